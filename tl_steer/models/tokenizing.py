@@ -1,0 +1,76 @@
+"""The one way from text to tokens.
+
+TransformerLens's `prepend_bos` is never used: it puts a BOS before text whose tokenizer has none, and a
+second one before a chat prompt that already begins with it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+Prompt = str | Sequence[int]
+
+
+def tokenize(model: Any, text: Prompt, *, bos: bool | None = None) -> list[int]:
+    """The ids that the tokenizer itself, as Hugging Face runs it, gives for `text`.
+
+    Special tokens are added as the tokenizer does by default, except to text that already begins with BOS
+    (a rendered chat prompt), so that there is never a second one. Lists of ids pass through, checked.
+
+    Args:
+        model: a `HookedTransformer`, with a tokenizer if `text` is a string.
+        text: a string, or token ids.
+        bos: `None` leaves it to the tokenizer; `True` puts exactly one BOS in front, `False` none.
+
+    Raises:
+        ValueError: no tokens, more than the model's context, an id outside the vocabulary, or a string
+            where the model has no tokenizer.
+    """
+    ids = _encode(model, text, bos) if isinstance(text, str) else [int(token) for token in text]
+    if not ids:
+        raise ValueError(f"the prompt {text!r} is empty: it has no tokens. Give it at least one.")
+    if len(ids) > model.cfg.n_ctx:
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens does not fit the context of {model.cfg.n_ctx} tokens: "
+            f"{_shown(text)}. Shorten it."
+        )
+    if not 0 <= min(ids) <= max(ids) < model.cfg.d_vocab:
+        raise ValueError(f"token ids must lie in 0 to {model.cfg.d_vocab - 1}; got {min(ids)} to {max(ids)}.")
+    return ids
+
+
+def _encode(model: Any, text: str, bos: bool | None) -> list[int]:
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError("this model has no tokenizer: give token ids, or load it with tokenizer=…")
+    begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    ids = tokenizer(text, add_special_tokens=bos is None and not begins)["input_ids"]
+    if bos is None or bos == begins:
+        return ids
+    if not bos:
+        return ids[1:]
+    if tokenizer.bos_token_id is None:
+        raise ValueError("bos=True, but this tokenizer has no BOS token.")
+    return [tokenizer.bos_token_id, *ids]
+
+
+def tokenize_all(model: Any, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+    """`tokenize` for a list of prompts; a single string is a list of one.
+
+    Raises:
+        ValueError: no prompts, or one that `tokenize` refuses.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise ValueError("no prompts given; pass a list with at least one.")
+    return [tokenize(model, prompt) for prompt in prompts]
+
+
+def token_strings(model: Any, ids: Sequence[int]) -> list[str]:
+    """Each token decoded alone, for labels."""
+    if model.tokenizer is None:
+        return [str(token) for token in ids]
+    return [model.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids]
+
+
+def _shown(text: Prompt, width: int = 60) -> str:
+    return repr(text[:width] + "…") if isinstance(text, str) else f"ids {list(text[:8])}…"
