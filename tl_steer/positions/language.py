@@ -1,0 +1,241 @@
+"""The one language that says *where*: for capture, steering and plots.
+
+A `Positions` value names tokens by their place in the *unpadded* prompt, so that it means the same with left
+or right padding, alone or in a batch, with or without a key-value cache.
+
+| tokens of "a b c", then generated "d e"          | a | b | c | d | e |
+|---------------------------------------------------|---|---|---|---|---|
+| `all_tokens()`                                    | ● | ● | ● | ● | ● |
+| `prompt_tokens()`                                 | ● | ● | ● |   |   |
+| `last_token()`                                    |   |   | ● |   |   |
+| `generated_tokens()`                              |   |   |   | ● | ● |
+| `current_token()`: wherever a token is predicted  |   |   | ● | ● | ● |
+| `token(0)`                                        | ● |   |   |   |   |
+"""
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+
+class EmptySelectionError(ValueError):
+    """A position selects no token of some prompt."""
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A prompt as positions see it: its unpadded ids, and the tokenizer that made them.
+
+    Attributes:
+        length: number of tokens.
+        ids: the tokens, or `None` where only the length is known.
+        tokenizer: needed by positions that match text.
+    """
+
+    length: int
+    ids: tuple[int, ...] | None = None
+    tokenizer: Any = None
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """First character and end of each token in the decoded prompt."""
+        if self.ids is None or self.tokenizer is None:
+            raise ValueError("a position that matches text needs the prompt's tokens and a tokenizer.")
+        # A token may hold part of a character, which decodes to U+FFFD until the next tokens complete it.
+        ends = [0]
+        for count in range(1, self.length + 1):
+            text = self._decode(self.ids[:count])
+            whole = text.rstrip("�")
+            ends.append(len(whole) + (len(whole) < len(text)))
+        starts = [min(start, end - 1) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+        return list(zip(starts, ends[1:], strict=True))
+
+    @cached_property
+    def text(self) -> str:
+        """The decoded prompt, special tokens included."""
+        return self._decode(self.ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+
+PromptMask = Callable[[PromptTokens], Bool[Tensor, "pos"]]
+
+
+@dataclass(frozen=True, repr=False)
+class Positions:
+    """Which tokens: made by the functions of this module, combined with `|`, `&` and `~`.
+
+    Two values are equal when they are written alike.
+
+    Attributes:
+        label: how it is written; `parse_positions` reads it back.
+        generated: whether the newly generated tokens, as they are fed back, are selected.
+        needs_end: whether it can only be resolved when it is known where the prompt ends.
+    """
+
+    label: str
+    generated: bool
+    needs_end: bool
+    _mask: PromptMask = field(compare=False)
+
+    def select(self, prompt: PromptTokens) -> Bool[Tensor, "pos"]:
+        """Which tokens of the prompt are selected."""
+        return self._mask(prompt)
+
+    def require_some(self, prompt: PromptTokens, shown: str) -> None:
+        """Raise `EmptySelectionError` where neither the prompt nor what is generated has a selected token."""
+        if not (self.generated or bool(self.select(prompt).any())):
+            raise EmptySelectionError(
+                f"{self} selects no token of {shown} ({prompt.length} tokens). "
+                "Look with preview(model, prompt), or pass allow_empty=True where that is meant."
+            )
+
+    def preview(self, model: Any, prompt: Any) -> Any:
+        """Show the prompt's tokens with those that are selected marked; see `preview`."""
+        from .preview import preview
+
+        return preview(model, prompt, self)
+
+    def __or__(self, other: "Positions") -> "Positions":
+        return _combine(self, other, "|", torch.logical_or, self.generated or other.generated)
+
+    def __and__(self, other: "Positions") -> "Positions":
+        return _combine(self, other, "&", torch.logical_and, self.generated and other.generated)
+
+    def __invert__(self) -> "Positions":
+        return Positions(f"~{self.label}", not self.generated, self.needs_end, lambda prompt: ~self._mask(prompt))
+
+    def __repr__(self) -> str:
+        return self.label
+
+    def __reduce__(self) -> tuple:
+        return parse_positions, (self.label,)
+
+
+def _combine(left: Positions, right: Positions, sign: str, join: Callable, generated: bool) -> Positions:
+    return Positions(
+        f"({left.label} {sign} {right.label})",
+        generated,
+        left.needs_end or right.needs_end,
+        lambda prompt: join(left.select(prompt), right.select(prompt)),
+    )
+
+
+def all_tokens() -> Positions:
+    """Every token, BOS and template tokens included; padding never."""
+    return Positions("all_tokens()", True, False, lambda prompt: torch.ones(prompt.length, dtype=torch.bool))
+
+
+def prompt_tokens() -> Positions:
+    """Every token of the prompt, none that is generated."""
+    return Positions("prompt_tokens()", False, True, lambda prompt: torch.ones(prompt.length, dtype=torch.bool))
+
+
+def generated_tokens() -> Positions:
+    """The new tokens themselves, as they are fed back.
+
+    The first new token is predicted at the *last prompt token*, which this does not select:
+    `current_token()` does.
+    """
+    return Positions("generated_tokens()", True, True, lambda prompt: torch.zeros(prompt.length, dtype=torch.bool))
+
+
+def last_token() -> Positions:
+    """The prompt's last token."""
+    return Positions("last_token()", False, True, lambda prompt: _where(prompt, slice(prompt.length - 1, None)))
+
+
+def current_token() -> Positions:
+    """Wherever a next token is predicted: the prompt's last token and every generated one."""
+    both = last_token() | generated_tokens()
+    return Positions("current_token()", True, True, both.select)
+
+
+def token(i: int) -> Positions:
+    """One token of the prompt: `token(0)` is the first id, BOS included; negatives count from its end."""
+    i = int(i)
+    index = slice(i, i + 1 or None)
+    return Positions(f"token({i})", False, i < 0, lambda prompt: _where(prompt, index))
+
+
+def span(start: int | None, stop: int | None) -> Positions:
+    """Tokens of the prompt like `ids[start:stop]`."""
+    needs_end = (start or 0) < 0 or stop is None or stop < 0
+    return Positions(f"span({start}, {stop})", False, needs_end, lambda prompt: _where(prompt, slice(start, stop)))
+
+
+def tokens_matching(text: str) -> Positions:
+    """Tokens of the prompt whose characters overlap an occurrence of `text`."""
+    return Positions(f"tokens_matching({text!r})", False, True, lambda prompt: _matching(prompt, text))
+
+
+def after(text: str) -> Positions:
+    """From behind the *last* occurrence of `text` to the prompt's end."""
+    return Positions(f"after({text!r})", False, True, lambda prompt: _after(prompt, text))
+
+
+def _where(prompt: PromptTokens, index: slice) -> Bool[Tensor, "pos"]:
+    mask = torch.zeros(prompt.length, dtype=torch.bool)
+    mask[index] = True
+    return mask
+
+
+def _matching(prompt: PromptTokens, text: str) -> Bool[Tensor, "pos"]:
+    found = [match.span() for match in re.finditer(f"(?={re.escape(_not_empty(text))})", prompt.text)]
+    found = [(start, start + len(text)) for start, _ in found]
+    return torch.tensor([any(a < stop and start < b for start, stop in found) for a, b in prompt.spans], dtype=torch.bool)
+
+
+def _after(prompt: PromptTokens, text: str) -> Bool[Tensor, "pos"]:
+    begins = prompt.text.rfind(_not_empty(text))
+    behind = begins + len(text)
+    return torch.tensor([begins >= 0 and start >= behind for start, _ in prompt.spans], dtype=torch.bool)
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise ValueError("positions that match text need a text that is not empty.")
+    return text
+
+
+_WORDS: dict[str, Callable[..., Positions]] = {
+    function.__name__: function
+    for function in (
+        all_tokens, prompt_tokens, generated_tokens, last_token, current_token, token, span, tokens_matching, after,
+    )
+}  # fmt: skip
+
+
+def parse_positions(text: str) -> Positions:
+    """Read positions as they are written, for experiment files: `"last_token() | generated_tokens()"`.
+
+    Raises:
+        ValueError: anything but this module's functions with literal arguments, `|`, `&` and `~`.
+    """
+    try:
+        return _evaluate(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"positions {text!r} cannot be read: write {', '.join(f'{word}(…)' for word in _WORDS)}, "
+            "combined with | & ~."
+        ) from error
+
+
+def _evaluate(node: ast.expr) -> Positions:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+        return _WORDS[node.func.id](*(ast.literal_eval(argument) for argument in node.args))
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        return _evaluate(node.left) | _evaluate(node.right)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd):
+        return _evaluate(node.left) & _evaluate(node.right)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        return ~_evaluate(node.operand)
+    raise ValueError(ast.unparse(node))
