@@ -1,0 +1,200 @@
+"""Captured activations as labelled values, alone and in pairs, and their files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .models import ModelIdentity
+from .positions import Positions, parse_positions
+
+FORMAT = "tl_steer activations 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What a hook held at the selected positions of some prompts, at some layers.
+
+    Attributes:
+        values: float32 on the CPU, positions padded on the right with NaN.
+        token_index: each position's index in its unpadded prompt and completion, −1 where empty.
+        tokens: the token id there, −1 where empty.
+        prompt_lengths: tokens in each prompt.
+        layers: 0-based block indices, in the order of the axis.
+        hook: short hook name, "resid_post".
+        positions: what was selected.
+        prompts: the prompts as they were given, as text.
+        stream_norm: typical norm at each layer: the median, over prompts, of each prompt's median norm over
+            its positions except the first (where attention sinks are a hundred times larger).
+        identity: the model they came from.
+        completions: new text where the capture generated, else ().
+    """
+
+    values: Float[Tensor, "prompt layer pos d_hook"]
+    token_index: Int[Tensor, "prompt pos"]
+    tokens: Int[Tensor, "prompt pos"]
+    prompt_lengths: Int[Tensor, " prompt"]
+    layers: tuple[int, ...]
+    hook: str
+    positions: Positions
+    prompts: tuple[str, ...]
+    stream_norm: Float[Tensor, " layer"]
+    identity: ModelIdentity
+    completions: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def single(self) -> Float[Tensor, "prompt layer d_hook"]:
+        """The values where each prompt has exactly one position.
+
+        Raises:
+            ValueError: some prompt has another number of positions.
+        """
+        counts = (self.token_index >= 0).sum(-1)
+        if not bool((counts == 1).all()):
+            row = int((counts != 1).nonzero()[0])
+            raise ValueError(
+                f"single() needs one position a prompt, but {self.positions} selected {int(counts[row])} of "
+                f"prompt {row}: use .values, or capture at last_token()."
+            )
+        where = (self.token_index >= 0).int().argmax(-1)
+        return self.values[torch.arange(len(self)), :, where]
+
+    def subset(self, rows: Sequence[int]) -> "Activations":
+        """The same of some prompts, in the order given."""
+        rows = list(rows)
+        return replace(
+            self,
+            values=self.values[rows],
+            token_index=self.token_index[rows],
+            tokens=self.tokens[rows],
+            prompt_lengths=self.prompt_lengths[rows],
+            prompts=tuple(self.prompts[row] for row in rows),
+            completions=tuple(self.completions[row] for row in rows) if self.completions else (),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PairedActivations:
+    """The two sides of contrast pairs, row by row.
+
+    Attributes:
+        positive, negative: activations of each side, with the same layers, hook and positions.
+        factors: a row a pair; "group" names what a split must keep together.
+    """
+
+    positive: Activations
+    negative: Activations
+    factors: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        if not len(self.positive) == len(self.negative) == len(self.factors):
+            raise ValueError(
+                f"{len(self.positive)} positive, {len(self.negative)} negative prompts and {len(self.factors)} "
+                "rows of factors: pairs need as many of each."
+            )
+        for name in ("layers", "hook"):
+            if getattr(self.positive, name) != getattr(self.negative, name):
+                raise ValueError(f"the two sides were captured at different {name}.")
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers of both sides."""
+        return self.positive.layers
+
+    @property
+    def hook(self) -> str:
+        """Hook of both sides."""
+        return self.positive.hook
+
+    @property
+    def stream_norm(self) -> Float[Tensor, " layer"]:
+        """Typical norm at each layer, over the prompts of both sides."""
+        return self.positive.stream_norm
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model both sides came from."""
+        return self.positive.identity
+
+    def sides(self) -> tuple[Float[Tensor, "pair layer d_hook"], Float[Tensor, "pair layer d_hook"]]:
+        """Positive and negative values, one position each."""
+        return self.positive.single(), self.negative.single()
+
+    def subset(self, rows: Sequence[int]) -> "PairedActivations":
+        """The same of some pairs, in the order given."""
+        rows = list(rows)
+        factors = self.factors.iloc[rows].reset_index(drop=True)
+        return PairedActivations(self.positive.subset(rows), self.negative.subset(rows), factors)
+
+    def swapped(self, flips: Sequence[bool]) -> "PairedActivations":
+        """The same with the sides of some pairs exchanged: a null in which the labels mean nothing."""
+        flip = torch.tensor(list(flips), dtype=torch.bool)
+
+        def mixed(mine: Activations, other: Activations) -> Activations:
+            choose = {
+                name: torch.where(
+                    flip.view(-1, *[1] * (getattr(mine, name).ndim - 1)), getattr(other, name), getattr(mine, name)
+                )
+                for name in ("values", "token_index", "tokens", "prompt_lengths")
+            }
+            prompts = tuple(b if f else a for a, b, f in zip(mine.prompts, other.prompts, flip, strict=True))
+            return replace(mine, prompts=prompts, **choose)
+
+        return PairedActivations(mixed(self.positive, self.negative), mixed(self.negative, self.positive), self.factors)
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.safetensors` file, with everything else as JSON in its metadata."""
+        tensors = {"stream_norm": self.stream_norm.contiguous()}
+        for side in ("positive", "negative"):
+            for name in ("values", "token_index", "tokens", "prompt_lengths"):
+                tensors[f"{side}.{name}"] = getattr(getattr(self, side), name).contiguous()
+        described = {
+            "layers": self.layers,
+            "hook": self.hook,
+            "positions": self.positive.positions.label,
+            "positive": self.positive.prompts,
+            "negative": self.negative.prompts,
+            "factors": self.factors.to_dict(orient="list"),
+        }
+        metadata = {"format": FORMAT, "identity": self.identity.to_json(), "description": json.dumps(described, default=str)}
+        save_file(tensors, path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PairedActivations":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: another kind of file.
+        """
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"{path} does not hold paired activations ({FORMAT!r}).")
+            described = json.loads(metadata["description"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a method, not a dict)
+        shared = {
+            "layers": tuple(described["layers"]),
+            "hook": described["hook"],
+            "positions": parse_positions(described["positions"]),
+            "stream_norm": tensors["stream_norm"],
+            "identity": ModelIdentity.from_json(metadata["identity"]),
+        }
+
+        def side(name: str) -> Activations:
+            fields = ("values", "token_index", "tokens", "prompt_lengths")
+            own = {field: tensors[f"{name}.{field}"] for field in fields}
+            return Activations(**own, **shared, prompts=tuple(described[name]))
+
+        return cls(side("positive"), side("negative"), pd.DataFrame(described["factors"]))

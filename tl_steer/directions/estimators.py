@@ -1,0 +1,168 @@
+"""From paired activations to steering vectors: plain functions of one shape, `Estimator`.
+
+`mean_difference` keeps its length, the others return unit vectors. All are oriented so that the positive
+side projects higher.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..activations import PairedActivations
+from .vectors import SteeringVectors
+
+Estimator = Callable[[PairedActivations], SteeringVectors]
+
+
+def mean_difference(pairs: PairedActivations) -> SteeringVectors:
+    """Mean of positive minus negative activations, accumulated in float64; its length is kept.
+
+    Source: difference-in-means, e.g. Marks & Tegmark 2023 (arXiv 2310.06824), section 5; Rimsky et al. 2023
+    (arXiv 2312.06681), section 3.
+    """
+    positive, negative = pairs.sides()
+    return _vectors(pairs, (positive.double() - negative.double()).mean(0), "mean_difference")
+
+
+def principal_component(
+    pairs: PairedActivations,
+    *,
+    component: int = 1,
+    of: Literal["pooled", "differences", "pair_centred"] = "pooled",
+) -> SteeringVectors:
+    """A principal axis of the activations, as a unit vector.
+
+    Args:
+        component: 1 for the axis of largest variance, 2 for the next, …
+        of: what the axes are taken of:
+            "pooled": all activations of both sides, minus their common mean. What pairs share (the topic)
+            is kept, so the first axes may show that rather than the behaviour.
+            "differences": positive minus negative of each pair, with *nothing* removed: their mean is the
+            signal, and centring would take it away. Zou et al. 2023 (arXiv 2310.01405), section 3.1.
+            "pair_centred": both sides of each pair minus the pair's own mean, then pooled. These rows are
+            ± half the differences, so the axes are those of "differences"; the form repeng calls
+            `pca_center`.
+
+    Raises:
+        ValueError: an unknown form, or fewer such axes than asked for.
+
+    The sign of an axis is arbitrary: it is set by the mean projection of the pairs, and recorded in `info`.
+    """
+    positive, negative = (side.double() for side in pairs.sides())
+    if of == "pooled":
+        rows = torch.cat([positive, negative])
+        rows = rows - rows.mean(0)
+    elif of == "differences":
+        rows = positive - negative
+    elif of == "pair_centred":
+        middle = (positive + negative) / 2
+        rows = torch.cat([positive - middle, negative - middle])
+    else:
+        raise ValueError(f"of={of!r} is unknown: use 'pooled', 'differences' or 'pair_centred'.")
+    available = min(rows.shape[0], rows.shape[-1])
+    if not 1 <= component <= available:
+        raise ValueError(f"component {component} does not exist: {len(pairs)} pairs give 1 to {available}.")
+    axes = torch.linalg.svd(rows.transpose(0, 1), full_matrices=False).Vh[:, component - 1]
+    return _oriented(pairs, axes, f"principal_component({component}, {of})")
+
+
+def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringVectors:
+    """Normal of a logistic regression that tells the sides apart, in activation space.
+
+    Args:
+        C: inverse strength of the L2 penalty, on standardised activations.
+
+    The regression is fitted on standardised activations; its weights are brought back, so that the direction
+    is one of the stream, not of the scaler's space.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    def normal(rows: Any, labels: Any) -> Any:
+        scale = rows.std(0)
+        scale[scale == 0] = 1
+        fitted = LogisticRegression(C=C, max_iter=2000).fit((rows - rows.mean(0)) / scale, labels)
+        return fitted.coef_[0] / scale
+
+    return _classifier_direction(pairs, normal, "logistic_direction")
+
+
+def lda_direction(pairs: PairedActivations) -> SteeringVectors:
+    """Fisher's linear discriminant with Ledoit-Wolf shrinkage of the within-side covariance.
+
+    Source: Ledoit & Wolf 2004; scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`.
+    """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    def normal(rows: Any, labels: Any) -> Any:
+        return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(rows, labels).coef_[0]
+
+    return _classifier_direction(pairs, normal, "lda_direction")
+
+
+def random_direction(pairs: PairedActivations, *, seed: int) -> SteeringVectors:
+    """Directions drawn uniformly from the sphere, with the shapes of `pairs`: a control, not an estimate."""
+    shape = (len(pairs.layers), pairs.positive.values.shape[-1])
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return _vectors(pairs, _unit(drawn), "random_direction", seed=seed)
+
+
+def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
+    """Random directions with the length, layers and hook of given vectors: the control for steering with them."""
+    drawn = torch.randn(vectors.values.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values = _unit(drawn).float() * vectors.values.norm(dim=-1, keepdim=True)
+    return SteeringVectors(
+        values,
+        vectors.layers,
+        vectors.hook,
+        "random_direction",
+        vectors.stream_norm,
+        vectors.identity,
+        {"seed": seed, "length_of": vectors.method},
+    )
+
+
+def _classifier_direction(
+    pairs: PairedActivations, normal: Callable[[Any, Any], Any], method: str
+) -> SteeringVectors:
+    positive, negative = (side.double() for side in pairs.sides())
+    rows = torch.cat([positive, negative]).numpy()
+    labels = [1] * len(pairs) + [0] * len(pairs)
+    axes = [torch.from_numpy(normal(rows[:, place].copy(), labels)) for place in range(len(pairs.layers))]
+    return _oriented(pairs, torch.stack(axes), method)
+
+
+def _oriented(pairs: PairedActivations, axes: Float[Tensor, "layer d_hook"], method: str) -> SteeringVectors:
+    """Unit axes on which the positive side projects higher; where neither does, the largest entry is positive."""
+    positive, negative = (side.double() for side in pairs.sides())
+    axes = _unit(axes.double())
+    gap = ((positive - negative).mean(0) * axes).sum(-1)
+    largest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    signs = torch.where(gap == 0, largest, gap).sign()
+    return _vectors(pairs, axes * signs[:, None], method, sign=[int(sign) for sign in signs])
+
+
+def _unit(axes: Float[Tensor, "*batch d_hook"]) -> Float[Tensor, "*batch d_hook"]:
+    return axes / axes.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(axes.dtype).tiny)
+
+
+def _vectors(
+    pairs: PairedActivations, values: Float[Tensor, "layer d_hook"], method: str, **info: Any
+) -> SteeringVectors:
+    described = {
+        "pairs": len(pairs),
+        "positions": pairs.positive.positions.label,
+        "data": _digest(pairs),
+        **info,
+    }
+    return SteeringVectors(
+        values.float(), pairs.layers, pairs.hook, method, pairs.stream_norm, pairs.identity, described
+    )
+
+
+def _digest(pairs: PairedActivations) -> str:
+    text = "\x00".join((*pairs.positive.prompts, "\x01", *pairs.negative.prompts))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,248 @@
+"""Steering vectors as immutable values that know which model, hook and layers they belong to."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..models import ModelIdentity, resolve_layers
+
+
+class _Algebra:
+    """What one vector and a set of them have in common; the last axis is always d_hook."""
+
+    values: Tensor
+    hook: str
+    method: str
+    identity: ModelIdentity
+    stream_norm: Any
+
+    def norms(self) -> Tensor:
+        """Length of each vector; where there is one a position, that of the longest."""
+        lengths = self.values.norm(dim=-1)
+        return lengths.amax(-1) if self._has_positions() else lengths
+
+    def normalized(self) -> Self:
+        """The direction: the same divided by its length.
+
+        Raises:
+            ValueError: a vector of length zero.
+        """
+        return self._scaled(1 / self._nonzero_norms())
+
+    def scaled_to(self, *, dose: float) -> Self:
+        """The same with the length that makes `dose` at multiplier 1: `dose · stream_norm`.
+
+        Raises:
+            ValueError: the stream's norm is not known here (NaN), or a vector of length zero.
+        """
+        norm = torch.as_tensor(self.stream_norm)
+        if bool(norm.isnan().any()):
+            raise ValueError("the stream's norm is not known at these layers: give .at(…, stream_norm=…) one.")
+        return self._scaled(dose * norm / self._nonzero_norms())
+
+    def cosine_similarity(self, other: Self) -> Tensor:
+        """Cosine with another one, layer by layer.
+
+        Raises:
+            ValueError: another model, hook or other layers.
+        """
+        self._require_alike(other)
+        flat = 1 if self.values.ndim - self._has_positions() == 2 else 0
+        mine, theirs = (vectors.values.double().flatten(flat) for vectors in (self, other))
+        return torch.nn.functional.cosine_similarity(mine, theirs, dim=-1).float()
+
+    def __add__(self, other: Self) -> Self:
+        self._require_alike(other)
+        return self._with(self.values + other.values, f"({self.method} + {other.method})")
+
+    def __sub__(self, other: Self) -> Self:
+        self._require_alike(other)
+        return self._with(self.values - other.values, f"({self.method} - {other.method})")
+
+    def __mul__(self, factor: float) -> Self:
+        return self._with(self.values * _number(factor), self.method)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Self:
+        return self * (1 / _number(divisor))
+
+    def __neg__(self) -> Self:
+        return self * -1
+
+    def _with(self, values: Tensor, method: str) -> Self:
+        return replace(self, values=values, method=method)
+
+    def _scaled(self, factors: Tensor) -> Self:
+        shape = (*factors.shape, *[1] * (self.values.ndim - factors.ndim))
+        return self._with(self.values * factors.reshape(shape), self.method)
+
+    def _nonzero_norms(self) -> Tensor:
+        norms = self.norms()
+        if bool((norms == 0).any()):
+            raise ValueError("a vector of length zero has no direction.")
+        return norms
+
+    def _require_finite(self) -> None:
+        if not bool(torch.isfinite(self.values).all()):
+            raise ValueError(f"the vector ({self.method}, {self.hook}) holds NaN or infinite numbers.")
+
+    def _require_alike(self, other: Self) -> None:
+        if type(self) is not type(other):
+            raise TypeError(f"cannot combine {type(self).__name__} with {type(other).__name__}.")
+        self.identity.require(other.identity, what="the first vector")
+        for name in ("hook", *self._axes):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(f"vectors with different {name} do not mix: {mine} and {theirs}. Use .at(…) to move one.")
+        if self.values.shape != other.values.shape:
+            raise ValueError(f"vectors of shapes {tuple(self.values.shape)} and {tuple(other.values.shape)} do not mix.")
+
+
+def _number(value: float) -> float:
+    if isinstance(value, Tensor | bool) or not isinstance(value, int | float):
+        raise TypeError(f"vectors are scaled by a number, not by {type(value).__name__}.")
+    return float(value)
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector(_Algebra):
+    """One vector at one layer and hook: a direction times a length.
+
+    Attributes:
+        values: the vector; with a leading axis, one for each of the first positions.
+        layer: 0-based block index.
+        hook: short hook name.
+        method: how it was made.
+        stream_norm: the stream's typical norm there, NaN where unknown.
+        identity: the model it belongs to.
+        info: how it was made, in more detail; plain JSON values.
+    """
+
+    values: Float[Tensor, " d_hook"] | Float[Tensor, "pos d_hook"]
+    layer: int
+    hook: str
+    method: str
+    stream_norm: float
+    identity: ModelIdentity
+    info: Mapping[str, Any] = field(default_factory=dict)
+    _axes = ("layer",)
+
+    def __post_init__(self) -> None:
+        self._require_finite()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Its one layer, so that one vector can stand where several can."""
+        return (self.layer,)
+
+    def at(
+        self, *, layers: int | Sequence[int], hook: str | None = None, stream_norm: Sequence[float] | None = None
+    ) -> "SteeringVectors":
+        """The same vector placed elsewhere, for one read at layer 15 and written at 20, or removed everywhere.
+
+        Args:
+            layers: 0-based block indices.
+            hook: short name; by default the one it has.
+            stream_norm: the typical norm at each of those layers, where known; otherwise NaN.
+        """
+        places = resolve_layers(layers, self.identity.n_layers)
+        norms = [float("nan")] * len(places) if stream_norm is None else list(stream_norm)
+        return SteeringVectors(
+            self.values.expand(len(places), *self.values.shape).clone(),
+            places,
+            hook or self.hook,
+            self.method,
+            torch.tensor(norms, dtype=torch.float32),
+            self.identity,
+            {**self.info, "read_at": {"layer": self.layer, "hook": self.hook}},
+        )
+
+    def _has_positions(self) -> bool:
+        return self.values.ndim == 2
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVectors(_Algebra):
+    """A vector for each of some layers.
+
+    Attributes:
+        values: one vector a layer; with a middle axis, one for each of the first positions.
+        layers: 0-based block indices, in the order of the axis.
+        hook, method, identity, info: as for `SteeringVector`.
+        stream_norm: the stream's typical norm at each layer, NaN where unknown.
+    """
+
+    values: Float[Tensor, "layer d_hook"] | Float[Tensor, "layer pos d_hook"]
+    layers: tuple[int, ...]
+    hook: str
+    method: str
+    stream_norm: Float[Tensor, " layer"]
+    identity: ModelIdentity
+    info: Mapping[str, Any] = field(default_factory=dict)
+    _axes = ("layers",)
+
+    def __post_init__(self) -> None:
+        if not len(self.values) == len(self.layers) == len(self.stream_norm):
+            raise ValueError(
+                f"{len(self.values)} vectors and {len(self.stream_norm)} norms for {len(self.layers)} layers."
+            )
+        self._require_finite()
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[SteeringVector]:
+        return (self[layer] for layer in self.layers)
+
+    def __getitem__(self, layer: int) -> SteeringVector:
+        """The vector of one layer (a layer, not a place in the list); negatives count from the model's end."""
+        row = self._row(layer)
+        return SteeringVector(
+            self.values[row].clone(),
+            self.layers[row],
+            self.hook,
+            self.method,
+            float(self.stream_norm[row]),
+            self.identity,
+            self.info,
+        )
+
+    def weighted(self, weights: Mapping[int, float]) -> "SteeringVectors":
+        """Only the layers named, each vector times its weight (`{17: 1.0, 31: -0.5}`)."""
+        rows = [self._row(layer) for layer in weights]
+        factors = torch.tensor([_number(weight) for weight in weights.values()])
+        layers = tuple(self.layers[row] for row in rows)
+        chosen = replace(self, values=self.values[rows], layers=layers, stream_norm=self.stream_norm[rows])
+        return chosen._scaled(factors)
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.safetensors` file with the identity and how they were made as metadata."""
+        from .files import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "SteeringVectors":
+        """Read what `save` wrote; never a pickle.
+
+        Raises:
+            ValueError: another kind of file.
+        """
+        from .files import load
+
+        return load(path)
+
+    def _row(self, layer: int) -> int:
+        (resolved,) = resolve_layers(layer, self.identity.n_layers)
+        if resolved not in self.layers:
+            raise KeyError(f"no vector at layer {layer}; there are vectors at layers {list(self.layers)}.")
+        return self.layers.index(resolved)
+
+    def _has_positions(self) -> bool:
+        return self.values.ndim == 3

@@ -1,0 +1,23 @@
+"""Claims, contrast pairs, choice questions, and what confounds them."""
+
+from .audit import audit
+from .data import read_claims, read_dilemmas, read_misconceptions, read_pairs, read_reviews
+from .honesty import honesty_pairs
+from .pairs import ContrastPairs, contrast_pairs
+from .questions import ChoiceQuestions, claim_questions, misconception_questions, sentiment_questions
+
+__all__ = [
+    "ChoiceQuestions",
+    "ContrastPairs",
+    "audit",
+    "claim_questions",
+    "contrast_pairs",
+    "honesty_pairs",
+    "misconception_questions",
+    "read_claims",
+    "read_dilemmas",
+    "read_misconceptions",
+    "read_pairs",
+    "read_reviews",
+    "sentiment_questions",
+]

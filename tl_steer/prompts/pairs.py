@@ -1,0 +1,62 @@
+"""Contrast pairs: two prompts that should differ in one thing only, and what is known of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class ContrastPairs:
+    """Positive and negative prompts, pair by pair.
+
+    Attributes:
+        positive, negative: the two sides, as text.
+        factors: a row a pair. What differs between the sides has two columns (`letter_positive`,
+            `letter_negative`); `group` names what a split keeps together.
+    """
+
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    factors: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    def subset(self, rows: Sequence[int]) -> "ContrastPairs":
+        """Some of the pairs, in the order given."""
+        rows = list(rows)
+        return ContrastPairs(
+            tuple(self.positive[row] for row in rows),
+            tuple(self.negative[row] for row in rows),
+            self.factors.iloc[rows].reset_index(drop=True),
+        )
+
+
+def contrast_pairs(
+    positive: list[str], negative: list[str], *, factors: pd.DataFrame | None = None
+) -> ContrastPairs:
+    """Pairs of prompts, the first of each list with the first of the other.
+
+    Args:
+        positive, negative: as many of each.
+        factors: a row a pair, of what is known of it; see `ContrastPairs`. Without a column `group`, each
+            pair is a group of its own.
+
+    Raises:
+        ValueError: no pairs, unequal numbers, an empty prompt, or factors of another length.
+    """
+    if len(positive) != len(negative):
+        raise ValueError(f"{len(positive)} positive and {len(negative)} negative prompts: pairs need as many of each.")
+    if not positive:
+        raise ValueError("no pairs given; pass at least one positive and one negative prompt.")
+    for side, prompts in (("positive", positive), ("negative", negative)):
+        for row, prompt in enumerate(prompts):
+            if not prompt.strip():
+                raise ValueError(f"{side} prompt {row} is empty.")
+    known = pd.DataFrame(index=range(len(positive))) if factors is None else factors.reset_index(drop=True)
+    if len(known) != len(positive):
+        raise ValueError(f"{len(known)} rows of factors for {len(positive)} pairs: give a row a pair.")
+    if "group" not in known:
+        known = known.assign(group=range(len(positive)))
+    return ContrastPairs(tuple(positive), tuple(negative), known.copy())

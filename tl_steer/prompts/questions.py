@@ -1,0 +1,113 @@
+"""Questions with two possible continuations, of which one may be right."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ..models import ChatFormat
+
+
+@dataclass(frozen=True, eq=False)
+class ChoiceQuestions:
+    """Prompts, each with two choices that are appended exactly as written.
+
+    Args:
+        prompts: what is asked.
+        choices: a pair a prompt. The first is the *signal* meaning ("true", "positive"), whatever letter it
+            wears.
+        answers: 0 or 1 a prompt, which of its choices is right; `None` where none is.
+        factors: a row a prompt, of what is known of it; a column `split` names parts kept apart.
+
+    Raises:
+        ValueError: no prompts, an empty one, lengths that differ, choices that are alike, other answers.
+    """
+
+    prompts: Sequence[str]
+    choices: Sequence[tuple[str, str]]
+    answers: Sequence[int] | None = None
+    factors: pd.DataFrame | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.prompts)
+        if not count:
+            raise ValueError("no questions given; pass at least one prompt.")
+        given = {"choices": self.choices, "answers": self.answers, "factors": self.factors}
+        for name, values in given.items():
+            if values is not None and len(values) != count:
+                raise ValueError(f"{len(values)} {name} for {count} prompts: give one for each.")
+        for row, (prompt, pair) in enumerate(zip(self.prompts, self.choices, strict=True)):
+            if not prompt:
+                raise ValueError(f"question {row} is empty.")
+            if len(pair) != 2 or pair[0] == pair[1] or not all(pair):
+                raise ValueError(f"question {row} needs two different choices that are not empty; got {pair!r}.")
+        if self.answers is not None and not set(self.answers) <= {0, 1}:
+            raise ValueError(f"answers must be 0 or 1, the right choice's place; got {sorted(set(self.answers))}.")
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def subset(self, rows: Sequence[int]) -> "ChoiceQuestions":
+        """Some of the questions, in the order given."""
+        rows = list(rows)
+        return ChoiceQuestions(
+            [self.prompts[row] for row in rows],
+            [self.choices[row] for row in rows],
+            answers=None if self.answers is None else [self.answers[row] for row in rows],
+            factors=None if self.factors is None else self.factors.iloc[rows].reset_index(drop=True),
+        )
+
+
+def sentiment_questions(reviews: pd.DataFrame) -> ChoiceQuestions:
+    """"Review: … Sentiment:" as plain text; " positive" (the signal) against " negative".
+
+    Args:
+        reviews: `review` and `label` (1 positive), from `read_reviews`.
+    """
+    prompts = [f"Review: {review}\nSentiment:" for review in reviews["review"]]
+    kinds = reviews["label"].map({1: "positive", 0: "negative"})
+    return _questions(prompts, [(" positive", " negative")] * len(prompts), reviews["label"], kinds.rename("kind"))
+
+
+def claim_questions(claims: pd.DataFrame, chat: ChatFormat) -> ChoiceQuestions:
+    """Claims as the study asks them: "… Answer: (", then "A" (true, the signal) against "B" (false).
+
+    Args:
+        claims: `statement` and `label` (1 true), from `read_claims`.
+        chat: how the model is spoken to.
+    """
+    from .honesty import LETTERS
+
+    prompts = [
+        chat.render(LETTERS.format(claim=claim), answer_prefix="Answer: (") for claim in claims["statement"]
+    ]
+    kinds = claims["label"].map({1: "true", 0: "false"})
+    return _questions(prompts, [("A", "B")] * len(prompts), claims["label"], kinds.rename("truth"))
+
+
+def misconception_questions(questions: pd.DataFrame, chat: ChatFormat) -> ChoiceQuestions:
+    """Questions with the correct answer and the common misconception, lettered in turn.
+
+    The correct answer is (A) in even rows and (B) in odd ones; it is the signal either way.
+
+    Args:
+        questions: `question`, `correct` and `incorrect`, from `read_misconceptions`.
+        chat: how the model is spoken to.
+    """
+    prompts, choices = [], []
+    for row, (question, correct, incorrect) in enumerate(
+        zip(questions["question"], questions["correct"], questions["incorrect"], strict=True)
+    ):
+        first, second = (correct, incorrect) if row % 2 == 0 else (incorrect, correct)
+        asked = f"{question}\n\nChoices:\n(A) {first}\n(B) {second}"
+        prompts.append(chat.render(asked, answer_prefix="Answer: ("))
+        choices.append(("A", "B") if row % 2 == 0 else ("B", "A"))
+    letters = pd.Series([choice[0] for choice in choices], name="letter")
+    return _questions(prompts, choices, pd.Series([1] * len(prompts)), letters)
+
+
+def _questions(
+    prompts: list[str], choices: list[tuple[str, str]], labels: pd.Series, factor: pd.Series
+) -> ChoiceQuestions:
+    answers = [1 - int(label) for label in labels]
+    return ChoiceQuestions(prompts, choices, answers=answers, factors=factor.reset_index(drop=True).to_frame())
