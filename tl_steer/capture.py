@@ -1,0 +1,195 @@
+"""Activations at named positions, layers and hooks, while the model reads or generates."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .activations import Activations, PairedActivations
+from .engine import batches, residual
+from .generation import Decoding, completion_text, decode, require_room
+from .interventions import NonFiniteError, Operation, steer
+from .models import Prompt, hook_point, identify, resolve_layers, tokenize_all
+from .positions import Clock, Positions, PromptTokens, last_token
+from .prompts import ContrastPairs
+
+
+def capture(
+    model: Any,
+    prompts: Prompt | Sequence[Prompt],
+    *operations: Operation,
+    positions: Positions | None = None,
+    layers: int | Sequence[int] | None = None,
+    hook: str = "resid_post",
+    max_new_tokens: int = 0,
+    allow_empty: bool = False,
+    progress: bool = False,
+) -> Activations:
+    """Run prompts, and read a hook at the selected positions of the layers asked for.
+
+    Only the selected positions are kept, so memory does not grow with the prompts' length; blocks behind the
+    last layer asked for are not run, and no logits are computed that nobody reads.
+
+    Args:
+        model: a `HookedTransformer`.
+        prompts: texts or token lists.
+        operations: the model runs, and generates, under these; the hook is read after them.
+        positions: which tokens; by default `last_token()`.
+        layers: 0-based block indices, negatives from the end; by default all.
+        hook: short hook name.
+        max_new_tokens: generate (greedily) so many tokens, and read the hook there too. The last new token is
+            never fed back and has no activation.
+        allow_empty: accept prompts of which `positions` selects nothing.
+        progress: show a bar over batches.
+
+    Raises:
+        EmptySelectionError: a prompt of which nothing is selected.
+        NonFiniteError: an activation is NaN or infinite.
+        ValueError, IndexError: no prompts, an unknown hook, a layer out of range.
+    """
+    positions = last_token() if positions is None else positions
+    ids = tokenize_all(model, prompts)
+    layers = resolve_layers(layers, model.cfg.n_layers)
+    if max_new_tokens:
+        require_room(model, ids, max_new_tokens)
+    if not allow_empty:
+        _require_some(model, ids, positions)
+    recorder = _Recorder(layers, positions, len(ids))
+    new: list[list[int]] = [[] for _ in ids]
+    last = max([*layers, *(edit.layer for operation in operations for edit in operation.edits(model.cfg.n_layers))])
+    waiting = list(batches(ids, device=model.cfg.device, extra=max_new_tokens))
+    for batch in tqdm(waiting, desc="capturing", disable=not progress):
+        with (
+            torch.no_grad(),
+            steer(model, *operations, prompts=[ids[row] for row in batch.rows]) as clock,
+            recorder.reading(model, hook, clock, batch.rows),
+        ):
+            if max_new_tokens:
+                for row, tokens in zip(batch.rows, decode(model, batch, Decoding(max_new_tokens)), strict=True):
+                    new[row] = tokens
+            else:
+                residual(model, batch, stop_at_layer=last + 1)
+    return Activations(
+        **recorder.assembled([a + b for a, b in zip(ids, new, strict=True)]),
+        prompt_lengths=torch.tensor([len(row) for row in ids]),
+        layers=layers,
+        hook=hook,
+        positions=positions,
+        prompts=tuple(_as_text(model, prompts, ids)),
+        identity=identify(model),
+        completions=tuple(completion_text(model, row) for row in new) if max_new_tokens else (),
+    )
+
+
+def capture_pairs(
+    model: Any,
+    pairs: ContrastPairs,
+    *operations: Operation,
+    positions: Positions | None = None,
+    layers: int | Sequence[int] | None = None,
+    hook: str = "resid_post",
+    max_new_tokens: int = 0,
+    allow_empty: bool = False,
+    progress: bool = False,
+) -> PairedActivations:
+    """`capture` of both sides of contrast pairs; the stream's norm is taken over both together.
+
+    Args:
+        pairs: from `contrast_pairs` or `honesty_pairs`.
+
+    The other arguments, and what is raised, are those of `capture`.
+    """
+    both = capture(
+        model,
+        [*pairs.positive, *pairs.negative],
+        *operations,
+        positions=positions,
+        layers=layers,
+        hook=hook,
+        max_new_tokens=max_new_tokens,
+        allow_empty=allow_empty,
+        progress=progress,
+    )
+    count = len(pairs)
+    sides = both.subset(range(count)), both.subset(range(count, 2 * count))
+    return PairedActivations(*sides, pairs.factors)
+
+
+class _Recorder:
+    """Collects what a hook holds at the selected positions, pass by pass."""
+
+    def __init__(self, layers: tuple[int, ...], positions: Positions, n_prompts: int) -> None:
+        self.layers, self.positions = layers, positions
+        self.values: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        self.rows: list[Tensor] = []
+        self.index: list[Tensor] = []
+        self.norms = torch.full((n_prompts, len(layers)), torch.nan)
+
+    @contextmanager
+    def reading(self, model: Any, hook: str, clock: Clock, rows: Sequence[int]) -> Iterator[None]:
+        """While this is entered, every pass is recorded; `rows` are the batch's prompts."""
+        prompts = torch.tensor(list(rows))
+        with ExitStack() as stack:
+            for place, layer in enumerate(self.layers):
+                reader = self._reader(place, layer, clock, prompts)
+                stack.callback(hook_point(model, hook, layer).register_forward_hook(reader).remove)
+            yield
+
+    def _reader(self, place: int, layer: int, clock: Clock, prompts: Tensor) -> Any:
+        def read(_module: Any, _inputs: tuple, x: Tensor) -> None:
+            stream = x.flatten(2) if x.ndim == 4 else x
+            selected = clock.mask(self.positions)
+            self.values[layer].append(stream[selected.to(x.device)].float().cpu())
+            if place == 0:
+                self.rows.append(prompts[selected.nonzero()[:, 0].cpu()])
+                self.index.append(clock.index[selected].cpu())
+            if clock.passes == 1:
+                self.norms[prompts, place] = _typical_norms(stream, clock)
+
+        return read
+
+    def assembled(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Everything recorded, by prompt and padded; `sequences` are the prompts with what was generated."""
+        rows, index = torch.cat(self.rows), torch.cat(self.index)
+        order = torch.argsort(rows * (int(index.max()) + 1 if len(index) else 1) + index)
+        rows, index = rows[order], index[order]
+        counts = torch.bincount(rows, minlength=len(sequences))
+        slots = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        shape = (len(sequences), int(counts.max()))
+        token_index, tokens = torch.full(shape, -1), torch.full(shape, -1)
+        token_index[rows, slots] = index
+        tokens[rows, slots] = torch.tensor([sequences[row][place] for row, place in zip(rows, index, strict=True)]).long()
+        width = next(iter(self.values.values()))[0].shape[-1]
+        values = torch.full((len(sequences), len(self.layers), shape[1], width), torch.nan)
+        for place, layer in enumerate(self.layers):
+            held = torch.cat(self.values.pop(layer))[order]
+            if not bool(torch.isfinite(held).all()):
+                row = int(rows[(~torch.isfinite(held)).any(-1)][0])
+                raise NonFiniteError(f"layer {layer}, prompt {row}: the activation is NaN or infinite.")
+            values[rows, place, slots] = held
+        stream_norm = torch.nanquantile(self.norms, 0.5, dim=0)
+        return {"values": values, "token_index": token_index, "tokens": tokens, "stream_norm": stream_norm}
+
+
+def _require_some(model: Any, ids: Sequence[Sequence[int]], positions: Positions) -> None:
+    for row, prompt in enumerate(ids):
+        positions.require_some(PromptTokens(len(prompt), tuple(prompt), model.tokenizer), f"prompt {row}")
+
+
+def _as_text(model: Any, prompts: Prompt | Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[str]:
+    given = [prompts] if isinstance(prompts, str) else list(prompts)
+    decode = str if model.tokenizer is None else model.tokenizer.decode
+    return [prompt if isinstance(prompt, str) else decode(list(row)) for prompt, row in zip(given, ids, strict=True)]
+
+
+def _typical_norms(stream: Float[Tensor, "batch pos d_hook"], clock: Clock) -> Float[Tensor, " batch"]:
+    """Each row's median norm over its positions except the first; of a one-token prompt, that token's."""
+    norms = stream.float().norm(dim=-1).cpu()
+    index = clock.index.cpu()
+    lengths = index.amax(-1, keepdim=True) + 1
+    counted = (index > 0) | ((index == 0) & (lengths == 1))
+    return torch.where(counted, norms, torch.nan).nanquantile(0.5, dim=-1)

@@ -1,0 +1,69 @@
+"""Token lists to padded batches with an explicit mask, and the plain forward pass over one."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a list of prompts, padded on the left: every row ends in the same slot.
+
+    Attributes:
+        rows: which prompts, as indices into the list.
+        tokens: ids, 0 where padded; the mask, made from lengths, is what counts.
+        mask: where there is a token.
+    """
+
+    rows: tuple[int, ...]
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+
+
+def batches(
+    prompts: Sequence[Sequence[int]], *, device: Any = "cpu", extra: int = 0, budget: int = BATCH_TOKENS
+) -> Iterator[Batch]:
+    """Batches of prompts of similar length, in all at most `budget` slots each (but at least one row).
+
+    Args:
+        extra: slots a row will need besides its prompt, for what is generated.
+    """
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop + 1 - start) * (len(prompts[order[stop]]) + extra) <= budget:
+            stop += 1
+        yield left_padded(prompts, order[start:stop], device)
+        start = stop
+
+
+def left_padded(prompts: Sequence[Sequence[int]], rows: Sequence[int], device: Any) -> Batch:
+    """The given rows as one batch."""
+    width = max(len(prompts[row]) for row in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for place, row in enumerate(rows):
+        length = len(prompts[row])
+        tokens[place, width - length :] = torch.tensor(list(prompts[row]))
+        mask[place, width - length :] = True
+    return Batch(tuple(rows), tokens.to(device), mask.to(device))
+
+
+def residual(
+    model: Any, batch: Batch, *, stop_at_layer: int | None = None, cache: Any = None
+) -> Float[Tensor, "batch pos d_model"]:
+    """The stream after the last block (or before `stop_at_layer`); no logits are computed."""
+    stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
+    return model(batch.tokens, attention_mask=batch.mask.long(), stop_at_layer=stop, past_kv_cache=cache)
+
+
+def logits_of(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_vocab"]:
+    """Final norm and unembedding of chosen positions alone, in float32."""
+    return model(stream[:, None], start_at_layer=model.cfg.n_layers)[:, 0].float()

@@ -1,0 +1,236 @@
+"""What can be done to a stream, as frozen values that name what, where and how much.
+
+| operation | what becomes of `x` at the selected positions (d: the unit direction) |
+|---|---|
+| `Add(v, m)` | x + m·v |
+| `ProjectOut(v, s)` | x − s·(x·d)d: 1 removes the direction, 2 reflects it |
+| `SetProjection(v, a)` | x + (a − x·d)d: afterwards x·d = a |
+| `Ablate(layer)` | zero, or the value given |
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..activations import Activations
+from ..directions import SteeringVector, SteeringVectors
+from ..models import ModelIdentity, resolve_layers
+from ..positions import Positions, PromptTokens, all_tokens, span
+
+Vectors = SteeringVector | SteeringVectors
+Change = Callable[[Float[Tensor, "batch pos d_hook"], Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_hook"]]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change at one hook of one layer: what an operation comes down to.
+
+    Attributes:
+        layer, hook: where.
+        positions: at which tokens.
+        change: from the stream (float32) and each slot's absolute position to the changed stream.
+        width: numbers a position must hold, `None` for any.
+        described: for messages: "Add(multiplier=8.0) at layer 17".
+        identity: of the model the vector belongs to, if there is a vector.
+        heads: only these heads' numbers, at hook "z".
+    """
+
+    layer: int
+    hook: str
+    positions: Positions
+    change: Change
+    width: int | None
+    described: str
+    identity: ModelIdentity | None = None
+    heads: tuple[int, ...] | None = None
+
+
+class Operation(Protocol):
+    """Anything that comes down to edits of a model with `n_layers` layers."""
+
+    def edits(self, n_layers: int) -> list[Edit]:
+        """The edits, in the order of the layers."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Add a steering vector: x + multiplier · vector.
+
+    Vectors with a position axis are added to the prompt's first positions, one each, where `positions`
+    selects them; a prompt that is shorter is refused.
+
+    Args:
+        vector: one vector, or one for each of several layers.
+        multiplier: the number in front of it, sign included.
+        positions: at which tokens.
+
+    Source: activation addition, Turner et al. 2023 (arXiv 2308.10248), section 3.
+    """
+
+    vector: Vectors
+    multiplier: float = 1.0
+    positions: Positions = field(default_factory=all_tokens)
+
+    def edits(self, n_layers: int) -> list[Edit]:
+        """One edit a layer."""
+        positions = self.positions
+        if self.vector._has_positions():
+            positions = positions & _first(self.vector.values.shape[-2])
+        described = f"Add(multiplier={self.multiplier:g})"
+        return [_edit(vector, positions, described, self._adding(vector)) for vector in _each(self.vector)]
+
+    def _adding(self, vector: SteeringVector) -> Change:
+        scaled = self.multiplier * vector.values
+        if scaled.ndim == 1:
+            return lambda x, index: x + scaled.to(x.device)
+        return lambda x, index: x + scaled.to(x.device)[index.clamp(0, len(scaled) - 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectOut:
+    """Remove the projection on a direction: x − strength·(x·d)d, with d the unit direction.
+
+    Args:
+        vector: its length does not matter.
+        strength: 1 removes, 2 reflects.
+        positions: at which tokens.
+
+    Source: directional ablation, Arditi et al. 2024 (arXiv 2406.11717), section 2.4.
+    """
+
+    vector: Vectors
+    strength: float = 1.0
+    positions: Positions = field(default_factory=all_tokens)
+
+    def edits(self, n_layers: int) -> list[Edit]:
+        """One edit a layer."""
+        return [
+            _edit(vector, self.positions, f"ProjectOut(strength={self.strength:g})", self._removing(_unit(vector)))
+            for vector in _each(self.vector)
+        ]
+
+    def _removing(self, unit: Tensor) -> Change:
+        return lambda x, index: x - self.strength * _projection(x, unit) * unit.to(x.device)
+
+
+@dataclass(frozen=True, eq=False)
+class SetProjection:
+    """Set the projection on a direction: afterwards x·d = value, with d the unit direction.
+
+    Args:
+        vector: its length does not matter.
+        value: in the stream's units.
+        positions: at which tokens.
+    """
+
+    vector: Vectors
+    value: float
+    positions: Positions = field(default_factory=all_tokens)
+
+    def edits(self, n_layers: int) -> list[Edit]:
+        """One edit a layer."""
+        return [
+            _edit(vector, self.positions, f"SetProjection(value={self.value:g})", self._setting(_unit(vector)))
+            for vector in _each(self.vector)
+        ]
+
+    def _setting(self, unit: Tensor) -> Change:
+        return lambda x, index: x + (self.value - _projection(x, unit)) * unit.to(x.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Ablate:
+    """Replace what a hook holds, whole or some of its heads.
+
+    Args:
+        layer: block index, negatives from the end.
+        hook: short hook name.
+        heads: only these heads; with hook "z" alone.
+        to: "zero", a vector "d_hook", or activations whose mean over prompts and positions is taken.
+        positions: at which tokens.
+    """
+
+    layer: int
+    hook: str = "resid_post"
+    heads: Sequence[int] | None = field(default=None, kw_only=True)
+    to: Literal["zero"] | Float[Tensor, " d_hook"] | Activations = field(default="zero", kw_only=True)
+    positions: Positions = field(default_factory=all_tokens, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.heads is not None and self.hook != "z":
+            raise ValueError(f"heads can be ablated at hook 'z' only, not at {self.hook!r}.")
+        if isinstance(self.to, str) and self.to != "zero":
+            raise ValueError(f"to={self.to!r} is unknown: use 'zero', a vector, or activations.")
+
+    def edits(self, n_layers: int) -> list[Edit]:
+        """One edit."""
+        (layer,) = resolve_layers(self.layer, n_layers)
+        target = self._target(layer)
+        width = None if isinstance(target, float) else target.shape[-1]
+        described = f"Ablate(hook={self.hook!r}) at layer {layer}"
+        identity = self.to.identity if isinstance(self.to, Activations) else None
+        heads = None if self.heads is None else tuple(self.heads)
+        return [Edit(layer, self.hook, self.positions, _replacing(target), width, described, identity, heads)]
+
+    def _target(self, layer: int) -> float | Tensor:
+        if isinstance(self.to, Activations):
+            if layer not in self.to.layers or self.to.hook != self.hook:
+                raise ValueError(
+                    f"the activations to ablate to are of {self.to.hook} at layers {list(self.to.layers)}, "
+                    f"not of {self.hook} at layer {layer}."
+                )
+            values = self.to.values[:, self.to.layers.index(layer)].double()
+            return values.nanmean(dim=(0, 1)).float()
+        return 0.0 if isinstance(self.to, str) else self.to.float()
+
+
+def _each(vectors: Vectors) -> list[SteeringVector]:
+    return [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
+
+
+def _edit(vector: SteeringVector, positions: Positions, described: str, change: Change) -> Edit:
+    return Edit(
+        vector.layer,
+        vector.hook,
+        positions,
+        change,
+        vector.values.shape[-1],
+        f"{described} at layer {vector.layer}",
+        vector.identity,
+    )
+
+
+def _unit(vector: SteeringVector) -> Float[Tensor, " d_hook"]:
+    if vector.values.ndim != 1:
+        raise ValueError("a projection needs one direction a layer, not one a position.")
+    return vector.normalized().values
+
+
+def _projection(x: Float[Tensor, "batch pos d_hook"], unit: Float[Tensor, " d_hook"]) -> Float[Tensor, "batch pos 1"]:
+    return (x @ unit.to(x.device))[..., None]
+
+
+def _replacing(target: float | Tensor) -> Change:
+    if isinstance(target, float):
+        return lambda x, index: torch.full_like(x, target)
+    return lambda x, index: target.to(x.device).expand_as(x)
+
+
+def _first(count: int) -> Positions:
+    """The prompt's first tokens, one for each vector; refused where the prompt has fewer."""
+    places = span(0, count)
+
+    def mask(prompt: PromptTokens) -> Bool[Tensor, " pos"]:
+        if prompt.length < count:
+            raise ValueError(
+                f"the vectors are for the first {count} positions, but a prompt has {prompt.length} tokens: "
+                "pad the prompt, or make the vectors from shorter ones."
+            )
+        return places.select(prompt)
+
+    return replace(places, _mask=mask)

@@ -1,0 +1,143 @@
+"""`steer`: the only way an intervention reaches a model."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..models import hook_point, hook_width, identify
+from ..positions import Clock
+from .operations import Edit, Operation
+
+
+class NonFiniteError(ArithmeticError):
+    """An intervention made the stream NaN or infinite."""
+
+
+class HookDidNotFireError(RuntimeError):
+    """An operation's hook was not reached, so the model was not steered as asked."""
+
+
+@contextmanager
+def steer(
+    model: Any,
+    *operations: Operation,
+    prompt_lengths: Sequence[int] | None = None,
+    prompts: Sequence[Sequence[int]] | None = None,
+    force: bool = False,
+) -> Iterator[Clock]:
+    """Steer every forward pass of a model inside a `with` block.
+
+    Works around any call that runs the model: `model(tokens)`, `model.generate(…)`, `run_with_cache`. When the
+    block ends, also by an exception, the model's own hooks and yours are as they were.
+
+    Args:
+        model: a `HookedTransformer`.
+        operations: applied in the order given; arithmetic in float32, the result in the stream's dtype.
+        prompt_lengths: how many unpadded tokens of each row are the prompt; only needed where the passes
+            themselves do not tell (generation without a cache, several rows without an attention mask).
+        prompts: the ids of each row's prompt, where the caller knows them; stands for `prompt_lengths` too.
+        force: accept vectors of a model with the same shapes and processing, but other weights.
+
+    Raises:
+        ModelMismatchError: a vector belongs to another model.
+        ValueError: a hook this model lacks, a vector of another width, or a position that depends on the
+            prompt's end where that would be a guess.
+        NonFiniteError: the steered stream became NaN or infinite; names operation and layer.
+        HookDidNotFireError: passes ran, but an operation's layer was not among those that did.
+    """
+    session = _Session(model, _checked_edits(model, operations, force), Clock(model, prompts, prompt_lengths))
+    with ExitStack() as stack:
+        stack.enter_context(session.clock)
+        for (layer, hook), edits in session.sites.items():
+            handle = hook_point(model, hook, layer).register_forward_hook(session.at_site(layer, hook, edits))
+            stack.callback(handle.remove)
+        last = hook_point(model, "resid_post", model.cfg.n_layers - 1)
+        stack.callback(last.register_forward_hook(session.at_end).remove)
+        yield session.clock
+        session.require_finite()  # passes that stopped before the last block
+        session.require_all_fired()
+
+
+def _checked_edits(model: Any, operations: Sequence[Operation], force: bool) -> list[Edit]:
+    identity = identify(model)
+    edits = [edit for operation in operations for edit in operation.edits(model.cfg.n_layers)]
+    for edit in edits:
+        hook_point(model, edit.hook, edit.layer)
+        width = hook_width(model, edit.hook)
+        if edit.width not in (None, width):
+            raise ValueError(
+                f"{edit.described}: the vector has {edit.width} numbers, but {edit.hook} of {identity.name} has {width}."
+            )
+        if edit.identity is not None:
+            edit.identity.require(identity, force=force, what=f"the vector of {edit.described}")
+        if edit.heads and not 0 <= min(edit.heads) <= max(edit.heads) < model.cfg.n_heads:
+            raise IndexError(f"{edit.described}: heads {edit.heads}, but there are heads 0 to {model.cfg.n_heads - 1}.")
+    return edits
+
+
+class _Session:
+    """The edits of one `steer` block, site by site, and what has been seen of them."""
+
+    def __init__(self, model: Any, edits: list[Edit], clock: Clock) -> None:
+        self.clock = clock
+        self.sites: dict[tuple[int, str], list[Edit]] = defaultdict(list)
+        for edit in edits:
+            self.sites[edit.layer, edit.hook].append(edit)
+        self.edits = edits
+        self.d_head = model.cfg.d_head
+        self.fired: set[int] = set()
+        self.finite: list[tuple[str, Tensor]] = []  # what was done, and whether the stream stayed finite
+
+    def at_site(self, layer: int, hook: str, edits: list[Edit]) -> Any:
+        def changed(_module: Any, _inputs: tuple, x: Tensor) -> Tensor:
+            # "z" has an axis for the heads; everywhere else the last axis is the whole position.
+            flat = x.flatten(2) if x.ndim == 4 else x
+            stream = flat.float()
+            for edit in edits:
+                stream = self._applied(edit, stream)
+            stream = stream.to(x.dtype)
+            self.finite.append((" and ".join(edit.described for edit in edits), self._is_finite(stream)))
+            return stream.reshape(x.shape)
+
+        return changed
+
+    def at_end(self, _module: Any, _inputs: tuple, x: Tensor) -> None:
+        """Once a pass, after the last block: one look at whether all of it stayed finite."""
+        self.finite.append((" and ".join(edit.described for edit in self.edits), self._is_finite(x)))
+        self.require_finite()
+
+    def require_finite(self) -> None:
+        """Raise for what was seen since the last look; the earliest site is named."""
+        seen, self.finite = self.finite, []
+        flags = torch.stack([flag.cpu() for _, flag in seen]).tolist() if seen else []
+        if not all(flags):
+            described = seen[flags.index(False)][0] or "without any operation"
+            raise NonFiniteError(f"{described}: the stream became NaN or infinite. Use a smaller multiplier.")
+
+    def require_all_fired(self) -> None:
+        missed = [edit.described for edit in self.edits if id(edit) not in self.fired]
+        if self.clock.passes and missed:
+            raise HookDidNotFireError(
+                f"{'; '.join(missed)}: the hook did not fire, so nothing was changed there. "
+                "Did the passes stop before that layer (stop_at_layer), or start behind it?"
+            )
+
+    def _applied(self, edit: Edit, stream: Float[Tensor, "batch pos d_hook"]) -> Float[Tensor, "batch pos d_hook"]:
+        self.fired.add(id(edit))
+        selected = self.clock.mask(edit.positions).to(stream.device)[..., None]
+        if edit.heads is not None:
+            selected = selected & self._columns(edit.heads, stream)
+        changed = edit.change(stream, self.clock.index.to(stream.device))
+        return torch.where(selected, changed, stream)
+
+    def _columns(self, heads: tuple[int, ...], stream: Tensor) -> Bool[Tensor, " d_hook"]:
+        head = torch.arange(stream.shape[-1], device=stream.device) // self.d_head
+        return torch.isin(head, torch.tensor(heads, device=stream.device))
+
+    def _is_finite(self, stream: Float[Tensor, "batch pos d_hook"]) -> Tensor:
+        return (torch.isfinite(stream).all(-1) | (self.clock.index < 0).to(stream.device)).all()
