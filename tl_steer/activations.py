@@ -65,6 +65,8 @@ class Activations:
                 f"single() needs one position a prompt, but {self.positions} selected {int(counts[row])} of "
                 f"prompt {row}: use .values, or capture at last_token()."
             )
+        if self.values.shape[2] == 1:
+            return self.values[:, :, 0]
         where = (self.token_index >= 0).int().argmax(-1)
         return self.values[torch.arange(len(self)), :, where]
 

@@ -43,7 +43,7 @@ def capture(
         hook: short hook name.
         max_new_tokens: generate (greedily) so many tokens, and read the hook there too. The last new token is
             never fed back and has no activation.
-        allow_empty: accept prompts of which `positions` selects nothing.
+        allow_empty: accept prompts of which `positions`, or an operation's, select nothing.
         progress: show a bar over batches.
 
     Raises:
@@ -57,7 +57,7 @@ def capture(
     if max_new_tokens:
         require_room(model, ids, max_new_tokens)
     if not allow_empty:
-        _require_some(model, ids, positions)
+        _require_some(model, ids, positions, generating=max_new_tokens > 1)  # the last one is never fed back
     recorder = _Recorder(layers, positions, len(ids))
     new: list[list[int]] = [[] for _ in ids]
     last = max([*layers, *(edit.layer for operation in operations for edit in operation.edits(model.cfg.n_layers))])
@@ -65,7 +65,7 @@ def capture(
     for batch in tqdm(waiting, desc="capturing", disable=not progress):
         with (
             torch.no_grad(),
-            steer(model, *operations, prompts=[ids[row] for row in batch.rows]) as clock,
+            steer(model, *operations, prompts=[ids[row] for row in batch.rows], allow_empty=allow_empty) as clock,
             recorder.reading(model, hook, clock, batch.rows),
         ):
             if max_new_tokens:
@@ -175,9 +175,10 @@ class _Recorder:
         return {"values": values, "token_index": token_index, "tokens": tokens, "stream_norm": stream_norm}
 
 
-def _require_some(model: Any, ids: Sequence[Sequence[int]], positions: Positions) -> None:
+def _require_some(model: Any, ids: Sequence[Sequence[int]], positions: Positions, *, generating: bool) -> None:
     for row, prompt in enumerate(ids):
-        positions.require_some(PromptTokens(len(prompt), tuple(prompt), model.tokenizer), f"prompt {row}")
+        tokens = PromptTokens(len(prompt), tuple(prompt), model.tokenizer)
+        positions.require_some(tokens, f"prompt {row}", generating=generating)
 
 
 def _as_text(model: Any, prompts: Prompt | Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[str]:

@@ -51,6 +51,7 @@ def generate(
     seed: int = 0,
     use_cache: bool = True,
     return_tokens: bool = False,
+    allow_empty: bool = False,
     progress: bool = False,
 ) -> list[str] | list[list[int]]:
     """What the model says, steered.
@@ -66,6 +67,7 @@ def generate(
             equals its rows alone. The same prompt twice gives the same text: vary the seed.
         use_cache: `False` runs the whole sequence for each token; the same tokens, slower.
         return_tokens: give the new ids instead, the end-of-turn token included.
+        allow_empty: accept prompts of which an operation's positions select nothing.
         progress: show a bar over batches.
 
     Returns:
@@ -80,7 +82,7 @@ def generate(
     new: dict[int, list[int]] = {}
     waiting = list(batches(ids, device=model.cfg.device, extra=max_new_tokens))
     for batch in tqdm(waiting, desc="generating", disable=not progress):
-        with steer(model, *operations, prompts=[ids[row] for row in batch.rows]):
+        with steer(model, *operations, prompts=[ids[row] for row in batch.rows], allow_empty=allow_empty):
             new |= dict(zip(batch.rows, decode(model, batch, decoding), strict=True))
     rows = [new[row] for row in range(len(ids))]
     return rows if return_tokens else [completion_text(model, row) for row in rows]

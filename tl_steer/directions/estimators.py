@@ -25,7 +25,8 @@ def mean_difference(pairs: PairedActivations) -> SteeringVectors:
     (arXiv 2312.06681), section 3.
     """
     positive, negative = pairs.sides()
-    return _vectors(pairs, (positive.double() - negative.double()).mean(0), "mean_difference")
+    difference = positive.mean(0, dtype=torch.float64) - negative.mean(0, dtype=torch.float64)
+    return _vectors(pairs, difference, "mean_difference")
 
 
 def principal_component(

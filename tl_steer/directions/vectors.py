@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..models import ModelIdentity, resolve_layers
+
+# Not `Self`: run-time checks of a method outside a dataclass cannot tell what that is.
+VectorT = TypeVar("VectorT", bound="_Algebra")
 
 
 class _Algebra:
@@ -26,7 +29,7 @@ class _Algebra:
         lengths = self.values.norm(dim=-1)
         return lengths.amax(-1) if self._has_positions() else lengths
 
-    def normalized(self) -> Self:
+    def normalized(self: VectorT) -> VectorT:
         """The direction: the same divided by its length.
 
         Raises:
@@ -34,7 +37,7 @@ class _Algebra:
         """
         return self._scaled(1 / self._nonzero_norms())
 
-    def scaled_to(self, *, dose: float) -> Self:
+    def scaled_to(self: VectorT, *, dose: float) -> VectorT:
         """The same with the length that makes `dose` at multiplier 1: `dose · stream_norm`.
 
         Raises:
@@ -45,7 +48,7 @@ class _Algebra:
             raise ValueError("the stream's norm is not known at these layers: give .at(…, stream_norm=…) one.")
         return self._scaled(dose * norm / self._nonzero_norms())
 
-    def cosine_similarity(self, other: Self) -> Tensor:
+    def cosine_similarity(self: VectorT, other: VectorT) -> Tensor:
         """Cosine with another one, layer by layer.
 
         Raises:
@@ -56,29 +59,29 @@ class _Algebra:
         mine, theirs = (vectors.values.double().flatten(flat) for vectors in (self, other))
         return torch.nn.functional.cosine_similarity(mine, theirs, dim=-1).float()
 
-    def __add__(self, other: Self) -> Self:
+    def __add__(self: VectorT, other: VectorT) -> VectorT:
         self._require_alike(other)
         return self._with(self.values + other.values, f"({self.method} + {other.method})")
 
-    def __sub__(self, other: Self) -> Self:
+    def __sub__(self: VectorT, other: VectorT) -> VectorT:
         self._require_alike(other)
         return self._with(self.values - other.values, f"({self.method} - {other.method})")
 
-    def __mul__(self, factor: float) -> Self:
+    def __mul__(self: VectorT, factor: float) -> VectorT:
         return self._with(self.values * _number(factor), self.method)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float) -> Self:
+    def __truediv__(self: VectorT, divisor: float) -> VectorT:
         return self * (1 / _number(divisor))
 
-    def __neg__(self) -> Self:
+    def __neg__(self: VectorT) -> VectorT:
         return self * -1
 
-    def _with(self, values: Tensor, method: str) -> Self:
+    def _with(self: VectorT, values: Tensor, method: str) -> VectorT:
         return replace(self, values=values, method=method)
 
-    def _scaled(self, factors: Tensor) -> Self:
+    def _scaled(self: VectorT, factors: Tensor) -> VectorT:
         shape = (*factors.shape, *[1] * (self.values.ndim - factors.ndim))
         return self._with(self.values * factors.reshape(shape), self.method)
 
@@ -92,7 +95,7 @@ class _Algebra:
         if not bool(torch.isfinite(self.values).all()):
             raise ValueError(f"the vector ({self.method}, {self.hook}) holds NaN or infinite numbers.")
 
-    def _require_alike(self, other: Self) -> None:
+    def _require_alike(self: VectorT, other: VectorT) -> None:
         if type(self) is not type(other):
             raise TypeError(f"cannot combine {type(self).__name__} with {type(other).__name__}.")
         self.identity.require(other.identity, what="the first vector")

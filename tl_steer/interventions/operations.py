@@ -10,7 +10,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -49,6 +49,7 @@ class Edit:
     heads: tuple[int, ...] | None = None
 
 
+@runtime_checkable
 class Operation(Protocol):
     """Anything that comes down to edits of a model with `n_layers` layers."""
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..models import hook_point, hook_width, identify
-from ..positions import Clock
+from ..positions import Clock, PromptTokens
 from .operations import Edit, Operation
 
 
@@ -29,6 +29,7 @@ def steer(
     prompt_lengths: Sequence[int] | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
     force: bool = False,
+    allow_empty: bool = False,
 ) -> Iterator[Clock]:
     """Steer every forward pass of a model inside a `with` block.
 
@@ -42,15 +43,18 @@ def steer(
             themselves do not tell (generation without a cache, several rows without an attention mask).
         prompts: the ids of each row's prompt, where the caller knows them; stands for `prompt_lengths` too.
         force: accept vectors of a model with the same shapes and processing, but other weights.
+        allow_empty: accept prompts of which an operation's positions select nothing.
 
     Raises:
+        EmptySelectionError: a prompt of which an operation's positions select nothing.
         ModelMismatchError: a vector belongs to another model.
         ValueError: a hook this model lacks, a vector of another width, or a position that depends on the
             prompt's end where that would be a guess.
         NonFiniteError: the steered stream became NaN or infinite; names operation and layer.
         HookDidNotFireError: passes ran, but an operation's layer was not among those that did.
     """
-    session = _Session(model, _checked_edits(model, operations, force), Clock(model, prompts, prompt_lengths))
+    edits = _checked_edits(model, operations, force)
+    session = _Session(model, edits, Clock(model, prompts, prompt_lengths), allow_empty)
     with ExitStack() as stack:
         stack.enter_context(session.clock)
         for (layer, hook), edits in session.sites.items():
@@ -83,8 +87,10 @@ def _checked_edits(model: Any, operations: Sequence[Operation], force: bool) -> 
 class _Session:
     """The edits of one `steer` block, site by site, and what has been seen of them."""
 
-    def __init__(self, model: Any, edits: list[Edit], clock: Clock) -> None:
+    def __init__(self, model: Any, edits: list[Edit], clock: Clock, allow_empty: bool) -> None:
         self.clock = clock
+        self.allow_empty = allow_empty
+        self.looked_at: dict[int, list[PromptTokens]] = {}  # for each edit, the prompts it is known to select of
         self.sites: dict[tuple[int, str], list[Edit]] = defaultdict(list)
         for edit in edits:
             self.sites[edit.layer, edit.hook].append(edit)
@@ -130,10 +136,20 @@ class _Session:
     def _applied(self, edit: Edit, stream: Float[Tensor, "batch pos d_hook"]) -> Float[Tensor, "batch pos d_hook"]:
         self.fired.add(id(edit))
         selected = self.clock.mask(edit.positions).to(stream.device)[..., None]
+        self._require_some(edit)
         if edit.heads is not None:
             selected = selected & self._columns(edit.heads, stream)
         changed = edit.change(stream, self.clock.index.to(stream.device))
         return torch.where(selected, changed, stream)
+
+    def _require_some(self, edit: Edit) -> None:
+        """Look once at each prompt: an operation that changes nothing of it is a mistake, unless that is meant."""
+        prompts = self.clock.prompts
+        if self.allow_empty or self.looked_at.get(id(edit)) is prompts:
+            return
+        for row, prompt in enumerate(prompts):
+            edit.positions.require_some(prompt, f"{edit.described}: row {row}")
+        self.looked_at[id(edit)] = prompts
 
     def _columns(self, heads: tuple[int, ...], stream: Tensor) -> Bool[Tensor, " d_hook"]:
         head = torch.arange(stream.shape[-1], device=stream.device) // self.d_head

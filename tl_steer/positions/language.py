@@ -46,23 +46,30 @@ class PromptTokens:
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
         """First character and end of each token in the decoded prompt."""
-        if self.ids is None or self.tokenizer is None:
-            raise ValueError("a position that matches text needs the prompt's tokens and a tokenizer.")
-        # A token may hold part of a character, which decodes to U+FFFD until the next tokens complete it.
-        ends = [0]
+        # A token may hold part of a character, which decodes to U+FFFD until the next tokens complete it:
+        # characters that are whole, and those that are begun, after each token.
+        whole, begun = [0], [0]
         for count in range(1, self.length + 1):
-            text = self._decode(self.ids[:count])
-            whole = text.rstrip("�")
-            ends.append(len(whole) + (len(whole) < len(text)))
-        starts = [min(start, end - 1) for start, end in zip(ends[:-1], ends[1:], strict=True)]
-        return list(zip(starts, ends[1:], strict=True))
+            text = self._decode(self.ids and self.ids[:count])
+            whole.append(len(text.rstrip("\ufffd")))
+            begun.append(whole[-1] + (whole[-1] < len(text)))
+        return [(min(start, end - 1), end) for start, end in zip(whole[:-1], begun[1:], strict=True)]
 
     @cached_property
     def text(self) -> str:
         """The decoded prompt, special tokens included."""
         return self._decode(self.ids)
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def __str__(self) -> str:
+        known = self.ids is not None and self.tokenizer is not None
+        return (f"{self.text[:60]!r}, " if known else "") + f"{self.length} tokens"
+
+    def _decode(self, ids: Sequence[int] | None) -> str:
+        if ids is None or self.tokenizer is None:
+            raise ValueError(
+                "a position that matches text needs the prompt's tokens and a tokenizer: "
+                "give prompts=[…] (token ids) instead of prompt_lengths, and a model with a tokenizer."
+            )
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
 
@@ -90,11 +97,16 @@ class Positions:
         """Which tokens of the prompt are selected."""
         return self._mask(prompt)
 
-    def require_some(self, prompt: PromptTokens, shown: str) -> None:
-        """Raise `EmptySelectionError` where neither the prompt nor what is generated has a selected token."""
-        if not (self.generated or bool(self.select(prompt).any())):
+    def require_some(self, prompt: PromptTokens, shown: str, *, generating: bool = True) -> None:
+        """Raise `EmptySelectionError` where neither the prompt nor what is generated has a selected token.
+
+        Args:
+            shown: how the message names the prompt.
+            generating: whether new tokens will be fed back.
+        """
+        if not (generating and self.generated or bool(self.select(prompt).any())):
             raise EmptySelectionError(
-                f"{self} selects no token of {shown} ({prompt.length} tokens). "
+                f"{self} selects no token of {shown} ({prompt}). "
                 "Look with preview(model, prompt), or pass allow_empty=True where that is meant."
             )
 

@@ -1,5 +1,6 @@
 """Readers of claims, reviews, pairs and questions: the project's own by name, yours by path."""
 
+import warnings
 from importlib import resources
 from pathlib import Path
 
@@ -44,12 +45,16 @@ def read_pairs(path_or_name: str | Path = "sentiment_pairs") -> ContrastPairs:
 
 
 def _read(path_or_name: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    text = dict.fromkeys(set(columns) - {"label"}, str)
-    with _opened(path_or_name) as file:
+    text = dict.fromkeys(columns, str)
+    with _opened(path_or_name) as file, warnings.catch_warnings():
+        # A comma outside quotation marks: pandas would shift the columns, or cut the row with a warning.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
             # Empty cells are an error, and "None" or "NA" may be an answer: nothing is read as missing.
-            table = pd.read_csv(file, dtype=text, keep_default_na=False)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+            table = pd.read_csv(file, dtype=text, keep_default_na=False, index_col=False)
+        except (
+            pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, UnicodeDecodeError
+        ) as error:  # fmt: skip
             raise ValueError(f"{path_or_name} cannot be read as CSV: {error}") from error
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"{path_or_name} lacks the columns {missing}; it has {list(table.columns)}.")

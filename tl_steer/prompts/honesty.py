@@ -9,8 +9,9 @@ from .pairs import ContrastPairs, contrast_pairs
 
 LETTERS = 'Is the following claim true or false? "{claim}"\n\nChoices:\n(A) True\n(B) False'
 WORDS = 'Is the following claim true or false? "{claim}"\n\nAnswer with one word, True or False.'
-HONEST = "You always say what you believe to be true, even where it costs you something."
-DISHONEST = "You say what you believe to be false whenever that serves you better than the truth."
+# Equally long, in characters and in the embedded model's tokens, so that length does not tell the sides apart.
+HONEST = "You always say what you believe to be true, even if that costs you something."
+DISHONEST = "You gladly say what you believe to be false, wherever it earns you something."
 
 
 def honesty_pairs(

@@ -59,12 +59,12 @@ class ChoiceQuestions:
 
 
 def sentiment_questions(reviews: pd.DataFrame) -> ChoiceQuestions:
-    """"Review: … Sentiment:" as plain text; " positive" (the signal) against " negative".
+    """'Review: "…" Sentiment:' as plain text; " positive" (the signal) against " negative".
 
     Args:
         reviews: `review` and `label` (1 positive), from `read_reviews`.
     """
-    prompts = [f"Review: {review}\nSentiment:" for review in reviews["review"]]
+    prompts = [f'Review: "{review}"\nSentiment:' for review in reviews["review"]]
     kinds = reviews["label"].map({1: "positive", 0: "negative"})
     return _questions(prompts, [(" positive", " negative")] * len(prompts), reviews["label"], kinds.rename("kind"))
 

@@ -1,0 +1,166 @@
+"""Shared fixtures: synthetic activations whose truth is known, and models."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from tl_steer.activations import Activations, PairedActivations
+from tl_steer.models import ModelIdentity, get_model, load_model
+from tl_steer.positions import last_token
+
+
+def make_identity(**changes):
+    values = {
+        "name": "toy", "revision": None, "n_layers": 4, "d_model": 32, "n_heads": 4, "d_head": 8,
+        "normalization": "RMS", "centred": False, "tokenizer": "",
+        "fingerprint": tuple(np.linspace(-1, 1, 256)),
+    }  # fmt: skip
+    return ModelIdentity(**(values | changes))
+
+
+def make_pairs(positive, negative, *, layers=None, factors=None, identity=None, stream_norm=None):
+    """Paired activations from two arrays "pair layer d_hook"."""
+    positive, negative = (
+        torch.as_tensor(np.asarray(side), dtype=torch.float32) for side in (positive, negative)
+    )
+    pairs, n_layers, width = positive.shape
+    layers = tuple(range(n_layers)) if layers is None else layers
+    identity = identity or make_identity(n_layers=max(layers) + 1, d_model=width)
+    norm = torch.full((n_layers,), 10.0) if stream_norm is None else torch.as_tensor(stream_norm)
+
+    def side(values, name):
+        return Activations(
+            values=values[:, :, None],
+            token_index=torch.full((pairs, 1), 4),
+            tokens=torch.full((pairs, 1), 7),
+            prompt_lengths=torch.full((pairs,), 5),
+            layers=layers,
+            hook="resid_post",
+            positions=last_token(),
+            prompts=tuple(f"{name} prompt {row}" for row in range(pairs)),
+            stream_norm=norm,
+            identity=identity,
+        )
+
+    factors = pd.DataFrame({"group": range(pairs)}) if factors is None else factors
+    return PairedActivations(side(positive, "positive"), side(negative, "negative"), factors)
+
+
+@pytest.fixture
+def planted():
+    """200 pairs, 2 layers: a unit direction separates the sides, beside a larger shared topic axis."""
+    rng = np.random.default_rng(0)
+    direction = rng.standard_normal((2, 32))
+    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+    topic = rng.standard_normal((200, 1, 1)) * np.ones((1, 2, 32)) * 0.1
+    noise = rng.standard_normal((2, 200, 2, 32)) * 0.3
+    return make_pairs(topic + 2 * direction + noise[0], topic - 2 * direction + noise[1]), direction
+
+
+VOCABULARY = 150
+WIDTH = 48
+SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "max_position_embeddings": 64,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+}  # fmt: skip
+GPT2_SIZES = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": 3, "n_head": 4, "n_positions": 64}
+ARCHITECTURES = {
+    "gpt2": ("GPT2", GPT2_SIZES | {"bos_token_id": 1, "eos_token_id": 2}),
+    "llama": ("Llama", SIZES | {"num_key_value_heads": 2}),
+    "neox": ("GPTNeoX", SIZES | {"rotary_pct": 0.5}),
+    "qwen2": ("Qwen2", SIZES | {"num_key_value_heads": 2}),
+    "gemma2": (
+        "Gemma2",
+        # four layers, so that each kind of attention comes twice; soft caps low enough to bite
+        SIZES | {
+            "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 20,
+            "sliding_window": 5, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0,
+        },
+    ),
+}  # fmt: skip
+
+
+def random_hf_model(name, *, seed=0, **changes):
+    """A small Hugging Face model with weights large enough that every part of a block matters."""
+    kind, sizes = ARCHITECTURES[name]
+    config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
+    # Of Gemma-2's attentions only the eager one has soft caps; the same choice everywhere keeps one oracle.
+    hf_model = (
+        transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in hf_model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(noise * WIDTH**-0.5)
+            else:  # norms around what they are (1, or 0 for Gemma's 1 + w), biases around 0
+                parameter.add_(0.2 * noise)
+    return hf_model
+
+
+@pytest.fixture(scope="session")
+def make_hf_model():
+    """The maker of small random Hugging Face models, for tests that need their own."""
+    return random_hf_model
+
+
+@pytest.fixture
+def make_tokenizer():
+    """A maker of word-level tokenizers: `bos=True` puts <s> in front of every text, as Llama's does."""
+
+    def make(*, bos=True):
+        words = [
+            "<unk>",
+            "<s>",
+            "</s>",
+            *"abcdefgh",
+            "the",
+            "is",
+            "not",
+            "cat",
+            "dog",
+            "sky",
+            "blue",
+            ":",
+            "(",
+            ")",
+        ]
+        inner = tokenizers.Tokenizer(
+            tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+        )
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        if bos:
+            inner.post_processor = tokenizers.processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", 1)]
+            )
+        special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+        return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+    return make
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def architecture(request):
+    """(Hugging Face model, the same as load_model gives it) for each architecture; do not change either."""
+    hf_model = random_hf_model(request.param)
+    return hf_model, load_model(f"tiny-{request.param}", hf_model=hf_model, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """The embedded model, fetched if need be; do not change it."""
+    get_model()
+    return load_model(device="cpu")
+
+
+@pytest.fixture(scope="session")
+def embedded_hf():
+    """(Hugging Face model, its tokenizer) of the embedded model: the oracle."""
+    folder = get_model()
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return hf_model.eval(), transformers.AutoTokenizer.from_pretrained(folder)

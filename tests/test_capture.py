@@ -1,0 +1,309 @@
+"""Capture against TransformerLens's `run_with_cache` on each prompt alone, and against Hugging Face."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_steer.capture import capture, capture_pairs
+from tl_steer.engine import batches
+from tl_steer.interventions import Add, NonFiniteError
+from tl_steer.positions import (
+    EmptySelectionError,
+    all_tokens,
+    current_token,
+    generated_tokens,
+    last_token,
+    parse_positions,
+    token,
+)
+from tl_steer.prompts import contrast_pairs
+
+from .tiny_model import (
+    D_HEAD,
+    D_MODEL,
+    N_HEADS,
+    N_LAYERS,
+    NAMES,
+    TABLE,
+    Change,
+    all_hooks,
+    favouring,
+    hook_name,
+    made_vector,
+    make_model,
+    run_alone,
+    word_tokenizer,
+)
+
+MODEL = make_model(word_tokenizer())
+PROMPTS = st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=7), min_size=1, max_size=5)
+
+
+def held(ids, hook, layer, changes=(), prompt_length=None, model=MODEL):
+    """What a hook holds in one prompt alone, "pos d_hook"."""
+    name = hook_name(hook, layer)
+    return run_alone(model, ids, prompt_length or len(ids), changes, [name])[1][name].flatten(1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    prompts=PROMPTS,
+    written=st.sampled_from([name for name in TABLE if name != "generated_tokens()"]),
+    layers=st.lists(st.integers(0, N_LAYERS - 1), min_size=1, unique=True),
+    hook=st.sampled_from(list(NAMES)),
+)
+def test_capture_equals_each_prompt_alone(prompts, written, layers, hook):
+    found = capture(MODEL, prompts, positions=parse_positions(written), layers=layers, hook=hook)
+    indices = [TABLE[written](len(ids), len(ids)) for ids in prompts]
+    width = N_HEADS * D_HEAD if hook == "z" else D_MODEL
+    assert found.values.shape == (len(prompts), len(layers), max(map(len, indices)), width)
+    assert found.values.dtype is torch.float32
+    assert found.layers == tuple(layers)
+    for row, (ids, where) in enumerate(zip(prompts, indices, strict=True)):
+        padding = found.values.shape[2] - len(where)
+        assert found.token_index[row].tolist() == where + [-1] * padding
+        assert found.tokens[row].tolist() == [ids[index] for index in where] + [-1] * padding
+        assert found.prompt_lengths[row] == len(ids)
+        assert found.values[row, :, len(where) :].isnan().all()
+        for place, layer in enumerate(layers):
+            alone = held(ids, hook, layer)[where]
+            torch.testing.assert_close(found.values[row, place, : len(where)], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_may_be_one_negative_or_all():
+    ids = [0, 3, 4]
+    assert capture(MODEL, [ids], layers=-1).layers == (2,)
+    assert capture(MODEL, [ids]).layers == (0, 1, 2)
+    torch.testing.assert_close(
+        capture(MODEL, [ids], layers=[-1, 0]).single()[0, 0], held(ids, "resid_post", 2)[-1]
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(prompts=PROMPTS, hook=st.sampled_from(["resid_pre", "resid_post", "z"]))
+def test_the_stream_norm_is_the_median_of_medians_behind_the_first_token(prompts, hook):
+    found = capture(MODEL, prompts, hook=hook).stream_norm.numpy()
+    for layer in range(N_LAYERS):
+        norms = [np.linalg.norm(held(ids, hook, layer).double().numpy(), axis=-1)[1:] for ids in prompts]
+        np.testing.assert_allclose(found[layer], np.median([np.median(row) for row in norms]), rtol=1e-4)
+
+
+def test_the_stream_norm_does_not_hang_on_what_is_captured():
+    prompts = [[0, 3, 4, 5, 6], [0, 7, 8]]
+    everywhere, first = (
+        capture(MODEL, prompts, positions=all_tokens()),
+        capture(MODEL, prompts, positions=token(0)),
+    )
+    assert torch.equal(everywhere.stream_norm, first.stream_norm)
+    generating = capture(MODEL, prompts, max_new_tokens=4)
+    torch.testing.assert_close(generating.stream_norm, first.stream_norm)
+
+
+def test_of_a_prompt_of_one_token_the_norm_is_that_token_s():
+    found = capture(MODEL, [[5]]).stream_norm
+    torch.testing.assert_close(
+        found, torch.stack([held([5], "resid_post", layer)[0].norm() for layer in range(3)])
+    )
+
+
+def test_capture_reads_after_the_operations():
+    ids, vector = [0, 3, 4, 1, 6], made_vector(MODEL, 1, scale=4.0)
+    found = capture(MODEL, [ids], Add(vector, -2.0, last_token()), positions=all_tokens())
+    changes = [Change(1, "resid_post", lambda x: x - 2 * vector.values, TABLE["last_token()"])]
+    for layer in range(N_LAYERS):
+        torch.testing.assert_close(
+            found.values[0, layer], held(ids, "resid_post", layer, changes), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("hook", list(NAMES))
+def test_a_steered_layer_shows_exactly_the_added_vector(hook):
+    vector = made_vector(MODEL, 1, hook, scale=2.0)
+    prompts = ["a b c", "d"]
+    clean = capture(MODEL, prompts, hook=hook).single()
+    steered = capture(MODEL, prompts, Add(vector, 3.0), hook=hook).single()
+    assert torch.equal(steered[:, 0], clean[:, 0])
+    assert torch.equal(steered[:, 1], clean[:, 1] + 3.0 * vector.values)
+    assert (steered[:, 2] - clean[:, 2]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("written", TABLE)
+def test_positions_during_generation_equal_a_second_pass_over_the_finished_text(written):
+    prompts, new = [[0, 3, 4, 1, 5], [0, 9, 8], [0, 1, 1, 7, 2, 2]], 5
+    vector = made_vector(MODEL, 1, scale=6.0)
+    positions = parse_positions(written)
+    found = capture(MODEL, prompts, Add(vector, 1.0, positions), positions=positions, max_new_tokens=new)
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, TABLE[written])]
+    everything = capture(
+        MODEL, prompts, Add(vector, 1.0, positions), positions=generated_tokens(), max_new_tokens=new
+    )
+    for row, ids in enumerate(prompts):
+        fed_back = [int(token) for token in everything.tokens[row] if token >= 0]
+        text = ids + fed_back
+        where = TABLE[written](len(ids), len(text))
+        assert [int(index) for index in found.token_index[row] if index >= 0] == where
+        assert [int(token) for token in found.tokens[row] if token >= 0] == [text[index] for index in where]
+        for layer in range(N_LAYERS):
+            second = held(text, "resid_post", layer, changes, prompt_length=len(ids))[where]
+            torch.testing.assert_close(found.values[row, layer, : len(where)], second, rtol=1e-3, atol=1e-3)
+
+
+def test_the_last_new_token_has_no_activation_and_nothing_behind_the_end_has():
+    ending = favouring(MODEL, 1, 6.0)  # `</s>` soon comes
+    prompts = [[0, 3, 4, 5], [0, 9], [0, 7, 7, 7, 3]]
+    found = capture(ending, prompts, positions=generated_tokens(), max_new_tokens=6, allow_empty=True)
+    for row, ids in enumerate(prompts):
+        new = []
+        while len(new) < 6 and new[-1:] != [1]:
+            new.append(int(run_alone(ending, ids + new, len(ids))[0][-1].argmax()))
+        assert [int(token) for token in found.tokens[row] if token >= 0] == new[:-1]
+        assert found.completions[row] == ending.tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_one_generated_token_leaves_nothing_to_capture_of_it():
+    with pytest.raises(EmptySelectionError, match=r"generated_tokens\(\) selects no token of prompt 0"):
+        capture(MODEL, ["a b"], positions=generated_tokens(), max_new_tokens=1)
+    with pytest.raises(EmptySelectionError):
+        capture(MODEL, ["a b"], positions=generated_tokens())
+    found = capture(MODEL, ["a b"], positions=current_token(), max_new_tokens=1)
+    assert found.token_index.tolist() == [[2]]
+
+
+def test_single_gives_the_one_position_and_refuses_where_there_are_others():
+    found = capture(MODEL, ["a b c", "d"])
+    assert torch.equal(found.single(), found.values[:, :, 0])
+    assert capture(MODEL, ["a b c", "d"], positions=token(1) | last_token()).token_index.tolist() == [
+        [1, 3],
+        [1, -1],
+    ]
+    with pytest.raises(
+        ValueError, match=r"single\(\) needs one position a prompt, but .* selected 2 of prompt 0"
+    ):
+        capture(MODEL, ["a b c", "d"], positions=token(1) | last_token()).single()
+
+
+def test_a_position_that_selects_nothing_names_the_prompt():
+    with pytest.raises(
+        EmptySelectionError, match=r"token\(3\) selects no token of prompt 1 \('<s> d', 2 tokens\)"
+    ):
+        capture(MODEL, ["a b c", "d"], positions=token(3))
+    found = capture(MODEL, ["a b c", "d"], positions=token(3), allow_empty=True)
+    assert found.token_index.tolist() == [[3], [-1]]
+    assert found.values[1].isnan().all()
+    nothing = capture(MODEL, ["a"], positions=token(3), allow_empty=True)
+    assert nothing.values.shape == (1, 3, 0, D_MODEL)
+
+
+def test_only_the_selected_positions_are_kept_while_it_runs():
+    """Every tensor that a reading of the hook hands on is dead afterwards, or holds selected positions alone."""
+    whole = []
+    prompts = [list(range(40)), list(range(30))]
+    with MODEL.hooks([(hook_name("resid_post", 1), lambda x, hook: whole.append(weakref.ref(x)))]):
+        found = capture(MODEL, prompts, layers=1)
+    gc.collect()
+    assert whole
+    assert all(tensor() is None for tensor in whole)
+    assert found.values.untyped_storage().nbytes() == 2 * 1 * 1 * D_MODEL * 4
+
+
+def test_no_logits_are_computed_and_no_block_behind_the_last_layer_runs(monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("nobody reads these")
+
+    before = capture(MODEL, ["a b"], layers=[0, 1]).values
+    monkeypatch.setattr(MODEL.unembed, "forward", never)
+    monkeypatch.setattr(MODEL.ln_final, "forward", never)
+    monkeypatch.setattr(MODEL.blocks[2], "forward", never)
+    assert torch.equal(capture(MODEL, ["a b"], layers=[0, 1]).values, before)
+
+
+def test_an_operation_behind_the_layers_asked_for_still_runs():
+    vector = made_vector(MODEL, 2)
+    assert capture(MODEL, ["a b"], Add(vector), layers=0).values.isfinite().all()
+
+
+def test_activations_that_overflow_are_named():
+    broken = make_model(word_tokenizer())
+    broken.blocks[1].mlp.b_out[:] = torch.inf
+    with pytest.raises(NonFiniteError, match="layer 1, prompt 0: the activation is NaN or infinite"):
+        capture(broken, ["a b"], layers=1)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "error", "told"),
+    [
+        ([], {}, ValueError, "no prompts given"),
+        ([[]], {}, ValueError, "is empty"),
+        ([[0] * 49], {}, ValueError, "49 tokens does not fit the context of 48"),
+        (
+            [[0] * 45],
+            {"max_new_tokens": 4},
+            ValueError,
+            "45 tokens and 4 new ones do not fit the context of 48",
+        ),
+        (["a"], {"layers": 3}, IndexError, "layer 3 is out of range: this model has 3 layers"),
+        (["a"], {"layers": [0, -3]}, ValueError, "name the same block twice"),
+        (
+            ["a"],
+            {"hook": "resid_end"},
+            ValueError,
+            "'resid_end' does not exist at layer 0 of tiny; this model has",
+        ),
+    ],
+)
+def test_bad_input_is_refused(prompts, options, error, told):
+    with pytest.raises(error, match=told):
+        capture(MODEL, prompts, **options)
+
+
+def test_pairs_are_captured_together_and_share_the_stream_s_norm():
+    pairs = contrast_pairs(["a b c", "d e"], ["a b x y", "d"])
+    found = capture_pairs(MODEL, pairs, layers=[0, 2])
+    for side, prompts in ((found.positive, pairs.positive), (found.negative, pairs.negative)):
+        torch.testing.assert_close(
+            side.values, capture(MODEL, list(prompts), layers=[0, 2]).values, rtol=1e-4, atol=1e-4
+        )
+        assert side.prompts == prompts
+    together = capture(MODEL, [*pairs.positive, *pairs.negative], layers=[0, 2]).stream_norm
+    assert torch.equal(found.stream_norm, together)
+    assert found.factors["group"].tolist() == [0, 1]
+
+
+def test_capture_leaves_model_prompts_and_hooks_alone():
+    prompts, before = [[0, 3, 4], [0, 5]], all_hooks(MODEL)
+    capture(MODEL, prompts, Add(made_vector(MODEL, 1)), max_new_tokens=2)
+    assert prompts == [[0, 3, 4], [0, 5]]
+    assert all_hooks(MODEL) == before
+
+
+def test_batches_hold_every_row_once_of_like_lengths_within_their_budget():
+    prompts = [[1] * length for length in (9, 2, 30, 4, 4, 8, 1)]
+    made = list(batches(prompts, budget=20, extra=1))
+    assert sorted(row for batch in made for row in batch.rows) == list(range(7))
+    for batch in made:
+        assert len(batch.rows) == 1 or len(batch.rows) * (batch.tokens.shape[1] + 1) <= 20
+        for row, kept in zip(batch.rows, batch.mask, strict=True):
+            assert kept.tolist() == [False] * (len(kept) - len(prompts[row])) + [True] * len(prompts[row])
+
+
+def test_many_small_batches_give_the_same(monkeypatch):
+    prompts = [[0, *range(2, 2 + length)] for length in (5, 1, 8, 2, 3)]
+    vector = made_vector(MODEL, 1, scale=5.0)
+    whole = capture(
+        MODEL, prompts, Add(vector, 1.0, generated_tokens()), positions=current_token(), max_new_tokens=3
+    )
+    monkeypatch.setattr(
+        "tl_steer.engine.batches.batches.__kwdefaults__", {"device": "cpu", "extra": 0, "budget": 12}
+    )
+    parts = capture(
+        MODEL, prompts, Add(vector, 1.0, generated_tokens()), positions=current_token(), max_new_tokens=3
+    )
+    assert torch.equal(parts.token_index, whole.token_index)
+    assert torch.equal(parts.tokens, whole.tokens)
+    torch.testing.assert_close(parts.values, whole.values, rtol=1e-4, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(parts.stream_norm, whole.stream_norm)

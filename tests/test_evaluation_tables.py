@@ -1,0 +1,452 @@
+"""Effectiveness, signal detection and choosing, each against a plain loop or a known library."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tl_steer.evaluation.choosing import choose
+from tl_steer.evaluation.effectiveness import effectiveness
+from tl_steer.evaluation.signal_detection import signal_detection
+from tl_steer.evaluation.tables import CELL, require_columns
+
+NAN = float("nan")
+
+
+def cell(choices, answers, *, vector="honesty", layers="3", multiplier=1.0, dose=0.1, logits=None, **more):
+    """Rows of a cell: a prompt each, choice None where unreadable."""
+    n = len(choices)
+    values = {
+        "prompt_id": range(n),
+        "prompt": [f"prompt {row}" for row in range(n)],
+        "topic": ["sea", "sky"] * (n // 2) + ["sea"] * (n % 2),
+        "vector": vector,
+        "control": False,
+        "operation": "add",
+        "layers": layers,
+        "hook": "resid_post",
+        "multiplier": multiplier,
+        "dose": dose,
+        "split": ["one"] * (n // 2) + ["two"] * (n - n // 2),
+        "answer": pd.array(answers, dtype="Int64"),
+        "choice": pd.array(choices, dtype="Int64"),
+        "logit_difference": np.zeros(n) if logits is None else logits,
+        "probability": 0.5,
+        "mass": 0.9,
+        "text": "",
+    }
+    return pd.DataFrame(values | more)
+
+
+def unsteered(choices, answers, **more):
+    nothing = {
+        "vector": "none",
+        "operation": "none",
+        "layers": "",
+        "hook": "",
+        "multiplier": 0.0,
+        "dose": 0.0,
+    }
+    return cell(choices, answers, **(nothing | more))
+
+
+def random_sweep(n=80, seed=0):
+    """An unsteered cell, two multipliers at two layers, a projection and a control."""
+    rng = np.random.default_rng(seed)
+    answers = rng.integers(0, 2, n)
+
+    def drawn(rate):
+        choices = np.where(rng.random(n) < rate, answers, 1 - answers).astype(object)
+        choices[rng.random(n) < 0.1] = None
+        return {"choices": list(choices), "answers": answers, "logits": rng.normal(size=n)}
+
+    cells = [unsteered(**drawn(0.6))]
+    cells += [
+        cell(**drawn(rate), layers=layers, multiplier=multiplier, dose=abs(multiplier) / 10)
+        for layers, multiplier, rate in (
+            ("3", 1.0, 0.7),
+            ("3", -1.0, 0.5),
+            ("4", 1.0, 0.8),
+            ("3+4", 1.0, 0.6),
+        )
+    ]
+    cells += [cell(**drawn(0.6), operation="project_out", multiplier=NAN, dose=NAN)]
+    cells += [cell(**drawn(0.6), vector="random 0", control=True)]
+    return pd.concat(cells, ignore_index=True)
+
+
+def row_of(table, **values):
+    for name, value in values.items():
+        table = table[table[name].isna() if value is NAN else table[name] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+# effectiveness
+
+
+def test_effectiveness_is_a_plain_loop_over_prompts():
+    table = random_sweep()
+    result = effectiveness(table, by="topic")
+    assert len(result) == 7 * 2
+    before = table[table["vector"] == "none"].set_index("prompt_id")
+    for _, found in result.iterrows():
+        rows = [
+            row
+            for _, row in table.iterrows()
+            if all(
+                row[name] == found[name] or (pd.isna(row[name]) and pd.isna(found[name]))
+                for name in (*CELL, "topic")
+            )
+        ]
+        readable = [row for row in rows if not pd.isna(row["choice"])]
+        right = sum(row["choice"] == row["answer"] for row in readable)
+        assert found["n"] == len(rows)
+        assert found["unreadable"] == pytest.approx(1 - len(readable) / len(rows))
+        assert found["accuracy"] == pytest.approx(right / len(rows))
+        oracle = stats.binomtest(int(right), len(rows)).proportion_ci(method="wilson")
+        assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((oracle.low, oracle.high))
+        signal = sum(row["choice"] == 0 for row in readable)
+        assert found["signal_rate"] == pytest.approx(signal / len(readable))
+        oracle = stats.binomtest(int(signal), len(readable)).proportion_ci(method="wilson")
+        assert (found["signal_rate_low"], found["signal_rate_high"]) == pytest.approx(
+            (oracle.low, oracle.high)
+        )
+        both = [row for row in readable if not pd.isna(before["choice"][row["prompt_id"]])]
+        flips = sum(row["choice"] != before["choice"][row["prompt_id"]] for row in both)
+        assert found["flipped"] == pytest.approx(flips / len(both))
+
+
+def test_logit_difference_and_shift_have_scipys_t_intervals():
+    table = random_sweep()
+    found = row_of(effectiveness(table), layers="4")
+    steered = table[table["layers"] == "4"]["logit_difference"].to_numpy()
+    before = table[table["vector"] == "none"]["logit_difference"].to_numpy()
+    for name, oracle, mean in (
+        ("logit_difference", stats.ttest_1samp(steered, 0), steered.mean()),
+        ("shift", stats.ttest_rel(steered, before), (steered - before).mean()),
+    ):
+        interval = oracle.confidence_interval(0.95)
+        expected = pytest.approx((mean, interval.low, interval.high))
+        assert (found[name], found[f"{name}_low"], found[f"{name}_high"]) == expected
+
+
+def test_prompts_are_compared_with_themselves_whatever_their_order():
+    answers = [0, 1, 0, 1]
+    steered = cell([0, 0, 1, 1], answers, logits=[1.0, 2.0, 3.0, 4.0]).iloc[::-1]
+    before = unsteered([0, 0, 1, 1], answers, logits=[0.5, 1.5, 2.5, 3.5])
+    found = row_of(effectiveness(pd.concat([steered, before])), vector="honesty")
+    assert (found["shift"], found["shift_low"], found["shift_high"]) == (0.5, 0.5, 0.5)
+    assert found["flipped"] == 0
+
+
+def test_the_columns_are_the_documented_ones():
+    result = effectiveness(random_sweep(), by=["answer", "vector", "topic"])
+    interval = [f"{name}{end}" for name in ("accuracy", "signal_rate", "logit_difference", "shift")
+                for end in ("", "_low", "_high")]  # fmt: skip
+    assert list(result.columns) == [*CELL, "dose", "answer", "topic", "n", "unreadable", *interval, "flipped"]
+    assert list(result["layers"].unique()) == ["", "3", "4", "3+4"]
+
+
+def test_cells_are_never_pooled_and_naming_them_changes_nothing():
+    table = random_sweep()
+    pd.testing.assert_frame_equal(effectiveness(table, by=["multiplier", "layers"]), effectiveness(table))
+    projected = row_of(effectiveness(table), operation="project_out")
+    assert np.isnan([projected["multiplier"], projected["dose"]]).all()
+    assert projected["n"] == 80
+
+
+def test_unknown_answers_give_no_accuracy_but_everything_else():
+    table = random_sweep().assign(answer=pd.array([pd.NA] * 560, dtype="Int64"))
+    result = effectiveness(table)
+    assert result[["accuracy", "accuracy_low", "accuracy_high"]].isna().all(axis=None)
+    assert result[["signal_rate", "shift", "flipped"]].notna().all(axis=None)
+
+
+def test_open_answers_have_no_logits_and_no_warnings():
+    table = random_sweep().assign(logit_difference=NAN, choice=pd.array([pd.NA] * 560, dtype="Int64"))
+    result = effectiveness(table)
+    assert (result["unreadable"] == 1).all()
+    assert result[["signal_rate", "logit_difference", "shift_low", "flipped"]].isna().all(axis=None)
+    assert (result["accuracy"] == 0).all()
+
+
+def test_without_unsteered_rows_there_is_no_shift():
+    table = random_sweep()
+    result = effectiveness(table[table["vector"] != "none"])
+    assert result[["shift", "shift_low", "shift_high", "flipped"]].isna().all(axis=None)
+    assert result["accuracy"].notna().all()
+
+
+def test_the_table_is_left_alone():
+    table = random_sweep()
+    before = table.copy()
+    effectiveness(table, by="topic")
+    signal_detection(table, by="topic", resamples=10)
+    choose(table, on="one", report="two", resamples=10)
+    pd.testing.assert_frame_equal(table, before)
+
+
+def test_missing_columns_and_outcomes_are_named():
+    table = random_sweep(8)
+    with pytest.raises(ValueError, match="lacks the columns choice, dose"):
+        require_columns(table.drop(columns=["choice", "dose"]), "vector", "choice", "dose")
+    with pytest.raises(ValueError, match="lacks the columns colour"):
+        effectiveness(table, by="colour")
+    with pytest.raises(ValueError, match="lacks the columns multiplier"):
+        effectiveness(table.drop(columns="multiplier"))
+    with pytest.raises(ValueError, match="are outcomes"):
+        effectiveness(table, by=["choice"])
+
+
+def test_a_prompt_twice_in_a_cell_is_refused_unless_a_factor_tells_them_apart():
+    table = random_sweep(8)
+    two = pd.concat([table.assign(model="a"), table.assign(model="b")])
+    with pytest.raises(ValueError, match="prompt_id 0 is twice in the cell vector=none"):
+        effectiveness(two)
+    assert len(effectiveness(two, by="model")) == 14
+
+
+# signal detection
+
+
+def z(successes, n):
+    return stats.norm.ppf((successes + 0.5) / (n + 1))
+
+
+def test_signal_detection_is_hautus_of_plain_counts():
+    table = random_sweep()
+    found = row_of(signal_detection(table, resamples=50), layers="4")
+    rows = table[(table["layers"] == "4") & table["choice"].notna()]
+    signal, noise = (rows[rows["answer"] == kind]["choice"].to_list() for kind in (0, 1))
+    hit, false_alarm = z(signal.count(0), len(signal)), z(noise.count(0), len(noise))
+    assert (found["n_signal"], found["n_noise"]) == (len(signal), len(noise))
+    assert found["unreadable"] == pytest.approx(1 - len(rows) / 80)
+    assert found["hit_rate"] == pytest.approx(signal.count(0) / len(signal))
+    assert found["false_alarm_rate"] == pytest.approx(noise.count(0) / len(noise))
+    assert found["d_prime"] == pytest.approx(hit - false_alarm)
+    assert found["criterion"] == pytest.approx(-(hit + false_alarm) / 2)
+    oracle = stats.binomtest(noise.count(0), len(noise)).proportion_ci(method="wilson")
+    expected = pytest.approx((oracle.low, oracle.high))
+    assert (found["false_alarm_rate_low"], found["false_alarm_rate_high"]) == expected
+
+
+def test_changes_are_against_unsteered_on_the_prompts_readable_in_both():
+    table = random_sweep()
+    found = row_of(signal_detection(table, resamples=50), layers="4")
+    pair = table[table["layers"] == "4"].merge(
+        table[table["vector"] == "none"], on="prompt_id", suffixes=("", "_0")
+    )
+    pair = pair[pair["choice"].notna() & pair["choice_0"].notna()]
+    d, c = {}, {}
+    for name in ("choice", "choice_0"):
+        rates = [z((side[name] == 0).sum(), len(side)) for _, side in pair.groupby("answer")]
+        d[name], c[name] = rates[0] - rates[1], -sum(rates) / 2
+    assert found["d_prime_change"] == pytest.approx(d["choice"] - d["choice_0"])
+    assert found["criterion_change"] == pytest.approx(c["choice"] - c["choice_0"])
+
+
+def test_bootstrap_intervals_are_those_of_prompts_drawn_one_by_one():
+    """The multinomial over joint outcomes against drawing rows; smoothing moves an end by less than 0.12."""
+    rng = np.random.default_rng(5)
+    answers = np.repeat([0, 1], 100)
+    before = np.where(rng.random(200) < 0.75, answers, 1 - answers)
+    after = np.where(rng.random(200) < 0.3, 0, before)
+    table = pd.concat([unsteered(list(before), answers), cell(list(after), answers)])
+    found = row_of(signal_detection(table), vector="honesty")
+    drawn = []
+    for _ in range(2000):
+        rates = []
+        for kind in (0, 1):
+            rows = rng.choice(np.flatnonzero(answers == kind), 100)
+            rates.append([z((choice[rows] == 0).sum(), 100) for choice in (after, before)])
+        (h1, h0), (f1, f0) = rates
+        drawn.append([h1 - f1, -(h1 + f1) / 2, h1 - f1 - (h0 - f0), (h0 + f0 - h1 - f1) / 2])
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    for place, name in enumerate(("d_prime", "criterion", "d_prime_change", "criterion_change")):
+        assert found[f"{name}_low"] == pytest.approx(low[place], abs=0.12)
+        assert found[f"{name}_high"] == pytest.approx(high[place], abs=0.12)
+
+
+def test_saying_the_signal_more_often_is_a_negative_criterion_and_no_better_d_prime():
+    """The study's finding: both kinds of prompts move toward "true"."""
+    answers = [0] * 50 + [1] * 50
+    before = [0] * 35 + [1] * 15 + [0] * 15 + [1] * 35
+    after = [0] * 45 + [1] * 5 + [0] * 27 + [1] * 23
+    found = row_of(
+        signal_detection(pd.concat([unsteered(before, answers), cell(after, answers)])), vector="honesty"
+    )
+    assert found["criterion"] < -0.3
+    assert found["criterion_change_high"] < 0
+    assert found["d_prime_change_low"] < 0 < found["d_prime_change_high"]
+
+
+def test_sixty_right_of_sixty_is_not_certain():
+    answers = [0] * 60 + [1] * 60
+    found = signal_detection(pd.concat([unsteered(answers, answers), cell(answers, answers)]))
+    steered = row_of(found, vector="honesty")
+    assert steered["d_prime_high"] - steered["d_prime_low"] > 0.3
+    assert steered["d_prime_change"] == 0
+    assert steered["d_prime_change_low"] < 0 < steered["d_prime_change_high"]
+    itself = row_of(found, vector="none")
+    assert itself[["d_prime_change", "d_prime_change_low", "criterion_change_high"]].to_list() == [0, 0, 0]
+
+
+def test_one_kind_alone_or_no_unsteered_cell_gives_nan():
+    table = random_sweep()
+    by_answer = signal_detection(table, by="answer", resamples=20)
+    assert by_answer["d_prime"].isna().all()
+    alone = signal_detection(table[table["vector"] != "none"], resamples=20)
+    assert alone["d_prime"].notna().all()
+    assert alone[["d_prime_change", "criterion_change_low"]].isna().all(axis=None)
+
+
+def test_a_row_does_not_depend_on_the_other_cells():
+    table = random_sweep()
+    some = table[(table["layers"] == "4") | (table["vector"] == "none")]
+    whole, part = (row_of(signal_detection(rows, resamples=100), layers="4") for rows in (table, some))
+    pd.testing.assert_series_equal(whole, part, check_names=False)
+    other = row_of(signal_detection(some, resamples=100, seed=1), layers="4")
+    assert other["d_prime_low"] != whole["d_prime_low"]
+
+
+def test_signal_detection_keeps_projections_and_splits_by_factors():
+    result = signal_detection(random_sweep(), by=("topic", "layers"), resamples=20)
+    assert list(result.columns[:8]) == [*CELL, "dose", "topic"]
+    assert list(result.columns[8:11]) == ["n_signal", "n_noise", "unreadable"]
+    assert len(result) == 14
+    assert len(result[result["multiplier"].isna()]) == 2
+
+
+def test_signal_detection_needs_answers():
+    table = random_sweep(8)
+    with pytest.raises(ValueError, match="no row has an answer"):
+        signal_detection(table.assign(answer=pd.NA))
+    with pytest.raises(ValueError, match="must be 0"):
+        signal_detection(table.assign(answer=2))
+
+
+# choosing
+
+
+def test_the_choice_is_made_on_one_half_and_reported_on_the_other():
+    """Layer 3 shines on the first half alone, layer 4 is good on both."""
+    answers = [0, 1] * 20
+    wrong = [1 - answer for answer in answers]
+    lucky = answers[:20] + wrong[20:]
+    good = answers[:16] + wrong[16:20] + answers[20:]
+    table = pd.concat([unsteered(wrong, answers), cell(lucky, answers), cell(good, answers, layers="4")])
+    result = choose(table, on="one", report="two", resamples=200)
+    assert list(result["layers"]) == ["3", "3"]
+    assert list(result["split"]) == ["one", "two"]
+    assert list(result["value"]) == [1, 0]
+    assert list(result["unsteered"]) == [0, 0]
+    assert list(result["change"]) == [1, 0]
+    assert list(result["n"]) == [20, 20]
+    assert choose(table, on="two", report="one", resamples=200)["layers"].to_list() == ["4", "4"]
+
+
+def test_choose_gives_the_numbers_of_the_other_tables():
+    table = random_sweep()
+    for split in ("one", "two"):
+        rows = table[table["split"] == split]
+        accuracy = choose(table, on="one", report="two")
+        found = row_of(accuracy, split=split, operation="add")
+        cell_row = row_of(effectiveness(rows), layers=found["layers"], multiplier=found["multiplier"],
+                          operation="add", control=False)  # fmt: skip
+        expected = cell_row[["accuracy", "accuracy_low", "accuracy_high"]].to_list()
+        assert found[["value", "low", "high"]].to_list() == expected
+        assert found["change"] == found["value"] - row_of(effectiveness(rows), vector="none")["accuracy"]
+        assert found["change_low"] < found["change"] < found["change_high"]
+        found = row_of(
+            choose(table, on="one", report="two", score="d_prime"), split=split, operation="project_out"
+        )
+        cell_row = row_of(signal_detection(rows), operation="project_out")
+        names = ["d_prime", "d_prime_low", "d_prime_high", "d_prime_change", "d_prime_change_low"]
+        assert found[["value", "low", "high", "change", "change_low"]].to_list() == cell_row[names].to_list()
+
+
+def test_every_vector_and_operation_gets_its_best_cell_and_controls_none():
+    result = choose(random_sweep(), on="one", report="two", resamples=50)
+    assert list(zip(result["vector"], result["operation"], result["split"], strict=True)) == [
+        ("honesty", "add", "one"),
+        ("honesty", "add", "two"),
+        ("honesty", "project_out", "one"),
+        ("honesty", "project_out", "two"),
+    ]
+    expected = "vector operation layers hook multiplier dose split n score value low high unsteered change"
+    assert list(result.columns) == [*expected.split(), "change_low", "change_high"]
+
+
+def test_a_shift_counts_in_the_direction_of_the_multiplier():
+    answers = [0, 1] * 10
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=20)
+    down = cell(answers, answers, multiplier=-2.0, logits=before - 3 + rng.normal(size=20) / 10)
+    up = cell(answers, answers, multiplier=2.0, logits=before + 1)
+    table = pd.concat([unsteered(answers, answers, logits=before), down, up])
+    result = choose(table, on="one", report="two", score="shift")
+    assert list(result["multiplier"]) == [-2, -2]
+    reported = result.iloc[1]
+    oracle = stats.ttest_rel(before[10:], down["logit_difference"][10:]).confidence_interval(0.95)
+    assert (reported["low"], reported["high"]) == pytest.approx((oracle.low, oracle.high))
+    assert reported["value"] == reported["change"] == pytest.approx(3, abs=0.2)
+    assert reported["unsteered"] == 0
+
+
+def test_a_function_scores_rows_and_is_bootstrapped_in_pairs():
+    table = random_sweep()
+
+    def mean_logit(rows):
+        return rows["logit_difference"].mean()
+
+    result = choose(table, on="one", report="two", score=mean_logit, resamples=200)
+    found = row_of(result, operation="add", split="two")
+    rows = table[(table["split"] == "two") & (table["operation"] == "add") & ~table["control"]]
+    chosen = rows[(rows["layers"] == found["layers"]) & (rows["multiplier"] == found["multiplier"])]
+    before = table[(table["vector"] == "none") & (table["split"] == "two")]["logit_difference"].to_numpy()
+    steered = chosen["logit_difference"].to_numpy()
+    assert found["score"] == "mean_logit"
+    assert (found["value"], found["unsteered"]) == pytest.approx((steered.mean(), before.mean()))
+    oracle = stats.ttest_rel(steered, before).confidence_interval(0.95)
+    assert (found["change_low"], found["change_high"]) == pytest.approx((oracle.low, oracle.high), abs=0.12)
+    oracle = stats.ttest_1samp(steered, 0).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((oracle.low, oracle.high), abs=0.12)
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_of_equal_scores_the_smaller_dose_wins_then_the_earlier_layer(turn):
+    answers = [0, 1] * 4
+    cells = [
+        cell(answers, answers, layers="2", multiplier=-3.0, dose=0.3),
+        cell(answers, answers, layers="10+11", multiplier=1.0, dose=0.1),
+        cell(answers, answers, layers="9", multiplier=1.0, dose=0.1),
+    ]
+    table = pd.concat([unsteered(answers, answers), *cells[turn:], *cells[:turn]])
+    assert set(choose(table, on="one", report="two", resamples=10)["layers"]) == {"9"}
+
+
+def test_choose_refuses_splits_that_would_flatter():
+    table = random_sweep(8)
+    with pytest.raises(ValueError, match="both 'one'"):
+        choose(table, on="one", report="one")
+    with pytest.raises(ValueError, match=r"no split 'three'; the table has \['one', 'two'\]"):
+        choose(table, on="one", report="three")
+    leaking = table.copy()
+    leaking.loc[leaking["prompt_id"] == 5, "prompt_id"] = 2
+    with pytest.raises(ValueError, match=r"prompt_ids \[2\] are in both"):
+        choose(leaking, on="one", report="two")
+
+
+def test_choose_refuses_tables_that_do_not_compare_like_with_like():
+    table = random_sweep(8)
+    with pytest.raises(ValueError, match="give the whole sweep"):
+        choose(table.drop(index=table.index[table["layers"] == "4"][0]), on="one", report="two")
+    with pytest.raises(ValueError, match="give the whole sweep"):
+        choose(table[table["vector"] != "none"], on="one", report="two")
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        choose(table[table["control"] | (table["vector"] == "none")], on="one", report="two")
+    with pytest.raises(ValueError, match="is unknown: use 'accuracy', 'd_prime', 'shift'"):
+        choose(table, on="one", report="two", score="precision")
+    with pytest.raises(ValueError, match="no cell of 'honesty' has a score"):
+        choose(table.assign(logit_difference=NAN), on="one", report="two", score="shift")

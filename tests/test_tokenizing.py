@@ -1,0 +1,131 @@
+"""`tokenize`: the tokenizer's own ids, one BOS where the model has one, and messages for what cannot be."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tl_steer.models import chat_format, token_strings, tokenize, tokenize_all
+
+BOS = 1
+
+
+@pytest.fixture
+def with_bos(make_tokenizer):
+    """A model, as far as tokenizing goes, whose tokenizer puts a BOS in front."""
+    return SimpleNamespace(tokenizer=make_tokenizer(bos=True), cfg=SimpleNamespace(n_ctx=8, d_vocab=20))
+
+
+@pytest.fixture
+def without_bos(make_tokenizer):
+    return SimpleNamespace(tokenizer=make_tokenizer(bos=False), cfg=SimpleNamespace(n_ctx=8, d_vocab=20))
+
+
+def test_a_string_gets_the_ids_that_huggingface_gives(with_bos, without_bos):
+    for model in (with_bos, without_bos):
+        assert tokenize(model, "the cat is blue") == model.tokenizer("the cat is blue")["input_ids"]
+
+
+def test_a_model_with_a_bos_gets_exactly_one(with_bos):
+    assert tokenize(with_bos, "the cat").count(BOS) == 1
+    assert tokenize(with_bos, "the cat")[0] == BOS
+
+
+def test_no_second_bos_in_front_of_text_that_begins_with_one(with_bos):
+    assert tokenize(with_bos, "<s> the cat") == tokenize(with_bos, "the cat")
+
+
+def test_a_model_without_a_bos_gets_none(without_bos):
+    assert BOS not in tokenize(without_bos, "the cat")
+
+
+@pytest.mark.parametrize("text", ["the cat", "<s> the cat"])
+def test_bos_can_be_asked_for_and_refused(with_bos, without_bos, text):
+    for model in (with_bos, without_bos):
+        cat = [model.tokenizer.convert_tokens_to_ids(word) for word in ("the", "cat")]
+        assert tokenize(model, text, bos=True) == [BOS, *cat]
+        assert tokenize(model, text, bos=False) == cat
+
+
+def test_bos_from_a_tokenizer_that_has_none_is_refused(without_bos):
+    without_bos.tokenizer.bos_token = None
+    with pytest.raises(ValueError, match="bos=True, but this tokenizer has no BOS"):
+        tokenize(without_bos, "the cat", bos=True)
+
+
+@pytest.mark.parametrize("ids", [[5, 6, 2], (5, 6, 2)])
+def test_ids_pass_through_as_a_new_list(with_bos, ids):
+    found = tokenize(with_bos, ids)
+    assert found == [5, 6, 2]
+    assert found is not ids
+
+
+@pytest.mark.parametrize("prompt", ["", []])
+def test_an_empty_prompt_is_refused(without_bos, prompt):
+    with pytest.raises(ValueError, match=r"the prompt .* is empty: it has no tokens"):
+        tokenize(without_bos, prompt)
+
+
+def test_a_prompt_longer_than_the_context_says_both_lengths(with_bos):
+    assert len(tokenize(with_bos, "cat " * 7)) == 8
+    with pytest.raises(
+        ValueError, match=r"a prompt of 9 tokens does not fit the context of 8 tokens: 'cat cat"
+    ):
+        tokenize(with_bos, "cat " * 8)
+    with pytest.raises(ValueError, match=r"a prompt of 9 tokens.*ids \[3, 3"):
+        tokenize(with_bos, [3] * 9)
+
+
+@pytest.mark.parametrize("token", [-1, 20])
+def test_an_id_outside_the_vocabulary_says_the_range(with_bos, token):
+    with pytest.raises(ValueError, match=r"must lie in 0 to 19; got .*"):
+        tokenize(with_bos, [3, token])
+
+
+def test_text_for_a_model_without_a_tokenizer_is_refused(with_bos):
+    with_bos.tokenizer = None
+    assert tokenize(with_bos, [3, 4]) == [3, 4]
+    assert token_strings(with_bos, [3, 4]) == ["3", "4"]
+    with pytest.raises(ValueError, match="has no tokenizer: give token ids"):
+        tokenize(with_bos, "cat")
+
+
+def test_many_prompts_are_tokenized_one_by_one(with_bos):
+    prompts = ["the cat", [3, 4], "<s> dog"]
+    assert tokenize_all(with_bos, prompts) == [tokenize(with_bos, prompt) for prompt in prompts]
+
+
+def test_a_single_prompt_is_a_list_of_one(with_bos):
+    assert tokenize_all(with_bos, "the cat") == [tokenize(with_bos, "the cat")]
+    assert tokenize_all(with_bos, [3, 4]) == [[3, 4]]
+
+
+def test_no_prompts_are_refused(with_bos):
+    with pytest.raises(ValueError, match="no prompts given"):
+        tokenize_all(with_bos, [])
+
+
+@pytest.mark.model
+def test_plain_text_gets_no_bos_on_the_embedded_model(embedded, embedded_hf):
+    tokenizer = embedded_hf[1]
+    assert tokenizer.bos_token == "<|im_start|>"
+    ids = tokenize(embedded, "Hello there")
+    assert ids == tokenizer("Hello there")["input_ids"]
+    assert tokenizer.bos_token_id not in ids
+
+
+@pytest.mark.model
+def test_a_chat_prompt_is_not_given_a_second_bos_on_the_embedded_model(embedded, embedded_hf):
+    tokenizer = embedded_hf[1]
+    text = chat_format(embedded).render("Hello there")
+    theirs = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello there"}], add_generation_prompt=True, return_dict=False
+    )
+    ids = tokenize(embedded, text)
+    assert ids == theirs
+    assert ids[0] == tokenizer.bos_token_id != ids[1]
+
+
+@pytest.mark.model
+def test_token_strings_give_each_token_with_its_space(embedded):
+    ids = tokenize(embedded, "The sea, of course")
+    assert token_strings(embedded, ids) == ["The", " sea", ",", " of", " course"]

@@ -1,0 +1,68 @@
+"""How far activations lie along steering vectors."""
+
+import numpy as np
+import pandas as pd
+
+from ..activations import PairedActivations
+from ..directions import SteeringVectors
+from .labels import a_row_an_activation, side_labels
+
+
+def projections(
+    pairs_activations: PairedActivations, vectors: SteeringVectors, *, centred: bool = False
+) -> pd.DataFrame:
+    """Projection and cosine of every activation on the vector of its layer.
+
+    Args:
+        pairs_activations: both sides, one position each.
+        vectors: for some of the same layers, at the same hook. Their length does not matter.
+        centred: subtract each layer's mean activation, over both sides, first.
+
+    Returns:
+        A row a shared layer, pair and side: layer, pair, side ("positive", "negative"), prompt, the factors
+        (those that differ between the sides as one column), projection (x · d, d the unit direction, in the
+        stream's units) and cosine.
+
+    Raises:
+        ModelMismatchError: the vectors belong to another model.
+        ValueError: no layer in common, another hook, one vector a position, or a vector of length zero.
+
+    As it is (not centred), a row speaks of one activation alone, whatever else is in the table, and its
+    projection is the number that `SetProjection` takes. What all activations share moves both sides alike, so
+    that they can be compared within a layer. It dominates the cosines, though, and moves from layer to layer:
+    to compare layers, or to read cosines, pass centred=True.
+
+    Projections of the pairs that the vectors were made from are flattering: `separation` holds pairs out.
+    """
+    shared = _shared_layers(pairs_activations, vectors)
+    both = np.concatenate([side.double().numpy() for side in pairs_activations.sides()])
+    directions = vectors.normalized()
+    labels = side_labels(pairs_activations)
+    tables = []
+    for layer in shared:
+        rows = both[:, pairs_activations.layers.index(layer)]
+        rows = rows - rows.mean(0) if centred else rows
+        direction = directions[layer].values.double().numpy()
+        along = rows @ (direction / np.linalg.norm(direction))
+        norms = np.linalg.norm(rows, axis=-1)
+        cosine = np.divide(along, norms, out=np.full(len(along), np.nan), where=norms > 0)
+        values = pd.DataFrame({"projection": along, "cosine": cosine})
+        tables.append(a_row_an_activation(labels, layer, values))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _shared_layers(pairs: PairedActivations, vectors: SteeringVectors) -> list[int]:
+    vectors.identity.require(pairs.identity, what="these vectors")
+    if vectors.hook != pairs.hook:
+        raise ValueError(
+            f"the vectors are at {vectors.hook}, the activations at {pairs.hook}: "
+            "capture there, or place the vectors with .at(…, hook=…)."
+        )
+    if vectors.values.ndim != 2:
+        raise ValueError("these vectors have one direction a position: projections need one a layer.")
+    shared = [layer for layer in pairs.layers if layer in vectors.layers]
+    if not shared:
+        raise ValueError(
+            f"no layer in common: vectors at {list(vectors.layers)}, activations at {list(pairs.layers)}."
+        )
+    return shared

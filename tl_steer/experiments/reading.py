@@ -1,0 +1,158 @@
+"""From a TOML file to an `Experiment`, with errors that name the file, the table and the key."""
+
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from .experiment import Experiment
+
+NOT_IN_FILES = ("source", "folder")
+
+
+def read_experiment(path: str | Path) -> Experiment:
+    """Read and check an experiment file.
+
+    Args:
+        path: a TOML file, or the name of one that the package brings ("demo", "honesty").
+
+    Raises:
+        FileNotFoundError: neither a file nor a name.
+        ValueError: not TOML, or a key that is unknown, missing, of the wrong type or with a value that is not
+            allowed; the message names file, table and key, and a near match where there is one.
+    """
+    file, folder = _found(path)
+    try:
+        source = file.read_bytes().decode("utf-8")
+        values = tomllib.loads(source)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{file.name} is not a TOML file in UTF-8: {error}") from error
+    try:
+        return _built(Experiment, values, "", source=source, folder=folder)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
+
+
+def own_experiments() -> list[str]:
+    """Names of the experiments that the package brings."""
+    files = resources.files(__package__).iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def _found(path: str | Path) -> tuple[Any, Path]:
+    """The file, and the folder in which its data is looked for."""
+    if str(path) in own_experiments():
+        return resources.files(__package__) / f"{path}.toml", Path.cwd()
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path} is neither a file nor one of the package's experiments ({', '.join(own_experiments())})."
+        )
+    return file, file.resolve().parent
+
+
+def _built(kind: type, values: Mapping[str, Any], table: str, **given: Any) -> Any:
+    """A dataclass from a TOML table; its own checks speak of keys, the table's name is put in front."""
+    known = {each.name: each for each in fields(kind) if each.name not in NOT_IN_FILES}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{f'[{table}]' if table else 'the file'} {_unknown(key, list(known))}")
+    for name, each in known.items():
+        if name not in values and each.default is MISSING and each.default_factory is MISSING:
+            raise ValueError(f"{_at(table)}the key {name!r} is missing.")
+    converted = {key: _converted(value, known[key], table) for key, value in values.items()}
+    try:
+        return kind(**converted, **given)
+    except ValueError as error:
+        raise ValueError(f"{_at(table)}{error}") from error
+
+
+def _converted(value: Any, of: Field, table: str) -> Any:
+    """A value as its field wants it: a table becomes its dataclass, an array a tuple."""
+    kinds = [kind for kind in _options(of.type) if is_dataclass(kind)]
+    if kinds:
+        if not isinstance(value, dict):
+            raise ValueError(f"{of.name!r} must be a table, [{of.name}], not {value!r}.")
+        return _built(_selected(kinds, value, of.name), value, of.name)
+    for option in _options(of.type):
+        if _fits(value, option):
+            return _frozen(value, option)
+    raise ValueError(
+        f"{_at(table)}{of.name} = {value!r} is not allowed; use {_described(of.type)}.{_near(value, of.type)}"
+    )
+
+
+def _selected(kinds: Sequence[type], value: Mapping[str, Any], table: str) -> type:
+    """Which dataclass a table is: told by its key "kind" or "method" where there are several."""
+    if len(kinds) == 1:
+        return kinds[0]
+    key = fields(kinds[0])[0].name
+    names = {get_args(fields(kind)[0].type)[0]: kind for kind in kinds}
+    if key not in value:
+        raise ValueError(f"{_at(table)}the key {key!r} is missing; use {_listed(names)}.")
+    if not isinstance(value[key], str) or value[key] not in names:
+        near = _near(value[key], Literal[tuple(names)])
+        raise ValueError(f"{_at(table)}{key} = {value[key]!r} is not allowed; use {_listed(names)}.{near}")
+    return names[value[key]]
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if get_origin(hint) is tuple:
+        options = _options(get_args(hint)[0])
+        return isinstance(value, list) and all(
+            any(_fits(each, option) for option in options) for each in value
+        )
+    if isinstance(value, bool) or hint is bool:  # a bool is an int in Python, not in TOML
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _frozen(value: Any, hint: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_frozen(each, _options(get_args(hint)[0])[0]) for each in value)
+    return float(value) if hint is float else value
+
+
+def _described(hint: Any) -> str:
+    """What a type allows, in words."""
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    parts = []
+    for option in _options(hint):
+        if get_origin(option) is Literal:
+            parts.append(_listed(get_args(option)))
+        elif get_origin(option) is tuple:
+            parts.append(f"a list of: {_described(get_args(option)[0])}")
+        elif option in words:
+            parts.append(words[option])
+    return ", or ".join(parts)
+
+
+def _unknown(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"has no key {key!r}; " + (
+        f"did you mean {near[0]!r}?" if near else f"it may have {', '.join(known)}."
+    )
+
+
+def _near(value: Any, hint: Any) -> str:
+    words = [word for option in _options(hint) if get_origin(option) is Literal for word in get_args(option)]
+    near = difflib.get_close_matches(value, words, n=1) if isinstance(value, str) else []
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _listed(words: Any) -> str:
+    return " or ".join(repr(word) for word in words)
+
+
+def _at(table: str) -> str:
+    return f"[{table}] " if table else ""

@@ -1,0 +1,148 @@
+"""Tables of the report as text cells: numbers with intervals, and what each column means."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from .experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; the first `labels` columns are words, the others numbers, which are set to the right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    labels: int
+    marked: Sequence[bool]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class TextLayer:
+    """Sample generations at one layer: a row a prompt, with the texts minus, none and plus."""
+
+    layer: str
+    heads: Sequence[str]
+    rows: Sequence[tuple[str, str, str, str]]
+
+
+def audit_table(audit: pd.DataFrame) -> Table:
+    """Factors and levels with counts on either side."""
+    marked = [str(value) == "True" for value in audit["differs"]]
+    rows = [
+        [
+            row["factor"],
+            row["level"],
+            _plain(row["positive"]),
+            _plain(row["negative"]),
+            signed(row["difference"]),
+        ]
+        for row in audit.to_dict("records")
+    ]
+    note = "Counts of prompts, means for lengths; difference in pooled standard deviations."
+    return Table(["factor", "level", "positive side", "negative side", "difference"], rows, 2, marked, note)
+
+
+def detection_table(detection: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
+    """Unsteered beside steered: accuracy, d′ and criterion with their changes.
+
+    Args:
+        detection: from `signal_detection`.
+        accuracy: from `effectiveness` of the same rows, for the accuracies.
+    """
+    keys = ["vector", "layers", "operation", "multiplier"]
+    both = detection.merge(accuracy[[*keys, "accuracy", "accuracy_low", "accuracy_high"]], on=keys)
+    both = both.sort_values(["control", "multiplier", "vector"], kind="stable")
+    rows = [
+        [
+            row["vector"] if row["vector"] != "none" else "unsteered",
+            row["layers"],
+            signed(row["multiplier"]) if row["vector"] != "none" else "",
+            interval(row, "accuracy"),
+            interval(row, "d_prime"),
+            interval(row, "criterion", sign=True),
+            interval(row, "d_prime_change", sign=True) if row["vector"] != "none" else "",
+            interval(row, "criterion_change", sign=True) if row["vector"] != "none" else "",
+        ]
+        for row in both.to_dict("records")
+    ]
+    columns = [
+        "vector",
+        "layer",
+        "multiplier",
+        "accuracy",
+        "d′",
+        "criterion c",
+        "change of d′",
+        "change of c",
+    ]
+    first = both.iloc[0] if len(both) else {"n_signal": 0, "n_noise": 0}
+    note = (
+        f"{first['n_signal']} questions whose answer is the signal, {first['n_noise']} whose answer is not; 95 % intervals. "
+        "A negative criterion says the signal more often."
+    )
+    return Table(columns, rows, 1, [row["vector"] == "none" for row in both.to_dict("records")], note)
+
+
+def choice_table(choices: pd.DataFrame) -> Table:
+    """What was chosen on one split, and what it does on the other."""
+    rows = [
+        [
+            row["score"],
+            f"{row['split']} (n = {row['n']})",
+            row["layers"],
+            signed(row["multiplier"]),
+            unsigned(row["dose"]),
+            f"{unsigned(row['value'])} [{unsigned(row['low'])}, {unsigned(row['high'])}]",
+            unsigned(row["unsteered"]),
+            interval(row, "change", sign=True),
+        ]
+        for row in choices.to_dict("records")
+    ]
+    columns = ["chosen by", "split", "layer", "multiplier", "dose", "value", "unsteered", "change"]
+    note = "The shift is the mean change of the logit difference in the multiplier's direction."
+    return Table(columns, rows, 2, [split == "report" for split in choices["split"]], note)
+
+
+def text_rows(experiment: Experiment, texts: pd.DataFrame) -> list[TextLayer]:
+    """Texts with the vector subtracted, left out and added, layer by layer."""
+    if experiment.text is None or texts.empty:
+        return []
+    by_cell = {key: rows.set_index("prompt_id") for key, rows in texts.groupby(["layers", "multiplier"])}
+    found = []
+    for layer in [name for name in texts["layers"].unique() if name]:
+        low, high = experiment.text.multipliers
+        cells = [by_cell[layer, low], by_cell["", 0.0], by_cell[layer, high]]
+        heads = [_head(cell) for cell in cells]
+        said = cells[0]["said"]
+        rows = [(said[place], *(str(cell["text"][place]) for cell in cells)) for place in said.index]
+        found.append(TextLayer(layer, heads, rows))
+    return found
+
+
+def interval(row: dict, name: str, *, sign: bool = False) -> str:
+    """A number with its interval: "0.95 [0.89, 0.98]"."""
+    shown = signed if sign else unsigned
+    return f"{shown(row[name])} [{shown(row[f'{name}_low'])}, {shown(row[f'{name}_high'])}]"
+
+
+def signed(number: float) -> str:
+    """Two decimals with a sign; a dash where there is no number."""
+    return "–" if pd.isna(number) else f"{number:+.2f}".replace("-", "−")
+
+
+def unsigned(number: float) -> str:
+    """Two decimals; a dash where there is no number."""
+    return "–" if pd.isna(number) else f"{number:.2f}".replace("-", "−")
+
+
+def _head(cell: pd.DataFrame) -> str:
+    first = cell.iloc[0]
+    return f"{signed(first['multiplier'])} (dose {first['dose']:.2f})" if first["layers"] else "unsteered"
+
+
+def _plain(number: float) -> str:
+    """Counts without decimals, means with one."""
+    return f"{number:.0f}" if float(number).is_integer() else f"{number:.1f}"

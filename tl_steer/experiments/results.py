@@ -1,0 +1,130 @@
+"""What a run folder holds, read back, with the tables that its report shows."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..activations import PairedActivations
+from ..analysis import pca, projections, separation
+from ..directions import SteeringVectors
+from ..evaluation.choosing import choose
+from ..evaluation.effectiveness import effectiveness
+from ..evaluation.signal_detection import signal_detection
+from .experiment import Experiment
+from .materials import estimator_of
+from .reading import read_experiment
+
+CHOOSE, REPORT, TEXT = "choose", "report", "text"  # the splits of a run's sweep
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """A run, as it lies on disk; its tables are computed from that when they are first asked for.
+
+    Attributes:
+        experiment: the file it was run from.
+        versions: versions.json.
+        audit: what differs between the sides of the pairs.
+        activations, vectors: as they were saved.
+        sweep: choice and text cells, or an empty table.
+    """
+
+    experiment: Experiment
+    versions: Mapping[str, Any]
+    audit: pd.DataFrame
+    activations: PairedActivations
+    vectors: SteeringVectors
+    sweep: pd.DataFrame
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Results":
+        """Read a run folder.
+
+        Raises:
+            FileNotFoundError: a file of a run is missing.
+        """
+        folder = Path(folder)
+        sweep = folder / "sweep.parquet"
+        return cls(
+            read_experiment(folder / "experiment.toml"),
+            json.loads((folder / "versions.json").read_text(encoding="utf-8")),
+            pd.read_csv(folder / "audit.csv", keep_default_na=False),
+            PairedActivations.load(folder / "activations.safetensors"),
+            SteeringVectors.load(folder / "vectors.safetensors"),
+            pd.read_parquet(sweep) if sweep.is_file() else pd.DataFrame({"split": []}),
+        )
+
+    @cached_property
+    def questions(self) -> pd.DataFrame:
+        """The sweep's rows with two-choice questions."""
+        return self.sweep[self.sweep["split"] != TEXT]
+
+    @cached_property
+    def texts(self) -> pd.DataFrame:
+        """The sweep's rows with open prompts."""
+        return self.sweep[self.sweep["split"] == TEXT]
+
+    @cached_property
+    def separation(self) -> pd.DataFrame:
+        """`analysis.separation` of the pairs with the experiment's estimator."""
+        asked = self.experiment.separation
+        return separation(
+            self.activations,
+            estimator=estimator_of(self.experiment),
+            folds=asked.folds,
+            shuffles=asked.shuffles,
+            seed=self.experiment.seed,
+        )
+
+    @cached_property
+    def choices(self) -> pd.DataFrame:
+        """`choose` by the experiment's score, and by accuracy where that is another one."""
+        scores = dict.fromkeys([self.experiment.sweep.score, "accuracy"])
+        return pd.concat(
+            [choose(self.questions, on=CHOOSE, report=REPORT, score=score) for score in scores],
+            ignore_index=True,
+        )
+
+    @cached_property
+    def chosen(self) -> pd.Series:
+        """The chosen cell, on the questions that had no part in the choice."""
+        return self.choices[self.choices["split"] == REPORT].iloc[0]
+
+    @cached_property
+    def shown_layer(self) -> int:
+        """The layer that figures show first: the chosen one, else the one that separates best."""
+        if self.experiment.questions is not None:
+            layer = int(self.chosen["layers"].split("+")[0])
+            if layer in self.activations.layers:
+                return layer
+        return int(self.separation.loc[self.separation["paired_accuracy"].idxmax(), "layer"])
+
+    def effects(self, *, split: str | None = None) -> pd.DataFrame:
+        """`effectiveness` by kind of question, of all questions or of one half."""
+        return effectiveness(self._half(split), by=self.experiment.questions.factor)
+
+    def accuracy(self, *, split: str | None = None) -> pd.DataFrame:
+        """`effectiveness` of all kinds of questions together."""
+        return effectiveness(self._half(split))
+
+    def detection(self, *, split: str | None = None) -> pd.DataFrame:
+        """`signal_detection`, of all questions or of one half."""
+        return signal_detection(self._half(split), seed=self.experiment.seed)
+
+    def components(self, layers: list[int]) -> pd.DataFrame:
+        """`analysis.pca` at some layers."""
+        available = min(3, 2 * len(self.activations) - 1)
+        return pca(self.activations, components=available, layers=layers)
+
+    def projected(self, layers: list[int]) -> pd.DataFrame:
+        """`analysis.projections` on the run's own vectors, at some layers."""
+        table = projections(self.activations, self.vectors, centred=True)
+        return table[table["layer"].isin(layers)]
+
+    def _half(self, split: str | None) -> pd.DataFrame:
+        return self.questions if split is None else self.questions[self.questions["split"] == split]

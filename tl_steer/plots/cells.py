@@ -1,0 +1,179 @@
+"""What the figures of a sweep share: cells told apart, placed along the layers, and given a look."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import pandas as pd
+
+from .labels import escape, interval, level, levels, number, signed
+from .template import DASHES, GREEN, multiplier_colours
+
+CELL = ("vector", "control", "operation", "layers", "hook", "multiplier")
+MOST_PANELS = 6
+NAMES = {
+    "signal_rate": "signal rate",
+    "logit_difference": "logit difference",
+    "d_prime": "d′",
+    "criterion": "c",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The cells of one vector and one value of a factor.
+
+    Attributes:
+        title: what tells this panel from the others, escaped; "" where there is one.
+        steered: cells of the vector.
+        controls: cells of control vectors.
+        unsteered: the cell without an operation; it may be missing.
+    """
+
+    title: str
+    steered: pd.DataFrame
+    controls: pd.DataFrame
+    unsteered: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cells that differ in their place only: one operation at one multiplier.
+
+    Attributes:
+        name: escaped, for the legend.
+        colour, dash: by multiplier and by operation.
+        rank: place in the legend: from the most positive multiplier down, then those without one.
+        rows: the cells.
+    """
+
+    name: str
+    colour: str
+    dash: str
+    rank: int
+    rows: pd.DataFrame
+
+
+def require_cells(table: pd.DataFrame, facet: str | None, *, figure: str) -> None:
+    """Refuse a table whose cells make no lines.
+
+    Raises:
+        ValueError: a cell has several rows, or no vector was steered with.
+    """
+    if not ((table["operation"] != "none") & ~table["control"].astype(bool)).any():
+        raise ValueError(f"plots.{figure}: the table has no steered cell, only unsteered or control ones.")
+    keys = [*CELL, *([facet] if facet else [])]
+    repeated = int(table.duplicated(keys, keep=False).sum())
+    if repeated:
+        # in the tables of `effectiveness` and `signal_detection`, factors stand between dose and the counts
+        after = list(table.columns)[list(table.columns).index("dose") + 1 :]
+        factors = [
+            name for name in takewhile(lambda name: name not in ("n", "n_signal"), after) if name != facet
+        ]
+        split = (
+            f", since the table is split by {factors}: select one value of each, or" if factors else ": is it"
+        )
+        remedy = " give facet=… where the figure has it" if factors else " several tables in one? Select one"
+        raise ValueError(f"plots.{figure}: {repeated} rows share their cell{split}{remedy}.")
+
+
+def panels_of(table: pd.DataFrame, facet: str | None, *, figure: str) -> list[Panel]:
+    """A panel for each vector (and hook, where there are several) and each value of `facet`.
+
+    Raises:
+        ValueError: a cell has several rows, no vector was steered with, or there are too many panels.
+    """
+    require_cells(table, facet, figure=figure)
+    is_unsteered, is_control = table["operation"] == "none", table["control"].astype(bool)
+    real = table[~is_unsteered & ~is_control]
+    sources = list(dict.fromkeys(zip(real["vector"], real["hook"], strict=True)))
+    names: list[str | None] = [*levels(table[facet])] if facet else [None]
+    if len(sources) * len(names) > MOST_PANELS:
+        raise ValueError(
+            f"plots.{figure}: {len(sources)} vectors × {len(names)} values of {facet!r} are too many panels, "
+            f"at most {MOST_PANELS} can be read: select some rows first."
+        )
+    mates = _controls_of(list(real["vector"].unique()), list(table.loc[is_control, "vector"].unique()))
+    found = []
+    for vector, hook in sources:
+        for name in names:
+            here = pd.Series(True, table.index) if name is None else table[facet].map(level) == name
+            mine = here & ~is_unsteered & (table["hook"] == hook)
+            found.append(
+                Panel(
+                    _title(vector, hook, sources, facet, name),
+                    table[mine & ~is_control & (table["vector"] == vector)],
+                    table[mine & is_control & table["vector"].isin(mates[vector])],
+                    table[here & is_unsteered],
+                )
+            )
+    return found
+
+
+def lines_of(panels: Sequence[Panel]) -> Iterator[tuple[int, Line]]:
+    """Each panel's lines, from the most negative multiplier to the most positive; panel numbers from 0."""
+    steered = pd.concat([panel.steered for panel in panels])
+    colours = multiplier_colours(steered["multiplier"])
+    operations = list(steered["operation"].unique())
+    scaled = list(steered.loc[steered["multiplier"].notna(), "operation"].unique())
+    downwards = sorted(colours, reverse=True)
+    for place, panel in enumerate(panels):
+        # dropna: an operation without a multiplier is a line as well
+        for (multiplier, operation), rows in panel.steered.groupby(["multiplier", "operation"], dropna=False):
+            name = _line_name(multiplier, operation, several=len(scaled) > 1)
+            dash = DASHES[operations.index(operation) % len(DASHES)]
+            rank = downwards.index(multiplier) if multiplier in colours else len(downwards)
+            yield place, Line(escape(name), colours.get(multiplier, GREEN), dash, rank, rows)
+
+
+def layer_places(table: pd.DataFrame) -> dict[str, float]:
+    """Where each `layers` stands on an axis: one layer at its number, sets of layers one by one after."""
+    names = [name for name in table["layers"].unique() if name]
+    singles = sorted((name for name in names if name.isdigit()), key=int)
+    sets = sorted((name for name in names if not name.isdigit()), key=_numbers)
+    last = int(singles[-1]) if singles else 0
+    # far enough apart that the names of sets can be read
+    gap = max(1.0, (last - int(singles[0])) / 8) if singles else 1.0
+    places = {name: float(name) for name in singles}
+    return {**places, **{name: last + gap * (rank + 1) for rank, name in enumerate(sets)}}
+
+
+def cell_hover(row: dict[str, Any], value: str) -> str:
+    """What a cell was, and its number with its interval."""
+    if row["operation"] == "none":
+        where = "<b>unsteered</b>"
+    else:
+        multiplier = "" if pd.isna(row["multiplier"]) else f" {signed(row['multiplier'])}"
+        where = f"<b>layer {escape(row['layers'])}, {escape(row['operation'])}{multiplier}</b>"
+    numbers = interval(*(row[f"{value}{end}"] for end in ("", "_low", "_high")))
+    dose = f"dose {number(row['dose'])}, n = {int(row['n'])}"
+    vector = ", ".join(escape(row[name]) for name in ("vector", "hook") if row[name] not in ("", "none"))
+    return "<br>".join(part for part in (where, vector, dose, f"{NAMES.get(value, value)} {numbers}") if part)
+
+
+def _controls_of(vectors: list[str], controls: list[str]) -> dict[str, list[str]]:
+    """The controls of each vector; a sweep of several calls them "random 1 (vector)"; others are for all."""
+    owned = {vector: [name for name in controls if name.endswith(f"({vector})")] for vector in vectors}
+    shared = [name for name in controls if not any(name in names for names in owned.values())]
+    return {vector: [*names, *shared] for vector, names in owned.items()}
+
+
+def _numbers(layers: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in layers.split("+"))
+
+
+def _line_name(multiplier: float, operation: str, *, several: bool) -> str:
+    if pd.isna(multiplier):
+        return operation.replace("project_out", "project out")
+    return f"{operation} {signed(multiplier)}" if several else signed(multiplier)
+
+
+def _title(
+    vector: str, hook: str, sources: list[tuple[str, str]], facet: str | None, name: str | None
+) -> str:
+    vectors, hooks = ({source[which] for source in sources} for which in (0, 1))
+    parts = [vector] if len(vectors) > 1 else []
+    parts += [hook] if len(hooks) > 1 else []
+    parts += [f"{facet}: {name}"] if facet else []
+    return escape(", ".join(parts))

@@ -1,0 +1,135 @@
+"""What steering does as its dose grows from negative to positive, a line a layer."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from .cells import Panel, cell_hover, panels_of
+from .effectiveness_curves import RANGES, VALUES, check_values, subtitle, whiskers
+from .labels import escape
+from .panel_grid import PanelGrid
+from .template import CONTROL, SEQUENTIAL, VERMILLION, sequential_colours, spaced, styled, translucent
+
+LEGEND_LINES = 10  # more lines than these are told apart by a colour bar, not by a legend
+
+
+def dose_response(table: pd.DataFrame, *, value: str = "shift", facet: str | None = None) -> go.Figure:
+    """A value against the dose with its sign, a line a layer, with 95% intervals.
+
+    Args:
+        table: what `evaluation.effectiveness` makes.
+        value: "shift" (change of the logit difference on the same prompts), "logit_difference", "accuracy" or
+            "signal_rate".
+        facet: a factor the table is split by; each of its values gets a panel, on common axes. Where a vector
+            moves a bias, all panels move the same way.
+
+    Raises:
+        ValueError: no rows, columns are missing, an unknown value, or rows that share a cell.
+
+    Operations without a multiplier (`project_out`) have no dose and are left out. Source of the dose: the
+    vector's length over the stream's typical norm, as reported by the sweep.
+    """
+    check_values(table, value, facet, figure="dose_response")
+    table = table[table["multiplier"].notna() & table["dose"].notna()]
+    if table.empty:
+        raise ValueError("plots.dose_response: no row has a dose; operations without a multiplier have none.")
+    panels = panels_of(table, facet, figure="dose_response")
+    x_title = "dose (‖multiplier · vector‖ / stream norm), signed"
+    grid = PanelGrid(panels, x_title=x_title, y_title=VALUES[value], y_range=RANGES.get(value))
+    lines = _lines(panels)
+    many = len(lines) > LEGEND_LINES
+    for place, panel in enumerate(panels):
+        for trace in _controls(panel, value):
+            grid.add(place, trace, "controls", rank=900)
+        for (layers, operation), look in lines.items():
+            chosen = (panel.steered["layers"] == layers) & (panel.steered["operation"] == operation)
+            trace = _line(_path(panel.steered[chosen], panel), value, look, thin=many)
+            grid.add(place, trace.update(showlegend=not (many and layers.isdigit())), look["name"])
+    if many:
+        grid.figure.add_trace(_colour_bar([int(layers) for layers, _ in lines if layers.isdigit()]))
+    else:
+        grid.figure.update_layout(legend_title_text="layer")
+    grid.figure.update_xaxes(zeroline=True)
+    title = f"{VALUES[value].split(' (')[0].capitalize()} by dose"
+    return styled(grid.figure, title, subtitle(table), height=grid.height)
+
+
+def _path(rows: pd.DataFrame, panel: Panel) -> pd.DataFrame:
+    """Cells of growing signed dose, the unsteered one among them."""
+    path = pd.concat([rows, panel.unsteered])
+    sign = (path["multiplier"] > 0).astype(float) - (path["multiplier"] < 0).astype(float)
+    return path.assign(signed_dose=path["dose"] * sign).sort_values("signed_dose")
+
+
+def _lines(panels: list[Panel]) -> dict[tuple[str, str], dict[str, str]]:
+    """The look of each (layers, operation): single layers from dark to light, sets of layers dotted."""
+    steered = pd.concat([panel.steered for panel in panels])
+    keys = list(steered.groupby(["layers", "operation"]).groups)
+    keys.sort(key=lambda key: (not key[0].isdigit(), [int(part) for part in key[0].split("+")], key[1]))
+    several = steered["operation"].nunique() > 1
+    shades = sequential_colours(int(layers) for layers, _ in keys if layers.isdigit())
+    return {
+        (layers, operation): {
+            "name": escape(f"{layers}, {operation}" if several else layers),
+            "colour": shades[int(layers)] if layers.isdigit() else VERMILLION,
+            "dash": "solid" if layers.isdigit() else "dot",
+        }
+        for layers, operation in keys
+    }
+
+
+def _line(path: pd.DataFrame, value: str, look: dict[str, str], *, thin: bool) -> go.Scatter:
+    return go.Scatter(
+        x=path["signed_dose"],
+        y=path[value],
+        error_y=whiskers(path, value, look["colour"]),
+        mode="lines+markers",
+        name=look["name"],
+        line={"color": look["colour"], "width": 1.2 if thin else 2, "dash": look["dash"]},
+        marker={"size": 4 if thin else 6},
+        hovertext=[cell_hover(row, value) for row in path.to_dict("records")],
+        hoverinfo="text",
+    )
+
+
+def _controls(panel: Panel, value: str) -> list[go.Scatter]:
+    found = []
+    for (vector, _, layers), rows in panel.controls.groupby(["vector", "operation", "layers"]):
+        path = _path(rows, panel)
+        name = escape(f"{vector}, layer {layers}")
+        found.append(
+            go.Scatter(
+                x=path["signed_dose"],
+                y=path[value],
+                mode="lines",
+                name="controls",
+                line={"color": translucent(CONTROL, 0.3), "width": 1},
+                hovertemplate=f"{name}<br>dose %{{x:.3g}}: %{{y:.3g}}<extra></extra>",
+            )
+        )
+    return found
+
+
+def _colour_bar(layers: list[int]) -> go.Scatter:
+    """A trace without points that carries the colour bar."""
+    return go.Scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        showlegend=False,
+        hoverinfo="skip",
+        marker={
+            "color": [min(layers)],
+            "cmin": min(layers),
+            "cmax": max(layers),
+            "colorscale": spaced(SEQUENTIAL),
+            "colorbar": {
+                "title": {"text": "layer"},
+                "thickness": 14,
+                "outlinewidth": 0,
+                "x": 1.02,
+                "y": 0,
+                "yanchor": "bottom",
+                "len": 0.78,
+            },
+        },
+    )

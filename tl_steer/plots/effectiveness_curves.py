@@ -1,0 +1,169 @@
+"""What steering does at each layer, a line a multiplier, beside the unsteered model and random directions."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from .cells import CELL, Line, Panel, cell_hover, layer_places, lines_of, panels_of
+from .labels import counted, interval, require_columns
+from .marks import band, layer_step
+from .panel_grid import PanelGrid
+from .template import BLUE, CONTROL, INK, VERMILLION, styled, translucent
+
+VALUES = {
+    "accuracy": "accuracy (share of prompts)",
+    "signal_rate": "answers that say the signal (share)",
+    "logit_difference": "logit difference, signal − other (nats)",
+    "shift": "shift of the logit difference (nats)",
+}
+RANGES = {"accuracy": (-0.02, 1.02), "signal_rate": (-0.02, 1.02)}
+MAKER = "evaluation.effectiveness(sweep_table, by=…)"
+
+
+def effectiveness(table: pd.DataFrame, *, value: str = "accuracy", facet: str | None = None) -> go.Figure:
+    """A value by steered layer, a line a multiplier, with 95% intervals.
+
+    Args:
+        table: what `evaluation.effectiveness` makes.
+        value: "accuracy", "signal_rate", "logit_difference" or "shift" (its change on the same prompts).
+        facet: a factor the table is split by; each of its values gets a panel, on common axes.
+
+    Raises:
+        ValueError: no rows, columns are missing, an unknown value, or rows that share a cell.
+
+    The grey bands go from the lowest to the highest control cell of a layer: over all control vectors and all
+    multipliers of one sign, so a line of a small multiplier is compared with the largest one's spread.
+    """
+    check_values(table, value, facet, figure="effectiveness")
+    panels = panels_of(table, facet, figure="effectiveness")
+    places = layer_places(table)
+    grid = PanelGrid(panels, x_title="steered layer", y_title=VALUES[value], y_range=RANGES.get(value))
+    for place, panel in enumerate(panels):
+        for sign, name in ((-1, "negative"), (1, "positive"), (0, "without")):
+            for trace in _control_bands(panel, sign, value, places):
+                grid.add(place, trace, f"controls {name}", rank=900)
+        for trace in _unsteered(panel, value, places):
+            grid.add(place, trace, "unsteered", rank=800)
+    for place, line in lines_of(panels):
+        grid.add(place, _line(line, value, places), line.name, rank=line.rank + 1)
+    grid.figure.update_xaxes(**_layer_axis(places, grid.columns))
+    grid.figure.update_layout(legend_title_text="multiplier")
+    title = f"{VALUES[value].split(' (')[0].capitalize()} by steered layer"
+    return styled(grid.figure, title, subtitle(table), height=grid.height)
+
+
+def check_values(table: pd.DataFrame, value: str, facet: str | None, *, figure: str) -> None:
+    """Refuse a value that is not in the table, or a table that `effectiveness` did not make.
+
+    Raises:
+        ValueError: which it was.
+    """
+    if value not in VALUES:
+        raise ValueError(f"value={value!r} is unknown: use one of {', '.join(VALUES)}.")
+    numbers = [f"{value}{end}" for end in ("", "_low", "_high")]
+    require_columns(
+        table, [*CELL, "dose", "n", *numbers, *([facet] if facet else [])], figure=figure, maker=MAKER
+    )
+    if table[value].isna().all():
+        raise ValueError(
+            f"plots.{figure}: {value} is NaN in every row; it needs questions with answers or choices."
+        )
+
+
+def subtitle(table: pd.DataFrame) -> str:
+    """How many prompts and control vectors, and what the whiskers are."""
+    vectors = table.loc[table["control"].astype(bool), "vector"].nunique()
+    controls = f"; grey: {counted([vectors], 'control direction')}" if vectors else ""
+    return f"{counted(table['n'], 'prompt')} a point; whiskers: 95% intervals{controls}"
+
+
+def _line(line: Line, value: str, places: dict[str, float]) -> go.Scatter:
+    rows = line.rows.assign(place=line.rows["layers"].map(places)).sort_values("place")
+    # A gap before each set of layers: nothing lies between layer 31 and "17+31".
+    pieces = [
+        pd.DataFrame([{"place": None}, row] if not row["layers"].isdigit() else [row])
+        for row in rows.to_dict("records")
+    ]
+    spread = pd.concat(pieces, ignore_index=True)
+    return go.Scatter(
+        x=spread["place"],
+        y=spread[value],
+        error_y=whiskers(spread, value, line.colour),
+        mode="lines+markers",
+        name=line.name,
+        line={"color": line.colour, "width": 2, "dash": line.dash},
+        marker={"size": 6},
+        hovertext=[
+            cell_hover(row, value) if row["layers"] == row["layers"] else ""
+            for row in spread.to_dict("records")
+        ],
+        hoverinfo="text",
+    )
+
+
+def whiskers(rows: pd.DataFrame, value: str, colour: str) -> dict[str, object]:
+    """Interval bars that stay behind their line."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        # a NaN in here, even at a gap, makes plotly give up finding the axis's range
+        "array": (rows[f"{value}_high"] - rows[value]).fillna(0),
+        "arrayminus": (rows[value] - rows[f"{value}_low"]).fillna(0),
+        "thickness": 1.2,
+        "width": 0,
+        "color": translucent(colour, 0.55),
+    }
+
+
+def _unsteered(panel: Panel, value: str, places: dict[str, float]) -> list[go.Scatter]:
+    if panel.unsteered.empty:
+        return []
+    row = panel.unsteered.iloc[0]
+    ends = [min(places.values()) - 0.4, max(places.values()) + 0.4]
+    low, high = ([row[f"{value}{end}"]] * 2 for end in ("_low", "_high"))
+    line = go.Scatter(
+        x=ends,
+        y=[row[value]] * 2,
+        mode="lines",
+        name="unsteered",
+        line={"color": INK, "width": 1.5, "dash": "dash"},
+        hovertext=f"unsteered: {interval(row[value], low[0], high[0])}, n = {row['n']}",
+        hoverinfo="text",
+    )
+    return [band(ends, low, high, translucent(INK, 0.07), showlegend=False), line]
+
+
+def _control_bands(panel: Panel, sign: int, value: str, places: dict[str, float]) -> list[go.Scatter]:
+    """From the lowest to the highest control cell at each layer, for multipliers of one sign (0: none)."""
+    multipliers = panel.controls["multiplier"]
+    chosen = panel.controls[multipliers.isna() if sign == 0 else multipliers * sign > 0]
+    if chosen.empty:
+        return []
+    reach = chosen.groupby("layers")[value].agg(["min", "max"]).rename(index=places).sort_index()
+    alone = [place for name, place in places.items() if not name.isdigit() and place in reach.index]
+    singles = reach.drop(alone)
+    tint = {-1: BLUE, 1: VERMILLION, 0: INK}[sign]
+    name = {-1: "controls, negative", 1: "controls, positive", 0: "controls, project out"}[sign]
+    spans = [(list(singles.index), singles)] if len(singles) else []
+    width = 0.3
+    spans += [([place - width, place + width], reach.loc[[place, place]]) for place in alone]
+    traces = []
+    for x, ends in spans:
+        trace = band(x, ends["min"], ends["max"], translucent(CONTROL, 0.25), name=name)
+        traces.append(trace.update(line={"width": 1, "color": translucent(tint, 0.45)}))
+    return traces
+
+
+def _layer_axis(places: dict[str, float], columns: int) -> dict[str, object]:
+    singles = [int(name) for name in places if name.isdigit()]
+    few = len(singles) <= 24 // columns
+    step = 1 if few else layer_step(singles, most=24 // columns)
+    shown = {name: place for name, place in places.items() if not name.isdigit() or int(name) % step == 0}
+    low, high = min(places.values()), max(places.values())
+    margin = max(0.6, (0.02 if len(singles) == len(places) else 0.05) * (high - low))
+    return {
+        "tickvals": list(shown.values()),
+        "ticktext": list(shown),
+        "tickangle": 0,
+        "range": [low - margin, high + margin],
+        "zeroline": False,
+    }

@@ -1,0 +1,111 @@
+"""Words on figures: texts that must not become markup, numbers, factor values, missing columns."""
+
+import html
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+WRAP = 72
+LONGEST = 600  # characters of a prompt in a hover; a longer one keeps its two ends
+
+
+def escape(text: object) -> str:
+    """Text as it stands, though plotly reads tags, entities, `%{…}` and (with MathJax) `$…$`."""
+    return html.escape(str(text), quote=False).replace("$", "&#36;").replace("%{", "%&#123;")
+
+
+def wrapped(text: object) -> str:
+    """A text for a hover: escaped, broken into lines; of a long one the middle is left out."""
+    text = str(text)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} […] {text[-LONGEST // 2 :]}"
+    lines = [line for part in text.splitlines() for line in textwrap.wrap(part, WRAP) or [""]]
+    return "<br>".join(escape(line) for line in lines)
+
+
+def number(value: float | int, digits: int = 3) -> str:
+    """A number to some significant digits, "–" where there is none."""
+    return "–" if pd.isna(value) else f"{value:.{digits}g}".replace("-", "−")
+
+
+def signed(value: float | int) -> str:
+    """A multiplier with its sign, "+8" or "−0.5"."""
+    return f"{value:+g}".replace("-", "−")
+
+
+def interval(value: float | int, low: float | int, high: float | int) -> str:
+    """A number with its interval, "0.87 [0.77, 0.93]"."""
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def counted(numbers: Iterable[int], noun: str) -> str:
+    """How many, "60 prompts", or "58 to 60 prompts" where they differ."""
+    numbers = [int(count) for count in numbers]
+    low, high = min(numbers), max(numbers)
+    return f"{low if low == high else f'{low} to {high}'} {noun if high == 1 else noun + 's'}"
+
+
+def levels(values: pd.Series) -> list[str]:
+    """The different values of a factor as text: positive and true first, else in order."""
+    return list(dict.fromkeys(level(value) for value in sorted(values.unique().tolist(), key=_order)))
+
+
+def level(value: object) -> str:
+    """One value of a factor as text."""
+    return "missing" if pd.isna(value) else str(value)
+
+
+def require_columns(table: pd.DataFrame, columns: Sequence[str], *, figure: str, maker: str) -> None:
+    """Refuse a table that the figure cannot be drawn from.
+
+    Args:
+        figure: the plot's name, for the message.
+        maker: the function that makes such a table.
+
+    Raises:
+        ValueError: no rows, or columns are missing.
+    """
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise ValueError(
+            f"plots.{figure} needs the columns {missing}, but the table has {list(table.columns)}: "
+            f"give it the table that {maker} makes."
+        )
+    if table.empty:
+        raise ValueError(
+            f"plots.{figure} was given a table without rows: give it the table that {maker} makes."
+        )
+
+
+def start_of(available: Sequence[str], layer: int | str | None) -> int:
+    """Where a slider over layers begins: at `layer`, else in the middle.
+
+    Raises:
+        ValueError: no such layer.
+    """
+    if layer is None:
+        return len(available) // 2
+    if str(layer) not in available:
+        raise ValueError(f"no layer {layer} in the table; it has {', '.join(available)}.")
+    return list(available).index(str(layer))
+
+
+def require_same_rows(table: pd.DataFrame, *, figure: str) -> None:
+    """Refuse a table whose layers differ in rows: a slider would put one prompt's text at another's point.
+
+    Raises:
+        ValueError: a layer lacks a pair's side, or has it twice.
+    """
+    rows = table.groupby(["pair", "side"])["layer"].agg(["size", "nunique"])
+    if not (rows == table["layer"].nunique()).all(axis=None):
+        raise ValueError(
+            f"plots.{figure}: every layer needs each pair and side once; select whole layers, of one table."
+        )
+
+
+def _order(value: object) -> tuple[bool, bool, float, str]:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    leads = str(value).lower() in ("positive", "true")
+    return (pd.isna(value), not leads, float(value) if is_number else math.inf, str(value))
