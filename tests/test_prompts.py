@@ -322,7 +322,8 @@ def test_questions_that_cannot_be_asked_are_refused(arguments, message):
 def test_sentiment_questions_have_the_positive_answer_as_the_signal():
     reviews = pd.DataFrame({"review": ["Lovely.", "Dreadful."], "label": [1, 0]})
     questions = sentiment_questions(reviews)
-    assert questions.prompts == ["Review: Lovely.\nSentiment:", "Review: Dreadful.\nSentiment:"]
+    for prompt, review in zip(questions.prompts, reviews["review"], strict=True):
+        assert re.fullmatch(rf'Review: "?{review}"?\nSentiment:', prompt)
     assert questions.choices == [(" positive", " negative")] * 2
     right = [pair[answer].strip() for pair, answer in zip(questions.choices, questions.answers, strict=True)]
     assert right == list(questions.factors["kind"]) == ["positive", "negative"]

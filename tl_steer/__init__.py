@@ -1,6 +1,6 @@
 """Find directions in a language model's residual stream, look at them, and steer with them.
 
-    contrast pairs -> capture_pairs -> mean_difference (…) -> steer, generate, sweep -> tables -> plots
+contrast pairs -> capture_pairs -> mean_difference (…) -> steer, generate, sweep -> tables -> plots
 """
 
 from . import plots

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -100,8 +100,8 @@ class PairedActivations:
     def __post_init__(self) -> None:
         if not len(self.positive) == len(self.negative) == len(self.factors):
             raise ValueError(
-                f"{len(self.positive)} positive, {len(self.negative)} negative prompts and {len(self.factors)} "
-                "rows of factors: pairs need as many of each."
+                f"{len(self.positive)} positive, {len(self.negative)} negative prompts and "
+                f"{len(self.factors)} rows of factors: pairs need as many of each."
             )
         for name in ("layers", "hook"):
             if getattr(self.positive, name) != getattr(self.negative, name):
@@ -142,19 +142,34 @@ class PairedActivations:
 
     def swapped(self, flips: Sequence[bool]) -> "PairedActivations":
         """The same with the sides of some pairs exchanged: a null in which the labels mean nothing."""
-        flip = torch.tensor(list(flips), dtype=torch.bool)
+        flips = [bool(each) for each in flips]
+        if len(flips) != len(self):
+            raise ValueError(f"{len(flips)} flips for {len(self)} pairs: give one for each.")
+        flip = torch.tensor(flips)
 
         def mixed(mine: Activations, other: Activations) -> Activations:
             choose = {
                 name: torch.where(
-                    flip.view(-1, *[1] * (getattr(mine, name).ndim - 1)), getattr(other, name), getattr(mine, name)
+                    flip.view(-1, *[1] * (getattr(mine, name).ndim - 1)),
+                    getattr(other, name),
+                    getattr(mine, name),
                 )
                 for name in ("values", "token_index", "tokens", "prompt_lengths")
             }
-            prompts = tuple(b if f else a for a, b, f in zip(mine.prompts, other.prompts, flip, strict=True))
-            return replace(mine, prompts=prompts, **choose)
+            texts = {
+                name: tuple(
+                    theirs if flipped else own
+                    for own, theirs, flipped in zip(
+                        getattr(mine, name), getattr(other, name), flips, strict=False
+                    )
+                )
+                for name in ("prompts", "completions")  # the latter may be ()
+            }
+            return replace(mine, **texts, **choose)
 
-        return PairedActivations(mixed(self.positive, self.negative), mixed(self.negative, self.positive), self.factors)
+        return PairedActivations(
+            mixed(self.positive, self.negative), mixed(self.negative, self.positive), self.factors
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a `.safetensors` file, with everything else as JSON in its metadata."""
@@ -168,9 +183,14 @@ class PairedActivations:
             "positions": self.positive.positions.label,
             "positive": self.positive.prompts,
             "negative": self.negative.prompts,
+            "completions": {"positive": self.positive.completions, "negative": self.negative.completions},
             "factors": self.factors.to_dict(orient="list"),
         }
-        metadata = {"format": FORMAT, "identity": self.identity.to_json(), "description": json.dumps(described, default=str)}
+        metadata = {
+            "format": FORMAT,
+            "identity": self.identity.to_json(),
+            "description": json.dumps(described, default=str),
+        }
         save_file(tensors, path, metadata=metadata)
 
     @classmethod
@@ -180,12 +200,17 @@ class PairedActivations:
         Raises:
             ValueError: another kind of file.
         """
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path} does not hold paired activations ({FORMAT!r}).")
-            described = json.loads(metadata["description"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a method, not a dict)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"{path} does not hold paired activations ({FORMAT!r}).")
+                described = json.loads(metadata["description"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is not a safetensors file; pickles are never loaded ({error})."
+            ) from error
         shared = {
             "layers": tuple(described["layers"]),
             "hook": described["hook"],
@@ -197,6 +222,7 @@ class PairedActivations:
         def side(name: str) -> Activations:
             fields = ("values", "token_index", "tokens", "prompt_lengths")
             own = {field: tensors[f"{name}.{field}"] for field in fields}
-            return Activations(**own, **shared, prompts=tuple(described[name]))
+            completions = tuple(described["completions"][name])
+            return Activations(**own, **shared, prompts=tuple(described[name]), completions=completions)
 
         return cls(side("positive"), side("negative"), pd.DataFrame(described["factors"]))

@@ -60,16 +60,22 @@ def capture(
         _require_some(model, ids, positions, generating=max_new_tokens > 1)  # the last one is never fed back
     recorder = _Recorder(layers, positions, len(ids))
     new: list[list[int]] = [[] for _ in ids]
-    last = max([*layers, *(edit.layer for operation in operations for edit in operation.edits(model.cfg.n_layers))])
+    last = max(
+        [*layers, *(edit.layer for operation in operations for edit in operation.edits(model.cfg.n_layers))]
+    )
     waiting = list(batches(ids, device=model.cfg.device, extra=max_new_tokens))
     for batch in tqdm(waiting, desc="capturing", disable=not progress):
         with (
             torch.no_grad(),
-            steer(model, *operations, prompts=[ids[row] for row in batch.rows], allow_empty=allow_empty) as clock,
+            steer(
+                model, *operations, prompts=[ids[row] for row in batch.rows], allow_empty=allow_empty
+            ) as clock,
             recorder.reading(model, hook, clock, batch.rows),
         ):
             if max_new_tokens:
-                for row, tokens in zip(batch.rows, decode(model, batch, Decoding(max_new_tokens)), strict=True):
+                for row, tokens in zip(
+                    batch.rows, decode(model, batch, Decoding(max_new_tokens)), strict=True
+                ):
                     new[row] = tokens
             else:
                 residual(model, batch, stop_at_layer=last + 1)
@@ -162,7 +168,9 @@ class _Recorder:
         shape = (len(sequences), int(counts.max()))
         token_index, tokens = torch.full(shape, -1), torch.full(shape, -1)
         token_index[rows, slots] = index
-        tokens[rows, slots] = torch.tensor([sequences[row][place] for row, place in zip(rows, index, strict=True)]).long()
+        tokens[rows, slots] = torch.tensor(
+            [sequences[row][place] for row, place in zip(rows, index, strict=True)]
+        ).long()
         width = next(iter(self.values.values()))[0].shape[-1]
         values = torch.full((len(sequences), len(self.layers), shape[1], width), torch.nan)
         for place, layer in enumerate(self.layers):
@@ -175,7 +183,9 @@ class _Recorder:
         return {"values": values, "token_index": token_index, "tokens": tokens, "stream_norm": stream_norm}
 
 
-def _require_some(model: Any, ids: Sequence[Sequence[int]], positions: Positions, *, generating: bool) -> None:
+def _require_some(
+    model: Any, ids: Sequence[Sequence[int]], positions: Positions, *, generating: bool
+) -> None:
     for row, prompt in enumerate(ids):
         tokens = PromptTokens(len(prompt), tuple(prompt), model.tokenizer)
         positions.require_some(tokens, f"prompt {row}", generating=generating)
@@ -184,7 +194,10 @@ def _require_some(model: Any, ids: Sequence[Sequence[int]], positions: Positions
 def _as_text(model: Any, prompts: Prompt | Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[str]:
     given = [prompts] if isinstance(prompts, str) else list(prompts)
     decode = str if model.tokenizer is None else model.tokenizer.decode
-    return [prompt if isinstance(prompt, str) else decode(list(row)) for prompt, row in zip(given, ids, strict=True)]
+    return [
+        prompt if isinstance(prompt, str) else decode(list(row))
+        for prompt, row in zip(given, ids, strict=True)
+    ]
 
 
 def _typical_norms(stream: Float[Tensor, "batch pos d_hook"], clock: Clock) -> Float[Tensor, " batch"]:

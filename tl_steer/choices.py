@@ -90,7 +90,9 @@ def plan_choices(model: Any, prompts: Sequence[Prompt], choices: Sequence[tuple[
 
 
 @torch.no_grad()
-def score_choices(model: Any, plan: ChoicePlan, *operations: Operation, allow_empty: bool = False) -> pd.DataFrame:
+def score_choices(
+    model: Any, plan: ChoicePlan, *operations: Operation, allow_empty: bool = False
+) -> pd.DataFrame:
     """`choice_logits` without the prompts' column, of questions already planned."""
     scores = np.zeros((len(plan.prompts), 2))
     for batch in batches([read.ids for read in plan.reads], device=model.cfg.device):
@@ -128,7 +130,9 @@ def _reads(question: int, pair: tuple[str, str], first: list[int], second: list[
     shared = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
     if shared is None:
         how = "tokenize alike" if first == second else "begin alike, and one ends where the other goes on"
-        raise ValueError(f"question {question}: the choices {pair[0]!r} and {pair[1]!r} {how}; nothing tells them apart.")
+        raise ValueError(
+            f"question {question}: the choices {pair[0]!r} and {pair[1]!r} {how}; nothing tells them apart."
+        )
     if len(first) == len(second) == shared + 1:
         return [Read(question, tuple(first[:-1]), ((first[-1], second[-1]),), (0, 1))]
     return [

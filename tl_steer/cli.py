@@ -22,14 +22,12 @@ Running it makes a folder with the vectors, every measured answer, and a report 
 In a notebook: import tl_steer as ts
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-models_app = typer.Typer(help="Which models there are; `models get NAME` fetches one.", rich_markup_mode=None)
-app.add_typer(models_app, name="models")
 Out = Annotated[Path | None, typer.Option(help="Folder to make; it may not hold anything yet.")]
 
 
 @app.command()
 def run(
-    file: Annotated[str, typer.Argument(help="A TOML file, or one of the package's: demo, honesty.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A TOML file, or demo, or honesty.")],
     out: Out = None,
 ) -> None:
     """Run an experiment file, and write its folder and report."""
@@ -47,27 +45,21 @@ def demo(out: Out = None) -> None:
     _run("demo", out)
 
 
-@models_app.callback(invoke_without_command=True)
-def models(context: typer.Context) -> None:
-    """List the models there are names for, and whether each is here."""
-    if context.invoked_subcommand is not None:
-        return
-    from .models import MODELS, embedded_folder
-    from .models.embedded import EMBEDDED
+@app.command()
+def models(
+    action: Annotated[str | None, typer.Argument(metavar="[get]", help="Fetch a model.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one.")] = None,
+) -> None:
+    """List the models there are names for and whether each is here; `models get NAME` fetches one."""
+    if action is None:
+        _list_models()
+    elif action == "get" and name is not None:
+        from .models import get_model
 
-    width = max(map(len, MODELS))
-    for name, told in MODELS.items():
-        here = embedded_folder() is not None if name == EMBEDDED else _in_hub_cache(name)
-        typer.echo(f"{name:<{width}}  {'here' if here else 'not here':<8}  {told}")
-    typer.echo("\nAny name that TransformerLens knows, and a local Hugging Face folder, can be used too.")
-
-
-@models_app.command()
-def get(name: Annotated[str, typer.Argument(help="A name from `tl-steer models`.")]) -> None:
-    """Fetch a model, so that it can be used without a network."""
-    from .models import get_model
-
-    typer.echo(f"{name} is at {get_model(name)}")
+        typer.echo(f"{name} is at {get_model(name)}")
+    else:
+        given = " ".join(part for part in (action, name) if part)
+        raise ValueError(f"models {given} is unknown: use `tl-steer models` or `tl-steer models get NAME`.")
 
 
 def main() -> None:
@@ -92,6 +84,16 @@ def _run(file: str, out: Path | None) -> None:
     typer.echo(f"{experiment.title} …")
     made = run(experiment, folder)
     typer.echo(f"The report is at {(made / 'report.html').resolve()}")
+
+
+def _list_models() -> None:
+    from .models import EMBEDDED, MODELS, embedded_folder
+
+    width = max(map(len, MODELS))
+    for name, told in MODELS.items():
+        here = embedded_folder() is not None if name == EMBEDDED else _in_hub_cache(name)
+        typer.echo(f"{name:<{width}}  {'here' if here else 'not here':<8}  {told}")
+    typer.echo("\nAny name that TransformerLens knows, and a local Hugging Face folder, can be used too.")
 
 
 def _in_hub_cache(name: str) -> bool:

@@ -112,7 +112,10 @@ def decode(model: Any, batch: Batch, decoding: Decoding) -> list[list[int]]:
     A row that has ended is masked from then on, so that nothing after its end is steered or captured.
     """
     stops = stop_tokens(model)
-    draws = [_generator(decoding.seed, row[kept].tolist()) for row, kept in zip(batch.tokens, batch.mask, strict=True)]
+    draws = [
+        _generator(decoding.seed, row[kept].tolist())
+        for row, kept in zip(batch.tokens, batch.mask, strict=True)
+    ]
     cache = None
     if decoding.use_cache:
         cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(batch.rows))
@@ -155,7 +158,7 @@ def _next_tokens(
     if decoding.temperature == 0:
         return logits.argmax(-1).cpu()
     probabilities = (logits.double() / decoding.temperature).softmax(-1).cpu()
-    ordered, order = probabilities.sort(-1, descending=True, stable=True)
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     nucleus = torch.where(before < decoding.top_p, ordered, 0).cumsum(-1)
     # One uniform number a row and step, looked up in the row's own cumulative distribution.

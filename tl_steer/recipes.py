@@ -45,15 +45,23 @@ def activation_addition(
         hook: by default each block's input.
 
     Raises:
-        ValueError: both prompts are empty.
+        ValueError: both prompts are empty, or of unequal length and the tokenizer has no space.
 
     Source: Turner et al. 2023 (arXiv 2308.10248), section 3.
     """
-    sides = [tokenize(model, text) if text else [] for text in (positive, negative)]
-    length = max(map(len, sides))
-    if not length:
+    if not (positive or negative):
         raise ValueError("positive and negative are both empty: there is nothing to add.")
+    # An empty side is spaces behind the BOS, if the other side has one: its position must not differ.
+    sides = [
+        tokenize(model, text) if text else model.tokenizer("")["input_ids"] for text in (positive, negative)
+    ]
+    length = max(map(len, sides))
     space = model.tokenizer(" ", add_special_tokens=False)["input_ids"][:1]
+    if not space and min(map(len, sides)) < length:
+        raise ValueError(
+            f"{positive!r} and {negative!r} have {len(sides[0])} and {len(sides[1])} tokens, and this tokenizer "
+            "has no token for a space to pad with: give prompts of as many tokens."
+        )
     padded = [ids + space * (length - len(ids)) for ids in sides]
     both = capture(model, padded, positions=all_tokens(), layers=layers, hook=hook)
     difference = both.values[0].double() - both.values[1].double()

@@ -57,14 +57,19 @@ def principal_component(
     if of == "pooled":
         rows = torch.cat([positive, negative])
         rows = rows - rows.mean(0)
+        available = len(rows) - 1
     elif of == "differences":
         rows = positive - negative
+        available = len(pairs)
     elif of == "pair_centred":
         middle = (positive + negative) / 2
         rows = torch.cat([positive - middle, negative - middle])
+        available = len(pairs)
     else:
         raise ValueError(f"of={of!r} is unknown: use 'pooled', 'differences' or 'pair_centred'.")
-    available = min(rows.shape[0], rows.shape[-1])
+    available = min(
+        available, rows.shape[-1]
+    )  # what centring and mirroring leave: any further axis is arbitrary
     if not 1 <= component <= available:
         raise ValueError(f"component {component} does not exist: {len(pairs)} pairs give 1 to {available}.")
     axes = torch.linalg.svd(rows.transpose(0, 1), full_matrices=False).Vh[:, component - 1]
@@ -112,8 +117,10 @@ def random_direction(pairs: PairedActivations, *, seed: int) -> SteeringVectors:
 
 
 def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
-    """Random directions with the length, layers and hook of given vectors: the control for steering with them."""
-    drawn = torch.randn(vectors.values.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """Random directions with the length, layers and hook of given vectors: the control for those."""
+    drawn = torch.randn(
+        vectors.values.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     values = _unit(drawn).float() * vectors.values.norm(dim=-1, keepdim=True)
     return SteeringVectors(
         values,
@@ -137,7 +144,7 @@ def _classifier_direction(
 
 
 def _oriented(pairs: PairedActivations, axes: Float[Tensor, "layer d_hook"], method: str) -> SteeringVectors:
-    """Unit axes on which the positive side projects higher; where neither does, the largest entry is positive."""
+    """Unit axes on which the positive side projects higher; a tie makes the largest entry positive."""
     positive, negative = (side.double() for side in pairs.sides())
     axes = _unit(axes.double())
     gap = ((positive - negative).mean(0) * axes).sum(-1)

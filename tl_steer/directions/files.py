@@ -14,9 +14,18 @@ FORMAT = "tl_steer vectors 1"
 
 def save(vectors: SteeringVectors, path: str | Path) -> None:
     """Write values and norms as tensors, everything else as JSON in the metadata."""
-    described = {"layers": vectors.layers, "hook": vectors.hook, "method": vectors.method, "info": dict(vectors.info)}
+    described = {
+        "layers": vectors.layers,
+        "hook": vectors.hook,
+        "method": vectors.method,
+        "info": dict(vectors.info),
+    }
     tensors = {"values": vectors.values.contiguous(), "stream_norm": vectors.stream_norm.contiguous()}
-    metadata = {"format": FORMAT, "identity": vectors.identity.to_json(), "description": json.dumps(described)}
+    metadata = {
+        "format": FORMAT,
+        "identity": vectors.identity.to_json(),
+        "description": json.dumps(described),
+    }
     save_file(tensors, path, metadata=metadata)
 
 
@@ -42,4 +51,6 @@ def load(path: str | Path) -> SteeringVectors:
                 described["info"],
             )
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file; pickled vectors are never loaded ({error}).") from error
+        raise ValueError(
+            f"{path} is not a safetensors file; pickled vectors are never loaded ({error})."
+        ) from error

@@ -45,7 +45,9 @@ class _Algebra:
         """
         norm = torch.as_tensor(self.stream_norm)
         if bool(norm.isnan().any()):
-            raise ValueError("the stream's norm is not known at these layers: give .at(…, stream_norm=…) one.")
+            raise ValueError(
+                "the stream's norm is not known at these layers: give .at(…, stream_norm=…) one."
+            )
         return self._scaled(dose * norm / self._nonzero_norms())
 
     def cosine_similarity(self: VectorT, other: VectorT) -> Tensor:
@@ -67,16 +69,16 @@ class _Algebra:
         self._require_alike(other)
         return self._with(self.values - other.values, f"({self.method} - {other.method})")
 
-    def __mul__(self: VectorT, factor: float) -> VectorT:
+    def __mul__(self: VectorT, factor: float | int) -> VectorT:
         return self._with(self.values * _number(factor), self.method)
 
     __rmul__ = __mul__
 
-    def __truediv__(self: VectorT, divisor: float) -> VectorT:
+    def __truediv__(self: VectorT, divisor: float | int) -> VectorT:
         return self * (1 / _number(divisor))
 
     def __neg__(self: VectorT) -> VectorT:
-        return self * -1
+        return self * -1.0
 
     def _with(self: VectorT, values: Tensor, method: str) -> VectorT:
         return replace(self, values=values, method=method)
@@ -102,12 +104,16 @@ class _Algebra:
         for name in ("hook", *self._axes):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                raise ValueError(f"vectors with different {name} do not mix: {mine} and {theirs}. Use .at(…) to move one.")
+                raise ValueError(
+                    f"vectors with different {name} do not mix: {mine} and {theirs}. Use .at(…) to move one."
+                )
         if self.values.shape != other.values.shape:
-            raise ValueError(f"vectors of shapes {tuple(self.values.shape)} and {tuple(other.values.shape)} do not mix.")
+            raise ValueError(
+                f"vectors of shapes {tuple(self.values.shape)} and {tuple(other.values.shape)} do not mix."
+            )
 
 
-def _number(value: float) -> float:
+def _number(value: float | int) -> float:
     if isinstance(value, Tensor | bool) or not isinstance(value, int | float):
         raise TypeError(f"vectors are scaled by a number, not by {type(value).__name__}.")
     return float(value)
@@ -145,9 +151,13 @@ class SteeringVector(_Algebra):
         return (self.layer,)
 
     def at(
-        self, *, layers: int | Sequence[int], hook: str | None = None, stream_norm: Sequence[float] | None = None
+        self,
+        *,
+        layers: int | Sequence[int],
+        hook: str | None = None,
+        stream_norm: Sequence[float] | None = None,
     ) -> "SteeringVectors":
-        """The same vector placed elsewhere, for one read at layer 15 and written at 20, or removed everywhere.
+        """The same vector placed elsewhere, to read at layer 15 and write at 20, or to remove everywhere.
 
         Args:
             layers: 0-based block indices.
@@ -204,7 +214,7 @@ class SteeringVectors(_Algebra):
         return (self[layer] for layer in self.layers)
 
     def __getitem__(self, layer: int) -> SteeringVector:
-        """The vector of one layer (a layer, not a place in the list); negatives count from the model's end."""
+        """The vector of a layer (not of a place in the list); negatives count from the model's end."""
         row = self._row(layer)
         return SteeringVector(
             self.values[row].clone(),
@@ -218,7 +228,7 @@ class SteeringVectors(_Algebra):
 
     def weighted(self, weights: Mapping[int, float]) -> "SteeringVectors":
         """Only the layers named, each vector times its weight (`{17: 1.0, 31: -0.5}`)."""
-        rows = [self._row(layer) for layer in weights]
+        rows = [self._row(layer) for layer in resolve_layers(tuple(weights), self.identity.n_layers)]
         factors = torch.tensor([_number(weight) for weight in weights.values()])
         layers = tuple(self.layers[row] for row in rows)
         chosen = replace(self, values=self.values[rows], layers=layers, stream_norm=self.stream_norm[rows])

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..directions import SteeringVector, SteeringVectors, random_like
 from ..interventions import Add, Operation, ProjectOut
 from ..models import resolve_layers
@@ -69,6 +71,8 @@ def sweep_cells(
     """
     if not vectors:
         raise ValueError("no vectors given; pass SteeringVectors, or a mapping of names to them.")
+    if UNSTEERED.vector in vectors:
+        raise ValueError(f"{UNSTEERED.vector!r} is the name of the unsteered cell: give the vector another.")
     studied = [(name, each, False) for name, each in vectors.items()]
     studied += [(name, each, True) for name, each in _control_vectors(vectors, controls, seed).items()]
     cells = [UNSTEERED]
@@ -91,7 +95,7 @@ def _control_vectors(
     several = len(vectors) > 1
     return {
         f"random {number + 1}" + (f" ({name})" if several else ""): random_like(
-            each, seed=1000 * seed + 10 * place + number
+            each, seed=int(np.random.SeedSequence((seed, place, number)).generate_state(1)[0])
         )
         for place, (name, each) in enumerate(vectors.items())
         for number in range(controls)

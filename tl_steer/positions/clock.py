@@ -153,14 +153,17 @@ class Clock:
             self._previous = ids
         self._guess = ""
         if grew:
-            self._guess = "this pass begins with all of the previous one's input, as generation without a cache does"
+            self._guess = (
+                "this pass begins with all of the previous one's input, as generation without a cache does"
+            )
         elif len(lengths) > 1 and not has_mask:
             self._guess = "the batch has several rows and no attention mask"
         if not grew:
             self._least = lengths
         tokens = [None] * len(lengths) if ids is None else [tuple(row) for row in ids]
         self._prompts = [
-            PromptTokens(length, row, self.model.tokenizer) for length, row in zip(lengths, tokens, strict=True)
+            PromptTokens(length, row, self.model.tokenizer)
+            for length, row in zip(lengths, tokens, strict=True)
         ]
 
     def _unpadded_ids(self) -> list[list[int]] | None:
@@ -179,5 +182,6 @@ def _told_prompts(
 
 def _continues(ids: list[list[int]], previous: list[list[int]]) -> bool:
     return len(ids) == len(previous) and all(
-        len(now) > len(before) and now[: len(before)] == before for now, before in zip(ids, previous, strict=True)
+        len(now) > len(before) and now[: len(before)] == before
+        for now, before in zip(ids, previous, strict=True)
     )

@@ -104,7 +104,7 @@ class Positions:
             shown: how the message names the prompt.
             generating: whether new tokens will be fed back.
         """
-        if not (generating and self.generated or bool(self.select(prompt).any())):
+        if not ((generating and self.generated) or bool(self.select(prompt).any())):
             raise EmptySelectionError(
                 f"{self} selects no token of {shown} ({prompt}). "
                 "Look with preview(model, prompt), or pass allow_empty=True where that is meant."
@@ -123,7 +123,9 @@ class Positions:
         return _combine(self, other, "&", torch.logical_and, self.generated and other.generated)
 
     def __invert__(self) -> "Positions":
-        return Positions(f"~{self.label}", not self.generated, self.needs_end, lambda prompt: ~self._mask(prompt))
+        return Positions(
+            f"~{self.label}", not self.generated, self.needs_end, lambda prompt: ~self._mask(prompt)
+        )
 
     def __repr__(self) -> str:
         return self.label
@@ -148,7 +150,9 @@ def all_tokens() -> Positions:
 
 def prompt_tokens() -> Positions:
     """Every token of the prompt, none that is generated."""
-    return Positions("prompt_tokens()", False, True, lambda prompt: torch.ones(prompt.length, dtype=torch.bool))
+    return Positions(
+        "prompt_tokens()", False, True, lambda prompt: torch.ones(prompt.length, dtype=torch.bool)
+    )
 
 
 def generated_tokens() -> Positions:
@@ -157,12 +161,16 @@ def generated_tokens() -> Positions:
     The first new token is predicted at the *last prompt token*, which this does not select:
     `current_token()` does.
     """
-    return Positions("generated_tokens()", True, True, lambda prompt: torch.zeros(prompt.length, dtype=torch.bool))
+    return Positions(
+        "generated_tokens()", True, True, lambda prompt: torch.zeros(prompt.length, dtype=torch.bool)
+    )
 
 
 def last_token() -> Positions:
     """The prompt's last token."""
-    return Positions("last_token()", False, True, lambda prompt: _where(prompt, slice(prompt.length - 1, None)))
+    return Positions(
+        "last_token()", False, True, lambda prompt: _where(prompt, slice(prompt.length - 1, None))
+    )
 
 
 def current_token() -> Positions:
@@ -181,7 +189,9 @@ def token(i: int) -> Positions:
 def span(start: int | None, stop: int | None) -> Positions:
     """Tokens of the prompt like `ids[start:stop]`."""
     needs_end = (start or 0) < 0 or stop is None or stop < 0
-    return Positions(f"span({start}, {stop})", False, needs_end, lambda prompt: _where(prompt, slice(start, stop)))
+    return Positions(
+        f"span({start}, {stop})", False, needs_end, lambda prompt: _where(prompt, slice(start, stop))
+    )
 
 
 def tokens_matching(text: str) -> Positions:
@@ -203,7 +213,9 @@ def _where(prompt: PromptTokens, index: slice) -> Bool[Tensor, "pos"]:
 def _matching(prompt: PromptTokens, text: str) -> Bool[Tensor, "pos"]:
     found = [match.span() for match in re.finditer(f"(?={re.escape(_not_empty(text))})", prompt.text)]
     found = [(start, start + len(text)) for start, _ in found]
-    return torch.tensor([any(a < stop and start < b for start, stop in found) for a, b in prompt.spans], dtype=torch.bool)
+    return torch.tensor(
+        [any(a < stop and start < b for start, stop in found) for a, b in prompt.spans], dtype=torch.bool
+    )
 
 
 def _after(prompt: PromptTokens, text: str) -> Bool[Tensor, "pos"]:
@@ -221,7 +233,8 @@ def _not_empty(text: str) -> str:
 _WORDS: dict[str, Callable[..., Positions]] = {
     function.__name__: function
     for function in (
-        all_tokens, prompt_tokens, generated_tokens, last_token, current_token, token, span, tokens_matching, after,
+        all_tokens, prompt_tokens, generated_tokens, last_token, current_token,
+        token, span, tokens_matching, after,
     )
 }  # fmt: skip
 

@@ -27,7 +27,10 @@ class TokenPreview:
     selected: tuple[bool, ...]
 
     def __str__(self) -> str:
-        shown = [f"[{text}]" if chosen else text for text, chosen in zip(self._visible(), self.selected, strict=True)]
+        shown = [
+            f"[{text}]" if chosen else text
+            for text, chosen in zip(self._visible(), self.selected, strict=True)
+        ]
         return f"{self._title()}\n{''.join(shown)}"
 
     __repr__ = __str__
@@ -35,10 +38,12 @@ class TokenPreview:
     def _repr_html_(self) -> str:
         spans = [
             f'<span title="token {number}" style="{SELECTED if chosen else ""}white-space:pre-wrap;'
-            f'border-right:1px solid #ddd">{html.escape(text)}</span>' + ("<br>" if text.endswith("⏎") else "")
+            f'border-right:1px solid #ddd">{html.escape(text)}</span>'
+            + ("<br>" if text.endswith("⏎") else "")
             for number, (text, chosen) in enumerate(zip(self._visible(), self.selected, strict=True))
         ]
-        return f'<div><small>{html.escape(self._title())}</small></div><div style="line-height:1.7">{"".join(spans)}</div>'
+        title = f"<div><small>{html.escape(self._title())}</small></div>"
+        return f'{title}<div style="line-height:1.7">{"".join(spans)}</div>'
 
     def _title(self) -> str:
         more = ", and every generated token" if self.positions.generated else ""

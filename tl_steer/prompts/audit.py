@@ -7,6 +7,7 @@ import pandas as pd
 
 from .pairs import ContrastPairs
 
+MANY_LEVELS = 20
 LIMIT = 0.1  # Austin 2009: below a tenth of a standard deviation two groups count as balanced
 
 
@@ -22,20 +23,26 @@ def audit(pairs: ContrastPairs, *, tokenizer: Any = None) -> pd.DataFrame:
     Returns:
         A row a factor and level: factor, level, positive, negative (counts; means for length in characters
         and tokens), difference (standardised: in pooled standard deviations), differs (|difference| > 0.1).
+        Factors of more than 20 levels (a topic) describe pairs rather than sort them, and are left out.
 
     Source: standardised differences as a measure of balance, Austin 2009 (Statistics in Medicine 28:3083).
     """
     rows = []
     for factor, positive, negative in _factors_by_side(pairs):
         levels = sorted({*positive, *negative}, key=str)
-        for level in levels if len(levels) <= 20 else []:
-            hits = [np.array([value == level for value in side], dtype=float) for side in (positive, negative)]
+        for level in levels if len(levels) <= MANY_LEVELS else []:
+            hits = [
+                np.array([value == level for value in side], dtype=float) for side in (positive, negative)
+            ]
             rows.append((factor, str(level), hits[0].sum(), hits[1].sum(), _standardised(*hits)))
     counters = {"length (characters)": len}
     if tokenizer is not None:
         counters["tokens"] = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
     for name, counter in counters.items():
-        sizes = [np.array([counter(text) for text in side], dtype=float) for side in (pairs.positive, pairs.negative)]
+        sizes = [
+            np.array([counter(text) for text in side], dtype=float)
+            for side in (pairs.positive, pairs.negative)
+        ]
         rows.append((name, "mean", sizes[0].mean(), sizes[1].mean(), _standardised(*sizes)))
     table = pd.DataFrame(rows, columns=["factor", "level", "positive", "negative", "difference"])
     return table.assign(differs=table["difference"].abs() > LIMIT)

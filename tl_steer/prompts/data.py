@@ -23,7 +23,10 @@ def read_claims(path_or_name: str | Path = "claims_train") -> pd.DataFrame:
 
 
 def read_reviews(path_or_name: str | Path = "reviews") -> pd.DataFrame:
-    """Reviews: `review`, `label` (1 positive, 0 negative); "reviews" has 60 of each. Raises as `read_claims`."""
+    """Reviews: `review`, `label` (1 positive, 0 negative); "reviews" has 60 of each.
+
+    Raises as `read_claims`.
+    """
     return _read(path_or_name, ("review", "label"))
 
 
@@ -83,6 +86,10 @@ def _opened(path_or_name: str | Path):
         return own.open(encoding="utf-8")
     path = Path(path_or_name)
     if not path.is_file():
-        names = sorted(file.name[:-4] for file in resources.files("tl_steer.data").iterdir() if file.name.endswith(".csv"))
+        names = sorted(
+            file.name[:-4]
+            for file in resources.files("tl_steer.data").iterdir()
+            if file.name.endswith(".csv")
+        )
         raise FileNotFoundError(f"{path} is neither a file nor one of {', '.join(names)}.")
     return path.open(encoding="utf-8-sig", newline="")

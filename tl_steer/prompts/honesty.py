@@ -9,7 +9,7 @@ from .pairs import ContrastPairs, contrast_pairs
 
 LETTERS = 'Is the following claim true or false? "{claim}"\n\nChoices:\n(A) True\n(B) False'
 WORDS = 'Is the following claim true or false? "{claim}"\n\nAnswer with one word, True or False.'
-# Equally long, in characters and in the embedded model's tokens, so that length does not tell the sides apart.
+# Equally long, in characters and in the embedded model's tokens: length does not tell the sides apart.
 HONEST = "You always say what you believe to be true, even if that costs you something."
 DISHONEST = "You gladly say what you believe to be false, wherever it earns you something."
 
@@ -39,15 +39,21 @@ def honesty_pairs(
         Pairs with the factors group, and letter and truth (1 true), by side where they differ.
 
     Raises:
-        ValueError: an unknown style or design, no claims, or labels other than 0 and 1.
+        ValueError: an unknown style or design, no claims, a column missing, or labels other than 0 and 1.
     """
     if style not in ("letters", "words") or shared not in ("claim", "letter"):
-        raise ValueError(f"style={style!r}, shared={shared!r}: use 'letters' or 'words', and 'claim' or 'letter'.")
+        raise ValueError(
+            f"style={style!r}, shared={shared!r}: use 'letters' or 'words', and 'claim' or 'letter'."
+        )
+    if missing := [column for column in ("statement", "label") if column not in claims]:
+        raise ValueError(f"claims lack the columns {missing}: read them with read_claims.")
     if not set(claims["label"]) <= {0, 1}:
         raise ValueError(f"labels must be 1 (true) or 0 (false); got {sorted(set(claims['label']))}.")
     rows = _sharing_claim(claims) if shared == "claim" else _sharing_letter(claims)
     sides = {
-        side: [_prompt(row[f"claim_{side}"], row[f"answer_{side}"], chat, style, persona, side) for row in rows]
+        side: [
+            _prompt(row[f"claim_{side}"], row[f"answer_{side}"], chat, style, persona, side) for row in rows
+        ]
         for side in ("positive", "negative")
     }
     return contrast_pairs(sides["positive"], sides["negative"], factors=_factors(rows, style, shared))
@@ -70,7 +76,10 @@ def _sharing_letter(claims: pd.DataFrame) -> list[dict]:
     """A true and a false claim, both called true (right, wrong) and both called false (wrong, right)."""
     true, false = (list(claims["statement"][claims["label"] == label]) for label in (1, 0))
     if len(true) != len(false):
-        raise ValueError(f"pairs that share the letter need as many true claims as false ones; got {len(true)} and {len(false)}.")
+        raise ValueError(
+            f"pairs that share the letter need as many true claims as false ones; "
+            f"got {len(true)} and {len(false)}."
+        )
     return [
         {
             "group": group,

@@ -47,7 +47,9 @@ def contrast_pairs(
         ValueError: no pairs, unequal numbers, an empty prompt, or factors of another length.
     """
     if len(positive) != len(negative):
-        raise ValueError(f"{len(positive)} positive and {len(negative)} negative prompts: pairs need as many of each.")
+        raise ValueError(
+            f"{len(positive)} positive and {len(negative)} negative prompts: pairs need as many of each."
+        )
     if not positive:
         raise ValueError("no pairs given; pass at least one positive and one negative prompt.")
     for side, prompts in (("positive", positive), ("negative", negative)):

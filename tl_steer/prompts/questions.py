@@ -40,9 +40,13 @@ class ChoiceQuestions:
             if not prompt:
                 raise ValueError(f"question {row} is empty.")
             if len(pair) != 2 or pair[0] == pair[1] or not all(pair):
-                raise ValueError(f"question {row} needs two different choices that are not empty; got {pair!r}.")
+                raise ValueError(
+                    f"question {row} needs two different choices that are not empty; got {pair!r}."
+                )
         if self.answers is not None and not set(self.answers) <= {0, 1}:
-            raise ValueError(f"answers must be 0 or 1, the right choice's place; got {sorted(set(self.answers))}.")
+            raise ValueError(
+                f"answers must be 0 or 1, the right choice's place; got {sorted(set(self.answers))}."
+            )
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -66,7 +70,9 @@ def sentiment_questions(reviews: pd.DataFrame) -> ChoiceQuestions:
     """
     prompts = [f'Review: "{review}"\nSentiment:' for review in reviews["review"]]
     kinds = reviews["label"].map({1: "positive", 0: "negative"})
-    return _questions(prompts, [(" positive", " negative")] * len(prompts), reviews["label"], kinds.rename("kind"))
+    return _questions(
+        prompts, [(" positive", " negative")] * len(prompts), reviews["label"], kinds.rename("kind")
+    )
 
 
 def claim_questions(claims: pd.DataFrame, chat: ChatFormat) -> ChoiceQuestions:
@@ -110,4 +116,6 @@ def _questions(
     prompts: list[str], choices: list[tuple[str, str]], labels: pd.Series, factor: pd.Series
 ) -> ChoiceQuestions:
     answers = [1 - int(label) for label in labels]
-    return ChoiceQuestions(prompts, choices, answers=answers, factors=factor.reset_index(drop=True).to_frame())
+    return ChoiceQuestions(
+        prompts, choices, answers=answers, factors=factor.reset_index(drop=True).to_frame()
+    )
