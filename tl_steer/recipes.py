@@ -59,8 +59,8 @@ def activation_addition(
     space = model.tokenizer(" ", add_special_tokens=False)["input_ids"][:1]
     if not space and min(map(len, sides)) < length:
         raise ValueError(
-            f"{positive!r} and {negative!r} have {len(sides[0])} and {len(sides[1])} tokens, and this tokenizer "
-            "has no token for a space to pad with: give prompts of as many tokens."
+            f"{positive!r} and {negative!r} have {len(sides[0])} and {len(sides[1])} tokens, and this "
+            "tokenizer has no token for a space to pad with: give prompts of as many tokens."
         )
     padded = [ids + space * (length - len(ids)) for ids in sides]
     both = capture(model, padded, positions=all_tokens(), layers=layers, hook=hook)

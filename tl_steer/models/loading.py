@@ -6,7 +6,8 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,8 @@ def _fetch(name: str | Path, dtype: torch.dtype) -> tuple[str, Any, Any]:
 
     folder = embedded_folder() if name == EMBEDDED else Path(name)
     if folder is not None and (folder / "config.json").is_file():
-        hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        with _no_progress_bar(quiet=name == EMBEDDED):
+            hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
         return folder.name, hf_model, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
     hub_name = HUB_NAMES.get(str(name)) or _official_name(str(name))
@@ -154,6 +156,21 @@ def _fetch(name: str | Path, dtype: torch.dtype) -> tuple[str, Any, Any]:
         return str(name), hf_model, AutoTokenizer.from_pretrained(hub_name)
     except OSError as error:
         raise _unavailable(str(name), hub_name, error) from error
+
+
+@contextmanager
+def _no_progress_bar(*, quiet: bool) -> Iterator[None]:
+    """The embedded model loads in a second: transformers' bar over its weights would be noise."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    if quiet:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _official_name(name: str) -> str:
