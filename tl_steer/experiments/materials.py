@@ -57,7 +57,7 @@ def estimator_of(experiment: Experiment) -> Estimator:
 
 def in_unit(vectors: SteeringVectors, experiment: Experiment) -> SteeringVectors:
     """The vectors with the length that the experiment asks for."""
-    return vectors.scaled_to(dose=1) if experiment.directions.unit == "dose" else vectors
+    return vectors.scaled_to(dose=1.0) if experiment.directions.unit == "dose" else vectors
 
 
 def questions_of(experiment: Experiment, model: Any) -> ChoiceQuestions:

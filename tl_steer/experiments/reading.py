@@ -119,7 +119,8 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _frozen(value: Any, hint: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_frozen(each, _options(get_args(hint)[0])[0]) for each in value)
+        options = _options(get_args(hint)[0])
+        return tuple(_frozen(each, next(kind for kind in options if _fits(each, kind))) for each in value)
     return float(value) if hint is float else value
 
 

@@ -11,10 +11,12 @@ import pandas as pd
 from markupsafe import Markup
 
 from .. import plots
-from .findings import choice_finding, effect_finding, mass_finding, separation_finding, text_finding
+from .effect_findings import effect_finding, ranking_finding
+from .findings import choice_finding, mass_finding, separation_finding, text_finding
 from .report_tables import Table, audit_table, choice_table, detection_table, text_rows
 from .results import CHOOSE, REPORT, Results
 
+MOST_MARKERS = 5
 FIGURE_LAYERS = 7  # a scatter of every layer would make the file many times larger
 
 
@@ -67,29 +69,26 @@ def report_html(results: Results) -> str:
 
 
 def findings(results: Results) -> list[str]:
-    """What the run found, a sentence or two each."""
+    """What the run found, a few sentences each."""
     found = [separation_finding(results.separation)]
     if results.experiment.questions is not None:
-        chosen, factor = results.chosen, results.experiment.questions.factor
-        questions = results.questions
-        signal = sorted(questions.loc[questions["answer"] == 0, factor].unique())
-        found.append(
-            effect_finding(
-                results.effects(split=REPORT),
-                results.detection(split=REPORT),
-                chosen,
-                factor=factor,
-                signal=signal,
-            )
-        )
-        scores = dict.fromkeys(results.choices["score"])
-        found += [
-            choice_finding(results.choices[results.choices["score"] == score].head(2)) for score in scores
-        ]
-        found.append(mass_finding(questions[questions["split"] == REPORT], chosen))
+        found += _question_findings(results)
     if len(results.texts):
         found.append(text_finding(results.texts))
-    return [sentence for sentence in found if sentence]
+    return found
+
+
+def _question_findings(results: Results) -> list[str]:
+    """All of the half of the questions that had no part in choosing, but for the choice itself."""
+    chosen, factor, rows = results.chosen, results.experiment.questions.factor, results.half(REPORT)
+    effects, detection = results.effects(split=REPORT), results.detection(split=REPORT)
+    signal = sorted(rows.loc[rows["answer"] == 0, factor].unique())
+    effect = effect_finding(effects, detection, chosen, factor=factor, signal=signal)
+    ranking = ranking_finding(rows, chosen, seed=results.experiment.seed)
+    by_score = results.choices.groupby("score", sort=False)
+    found = [" ".join(filter(None, (effect, ranking)))]
+    found += [choice_finding(choices.head(2)) for _, choices in by_score]
+    return [*found, *filter(None, [mass_finding(rows, chosen)])]
 
 
 def sections(results: Results) -> list[Section]:
@@ -103,44 +102,40 @@ def sections(results: Results) -> list[Section]:
 def _audit(results: Results) -> Section:
     differing = results.audit[results.audit["differs"].astype(str) == "True"]
     names = ", ".join(differing["factor"].unique())
-    told = (
-        f"These differ: {names}. A vector may carry them instead of the behaviour."
-        if names
-        else "Nothing else does."
+    told = f"{names} may be carried by the vector too" if names else "none is marked here"
+    read = (
+        "The two sides should differ in the behaviour alone. What differs by more than a tenth of a standard "
+        f"deviation is marked: {told}."
     )
-    read = f"The two sides should differ in the behaviour alone. Standardised differences beyond ±0.1 are marked. {told}"
     return Section("audit", "What differs between the two sides", read, tables=[audit_table(results.audit)])
 
 
 def _separation(results: Results) -> Section:
     read = (
-        "Directions are made on some pairs and tested on others. Where the line leaves the grey band, they hold "
-        "something that the labels are about; inside it, chance does as well."
+        "Directions are made on some pairs and tested on others. Where the line and its band lie above the "
+        "grey band, they hold something that the labels are about; inside it, chance does as well."
     )
-    return Section(
-        "separation",
-        "Do the pairs separate?",
-        read,
-        [_figure("separation", plots.separation, results.separation)],
-    )
+    figure = _figure("separation", plots.separation, results.separation)
+    return Section("separation", "Do the pairs separate?", read, [figure])
 
 
 def _components(results: Results) -> Section:
-    table = results.components(_some_layers(results))
     read = (
-        "Each point is a prompt (hover to read it). Sides that fall apart along a component are told apart by one "
-        "of the largest differences between the prompts; sides that mix may still differ elsewhere."
+        "Each point is a prompt (hover to read it), placed by what varies most among all of them. Sides "
+        "that fall apart differ in what varies most; sides that mix may still differ elsewhere."
     )
-    figure = _figure("pca", plots.pca, table, layer=results.shown_layer)
+    table = results.components(_some_layers(results))
+    symbol = _factor_by_side(table)
+    figure = _figure("pca", plots.pca, table, layer=results.shown_layer, symbol=symbol)
     return Section("pca", "Where the prompts lie", read, [figure])
 
 
 def _projections(results: Results) -> Section:
-    table = results.projected(_some_layers(results))
     read = (
-        "How far each prompt lies along the vector, from the mean of both sides. The vector was made of these very "
-        "pairs, so this flatters it: the figure of held-out pairs above does not."
+        "How far each prompt lies along the vector, from both sides' mean. The vector was made of these "
+        "very pairs, so this flatters it; the held-out pairs above do not."
     )
+    table = results.projected(_some_layers(results))
     figure = _figure("projections", plots.projections, table, layer=results.shown_layer)
     return Section("projections", "Along the vector", read, [figure])
 
@@ -148,9 +143,9 @@ def _projections(results: Results) -> Section:
 def _effects(results: Results) -> Section:
     factor, effects = results.experiment.questions.factor, results.effects()
     read = (
-        "All questions. A vector that improves the answers raises both panels; one that shifts a bias raises the one "
-        "kind and lowers the other. Lower figure: the same as a change of the logit difference, which moves before "
-        "any answer flips."
+        "All questions, by kind. A vector that improves the answers raises accuracy in both panels; one "
+        "that shifts a bias raises one kind and lowers the other. The second figure shows the change of "
+        "the logit difference, which moves before any answer flips."
     )
     figures = [
         _figure("effectiveness", plots.effectiveness, effects, value="accuracy", facet=factor),
@@ -161,44 +156,50 @@ def _effects(results: Results) -> Section:
 
 def _doses(results: Results) -> Section:
     read = (
-        "All questions. Panels that slope alike show a bias; panels that slope against each other, an "
-        "improvement or its opposite. Grey: random directions of the same length."
+        "All questions, by kind. Panels that slope alike show a bias; panels that slope against each other, "
+        "an improvement or its opposite. Grey: random directions of the same length."
     )
-    figure = _figure(
-        "doses",
-        plots.dose_response,
-        results.effects(),
-        value="shift",
-        facet=results.experiment.questions.factor,
-    )
+    factor = results.experiment.questions.factor
+    figure = _figure("doses", plots.dose_response, results.effects(), value="shift", facet=factor)
     return Section("doses", "Effect by dose", read, [figure])
 
 
 def _detection(results: Results) -> Section:
-    everything, half = results.detection(), results.detection(split=REPORT)
     read = (
-        "Upwards is better at telling the kinds apart; to the left is readier to say the signal, whatever is asked. "
-        "The table is of the half that had no part in choosing, at the chosen layer."
+        "All questions in the figure. Higher is better at telling the kinds apart; further left is readier "
+        f"to say the signal, whatever is asked. The table: the chosen layer ({results.chosen['layers']}), on "
+        "the half of the questions that had no part in choosing."
     )
-    shown = half[half["layers"].isin(["", results.chosen["layers"]])]
-    accuracies = results.accuracy(split=REPORT)
-    figure = _figure("detection", plots.signal_detection, everything)
-    return Section("detection", "Bias or sensitivity", read, [figure], [detection_table(shown, accuracies)])
+    half = results.detection(split=REPORT)
+    half = half[half["layers"].isin(["", results.chosen["layers"]])]
+    figure = _figure("detection", plots.signal_detection, results.detection())
+    table = detection_table(half, results.accuracy(split=REPORT))
+    return Section("detection", "Bias or sensitivity", read, [figure], [table])
 
 
 def _choices(results: Results) -> Section:
     read = (
-        f"The best cell on the split “{CHOOSE}” is flattered by having been picked; its result is the row of the split "
-        f"“{REPORT}”, questions that had no part in it."
+        f"A cell picked for being the best of many is flattered where it was picked (“{CHOOSE}”). Its "
+        f"result is the marked row: the same cell on questions that had no part in the choice (“{REPORT}”)."
     )
     return Section("choice", "The choice of layer and dose", read, tables=[choice_table(results.choices)])
 
 
 def _some_layers(results: Results) -> list[int]:
     """A handful of the captured layers, evenly spread, the one that is shown first among them."""
-    layers = list(results.activations.layers)
-    spread = {layers[place] for place in np.linspace(0, len(layers) - 1, FIGURE_LAYERS).round().astype(int)}
-    return sorted(spread | {results.shown_layer})
+    layers, shown = results.activations.layers, results.shown_layer
+    spread = np.linspace(0, len(layers) - 1, min(FIGURE_LAYERS, len(layers))).round().astype(int)
+    some = [layers[place] for place in spread]
+    nearest = min(some, key=lambda layer: abs(layer - shown))
+    return sorted({*some} - {nearest} | {shown})
+
+
+def _factor_by_side(table: pd.DataFrame) -> str | None:
+    """A factor that differs between the sides of a pair (the letter), to be told apart from the behaviour."""
+    known = list(table.columns)
+    factors = [name for name in known[known.index("prompt") + 1 : known.index("PC1")] if name != "group"]
+    few = [name for name in factors if 2 <= table[name].nunique() <= MOST_MARKERS]
+    return next((name for name in few if table.groupby(["layer", "pair"])[name].nunique().max() > 1), None)
 
 
 def _figure(id_: str, plot: Callable[..., Any], table: pd.DataFrame, **options: Any) -> tuple[str, Markup]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from .experiment import Experiment
+from .wording import interval, plain, signed
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ def audit_table(audit: pd.DataFrame) -> Table:
         [
             row["factor"],
             row["level"],
-            _plain(row["positive"]),
-            _plain(row["negative"]),
+            _count(row["positive"]),
+            _count(row["negative"]),
             signed(row["difference"]),
         ]
         for row in audit.to_dict("records")
@@ -58,19 +59,17 @@ def detection_table(detection: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     rows = [
         [
             row["vector"] if row["vector"] != "none" else "unsteered",
-            row["layers"],
             signed(row["multiplier"]) if row["vector"] != "none" else "",
-            interval(row, "accuracy"),
-            interval(row, "d_prime"),
-            interval(row, "criterion", sign=True),
-            interval(row, "d_prime_change", sign=True) if row["vector"] != "none" else "",
-            interval(row, "criterion_change", sign=True) if row["vector"] != "none" else "",
+            interval(row, "accuracy", show=plain),
+            interval(row, "d_prime", show=plain),
+            interval(row, "criterion"),
+            interval(row, "d_prime_change") if row["vector"] != "none" else "",
+            interval(row, "criterion_change") if row["vector"] != "none" else "",
         ]
         for row in both.to_dict("records")
     ]
     columns = [
         "vector",
-        "layer",
         "multiplier",
         "accuracy",
         "d′",
@@ -80,8 +79,8 @@ def detection_table(detection: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     ]
     first = both.iloc[0] if len(both) else {"n_signal": 0, "n_noise": 0}
     note = (
-        f"{first['n_signal']} questions whose answer is the signal, {first['n_noise']} whose answer is not; 95 % intervals. "
-        "A negative criterion says the signal more often."
+        f"{first['n_signal']} questions whose right answer is the signal, {first['n_noise']} whose is not; "
+        "95 % intervals. A negative criterion says the signal more often."
     )
     return Table(columns, rows, 1, [row["vector"] == "none" for row in both.to_dict("records")], note)
 
@@ -94,10 +93,10 @@ def choice_table(choices: pd.DataFrame) -> Table:
             f"{row['split']} (n = {row['n']})",
             row["layers"],
             signed(row["multiplier"]),
-            unsigned(row["dose"]),
-            f"{unsigned(row['value'])} [{unsigned(row['low'])}, {unsigned(row['high'])}]",
-            unsigned(row["unsteered"]),
-            interval(row, "change", sign=True),
+            plain(row["dose"]),
+            f"{plain(row['value'])} [{plain(row['low'])}, {plain(row['high'])}]",
+            plain(row["unsteered"]),
+            interval(row, "change"),
         ]
         for row in choices.to_dict("records")
     ]
@@ -122,27 +121,11 @@ def text_rows(experiment: Experiment, texts: pd.DataFrame) -> list[TextLayer]:
     return found
 
 
-def interval(row: dict, name: str, *, sign: bool = False) -> str:
-    """A number with its interval: "0.95 [0.89, 0.98]"."""
-    shown = signed if sign else unsigned
-    return f"{shown(row[name])} [{shown(row[f'{name}_low'])}, {shown(row[f'{name}_high'])}]"
-
-
-def signed(number: float) -> str:
-    """Two decimals with a sign; a dash where there is no number."""
-    return "–" if pd.isna(number) else f"{number:+.2f}".replace("-", "−")
-
-
-def unsigned(number: float) -> str:
-    """Two decimals; a dash where there is no number."""
-    return "–" if pd.isna(number) else f"{number:.2f}".replace("-", "−")
-
-
 def _head(cell: pd.DataFrame) -> str:
     first = cell.iloc[0]
     return f"{signed(first['multiplier'])} (dose {first['dose']:.2f})" if first["layers"] else "unsteered"
 
 
-def _plain(number: float) -> str:
+def _count(number: float) -> str:
     """Counts without decimals, means with one."""
     return f"{number:.0f}" if float(number).is_integer() else f"{number:.1f}"

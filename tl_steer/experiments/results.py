@@ -104,17 +104,21 @@ class Results:
                 return layer
         return int(self.separation.loc[self.separation["paired_accuracy"].idxmax(), "layer"])
 
+    def half(self, split: str | None) -> pd.DataFrame:
+        """The questions of one split; with `None` all of them."""
+        return self.questions if split is None else self.questions[self.questions["split"] == split]
+
     def effects(self, *, split: str | None = None) -> pd.DataFrame:
         """`effectiveness` by kind of question, of all questions or of one half."""
-        return effectiveness(self._half(split), by=self.experiment.questions.factor)
+        return effectiveness(self.half(split), by=self.experiment.questions.factor)
 
     def accuracy(self, *, split: str | None = None) -> pd.DataFrame:
         """`effectiveness` of all kinds of questions together."""
-        return effectiveness(self._half(split))
+        return effectiveness(self.half(split))
 
     def detection(self, *, split: str | None = None) -> pd.DataFrame:
         """`signal_detection`, of all questions or of one half."""
-        return signal_detection(self._half(split), seed=self.experiment.seed)
+        return signal_detection(self.half(split), seed=self.experiment.seed)
 
     def components(self, layers: list[int]) -> pd.DataFrame:
         """`analysis.pca` at some layers."""
@@ -125,6 +129,3 @@ class Results:
         """`analysis.projections` on the run's own vectors, at some layers."""
         table = projections(self.activations, self.vectors, centred=True)
         return table[table["layer"].isin(layers)]
-
-    def _half(self, split: str | None) -> pd.DataFrame:
-        return self.questions if split is None else self.questions[self.questions["split"] == split]

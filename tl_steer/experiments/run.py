@@ -18,22 +18,18 @@ import torch
 
 from ..activations import PairedActivations
 from ..capture import capture_pairs
-from ..directions import SteeringVectors, random_like
-from ..evaluation.choosing import choose
-from ..evaluation.sweep import sweep
-from ..evaluation.tables import UNSTEERED
-from ..models import chat_format, identify, load_model
+from ..models import identify, load_model
 from ..positions import parse_positions
 from ..prompts import audit
+from .asking import asked_table, written_table
 from .experiment import Experiment
-from .materials import estimator_of, in_unit, pairs_of, prompts_of, questions_of
+from .materials import estimator_of, in_unit, pairs_of
 from .report import write_report
-from .results import CHOOSE, REPORT, TEXT
 
 logger = logging.getLogger(__name__)
 PACKAGES = (
-    "tl-steer", "torch", "transformers", "transformer-lens", "numpy", "pandas", "scipy", "scikit-learn", "plotly",
-    "safetensors",
+    "tl-steer", "torch", "transformers", "transformer-lens", "numpy", "pandas", "scipy", "scikit-learn",
+    "plotly", "safetensors",
 )  # fmt: skip
 
 
@@ -48,9 +44,9 @@ def run(experiment: Experiment, out: str | Path, *, model: Any = None, progress:
 
     Returns:
         `out`, which then holds experiment.toml (the file itself), versions.json, audit.csv,
-        activations.safetensors, vectors.safetensors, sweep.parquet (where anything was asked) and report.html.
-        In the sweep, open prompts have the split "text", numbers of their own, and a factor `said`: the prompt
-        without its chat format.
+        activations.safetensors, vectors.safetensors, report.html and, where anything was asked,
+        sweep.parquet. There, open prompts have the split "text", numbers of their own, and a factor `said`:
+        the prompt without its chat format.
 
     Raises:
         FileExistsError: `out` holds something.
@@ -100,9 +96,9 @@ def _work(experiment: Experiment, model: Any, folder: Path, *, progress: bool) -
     vectors.save(folder / "vectors.safetensors")
     tables = []
     if experiment.questions is not None:
-        tables.append(_asked(experiment, model, vectors, progress=progress))
+        tables.append(asked_table(experiment, model, vectors, progress=progress))
     if experiment.text is not None:
-        tables.append(_written(experiment, model, vectors, tables, progress=progress))
+        tables.append(written_table(experiment, model, vectors, tables, progress=progress))
     if tables:
         pd.concat(tables, ignore_index=True).to_parquet(folder / "sweep.parquet", index=False)
 
@@ -112,100 +108,6 @@ def _captured(experiment: Experiment, model: Any, pairs: Any, *, progress: bool)
     layers = None if asked.layers == "all" else asked.layers
     positions = parse_positions(asked.positions)
     return capture_pairs(model, pairs, positions=positions, layers=layers, hook=asked.hook, progress=progress)
-
-
-def _asked(experiment: Experiment, model: Any, vectors: SteeringVectors, *, progress: bool) -> pd.DataFrame:
-    """The choice sweep, and where it was asked for, controls at the chosen cell alone."""
-    asked = experiment.sweep
-    questions = questions_of(experiment, model)
-    common = {"positions": parse_positions(asked.positions), "seed": experiment.seed, "progress": progress}
-    everywhere = asked.control_layers == "all"
-    logger.info("asking %d questions", len(questions))
-    table = sweep(
-        model,
-        vectors,
-        questions,
-        layers=None if asked.layers == "all" else asked.layers,
-        multipliers=asked.multipliers,
-        operations=asked.operations,
-        controls=asked.controls if everywhere else 0,
-        **common,
-    )
-    if everywhere or not asked.controls:
-        return table
-    best = choose(table, on=CHOOSE, report=REPORT, score=asked.score).iloc[0]
-    sizes = [
-        each
-        for each in asked.multipliers
-        if pd.isna(best["multiplier"]) or abs(each) == abs(best["multiplier"])
-    ]
-    logger.info("asking under random directions")
-    controls = sweep(
-        model,
-        {
-            f"random {place + 1}": random_like(vectors, seed=1000 * experiment.seed + place)
-            for place in range(asked.controls)
-        },
-        questions,
-        layers=[_layers(best["layers"])],
-        multipliers=sizes,
-        operations=[best["operation"]],
-        controls=0,
-        **common,
-    )
-    return pd.concat(
-        [table, controls[controls["vector"] != UNSTEERED].assign(control=True)], ignore_index=True
-    )
-
-
-def _written(
-    experiment: Experiment,
-    model: Any,
-    vectors: SteeringVectors,
-    tables: list[pd.DataFrame],
-    *,
-    progress: bool,
-) -> pd.DataFrame:
-    """Texts at the chosen layers; their prompts are numbered after the questions."""
-    asked = experiment.text
-    prompts = prompts_of(experiment)
-    render = chat_format(model).render
-    layers = list(asked.layers) if isinstance(asked.layers, tuple) else _best_layers(experiment, tables[0])
-    logger.info("writing %d texts at each of the layers %s", len(prompts), layers)
-    table = sweep(
-        model,
-        vectors,
-        [render(prompt) for prompt in prompts] if asked.chat else prompts,
-        layers=layers,
-        multipliers=asked.multipliers,
-        positions=parse_positions(experiment.sweep.positions if experiment.sweep else "all_tokens()"),
-        measure="generate",
-        max_new_tokens=asked.max_new_tokens,
-        controls=0,
-        seed=experiment.seed,
-        progress=progress,
-    )
-    first = 1 + max((table["prompt_id"].max() for table in tables), default=-1)
-    said = dict(enumerate(prompts))
-    table.insert(2, "said", table["prompt_id"].map(said))
-    return table.assign(split=TEXT, prompt_id=table["prompt_id"] + first)
-
-
-def _best_layers(experiment: Experiment, table: pd.DataFrame) -> list[int | tuple[int, ...]]:
-    """The layers that do best on the choosing half, best first, each taken out before the next is chosen."""
-    wanted = 1 if experiment.text.layers == "chosen" else experiment.text.layers
-    found: list[str] = []
-    while len(found) < wanted:
-        left = table[~table["layers"].isin(found) & ~table["control"].astype(bool)]
-        if set(left["vector"]) == {UNSTEERED}:
-            break
-        found.append(choose(left, on=CHOOSE, report=REPORT, score=experiment.sweep.score)["layers"].iloc[0])
-    return [_layers(name) for name in found]
-
-
-def _layers(name: str) -> int | tuple[int, ...]:
-    places = tuple(int(part) for part in name.split("+"))
-    return places if len(places) > 1 else places[0]
 
 
 def _versions(experiment: Experiment, model: Any, *, seconds: float) -> Mapping[str, Any]:

@@ -1,0 +1,482 @@
+"""Experiment files, findings made of tables whose truth is known, and runs that are whole or not at all."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from tl_steer.activations import PairedActivations
+from tl_steer.directions import SteeringVectors
+from tl_steer.evaluation import choose, effectiveness, signal_detection
+from tl_steer.experiments import (
+    Results,
+    choice_finding,
+    effect_finding,
+    mass_finding,
+    own_experiments,
+    ranking_finding,
+    read_experiment,
+    run,
+    separation_finding,
+    text_finding,
+    write_report,
+)
+
+SMALLEST = """title = "small"
+[pairs]
+kind = "csv"
+"""
+ASKING = (
+    SMALLEST
+    + """[questions]
+kind = "sentiment"
+[sweep]
+multipliers = [-0.2, 0.2]
+"""
+)
+
+
+def written(tmp_path, text, name="mine.toml"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_has_defaults(tmp_path):
+    experiment = read_experiment(written(tmp_path, SMALLEST))
+    assert experiment.pairs.data == "sentiment_pairs"
+    assert experiment.directions.method == "mean_difference"
+    assert experiment.directions.unit == "dose"
+    assert experiment.capture.layers == "all"
+    assert experiment.questions is None
+    assert experiment.text is None
+    assert experiment.folder == tmp_path
+
+
+def test_every_own_experiment_is_valid():
+    assert {"demo", "honesty"} <= set(own_experiments())
+    for name in own_experiments():
+        assert read_experiment(name).title
+
+
+def test_layers_that_are_steered_together_are_a_list_in_the_list(tmp_path):
+    text = ASKING + "layers = [3, [17, 31]]\n"
+    assert read_experiment(written(tmp_path, text)).sweep.layers == (3, (17, 31))
+
+
+def test_whole_numbers_stand_for_numbers(tmp_path):
+    text = ASKING.replace("[-0.2, 0.2]", "[-1, 2]")
+    assert read_experiment(written(tmp_path, text)).sweep.multipliers == (-1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            ASKING.replace("multipliers", "multiplers"),
+            r"mine.toml: \[sweep\] has no key 'multiplers'; did you mean 'multipliers'\?",
+        ),
+        ("titel = 'a'\n" + SMALLEST, r"mine.toml: the file has no key 'titel'; did you mean 'title'\?"),
+        (
+            SMALLEST + "[capture]\nxyz = 1",
+            r"\[capture\] has no key 'xyz'; it may have positions, hook, layers",
+        ),
+        (SMALLEST + "style = 'words'", r"\[pairs\] has no key 'style'"),
+        (
+            SMALLEST.replace("csv", "cvs"),
+            r"\[pairs\] kind = 'cvs' is not allowed; use 'csv' or 'honesty'. Did you mean 'csv'\?",
+        ),
+        ("title = 'a'\n[pairs]\ndata = 'x'", r"\[pairs\] the key 'kind' is missing"),
+        ("title = 'a'", r"mine.toml: the key 'pairs' is missing"),
+        ("title = 'a'\npairs = 3", r"'pairs' must be a table, \[pairs\], not 3"),
+        (
+            ASKING.replace("[-0.2, 0.2]", "0.2"),
+            r"\[sweep\] multipliers = 0.2 is not allowed; use a list of: a number",
+        ),
+        (ASKING.replace("[-0.2, 0.2]", "[]"), r"\[sweep\] multipliers: give at least one"),
+        (ASKING.replace("[-0.2, 0.2]", "[0, 1]"), r"\[sweep\] multipliers: .*none of them 0"),
+        (ASKING + "controls = true", r"\[sweep\] controls = True is not allowed; use a whole number"),
+        (ASKING + "controls = -1", r"\[sweep\] controls = -1: give 0 or more"),
+        (ASKING + "layers = 'al'", r"\[sweep\] layers = 'al' is not allowed; .* Did you mean 'all'\?"),
+        (ASKING + "positions = 'last()'", r"\[sweep\] positions 'last\(\)' cannot be read"),
+        (
+            ASKING + "operations = ['ad']",
+            r"\[sweep\] operations = \['ad'\] is not allowed; use a list of: 'add' or 'project_out'",
+        ),
+        (
+            SMALLEST + "[capture]\nhook = 'resid'",
+            r"\[capture\] hook = 'resid' is unknown; use one of resid_pre",
+        ),
+        (SMALLEST + "[questions]\nkind = 'claims'", r"\[questions\] and \[sweep\] belong together"),
+        (SMALLEST + "[text]\nprompts = ['a']", r"\[text\] layers must be a list"),
+        (SMALLEST + "[text]\nlayers = [1]", r"\[text\] give either prompts"),
+        (
+            SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 2]",
+            r"\[text\] multipliers = .* below and above",
+        ),
+        (SMALLEST + "limit = 0", r"\[pairs\] limit = 0: give 1 or more"),
+        (SMALLEST + "[separation]\nfolds = 1", r"\[separation\] .*folds = 1"),
+        (SMALLEST + "[directions]\nmethod = 'mean_difference'\nC = 2", r"\[directions\] has no key 'C'"),
+        ("title = ", r"mine.toml is not a TOML file"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_told_by_file_table_and_key(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_experiment(written(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_told_with_the_names_there_are():
+    with pytest.raises(FileNotFoundError, match=r"neither a file nor one of .*demo, honesty"):
+        read_experiment("nowhere.toml")
+
+
+# --- findings -------------------------------------------------------------------------------------------
+
+
+def separations(accuracies, *, high=0.6, pairs=100):
+    """A table as `separation` makes it; intervals as wide as 100 pairs give."""
+    half = 0.08
+    return pd.DataFrame(
+        {
+            "layer": range(len(accuracies)),
+            "paired_accuracy": accuracies,
+            "paired_accuracy_low": np.subtract(accuracies, half),
+            "paired_accuracy_high": np.minimum(np.add(accuracies, half), 1),
+            "null_low": 1 - high, "null_high": high, "null_mean": 0.5,
+            "pairs": pairs, "folds": 5,
+        }
+    )  # fmt: skip
+
+
+def test_layers_whose_interval_clears_the_null_band_are_named():
+    told = separation_finding(separations([0.5, 0.55, 0.9, 0.95, 0.5, 0.8]))
+    assert "separate at 3 of 6 layers (2–3, 5)" in told
+    assert "layer 3 with 0.95" in told
+
+
+def test_points_above_the_band_with_intervals_that_reach_into_it_are_not_called_separation():
+    told = separation_finding(separations([0.5, 0.62, 0.5]))
+    assert told.startswith("Held-out pairs do not clearly separate at any layer")
+    assert "(1)" in told
+    assert "by chance" in told
+
+
+def test_pairs_that_do_not_separate_are_told_plainly():
+    told = separation_finding(separations([0.48, 0.51, 0.5]))
+    assert told.startswith("The pairs do not separate in this model: at none of 3 layers")
+    assert "0.48 to 0.51" in told
+    assert "not shown to carry" in told
+
+
+def test_without_exchanged_labels_nothing_is_compared():
+    assert "no exchanged labels were run" in separation_finding(separations([0.9], high=np.nan))
+
+
+def swept(effect, *, controls=0.0, n=40, seed=0):
+    """A sweep's table of one layer: `effect(kind)` is added to the logit difference of either kind.
+
+    Before steering, two of three positive reviews and two of three negative ones are answered rightly.
+    """
+    rng = np.random.default_rng(seed)
+    answer = np.repeat([0, 1], n)
+    kind = np.where(answer == 0, "positive", "negative")
+    sign = np.where(answer == 0, 1.0, -1.0)
+    before = sign * np.where(np.arange(2 * n) % 3 < 2, 1.0, -1.0) * rng.uniform(0.5, 1.5, 2 * n)
+    cells = [("none", False, "none", "", "", 0.0, 0.0, np.zeros(2 * n))]
+    for multiplier in (-0.2, 0.2):
+        added = np.sign(multiplier) * np.array([effect(each) for each in kind]) + rng.normal(0, 0.1, 2 * n)
+        cells.append(("mean_difference", False, "add", "7", "resid_post", multiplier, 0.21, added))
+        noise = np.sign(multiplier) * controls + rng.normal(0, 0.1, 2 * n)
+        cells.append(("random 1", True, "add", "7", "resid_post", multiplier, 0.21, noise))
+    frames = []
+    for vector, control, operation, layers, hook, multiplier, dose, added in cells:
+        frame = pd.DataFrame(
+            {"prompt_id": range(2 * n), "prompt": [f"p{i}" for i in range(2 * n)], "kind": kind}
+        )
+        frame["split"] = np.where(np.arange(2 * n) // 3 % 2 == 0, "choose", "report")
+        frame["logit_difference"] = before + added
+        frame["answer"] = pd.array(answer, dtype="Int64")
+        frame["choice"] = pd.array(np.where(frame["logit_difference"] > 0, 0, 1), dtype="Int64")
+        frame["probability"], frame["mass"], frame["text"] = 0.5, 0.9, None
+        labels = {
+            "vector": vector,
+            "control": control,
+            "operation": operation,
+            "layers": layers,
+            "hook": hook,
+        }
+        frames.append(frame.assign(**labels, multiplier=multiplier, dose=dose))
+    return pd.concat(frames, ignore_index=True)
+
+
+def told_of(table, score="shift"):
+    half = table[table["split"] == "report"]
+    chosen = choose(table, on="choose", report="report", score=score).iloc[1]
+    return effect_finding(
+        effectiveness(half, by="kind"), signal_detection(half), chosen, factor="kind", signal=["positive"]
+    )
+
+
+def test_a_vector_that_moves_both_kinds_alike_is_a_shift_of_bias():
+    told = told_of(swept(lambda kind: 1.0))
+    assert "moves both kinds of questions" in told
+    assert "“positive”" in told
+    assert "This is a shift of bias" in told
+    assert "improvement" in told.split("bias")[1]
+    assert "farther than 1 random direction of the same length" in told
+
+
+def test_a_vector_that_moves_each_kind_toward_its_own_answer_is_an_improvement():
+    told = told_of(swept(lambda kind: 2.0 if kind == "positive" else -2.0, n=80), score="d_prime")
+    assert "moves each kind of question toward its own right answer" in told
+    assert "This is an improvement, without a measurable shift of bias" in told
+
+
+def test_a_vector_that_harms_is_not_called_an_improvement():
+    told = told_of(
+        swept(lambda kind: -2.0 if kind == "positive" else 2.0, n=80),
+        score=lambda rows: rows["multiplier"].iloc[0],
+    )
+    assert "toward its own wrong answer" in told
+    assert "This is a loss of sensitivity" in told
+
+
+def test_a_vector_that_does_nothing_is_told_so():
+    told = told_of(swept(lambda kind: 0.0), score=lambda rows: rows["multiplier"].iloc[0])
+    assert "moves no kind of question measurably" in told
+    assert "neither a shift of bias nor an improvement" in told
+
+
+def test_a_vector_that_moves_one_kind_names_it_and_the_one_that_stays():
+    told = told_of(swept(lambda kind: 0.8 if kind == "negative" else 0.0))
+    assert re.search(
+        "moves questions of kind negative (toward|away from) “positive”, and positive not measurably", told
+    )
+
+
+def test_random_directions_that_move_as_far_take_the_credit_away():
+    told = told_of(swept(lambda kind: 1.0, controls=-1.5))
+    assert "1 random direction of the same length moves them as far" in told
+    assert "not the vector's doing" in told
+
+
+def test_questions_with_one_right_answer_cannot_tell_bias_from_sensitivity():
+    table = swept(lambda kind: 1.0)
+    assert "cannot be told apart" in told_of(table[table["kind"] == "positive"])
+
+
+def test_a_shift_of_bias_leaves_the_ranking_as_it_was():
+    table = swept(lambda kind: 5.0)  # so far that all answers are alike
+    chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
+    half = table[table["split"] == "report"]
+    found = re.search(
+        r"AUC of (\S+) unsteered and (\S+) steered \(change (\S+) \[(\S+), (\S+)\]\)",
+        ranking_finding(half, chosen),
+    )
+    then, now, change, low, high = (float(number.replace("−", "-")) for number in found.groups())
+    cells = [
+        half[half["vector"] == "none"],
+        half[(half["vector"] == chosen["vector"]) & (half["multiplier"] == chosen["multiplier"])],
+    ]
+    oracle = [roc_auc_score((cell["answer"] == 0).astype(int), cell["logit_difference"]) for cell in cells]
+    np.testing.assert_allclose([then, now], oracle, atol=6e-4)
+    assert low <= change <= high
+    assert low <= 0 <= high
+
+
+def test_an_improvement_shows_in_the_ranking():
+    table = swept(lambda kind: 2.0 if kind == "positive" else -2.0, n=80)
+    chosen = choose(table, on="choose", report="report", score="d_prime").iloc[1]
+    low = re.search(r"\[([+−]\S+),", ranking_finding(table[table["split"] == "report"], chosen)).group(1)
+    assert low.startswith("+")
+    assert low != "+0.000"
+
+
+def test_questions_with_one_right_answer_have_no_ranking():
+    table = swept(lambda kind: 1.0)
+    chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
+    assert ranking_finding(table[table["kind"] == "positive"], chosen) is None
+
+
+def test_the_choice_is_told_with_both_halves():
+    table = swept(lambda kind: 1.0)
+    choices = choose(table, on="choose", report="report", score="accuracy")
+    told = choice_finding(choices)
+    on, report = choices.iloc[0], choices.iloc[1]
+    assert f"on {on['n']} questions" in told
+    assert f"with {on['value']:.2f} (unsteered {on['unsteered']:.2f})" in told
+    assert f"other {report['n']} it is {report['value']:.2f}" in told
+    assert ("may be no change" in told) == (report["change_low"] <= 0 <= report["change_high"])
+
+
+def test_choices_that_hold_little_probability_are_warned_of():
+    table = swept(lambda kind: 1.0)
+    chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
+    assert mass_finding(table, chosen) is None
+    table.loc[table["vector"] == "none", "mass"] = 0.02
+    assert "hold 0.02 of the probability unsteered, 0.90 steered" in mass_finding(table, chosen)
+
+
+def test_nothing_is_claimed_of_texts():
+    texts = pd.DataFrame({"prompt_id": [5, 6, 5, 6], "layers": ["", "", "7", "7"]})
+    assert text_finding(texts).startswith("2 open prompts")
+    assert "nothing is measured" in text_finding(texts)
+
+
+# --- runs -----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "experiment.toml").write_text("old")
+    with pytest.raises(FileExistsError, match="already holds a run: give another folder"):
+        run(read_experiment(written(tmp_path, SMALLEST)), out, model=object())  # refused before any work
+    assert [file.name for file in out.iterdir()] == ["experiment.toml"]
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        run(read_experiment(written(tmp_path, SMALLEST)), tmp_path, model=object())
+
+
+def test_a_run_that_breaks_leaves_nothing(tmp_path):
+    experiment = read_experiment(written(tmp_path, SMALLEST + "data = 'nowhere.csv'\n"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
+        run(experiment, tmp_path / "runs" / "one", model=object())
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_data_is_looked_for_beside_the_experiment_file(tmp_path, monkeypatch):
+    from tl_steer.experiments.materials import pairs_of
+
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "p.csv").write_text("positive,negative\ngood,bad\nyes,no\n")
+    monkeypatch.chdir(tmp_path)
+    experiment = read_experiment(written(folder, SMALLEST + "data = 'p.csv'\n"))
+    assert pairs_of(experiment, None).positive == ("good", "yes")
+
+
+def test_a_limit_draws_as_many_of_each_label_and_the_same_again(tmp_path):
+    from tl_steer.experiments.materials import questions_of
+
+    experiment = read_experiment(written(tmp_path, ASKING.replace('"sentiment"', '"sentiment"\nlimit = 10')))
+    drawn = questions_of(experiment, None)
+    assert sorted(drawn.answers) == [0] * 5 + [1] * 5
+    assert list(drawn.prompts) == list(questions_of(experiment, None).prompts)
+
+
+def test_a_limit_beyond_the_data_is_told(tmp_path):
+    from tl_steer.experiments.materials import pairs_of
+
+    with pytest.raises(ValueError, match=r"limit = 5000 cannot be drawn"):
+        pairs_of(read_experiment(written(tmp_path, SMALLEST + "limit = 5000\n")), None)
+
+
+TINY = """# tiny ✓
+title = "Tiny <b>run</b>"
+question = "Does it go?"
+seed = 3
+[pairs]
+kind = "csv"
+limit = 10
+[capture]
+layers = [5, 12, 18]
+[questions]
+kind = "sentiment"
+limit = 12
+[sweep]
+layers = [12, 18]
+multipliers = [-0.2, 0.2]
+controls = 1
+control_layers = "chosen"
+[text]
+prompts = ["How was your day?"]
+layers = 1
+max_new_tokens = 4
+[separation]
+shuffles = 5
+folds = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny_run(embedded, tmp_path_factory):
+    """The run folder of a tiny experiment on the embedded model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    return run(read_experiment(written(folder, TINY)), folder / "out", model=embedded, progress=False)
+
+
+@pytest.mark.model
+def test_a_run_folder_holds_everything_and_nothing_else(tiny_run):
+    assert sorted(file.name for file in tiny_run.iterdir()) == [
+        "activations.safetensors", "audit.csv", "experiment.toml", "report.html", "sweep.parquet",
+        "vectors.safetensors", "versions.json",
+    ]  # fmt: skip
+    assert [file.name for file in tiny_run.parent.iterdir() if file.name.startswith(".")] == []
+    assert (tiny_run / "experiment.toml").read_bytes() == TINY.encode("utf-8")
+
+
+@pytest.mark.model
+def test_a_runs_vectors_have_dose_one_and_come_from_its_activations(tiny_run):
+    vectors = SteeringVectors.load(tiny_run / "vectors.safetensors")
+    activations = PairedActivations.load(tiny_run / "activations.safetensors")
+    assert len(activations) == 10
+    assert vectors.layers == (5, 12, 18)
+    np.testing.assert_allclose(vectors.norms().numpy(), activations.stream_norm.numpy(), rtol=1e-5)
+    positive, negative = (side.double().numpy() for side in activations.sides())
+    mean = (positive - negative).mean(0)
+    cosine = (
+        (vectors.values.numpy() * mean).sum(-1)
+        / np.linalg.norm(vectors.values, axis=-1)
+        / np.linalg.norm(mean, axis=-1)
+    )
+    np.testing.assert_allclose(cosine, 1, atol=1e-6)
+
+
+@pytest.mark.model
+def test_a_runs_sweep_has_its_cells_and_texts_of_their_own(tiny_run):
+    table = pd.read_parquet(tiny_run / "sweep.parquet")
+    asked, texts = table[table["split"] != "text"], table[table["split"] == "text"]
+    cells = asked[["vector", "layers", "multiplier"]].drop_duplicates()
+    assert (
+        len(cells) == 1 + 4 + 2
+    )  # unsteered, two layers at two multipliers, one control at the chosen layer
+    assert (asked.groupby(["vector", "layers", "multiplier"]).size() == 12).all()
+    assert asked.loc[asked["vector"] == "random 1", "control"].all()
+    assert not set(asked["prompt_id"]) & set(texts["prompt_id"])
+    assert set(texts["said"]) == {"How was your day?"}
+    assert sorted(texts["multiplier"]) == [-0.3, 0.0, 0.3]
+    chosen = choose(asked, on="choose", report="report", score="shift").iloc[0]
+    assert set(texts["layers"]) == {"", chosen["layers"]}
+    assert set(asked.loc[asked["control"], "layers"]) == {chosen["layers"]}
+
+
+@pytest.mark.model
+def test_a_run_tells_its_versions_and_seed(tiny_run):
+    import torch
+
+    versions = json.loads((tiny_run / "versions.json").read_text())
+    assert versions["seed"] == 3
+    assert versions["packages"]["torch"] == torch.__version__
+    assert versions["model"]["n_layers"] == 30
+
+
+@pytest.mark.model
+def test_a_report_is_made_of_the_folder_alone(tiny_run, tmp_path):
+    import shutil
+
+    copied = Path(shutil.copytree(tiny_run, tmp_path / "copy"))
+    (copied / "report.html").unlink()
+    write_report(copied)
+    assert (copied / "report.html").read_text("utf-8").count("How was your day?") == 2  # texts, and the file
+    assert len(Results.load(copied).separation) == 3

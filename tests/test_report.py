@@ -1,0 +1,248 @@
+"""The report in a browser: it draws, asks no network, and runs nothing that a model wrote."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tl_steer.activations import Activations, PairedActivations
+from tl_steer.directions import mean_difference
+from tl_steer.experiments import Results, read_experiment, report_html
+from tl_steer.positions import last_token
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp; {{ 7*7 }}"
+EXPERIMENT = f"""title = "A title with <b>marks</b>"
+question = '''What is asked? {HOSTILE}'''
+seed = 1
+[pairs]
+kind = "csv"
+[questions]
+kind = "sentiment"
+[sweep]
+layers = [1, 2]
+multipliers = [-0.2, 0.2]
+[text]
+prompts = ["How was your day?"]
+[separation]
+shuffles = 10
+folds = 3
+"""
+
+
+def made_pairs(pairs=24, layers=3, width=16):
+    """Sides that differ along one axis, more so at later layers; hostile prompts."""
+    import torch
+
+    from tl_steer.models import ModelIdentity
+
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((2, pairs, layers, 1, width))
+    noise[0, ..., 0] += np.arange(layers)[None, :, None] * 1.5
+    identity = ModelIdentity(
+        "toy", None, layers, width, 4, 4, "RMS", False, "", tuple(np.linspace(-1, 1, 256))
+    )
+
+    def side(values, name):
+        return Activations(
+            torch.tensor(values, dtype=torch.float32),
+            torch.full((pairs, 1), 4),
+            torch.full((pairs, 1), 7),
+            torch.full((pairs,), 5),
+            tuple(range(layers)),
+            "resid_post",
+            last_token(),
+            tuple(f"{name} prompt {row} {HOSTILE}" for row in range(pairs)),
+            torch.full((layers,), 10.0),
+            identity,
+        )
+
+    factors = pd.DataFrame({"group": range(pairs), "topic": [HOSTILE, "plain"] * (pairs // 2)})
+    return PairedActivations(side(noise[0], "positive"), side(noise[1], "negative"), factors)
+
+
+def made_sweep(n=20):
+    """Choice cells at two layers with a control, and texts at one, hostile throughout."""
+    rng = np.random.default_rng(1)
+    kinds = ["positive"] * n + ["negative"] * n
+    cells = [("none", False, "none", "", "", 0.0, 0.0)]
+    cells += [
+        (vector, vector != "mean_difference", "add", layer, "resid_post", multiplier, abs(multiplier))
+        for vector in ("mean_difference", "random 1")
+        for layer in ("1", "2")
+        for multiplier in (-0.2, 0.2)
+    ]
+    names = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
+    frames = []
+    before = np.where(np.array(kinds) == "positive", 1.0, -1.0) + rng.normal(0, 0.8, 2 * n)
+    for cell in cells:
+        moved = before + rng.normal(5 * cell[5] * (not cell[1]), 0.1, 2 * n) * (cell[5] != 0)
+        asked = {
+            "prompt_id": range(2 * n),
+            "prompt": [f"{HOSTILE} {i}" for i in range(2 * n)],
+            "said": None,
+            "kind": kinds,
+        }
+        measured = {
+            "split": ["choose", "report"] * n,
+            "answer": pd.array([0] * n + [1] * n, dtype="Int64"),
+            "choice": pd.array((moved <= 0).astype(int), dtype="Int64"),
+            "logit_difference": moved, "probability": 0.5, "mass": 0.9, "text": None,
+        }  # fmt: skip
+        frames.append(pd.DataFrame(asked | measured).assign(**dict(zip(names, cell, strict=True))))
+    for multiplier in (-0.3, 0.0, 0.3):
+        cell = cells[0] if multiplier == 0 else (*cells[1][:3], "2", "resid_post", multiplier, 0.3)
+        text = {
+            "prompt_id": [2 * n, 2 * n + 1], "prompt": "…", "said": ["How was your day?", HOSTILE],
+            "kind": None, "split": "text", "answer": pd.array([pd.NA] * 2, dtype="Int64"),
+            "choice": pd.array([pd.NA] * 2, dtype="Int64"),
+            "logit_difference": np.nan, "probability": np.nan, "mass": np.nan,
+            "text": [f"said at {multiplier} {HOSTILE}", "line one\nline two"],
+        }  # fmt: skip
+        frames.append(pd.DataFrame(text).assign(**dict(zip(names, cell, strict=True))))
+    return pd.concat(frames, ignore_index=True).astype({"text": "string", "kind": "string", "said": "string"})
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A run made up, without a model."""
+    file = tmp_path_factory.mktemp("experiment") / "experiment.toml"
+    file.write_text(EXPERIMENT, encoding="utf-8")
+    pairs = made_pairs()
+    audit = pd.DataFrame(
+        {"factor": ["topic", "tokens"], "level": [HOSTILE, "mean"], "positive": [12.0, 13.25],
+         "negative": [12.0, 14.0],
+         "difference": [0.0, -0.42], "differs": [False, True]}
+    )  # fmt: skip
+    versions = {
+        "date": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "seed": 1, "python": "3.11", "device": "cpu",
+        "dtype": "torch.float32", "packages": {"tl-steer": "0.1.0"},
+        "model": {"name": "toy", "revision": None, "n_layers": 3, "d_model": 16},
+    }  # fmt: skip
+    vectors = mean_difference(pairs).scaled_to(dose=1.0)
+    return Results(read_experiment(file), versions, audit, pairs, vectors, made_sweep())
+
+
+@pytest.fixture(scope="module")
+def html(results):
+    return report_html(results)
+
+
+def test_hostile_text_is_escaped_wherever_it_comes_from(html):
+    body = html[html.index("</style>") :]
+    outside = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
+    assert "<img" not in outside
+    assert "window.hacked" in outside  # it is there, as text
+    assert "<script>window.hacked" not in body
+    assert "&lt;script&gt;window.hacked" in outside
+    assert "<b>marks</b>" not in outside
+
+
+def test_the_report_names_no_address_to_load_from(html):
+    assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)\s*=\s*["']?(https?:)?//""", html)
+    assert html.count("Plotly.newPlot(") >= 7
+    assert "default-src 'none'" in html
+
+
+def test_the_first_screen_answers_the_question(html):
+    found = html[html.index('id="findings"') : html.index("<nav>")]
+    assert "Held-out pairs" in found
+    assert "moves both kinds of questions" in found
+    assert "shift of bias" in found
+    assert "1 random direction of the same length" in found
+
+
+def test_minus_none_and_plus_stand_side_by_side(html):
+    row = re.search(r"<tr><td>How was your day\?</td>(.*?)</tr>", html, re.DOTALL).group(1)
+    order = [row.index(f"said at {multiplier}") for multiplier in (-0.3, 0.0, 0.3)]
+    assert order == sorted(order)
+    assert "−0.30 (dose 0.30)" in html
+
+
+def test_the_experiment_file_is_shown_whole(html):
+    import html as library
+
+    shown = re.search(r"<pre>(.*?)</pre>", html, re.DOTALL).group(1)
+    assert library.unescape(shown) == EXPERIMENT
+
+
+def test_without_questions_or_texts_the_report_has_the_pairs_alone(results, tmp_path):
+    text = EXPERIMENT[: EXPERIMENT.index("[questions]")] + "[separation]\nshuffles = 0\nfolds = 3\n"
+    file = tmp_path / "pairs.toml"
+    file.write_text(text, encoding="utf-8")
+    empty = pd.DataFrame({"split": pd.Series([], dtype=str)})
+    args = (results.versions, results.audit, results.activations, results.vectors, empty)
+    html = report_html(Results(read_experiment(file), *args))
+    assert 'id="pca"' in html
+    assert 'id="detection"' not in html
+    assert 'id="texts"' not in html
+
+
+@pytest.fixture(scope="module")
+def page(html, tmp_path_factory):
+    """The report opened in headless Chromium; `page.seen` holds console messages, errors and requests."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no {CHROMIUM}: install Debian's package chromium")
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(html, encoding="utf-8")
+    with playwright.sync_playwright() as driver:
+        context = driver.chromium.launch_persistent_context(
+            tmp_path_factory.mktemp("profile"), executable_path=CHROMIUM, headless=True, args=FLAGS,
+            viewport={"width": 1100, "height": 1000},
+        )  # fmt: skip
+        page = context.new_page()
+        page.seen = {"errors": [], "requests": []}
+        page.on(
+            "console", lambda message: message.type == "error" and page.seen["errors"].append(message.text)
+        )
+        page.on("pageerror", lambda error: page.seen["errors"].append(str(error)))
+        page.on("request", lambda request: page.seen["requests"].append(request.url))
+        page.goto(file.as_uri())
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 6")
+        yield page
+        context.close()
+
+
+def test_every_figure_is_drawn_without_errors_or_requests(page):
+    figures = page.locator(".figure .js-plotly-plot")
+    assert figures.count() == 7
+    for place in range(7):
+        assert figures.nth(place).locator("svg.main-svg").count() > 0
+        assert figures.nth(place).locator(".trace path, .point, .bars path").count() > 0
+    assert page.seen["errors"] == []
+    assert [url for url in page.seen["requests"] if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def test_a_hover_shows_the_prompt_as_text(page):
+    figure = page.locator("#figure-pca")
+    figure.scroll_into_view_if_needed()
+    box = figure.locator(".scatterlayer .point").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    label = figure.locator(".hoverlayer .hovertext")
+    label.first.wait_for()
+    assert "prompt" in label.first.text_content()
+    assert "<script>" in label.first.text_content()
+
+
+def test_a_slider_step_moves_the_points(page):
+    figure = page.locator("#figure-pca")
+    figure.scroll_into_view_if_needed()
+    read = "document.getElementById('figure-pca').data.map(trace => Array.from(trace.x || [])).flat().join()"
+    before = page.evaluate(read)
+    box = figure.locator(".slider-rail-touch-rect").bounding_box()
+    page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(500)
+    assert page.evaluate(read) != before
+
+
+def test_nothing_that_a_model_wrote_runs(page):
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("img").count() == 0
+    assert page.locator("#texts td", has_text="said at 0.3").first.text_content().endswith("{{ 7*7 }}")

@@ -1,0 +1,134 @@
+"""Whether a vector shifts a bias, improves the answers, or neither: a run's central question, in words."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..evaluation.tables import UNSTEERED
+from ..statistics import auc, percentile_interval
+from .wording import direction, interval, place, rows_of
+
+
+def effect_finding(
+    effects: pd.DataFrame, detection: pd.DataFrame, chosen: pd.Series, *, factor: str, signal: Sequence[str]
+) -> str:
+    """Whether steering shifts a bias, improves the answers, or neither: the run's central question.
+
+    Args:
+        effects: `effectiveness` by `factor`, of the questions that had no part in choosing.
+        detection: `signal_detection` of the same.
+        chosen: the chosen cell, with the columns of a cell.
+        factor: tells the kinds of questions apart.
+        signal: the kinds whose right answer is the signal; the others' right answer is its opposite.
+
+    A kind has moved where the interval of its shift (mean change of the logit difference) excludes zero. It
+    has moved more than by chance where no control at these layers, at this multiplier or its opposite, moves
+    it as far, whichever way.
+    """
+    kinds = rows_of(effects, chosen)
+    rows = kinds.to_dict("records")
+    moves = {str(row[factor]): direction(row, "shift") for row in rows}
+    shifts = "; ".join(f"{row[factor]} {interval(row, 'shift')}" for row in rows)
+    moved = f"the vector {_moved(moves, factor, signal)} (change of the logit difference: {shifts})"
+    controls = _against_controls(effects, kinds, chosen, factor)
+    verdict = _verdict(detection, chosen, signal)
+    return f"At {place(chosen)}, on the half not chosen on, {moved}{controls}. {verdict}"
+
+
+def ranking_finding(
+    rows: pd.DataFrame, chosen: pd.Series, *, resamples: int = 2000, seed: int = 0
+) -> str | None:
+    """How well the logit difference ranks the two kinds apart, steered and not, whatever the criterion.
+
+    Where a strong bias makes all answers alike, their d′ is at the floor, and cannot tell whether anything
+    but the criterion has moved. The area under the ROC curve can.
+
+    Args:
+        rows: a sweep's rows, of the questions that had no part in choosing.
+        chosen: the chosen cell.
+        resamples, seed: of the paired bootstrap over questions, within each kind of answer.
+
+    Returns:
+        The sentence, or `None` where all questions have the same right answer.
+    """
+    before = rows[rows["vector"] == UNSTEERED].set_index("prompt_id")
+    sides = [before, rows_of(rows, chosen).set_index("prompt_id").loc[before.index]]
+    kinds = [np.flatnonzero(before["answer"] == answer) for answer in (0, 1)]
+    if not all(map(len, kinds)):
+        return None
+    rng = np.random.default_rng(seed)
+    draws = [np.vstack([kind, rng.choice(kind, (resamples, len(kind)))]) for kind in kinds]
+    values = [side["logit_difference"].to_numpy(float) for side in sides]
+    # the first draw is what was seen
+    then, now = (auc(value[draws[0]], value[draws[1]]) for value in values)
+    low, high = percentile_interval(now[1:] - then[1:])
+    return (
+        f"Whatever the criterion, the logit difference tells the kinds apart with an AUC of {then[0]:.3f} "
+        f"unsteered and {now[0]:.3f} steered (change {now[0] - then[0]:+.3f} [{low:+.3f}, {high:+.3f}])."
+    ).replace("-", "−")
+
+
+def _moved(moves: dict[str, int], factor: str, signal: Sequence[str]) -> str:
+    """What happened to the kinds, in words; +1 is toward the signal."""
+    toward = {1: "toward", -1: "away from"}
+    aim = f"“{signal[0]}”" if len(signal) == 1 else "the right answer"
+    if not any(moves.values()):
+        return f"moves no kind of question measurably toward or away from {aim}"
+    if len(set(moves.values())) == 1:
+        (way,) = set(moves.values())
+        return f"moves {'both' if len(moves) == 2 else 'all'} kinds of questions {toward[way]} {aim}"
+    if len(signal) < len(moves):
+        right = {kind: way if kind in signal else -way for kind, way in moves.items()}
+        if set(right.values()) == {1}:
+            return "moves each kind of question toward its own right answer"
+        if set(right.values()) == {-1}:
+            return "moves each kind of question toward its own wrong answer"
+    parts = [f"{kind} {toward[way]} {aim}" for kind, way in moves.items() if way]
+    still = [kind for kind, way in moves.items() if not way]
+    rest = f", and {' and '.join(still)} not measurably" if still else ""
+    return f"moves questions of {factor} {' and '.join(parts)}{rest}"
+
+
+def _against_controls(effects: pd.DataFrame, kinds: pd.DataFrame, chosen: pd.Series, factor: str) -> str:
+    """How far random directions move the same questions."""
+    control = effects["control"].astype(bool) & (effects["layers"] == chosen["layers"])
+    control &= effects["operation"] == chosen["operation"]
+    sizes = effects["multiplier"].abs()
+    control &= sizes.isna() if pd.isna(chosen["multiplier"]) else np.isclose(sizes, abs(chosen["multiplier"]))
+    if not control.any():
+        return "; no random direction was tried there"
+    farthest = effects[control].groupby(factor)["shift"].agg(lambda shift: shift.abs().max())
+    beyond = [abs(row["shift"]) > farthest[row[factor]] for row in kinds.to_dict("records")]
+    number = effects.loc[control, "vector"].nunique()
+    told = ", ".join(f"{far:.2f} for {kind}" for kind, far in farthest.items())
+    random = f"{number} random direction{'s' if number > 1 else ''} of the same length"
+    if all(beyond):
+        return f", farther than {random} (at most {told})"
+    move = "moves" if number == 1 else "move"
+    if not any(beyond):
+        return f"; but {random} {move} them as far (up to {told}), so this is not the vector's doing"
+    return f"; {random} {move} some of them as far (up to {told})"
+
+
+def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str]) -> str:
+    """Bias or improvement, from the changes of criterion and d′."""
+    (row,) = rows_of(detection, chosen).to_dict("records")
+    if np.isnan(row["d_prime_change"]):
+        return "All questions have the same right answer, so bias and sensitivity cannot be told apart."
+    sensitivity, bias = direction(row, "d_prime_change"), direction(row, "criterion_change")
+    d_prime = f"d′ changes by {interval(row, 'd_prime_change')}"
+    name = f"“{signal[0]}”" if len(signal) == 1 else "the signal"
+    said = {1: f": {name} is said less often", -1: f": {name} is said more often", 0: ""}[bias]
+    c = f"the criterion by {interval(row, 'criterion_change')}{said}"
+    if sensitivity > 0:
+        also = "with a shift of bias as well" if bias else "without a measurable shift of bias"
+        return f"This is an improvement, {also}: {d_prime}, {c}."
+    if sensitivity < 0 and bias:
+        return f"This is a shift of bias that costs sensitivity, not an improvement: {d_prime}, {c}."
+    if sensitivity < 0:
+        return f"This is a loss of sensitivity: {d_prime}, {c}."
+    if bias:
+        return f"This is a shift of bias and not measurably an improvement: {d_prime}, {c}."
+    n = int(row["n_signal"] + row["n_noise"])
+    return f"The {n} answers show neither a shift of bias nor an improvement: {d_prime}, {c}."
