@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
+# Freed memory is kept for the next tensor: in virtual machines fresh pages can cost more than the arithmetic.
+export MALLOC_MMAP_THRESHOLD_ := 4294967296
+export MALLOC_TRIM_THRESHOLD_ := 8589934592
+
 .PHONY: demo test test-all lint clean
 
 demo: $(INSTALLED)

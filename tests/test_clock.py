@@ -299,3 +299,12 @@ def test_the_clock_leaves_no_hook_behind_even_where_the_pass_fails():
     with pytest.raises(ZeroDivisionError), Clock(MODEL):
         fails()
     assert all_hooks(MODEL) == before
+
+
+def test_a_clock_that_cannot_be_set_leaves_no_hook_behind(monkeypatch):
+    before = all_hooks(MODEL)
+    monkeypatch.setattr(MODEL.blocks[2], "register_forward_pre_hook", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError), Clock(MODEL):
+        pass
+    monkeypatch.undo()
+    assert all_hooks(MODEL) == before

@@ -68,7 +68,7 @@ def made_operation(kind, layer, hook, written, number, seed):
 PROMPTS = st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=6), min_size=1, max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     specs=st.lists(SPECS, min_size=1, max_size=4),
     prompts=PROMPTS,

@@ -67,9 +67,8 @@ def principal_component(
         available = len(pairs)
     else:
         raise ValueError(f"of={of!r} is unknown: use 'pooled', 'differences' or 'pair_centred'.")
-    available = min(
-        available, rows.shape[-1]
-    )  # what centring and mirroring leave: any further axis is arbitrary
+    # What centring and mirroring leave: any further axis would be arbitrary.
+    available = min(available, rows.shape[-1])
     if not 1 <= component <= available:
         raise ValueError(f"component {component} does not exist: {len(pairs)} pairs give 1 to {available}.")
     axes = torch.linalg.svd(rows.transpose(0, 1), full_matrices=False).Vh[:, component - 1]

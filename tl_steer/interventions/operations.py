@@ -245,4 +245,5 @@ def _first(count: int) -> Positions:
             )
         return places.select(prompt)
 
-    return replace(places, _mask=mask)
+    # A label of its own: the clock keeps masks by label, and a plain span does not refuse.
+    return replace(places, label=f"first({count})", _mask=mask)

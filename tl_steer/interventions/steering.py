@@ -93,9 +93,8 @@ class _Session:
     def __init__(self, model: Any, edits: list[Edit], clock: Clock, allow_empty: bool) -> None:
         self.clock = clock
         self.allow_empty = allow_empty
-        self.looked_at: dict[
-            int, list[PromptTokens]
-        ] = {}  # for each edit, the prompts it is known to select of
+        # For each edit, the prompts of which it is known to select something.
+        self.looked_at: dict[int, list[PromptTokens]] = {}
         self.sites: dict[tuple[int, str], list[Edit]] = defaultdict(list)
         for edit in edits:
             self.sites[edit.layer, edit.hook].append(edit)

@@ -1,0 +1,128 @@
+"""Pairs of activations: subsets, swapped sides, files, refusals."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tl_steer.activations import PairedActivations
+from tl_steer.directions import mean_difference
+from tl_steer.positions import last_token, token
+
+from .conftest import make_pairs
+
+
+@pytest.fixture
+def pairs():
+    rng = np.random.default_rng(0)
+    factors = pd.DataFrame(
+        {"group": [5, 5, 6, 7], "truth": ["yes", "no", "é", "no"], "odd": [True, False, True, False]}
+    )
+    made = make_pairs(rng.standard_normal((4, 2, 8)), rng.standard_normal((4, 2, 8)), factors=factors)
+    told = {"positions": token(0) | last_token(), "completions": ("w", "x", "y", "z")}
+    positive = dataclasses.replace(made.positive, **told, prompt_lengths=torch.tensor([1, 2, 3, 4]))
+    negative = dataclasses.replace(made.negative, **told | {"completions": ("W", "X", "Y", "Z")})
+    return PairedActivations(positive, negative, factors)
+
+
+TENSORS = ("values", "token_index", "tokens", "prompt_lengths", "stream_norm")
+
+
+def require_same(a, b):
+    for name in TENSORS:
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True)
+    for name in ("layers", "hook", "positions", "prompts", "identity", "completions"):
+        assert getattr(a, name) == getattr(b, name), name
+
+
+def test_a_subset_has_the_rows_in_the_order_given(pairs):
+    part = pairs.subset([3, 0, 0])
+    assert len(part) == 3
+    assert part.positive.prompts == ("positive prompt 3", "positive prompt 0", "positive prompt 0")
+    assert part.negative.completions == ("Z", "W", "W")
+    assert torch.equal(part.negative.values, pairs.negative.values[[3, 0, 0]])
+    assert part.positive.prompt_lengths.tolist() == [4, 1, 1]
+    assert part.factors["group"].tolist() == [7, 5, 5]
+    assert part.factors.index.tolist() == [0, 1, 2]
+    require_same(pairs.subset(range(4)).positive, pairs.positive)
+
+
+def test_swapping_exchanges_everything_of_a_pair_but_its_factors(pairs):
+    flips = [True, False, False, True]
+    swapped = pairs.swapped(flips)
+    for row, flip in enumerate(flips):
+        first, second = (pairs.negative, pairs.positive) if flip else (pairs.positive, pairs.negative)
+        for mixed, source in ((swapped.positive, first), (swapped.negative, second)):
+            for name in TENSORS[:4]:
+                assert torch.equal(getattr(mixed, name)[row], getattr(source, name)[row])
+            assert mixed.prompts[row] == source.prompts[row]
+            assert mixed.completions[row] == source.completions[row]
+    assert swapped.factors.equals(pairs.factors)
+    require_same(swapped.swapped(flips).positive, pairs.positive)
+    everything = pairs.swapped([True] * 4)
+    require_same(everything.negative, dataclasses.replace(pairs.positive))
+
+
+def test_swapping_without_completions_and_with_a_wrong_count():
+    made = make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4)))
+    assert made.swapped([True, False]).positive.completions == ()
+    with pytest.raises(ValueError, match="1 flips for 2 pairs"):
+        made.swapped([True])
+
+
+def test_nothing_is_changed_by_subset_swap_or_estimate(pairs):
+    before = pairs.positive.values.clone(), pairs.negative.values.clone(), pairs.factors.copy()
+    part = make_pairs(np.ones((4, 1, 8)), np.zeros((4, 1, 8))).swapped([True] * 4)
+    mean_difference(part)
+    pairs.swapped([True] * 4).positive.values.zero_()
+    pairs.subset([0]).positive.values.zero_()
+    assert torch.equal(pairs.positive.values, before[0])
+    assert torch.equal(pairs.negative.values, before[1])
+    assert pairs.factors.equals(before[2])
+
+
+def test_a_file_gives_back_what_was_saved(pairs, tmp_path):
+    pairs.positive.values[0, 0, 0, 0] = torch.nan
+    pairs.save(tmp_path / "a.safetensors")
+    again = PairedActivations.load(tmp_path / "a.safetensors")
+    require_same(again.positive, pairs.positive)
+    require_same(again.negative, pairs.negative)
+    pd.testing.assert_frame_equal(again.factors, pairs.factors)
+    assert again.positive.positions.label == "(token(0) | last_token())"
+
+
+def test_other_files_are_refused_and_pickles_never_loaded(pairs, tmp_path):
+    mean_difference(make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4)))).save(
+        tmp_path / "vectors.safetensors"
+    )
+    with pytest.raises(ValueError, match=r"vectors\.safetensors does not hold paired activations"):
+        PairedActivations.load(tmp_path / "vectors.safetensors")
+    (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match=r"a\.pt is not a safetensors file; pickles are never loaded"):
+        PairedActivations.load(tmp_path / "a.pt")
+
+
+def test_sides_of_unequal_number_layers_or_hook_are_refused(pairs):
+    with pytest.raises(ValueError, match="4 positive, 3 negative prompts and 4 rows of factors"):
+        PairedActivations(pairs.positive, pairs.negative.subset([0, 1, 2]), pairs.factors)
+    with pytest.raises(ValueError, match="4 positive, 4 negative prompts and 3 rows"):
+        PairedActivations(pairs.positive, pairs.negative, pairs.factors[:3])
+    for change in ({"layers": (0, 3)}, {"hook": "resid_pre"}):
+        with pytest.raises(ValueError, match=f"captured at different {next(iter(change))}"):
+            PairedActivations(pairs.positive, dataclasses.replace(pairs.negative, **change), pairs.factors)
+
+
+def test_single_finds_the_one_position_wherever_it_lies():
+    made = make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4))).positive
+    values = torch.full((2, 1, 2, 4), torch.nan)
+    values[0, 0, 0], values[1, 0, 1] = 1.0, 2.0
+    moved = dataclasses.replace(
+        made,
+        values=values,
+        token_index=torch.tensor([[3, -1], [-1, 3]]),
+        tokens=torch.tensor([[7, -1], [-1, 7]]),
+    )
+    assert moved.single()[:, 0, 0].tolist() == [1.0, 2.0]

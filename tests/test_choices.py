@@ -1,0 +1,156 @@
+"""Choices against full-sequence log-probabilities of Hugging Face, and of whole passes under operations."""
+
+import numpy as np
+import pytest
+import torch
+
+from tl_steer.choices import choice_logits, plan_choices, score_choices
+from tl_steer.interventions import Add
+from tl_steer.models import load_model
+from tl_steer.positions import parse_positions
+
+from .tiny_model import TABLE, Change, made_vector, make_model, run_alone, word_tokenizer
+
+MODEL = make_model(word_tokenizer())
+PROMPTS = ["a b c :", "d :", "e f g h i j :"]
+PAIRS = [("True", "False"), ("(A)", "(B)"), ("good", "bad yes no"), ("(A", "(B b b")]
+
+
+def log_probability(logits, ids, start):
+    """Summed log-probability of `ids[start:]` after what comes before, in float64."""
+    rows = logits.double().numpy()
+    rows = (
+        rows
+        - np.log(np.exp(rows - rows.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - rows.max(-1, keepdims=True)
+    )
+    return sum(rows[place - 1, ids[place]] for place in range(start, len(ids)))
+
+
+def by_hand(prompt, pair, logits_of, tokenizer=MODEL.tokenizer):
+    """Both scores, counted from the first token by which the two differ."""
+    first, second = (tokenizer(prompt + " " + choice)["input_ids"] for choice in pair)
+    shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return [log_probability(logits_of(ids), ids, shared) for ids in (first, second)]
+
+
+def require(row, scores):
+    first, second = scores
+    assert row["logit_difference"] == pytest.approx(first - second, abs=1e-3)
+    assert row["probability"] == pytest.approx(1 / (1 + np.exp(second - first)), abs=1e-3)
+    assert row["mass"] == pytest.approx(np.exp(first) + np.exp(second), abs=1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize(
+    "written", ["all_tokens()", "generated_tokens()", "last_token()", "current_token()", "token(0)"]
+)
+def test_scores_under_an_operation_equal_whole_passes_by_hand(pair, written):
+    """The tokens of a choice that have to be fed count as generated ones."""
+    vector = made_vector(MODEL, 1, scale=8.0)
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, TABLE[written])]
+    choices = [tuple(" " + choice for choice in pair)] * 3
+    table = choice_logits(MODEL, PROMPTS, choices, Add(vector, 1.0, parse_positions(written)))
+    assert list(table) == ["prompt", "logit_difference", "probability", "mass"]
+    assert table["prompt"].tolist() == PROMPTS
+    for prompt, (_, row) in zip(PROMPTS, table.iterrows(), strict=True):
+        length = len(MODEL.tokenizer(prompt)["input_ids"])
+        require(row, by_hand(prompt, pair, lambda ids, n=length: run_alone(MODEL, ids, n, changes)[0]))
+
+
+def test_scores_equal_hugging_face(make_hf_model, make_tokenizer):
+    hf_model, tokenizer = make_hf_model("gpt2"), make_tokenizer()
+    model = load_model("tiny-gpt2", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+    prompts = ["the sky is", "dog : ( a ) cat :", "b"]
+    pairs = [("blue", "not"), ("(a)", "(b)"), ("cat dog", "dog")]
+    table = choice_logits(model, prompts, [tuple(" " + choice for choice in pair) for pair in pairs])
+
+    def logits(ids):
+        with torch.no_grad():
+            return hf_model(torch.tensor([ids])).logits[0]
+
+    for prompt, pair, (_, row) in zip(prompts, pairs, table.iterrows(), strict=True):
+        require(row, by_hand(prompt, pair, logits, tokenizer))
+
+
+@pytest.mark.model
+def test_reviews_and_letters_of_the_embedded_model_equal_hugging_face(embedded, embedded_hf):
+    hf_model, tokenizer = embedded_hf
+    prompts = ["Review: A waste of an evening.\nSentiment:", "Is the sky blue? Answer:"]
+    pairs = [(" positive", " negative"), (" (A)", " (B)")]
+    table = choice_logits(embedded, prompts, pairs)
+    for prompt, pair, (_, row) in zip(prompts, pairs, table.iterrows(), strict=True):
+        both = [tokenizer(prompt + choice)["input_ids"] for choice in pair]
+        shared = next(i for i, (a, b) in enumerate(zip(*both, strict=True)) if a != b)
+        scores = []
+        for ids in both:
+            with torch.no_grad():
+                scores.append(log_probability(hf_model(torch.tensor([ids])).logits[0], ids, shared))
+        require(row, scores)
+
+
+def test_one_pair_serves_all_prompts_and_token_lists_are_prompts():
+    ids = [MODEL.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    one, each = (
+        choice_logits(MODEL, PROMPTS, (" yes", " no")),
+        choice_logits(MODEL, ids, [(" yes", " no")] * 3),
+    )
+    np.testing.assert_array_equal(one.drop(columns="prompt"), each.drop(columns="prompt"))
+    alone = choice_logits(MODEL, PROMPTS[1], (" yes", " no"))
+    np.testing.assert_allclose(alone.iloc[0, 1:].astype(float), one.iloc[1, 1:].astype(float), rtol=1e-4)
+
+
+def test_a_large_difference_does_not_overflow():
+    vector = made_vector(MODEL, 2, scale=5000.0)
+    table = choice_logits(MODEL, PROMPTS, ("yes yes yes yes yes yes yes yes", "no"), Add(vector))
+    assert table["probability"].between(0, 1).all()
+    assert np.isfinite(table["logit_difference"]).all()
+
+
+def test_logits_are_read_in_parts_without_a_difference(monkeypatch):
+    import importlib
+
+    whole = choice_logits(MODEL, PROMPTS, (" (A) a", " (B) b"))
+    module = importlib.import_module("tl_steer.choices")
+    monkeypatch.setattr(module, "LOGIT_ROWS", 2)
+    np.testing.assert_allclose(
+        choice_logits(MODEL, PROMPTS, (" (A) a", " (B) b")).iloc[:, 1:], whole.iloc[:, 1:], rtol=1e-5
+    )
+
+
+def test_only_the_positions_that_are_read_get_logits(monkeypatch):
+    rows = []
+    forward = MODEL.unembed.forward
+    monkeypatch.setattr(
+        MODEL.unembed, "forward", lambda x: rows.append(x.shape[0] * x.shape[1]) or forward(x)
+    )
+    choice_logits(MODEL, PROMPTS, (" yes", " no"))
+    assert sum(rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("choices", "told"),
+    [
+        ((" yes", "  yes"), "question 0: the choices ' yes' and '  yes' tokenize alike"),
+        ((" yes", " yes no"), "begin alike, and one ends where the other goes on"),
+        ([(" yes", " no")], "1 pairs of choices for 3 prompts: give one for each"),
+        ((" yes", " "), "the choice ' ' has no tokens"),
+    ],
+)
+def test_choices_that_nothing_tells_apart_are_refused(choices, told):
+    with pytest.raises(ValueError, match=told):
+        choice_logits(MODEL, PROMPTS, choices)
+
+
+def test_no_prompts_are_refused():
+    with pytest.raises(ValueError, match="no prompts given"):
+        choice_logits(MODEL, [], (" yes", " no"))
+
+
+def test_a_plan_is_scored_again_and_again():
+    plan = plan_choices(MODEL, PROMPTS, [(" (A)", " (B)")] * 3)
+    vector = made_vector(MODEL, 1)
+    clean = score_choices(MODEL, plan)
+    steered = score_choices(MODEL, plan, Add(vector, 3.0))
+    assert (clean - steered).abs()["logit_difference"].min() > 1e-4
+    assert clean.equals(score_choices(MODEL, plan))

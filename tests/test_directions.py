@@ -1,0 +1,367 @@
+"""Estimators: a planted direction, numpy and scikit-learn as oracles, orientation, precision, seeds."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from tl_steer.directions import (
+    lda_direction,
+    logistic_direction,
+    mean_difference,
+    principal_component,
+    random_direction,
+    random_like,
+)
+from tl_steer.interventions import Add, steer
+from tl_steer.models import identify
+from tl_steer.prompts import contrast_pairs
+from tl_steer.recipes import activation_addition, vectors_from_pairs
+
+from .conftest import make_pairs
+from .tiny_model import D_MODEL, byte_tokenizer, hook_name, make_model, run_alone, word_tokenizer
+
+FORMS = ("pooled", "differences", "pair_centred")
+
+
+def component(number, of):
+    return lambda pairs: principal_component(pairs, component=number, of=of)
+
+
+ESTIMATORS = {
+    "mean_difference": mean_difference,
+    **{of: component(1, of) for of in FORMS},
+    "logistic": logistic_direction,
+    "lda": lda_direction,
+}
+
+
+def cosine(a, b):
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def sides_of(pairs, layer):
+    positive, negative = pairs.sides()
+    return positive[:, layer].double().numpy(), negative[:, layer].double().numpy()
+
+
+@pytest.fixture
+def overlapping():
+    """1000 pairs, 2 layers: sides that overlap around a planted direction, in isotropic noise."""
+    rng = np.random.default_rng(1)
+    direction = rng.standard_normal((2, 32))
+    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+    noise = rng.standard_normal((2, 1000, 2, 32))
+    return make_pairs(noise[0] + 1.5 * direction, noise[1] - 1.5 * direction), direction
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_planted_direction_is_found_at_every_layer(overlapping, name):
+    pairs, direction = overlapping
+    vectors = ESTIMATORS[name](pairs)
+    for layer in range(2):
+        assert cosine(vectors[layer].values, direction[layer]) > 0.95
+        assert abs(cosine(vectors[layer].values, direction[1 - layer])) < 0.5
+
+
+@pytest.fixture
+def constant():
+    """The same shift in every pair is the signal; what varies between the differences is not."""
+    rng = np.random.default_rng(3)
+    axis, nuisance = np.linalg.qr(rng.standard_normal((32, 2)))[0].T
+    shared = rng.standard_normal((60, 1, 32)) * 3
+    wobble = rng.standard_normal((60, 1, 1)) * nuisance * 0.6
+    shift = (axis * 2)[None, None] + wobble + rng.standard_normal((60, 1, 32)) * 0.05
+    return make_pairs(shared + shift / 2, shared - shift / 2), axis
+
+
+def test_centring_the_differences_would_lose_the_signal_and_ours_keeps_it(constant):
+    pairs, axis = constant
+    positive, negative = sides_of(pairs, 0)
+    centred = PCA(1).fit(positive - negative).components_[0]
+    assert abs(cosine(centred, axis)) < 0.2
+    for of in ("differences", "pair_centred"):
+        assert cosine(principal_component(pairs, of=of)[0].values, axis) > 0.95
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("of", FORMS)
+def test_components_equal_numpy_and_scikit_learn(planted, of, number):
+    pairs, _ = planted
+    for layer in range(2):
+        positive, negative = sides_of(pairs, layer)
+        if of == "pooled":
+            expected = PCA(3).fit(np.concatenate([positive, negative])).components_[number - 1]
+        else:
+            scatter = (positive - negative).T @ (positive - negative)  # what is not centred
+            expected = np.linalg.eigh(scatter)[1][:, -number]
+        found = principal_component(pairs, component=number, of=of)[layer].values
+        assert abs(cosine(found, expected)) == pytest.approx(1, abs=1e-5)
+
+
+def test_components_that_do_not_exist_are_refused():
+    rng = np.random.default_rng(0)
+    pairs = make_pairs(rng.standard_normal((3, 1, 32)), rng.standard_normal((3, 1, 32)))
+    for of, available in (("pooled", 5), ("differences", 3), ("pair_centred", 3)):
+        principal_component(pairs, component=available, of=of)
+        for number in (0, available + 1):
+            with pytest.raises(
+                ValueError, match=f"component {number} does not exist: 3 pairs give 1 to {available}"
+            ):
+                principal_component(pairs, component=number, of=of)
+
+
+def test_a_form_that_is_unknown_is_refused(planted):
+    with pytest.raises((ValueError, TypeError)):
+        principal_component(planted[0], of="centred")
+
+
+def test_mean_difference_is_the_mean_in_float64_and_keeps_its_length(planted):
+    pairs, _ = planted
+    for layer in range(2):
+        positive, negative = sides_of(pairs, layer)
+        np.testing.assert_allclose(
+            mean_difference(pairs)[layer].values, (positive - negative).mean(0), rtol=1e-6
+        )
+
+
+def test_a_mean_over_a_long_run_is_not_taken_in_half_precision():
+    count = 20000
+    small = np.full((count, 1, 4), 1e-3, dtype=np.float32)
+    large = np.full((count, 1, 4), 4096.0, dtype=np.float32)
+    noise = np.random.default_rng(0).standard_normal((count, 1, 4)).astype(np.float32)
+    positive, negative = large + noise + small, large + noise
+    expected = (positive.astype(np.float64) - negative.astype(np.float64)).mean(0)[0]
+    found = mean_difference(make_pairs(positive, negative))[0].values.double().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    # The same values without a common offset: a running sum in float32 or float16 is off by more than this.
+    tiny = np.random.default_rng(1).random((count, 1, 4)).astype(np.float32)
+    found = mean_difference(make_pairs(tiny, np.zeros_like(tiny)))[0].values.double().numpy()
+    np.testing.assert_allclose(found, tiny.astype(np.float64).mean(0)[0], rtol=1e-7)
+
+
+def test_logistic_equals_scikit_learn_brought_back_to_activation_space(planted):
+    pairs, _ = planted
+    positive, negative = sides_of(pairs, 1)
+    rows, labels = np.concatenate([positive, negative]), [1] * 200 + [0] * 200
+    scaler = StandardScaler().fit(rows)
+    weights = (
+        LogisticRegression(C=0.5, max_iter=2000).fit(scaler.transform(rows), labels).coef_[0] / scaler.scale_
+    )
+    assert cosine(logistic_direction(pairs, C=0.5)[1].values, weights) > 1 - 1e-6
+
+
+def test_the_logistic_direction_is_in_activation_space():
+    """Badly scaled features, as massive activations are: the plane's normal, not the scaler's."""
+    rng = np.random.default_rng(5)
+    scale = np.logspace(-2, 2, 16)
+    labels = np.repeat([1.0, -1.0], 400)
+    z = rng.standard_normal((800, 1, 16)) * 0.5
+    z += 0.3 * labels[:, None, None]
+    rows = z * scale
+    pairs = make_pairs(rows[:400], rows[400:])
+    found = logistic_direction(pairs)[0].values.double().numpy()
+    margin = rows[:, 0] @ found
+    threshold = np.median(margin)
+    assert (np.sign(margin - threshold) == labels).mean() > 0.97
+    standardised = StandardScaler().fit_transform(rows[:, 0])
+    in_scaler_space = LogisticRegression().fit(standardised, labels).coef_[0]
+    wrong = rows[:, 0] @ in_scaler_space
+    assert (np.sign(wrong - np.median(wrong)) == labels).mean() < 0.9
+    assert cosine(found, in_scaler_space / scale) > 0.99
+
+
+def test_a_constant_feature_does_not_divide_by_zero(planted):
+    rng = np.random.default_rng(0)
+    positive, negative = rng.standard_normal((2, 30, 1, 8))
+    positive[..., 0] += 2
+    positive[..., 3] = negative[..., 3] = 7
+    found = logistic_direction(make_pairs(positive, negative))[0].values
+    assert found.isfinite().all()
+    assert float(found[3]) == 0
+
+
+def test_lda_equals_scikit_learn(planted):
+    pairs, _ = planted
+    rows = np.concatenate(sides_of(pairs, 0))
+    expected = (
+        LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(rows, [1] * 200 + [0] * 200).coef_[0]
+    )
+    assert cosine(lda_direction(pairs)[0].values, expected) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "mean_difference"])
+def test_all_but_the_mean_difference_are_unit_vectors_with_the_positive_side_up(planted, name):
+    pairs, _ = planted
+    vectors = ESTIMATORS[name](pairs)
+    np.testing.assert_allclose(vectors.values.norm(dim=-1), 1, rtol=1e-5)
+    for layer in range(2):
+        positive, negative = sides_of(pairs, layer)
+        direction = vectors[layer].values.double().numpy()
+        assert (positive @ direction).mean() > (negative @ direction).mean()
+        assert vectors.info["sign"][layer] in (-1, 1)
+        swapped = ESTIMATORS[name](pairs.swapped([True] * 200))
+        assert cosine(swapped[layer].values, direction) == pytest.approx(-1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimates_are_the_same_every_time_and_in_any_order_of_the_pairs(planted, name):
+    pairs, _ = planted
+    once, again = ESTIMATORS[name](pairs), ESTIMATORS[name](pairs)
+    assert torch.equal(once.values, again.values)
+    shuffled = ESTIMATORS[name](pairs.subset(np.random.default_rng(0).permutation(200).tolist()))
+    torch.testing.assert_close(shuffled.values, once.values, rtol=1e-3, atol=1e-4)
+
+
+def test_the_sign_that_was_turned_is_recorded():
+    signs = set()
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        positive, negative = rng.standard_normal((2, 50, 1, 16)).astype(np.float32)
+        found = principal_component(make_pairs(positive, negative), of="differences")
+        rows = torch.from_numpy(positive[:, 0]).double() - torch.from_numpy(negative[:, 0]).double()
+        drawn = torch.linalg.svd(rows, full_matrices=False).Vh[0]  # with the sign it happens to have
+        assert cosine(found[0].values, drawn * found.info["sign"][0]) == pytest.approx(1, abs=1e-5)
+        signs.add(found.info["sign"][0])
+    assert signs == {-1, 1}
+
+
+def test_where_neither_side_projects_higher_the_sign_is_still_fixed():
+    rows = np.zeros((2, 1, 4))
+    rows[0, 0, 1], rows[1, 0, 1] = 2.0, -2.0
+    found = principal_component(make_pairs(rows, -rows), of="differences")[0].values
+    assert found.tolist() == [0, 1, 0, 0]
+
+
+def test_random_directions_take_a_seed_and_are_spread_over_the_sphere(planted):
+    pairs, _ = planted
+    once, again, other = (random_direction(pairs, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(once.values, again.values)
+    assert once.info["seed"] == 1
+    np.testing.assert_allclose(once.values.norm(dim=-1), 1, rtol=1e-5)
+    assert once.cosine_similarity(other).abs().max() < 0.6
+    assert abs(cosine(once[0].values, once[1].values)) < 0.6
+    many = np.stack([random_direction(pairs, seed=seed)[0].values for seed in range(400)])
+    assert np.abs(many.mean(0)).max() < 5 * (1 / 32 / 400) ** 0.5
+    np.testing.assert_allclose((many**2).mean(0), 1 / 32, rtol=0.5)
+
+
+def test_random_controls_have_the_length_of_what_they_control(planted):
+    vectors = mean_difference(planted[0]) * 3.0
+    control = random_like(vectors, seed=4)
+    torch.testing.assert_close(control.values.norm(dim=-1), vectors.values.norm(dim=-1))
+    assert (control.layers, control.hook, control.identity) == (
+        vectors.layers,
+        vectors.hook,
+        vectors.identity,
+    )
+    assert torch.equal(control.stream_norm, vectors.stream_norm)
+    assert control.cosine_similarity(vectors).abs().max() < 0.7
+    assert control.info["seed"] == 4
+
+
+def test_estimates_say_where_they_come_from_and_change_nothing(planted):
+    pairs, _ = planted
+    before = pairs.positive.values.clone(), pairs.negative.values.clone()
+    for name, estimate in ESTIMATORS.items():
+        vectors = estimate(pairs)
+        assert vectors.identity == pairs.identity, name
+        assert vectors.layers == pairs.layers
+        assert vectors.info["pairs"] == 200
+        assert vectors.info["positions"] == "last_token()"
+        assert torch.equal(vectors.stream_norm, pairs.stream_norm)
+    assert all(map(torch.equal, before, (pairs.positive.values, pairs.negative.values)))
+    fewer = mean_difference(pairs.subset(range(100)))
+    assert fewer.info["data"] != mean_difference(pairs).info["data"]
+
+
+BYTES = make_model(byte_tokenizer())
+
+
+@pytest.mark.parametrize(("positive", "negative"), [("Love", "Hate"), ("é!", "a"), ("a", ""), ("", "bc")])
+def test_activation_addition_is_the_difference_at_each_position(positive, negative):
+    vectors = activation_addition(BYTES, positive, negative, layers=[0, 2])
+    length = max(len(positive.encode()), len(negative.encode()))
+    sides = []
+    for text in (positive, negative):
+        ids = BYTES.tokenizer(text + " " * (length - len(text.encode())))["input_ids"]
+        names = [hook_name("resid_pre", layer) for layer in (0, 2)]
+        seen = run_alone(BYTES, ids, length, reads=names)[1]
+        sides.append(torch.stack([seen[name] for name in names]))
+    assert vectors.values.shape == (2, length, D_MODEL)
+    torch.testing.assert_close(vectors.values, sides[0] - sides[1], rtol=1e-4, atol=1e-4)
+    assert vectors.hook == "resid_pre"
+    assert vectors.info["positive"] == positive
+
+
+def test_activation_addition_steers_the_first_positions():
+    vectors = activation_addition(BYTES, "Love", "Hate", layers=1)
+    ids = BYTES.tokenizer("I went home")["input_ids"]
+    with torch.no_grad(), steer(BYTES, Add(vectors, 2.0)):
+        _, cache = BYTES.run_with_cache(torch.tensor([ids]))
+    expected = run_alone(BYTES, ids, len(ids), reads=[hook_name("resid_pre", 1)])[1][
+        hook_name("resid_pre", 1)
+    ]
+    expected[:4] += 2 * vectors.values[0]
+    torch.testing.assert_close(cache[hook_name("resid_pre", 1)][0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_activation_addition_refuses_nothing_against_nothing():
+    with pytest.raises(ValueError, match="both empty"):
+        activation_addition(BYTES, "", "")
+
+
+def test_an_empty_side_keeps_the_bos_that_the_other_side_has():
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = "<end>"
+    model = make_model(tokenizer)
+    model.tokenizer = WithBos(tokenizer)
+    vectors = activation_addition(model, "ab", "", layers=1)
+    assert vectors.values.shape[1] == 3
+    assert vectors.values[0, 0].abs().max() < 1e-5
+
+
+class WithBos:
+    """A tokenizer that puts one token in front, as Llama's does."""
+
+    def __init__(self, tokenizer):
+        self.inner = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __call__(self, text, add_special_tokens=True):
+        ids = self.inner(text)["input_ids"]
+        return {"input_ids": [0, *ids] if add_special_tokens else ids}
+
+
+def test_a_tokenizer_without_a_space_cannot_pad_and_says_so():
+    words = make_model(word_tokenizer())
+    assert activation_addition(words, "a", "b", layers=0).values.shape[1] == 2
+    with pytest.raises(ValueError, match="no token for a space"):
+        activation_addition(words, "a", "b c", layers=0)
+
+
+def test_vectors_from_pairs_only_composes():
+    words = make_model(word_tokenizer())
+    pairs = contrast_pairs(["a b good", "c good"], ["a b bad", "c bad"])
+    found = vectors_from_pairs(words, pairs, layers=[1], hook="mlp_out")
+    name = hook_name("mlp_out", 1)
+    sides = [
+        np.mean(
+            [run_alone(words, ids, len(ids), reads=[name])[1][name][-1].double().numpy() for ids in tokens],
+            axis=0,
+        )
+        for tokens in (
+            [words.tokenizer(text)["input_ids"] for text in side] for side in (pairs.positive, pairs.negative)
+        )
+    ]
+    np.testing.assert_allclose(found.values[0], sides[0] - sides[1], rtol=1e-3, atol=1e-4)
+    assert found.identity == identify(words)

@@ -1,0 +1,315 @@
+"""Generation: greedy tokens of Hugging Face and of whole passes, sampling against its distribution, ends."""
+
+import functools
+import importlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_steer.engine import batches
+from tl_steer.generation import generate
+from tl_steer.interventions import Add
+from tl_steer.models import chat_format, load_model
+from tl_steer.positions import EmptySelectionError, generated_tokens, parse_positions, token
+
+from .tiny_model import (
+    N_LAYERS,
+    TABLE,
+    Change,
+    all_hooks,
+    favouring,
+    greedy_alone,
+    made_vector,
+    make_model,
+    run_alone,
+    word_tokenizer,
+)
+
+MODEL = make_model(word_tokenizer())
+END = 1
+PROMPTS = [[0, 3, 4, 1, 5], [0, 9, 8], [0, 1, 1, 7, 2, 2, 1], [0, 30, 31, 32]]
+
+
+def new_tokens(prompts, *operations, model=MODEL, **options):
+    return generate(model, prompts, *operations, return_tokens=True, **options)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("written", TABLE)
+def test_every_position_is_steered_the_same_in_a_batch_as_alone_by_hand(written, use_cache):
+    vector = made_vector(MODEL, 1, scale=8.0)
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, TABLE[written])]
+    expected = [greedy_alone(MODEL, ids, 6, changes, stops=[END]) for ids in PROMPTS]
+    found = new_tokens(
+        PROMPTS, Add(vector, 1.0, parse_positions(written)), max_new_tokens=6, use_cache=use_cache
+    )
+    assert found == expected
+
+
+def test_the_vector_of_that_test_does_change_what_is_said():
+    vector = made_vector(MODEL, 1, scale=8.0)
+    said = {
+        written: str(new_tokens(PROMPTS, Add(vector, 1.0, parse_positions(written)), max_new_tokens=6))
+        for written in ("all_tokens()", "generated_tokens()", "current_token()", "last_token()", "token(0)")
+    }
+    assert len(set(said.values()) | {str(new_tokens(PROMPTS, max_new_tokens=6))}) >= 4
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 40), min_size=3, max_size=8), min_size=2, max_size=3),
+    written=st.sampled_from(list(TABLE)),
+    layer=st.integers(0, N_LAYERS - 1),
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+    top_p=st.sampled_from([0.5, 1.0]),
+)
+def test_a_batch_equals_its_rows_alone_also_when_sampling(prompts, written, layer, temperature, top_p):
+    options = {"max_new_tokens": 5, "temperature": temperature, "top_p": top_p, "seed": 3}
+    operation = Add(made_vector(MODEL, layer, scale=8.0), 1.0, parse_positions(written))
+    together = new_tokens(prompts, operation, **options)
+    assert together == [new_tokens([ids], operation, **options)[0] for ids in prompts]
+    assert together == new_tokens(prompts, operation, **options, use_cache=False)
+
+
+def test_many_small_batches_give_the_rows_in_the_order_of_the_prompts(monkeypatch):
+    expected = new_tokens(PROMPTS, max_new_tokens=5)
+    module = importlib.import_module("tl_steer.generation")
+    monkeypatch.setattr(module, "batches", functools.partial(batches, budget=12))
+    assert new_tokens(PROMPTS, max_new_tokens=5) == expected
+
+
+def test_a_vector_minus_itself_changes_nothing():
+    vector = made_vector(MODEL, 1, scale=8.0)
+    texts = ["a b c", "d"]
+    plain = generate(MODEL, texts, max_new_tokens=8)
+    assert generate(MODEL, texts, Add(vector - vector, 5.0), max_new_tokens=8) == plain
+    assert generate(MODEL, texts, Add(vector), max_new_tokens=8) != plain
+
+
+def test_text_is_the_new_text_alone_without_special_tokens():
+    ending = favouring(MODEL, END, 6.0)
+    texts = ["a b c", "d", "e f g h i"]
+    found = generate(ending, texts, max_new_tokens=8)
+    for text, said in zip(texts, found, strict=True):
+        ids = greedy_alone(ending, ending.tokenizer(text)["input_ids"], 8, stops=[END])
+        assert said == ending.tokenizer.decode([i for i in ids if i > 1])
+    assert generate(ending, "a b c", max_new_tokens=8) == found[:1]
+
+
+def test_a_row_ends_at_the_end_of_its_turn_and_the_others_go_on():
+    ending = favouring(MODEL, END, 2.5)
+    expected = [greedy_alone(ending, ids, 12, stops=[END]) for ids in PROMPTS]
+    assert len(set(map(len, expected))) > 1
+    for use_cache in (True, False):
+        assert new_tokens(PROMPTS, model=ending, max_new_tokens=12, use_cache=use_cache) == expected
+    assert all(ids[-1] == END or len(ids) == 12 for ids in expected)
+
+
+def test_no_end_comes_before_the_minimum():
+    ending = favouring(MODEL, END, 30.0)  # it would end at once
+    assert new_tokens(PROMPTS, model=ending, max_new_tokens=9) == [[END]] * 4
+    silent = favouring(MODEL, END, -1000.0)
+    for row, ids in zip(
+        PROMPTS, new_tokens(PROMPTS, model=ending, max_new_tokens=9, min_new_tokens=4), strict=True
+    ):
+        assert ids == [*greedy_alone(silent, row, 4), END]
+
+
+def test_the_chat_format_s_end_of_turn_stops_too():
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role[0] }} {{ m.content }} <unk>{% endfor %}"
+        "{% if add_generation_prompt %}a{% endif %}"
+    )
+    model = favouring(make_model(tokenizer), 2, 5.0)  # id 2 is <unk>, which ends a turn here
+    assert chat_format(model).end_of_turn() == "<unk>"
+    found = new_tokens(PROMPTS, model=model, max_new_tokens=12)
+    assert found == [greedy_alone(model, ids, 12, stops=[1, 2]) for ids in PROMPTS]
+    assert any(ids[-1] == 2 for ids in found)
+
+
+def oracle_sample_distribution(logits, temperature, top_p):
+    """The nucleus, one token after the other, in float64."""
+    weights = np.exp((logits - logits.max()) / temperature)
+    weights /= weights.sum()
+    kept, held = np.zeros_like(weights), 0.0
+    for place in np.argsort(-weights, kind="stable"):
+        if held >= top_p:
+            break
+        kept[place], held = weights[place], held + weights[place]
+    return kept / kept.sum()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.6), (1.0, 0.3)])
+def test_samples_follow_the_tempered_nucleus(temperature, top_p):
+    from scipy.stats import chisquare
+
+    prompt = [0, 3, 4]
+    logits = run_alone(MODEL, prompt, 3)[0][-1].double().numpy()
+    expected = oracle_sample_distribution(logits, temperature, top_p)
+    options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": 1}
+    drawn = drawn_first_tokens(prompt, 3000, options)
+    assert set(drawn) <= set(np.flatnonzero(expected))
+    seen = np.bincount(drawn, minlength=len(expected))
+    common = expected * 3000 >= 5
+    rest = [seen[~common].sum()], [3000 * expected[~common].sum()]
+    if rest[1][0] < 5:
+        rest = [], []
+    observed, wanted = np.r_[seen[common], rest[0]], np.r_[3000 * expected[common], rest[1]]
+    assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
+
+
+def drawn_first_tokens(prompt, count, options):
+    """First tokens under as many seeds, without running the model again for each."""
+    module = importlib.import_module("tl_steer.generation")
+    logits = run_alone(MODEL, prompt, len(prompt))[0][-1][None]
+    decodings = (module.Decoding(**options, seed=seed) for seed in range(count))
+    drawn = [
+        int(module._next_tokens(logits, decoding, [module._generator(decoding.seed, prompt)])[0])
+        for decoding in decodings
+    ]
+    assert [drawn[seed] for seed in range(3)] == [
+        new_tokens([prompt], **options, seed=seed)[0][0] for seed in range(3)
+    ]
+    return drawn
+
+
+def test_the_seed_decides_and_another_seed_says_something_else():
+    options = {"max_new_tokens": 8, "temperature": 1.0}
+    torch.manual_seed(0)
+    first = new_tokens(PROMPTS, **options, seed=1)
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    assert new_tokens(PROMPTS, **options, seed=1) == first
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert new_tokens(PROMPTS, **options, seed=2) != first
+    assert new_tokens(PROMPTS[::-1], **options, seed=1) == first[::-1]
+
+
+def test_a_small_nucleus_is_greedy():
+    assert new_tokens(PROMPTS, max_new_tokens=6, temperature=1.0, top_p=1e-6) == new_tokens(
+        PROMPTS, max_new_tokens=6
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_tokenizer_s_padding_side_does_not_matter_and_stays(side):
+    model = make_model(word_tokenizer())
+    model.tokenizer.padding_side = side
+    texts = ["a b c", "d", "e f g h i"]
+    assert generate(model, texts, max_new_tokens=5) == generate(MODEL, texts, max_new_tokens=5)
+    assert model.tokenizer.padding_side == side
+
+
+def test_generation_leaves_prompts_vectors_and_hooks_alone():
+    vector, before, prompts = made_vector(MODEL, 1), all_hooks(MODEL), [list(ids) for ids in PROMPTS]
+    values = vector.values.clone()
+    generate(MODEL, prompts, Add(vector, 2.0), max_new_tokens=3)
+    assert prompts == PROMPTS
+    assert torch.equal(vector.values, values)
+    assert all_hooks(MODEL) == before
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "error", "told"),
+    [
+        ([], {}, ValueError, "no prompts given; pass a list with at least one"),
+        ([""], {"model": "bytes"}, ValueError, "the prompt '' is empty"),
+        (
+            [[0] * 45],
+            {"max_new_tokens": 4},
+            ValueError,
+            "45 tokens and 4 new ones do not fit the context of 48",
+        ),
+        (["a"], {"max_new_tokens": 0}, ValueError, "at least one token must be asked for"),
+        (
+            ["a"],
+            {"max_new_tokens": 3, "min_new_tokens": 4},
+            ValueError,
+            "the minimum may not exceed the maximum",
+        ),
+        (["a"], {"temperature": -1.0}, ValueError, r"temperature is 0 \(greedy\) or more"),
+        (["a"], {"temperature": 1.0, "top_p": 0.0}, ValueError, r"top_p lies in \(0, 1\]"),
+        (["a"], {"temperature": 1.0, "top_p": 1.1}, ValueError, r"top_p lies in \(0, 1\]"),
+        ([[0, 99]], {}, ValueError, "token ids must lie in 0 to"),
+    ],
+)
+def test_bad_input_is_refused(prompts, options, error, told):
+    from .tiny_model import byte_tokenizer
+
+    options = dict(options)
+    model = make_model(byte_tokenizer()) if options.pop("model", None) else MODEL
+    with pytest.raises(error, match=told):
+        generate(model, prompts, **options)
+
+
+def test_a_context_that_is_just_full_is_allowed():
+    assert len(new_tokens([[0] * 44], max_new_tokens=4)[0]) <= 4
+
+
+def test_a_position_that_selects_nothing_names_the_prompt():
+    operation = Add(made_vector(MODEL, 1), 1.0, token(3))
+    with pytest.raises(EmptySelectionError, match=r"token\(3\) selects no token of .*'<s> d', 2 tokens"):
+        generate(MODEL, ["a b c", "d"], operation, max_new_tokens=2)
+    plain = generate(MODEL, ["d"], max_new_tokens=2)
+    assert generate(MODEL, ["d"], operation, max_new_tokens=2, allow_empty=True) == plain
+
+
+def test_generated_tokens_alone_leave_the_first_new_token_as_it_was():
+    vector = made_vector(MODEL, 1, scale=30.0)
+    steered = new_tokens(PROMPTS, Add(vector, 1.0, generated_tokens()), max_new_tokens=5)
+    plain = new_tokens(PROMPTS, max_new_tokens=5)
+    assert [ids[0] for ids in steered] == [ids[0] for ids in plain]
+    assert steered != plain
+
+
+@pytest.mark.parametrize("minimum", [0, 5])
+def test_the_minimum_means_what_it_means_to_hugging_face(make_hf_model, make_tokenizer, minimum):
+    hf_model, tokenizer = make_hf_model("llama", seed=4), make_tokenizer()
+    with torch.no_grad():
+        hf_model.lm_head.weight[tokenizer.eos_token_id] *= 3  # it ends now and then
+    model = load_model("tiny-llama", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+    prompts = [[1, *range(3, 3 + length)] for length in (2, 9, 4, 6, 3)]
+    expected = [hugging_face_greedy(hf_model, ids, 8, tokenizer.eos_token_id, minimum) for ids in prompts]
+    assert len(set(map(len, expected))) > 1
+    found = generate(model, prompts, max_new_tokens=8, min_new_tokens=minimum, return_tokens=True)
+    assert found == expected
+
+
+def hugging_face_greedy(hf_model, ids, count, end, min_new_tokens):
+    tokens = torch.tensor([ids])
+    with torch.no_grad():
+        out = hf_model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=count,
+            min_new_tokens=min_new_tokens, eos_token_id=end, pad_token_id=end,
+        )  # fmt: skip
+    return out[0, len(ids) :].tolist()
+
+
+CHATS = ["How was your day?", "Name a colour, and say no more than that."]
+
+
+@pytest.mark.model
+def test_greedy_text_equals_hugging_face_alone_and_in_a_batch_of_different_lengths(embedded, embedded_hf):
+    """Every token is the one Hugging Face likes best after those before it: by induction, its greedy text.
+
+    Where it is not, the two logits lie within 1e-3 of one another: a tie, which rounding decides.
+    """
+    hf_model, tokenizer = embedded_hf
+    prompts = [chat_format(embedded).render(chat) for chat in CHATS] + ["Once upon a time"]
+    ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    together = generate(embedded, prompts, max_new_tokens=10, return_tokens=True)
+    alone = generate(embedded, prompts[0], max_new_tokens=10, return_tokens=True)[0]
+    for row, new in [*enumerate(together), (0, alone)]:
+        assert 1 <= len(new) <= 10
+        assert len(new) == 10 or new[-1] == tokenizer.eos_token_id
+        tokens = torch.tensor([ids[row] + new])
+        with torch.no_grad():
+            logits = hf_model(tokens, attention_mask=torch.ones_like(tokens)).logits[
+                0, len(ids[row]) - 1 : -1
+            ]
+        lost = logits.amax(-1) - logits[torch.arange(len(new)), new]
+        assert float(lost.max()) < 1e-3

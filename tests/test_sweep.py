@@ -1,0 +1,320 @@
+"""The sweep's table: columns, every cell against a direct call, doses by hand, controls, splits, files."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tl_steer.choices import choice_logits
+from tl_steer.directions import SteeringVectors
+from tl_steer.evaluation.sweep import sweep
+from tl_steer.generation import generate
+from tl_steer.interventions import Add, ProjectOut
+from tl_steer.models import identify
+from tl_steer.positions import EmptySelectionError, all_tokens, last_token, token
+from tl_steer.prompts import ChoiceQuestions
+
+from .tiny_model import D_MODEL, favouring, hook_name, made_vector, make_model, run_alone, word_tokenizer
+
+MODEL = make_model(word_tokenizer())
+PROMPTS = ["a b c :", "d :", "e f g h :", "i j :", "k :", "l m n :", "o p :", "q r :"]
+COLUMNS = [
+    "prompt_id", "prompt", "kind", "vector", "control", "operation", "layers", "hook", "multiplier", "dose",
+    "split", "answer", "choice", "logit_difference", "probability", "mass", "text",
+]  # fmt: skip
+
+
+def questions(**changes):
+    fields = {
+        "prompts": PROMPTS,
+        "choices": [(" yes", " no")] * 8,
+        "answers": [0, 1] * 4,
+        "factors": pd.DataFrame({"kind": ["x", "x", "y", "y"] * 2}),
+    }
+    return ChoiceQuestions(**(fields | changes))
+
+
+def several(seed=0, *, hook="resid_post", layers=(0, 1, 2), scale=4.0):
+    values = torch.stack(
+        [made_vector(MODEL, layer, hook, scale=scale, seed=seed + layer).values for layer in layers]
+    )
+    return SteeringVectors(values, layers, hook, "made", torch.full((len(layers),), 10.0), identify(MODEL))
+
+
+def swept(vectors=None, asked=None, **options):
+    options = {"multipliers": [-1.0, 2.0], "controls": 0, "progress": False} | options
+    return sweep(MODEL, several() if vectors is None else vectors, asked or questions(), **options)
+
+
+def cell(table, **values):
+    chosen = table
+    for name, value in values.items():
+        chosen = chosen[chosen[name] == value]
+    return chosen
+
+
+def test_columns_are_the_design_s_in_their_order_and_rows_are_prompts_by_cells():
+    table = swept(controls=2)
+    assert list(table) == COLUMNS
+    assert len(table) == 8 * (1 + 3 * 3 * 2)
+    assert table["prompt_id"].tolist() == list(range(8)) * 19
+    assert table["prompt"].tolist() == PROMPTS * 19
+    assert table["control"].dtype == bool
+    assert str(table["choice"].dtype) == str(table["answer"].dtype) == "Int64"
+    assert table.index.equals(pd.RangeIndex(len(table)))
+    assert table.duplicated(["prompt_id", "vector", "layers", "multiplier", "operation"]).sum() == 0
+
+
+def test_the_unsteered_cell_is_there_once_and_is_the_model_as_it_is():
+    unsteered = cell(swept(), vector="none")
+    assert len(unsteered) == 8
+    assert set(unsteered["operation"]) == {"none"}
+    assert set(unsteered["layers"]) == set(unsteered["hook"]) == {""}
+    assert set(unsteered["multiplier"]) == set(unsteered["dose"]) == {0.0}
+    assert not unsteered["control"].any()
+    direct = choice_logits(MODEL, PROMPTS, (" yes", " no"))
+    for name in ("logit_difference", "probability", "mass"):
+        np.testing.assert_array_equal(unsteered[name], direct[name])
+
+
+@pytest.mark.parametrize("positions", [all_tokens(), last_token(), token(0)], ids=repr)
+def test_every_cell_of_a_choice_sweep_equals_a_direct_call(positions):
+    vectors = several()
+    table = swept(vectors, layers=[0, -1, (0, 2)], operations=("add", "project_out"), positions=positions)
+    for layers, labelled in (((0,), "0"), ((2,), "2"), ((0, 2), "0+2")):
+        for multiplier in (-1.0, 2.0):
+            direct = choice_logits(
+                MODEL,
+                PROMPTS,
+                (" yes", " no"),
+                *[Add(vectors[layer], multiplier, positions) for layer in layers],
+            )
+            require_cell(cell(table, layers=labelled, operation="add", multiplier=multiplier), direct)
+        removed = [ProjectOut(vectors[layer], positions=positions) for layer in layers]
+        found = cell(table, layers=labelled, operation="project_out")
+        require_cell(found, choice_logits(MODEL, PROMPTS, (" yes", " no"), *removed))
+        assert found["multiplier"].isna().all()
+        assert found["dose"].isna().all()
+    assert len(table) == 8 * (1 + 3 * 2 + 3)
+
+
+def require_cell(found, direct):
+    assert len(found) == len(direct)
+    for name in ("logit_difference", "probability", "mass"):
+        np.testing.assert_allclose(found[name], direct[name], rtol=1e-6)
+    assert found["choice"].tolist() == [0 if x > 0 else 1 for x in direct["logit_difference"]]
+    assert found["text"].isna().all()
+    assert set(found["hook"]) == {"resid_post"}
+
+
+def test_every_cell_of_a_generating_sweep_equals_a_direct_call():
+    vectors = several(scale=9.0)
+    table = swept(vectors, PROMPTS, layers=[1, 2], measure="generate", max_new_tokens=4)
+    assert list(table) == [name for name in COLUMNS if name != "kind"]
+    for layer in (1, 2):
+        for multiplier in (-1.0, 2.0):
+            direct = generate(MODEL, PROMPTS, Add(vectors[layer], multiplier), max_new_tokens=4)
+            assert cell(table, layers=str(layer), multiplier=multiplier)["text"].tolist() == direct
+    assert cell(table, vector="none")["text"].tolist() == generate(MODEL, PROMPTS, max_new_tokens=4)
+    assert table[["answer", "choice", "logit_difference", "probability", "mass"]].isna().all(axis=None)
+    assert table["text"].nunique() > 8
+
+
+def test_texts_of_choice_questions_are_read():
+    talking = favouring(MODEL, MODEL.tokenizer.convert_tokens_to_ids("True"), 4.0)
+    asked = questions(choices=[(" True", " False")] * 4 + [("A", "B")] * 2 + [("B", "A")] * 2)
+    table = sweep(
+        talking, several().weighted({1: 1.0}), asked, multipliers=[0.0], measure="generate", max_new_tokens=1,
+        controls=0, progress=False,
+    )  # fmt: skip
+    read = cell(table, vector="none")
+    assert set(read["text"]) == {"True"}
+    # "True" stands for (A): where B is the signal, that is choice 1.
+    assert read["choice"].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
+    silent = swept(asked=questions(), measure="generate", max_new_tokens=1, layers=[0])
+    assert silent["choice"].isna().any()
+
+
+def median_norm(hook, layer):
+    name = hook_name(hook, layer)
+    each = []
+    for prompt in PROMPTS:
+        ids = MODEL.tokenizer(prompt)["input_ids"]
+        stream = run_alone(MODEL, ids, len(ids), reads=[name])[1][name]
+        each.append(np.median(np.linalg.norm(stream.flatten(1).double().numpy(), axis=-1)[1:]))
+    return np.median(each)
+
+
+@pytest.mark.parametrize("hook", ["resid_post", "z"])
+def test_the_dose_is_the_added_length_over_the_stream_s_norm_on_these_questions(hook):
+    vectors = several(hook=hook, scale=3.0)
+    table = swept(vectors * 2.0, layers=[0, 2, (0, 2)], multipliers=[-0.5, 4.0])
+    by_layer = {layer: 6.0 / median_norm(hook, layer) for layer in (0, 2)}
+    for multiplier in (-0.5, 4.0):
+        for layers, unit in (("0", by_layer[0]), ("2", by_layer[2]), ("0+2", max(by_layer.values()))):
+            found = cell(table, layers=layers, multiplier=multiplier)["dose"]
+            np.testing.assert_allclose(found, abs(multiplier) * unit, rtol=1e-4)
+
+
+def test_callables_make_operations_and_are_named():
+    vectors, asked = several(), []
+
+    def twice(vector, multiplier, positions):
+        asked.append((vector.layer, multiplier, positions))
+        return Add(vector, 2 * multiplier, positions)
+
+    table = swept(vectors, layers=[1], operations=(twice,), positions=last_token())
+    direct = choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(vectors[1], 4.0, last_token()))
+    require_cell(cell(table, operation="twice", multiplier=2.0), direct)
+    assert asked == [(1, -1.0, last_token()), (1, 2.0, last_token())]
+    np.testing.assert_allclose(
+        cell(table, multiplier=2.0)["dose"], 2 * 2 * 4.0 / median_norm("resid_post", 1), rtol=1e-4
+    )
+
+
+def test_controls_have_the_vectors_length_are_marked_and_take_the_seed():
+    vectors = several()
+    table = swept(vectors, layers=[0, 2], controls=3, seed=1)
+    assert cell(table, control=True)["vector"].unique().tolist() == ["random 1", "random 2", "random 3"]
+    assert cell(table, control=False)["vector"].unique().tolist() == ["none", "made"]
+    for layer in ("0", "2"):
+        doses = cell(table, layers=layer, multiplier=2.0).groupby("vector")["dose"].first()
+        np.testing.assert_allclose(doses, doses["made"], rtol=1e-5)
+    effects = cell(table, layers="2", multiplier=2.0, prompt_id=0)["logit_difference"]
+    assert effects.nunique() == 4
+    pd.testing.assert_frame_equal(swept(vectors, layers=[0, 2], controls=3, seed=1), table)
+    other = swept(vectors, layers=[0, 2], controls=3, seed=2)
+    assert not np.allclose(
+        cell(other, control=True)["logit_difference"], cell(table, control=True)["logit_difference"]
+    )
+
+
+def test_no_two_controls_of_several_vectors_are_the_same():
+    named = {"one": several(0), "two": several(50)}
+    table = swept(named, layers=[1], multipliers=[3.0], controls=12)
+    names = cell(table, control=True)["vector"].unique().tolist()
+    assert names[0] == "random 1 (one)"
+    assert len(names) == 24
+    effects = cell(table, control=True, prompt_id=0)["logit_difference"].round(7)
+    assert effects.nunique() == 24
+
+
+def test_controls_by_name_are_marked_and_used():
+    control = several(70)
+    table = swept(layers=[1], multipliers=[2.0], controls={"shuffled": control})
+    require_cell(
+        cell(table, control=True, vector="shuffled"),
+        choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(control[1], 2.0)),
+    )
+
+
+def test_several_vectors_keep_their_names_hooks_and_layers():
+    named = {"one": several(0, layers=(0, 1)), "two": several(5, hook="mlp_out", layers=(2,))}
+    table = swept(named)
+    assert cell(table, vector="one")["layers"].unique().tolist() == ["0", "1"]
+    assert cell(table, vector="two")["layers"].unique().tolist() == ["2"]
+    assert cell(table, vector="two")["hook"].unique().tolist() == ["mlp_out"]
+
+
+def many(count, **factors):
+    prompts = [f"{'abcdefghijklmnopqrstuvwxyz'[row % 26]} :" for row in range(count)]
+    return ChoiceQuestions(
+        prompts,
+        [(" yes", " no")] * count,
+        answers=[row // 2 % 2 for row in range(count)],
+        factors=pd.DataFrame(factors),
+    )
+
+
+def test_the_split_is_disjoint_and_balanced_over_factors_and_answers_for_every_seed():
+    asked = many(40, kind=["x", "y"] * 20, topic=["p"] * 24 + ["q"] * 16)
+    splits = set()
+    for seed in range(4):
+        table = swept(several().weighted({0: 1.0}), asked, multipliers=[1.0], seed=seed)
+        assert (table.groupby("prompt_id")["split"].nunique() == 1).all()
+        once = cell(table, vector="none")
+        assert set(once["split"]) == {"choose", "report"}
+        counts = once.groupby(["kind", "topic", "answer", "split"]).size().unstack("split", fill_value=0)
+        assert (counts["choose"] - counts["report"]).abs().max() <= 1
+        for factor in ("kind", "topic", "answer"):
+            counts = once.groupby([factor, "split"]).size().unstack("split")
+            assert (counts["choose"] - counts["report"]).abs().max() <= 2
+        splits.add(tuple(once["split"]))
+    assert len(splits) == 4
+    again = swept(several().weighted({0: 1.0}), asked, multipliers=[1.0], seed=3)
+    assert tuple(cell(again, vector="none")["split"]) in splits
+
+
+def test_a_split_of_one_s_own_is_kept():
+    own = ["choose", "report", "report", "choose"] * 2
+    asked = questions(factors=pd.DataFrame({"kind": list("xxyyxxyy"), "split": own}))
+    table = swept(asked=asked, layers=[0])
+    assert list(table) == COLUMNS
+    assert table["split"].tolist() == own * 3
+
+
+def test_parquet_holds_the_table(tmp_path):
+    path = tmp_path / "sweep.parquet"
+    table = swept(layers=[0, (1, 2)], operations=("add", "project_out"), out=path, controls=1)
+    pd.testing.assert_frame_equal(pd.read_parquet(path), table)
+    assert list(tmp_path.iterdir()) == [path]
+    texts = swept(asked=PROMPTS, measure="generate", max_new_tokens=2, layers=[0], out=str(path))
+    pd.testing.assert_frame_equal(pd.read_parquet(path), texts)
+
+
+def test_questions_without_answers_or_factors():
+    table = swept(asked=questions(answers=None, factors=None), layers=[0])
+    assert list(table) == [name for name in COLUMNS if name != "kind"]
+    assert table["answer"].isna().all()
+    assert table["choice"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"asked": PROMPTS}, ValueError, "measure='choice' needs ChoiceQuestions; a list of prompts goes"),
+        ({"asked": [], "measure": "generate"}, ValueError, "at least one prompt"),
+        ({"multipliers": []}, ValueError, "operation 'add' needs multipliers; none given"),
+        ({"operations": ("subtract",)}, ValueError, "'subtract' is unknown: use 'add', 'project_out' or a"),
+        ({"layers": [3]}, IndexError, "layer 3 is out of range"),
+        ({"layers": [(0, 0)]}, ValueError, "name the same block twice"),
+        ({"vectors": {}}, ValueError, "no vectors given"),
+        ({"vectors": several(layers=(0, 1)), "layers": [2]}, KeyError, "no vector at layer 2"),
+        ({"vectors": {"none": several()}}, ValueError, "'none' is the name of the unsteered cell"),
+        ({"asked": questions(factors=pd.DataFrame({"dose": range(8)}))}, ValueError, r"named \['dose'\]"),
+        ({"asked": questions(factors=pd.DataFrame({"prompt": range(8)}))}, ValueError, r"named \['prompt'\]"),
+        ({"asked": questions(factors=pd.DataFrame({"text": range(8)}))}, ValueError, r"named \['text'\]"),
+        ({"positions": token(4)}, EmptySelectionError, r"token\(4\) selects no token of"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(options, error, told):
+    options = dict(options)
+    asked = options.pop("asked", None)
+    with pytest.raises(error, match=told):
+        sweep(
+            MODEL, options.pop("vectors", several()), questions() if asked is None else asked,
+            **{"multipliers": [1.0], "controls": 0, "progress": False} | options,
+        )  # fmt: skip
+
+
+def test_one_string_is_not_a_list_of_prompts():
+    with pytest.raises((ValueError, TypeError)):
+        swept(asked="a b c", measure="generate")
+
+
+def test_a_sweep_leaves_vectors_questions_and_model_alone():
+    from .tiny_model import all_hooks, weights_of
+
+    vectors, asked = several(), questions()
+    values, factors, before, weights = (
+        vectors.values.clone(),
+        asked.factors.copy(),
+        all_hooks(MODEL),
+        weights_of(MODEL),
+    )
+    swept(vectors, asked, controls=1, operations=("add", "project_out"))
+    assert torch.equal(vectors.values, values)
+    assert asked.factors.equals(factors)
+    assert all_hooks(MODEL) == before
+    assert all(torch.equal(weight, weights[name]) for name, weight in MODEL.state_dict().items())
+    assert vectors.values.shape[-1] == D_MODEL

@@ -1,0 +1,297 @@
+"""Steering vectors as values: their algebra, what does not mix, placing, doses, files."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from tl_steer.directions import SteeringVector, SteeringVectors
+from tl_steer.models import ModelMismatchError
+
+from .conftest import make_identity
+
+NUMBERS = st.floats(-100, 100, allow_nan=False, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
+
+
+def vectors(
+    seed=0, *, layers=(1, 3), width=32, norms=(10.0, 40.0), hook="resid_post", positions=None, **identity
+):
+    shape = (len(layers), width) if positions is None else (len(layers), positions, width)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return SteeringVectors(
+        values, layers, hook, f"method {seed}", torch.tensor(norms), make_identity(**identity), {"seed": seed}
+    )
+
+
+def close(a, b):
+    torch.testing.assert_close(a.values, b.values, rtol=1e-4, atol=1e-4)
+
+
+@given(
+    a=st.integers(0, 9),
+    b=st.integers(0, 9),
+    c=st.integers(0, 9),
+    m=NUMBERS,
+    n=NUMBERS,
+    layer=st.sampled_from([None, 3]),
+)
+def test_the_algebra_is_that_of_a_vector_space(a, b, c, m, n, layer):
+    a, b, c = (vectors(seed) if layer is None else vectors(seed)[layer] for seed in (a, b, c))
+    close(a + b, b + a)
+    close((a + b) + c, a + (b + c))
+    close(a - b, a + -b)
+    close(m * (a + b), m * a + m * b)
+    close((m + n) * a, m * a + n * a)
+    assert torch.equal((a * m).values, (m * a).values)
+    assert torch.equal((a - a).values, torch.zeros_like(a.values))
+    assert torch.equal((a + b).values, a.values + b.values)
+    assert torch.equal((a * m).values, a.values * m)
+    if m:
+        close(a / m, a * (1 / m))
+        torch.testing.assert_close((a / m).values, a.values / m)
+
+
+@given(seed=st.integers(0, 50), dose=st.floats(0.01, 10), layer=st.sampled_from([None, 1]))
+def test_a_dose_is_a_share_of_the_stream_s_norm(seed, dose, layer):
+    made = vectors(seed) if layer is None else vectors(seed)[layer]
+    scaled = made.scaled_to(dose=dose)
+    wanted = np.array([10.0, 40.0]) * dose if layer is None else 10.0 * dose
+    np.testing.assert_allclose(np.linalg.norm(scaled.values.double().numpy(), axis=-1), wanted, rtol=1e-5)
+    close(scaled.normalized(), made.normalized())
+    np.testing.assert_allclose(np.linalg.norm(made.normalized().values.numpy(), axis=-1), 1, rtol=1e-5)
+
+
+def test_with_a_vector_a_position_the_longest_has_the_length():
+    made = vectors(positions=3).scaled_to(dose=0.5)
+    lengths = np.linalg.norm(made.values.numpy(), axis=-1)
+    np.testing.assert_allclose(lengths.max(-1), [5.0, 20.0], rtol=1e-5)
+    before = np.linalg.norm(vectors(positions=3).values.numpy(), axis=-1)
+    np.testing.assert_allclose(lengths[0] / lengths[0].max(), before[0] / before[0].max(), rtol=1e-4)
+
+
+def test_cosine_similarity_layer_by_layer():
+    a, b = vectors(0), vectors(1)
+    expected = [
+        float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+        for x, y in zip(a.values.double().numpy(), b.values.double().numpy(), strict=True)
+    ]
+    np.testing.assert_allclose(a.cosine_similarity(b), expected, atol=1e-6)
+    assert a[3].cosine_similarity(b[3]).shape == ()
+    assert float(a[3].cosine_similarity(b[3])) == pytest.approx(expected[1], abs=1e-6)
+    assert vectors(0, positions=3).cosine_similarity(vectors(1, positions=3)).shape == (2,)
+    assert float(vectors(0, positions=3)[1].cosine_similarity(-vectors(0, positions=3)[1])) == pytest.approx(
+        -1
+    )
+
+
+def test_a_layer_is_picked_by_its_number_not_by_its_place():
+    made = vectors()
+    assert torch.equal(made[1].values, made.values[0])
+    assert torch.equal(made[3].values, made.values[1])
+    assert torch.equal(made[-1].values, made.values[1])
+    assert made[3].stream_norm == 40.0
+    assert (made[3].layer, made[3].layers, made[3].hook, made[3].method) == (
+        3,
+        (3,),
+        "resid_post",
+        "method 0",
+    )
+    assert [vector.layer for vector in made] == [1, 3]
+    assert len(made) == 2
+    with pytest.raises(KeyError, match=r"no vector at layer 2; there are vectors at layers \[1, 3\]"):
+        made[2]
+    with pytest.raises(IndexError, match="layer 4 is out of range: this model has 4 layers"):
+        made[4]
+
+
+def test_weighted_takes_the_layers_named_with_their_weights():
+    made = vectors()
+    both = made.weighted({3: -0.5, 1: 2.0})
+    assert both.layers == (3, 1)
+    assert torch.equal(both.values, torch.stack([made.values[1] * -0.5, made.values[0] * 2.0]))
+    assert both.stream_norm.tolist() == [40.0, 10.0]
+    assert torch.equal(made.weighted({-1: 1.0}).values, made.values[1:])
+    assert torch.equal(vectors(positions=2).weighted({3: 3.0}).values, vectors(positions=2).values[1:] * 3)
+    with pytest.raises(KeyError, match="no vector at layer 0"):
+        made.weighted({0: 1.0})
+    with pytest.raises(ValueError, match="name the same block twice"):
+        made.weighted({3: 1.0, -1: 1.0})
+    with pytest.raises(ValueError, match="no layers given"):
+        made.weighted({})
+
+
+def test_a_vector_is_placed_elsewhere_with_its_provenance():
+    made = vectors()[1]
+    placed = made.at(layers=[0, -1], hook="resid_pre")
+    assert placed.layers == (0, 3)
+    assert placed.hook == "resid_pre"
+    assert torch.equal(placed.values, made.values.repeat(2, 1))
+    assert placed.info == {"seed": 0, "read_at": {"layer": 1, "hook": "resid_post"}}
+    assert (placed.method, placed.identity) == (made.method, made.identity)
+    assert placed.stream_norm.isnan().all()
+    with pytest.raises(
+        ValueError, match=r"norm is not known at these layers: give \.at\(…, stream_norm=…\) one"
+    ):
+        placed.scaled_to(dose=0.3)
+    known = made.at(layers=2, stream_norm=[20.0]).scaled_to(dose=0.3)
+    assert known.hook == "resid_post"
+    assert float(known.values.norm()) == pytest.approx(6.0, rel=1e-5)
+    with pytest.raises(IndexError, match="out of range"):
+        made.at(layers=4)
+
+
+@pytest.mark.parametrize(
+    "combine", [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a.cosine_similarity(b)]
+)
+@pytest.mark.parametrize(
+    ("other", "error", "told"),
+    [
+        (
+            lambda: vectors(fingerprint=tuple(np.linspace(1, -1, 256))),
+            ModelMismatchError,
+            "whose weights differ",
+        ),
+        (lambda: vectors(normalization="LNPre"), ModelMismatchError, "normalization: RMS against LNPre"),
+        (lambda: vectors(n_layers=5), ModelMismatchError, "n_layers: 4 against 5"),
+        (
+            lambda: vectors(hook="mlp_out"),
+            ValueError,
+            r"different hook do not mix: resid_post and mlp_out. Use \.at",
+        ),
+        (lambda: vectors(layers=(1, 2)), ValueError, r"different layers do not mix: \(1, 3\) and \(1, 2\)"),
+        (lambda: vectors(layers=(3, 1)), ValueError, "different layers do not mix"),
+        (lambda: vectors(positions=2), ValueError, r"shapes \(2, 32\) and \(2, 2, 32\) do not mix"),
+    ],
+)
+def test_what_does_not_belong_together_does_not_mix(combine, other, error, told):
+    with pytest.raises(error, match=told):
+        combine(vectors(), other())
+
+
+def test_one_vector_and_several_do_not_mix():
+    with pytest.raises(TypeError):
+        vectors() + vectors()[1]
+
+
+@pytest.mark.parametrize("factor", [torch.tensor(2.0), True, "2", np.ones(2)])
+def test_only_numbers_scale(factor):
+    with pytest.raises(TypeError):
+        vectors() * factor
+
+
+def test_lengths_of_zero_have_no_direction():
+    for act in (lambda v: v.normalized(), lambda v: v.scaled_to(dose=1.0)):
+        with pytest.raises(ValueError, match="length zero has no direction"):
+            act(vectors() * 0.0)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_nan_and_infinity_are_refused(number):
+    made = vectors()
+    values = made.values.clone()
+    values[1, 5] = number
+    with pytest.raises(
+        ValueError, match=r"the vector \(method 0, resid_post\) holds NaN or infinite numbers"
+    ):
+        dataclasses.replace(made, values=values)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        made[1] * number
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        made * 3e38 * 3e38
+
+
+def test_numbers_of_vectors_layers_and_norms_must_agree():
+    # The run-time checks of the tests may refuse the shapes first, with a type error of their own.
+    with pytest.raises((ValueError, TypeError)):
+        vectors(norms=(1.0,))
+    with pytest.raises((ValueError, TypeError)):
+        dataclasses.replace(vectors(), layers=(1, 2, 3))
+
+
+def test_vectors_are_immutable_and_arithmetic_gives_new_ones():
+    made = vectors()
+    kept = made.values.clone()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.values = torch.zeros(2, 32)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made[1].layer = 2
+    results = [
+        made + made,
+        made * 2.0,
+        -made,
+        made.normalized(),
+        made.weighted({1: 1.0}),
+        made[1],
+        made[1].at(layers=[0, 1]),
+    ]
+    for result in results:
+        result.values.zero_()
+    assert torch.equal(made.values, kept)
+
+
+@given(
+    seed=st.integers(0, 99),
+    positions=st.sampled_from([None, 1, 4]),
+    info=st.dictionaries(st.text(), st.integers() | st.text()),
+)
+def test_a_file_gives_back_what_was_saved(tmp_path_factory, seed, positions, info):
+    path = tmp_path_factory.mktemp("vectors") / "v.safetensors"
+    made = dataclasses.replace(
+        vectors(seed, positions=positions, revision="abc"), info={"é": [1, "x"], **info}
+    )
+    made.save(path)
+    again = SteeringVectors.load(path)
+    assert torch.equal(again.values, made.values)
+    assert torch.equal(again.stream_norm, made.stream_norm)
+    for name in ("layers", "hook", "method", "identity", "info"):
+        assert getattr(again, name) == getattr(made, name), name
+
+
+def test_norms_that_are_not_known_survive_a_file(tmp_path):
+    vectors()[1].at(layers=[0, 2]).save(tmp_path / "v.safetensors")
+    again = SteeringVectors.load(tmp_path / "v.safetensors")
+    assert again.stream_norm.isnan().all()
+    assert again.info["read_at"] == {"layer": 1, "hook": "resid_post"}
+
+
+class Trap:
+    """Unpickling this is seen."""
+
+    def __reduce__(self):
+        return (exec, ("import builtins; builtins.unpickled = True",))
+
+
+@pytest.mark.parametrize(
+    "write", [lambda path: path.write_bytes(pickle.dumps(Trap())), lambda path: torch.save(Trap(), path)]
+)
+def test_a_pickle_is_never_loaded(tmp_path, write):
+    import builtins
+
+    path = tmp_path / "v.pt"
+    write(path)
+    with pytest.raises(
+        ValueError, match=r"v\.pt is not a safetensors file; pickled vectors are never loaded"
+    ):
+        SteeringVectors.load(path)
+    assert not hasattr(builtins, "unpickled")
+
+
+def test_other_safetensors_and_missing_files_are_refused(tmp_path):
+    save_file({"values": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other\.safetensors does not hold steering vectors"):
+        SteeringVectors.load(tmp_path / "other.safetensors")
+    with pytest.raises(FileNotFoundError):
+        SteeringVectors.load(tmp_path / "missing.safetensors")
+
+
+def test_a_vector_pickles_for_other_processes():
+    made = vectors()[3]
+    again = pickle.loads(pickle.dumps(made))
+    assert isinstance(again, SteeringVector)
+    assert torch.equal(again.values, made.values)
+    assert again.identity == made.identity
