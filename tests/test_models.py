@@ -399,9 +399,7 @@ def test_the_models_that_are_offered_are_described():
 
 
 def test_heads_that_transformer_lens_would_convert_wrongly_are_refused(make_hf_model):
-    with pytest.raises(
-        ValueError, match=r"LlamaForCausalLM with head_dim 16, not hidden_size / heads"
-    ):
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM with head_dim 16, not hidden_size / heads"):
         load_model("tiny", hf_model=make_hf_model("llama", head_dim=16))
 
 

@@ -158,6 +158,17 @@ def test_the_first_screen_answers_the_question(html):
     assert "1 random direction of the same length" in found
 
 
+def test_the_chosen_cell_and_its_opposite_are_both_told(results):
+    from tl_steer.experiments.report import findings
+
+    chosen = results.chosen["multiplier"]
+    assert results.opposite["multiplier"] == -chosen
+    assert results.opposite["layers"] == results.chosen["layers"]
+    told = [finding for finding in findings(results) if "half not chosen on" in finding]
+    signs = [finding[: finding.index("(dose")].split()[-1][0] for finding in told]
+    assert signs == (["−", "+"] if chosen < 0 else ["+", "−"])
+
+
 def test_minus_none_and_plus_stand_side_by_side(html):
     row = re.search(r"<tr><td>How was your day\?</td>(.*?)</tr>", html, re.DOTALL).group(1)
     order = [row.index(f"said at {multiplier}") for multiplier in (-0.3, 0.0, 0.3)]

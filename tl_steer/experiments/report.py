@@ -80,15 +80,18 @@ def findings(results: Results) -> list[str]:
 
 def _question_findings(results: Results) -> list[str]:
     """All of the half of the questions that had no part in choosing, but for the choice itself."""
-    chosen, factor, rows = results.chosen, results.experiment.questions.factor, results.half(REPORT)
+    factor, rows = results.experiment.questions.factor, results.half(REPORT)
     effects, detection = results.effects(split=REPORT), results.detection(split=REPORT)
     signal = sorted(rows.loc[rows["answer"] == 0, factor].unique())
-    effect = effect_finding(effects, detection, chosen, factor=factor, signal=signal)
-    ranking = ranking_finding(rows, chosen, seed=results.experiment.seed)
+    found = []
+    for cell in (results.chosen, results.opposite):
+        if cell is not None:
+            effect = effect_finding(effects, detection, cell, factor=factor, signal=signal)
+            ranking = ranking_finding(rows, cell, seed=results.experiment.seed)
+            found.append(" ".join(filter(None, (effect, ranking))))
     by_score = results.choices.groupby("score", sort=False)
-    found = [" ".join(filter(None, (effect, ranking)))]
     found += [choice_finding(choices.head(2)) for _, choices in by_score]
-    return [*found, *filter(None, [mass_finding(rows, chosen)])]
+    return [*found, *filter(None, [mass_finding(rows, results.chosen)])]
 
 
 def sections(results: Results) -> list[Section]:

@@ -15,9 +15,11 @@ from ..directions import SteeringVectors
 from ..evaluation.choosing import choose
 from ..evaluation.effectiveness import effectiveness
 from ..evaluation.signal_detection import signal_detection
+from ..evaluation.tables import CELL
 from .experiment import Experiment
 from .materials import estimator_of
 from .reading import read_experiment
+from .wording import rows_of
 
 CHOOSE, REPORT, TEXT = "choose", "report", "text"  # the splits of a run's sweep
 
@@ -94,6 +96,16 @@ class Results:
     def chosen(self) -> pd.Series:
         """The chosen cell, on the questions that had no part in the choice."""
         return self.choices[self.choices["split"] == REPORT].iloc[0]
+
+    @property
+    def opposite(self) -> pd.Series | None:
+        """The chosen cell with the multiplier's sign turned, where that was run."""
+        if pd.isna(self.chosen["multiplier"]):
+            return None
+        turned = self.chosen.copy()
+        turned["multiplier"] *= -1
+        found = rows_of(self.questions[[*CELL, "dose"]].drop_duplicates(), turned)
+        return None if found.empty else found.iloc[0]
 
     @cached_property
     def shown_layer(self) -> int:
