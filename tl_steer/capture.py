@@ -59,35 +59,26 @@ def capture(
     if not allow_empty:
         _require_some(model, ids, positions, generating=max_new_tokens > 1)  # the last one is never fed back
     recorder = _Recorder(layers, positions, len(ids))
-    new: list[list[int]] = [[] for _ in ids]
-    last = max(
-        [*layers, *(edit.layer for operation in operations for edit in operation.edits(model.cfg.n_layers))]
-    )
-    waiting = list(batches(ids, device=model.cfg.device, extra=max_new_tokens))
-    for batch in tqdm(waiting, desc="capturing", disable=not progress):
-        with (
-            torch.no_grad(),
-            steer(
-                model, *operations, prompts=[ids[row] for row in batch.rows], allow_empty=allow_empty
-            ) as clock,
-            recorder.reading(model, hook, clock, batch.rows),
-        ):
+    last = max([*layers, *_edited_layers(model, operations)])
+    new: dict[int, list[int]] = {}
+    for batch in tqdm(
+        list(batches(ids, device=model.cfg.device, extra=max_new_tokens)), "capturing", disable=not progress
+    ):
+        steered = steer(model, *operations, prompts=[ids[row] for row in batch.rows], allow_empty=allow_empty)
+        with torch.no_grad(), steered as clock, recorder.reading(model, hook, clock, batch.rows):
             if max_new_tokens:
-                for row, tokens in zip(
-                    batch.rows, decode(model, batch, Decoding(max_new_tokens)), strict=True
-                ):
-                    new[row] = tokens
+                new |= dict(zip(batch.rows, decode(model, batch, Decoding(max_new_tokens)), strict=True))
             else:
                 residual(model, batch, stop_at_layer=last + 1)
     return Activations(
-        **recorder.assembled([a + b for a, b in zip(ids, new, strict=True)]),
-        prompt_lengths=torch.tensor([len(row) for row in ids]),
+        **recorder.assembled([prompt + new.get(row, []) for row, prompt in enumerate(ids)]),
+        prompt_lengths=torch.tensor([len(prompt) for prompt in ids]),
         layers=layers,
         hook=hook,
         positions=positions,
         prompts=tuple(_as_text(model, prompts, ids)),
         identity=identify(model),
-        completions=tuple(completion_text(model, row) for row in new) if max_new_tokens else (),
+        completions=tuple(completion_text(model, new[row]) for row in sorted(new)),
     )
 
 
@@ -181,6 +172,11 @@ class _Recorder:
             values[rows, place, slots] = held
         stream_norm = torch.nanquantile(self.norms, 0.5, dim=0)
         return {"values": values, "token_index": token_index, "tokens": tokens, "stream_norm": stream_norm}
+
+
+def _edited_layers(model: Any, operations: Sequence[Operation]) -> list[int]:
+    """Layers that have to run for every operation to be applied, even where none of them is read."""
+    return [edit.layer for operation in operations for edit in operation.edits(model.cfg.n_layers)]
 
 
 def _require_some(
