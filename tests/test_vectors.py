@@ -295,3 +295,13 @@ def test_a_vector_pickles_for_other_processes():
     assert isinstance(again, SteeringVector)
     assert torch.equal(again.values, made.values)
     assert again.identity == made.identity
+
+
+def test_vectors_of_one_layer_can_be_placed_like_the_vector_itself():
+    made = vectors()
+    alone = made.weighted({1: 1.0})
+    placed, expected = (each.at(layers=[0, 1]) for each in (alone, alone[1]))
+    assert placed.layers == expected.layers == (0, 1)
+    assert torch.equal(placed.values, expected.values)
+    with pytest.raises(ValueError, match=r"say which to place, vectors\[layer\]\.at"):
+        made.at(layers=[0, 1])

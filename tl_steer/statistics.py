@@ -123,7 +123,7 @@ def resampled_counts(
 
 
 def percentile_interval(
-    draws: Float[np.ndarray, "draw *cell"], confidence: float = 0.95
+    draws: Float[np.ndarray, " draw *cell"], confidence: float = 0.95
 ) -> tuple[Numbers, Numbers]:
     """Low and high percentile of bootstrap draws (first axis); NaN where a draw is NaN.
 
@@ -145,7 +145,7 @@ def auc(positive: Num[np.ndarray, "*cell n"], negative: Num[np.ndarray, "*cell m
     return (ranks - n * (n + 1) / 2) / (n * m)
 
 
-def permutation_p_value(observed: Numbers, null: Num[np.ndarray, "draw *cell"]) -> Numbers:
+def permutation_p_value(observed: Numbers, null: Num[np.ndarray, " draw *cell"]) -> Numbers:
     """One-sided p value: how often the null reaches what was observed, never zero.
 
     Args:

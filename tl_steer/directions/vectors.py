@@ -234,6 +234,24 @@ class SteeringVectors(_Algebra):
         chosen = replace(self, values=self.values[rows], layers=layers, stream_norm=self.stream_norm[rows])
         return chosen._scaled(factors)
 
+    def at(
+        self,
+        *,
+        layers: int | Sequence[int],
+        hook: str | None = None,
+        stream_norm: Sequence[float] | None = None,
+    ) -> "SteeringVectors":
+        """`SteeringVector.at` of the only vector there is.
+
+        Raises:
+            ValueError: several layers: it would not be clear which vector is meant.
+        """
+        if len(self) != 1:
+            raise ValueError(
+                f"vectors at layers {list(self.layers)}: say which to place, vectors[layer].at(…)."
+            )
+        return self[self.layers[0]].at(layers=layers, hook=hook, stream_norm=stream_norm)
+
     def save(self, path: str | Path) -> None:
         """Write a `.safetensors` file with the identity and how they were made as metadata."""
         from .files import save

@@ -73,7 +73,7 @@ class PromptTokens:
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
 
 
-PromptMask = Callable[[PromptTokens], Bool[Tensor, "pos"]]
+PromptMask = Callable[[PromptTokens], Bool[Tensor, " pos"]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,7 +93,7 @@ class Positions:
     needs_end: bool
     _mask: PromptMask = field(compare=False)
 
-    def select(self, prompt: PromptTokens) -> Bool[Tensor, "pos"]:
+    def select(self, prompt: PromptTokens) -> Bool[Tensor, " pos"]:
         """Which tokens of the prompt are selected."""
         return self._mask(prompt)
 
@@ -204,13 +204,13 @@ def after(text: str) -> Positions:
     return Positions(f"after({text!r})", False, True, lambda prompt: _after(prompt, text))
 
 
-def _where(prompt: PromptTokens, index: slice) -> Bool[Tensor, "pos"]:
+def _where(prompt: PromptTokens, index: slice) -> Bool[Tensor, " pos"]:
     mask = torch.zeros(prompt.length, dtype=torch.bool)
     mask[index] = True
     return mask
 
 
-def _matching(prompt: PromptTokens, text: str) -> Bool[Tensor, "pos"]:
+def _matching(prompt: PromptTokens, text: str) -> Bool[Tensor, " pos"]:
     found = [match.span() for match in re.finditer(f"(?={re.escape(_not_empty(text))})", prompt.text)]
     found = [(start, start + len(text)) for start, _ in found]
     return torch.tensor(
@@ -218,7 +218,7 @@ def _matching(prompt: PromptTokens, text: str) -> Bool[Tensor, "pos"]:
     )
 
 
-def _after(prompt: PromptTokens, text: str) -> Bool[Tensor, "pos"]:
+def _after(prompt: PromptTokens, text: str) -> Bool[Tensor, " pos"]:
     begins = prompt.text.rfind(_not_empty(text))
     behind = begins + len(text)
     return torch.tensor([begins >= 0 and start >= behind for start, _ in prompt.spans], dtype=torch.bool)
