@@ -1,5 +1,6 @@
 """Shared fixtures: synthetic activations whose truth is known, and models."""
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +11,10 @@ import transformers
 from tl_steer.activations import Activations, PairedActivations
 from tl_steer.models import ModelIdentity, get_model, load_model
 from tl_steer.positions import last_token
+
+# A slow machine is no defect; the same examples each time, so that what fails here fails everywhere.
+hypothesis.settings.register_profile("tl_steer", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tl_steer")
 
 
 def make_identity(**changes):
