@@ -301,11 +301,11 @@ def test_greedy_text_equals_hugging_face_alone_and_in_a_batch_of_different_lengt
     hf_model, tokenizer = embedded_hf
     prompts = [chat_format(embedded).render(chat) for chat in CHATS] + ["Once upon a time"]
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    together = generate(embedded, prompts, max_new_tokens=10, return_tokens=True)
-    alone = generate(embedded, prompts[0], max_new_tokens=10, return_tokens=True)[0]
-    for row, new in [*enumerate(together), (0, alone)]:
-        assert 1 <= len(new) <= 10
-        assert len(new) == 10 or new[-1] == tokenizer.eos_token_id
+    together = generate(embedded, prompts, max_new_tokens=20, return_tokens=True)
+    alone = [generate(embedded, prompt, max_new_tokens=20, return_tokens=True)[0] for prompt in prompts]
+    for row, new in [*enumerate(together), *enumerate(alone)]:
+        assert 1 <= len(new) <= 20
+        assert len(new) == 20 or new[-1] == tokenizer.eos_token_id
         tokens = torch.tensor([ids[row] + new])
         with torch.no_grad():
             logits = hf_model(tokens, attention_mask=torch.ones_like(tokens)).logits[
