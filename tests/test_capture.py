@@ -104,11 +104,11 @@ def test_the_stream_norm_does_not_hang_on_what_is_captured():
     torch.testing.assert_close(generating.stream_norm, first.stream_norm)
 
 
-def test_of_a_prompt_of_one_token_the_norm_is_that_token_s():
-    found = capture(MODEL, [[5]]).stream_norm
-    torch.testing.assert_close(
-        found, torch.stack([held([5], "resid_post", layer)[0].norm() for layer in range(3)])
-    )
+def test_a_prompt_of_one_token_has_no_norm_and_does_not_count():
+    assert capture(MODEL, [[5]]).stream_norm.isnan().all()
+    longer = [0, 3, 4, 1]
+    both, alone = (capture(MODEL, prompts).stream_norm for prompts in ([[5], longer], [longer]))
+    torch.testing.assert_close(both, alone)
 
 
 def test_capture_reads_after_the_operations():
@@ -310,3 +310,9 @@ def test_many_small_batches_give_the_same(monkeypatch):
     assert torch.equal(parts.tokens, whole.tokens)
     torch.testing.assert_close(parts.values, whole.values, rtol=1e-4, atol=1e-4, equal_nan=True)
     torch.testing.assert_close(parts.stream_norm, whole.stream_norm)
+
+
+def test_a_single_prompt_may_be_ids():
+    ids = [0, 3, 4, 1]
+    assert torch.equal(capture(MODEL, ids).values, capture(MODEL, [ids]).values)
+    assert len(capture(MODEL, ids)) == 1

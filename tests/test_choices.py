@@ -7,7 +7,7 @@ import torch
 from tl_steer.choices import choice_logits, plan_choices, score_choices
 from tl_steer.interventions import Add
 from tl_steer.models import load_model
-from tl_steer.positions import parse_positions
+from tl_steer.positions import EmptySelectionError, generated_tokens, parse_positions
 
 from .tiny_model import TABLE, Change, made_vector, make_model, run_alone, word_tokenizer
 
@@ -28,10 +28,10 @@ def log_probability(logits, ids, start):
 
 
 def by_hand(prompt, pair, logits_of, tokenizer=MODEL.tokenizer):
-    """Both scores, counted from the first token by which the two differ."""
-    first, second = (tokenizer(prompt + " " + choice)["input_ids"] for choice in pair)
-    shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    return [log_probability(logits_of(ids), ids, shared) for ids in (first, second)]
+    """Both scores: the log-probability of every token that a choice adds to the prompt."""
+    asked = len(tokenizer(prompt)["input_ids"])
+    both = [tokenizer(prompt + " " + choice)["input_ids"] for choice in pair]
+    return [log_probability(logits_of(ids), ids, asked) for ids in both]
 
 
 def require(row, scores):
@@ -48,6 +48,10 @@ def require(row, scores):
 def test_scores_under_an_operation_equal_whole_passes_by_hand(pair, written):
     """The tokens of a choice that have to be fed count as generated ones."""
     vector = made_vector(MODEL, 1, scale=8.0)
+    if (written, pair) == ("generated_tokens()", PAIRS[0]):
+        with pytest.raises(EmptySelectionError, match="selects no token"):  # no token of a choice is fed
+            choice_logits(MODEL, PROMPTS, (" True", " False"), Add(vector, 1.0, generated_tokens()))
+        return
     changes = [Change(1, "resid_post", lambda x: x + vector.values, TABLE[written])]
     choices = [tuple(" " + choice for choice in pair)] * 3
     table = choice_logits(MODEL, PROMPTS, choices, Add(vector, 1.0, parse_positions(written)))
@@ -81,11 +85,11 @@ def test_reviews_and_letters_of_the_embedded_model_equal_hugging_face(embedded, 
     table = choice_logits(embedded, prompts, pairs)
     for prompt, pair, (_, row) in zip(prompts, pairs, table.iterrows(), strict=True):
         both = [tokenizer(prompt + choice)["input_ids"] for choice in pair]
-        shared = next(i for i, (a, b) in enumerate(zip(*both, strict=True)) if a != b)
+        asked = len(tokenizer(prompt)["input_ids"])
         scores = []
         for ids in both:
             with torch.no_grad():
-                scores.append(log_probability(hf_model(torch.tensor([ids])).logits[0], ids, shared))
+                scores.append(log_probability(hf_model(torch.tensor([ids])).logits[0], ids, asked))
         require(row, scores)
 
 

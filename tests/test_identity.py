@@ -99,9 +99,7 @@ def test_a_fine_tuned_model_is_refused_and_rounding_is_not(make_hf_model, name):
     original = identify(load_model("tiny", hf_model=make_hf_model(name)))
     assert original.same_model(identify(load_model("tiny", hf_model=fine_tuned(make_hf_model(name), 0.005))))
     other = identify(load_model("other", hf_model=fine_tuned(make_hf_model(name), 0.05)))
-    with pytest.raises(
-        ModelMismatchError, match=r"this vector was made on tiny, whose weights.*other.*force=True"
-    ):
+    with pytest.raises(ModelMismatchError, match=r"this vector was made on tiny, whose weights.*other"):
         original.require(other)
 
 

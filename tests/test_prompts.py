@@ -290,7 +290,7 @@ def test_questions_hold_what_they_were_given():
     questions = ChoiceQuestions(["p", "q"], [("A", "B"), ("B", "A")], answers=[0, 1])
     assert len(questions) == 2
     part = questions.subset([1])
-    assert (part.prompts, part.choices, part.answers) == (["q"], [("B", "A")], [1])
+    assert (part.prompts, part.choices, part.answers) == (("q",), (("B", "A"),), (1,))
     assert ChoiceQuestions(["p"], [("A", "B")]).subset([0]).answers is None
 
 
@@ -324,7 +324,7 @@ def test_sentiment_questions_have_the_positive_answer_as_the_signal():
     questions = sentiment_questions(reviews)
     for prompt, review in zip(questions.prompts, reviews["review"], strict=True):
         assert re.fullmatch(rf'Review: "?{review}"?\nSentiment:', prompt)
-    assert questions.choices == [(" positive", " negative")] * 2
+    assert list(questions.choices) == [(" positive", " negative")] * 2
     right = [pair[answer].strip() for pair, answer in zip(questions.choices, questions.answers, strict=True)]
     assert right == list(questions.factors["kind"]) == ["positive", "negative"]
 
@@ -356,7 +356,7 @@ def test_misconception_questions_have_the_correct_answer_as_the_signal_under_alt
         meaning = dict(re.findall(r"\(([AB])\) (\w+)", prompt))
         assert [meaning[letter] for letter in pair] == [f"c{row}", f"i{row}"]
         assert prompt.endswith("Answer: (")
-    assert questions.answers == [0, 0, 0]
+    assert questions.answers == (0, 0, 0)
     assert list(questions.factors["letter"]) == ["A", "B", "A"]
 
 
@@ -497,3 +497,19 @@ def test_the_studys_statements_keep_quotation_marks_of_their_own(study_data, csv
     path = csv(quoted.to_csv(index=False))
     assert list(read_claims(path)["statement"]) == list(quoted["statement"])
     assert all(text.count('"') >= 2 for text in quoted["statement"])
+
+
+def test_questions_are_kept_by_place_whatever_index_a_column_had():
+    answers = pd.Series([0, 1, 1], index=[2, 0, 1])
+    factors = pd.DataFrame({"kind": ["x", "y", "z"]}, index=[5, 4, 3])
+    questions = ChoiceQuestions(list("pqr"), [("A", "B")] * 3, answers=list(answers), factors=factors)
+    assert [questions.subset([row]).answers for row in range(3)] == [(0,), (1,), (1,)]
+    factors["kind"] = "changed"
+    assert list(questions.factors["kind"]) == ["x", "y", "z"]
+
+
+def test_a_statement_in_quotation_marks_gets_no_second_pair():
+    claims = pd.DataFrame({"statement": ['"The sky is blue."', '"Ja" means "yes" there.'], "label": [1, 0]})
+    for prompts in (honesty_pairs(claims, PLAIN).positive, claim_questions(claims, PLAIN).prompts):
+        assert 'false? "The sky is blue."\n' in prompts[0]
+        assert 'false? ""Ja" means "yes" there."\n' in prompts[1]

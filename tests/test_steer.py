@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
-from tl_steer.directions import SteeringVectors
+from tl_steer.capture import capture
+from tl_steer.directions import SteeringVector, SteeringVectors
+from tl_steer.generation import generate
 from tl_steer.interventions import Ablate, Add, HookDidNotFireError, NonFiniteError, SetProjection, steer
-from tl_steer.models import ModelMismatchError, identify
+from tl_steer.models import ModelMismatchError, identify, load_model
 from tl_steer.positions import (
     EmptySelectionError,
     all_tokens,
@@ -183,8 +185,35 @@ def test_an_operation_whose_hook_was_not_reached_is_an_error():
         HookDidNotFireError, match=r"Add\(multiplier=1\) at layer 2: the hook did not fire.*stop_at_layer"
     ):
         stopping()
-    with steer(MODEL, Add(made_vector(MODEL, 2))):
-        pass  # nothing ran, so nothing was missed
+
+
+def test_a_block_in_which_the_model_never_ran_is_an_error():
+    def another():
+        with steer(MODEL, Add(made_vector(MODEL, 2))):
+            make_model(word_tokenizer())(TOKENS)
+
+    with pytest.raises(HookDidNotFireError, match="no pass of this model ran inside the block"):
+        another()
+
+
+def test_a_told_prompt_that_never_comes_whole_is_an_error():
+    def longer_than_the_pass():
+        with steer(MODEL, Add(made_vector(MODEL, 1), positions=last_token()), prompt_lengths=[9]):
+            MODEL(TOKENS[:1, :4])
+
+    with pytest.raises(ValueError, match=r"prompt of 9 tokens was told, but no row brought more than 4"):
+        longer_than_the_pass()
+
+
+def test_other_weights_are_accepted_by_force_wherever_operations_go(make_hf_model):
+    first, second = (load_model("tiny", hf_model=make_hf_model("gpt2", seed=seed)) for seed in (0, 1))
+    identity = identify(first)
+    values = torch.ones(identity.d_model)
+    operation = Add(SteeringVector(values, 1, "resid_post", "made", 1.0, identity))
+    with pytest.raises(ModelMismatchError, match="say so with force=True"):
+        generate(second, [[3, 4]], operation, max_new_tokens=2, return_tokens=True)
+    generate(second, [[3, 4]], operation, max_new_tokens=2, return_tokens=True, force=True)
+    assert capture(second, [[3, 4]], operation, force=True).values.isfinite().all()
 
 
 def test_a_hook_that_is_switched_off_is_an_error():
@@ -293,3 +322,15 @@ def test_a_callers_residual_is_not_changed():
     with steer(MODEL, Add(vector, 5.0)):
         MODEL(residual, start_at_layer=1)
     assert torch.equal(residual, kept)
+
+
+def test_generated_tokens_of_a_run_that_feeds_none_back_are_refused():
+    operation = Add(made_vector(MODEL, 1), positions=generated_tokens())
+    with pytest.raises(EmptySelectionError, match=r"generated_tokens\(\) selects no token"):
+        generate(MODEL, [[0, 3, 4]], operation, max_new_tokens=1, return_tokens=True)
+    generate(MODEL, [[0, 3, 4]], operation, max_new_tokens=2, return_tokens=True)
+
+
+def test_no_heads_are_refused():
+    with pytest.raises(ValueError, match=r"heads=\[\] ablates nothing"):
+        Ablate(1, "z", heads=[])

@@ -258,8 +258,39 @@ def test_parquet_holds_the_table(tmp_path):
     table = swept(layers=[0, (1, 2)], operations=("add", "project_out"), out=path, controls=1)
     pd.testing.assert_frame_equal(pd.read_parquet(path), table)
     assert list(tmp_path.iterdir()) == [path]
-    texts = swept(asked=PROMPTS, measure="generate", max_new_tokens=2, layers=[0], out=str(path))
-    pd.testing.assert_frame_equal(pd.read_parquet(path), texts)
+    other = tmp_path / "made" / "texts.parquet"
+    texts = swept(asked=PROMPTS, measure="generate", max_new_tokens=2, layers=[0], out=str(other))
+    pd.testing.assert_frame_equal(pd.read_parquet(other), texts)
+
+
+def test_a_table_that_is_there_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    path = tmp_path / "sweep.parquet"
+    path.write_text("kept")
+    monkeypatch.setattr(MODEL, "forward", lambda *_, **__: pytest.fail("the model ran"))
+    with pytest.raises(FileExistsError, match="give another name"):
+        swept(out=path)
+    assert path.read_text() == "kept"
+
+
+def test_cells_that_tables_could_not_tell_apart_are_refused():
+    makers = [lambda vector, m, where: Add(vector, m, where), lambda vector, m, where: Add(vector, -m, where)]
+    for repeated in ({"operations": makers}, {"layers": [0, -3]}, {"multipliers": [1.0, 1.0]}):
+        with pytest.raises(ValueError, match="asked for twice"):
+            swept(**repeated)
+
+
+def test_prompts_of_a_group_go_to_the_same_half():
+    factors = pd.DataFrame({"group": [0, 0, 1, 1, 2, 2, 3, 3]})
+    asked = questions(factors=factors)
+    assert len(asked) == 8
+    split = cell(swept(asked=asked, layers=[0]), vector="none").groupby("group")["split"]
+    assert (split.nunique() == 1).all()
+    assert sorted(split.first()) == ["choose", "choose", "report", "report"]
+
+
+def test_layers_from_a_table_are_layers():
+    picked = np.array([0, 2])
+    assert set(swept(layers=picked)["layers"]) == {"", "0", "2"}
 
 
 def test_questions_without_answers_or_factors():

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -305,3 +306,17 @@ def test_vectors_of_one_layer_can_be_placed_like_the_vector_itself():
     assert torch.equal(placed.values, expected.values)
     with pytest.raises(ValueError, match=r"say which to place, vectors\[layer\]\.at"):
         made.at(layers=[0, 1])
+
+
+def test_numbers_from_a_table_are_layers_and_factors(tmp_path):
+    made = vectors()
+    best = pd.DataFrame({"layer": [1, 3], "score": [0.5, 0.9]}).pipe(
+        lambda t: t.loc[t["score"].idxmax(), "layer"]
+    )
+    assert made[best].layer == 3
+    assert torch.equal((made * np.float64(2)).values, (made * 2).values)
+    made[best].save(tmp_path / "one.safetensors")
+    loaded = SteeringVectors.load(tmp_path / "one.safetensors")
+    assert loaded.layers == (3,)
+    assert torch.equal(loaded.values[0], made[3].values)
+    assert float(loaded.stream_norm[0]) == made[3].stream_norm

@@ -32,7 +32,8 @@ class Activations:
         positions: what was selected.
         prompts: the prompts as they were given, as text.
         stream_norm: typical norm at each layer: the median, over prompts, of each prompt's median norm over
-            its positions except the first (where attention sinks are a hundred times larger).
+            its positions except the first (where attention sinks are a hundred times larger); NaN where every
+            prompt has one token. Of the stream as it was read: under operations, of the changed one.
         identity: the model they came from.
         completions: new text where the capture generated, else ().
     """

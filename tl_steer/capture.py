@@ -13,7 +13,7 @@ from .activations import Activations, PairedActivations
 from .engine import batches, residual
 from .generation import Decoding, completion_text, decode, require_room
 from .interventions import NonFiniteError, Operation, steer
-from .models import Prompt, hook_point, identify, resolve_layers, tokenize_all
+from .models import Layers, Prompt, as_prompts, hook_point, identify, resolve_layers, tokenize_all
 from .positions import Clock, Positions, PromptTokens, last_token
 from .prompts import ContrastPairs
 
@@ -23,10 +23,11 @@ def capture(
     prompts: Prompt | Sequence[Prompt],
     *operations: Operation,
     positions: Positions | None = None,
-    layers: int | Sequence[int] | None = None,
+    layers: Layers = None,
     hook: str = "resid_post",
     max_new_tokens: int = 0,
     allow_empty: bool = False,
+    force: bool = False,
     progress: bool = False,
 ) -> Activations:
     """Run prompts, and read a hook at the selected positions of the layers asked for.
@@ -44,6 +45,7 @@ def capture(
         max_new_tokens: generate (greedily) so many tokens, and read the hook there too. The last new token is
             never fed back and has no activation.
         allow_empty: accept prompts of which `positions`, or an operation's, select nothing.
+        force: accept vectors of other weights of the same shapes and processing.
         progress: show a bar over batches.
 
     Raises:
@@ -56,15 +58,19 @@ def capture(
     layers = resolve_layers(layers, model.cfg.n_layers)
     if max_new_tokens:
         require_room(model, ids, max_new_tokens)
+    fed = max_new_tokens > 1  # the last new token is never fed back
     if not allow_empty:
-        _require_some(model, ids, positions, generating=max_new_tokens > 1)  # the last one is never fed back
+        _require_some(model, ids, positions, generating=fed)
     recorder = _Recorder(layers, positions, len(ids))
     last = max([*layers, *_edited_layers(model, operations)])
     new: dict[int, list[int]] = {}
     for batch in tqdm(
         list(batches(ids, device=model.cfg.device, extra=max_new_tokens)), "capturing", disable=not progress
     ):
-        steered = steer(model, *operations, prompts=[ids[row] for row in batch.rows], allow_empty=allow_empty)
+        asked = [ids[row] for row in batch.rows]
+        steered = steer(
+            model, *operations, prompts=asked, allow_empty=allow_empty, force=force, generating=fed
+        )
         with torch.no_grad(), steered as clock, recorder.reading(model, hook, clock, batch.rows):
             if max_new_tokens:
                 new |= dict(zip(batch.rows, decode(model, batch, Decoding(max_new_tokens)), strict=True))
@@ -87,10 +93,11 @@ def capture_pairs(
     pairs: ContrastPairs,
     *operations: Operation,
     positions: Positions | None = None,
-    layers: int | Sequence[int] | None = None,
+    layers: Layers = None,
     hook: str = "resid_post",
     max_new_tokens: int = 0,
     allow_empty: bool = False,
+    force: bool = False,
     progress: bool = False,
 ) -> PairedActivations:
     """`capture` of both sides of contrast pairs; the stream's norm is taken over both together.
@@ -109,6 +116,7 @@ def capture_pairs(
         hook=hook,
         max_new_tokens=max_new_tokens,
         allow_empty=allow_empty,
+        force=force,
         progress=progress,
     )
     count = len(pairs)
@@ -188,7 +196,7 @@ def _require_some(
 
 
 def _as_text(model: Any, prompts: Prompt | Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[str]:
-    given = [prompts] if isinstance(prompts, str) else list(prompts)
+    given = as_prompts(prompts)
     decode = str if model.tokenizer is None else model.tokenizer.decode
     return [
         prompt if isinstance(prompt, str) else decode(list(row))
@@ -197,9 +205,7 @@ def _as_text(model: Any, prompts: Prompt | Sequence[Prompt], ids: Sequence[Seque
 
 
 def _typical_norms(stream: Float[Tensor, "batch pos d_hook"], clock: Clock) -> Float[Tensor, " batch"]:
-    """Each row's median norm over its positions except the first; of a one-token prompt, that token's."""
+    """Each row's median norm over its positions except the first; NaN of a one-token prompt."""
     norms = stream.float().norm(dim=-1).cpu()
     index = clock.index.cpu()
-    lengths = index.amax(-1, keepdim=True) + 1
-    counted = (index > 0) | ((index == 0) & (lengths == 1))
-    return torch.where(counted, norms, torch.nan).nanquantile(0.5, dim=-1)
+    return torch.where(index > 0, norms, torch.nan).nanquantile(0.5, dim=-1)

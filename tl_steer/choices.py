@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .engine import Batch, batches, logits_of, residual
 from .interventions import Operation, steer
-from .models import Prompt, tokenize, tokenize_all
+from .models import Prompt, as_prompts, tokenize, tokenize_all
 
 LOGIT_ROWS = 512  # positions whose logits are held at once
 
@@ -49,11 +49,12 @@ def choice_logits(
     choices: tuple[str, str] | Sequence[tuple[str, str]],
     *operations: Operation,
     allow_empty: bool = False,
+    force: bool = False,
 ) -> pd.DataFrame:
     """Score two continuations of each prompt, under operations.
 
-    A choice is appended to the prompt exactly as written. Where both add one token, that token is scored;
-    otherwise the summed log-probability of the tokens from where the two first differ to their ends. Choice
+    A choice is appended to the prompt exactly as written, and scored by the summed log-probability of the
+    tokens it adds; those that both choices begin with count for both, and cancel in the difference. Choice
     tokens that have to be fed count as generated ones for the operations' positions.
 
     Args:
@@ -61,6 +62,7 @@ def choice_logits(
         prompts: texts or token lists.
         choices: a pair for each prompt, or one pair for all.
         allow_empty: accept prompts of which an operation's positions select nothing.
+        force: accept vectors of other weights of the same shapes and processing.
 
     Returns:
         A row a prompt: prompt, logit_difference (first choice minus second, in nats), probability (of the
@@ -69,9 +71,10 @@ def choice_logits(
     Raises:
         ValueError: choices that tokenize alike, or of which one is the beginning of the other.
     """
-    given = [prompts] if isinstance(prompts, str) else list(prompts)
+    given = as_prompts(prompts)
     pairs = [choices] * len(given) if isinstance(choices[0], str) else list(choices)
-    scores = score_choices(model, plan_choices(model, given, pairs), *operations, allow_empty=allow_empty)
+    plan = plan_choices(model, given, pairs)
+    scores = score_choices(model, plan, *operations, allow_empty=allow_empty, force=force)
     shown = [prompt if isinstance(prompt, str) else model.tokenizer.decode(list(prompt)) for prompt in given]
     return pd.DataFrame({"prompt": shown}).join(scores)
 
@@ -84,21 +87,24 @@ def plan_choices(model: Any, prompts: Sequence[Prompt], choices: Sequence[tuple[
     reads = [
         read
         for question, (prompt, tokens, pair) in enumerate(zip(prompts, ids, choices, strict=True))
-        for read in _reads(question, pair, *(_continuation(model, prompt, tokens, choice) for choice in pair))
+        for read in _reads(
+            question, len(tokens), pair, *(_continuation(model, prompt, tokens, choice) for choice in pair)
+        )
     ]
     return ChoicePlan(tuple(map(tuple, ids)), tuple(reads))
 
 
 @torch.no_grad()
 def score_choices(
-    model: Any, plan: ChoicePlan, *operations: Operation, allow_empty: bool = False
+    model: Any, plan: ChoicePlan, *operations: Operation, allow_empty: bool = False, force: bool = False
 ) -> pd.DataFrame:
     """`choice_logits` without the prompts' column, of questions already planned."""
     scores = np.zeros((len(plan.prompts), 2))
     for batch in batches([read.ids for read in plan.reads], device=model.cfg.device):
         reads = [plan.reads[row] for row in batch.rows]
         prompts = [plan.prompts[read.question] for read in reads]
-        with steer(model, *operations, prompts=prompts, allow_empty=allow_empty):
+        fed = any(len(read.ids) > len(prompt) for read, prompt in zip(reads, prompts, strict=True))
+        with steer(model, *operations, prompts=prompts, allow_empty=allow_empty, force=force, generating=fed):
             stream = residual(model, batch)
         for read, found in zip(reads, _log_probabilities(model, batch, stream, reads), strict=True):
             for step in found:
@@ -126,7 +132,10 @@ def _continuation(model: Any, prompt: Prompt, ids: list[int], choice: str) -> li
     return [*ids, *added]
 
 
-def _reads(question: int, pair: tuple[str, str], first: list[int], second: list[int]) -> list[Read]:
+def _reads(
+    question: int, asked: int, pair: tuple[str, str], first: list[int], second: list[int]
+) -> list[Read]:
+    """What to run for one question of `asked` tokens: once, where the choices differ in one token alone."""
     shared = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
     if shared is None:
         how = "tokenize alike" if first == second else "begin alike, and one ends where the other goes on"
@@ -134,9 +143,11 @@ def _reads(question: int, pair: tuple[str, str], first: list[int], second: list[
             f"question {question}: the choices {pair[0]!r} and {pair[1]!r} {how}; nothing tells them apart."
         )
     if len(first) == len(second) == shared + 1:
-        return [Read(question, tuple(first[:-1]), ((first[-1], second[-1]),), (0, 1))]
+        return [
+            Read(question, tuple(first[:-1]), tuple(zip(first[asked:], second[asked:], strict=True)), (0, 1))
+        ]
     return [
-        Read(question, tuple(ids[:-1]), tuple((token,) for token in ids[shared:]), (choice,))
+        Read(question, tuple(ids[:-1]), tuple((token,) for token in ids[asked:]), (choice,))
         for choice, ids in enumerate((first, second))
     ]
 

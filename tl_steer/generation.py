@@ -52,6 +52,7 @@ def generate(
     use_cache: bool = True,
     return_tokens: bool = False,
     allow_empty: bool = False,
+    force: bool = False,
     progress: bool = False,
 ) -> list[str] | list[list[int]]:
     """What the model says, steered.
@@ -68,6 +69,7 @@ def generate(
         use_cache: `False` runs the whole sequence for each token; the same tokens, slower.
         return_tokens: give the new ids instead, the end-of-turn token included.
         allow_empty: accept prompts of which an operation's positions select nothing.
+        force: accept vectors of other weights of the same shapes and processing.
         progress: show a bar over batches.
 
     Returns:
@@ -82,7 +84,9 @@ def generate(
     new: dict[int, list[int]] = {}
     waiting = list(batches(ids, device=model.cfg.device, extra=max_new_tokens))
     for batch in tqdm(waiting, desc="generating", disable=not progress):
-        with steer(model, *operations, prompts=[ids[row] for row in batch.rows], allow_empty=allow_empty):
+        asked = [ids[row] for row in batch.rows]
+        fed = max_new_tokens > 1  # the last new token is never fed back
+        with steer(model, *operations, prompts=asked, allow_empty=allow_empty, force=force, generating=fed):
             new |= dict(zip(batch.rows, decode(model, batch, decoding), strict=True))
     rows = [new[row] for row in range(len(ids))]
     return rows if return_tokens else [completion_text(model, row) for row in rows]

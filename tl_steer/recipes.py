@@ -1,11 +1,10 @@
 """Conveniences that only compose what the other modules do."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from .capture import capture, capture_pairs
 from .directions import Estimator, SteeringVectors, mean_difference
-from .models import tokenize
+from .models import Layers, tokenize
 from .positions import Positions, all_tokens
 from .prompts import ContrastPairs
 
@@ -16,7 +15,7 @@ def vectors_from_pairs(
     *,
     estimator: Estimator = mean_difference,
     positions: Positions | None = None,
-    layers: int | Sequence[int] | None = None,
+    layers: Layers = None,
     hook: str = "resid_post",
 ) -> SteeringVectors:
     """Capture both sides of contrast pairs and estimate a vector at each layer, in one call.
@@ -31,7 +30,7 @@ def activation_addition(
     positive: str,
     negative: str,
     *,
-    layers: int | Sequence[int] | None = None,
+    layers: Layers = None,
     hook: str = "resid_pre",
 ) -> SteeringVectors:
     """One vector a position: the stream on `positive` minus that on `negative`, length kept.

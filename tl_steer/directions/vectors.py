@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models import ModelIdentity, resolve_layers
+from ..models import Layer, Layers, ModelIdentity, resolve_layers
 
 # Not `Self`: run-time checks of a method outside a dataclass cannot tell what that is.
 VectorT = TypeVar("VectorT", bound="_Algebra")
@@ -37,7 +38,7 @@ class _Algebra:
         """
         return self._scaled(1 / self._nonzero_norms())
 
-    def scaled_to(self: VectorT, *, dose: float) -> VectorT:
+    def scaled_to(self: VectorT, *, dose: Real) -> VectorT:
         """The same with the length that makes `dose` at multiplier 1: `dose · stream_norm`.
 
         Raises:
@@ -69,12 +70,12 @@ class _Algebra:
         self._require_alike(other)
         return self._with(self.values - other.values, f"({self.method} - {other.method})")
 
-    def __mul__(self: VectorT, factor: float | int) -> VectorT:
+    def __mul__(self: VectorT, factor: Real) -> VectorT:
         return self._with(self.values * _number(factor), self.method)
 
     __rmul__ = __mul__
 
-    def __truediv__(self: VectorT, divisor: float | int) -> VectorT:
+    def __truediv__(self: VectorT, divisor: Real) -> VectorT:
         return self * (1 / _number(divisor))
 
     def __neg__(self: VectorT) -> VectorT:
@@ -113,8 +114,8 @@ class _Algebra:
             )
 
 
-def _number(value: float | int) -> float:
-    if isinstance(value, Tensor | bool) or not isinstance(value, int | float):
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"vectors are scaled by a number, not by {type(value).__name__}.")
     return float(value)
 
@@ -153,7 +154,7 @@ class SteeringVector(_Algebra):
     def at(
         self,
         *,
-        layers: int | Sequence[int],
+        layers: Layers,
         hook: str | None = None,
         stream_norm: Sequence[float] | None = None,
     ) -> "SteeringVectors":
@@ -175,6 +176,10 @@ class SteeringVector(_Algebra):
             self.identity,
             {**self.info, "read_at": {"layer": self.layer, "hook": self.hook}},
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write a file that `SteeringVectors.load` reads."""
+        self.at(layers=self.layer, stream_norm=[self.stream_norm]).save(path)
 
     def _has_positions(self) -> bool:
         return self.values.ndim == 2
@@ -213,7 +218,7 @@ class SteeringVectors(_Algebra):
     def __iter__(self) -> Iterator[SteeringVector]:
         return (self[layer] for layer in self.layers)
 
-    def __getitem__(self, layer: int) -> SteeringVector:
+    def __getitem__(self, layer: Layer) -> SteeringVector:
         """The vector of a layer (not of a place in the list); negatives count from the model's end."""
         row = self._row(layer)
         return SteeringVector(
@@ -226,7 +231,7 @@ class SteeringVectors(_Algebra):
             self.info,
         )
 
-    def weighted(self, weights: Mapping[int, float]) -> "SteeringVectors":
+    def weighted(self, weights: Mapping[Layer, float]) -> "SteeringVectors":
         """Only the layers named, each vector times its weight (`{17: 1.0, 31: -0.5}`)."""
         rows = [self._row(layer) for layer in resolve_layers(tuple(weights), self.identity.n_layers)]
         factors = torch.tensor([_number(weight) for weight in weights.values()])
@@ -237,7 +242,7 @@ class SteeringVectors(_Algebra):
     def at(
         self,
         *,
-        layers: int | Sequence[int],
+        layers: Layers,
         hook: str | None = None,
         stream_norm: Sequence[float] | None = None,
     ) -> "SteeringVectors":
@@ -269,7 +274,7 @@ class SteeringVectors(_Algebra):
 
         return load(path)
 
-    def _row(self, layer: int) -> int:
+    def _row(self, layer: Layer) -> int:
         (resolved,) = resolve_layers(layer, self.identity.n_layers)
         if resolved not in self.layers:
             raise KeyError(f"no vector at layer {layer}; there are vectors at layers {list(self.layers)}.")

@@ -1,14 +1,14 @@
 """The cells of a sweep: one vector, operation, set of layers and multiplier each."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..directions import SteeringVector, SteeringVectors, random_like
 from ..interventions import Add, Operation, ProjectOut
-from ..models import resolve_layers
+from ..models import Layer, resolve_layers
 from ..positions import Positions
 
 OperationMaker = Callable[[SteeringVector, float, Positions], Operation]
@@ -57,7 +57,7 @@ def sweep_cells(
     vectors: Mapping[str, SteeringVectors],
     controls: int | Mapping[str, SteeringVectors],
     *,
-    layers: Sequence[int | tuple[int, ...]] | None,
+    layers: Iterable[Layer | tuple[Layer, ...]] | None,
     multipliers: Sequence[float],
     operations: Sequence[str | OperationMaker],
     positions: Positions,
@@ -66,7 +66,8 @@ def sweep_cells(
     """Every cell of a sweep, the unsteered one first.
 
     Raises:
-        ValueError: no vectors, no multipliers for an operation that needs them, or an unknown operation.
+        ValueError: no vectors, no multipliers for an operation that needs them, an unknown operation, or a
+            cell that is asked for twice.
         KeyError: a layer for which there is no vector.
     """
     if not vectors:
@@ -84,7 +85,18 @@ def sweep_cells(
         for places, multiplier in itertools.product(_layer_sets(each, layers), doses):
             made = tuple(maker(each[layer], multiplier, positions) for layer in places)
             cells.append(Cell(name, control, label, places, each.hook, float(multiplier), made))
+    _require_different(cells)
     return cells
+
+
+def _require_different(cells: Sequence[Cell]) -> None:
+    """Tables tell cells apart by their labels alone."""
+    labels = [str((cell.vector, cell.operation, cell.layers, cell.multiplier)) for cell in cells]
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ValueError(
+            f"asked for twice (vector, operation, layers, multiplier): {'; '.join(repeated)}. "
+            "Name callables differently, and each layer and multiplier once."
+        )
 
 
 def _control_vectors(
@@ -103,7 +115,7 @@ def _control_vectors(
 
 
 def _layer_sets(
-    vectors: SteeringVectors, layers: Sequence[int | tuple[int, ...]] | None
+    vectors: SteeringVectors, layers: Iterable[Layer | tuple[Layer, ...]] | None
 ) -> Iterator[tuple[int, ...]]:
     n_layers = vectors.identity.n_layers
     for places in vectors.layers if layers is None else layers:

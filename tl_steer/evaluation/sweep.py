@@ -1,7 +1,8 @@
 """The same questions under every vector, layer and multiplier, as one tidy table."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from ..capture import capture
 from ..choices import plan_choices, score_choices
 from ..directions import SteeringVectors
 from ..generation import generate
-from ..models import tokenize_all
+from ..models import Layer, tokenize_all
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
 from .cells import Cell, OperationMaker, sweep_cells
@@ -27,7 +28,7 @@ def sweep(
     vectors: SteeringVectors | Mapping[str, SteeringVectors],
     questions: ChoiceQuestions | list[str],
     *,
-    layers: Sequence[int | tuple[int, ...]] | None = None,
+    layers: Iterable[Layer | tuple[Layer, ...]] | None = None,
     multipliers: Sequence[float],
     operations: Sequence[str | OperationMaker] = ("add",),
     positions: Positions | None = None,
@@ -37,6 +38,7 @@ def sweep(
     seed: int = 0,
     out: str | Path | None = None,
     allow_empty: bool = False,
+    force: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Ask questions under every cell: vector × operation × layers × multiplier, and unsteered.
@@ -54,8 +56,9 @@ def sweep(
         max_new_tokens: length of the texts.
         controls: how many random directions of the same length, or control vectors by name.
         seed: of the random directions and of the split.
-        out: a Parquet file to write.
+        out: a Parquet file to write; it may not exist yet.
         allow_empty: accept prompts of which `positions` selects nothing.
+        force: accept vectors of other weights of the same shapes and processing.
         progress: show a bar over cells.
 
     Returns:
@@ -65,6 +68,7 @@ def sweep(
 
     Raises:
         ValueError: plain prompts with "choice", a factor that has one of the table's names, no multipliers.
+        FileExistsError: `out` exists.
     """
     positions = all_tokens() if positions is None else positions
     named = {vectors.method: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors)
@@ -77,8 +81,11 @@ def sweep(
         positions=positions,
         seed=seed,
     )
+    if out is not None:
+        _require_free(Path(out))
     asked = _asked(questions, seed)
-    ask = _asker(model, questions, measure, max_new_tokens, allow_empty)
+    allowed = {"allow_empty": allow_empty, "force": force}
+    ask = _asker(model, questions, measure, max_new_tokens, allowed)
     norms = _stream_norms(model, list(asked["prompt"]), cells)
     frames = []
     for cell in tqdm(cells, desc="sweeping", unit="cell", disable=not progress):
@@ -110,16 +117,25 @@ def _asked(questions: ChoiceQuestions | list[str], seed: int) -> pd.DataFrame:
 
 
 def _balanced_halves(asked: pd.DataFrame, seed: int) -> np.ndarray:
-    """Halves that hold equally many of each kind: sorted by kind, shuffled within, dealt out in turn."""
-    kinds = asked.drop(columns=["prompt_id", "prompt"]).map(str).agg("\x00".join, axis=1)
-    order = np.lexsort((np.random.default_rng(seed).random(len(asked)), kinds.to_numpy()))
-    split = np.empty(len(asked), dtype=object)
-    split[order] = np.where(np.arange(len(asked)) % 2 == 0, "choose", "report")
-    return split
+    """Halves that hold equally many of each kind: sorted by kind, shuffled within, dealt out in turn.
+
+    Prompts of one `group` go to the same half.
+    """
+    group = (asked["group"] if "group" in asked else asked["prompt_id"]).to_numpy()
+    labels = asked.drop(columns=["prompt_id", "prompt", "group"], errors="ignore").map(str)
+    kinds = labels.agg("\x00".join, axis=1).groupby(group).agg(lambda kinds: "\x01".join(sorted(kinds)))
+    order = np.lexsort((np.random.default_rng(seed).random(len(kinds)), kinds.to_numpy()))
+    half = pd.Series("report", index=kinds.index, dtype=object)
+    half.iloc[order[::2]] = "choose"
+    return half.loc[group].to_numpy()
 
 
 def _asker(
-    model: Any, questions: ChoiceQuestions | list[str], measure: str, max_new_tokens: int, allow_empty: bool
+    model: Any,
+    questions: ChoiceQuestions | list[str],
+    measure: str,
+    max_new_tokens: int,
+    allowed: Mapping[str, bool],
 ) -> Callable[[Cell], Mapping[str, Any]]:
     """What is measured in a cell, as columns."""
     if measure == "choice":
@@ -128,17 +144,18 @@ def _asker(
                 "measure='choice' needs ChoiceQuestions; a list of prompts goes with measure='generate'."
             )
         plan = plan_choices(model, questions.prompts, questions.choices)
-        return lambda cell: _scored(score_choices(model, plan, *cell.operations, allow_empty=allow_empty))
+        return lambda cell: _scored(score_choices(model, plan, *cell.operations, **allowed))
     if measure != "generate":
         raise ValueError(f"measure={measure!r} is unknown: use 'choice' or 'generate'.")
     prompts = questions.prompts if isinstance(questions, ChoiceQuestions) else questions
     ids = tokenize_all(model, prompts)
 
     def write(cell: Cell) -> dict[str, Any]:
-        texts = generate(model, ids, *cell.operations, max_new_tokens=max_new_tokens, allow_empty=allow_empty)
+        texts = generate(model, ids, *cell.operations, max_new_tokens=max_new_tokens, **allowed)
         read = [None] * len(texts)
         if isinstance(questions, ChoiceQuestions):
-            read = [_read(text, pair) for text, pair in zip(texts, questions.choices, strict=True)]
+            asked = zip(texts, questions.choices, questions.prompts, strict=True)
+            read = [_read(text, pair, prompt) for text, pair, prompt in asked]
         return {
             "choice": pd.array([pd.NA if choice is None else choice for choice in read], dtype="Int64"),
             "logit_difference": np.nan,
@@ -157,12 +174,13 @@ def _scored(scores: pd.DataFrame) -> dict[str, Any]:
     return {"choice": pd.array(preferred, dtype="Int64"), **columns, "text": missing}
 
 
-def _read(text: str, pair: tuple[str, str]) -> int | None:
-    """Which choice a text gives; where the choices are letters, "True" and "False" stand for A and B."""
+def _read(text: str, pair: tuple[str, str], prompt: str) -> int | None:
+    """Which choice a text gives; letters stand for what the prompt lists under them, or True and False."""
     words = tuple(choice.strip() for choice in pair)
     if set(words) != {"A", "B"}:
         return read_choice(text, words)
-    found = read_choice(text)
+    listed = re.search(r"^\(A\) (.+)\n\(B\) (.+)$", prompt, re.MULTILINE)
+    found = read_choice(text, listed.groups() if listed else ("True", "False"))
     return None if found is None else words.index("AB"[found])
 
 
@@ -197,6 +215,13 @@ def _ordered(table: pd.DataFrame, questions: ChoiceQuestions | list[str]) -> pd.
         "choice",
     ]
     return table[["prompt_id", "prompt", *factors, *labels, *MEASURES]]
+
+
+def _require_free(path: Path) -> None:
+    """Before anything is run: a table that cannot be kept is lost work."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists: give another name, or move it away first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:

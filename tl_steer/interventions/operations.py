@@ -174,6 +174,8 @@ class Ablate:
     def __post_init__(self) -> None:
         if self.heads is not None and self.hook != "z":
             raise ValueError(f"heads can be ablated at hook 'z' only, not at {self.hook!r}.")
+        if self.heads is not None and not len(self.heads):
+            raise ValueError("heads=[] ablates nothing: name at least one head, or leave it out for all.")
         if isinstance(self.to, str) and self.to != "zero":
             raise ValueError(f"to={self.to!r} is unknown: use 'zero', a vector, or activations.")
 

@@ -30,6 +30,7 @@ def steer(
     prompts: Sequence[Sequence[int]] | None = None,
     force: bool = False,
     allow_empty: bool = False,
+    generating: bool = True,
 ) -> Iterator[Clock]:
     """Steer every forward pass of a model inside a `with` block.
 
@@ -44,6 +45,8 @@ def steer(
         prompts: the ids of each row's prompt, where the caller knows them; stands for `prompt_lengths` too.
         force: accept vectors of a model with the same shapes and processing, but other weights.
         allow_empty: accept prompts of which an operation's positions select nothing.
+        generating: whether tokens will be fed back after the prompts; if not, positions that select nothing
+            else are refused too.
 
     Raises:
         EmptySelectionError: a prompt of which an operation's positions select nothing.
@@ -51,10 +54,10 @@ def steer(
         ValueError: a hook this model lacks, a vector of another width, or a position that depends on the
             prompt's end where that would be a guess.
         NonFiniteError: the steered stream became NaN or infinite; names operation and layer.
-        HookDidNotFireError: passes ran, but an operation's layer was not among those that did.
+        HookDidNotFireError: an operation's layer did not run, or no pass of this model did.
     """
     edits = _checked_edits(model, operations, force)
-    session = _Session(model, edits, Clock(model, prompts, prompt_lengths), allow_empty)
+    session = _Session(model, edits, Clock(model, prompts, prompt_lengths), allow_empty, generating)
     with ExitStack() as stack:
         stack.enter_context(session.clock)
         for (layer, hook), edits in session.sites.items():
@@ -63,6 +66,7 @@ def steer(
         last = hook_point(model, "resid_post", model.cfg.n_layers - 1)
         stack.callback(last.register_forward_hook(session.at_end).remove)
         yield session.clock
+        session.clock.require_whole_prompts()
         session.require_finite()  # passes that stopped before the last block
         session.require_all_fired()
 
@@ -79,7 +83,8 @@ def _checked_edits(model: Any, operations: Sequence[Operation], force: bool) -> 
                 f"but {edit.hook} of {identity.name} has {width}."
             )
         if edit.identity is not None:
-            edit.identity.require(identity, force=force, what=f"the vector of {edit.described}")
+            hint = " If that is what you want, say so with force=True."
+            edit.identity.require(identity, force=force, what=f"the vector of {edit.described}", hint=hint)
         if edit.heads and not 0 <= min(edit.heads) <= max(edit.heads) < model.cfg.n_heads:
             raise IndexError(
                 f"{edit.described}: heads {edit.heads}, but there are heads 0 to {model.cfg.n_heads - 1}."
@@ -90,9 +95,12 @@ def _checked_edits(model: Any, operations: Sequence[Operation], force: bool) -> 
 class _Session:
     """The edits of one `steer` block, site by site, and what has been seen of them."""
 
-    def __init__(self, model: Any, edits: list[Edit], clock: Clock, allow_empty: bool) -> None:
+    def __init__(
+        self, model: Any, edits: list[Edit], clock: Clock, allow_empty: bool, generating: bool
+    ) -> None:
         self.clock = clock
         self.allow_empty = allow_empty
+        self.generating = generating
         # For each edit, the prompts of which it is known to select something.
         self.looked_at: dict[int, list[PromptTokens]] = {}
         self.sites: dict[tuple[int, str], list[Edit]] = defaultdict(list)
@@ -131,7 +139,11 @@ class _Session:
 
     def require_all_fired(self) -> None:
         missed = [edit.described for edit in self.edits if id(edit) not in self.fired]
-        if self.clock.passes and missed:
+        if missed and not self.clock.passes:
+            raise HookDidNotFireError(
+                f"{'; '.join(missed)}: no pass of this model ran inside the block. Was another model called?"
+            )
+        if missed:
             raise HookDidNotFireError(
                 f"{'; '.join(missed)}: the hook did not fire, so nothing was changed there. "
                 "Did the passes stop before that layer (stop_at_layer), or start behind it?"
@@ -154,7 +166,7 @@ class _Session:
         if self.allow_empty or self.looked_at.get(id(edit)) is prompts:
             return
         for row, prompt in enumerate(prompts):
-            edit.positions.require_some(prompt, f"{edit.described}: row {row}")
+            edit.positions.require_some(prompt, f"{edit.described}: row {row}", generating=self.generating)
         self.looked_at[id(edit)] = prompts
 
     def _columns(self, heads: tuple[int, ...], stream: Tensor) -> Bool[Tensor, " d_hook"]:

@@ -2,21 +2,24 @@
 
 from .chat import ChatFormat, chat_format
 from .embedded import EMBEDDED, embedded_folder, get_model
-from .hooks import HOOKS, hook_point, hook_width, resolve_layers
+from .hooks import HOOKS, Layer, Layers, hook_point, hook_width, resolve_layers
 from .identity import ModelIdentity, ModelMismatchError, identify
 from .layout import optimize_layout, restore_layout
 from .loading import MODELS, ModelUnavailableError, load_model
-from .tokenizing import Prompt, token_strings, tokenize, tokenize_all
+from .tokenizing import Prompt, as_prompts, token_strings, tokenize, tokenize_all
 
 __all__ = [
     "EMBEDDED",
     "HOOKS",
     "MODELS",
     "ChatFormat",
+    "Layer",
+    "Layers",
     "ModelIdentity",
     "ModelMismatchError",
     "ModelUnavailableError",
     "Prompt",
+    "as_prompts",
     "chat_format",
     "embedded_folder",
     "get_model",

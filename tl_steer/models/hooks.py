@@ -7,13 +7,17 @@ TransformerLens's `get_act_name` takes.
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import get_act_name
+
+Layer = int | np.integer  # what a table of layers gives, too
+Layers = Layer | Iterable[Layer] | None
 
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
 
-def resolve_layers(layers: int | Iterable[int] | None, n_layers: int) -> tuple[int, ...]:
+def resolve_layers(layers: Layers, n_layers: int) -> tuple[int, ...]:
     """Layers as 0-based indices in the order given; `None` means all.
 
     Raises:
@@ -22,7 +26,7 @@ def resolve_layers(layers: int | Iterable[int] | None, n_layers: int) -> tuple[i
     """
     if layers is None:
         return tuple(range(n_layers))
-    given = (layers,) if isinstance(layers, int) else tuple(layers)
+    given = (layers,) if isinstance(layers, Layer) else tuple(layers)
     for layer in given:
         if not -n_layers <= layer < n_layers:
             raise IndexError(

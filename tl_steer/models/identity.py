@@ -47,12 +47,15 @@ class ModelIdentity:
     tokenizer: str
     fingerprint: tuple[float, ...]
 
-    def require(self, other: "ModelIdentity", *, force: bool = False, what: str = "this vector") -> None:
+    def require(
+        self, other: "ModelIdentity", *, force: bool = False, what: str = "this vector", hint: str = ""
+    ) -> None:
         """Refuse `other` where it is not this model.
 
         Args:
             force: accept other weights of the same shapes and processing.
             what: the thing that belongs to this model, for the message.
+            hint: added to the message where only the weights differ.
 
         Raises:
             ModelMismatchError: shapes or processing differ, or (without `force`) the weights do.
@@ -71,8 +74,7 @@ class ModelIdentity:
             warnings.warn(f"cannot compare the weights of {self.name} and {other.name}", stacklevel=3)
         elif not force and self._distance(other) > TOLERANCE:
             raise ModelMismatchError(
-                f"{what} was made on {self.name}, whose weights differ from those of {other.name}. "
-                "If that is what you want, say so with force=True."
+                f"{what} was made on {self.name}, whose weights differ from those of {other.name}.{hint}"
             )
 
     def same_model(self, other: "ModelIdentity") -> bool:

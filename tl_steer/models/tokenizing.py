@@ -54,16 +54,24 @@ def _encode(model: Any, text: str, bos: bool | None) -> list[int]:
     return [tokenizer.bos_token_id, *ids]
 
 
+def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts; a single prompt, as text or as ids, is a list of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    given = list(prompts)
+    return [given] if given and isinstance(given[0], Integral) else given
+
+
 def tokenize_all(model: Any, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
     """`tokenize` for a list of prompts; a single prompt, as text or as ids, is a list of one.
 
     Raises:
         ValueError: no prompts, or one that `tokenize` refuses.
     """
-    if not len(prompts) and not isinstance(prompts, str):
+    given = as_prompts(prompts)
+    if not given:
         raise ValueError("no prompts given; pass a list with at least one.")
-    alone = isinstance(prompts, str) or isinstance(prompts[0], Integral)
-    return [tokenize(model, prompt) for prompt in ([prompts] if alone else prompts)]
+    return [tokenize(model, prompt) for prompt in given]
 
 
 def token_strings(model: Any, ids: Sequence[int]) -> list[str]:

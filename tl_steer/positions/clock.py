@@ -48,6 +48,7 @@ class Clock:
         self._least: list[int] = []  # tokens that each row's prompt has at least, in that case
         self._tokens: Tensor | None = None
         self._previous: list[list[int]] | int | None = None
+        self._most = 0  # tokens that the longest row has brought, where its prompt was told
         self._last_block = -1
         self._masks: dict[Positions, Tensor] = {}
 
@@ -64,6 +65,15 @@ class Clock:
 
     def __exit__(self, *_: object) -> None:
         self._handles.close()
+
+    def require_whole_prompts(self) -> None:
+        """Raise `ValueError` where a prompt that was told is longer than all that the passes brought."""
+        longest = max((prompt.length for prompt in self._told), default=0)
+        if self.passes and longest > self._most:
+            raise ValueError(
+                f"a prompt of {longest} tokens was told, but no row brought more than {self._most}: its last "
+                "token was never seen. prompt_lengths counts a row's own tokens, without padding."
+            )
 
     def mask(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
         """Which slots of the current pass are selected.
@@ -134,6 +144,7 @@ class Clock:
         self._masks = {}
         if self._told:
             self._prompts = self._told
+            self._most = max(self._most, self.index.amax().item() + 1)
         elif past == 0:
             self._begin_prompts(has_mask)
         elif not self._prompts:

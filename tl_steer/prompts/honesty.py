@@ -59,6 +59,12 @@ def honesty_pairs(
     return contrast_pairs(sides["positive"], sides["negative"], factors=_factors(rows, style, shared))
 
 
+def asked_claim(claim: str, *, style: Literal["letters", "words"] = "letters") -> str:
+    """The study's question about a claim; a statement in quotation marks gets no second pair."""
+    quoted = len(claim) > 1 and claim[0] == claim[-1] == '"' and claim.count('"') == 2
+    return (LETTERS if style == "letters" else WORDS).format(claim=claim[1:-1] if quoted else claim)
+
+
 def _sharing_claim(claims: pd.DataFrame) -> list[dict]:
     """Each claim once, answered rightly and wrongly."""
     return [
@@ -93,7 +99,7 @@ def _sharing_letter(claims: pd.DataFrame) -> list[dict]:
 
 
 def _prompt(claim: str, answer: bool, chat: ChatFormat, style: str, persona: bool, side: str) -> str:
-    asked = (LETTERS if style == "letters" else WORDS).format(claim=claim)
+    asked = asked_claim(claim, style=style)
     given = f"Answer: {'(A' if answer else '(B'}" if style == "letters" else f"Answer: {answer}"
     system = (HONEST if side == "positive" else DISHONEST) if persona else None
     return chat.render(asked, system=system, answer_prefix=given)

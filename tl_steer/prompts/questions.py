@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..models import ChatFormat
+from .honesty import asked_claim
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,12 @@ class ChoiceQuestions:
     factors: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
+        # Tuples, and a copy: by place whatever index a column had, and nobody else's to change.
+        for name in ("prompts", "choices", "answers"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.factors is not None:
+            object.__setattr__(self, "factors", self.factors.reset_index(drop=True))
         count = len(self.prompts)
         if not count:
             raise ValueError("no questions given; pass at least one prompt.")
@@ -82,11 +89,7 @@ def claim_questions(claims: pd.DataFrame, chat: ChatFormat) -> ChoiceQuestions:
         claims: `statement` and `label` (1 true), from `read_claims`.
         chat: how the model is spoken to.
     """
-    from .honesty import LETTERS
-
-    prompts = [
-        chat.render(LETTERS.format(claim=claim), answer_prefix="Answer: (") for claim in claims["statement"]
-    ]
+    prompts = [chat.render(asked_claim(claim), answer_prefix="Answer: (") for claim in claims["statement"]]
     kinds = claims["label"].map({1: "true", 0: "false"})
     return _questions(prompts, [("A", "B")] * len(prompts), claims["label"], kinds.rename("truth"))
 
