@@ -9,6 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tl_steer import cli, experiments, models
+from tl_steer.experiments import UnfinishedRunError
+from tl_steer.interventions.steering import HookDidNotFireError, NonFiniteError
+from tl_steer.models import ModelMismatchError
+from tl_steer.models.loading import ModelUnavailableError
+from tl_steer.positions import EmptySelectionError
 
 
 def command(monkeypatch, capsys, *arguments):
@@ -76,6 +81,27 @@ def test_a_key_error_is_told_without_quotes(monkeypatch, capsys):
     monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", breaking)
     status, _, error = command(monkeypatch, capsys, "run", "demo", "--out", "/nowhere/run")
     assert (status, error) == (1, "tl-steer: no vector at layer 40\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NonFiniteError("Add(multiplier=1e+39) at layer 17 made the stream infinite"),
+        HookDidNotFireError("no hook"),
+        EmptySelectionError("nothing selected"),
+        ModelMismatchError("another model"),
+        ModelUnavailableError("not here"),
+        UnfinishedRunError("kept in runs/a.failed"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_error_of_ours_is_one_message(monkeypatch, capsys, error):
+    def breaking(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", breaking)
+    status, _, told = command(monkeypatch, capsys, "run", "demo", "--out", "/nowhere/run")
+    assert (status, told) == (1, f"tl-steer: {error}\n")
 
 
 def test_run_says_where_the_report_is(monkeypatch, capsys, tmp_path):

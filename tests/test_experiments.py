@@ -2,7 +2,9 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,10 +12,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tl_steer.activations import PairedActivations
-from tl_steer.directions import SteeringVectors
+from tl_steer.directions import SteeringVectors, mean_difference
 from tl_steer.evaluation import choose, effectiveness, signal_detection
 from tl_steer.experiments import (
     Results,
+    UnfinishedRunError,
+    asking,
     choice_finding,
     effect_finding,
     mass_finding,
@@ -25,6 +29,8 @@ from tl_steer.experiments import (
     text_finding,
     write_report,
 )
+from tl_steer.experiments.checks import require_runnable
+from tl_steer.experiments.results import best_choice
 
 SMALLEST = """title = "small"
 [pairs]
@@ -66,6 +72,12 @@ def test_every_own_experiment_is_valid():
         assert read_experiment(name).title
 
 
+def test_the_demo_writes_texts_at_more_than_one_layer():
+    text = read_experiment("demo").text
+    assert text.layers == 2
+    assert text.max_new_tokens == 24
+
+
 def test_layers_that_are_steered_together_are_a_list_in_the_list(tmp_path):
     text = ASKING + "layers = [3, [17, 31]]\n"
     assert read_experiment(written(tmp_path, text)).sweep.layers == (3, (17, 31))
@@ -102,6 +114,8 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         ),
         (ASKING.replace("[-0.2, 0.2]", "[]"), r"\[sweep\] multipliers: give at least one"),
         (ASKING.replace("[-0.2, 0.2]", "[0, 1]"), r"\[sweep\] multipliers: .*none of them 0"),
+        (ASKING.replace("-0.2", "0.2"), r"\[sweep\] multipliers = \[0.2, 0.2\]: give each once"),
+        (ASKING + "operations = ['add', 'add']", r"\[sweep\] operations = .*: give each once"),
         (ASKING + "controls = true", r"\[sweep\] controls = True is not allowed; use a whole number"),
         (ASKING + "controls = -1", r"\[sweep\] controls = -1: give 0 or more"),
         (ASKING + "layers = 'al'", r"\[sweep\] layers = 'al' is not allowed; .* Did you mean 'all'\?"),
@@ -117,6 +131,7 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (SMALLEST + "[questions]\nkind = 'claims'", r"\[questions\] and \[sweep\] belong together"),
         (SMALLEST + "[text]\nprompts = ['a']", r"\[text\] layers must be a list"),
         (SMALLEST + "[text]\nlayers = [1]", r"\[text\] give either prompts"),
+        (SMALLEST + "[text]\nprompts = ['a']\nlayers = []", r"\[text\] layers must not be empty"),
         (
             SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 2]",
             r"\[text\] multipliers = .* below and above",
@@ -267,6 +282,34 @@ def test_random_directions_that_move_as_far_take_the_credit_away():
     assert "not the vector's doing" in told
 
 
+def projected(table):
+    """The same table with a projection in place of each addition of a positive multiplier."""
+    kept = table[table["multiplier"] >= 0].copy()
+    steered = kept["operation"] == "add"
+    kept.loc[steered, "operation"] = "project_out"
+    kept.loc[steered, ["multiplier", "dose"]] = np.nan
+    return kept
+
+
+def test_a_projection_is_not_said_to_have_a_length():
+    told = told_of(projected(swept(lambda kind: 1.0)))
+    assert "farther than 1 random direction (at most" in told
+    assert "length" not in told
+
+
+def test_the_best_operation_is_chosen_on_the_choosing_half_whichever_is_listed_first():
+    table = swept(lambda kind: 1.0)
+    weaker = projected(swept(lambda kind: 0.3))
+    table = pd.concat([weaker, table[table["operation"] != "none"]], ignore_index=True)
+    choices = choose(table, on="choose", report="report", score="shift")
+    assert list(choices["operation"]) == ["project_out"] * 2 + ["add"] * 2
+    oracle = max(choices[choices["split"] == "choose"].to_dict("records"), key=lambda row: row["value"])
+    assert oracle["operation"] == "add"
+    for split in ("choose", "report"):
+        best = best_choice(choices, split=split)
+        assert (best["operation"], best["split"], best["multiplier"]) == ("add", split, oracle["multiplier"])
+
+
 def test_questions_with_one_right_answer_cannot_tell_bias_from_sensitivity():
     table = swept(lambda kind: 1.0)
     assert "cannot be told apart" in told_of(table[table["kind"] == "positive"])
@@ -353,6 +396,162 @@ def test_a_run_that_breaks_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
         run(experiment, tmp_path / "runs" / "one", model=object())
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+class Untouched:
+    """A model of 30 layers of which only the size may be looked at."""
+
+    cfg = SimpleNamespace(n_layers=30)
+    tokenizer = None
+
+
+CAPTURED = "[capture]\nlayers = [10, -15]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SMALLEST + "limit = 4", r"\[separation\] folds = 5 cannot be made of the 4 groups.*folds to 2 to 4"),
+        (SMALLEST + "limit = 1", r"\[separation\] folds = 5 cannot be made of the 1 groups.*: use more"),
+        (
+            SMALLEST + "limit = 10\n[directions]\nmethod = 'principal_component'\n"
+            "of = 'differences'\ncomponent = 9",
+            r"\[directions\] component = 9 does not exist: \[separation\] folds = 5 leaves 8 pairs .* 1 to 8",
+        ),
+        (
+            ASKING.replace("[-0.2, 0.2]", "[0.2]\nlayers = [[10, 12], 5]") + CAPTURED,
+            r"\[sweep\] layers: there is no vector at \[5, 12\], since \[capture\] layers are \[10, 15\]",
+        ),
+        (ASKING + "layers = [15, -15]\n" + CAPTURED, r"\[sweep\] layers: one is named twice"),
+        (
+            SMALLEST + CAPTURED + "[text]\nprompts = ['a']\nlayers = [5]",
+            r"\[text\] layers: there is no vector at \[5\]",
+        ),
+        (SMALLEST + "[text]\nprompts = ['a']\nlayers = [29, -1]", r"\[text\] layers: one is named twice"),
+        (SMALLEST + CAPTURED.replace("10", "31"), r"\[capture\] layers: layer 31 is out of range"),
+        (
+            ASKING.replace("sentiment", "misconceptions") + "score = 'd_prime'",
+            r"\[sweep\] score = 'd_prime' needs both .* \[questions\] kind = 'misconceptions' has \d+ with "
+            r"the one, 0 with the other: use 'accuracy' or 'shift'\.",
+        ),
+        (
+            ASKING.replace('"sentiment"', '"sentiment"\nlimit = 2') + "score = 'd_prime'",
+            r"\[sweep\] score = 'd_prime' .* 1 with the one, 1 with the other: .*, or ask more",
+        ),
+        (
+            ASKING.replace('"sentiment"', '"misconceptions"\nlimit = 1'),
+            r"\[questions\] limit: give 2 or more",
+        ),
+        (SMALLEST + "[text]\ndata = 'dilemmas'\nlimit = 5000\nlayers = [1]", r"limit = 5000 cannot be drawn"),
+    ],
+)  # fmt: skip
+def test_what_would_break_later_is_told_before_the_model_works(tmp_path, text, message):
+    experiment = read_experiment(written(tmp_path, text))
+    with pytest.raises((ValueError, IndexError), match=message):
+        run(experiment, tmp_path / "runs" / "one", model=Untouched())
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "columns",
+    ["pair", "layer", "side", "prompt", "PC1", "projection", "side_positive,side_negative",
+     "letter,letter_positive,letter_negative"],
+)  # fmt: skip
+def test_pair_columns_with_names_of_the_reports_own_are_refused_early(tmp_path, columns):
+    rows = "".join(f"good {row},bad {row}" + ",0" * len(columns.split(",")) + "\n" for row in range(12))
+    (tmp_path / "own.csv").write_text(f"positive,negative,{columns}\n{rows}")
+    experiment = read_experiment(written(tmp_path, SMALLEST + "data = 'own.csv'\n"))
+    clashing = columns.split("_positive")[0].split(",")[0]
+    with pytest.raises(ValueError, match=rf"\[pairs\] data: the columns \['{clashing}'\] .*rename"):
+        run(experiment, tmp_path / "one", model=Untouched())
+
+
+def test_what_fits_is_not_refused(tmp_path):
+    rows = "".join(f"good {row},bad {row},A,B,x\n" for row in range(12))
+    (tmp_path / "own.csv").write_text(f"positive,negative,letter_positive,letter_negative,topic\n{rows}")
+    asking = (
+        ASKING.replace("[pairs]", "[pairs]\ndata = 'own.csv'")
+        + "score = 'd_prime'\nlayers = [10, [10, 15]]\n"
+    )
+    text = "[text]\nprompts = ['a']\nlayers = [-15]\n"
+    require_runnable(read_experiment(written(tmp_path, asking + CAPTURED + text)), Untouched())
+
+
+def test_controls_are_run_for_the_chosen_cell_of_the_best_operation(tmp_path, monkeypatch, planted):
+    text = ASKING + "operations = ['project_out', 'add']\ncontrols = 1\ncontrol_layers = 'chosen'\n"
+    both = swept(lambda kind: 1.0)
+    both = pd.concat([projected(swept(lambda kind: 0.3)), both[both["operation"] != "none"]])
+    calls = []
+
+    def sweeping(model, vectors, questions, **options):
+        calls.append(options)
+        return both[~both["control"]].reset_index(drop=True)
+
+    monkeypatch.setattr(asking, "sweep", sweeping)
+    experiment = read_experiment(written(tmp_path, text))
+    asking.asked_table(experiment, None, mean_difference(planted[0]), progress=False)
+    assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"]]
+    assert calls[1]["layers"] == [7]
+    assert calls[1]["multipliers"] == [-0.2, 0.2]
+
+
+def test_texts_are_written_at_the_layers_of_the_best_operation_first(tmp_path, monkeypatch, planted):
+    text = ASKING + "operations = ['project_out', 'add']\n[text]\nprompts = ['a']\nchat = false\nlayers = 2\n"
+    strong, weak = swept(lambda kind: 1.0), projected(swept(lambda kind: 0.3)).replace({"layers": {"7": "3"}})
+    both = pd.concat([weak, strong[strong["operation"] != "none"]], ignore_index=True)
+    given = {}
+
+    def sweeping(model, vectors, prompts, **options):
+        given.update(options)
+        return pd.DataFrame({"prompt_id": [0], "prompt": prompts})
+
+    monkeypatch.setattr(asking, "sweep", sweeping)
+    monkeypatch.setattr(asking, "chat_format", lambda model: SimpleNamespace(render=None))
+    experiment = read_experiment(written(tmp_path, text))
+    asking.written_table(experiment, None, mean_difference(planted[0]), [both], progress=False)
+    assert given["layers"] == [7, 3]
+
+
+@pytest.fixture
+def reporting(monkeypatch, tmp_path):
+    """A run whose work and versions are done at once: give it what happens in the report."""
+    steps = sys.modules["tl_steer.experiments.run"]
+    monkeypatch.setattr(
+        steps, "_work", lambda *args, **_: (args[2] / "sweep.parquet").write_text("the sweep")
+    )
+    monkeypatch.setattr(steps, "_versions", lambda *_, **__: {})
+    experiment = read_experiment(written(tmp_path, SMALLEST))
+
+    def start(report):
+        monkeypatch.setattr(steps, "write_report", report)
+        return run(experiment, tmp_path / "runs" / "one", model=object())
+
+    return start
+
+
+@pytest.mark.parametrize("broken", [TypeError("no such figure"), KeyboardInterrupt("stopped")])
+def test_a_report_that_breaks_keeps_the_tables_and_says_where(reporting, tmp_path, broken):
+    def report(folder):
+        raise broken
+
+    for name in ("one.failed", "one.failed-2", "one.failed-3"):
+        with pytest.raises(UnfinishedRunError, match=rf"{broken}\).* are in .*/runs/{name};") as told:
+            reporting(report)
+        assert told.value.__cause__ is broken
+        assert (tmp_path / "runs" / name / "sweep.parquet").read_text() == "the sweep"
+        assert (tmp_path / "runs" / name / "versions.json").exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 3  # nothing under the final name, nothing hidden
+
+
+def test_a_folder_that_fills_during_the_run_costs_nothing(reporting, tmp_path):
+    def report(folder):
+        (tmp_path / "runs" / "one").mkdir()
+        (tmp_path / "runs" / "one" / "experiment.toml").write_text("another run")
+
+    with pytest.raises(UnfinishedRunError, match="already holds a run"):
+        reporting(report)
+    assert (tmp_path / "runs" / "one" / "experiment.toml").read_text() == "another run"
+    assert (tmp_path / "runs" / "one.failed" / "sweep.parquet").exists()
 
 
 def test_data_is_looked_for_beside_the_experiment_file(tmp_path, monkeypatch):

@@ -195,6 +195,58 @@ def test_without_questions_or_texts_the_report_has_the_pairs_alone(results, tmp_
     assert 'id="texts"' not in html
 
 
+def rerun(results, folder, text, sweep):
+    """The same run with another experiment file and another sweep."""
+    file = folder / "other.toml"
+    file.write_text(text, encoding="utf-8")
+    return Results(
+        read_experiment(file), results.versions, results.audit, results.activations, results.vectors, sweep
+    )
+
+
+def with_projections(sweep, *, moved):
+    """A sweep's table in which positive additions are projections, and move logit differences so far."""
+    table = sweep[(sweep["split"] != "text") & (sweep["multiplier"] >= 0)].copy()
+    steered = table["operation"] == "add"
+    table.loc[steered, ["operation", "multiplier", "dose"]] = "project_out", np.nan, np.nan
+    before = table[~steered].set_index("prompt_id")["logit_difference"]
+    table.loc[steered, "logit_difference"] = table.loc[steered, "prompt_id"].map(before) + moved
+    return table
+
+
+def test_questions_whose_right_answer_is_always_the_signal_have_a_report_without_detection(results, tmp_path):
+    sweep = made_sweep().rename(columns={"kind": "letter"})
+    asked = sweep["split"] != "text"
+    sweep.loc[asked, "letter"] = sweep.loc[asked, "letter"].map({"positive": "A", "negative": "B"})
+    sweep.loc[asked, "answer"] = 0
+    html = report_html(rerun(results, tmp_path, EXPERIMENT.replace('"sentiment"', '"misconceptions"'), sweep))
+    assert "cannot be told apart" in html
+    assert 'id="effects"' in html
+    assert 'id="doses"' in html
+    assert 'id="detection"' not in html
+
+
+def test_projections_alone_have_a_report_without_doses(results, tmp_path):
+    text = EXPERIMENT.replace("[text]", "operations = ['project_out']\n[text]")
+    html = report_html(rerun(results, tmp_path, text, with_projections(made_sweep(), moved=1.0)))
+    assert 'id="doses"' not in html
+    assert 'id="detection"' in html
+    assert "of the same length" not in html[html.index('id="findings"') : html.index("<nav>")]
+
+
+def test_the_report_follows_the_best_operation_and_tells_the_choice_of_each(results, tmp_path):
+    from tl_steer.experiments.report import findings
+
+    text = EXPERIMENT.replace("[text]", "operations = ['project_out', 'add']\n[text]")
+    whole = made_sweep()
+    weaker = with_projections(whole, moved=0.01)
+    both = rerun(results, tmp_path, text, pd.concat([weaker, whole[whole["operation"] == "add"]]))
+    assert (both.chosen["operation"], both.chosen["split"]) == ("add", "report")
+    chosen = [finding for finding in findings(both) if finding.startswith("Chosen by")]
+    assert ["(project_out)" in finding for finding in chosen] == [True, False, True, False]
+    assert ["accuracy" in finding for finding in chosen] == [False, False, True, True]
+
+
 @pytest.fixture(scope="module")
 def page(html, tmp_path_factory):
     """The report opened in headless Chromium; `page.seen` holds console messages, errors and requests."""

@@ -68,7 +68,7 @@ def main() -> None:
     logging.getLogger("tl_steer").setLevel(logging.INFO)
     try:
         app()
-    except (ValueError, OSError, LookupError, RuntimeError) as error:
+    except (ValueError, OSError, LookupError, RuntimeError, ArithmeticError) as error:
         # A KeyError prints its message as a quoted string.
         told = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"tl-steer: {told}", err=True)

@@ -6,11 +6,12 @@ from .findings import choice_finding, mass_finding, separation_finding, text_fin
 from .reading import own_experiments, read_experiment
 from .report import report_html, write_report
 from .results import Results
-from .run import run
+from .run import UnfinishedRunError, run
 
 __all__ = [
     "Experiment",
     "Results",
+    "UnfinishedRunError",
     "choice_finding",
     "effect_finding",
     "mass_finding",

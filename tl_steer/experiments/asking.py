@@ -13,7 +13,7 @@ from ..models import chat_format
 from ..positions import parse_positions
 from .experiment import Experiment
 from .materials import prompts_of, questions_of
-from .results import CHOOSE, REPORT, TEXT
+from .results import CHOOSE, REPORT, TEXT, best_choice
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def asked_table(
     )
     if everywhere or not asked.controls:
         return table
-    best = choose(table, on=CHOOSE, report=REPORT, score=asked.score).iloc[0]
+    best = best_choice(choose(table, on=CHOOSE, report=REPORT, score=asked.score))
     sizes = [
         each
         for each in asked.multipliers
@@ -105,7 +105,8 @@ def _best_layers(experiment: Experiment, table: pd.DataFrame) -> list[int | tupl
         left = table[~table["layers"].isin(found) & ~table["control"].astype(bool)]
         if set(left["vector"]) == {UNSTEERED}:
             break
-        found.append(choose(left, on=CHOOSE, report=REPORT, score=experiment.sweep.score)["layers"].iloc[0])
+        choices = choose(left, on=CHOOSE, report=REPORT, score=experiment.sweep.score)
+        found.append(best_choice(choices)["layers"])
     return [_layers(name) for name in found]
 
 

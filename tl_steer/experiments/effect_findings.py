@@ -102,7 +102,8 @@ def _against_controls(effects: pd.DataFrame, kinds: pd.DataFrame, chosen: pd.Ser
     beyond = [abs(row["shift"]) > farthest[row[factor]] for row in kinds.to_dict("records")]
     number = effects.loc[control, "vector"].nunique()
     told = ", ".join(f"{far:.2f} for {kind}" for kind, far in farthest.items())
-    random = f"{number} random direction{'s' if number > 1 else ''} of the same length"
+    length = "" if pd.isna(chosen["multiplier"]) else " of the same length"  # a projection has none
+    random = f"{number} random direction{'s' if number > 1 else ''}{length}"
     if all(beyond):
         return f", farther than {random} (at most {told})"
     move = "moves" if number == 1 else "move"

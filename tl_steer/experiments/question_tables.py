@@ -54,8 +54,8 @@ class Sweep:
         operations: "add", "project_out".
         positions: steered tokens.
         controls: how many random directions of the same length.
-        control_layers: "all" layers and multipliers of the sweep, or the "chosen" layer at the chosen
-            multiplier and its opposite, which costs less.
+        control_layers: "all" layers and multipliers of the sweep, or the "chosen" layer with the chosen
+            operation, at the chosen multiplier and its opposite, which costs less.
         score: by which layer and multiplier are chosen on half of the questions; see `choose`.
     """
 
@@ -77,11 +77,15 @@ class Sweep:
             raise ValueError(f"controls = {self.controls}: give 0 or more.")
         if not self.layers or not self.operations:
             raise ValueError("layers and operations must not be empty.")
+        for name in ("multipliers", "operations"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{name} = {list(given)}: give each once.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """[text]: open prompts that the steered model answers.
+    """[text]: open prompts that the model answers, with the vector added.
 
     Attributes:
         prompts: what is said to the model; or
@@ -113,3 +117,5 @@ class Text:
             )
         if isinstance(self.layers, int):
             require_positive(layers=self.layers)
+        if self.layers == ():
+            raise ValueError('layers must not be empty; without a list, it is "chosen".')

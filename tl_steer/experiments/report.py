@@ -11,6 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from .. import plots
+from ..evaluation.tables import UNSTEERED
 from .effect_findings import effect_finding, ranking_finding
 from .findings import choice_finding, mass_finding, separation_finding, text_finding
 from .report_tables import Table, audit_table, choice_table, detection_table, text_rows
@@ -89,8 +90,8 @@ def _question_findings(results: Results) -> list[str]:
             effect = effect_finding(effects, detection, cell, factor=factor, signal=signal)
             ranking = ranking_finding(rows, cell, seed=results.experiment.seed)
             found.append(" ".join(filter(None, (effect, ranking))))
-    by_score = results.choices.groupby("score", sort=False)
-    found += [choice_finding(choices.head(2)) for _, choices in by_score]
+    by_operation = results.choices.groupby(["score", "vector", "operation"], sort=False)
+    found += [choice_finding(choices) for _, choices in by_operation]
     return [*found, *filter(None, [mass_finding(rows, results.chosen)])]
 
 
@@ -99,7 +100,7 @@ def sections(results: Results) -> list[Section]:
     made = [_audit(results), _separation(results), _components(results), _projections(results)]
     if results.experiment.questions is not None:
         made += [_effects(results), _doses(results), _detection(results), _choices(results)]
-    return made
+    return [section for section in made if section is not None]
 
 
 def _audit(results: Results) -> Section:
@@ -157,17 +158,25 @@ def _effects(results: Results) -> Section:
     return Section("effects", "Effect by layer and kind of question", read, figures)
 
 
-def _doses(results: Results) -> Section:
+def _doses(results: Results) -> Section | None:
+    """`None` where nothing was added: a projection has no dose."""
+    effects = results.effects()
+    if effects.loc[effects["vector"] != UNSTEERED, "multiplier"].isna().all():
+        return None
     read = (
         "All questions, by kind. Panels that slope alike show a bias; panels that slope against each other, "
         "an improvement or its opposite. Grey: random directions of the same length."
     )
     factor = results.experiment.questions.factor
-    figure = _figure("doses", plots.dose_response, results.effects(), value="shift", facet=factor)
+    figure = _figure("doses", plots.dose_response, effects, value="shift", facet=factor)
     return Section("doses", "Effect by dose", read, [figure])
 
 
-def _detection(results: Results) -> Section:
+def _detection(results: Results) -> Section | None:
+    """`None` where all questions have the same right answer, so that there is no d′."""
+    detection = results.detection()
+    if detection["d_prime"].isna().all():
+        return None
     read = (
         "All questions in the figure. Higher is better at telling the kinds apart; further left is readier "
         f"to say the signal, whatever is asked. The table: the chosen layer ({results.chosen['layers']}), on "
@@ -175,7 +184,7 @@ def _detection(results: Results) -> Section:
     )
     half = results.detection(split=REPORT)
     half = half[half["layers"].isin(["", results.chosen["layers"]])]
-    figure = _figure("detection", plots.signal_detection, results.detection())
+    figure = _figure("detection", plots.signal_detection, detection)
     table = detection_table(half, results.accuracy(split=REPORT))
     return Section("detection", "Bias or sensitivity", read, [figure], [table])
 

@@ -24,6 +24,19 @@ from .wording import rows_of
 CHOOSE, REPORT, TEXT = "choose", "report", "text"  # the splits of a run's sweep
 
 
+def best_choice(choices: pd.DataFrame, *, split: str = CHOOSE) -> pd.Series:
+    """Of the operations' chosen cells the one with the highest value on the choosing half.
+
+    Args:
+        choices: from `choose`, by one score.
+        split: whose row is given back; the choice is made on the choosing half either way.
+    """
+    keys = ["vector", "operation"]
+    halves = choices[choices["split"] == CHOOSE], choices[choices["split"] == split]
+    on, wanted = (half.set_index(keys, drop=False) for half in halves)
+    return wanted.loc[on["value"].idxmax()]
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
     """A run, as it lies on disk; its tables are computed from that when they are first asked for.
@@ -94,8 +107,9 @@ class Results:
 
     @cached_property
     def chosen(self) -> pd.Series:
-        """The chosen cell, on the questions that had no part in the choice."""
-        return self.choices[self.choices["split"] == REPORT].iloc[0]
+        """The chosen cell of the best operation, on the questions that had no part in the choice."""
+        by_score = self.choices[self.choices["score"] == self.experiment.sweep.score]
+        return best_choice(by_score, split=REPORT)
 
     @property
     def opposite(self) -> pd.Series | None:

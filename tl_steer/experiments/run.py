@@ -1,5 +1,6 @@
 """From an experiment to a run folder, whole or not at all."""
 
+import itertools
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from ..models import identify, load_model
 from ..positions import parse_positions
 from ..prompts import audit
 from .asking import asked_table, written_table
+from .checks import require_runnable
 from .experiment import Experiment
 from .materials import estimator_of, in_unit, pairs_of
 from .report import write_report
@@ -31,6 +33,10 @@ PACKAGES = (
     "tl-steer", "torch", "transformers", "transformer-lens", "numpy", "pandas", "scipy", "scikit-learn",
     "plotly", "safetensors",
 )  # fmt: skip
+
+
+class UnfinishedRunError(RuntimeError):
+    """All was computed, but the folder could not be finished; the message says where its tables are."""
 
 
 def run(experiment: Experiment, out: str | Path, *, model: Any = None, progress: bool = True) -> Path:
@@ -51,8 +57,10 @@ def run(experiment: Experiment, out: str | Path, *, model: Any = None, progress:
     Raises:
         FileExistsError: `out` holds something.
         ValueError, IndexError, KeyError: the experiment asks for what this model or its data does not have.
+        UnfinishedRunError: the report broke.
 
-    The folder is made beside its place and moved there at the end: a run that breaks leaves nothing.
+    The folder is made beside its place and moved there at the end: a run that breaks leaves nothing. Only
+    where it breaks after the last sweep, in the report, is what there is kept beside `out`, as `out`.failed.
     """
     out = Path(out)
     _require_free(out)
@@ -63,13 +71,30 @@ def run(experiment: Experiment, out: str | Path, *, model: Any = None, progress:
         folder.mkdir()
         model = _loaded(experiment) if model is None else model
         _work(experiment, model, folder, progress=progress)
-        described = _versions(experiment, model, seconds=time.monotonic() - started)
-        _write(folder / "versions.json", json.dumps(described, indent=2) + "\n")
-        logger.info("writing the report")
-        write_report(folder)
-        _require_free(out)
-        os.replace(folder, out)
+        try:
+            described = _versions(experiment, model, seconds=time.monotonic() - started)
+            _write(folder / "versions.json", json.dumps(described, indent=2) + "\n")
+            logger.info("writing the report")
+            write_report(folder)
+            _require_free(out)
+            os.replace(folder, out)
+        except (Exception, KeyboardInterrupt) as error:  # whatever it is, it may not cost the sweep
+            kept = _kept(folder, out)
+            raise UnfinishedRunError(
+                f"the run's last step broke ({type(error).__name__}: {error}). Its tables, vectors and "
+                f"activations are in {kept}; tl_steer.experiments.write_report makes the report of them."
+            ) from error
     return out
+
+
+def _kept(folder: Path, out: Path) -> Path:
+    """Move what there is beside `out`, to the first free name of out.failed, out.failed-2, …"""
+    whole = out.absolute()  # "." has no name
+    endings = itertools.chain(["failed"], (f"failed-{number}" for number in itertools.count(2)))
+    places = (whole.with_name(f"{whole.name}.{ending}") for ending in endings)
+    kept = next(place for place in places if not place.exists())
+    os.replace(folder, kept)
+    return kept
 
 
 def _require_free(out: Path) -> None:
@@ -86,6 +111,7 @@ def _loaded(experiment: Experiment) -> Any:
 
 def _work(experiment: Experiment, model: Any, folder: Path, *, progress: bool) -> None:
     """Everything that needs the model, each step's result written as it is there."""
+    require_runnable(experiment, model)
     _write(folder / "experiment.toml", experiment.source)
     logger.info("reading the stream at both sides of the pairs")
     pairs = pairs_of(experiment, model)

@@ -1,0 +1,113 @@
+"""What would make a run or its report break later, told before the model works."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..analysis.labels import LABELS
+from ..analysis.separation import balanced_folds
+from ..models import resolve_layers
+from ..prompts import ChoiceQuestions
+from .experiment import Experiment
+from .materials import pairs_of, prompts_of, questions_of
+
+MEASURED = ("projection", "cosine", *(f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3)))
+
+
+def require_runnable(experiment: Experiment, model: Any) -> None:
+    """Refuse an experiment that cannot come to its end, as far as file, data and the model's size tell.
+
+    Raises:
+        FileNotFoundError: data is not there.
+        IndexError: a layer that the model lacks.
+        ValueError: tables that do not fit each other or their data; the message names table and key.
+    """
+    factors = pairs_of(experiment, model).factors
+    _require_own_names(factors)
+    _require_folds(experiment, factors)
+    _require_component(experiment, factors)
+    _require_captured(experiment, model.cfg.n_layers)
+    if experiment.questions is not None:
+        _require_score(experiment, questions_of(experiment, model))
+    if experiment.text is not None:
+        prompts_of(experiment)  # for what it raises
+
+
+def _require_own_names(factors: pd.DataFrame) -> None:
+    """The report's tables have the factors beside columns of their own, and join the two sides' columns."""
+    names = {str(name) for name in factors.columns}
+    sides = [
+        {name.removesuffix(end) for name in names if name.endswith(end)} for end in ("_positive", "_negative")
+    ]
+    joined = sides[0] & sides[1]
+    taken = {*LABELS, *MEASURED} & (names | joined) | joined & names
+    if taken:
+        raise ValueError(
+            f"[pairs] data: the columns {sorted(taken)} have names that the report's tables use: rename them."
+        )
+
+
+def _require_folds(experiment: Experiment, factors: pd.DataFrame) -> None:
+    folds, groups = experiment.separation.folds, factors["group"].nunique(dropna=False)
+    if groups < folds:
+        allowed = f"set folds to 2 to {groups}, or " if groups > 1 else ""
+        raise ValueError(
+            f"[separation] folds = {folds} cannot be made of the {groups} groups of pairs in [pairs]: "
+            f"{allowed}use more pairs."
+        )
+
+
+def _require_component(experiment: Experiment, factors: pd.DataFrame) -> None:
+    """The component exists in every fold's training pairs, too, which are fewer than all."""
+    asked, folds = experiment.directions, experiment.separation.folds
+    if asked.method != "principal_component":
+        return
+    fold = balanced_folds(factors, folds=folds, seed=experiment.seed)
+    left = int(len(factors) - np.bincount(fold).max())
+    available = 2 * left - 1 if asked.of == "pooled" else left
+    if not 1 <= asked.component <= available:
+        raise ValueError(
+            f"[directions] component = {asked.component} does not exist: [separation] folds = {folds} "
+            f"leaves {left} pairs to make directions of, which give 1 to {available}."
+        )
+
+
+def _require_captured(experiment: Experiment, n_layers: int) -> None:
+    """Every layer that is steered has a vector."""
+    captured = experiment.capture.layers
+    captured = _resolved("capture", None if captured == "all" else captured, n_layers)
+    for table, asked in (("sweep", experiment.sweep), ("text", experiment.text)):
+        if asked is None or not isinstance(asked.layers, tuple):
+            continue
+        places = [_resolved(table, each, n_layers) for each in asked.layers]
+        if len(set(places)) < len(places):
+            raise ValueError(f"[{table}] layers: one is named twice (negatives count from the end).")
+        missing = sorted({layer for place in places for layer in place} - set(captured))
+        if missing:
+            raise ValueError(
+                f"[{table}] layers: there is no vector at {missing}, since [capture] layers are "
+                f"{list(captured)}: add them there, or use those."
+            )
+
+
+def _resolved(table: str, layers: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+    try:
+        return resolve_layers(layers, n_layers)
+    except (IndexError, ValueError) as error:
+        raise type(error)(f"[{table}] layers: {error}") from error
+
+
+def _require_score(experiment: Experiment, questions: ChoiceQuestions) -> None:
+    """Both halves of the questions can be scored."""
+    kind, score = experiment.questions.kind, experiment.sweep.score
+    if len(questions) < 2:
+        raise ValueError("[questions] limit: give 2 or more, one to choose on and one to report on.")
+    first, second = (list(questions.answers).count(answer) for answer in (0, 1))
+    if score == "d_prime" and min(first, second) < 2:
+        raise ValueError(
+            f"[sweep] score = 'd_prime' needs both right answers in both halves of the questions, and "
+            f"[questions] kind = {kind!r} has {first} with the one, {second} with the other: "
+            "use 'accuracy' or 'shift'" + (", or ask more." if min(first, second) else ".")
+        )
