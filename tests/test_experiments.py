@@ -75,7 +75,7 @@ def test_every_own_experiment_is_valid():
 def test_the_demo_writes_texts_at_more_than_one_layer():
     text = read_experiment("demo").text
     assert text.layers == 2
-    assert text.max_new_tokens == 24
+    assert text.max_new_tokens == 20
 
 
 def test_layers_that_are_steered_together_are_a_list_in_the_list(tmp_path):
