@@ -7,7 +7,7 @@ import torch
 
 from tl_steer.choices import choice_logits
 from tl_steer.directions import SteeringVectors
-from tl_steer.evaluation.sweep import sweep
+from tl_steer.evaluation.sweep import _read, sweep
 from tl_steer.generation import generate
 from tl_steer.interventions import Add, ProjectOut
 from tl_steer.models import identify
@@ -349,3 +349,22 @@ def test_a_sweep_leaves_vectors_questions_and_model_alone():
     assert all_hooks(MODEL) == before
     assert all(torch.equal(weight, weights[name]) for name, weight in MODEL.state_dict().items())
     assert vectors.values.shape[-1] == D_MODEL
+
+
+@pytest.mark.parametrize(
+    ("text", "pair", "read"),
+    [
+        ("It is true that bats are not blind.", ("B", "A"), None),
+        ("B) They see well.", ("B", "A"), 0),
+        ("They are blind", ("B", "A"), 1),
+        ("They see well", ("B", "A"), 0),
+    ],
+)
+def test_letters_stand_for_the_answers_that_the_prompt_lists(text, pair, read):
+    prompt = "Are bats blind?\n\nChoices:\n(A) They are blind\n(B) They see well\nAnswer: ("
+    assert _read(text, pair, prompt) == read
+
+
+def test_letters_without_a_list_stand_for_true_and_false():
+    assert _read("True", ("A", "B"), "Is it so? Answer: (") == 0
+    assert _read("True", ("B", "A"), "Is it so? Answer: (") == 1

@@ -129,3 +129,14 @@ def test_a_chat_prompt_is_not_given_a_second_bos_on_the_embedded_model(embedded,
 def test_token_strings_give_each_token_with_its_space(embedded):
     ids = tokenize(embedded, "The sea, of course")
     assert token_strings(embedded, ids) == ["The", " sea", ",", " of", " course"]
+
+
+def test_a_filtered_column_of_a_table_is_a_list_of_prompts():
+    import pandas as pd
+
+    from tl_steer.models import as_prompts
+
+    column = pd.DataFrame({"prompt": ["a", "b", "c"]})["prompt"].iloc[1:]
+    assert as_prompts(column) == ["b", "c"]
+    assert as_prompts("a") == ["a"]
+    assert as_prompts([3, 4]) == [[3, 4]]

@@ -4,7 +4,7 @@ TransformerLens's `prepend_bos` is never used: it puts a BOS before text whose t
 second one before a chat prompt that already begins with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -54,7 +54,7 @@ def _encode(model: Any, text: str, bos: bool | None) -> list[int]:
     return [tokenizer.bos_token_id, *ids]
 
 
-def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """A list of prompts; a single prompt, as text or as ids, is a list of one."""
     if isinstance(prompts, str):
         return [prompts]
@@ -62,7 +62,7 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [given] if given and isinstance(given[0], Integral) else given
 
 
-def tokenize_all(model: Any, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+def tokenize_all(model: Any, prompts: Prompt | Iterable[Prompt]) -> list[list[int]]:
     """`tokenize` for a list of prompts; a single prompt, as text or as ids, is a list of one.
 
     Raises:
