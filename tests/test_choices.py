@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tl_steer.choices import choice_logits, plan_choices, score_choices
+from tl_steer.choices import choice_logits, plan_choices, score_cells
 from tl_steer.interventions import Add
 from tl_steer.models import load_model
 from tl_steer.positions import EmptySelectionError, generated_tokens, parse_positions
@@ -154,7 +154,7 @@ def test_no_prompts_are_refused():
 def test_a_plan_is_scored_again_and_again():
     plan = plan_choices(MODEL, PROMPTS, [(" (A)", " (B)")] * 3)
     vector = made_vector(MODEL, 1)
-    clean = score_choices(MODEL, plan)
-    steered = score_choices(MODEL, plan, Add(vector, 3.0))
+    (clean,) = score_cells(MODEL, plan, [()])
+    (steered,) = score_cells(MODEL, plan, [(Add(vector, 3.0),)])
     assert (clean - steered).abs()["logit_difference"].min() > 1e-4
-    assert clean.equals(score_choices(MODEL, plan))
+    assert clean.equals(score_cells(MODEL, plan, [()])[0])

@@ -1,6 +1,6 @@
 """Activations at named positions, layers and hooks, while the model reads or generates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .activations import Activations, PairedActivations
-from .engine import batches, residual
-from .generation import Decoding, completion_text, decode, require_room
-from .interventions import NonFiniteError, Operation, steer
+from .engine import Reading, Row, Tick, Wave, batches, in_waves, residual, shares
+from .generation import Decoding, completion_text, decode, require_room, write_cells
+from .interventions import Edit, NonFiniteError, Operation, checked_edits, steer
 from .models import Layers, Prompt, as_prompts, hook_point, identify, resolve_layers, tokenize_all
 from .positions import Clock, Positions, PromptTokens, last_token
 from .prompts import ContrastPairs
@@ -29,6 +29,8 @@ def capture(
     allow_empty: bool = False,
     force: bool = False,
     progress: bool = False,
+    reuse: bool = True,
+    memory: float | None = None,
 ) -> Activations:
     """Run prompts, and read a hook at the selected positions of the layers asked for.
 
@@ -46,7 +48,9 @@ def capture(
             never fed back and has no activation.
         allow_empty: accept prompts of which `positions`, or an operation's, select nothing.
         force: accept vectors of other weights of the same shapes and processing.
-        progress: show a bar over batches.
+        progress: show a bar.
+        reuse: compute what prompts share once; `False` runs the plain loop, the oracle: the same numbers.
+        memory: bytes, or the share of what is free, that streams, keys and values may take; see `sweep`.
 
     Raises:
         EmptySelectionError: a prompt of which nothing is selected.
@@ -58,33 +62,22 @@ def capture(
     layers = resolve_layers(layers, model.cfg.n_layers)
     if max_new_tokens:
         require_room(model, ids, max_new_tokens)
-    fed = max_new_tokens > 1  # the last new token is never fed back
     if not allow_empty:
-        _require_some(model, ids, positions, generating=fed)
+        _require_some(model, ids, positions, generating=max_new_tokens > 1)  # the last is never fed back
     recorder = _Recorder(layers, positions, len(ids))
-    last = max([*layers, *_edited_layers(model, operations)])
-    new: dict[int, list[int]] = {}
-    for batch in tqdm(
-        list(batches(ids, device=model.cfg.device, extra=max_new_tokens)), "capturing", disable=not progress
-    ):
-        asked = [ids[row] for row in batch.rows]
-        steered = steer(
-            model, *operations, prompts=asked, allow_empty=allow_empty, force=force, generating=fed
-        )
-        with torch.no_grad(), steered as clock, recorder.reading(model, hook, clock, batch.rows):
-            if max_new_tokens:
-                new |= dict(zip(batch.rows, decode(model, batch, Decoding(max_new_tokens)), strict=True))
-            else:
-                residual(model, batch, stop_at_layer=last + 1)
+    options = {"allow_empty": allow_empty, "force": force}
+    with tqdm(total=1, desc="capturing", disable=not progress, unit_scale=True) as bar, torch.no_grad():
+        run = _record_together if shares(model, reuse) else _record_plainly
+        new = run(model, ids, operations, recorder, hook, max_new_tokens, memory, bar.update, options)
     return Activations(
-        **recorder.assembled([prompt + new.get(row, []) for row, prompt in enumerate(ids)]),
+        **recorder.assembled([prompt + new[row] for row, prompt in enumerate(ids)]),
         prompt_lengths=torch.tensor([len(prompt) for prompt in ids]),
         layers=layers,
         hook=hook,
         positions=positions,
         prompts=tuple(_as_text(model, prompts, ids)),
         identity=identify(model),
-        completions=tuple(completion_text(model, new[row]) for row in sorted(new)),
+        completions=tuple(completion_text(model, text) for text in new) if max_new_tokens else (),
     )
 
 
@@ -99,6 +92,8 @@ def capture_pairs(
     allow_empty: bool = False,
     force: bool = False,
     progress: bool = False,
+    reuse: bool = True,
+    memory: float | None = None,
 ) -> PairedActivations:
     """`capture` of both sides of contrast pairs; the stream's norm is taken over both together.
 
@@ -118,10 +113,77 @@ def capture_pairs(
         allow_empty=allow_empty,
         force=force,
         progress=progress,
+        reuse=reuse,
+        memory=memory,
     )
     count = len(pairs)
     sides = both.subset(range(count)), both.subset(range(count, 2 * count))
     return PairedActivations(*sides, pairs.factors)
+
+
+def _record_together(
+    model: Any,
+    ids: Sequence[list[int]],
+    operations: Sequence[Operation],
+    recorder: "_Recorder",
+    hook: str,
+    max_new_tokens: int,
+    memory: float | None,
+    tick: Tick,
+    options: Mapping[str, bool],
+) -> list[list[int]]:
+    """Texts are written first; then they and what they answer are read in one walk."""
+    new: list[list[int]] = [[] for _ in ids]
+    if max_new_tokens:
+        (new,) = write_cells(model, ids, [operations], Decoding(max_new_tokens), memory=memory, **options)
+    edits = checked_edits(model, operations, options["force"])
+    rows = [
+        Row(tuple(prompt + text[:-1]), PromptTokens(len(prompt), tuple(prompt), model.tokenizer))
+        for prompt, text in zip(ids, new, strict=True)
+    ]
+
+    def record(wave: Wave) -> None:
+        recorder.walk(model, hook, wave, stop=_last_layer(recorder.layers, edits) + 1)
+
+    in_waves(
+        model,
+        rows,
+        [edits],
+        record,
+        memory=memory,
+        tick=tick,
+        generating=max_new_tokens > 1,
+        allow_empty=options["allow_empty"],
+    )
+    return new
+
+
+def _record_plainly(
+    model: Any,
+    ids: Sequence[list[int]],
+    operations: Sequence[Operation],
+    recorder: "_Recorder",
+    hook: str,
+    max_new_tokens: int,
+    memory: float | None,
+    tick: Tick,
+    options: Mapping[str, bool],
+) -> list[list[int]]:
+    """Batch by batch, in whole passes, while the model reads or generates: the oracle."""
+    new: list[list[int]] = [[] for _ in ids]
+    edits = [edit for operation in operations for edit in operation.edits(model.cfg.n_layers)]
+    stop = _last_layer(recorder.layers, edits) + 1
+    for batch in batches(ids, device=model.cfg.device, extra=max_new_tokens):
+        asked = [ids[row] for row in batch.rows]
+        steered = steer(model, *operations, prompts=asked, generating=max_new_tokens > 1, **options)
+        with steered as clock, recorder.reading(model, hook, clock, batch.rows):
+            if max_new_tokens:
+                for row, text in zip(batch.rows, decode(model, batch, Decoding(max_new_tokens)), strict=True):
+                    new[row] = text
+            else:
+                residual(model, batch, stop_at_layer=stop)
+        tick(len(batch.rows) / len(ids))
+    return new
 
 
 class _Recorder:
@@ -157,6 +219,22 @@ class _Recorder:
 
         return read
 
+    def walk(self, model: Any, hook: str, wave: Wave, *, stop: int) -> None:
+        """Walk a wave of one cell, and record it."""
+        paths = wave.plan.trunk.growth.paths
+        chosen = [torch.from_numpy(row.selected(self.positions)).nonzero()[:, 0] for row in wave.plan.rows]
+        numbers = [torch.from_numpy(path)[places] for path, places in zip(paths, chosen, strict=True)]
+        needed, held = torch.cat(numbers).unique(return_inverse=True)
+        reading = Reading([(layer, hook) for layer in self.layers], needed.numpy())
+        with reading.of(model, wave):
+            wave.walk.up(stop, count=wave.count)
+        rows = torch.tensor(wave.rows)
+        self.rows.append(rows.repeat_interleave(torch.tensor([len(places) for places in chosen])))
+        self.index.append(torch.cat(chosen))
+        for place, layer in enumerate(self.layers):
+            self.values[layer].append(reading.values[layer, hook][held])
+            self.norms[rows, place] = reading.typical_norms(wave, (layer, hook)).to(self.norms)
+
     def assembled(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Everything recorded, by prompt and padded; `sequences` are the prompts with what was generated."""
         rows, index = torch.cat(self.rows), torch.cat(self.index)
@@ -182,9 +260,9 @@ class _Recorder:
         return {"values": values, "token_index": token_index, "tokens": tokens, "stream_norm": stream_norm}
 
 
-def _edited_layers(model: Any, operations: Sequence[Operation]) -> list[int]:
-    """Layers that have to run for every operation to be applied, even where none of them is read."""
-    return [edit.layer for operation in operations for edit in operation.edits(model.cfg.n_layers)]
+def _last_layer(layers: Sequence[int], edits: Sequence[Edit]) -> int:
+    """The last that has to run for every layer to be read and every edit made."""
+    return max([*layers, *(edit.layer for edit in edits)])
 
 
 def _require_some(

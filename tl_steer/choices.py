@@ -1,21 +1,23 @@
 """How much a model prefers one continuation of a prompt to another."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from .engine import Batch, batches, logits_of, residual
-from .interventions import Operation, steer
+from .engine import Row, StreamNorms, Tick, Wave, batches, in_waves, logits_at, logits_of, residual, shares
+from .interventions import Edit, Operation, checked_edits, steer
 from .models import Prompt, as_prompts, tokenize, tokenize_all
+from .positions import PromptTokens
 
-LOGIT_ROWS = 512  # positions whose logits are held at once
+LOGIT_ROWS = 256  # positions whose logits are held at once
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,23 @@ class ChoicePlan:
     prompts: tuple[tuple[int, ...], ...]
     reads: tuple[Read, ...]
 
+    @property
+    def read_together(self) -> bool:
+        """Whether both choices are always read at the same slots, so that what normalises them cancels."""
+        return all(read.choices == (0, 1) for read in self.reads)
+
 
 def choice_logits(
     model: Any,
     prompts: Prompt | Sequence[Prompt],
     choices: tuple[str, str] | Sequence[tuple[str, str]],
     *operations: Operation,
+    mass: bool = True,
     allow_empty: bool = False,
     force: bool = False,
+    progress: bool = False,
+    reuse: bool = True,
+    memory: float | None = None,
 ) -> pd.DataFrame:
     """Score two continuations of each prompt, under operations.
 
@@ -61,8 +72,13 @@ def choice_logits(
         model: a `HookedTransformer`.
         prompts: texts or token lists.
         choices: a pair for each prompt, or one pair for all.
+        mass: `False` leaves the column mass empty, and does not compute the whole vocabulary's logits where
+            the choices' own are enough.
         allow_empty: accept prompts of which an operation's positions select nothing.
         force: accept vectors of other weights of the same shapes and processing.
+        progress: show a bar.
+        reuse: compute what prompts share once; `False` runs the plain loop, the oracle: the same numbers.
+        memory: bytes, or the share of what is free, that streams, keys and values may take; see `sweep`.
 
     Returns:
         A row a prompt: prompt, logit_difference (first choice minus second, in nats), probability (of the
@@ -74,7 +90,18 @@ def choice_logits(
     given = as_prompts(prompts)
     pairs = [choices] * len(given) if isinstance(choices[0], str) else list(choices)
     plan = plan_choices(model, given, pairs)
-    scores = score_choices(model, plan, *operations, allow_empty=allow_empty, force=force)
+    with tqdm(total=1, desc="asking", disable=not progress, unit_scale=True) as bar:
+        (scores,) = score_cells(
+            model,
+            plan,
+            [operations],
+            mass=mass,
+            allow_empty=allow_empty,
+            force=force,
+            reuse=reuse,
+            memory=memory,
+            tick=bar.update,
+        )
     shown = [prompt if isinstance(prompt, str) else model.tokenizer.decode(list(prompt)) for prompt in given]
     return pd.DataFrame({"prompt": shown}).join(scores)
 
@@ -95,26 +122,114 @@ def plan_choices(model: Any, prompts: Sequence[Prompt], choices: Sequence[tuple[
 
 
 @torch.no_grad()
-def score_choices(
-    model: Any, plan: ChoicePlan, *operations: Operation, allow_empty: bool = False, force: bool = False
-) -> pd.DataFrame:
-    """`choice_logits` without the prompts' column, of questions already planned."""
-    scores = np.zeros((len(plan.prompts), 2))
+def score_cells(
+    model: Any,
+    plan: ChoicePlan,
+    cells: Sequence[Sequence[Operation]],
+    *,
+    mass: bool = True,
+    norms: StreamNorms | None = None,
+    allow_empty: bool = False,
+    force: bool = False,
+    reuse: bool = True,
+    memory: float | None = None,
+    tick: Tick = lambda cells: None,
+) -> list[pd.DataFrame]:
+    """`choice_logits` without the prompts' column, of planned questions, under every cell's operations.
+
+    Args:
+        norms: of the plan's reads; filled on the way, if tokens are shared and a cell has no operations.
+        tick: called with the number of cells done, in parts.
+    """
+    scores = np.zeros((len(cells), len(plan.prompts), 2))
+    options = {"allow_empty": allow_empty, "force": force}
+    if shares(model, reuse):
+        edits = [checked_edits(model, operations, force) for operations in cells]
+        _score_together(model, plan, edits, scores, norms, mass, allow_empty, memory, tick)
+    else:
+        for cell, operations in enumerate(cells):
+            _score_plainly(model, plan, operations, scores[cell], mass, tick, options)
+    return [_columns(each, mass) for each in scores]
+
+
+def _score_together(
+    model: Any,
+    plan: ChoicePlan,
+    cells: Sequence[Sequence[Edit]],
+    scores: Float[np.ndarray, "cell question 2"],
+    norms: StreamNorms | None,
+    mass: bool,
+    allow_empty: bool,
+    memory: float | None,
+    tick: Tick,
+) -> None:
+    """All cells at once: one walk, and the logits of what is read."""
+    prompts = [PromptTokens(len(ids), ids, model.tokenizer) for ids in plan.prompts]
+    rows = [Row(read.ids, prompts[read.question]) for read in plan.reads]
+
+    def score(wave: Wave) -> None:
+        with nullcontext() if norms is None else norms.of(model, wave):
+            wave.walk.up(model.cfg.n_layers, count=wave.count)
+        wave.walk.require_finite()
+        asked = [(cell, plan.reads[row]) for cell in wave.cells for row in wave.rows]
+        last = [
+            torch.from_numpy(wave.plan.path(cell, row)[-len(plan.reads[number].targets) :])
+            for cell in range(len(wave.cells))
+            for row, number in enumerate(wave.rows)
+        ]
+        numbers, targets = torch.cat(last), [step for _, read in asked for step in read.targets]
+        found = iter(
+            _target_scores(model, wave.walk.stream, numbers, targets, mass or not plan.read_together)
+        )
+        for cell, read in asked:
+            for _ in read.targets:
+                scores[cell, read.question, list(read.choices)] += next(found)
+
+    fed = any(len(read.ids) > len(plan.prompts[read.question]) for read in plan.reads)
+    in_waves(model, rows, cells, score, memory=memory, tick=tick, generating=fed, allow_empty=allow_empty)
+
+
+def _score_plainly(
+    model: Any,
+    plan: ChoicePlan,
+    operations: Sequence[Operation],
+    scores: Float[np.ndarray, "question 2"],
+    mass: bool,
+    tick: Tick,
+    options: Mapping[str, bool],
+) -> None:
+    """One cell by whole forward passes: the oracle."""
     for batch in batches([read.ids for read in plan.reads], device=model.cfg.device):
         reads = [plan.reads[row] for row in batch.rows]
         prompts = [plan.prompts[read.question] for read in reads]
         fed = any(len(read.ids) > len(prompt) for read, prompt in zip(reads, prompts, strict=True))
-        with steer(model, *operations, prompts=prompts, allow_empty=allow_empty, force=force, generating=fed):
+        with steer(model, *operations, prompts=prompts, generating=fed, **options):
             stream = residual(model, batch)
-        for read, found in zip(reads, _log_probabilities(model, batch, stream, reads), strict=True):
-            for step in found:
-                scores[read.question, list(read.choices)] += step
+        width = stream.shape[1]
+        numbers = [
+            (row + 1) * width - len(read.targets) + step
+            for row, read in enumerate(reads)
+            for step in range(len(read.targets))
+        ]
+        targets = [step for read in reads for step in read.targets]
+        found = iter(
+            _target_scores(
+                model, stream.flatten(0, 1), torch.tensor(numbers), targets, mass or not plan.read_together
+            )
+        )
+        for read in reads:
+            for _ in read.targets:
+                scores[read.question, list(read.choices)] += next(found)
+        tick(len(reads) / len(plan.reads))
+
+
+def _columns(scores: Float[np.ndarray, "question 2"], mass: bool) -> pd.DataFrame:
     differences = scores[:, 0] - scores[:, 1]
     return pd.DataFrame(
         {
             "logit_difference": differences,
             "probability": (1 + np.tanh(differences / 2)) / 2,  # the logistic function, without overflow
-            "mass": np.exp(scores).sum(-1),
+            "mass": np.exp(scores).sum(-1) if mass else np.nan,
         }
     )
 
@@ -152,21 +267,21 @@ def _reads(
     ]
 
 
-def _log_probabilities(
-    model: Any, batch: Batch, stream: Float[Tensor, "batch pos d_model"], reads: Sequence[Read]
-) -> list[list[list[float]]]:
-    """For each read, at each of its slots, the targets' log-probabilities; logits of these slots alone."""
-    wanted = [
-        (row, batch.tokens.shape[1] - len(read.targets) + step, targets)
-        for row, read in enumerate(reads)
-        for step, targets in enumerate(read.targets)
-    ]
-    found: dict[int, list[list[float]]] = defaultdict(list)
-    for start in range(0, len(wanted), LOGIT_ROWS):
-        part = wanted[start : start + LOGIT_ROWS]
-        rows, slots = [row for row, _, _ in part], [slot for _, slot, _ in part]
-        logits = logits_of(model, stream[rows, slots]).double()
-        totals = logits.logsumexp(-1)
-        for place, (row, _, targets) in enumerate(part):
-            found[row].append((logits[place, list(targets)] - totals[place]).tolist())
-    return [found[row] for row in range(len(reads))]
+def _target_scores(
+    model: Any,
+    stream: Float[Tensor, "slot d_model"],
+    slots: Int[Tensor, " read"],
+    targets: Sequence[tuple[int, ...]],
+    normalised: bool,
+) -> Iterator[list[float]]:
+    """The targets' log-probabilities at each slot; their bare logits where nothing else is wanted."""
+    for start in range(0, len(targets), LOGIT_ROWS):
+        part = targets[start : start + LOGIT_ROWS]
+        here = stream[slots[start : start + LOGIT_ROWS].to(stream.device)]
+        if not normalised:
+            yield from logits_at(model, here, torch.tensor(part)).double().tolist()
+            continue
+        logits = logits_of(model, here)
+        totals = logits.logsumexp(-1).double()
+        for place, tokens in enumerate(part):
+            yield (logits[place, list(tokens)].double() - totals[place]).tolist()

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,9 +13,25 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from .engine import Batch, batches, logits_of, residual
-from .interventions import Operation, steer
+from .engine import (
+    Batch,
+    Decoder,
+    Row,
+    StreamNorms,
+    Tick,
+    Wave,
+    batches,
+    in_waves,
+    logits_of,
+    residual,
+    shares,
+)
+from .interventions import Edit, Operation, checked_edits, steer
 from .models import Prompt, chat_format, tokenize_all
+from .positions import PromptTokens
+
+LOGIT_ROWS = 256  # texts whose next token is chosen at once
+LEAVING = 0.875  # texts that have ended leave when so small a share goes on: leaving copies what is kept
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,11 @@ class Decoding:
     top_p: float = 1.0
     seed: int = 0
     use_cache: bool = True
+
+    @property
+    def feeds(self) -> bool:
+        """Whether any new token is fed back: the last never is."""
+        return self.max_new_tokens > 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_new_tokens <= self.max_new_tokens or self.max_new_tokens < 1:
@@ -54,6 +77,8 @@ def generate(
     allow_empty: bool = False,
     force: bool = False,
     progress: bool = False,
+    reuse: bool = True,
+    memory: float | None = None,
 ) -> list[str] | list[list[int]]:
     """What the model says, steered.
 
@@ -70,7 +95,9 @@ def generate(
         return_tokens: give the new ids instead, the end-of-turn token included.
         allow_empty: accept prompts of which an operation's positions select nothing.
         force: accept vectors of other weights of the same shapes and processing.
-        progress: show a bar over batches.
+        progress: show a bar.
+        reuse: compute what prompts share once; `False` runs the plain loop, the oracle: the same tokens.
+        memory: bytes, or the share of what is free, that keys and values may take; see `sweep`.
 
     Returns:
         The new text of each prompt, special tokens left out.
@@ -79,17 +106,109 @@ def generate(
         ValueError: a prompt that is empty or does not leave room for the new tokens; see `steer` for more.
     """
     decoding = Decoding(max_new_tokens, min_new_tokens, temperature, top_p, seed, use_cache)
-    ids = tokenize_all(model, prompts)
-    require_room(model, ids, max_new_tokens)
-    new: dict[int, list[int]] = {}
-    waiting = list(batches(ids, device=model.cfg.device, extra=max_new_tokens))
-    for batch in tqdm(waiting, desc="generating", disable=not progress):
-        asked = [ids[row] for row in batch.rows]
-        fed = max_new_tokens > 1  # the last new token is never fed back
-        with steer(model, *operations, prompts=asked, allow_empty=allow_empty, force=force, generating=fed):
-            new |= dict(zip(batch.rows, decode(model, batch, decoding), strict=True))
-    rows = [new[row] for row in range(len(ids))]
+    with tqdm(total=1, desc="generating", disable=not progress, unit_scale=True) as bar:
+        (rows,) = write_cells(
+            model,
+            tokenize_all(model, prompts),
+            [operations],
+            decoding,
+            allow_empty=allow_empty,
+            force=force,
+            reuse=reuse,
+            memory=memory,
+            tick=bar.update,
+        )
     return rows if return_tokens else [completion_text(model, row) for row in rows]
+
+
+@torch.no_grad()
+def write_cells(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    cells: Sequence[Sequence[Operation]],
+    decoding: Decoding,
+    *,
+    norms: StreamNorms | None = None,
+    allow_empty: bool = False,
+    force: bool = False,
+    reuse: bool = True,
+    memory: float | None = None,
+    tick: Tick = lambda cells: None,
+) -> list[list[list[int]]]:
+    """New tokens of every prompt under every cell's operations; raises as `generate`.
+
+    Args:
+        norms: filled on the way, if tokens are shared and some cell has no operations.
+        tick: called with the number of cells done, in parts.
+    """
+    require_room(model, prompts, decoding.max_new_tokens)
+    if decoding.use_cache and shares(model, reuse):
+        edits = [checked_edits(model, operations, force) for operations in cells]
+        return _written_together(model, prompts, edits, decoding, norms, allow_empty, memory, tick)
+    written = []
+    for operations in cells:
+        new: dict[int, list[int]] = {}
+        for batch in batches(prompts, device=model.cfg.device, extra=decoding.max_new_tokens):
+            asked = [prompts[row] for row in batch.rows]
+            options = {"prompts": asked, "allow_empty": allow_empty, "force": force}
+            with steer(model, *operations, generating=decoding.feeds, **options):
+                new |= dict(zip(batch.rows, decode(model, batch, decoding), strict=True))
+            tick(len(batch.rows) / len(prompts))
+        written.append([new[row] for row in range(len(prompts))])
+    return written
+
+
+def _written_together(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    cells: Sequence[Sequence[Edit]],
+    decoding: Decoding,
+    norms: StreamNorms | None,
+    allow_empty: bool,
+    memory: float | None,
+    tick: Tick,
+) -> list[list[list[int]]]:
+    """All cells' texts at once: one walk through the prompts, then a token at a time for those not ended."""
+    rows = [Row(tuple(ids), PromptTokens(len(ids), tuple(ids), model.tokenizer)) for ids in prompts]
+    written: list[list[list[int]]] = [[[] for _ in rows] for _ in cells]
+    room = decoding.max_new_tokens - 1
+
+    def write(wave: Wave) -> None:
+        decoder = Decoder(model, wave, room)
+        with nullcontext() if norms is None else norms.of(model, wave):
+            wave.walk.up(model.cfg.n_layers, after=decoder.keep, count=wave.count)
+        wave.walk.require_finite()
+        texts = _Texts(model, [wave.plan.rows[row].ids for _, row in decoder.members], decoding)
+        _go_on(decoder, texts)
+        for (cell, row), new in zip(product(wave.cells, wave.rows), texts.new, strict=True):
+            written[cell][row] = new
+
+    in_waves(
+        model,
+        rows,
+        cells,
+        write,
+        memory=memory,
+        new_tokens=room,
+        tick=tick,
+        generating=decoding.feeds,
+        allow_empty=allow_empty,
+    )
+    return written
+
+
+def _go_on(decoder: Decoder, texts: "_Texts") -> None:
+    """Token by token until every text has ended; those that have leave, a few at a time."""
+    stream, fed = decoder.last_stream(), sorted(texts.alive)
+    while True:
+        chosen = texts.take(fed, stream)
+        if not texts.alive:
+            return
+        if len(texts.alive) <= LEAVING * len(fed):
+            places = [place for place, text in enumerate(fed) if text in texts.alive]
+            decoder.leave(places)
+            fed, chosen = [fed[place] for place in places], chosen[places]
+        stream = decoder.step(chosen)
 
 
 def require_room(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
@@ -111,31 +230,56 @@ def completion_text(model: Any, new: Sequence[int]) -> str:
 
 @torch.no_grad()
 def decode(model: Any, batch: Batch, decoding: Decoding) -> list[list[int]]:
-    """New tokens of each row of a left-padded batch, under whatever steers the model now.
+    """New tokens of each row of a left-padded batch, under whatever steers the model now: the plain loop.
 
     A row that has ended is masked from then on, so that nothing after its end is steered or captured.
     """
-    stops = stop_tokens(model)
-    draws = [
-        _generator(decoding.seed, row[kept].tolist())
-        for row, kept in zip(batch.tokens, batch.mask, strict=True)
-    ]
+    pairs = zip(batch.tokens, batch.mask, strict=True)
+    texts = _Texts(model, [row[kept].tolist() for row, kept in pairs], decoding)
     cache = None
     if decoding.use_cache:
         cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(batch.rows))
-    new: list[list[int]] = [[] for _ in batch.rows]
-    alive = torch.ones(len(batch.rows), dtype=torch.bool)
+    everyone = list(range(len(batch.rows)))
     while True:
-        logits = logits_of(model, residual(model, batch, cache=cache)[:, -1])
-        if len(new[int(alive.int().argmax())]) < decoding.min_new_tokens:
-            logits[:, stops] = -torch.inf
-        chosen = _next_tokens(logits, decoding, draws)
-        for row in alive.nonzero().flatten().tolist():
-            new[row].append(int(chosen[row]))
-            alive[row] = int(chosen[row]) not in stops and len(new[row]) < decoding.max_new_tokens
-        if not alive.any():
-            return new
-        batch = _fed(batch, chosen, alive, keep=cache is None)
+        chosen = texts.take(everyone, residual(model, batch, cache=cache)[:, -1])
+        if not texts.alive:
+            return texts.new
+        batch = _fed(
+            batch, chosen, torch.tensor([row in texts.alive for row in everyone]), keep=cache is None
+        )
+
+
+class _Texts:
+    """What has been written of each prompt, and which go on."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
+        self.model, self.decoding = model, decoding
+        self.stops = stop_tokens(model)
+        self.draws = [_generator(decoding.seed, prompt) for prompt in prompts]
+        self.new: list[list[int]] = [[] for _ in prompts]
+        self.alive = set(range(len(prompts)))
+
+    def take(self, fed: Sequence[int], stream: Float[Tensor, "fed d_model"]) -> Int[Tensor, " fed"]:
+        """Choose each fed text's next token, and keep those of the texts that go on."""
+        chosen = torch.cat(
+            [
+                self._chosen(fed[i : i + LOGIT_ROWS], stream[i : i + LOGIT_ROWS])
+                for i in range(0, len(fed), LOGIT_ROWS)
+            ]
+        )
+        for text, token in zip(fed, chosen.tolist(), strict=True):
+            if text in self.alive:
+                self.new[text].append(token)
+                if token in self.stops or len(self.new[text]) == self.decoding.max_new_tokens:
+                    self.alive.remove(text)
+        return chosen
+
+    def _chosen(self, fed: Sequence[int], stream: Float[Tensor, "fed d_model"]) -> Int[Tensor, " fed"]:
+        logits = logits_of(self.model, stream)
+        for place, text in enumerate(fed):
+            if len(self.new[text]) < self.decoding.min_new_tokens:
+                logits[place, self.stops] = -torch.inf
+        return _next_tokens(logits, self.decoding, [self.draws[text] for text in fed])
 
 
 def stop_tokens(model: Any) -> list[int]:

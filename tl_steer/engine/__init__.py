@@ -1,5 +1,35 @@
-"""Runs prompts under operations: padded batches, and plain forward passes over them."""
+"""Runs prompts under operations: the plain loop, and everything that is alike computed once.
 
-from .batches import BATCH_TOKENS, Batch, batches, left_padded, logits_of, residual
+The plain loop (`batches`) is padded batches and whole forward passes, a cell at a time: the oracle. The rest
+is one walk up the layers for all cells of a wave:
 
-__all__ = ["BATCH_TOKENS", "Batch", "batches", "left_padded", "logits_of", "residual"]
+    rows, cells ─> Plan (sharing) ─> Wave (waves) ─> Walk.up (walk, attention) ─> streams, Reading, Decoder
+"""
+
+from .batches import Batch, batches, left_padded, logits_at, logits_of, residual
+from .decoding import Decoder
+from .reading import Reading, Site, StreamNorms
+from .sharing import Plan, Row
+from .support import shares
+from .walk import Walk
+from .waves import Tick, Wave, in_waves
+
+__all__ = [
+    "Batch",
+    "Decoder",
+    "Plan",
+    "Reading",
+    "Row",
+    "Site",
+    "StreamNorms",
+    "Tick",
+    "Walk",
+    "Wave",
+    "batches",
+    "in_waves",
+    "left_padded",
+    "logits_at",
+    "logits_of",
+    "residual",
+    "shares",
+]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformer_lens.utilities.activation_functions import apply_softcap
 
 # Reading on a CPU is fastest where a batch's activations stay in its cache (the embedded model on two cores:
 # 17 % faster than 4096); decoding and accelerators are bound by reading weights, and want many rows.
@@ -73,3 +74,14 @@ def residual(
 def logits_of(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_vocab"]:
     """Final norm and unembedding of chosen positions alone, in float32."""
     return model(stream[:, None], start_at_layer=model.cfg.n_layers)[:, 0].float()
+
+
+def logits_at(
+    model: Any, stream: Float[Tensor, "batch d_model"], tokens: Int[Tensor, "batch choice"]
+) -> Float[Tensor, "batch choice"]:
+    """A few tokens' logits at each position, in float32, without computing the others."""
+    normed = stream[:, None] if model.cfg.normalization_type is None else model.ln_final(stream[:, None])
+    tokens = tokens.to(stream.device)
+    columns = model.W_U.T[tokens]
+    logits = (normed @ columns.transpose(-1, -2))[:, 0] + model.b_U[tokens]
+    return apply_softcap(logits, model.cfg.output_logits_soft_cap).float()

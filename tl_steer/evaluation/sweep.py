@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,9 +12,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..capture import capture
-from ..choices import plan_choices, score_choices
+from ..choices import plan_choices, score_cells
 from ..directions import SteeringVectors
-from ..generation import generate
+from ..engine import Site, StreamNorms, Tick
+from ..generation import Decoding, completion_text, write_cells
 from ..models import Layer, tokenize_all
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
@@ -34,12 +36,16 @@ def sweep(
     positions: Positions | None = None,
     measure: Literal["choice", "generate"] = "choice",
     max_new_tokens: int = 30,
+    min_new_tokens: int = 0,
     controls: int | Mapping[str, SteeringVectors] = 5,
     seed: int = 0,
     out: str | Path | None = None,
+    mass: bool = True,
     allow_empty: bool = False,
     force: bool = False,
     progress: bool = True,
+    reuse: bool = True,
+    memory: float | None = None,
 ) -> pd.DataFrame:
     """Ask questions under every cell: vector × operation × layers × multiplier, and unsteered.
 
@@ -53,13 +59,19 @@ def sweep(
             of a vector, a multiplier and positions.
         positions: at which tokens; by default `all_tokens()`.
         measure: "choice" scores the two continuations, "generate" writes text (greedily) and reads it.
-        max_new_tokens: length of the texts.
+        max_new_tokens, min_new_tokens: length of the texts; each ends at the end of its turn.
         controls: how many random directions of the same length, or control vectors by name.
         seed: of the random directions and of the split.
         out: a Parquet file to write; it may not exist yet.
+        mass: `False` leaves the column mass empty, and does not compute the whole vocabulary's logits where
+            the choices' own are enough.
         allow_empty: accept prompts of which `positions` selects nothing.
         force: accept vectors of other weights of the same shapes and processing.
         progress: show a bar over cells.
+        reuse: compute what cells and prompts share once: a cell costs what it changes, from its first changed
+            layer and position on. `False` runs whole forward passes, the oracle: the same numbers.
+        memory: what may be kept between passes, in bytes (`2 * 10**9`) or as a share of what is free (0.8);
+            by default half of what is free, and on a CPU at most 1 GiB. With less, more passes are made.
 
     Returns:
         A row a prompt and cell: prompt_id, prompt, the factors, vector, control, operation, layers ("17+31"),
@@ -84,12 +96,13 @@ def sweep(
     if out is not None:
         _require_free(Path(out))
     asked = _asked(questions, seed)
-    allowed = {"allow_empty": allow_empty, "force": force}
-    ask = _asker(model, questions, measure, max_new_tokens, allowed)
-    norms = _stream_norms(model, list(asked["prompt"]), cells)
-    frames = []
-    for cell in tqdm(cells, desc="sweeping", unit="cell", disable=not progress):
-        frames.append(asked.assign(**cell.labels(norms), **ask(cell)))
+    options = {"allow_empty": allow_empty, "force": force, "reuse": reuse, "memory": memory}
+    ask = _asker(model, questions, measure, Decoding(max_new_tokens, min_new_tokens), mass)
+    with tqdm(total=len(cells), desc="sweeping", unit="cell", disable=not progress, unit_scale=True) as bar:
+        answers, norms = ask(cells, options, bar.update)
+    frames = [
+        asked.assign(**cell.labels(norms), **answer) for cell, answer in zip(cells, answers, strict=True)
+    ]
     table = _ordered(pd.concat(frames, ignore_index=True), questions)
     if out is not None:
         _write(table, Path(out))
@@ -130,41 +143,69 @@ def _balanced_halves(asked: pd.DataFrame, seed: int) -> np.ndarray:
     return half.loc[group].to_numpy()
 
 
+Asker = Callable[
+    [Sequence[Cell], Mapping[str, Any], Tick], tuple[list[Mapping[str, Any]], Mapping[tuple[str, int], float]]
+]
+
+
 def _asker(
-    model: Any,
-    questions: ChoiceQuestions | list[str],
-    measure: str,
-    max_new_tokens: int,
-    allowed: Mapping[str, bool],
-) -> Callable[[Cell], Mapping[str, Any]]:
-    """What is measured in a cell, as columns."""
+    model: Any, questions: ChoiceQuestions | list[str], measure: str, decoding: Decoding, mass: bool
+) -> Asker:
+    """What is measured in each cell, as columns, and the unsteered stream's typical norms on the way."""
     if measure == "choice":
         if not isinstance(questions, ChoiceQuestions):
             raise ValueError(
                 "measure='choice' needs ChoiceQuestions; a list of prompts goes with measure='generate'."
             )
-        plan = plan_choices(model, questions.prompts, questions.choices)
-        return lambda cell: _scored(score_choices(model, plan, *cell.operations, **allowed))
-    if measure != "generate":
-        raise ValueError(f"measure={measure!r} is unknown: use 'choice' or 'generate'.")
-    prompts = questions.prompts if isinstance(questions, ChoiceQuestions) else questions
-    ids = tokenize_all(model, prompts)
+        return partial(_scores, model, questions, mass)
+    if measure == "generate":
+        return partial(_texts, model, questions, decoding)
+    raise ValueError(f"measure={measure!r} is unknown: use 'choice' or 'generate'.")
 
-    def write(cell: Cell) -> dict[str, Any]:
-        texts = generate(model, ids, *cell.operations, max_new_tokens=max_new_tokens, **allowed)
-        read = [None] * len(texts)
-        if isinstance(questions, ChoiceQuestions):
-            asked = zip(texts, questions.choices, questions.prompts, strict=True)
-            read = [_read(text, pair, prompt) for text, pair, prompt in asked]
-        return {
-            "choice": pd.array([pd.NA if choice is None else choice for choice in read], dtype="Int64"),
-            "logit_difference": np.nan,
-            "probability": np.nan,
-            "mass": np.nan,
-            "text": pd.array(texts, dtype="string"),
-        }
 
-    return write
+def _scores(
+    model: Any,
+    questions: ChoiceQuestions,
+    mass: bool,
+    cells: Sequence[Cell],
+    options: Mapping[str, Any],
+    tick: Tick,
+) -> tuple[list[Mapping[str, Any]], Mapping[tuple[str, int], float]]:
+    plan = plan_choices(model, questions.prompts, questions.choices)
+    norms = StreamNorms(_sites(model, cells), [read.question for read in plan.reads])
+    operations = [cell.operations for cell in cells]
+    scores = score_cells(model, plan, operations, mass=mass, norms=norms, tick=tick, **options)
+    return [_scored(each) for each in scores], _typical(model, norms, plan.prompts)
+
+
+def _texts(
+    model: Any,
+    questions: ChoiceQuestions | list[str],
+    decoding: Decoding,
+    cells: Sequence[Cell],
+    options: Mapping[str, Any],
+    tick: Tick,
+) -> tuple[list[Mapping[str, Any]], Mapping[tuple[str, int], float]]:
+    ids = tokenize_all(model, questions.prompts if isinstance(questions, ChoiceQuestions) else questions)
+    norms = StreamNorms(_sites(model, cells), range(len(ids)))
+    operations = [cell.operations for cell in cells]
+    written = write_cells(model, ids, operations, decoding, norms=norms, tick=tick, **options)
+    answers = [_written([completion_text(model, new) for new in texts], questions) for texts in written]
+    return answers, _typical(model, norms, ids)
+
+
+def _written(texts: list[str], questions: ChoiceQuestions | list[str]) -> dict[str, Any]:
+    read = [None] * len(texts)
+    if isinstance(questions, ChoiceQuestions):
+        asked = zip(texts, questions.choices, questions.prompts, strict=True)
+        read = [_read(text, pair, prompt) for text, pair, prompt in asked]
+    return {
+        "choice": pd.array([pd.NA if choice is None else choice for choice in read], dtype="Int64"),
+        "logit_difference": np.nan,
+        "probability": np.nan,
+        "mass": np.nan,
+        "text": pd.array(texts, dtype="string"),
+    }
 
 
 def _scored(scores: pd.DataFrame) -> dict[str, Any]:
@@ -184,18 +225,29 @@ def _read(text: str, pair: tuple[str, str], prompt: str) -> int | None:
     return None if found is None else words.index("AB"[found])
 
 
-def _stream_norms(model: Any, prompts: list[str], cells: Sequence[Cell]) -> dict[tuple[str, int], float]:
-    """The unsteered stream's typical norm on these questions, at every hook and layer that is steered."""
-    wanted: dict[str, set[int]] = {}
-    for cell in cells:
-        for operation in cell.operations:
-            for edit in operation.edits(model.cfg.n_layers):
-                wanted.setdefault(edit.hook, set()).add(edit.layer)
-    norms = {}
-    for hook, layers in wanted.items():
-        found = capture(model, prompts, layers=sorted(layers), hook=hook).stream_norm.tolist()
-        norms |= {(hook, layer): norm for layer, norm in zip(sorted(layers), found, strict=True)}
-    return norms
+def _sites(model: Any, cells: Sequence[Cell]) -> list[Site]:
+    """Every layer and hook that is steered."""
+    edits = [
+        edit
+        for cell in cells
+        for operation in cell.operations
+        for edit in operation.edits(model.cfg.n_layers)
+    ]
+    return sorted({(edit.layer, edit.hook) for edit in edits})
+
+
+def _typical(
+    model: Any, norms: StreamNorms, prompts: Sequence[Sequence[int]]
+) -> Mapping[tuple[str, int], float]:
+    """The unsteered stream's typical norm on these prompts by hook and layer, measured if it was not seen."""
+    if norms.seen:
+        return {(hook, layer): norm for (layer, hook), norm in norms.typical().items()}
+    found = {}
+    for hook in sorted({hook for _, hook in norms.sites}):
+        layers = [layer for layer, other in norms.sites if other == hook]
+        measured = capture(model, prompts, layers=layers, hook=hook, reuse=False).stream_norm.tolist()
+        found |= {(hook, layer): norm for layer, norm in zip(layers, measured, strict=True)}
+    return found
 
 
 def _ordered(table: pd.DataFrame, questions: ChoiceQuestions | list[str]) -> pd.DataFrame:

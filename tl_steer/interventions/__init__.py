@@ -1,16 +1,22 @@
 """Operations as values, and `steer`, which applies them."""
 
+from .cells import CellSteering, Part, steer_cells
 from .operations import Ablate, Add, Edit, Operation, ProjectOut, SetProjection
-from .steering import HookDidNotFireError, NonFiniteError, steer
+from .steering import HookDidNotFireError, NonFiniteError, checked_edits, raise_non_finite, steer
 
 __all__ = [
     "Ablate",
     "Add",
+    "CellSteering",
     "Edit",
     "HookDidNotFireError",
     "NonFiniteError",
     "Operation",
+    "Part",
     "ProjectOut",
     "SetProjection",
+    "checked_edits",
+    "raise_non_finite",
     "steer",
+    "steer_cells",
 ]

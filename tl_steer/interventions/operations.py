@@ -34,7 +34,8 @@ class Edit:
     Attributes:
         layer, hook: where.
         positions: at which tokens.
-        change: from the stream (float32) and each slot's absolute position to the changed stream.
+        change: from the stream (float32) and each slot's absolute position to the changed stream; each slot
+            by itself, since a pass may hold the tokens of several prompts.
         width: numbers a position must hold, `None` for any.
         described: for messages: "Add(multiplier=8.0) at layer 17".
         identity: of the model the vector belongs to, if there is a vector.
@@ -49,6 +50,21 @@ class Edit:
     described: str
     identity: ModelIdentity | None = None
     heads: tuple[int, ...] | None = None
+
+    def on(
+        self,
+        stream: Float[Tensor, "batch pos d_hook"],
+        selected: Bool[Tensor, "batch pos"],
+        index: Int[Tensor, "batch pos"],
+        *,
+        d_head: int,
+    ) -> Float[Tensor, "batch pos d_hook"]:
+        """The stream with the change made where it is selected; `index` is each slot's absolute position."""
+        chosen = selected.to(stream.device)[..., None]
+        if self.heads is not None:
+            head = torch.arange(stream.shape[-1], device=stream.device) // d_head
+            chosen = chosen & torch.isin(head, torch.tensor(self.heads, device=stream.device))
+        return torch.where(chosen, self.change(stream, index.to(stream.device)), stream)
 
 
 @runtime_checkable

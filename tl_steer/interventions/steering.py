@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ..models import hook_point, hook_width, identify
@@ -20,6 +20,12 @@ class NonFiniteError(ArithmeticError):
 
 class HookDidNotFireError(RuntimeError):
     """An operation's hook was not reached, so the model was not steered as asked."""
+
+
+def raise_non_finite(described: str) -> None:
+    """Raise the error of a stream that became NaN or infinite under what is described."""
+    described = described or "without any operation"
+    raise NonFiniteError(f"{described}: the stream became NaN or infinite. Use a smaller multiplier.")
 
 
 @contextmanager
@@ -56,7 +62,7 @@ def steer(
         NonFiniteError: the steered stream became NaN or infinite; names operation and layer.
         HookDidNotFireError: an operation's layer did not run, or no pass of this model did.
     """
-    edits = _checked_edits(model, operations, force)
+    edits = checked_edits(model, operations, force)
     session = _Session(model, edits, Clock(model, prompts, prompt_lengths), allow_empty, generating)
     with ExitStack() as stack:
         stack.enter_context(session.clock)
@@ -71,7 +77,8 @@ def steer(
         session.require_all_fired()
 
 
-def _checked_edits(model: Any, operations: Sequence[Operation], force: bool) -> list[Edit]:
+def checked_edits(model: Any, operations: Sequence[Operation], force: bool) -> list[Edit]:
+    """What the operations come down to on this model; raises as `steer`."""
     identity = identify(model)
     edits = [edit for operation in operations for edit in operation.edits(model.cfg.n_layers)]
     for edit in edits:
@@ -134,8 +141,7 @@ class _Session:
         seen, self.finite = self.finite, []
         flags = torch.stack([flag.cpu() for _, flag in seen]).tolist() if seen else []
         if not all(flags):
-            described = seen[flags.index(False)][0] or "without any operation"
-            raise NonFiniteError(f"{described}: the stream became NaN or infinite. Use a smaller multiplier.")
+            raise_non_finite(seen[flags.index(False)][0])
 
     def require_all_fired(self) -> None:
         missed = [edit.described for edit in self.edits if id(edit) not in self.fired]
@@ -153,12 +159,9 @@ class _Session:
         self, edit: Edit, stream: Float[Tensor, "batch pos d_hook"]
     ) -> Float[Tensor, "batch pos d_hook"]:
         self.fired.add(id(edit))
-        selected = self.clock.mask(edit.positions).to(stream.device)[..., None]
+        selected = self.clock.mask(edit.positions)
         self._require_some(edit)
-        if edit.heads is not None:
-            selected = selected & self._columns(edit.heads, stream)
-        changed = edit.change(stream, self.clock.index.to(stream.device))
-        return torch.where(selected, changed, stream)
+        return edit.on(stream, selected, self.clock.index, d_head=self.d_head)
 
     def _require_some(self, edit: Edit) -> None:
         """Look once at each prompt: an operation that changes nothing of it is a mistake."""
@@ -168,10 +171,6 @@ class _Session:
         for row, prompt in enumerate(prompts):
             edit.positions.require_some(prompt, f"{edit.described}: row {row}", generating=self.generating)
         self.looked_at[id(edit)] = prompts
-
-    def _columns(self, heads: tuple[int, ...], stream: Tensor) -> Bool[Tensor, " d_hook"]:
-        head = torch.arange(stream.shape[-1], device=stream.device) // self.d_head
-        return torch.isin(head, torch.tensor(heads, device=stream.device))
 
     def _is_finite(self, stream: Float[Tensor, "batch pos d_hook"]) -> Tensor:
         return (torch.isfinite(stream).all(-1) | (self.clock.index < 0).to(stream.device)).all()

@@ -1,0 +1,115 @@
+"""New tokens for many rows of many cells at once, from the keys and values that a walk leaves behind."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..interventions import Part, raise_non_finite
+from .attention import Heads, KeyHeads, attending, extend_rotary, weighted_values
+from .walk import embedded
+from .waves import Wave
+
+
+class Decoder:
+    """Rows of a wave's cells, one after another by cell, that go on token by token.
+
+    Args:
+        room: how many tokens a row may get.
+
+    Attributes:
+        members: (cell, row) of each, numbered as in the wave's plan.
+        index: the position of the next token of each.
+    """
+
+    def __init__(self, model: Any, wave: Wave, room: int) -> None:
+        self.model, self.wave = model, wave
+        plan = wave.plan
+        self.members = [(cell, row) for cell in range(len(plan.cells)) for row in range(len(plan.rows))]
+        lengths = [len(row.ids) for row in plan.rows]
+        device = wave.walk.index.device
+        self.index = torch.tensor([lengths[row] for _, row in self.members], device=device)
+        self._width = max(lengths)
+        self._room = room
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._masks: dict[str, Tensor] = {}
+        extend_rotary(model, self._width + room)
+
+    def keep(self, layer: int) -> None:
+        """Keep every member's keys and values of the layer that has just been walked."""
+        walk = self.wave.walk
+        numbers = torch.zeros(len(self.members), self._width, dtype=torch.long)
+        for place, (cell, row) in enumerate(self.members):
+            path = self.wave.plan.path(cell, row, layer=layer)
+            numbers[place, : len(path)] = torch.from_numpy(path)
+        numbers = numbers.to(walk.index.device)
+        for kept, held in ((self.keys, walk.keys), (self.values, walk.values)):
+            slots = held.new_zeros(len(self.members), self._width + self._room, *held.shape[1:])
+            slots[:, : self._width] = held[numbers]
+            kept.append(slots)
+
+    def last_stream(self) -> Float[Tensor, "member d_model"]:
+        """What the last layer gave at each prompt's last token."""
+        last = [int(self.wave.plan.path(cell, row)[-1]) for cell, row in self.members]
+        return self.wave.walk.stream[torch.tensor(last, device=self.index.device)]
+
+    @torch.no_grad()
+    def step(self, tokens: Int[Tensor, " member"]) -> Float[Tensor, "member d_model"]:
+        """Feed each member's next token; what the last layer gives there."""
+        steering = self.wave.walk.steering
+        steering.parts = self._parts()
+        self._masks = self._visible()
+        with attending(self.model, self._attend, lambda: self.index):
+            stream = embedded(self.model, tokens.to(self.index.device), self.index)
+            stream = self.model(stream[None], start_at_layer=0, stop_at_layer=self.model.cfg.n_layers)[0]
+        steering.require_finite()
+        finite = torch.isfinite(stream).all(-1).tolist()
+        if not all(finite):
+            raise_non_finite(steering.described(self.members[finite.index(False)][0]))
+        self.index = self.index + 1
+        self.wave.count(len(self.members) * self.model.cfg.n_layers)
+        return stream
+
+    def leave(self, staying: Sequence[int]) -> None:
+        """Only these members, by place, go on."""
+        places = torch.tensor(list(staying), device=self.index.device)
+        self.members = [self.members[place] for place in staying]
+        self.index = self.index[places]
+        for kept in (self.keys, self.values):
+            for layer, slots in enumerate(kept):
+                kept[layer] = slots[places]
+
+    def _parts(self) -> list[Part]:
+        plan, found = self.wave.plan, []
+        cells = [cell for cell, _ in self.members]
+        for cell in sorted(set(cells)):
+            first, count = cells.index(cell), cells.count(cell)
+            slots = slice(first, first + count)
+            selected = {
+                edit.positions: torch.full((count,), edit.positions.generated) for edit in plan.cells[cell]
+            }
+            found.append(Part(cell, slots, self.index[slots], selected))
+        return found
+
+    def _visible(self) -> dict[str, Float[Tensor, "member 1 1 slot"]]:
+        slots = torch.arange(int(self.index.max()) + 1, device=self.index.device)
+        back = self.index[:, None] - slots
+        seen = {"global": back >= 0}
+        if self.model.cfg.use_local_attn:
+            seen["local"] = (back >= 0) & (back < self.model.cfg.window_size)
+        return {kind: self._additive(mask) for kind, mask in seen.items()}
+
+    def _additive(self, seen: Bool[Tensor, "member slot"]) -> Float[Tensor, "member 1 1 slot"]:
+        mask = torch.zeros(seen.shape, dtype=self.model.W_E.dtype, device=seen.device)
+        return mask.masked_fill_(~seen, -torch.inf)[:, None, None]
+
+    def _attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+        keys, values = self.keys[attn.layer_id], self.values[attn.layer_id]
+        everyone = torch.arange(len(self.members), device=self.index.device)
+        keys[everyone, self.index], values[everyone, self.index] = k, v
+        mask = self._masks[attn.attn_type]
+        width = mask.shape[-1]
+        return weighted_values(attn, q[:, None], keys[:, :width], values[:, :width], mask)[:, 0]

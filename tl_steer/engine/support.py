@@ -1,0 +1,61 @@
+"""Where the engine's shortcuts apply, and why not where they do not."""
+
+import logging
+from typing import Any
+
+from transformer_lens import HookedTransformer
+from transformer_lens.components import Attention, GroupedQueryAttention
+
+logger = logging.getLogger(__name__)
+
+# What an attention layer may do that the engine's does not: settings, and the values it knows.
+_KNOWN = {
+    "positional_embedding_type": ("standard", "rotary"),
+    "attention_dir": ("causal",),
+    "use_attn_in": (False,),
+    "use_split_qkv_input": (False,),
+    "use_attn_result": (False,),
+    "use_hook_tokens": (False,),
+    "use_attention_sinks": (False,),
+    "use_logn_attn": (False,),
+    "use_dynamic_ntk_rope": (False,),
+    "ungroup_grouped_query_attention": (False,),
+    "load_in_4bit": (False,),
+    "clip_qkv": (None,),
+    "n_devices": (1,),
+}
+_NORMED_ACROSS_HEADS = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
+
+
+def shares(model: Any, reuse: bool) -> bool:
+    """Whether what is alike is computed once: where the caller wants it, and nothing stands in the way."""
+    reason = obstacle(model) if reuse else None
+    if reason is not None:
+        logger.info("every cell is run whole, because %s", reason)
+    return reuse and reason is None
+
+
+def obstacle(model: Any) -> str | None:
+    """Why this model has to be run by the plain loop now, `None` where it does not.
+
+    Hooks that are there already (a user's own, an outer `steer`) are made for ordinary passes: padded
+    batches of whole prompts. With them the plain loop runs, and they see what they expect.
+    """
+    if type(model) is not HookedTransformer:
+        return f"{type(model).__name__} is not a HookedTransformer"
+    for name, known in _KNOWN.items():
+        if getattr(model.cfg, name, known[0]) not in known:
+            return f"the model's {name} is {getattr(model.cfg, name)!r}"
+    if model.cfg.original_architecture in _NORMED_ACROSS_HEADS:
+        return f"{model.cfg.original_architecture} normalises queries and keys across heads"
+    for block in model.blocks:
+        if type(block.attn) not in (Attention, GroupedQueryAttention) or "forward" in vars(block.attn):
+            return "an attention layer is not TransformerLens's own"
+    return _hooked(model)
+
+
+def _hooked(model: Any) -> str | None:
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"there is a hook at {name or 'the model'}"
+    return None
