@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -168,23 +169,24 @@ def _score_together(
     rows = [Row(read.ids, prompts[read.question]) for read in plan.reads]
 
     def score(wave: Wave) -> None:
-        with nullcontext() if norms is None else norms.of(model, wave):
-            wave.walk.up(model.cfg.n_layers, count=wave.count)
-        wave.walk.require_finite()
         asked = [(cell, plan.reads[row]) for cell in wave.cells for row in wave.rows]
-        last = [
-            torch.from_numpy(wave.plan.path(cell, row)[-len(plan.reads[number].targets) :])
-            for cell in range(len(wave.cells))
-            for row, number in enumerate(wave.rows)
-        ]
-        numbers, targets = torch.cat(last), [step for _, read in asked for step in read.targets]
-        found = iter(
-            _target_scores(model, wave.walk.stream, numbers, targets, mass or not plan.read_together)
+        places = product(range(len(wave.cells)), range(len(wave.rows)))
+        numbers = np.concatenate(
+            [
+                wave.plan.path(*place)[-len(read.targets) :]
+                for place, (_, read) in zip(places, asked, strict=True)
+            ]
         )
+        with nullcontext() if norms is None else norms.of(model, wave):
+            wave.walk.up(model.cfg.n_layers, wanted=numbers, count=wave.count)
+        wave.walk.require_finite()
+        targets = [step for _, read in asked for step in read.targets]
+        found = iter(_target_scores(model, wave.walk.stream, torch.from_numpy(numbers), targets, normalised))
         for cell, read in asked:
             for _ in read.targets:
                 scores[cell, read.question, list(read.choices)] += next(found)
 
+    normalised = mass or not plan.read_together
     fed = any(len(read.ids) > len(plan.prompts[read.question]) for read in plan.reads)
     in_waves(model, rows, cells, score, memory=memory, tick=tick, generating=fed, allow_empty=allow_empty)
 

@@ -176,10 +176,9 @@ def _written_together(
     def write(wave: Wave) -> None:
         decoder = Decoder(model, wave, room)
         with nullcontext() if norms is None else norms.of(model, wave):
-            wave.walk.up(model.cfg.n_layers, after=decoder.keep, count=wave.count)
-        wave.walk.require_finite()
+            stream = decoder.start()
         texts = _Texts(model, [wave.plan.rows[row].ids for _, row in decoder.members], decoding)
-        _go_on(decoder, texts)
+        _go_on(decoder, texts, stream)
         for (cell, row), new in zip(product(wave.cells, wave.rows), texts.new, strict=True):
             written[cell][row] = new
 
@@ -197,9 +196,9 @@ def _written_together(
     return written
 
 
-def _go_on(decoder: Decoder, texts: "_Texts") -> None:
+def _go_on(decoder: Decoder, texts: "_Texts", stream: Float[Tensor, "text d_model"]) -> None:
     """Token by token until every text has ended; those that have leave, a few at a time."""
-    stream, fed = decoder.last_stream(), sorted(texts.alive)
+    fed = sorted(texts.alive)
     while True:
         chosen = texts.take(fed, stream)
         if not texts.alive:

@@ -4,10 +4,11 @@ While a model is `attending`, its blocks run as they are; only what an attention
 queries and values and its output projection is done here, for each token against the keys it may see.
 """
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,29 +25,40 @@ BUNDLED = 64  # tokens that are put together where they look back on the same ot
 PADDED = 1.5  # how much more than needed a group of bundles may compute
 
 Heads = Float[Tensor, "token head d_head"]
-KeyHeads = Float[Tensor, "token key_head d_head"]
-Attend = Callable[[Any, Heads, KeyHeads, KeyHeads], Heads]
+KeyHeads = Float[Tensor, "key key_head d_head"]
+
+
+class Runs(ABC):
+    """What an attention layer has to know of the tokens that run now."""
+
+    @property
+    @abstractmethod
+    def index(self) -> Int[Tensor, " token"]:
+        """Their absolute positions."""
+
+    @property
+    @abstractmethod
+    def looked_at(self) -> tuple[Float[Tensor, "1 key d_model"], Int[Tensor, " key"]] | None:
+        """The stream and positions of tokens that get keys and values, where those are not the same."""
+
+    @abstractmethod
+    def attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+        """What each token gathers, given its rotated query and the new keys and values."""
 
 
 @contextmanager
-def attending(model: Any, attend: Attend, index: Callable[[], Int[Tensor, " token"]]) -> Iterator[None]:
-    """While this is entered, passes hold one row of tokens of any prompts.
-
-    Args:
-        attend: from an attention layer and its rotated queries, keys and values to what each token gathers.
-        index: the absolute positions of the current pass's tokens.
-    """
+def attending(model: Any, runs: Runs) -> Iterator[None]:
+    """While this is entered, the model's passes hold one row of tokens of any prompts: those that run now."""
     with ExitStack() as stack:
         for block in model.blocks:
-            block.attn.forward = partial(_forward, block.attn, attend, index)
+            block.attn.forward = partial(_forward, block, runs)
             stack.callback(delattr, block.attn, "forward")
         yield
 
 
 def _forward(
-    attn: Any,
-    attend: Attend,
-    index: Callable[[], Int[Tensor, " token"]],
+    block: Any,
+    runs: Runs,
     query_input: Float[Tensor, "1 token d_model"],
     key_input: Float[Tensor, "1 token d_model"],
     value_input: Float[Tensor, "1 token d_model"],
@@ -54,16 +66,28 @@ def _forward(
     attention_mask: None = None,
 ) -> Float[Tensor, "1 token d_model"]:
     """An attention layer's forward pass, with `attend` in its middle."""
+    attn, key_index = block.attn, runs.index
+    if runs.looked_at is not None:
+        stream, key_index = runs.looked_at
+        key_input = value_input = block.ln1(stream)
     q, k, v = (part[0] for part in attn.calculate_qkv_matrices(query_input, key_input, value_input))
     if attn.cfg.positional_embedding_type == "rotary":
-        q, k = (_rotated(attn, part, index()) for part in (q, k))
-    z = attn.hook_z(attend(attn, q, k, v)[None])
+        q, k = rotated(attn, q, runs.index), rotated(attn, k, key_index)
+    z = attn.hook_z(runs.attend(attn, q, k, v)[None])
     return linear(z.flatten(2), attn.W_O.flatten(0, 1).T, attn.b_O)
 
 
-def _rotated(attn: Any, x: Heads, index: Int[Tensor, " token"]) -> Heads:
-    # One token a row, whose position is what a mask with that many tokens in front of it gives.
-    return attn.apply_rotary(x[:, None], 0, index[:, None] + 1)[:, 0]
+def rotated(attn: Any, x: Heads, index: Int[Tensor, " token"]) -> Heads:
+    """`attn.apply_rotary` of tokens at any positions, with one copy where that makes four."""
+    count, pairs = attn.cfg.rotary_dim, attn.cfg.rotary_adjacent_pairs
+    first = slice(0, count, 2) if pairs else slice(0, count // 2)
+    second = slice(1, count, 2) if pairs else slice(count // 2, count)
+    cos, sin = attn.rotary_cos[index, None], attn.rotary_sin[index, None]
+    turned = x.clone()
+    turned[..., :count] *= cos
+    turned[..., first].addcmul_(x[..., second], sin[..., first], value=-1)
+    turned[..., second].addcmul_(x[..., first], sin[..., second])
+    return turned
 
 
 def extend_rotary(model: Any, length: int) -> None:
@@ -78,7 +102,7 @@ class Group:
     """Bundles of about the same size, padded: tokens that look back on the same others, and those others.
 
     Attributes:
-        queries: numbers within the parcel, 0 where padded.
+        queries: places among the tokens that run, 0 where padded.
         keys: numbers within the whole plan, 0 where padded.
         real: which of the flattened queries are no padding.
         seen: 0 where a query sees a key, −∞ where not, repeated for every query head of a key's head.
@@ -103,6 +127,11 @@ class Bundle:
     keys: Int[np.ndarray, " key"]
     query_owner: Int[np.ndarray, " query"]
     key_owner: Int[np.ndarray, " key"]
+
+    def only(self, running: Int[np.ndarray, " running"]) -> "Bundle":
+        """The bundle without the queries that do not run."""
+        kept = np.isin(self.queries, running)
+        return replace(self, queries=self.queries[kept], query_owner=self.query_owner[kept])
 
     @property
     def cost(self) -> int:
@@ -149,7 +178,7 @@ def _bundle(together: Sequence[tuple[Branch, Segment]]) -> Bundle:
 
 def groups(
     made: Sequence[Bundle],
-    start: int,
+    running: Int[np.ndarray, " running"],
     index: Int[np.ndarray, " plan"],
     *,
     repeats: int,
@@ -159,7 +188,7 @@ def groups(
     """Bundles padded to groups.
 
     Args:
-        start: the parcel's first number.
+        running: the numbers of the tokens that go through the block, in order.
         index: absolute positions by number in the whole plan.
         repeats: query heads for each head of the keys.
         window: how far back local attention sees, if the model has any.
@@ -174,13 +203,13 @@ def groups(
                 break
             together.append(bundle)
         waiting = waiting[len(together) :]
-        grouped.append(_padded(together, start, index, repeats=repeats, window=window, like=like))
+        grouped.append(_padded(together, running, index, repeats=repeats, window=window, like=like))
     return grouped
 
 
 def _padded(
     together: Sequence[Bundle],
-    start: int,
+    running: Int[np.ndarray, " running"],
     index: Int[np.ndarray, " plan"],
     *,
     repeats: int,
@@ -200,7 +229,8 @@ def _padded(
     )
     for place, each in enumerate(together):
         n_queries, n_keys = len(each.queries), len(each.keys)
-        queries[place, :n_queries], keys[place, :n_keys] = each.queries - start, each.keys
+        queries[place, :n_queries] = np.searchsorted(running, each.queries)
+        keys[place, :n_keys] = each.keys
         real[place, :n_queries] = True
         back = index[each.queries][:, None] - index[each.keys][None]
         own = (each.key_owner == -1)[None] | (each.key_owner[None] == each.query_owner[:, None])

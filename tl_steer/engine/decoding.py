@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..interventions import Part, raise_non_finite
-from .attention import Heads, KeyHeads, attending, extend_rotary, weighted_values
+from .attention import Heads, KeyHeads, Runs, attending, extend_rotary, weighted_values
 from .walk import embedded
 from .waves import Wave
 
 
-class Decoder:
+class Decoder(Runs):
     """Rows of a wave's cells, one after another by cell, that go on token by token.
 
     Args:
@@ -21,7 +22,6 @@ class Decoder:
 
     Attributes:
         members: (cell, row) of each, numbered as in the wave's plan.
-        index: the position of the next token of each.
     """
 
     def __init__(self, model: Any, wave: Wave, room: int) -> None:
@@ -29,8 +29,8 @@ class Decoder:
         plan = wave.plan
         self.members = [(cell, row) for cell in range(len(plan.cells)) for row in range(len(plan.rows))]
         lengths = [len(row.ids) for row in plan.rows]
-        device = wave.walk.index.device
-        self.index = torch.tensor([lengths[row] for _, row in self.members], device=device)
+        device = wave.walk.places.device
+        self._next = torch.tensor([lengths[row] for _, row in self.members], device=device)
         self._width = max(lengths)
         self._room = room
         self.keys: list[Tensor] = []
@@ -38,23 +38,13 @@ class Decoder:
         self._masks: dict[str, Tensor] = {}
         extend_rotary(model, self._width + room)
 
-    def keep(self, layer: int) -> None:
-        """Keep every member's keys and values of the layer that has just been walked."""
+    def start(self) -> Float[Tensor, "member d_model"]:
+        """Walk through the prompts; what the last layer gives at each one's last token."""
         walk = self.wave.walk
-        numbers = torch.zeros(len(self.members), self._width, dtype=torch.long)
-        for place, (cell, row) in enumerate(self.members):
-            path = self.wave.plan.path(cell, row, layer=layer)
-            numbers[place, : len(path)] = torch.from_numpy(path)
-        numbers = numbers.to(walk.index.device)
-        for kept, held in ((self.keys, walk.keys), (self.values, walk.values)):
-            slots = held.new_zeros(len(self.members), self._width + self._room, *held.shape[1:])
-            slots[:, : self._width] = held[numbers]
-            kept.append(slots)
-
-    def last_stream(self) -> Float[Tensor, "member d_model"]:
-        """What the last layer gave at each prompt's last token."""
-        last = [int(self.wave.plan.path(cell, row)[-1]) for cell, row in self.members]
-        return self.wave.walk.stream[torch.tensor(last, device=self.index.device)]
+        last = np.array([self.wave.plan.path(cell, row)[-1] for cell, row in self.members])
+        walk.up(self.model.cfg.n_layers, wanted=last, after=self._keep, count=self.wave.count)
+        walk.require_finite()
+        return walk.stream[torch.from_numpy(last).to(self.index.device)]
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " member"]) -> Float[Tensor, "member d_model"]:
@@ -62,14 +52,14 @@ class Decoder:
         steering = self.wave.walk.steering
         steering.parts = self._parts()
         self._masks = self._visible()
-        with attending(self.model, self._attend, lambda: self.index):
+        with attending(self.model, self):
             stream = embedded(self.model, tokens.to(self.index.device), self.index)
             stream = self.model(stream[None], start_at_layer=0, stop_at_layer=self.model.cfg.n_layers)[0]
         steering.require_finite()
         finite = torch.isfinite(stream).all(-1).tolist()
         if not all(finite):
             raise_non_finite(steering.described(self.members[finite.index(False)][0]))
-        self.index = self.index + 1
+        self._next = self._next + 1
         self.wave.count(len(self.members) * self.model.cfg.n_layers)
         return stream
 
@@ -77,10 +67,33 @@ class Decoder:
         """Only these members, by place, go on."""
         places = torch.tensor(list(staying), device=self.index.device)
         self.members = [self.members[place] for place in staying]
-        self.index = self.index[places]
+        self._next = self._next[places]
         for kept in (self.keys, self.values):
             for layer, slots in enumerate(kept):
                 kept[layer] = slots[places]
+
+    def _keep(self, layer: int) -> None:
+        """Keep every member's keys and values of the layer that has just been walked."""
+        walk = self.wave.walk
+        numbers = torch.zeros(len(self.members), self._width, dtype=torch.long)
+        for place, (cell, row) in enumerate(self.members):
+            path = self.wave.plan.path(cell, row, layer=layer)
+            numbers[place, : len(path)] = torch.from_numpy(path)
+        numbers = numbers.to(walk.places.device)
+        for kept, held in ((self.keys, walk.keys), (self.values, walk.values)):
+            slots = held.new_zeros(len(self.members), self._width + self._room, *held.shape[1:])
+            slots[:, : self._width] = held[numbers]
+            kept.append(slots)
+
+    @property
+    def index(self) -> Int[Tensor, " member"]:
+        """The position of each member's next token."""
+        return self._next
+
+    @property
+    def looked_at(self) -> None:
+        """Every token that runs gets a key and a value, and no other."""
+        return
 
     def _parts(self) -> list[Part]:
         plan, found = self.wave.plan, []
@@ -106,7 +119,8 @@ class Decoder:
         mask = torch.zeros(seen.shape, dtype=self.model.W_E.dtype, device=seen.device)
         return mask.masked_fill_(~seen, -torch.inf)[:, None, None]
 
-    def _attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+    def attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+        """Each token's values, from its own row."""
         keys, values = self.keys[attn.layer_id], self.values[attn.layer_id]
         everyone = torch.arange(len(self.members), device=self.index.device)
         keys[everyone, self.index], values[everyone, self.index] = k, v

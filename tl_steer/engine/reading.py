@@ -56,7 +56,7 @@ class Reading:
 
     def _reader(self, site: Site, wave: Wave, trunk: int) -> Any:
         def read(_module: Any, _inputs: tuple, x: Tensor) -> None:
-            start, stop = wave.walk.span()
+            start, stop = wave.walk.now.tokens.start, wave.walk.now.tokens.stop
             if start >= trunk:
                 return
             stream = (x.flatten(2) if x.ndim == 4 else x)[0, : trunk - start].float()

@@ -145,6 +145,14 @@ class Plan:
         start = branch.growth.starts[row]
         return np.concatenate([whole[:start], branch.growth.paths[row] + branch.base])
 
+    def source(self, numbers: Int[np.ndarray, " token"], layer: int) -> Int[np.ndarray, " token"]:
+        """The tokens' numbers, in order; the trunk's where their branch joins only at this layer or later."""
+        found = [numbers[numbers < len(self.trunk.growth)]]
+        for branch in self.branches:
+            mine = numbers[(numbers >= branch.base) & (numbers < branch.stop)]
+            found.append(mine if branch.born < layer else branch.growth.source[mine - branch.base])
+        return np.unique(np.concatenate(found))
+
     @cached_property
     def _branch_of(self) -> dict[int, Branch]:
         return {branch.cell: branch for branch in self.branches}

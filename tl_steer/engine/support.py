@@ -5,6 +5,7 @@ from typing import Any
 
 from transformer_lens import HookedTransformer
 from transformer_lens.components import Attention, GroupedQueryAttention
+from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _KNOWN = {
     "clip_qkv": (None,),
     "n_devices": (1,),
 }
-_NORMED_ACROSS_HEADS = ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
+_OTHERWISE_NORMED = {"OlmoeForCausalLM", *POST_NORM_ARCHITECTURES}
 
 
 def shares(model: Any, reuse: bool) -> bool:
@@ -46,8 +47,8 @@ def obstacle(model: Any) -> str | None:
     for name, known in _KNOWN.items():
         if getattr(model.cfg, name, known[0]) not in known:
             return f"the model's {name} is {getattr(model.cfg, name)!r}"
-    if model.cfg.original_architecture in _NORMED_ACROSS_HEADS:
-        return f"{model.cfg.original_architecture} normalises queries and keys across heads"
+    if model.cfg.original_architecture in _OTHERWISE_NORMED:
+        return f"{model.cfg.original_architecture} normalises elsewhere"
     for block in model.blocks:
         if type(block.attn) not in (Attention, GroupedQueryAttention) or "forward" in vars(block.attn):
             return "an attention layer is not TransformerLens's own"

@@ -1,7 +1,8 @@
 """One walk up the layers for every token of a plan, each joining at its own layer."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..interventions import CellSteering, Part, raise_non_finite
-from .attention import Group, Heads, KeyHeads, attending, bundles, extend_rotary, groups, weighted_values
+from .attention import (
+    Bundle,
+    Group,
+    Heads,
+    KeyHeads,
+    Runs,
+    attending,
+    bundles,
+    extend_rotary,
+    groups,
+    weighted_values,
+)
 from .sharing import Branch, Plan, Segment
 
 # Reading on a CPU is fastest where a pass's activations stay in its cache; accelerators want many rows.
@@ -20,23 +32,49 @@ PASS_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Parcel:
-    """Tokens `start` to `stop` of a plan, which join before layer `born` and attend in the same groups."""
+    """Tokens `start` to `stop` of a plan, which join before layer `born` and attend in the same groups.
+
+    `running` are the numbers of those that go through a block; the others give keys and values alone.
+    """
 
     start: int
     stop: int
     born: int
+    running: Int[np.ndarray, " running"]
+    bundles: tuple[Bundle, ...]
     groups: tuple[Group, ...]
 
 
-class Walk:
+@dataclass(frozen=True)
+class Pass:
+    """The parcels that go through a block at once, in the order of their numbers and without a gap."""
+
+    parcels: Sequence[Parcel]
+
+    @cached_property
+    def tokens(self) -> slice:
+        """The numbers of all its tokens."""
+        return slice(self.parcels[0].start, self.parcels[-1].stop)
+
+    @cached_property
+    def running(self) -> slice | Int[Tensor, " running"]:
+        """The numbers of those that go through the block."""
+        numbers = np.concatenate([parcel.running for parcel in self.parcels])
+        whole = len(numbers) == self.tokens.stop - self.tokens.start
+        return self.tokens if whole else torch.from_numpy(numbers)
+
+
+class Walk(Runs):
     """Takes a plan's tokens through the model; see `up`.
 
     Attributes:
         stream: what each token's stream is now, by number.
         keys, values: what the tokens' keys and values were in the last layer run.
+        now: the pass that is going on.
     """
 
     stream: Float[Tensor, "token d_model"]
+    now: Pass
 
     def __init__(self, model: Any, plan: Plan, steering: CellSteering, *, budget: int | None = None) -> None:
         self.model, self.plan, self.steering = model, plan, steering
@@ -45,49 +83,75 @@ class Walk:
         self.stream = model.W_E.new_empty(plan.size, cfg.d_model)
         kv_heads = cfg.n_key_value_heads or cfg.n_heads
         self.keys, self.values = (model.W_E.new_empty(plan.size, kv_heads, cfg.d_head) for _ in range(2))
-        self._index = np.concatenate([branch.growth.index for branch in plan.all])
-        self.index = torch.from_numpy(self._index).to(self.stream.device)
-        self._parcels = list(self._packed(cfg.n_heads // kv_heads))
-        self._pass: list[Parcel] = []
+        self._places = np.concatenate([branch.growth.index for branch in plan.all])
+        self.places = torch.from_numpy(self._places).to(self.stream.device)
+        self._parcels = list(self._packed())
 
     @torch.no_grad()
     def up(
         self,
         stop: int,
         *,
+        wanted: Int[np.ndarray, " token"] | None = None,
         after: Callable[[int], object] = lambda layer: None,
         count: Callable[[int], object] = lambda tokens: None,
     ) -> None:
         """Run the layers before `stop`; then `stream` is what the layer `stop` would be given.
 
         Args:
+            wanted: the tokens whose stream is wanted at the end; of the others the last layer then computes
+                keys and values alone, unless something reads or changes it inside.
             after: called behind each layer with its number, while keys and values are this layer's.
             count: called with the number of tokens that have been through a layer.
         """
         trunk = self.plan.trunk
-        extend_rotary(self.model, int(self._index.max(initial=0)) + 1)
-        with attending(
-            self.model, self._attend, lambda: self.index[self._pass[0].start : self._pass[-1].stop]
-        ):
-            self.stream[: trunk.stop] = embedded(
-                self.model,
-                torch.from_numpy(trunk.growth.tokens).to(self.index.device),
-                self.index[: trunk.stop],
-            )
+        extend_rotary(self.model, int(self._places.max(initial=0)) + 1)
+        tokens = torch.from_numpy(trunk.growth.tokens).to(self.places.device)
+        self.stream[: trunk.stop] = embedded(self.model, tokens, self.places[: trunk.stop])
+        with attending(self.model, self):
             for layer in range(stop):
                 self._join(layer)
                 edited = self.steering.cells_at(layer)
-                for parcels in self._passes(layer):
-                    self._pass = parcels
-                    start, end = parcels[0].start, parcels[-1].stop
-                    self.steering.parts = self.parts(edited, start, end)
-                    self.stream[start:end] = self.model(
-                        self.stream[None, start:end], start_at_layer=layer, stop_at_layer=layer + 1
+                some = None
+                if wanted is not None and layer == stop - 1 and not self._is_watched(layer):
+                    some = self.plan.source(wanted, stop)
+                for now in self._passes(layer, some):
+                    self.now = now
+                    running = now.running
+                    self.steering.parts = self.parts(edited, now.tokens)
+                    self.stream[running] = self.model(
+                        self.stream[running][None], start_at_layer=layer, stop_at_layer=layer + 1
                     )[0]
-                    count(end - start)
+                    count(now.tokens.stop - now.tokens.start)
                 after(layer)
             self._join(stop)
         self.steering.require_finite()
+
+    @property
+    def index(self) -> Int[Tensor, " token"]:
+        """The positions of the tokens that run now."""
+        return self.places[self.now.running]
+
+    @property
+    def looked_at(self) -> tuple[Float[Tensor, "1 key d_model"], Int[Tensor, " key"]] | None:
+        """All tokens of the pass, where only some of them run."""
+        tokens = self.now.tokens
+        if isinstance(self.now.running, slice):
+            return None
+        return self.stream[None, tokens], self.places[tokens]
+
+    def attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+        """Each token's values, from its own pass and from those before it in this layer."""
+        self.keys[self.now.tokens], self.values[self.now.tokens] = k, v
+        z = torch.empty_like(q)
+        counts = [len(parcel.running) for parcel in self.now.parcels]
+        for parcel, mine, out in zip(self.now.parcels, q.split(counts), z.split(counts), strict=True):
+            for group in parcel.groups:
+                mask = group.near if attn.attn_type == "local" else group.seen
+                keys, values = self.keys[group.keys], self.values[group.keys]
+                gathered = weighted_values(attn, mine[group.queries], keys, values, mask)
+                out[group.queries.flatten()[group.real]] = gathered.flatten(0, 1)[group.real]
+        return z
 
     def require_finite(self) -> None:
         """Raise `NonFiniteError` for a stream that is not; names the cell's operations."""
@@ -96,17 +160,13 @@ class Walk:
             if not finite[branch.base : branch.stop].all():
                 raise_non_finite(self.steering.described(branch.cell) if branch.cell >= 0 else "")
 
-    def span(self) -> tuple[int, int]:
-        """The numbers of the tokens of the pass that runs now."""
-        return self._pass[0].start, self._pass[-1].stop
-
-    def parts(self, cells: set[int], start: int, stop: int) -> list[Part]:
-        """The stretches of a pass over the tokens `start` to `stop` that belong to these cells."""
+    def parts(self, cells: set[int], tokens: slice) -> list[Part]:
+        """The stretches of a pass over these tokens that belong to these cells."""
         found = []
-        for branch in self.plan.all:
-            first, last = max(start, branch.base), min(stop, branch.stop)
+        for branch in self.plan.all if cells else ():
+            first, last = max(tokens.start, branch.base), min(tokens.stop, branch.stop)
             if branch.cell in cells and first < last:
-                found.append(self._part(branch, first, last, start))
+                found.append(self._part(branch, first, last, tokens.start))
         return found
 
     def _part(self, branch: Branch, first: int, last: int, start: int) -> Part:
@@ -114,70 +174,67 @@ class Walk:
         selected = {
             positions: torch.from_numpy(chosen[own]) for positions, chosen in branch.growth.selected.items()
         }
-        return Part(branch.cell, slice(first - start, last - start), self.index[first:last], selected)
+        return Part(branch.cell, slice(first - start, last - start), self.places[first:last], selected)
 
     def _join(self, layer: int) -> None:
         """Begin the branches whose first change this layer is given: where the trunk is, changed."""
         for branch in self.plan.branches:
             if branch.born == layer and len(branch.growth):
-                source = torch.from_numpy(branch.growth.source).to(self.index.device)
+                source = torch.from_numpy(branch.growth.source).to(self.places.device)
                 stream = self.stream[source][None]
                 if layer:
                     part = self._part(branch, branch.base, branch.stop, branch.base)
                     stream = self.steering.changed(layer - 1, "resid_post", stream, [part])
                 self.stream[branch.base : branch.stop] = stream[0]
 
-    def _passes(self, layer: int) -> Iterator[list[Parcel]]:
-        """Parcels that are there, as many at once as the budget allows."""
+    def _is_watched(self, layer: int) -> bool:
+        """Whether anything is read or changed inside a block: then every token has to go through it."""
+        return any(module._forward_hooks for module in self.model.blocks[layer].modules())
+
+    def _passes(self, layer: int, wanted: Int[np.ndarray, " token"] | None) -> Iterator[Pass]:
+        """The parcels that are there, as many at once as the budget allows."""
         together: list[Parcel] = []
         for parcel in self._parcels:
             if parcel.born > layer:
                 break
             if together and parcel.stop - together[0].start > self.budget:
-                yield together
+                yield Pass(together)
                 together = []
-            together.append(parcel)
+            together.append(parcel if wanted is None else self._only(parcel, wanted))
         if together:
-            yield together
+            yield Pass(together)
 
-    def _packed(self, repeats: int) -> Iterator[Parcel]:
+    def _packed(self) -> Iterator[Parcel]:
         """The plan's segments in parcels of at most the budget (but at least a segment)."""
-        window = self.model.cfg.window_size if self.model.cfg.use_local_attn else None
         together: list[tuple[Branch, Segment]] = []
-
-        def parcel() -> Parcel:
-            first, last = (branch.base for branch, _ in (together[0], together[-1]))
-            start, stop = first + together[0][1].start, last + together[-1][1].stop
-            made = groups(
-                bundles(together), start, self._index, repeats=repeats, window=window, like=self.stream
-            )
-            return Parcel(start, stop, together[0][0].born, tuple(made))
-
         for branch in self.plan.all:
             for segment in branch.growth.segments:
                 if together:
-                    start = together[0][0].base + together[0][1].start
-                    if branch.base + segment.stop - start > self.budget or branch.born != together[0][0].born:
-                        yield parcel()
+                    first, begun = together[0]
+                    full = branch.base + segment.stop - (first.base + begun.start) > self.budget
+                    if full or branch.born != first.born:
+                        yield self._parcel(together)
                         together = []
                 together.append((branch, segment))
         if together:
-            yield parcel()
+            yield self._parcel(together)
 
-    def _attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
-        """Each token's values, from its own pass and from those before it in this layer."""
-        start, stop = self.span()
-        self.keys[start:stop], self.values[start:stop] = k, v
-        z = torch.empty_like(q)
-        for parcel in self._pass:
-            held = slice(parcel.start - start, parcel.stop - start)
-            for group in parcel.groups:
-                mask = group.near if attn.attn_type == "local" else group.seen
-                gathered = weighted_values(
-                    attn, q[held][group.queries], self.keys[group.keys], self.values[group.keys], mask
-                )
-                z[held][group.queries.flatten()[group.real]] = gathered.flatten(0, 1)[group.real]
-        return z
+    def _parcel(self, together: Sequence[tuple[Branch, Segment]]) -> Parcel:
+        (first, begun), (last, ended) = together[0], together[-1]
+        start, stop = first.base + begun.start, last.base + ended.stop
+        running, made = np.arange(start, stop), bundles(together)
+        return Parcel(start, stop, first.born, running, tuple(made), self._grouped(made, running))
+
+    def _only(self, parcel: Parcel, wanted: Int[np.ndarray, " token"]) -> Parcel:
+        """The parcel with only those tokens running that are wanted."""
+        running = wanted[(wanted >= parcel.start) & (wanted < parcel.stop)]
+        made = [few for bundle in parcel.bundles if len((few := bundle.only(running)).queries)]
+        return replace(parcel, running=running, groups=self._grouped(made, running))
+
+    def _grouped(self, made: Sequence[Bundle], running: Int[np.ndarray, " token"]) -> tuple[Group, ...]:
+        heads = self.model.cfg.n_heads // self.keys.shape[1]
+        window = self.model.cfg.window_size if self.model.cfg.use_local_attn else None
+        return tuple(groups(made, running, self._places, repeats=heads, window=window, like=self.stream))
 
 
 def embedded(
