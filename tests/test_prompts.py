@@ -25,6 +25,7 @@ from tl_steer.prompts import (
     read_reviews,
     sentiment_questions,
 )
+from tl_steer.prompts.questions import SENTIMENT_EXAMPLES
 
 PLAIN = ChatFormat("plain")
 CLAIMS = pd.DataFrame(
@@ -323,10 +324,22 @@ def test_sentiment_questions_have_the_positive_answer_as_the_signal():
     reviews = pd.DataFrame({"review": ["Lovely.", "Dreadful."], "label": [1, 0]})
     questions = sentiment_questions(reviews)
     for prompt, review in zip(questions.prompts, reviews["review"], strict=True):
-        assert re.fullmatch(rf'Review: "?{review}"?\nSentiment:', prompt)
+        assert re.fullmatch(
+            rf'(?:Review: ".+"\nSentiment: \w+\n\n){{2}}Review: "?{review}"?\nSentiment:', prompt
+        )
     assert list(questions.choices) == [(" positive", " negative")] * 2
     right = [pair[answer].strip() for pair, answer in zip(questions.choices, questions.answers, strict=True)]
     assert right == list(questions.factors["kind"]) == ["positive", "negative"]
+
+
+def test_sentiment_questions_show_the_examples_given_and_these_are_no_reviews_of_ours():
+    reviews = pd.DataFrame({"review": ["Lovely."], "label": [1]})
+    assert sentiment_questions(reviews, examples=()).prompts == ('Review: "Lovely."\nSentiment:',)
+    (shown,) = sentiment_questions(reviews, examples=[("Fine.", "positive")]).prompts
+    assert shown == 'Review: "Fine."\nSentiment: positive\n\nReview: "Lovely."\nSentiment:'
+    ours = set(read_reviews()["review"])
+    assert not ours & {review for review, _ in SENTIMENT_EXAMPLES}
+    assert {answer for _, answer in SENTIMENT_EXAMPLES} == {"positive", "negative"}
 
 
 def test_claim_questions_have_true_as_the_signal_and_end_before_the_letter():

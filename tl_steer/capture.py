@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .activations import Activations, PairedActivations
-from .engine import Reading, Row, Tick, Wave, batches, in_waves, residual, shares
+from .engine import Reading, Row, Tick, Wave, bar, batches, in_waves, residual, shares
 from .generation import Decoding, completion_text, decode, require_room, write_cells
 from .interventions import Edit, NonFiniteError, Operation, checked_edits, steer
 from .models import Layers, Prompt, as_prompts, hook_point, identify, resolve_layers, tokenize_all
@@ -66,9 +65,9 @@ def capture(
         _require_some(model, ids, positions, generating=max_new_tokens > 1)  # the last is never fed back
     recorder = _Recorder(layers, positions, len(ids))
     options = {"allow_empty": allow_empty, "force": force}
-    with tqdm(total=1, desc="capturing", disable=not progress, unit_scale=True) as bar, torch.no_grad():
+    with bar("capturing", 1, shown=progress) as tick, torch.no_grad():
         run = _record_together if shares(model, reuse) else _record_plainly
-        new = run(model, ids, operations, recorder, hook, max_new_tokens, memory, bar.update, options)
+        new = run(model, ids, operations, recorder, hook, max_new_tokens, memory, tick, options)
     return Activations(
         **recorder.assembled([prompt + new[row] for row, prompt in enumerate(ids)]),
         prompt_lengths=torch.tensor([len(prompt) for prompt in ids]),

@@ -11,9 +11,20 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from .engine import Row, StreamNorms, Tick, Wave, batches, in_waves, logits_at, logits_of, residual, shares
+from .engine import (
+    Row,
+    StreamNorms,
+    Tick,
+    Wave,
+    bar,
+    batches,
+    in_waves,
+    logits_at,
+    logits_of,
+    residual,
+    shares,
+)
 from .interventions import Edit, Operation, checked_edits, steer
 from .models import Prompt, as_prompts, tokenize, tokenize_all
 from .positions import PromptTokens
@@ -91,7 +102,7 @@ def choice_logits(
     given = as_prompts(prompts)
     pairs = [choices] * len(given) if isinstance(choices[0], str) else list(choices)
     plan = plan_choices(model, given, pairs)
-    with tqdm(total=1, desc="asking", disable=not progress, unit_scale=True) as bar:
+    with bar("asking", 1, shown=progress) as tick:
         (scores,) = score_cells(
             model,
             plan,
@@ -101,7 +112,7 @@ def choice_logits(
             force=force,
             reuse=reuse,
             memory=memory,
-            tick=bar.update,
+            tick=tick,
         )
     shown = [prompt if isinstance(prompt, str) else model.tokenizer.decode(list(prompt)) for prompt in given]
     return pd.DataFrame({"prompt": shown}).join(scores)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from .engine import (
@@ -20,6 +19,7 @@ from .engine import (
     StreamNorms,
     Tick,
     Wave,
+    bar,
     batches,
     in_waves,
     logits_of,
@@ -106,7 +106,7 @@ def generate(
         ValueError: a prompt that is empty or does not leave room for the new tokens; see `steer` for more.
     """
     decoding = Decoding(max_new_tokens, min_new_tokens, temperature, top_p, seed, use_cache)
-    with tqdm(total=1, desc="generating", disable=not progress, unit_scale=True) as bar:
+    with bar("generating", 1, shown=progress) as tick:
         (rows,) = write_cells(
             model,
             tokenize_all(model, prompts),
@@ -116,7 +116,7 @@ def generate(
             force=force,
             reuse=reuse,
             memory=memory,
-            tick=bar.update,
+            tick=tick,
         )
     return rows if return_tokens else [completion_text(model, row) for row in rows]
 

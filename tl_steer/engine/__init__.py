@@ -8,11 +8,12 @@ is one walk up the layers for all cells of a wave:
 
 from .batches import Batch, batches, left_padded, logits_at, logits_of, residual
 from .decoding import Decoder
+from .progress import Tick, bar
 from .reading import Reading, Site, StreamNorms
 from .sharing import Plan, Row
 from .support import shares
 from .walk import Walk
-from .waves import Tick, Wave, in_waves
+from .waves import Wave, in_waves
 
 __all__ = [
     "Batch",
@@ -25,6 +26,7 @@ __all__ = [
     "Tick",
     "Walk",
     "Wave",
+    "bar",
     "batches",
     "in_waves",
     "left_padded",

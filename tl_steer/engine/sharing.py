@@ -145,7 +145,7 @@ class Plan:
         start = branch.growth.starts[row]
         return np.concatenate([whole[:start], branch.growth.paths[row] + branch.base])
 
-    def source(self, numbers: Int[np.ndarray, " token"], layer: int) -> Int[np.ndarray, " token"]:
+    def source(self, numbers: Int[np.ndarray, " token"], layer: int) -> Int[np.ndarray, " fewer"]:
         """The tokens' numbers, in order; the trunk's where their branch joins only at this layer or later."""
         found = [numbers[numbers < len(self.trunk.growth)]]
         for branch in self.branches:

@@ -9,11 +9,11 @@ import psutil
 import torch
 
 from ..interventions import Edit, steer_cells
+from .progress import Tick
 from .sharing import Plan, Row
 from .walk import Walk, tokens_a_pass
 
 logger = logging.getLogger(__name__)
-Tick = Callable[[float], object]
 CPU_BYTES = 2**30  # by default at most this much on a CPU, where more is not faster
 LEAST_TOKENS = 64  # below this a pass is bound by reading weights
 

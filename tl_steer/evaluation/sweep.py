@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from ..capture import capture
 from ..choices import plan_choices, score_cells
 from ..directions import SteeringVectors
-from ..engine import Site, StreamNorms, Tick
+from ..engine import Site, StreamNorms, Tick, bar
 from ..generation import Decoding, completion_text, write_cells
 from ..models import Layer, tokenize_all
 from ..positions import Positions, all_tokens
@@ -98,8 +97,8 @@ def sweep(
     asked = _asked(questions, seed)
     options = {"allow_empty": allow_empty, "force": force, "reuse": reuse, "memory": memory}
     ask = _asker(model, questions, measure, Decoding(max_new_tokens, min_new_tokens), mass)
-    with tqdm(total=len(cells), desc="sweeping", unit="cell", disable=not progress, unit_scale=True) as bar:
-        answers, norms = ask(cells, options, bar.update)
+    with bar("sweeping", len(cells), shown=progress) as tick:
+        answers, norms = ask(cells, options, tick)
     frames = [
         asked.assign(**cell.labels(norms), **answer) for cell, answer in zip(cells, answers, strict=True)
     ]

@@ -8,6 +8,11 @@ import pandas as pd
 from ..models import ChatFormat
 from .honesty import asked_claim
 
+SENTIMENT_EXAMPLES = (
+    ("The staff remembered our names and the soup was wonderful.", "positive"),
+    ("It broke on the second day and nobody answered my letters.", "negative"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class ChoiceQuestions:
@@ -69,13 +74,18 @@ class ChoiceQuestions:
         )
 
 
-def sentiment_questions(reviews: pd.DataFrame) -> ChoiceQuestions:
+def sentiment_questions(
+    reviews: pd.DataFrame, *, examples: Sequence[tuple[str, str]] = SENTIMENT_EXAMPLES
+) -> ChoiceQuestions:
     """'Review: "…" Sentiment:' as plain text; " positive" (the signal) against " negative".
 
     Args:
         reviews: `review` and `label` (1 positive), from `read_reviews`.
+        examples: reviews with their answers, shown before each. Without any, the embedded model gives the two
+            words 5% of the probability; after one of each, 90%.
     """
-    prompts = [f'Review: "{review}"\nSentiment:' for review in reviews["review"]]
+    shown = "".join(f'Review: "{review}"\nSentiment: {answer}\n\n' for review, answer in examples)
+    prompts = [f'{shown}Review: "{review}"\nSentiment:' for review in reviews["review"]]
     kinds = reviews["label"].map({1: "positive", 0: "negative"})
     return _questions(
         prompts, [(" positive", " negative")] * len(prompts), reviews["label"], kinds.rename("kind")
