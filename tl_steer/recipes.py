@@ -17,12 +17,15 @@ def vectors_from_pairs(
     positions: Positions | None = None,
     layers: Layers = None,
     hook: str = "resid_post",
+    reuse: bool = True,
+    memory: float | None = None,
 ) -> SteeringVectors:
     """Capture both sides of contrast pairs and estimate a vector at each layer, in one call.
 
     `capture_pairs`, then `estimator`: keep the activations instead where several estimators are compared.
     """
-    return estimator(capture_pairs(model, pairs, positions=positions, layers=layers, hook=hook))
+    options = {"positions": positions, "layers": layers, "hook": hook, "reuse": reuse, "memory": memory}
+    return estimator(capture_pairs(model, pairs, **options))
 
 
 def activation_addition(
@@ -32,6 +35,8 @@ def activation_addition(
     *,
     layers: Layers = None,
     hook: str = "resid_pre",
+    reuse: bool = True,
+    memory: float | None = None,
 ) -> SteeringVectors:
     """One vector a position: the stream on `positive` minus that on `negative`, length kept.
 
@@ -42,6 +47,7 @@ def activation_addition(
         positive, negative: a word or phrase each ("Love", "Hate"); either may be empty (spaces alone).
         layers: 0-based block indices; by default all.
         hook: by default each block's input.
+        reuse, memory: as in `capture`.
 
     Raises:
         ValueError: both prompts are empty, or of unequal length and the tokenizer has no space.
@@ -62,7 +68,8 @@ def activation_addition(
             "tokenizer has no token for a space to pad with: give prompts of as many tokens."
         )
     padded = [ids + space * (length - len(ids)) for ids in sides]
-    both = capture(model, padded, positions=all_tokens(), layers=layers, hook=hook)
+    where = {"positions": all_tokens(), "layers": layers, "hook": hook}
+    both = capture(model, padded, **where, reuse=reuse, memory=memory)
     difference = both.values[0].double() - both.values[1].double()
     return SteeringVectors(
         difference.float(),

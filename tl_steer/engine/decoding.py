@@ -1,6 +1,7 @@
 """New tokens for many rows of many cells at once, from the keys and values that a walk leaves behind."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -96,15 +97,14 @@ class Decoder(Runs):
         return
 
     def _parts(self) -> list[Part]:
-        plan, found = self.wave.plan, []
-        cells = [cell for cell, _ in self.members]
-        for cell in sorted(set(cells)):
-            first, count = cells.index(cell), cells.count(cell)
-            slots = slice(first, first + count)
-            selected = {
-                edit.positions: torch.full((count,), edit.positions.generated) for edit in plan.cells[cell]
-            }
-            found.append(Part(cell, slots, self.index[slots], selected))
+        """The cells that change what is generated, and where their rows are."""
+        found, stop = [], 0
+        for cell, rows in groupby(cell for cell, _ in self.members):
+            start, stop = stop, stop + len(list(rows))
+            positions = {edit.positions for edit in self.wave.plan.cells[cell]}
+            if any(each.generated for each in positions):
+                selected = {each: torch.full((stop - start,), each.generated) for each in positions}
+                found.append(Part(cell, slice(start, stop), self.index[start:stop], selected))
         return found
 
     def _visible(self) -> dict[str, Float[Tensor, "member 1 1 slot"]]:

@@ -99,26 +99,12 @@ class Plan:
     Args:
         rows: what is run in every cell.
         cells: the edits of each.
-        generating: whether tokens will be fed back behind the rows.
-        allow_empty: accept rows of which an edit selects nothing.
-
-    Raises:
-        EmptySelectionError: an edit's positions select nothing of a row.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[Row],
-        cells: Sequence[Sequence[Edit]],
-        *,
-        generating: bool = False,
-        allow_empty: bool = False,
-    ) -> None:
+    def __init__(self, rows: Sequence[Row], cells: Sequence[Sequence[Edit]]) -> None:
         self.rows, self.cells = rows, cells
         self._chosen: dict[tuple[int, Positions], np.ndarray] = {}
         self._grown: dict[tuple[Positions, ...], Growth] = {}
-        if not allow_empty:
-            self._require_some(generating)
         alone = len(cells) == 1
         self.trunk = Branch(0 if alone else NOWHERE, self._trunk(cells[0] if alone else ()), 0, 0)
         self.branches: list[Branch] = []
@@ -157,19 +143,6 @@ class Plan:
     def _branch_of(self) -> dict[int, Branch]:
         return {branch.cell: branch for branch in self.branches}
 
-    def _require_some(self, generating: bool) -> None:
-        for edits in self.cells:
-            for edit in edits:
-                for number, row in enumerate(self.rows):
-                    fed = generating or len(row.ids) > row.prompt.length
-                    if (
-                        not (fed and edit.positions.generated)
-                        and not self._selected(number, edit.positions).any()
-                    ):
-                        edit.positions.require_some(
-                            row.prompt, f"{edit.described}: row {number}", generating=fed
-                        )
-
     def _selected(self, row: int, positions: Positions) -> Bool[np.ndarray, " pos"]:
         if (row, positions) not in self._chosen:
             self._chosen[row, positions] = self.rows[row].selected(positions)
@@ -200,6 +173,21 @@ class Plan:
             )
 
         return grown([row.ids for row in self.rows], flags, starts, trunk, named)
+
+
+def require_some(rows: Sequence[Row], cells: Sequence[Sequence[Edit]], *, generating: bool) -> None:
+    """Raise `EmptySelectionError` for an edit whose positions select nothing of a row.
+
+    Args:
+        generating: whether tokens will be fed back behind the rows.
+    """
+    first_of: dict[Positions, Edit] = {}
+    for edit in (edit for edits in cells for edit in edits):
+        first_of.setdefault(edit.positions, edit)
+    for positions, edit in first_of.items():
+        for number, row in enumerate(rows):
+            fed = generating or len(row.ids) > row.prompt.length
+            positions.require_some(row.prompt, f"{edit.described}: row {number}", generating=fed)
 
 
 def first_layer(edits: Sequence[Edit]) -> int:

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch
 from transformer_lens import HookedTransformer
 from transformer_lens.components import Attention, GroupedQueryAttention
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
@@ -56,6 +57,8 @@ def obstacle(model: Any) -> str | None:
 
 
 def _hooked(model: Any) -> str | None:
+    if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
+        return "there is a hook at every module"
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             return f"there is a hook at {name or 'the model'}"

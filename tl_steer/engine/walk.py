@@ -1,5 +1,6 @@
 """One walk up the layers for every token of a plan, each joining at its own layer."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,11 +24,12 @@ from .attention import (
     groups,
     weighted_values,
 )
-from .sharing import Branch, Plan, Segment
+from .sharing import NOWHERE, Branch, Plan, Segment
 
 # Reading on a CPU is fastest where a pass's activations stay in its cache; accelerators want many rows.
 CACHED_TOKENS = 1024
 PASS_TOKENS = 8192
+LEAST_TOKENS = 64  # below this a pass is bound by reading weights
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,16 @@ class Walk(Runs):
     stream: Float[Tensor, "token d_model"]
     now: Pass
 
-    def __init__(self, model: Any, plan: Plan, steering: CellSteering, *, budget: int | None = None) -> None:
+    def __init__(self, model: Any, plan: Plan, steering: CellSteering, *, budget: int) -> None:
         self.model, self.plan, self.steering = model, plan, steering
         cfg = model.cfg
-        self.budget = budget or tokens_a_pass(model)
+        self.budget = budget
         self.stream = model.W_E.new_empty(plan.size, cfg.d_model)
         kv_heads = cfg.n_key_value_heads or cfg.n_heads
         self.keys, self.values = (model.W_E.new_empty(plan.size, kv_heads, cfg.d_head) for _ in range(2))
         self._places = np.concatenate([branch.growth.index for branch in plan.all])
         self.places = torch.from_numpy(self._places).to(self.stream.device)
+        self._bases = [branch.base for branch in plan.all]
         self._parcels = list(self._packed())
 
     @torch.no_grad()
@@ -126,6 +129,8 @@ class Walk(Runs):
                 after(layer)
             self._join(stop)
         self.steering.require_finite()
+        grown = [branch.cell for branch in self.plan.all if len(branch.growth)]
+        self.steering.require_all_fired([cell for cell in grown if cell != NOWHERE])
 
     @property
     def index(self) -> Int[Tensor, " token"]:
@@ -158,15 +163,18 @@ class Walk(Runs):
         finite = torch.isfinite(self.stream).all(-1).cpu()
         for branch in () if finite.all() else self.plan.all:
             if not finite[branch.base : branch.stop].all():
-                raise_non_finite(self.steering.described(branch.cell) if branch.cell >= 0 else "")
+                raise_non_finite("" if branch.cell == NOWHERE else self.steering.described(branch.cell))
 
     def parts(self, cells: set[int], tokens: slice) -> list[Part]:
         """The stretches of a pass over these tokens that belong to these cells."""
+        if not cells:
+            return []
+        first = bisect_right(self._bases, tokens.start) - 1
         found = []
-        for branch in self.plan.all if cells else ():
-            first, last = max(tokens.start, branch.base), min(tokens.stop, branch.stop)
-            if branch.cell in cells and first < last:
-                found.append(self._part(branch, first, last, tokens.start))
+        for branch in self.plan.all[first : bisect_left(self._bases, tokens.stop)]:
+            start, stop = max(tokens.start, branch.base), min(tokens.stop, branch.stop)
+            if branch.cell in cells and start < stop:
+                found.append(self._part(branch, start, stop, tokens.start))
         return found
 
     def _part(self, branch: Branch, first: int, last: int, start: int) -> Part:
@@ -247,6 +255,9 @@ def embedded(
     )
 
 
-def tokens_a_pass(model: Any) -> int:
-    """How many tokens go through a layer at once."""
-    return CACHED_TOKENS if str(model.cfg.device) == "cpu" else PASS_TOKENS
+def tokens_a_pass(model: Any, limit: int) -> int:
+    """How many tokens go through a layer at once, where so many bytes may be kept between passes."""
+    cfg = model.cfg
+    token = (4 * (cfg.d_mlp or 0) + 8 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head) * model.W_E.element_size()
+    best = CACHED_TOKENS if str(cfg.device) == "cpu" else PASS_TOKENS
+    return max(LEAST_TOKENS, min(best, limit // token))

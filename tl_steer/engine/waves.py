@@ -10,12 +10,11 @@ import torch
 
 from ..interventions import Edit, steer_cells
 from .progress import Tick
-from .sharing import Plan, Row
-from .walk import Walk, tokens_a_pass
+from .sharing import Plan, Row, require_some
+from .walk import LEAST_TOKENS, Walk, tokens_a_pass
 
 logger = logging.getLogger(__name__)
 CPU_BYTES = 2**30  # by default at most this much on a CPU, where more is not faster
-LEAST_TOKENS = 64  # below this a pass is bound by reading weights
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,20 @@ def in_waves(
             by default half of what is free, and on a CPU at most 1 GiB.
         new_tokens: how many each row will be given behind it, with keys and values of all layers kept.
         tick: called with the number of cells done, in parts.
+        generating: whether tokens will be fed back behind the rows.
+        allow_empty: accept rows of which an edit selects nothing.
+
+    Raises:
+        EmptySelectionError: an edit's positions select nothing of a row.
     """
+    if not allow_empty:
+        require_some(rows, cells, generating=generating)
     limit = bytes_allowed(model, memory)
-    budget = tokens_a_pass(model)
+    budget = tokens_a_pass(model, limit)
     waiting = [(tuple(range(len(cells))), _alike_together(rows))]
     while waiting:
         mine, asked = waiting.pop()
-        plan = Plan(
-            [rows[row] for row in asked],
-            [cells[cell] for cell in mine],
-            generating=generating,
-            allow_empty=allow_empty,
-        )
+        plan = Plan([rows[row] for row in asked], [cells[cell] for cell in mine])
         size = plan_bytes(model, plan, new_tokens)
         halves = _halves(mine, asked)
         if halves and size > limit:

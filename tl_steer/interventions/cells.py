@@ -73,9 +73,8 @@ class CellSteering:
 
     def require_all_fired(self, cells: Sequence[int]) -> None:
         """Raise `HookDidNotFireError` where an edit of these cells was never made."""
-        missed = [
-            edit.described for cell in cells for edit in self.cells[cell] if id(edit) not in self._fired
-        ]
+        edits = [edit for cell in cells for edit in self.cells[cell]]
+        missed = [edit.described for edit in edits if id(edit) not in self._fired]
         if missed:
             raise HookDidNotFireError(
                 f"{'; '.join(missed)}: the hook did not fire, so nothing was changed there."
