@@ -5,24 +5,15 @@ queries and values and its output projection is done here, for each token agains
 """
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformer_lens.utilities.activation_functions import apply_softcap, softcap_enabled
-
-from .sharing import Branch, Segment
-
-BUNDLED = 64  # tokens that are put together where they look back on the same others
-PADDED = 1.5  # how much more than needed a group of bundles may compute
 
 Heads = Float[Tensor, "token head d_head"]
 KeyHeads = Float[Tensor, "key key_head d_head"]
@@ -95,166 +86,6 @@ def extend_rotary(model: Any, length: int) -> None:
     for block in model.blocks:
         if model.cfg.positional_embedding_type == "rotary" and length > len(block.attn.rotary_cos):
             block.attn.apply_rotary(block.attn.rotary_cos.new_zeros(1, 1, 1, model.cfg.d_head), length - 1)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Bundles of about the same size, padded: tokens that look back on the same others, and those others.
-
-    Attributes:
-        queries: places among the tokens that run, 0 where padded.
-        keys: numbers within the whole plan, 0 where padded.
-        real: which of the flattened queries are no padding.
-        seen: 0 where a query sees a key, −∞ where not, repeated for every query head of a key's head.
-        near: the same for layers with local attention, if the model has any.
-    """
-
-    queries: Int[Tensor, "bundle query"]
-    keys: Int[Tensor, "bundle key"]
-    real: Int[Tensor, " token"]
-    seen: Float[Tensor, "bundle 1 repeated_query key"]
-    near: Float[Tensor, "bundle 1 repeated_query key"] | None
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """Tokens and the keys they may see, by number in the whole plan.
-
-    `owner` says which stretch a query or key belongs to, −1 for keys that all of the bundle see.
-    """
-
-    queries: Int[np.ndarray, " query"]
-    keys: Int[np.ndarray, " key"]
-    query_owner: Int[np.ndarray, " query"]
-    key_owner: Int[np.ndarray, " key"]
-
-    def only(self, running: Int[np.ndarray, " running"]) -> "Bundle":
-        """The bundle without the queries that do not run."""
-        kept = np.isin(self.queries, running)
-        return replace(self, queries=self.queries[kept], query_owner=self.query_owner[kept])
-
-    @property
-    def cost(self) -> int:
-        """How many scores it takes."""
-        return len(self.queries) * len(self.keys)
-
-
-def bundles(segments: Sequence[tuple[Branch, Segment]]) -> list[Bundle]:
-    """Segments that look back on the same tokens, together, up to `BUNDLED` tokens."""
-    siblings: dict[int, list[tuple[Branch, Segment]]] = defaultdict(list)
-    for branch, segment in segments:
-        siblings[_last_before(branch, segment)].append((branch, segment))
-    made = []
-    for family in siblings.values():
-        together: list[tuple[Branch, Segment]] = []
-        count = 0
-        for branch, segment in family:
-            if together and count + segment.stop - segment.start > BUNDLED:
-                made.append(_bundle(together))
-                together, count = [], 0
-            together.append((branch, segment))
-            count += segment.stop - segment.start
-        made.append(_bundle(together))
-    return made
-
-
-def _last_before(branch: Branch, segment: Segment) -> int:
-    """The token a segment comes behind, which stands for all before it."""
-    if len(segment.own):
-        return int(segment.own[-1]) + branch.base
-    return int(segment.trunk[-1]) if len(segment.trunk) else -1
-
-
-def _bundle(together: Sequence[tuple[Branch, Segment]]) -> Bundle:
-    branch, segment = together[0]
-    shared = segment.before(branch.base)
-    own = [np.arange(segment.start, segment.stop) + branch.base for branch, segment in together]
-    owner = np.repeat(np.arange(len(own)), [len(each) for each in own])
-    queries = np.concatenate(own)
-    return Bundle(
-        queries, np.concatenate([shared, queries]), owner, np.concatenate([np.full(len(shared), -1), owner])
-    )
-
-
-def groups(
-    made: Sequence[Bundle],
-    running: Int[np.ndarray, " running"],
-    index: Int[np.ndarray, " plan"],
-    *,
-    repeats: int,
-    window: int | None,
-    like: Tensor,
-) -> list[Group]:
-    """Bundles padded to groups.
-
-    Args:
-        running: the numbers of the tokens that go through the block, in order.
-        index: absolute positions by number in the whole plan.
-        repeats: query heads for each head of the keys.
-        window: how far back local attention sees, if the model has any.
-        like: a tensor of the device and dtype that masks shall have.
-    """
-    grouped, waiting = [], sorted(made, key=lambda bundle: (len(bundle.keys), len(bundle.queries)))
-    while waiting:
-        together, cost, width = [waiting[0]], waiting[0].cost, len(waiting[0].queries)
-        for bundle in waiting[1:]:
-            width, cost = max(width, len(bundle.queries)), cost + bundle.cost
-            if (len(together) + 1) * width * len(bundle.keys) > PADDED * cost:
-                break
-            together.append(bundle)
-        waiting = waiting[len(together) :]
-        grouped.append(_padded(together, running, index, repeats=repeats, window=window, like=like))
-    return grouped
-
-
-def _padded(
-    together: Sequence[Bundle],
-    running: Int[np.ndarray, " running"],
-    index: Int[np.ndarray, " plan"],
-    *,
-    repeats: int,
-    window: int | None,
-    like: Tensor,
-) -> Group:
-    shape = (
-        len(together),
-        max(len(each.queries) for each in together),
-        max(len(each.keys) for each in together),
-    )
-    queries, keys = np.zeros(shape[:2], dtype=np.int64), np.zeros((shape[0], shape[2]), dtype=np.int64)
-    real, seen, near = (
-        np.zeros(shape[:2], dtype=bool),
-        np.zeros(shape, dtype=bool),
-        np.zeros(shape, dtype=bool),
-    )
-    for place, each in enumerate(together):
-        n_queries, n_keys = len(each.queries), len(each.keys)
-        queries[place, :n_queries] = np.searchsorted(running, each.queries)
-        keys[place, :n_keys] = each.keys
-        real[place, :n_queries] = True
-        back = index[each.queries][:, None] - index[each.keys][None]
-        own = (each.key_owner == -1)[None] | (each.key_owner[None] == each.query_owner[:, None])
-        seen[place, :n_queries, :n_keys] = own & (back >= 0)
-        near[place, :n_queries, :n_keys] = own & (back >= 0) & (back < (window or 0))
-    device = like.device
-    return Group(
-        queries=torch.from_numpy(queries).to(device),
-        keys=torch.from_numpy(keys).to(device),
-        real=torch.from_numpy(np.flatnonzero(real)).to(device),
-        seen=_additive(seen, real, repeats, like),
-        near=None if window is None else _additive(near, real, repeats, like),
-    )
-
-
-def _additive(
-    seen: Bool[np.ndarray, "bundle query key"],
-    real: Bool[np.ndarray, "bundle query"],
-    repeats: int,
-    like: Tensor,
-) -> Float[Tensor, "bundle 1 repeated_query key"]:
-    seen = torch.from_numpy(seen | ~real[..., None])  # padded queries see something, or they would be NaN
-    mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, -torch.inf)
-    return mask.repeat(1, repeats, 1)[:, None].to(like.device)
 
 
 def weighted_values(

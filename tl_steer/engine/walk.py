@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,39 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..interventions import CellSteering, Part, raise_non_finite
-from .attention import (
-    Bundle,
-    Group,
-    Heads,
-    KeyHeads,
-    Runs,
-    attending,
-    bundles,
-    extend_rotary,
-    groups,
-    weighted_values,
-)
-from .sharing import NOWHERE, Branch, Plan, Segment
+from .attention import Heads, KeyHeads, Runs, attending, extend_rotary, weighted_values
+from .packing import Packer, Parcel
+from .sharing import NOWHERE, Branch, Plan
 
 # Reading on a CPU is fastest where a pass's activations stay in its cache; accelerators want many rows.
 CACHED_TOKENS = 1024
 PASS_TOKENS = 8192
 LEAST_TOKENS = 64  # below this a pass is bound by reading weights
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """Tokens `start` to `stop` of a plan, which join before layer `born` and attend in the same groups.
-
-    `running` are the numbers of those that go through a block; the others give keys and values alone.
-    """
-
-    start: int
-    stop: int
-    born: int
-    running: Int[np.ndarray, " running"]
-    bundles: tuple[Bundle, ...]
-    groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True)
@@ -85,10 +60,10 @@ class Walk(Runs):
         self.stream = model.W_E.new_empty(plan.size, cfg.d_model)
         kv_heads = cfg.n_key_value_heads or cfg.n_heads
         self.keys, self.values = (model.W_E.new_empty(plan.size, kv_heads, cfg.d_head) for _ in range(2))
-        self._places = np.concatenate([branch.growth.index for branch in plan.all])
-        self.places = torch.from_numpy(self._places).to(self.stream.device)
+        self._packer = Packer(model, plan, budget, self.stream)
+        self.places = torch.from_numpy(self._packer.places).to(self.stream.device)
         self._bases = [branch.base for branch in plan.all]
-        self._parcels = list(self._packed())
+        self._parcels = list(self._packer.parcels())
 
     @torch.no_grad()
     def up(
@@ -108,7 +83,7 @@ class Walk(Runs):
             count: called with the number of tokens that have been through a layer.
         """
         trunk = self.plan.trunk
-        extend_rotary(self.model, int(self._places.max(initial=0)) + 1)
+        extend_rotary(self.model, int(self._packer.places.max(initial=0)) + 1)
         tokens = torch.from_numpy(trunk.growth.tokens).to(self.places.device)
         self.stream[: trunk.stop] = embedded(self.model, tokens, self.places[: trunk.stop])
         with attending(self.model, self):
@@ -208,41 +183,9 @@ class Walk(Runs):
             if together and parcel.stop - together[0].start > self.budget:
                 yield Pass(together)
                 together = []
-            together.append(parcel if wanted is None else self._only(parcel, wanted))
+            together.append(parcel if wanted is None else self._packer.only(parcel, wanted))
         if together:
             yield Pass(together)
-
-    def _packed(self) -> Iterator[Parcel]:
-        """The plan's segments in parcels of at most the budget (but at least a segment)."""
-        together: list[tuple[Branch, Segment]] = []
-        for branch in self.plan.all:
-            for segment in branch.growth.segments:
-                if together:
-                    first, begun = together[0]
-                    full = branch.base + segment.stop - (first.base + begun.start) > self.budget
-                    if full or branch.born != first.born:
-                        yield self._parcel(together)
-                        together = []
-                together.append((branch, segment))
-        if together:
-            yield self._parcel(together)
-
-    def _parcel(self, together: Sequence[tuple[Branch, Segment]]) -> Parcel:
-        (first, begun), (last, ended) = together[0], together[-1]
-        start, stop = first.base + begun.start, last.base + ended.stop
-        running, made = np.arange(start, stop), bundles(together)
-        return Parcel(start, stop, first.born, running, tuple(made), self._grouped(made, running))
-
-    def _only(self, parcel: Parcel, wanted: Int[np.ndarray, " token"]) -> Parcel:
-        """The parcel with only those tokens running that are wanted."""
-        running = wanted[(wanted >= parcel.start) & (wanted < parcel.stop)]
-        made = [few for bundle in parcel.bundles if len((few := bundle.only(running)).queries)]
-        return replace(parcel, running=running, groups=self._grouped(made, running))
-
-    def _grouped(self, made: Sequence[Bundle], running: Int[np.ndarray, " token"]) -> tuple[Group, ...]:
-        heads = self.model.cfg.n_heads // self.keys.shape[1]
-        window = self.model.cfg.window_size if self.model.cfg.use_local_attn else None
-        return tuple(groups(made, running, self._places, repeats=heads, window=window, like=self.stream))
 
 
 def embedded(
