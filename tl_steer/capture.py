@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .activations import Activations, PairedActivations
-from .engine import Reading, Row, Tick, Wave, bar, batches, in_waves, residual, shares
+from .engine import Memory, Reading, Row, Tick, Wave, bar, batches, in_waves, residual, shares
 from .generation import Decoding, completion_text, decode, require_room, write_cells
 from .interventions import Edit, NonFiniteError, Operation, checked_edits, steer
 from .models import Layers, Prompt, as_prompts, hook_point, identify, resolve_layers, tokenize_all
@@ -29,7 +29,7 @@ def capture(
     force: bool = False,
     progress: bool = False,
     reuse: bool = True,
-    memory: float | None = None,
+    memory: Memory = None,
 ) -> Activations:
     """Run prompts, and read a hook at the selected positions of the layers asked for.
 
@@ -92,7 +92,7 @@ def capture_pairs(
     force: bool = False,
     progress: bool = False,
     reuse: bool = True,
-    memory: float | None = None,
+    memory: Memory = None,
 ) -> PairedActivations:
     """`capture` of both sides of contrast pairs; the stream's norm is taken over both together.
 
@@ -127,7 +127,7 @@ def _record_together(
     recorder: "_Recorder",
     hook: str,
     max_new_tokens: int,
-    memory: float | None,
+    memory: Memory,
     tick: Tick,
     options: Mapping[str, bool],
 ) -> list[list[int]]:
@@ -164,7 +164,7 @@ def _record_plainly(
     recorder: "_Recorder",
     hook: str,
     max_new_tokens: int,
-    memory: float | None,
+    memory: Memory,
     tick: Tick,
     options: Mapping[str, bool],
 ) -> list[list[int]]:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .engine import (
+    Memory,
     Row,
     StreamNorms,
     Tick,
@@ -72,7 +73,7 @@ def choice_logits(
     force: bool = False,
     progress: bool = False,
     reuse: bool = True,
-    memory: float | None = None,
+    memory: Memory = None,
 ) -> pd.DataFrame:
     """Score two continuations of each prompt, under operations.
 
@@ -144,7 +145,7 @@ def score_cells(
     allow_empty: bool = False,
     force: bool = False,
     reuse: bool = True,
-    memory: float | None = None,
+    memory: Memory = None,
     tick: Tick = lambda cells: None,
 ) -> list[pd.DataFrame]:
     """`choice_logits` without the prompts' column, of planned questions, under every cell's operations.
@@ -172,7 +173,7 @@ def _score_together(
     norms: StreamNorms | None,
     mass: bool,
     allow_empty: bool,
-    memory: float | None,
+    memory: Memory,
     tick: Tick,
 ) -> None:
     """All cells at once: one walk, and the logits of what is read."""

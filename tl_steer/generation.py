@@ -15,6 +15,7 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from .engine import (
     Batch,
     Decoder,
+    Memory,
     Row,
     StreamNorms,
     Tick,
@@ -78,7 +79,7 @@ def generate(
     force: bool = False,
     progress: bool = False,
     reuse: bool = True,
-    memory: float | None = None,
+    memory: Memory = None,
 ) -> list[str] | list[list[int]]:
     """What the model says, steered.
 
@@ -132,7 +133,7 @@ def write_cells(
     allow_empty: bool = False,
     force: bool = False,
     reuse: bool = True,
-    memory: float | None = None,
+    memory: Memory = None,
     tick: Tick = lambda cells: None,
 ) -> list[list[list[int]]]:
     """New tokens of every prompt under every cell's operations; raises as `generate`.
@@ -165,7 +166,7 @@ def _written_together(
     decoding: Decoding,
     norms: StreamNorms | None,
     allow_empty: bool,
-    memory: float | None,
+    memory: Memory,
     tick: Tick,
 ) -> list[list[list[int]]]:
     """All cells' texts at once: one walk through the prompts, then a token at a time for those not ended."""

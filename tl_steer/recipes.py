@@ -4,6 +4,7 @@ from typing import Any
 
 from .capture import capture, capture_pairs
 from .directions import Estimator, SteeringVectors, mean_difference
+from .engine import Memory
 from .models import Layers, tokenize
 from .positions import Positions, all_tokens
 from .prompts import ContrastPairs
@@ -18,7 +19,7 @@ def vectors_from_pairs(
     layers: Layers = None,
     hook: str = "resid_post",
     reuse: bool = True,
-    memory: float | None = None,
+    memory: Memory = None,
 ) -> SteeringVectors:
     """Capture both sides of contrast pairs and estimate a vector at each layer, in one call.
 
@@ -36,7 +37,7 @@ def activation_addition(
     layers: Layers = None,
     hook: str = "resid_pre",
     reuse: bool = True,
-    memory: float | None = None,
+    memory: Memory = None,
 ) -> SteeringVectors:
     """One vector a position: the stream on `positive` minus that on `negative`, length kept.
 

@@ -13,11 +13,12 @@ from .reading import Reading, Site, StreamNorms
 from .sharing import Plan, Row
 from .support import shares
 from .walk import Walk
-from .waves import Wave, in_waves
+from .waves import Memory, Wave, in_waves
 
 __all__ = [
     "Batch",
     "Decoder",
+    "Memory",
     "Plan",
     "Reading",
     "Row",

@@ -8,12 +8,13 @@ from typing import Any
 import psutil
 import torch
 
-from ..interventions import Edit, steer_cells
+from ..interventions import Edit, NonFiniteError, steer_cells
 from .progress import Tick
 from .sharing import Plan, Row, require_some
 from .walk import LEAST_TOKENS, Walk, tokens_a_pass
 
 logger = logging.getLogger(__name__)
+Memory = int | float | None  # bytes, or a share of what is free
 CPU_BYTES = 2**30  # by default at most this much on a CPU, where more is not faster
 
 
@@ -40,7 +41,7 @@ def in_waves(
     cells: Sequence[Sequence[Edit]],
     work: Callable[[Wave], object],
     *,
-    memory: float | None = None,
+    memory: Memory = None,
     new_tokens: int = 0,
     tick: Tick = lambda cells: None,
     generating: bool = False,
@@ -78,14 +79,18 @@ def in_waves(
             continue
         share = len(mine) * len(asked) / len(rows) / plan_work(model, plan, new_tokens)
         try:
-            with steer_cells(model, plan.cells) as steering:
-                walk = Walk(model, plan, steering, budget=budget)
-                work(Wave(mine, asked, plan, walk, lambda tokens, share=share: tick(share * tokens)))
+            _run(model, plan, budget, work, mine, asked, lambda tokens, share=share: tick(share * tokens))
+            continue
+        except NonFiniteError:
+            if len(mine) == 1:
+                raise
+            # Keys of one cell reach the others' sums, though with weight 0: alone they tell whose it was.
+            waiting += halves
             continue
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or not (halves or budget >= 2 * LEAST_TOKENS):
                 raise
-        # Out here the error and all that its frames held is gone.
+        # Out here the error is gone, and with it all that its frames held.
         limit, budget = min(limit, size) // 2, max(budget // 2, LEAST_TOKENS)
         logger.warning(
             "out of memory with %d cells of %d prompts; going on with half as much at once",
@@ -97,13 +102,27 @@ def in_waves(
         waiting += halves or [(mine, asked)]
 
 
-def bytes_allowed(model: Any, memory: float | None) -> int:
+def _run(
+    model: Any,
+    plan: Plan,
+    budget: int,
+    work: Callable[[Wave], object],
+    cells: tuple[int, ...],
+    rows: tuple[int, ...],
+    count: Tick,
+) -> None:
+    """One wave; what it held is free when this returns."""
+    with steer_cells(model, plan.cells) as steering:
+        work(Wave(cells, rows, plan, Walk(model, plan, steering, budget=budget), count))
+
+
+def bytes_allowed(model: Any, memory: Memory) -> int:
     """The `memory` argument in bytes.
 
     Raises:
         ValueError: it is not positive, or a fraction above 1.
     """
-    if memory is not None and (memory <= 0 or (isinstance(memory, float) and memory > 1)):
+    if memory is not None and not (0 < memory <= 1 if isinstance(memory, float) else memory > 0):
         raise ValueError(
             f"memory={memory!r}: give a whole number of bytes, or a fraction of what is free (0.5), or None."
         )
@@ -137,7 +156,10 @@ def token_bytes(model: Any) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whichever device."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    told = ("not enough memory", "can't allocate memory")  # by torch, on a CPU
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in told
+    )
 
 
 def _alike_together(rows: Sequence[Row]) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import pandas as pd
 from ..capture import capture
 from ..choices import plan_choices, score_cells
 from ..directions import SteeringVectors
-from ..engine import Site, StreamNorms, Tick, bar
+from ..engine import Memory, Site, StreamNorms, Tick, bar
 from ..generation import Decoding, completion_text, write_cells
 from ..models import Layer, tokenize_all
 from ..positions import Positions, all_tokens
@@ -44,7 +44,7 @@ def sweep(
     force: bool = False,
     progress: bool = True,
     reuse: bool = True,
-    memory: float | None = None,
+    memory: Memory = None,
 ) -> pd.DataFrame:
     """Ask questions under every cell: vector × operation × layers × multiplier, and unsteered.
 
