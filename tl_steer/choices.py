@@ -161,7 +161,7 @@ def score_cells(
         _score_together(model, plan, edits, scores, norms, mass, allow_empty, memory, tick)
     else:
         for cell, operations in enumerate(cells):
-            _score_plainly(model, plan, operations, scores[cell], mass, tick, options)
+            _score_plainly(model, plan, operations, scores[cell], tick, options)
     return [_columns(each, mass) for each in scores]
 
 
@@ -193,7 +193,8 @@ def _score_together(
             wave.walk.up(model.cfg.n_layers, wanted=numbers, count=wave.count)
         wave.walk.require_finite()
         targets = [step for _, read in asked for step in read.targets]
-        found = iter(_target_scores(model, wave.walk.stream, torch.from_numpy(numbers), targets, normalised))
+        slots = torch.from_numpy(numbers)
+        found = iter(list(_target_scores(model, wave.walk.stream, slots, targets, normalised=normalised)))
         for cell, read in asked:
             for _ in read.targets:
                 scores[cell, read.question, list(read.choices)] += next(found)
@@ -208,7 +209,6 @@ def _score_plainly(
     plan: ChoicePlan,
     operations: Sequence[Operation],
     scores: Float[np.ndarray, "question 2"],
-    mass: bool,
     tick: Tick,
     options: Mapping[str, bool],
 ) -> None:
@@ -226,11 +226,8 @@ def _score_plainly(
             for step in range(len(read.targets))
         ]
         targets = [step for read in reads for step in read.targets]
-        found = iter(
-            _target_scores(
-                model, stream.flatten(0, 1), torch.tensor(numbers), targets, mass or not plan.read_together
-            )
-        )
+        slots = torch.tensor(numbers)
+        found = iter(_target_scores(model, stream.flatten(0, 1), slots, targets, normalised=True))
         for read in reads:
             for _ in read.targets:
                 scores[read.question, list(read.choices)] += next(found)
@@ -286,6 +283,7 @@ def _target_scores(
     stream: Float[Tensor, "slot d_model"],
     slots: Int[Tensor, " read"],
     targets: Sequence[tuple[int, ...]],
+    *,
     normalised: bool,
 ) -> Iterator[list[float]]:
     """The targets' log-probabilities at each slot; their bare logits where nothing else is wanted."""
