@@ -122,14 +122,15 @@ def test_logits_are_read_in_parts_without_a_difference(monkeypatch):
     )
 
 
-def test_only_the_positions_that_are_read_get_logits(monkeypatch):
+@pytest.mark.parametrize("reuse", [True, False])
+def test_only_the_positions_that_are_read_get_logits(monkeypatch, reuse):
     rows = []
-    forward = MODEL.unembed.forward
+    forward = MODEL.ln_final.forward  # once for each position whose logits are wanted
     monkeypatch.setattr(
-        MODEL.unembed, "forward", lambda x: rows.append(x.shape[0] * x.shape[1]) or forward(x)
+        MODEL.ln_final, "forward", lambda x: rows.append(x.shape[0] * x.shape[1]) or forward(x)
     )
-    choice_logits(MODEL, PROMPTS, (" yes", " no"))
-    assert sum(rows) == 3
+    choice_logits(MODEL, PROMPTS, (" yes", " no"), reuse=reuse)
+    assert rows == ([3, 3] if reuse else [3])  # those of the two choices, and of all that normalises them
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def _record_together(
     new: list[list[int]] = [[] for _ in ids]
     if max_new_tokens:
         (new,) = write_cells(model, ids, [operations], Decoding(max_new_tokens), memory=memory, **options)
-    edits = checked_edits(model, operations, options["force"])
+    (edits,) = checked_edits(model, [operations], options["force"])
     rows = [
         Row(tuple(prompt + text[:-1]), PromptTokens(len(prompt), tuple(prompt), model.tokenizer))
         for prompt, text in zip(ids, new, strict=True)
@@ -230,9 +230,10 @@ class _Recorder:
         rows = torch.tensor(wave.rows)
         self.rows.append(rows.repeat_interleave(torch.tensor([len(places) for places in chosen])))
         self.index.append(torch.cat(chosen))
+        norms = reading.typical_norms(wave)
         for place, layer in enumerate(self.layers):
             self.values[layer].append(reading.values[layer, hook][held])
-            self.norms[rows, place] = reading.typical_norms(wave, (layer, hook)).to(self.norms)
+            self.norms[rows, place] = norms[layer, hook]
 
     def assembled(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Everything recorded, by prompt and padded; `sequences` are the prompts with what was generated."""

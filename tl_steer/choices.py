@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .engine import (
     Memory,
@@ -21,6 +22,7 @@ from .engine import (
     bar,
     batches,
     in_waves,
+    log_normaliser,
     logits_at,
     logits_of,
     residual,
@@ -30,7 +32,7 @@ from .interventions import Edit, Operation, checked_edits, steer
 from .models import Prompt, as_prompts, tokenize, tokenize_all
 from .positions import PromptTokens
 
-LOGIT_ROWS = 256  # positions whose logits are held at once
+LOGIT_ROWS = 512  # positions whose logits are held at once
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def score_cells(
     scores = np.zeros((len(cells), len(plan.prompts), 2))
     options = {"allow_empty": allow_empty, "force": force}
     if shares(model, reuse):
-        edits = [checked_edits(model, operations, force) for operations in cells]
+        edits = checked_edits(model, cells, force)
         _score_together(model, plan, edits, scores, norms, mass, allow_empty, memory, tick)
     else:
         for cell, operations in enumerate(cells):
@@ -194,10 +196,11 @@ def _score_together(
         wave.walk.require_finite()
         targets = [step for _, read in asked for step in read.targets]
         slots = torch.from_numpy(numbers)
-        found = iter(list(_target_scores(model, wave.walk.stream, slots, targets, normalised=normalised)))
-        for cell, read in asked:
-            for _ in read.targets:
-                scores[cell, read.question, list(read.choices)] += next(found)
+        read = _target_scores(model, wave.walk.stream, slots, targets, normalised=normalised, whole=False)
+        found = iter(list(read))  # all of it, before any of it is kept
+        for cell, each in asked:
+            for _ in each.targets:
+                scores[cell, each.question, list(each.choices)] += next(found)
 
     normalised = mass or not plan.read_together
     fed = any(len(read.ids) > len(plan.prompts[read.question]) for read in plan.reads)
@@ -227,7 +230,7 @@ def _score_plainly(
         ]
         targets = [step for read in reads for step in read.targets]
         slots = torch.tensor(numbers)
-        found = iter(_target_scores(model, stream.flatten(0, 1), slots, targets, normalised=True))
+        found = iter(_target_scores(model, stream.flatten(0, 1), slots, targets, normalised=True, whole=True))
         for read in reads:
             for _ in read.targets:
                 scores[read.question, list(read.choices)] += next(found)
@@ -285,15 +288,21 @@ def _target_scores(
     targets: Sequence[tuple[int, ...]],
     *,
     normalised: bool,
+    whole: bool,
 ) -> Iterator[list[float]]:
-    """The targets' log-probabilities at each slot; their bare logits where nothing else is wanted."""
+    """The targets' log-probabilities at each slot; their bare logits where nothing else is wanted.
+
+    `whole` takes them from the model's own unembedding, as a pass of it would.
+    """
     for start in range(0, len(targets), LOGIT_ROWS):
         part = targets[start : start + LOGIT_ROWS]
         here = stream[slots[start : start + LOGIT_ROWS].to(stream.device)]
-        if not normalised:
-            yield from logits_at(model, here, torch.tensor(part)).double().tolist()
-            continue
-        logits = logits_of(model, here)
-        totals = logits.logsumexp(-1).double()
-        for place, tokens in enumerate(part):
-            yield (logits[place, list(tokens)].double() - totals[place]).tolist()
+        tokens = pad_sequence([torch.tensor(each) for each in part], batch_first=True).to(stream.device)
+        if whole:
+            logits = logits_of(model, here)
+            found, total = logits.gather(1, tokens), logits.logsumexp(-1)
+        else:
+            found = logits_at(model, here, tokens)
+            total = log_normaliser(model, here) if normalised else torch.zeros(len(here))
+        found = (found.double() - total.double().to(found.device)[:, None]).tolist()
+        yield from (row[: len(each)] for row, each in zip(found, part, strict=True))

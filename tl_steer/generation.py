@@ -144,7 +144,7 @@ def write_cells(
     """
     require_room(model, prompts, decoding.max_new_tokens)
     if decoding.use_cache and shares(model, reuse):
-        edits = [checked_edits(model, operations, force) for operations in cells]
+        edits = checked_edits(model, cells, force)
         return _written_together(model, prompts, edits, decoding, norms, allow_empty, memory, tick)
     written = []
     for operations in cells:

@@ -93,22 +93,19 @@ def weighted_values(
     q: Float[Tensor, "bundle query head d_head"],
     k: Float[Tensor, "bundle key key_head d_head"],
     v: Float[Tensor, "bundle key key_head d_head"],
-    mask: Float[Tensor, "bundle 1 repeated_query_or_1 key"],
+    mask: Float[Tensor, "bundle 1 query key"],
 ) -> Float[Tensor, "bundle query head d_head"]:
     """softmax(q·k / scale + mask)·v, with the scale, soft cap and shared keys of the model."""
-    bundle, query, head, d_head = q.shape
-    key_head = k.shape[2]
-    repeats = head // key_head
-    q = (
-        q.unflatten(2, (key_head, repeats))
-        .permute(0, 2, 3, 1, 4)
-        .reshape(bundle, key_head, repeats * query, d_head)
-    )
-    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    shared = q.shape[2] // k.shape[2]  # query heads for each head of the keys
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     cap = attn.cfg.attn_scores_soft_cap
     if softcap_enabled(cap):
+        k, v = (part.repeat_interleave(shared, 1) for part in (k, v))
         scores = apply_softcap(q @ k.transpose(-1, -2) / attn.attn_scale, cap)
-        z = (scores + mask).softmax(-1) @ v
-    else:
+        return ((scores + mask).softmax(-1) @ v).transpose(1, 2)
+    if q.shape[2] == 1:  # one query: heads that share keys are as good as queries, and faster
+        q, mask = q.unflatten(1, (-1, shared)).flatten(2, 3), mask
         z = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1 / attn.attn_scale)
-    return z.unflatten(2, (repeats, query)).permute(0, 3, 1, 2, 4).reshape(bundle, query, head, d_head)
+        return z.flatten(1, 2)[:, None]
+    options = {"scale": 1 / attn.attn_scale, "enable_gqa": shared > 1}
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, **options).transpose(1, 2)

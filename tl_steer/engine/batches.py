@@ -13,6 +13,7 @@ from transformer_lens.utilities.activation_functions import apply_softcap
 # 17 % faster than 4096); decoding and accelerators are bound by reading weights, and want many rows.
 CACHED_TOKENS = 1024
 BATCH_TOKENS = 4096
+VOCABULARY_PART = 4096  # tokens whose logits are summed over at once: what stays in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,26 @@ def logits_of(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tenso
     return model(stream[:, None], start_at_layer=model.cfg.n_layers)[:, 0].float()
 
 
+def log_normaliser(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:
+    """The log-sum-exp of each position's logits, over a part of the vocabulary at a time."""
+    normed = _normed(model, stream)
+    columns = zip(model.W_U.split(VOCABULARY_PART, 1), model.b_U.split(VOCABULARY_PART), strict=True)
+    parts = [
+        apply_softcap(normed @ weight + bias, model.cfg.output_logits_soft_cap).float().logsumexp(-1)
+        for weight, bias in columns
+    ]
+    return torch.stack(parts).logsumexp(0)
+
+
 def logits_at(
     model: Any, stream: Float[Tensor, "batch d_model"], tokens: Int[Tensor, "batch choice"]
 ) -> Float[Tensor, "batch choice"]:
     """A few tokens' logits at each position, in float32, without computing the others."""
-    normed = stream[:, None] if model.cfg.normalization_type is None else model.ln_final(stream[:, None])
     tokens = tokens.to(stream.device)
-    columns = model.W_U.T[tokens]
-    logits = (normed @ columns.transpose(-1, -2))[:, 0] + model.b_U[tokens]
+    weight = model.W_U.T[tokens]
+    logits = (weight @ _normed(model, stream)[:, :, None])[:, :, 0] + model.b_U[tokens]
     return apply_softcap(logits, model.cfg.output_logits_soft_cap).float()
+
+
+def _normed(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
+    return stream if model.cfg.normalization_type is None else model.ln_final(stream[:, None])[:, 0]

@@ -57,6 +57,7 @@ class Decoder(Runs):
             stream = embedded(self.model, tokens.to(self.index.device), self.index)
             stream = self.model(stream[None], start_at_layer=0, stop_at_layer=self.model.cfg.n_layers)[0]
         steering.require_finite()
+        steering.require_all_fired([part.cell for part in steering.parts])
         finite = torch.isfinite(stream).all(-1).tolist()
         if not all(finite):
             raise_non_finite(steering.described(self.members[finite.index(False)][0]))

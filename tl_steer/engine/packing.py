@@ -7,6 +7,8 @@ Segments that look back on the same tokens are put in *bundles*; bundles of abou
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor
 from .sharing import Branch, Plan, Segment
 
 BUNDLED = 64  # tokens that are put together where they look back on the same others
-PADDED = 1.5  # how much more than needed a group of bundles may compute
+PADDED = 2.0  # how much more than needed a group of bundles may compute
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,16 @@ class Group:
     Attributes:
         queries: places among the tokens that run, 0 where padded.
         keys: numbers within the whole plan, 0 where padded.
-        real: which of the flattened queries are no padding.
-        seen: 0 where a query sees a key, −∞ where not, repeated for every query head of a key's head.
+        places: the same, flattened; where padded, the place behind the last.
+        seen: 0 where a query sees a key, −∞ where not.
         near: the same for layers with local attention, if the model has any.
     """
 
     queries: Int[Tensor, "bundle query"]
     keys: Int[Tensor, "bundle key"]
-    real: Int[Tensor, " token"]
-    seen: Float[Tensor, "bundle 1 repeated_query key"]
-    near: Float[Tensor, "bundle 1 repeated_query key"] | None
+    places: Int[Tensor, " bundle_query"]
+    seen: Float[Tensor, "bundle 1 query key"]
+    near: Float[Tensor, "bundle 1 query key"] | None
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ class Bundle:
         return (self.key_owner == -1) | (self.key_owner == self.query_owner[:, None])
 
     @property
-    def cost(self) -> int:
-        """How many scores it takes."""
-        return len(self.queries) * len(self.keys)
+    def shape(self) -> tuple[int, int]:
+        """How many queries, and how many keys."""
+        return len(self.queries), len(self.keys)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Packer:
     """Puts a plan's segments in parcels.
 
     Args:
-        budget: how many tokens a parcel holds at most (but at least a segment).
+        budget: about how many tokens a parcel holds at most (but at least a segment).
         like: a tensor of the device and dtype that masks shall have.
     """
 
@@ -94,23 +96,24 @@ class Packer:
         cfg = model.cfg
         self.plan, self.budget, self.like = plan, budget, like
         self.places = np.concatenate([branch.growth.index for branch in plan.all])
-        self.repeats = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads)
         self.window = cfg.window_size if cfg.use_local_attn else None
 
     def parcels(self) -> Iterator[Parcel]:
-        """The whole plan, in the order of its numbers."""
-        together: list[tuple[Branch, Segment]] = []
-        for branch in self.plan.all:
-            for segment in branch.growth.segments:
-                if together:
-                    first, begun = together[0]
-                    full = branch.base + segment.stop - (first.base + begun.start) > self.budget
-                    if full or branch.born != first.born:
-                        yield self._parcel(together)
-                        together = []
+        """The whole plan, in the order of its numbers; those that join at one layer are of about one size."""
+        for _, branches in groupby(self.plan.all, key=lambda branch: branch.born):
+            segments = [(branch, segment) for branch in branches for segment in branch.growth.segments]
+            total = sum(segment.stop - segment.start for _, segment in segments)
+            size = total / max(1, ceil(total / self.budget))
+            together, done, enough = [], 0, size
+            for branch, segment in segments:
+                count = segment.stop - segment.start
+                if together and done + count > enough + 0.5 * count:
+                    yield self._parcel(together)
+                    together, enough = [], enough + size
                 together.append((branch, segment))
-        if together:
-            yield self._parcel(together)
+                done += count
+            if together:
+                yield self._parcel(together)
 
     def only(self, parcel: Parcel, wanted: Int[np.ndarray, " token"]) -> Parcel:
         """The parcel with only those tokens running that are wanted."""
@@ -127,23 +130,19 @@ class Packer:
 
     def _groups(self, made: Sequence[Bundle], running: Int[np.ndarray, " running"]) -> Iterator[Group]:
         """Bundles of about the same size together."""
-        waiting = sorted(made, key=lambda bundle: (len(bundle.keys), len(bundle.queries)))
-        while waiting:
-            together, cost, width = [waiting[0]], waiting[0].cost, len(waiting[0].queries)
-            for bundle in waiting[1:]:
-                width, cost = max(width, len(bundle.queries)), cost + bundle.cost
-                if (len(together) + 1) * width * len(bundle.keys) > PADDED * cost:
-                    break
-                together.append(bundle)
-            waiting = waiting[len(together) :]
+        together: list[Bundle] = []
+        needed, sides = 0, np.zeros(2, dtype=int)
+        for bundle in sorted(made, key=lambda bundle: bundle.shape):
+            needed, sides = needed + np.prod(bundle.shape), np.maximum(sides, bundle.shape)
+            if together and (len(together) + 1) * sides.prod() > PADDED * needed:
+                yield self._padded(together, running)
+                together, needed, sides = [], np.prod(bundle.shape), np.array(bundle.shape)
+            together.append(bundle)
+        if together:
             yield self._padded(together, running)
 
     def _padded(self, together: Sequence[Bundle], running: Int[np.ndarray, " running"]) -> Group:
-        shape = (
-            len(together),
-            max(len(each.queries) for each in together),
-            max(len(each.keys) for each in together),
-        )
+        shape = (len(together), *np.max([each.shape for each in together], axis=0))
         queries, keys = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[::2], dtype=np.int64)
         real, seen, near = (np.zeros(size, dtype=bool) for size in (shape[:2], shape, shape))
         for row, each in enumerate(together):
@@ -156,17 +155,17 @@ class Packer:
         return Group(
             queries=torch.from_numpy(queries).to(self.like.device),
             keys=torch.from_numpy(keys).to(self.like.device),
-            real=torch.from_numpy(np.flatnonzero(real)).to(self.like.device),
+            places=torch.from_numpy(np.where(real, queries, len(running)).flatten()).to(self.like.device),
             seen=self._additive(seen, real),
             near=None if self.window is None else self._additive(near, real),
         )
 
     def _additive(
         self, seen: Bool[np.ndarray, "bundle query key"], real: Bool[np.ndarray, "bundle query"]
-    ) -> Float[Tensor, "bundle 1 repeated_query key"]:
+    ) -> Float[Tensor, "bundle 1 query key"]:
         seen = torch.from_numpy(seen | ~real[..., None])  # padded queries see something, or they would be NaN
         mask = torch.zeros(seen.shape, dtype=self.like.dtype).masked_fill_(~seen, -torch.inf)
-        return mask.repeat(1, self.repeats, 1)[:, None].to(self.like.device)
+        return mask[:, None].to(self.like.device)
 
 
 def bundles(segments: Sequence[tuple[Branch, Segment]]) -> list[Bundle]:

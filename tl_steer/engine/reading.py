@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..models import hook_point
 from .waves import Wave
@@ -45,14 +46,20 @@ class Reading:
                 stack.callback(handle.remove)
             yield
 
-    def typical_norms(self, wave: Wave, site: Site) -> Float[Tensor, " row"]:
+    def typical_norms(self, wave: Wave) -> dict[Site, Float[Tensor, " row"]]:
         """Each row's median length over its prompt without the first position; NaN of a one-token prompt."""
-        norms = self.norms[site].numpy()
-        prompts = [
-            norms[wave.plan.trunk.growth.paths[place][1 : row.prompt.length]]
-            for place, row in enumerate(wave.plan.rows)
+        paths = [
+            torch.from_numpy(path[1 : row.prompt.length])
+            for path, row in zip(wave.plan.trunk.growth.paths, wave.plan.rows, strict=True)
         ]
-        return torch.tensor([np.median(each) if len(each) else np.nan for each in prompts])
+        numbers = pad_sequence(paths, batch_first=True)
+        missing = torch.arange(numbers.shape[1]) >= torch.tensor([len(path) for path in paths])[:, None]
+        return {
+            site: norms[numbers].masked_fill(missing, torch.nan).nanquantile(0.5, dim=1)
+            if numbers.shape[1]
+            else torch.full((len(paths),), torch.nan)
+            for site, norms in self.norms.items()
+        }
 
     def _reader(self, site: Site, wave: Wave, trunk: int) -> Any:
         def read(_module: Any, _inputs: tuple, x: Tensor) -> None:
@@ -97,8 +104,8 @@ class StreamNorms:
         with reading.of(model, wave):
             yield
         self.seen = True
-        for site, norms in self._norms.items():
-            norms[self.prompt_of[list(wave.rows)]] = reading.typical_norms(wave, site).to(norms)
+        for site, norms in reading.typical_norms(wave).items():
+            self._norms[site][self.prompt_of[list(wave.rows)]] = norms
 
     def typical(self) -> dict[Site, float]:
         """The median over prompts of each prompt's typical norm, by site."""

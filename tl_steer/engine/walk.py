@@ -17,7 +17,7 @@ from .packing import Packer, Parcel
 from .sharing import NOWHERE, Branch, Plan
 
 # Reading on a CPU is fastest where a pass's activations stay in its cache; accelerators want many rows.
-CACHED_TOKENS = 1024
+CACHED_TOKENS = 2048
 PASS_TOKENS = 8192
 LEAST_TOKENS = 64  # below this a pass is bound by reading weights
 
@@ -123,15 +123,16 @@ class Walk(Runs):
     def attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
         """Each token's values, from its own pass and from those before it in this layer."""
         self.keys[self.now.tokens], self.values[self.now.tokens] = k, v
-        z = torch.empty_like(q)
-        counts = [len(parcel.running) for parcel in self.now.parcels]
-        for parcel, mine, out in zip(self.now.parcels, q.split(counts), z.split(counts), strict=True):
+        z, held = q.new_empty(len(q) + 1, *q.shape[1:]), 0  # what is padded goes behind what is wanted
+        for parcel in self.now.parcels:
+            count = len(parcel.running)
             for group in parcel.groups:
                 mask = group.near if attn.attn_type == "local" else group.seen
                 keys, values = self.keys[group.keys], self.values[group.keys]
-                gathered = weighted_values(attn, mine[group.queries], keys, values, mask)
-                out[group.queries.flatten()[group.real]] = gathered.flatten(0, 1)[group.real]
-        return z
+                gathered = weighted_values(attn, q[held : held + count][group.queries], keys, values, mask)
+                z[held : held + count + 1][group.places] = gathered.flatten(0, 1)
+            held += count
+        return z[:-1]
 
     def require_finite(self) -> None:
         """Raise `NonFiniteError` for a stream that is not; names the cell's operations."""

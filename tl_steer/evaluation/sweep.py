@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,13 +100,20 @@ def sweep(
     ask = _asker(model, questions, measure, Decoding(max_new_tokens, min_new_tokens), mass)
     with bar("sweeping", len(cells), shown=progress) as tick:
         answers, norms = ask(cells, options, tick)
-    frames = [
-        asked.assign(**cell.labels(norms), **answer) for cell, answer in zip(cells, answers, strict=True)
-    ]
-    table = _ordered(pd.concat(frames, ignore_index=True), questions)
+    table = _ordered(_table(asked, [cell.labels(norms) for cell in cells], answers), questions)
     if out is not None:
         _write(table, Path(out))
     return table
+
+
+def _table(
+    asked: pd.DataFrame, labels: Sequence[Mapping[str, object]], answers: pd.DataFrame
+) -> pd.DataFrame:
+    """A row a prompt and cell, cell by cell."""
+    count = len(asked)
+    repeated = asked.iloc[np.tile(np.arange(count), len(labels))].reset_index(drop=True)
+    named = pd.DataFrame(labels).loc[np.repeat(np.arange(len(labels)), count)].reset_index(drop=True)
+    return pd.concat([repeated, named, answers], axis=1)
 
 
 def _asked(questions: ChoiceQuestions | list[str], seed: int) -> pd.DataFrame:
@@ -142,15 +150,14 @@ def _balanced_halves(asked: pd.DataFrame, seed: int) -> np.ndarray:
     return half.loc[group].to_numpy()
 
 
-Asker = Callable[
-    [Sequence[Cell], Mapping[str, Any], Tick], tuple[list[Mapping[str, Any]], Mapping[tuple[str, int], float]]
-]
+Norms = Mapping[tuple[str, int], float]  # the unsteered stream's typical norm by hook and layer
+Asker = Callable[[Sequence[Cell], Mapping[str, Any], Tick], tuple[pd.DataFrame, Norms]]
 
 
 def _asker(
     model: Any, questions: ChoiceQuestions | list[str], measure: str, decoding: Decoding, mass: bool
 ) -> Asker:
-    """What is measured in each cell, as columns, and the unsteered stream's typical norms on the way."""
+    """What is measured, a row a prompt, cell by cell; and the typical norms, on the way."""
     if measure == "choice":
         if not isinstance(questions, ChoiceQuestions):
             raise ValueError(
@@ -169,12 +176,12 @@ def _scores(
     cells: Sequence[Cell],
     options: Mapping[str, Any],
     tick: Tick,
-) -> tuple[list[Mapping[str, Any]], Mapping[tuple[str, int], float]]:
+) -> tuple[pd.DataFrame, Norms]:
     plan = plan_choices(model, questions.prompts, questions.choices)
     norms = StreamNorms(_sites(model, cells), [read.question for read in plan.reads])
     operations = [cell.operations for cell in cells]
     scores = score_cells(model, plan, operations, mass=mass, norms=norms, tick=tick, **options)
-    return [_scored(each) for each in scores], _typical(model, norms, plan.prompts)
+    return _scored(pd.concat(scores, ignore_index=True)), _typical(model, norms, plan.prompts)
 
 
 def _texts(
@@ -184,34 +191,30 @@ def _texts(
     cells: Sequence[Cell],
     options: Mapping[str, Any],
     tick: Tick,
-) -> tuple[list[Mapping[str, Any]], Mapping[tuple[str, int], float]]:
+) -> tuple[pd.DataFrame, Norms]:
     ids = tokenize_all(model, questions.prompts if isinstance(questions, ChoiceQuestions) else questions)
     norms = StreamNorms(_sites(model, cells), range(len(ids)))
     operations = [cell.operations for cell in cells]
     written = write_cells(model, ids, operations, decoding, norms=norms, tick=tick, **options)
-    answers = [_written([completion_text(model, new) for new in texts], questions) for texts in written]
-    return answers, _typical(model, norms, ids)
+    texts = [completion_text(model, new) for cell in written for new in cell]
+    return _written(texts, questions), _typical(model, norms, ids)
 
 
-def _written(texts: list[str], questions: ChoiceQuestions | list[str]) -> dict[str, Any]:
+def _written(texts: list[str], questions: ChoiceQuestions | list[str]) -> pd.DataFrame:
     read = [None] * len(texts)
     if isinstance(questions, ChoiceQuestions):
-        asked = zip(texts, questions.choices, questions.prompts, strict=True)
-        read = [_read(text, pair, prompt) for text, pair, prompt in asked]
-    return {
-        "choice": pd.array([pd.NA if choice is None else choice for choice in read], dtype="Int64"),
-        "logit_difference": np.nan,
-        "probability": np.nan,
-        "mass": np.nan,
-        "text": pd.array(texts, dtype="string"),
-    }
+        asked = cycle(zip(questions.choices, questions.prompts, strict=True))
+        read = [_read(text, *each) for text, each in zip(texts, asked, strict=False)]
+    choices = pd.array([pd.NA if choice is None else choice for choice in read], dtype="Int64")
+    return pd.DataFrame({"choice": choices, "text": pd.array(texts, dtype="string")}).assign(
+        logit_difference=np.nan, probability=np.nan, mass=np.nan
+    )
 
 
-def _scored(scores: pd.DataFrame) -> dict[str, Any]:
+def _scored(scores: pd.DataFrame) -> pd.DataFrame:
     preferred = np.where(scores["logit_difference"] > 0, 0, 1)
-    columns = {name: scores[name].to_numpy() for name in MEASURES[:3]}
     missing = pd.array([pd.NA] * len(scores), dtype="string")
-    return {"choice": pd.array(preferred, dtype="Int64"), **columns, "text": missing}
+    return scores.assign(choice=pd.array(preferred, dtype="Int64"), text=missing)
 
 
 def _read(text: str, pair: tuple[str, str], prompt: str) -> int | None:
@@ -235,9 +238,7 @@ def _sites(model: Any, cells: Sequence[Cell]) -> list[Site]:
     return sorted({(edit.layer, edit.hook) for edit in edits})
 
 
-def _typical(
-    model: Any, norms: StreamNorms, prompts: Sequence[Sequence[int]]
-) -> Mapping[tuple[str, int], float]:
+def _typical(model: Any, norms: StreamNorms, prompts: Sequence[Sequence[int]]) -> Norms:
     """The unsteered stream's typical norm on these prompts by hook and layer, measured if it was not seen."""
     if norms.seen:
         return {(hook, layer): norm for (layer, hook), norm in norms.typical().items()}

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models import hook_point, hook_width, identify
+from ..models import ModelIdentity, hook_point, hook_width, identify
 from ..positions import Clock, PromptTokens
 from .operations import Edit, Operation
 
@@ -62,7 +62,7 @@ def steer(
         NonFiniteError: the steered stream became NaN or infinite; names operation and layer.
         HookDidNotFireError: an operation's layer did not run, or no pass of this model did.
     """
-    edits = checked_edits(model, operations, force)
+    (edits,) = checked_edits(model, [operations], force)
     session = _Session(model, edits, Clock(model, prompts, prompt_lengths), allow_empty, generating)
     with ExitStack() as stack:
         stack.enter_context(session.clock)
@@ -77,26 +77,33 @@ def steer(
         session.require_all_fired()
 
 
-def checked_edits(model: Any, operations: Sequence[Operation], force: bool) -> list[Edit]:
-    """What the operations come down to on this model; raises as `steer`."""
+def checked_edits(model: Any, cells: Sequence[Sequence[Operation]], force: bool) -> list[list[Edit]]:
+    """What each cell's operations come down to on this model; raises as `steer`."""
     identity = identify(model)
-    edits = [edit for operation in operations for edit in operation.edits(model.cfg.n_layers)]
-    for edit in edits:
-        hook_point(model, edit.hook, edit.layer)
-        width = hook_width(model, edit.hook)
-        if edit.width not in (None, width):
-            raise ValueError(
-                f"{edit.described}: the vector has {edit.width} numbers, "
-                f"but {edit.hook} of {identity.name} has {width}."
-            )
-        if edit.identity is not None:
-            hint = " If that is what you want, say so with force=True."
-            edit.identity.require(identity, force=force, what=f"the vector of {edit.described}", hint=hint)
-        if edit.heads and not 0 <= min(edit.heads) <= max(edit.heads) < model.cfg.n_heads:
-            raise IndexError(
-                f"{edit.described}: heads {edit.heads}, but there are heads 0 to {model.cfg.n_heads - 1}."
-            )
-    return edits
+    found = [
+        [edit for operation in operations for edit in operation.edits(model.cfg.n_layers)]
+        for operations in cells
+    ]
+    for edit in (edit for edits in found for edit in edits):
+        _check(model, identity, edit, force)
+    return found
+
+
+def _check(model: Any, identity: ModelIdentity, edit: Edit, force: bool) -> None:
+    hook_point(model, edit.hook, edit.layer)
+    width = hook_width(model, edit.hook)
+    if edit.width not in (None, width):
+        raise ValueError(
+            f"{edit.described}: the vector has {edit.width} numbers, "
+            f"but {edit.hook} of {identity.name} has {width}."
+        )
+    if edit.identity is not None:
+        hint = " If that is what you want, say so with force=True."
+        edit.identity.require(identity, force=force, what=f"the vector of {edit.described}", hint=hint)
+    if edit.heads and not 0 <= min(edit.heads) <= max(edit.heads) < model.cfg.n_heads:
+        raise IndexError(
+            f"{edit.described}: heads {edit.heads}, but there are heads 0 to {model.cfg.n_heads - 1}."
+        )
 
 
 class _Session:

@@ -1,0 +1,1004 @@
+"""The engine against the plain loop: the same numbers and the same tokens on every path.
+
+`reuse=False` is the oracle, which other files hold against Hugging Face and against passes by hand.
+"""
+
+import ast
+import copy
+import importlib
+import inspect
+import logging
+import textwrap
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformer_lens import HookedTransformer
+from transformer_lens.components import Attention, TransformerBlock
+from transformer_lens.components.abstract_attention import AbstractAttention
+
+from tl_steer.capture import capture, capture_pairs
+from tl_steer.choices import ChoicePlan, Read, choice_logits, score_cells
+from tl_steer.directions import SteeringVectors
+from tl_steer.engine import Plan, Row, Walk
+from tl_steer.engine import attention as stand_in
+from tl_steer.engine.support import obstacle
+from tl_steer.evaluation.sweep import sweep
+from tl_steer.generation import Decoding, generate, write_cells
+from tl_steer.interventions import (
+    Ablate,
+    Add,
+    HookDidNotFireError,
+    NonFiniteError,
+    ProjectOut,
+    SetProjection,
+    steer,
+    steer_cells,
+)
+from tl_steer.interventions.operations import Edit
+from tl_steer.models import identify, load_model
+from tl_steer.positions import (
+    PromptTokens,
+    all_tokens,
+    current_token,
+    generated_tokens,
+    last_token,
+    parse_positions,
+    token,
+)
+from tl_steer.prompts import ChoiceQuestions, contrast_pairs
+
+from .tiny_model import NAMES, TABLE, all_hooks, favouring, hook_name, make_model, run_alone, word_tokenizer
+
+MODEL = make_model(word_tokenizer())
+CLOSE = 1e-4
+POSITIONS = [
+    *TABLE,
+    "tokens_matching('c')",
+    "~tokens_matching('c')",
+    "after('b')",
+    "(after('b') | generated_tokens())",
+]
+# One token each; several that differ in the last; several that differ before it; unlike lengths.
+PAIRS = [((7,), (8,)), ((7, 9), (7, 8)), ((7, 8, 9), (7, 10, 9)), ((8,), (9, 10))]
+# Equal and unequal lengths, a beginning of another, the same twice, one token alone.
+PROMPTS = [[0, 3, 5, 6, 1, 4], [0, 3, 5], [0, 4, 5, 3], [0, 3, 5, 6, 1, 4], [0], [6, 5, 4, 3, 3, 0, 1]]
+WALKING, PACKING, BATCHES = (
+    importlib.import_module(f"tl_steer.engine.{name}") for name in ("walk", "packing", "batches")
+)
+
+
+@pytest.fixture(scope="session")
+def talking(architecture):
+    """A model of each architecture with a tokenizer, for positions that match text; do not change it."""
+    model = copy.deepcopy(architecture[1])
+    model.tokenizer = word_tokenizer()
+    assert obstacle(model) is None
+    return model
+
+
+def hooks_of(model):
+    """Short names of the hooks this architecture has."""
+    return [hook for hook in NAMES if hook_name(hook, 0) in model.hook_dict]
+
+
+def vectors(model, layers, hook="resid_post", *, seed=0, scale=4.0, places=None):
+    """Random vectors of the given length for some layers; with `places`, one for each first position."""
+    width = model.cfg.n_heads * model.cfg.d_head if hook == "z" else model.cfg.d_model
+    shape = (len(layers), width) if places is None else (len(layers), places, width)
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(50 + seed))
+    values = scale * values / values.norm(dim=-1, keepdim=True)
+    return SteeringVectors(
+        values, tuple(layers), hook, "made", torch.full((len(layers),), 10.0), identify(model)
+    )
+
+
+def asked(prompts, pairs):
+    """What score_cells is given, by hand: choices that differ in the last token alone are read together."""
+    reads = []
+    for question, (prompt, (first, second)) in enumerate(zip(prompts, pairs, strict=True)):
+        prompt = tuple(prompt)
+        if first[:-1] == second[:-1]:
+            reads.append(Read(question, prompt + first[:-1], tuple(zip(first, second, strict=True)), (0, 1)))
+            continue
+        for choice, ids in enumerate((first, second)):
+            reads.append(Read(question, prompt + ids[:-1], tuple((each,) for each in ids), (choice,)))
+    return ChoicePlan(tuple(map(tuple, prompts)), tuple(reads))
+
+
+def questions(prompts=PROMPTS):
+    """Every kind of choices, in turn."""
+    return asked(prompts, [PAIRS[row % len(PAIRS)] for row in range(len(prompts))])
+
+
+def require_same_scores(model, plan, cells, *, close=CLOSE, **options):
+    """Every cell's frame, computed together, equals the plain loop's."""
+    options = {"allow_empty": True} | options
+    together = score_cells(model, plan, cells, **options)
+    options.pop("memory", None)
+    plainly = score_cells(model, plan, cells, reuse=False, **options)
+    for found, expected in zip(together, plainly, strict=True):
+        assert list(found) == list(expected)
+        np.testing.assert_allclose(
+            found["logit_difference"], expected["logit_difference"], rtol=0, atol=close
+        )
+        np.testing.assert_allclose(found["probability"], expected["probability"], rtol=0, atol=close)
+        np.testing.assert_allclose(np.log(found["mass"]), np.log(expected["mass"]), rtol=0, atol=close)
+        assert found["mass"].isna().all() == (not options.get("mass", True))
+    return together
+
+
+def require_same_texts(model, prompts, cells, decoding, *, tie=1e-3, **options):
+    """Every cell's tokens, written together, equal the plain loop's; where they part, it is a tie."""
+    options = {"allow_empty": True} | options
+    together = write_cells(model, prompts, cells, decoding, **options)
+    options.pop("memory", None)
+    plainly = write_cells(model, prompts, cells, decoding, reuse=False, **options)
+    for operations, texts, expected in zip(cells, together, plainly, strict=True):
+        assert len(texts) == len(prompts)
+        for prompt, new, other in zip(prompts, texts, expected, strict=True):
+            if new != other:
+                require_tie(model, [*prompt], operations, new, other, tie)
+    return together
+
+
+def require_tie(model, prompt, operations, new, other, tie):
+    """One plain pass over what both texts have in common: the two next tokens' logits are alike."""
+    place = next(i for i, (a, b) in enumerate(zip(new, other, strict=False)) if a != b)
+    told = {"prompts": [prompt], "allow_empty": True}
+    with torch.no_grad(), steer(model, *operations, **told):
+        logits = model(torch.tensor([prompt + new[:place]]))[0, -1]
+    assert abs(float(logits[new[place]] - logits[other[place]])) < tie
+
+
+def require_same_activations(found, expected, *, close=CLOSE):
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=close, equal_nan=True)
+    torch.testing.assert_close(found.stream_norm, expected.stream_norm, rtol=1e-5, atol=close, equal_nan=True)
+    for name in ("token_index", "tokens", "prompt_lengths"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    for name in ("layers", "hook", "positions", "prompts", "completions"):
+        assert getattr(found, name) == getattr(expected, name), name
+
+
+def require_same_capture(model, prompts, *operations, **options):
+    options = {"allow_empty": True} | options
+    found = capture(model, prompts, *operations, **options)
+    options.pop("memory", None)
+    require_same_activations(found, capture(model, prompts, *operations, reuse=False, **options))
+    return found
+
+
+def left_as_it_was(model, before):
+    """No hook of the engine's is left, and attention is TransformerLens's own again."""
+    return all_hooks(model) == before and not any("forward" in vars(block.attn) for block in model.blocks)
+
+
+@contextmanager
+def packed(tokens, bundled):
+    """While this is entered, few tokens go through a layer at once, attend together, or are summed over."""
+    with pytest.MonkeyPatch.context() as patch:
+        if tokens is not None:
+            patch.setattr(WALKING, "CACHED_TOKENS", tokens)
+            patch.setattr(WALKING, "LEAST_TOKENS", 1)
+        if bundled is not None:
+            patch.setattr(PACKING, "BUNDLED", bundled)
+            patch.setattr(BATCHES, "VOCABULARY_PART", 40)
+        yield
+
+
+PACKED = st.sampled_from([(None, None), (None, None), (1, None), (5, 3), (9, 1), (None, 2)])
+# Shares of what is free: so small that there is one row of one cell at a time.
+MEMORY = st.sampled_from([None, None, None, 1e-12])
+
+
+@st.composite
+def prompt_lists(draw, longest=8):
+    """Few different tokens, so that beginnings are shared; some are beginnings of others, or copies."""
+    prompts = draw(
+        st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=longest), min_size=1, max_size=5)
+    )
+    for source, length in draw(
+        st.lists(st.tuples(st.integers(0, 4), st.integers(1, longest)), min_size=0, max_size=3)
+    ):
+        prompts.append(prompts[source % len(prompts)][:length])
+    return draw(st.permutations(prompts))
+
+
+KINDS = ["add", "add by place", "project out", "set", "zero", "to a vector", "to activations", "heads"]
+
+
+@st.composite
+def drawn_operations(draw, hooks, n_layers, n_heads, shortest):
+    """Any operation at any hook, layer or layers, and position, as the arguments of `operation`."""
+    kind = draw(st.sampled_from(KINDS))
+    layers = st.lists(st.integers(0, n_layers - 1), min_size=1, max_size=3, unique=True)
+    return {
+        "kind": kind,
+        "hook": "z" if kind == "heads" else draw(st.sampled_from(hooks)),
+        "layers": sorted(draw(layers)),
+        "where": draw(st.sampled_from(POSITIONS)),
+        "number": draw(st.sampled_from([-1.5, 0.5, 1.0, 2.0])),
+        "seed": draw(st.integers(0, 3)),
+        "places": draw(st.integers(1, shortest)),
+        "heads": draw(st.lists(st.integers(0, n_heads - 1), min_size=1, max_size=2, unique=True)),
+    }
+
+
+def operation(model, *, kind, hook, layers, where, number, seed, places, heads):
+    """What was drawn, made for a model."""
+    options = {"positions": parse_positions(where)}
+    if kind in ("add", "add by place"):
+        places = places if kind == "add by place" else None
+        return Add(vectors(model, layers, hook, seed=seed, places=places), number, **options)
+    if kind == "project out":
+        return ProjectOut(vectors(model, layers, hook, seed=seed), number, **options)
+    if kind == "set":
+        return SetProjection(vectors(model, layers, hook, seed=seed), 3 * number, **options)
+    if kind == "to a vector":
+        options["to"] = vectors(model, layers, hook, seed=seed).values[0]
+    if kind == "to activations":
+        options["to"] = capture(model, [[0, 3, 4], [5, 6]], hook=hook, layers=layers, reuse=False)
+    if kind == "heads":
+        options["heads"] = heads
+    return Ablate(layers[0], hook, **options)
+
+
+def draw_cells(data, model, prompts, *, least=1, most=4):
+    """Operations of some cells; made outside of the strategies, since the run-time checks use `random`."""
+    one = drawn_operations(hooks_of(model), model.cfg.n_layers, model.cfg.n_heads, min(map(len, prompts)))
+    drawn = data.draw(st.lists(st.lists(one, max_size=3), min_size=least, max_size=most))
+    return [tuple(operation(model, **options) for options in cell) for cell in drawn]
+
+
+# Cells that hypothesis draws
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_scores_of_any_cells_equal_the_plain_loop_s(talking, data):
+    prompts = data.draw(prompt_lists())
+    pairs = data.draw(st.lists(st.sampled_from(PAIRS), min_size=len(prompts), max_size=len(prompts)))
+    cells = draw_cells(data, talking, prompts)
+    mass, memory = data.draw(st.booleans()), data.draw(MEMORY)
+    with packed(*data.draw(PACKED)):
+        require_same_scores(talking, asked(prompts, pairs), cells, mass=mass, memory=memory)
+
+
+@settings(max_examples=7)
+@given(data=st.data())
+def test_texts_of_any_cells_equal_the_plain_loop_s(talking, data):
+    prompts = data.draw(prompt_lists())
+    cells = draw_cells(data, talking, prompts, most=3)
+    most, least = data.draw(st.sampled_from([(1, 0), (2, 0), (6, 0), (6, 3)]))
+    with packed(*data.draw(PACKED)):
+        require_same_texts(talking, prompts, cells, Decoding(most, least), memory=data.draw(MEMORY))
+
+
+@settings(max_examples=12)
+@given(data=st.data())
+def test_what_any_operations_leave_at_any_hook_equals_the_plain_loop_s(talking, data):
+    prompts = data.draw(prompt_lists())
+    (cell,) = draw_cells(data, talking, prompts, most=1)
+    layers = st.lists(st.integers(0, talking.cfg.n_layers - 1), min_size=1, max_size=3, unique=True)
+    with packed(*data.draw(PACKED)):
+        require_same_capture(
+            talking,
+            prompts,
+            *cell,
+            positions=parse_positions(data.draw(st.sampled_from(POSITIONS))),
+            layers=data.draw(layers),
+            hook=data.draw(st.sampled_from(hooks_of(talking))),
+            max_new_tokens=data.draw(st.sampled_from([0, 0, 1, 4])),
+            memory=data.draw(MEMORY),
+        )
+
+
+# Every operation, hook, layer and position once, whatever is drawn
+
+
+def test_a_vector_at_every_hook_of_every_layer(talking):
+    layers = range(talking.cfg.n_layers)
+    cells = [
+        (Add(vectors(talking, [layer], hook), 1.0, where),)
+        for hook in hooks_of(talking)
+        for layer in layers
+        for where in (all_tokens(), current_token())
+    ]
+    scores = require_same_scores(talking, questions(), [(), *cells])
+    clean = scores[0]["logit_difference"]
+    assert all((each["logit_difference"] - clean).abs().max() > 0.01 for each in scores[1:])
+    require_same_texts(talking, PROMPTS, cells[::5], Decoding(3))
+
+
+def test_every_position(talking):
+    cells = [(Add(vectors(talking, [1]), 1.0, parse_positions(written)),) for written in POSITIONS]
+    require_same_texts(talking, PROMPTS, cells, Decoding(3))
+
+
+@pytest.mark.parametrize("hook", ["resid_pre", "resid_post", "z"])
+def test_every_position_of_every_kind_of_hook(hook):
+    cells = [(Add(vectors(MODEL, [1], hook), 1.0, parse_positions(written)),) for written in POSITIONS]
+    require_same_scores(MODEL, questions(), cells)
+
+
+@pytest.mark.parametrize("written", POSITIONS)
+def test_every_position_is_captured(written):
+    operation = Add(vectors(MODEL, [1]), 1.0, parse_positions(written))
+    require_same_capture(MODEL, PROMPTS, operation, positions=parse_positions(written), max_new_tokens=2)
+
+
+def test_every_operation_of_one_layer_and_of_all(talking):
+    everywhere = list(range(talking.cfg.n_layers))
+    cells = []
+    for layers in ([1], everywhere):
+        for where in (all_tokens(), last_token()):
+            set_of = vectors(talking, layers)
+            cells += [(Add(set_of, 1.5, where),), (ProjectOut(set_of, positions=where),)]
+            cells += [(ProjectOut(set_of, 2.0, where),), (SetProjection(set_of, 5.0, where),)]
+            cells += [(Add(vectors(talking, layers, places=1), 1.0, where),)]
+            cells += [tuple(Ablate(layer, "mlp_out", positions=where) for layer in layers)]
+            cells += [tuple(Ablate(layer, "z", heads=[0, 3], positions=where) for layer in layers)]
+    require_same_scores(talking, questions(), cells)
+    require_same_texts(talking, PROMPTS, cells[::2], Decoding(3))
+
+
+def test_one_vector_a_position_in_a_cell_among_others(talking):
+    prompts = [[0, 3, 5, 6], [0, 3, 5], [0, 3, 5, 6, 4], [4, 3, 5]]
+    by_place = vectors(talking, [0, 2], "resid_pre", places=3)
+    where = [all_tokens(), last_token(), token(1), parse_positions("~token(0)")]
+    cells = [(Add(by_place, 1.0, each),) for each in where]
+    require_same_scores(talking, questions(prompts), [(), *cells])
+    require_same_texts(talking, prompts, cells, Decoding(3))
+
+
+def test_one_vector_a_position_refuses_a_prompt_that_is_shorter():
+    operation = Add(vectors(MODEL, [1], places=3))
+    for reuse in (True, False):
+        for cells in ([(operation,)], [(), (operation,)]):
+            with pytest.raises(ValueError, match="first 3 positions, but a prompt has 2 tokens"):
+                score_cells(MODEL, questions([[0, 3, 4], [0, 3]]), cells, reuse=reuse)
+
+
+def test_the_order_of_operations_at_one_hook_is_the_order_given(talking):
+    for hook in hooks_of(talking):
+        add = Add(vectors(talking, [1], hook, seed=1), 2.0)
+        fix = SetProjection(vectors(talking, [1], hook, seed=1), 1.0)
+        first, second = require_same_scores(talking, questions(), [(add, fix), (fix, add)])
+        assert (first - second).abs()["logit_difference"].max() > 1e-3
+
+
+def test_two_positions_at_two_layers_that_begin_at_different_tokens(talking):
+    late_then_early = (
+        Add(vectors(talking, [0]), 1.0, last_token()),
+        Add(vectors(talking, [2], "resid_pre"), 1.0, token(0)),
+    )
+    cells = [late_then_early, late_then_early[::-1], late_then_early[:1], late_then_early[1:]]
+    require_same_scores(talking, questions(), cells)
+    require_same_texts(talking, PROMPTS, cells, Decoding(4))
+
+
+def test_a_cell_beside_others_is_the_same_as_alone(talking):
+    cells = [
+        (),
+        (Add(vectors(talking, [2]), 1.0, last_token()),),
+        (Ablate(0, "z"),),
+        (ProjectOut(vectors(talking, [1], "attn_out"), positions=token(1)),),
+    ]
+    options = {"allow_empty": True}
+    together = score_cells(talking, questions(), cells, **options)
+    for cell, found in zip(cells, together, strict=True):
+        (alone,) = score_cells(talking, questions(), [cell], **options)
+        pd.testing.assert_frame_equal(found, alone, rtol=0, atol=CLOSE)
+
+
+def test_prompts_far_longer_than_the_window_of_local_attention(talking):
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randint(3, 30, (41,), generator=generator).tolist()
+    prompts = [start, [*start[:40], 7, 8, 9], [*start[:20], *range(3, 27)], start[:12]]
+    cells = [
+        (),
+        (Add(vectors(talking, [0]), 1.0, all_tokens()),),
+        (Add(vectors(talking, [1]), 1.0, last_token()),),
+        (Ablate(2, "attn_out", positions=token(30)),),
+        (SetProjection(vectors(talking, [0], "resid_pre"), 4.0, parse_positions("span(10, 15)")),),
+    ]
+    with packed(16, None):
+        require_same_scores(talking, questions(prompts), cells)
+    require_same_texts(talking, prompts, cells[:4], Decoding(12, 12))
+    require_same_capture(talking, prompts, *cells[1], positions=all_tokens(), max_new_tokens=6)
+
+
+def test_of_gemma_2_both_kinds_of_attention_and_its_soft_caps_are_shared(make_hf_model):
+    model = load_model("tiny-gemma2", hf_model=make_hf_model("gemma2"), device="cpu")
+    assert {block.attn.attn_type for block in model.blocks} == {"local", "global"}
+    assert obstacle(model) is None
+    (long,) = prompts = [[3 + (7 * place) % 40 for place in range(44)]]
+    window = model.cfg.window_size
+    assert window < len(long)
+    for changes in ({"window_size": 44}, {"attn_scores_soft_cap": 100.0}):
+        # What the test's own prompt can tell: with other settings the plain loop says something else.
+        other = copy.deepcopy(model)
+        for block in other.blocks:
+            for name, value in changes.items():
+                setattr(block.attn.cfg, name, value)
+        found, expected = (
+            capture(each, prompts, positions=all_tokens(), reuse=False).values for each in (other, model)
+        )
+        assert (found - expected).abs().max() > 0.01
+    require_same_capture(model, prompts, positions=all_tokens())
+
+
+def test_rotations_reach_as_far_as_prompts_and_texts_do(monkeypatch):
+    settings = {"positional_embedding_type": "rotary", "rotary_dim": 4}
+    prompts, cells = [[0, 3, 5, 6, 4, 3, 5], [4, 6]], [(), (Add(vectors(MODEL, [1]), 1.0),)]
+    monkeypatch.setattr(AbstractAttention, "ROTARY_INITIAL_CACHE_SIZE", 3)
+    for run in (
+        lambda model: require_same_scores(model, questions(prompts), cells),
+        lambda model: require_same_texts(model, prompts[1:], cells, Decoding(9, 9)),
+        lambda model: require_same_capture(model, prompts, positions=all_tokens()),
+    ):
+        model = make_model(word_tokenizer(), **settings)
+        assert len(model.blocks[0].attn.rotary_cos) == 3
+        run(model)
+
+
+# Sweeps
+
+
+def swept(model, *, reuse, **options):
+    words = ["a c d", "a c", "a c e f", "b", "a c d", "f e d c b a"]
+    pairs = [(" yes", " no"), (" ( A )", " ( B )"), (" good", " yes no")] * 2
+    asked = ChoiceQuestions(
+        words,
+        pairs,
+        answers=[0, 1] * 3,
+        factors=pd.DataFrame({"kind": ["x", "y", "y"] * 2, "group": [2, 0, 1, 1, 0, 2]}),
+    )
+    options = {"controls": 1, "progress": False, "multipliers": [-1.0, 2.0]} | options
+    return sweep(model, options.pop("vectors"), asked, reuse=reuse, **options)
+
+
+def setting(vector, multiplier, positions):
+    return SetProjection(vector, multiplier, positions)
+
+
+SWEEPS = {
+    "three operations, layers together": {
+        "hook": "resid_post", "layers": [0, 2, (0, 2)], "operations": ("add", "project_out", setting),
+    },
+    "a wave for each row": {"hook": "resid_pre", "layers": [1], "positions": last_token(), "memory": 1e-12},
+    "no mass, an empty selection": {
+        "hook": "z", "positions": parse_positions("~token(0)"), "mass": False, "allow_empty": True,
+    },
+    "texts": {"hook": "mlp_out", "measure": "generate", "max_new_tokens": 4, "min_new_tokens": 2},
+    "texts in waves": {
+        "hook": "resid_post", "layers": [2], "controls": 0, "measure": "generate", "max_new_tokens": 4,
+        "positions": current_token(), "memory": 1e-12,
+    },
+}  # fmt: skip
+
+
+def require_same_tables(model, name):
+    options = dict(SWEEPS[name])
+    options["vectors"] = vectors(model, [0, 1, 2], options.pop("hook"))
+    found, expected = (swept(model, reuse=reuse, **options) for reuse in (True, False))
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-5, atol=CLOSE)
+    for column in ("prompt_id", "vector", "layers", "multiplier", "choice", "split", "kind", "text"):
+        assert found[column].equals(expected[column]), column
+    assert found["dose"].nunique() >= 3
+    np.testing.assert_allclose(found["dose"], expected["dose"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_s_table_equals_the_plain_loop_s_doses_texts_and_order_too(name):
+    require_same_tables(MODEL, name)
+
+
+def test_a_sweep_s_table_equals_the_plain_loop_s_in_every_architecture(talking):
+    require_same_tables(talking, "three operations, layers together")
+
+
+# Capture
+
+
+def test_both_sides_of_pairs_are_captured_as_by_the_plain_loop(talking):
+    pairs = contrast_pairs(["a b c A", "a b A", "c A"], ["a b c B", "a b B", "c B"])
+    together, plainly = (
+        capture_pairs(talking, pairs, hook="resid_pre", reuse=reuse) for reuse in (True, False)
+    )
+    for side in ("positive", "negative"):
+        require_same_activations(getattr(together, side), getattr(plainly, side))
+    assert together.factors.equals(plainly.factors)
+
+
+@pytest.mark.parametrize("written", ["generated_tokens()", "all_tokens()"])
+def test_what_is_generated_is_captured_as_by_the_plain_loop(talking, written):
+    model = favouring(talking, 1, 2.0)  # some texts end early
+    for operation in ((), (Add(vectors(model, [1]), 1.0, generated_tokens()),)):
+        found = require_same_capture(
+            model, PROMPTS, *operation, positions=parse_positions(written), max_new_tokens=5, layers=[-1, 0]
+        )
+        assert found.values.shape[1] == 2
+        assert found.layers == (model.cfg.n_layers - 1, 0)
+
+
+def test_a_capture_of_nothing_at_all_equals_the_plain_loop_s():
+    require_same_capture(MODEL, [[0, 3], [4]], positions=token(5))
+    require_same_capture(MODEL, [[0, 3], [4]], positions=generated_tokens())
+
+
+# Generation
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.5])
+@pytest.mark.parametrize("top_p", [0.7, 1.0])
+def test_drawn_tokens_are_the_plain_loop_s_and_those_of_each_prompt_alone(temperature, top_p):
+    options = {
+        "max_new_tokens": 8, "temperature": temperature, "top_p": top_p, "seed": 5, "return_tokens": True,
+    }  # fmt: skip
+    model, operation = favouring(MODEL, 1, 1.0), Add(vectors(MODEL, [1]), 1.0, all_tokens())
+    together = generate(model, PROMPTS, operation, force=True, **options)
+    assert together == generate(model, PROMPTS, operation, force=True, reuse=False, **options)
+    assert together == [generate(model, [ids], operation, force=True, **options)[0] for ids in PROMPTS]
+    assert together[0] == together[3]  # the same prompt, and so the same generator
+    assert together != generate(model, PROMPTS, operation, force=True, **options | {"seed": 6})
+
+
+def test_drawn_tokens_of_a_cell_do_not_hang_on_the_cells_beside_it():
+    decoding = Decoding(6, temperature=1.2, top_p=0.95, seed=2)
+    cells = [(Add(vectors(MODEL, [layer]), 1.5, current_token()),) for layer in range(3)]
+    together = write_cells(MODEL, PROMPTS, [(), *cells], decoding)
+    assert together == [write_cells(MODEL, PROMPTS, [cell], decoding)[0] for cell in [(), *cells]]
+    assert together == write_cells(MODEL, PROMPTS, [(), *cells], decoding, reuse=False)
+    assert len({str(texts) for texts in together}) == 4
+
+
+def test_texts_that_end_at_different_times_leave_and_the_others_go_on(talking):
+    model = favouring(talking, 1, 3.0)
+    prompts = [[0, *ids] for ids in ([3], [4, 5], [6, 7, 8], [9], [3, 4], [5, 6, 7], [8, 9, 3, 4], [10, 11])]
+    cells = [(), *((Add(vectors(model, [layer]), 2.0),) for layer in range(3))]
+    texts = require_same_texts(model, prompts, cells, Decoding(10))
+    assert len({len(new) for cell in texts for new in cell}) > 2
+    longer = require_same_texts(model, prompts, cells, Decoding(10, 6))
+    assert all(len(new) >= 6 for cell in longer for new in cell)
+    assert all(1 not in new[:5] for cell in longer for new in cell)
+
+
+def test_what_has_no_cache_is_written_by_whole_passes():
+    operation = Add(vectors(MODEL, [1]), 1.0)
+    cached = generate(MODEL, PROMPTS, operation, max_new_tokens=4, return_tokens=True)
+    assert cached == generate(
+        MODEL, PROMPTS, operation, max_new_tokens=4, return_tokens=True, use_cache=False
+    )
+
+
+# The user's own hooks
+
+
+def at(name, change):
+    def put(model):
+        model.add_hook(hook_name(*name) if isinstance(name, tuple) else name, change)
+        return lambda: model.reset_hooks(including_permanent=True)
+
+    return put
+
+
+def on(module, register, change):
+    def put(model):
+        return getattr(module(model), register)(change).remove
+
+    return put
+
+
+def permanent(model):
+    model.add_perma_hook(hook_name("attn_out", 1), lambda x, hook: x * 2)
+    return lambda: model.reset_hooks(including_permanent=True)
+
+
+def outer_steer(model):
+    block = steer(model, Add(vectors(model, [1], seed=3), 1.0))
+    block.__enter__()
+    return lambda: block.__exit__(None, None, None)
+
+
+USERS = {
+    "add_hook": at(("resid_post", 1), lambda x, hook: x * 1.5),
+    "add_hook at the embedding": at("hook_embed", lambda x, hook: x * 1.5),
+    "add_hook at the pattern": at("blocks.1.attn.hook_pattern", lambda x, hook: x * 0.5),
+    "add_hook at the queries": at("blocks.0.attn.hook_q", lambda x, hook: x * 2),
+    "add_perma_hook": permanent,
+    "a forward hook of an MLP": on(
+        lambda model: model.blocks[0].mlp, "register_forward_hook", lambda m, inputs, x: x * 2
+    ),
+    "a forward hook of a block": on(
+        lambda model: model.blocks[2], "register_forward_hook", lambda m, inputs, x: x * torch.arange(16)
+    ),
+    "a pre-hook of a block": on(
+        lambda model: model.blocks[1],
+        "register_forward_pre_hook",
+        lambda m, inputs: (inputs[0] + torch.arange(16), *inputs[1:]),
+    ),
+    "a pre-hook of attention": on(
+        lambda model: model.blocks[1].ln1, "register_forward_pre_hook", lambda m, inputs: (inputs[0] * 0,)
+    ),
+    "an outer steer": outer_steer,
+}
+CALLS = {
+    "score": lambda model, **options: np.stack(
+        [each["logit_difference"] for each in score_cells(model, questions(), ASKED_CELLS, **options)]
+    ),
+    "capture": lambda model, **options: capture(
+        model, PROMPTS, ASKED_CELLS[1][0], positions=all_tokens(), **options
+    ).values.nan_to_num(),
+    "generate": lambda model, **options: np.array(
+        [
+            (row + 6 * [-1])[:6]
+            for cell in write_cells(model, PROMPTS, ASKED_CELLS, Decoding(6), **options)
+            for row in cell
+        ]
+    ),
+    "sweep": lambda model, **options: sweep(
+        model, vectors(model, [0, 1]), ["a b c", "a b"], multipliers=[1.0], measure="generate",
+        max_new_tokens=5, controls=0, progress=False, **options,
+    )["text"].to_numpy(dtype=str),
+}  # fmt: skip
+ASKED_CELLS = [(), (Add(vectors(MODEL, [1]), 1.0, last_token()),), (Ablate(0, "z"),)]
+
+
+@pytest.fixture
+def own():
+    """A model that may be changed."""
+    return copy.deepcopy(MODEL)
+
+
+EVERYWHERE = ("add_hook", "a pre-hook of a block", "an outer steer")
+
+
+@pytest.mark.parametrize(
+    ("user", "call"),
+    [(user, call) for user in USERS for call in CALLS if call in ("score", "capture") or user in EVERYWHERE],
+)
+def test_a_hook_of_the_user_s_own_is_honoured_and_stays(own, user, call):
+    run = CALLS[call]
+    without = run(own)
+    take = USERS[user](own)
+    before = all_hooks(own)
+    found, expected = run(own), run(own, reuse=False)
+    assert left_as_it_was(own, before)
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, without)
+    take()
+    np.testing.assert_array_equal(run(own), without)
+
+
+@pytest.mark.parametrize("mass", [True, False])
+def test_a_hook_of_the_user_s_own_at_the_unembedding_is_honoured(own, mass):
+    """Where only the choices' own logits are computed, too."""
+    plan = asked(PROMPTS, PAIRS[:1] * len(PROMPTS))
+    (without,) = score_cells(own, plan, [()], mass=mass)
+    own.unembed.register_forward_hook(lambda module, inputs, logits: 2 * logits)
+    for reuse in (True, False):
+        (found,) = score_cells(own, plan, [()], mass=mass, reuse=reuse)
+        np.testing.assert_allclose(found["logit_difference"], 2 * without["logit_difference"], rtol=1e-4)
+
+
+def test_a_hook_of_every_module_is_honoured():
+    """Registered with torch, not with the model: the pattern's is one that packed passes do not have."""
+    pattern = MODEL.blocks[1].attn.hook_pattern
+    without = CALLS["score"](MODEL)
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, x: x * 0.5 if module is pattern else None
+    )
+    try:
+        found, expected = CALLS["score"](MODEL), CALLS["score"](MODEL, reuse=False)
+    finally:
+        handle.remove()
+    assert not np.allclose(expected, without, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_hooks_and_attention_are_as_before_afterwards(own, call):
+    before = all_hooks(own)
+    CALLS[call](own)
+    assert left_as_it_was(own, before)
+
+
+class StopError(Exception):
+    pass
+
+
+class Stopping:
+    """An operation that changes nothing, and stops at the given position."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def edits(self, n_layers):
+        def change(x, index):
+            if int(index.max()) >= self.place:
+                raise StopError
+            return x
+
+        return [Edit(1, "resid_pre", all_tokens(), change, None, "Stopping at layer 1")]
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [(Stopping(2), StopError), (Stopping(8), StopError), (Add(vectors(MODEL, [2]), 3e38), NonFiniteError)],
+    ids=["while prompts are read", "while texts are written", "not finite"],
+)
+def test_after_an_exception_in_the_middle_hooks_and_attention_are_as_before(own, bad, error):
+    before = all_hooks(own)
+    cells = [(), (Ablate(1, "z"),), (bad,)]
+    calls = [
+        lambda: write_cells(own, PROMPTS, cells, Decoding(6, 6)),
+        lambda: capture(own, PROMPTS, *cells[1], *cells[2], max_new_tokens=6),
+    ]
+    if not (isinstance(bad, Stopping) and bad.place == 8):
+        calls.append(lambda: score_cells(own, questions(), cells))
+    for call in calls:
+        with pytest.raises(error):
+            call()
+        assert left_as_it_was(own, before)
+    np.testing.assert_array_equal(CALLS["score"](own), CALLS["score"](MODEL))
+
+
+def test_a_tick_that_raises_leaves_nothing_behind(own):
+    before = all_hooks(own)
+
+    def tick(cells):
+        raise StopError
+
+    with pytest.raises(StopError):
+        score_cells(own, questions(), [()], tick=tick)
+    assert left_as_it_was(own, before)
+
+
+# What is checked
+
+
+@pytest.mark.parametrize("positions", [all_tokens(), generated_tokens()], ids=repr)
+@pytest.mark.parametrize("reuse", [False, True])
+def test_an_operation_whose_hook_does_not_fire_is_told(reuse, positions):
+    """TransformerLens has the hook of an MLP's output also where there is no MLP."""
+    model = make_model(word_tokenizer(), attn_only=True)
+    cell = (Ablate(1, "mlp_out", positions=positions),)
+    plan = asked(PROMPTS, PAIRS[1:2] * len(PROMPTS))
+    runs = [
+        *(lambda cells=cells: score_cells(model, plan, cells, reuse=reuse) for cells in ([cell], [(), cell])),
+        *(
+            lambda cells=cells: write_cells(model, PROMPTS, cells, Decoding(3, 3), reuse=reuse)
+            for cells in ([cell], [(), cell])
+        ),
+        lambda: capture(model, PROMPTS, *cell, max_new_tokens=3, reuse=reuse),
+    ]
+    for run in runs:
+        with pytest.raises(HookDidNotFireError, match=r"Ablate\(hook='mlp_out'\) at layer 1"):
+            run()
+
+
+# Where it does not apply
+
+LINEAR = {"d_model": 12}  # n_heads · d_head, where something wants them alike
+ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4}
+REFUSED = {
+    "use_attn_result": {"use_attn_result": True},
+    "use_split_qkv_input": {"use_split_qkv_input": True},
+    "use_attn_in": {"use_attn_in": True},
+    "use_attention_sinks": {"use_attention_sinks": True},
+    "use_hook_tokens": {"use_hook_tokens": True},
+    "clip_qkv": {"clip_qkv": 0.3},
+    "alibi": {"positional_embedding_type": "alibi"},
+    "shortformer": {"positional_embedding_type": "shortformer"},
+    "bidirectional": {"attention_dir": "bidirectional"},
+    "use_logn_attn": {**ROTARY, "use_logn_attn": True, "train_seq_length": 4},
+    "use_dynamic_ntk_rope": {**ROTARY, "use_dynamic_ntk_rope": True, "train_seq_length": 4},
+    "ungroup_grouped_query_attention": {"n_key_value_heads": 1, "ungroup_grouped_query_attention": True},
+    "Olmo2ForCausalLM": {
+        **LINEAR,
+        **ROTARY,
+        "original_architecture": "Olmo2ForCausalLM",
+        "normalization_type": "RMS",
+    },
+}
+
+
+# TransformerLens's own padded batches are not right here (or it cannot decode): prompts of one length.
+UNPADDED = ("use_logn_attn", "use_dynamic_ntk_rope", "ungroup_grouped_query_attention", "bidirectional")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_with_what_the_engine_does_not_know_is_run_whole_and_right(name, caplog):
+    model = make_model(word_tokenizer(), **REFUSED[name])
+    assert name in obstacle(model)
+    with caplog.at_level(logging.INFO, logger="tl_steer"):
+        require_as_the_model_alone(model, [[0, 3, 5, 6], [0, 3, 5, 4]] if name in UNPADDED else PROMPTS)
+    assert f"every cell is run whole, because {obstacle(model)}" in caplog.text
+
+
+def require_as_the_model_alone(model, prompts):
+    """Scores, activations and tokens are those of each prompt alone, in one pass by TransformerLens."""
+    cells = [(), (Add(vectors(model, [1]), 1.0, last_token()),)]
+    plan = asked(prompts, PAIRS[:1] * len(prompts))
+    scores = require_same_scores(model, plan, cells, close=0)
+    values = capture(model, prompts, positions=all_tokens(), hook="z").values
+    texts = generate(
+        model, prompts, max_new_tokens=1, return_tokens=True, use_cache=len({*map(len, prompts)}) > 1
+    )
+    for row, ids in enumerate(prompts):
+        name = hook_name("z", 1)
+        logits, seen = run_alone(model, ids, len(ids), reads=[name])
+        found = scores[0]["logit_difference"][row]
+        assert found == pytest.approx(float(logits[-1, 7] - logits[-1, 8]), abs=1e-3)
+        torch.testing.assert_close(values[row, 1, : len(ids)], seen[name].flatten(1), rtol=1e-4, atol=1e-4)
+        assert texts[row] == [int(logits[-1].argmax())]
+
+
+def test_attention_of_another_kind_is_run_as_it_is():
+    class Halved(Attention):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs) / 2
+
+    model = copy.deepcopy(MODEL)
+    model.blocks[1].attn.__class__ = Halved
+    assert obstacle(model) == "an attention layer is not TransformerLens's own"
+    require_as_the_model_alone(model, PROMPTS)
+    patched = copy.deepcopy(MODEL)
+    forward = patched.blocks[1].attn.forward
+    patched.blocks[1].attn.forward = lambda *args, **kwargs: forward(*args, **kwargs) / 2
+    assert obstacle(patched) == "an attention layer is not TransformerLens's own"
+    np.testing.assert_allclose(CALLS["score"](patched), CALLS["score"](model), rtol=0, atol=CLOSE)
+    assert patched.blocks[1].attn.forward is vars(patched.blocks[1].attn)["forward"]
+
+
+def test_a_model_of_another_class_is_run_whole():
+    class Mine(HookedTransformer):
+        pass
+
+    model = copy.deepcopy(MODEL)
+    model.__class__ = Mine
+    assert obstacle(model) == "Mine is not a HookedTransformer"
+    require_same_scores(model, questions(), ASKED_CELLS, close=0)
+
+
+def test_without_reuse_nothing_of_the_engine_runs(monkeypatch):
+    monkeypatch.setattr(Walk, "up", lambda *_, **__: pytest.fail("the engine ran"))
+    for call in CALLS.values():
+        call(MODEL, reuse=False)
+
+
+# Attention
+
+
+def walked(model, prompts, module):
+    """What a module of each layer gave in a walk, "layer token …", and each prompt's tokens in it."""
+    rows = [Row(tuple(ids), PromptTokens(len(ids), tuple(ids))) for ids in prompts]
+    plan, given = Plan(rows, [()]), {layer: {} for layer in range(model.cfg.n_layers)}
+    with steer_cells(model, plan.cells) as steering:
+        walk = Walk(model, plan, steering, budget=64)
+
+        def reader(layer):
+            def read(_module, _inputs, x):
+                tokens = walk.now.tokens
+                given[layer] |= dict(zip(range(tokens.start, tokens.stop), x[0], strict=True))
+
+            return read
+
+        handles = [
+            module(block).register_forward_hook(reader(layer)) for layer, block in enumerate(model.blocks)
+        ]
+        walk.up(model.cfg.n_layers)
+    for handle in handles:
+        handle.remove()
+    return given, [plan.path(0, row) for row in range(len(rows))]
+
+
+@pytest.mark.parametrize("tokens", [None, 6])
+@pytest.mark.parametrize("part", ["attn", "attn.hook_z"])
+def test_the_attention_stand_in_gives_what_transformer_lens_s_own_gives(architecture, part, tokens):
+    model = architecture[1]
+    prompts = [[*PROMPTS[0], *range(20, 34)], *PROMPTS]
+    with packed(tokens, 4):
+        given, paths = walked(model, prompts, lambda block: block.get_submodule(part))
+    for ids, path in zip(prompts, paths, strict=True):
+        for layer, block in enumerate(model.blocks):
+            seen = []
+            handle = block.get_submodule(part).register_forward_hook(
+                lambda m, i, x, seen=seen: seen.append(x[0])
+            )
+            with torch.no_grad():
+                model(torch.tensor([ids]))
+            handle.remove()
+            found = torch.stack([given[layer][int(number)] for number in path])
+            torch.testing.assert_close(found, seen[0], rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_called_with_what_the_stand_in_knows():
+    """Where TransformerLens's forward takes something new, the stand-in has to learn what it means."""
+    assert list(inspect.signature(AbstractAttention.forward).parameters) == [
+        "self", "query_input", "key_input", "value_input", "past_kv_cache_entry", "additive_attention_mask",
+        "attention_mask", "position_bias",
+    ]  # fmt: skip
+    given = {"query_input", "key_input", "value_input", "past_kv_cache_entry", "attention_mask"}
+    assert given <= set(inspect.signature(stand_in._forward).parameters)
+    calls = [
+        node
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(TransformerBlock.forward))))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "self.attn"
+    ]
+    assert {keyword.arg for call in calls for keyword in call.keywords} == given
+    assert not any(call.args for call in calls)
+    assert Attention.forward is AbstractAttention.forward
+
+
+def test_attention_hangs_on_no_setting_that_the_engine_does_not_know():
+    """Every setting that TransformerLens's attention reads in a pass is refused, or does the same here."""
+    passing = (
+        "forward", "calculate_qkv_matrices", "_apply_qk_norm", "calculate_attention_scores",
+        "calculate_z_scores", "apply_causal_mask", "_make_causal_mask", "apply_rotary", "rotate_every_two",
+    )  # fmt: skip
+    read = set()
+    for name in passing:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(getattr(AbstractAttention, name))))
+        read |= {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self.cfg"
+        }
+    support = importlib.import_module("tl_steer.engine.support")
+    alike = {
+        "attn_scores_soft_cap", "d_head", "n_ctx", "n_heads", "device", "original_architecture",
+        "rotary_adjacent_pairs", "rotary_dim", "use_qk_norm", "window_size",
+    }  # fmt: skip
+    assert read - set(support._KNOWN) == alike
+
+
+# Precision
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.bfloat16, 0.4), (torch.float16, 0.05)], ids=str)
+def test_half_precision_equals_the_plain_loop_s_and_stays_half(dtype, close):
+    model = make_model(word_tokenizer(), dtype=dtype)
+    seen = []
+    forward = model.blocks[2].forward
+    model.blocks[2].forward = lambda x, **kwargs: seen.append(x.dtype) or forward(x, **kwargs)
+    cells = [(), (Add(vectors(model, [1]), 1.0, last_token()),), (ProjectOut(vectors(model, [0], "z")),)]
+    require_same_scores(model, questions(), cells, close=close)
+    require_same_texts(model, PROMPTS, cells, Decoding(4), tie=close)
+    found, expected = (
+        capture(model, PROMPTS, *cells[1], positions=all_tokens(), reuse=reuse) for reuse in (True, False)
+    )
+    assert found.values.dtype is torch.float32
+    require_same_activations(found, expected, close=close)
+    assert set(seen) == {dtype}
+
+
+# The embedded model
+
+
+@pytest.mark.model
+def test_the_embedded_model_s_numbers_and_tokens_equal_the_plain_loop_s(embedded):
+    prompts = ["The sky is", "The sky is not"]
+    stream = capture(embedded, prompts, positions=all_tokens(), layers=[3, 20], reuse=False)
+    found = capture(embedded, prompts, positions=all_tokens(), layers=[3, 20])
+    relative = (found.values - stream.values).norm(dim=-1) / stream.values.norm(dim=-1)
+    assert relative.nan_to_num().max() < CLOSE
+    torch.testing.assert_close(found.stream_norm, stream.stream_norm, rtol=1e-4, atol=0)
+    one = vectors(embedded, [12]).scaled_to(dose=4.0)
+    cells = [(), (Add(one, 1.0),), (Add(one, -2.0, last_token()),), (ProjectOut(one),)]
+    ids = [embedded.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    require_same_texts(embedded, ids, cells[1:3], Decoding(3))
+    for cell in cells[1:]:
+        together, plainly = (
+            choice_logits(embedded, prompts, (" blue", " green"), *cell, reuse=reuse)
+            for reuse in (True, False)
+        )
+        np.testing.assert_allclose(
+            together["logit_difference"], plainly["logit_difference"], rtol=0, atol=CLOSE
+        )
+        np.testing.assert_allclose(np.log(together["mass"]), np.log(plainly["mass"]), rtol=0, atol=CLOSE)

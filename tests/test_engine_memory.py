@@ -1,0 +1,597 @@
+"""Waves that fit the memory, running out of it, and errors that name the guilty cell among many."""
+
+import gc
+import importlib
+import logging
+import math
+import types
+import weakref
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl_steer.capture import capture
+from tl_steer.choices import choice_logits, plan_choices, score_cells
+from tl_steer.directions import SteeringVector
+from tl_steer.engine import Plan, Row, Walk, in_waves
+from tl_steer.engine.decoding import Decoder
+from tl_steer.evaluation.sweep import sweep
+from tl_steer.generation import Decoding, generate, write_cells
+from tl_steer.interventions import Ablate, Add, NonFiniteError, ProjectOut
+from tl_steer.interventions.operations import Edit
+from tl_steer.models import identify
+from tl_steer.positions import (
+    EmptySelectionError,
+    PromptTokens,
+    all_tokens,
+    generated_tokens,
+    last_token,
+    parse_positions,
+    token,
+)
+from tl_steer.prompts import ChoiceQuestions
+
+from .tiny_model import (
+    D_HEAD,
+    D_MODEL,
+    N_HEADS,
+    N_LAYERS,
+    all_hooks,
+    favouring,
+    made_vector,
+    make_model,
+    word_tokenizer,
+)
+
+MODEL = make_model(word_tokenizer())
+waves = importlib.import_module("tl_steer.engine.waves")
+PROMPTS = [[0, 3, 4, 5], [0, 3, 4], [7, 8, 9, 10, 11], [0, 3, 4, 5], [6]]
+CELLS = [
+    (),
+    (Add(made_vector(MODEL, 0), 1.0),),
+    (Add(made_vector(MODEL, 1), 2.0, last_token()),),
+    (ProjectOut(made_vector(MODEL, 2, "resid_pre")), Ablate(1, "z", heads=[1])),
+    (Ablate(0, "mlp_out"),),
+]
+TOKEN_BYTES = 4 * 2 * N_HEADS * D_HEAD  # keys and values of one token in one layer
+KEPT_BYTES = 4 * D_MODEL + TOKEN_BYTES  # and its stream
+
+
+@contextmanager
+def limited(size):
+    """While this is entered, the memory at hand is so many bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(waves, "bytes_allowed", lambda model, memory: size)
+        yield
+
+
+def scored(**options):
+    plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
+    return score_cells(MODEL, plan, CELLS, **options)
+
+
+def written(**options):
+    return write_cells(MODEL, PROMPTS, CELLS, Decoding(4, 4), **options)
+
+
+def captured(**options):
+    return capture(MODEL, PROMPTS, *CELLS[3], positions=all_tokens(), max_new_tokens=3, **options)
+
+
+def require_same_scores(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        pd.testing.assert_frame_equal(one, other, rtol=0, atol=1e-4)
+
+
+# The argument
+
+
+@pytest.mark.parametrize(
+    ("memory", "free", "expected"),
+    [
+        (None, 2**40, 2**30),
+        (None, 10**6, 5 * 10**5),
+        (0.25, 4 * 10**9, 10**9),
+        (1.0, 10**6, 10**6),
+        (1e-3, 10**6, 1000),
+    ],
+)
+def test_memory_is_a_share_of_what_is_free_and_by_default_half_but_no_more_than_a_gibibyte(
+    monkeypatch, memory, free, expected
+):
+    monkeypatch.setattr(waves.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
+    assert waves.bytes_allowed(MODEL, memory) == expected
+
+
+@pytest.mark.parametrize(("memory", "expected"), [(None, 3 * 10**9), (0.5, 3 * 10**9), (0.1, 6 * 10**8)])
+def test_on_an_accelerator_memory_is_a_share_of_what_is_free_there(monkeypatch, memory, expected):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 10**9, 8 * 10**9))
+    model = types.SimpleNamespace(cfg=types.SimpleNamespace(device="cuda:0"))
+    assert waves.bytes_allowed(model, memory) == expected
+
+
+CALLS = {
+    "choice_logits": lambda **options: choice_logits(MODEL, ["a b", "a"], (" yes", " no"), **options),
+    "generate": lambda **options: generate(MODEL, ["a b", "a"], max_new_tokens=2, **options),
+    "capture": lambda **options: capture(MODEL, ["a b", "a"], **options),
+    "sweep": lambda **options: sweep(
+        MODEL,
+        made_vector(MODEL, 1).at(layers=[1]),
+        ChoiceQuestions(["a b", "a"], [(" yes", " no")] * 2),
+        multipliers=[1.0],
+        controls=0,
+        progress=False,
+        **options,
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("memory", [0.0, -0.5, 1.5, -math.inf, math.inf, math.nan])
+def test_a_share_that_is_none_is_refused(call, memory):
+    with pytest.raises(ValueError, match=f"memory={memory!r}: give a whole number of bytes, or a fraction"):
+        call(memory=memory)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_memory_may_be_given_in_whole_bytes(call):
+    found = call(memory=2 * 10**9)
+    assert len(found) == len(call())
+    assert len(call(memory=1)) == len(found)
+    for memory in (0, -1):
+        with pytest.raises(ValueError, match=f"memory={memory}: give a whole number of bytes, or a fraction"):
+            call(memory=memory)
+
+
+# Waves
+
+
+def edits(cell):
+    return [edit for operation in cell for edit in operation.edits(N_LAYERS)]
+
+
+def rows_of(prompts):
+    return [Row(tuple(ids), PromptTokens(len(ids), tuple(ids))) for ids in prompts]
+
+
+@settings(max_examples=30)
+@given(
+    prompts=st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=6), min_size=1, max_size=6),
+    cells=st.lists(st.sampled_from(range(len(CELLS))), min_size=1, max_size=6),
+    limit=st.integers(1, 20_000),
+    new_tokens=st.sampled_from([0, 0, 5]),
+)
+def test_every_cell_of_every_row_is_in_one_wave_that_fits(prompts, cells, limit, new_tokens):
+    rows, cells = rows_of(prompts), [edits(CELLS[cell]) for cell in cells]
+    made = []
+    with limited(limit):
+        in_waves(MODEL, rows, cells, made.append, new_tokens=new_tokens)
+    done = [(cell, row) for wave in made for cell in wave.cells for row in wave.rows]
+    assert sorted(done) == [(cell, row) for cell in range(len(cells)) for row in range(len(rows))]
+    for wave in made:
+        assert wave.plan.rows == [rows[row] for row in wave.rows]
+        assert wave.plan.cells == [cells[cell] for cell in wave.cells]
+        assert len(wave.walk.stream) == wave.plan.size
+        size = wave.plan.size * KEPT_BYTES
+        if new_tokens:
+            longest = max(len(row.ids) for row in wave.plan.rows)
+            size += len(wave.cells) * len(wave.rows) * (longest + new_tokens) * N_LAYERS * TOKEN_BYTES
+        assert size <= limit or len(wave.cells) == len(wave.rows) == 1
+
+
+def test_where_all_fits_there_is_one_wave():
+    made = []
+    in_waves(MODEL, rows_of(PROMPTS), [edits(cell) for cell in CELLS], made.append)
+    assert [(len(wave.cells), len(wave.rows)) for wave in made] == [(len(CELLS), len(PROMPTS))]
+
+
+def test_prompts_that_begin_alike_stay_in_one_wave():
+    begin = [3, 4, 5, 6, 7, 8]
+    prompts = [[*begin, 9], [10, 11, 12, 13, 14, 15, 16], [*begin, 10], [17, 18, 19, 20, 21, 22, 23]]
+    made = []
+    with limited(15 * KEPT_BYTES):
+        in_waves(MODEL, rows_of(prompts), [()], made.append)
+    assert sorted(set(wave.rows) for wave in made)[0] in ({0, 2}, {1, 3})
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("tokens", [1, 6, 20, 60])
+def test_with_little_memory_there_are_many_waves_and_the_same_numbers(monkeypatch, tokens):
+    walks = []
+    up = Walk.up
+    monkeypatch.setattr(
+        Walk, "up", lambda self, *args, **options: walks.append(1) or up(self, *args, **options)
+    )
+    expected = scored(reuse=False), written(reuse=False), captured(reuse=False)
+    with limited(tokens * KEPT_BYTES):
+        found = scored(), written(), captured()
+    assert len(walks) > (3 if tokens == 60 else 6)
+    require_same_scores(found[0], expected[0])
+    assert found[1] == expected[1]
+    torch.testing.assert_close(found[2].values, expected[2].values, rtol=0, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(found[2].stream_norm, expected[2].stream_norm)
+
+
+def test_what_is_kept_between_passes_fits_the_memory(monkeypatch):
+    sizes = []
+
+    def start(self, start=Decoder.start):
+        stream = start(self)
+        walk = self.wave.walk
+        kept = [walk.stream, walk.keys, walk.values, *self.keys, *self.values]
+        sizes.append((len(self.members), sum(each.numel() * each.element_size() for each in kept)))
+        return stream
+
+    monkeypatch.setattr(Decoder, "start", start)
+    limit = 20_000
+    with limited(limit):
+        written()
+    assert len(sizes) > 2
+    assert all(size <= limit for members, size in sizes if members > 1)
+    assert max(size for _, size in sizes) > limit / 4  # and is not left unused
+
+
+@pytest.fixture
+def alive(monkeypatch):
+    """Walks that are still there, by the time the next one is made."""
+    walks, found = [], []
+    init = Walk.__init__
+
+    def remember(self, *args, **options):
+        found.append(sum(walk() is not None for walk in walks))
+        walks.append(weakref.ref(self))
+        init(self, *args, **options)
+
+    monkeypatch.setattr(Walk, "__init__", remember)
+    gc.collect()
+    gc.disable()
+    yield lambda: (found, [walk for walk in walks if walk() is not None])
+    gc.enable()
+
+
+@pytest.mark.parametrize("run", [scored, written, captured], ids=["scored", "written", "captured"])
+def test_what_a_wave_has_kept_is_freed_before_the_next_is_made(alive, run):
+    """Else there would be twice what the memory was said to allow."""
+    with limited(10 * KEPT_BYTES):
+        run()
+    before_each, afterwards = alive()
+    assert len(before_each) > 3
+    assert set(before_each) == {0}
+    assert afterwards == []
+
+
+def test_what_ran_out_of_memory_is_freed_before_it_is_tried_again(alive):
+    def work(wave):
+        if len(wave.cells) > 1:
+            raise MemoryError
+
+    in_waves(MODEL, rows_of(PROMPTS), [edits(cell) for cell in CELLS], work)
+    before_each, afterwards = alive()
+    assert len(before_each) > len(CELLS)
+    assert set(before_each) == {0}
+    assert afterwards == []
+
+
+@pytest.mark.parametrize("limit", [10**6, 3000])
+def test_ticks_add_up_to_the_cells(limit):
+    for run in (scored, lambda tick: write_cells(MODEL, PROMPTS, CELLS, Decoding(4, 4), tick=tick)):
+        ticks = []
+        with limited(limit):
+            run(tick=ticks.append)
+        assert len(ticks) >= N_LAYERS
+        assert min(ticks) > 0
+        assert 0.8 * len(CELLS) < sum(ticks) < 1.05 * len(CELLS)
+
+
+# Running out of memory
+
+GONE = {
+    "on an accelerator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "in Python": MemoryError(),
+    "on a CPU": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes."),
+    "on a CPU under Linux": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+        "to allocate 4503599627370496 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+}
+
+
+@pytest.fixture(params=GONE)
+def gone(request):
+    return GONE[request.param]
+
+
+@contextmanager
+def failing(error, *, above, layer=1):
+    """While this is entered, a block runs out of memory with more than so many tokens at once."""
+    block, seen = MODEL.blocks[layer], []
+    forward = block.forward
+
+    def run(x, *args, **kwargs):
+        seen.append(x.shape[0] * x.shape[1])
+        if seen[-1] > above:
+            raise error
+        return forward(x, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "forward", run)
+        yield seen
+
+
+def test_what_torch_says_when_there_is_no_memory_is_understood():
+    """Asked for what no machine has, so that it is told on every one."""
+    with pytest.raises(RuntimeError) as told:
+        torch.empty(2**55)
+    assert waves.is_out_of_memory(told.value)
+
+
+def test_running_out_of_memory_halves_and_goes_on_with_the_same_numbers(gone, caplog):
+    expected = scored(), written(), captured()
+    for number, run in enumerate((scored, written, captured)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="tl_steer"), failing(gone, above=7) as seen:
+            found = run()
+        assert max(seen) > 7
+        told = [record.getMessage() for record in caplog.records]
+        assert told
+        assert all(
+            message.startswith("out of memory with ")
+            and message.endswith("going on with half as much at once")
+            for message in told
+        )
+        assert len(told) == sum(tokens > 7 for tokens in seen)
+        if number == 0:
+            assert told[0].startswith("out of memory with 5 cells of 5 prompts;")
+            require_same_scores(found, expected[0])
+        elif number == 1:
+            assert found == expected[1]
+        else:
+            torch.testing.assert_close(found.values, expected[2].values, rtol=0, atol=1e-4, equal_nan=True)
+    assert not any("forward" in vars(block.attn) for block in MODEL.blocks)
+
+
+def test_running_out_of_memory_while_texts_are_written_halves_and_goes_on(gone, monkeypatch):
+    expected, sizes = written(), []
+    step = Decoder.step
+
+    def run(self, tokens):
+        sizes.append(len(tokens))
+        if len(tokens) > 4:
+            raise gone
+        return step(self, tokens)
+
+    monkeypatch.setattr(Decoder, "step", run)
+    assert written() == expected
+    assert max(sizes) == len(CELLS) * len(PROMPTS)
+
+
+def failing_work(done, above, error=None):
+    """A wave's work that runs out of memory where there are more than so many rows in all its cells."""
+    tried = []
+
+    def work(wave):
+        places = [(cell, row) for cell in wave.cells for row in wave.rows]
+        tried.append(len(places))
+        if len(places) > above:
+            raise error or MemoryError
+        done.extend(places)
+
+    return work, tried
+
+
+@pytest.mark.parametrize("above", [1, 2, 7, 13, 24])
+def test_finished_cells_are_kept_and_not_computed_again(above, caplog):
+    done = []
+    work, tried = failing_work(done, above)
+    with caplog.at_level(logging.WARNING, logger="tl_steer"):
+        in_waves(MODEL, rows_of(PROMPTS), [edits(cell) for cell in CELLS], work)
+    assert sorted(done) == [(cell, row) for cell in range(5) for row in range(5)]
+    failed = [size for size in tried if size > above]
+    assert len(caplog.records) == len(failed) > 0
+    assert failed == sorted(failed, reverse=True)
+
+
+def test_memory_that_ran_out_once_is_not_asked_for_again(monkeypatch):
+    """Waves behind the one that failed are at most half as large, though the limit allows more."""
+    sizes = []
+
+    def work(wave):
+        sizes.append(waves.plan_bytes(MODEL, wave.plan, 0))
+        if len(sizes) == 1:
+            raise MemoryError
+
+    in_waves(MODEL, rows_of(PROMPTS), [edits(cell) for cell in CELLS * 3], work)
+    assert max(sizes[1:]) <= sizes[0] / 2
+
+
+@pytest.mark.parametrize("run", [scored, written], ids=["scored", "written"])
+def test_what_was_finished_stays_when_a_later_wave_runs_out_of_memory(monkeypatch, run):
+    expected, done, calls, up = run(), [], [], Walk.up
+
+    def walk(self, *args, **options):
+        calls.append(len(self.plan.cells) * len(self.plan.rows))
+        if len(calls) == 4:
+            raise MemoryError
+        up(self, *args, **options)
+        done.extend((id(cell), id(row)) for cell in self.plan.cells for row in self.plan.rows)
+
+    monkeypatch.setattr(Walk, "up", walk)
+    with limited({scored: 25, written: 140}[run] * KEPT_BYTES):
+        found = run()
+    assert len(calls) > 5
+    assert calls[3] > 1
+    assert len(done) == len(set(done)) == len(CELLS) * len(PROMPTS)
+    if run is scored:
+        require_same_scores(found, expected)
+    else:
+        assert found == expected
+
+
+def test_passes_become_smaller_where_there_is_only_one_row_of_one_cell_left(monkeypatch, caplog):
+    budgets, up = [], Walk.up
+
+    def run(self, *args, **options):
+        budgets.append(self.budget)
+        if self.budget > 64:
+            raise MemoryError
+        return up(self, *args, **options)
+
+    expected = capture(MODEL, PROMPTS[:1], positions=all_tokens())
+    monkeypatch.setattr(Walk, "up", run)
+    with caplog.at_level(logging.WARNING, logger="tl_steer"):
+        found = capture(MODEL, PROMPTS[:1], positions=all_tokens())
+    assert budgets == [2048, 1024, 512, 256, 128, 64]
+    assert len(caplog.records) == 5
+    torch.testing.assert_close(found.values, expected.values)
+
+
+def test_one_row_of_one_cell_that_does_not_fit_at_all_lets_the_error_through(gone, caplog):
+    before = all_hooks(MODEL)
+    with failing(gone, above=4) as seen, pytest.raises(type(gone)) as told:
+        scored()
+    assert told.value is gone
+    assert len(seen) < 30
+    assert all_hooks(MODEL) == before
+    assert not any("forward" in vars(block.attn) for block in MODEL.blocks)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ZeroDivisionError()]
+)
+def test_any_other_error_comes_through_at_once(error, caplog):
+    with failing(error, above=0) as seen, pytest.raises(type(error)) as told:
+        scored()
+    assert told.value is error
+    assert len(seen) == 1
+    assert caplog.records == []
+
+
+# Streams that are not finite
+
+
+def blow_up(layer, multiplier=3e38, positions=None):
+    return Add(made_vector(MODEL, layer), multiplier, positions or all_tokens())
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+@pytest.mark.parametrize("place", [0, 2, 5])
+def test_the_guilty_cell_among_many_is_named(layer, place):
+    cells = [*CELLS[:place], (Ablate(0, "z"), blow_up(layer, -3e38)), *CELLS[place:]]
+    plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
+    guilty = rf"Add\(multiplier=-3e\+38\) at layer {layer}"
+    told = rf"^(Ablate\(hook='z'\) at layer 0 and )?{guilty}: the stream became NaN or infinite"
+    with pytest.raises(NonFiniteError, match=told):
+        score_cells(MODEL, plan, cells)
+    with pytest.raises(NonFiniteError, match=told):
+        write_cells(MODEL, PROMPTS, cells, Decoding(2))
+    with pytest.raises(NonFiniteError, match=told):
+        capture(MODEL, PROMPTS, *cells[place])
+
+
+def test_a_cell_that_blows_up_while_texts_are_written_is_named():
+    cells = [*CELLS[:3], (blow_up(1, positions=generated_tokens()),), *CELLS[3:]]
+    with pytest.raises(NonFiniteError, match=r"^Add\(multiplier=3e\+38\) at layer 1: the stream became NaN"):
+        write_cells(MODEL, PROMPTS, cells, Decoding(3, 3))
+
+
+def late(layer, positions, multiplier=1.0):
+    """Finite where it is added; its mean is not, so the next layer's norm makes NaN of it."""
+    vector = SteeringVector(torch.full((D_MODEL,), 1e38), layer, "resid_post", "made", 1.0, identify(MODEL))
+    return Add(vector, multiplier, positions)
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("positions", [all_tokens(), last_token()], ids=repr)
+def test_a_cell_that_blows_up_behind_its_own_layer_is_named_and_no_neighbour(place, positions):
+    """Tokens that attend together with the guilty cell's are none the worse for it."""
+    good = [(Add(made_vector(MODEL, 0, seed=seed), 1.0, positions),) for seed in range(3)]
+    good[1] += (Ablate(2, "mlp_out", positions=positions),)
+    cells = [*good[:place], (late(0, positions, 1.5),), *good[place:]]
+    told = r"^Add\(multiplier=1\.5\) at layer 0: the stream became NaN or infinite"
+    plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
+    with pytest.raises(NonFiniteError, match=told):
+        score_cells(MODEL, plan, cells[place : place + 1])
+    with pytest.raises(NonFiniteError, match=told):
+        score_cells(MODEL, plan, cells)
+    with pytest.raises(NonFiniteError, match=told):
+        write_cells(MODEL, PROMPTS, cells, Decoding(2))
+
+
+def test_a_model_that_blows_up_by_itself_is_not_blamed_on_an_operation():
+    model = favouring(MODEL, 1, 0.0)
+    with torch.no_grad():
+        model.embed.W_E[11] = torch.nan
+    plan = plan_choices(model, PROMPTS, [(" yes", " no")] * len(PROMPTS))
+    for cells in ([()], [(), (Add(made_vector(model, 1), 1.0, last_token()),)]):
+        for reuse in (True, False):
+            with pytest.raises(NonFiniteError, match=r"^without any operation: the stream became NaN"):
+                score_cells(model, plan, cells, reuse=reuse)
+
+
+# Selections that are empty
+
+NOWHERE = {
+    "token(3)": ((Add(made_vector(MODEL, 1), 2.0, token(3)),), r"Add\(multiplier=2\) at layer 1"),
+    "span(4, 9)": (
+        (Ablate(0, "z", positions=parse_positions("span(4, 9)")),),
+        r"Ablate\(hook='z'\) at layer 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("cell", NOWHERE.values(), ids=NOWHERE)
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_a_cell_that_selects_nothing_of_a_prompt_is_refused_and_named(cell, place):
+    operations, told = cell
+    cells = [*CELLS[:place], operations, *CELLS[place:]]
+    plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
+    for run in (
+        lambda: score_cells(MODEL, plan, cells),
+        lambda: write_cells(MODEL, PROMPTS, cells, Decoding(3)),
+        lambda: capture(MODEL, PROMPTS, *operations),
+    ):
+        with pytest.raises(EmptySelectionError, match=f"selects no token of {told}"):
+            run()
+
+
+@pytest.mark.parametrize("fed", [True, False])
+def test_generated_tokens_alone_are_refused_where_none_are_fed(fed):
+    cells = [(), (Add(made_vector(MODEL, 1), 1.0, generated_tokens()),)]
+    choices = (" ( A", " ( B") if fed else (" yes", " no")
+    plan = plan_choices(MODEL, PROMPTS, [choices] * len(PROMPTS))
+    runs = [
+        lambda: score_cells(MODEL, plan, cells),
+        lambda: write_cells(MODEL, PROMPTS, cells, Decoding(2 if fed else 1)),
+        lambda: capture(MODEL, PROMPTS, *cells[1], max_new_tokens=2 if fed else 0),
+    ]
+    for run in runs:
+        if fed:
+            run()
+            continue
+        with pytest.raises(EmptySelectionError, match=r"generated_tokens\(\) selects no token"):
+            run()
+
+
+def test_where_an_empty_selection_is_meant_the_numbers_are_the_unsteered_ones():
+    prompts = [[0, 3], [4, 5, 6], [7]]
+    cells = [(), (Add(made_vector(MODEL, 1), 2.0, token(3)),), (Add(made_vector(MODEL, 1), 2.0, token(2)),)]
+    plan = plan_choices(MODEL, prompts, [(" yes", " no")] * 3)
+    clean, nothing, some = score_cells(MODEL, plan, cells, allow_empty=True)
+    pd.testing.assert_frame_equal(nothing, clean)
+    changed = (some - clean)["logit_difference"].abs().to_numpy()
+    np.testing.assert_array_equal(changed > 1e-3, [False, True, False])
+    texts = write_cells(MODEL, prompts, cells[:2], Decoding(4), allow_empty=True)
+    assert texts[0] == texts[1]
+    (alone,) = score_cells(MODEL, plan, cells[1:2], allow_empty=True)
+    pd.testing.assert_frame_equal(alone, clean, rtol=0, atol=1e-4)
+
+
+def test_a_plan_of_one_edit_of_nothing_needs_no_branch():
+    nothing = Edit(0, "resid_post", token(5), lambda x, index: x, None, "nothing")
+    plan = Plan(rows_of([[3, 4]]), [[], [nothing]])
+    assert plan.size == 2
