@@ -3,6 +3,8 @@
 contrast pairs -> capture_pairs -> mean_difference (…) -> steer, generate, sweep -> tables -> plots
 """
 
+import transformer_lens  # noqa: F401  # the longest import: a tenth of a second longer behind the others
+
 from . import plots
 from .activations import Activations, PairedActivations
 from .analysis import pca, projections, separation

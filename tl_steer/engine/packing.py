@@ -19,7 +19,7 @@ from torch import Tensor
 from .sharing import Branch, Plan, Segment
 
 BUNDLED = 64  # tokens that are put together where they look back on the same others
-PADDED = 2.0  # how much more than needed a group of bundles may compute
+PADDED = 1.5  # how much more than needed a group of bundles may compute
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .walk import LEAST_TOKENS, Walk, tokens_a_pass
 
 logger = logging.getLogger(__name__)
 Memory = int | float | None  # bytes, or a share of what is free
-CPU_BYTES = 2**30  # by default at most this much on a CPU, where more is not faster
+CPU_BYTES = 2**29  # by default at most this much on a CPU, where more is hardly faster
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def in_waves(
     Args:
         work: walks the wave and keeps what it wants of it.
         memory: bytes that what is kept between passes may take, or a share (at most 1.0) of what is free;
-            by default half of what is free, and on a CPU at most 1 GiB.
+            by default half of what is free, and on a CPU at most 512 MiB.
         new_tokens: how many each row will be given behind it, with keys and values of all layers kept.
         tick: called with the number of cells done, in parts.
         generating: whether tokens will be fed back behind the rows.

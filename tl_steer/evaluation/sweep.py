@@ -71,7 +71,7 @@ def sweep(
         reuse: compute what cells and prompts share once: a cell costs what it changes, from its first changed
             layer and position on. `False` runs whole forward passes, the oracle: the same numbers.
         memory: what may be kept between passes, in bytes (`2 * 10**9`) or as a share of what is free (0.8);
-            by default half of what is free, and on a CPU at most 1 GiB. With less, more passes are made.
+            by default half of what is free, and on a CPU at most 512 MiB. With less, more passes are made.
 
     Returns:
         A row a prompt and cell: prompt_id, prompt, the factors, vector, control, operation, layers ("17+31"),
