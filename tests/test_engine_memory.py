@@ -195,7 +195,7 @@ def test_prompts_that_begin_alike_stay_in_one_wave():
     begin = [3, 4, 5, 6, 7, 8]
     prompts = [[*begin, 9], [10, 11, 12, 13, 14, 15, 16], [*begin, 10], [17, 18, 19, 20, 21, 22, 23]]
     made = []
-    with limited(15 * KEPT_BYTES):
+    with limited(18 * KEPT_BYTES):  # either half, with its masks, but not both
         in_waves(MODEL, rows_of(prompts), [()], made.append)
     assert sorted(set(wave.rows) for wave in made)[0] in ({0, 2}, {1, 3})
     assert len(made) == 2
@@ -598,3 +598,10 @@ def test_a_plan_of_one_edit_of_nothing_needs_no_branch():
     nothing = Edit(0, "resid_post", token(5), lambda x, index: x, None, "nothing")
     plan = Plan(rows_of([[3, 4]]), [[], [nothing]])
     assert plan.size == 2
+
+
+def test_masks_are_counted_where_prompts_are_long():
+    """They grow with the square of a prompt's length, what else is kept with its length."""
+    short, long = (Plan(rows_of([list(range(3, 3 + length))]), [()]) for length in (4, 40))
+    masks = [waves.plan_bytes(MODEL, plan, 0) - plan.size * KEPT_BYTES for plan in (short, long)]
+    assert masks == [1.5 * 4 * 4**2, 1.5 * 4 * 40**2]

@@ -75,6 +75,12 @@ class Growth:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @cached_property
+    def seen(self) -> int:
+        """How many pairs there are of a token and one that lies in its segment or before."""
+        counts = ((each.stop - each.start, len(each.trunk) + len(each.own)) for each in self.segments)
+        return sum(count * (count + before) for count, before in counts)
+
 
 @dataclass(frozen=True)
 class Branch:

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from ..interventions import Edit, NonFiniteError, steer_cells
+from .packing import PADDED
 from .progress import Tick
 from .sharing import Plan, Row, require_some
 from .walk import LEAST_TOKENS, Walk, tokens_a_pass
@@ -136,8 +137,10 @@ def bytes_allowed(model: Any, memory: Memory) -> int:
 
 
 def plan_bytes(model: Any, plan: Plan, new_tokens: int) -> int:
-    """What a plan keeps between passes: streams, a layer's keys and values, and all layers' of texts."""
-    kept = plan.size * (model.cfg.d_model * model.W_E.element_size() + token_bytes(model))
+    """What is kept between passes: streams, masks, a layer's keys and values, and all layers' of texts."""
+    size = model.W_E.element_size()
+    seen = PADDED * sum(branch.growth.seen for branch in plan.all) * (2 if model.cfg.use_local_attn else 1)
+    kept = plan.size * (model.cfg.d_model * size + token_bytes(model)) + int(seen) * size
     slots = len(plan.cells) * len(plan.rows) * (max(len(row.ids) for row in plan.rows) + new_tokens)
     return kept + (slots * model.cfg.n_layers * token_bytes(model) if new_tokens else 0)
 
