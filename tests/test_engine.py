@@ -433,7 +433,6 @@ def test_of_gemma_2_both_kinds_of_attention_and_its_soft_caps_are_shared(make_hf
 
 
 def test_rotations_reach_as_far_as_prompts_and_texts_do(monkeypatch):
-    settings = {"positional_embedding_type": "rotary", "rotary_dim": 4}
     prompts, cells = [[0, 3, 5, 6, 4, 3, 5], [4, 6]], [(), (Add(vectors(MODEL, [1]), 1.0),)]
     monkeypatch.setattr(AbstractAttention, "ROTARY_INITIAL_CACHE_SIZE", 3)
     for run in (
@@ -441,7 +440,7 @@ def test_rotations_reach_as_far_as_prompts_and_texts_do(monkeypatch):
         lambda model: require_same_texts(model, prompts[1:], cells, Decoding(9, 9)),
         lambda model: require_same_capture(model, prompts, positions=all_tokens()),
     ):
-        model = make_model(word_tokenizer(), **settings)
+        model = make_model(word_tokenizer(), **ROTARY)
         assert len(model.blocks[0].attn.rotary_cos) == 3
         run(model)
 
@@ -599,6 +598,12 @@ def permanent(model):
     return lambda: model.reset_hooks(including_permanent=True)
 
 
+def for_a_while(model):
+    block = model.hooks(fwd_hooks=[(hook_name("z", 0), lambda z, hook: z * 2)])
+    block.__enter__()
+    return lambda: block.__exit__(None, None, None)
+
+
 def outer_steer(model):
     block = steer(model, Add(vectors(model, [1], seed=3), 1.0))
     block.__enter__()
@@ -611,6 +616,7 @@ USERS = {
     "add_hook at the pattern": at("blocks.1.attn.hook_pattern", lambda x, hook: x * 0.5),
     "add_hook at the queries": at("blocks.0.attn.hook_q", lambda x, hook: x * 2),
     "add_perma_hook": permanent,
+    "model.hooks": for_a_while,
     "a forward hook of an MLP": on(
         lambda model: model.blocks[0].mlp, "register_forward_hook", lambda m, inputs, x: x * 2
     ),
@@ -782,10 +788,54 @@ def test_an_operation_whose_hook_does_not_fire_is_told(reuse, positions):
             run()
 
 
+# Models of other settings, where it applies as well
+
+ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4}
+SHARED = {
+    "no norm": {"normalization_type": None, "init_weights": False},
+    "folded norms": {"normalization_type": "LNPre"},
+    "RMS norms, gated MLPs": {"normalization_type": "RMS", "gated_mlp": True},
+    "attention alone": {"attn_only": True},
+    "parallel blocks": {"parallel_attn_mlp": True},
+    "one head of keys": {"n_key_value_heads": 1},
+    "one head of keys with a soft cap": {"n_key_value_heads": 1, "attn_scores_soft_cap": 1.5},
+    "rotation of pairs, of a part": {**ROTARY, "rotary_dim": 2, "rotary_adjacent_pairs": True},
+    "a window of three": {"use_local_attn": True, "window_size": 3, "attn_types": ["local", "global", "local"]},
+    "a local base": {
+        **ROTARY, "rotary_base_local": 100.0, "use_local_attn": True, "window_size": 4,
+        "attn_types": ["global", "local", "local"],
+    },
+    "no scale": {"use_attn_scale": False},
+    "a scale of its own": {"attn_scale": 1.3},
+    "scaled by the layer": {"scale_attn_by_inverse_layer_idx": True},
+    "normed queries and keys": {**ROTARY, "use_qk_norm": True},
+    "an input hook of the MLP": {"use_hook_mlp_in": True},
+    "a norm behind the embedding": {"post_embedding_ln": True},
+    "experts": {"num_experts": 4, "experts_per_token": 2, "gated_mlp": True, "normalization_type": "RMS"},
+    "norms before and after": {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
+    "a soft cap of the logits": {"output_logits_soft_cap": 2.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_models_of_other_settings_are_shared_and_the_same(name):
+    model = make_model(word_tokenizer(), **SHARED[name])
+    assert obstacle(model) is None
+    cells = [
+        (),
+        (Add(vectors(model, [1]), 1.0, all_tokens()),),
+        (Add(vectors(model, [1], "resid_pre"), 1.0, current_token()), Ablate(2, "z", heads=[0])),
+    ]
+    with packed(8, 4):
+        require_same_scores(model, questions(), cells)
+        require_same_scores(model, asked(PROMPTS, PAIRS[:1] * len(PROMPTS)), cells, mass=False)
+        require_same_texts(model, PROMPTS, cells, Decoding(6, 6))
+        require_same_capture(model, PROMPTS, *cells[2], positions=all_tokens(), hook="attn_out")
+
+
 # Where it does not apply
 
 LINEAR = {"d_model": 12}  # n_heads · d_head, where something wants them alike
-ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4}
 REFUSED = {
     "use_attn_result": {"use_attn_result": True},
     "use_split_qkv_input": {"use_split_qkv_input": True},
