@@ -800,7 +800,9 @@ SHARED = {
     "one head of keys": {"n_key_value_heads": 1},
     "one head of keys with a soft cap": {"n_key_value_heads": 1, "attn_scores_soft_cap": 1.5},
     "rotation of pairs, of a part": {**ROTARY, "rotary_dim": 2, "rotary_adjacent_pairs": True},
-    "a window of three": {"use_local_attn": True, "window_size": 3, "attn_types": ["local", "global", "local"]},
+    "a window of three": {
+        "use_local_attn": True, "window_size": 3, "attn_types": ["local", "global", "local"],
+    },
     "a local base": {
         **ROTARY, "rotary_base_local": 100.0, "use_local_attn": True, "window_size": 4,
         "attn_types": ["global", "local", "local"],
@@ -821,6 +823,9 @@ SHARED = {
 def test_models_of_other_settings_are_shared_and_the_same(name):
     model = make_model(word_tokenizer(), **SHARED[name])
     assert obstacle(model) is None
+    if name == "no norm":  # else logits are so large that rounding alone is more than 1e-4
+        for weight in model.parameters():
+            weight.mul_(0.6)
     cells = [
         (),
         (Add(vectors(model, [1]), 1.0, all_tokens()),),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tl_steer.capture import capture, capture_pairs
@@ -67,11 +67,11 @@ class Marks:
 MARKS = st.builds(Marks, st.integers(0, 3), st.integers(1, 4), st.booleans(), st.booleans())
 # What is run, and how much of it is the prompt.
 ROWS = st.lists(
-    st.lists(st.integers(0, 2), min_size=1, max_size=6).flatmap(
+    st.lists(st.integers(0, 1), min_size=1, max_size=6).flatmap(
         lambda ids: st.tuples(st.just(tuple(ids)), st.integers(1, len(ids)))
     ),
     min_size=1,
-    max_size=6,
+    max_size=8,
 )
 CELLS = st.lists(
     st.lists(
@@ -80,6 +80,22 @@ CELLS = st.lists(
     min_size=1,
     max_size=4,
 )
+
+
+# Forks behind forks, in the trunk and in a branch; a row that is a beginning, one that is there twice.
+FORKED = [((0, *rest), 3) for rest in ((0, 0), (0, 1), (1, 0, 0), (1, 0, 1), (1, 1), (1, 1))] + [((0, 1), 1)]
+EVERY, LATE = Marks(0, 1, False, True), Marks(2, 4, False, True)
+
+
+def in_any_plan(test):
+    """Run a test for any rows and cells, and for those with forks behind forks."""
+    for cells in (
+        [[]],
+        [[(EVERY, 1, "z")]],
+        [[], [(EVERY, 0, "resid_post")], [(LATE, 0, "z"), (EVERY, 2, "z")]],
+    ):
+        test = example(rows=FORKED, cells=cells)(test)
+    return settings(max_examples=80)(given(rows=ROWS, cells=CELLS)(test))
 
 
 def edit(positions, layer=0, hook="resid_post"):
@@ -123,8 +139,7 @@ def numbered(plan):
     ]
 
 
-@settings(max_examples=100)
-@given(rows=ROWS, cells=CELLS)
+@in_any_plan
 def test_a_path_gives_back_ids_and_places_of_its_row(rows, cells):
     plan = planned(rows, cells)
     tokens, index = numbered(plan)
@@ -141,8 +156,7 @@ def test_a_path_gives_back_ids_and_places_of_its_row(rows, cells):
             assert (path[changed:] >= len(plan.trunk.growth)).all()
 
 
-@settings(max_examples=100)
-@given(rows=ROWS, cells=CELLS)
+@in_any_plan
 def test_a_token_is_there_once_for_all_rows_that_begin_alike(rows, cells):
     """The trunk: every beginning. A branch: every beginning and what is selected in it, from a change on."""
     plan = planned(rows, cells)
@@ -159,8 +173,7 @@ def test_a_token_is_there_once_for_all_rows_that_begin_alike(rows, cells):
         assert branch.growth.starts == tuple(first_changed(cell, row) for row in rows)
 
 
-@settings(max_examples=100)
-@given(rows=ROWS, cells=CELLS)
+@in_any_plan
 def test_two_tokens_are_one_exactly_where_all_before_them_is_alike(rows, cells):
     plan = planned(rows, cells)
     for cell, edits in enumerate(cells):
@@ -171,8 +184,7 @@ def test_two_tokens_are_one_exactly_where_all_before_them_is_alike(rows, cells):
         assert len(set(means.values())) == len(means)
 
 
-@settings(max_examples=100)
-@given(rows=ROWS, cells=CELLS)
+@in_any_plan
 def test_the_context_of_a_segment_is_what_its_rows_begin_with(rows, cells):
     plan = planned(rows, cells)
     contexts = {}
@@ -193,8 +205,7 @@ def test_the_context_of_a_segment_is_what_its_rows_begin_with(rows, cells):
                 assert max(path[:place], default=-1) < number
 
 
-@settings(max_examples=100)
-@given(rows=ROWS, cells=CELLS)
+@in_any_plan
 def test_a_segment_has_no_fork_and_ends_at_one(rows, cells):
     plan = planned(rows, cells)
     for branch in plan.all:
@@ -207,8 +218,7 @@ def test_a_segment_has_no_fork_and_ends_at_one(rows, cells):
             assert (len(others) == 1) == (number + 1 not in ends)
 
 
-@settings(max_examples=100)
-@given(rows=ROWS, cells=CELLS)
+@in_any_plan
 def test_a_branch_knows_where_it_comes_from_and_what_is_selected(rows, cells):
     plan = planned(rows, cells)
     trunk = plan.trunk.growth
@@ -224,8 +234,7 @@ def test_a_branch_knows_where_it_comes_from_and_what_is_selected(rows, cells):
                 assert found[path].tolist() == marks.chosen(*rows[row])[start:]
 
 
-@settings(max_examples=100)
-@given(rows=ROWS, cells=CELLS)
+@in_any_plan
 def test_branches_are_numbered_in_the_order_of_the_layers_they_join_at(rows, cells):
     plan = planned(rows, cells)
     edges = [(0, len(plan.trunk.growth))] + [(branch.base, branch.stop) for branch in plan.branches]
