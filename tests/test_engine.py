@@ -40,7 +40,7 @@ from tl_steer.interventions import (
     steer_cells,
 )
 from tl_steer.interventions.operations import Edit
-from tl_steer.models import identify, load_model
+from tl_steer.models import ModelMismatchError, identify, load_model
 from tl_steer.positions import (
     PromptTokens,
     all_tokens,
@@ -766,6 +766,30 @@ def test_a_tick_that_raises_leaves_nothing_behind(own):
 
 
 # What is checked
+
+
+WRONG = {
+    "a hook that there is not": (Ablate(1, "resid_end"), ValueError, "'resid_end' does not exist at layer 1"),
+    "a head that there is not": (Ablate(1, "z", heads=[3]), IndexError, "there are heads 0 to 2"),
+    "a layer that there is not": (Ablate(5), IndexError, "layer 5 is out of range"),
+    "another width": (Ablate(1, to=torch.zeros(5)), ValueError, "the vector has 5 numbers"),
+    "another model": (
+        Add(vectors(make_model(word_tokenizer(), seed=9), [1])), ModelMismatchError, "the vector of Add",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("name", WRONG)
+def test_every_cell_s_operations_are_checked(name, reuse):
+    bad, error, told = WRONG[name]
+    for run in (
+        lambda: score_cells(MODEL, questions(), [(), ASKED_CELLS[1], (bad,)], reuse=reuse),
+        lambda: write_cells(MODEL, PROMPTS, [(), ASKED_CELLS[1], (bad,)], Decoding(2), reuse=reuse),
+        lambda: capture(MODEL, PROMPTS, ASKED_CELLS[1][0], bad, reuse=reuse),
+    ):
+        with pytest.raises(error, match=told):
+            run()
 
 
 @pytest.mark.parametrize("positions", [all_tokens(), generated_tokens()], ids=repr)

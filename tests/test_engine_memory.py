@@ -453,6 +453,20 @@ def test_passes_become_smaller_where_there_is_only_one_row_of_one_cell_left(monk
     torch.testing.assert_close(found.values, expected.values)
 
 
+def test_passes_hold_about_as_many_tokens_as_their_budget_and_not_many_more(monkeypatch):
+    walking = importlib.import_module("tl_steer.engine.walk")
+    monkeypatch.setattr(walking, "CACHED_TOKENS", 16)
+    monkeypatch.setattr(walking, "LEAST_TOKENS", 1)
+    prompts = [[first, 3, 4, 5] for first in range(6, 30)]
+    cells = [(Add(made_vector(MODEL, 0, "resid_pre", seed=seed), 1.0),) for seed in range(3)]
+    plan = plan_choices(MODEL, prompts, [(" yes", " no")] * len(prompts))
+    with failing(None, above=10**6) as seen:
+        score_cells(MODEL, plan, [(), *cells])
+    assert sum(seen) == 4 * 24 * 4
+    assert max(seen) <= 16 + 4  # and a segment
+    assert len(seen) <= 2 * sum(seen) / 16
+
+
 def test_one_row_of_one_cell_that_does_not_fit_at_all_lets_the_error_through(gone, caplog):
     before = all_hooks(MODEL)
     with failing(gone, above=4) as seen, pytest.raises(type(gone)) as told:
