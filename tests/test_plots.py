@@ -548,7 +548,7 @@ def test_values_are_checked(pooled, detected):
         plots.effectiveness(pooled[pooled["operation"] == "none"])
     with pytest.raises(ValueError, match="too many panels"):
         plots.effectiveness(sweep_table(kinds=tuple("abcdefg")), facet="truth")
-    with pytest.raises(ValueError, match="no row has a dose"):
+    with pytest.raises(ValueError, match="no steered row has a multiplier"):
         plots.dose_response(pooled[pooled["operation"] == "project_out"])
     with pytest.raises(ValueError, match="signal and noise"):
         plots.signal_detection(detected.assign(d_prime=np.nan))
@@ -575,6 +575,23 @@ def test_dose_response_goes_through_the_unsteered_cell_from_negative_to_positive
     controls = [trace for trace in figure.data if trace.name == "controls"]
     assert len(controls) == 2 * 3 * len(LAYERS)
     assert sum(bool(trace.showlegend) for trace in controls) == 1
+
+
+def test_dose_response_takes_the_multiplier_where_no_dose_is_known(swept):
+    recorded = swept.assign(dose=swept["dose"].where(swept["operation"] == "none"))
+    for figure in (
+        plots.dose_response(recorded, facet="truth"),
+        plots.dose_response(swept, facet="truth", x="multiplier"),
+    ):
+        (line,) = [trace for trace in figure.data if trace.name == "5" and trace.xaxis == "x"]
+        multipliers = swept.loc[(swept["layers"] == "5") & ~swept["control"], "multiplier"].dropna()
+        assert list(line.x) == sorted({0.0, *multipliers})
+        assert figure.layout.xaxis.title.text == "multiplier of the vector"
+        assert "by multiplier" in figure.layout.title.text
+    with pytest.raises(ValueError, match="no steered row has a dose"):
+        plots.dose_response(recorded, facet="truth", x="dose")
+    with pytest.raises(ValueError, match="use 'dose' or 'multiplier'"):
+        plots.dose_response(recorded, facet="truth", x="layer")
 
 
 def test_many_layers_are_told_apart_by_a_colour_bar_instead_of_a_long_legend(pooled):

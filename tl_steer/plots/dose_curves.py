@@ -10,35 +10,40 @@ from .panel_grid import PanelGrid
 from .template import CONTROL, SEQUENTIAL, VERMILLION, sequential_colours, spaced, styled, translucent
 
 LEGEND_LINES = 10  # more lines than these are told apart by a colour bar, not by a legend
+X_TITLES = {
+    "dose": "dose (‖multiplier · vector‖ / stream norm), signed",
+    "multiplier": "multiplier of the vector",
+}
 
 
-def dose_response(table: pd.DataFrame, *, value: str = "shift", facet: str | None = None) -> go.Figure:
+def dose_response(
+    table: pd.DataFrame, *, value: str = "shift", facet: str | None = None, x: str | None = None
+) -> go.Figure:
     """A value against the dose with its sign, a line a layer, with 95% intervals.
 
-    Args:
-        table: what `evaluation.effectiveness` makes.
-        value: "shift" (change of the logit difference on the same prompts), "logit_difference", "accuracy" or
-            "signal_rate".
-        facet: a factor the table is split by; each of its values gets a panel, on common axes. Where a vector
-            moves a bias, all panels move the same way.
+        Args:
+            table: what `evaluation.effectiveness` makes.
+            value: "shift" (change of the logit difference on the same prompts), "logit_difference", "accuracy" or
+                "signal_rate".
+            facet: a factor the table is split by; each of its values gets a panel, on common axes. Where a vector
+    moves a bias, all panels move the same way.
+            x: "dose", or "multiplier", whose lines of different layers do not compare. By default the dose where
+                any steered cell has one: recorded results have none, since the stream's norm was not kept.
 
-    Raises:
-        ValueError: no rows, columns are missing, an unknown value, or rows that share a cell.
+        Raises:
+            ValueError: no rows, columns are missing, an unknown value or x, or rows that share a cell.
 
-    Operations without a multiplier (`project_out`) have no dose and are left out. Source of the dose: the
-    vector's length over the stream's typical norm, as reported by the sweep.
+        Operations without a multiplier (`project_out`) have no dose and are left out. Source of the dose: the
+        vector's length over the stream's typical norm, as reported by the sweep.
     """
     check_values(table, value, facet, figure="dose_response")
-    table = table[table["multiplier"].notna() & table["dose"].notna()]
-    if table.empty:
-        raise ValueError("plots.dose_response: no row has a dose; operations without a multiplier have none.")
+    table, x = _scaled(table, x)
     panels = panels_of(table, facet, figure="dose_response")
-    x_title = "dose (‖multiplier · vector‖ / stream norm), signed"
-    grid = PanelGrid(panels, x_title=x_title, y_title=VALUES[value], y_range=RANGES.get(value))
+    grid = PanelGrid(panels, x_title=X_TITLES[x], y_title=VALUES[value], y_range=RANGES.get(value))
     lines = _lines(panels)
     many = len(lines) > LEGEND_LINES
     for place, panel in enumerate(panels):
-        for trace in _controls(panel, value):
+        for trace in _controls(panel, value, x):
             grid.add(place, trace, "controls", rank=900)
         for (layers, operation), look in lines.items():
             chosen = (panel.steered["layers"] == layers) & (panel.steered["operation"] == operation)
@@ -49,15 +54,31 @@ def dose_response(table: pd.DataFrame, *, value: str = "shift", facet: str | Non
     else:
         grid.figure.update_layout(legend_title_text="layer")
     grid.figure.update_xaxes(zeroline=True)
-    title = f"{VALUES[value].split(' (')[0].capitalize()} by dose"
+    title = f"{VALUES[value].split(' (')[0].capitalize()} by {x}"
     return styled(grid.figure, title, subtitle(table), height=grid.height)
 
 
+def _scaled(table: pd.DataFrame, x: str | None) -> tuple[pd.DataFrame, str]:
+    """The rows that have a place on the x axis, in a column `place`, and what that axis is."""
+    if x not in (None, *X_TITLES):
+        raise ValueError(f"x={x!r} is unknown: use 'dose' or 'multiplier'.")
+    table = table[table["multiplier"].notna()]
+    if x is None:
+        steered = table["operation"] != "none"
+        x = "dose" if table.loc[steered, "dose"].notna().any() else "multiplier"
+    sign = (table["multiplier"] > 0).astype(float) - (table["multiplier"] < 0).astype(float)
+    table = table.assign(place=table["multiplier"] if x == "multiplier" else table["dose"] * sign)
+    table = table[table["place"].notna()]
+    if (table["operation"] == "none").all():
+        raise ValueError(
+            f"plots.dose_response: no steered row has a {x}; operations without a multiplier have none."
+        )
+    return table, x
+
+
 def _path(rows: pd.DataFrame, panel: Panel) -> pd.DataFrame:
-    """Cells of growing signed dose, the unsteered one among them."""
-    path = pd.concat([rows, panel.unsteered])
-    sign = (path["multiplier"] > 0).astype(float) - (path["multiplier"] < 0).astype(float)
-    return path.assign(signed_dose=path["dose"] * sign).sort_values("signed_dose")
+    """Cells from the most negative to the most positive, the unsteered one among them."""
+    return pd.concat([rows, panel.unsteered]).sort_values("place")
 
 
 def _lines(panels: list[Panel]) -> dict[tuple[str, str], dict[str, str]]:
@@ -79,7 +100,7 @@ def _lines(panels: list[Panel]) -> dict[tuple[str, str], dict[str, str]]:
 
 def _line(path: pd.DataFrame, value: str, look: dict[str, str], *, thin: bool) -> go.Scatter:
     return go.Scatter(
-        x=path["signed_dose"],
+        x=path["place"],
         y=path[value],
         error_y=whiskers(path, value, look["colour"]),
         mode="lines+markers",
@@ -91,19 +112,19 @@ def _line(path: pd.DataFrame, value: str, look: dict[str, str], *, thin: bool) -
     )
 
 
-def _controls(panel: Panel, value: str) -> list[go.Scatter]:
+def _controls(panel: Panel, value: str, x: str) -> list[go.Scatter]:
     found = []
     for (vector, _, layers), rows in panel.controls.groupby(["vector", "operation", "layers"]):
         path = _path(rows, panel)
         name = escape(f"{vector}, layer {layers}")
         found.append(
             go.Scatter(
-                x=path["signed_dose"],
+                x=path["place"],
                 y=path[value],
                 mode="lines",
                 name="controls",
                 line={"color": translucent(CONTROL, 0.3), "width": 1},
-                hovertemplate=f"{name}<br>dose %{{x:.3g}}: %{{y:.3g}}<extra></extra>",
+                hovertemplate=f"{name}<br>{x} %{{x:.3g}}: %{{y:.3g}}<extra></extra>",
             )
         )
     return found
