@@ -1,12 +1,15 @@
 """Pairs of activations: subsets, swapped sides, files, refusals."""
 
 import dataclasses
+import json
 import pickle
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import mean_difference
@@ -23,8 +26,10 @@ def pairs():
     )
     made = make_pairs(rng.standard_normal((4, 2, 8)), rng.standard_normal((4, 2, 8)), factors=factors)
     told = {"positions": token(0) | last_token(), "completions": ("w", "x", "y", "z")}
+    told["completion_tokens"] = ((1,), (2, 3), (), (4, 5, 6))
     positive = dataclasses.replace(made.positive, **told, prompt_lengths=torch.tensor([1, 2, 3, 4]))
-    negative = dataclasses.replace(made.negative, **told | {"completions": ("W", "X", "Y", "Z")})
+    told |= {"completions": ("W", "X", "Y", "Z"), "completion_tokens": ((7, 8), (9,), (10,), ())}
+    negative = dataclasses.replace(made.negative, **told)
     return PairedActivations(positive, negative, factors)
 
 
@@ -34,7 +39,7 @@ TENSORS = ("values", "token_index", "tokens", "prompt_lengths", "stream_norm")
 def require_same(a, b):
     for name in TENSORS:
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True)
-    for name in ("layers", "hook", "positions", "prompts", "identity", "completions"):
+    for name in ("layers", "hook", "positions", "prompts", "identity", "completions", "completion_tokens"):
         assert getattr(a, name) == getattr(b, name), name
 
 
@@ -43,6 +48,7 @@ def test_a_subset_has_the_rows_in_the_order_given(pairs):
     assert len(part) == 3
     assert part.positive.prompts == ("positive prompt 3", "positive prompt 0", "positive prompt 0")
     assert part.negative.completions == ("Z", "W", "W")
+    assert part.positive.completion_tokens == ((4, 5, 6), (1,), (1,))
     assert torch.equal(part.negative.values, pairs.negative.values[[3, 0, 0]])
     assert part.positive.prompt_lengths.tolist() == [4, 1, 1]
     assert part.factors["group"].tolist() == [7, 5, 5]
@@ -60,6 +66,7 @@ def test_swapping_exchanges_everything_of_a_pair_but_its_factors(pairs):
                 assert torch.equal(getattr(mixed, name)[row], getattr(source, name)[row])
             assert mixed.prompts[row] == source.prompts[row]
             assert mixed.completions[row] == source.completions[row]
+            assert mixed.completion_tokens[row] == source.completion_tokens[row]
     assert swapped.factors.equals(pairs.factors)
     require_same(swapped.swapped(flips).positive, pairs.positive)
     everything = pairs.swapped([True] * 4)
@@ -68,7 +75,8 @@ def test_swapping_exchanges_everything_of_a_pair_but_its_factors(pairs):
 
 def test_swapping_without_completions_and_with_a_wrong_count():
     made = make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4)))
-    assert made.swapped([True, False]).positive.completions == ()
+    swapped = made.swapped([True, False])
+    assert swapped.positive.completions == swapped.positive.completion_tokens == ()
     with pytest.raises(ValueError, match="1 flips for 2 pairs"):
         made.swapped([True])
 
@@ -92,6 +100,20 @@ def test_a_file_gives_back_what_was_saved(pairs, tmp_path):
     require_same(again.negative, pairs.negative)
     pd.testing.assert_frame_equal(again.factors, pairs.factors)
     assert again.positive.positions.label == "(token(0) | last_token())"
+
+
+def test_a_file_from_before_there_were_completion_tokens_still_loads(pairs, tmp_path):
+    path = tmp_path / "a.safetensors"
+    pairs.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    described = json.loads(metadata["description"])
+    del described["completion_tokens"]
+    save_file(tensors, path, metadata=metadata | {"description": json.dumps(described)})
+    again = PairedActivations.load(path)
+    assert again.positive.completions == ("w", "x", "y", "z")
+    assert again.positive.completion_tokens == again.negative.completion_tokens == ()
 
 
 def test_other_files_are_refused_and_pickles_never_loaded(pairs, tmp_path):

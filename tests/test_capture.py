@@ -19,6 +19,7 @@ from tl_steer.positions import (
     generated_tokens,
     last_token,
     parse_positions,
+    prompt_tokens,
     token,
 )
 from tl_steer.prompts import contrast_pairs
@@ -33,6 +34,7 @@ from .tiny_model import (
     Change,
     all_hooks,
     favouring,
+    greedy_alone,
     hook_name,
     made_vector,
     make_model,
@@ -316,3 +318,125 @@ def test_a_single_prompt_may_be_ids():
     ids = [0, 3, 4, 1]
     assert torch.equal(capture(MODEL, ids).values, capture(MODEL, [ids]).values)
     assert len(capture(MODEL, ids)) == 1
+
+
+# texts that are read behind the prompts
+
+
+UNEQUAL = [[0, 3, 4, 1, 5], [0, 9, 8], [0, 1, 1, 7, 2, 2]]
+
+
+def require_same(found, expected):
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(found.stream_norm, expected.stream_norm)
+    for name in ("token_index", "tokens", "prompt_lengths"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    for name in ("layers", "hook", "prompts", "completions", "completion_tokens"):
+        assert getattr(found, name) == getattr(expected, name), name
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("written", TABLE)
+def test_reading_what_a_run_has_written_gives_what_it_held_while_it_wrote(written, reuse):
+    positions = parse_positions(written)
+    steer = Add(made_vector(MODEL, 1, scale=6.0), 1.0, positions)
+    wrote = capture(MODEL, UNEQUAL, steer, positions=positions, max_new_tokens=5, reuse=reuse)
+    assert [len(text) for text in wrote.completion_tokens] == [5, 5, 5]
+    reads = {"positions": positions, "completions": wrote.completion_tokens, "reuse": reuse}
+    require_same(capture(MODEL, UNEQUAL, steer, **reads), wrote)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_texts_that_ended_at_different_lengths_are_read_to_their_ends(reuse):
+    ending = favouring(MODEL, 1, 2.5)  # `</s>` soon comes
+    prompts = [[0, 3, 4, 5], [0, 9], [0, 7, 7, 7, 3]]
+    wrote = capture(ending, prompts, positions=all_tokens(), max_new_tokens=6, reuse=reuse)
+    for ids, text in zip(prompts, wrote.completion_tokens, strict=True):
+        assert list(text) == greedy_alone(ending, ids, 6, stops=[1])
+    assert len({len(text) for text in wrote.completion_tokens}) > 1
+    reads = {"positions": all_tokens(), "completions": wrote.completion_tokens, "reuse": reuse}
+    require_same(capture(ending, prompts, **reads), wrote)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_completions_are_read_as_generated_tokens_behind_their_prompts(reuse):
+    """Against each whole text alone; the steering sees where the prompt ends."""
+    texts, vector = [[5, 6, 7, 8], [10], [11, 12]], made_vector(MODEL, 1, scale=6.0)
+    steer = Add(vector, -1.0, generated_tokens())
+    found = capture(MODEL, UNEQUAL, steer, positions=all_tokens(), completions=texts, reuse=reuse)
+    changes = [Change(1, "resid_post", lambda x: x - vector.values, TABLE["generated_tokens()"])]
+    for row, (ids, text) in enumerate(zip(UNEQUAL, texts, strict=True)):
+        read = ids + text[:-1]
+        assert [int(token) for token in found.tokens[row] if token >= 0] == read
+        for layer in range(N_LAYERS):
+            alone = held(read, "resid_post", layer, changes, prompt_length=len(ids))
+            torch.testing.assert_close(found.values[row, layer, : len(read)], alone, rtol=1e-4, atol=1e-4)
+    assert found.completion_tokens == ((5, 6, 7, 8), (10,), (11, 12))
+    prompts_alone = capture(MODEL, UNEQUAL, reuse=reuse)
+    torch.testing.assert_close(found.stream_norm, prompts_alone.stream_norm)
+
+
+def test_a_text_is_tokenized_alone_and_kept_as_it_was_given():
+    found = capture(MODEL, ["a b", "c"], completions=["d e f", "</s> g h"], positions=generated_tokens())
+    words = MODEL.tokenizer.convert_tokens_to_ids
+    assert found.completion_tokens == (tuple(words(["d", "e", "f"])), tuple(words(["</s>", "g", "h"])))
+    assert found.tokens.tolist() == [words(["d", "e"]), words(["</s>", "g"])]
+    assert found.completions == ("d e f", "</s> g h")
+    by_ids = capture(MODEL, ["a b", "c"], completions=found.completion_tokens, positions=generated_tokens())
+    assert torch.equal(by_ids.values, found.values)
+    assert by_ids.completions == ("d e f", "g h")  # as generated text is shown
+
+
+def test_one_prompt_takes_one_text_or_one_list_of_ids():
+    ids = [0, 3, 4]
+    found = capture(MODEL, ids, completions=[5, 6], positions=all_tokens())
+    assert found.tokens.tolist() == [[0, 3, 4, 5]]
+    assert capture(MODEL, "a b", completions="c d").completions == ("c d",)
+
+
+def test_an_empty_completion_leaves_the_prompt_alone():
+    found = capture(MODEL, ["a b", "c"], completions=["", [4, 5, 6]], positions=current_token())
+    assert found.token_index.tolist() == [[2, -1, -1], [1, 2, 3]]
+    assert found.completion_tokens == ((), (4, 5, 6))
+    without = capture(MODEL, ["a b"], completions=[[]], positions=prompt_tokens())
+    assert torch.equal(without.values, capture(MODEL, ["a b"], positions=prompt_tokens()).values)
+    for nothing in ("", [4]):  # of one token, nothing is fed back
+        with pytest.raises(EmptySelectionError, match=r"generated_tokens\(\) selects no token of prompt 0"):
+            capture(MODEL, ["a b"], completions=[nothing], positions=generated_tokens())
+
+
+def test_a_capture_without_new_text_has_none():
+    found = capture(MODEL, ["a b"])
+    assert found.completions == found.completion_tokens == ()
+
+
+def test_a_model_without_a_tokenizer_reads_ids_and_shows_them():
+    silent = make_model(word_tokenizer())
+    silent.tokenizer = None
+    found = capture(silent, [[0, 3]], completions=[[4, 5]], positions=all_tokens())
+    assert found.completions == ("[4, 5]",)
+    assert found.tokens.tolist() == [[0, 3, 4]]
+    with pytest.raises(ValueError, match="no tokenizer: give token ids"):
+        capture(silent, [[0, 3]], completions=["d e"])
+
+
+@pytest.mark.parametrize(
+    ("completions", "options", "told"),
+    [
+        (["c"], {}, "1 completions for 2 prompts: give one for each"),
+        (["c", "d", "e"], {}, "3 completions for 2 prompts"),
+        ("c", {}, "1 completions for 2 prompts"),
+        (["c", "d"], {"max_new_tokens": 3}, "completions and max_new_tokens=3 exclude each other"),
+        ([[3] * 45, [4]], {}, "a prompt of 4 tokens and 45 new ones do not fit the context of 48"),
+        ([[3], [999]], {}, "token ids must lie in 0 to"),
+    ],
+)
+def test_completions_that_do_not_fit_are_refused(completions, options, told):
+    with pytest.raises(ValueError, match=told):
+        capture(MODEL, ["a b c", "d"], completions=completions, **options)
+
+
+def test_completions_are_not_changed():
+    texts = [[5, 6, 7], [8]]
+    capture(MODEL, ["a b", "c"], completions=texts)
+    assert texts == [[5, 6, 7], [8]]

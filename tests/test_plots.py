@@ -1,6 +1,7 @@
 """Figures: what they hold is what their table says, and nothing from a text becomes markup."""
 
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -560,6 +561,48 @@ def test_sets_of_layers_stand_one_by_one_after_the_single_ones():
     assert [places[name] for name in ("2", "17", "31")] == [2, 17, 31]
     assert 31 < places["10+11"] < places["17+31"]
     assert list(layer_places(pd.DataFrame({"layers": ["3+5"]})).values()) == [1]
+
+
+def test_multipliers_that_end_in_the_same_place_share_a_label(detected):
+    together = detected.assign(d_prime=1.0, criterion=0.5)
+    (path,) = [
+        trace
+        for trace in plots.signal_detection(together, layer=5).data
+        if trace.name == "add" and trace.visible
+    ]
+    assert sorted(filter(None, path.text)) == ["−4 to +4"]
+
+
+def test_a_few_layers_far_apart_stand_one_by_one_and_their_whiskers_aside(swept):
+    places = layer_places(pd.DataFrame({"layers": ["17", "31", "18", "19", "", "17+31"]}))
+    assert places == {"17": 0, "18": 1, "19": 2, "31": 3, "17+31": 4}
+    wide = swept[~swept["control"]].replace({"layers": {"10": "30", "3": "4"}})
+    figure = plots.effectiveness(wide, facet="truth")
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers" and trace.xaxis == "x"]
+    assert list(figure.layout.xaxis.ticktext) == ["4", "5", "30", "3+5"]
+    for place in range(4):
+        found = [next(x for x in line.x if x is not None and abs(x - place) < 0.5) for line in lines]
+        assert len(set(found)) == len(lines)
+        assert max(found) + min(found) == pytest.approx(2 * place)
+    for line in lines:  # nothing is drawn from 5 to 30, nor to the set
+        assert [x is None or x != x for x in line.x] == [False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize(("to", "millimetres"), [("column", 85), ("page", 178)])
+def test_a_printed_figure_has_the_width_of_a_column_or_page_and_nothing_to_click(detected, to, millimetres):
+    figure = plots.signal_detection(detected, layer=5)
+    before = json.loads(figure.to_json())
+    printed = plots.sized(figure, to)
+    assert json.loads(figure.to_json()) == before
+    assert printed.layout.width == pytest.approx(millimetres / 25.4 * 96, abs=1)
+    assert not printed.layout.sliders
+    assert printed.layout.title.text is None
+    assert printed.layout.legend.orientation == "h"
+    assert [trace.visible for trace in printed.data] == [trace.visible for trace in figure.data]
+    assert plots.sized(figure, to, title=True, height=500).layout.height >= 500
+    assert plots.sized(figure, to, title=True).layout.title.text == figure.layout.title.text
+    with pytest.raises(ValueError, match="'column' or 'page'"):
+        plots.sized(figure, "poster")
 
 
 def test_dose_response_goes_through_the_unsteered_cell_from_negative_to_positive(swept):

@@ -7,7 +7,8 @@ import torch
 
 from tl_steer.choices import choice_logits
 from tl_steer.directions import SteeringVectors
-from tl_steer.evaluation.sweep import _read, sweep
+from tl_steer.evaluation.reading import read_answer
+from tl_steer.evaluation.sweep import sweep
 from tl_steer.generation import generate
 from tl_steer.interventions import Add, ProjectOut
 from tl_steer.models import identify
@@ -362,9 +363,9 @@ def test_a_sweep_leaves_vectors_questions_and_model_alone():
 )
 def test_letters_stand_for_the_answers_that_the_prompt_lists(text, pair, read):
     prompt = "Are bats blind?\n\nChoices:\n(A) They are blind\n(B) They see well\nAnswer: ("
-    assert _read(text, pair, prompt) == read
+    assert read_answer(text, pair, prompt) == read
 
 
 def test_letters_without_a_list_stand_for_true_and_false():
-    assert _read("True", ("A", "B"), "Is it so? Answer: (") == 0
-    assert _read("True", ("B", "A"), "Is it so? Answer: (") == 1
+    assert read_answer("True", ("A", "B"), "Is it so? Answer: (") == 0
+    assert read_answer("True", ("B", "A"), "Is it so? Answer: (") == 1

@@ -16,6 +16,7 @@ from .models import ModelIdentity
 from .positions import Positions, parse_positions
 
 FORMAT = "tl_steer activations 1"
+TEXTS = ("prompts", "completions", "completion_tokens")  # fields with a row a prompt, or ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,8 @@ class Activations:
             its positions except the first (where attention sinks are a hundred times larger); NaN where every
             prompt has one token. Of the stream as it was read: under operations, of the changed one.
         identity: the model they came from.
-        completions: new text where the capture generated, else ().
+        completions: new text where the capture generated or was given some, else ().
+        completion_tokens: the ids of each, the last one, which was not fed back, included.
     """
 
     values: Float[Tensor, "prompt layer pos d_hook"]
@@ -49,6 +51,7 @@ class Activations:
     stream_norm: Float[Tensor, " layer"]
     identity: ModelIdentity
     completions: tuple[str, ...] = ()
+    completion_tokens: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -74,14 +77,17 @@ class Activations:
     def subset(self, rows: Sequence[int]) -> "Activations":
         """The same of some prompts, in the order given."""
         rows = list(rows)
+        texts = {
+            name: tuple(getattr(self, name)[row] for row in rows) if getattr(self, name) else ()
+            for name in TEXTS
+        }
         return replace(
             self,
             values=self.values[rows],
             token_index=self.token_index[rows],
             tokens=self.tokens[rows],
             prompt_lengths=self.prompt_lengths[rows],
-            prompts=tuple(self.prompts[row] for row in rows),
-            completions=tuple(self.completions[row] for row in rows) if self.completions else (),
+            **texts,
         )
 
 
@@ -164,7 +170,7 @@ class PairedActivations:
                         getattr(mine, name), getattr(other, name), flips, strict=False
                     )
                 )
-                for name in ("prompts", "completions")  # the latter may be ()
+                for name in TEXTS
             }
             return replace(mine, **texts, **choose)
 
@@ -185,6 +191,10 @@ class PairedActivations:
             "positive": self.positive.prompts,
             "negative": self.negative.prompts,
             "completions": {"positive": self.positive.completions, "negative": self.negative.completions},
+            "completion_tokens": {
+                "positive": self.positive.completion_tokens,
+                "negative": self.negative.completion_tokens,
+            },
             "factors": self.factors.to_dict(orient="list"),
         }
         metadata = {
@@ -223,7 +233,11 @@ class PairedActivations:
         def side(name: str) -> Activations:
             fields = ("values", "token_index", "tokens", "prompt_lengths")
             own = {field: tensors[f"{name}.{field}"] for field in fields}
-            completions = tuple(described["completions"][name])
-            return Activations(**own, **shared, prompts=tuple(described[name]), completions=completions)
+            written = {
+                "completions": tuple(described["completions"][name]),
+                # files of earlier versions have the texts alone
+                "completion_tokens": tuple(map(tuple, described.get("completion_tokens", {}).get(name, ()))),
+            }
+            return Activations(**own, **shared, prompts=tuple(described[name]), **written)
 
         return cls(side("positive"), side("negative"), pd.DataFrame(described["factors"]))

@@ -1,7 +1,9 @@
 """Activations at named positions, layers and hooks, while the model reads or generates."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from .activations import Activations, PairedActivations
 from .engine import Memory, Reading, Row, Tick, Wave, bar, batches, in_waves, residual, shares
 from .generation import Decoding, completion_text, decode, require_room, write_cells
 from .interventions import Edit, NonFiniteError, Operation, checked_edits, steer
-from .models import Layers, Prompt, as_prompts, hook_point, identify, resolve_layers, tokenize_all
+from .models import Layers, Prompt, as_prompts, hook_point, identify, resolve_layers, tokenize, tokenize_all
 from .positions import Clock, Positions, PromptTokens, last_token
 from .prompts import ContrastPairs
 
@@ -25,6 +27,7 @@ def capture(
     layers: Layers = None,
     hook: str = "resid_post",
     max_new_tokens: int = 0,
+    completions: Prompt | Sequence[Prompt] | None = None,
     allow_empty: bool = False,
     force: bool = False,
     progress: bool = False,
@@ -45,6 +48,9 @@ def capture(
         hook: short hook name.
         max_new_tokens: generate (greedily) so many tokens, and read the hook there too. The last new token is
             never fed back and has no activation.
+        completions: read these instead, one behind each prompt, as though the model had just written them:
+            texts (tokenized alone, no special tokens added) or token lists (as they are). Here, too, the last
+            token of each is not fed back; an empty one leaves the prompt alone.
         allow_empty: accept prompts of which `positions`, or an operation's, select nothing.
         force: accept vectors of other weights of the same shapes and processing.
         progress: show a bar.
@@ -54,29 +60,35 @@ def capture(
     Raises:
         EmptySelectionError: a prompt of which nothing is selected.
         NonFiniteError: an activation is NaN or infinite.
-        ValueError, IndexError: no prompts, an unknown hook, a layer out of range.
+        ValueError, IndexError: no prompts, an unknown hook, a layer out of range; completions that are not
+            one a prompt, or do not fit the context behind it.
+
+    To compare two runs token by token, let the second read what the first has written:
+    `capture(model, prompts, completions=steered.completion_tokens)`. The texts, `steered.completions`, lack
+    the token that ended them, and may be tokenized in another way than they were written.
     """
     positions = last_token() if positions is None else positions
     ids = tokenize_all(model, prompts)
     layers = resolve_layers(layers, model.cfg.n_layers)
-    if max_new_tokens:
-        require_room(model, ids, max_new_tokens)
+    given = _given(model, ids, completions, max_new_tokens)
+    asked = _Asked(ids, given, operations, max_new_tokens, allow_empty, force)
+    for prompt, text in zip(ids, given, strict=True):
+        require_room(model, [prompt], max_new_tokens or len(text))
     if not allow_empty:
-        _require_some(model, ids, positions, generating=max_new_tokens > 1)  # the last is never fed back
+        _require_some(model, ids, positions, generating=asked.feeds)
     recorder = _Recorder(layers, positions, len(ids))
-    options = {"allow_empty": allow_empty, "force": force}
     with bar("capturing", 1, shown=progress) as tick, torch.no_grad():
         run = _record_together if shares(model, reuse) else _record_plainly
-        new = run(model, ids, operations, recorder, hook, max_new_tokens, memory, tick, options)
+        new = run(model, asked, recorder, hook, memory, tick)
     return Activations(
-        **recorder.assembled([prompt + new[row] for row, prompt in enumerate(ids)]),
+        **recorder.assembled([prompt + text for prompt, text in zip(ids, new, strict=True)]),
         prompt_lengths=torch.tensor([len(prompt) for prompt in ids]),
         layers=layers,
         hook=hook,
         positions=positions,
         prompts=tuple(_as_text(model, prompts, ids)),
         identity=identify(model),
-        completions=tuple(completion_text(model, text) for text in new) if max_new_tokens else (),
+        **_completed(model, completions, new) if max_new_tokens or completions is not None else {},
     )
 
 
@@ -120,25 +132,37 @@ def capture_pairs(
     return PairedActivations(*sides, pairs.factors)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is run: prompts, and behind each what was given or what is generated, under some operations."""
+
+    prompts: Sequence[list[int]]
+    given: Sequence[list[int]]
+    operations: Sequence[Operation]
+    max_new_tokens: int
+    allow_empty: bool
+    force: bool
+
+    @property
+    def feeds(self) -> bool:
+        """Whether any new token is fed back: the last never is."""
+        return self.max_new_tokens > 1 or any(len(text) > 1 for text in self.given)
+
+
 def _record_together(
-    model: Any,
-    ids: Sequence[list[int]],
-    operations: Sequence[Operation],
-    recorder: "_Recorder",
-    hook: str,
-    max_new_tokens: int,
-    memory: Memory,
-    tick: Tick,
-    options: Mapping[str, bool],
-) -> list[list[int]]:
+    model: Any, asked: _Asked, recorder: "_Recorder", hook: str, memory: Memory, tick: Tick
+) -> Sequence[list[int]]:
     """Texts are written first; then they and what they answer are read in one walk."""
-    new: list[list[int]] = [[] for _ in ids]
-    if max_new_tokens:
-        (new,) = write_cells(model, ids, [operations], Decoding(max_new_tokens), memory=memory, **options)
-    (edits,) = checked_edits(model, [operations], options["force"])
+    new = asked.given
+    if asked.max_new_tokens:
+        options = {"allow_empty": asked.allow_empty, "force": asked.force, "memory": memory}
+        (new,) = write_cells(
+            model, asked.prompts, [asked.operations], Decoding(asked.max_new_tokens), **options
+        )
+    (edits,) = checked_edits(model, [asked.operations], asked.force)
     rows = [
         Row(tuple(prompt + text[:-1]), PromptTokens(len(prompt), tuple(prompt), model.tokenizer))
-        for prompt, text in zip(ids, new, strict=True)
+        for prompt, text in zip(asked.prompts, new, strict=True)
     ]
 
     def record(wave: Wave) -> None:
@@ -151,37 +175,32 @@ def _record_together(
         record,
         memory=memory,
         tick=tick,
-        generating=max_new_tokens > 1,
-        allow_empty=options["allow_empty"],
+        generating=asked.feeds,
+        allow_empty=asked.allow_empty,
     )
     return new
 
 
 def _record_plainly(
-    model: Any,
-    ids: Sequence[list[int]],
-    operations: Sequence[Operation],
-    recorder: "_Recorder",
-    hook: str,
-    max_new_tokens: int,
-    memory: Memory,
-    tick: Tick,
-    options: Mapping[str, bool],
-) -> list[list[int]]:
+    model: Any, asked: _Asked, recorder: "_Recorder", hook: str, memory: Memory, tick: Tick
+) -> Sequence[list[int]]:
     """Batch by batch, in whole passes, while the model reads or generates: the oracle."""
-    new: list[list[int]] = [[] for _ in ids]
-    edits = [edit for operation in operations for edit in operation.edits(model.cfg.n_layers)]
+    new = list(asked.given)
+    edits = [edit for operation in asked.operations for edit in operation.edits(model.cfg.n_layers)]
     stop = _last_layer(recorder.layers, edits) + 1
-    for batch in batches(ids, device=model.cfg.device, extra=max_new_tokens):
-        asked = [ids[row] for row in batch.rows]
-        steered = steer(model, *operations, prompts=asked, generating=max_new_tokens > 1, **options)
+    read = [prompt + text[:-1] for prompt, text in zip(asked.prompts, new, strict=True)]
+    options = {"generating": asked.feeds, "allow_empty": asked.allow_empty, "force": asked.force}
+    for batch in batches(read, device=model.cfg.device, extra=asked.max_new_tokens):
+        prompts = [asked.prompts[row] for row in batch.rows]
+        steered = steer(model, *asked.operations, prompts=prompts, **options)
         with steered as clock, recorder.reading(model, hook, clock, batch.rows):
-            if max_new_tokens:
-                for row, text in zip(batch.rows, decode(model, batch, Decoding(max_new_tokens)), strict=True):
+            if asked.max_new_tokens:
+                texts = decode(model, batch, Decoding(asked.max_new_tokens))
+                for row, text in zip(batch.rows, texts, strict=True):
                     new[row] = text
             else:
                 residual(model, batch, stop_at_layer=stop)
-        tick(len(batch.rows) / len(ids))
+        tick(len(batch.rows) / len(read))
     return new
 
 
@@ -273,6 +292,46 @@ def _require_some(
         positions.require_some(tokens, f"prompt {row}", generating=generating)
 
 
+def _given(
+    model: Any,
+    ids: Sequence[Sequence[int]],
+    completions: Prompt | Sequence[Prompt] | None,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """The tokens to read behind each prompt; none where nothing was given."""
+    if completions is None:
+        return [[] for _ in ids]
+    if max_new_tokens:
+        raise ValueError(
+            f"completions and max_new_tokens={max_new_tokens} exclude each other: "
+            "give completions to read them, max_new_tokens to generate."
+        )
+    given = as_prompts(completions)
+    if len(given) != len(ids):
+        raise ValueError(f"{len(given)} completions for {len(ids)} prompts: give one for each.")
+    return [_completion_ids(model, completion) for completion in given]
+
+
+def _completion_ids(model: Any, completion: Prompt) -> list[int]:
+    if isinstance(completion, str) and model.tokenizer is not None:
+        completion = model.tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return tokenize(model, completion) if len(completion) else []
+
+
+def _completed(
+    model: Any, given: Prompt | Sequence[Prompt] | None, new: Sequence[Sequence[int]]
+) -> dict[str, tuple]:
+    """What was read behind the prompts, as text and as ids."""
+    texts = [None] * len(new) if given is None else as_prompts(given)
+    decode = str if model.tokenizer is None else partial(completion_text, model)
+    return {
+        "completions": tuple(
+            text if isinstance(text, str) else decode(ids) for text, ids in zip(texts, new, strict=True)
+        ),
+        "completion_tokens": tuple(tuple(ids) for ids in new),
+    }
+
+
 def _as_text(model: Any, prompts: Prompt | Sequence[Prompt], ids: Sequence[Sequence[int]]) -> list[str]:
     given = as_prompts(prompts)
     decode = str if model.tokenizer is None else model.tokenizer.decode
@@ -283,7 +342,9 @@ def _as_text(model: Any, prompts: Prompt | Sequence[Prompt], ids: Sequence[Seque
 
 
 def _typical_norms(stream: Float[Tensor, "batch pos d_hook"], clock: Clock) -> Float[Tensor, " batch"]:
-    """Each row's median norm over its positions except the first; NaN of a one-token prompt."""
+    """Each row's median norm over its prompt without the first position; NaN of a one-token prompt."""
     norms = stream.float().norm(dim=-1).cpu()
     index = clock.index.cpu()
-    return torch.where(index > 0, norms, torch.nan).nanquantile(0.5, dim=-1)
+    ends = torch.tensor([prompt.length for prompt in clock.prompts])
+    inside = (index > 0) & (index < ends[:, None])
+    return torch.where(inside, norms, torch.nan).nanquantile(0.5, dim=-1)

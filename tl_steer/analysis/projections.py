@@ -5,6 +5,7 @@ import pandas as pd
 
 from ..activations import PairedActivations
 from ..directions import SteeringVectors
+from .along import along, shared_layers
 from .labels import a_row_an_activation, side_labels
 
 
@@ -34,7 +35,7 @@ def projections(
 
     Projections of the pairs that the vectors were made from are flattering: `separation` holds pairs out.
     """
-    shared = _shared_layers(pairs_activations, vectors)
+    shared = shared_layers(pairs_activations, vectors)
     both = np.concatenate([side.double().numpy() for side in pairs_activations.sides()])
     directions = vectors.normalized()
     labels = side_labels(pairs_activations)
@@ -42,27 +43,5 @@ def projections(
     for layer in shared:
         rows = both[:, pairs_activations.layers.index(layer)]
         rows = rows - rows.mean(0) if centred else rows
-        direction = directions[layer].values.double().numpy()
-        along = rows @ (direction / np.linalg.norm(direction))
-        norms = np.linalg.norm(rows, axis=-1)
-        cosine = np.divide(along, norms, out=np.full(len(along), np.nan), where=norms > 0)
-        values = pd.DataFrame({"projection": along, "cosine": cosine})
-        tables.append(a_row_an_activation(labels, layer, values))
+        tables.append(a_row_an_activation(labels, layer, along(rows, directions[layer])))
     return pd.concat(tables, ignore_index=True)
-
-
-def _shared_layers(pairs: PairedActivations, vectors: SteeringVectors) -> list[int]:
-    vectors.identity.require(pairs.identity, what="these vectors")
-    if vectors.hook != pairs.hook:
-        raise ValueError(
-            f"the vectors are at {vectors.hook}, the activations at {pairs.hook}: "
-            "capture there, or place the vectors with .at(…, hook=…)."
-        )
-    if vectors.values.ndim != 2:
-        raise ValueError("these vectors have one direction a position: projections need one a layer.")
-    shared = [layer for layer in pairs.layers if layer in vectors.layers]
-    if not shared:
-        raise ValueError(
-            f"no layer in common: vectors at {list(vectors.layers)}, activations at {list(pairs.layers)}."
-        )
-    return shared

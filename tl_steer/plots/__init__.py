@@ -7,23 +7,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .component_factor_heatmap import component_factors
     from .dose_curves import dose_response
     from .effectiveness_curves import effectiveness
+    from .embedding_curves import embedding_scores
+    from .judgement_curves import judgements
+    from .logit_lens_heatmap import logit_lens
+    from .mean_projection_curves import mean_projections
     from .pca_scatter import pca
     from .projection_histograms import projections
     from .separation_curve import separation
     from .signal_plane import signal_detection
+    from .sizes import sized
+    from .text_table import texts
+    from .trace_heatmaps import traces
+    from .vector_component_histogram import vector_components
 
-__all__ = ["dose_response", "effectiveness", "pca", "projections", "separation", "signal_detection"]
+__all__ = [
+    "component_factors",
+    "dose_response",
+    "effectiveness",
+    "embedding_scores",
+    "judgements",
+    "logit_lens",
+    "mean_projections",
+    "pca",
+    "projections",
+    "separation",
+    "signal_detection",
+    "sized",
+    "texts",
+    "traces",
+    "vector_components",
+]
 
 # No module is named like its function: importing it would put the module in the function's place.
 _HOMES = {
+    "component_factors": "component_factor_heatmap",
     "dose_response": "dose_curves",
     "effectiveness": "effectiveness_curves",
+    "embedding_scores": "embedding_curves",
+    "judgements": "judgement_curves",
+    "logit_lens": "logit_lens_heatmap",
+    "mean_projections": "mean_projection_curves",
     "pca": "pca_scatter",
     "projections": "projection_histograms",
     "separation": "separation_curve",
     "signal_detection": "signal_plane",
+    "sized": "sizes",
+    "texts": "text_table",
+    "traces": "trace_heatmaps",
+    "vector_components": "vector_component_histogram",
 }
 
 

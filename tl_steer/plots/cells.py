@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from .template import DASHES, GREEN, multiplier_colours
 
 CELL = ("vector", "control", "operation", "layers", "hook", "multiplier")
 MOST_PANELS = 6
+FEW, UNEVEN = 8, 3  # so many places need no common scale where a step is so many times another
 NAMES = {
     "signal_rate": "signal rate",
     "logit_difference": "logit difference",
@@ -128,15 +129,26 @@ def lines_of(panels: Sequence[Panel]) -> Iterator[tuple[int, Line]]:
 
 
 def layer_places(table: pd.DataFrame) -> dict[str, float]:
-    """Where each `layers` stands on an axis: one layer at its number, sets of layers one by one after."""
+    """Where each `layers` stands on an axis: one layer at its number, sets of layers one by one after.
+
+    A few layers that lie unevenly (17, 18, 19, 31) stand one by one too, so that each can be read.
+    """
     names = [name for name in table["layers"].unique() if name]
     singles = sorted((name for name in names if name.isdigit()), key=int)
     sets = sorted((name for name in names if not name.isdigit()), key=_numbers)
+    steps = steps_between(singles)
+    if len(names) <= FEW and steps and max(steps) > UNEVEN * min(steps):
+        return {name: float(rank) for rank, name in enumerate([*singles, *sets])}
     last = int(singles[-1]) if singles else 0
     # far enough apart that the names of sets can be read
     gap = max(1.0, (last - int(singles[0])) / 8) if singles else 1.0
     places = {name: float(name) for name in singles}
     return {**places, **{name: last + gap * (rank + 1) for rank, name in enumerate(sets)}}
+
+
+def steps_between(layers: Sequence[str]) -> list[int]:
+    """From each layer to the next."""
+    return [int(upper) - int(lower) for lower, upper in pairwise(layers)]
 
 
 def cell_hover(row: dict[str, Any], value: str) -> str:

@@ -21,20 +21,20 @@ def dose_response(
 ) -> go.Figure:
     """A value against the dose with its sign, a line a layer, with 95% intervals.
 
-        Args:
-            table: what `evaluation.effectiveness` makes.
-            value: "shift" (change of the logit difference on the same prompts), "logit_difference", "accuracy" or
-                "signal_rate".
-            facet: a factor the table is split by; each of its values gets a panel, on common axes. Where a vector
-    moves a bias, all panels move the same way.
-            x: "dose", or "multiplier", whose lines of different layers do not compare. By default the dose where
-                any steered cell has one: recorded results have none, since the stream's norm was not kept.
+    Args:
+        table: what `evaluation.effectiveness` makes.
+        value: "shift" (change of the logit difference on the same prompts), "logit_difference", "accuracy" or
+            "signal_rate".
+        facet: a factor the table is split by; each of its values gets a panel, on common axes. Where a vector
+            moves a bias, all panels move the same way.
+        x: "dose", or "multiplier", whose lines of different layers do not compare. By default the dose where
+            any steered cell has one: recorded results have none, since the stream's norm was not kept.
 
-        Raises:
-            ValueError: no rows, columns are missing, an unknown value or x, or rows that share a cell.
+    Raises:
+        ValueError: no rows, columns are missing, an unknown value or x, or rows that share a cell.
 
-        Operations without a multiplier (`project_out`) have no dose and are left out. Source of the dose: the
-        vector's length over the stream's typical norm, as reported by the sweep.
+    Operations without a multiplier (`project_out`) have no dose and are left out. Source of the dose: the
+    vector's length over the stream's typical norm, as reported by the sweep.
     """
     check_values(table, value, facet, figure="dose_response")
     table, x = _scaled(table, x)
@@ -87,7 +87,10 @@ def _lines(panels: list[Panel]) -> dict[tuple[str, str], dict[str, str]]:
     keys = list(steered.groupby(["layers", "operation"]).groups)
     keys.sort(key=lambda key: (not key[0].isdigit(), [int(part) for part in key[0].split("+")], key[1]))
     several = steered["operation"].nunique() > 1
-    shades = sequential_colours(int(layers) for layers, _ in keys if layers.isdigit())
+    singles = sorted({int(layers) for layers, _ in keys if layers.isdigit()})
+    # to the colour bar's scale where there is one, else as far apart as can be
+    places = singles if len(keys) > LEGEND_LINES else list(range(len(singles)))
+    shades = dict(zip(singles, sequential_colours(places).values(), strict=True))
     return {
         (layers, operation): {
             "name": escape(f"{layers}, {operation}" if several else layers),

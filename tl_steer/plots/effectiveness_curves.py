@@ -1,9 +1,11 @@
 """What steering does at each layer, a line a multiplier, beside the unsteered model and random directions."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import plotly.graph_objects as go
 
-from .cells import CELL, Line, Panel, cell_hover, layer_places, lines_of, panels_of
+from .cells import CELL, UNEVEN, Line, Panel, cell_hover, layer_places, lines_of, panels_of, steps_between
 from .labels import counted, interval, require_columns
 from .marks import band, layer_step
 from .panel_grid import PanelGrid
@@ -43,8 +45,10 @@ def effectiveness(table: pd.DataFrame, *, value: str = "accuracy", facet: str | 
                 grid.add(place, trace, f"controls {name}", rank=900)
         for trace in _unsteered(panel, value, places):
             grid.add(place, trace, "unsteered", rank=800)
-    for place, line in lines_of(panels):
-        grid.add(place, _line(line, value, places), line.name, rank=line.rank + 1)
+    lines = list(lines_of(panels))
+    asides = _asides([line.name for _, line in lines], places)
+    for place, line in lines:
+        grid.add(place, _line(line, value, places, asides[line.name]), line.name, rank=line.rank + 1)
     grid.figure.update_xaxes(**_layer_axis(places, grid.columns))
     grid.figure.update_layout(legend_title_text="multiplier")
     title = f"{VALUES[value].split(' (')[0].capitalize()} by steered layer"
@@ -76,11 +80,32 @@ def subtitle(table: pd.DataFrame) -> str:
     return f"{counted(table['n'], 'prompt')} a point; whiskers: 95% intervals{controls}"
 
 
-def _line(line: Line, value: str, places: dict[str, float]) -> go.Scatter:
-    rows = line.rows.assign(place=line.rows["layers"].map(places)).sort_values("place")
-    # A gap before each set of layers: nothing lies between layer 31 and "17+31".
+def _asides(names: Sequence[str], places: dict[str, float]) -> dict[str, float]:
+    """How far each line stands aside, so that whiskers can be told apart; not at all on an axis to scale."""
+    names = list(dict.fromkeys(names))
+    width = 0.0 if _to_scale(places) else min(0.08, 0.5 / len(names))
+    return {name: width * (rank - (len(names) - 1) / 2) for rank, name in enumerate(names)}
+
+
+def _to_scale(places: dict[str, float]) -> bool:
+    return all(place == int(name) for name, place in places.items() if name.isdigit())
+
+
+def _line(line: Line, value: str, places: dict[str, float], aside: float) -> go.Scatter:
+    rows = line.rows.assign(place=line.rows["layers"].map(places) + aside).sort_values("place")
+    singles = [layers for layers in rows["layers"] if layers.isdigit()]
+    steps = steps_between(singles)
+    # A gap before each set of layers, since nothing lies between layer 31 and "17+31", and where layers that
+    # stand one by one leave others out.
+    apart = {
+        upper
+        for upper, step in zip(singles[1:], steps, strict=True)
+        if step > UNEVEN * min(steps) and not _to_scale(places)
+    }
     pieces = [
-        pd.DataFrame([{"place": None}, row] if not row["layers"].isdigit() else [row])
+        pd.DataFrame([{"place": None}, row])
+        if row["layers"] in apart or not row["layers"].isdigit()
+        else pd.DataFrame([row])
         for row in rows.to_dict("records")
     ]
     spread = pd.concat(pieces, ignore_index=True)
@@ -156,7 +181,7 @@ def _control_bands(panel: Panel, sign: int, value: str, places: dict[str, float]
 def _layer_axis(places: dict[str, float], columns: int) -> dict[str, object]:
     singles = [int(name) for name in places if name.isdigit()]
     few = len(singles) <= 24 // columns
-    step = 1 if few else layer_step(singles, most=24 // columns)
+    step = 1 if few or not _to_scale(places) else layer_step(singles, most=24 // columns)
     shown = {name: place for name, place in places.items() if not name.isdigit() or int(name) % step == 0}
     low, high = min(places.values()), max(places.values())
     margin = max(0.6, (0.02 if len(singles) == len(places) else 0.05) * (high - low))

@@ -48,7 +48,7 @@ def counted(numbers: Iterable[int], noun: str) -> str:
 
 
 def levels(values: pd.Series) -> list[str]:
-    """The different values of a factor as text: positive and true first, else in order."""
+    """The different values of a factor as text: all, then positive and true, then the others in order."""
     return list(dict.fromkeys(level(value) for value in sorted(values.unique().tolist(), key=_order)))
 
 
@@ -105,7 +105,7 @@ def require_same_rows(table: pd.DataFrame, *, figure: str) -> None:
         )
 
 
-def _order(value: object) -> tuple[bool, bool, float, str]:
+def _order(value: object) -> tuple[bool, int, float, str]:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    leads = str(value).lower() in ("positive", "true")
-    return (pd.isna(value), not leads, float(value) if is_number else math.inf, str(value))
+    lead = {"all": 0, "positive": 1, "true": 1}.get(str(value).lower(), 2)
+    return (pd.isna(value), lead, float(value) if is_number else math.inf, str(value))

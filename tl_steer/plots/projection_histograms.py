@@ -16,7 +16,12 @@ MOST_FACETS = 4
 
 
 def projections(
-    table: pd.DataFrame, *, by: str = "side", facet: str | None = None, layer: int | None = None
+    table: pd.DataFrame,
+    *,
+    by: str = "side",
+    facet: str | None = None,
+    overall: bool = False,
+    layer: int | None = None,
 ) -> go.Figure:
     """Overlaid histograms of projections with common bins, a slider over layers, and the prompts below them.
 
@@ -24,6 +29,7 @@ def projections(
         table: what `analysis.projections` makes.
         by: "side" or a factor; each of its values has a colour.
         facet: a factor whose values get a panel each, on common axes.
+        overall: put a panel of all prompts in front of those of `facet`.
         layer: the layer shown at first; by default the middle one.
 
     Raises:
@@ -40,7 +46,7 @@ def projections(
     table = table.sort_values(["layer", "pair", "side"])
     layers = [str(value) for value in table["layer"].unique()]
     start = start_of(layers, layer)
-    panels = _panels(table, facet)
+    panels = _panels(table, facet, overall)
     colours = level_colours(levels(table[by]))
     figure = _empty(panels, len(colours))
     groups: list[pd.DataFrame] = []
@@ -65,15 +71,16 @@ def projections(
     return styled(figure, "Projection on the direction", f"{count}; below, a line a prompt", height=540)
 
 
-def _panels(table: pd.DataFrame, facet: str | None) -> dict[str, pd.DataFrame]:
+def _panels(table: pd.DataFrame, facet: str | None, overall: bool) -> dict[str, pd.DataFrame]:
     if facet is None:
         return {"": table}
     names = levels(table[facet])
-    if len(names) > MOST_FACETS:
+    if len(names) + overall > MOST_FACETS:
         raise ValueError(
             f"{facet!r} has {len(names)} values, at most {MOST_FACETS} panels fit beside each other."
         )
-    return {escape(f"{facet}: {name}"): table[table[facet].map(level) == name] for name in names}
+    every = {"all": table} if overall else {}
+    return every | {escape(f"{facet}: {name}"): table[table[facet].map(level) == name] for name in names}
 
 
 def _empty(panels: dict[str, pd.DataFrame], colours: int) -> go.Figure:

@@ -84,10 +84,6 @@ def _path(path: pd.DataFrame, name: str, colours: dict[float, str], symbol: str)
     shades = [colours.get(multiplier, GREEN) for multiplier in path["multiplier"]]
     # The unsteered point is drawn once, above all paths.
     sizes = [0 if operation == "none" else 10 for operation in path["operation"]]
-    texts = [
-        "" if not multiplier or pd.isna(multiplier) else signed(multiplier)
-        for multiplier in path["multiplier"]
-    ]
     return go.Scatter(
         x=path["criterion"],
         y=path["d_prime"],
@@ -103,12 +99,22 @@ def _path(path: pd.DataFrame, name: str, colours: dict[float, str], symbol: str)
             "opacity": 1,
             "line": {"color": "white", "width": 1},
         },
-        text=texts,
+        text=_labels(path),
         textposition="top right",
         textfont={"size": 11},
         hovertext=[_hover(row) for row in path.to_dict("records")],
         hoverinfo="text",
     )
+
+
+def _labels(path: pd.DataFrame) -> list[str]:
+    """Each point's multiplier; of points in the same place, one label for all ("+6 to +16")."""
+    steered = path[path["multiplier"].notna() & (path["multiplier"] != 0)]
+    names = pd.Series("", path.index)
+    for _, same in steered.groupby(["criterion", "d_prime"], sort=False)["multiplier"]:
+        ends = list(dict.fromkeys([signed(same.min()), signed(same.max())]))
+        names[same.index[-1]] = " to ".join(ends)
+    return names.tolist()
 
 
 def _controls(table: pd.DataFrame, layers: str) -> list[go.Scatter]:

@@ -1,0 +1,297 @@
+"""The logit lens against the Hugging Face model's own final norm and head."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from tl_steer import capture, logit_lens
+from tl_steer.analysis import logit_lens as exported
+from tl_steer.analysis.token_texts import token_texts
+from tl_steer.directions import SteeringVectors
+from tl_steer.models import identify, load_model
+from tl_steer.models.identity import ModelMismatchError
+from tl_steer.positions import all_tokens
+
+from .conftest import VOCABULARY
+from .tiny_model import all_hooks, byte_tokenizer, made_vector, make_model, weights_of, word_tokenizer
+
+PROMPTS = [[3, 14, 15, 92, 65], [35, 89]]
+
+
+def vectors_for(model, *, layers=(0, 2), seed=0, shape=(), **changes):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(len(layers), *shape, model.cfg.d_model, generator=generator)
+    settings = {"hook": "resid_post", "method": "made", "identity": identify(model)} | changes
+    return SteeringVectors(values, layers, stream_norm=torch.ones(len(layers)), **settings)
+
+
+def final_parts(hf_model):
+    """(final norm, head, whether the norm's weights are 1 + w, soft cap) of a Hugging Face model."""
+    name = type(hf_model).__name__
+    if name.startswith("GPT2"):
+        norm = hf_model.transformer.ln_f
+    elif name.startswith("GPTNeoX"):
+        norm = hf_model.gpt_neox.final_layer_norm
+    else:
+        norm = hf_model.model.norm
+    is_gemma = name.startswith("Gemma2")
+    cap = hf_model.config.final_logit_softcapping if is_gemma else None
+    return norm, hf_model.get_output_embeddings(), is_gemma, cap
+
+
+def hf_logits(hf_model, stream):
+    norm, head, _, cap = final_parts(hf_model)
+    with torch.no_grad():
+        logits = head(norm(stream))
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def spread(table, value, shape):
+    """All tokens' values by id, a row for each thing that was read."""
+    rows = table[value].to_numpy().reshape(-1, VOCABULARY)
+    ids = table["token_id"].to_numpy().reshape(-1, VOCABULARY)
+    return np.take_along_axis(rows, ids.argsort(-1), -1).reshape(*shape, VOCABULARY)
+
+
+# --- the numbers -------------------------------------------------------------------------------------------
+
+
+def test_vectors_are_read_as_hugging_faces_norm_and_head_read_them(architecture):
+    hf_model, model = architecture
+    vectors = vectors_for(model)
+    table = logit_lens(model, vectors, multipliers=(20, -3), top=VOCABULARY)
+    stream = vectors.values[:, None] * torch.tensor([20.0, -3.0])[:, None]
+    expected = hf_logits(hf_model, stream)
+    np.testing.assert_allclose(spread(table, "logit", (2, 2)), expected, atol=2e-4)
+    np.testing.assert_allclose(spread(table, "probability", (2, 2)), expected.softmax(-1), atol=1e-4)
+    assert list(table["rank"]) == list(range(1, VOCABULARY + 1)) * 4
+    assert list(table["layer"].iloc[:: 2 * VOCABULARY]) == [0, 2]
+    assert list(table["multiplier"].iloc[::VOCABULARY]) == [20, -3, 20, -3]
+
+
+def test_the_last_layers_stream_gives_the_models_own_prediction(architecture):
+    hf_model, model = architecture
+    activations = capture(model, PROMPTS, layers=-1)
+    table = logit_lens(model, activations, top=VOCABULARY)
+    for prompt, ids in enumerate(PROMPTS):
+        rows = table[table["prompt_id"] == prompt]
+        with torch.no_grad():
+            expected = hf_model(torch.tensor([ids])).logits[0, -1]
+        np.testing.assert_allclose(spread(rows, "logit", ()), expected, atol=3e-4)
+        np.testing.assert_allclose(spread(rows, "probability", ()), expected.softmax(-1), atol=1e-4)
+        assert set(rows["token_index"]) == {len(ids) - 1}
+        assert set(rows["layer"]) == {model.cfg.n_layers - 1}
+
+
+def test_without_the_norm_it_is_what_the_vector_adds_to_the_logits(architecture):
+    """Twice the vector adds twice as much; weights of the norm and centring stay, biases and cap do not."""
+    hf_model, model = architecture
+    norm, head, is_gemma, _ = final_parts(hf_model)
+    vectors = vectors_for(model)
+    values = vectors.values - (vectors.values.mean(-1, keepdim=True) if hasattr(norm, "bias") else 0)
+    weight = norm.weight.detach() + (1 if is_gemma else 0)
+    expected = (values * weight) @ head.weight.detach().T
+    once, twice = (
+        spread(logit_lens(model, vectors, multipliers=[m], top=VOCABULARY, norm=False), "logit", (2,))
+        for m in (1, 2)
+    )
+    np.testing.assert_allclose(once, expected, atol=1e-4)
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
+    table = logit_lens(model, vectors, multipliers=[1], top=VOCABULARY, norm=False)
+    np.testing.assert_allclose(spread(table, "probability", (2,)), expected.softmax(-1), atol=1e-5)
+
+
+def test_with_the_norm_only_the_sign_of_a_multiplier_matters(architecture):
+    _, model = architecture
+    table = logit_lens(model, vectors_for(model), multipliers=(5, 500, -5), top=1)
+    first = table.pivot(index="layer", columns="multiplier", values="logit")
+    np.testing.assert_allclose(first[5.0], first[500.0], rtol=1e-3)
+    assert (abs(first[5.0] - first[-5.0]) > 1e-2).any()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_folded_models_are_read_as_they_are(name, make_hf_model):
+    """Folding moves the norm's weights into the unembedding, and centring its columns moves every logit."""
+    hf_model = make_hf_model(name)
+    folded = load_model(f"tiny-{name}", hf_model=hf_model, device="cpu", processing=True)
+    plain = load_model(f"tiny-{name}", hf_model=hf_model, device="cpu")
+    assert folded.cfg.normalization_type.endswith("Pre")
+    tables = [
+        logit_lens(model, capture(model, PROMPTS, layers=-1), top=VOCABULARY) for model in (folded, plain)
+    ]
+    probabilities = [spread(table, "probability", (2,)) for table in tables]
+    np.testing.assert_allclose(*probabilities, atol=1e-4)
+    with pytest.raises(ModelMismatchError, match="these vectors was made on"):
+        logit_lens(folded, vectors_for(plain))
+
+
+def test_a_bfloat16_model_is_read_in_float32_from_its_own_weights(make_hf_model):
+    hf_model = make_hf_model("llama")
+    model = load_model("tiny-llama", hf_model=hf_model, device="cpu", dtype="bfloat16")
+    vectors = vectors_for(model)
+    table = logit_lens(model, vectors, multipliers=[1], top=VOCABULARY)
+    norm, head, *_ = final_parts(hf_model)
+    weight, unembedding = (part.weight.detach().bfloat16().float() for part in (norm, head))
+    x = vectors.values
+    normed = x / (x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * weight
+    np.testing.assert_allclose(spread(table, "logit", (2,)), normed @ unembedding.T, atol=1e-5)
+    assert model.cfg.dtype == model.ln_final.w.dtype == model.W_U.dtype == torch.bfloat16
+
+
+def test_a_model_without_a_final_norm_is_only_unembedded():
+    model = make_model(word_tokenizer(), normalization_type=None)
+    vectors = vectors_for(model)
+    table = logit_lens(model, vectors, multipliers=[1], top=3)
+    best = (vectors.values @ model.W_U + model.b_U).topk(3)
+    assert table["token_id"].tolist() == best.indices.flatten().tolist()
+    np.testing.assert_allclose(table["logit"], best.values.flatten(), atol=1e-5)
+
+
+def test_the_bias_of_the_unembedding_counts():
+    model = make_model(word_tokenizer())
+    with torch.no_grad():
+        model.unembed.b_U[9] = 100.0
+    assert set(logit_lens(model, vectors_for(model), top=1)["token_id"]) == {9}
+    assert set(logit_lens(model, vectors_for(model), top=1, norm=False)["token_id"]) != {9}
+
+
+# --- what is read ------------------------------------------------------------------------------------------
+
+
+def test_every_position_of_every_prompt_is_read_alone_and_padding_never():
+    model = make_model(word_tokenizer())
+    activations = capture(model, ["a b c", "d"], positions=all_tokens(), layers=[0, 1])
+    table = logit_lens(model, activations, top=2, layers=[1])
+    assert set(table["layer"]) == {1}
+    assert list(zip(table["prompt_id"], table["token_index"], strict=True))[::2] == [
+        (0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1),
+    ]  # fmt: skip
+    assert list(table["prompt"])[-1] == "d"
+    for row in table.query("rank == 1").to_dict("records"):
+        x = activations.values[row["prompt_id"], 1, row["token_index"]]
+        with torch.no_grad():
+            logits = model.unembed(model.ln_final(x[None, None]))[0, 0]
+        assert row["token_id"] == int(logits.argmax())
+        assert row["logit"] == pytest.approx(float(logits.max()), abs=1e-5)
+        assert row["probability"] == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
+
+
+def test_rows_beyond_what_is_held_at_once_are_the_same(monkeypatch):
+    model = make_model(word_tokenizer())
+    whole = logit_lens(model, vectors_for(model), top=4)
+    # the module by its name: in its package, the function stands in its place
+    monkeypatch.setattr(sys.modules["tl_steer.analysis.logit_lens"], "AT_ONCE", 1)
+    again = logit_lens(model, vectors_for(model), top=4)
+    assert (whole["token_id"] == again["token_id"]).all()
+    np.testing.assert_allclose(whole["logit"], again["logit"], rtol=1e-5)
+
+
+def test_one_vector_a_position_is_read_position_by_position():
+    model = make_model(word_tokenizer())
+    vectors = vectors_for(model, shape=(3,))
+    table = logit_lens(model, vectors, multipliers=[1], top=1)
+    assert list(table["token_index"]) == [0, 1, 2] * 2
+    alone = SteeringVectors(
+        vectors.values[:, 1], vectors.layers, "resid_post", "made", torch.ones(2), vectors.identity
+    )
+    assert (
+        logit_lens(model, alone, multipliers=[1], top=1)["token_id"].tolist()
+        == table[table["token_index"] == 1]["token_id"].tolist()
+    )
+
+
+def test_one_vector_will_do_and_layers_are_chosen_from_the_source():
+    model = make_model(word_tokenizer())
+    one = made_vector(model, 1)
+    assert set(logit_lens(model, one)["layer"]) == {1}
+    assert logit_lens(model, one).equals(logit_lens(model, one.at(layers=1)))
+    assert set(logit_lens(model, vectors_for(model), layers=-1)["layer"]) == {2}
+    with pytest.raises(ValueError, match=r"nothing at layers \[1\]; there are \[0, 2\]"):
+        logit_lens(model, vectors_for(model), layers=[0, 1])
+
+
+def test_what_the_unembedding_cannot_read_is_refused():
+    model = make_model(word_tokenizer())
+    with pytest.raises(ValueError, match="are at z, not of the stream"):
+        logit_lens(model, made_vector(model, 1, "z"))
+    with pytest.raises(ValueError, match="these activations are at z"):
+        logit_lens(model, capture(model, ["a"], hook="z"))
+    with pytest.raises(ValueError, match="multipliers are for vectors"):
+        logit_lens(model, capture(model, ["a"]), multipliers=[1])
+    with pytest.raises(ValueError, match="no multipliers"):
+        logit_lens(model, vectors_for(model), multipliers=[])
+    for top in (0, 1000):
+        with pytest.raises(ValueError, match=f"top={top}: give 1 to"):
+            logit_lens(model, vectors_for(model), top=top)
+
+
+def test_another_models_vectors_are_refused_unless_forced():
+    model, other = make_model(word_tokenizer()), make_model(word_tokenizer(), seed=5)
+    with pytest.raises(ModelMismatchError, match=r"these vectors.*weights differ.*force=True"):
+        logit_lens(model, vectors_for(other))
+    with pytest.raises(ModelMismatchError, match="these activations"):
+        logit_lens(model, capture(other, ["a"]))
+    assert len(logit_lens(model, vectors_for(other), force=True)) == 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_that_was_given_is_changed(dtype):
+    model = make_model(word_tokenizer(), dtype=dtype)
+    vectors, weights, hooks = vectors_for(model), weights_of(model), all_hooks(model)
+    values = vectors.values.clone()
+    with torch.enable_grad():
+        logit_lens(model, vectors)
+        assert torch.is_grad_enabled()
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+    assert all_hooks(model) == hooks
+    assert model.cfg.dtype == dtype
+    assert torch.equal(vectors.values, values)
+
+
+def test_it_is_one_function_wherever_it_is_taken_from():
+    assert exported is logit_lens
+
+
+# --- tokens as text ----------------------------------------------------------------------------------------
+
+
+def test_byte_level_tokens_are_text_with_their_spaces_and_loose_bytes_are_named():
+    tokenizer = byte_tokenizer([("Ġ", "a"), ("Ã", "©")])
+    ids = tokenizer.get_vocab()
+    assert token_texts(tokenizer, [ids["a"], ids["Ġa"], ids["Ġ"], ids["Ċ"]]) == ["a", " a", " ", "\n"]
+    assert token_texts(tokenizer, [ids["Ã©"], ids["Ã"], ids["©"]]) == ["é", "<0xC3>", "<0xA9>"]
+    assert token_texts(tokenizer, [ids["<end>"], len(tokenizer)]) == ["<end>", f"<id {len(tokenizer)}>"]
+
+
+def test_sentencepiece_tokens_keep_the_space_that_decoding_one_by_one_drops():
+    pieces = ["<unk>", "▁the", "the", "<0x0A>", "Ġ"]
+    inner = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    assert token_texts(tokenizer, range(5)) == ["<unk>", " the", "the", "<0x0A>", "Ġ"]
+    assert token_texts(None, [7, 8]) == ["7", "8"]
+
+
+@pytest.mark.model
+def test_no_two_tokens_of_the_embedded_model_read_alike(embedded):
+    ids = list(range(embedded.cfg.d_vocab))
+    texts = token_texts(embedded.tokenizer, ids)
+    assert len(set(texts)) == len(ids)
+    for token in ids[::7]:
+        decoded = embedded.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        assert "\ufffd" in decoded or decoded == texts[token]
+
+
+@pytest.mark.model
+def test_the_embedded_models_last_layer_says_what_it_says(embedded, embedded_hf):
+    hf_model, tokenizer = embedded_hf
+    prompt = "The capital of France is"
+    table = logit_lens(embedded, capture(embedded, prompt, layers=-1), top=5)
+    with torch.no_grad():
+        expected = hf_model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1].softmax(-1).topk(5)
+    assert table["token_id"].tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(table["probability"], expected.values, atol=1e-4)
+    assert table["token"].iloc[0] == tokenizer.decode(expected.indices[0])

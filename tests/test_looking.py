@@ -1,0 +1,357 @@
+"""Means by layer, what components go with, and what vectors are made of, against scipy and plain loops."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from tl_steer.analysis import component_factors, mean_projections, pca, projections, vector_components
+from tl_steer.directions import SteeringVectors, mean_difference, principal_component
+
+from .conftest import make_identity, make_pairs
+
+
+@pytest.fixture
+def factors():
+    """Twelve pairs: truth is shared by a pair, the letter differs between its sides."""
+    return pd.DataFrame(
+        {
+            "group": range(12),
+            "truth": [1, 0] * 6,
+            "letter_positive": ["A", "A", "B", "B"] * 3,
+            "letter_negative": ["B", "B", "A", "A"] * 3,
+            "topic": ["sea", "sky", "sun"] * 4,
+            "tokens": [5, 9, 7, 11] * 3,
+        }
+    )
+
+
+@pytest.fixture
+def pairs(factors):
+    rng = np.random.default_rng(0)
+    sides = rng.normal(size=(2, 12, 3, 6)) * np.array([[1], [2], [9]])  # the stream grows with the layer
+    sides[0] += np.array([[0.8], [0.8], [0]])
+    return make_pairs(*sides, layers=(1, 2, 4), factors=factors)
+
+
+@pytest.fixture
+def projected(pairs):
+    table = projections(pairs, mean_difference(pairs))
+    return table.sample(frac=1, random_state=0)  # nothing may depend on the order of rows
+
+
+def only(table, **where):
+    for column, value in where.items():
+        table = table[table[column] == value]
+    (row,) = table.to_dict("records")
+    return row
+
+
+# --- means -------------------------------------------------------------------------------------------------
+
+
+def test_means_and_their_intervals_are_scipys(projected):
+    table = mean_projections(projected)
+    assert list(table["side"]) == ["positive", "negative", "difference"] * 3
+    assert list(table["layer"]) == [1, 1, 1, 2, 2, 2, 4, 4, 4]
+    for layer in (1, 2, 4):
+        for side in ("positive", "negative"):
+            rows = projected[(projected["layer"] == layer) & (projected["side"] == side)]
+            found = only(table, layer=layer, side=side)
+            assert found["n"] == 12
+            for value in ("projection", "cosine"):
+                oracle = stats.ttest_1samp(rows[value], 0)
+                assert found[value] == pytest.approx(rows[value].mean())
+                low, high = oracle.confidence_interval()
+                assert (found[f"{value}_low"], found[f"{value}_high"]) == pytest.approx((low, high))
+
+
+def test_the_difference_is_a_paired_one(projected):
+    table = mean_projections(projected)
+    for layer in (1, 2, 4):
+        rows = projected[projected["layer"] == layer].sort_values("pair")
+        sides = [rows[rows["side"] == side] for side in ("positive", "negative")]
+        found = only(table, layer=layer, side="difference")
+        assert found["n"] == 12
+        for value in ("projection", "cosine"):
+            paired = stats.ttest_rel(*(side[value] for side in sides))
+            low, high = paired.confidence_interval()
+            assert (found[f"{value}_low"], found[f"{value}_high"]) == pytest.approx((low, high))
+            assert found[value] == pytest.approx(sides[0][value].mean() - sides[1][value].mean())
+        t = stats.ttest_rel(*(side["projection"] for side in sides)).statistic
+        assert found["effect"] == pytest.approx(t / np.sqrt(12))
+
+
+def test_on_the_mean_difference_itself_the_difference_is_its_length(pairs, projected):
+    differences = mean_projections(projected).query("side == 'difference'")
+    np.testing.assert_allclose(differences["projection"], mean_difference(pairs).norms(), rtol=1e-5)
+
+
+def test_layers_are_ranked_by_effect_and_beside_it_by_the_difference_itself(projected):
+    """The late layer's stream is nine times larger, so its difference is the largest and says least."""
+    table = mean_projections(projected)
+    differences = table[table["side"] == "difference"].set_index("layer")
+    for rank, value in (("rank", "effect"), ("projection_rank", "projection")):
+        by_hand = sorted(differences.index, key=lambda layer: -differences[value][layer])
+        assert [differences[rank][layer] for layer in by_hand] == [1, 2, 3]
+    assert differences["projection_rank"][4] == 1
+    assert differences["rank"][4] == 3
+    assert table.loc[table["side"] != "difference", "rank"].isna().all()
+
+
+def test_each_level_of_a_second_factor_has_its_own_differences_and_ranks(projected):
+    table = mean_projections(projected, by=["side", "truth"])
+    alone = mean_projections(projected[projected["truth"] == 1])
+    mine = table[table["truth"] == 1].drop(columns="truth").reset_index(drop=True)
+    pd.testing.assert_frame_equal(mine[alone.columns], alone, check_dtype=False)
+    assert set(table["n"]) == {6}
+
+
+def test_a_factor_that_differs_within_pairs_leaves_means_and_no_difference(projected):
+    table = mean_projections(projected, by=["side", "letter"])
+    assert set(table["side"]) == {"positive", "negative"}
+    rows = projected.query("layer == 2 and side == 'positive' and letter == 'B'")
+    found = only(table, layer=2, side="positive", letter="B")
+    assert found["projection"] == pytest.approx(rows["projection"].mean())
+    assert found["n"] == len(rows) == 6
+
+
+def test_without_the_side_there_are_means_only(projected):
+    table = mean_projections(projected, by="topic")
+    assert list(table.columns[:3]) == ["layer", "topic", "n"]
+    assert "rank" not in table
+    assert set(table["n"]) == {8}
+    assert only(table, layer=1, topic="sky")["cosine"] == pytest.approx(
+        projected.query("layer == 1 and topic == 'sky'")["cosine"].mean()
+    )
+
+
+def test_only_whole_pairs_make_a_difference(projected):
+    drop = (projected["pair"] < 4) & (projected["side"] == "positive")
+    drop |= (projected["pair"] == 11) & (projected["side"] == "negative")
+    table = mean_projections(projected[~drop])
+    assert [only(table, layer=1, side=side)["n"] for side in ("positive", "negative", "difference")] == [
+        8,
+        11,
+        7,
+    ]
+    whole = mean_projections(projected[projected["pair"].between(4, 10)])
+    assert only(table, layer=1, side="difference")["projection"] == pytest.approx(
+        only(whole, layer=1, side="difference")["projection"]
+    )
+
+
+def test_pairs_that_all_differ_alike_have_no_effect_to_rank(projected):
+    alike = projected.assign(projection=np.where(projected["side"] == "positive", 0.3, 0.1))
+    differences = mean_projections(alike).query("side == 'difference'")
+    assert differences["effect"].isna().all()
+    assert differences["rank"].isna().all()
+    np.testing.assert_allclose(differences["projection"], 0.2)
+
+
+def test_means_refuse_tables_that_are_not_theirs(projected):
+    with pytest.raises(ValueError, match=r"no columns \['kind'\].*projections\(…\) makes"):
+        mean_projections(projected, by=["side", "kind"])
+    with pytest.raises(ValueError, match="no rows"):
+        mean_projections(projected.iloc[:0])
+    twice = pd.concat([projected.assign(vector="a"), projected.assign(vector="b")])
+    with pytest.raises(ValueError, match=r"several tables in one.*by="):
+        mean_projections(twice)
+    assert len(mean_projections(twice, by=["vector", "side"])) == 18
+
+
+# --- components and factors --------------------------------------------------------------------------------
+
+
+def test_correlations_and_their_intervals_are_scipys(pairs):
+    components = pca(pairs, components=2)
+    table = component_factors(components)
+    coded = {
+        ("side", "positive"): lambda rows: rows["side"] == "positive",
+        ("truth", "1"): lambda rows: rows["truth"] == 1,
+        ("letter", "A"): lambda rows: rows["letter"] == "A",
+        ("topic", "sea"): lambda rows: rows["topic"] == "sea",
+        ("topic", "sky"): lambda rows: rows["topic"] == "sky",
+        ("topic", "sun"): lambda rows: rows["topic"] == "sun",
+        ("tokens", ""): lambda rows: rows["tokens"],
+    }
+    assert set(zip(table["factor"], table["level"], strict=True)) == set(coded)
+    assert len(table) == 3 * 2 * len(coded)
+    for found in table.to_dict("records"):
+        rows = components[components["layer"] == found["layer"]]
+        values = coded[found["factor"], found["level"]](rows).astype(float)
+        oracle = stats.pearsonr(rows[f"PC{found['component']}"], values)
+        assert found["correlation"] == pytest.approx(oracle.statistic)
+        # scipy counts rows: as if there were as many as units
+        half = stats.norm.ppf(0.975) / np.sqrt(12 - 3)
+        z = np.arctanh(oracle.statistic)
+        assert (found["correlation_low"], found["correlation_high"]) == pytest.approx(
+            (np.tanh(z - half), np.tanh(z + half))
+        )
+        assert found["explained"] == rows[f"explained_{found['component']}"].iloc[0]
+        assert (found["n"], found["units"]) == (24, 12)
+
+
+def test_with_every_row_a_unit_the_interval_is_pearsonrs(pairs):
+    """Pairs named anew, so that no two rows share one."""
+    components = pca(pairs, components=1).drop(columns="group")
+    components["pair"] = range(len(components))
+    found = only(component_factors(components, factors=["tokens"]), layer=2)
+    rows = components[components["layer"] == 2]
+    interval = stats.pearsonr(rows["PC1"], rows["tokens"]).confidence_interval()
+    assert (found["correlation_low"], found["correlation_high"]) == pytest.approx(tuple(interval))
+
+
+def test_the_sign_says_which_level_lies_higher(pairs):
+    components = pca(pairs, components=1)
+    components["PC1"] = np.where(components["letter"] == "B", 1.0, -1.0)
+    table = component_factors(components)
+    found = only(table, layer=1, factor="letter")
+    assert (found["level"], found["correlation"]) == ("A", -1)
+    assert (found["correlation_low"], found["correlation_high"]) == (-1, -1)
+
+
+def test_intervals_of_what_a_pair_shares_hold_what_they_promise():
+    """Both sides alike and truth by chance: 95 of 100 intervals hold zero; by sides, far fewer would."""
+    rng = np.random.default_rng(0)
+    layers, pairs = 400, 40
+    shared = rng.normal(size=(layers, pairs))
+    truth = rng.permutation([0, 1] * (pairs // 2))
+    table = pd.concat(
+        pd.DataFrame(
+            {
+                "layer": layer,
+                "pair": np.tile(range(pairs), 2),
+                "side": np.repeat(["positive", "negative"], pairs),
+                "prompt": "",
+                "truth": np.tile(truth, 2),
+                "PC1": np.tile(shared[layer], 2),
+                "explained_1": 1.0,
+            }
+        )
+        for layer in range(layers)
+    )
+    found = component_factors(table, factors=["truth"])
+    holds = (found["correlation_low"] < 0) & (found["correlation_high"] > 0)
+    assert 0.92 < holds.mean() < 0.98
+    half = 1.96 / np.sqrt(2 * pairs - 3)
+    assert (np.arctanh(found["correlation"]).abs() < half).mean() < 0.88
+
+
+def test_groups_are_units_where_there_are_some(pairs):
+    components = pca(pairs, components=1)
+    components["group"] //= 2
+    assert set(component_factors(components)["units"]) == {6}
+
+
+def test_missing_values_are_left_out_of_their_factor_only(pairs):
+    components = pca(pairs, components=1, layers=2)
+    components["truth"] = components["truth"].where(components["pair"] != 3)
+    table = component_factors(components)
+    found = only(table, factor="truth")
+    assert (found["n"], found["units"], found["level"]) == (22, 11, "1.0")
+    rows = components[components["pair"] != 3]
+    assert found["correlation"] == pytest.approx(stats.pearsonr(rows["PC1"], rows["truth"]).statistic)
+    assert only(table, factor="side")["n"] == 24
+
+
+def test_factors_that_cannot_be_counted_are_left_out_and_refused_by_name(pairs):
+    components = pca(pairs, components=1).assign(
+        name=lambda table: "name " + table["pair"].astype(str), one="same"
+    )
+    assert not {"name", "one", "group"} & set(component_factors(components)["factor"])
+    with pytest.raises(ValueError, match="'name' has 12 levels"):
+        component_factors(components, factors=["name"])
+    with pytest.raises(ValueError, match="'one' has 1 levels"):
+        component_factors(components, factors=["one"])
+    with pytest.raises(ValueError, match=r"'group' is no factor of this table; it has \['side', 'truth'"):
+        component_factors(components, factors=["group"])
+    with pytest.raises(ValueError, match=r"pca\(…\) makes"):
+        component_factors(components.drop(columns="explained_1"))
+    with pytest.raises(ValueError, match="0 rows"):
+        component_factors(components.iloc[:0])
+
+
+def test_a_component_that_does_not_vary_goes_with_nothing():
+    table = component_factors(pca(make_pairs(*np.ones((2, 4, 1, 8))), components=1))
+    assert table[["correlation", "correlation_low", "correlation_high"]].isna().all(axis=None)
+
+
+def test_the_planted_direction_is_the_component_that_goes_with_the_side(planted):
+    table = component_factors(pca(planted[0], components=3))
+    found = table[table["factor"] == "side"].set_index(["layer", "component"])["correlation"]
+    assert (found.loc[:, 1] > 0.95).all()
+    assert (found.loc[:, [2, 3]].abs() < 0.3).all()
+
+
+# --- projections on a component ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("component", [1, 2])
+def test_centred_projections_on_a_principal_component_are_its_coordinates(pairs, component):
+    """Up to the sign, which the two tables set alike."""
+    vectors = principal_component(pairs, component=component)
+    table = projections(pairs, vectors, centred=True)
+    coordinates = pca(pairs, components=2)
+    np.testing.assert_allclose(table["projection"], coordinates[f"PC{component}"], atol=1e-5)
+    assert list(table["prompt"]) == list(coordinates["prompt"])
+
+
+# --- a vector's own numbers --------------------------------------------------------------------------------
+
+
+def vectors_of(values, **changes):
+    values = torch.as_tensor(values, dtype=torch.float32)
+    norms = torch.ones(len(values))
+    identity = make_identity(d_model=values.shape[-1], n_layers=8)
+    settings = {"layers": tuple(range(len(values))), "hook": "resid_post", "method": "made"} | changes
+    return SteeringVectors(values, stream_norm=norms, identity=identity, **settings)
+
+
+def test_coordinates_their_shares_and_places():
+    table = vector_components(vectors_of([[3.0, 0.0, -4.0, 0.0]], layers=(5,)))
+    assert list(table["layer"]) == [5] * 4
+    assert list(table["coordinate"]) == [0, 1, 2, 3]
+    assert list(table["value"]) == [3, 0, -4, 0]
+    np.testing.assert_allclose(table["share"], [9 / 25, 0, 16 / 25, 0])
+    assert list(table["place"]) == [2, 3, 1, 4]
+    assert set(table["spread"]) == {2.5}
+    assert set(table["half"]) == {1}
+
+
+def test_spread_and_kurtosis_are_scipys_and_half_is_counted_by_hand():
+    values = np.random.default_rng(0).standard_t(3, size=(2, 50))
+    table = vector_components(vectors_of(values))
+    for layer in (0, 1):
+        rows, vector = table[table["layer"] == layer], np.float32(values[layer]).astype(float)
+        np.testing.assert_allclose(rows["kurtosis"], stats.kurtosis(vector))
+        np.testing.assert_allclose(rows["spread"], np.linalg.norm(vector) / np.sqrt(50))
+        left, count = (vector**2).sum() / 2, 0
+        for square in sorted(vector**2, reverse=True):
+            if left > 0:
+                left, count = left - square, count + 1
+        assert set(rows["half"]) == {count}
+
+
+def test_a_random_direction_is_normal_and_an_eighth_of_it_carries_half():
+    table = vector_components(vectors_of(np.random.default_rng(1).normal(size=(1, 20000))))
+    assert table["kurtosis"].iloc[0] == pytest.approx(0, abs=0.1)
+    assert table["half"].iloc[0] / 20000 == pytest.approx(1 / 8, abs=0.003)
+
+
+def test_equal_coordinates_need_half_of_them():
+    for count in range(2, 60, 2):
+        assert set(vector_components(vectors_of(np.full((1, count), 0.1)))["half"]) == {count // 2}
+    assert vector_components(vectors_of(np.full((1, 10), 0.1)))["kurtosis"].isna().all()
+
+
+def test_one_vector_will_do_and_what_has_no_coordinates_is_refused():
+    vectors = vectors_of(np.eye(3)[:2], layers=(4, 1))
+    pd.testing.assert_frame_equal(
+        vector_components(vectors[1]), vector_components(vectors).query("layer == 1").reset_index(drop=True)
+    )
+    with pytest.raises(ValueError, match="one a position"):
+        vector_components(vectors_of(np.ones((1, 2, 3))))
+    with pytest.raises(ValueError, match=r"length zero \(layers \[1\]\)"):
+        vector_components(vectors_of([[1.0, 0.0], [0.0, 0.0]]))

@@ -1,0 +1,354 @@
+"""Figures of means, components and the logit lens: they hold what their tables say, as text."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from tl_steer import plots
+from tl_steer.analysis import component_factors as factors_table
+from tl_steer.analysis import mean_projections as means_table
+from tl_steer.plots import template
+from tl_steer.plots.labels import escape
+from tl_steer.plots.logit_lens_heatmap import visible
+
+from .test_plots import NASTY, activation_table, after, named, texts_of
+
+SIDES = ("positive", "negative")
+
+
+@pytest.fixture
+def projected():
+    return activation_table(["projection", "cosine"])
+
+
+@pytest.fixture
+def means(projected):
+    return means_table(projected).sample(frac=1, random_state=0)
+
+
+@pytest.fixture
+def related():
+    table = activation_table(["PC1", "PC2"]).drop(columns=["explained_3", "explained_4"], errors="ignore")
+    table["kind"] = np.where(table["truth"], NASTY, "plain")
+    table.loc[table["side"] == "positive", "PC1"] += 5
+    return factors_table(table).sample(frac=1, random_state=0)
+
+
+@pytest.fixture
+def coordinates():
+    """Two vectors of a hundred coordinates; the second has one far away."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 100))
+    values[1, 42] = -30
+    tables = []
+    for layer, row in zip((3, 8), values, strict=True):
+        share = row**2 / (row**2).sum()
+        rows = pd.DataFrame({"layer": layer, "coordinate": range(100), "value": row, "share": share})
+        rows["place"] = pd.Series(-share).rank().astype(int)
+        tables.append(rows.assign(spread=np.sqrt((row**2).mean()), kurtosis=1.5, half=7 * layer))
+    return pd.concat(tables).sample(frac=1, random_state=0)
+
+
+def lens_table(layers=(0, 4, 9), multipliers=(20.0, -20.0), top=3):
+    rng = np.random.default_rng(0)
+    cells = itertools.product(layers, multipliers, range(1, top + 1))
+    table = pd.DataFrame(cells, columns=["layer", "multiplier", "rank"])
+    table["token_id"] = range(100, 100 + len(table))
+    table["token"] = [f" t{place}" for place in range(len(table))]
+    table["logit"] = rng.normal(size=len(table))
+    table["probability"] = rng.uniform(size=len(table))
+    return table.sample(frac=1, random_state=0)
+
+
+@pytest.fixture
+def lens():
+    return lens_table()
+
+
+FIGURES = [
+    ("mean_projections", "means", "projection_low", r"analysis\.mean_projections"),
+    ("component_factors", "related", "correlation", r"analysis\.component_factors"),
+    ("vector_components", "coordinates", "share", r"analysis\.vector_components"),
+    ("logit_lens", "lens", "token", r"analysis\.logit_lens"),
+]
+
+
+@pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
+def test_a_table_without_a_column_or_without_rows_is_refused_by_name(name, fixture, column, maker, request):
+    table, draw = request.getfixturevalue(fixture), getattr(plots, name)
+    with pytest.raises(ValueError, match=rf"plots\.{name}.*'{column}'.*{maker}"):
+        draw(table.drop(columns=column))
+    with pytest.raises(ValueError, match=rf"plots\.{name}.*without rows.*{maker}"):
+        draw(table.iloc[:0])
+
+
+@pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
+def test_figures_share_one_look_and_leave_the_table_alone(name, fixture, column, maker, request):
+    table = request.getfixturevalue(fixture)
+    before = table.copy(deep=True)
+    figure = getattr(plots, name)(table)
+    pd.testing.assert_frame_equal(table, before)
+    assert isinstance(figure, go.Figure)
+    assert figure.layout.template == template.template()
+    assert figure.layout.width == 900
+    assert figure.layout.title.subtitle.text
+    for axes in (figure.select_xaxes, figure.select_yaxes):
+        assert any(axis.title.text for axis in axes())
+    figure.to_json()
+
+
+@pytest.mark.parametrize("name", ["component_factors", "vector_components"])
+def test_layers_that_are_not_there_are_refused(name, request):
+    table = request.getfixturevalue({"component_factors": "related"}.get(name, "coordinates"))
+    with pytest.raises(ValueError, match="no layer 7 in the table; it has"):
+        getattr(plots, name)(table, layer=7)
+    with pytest.raises(ValueError, match=r"several tables in one|twice"):
+        getattr(plots, name)(pd.concat([table, table]))
+
+
+# --- means -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["projection", "cosine"])
+def test_means_show_both_sides_and_the_difference_below(means, value):
+    figure = plots.mean_projections(means, value=value)
+    for name, axis in (("positive", "y"), ("negative", "y"), ("difference", "y2")):
+        rows = means[means["side"] == name].sort_values("layer")
+        line = named(figure, name)
+        assert (line.yaxis or "y") == axis
+        assert list(line.x) == [0, 4, 9]
+        assert list(line.y) == list(rows[value])
+        (around,) = [trace for trace in figure.data if trace.name == name and trace.fill == "toself"]
+        assert list(around.y) == [*rows[f"{value}_high"], *rows[f"{value}_low"][::-1]]
+        assert f"{value} {rows[value].iloc[0]:.3g}".replace("-", "−") in line.hovertext[0]
+    assert named(figure, "positive").line.color == template.MEANINGS["positive"]
+    assert named(figure, "negative").line.color == template.MEANINGS["negative"]
+    assert figure.layout.xaxis2.title.text == "layer"
+    assert "6 pairs" in figure.layout.title.subtitle.text
+
+
+def test_the_first_ranks_are_written_at_the_differences_of_projections_only(projected):
+    many = activation_table(["projection", "cosine"], layers=range(6))
+    table = means_table(many)
+    line = named(plots.mean_projections(table), "difference")
+    ranks = table[table["side"] == "difference"]["rank"]
+    assert list(line.text) == [str(rank) if rank <= 3 else "" for rank in ranks]
+    assert all(f"rank {rank};" in text for rank, text in zip(ranks, line.hovertext, strict=True))
+    assert named(plots.mean_projections(table, value="cosine"), "difference").text is None
+
+
+def test_a_factor_beside_the_side_is_told_apart_by_dashes(projected):
+    table = means_table(projected, by=["side", "truth"])
+    figure = plots.mean_projections(table)
+    kinds = [f"{side}, {truth}" for side in (*SIDES, "difference") for truth in (True, False)]
+    assert [trace.name for trace in figure.data if trace.showlegend is not False] == kinds
+    for truth in (True, False):
+        lines = [named(figure, f"{side}, {truth}") for side in (*SIDES, "difference")]
+        assert len({line.line.dash for line in lines}) == 1
+        rows = table[(table["truth"] == truth) & (table["side"] == "difference")]
+        assert list(lines[2].y) == list(rows["projection"])
+    assert named(figure, "positive, True").line.dash != named(figure, "positive, False").line.dash
+
+
+def test_means_of_one_factor_have_no_difference(projected):
+    figure = plots.mean_projections(means_table(projected, by="truth"))
+    assert named(figure, "True").line.color == template.MEANINGS["true"]
+    assert not list(figure.select_yaxes(row=2))
+    assert "6 prompts" in figure.layout.title.subtitle.text
+
+
+def test_means_refuse_what_they_cannot_show(projected, means):
+    with pytest.raises(ValueError, match="use 'projection' or 'cosine'"):
+        plots.mean_projections(means, value="effect")
+    three = means_table(projected.assign(half=projected["pair"] < 3), by=["side", "truth", "half"])
+    with pytest.raises(ValueError, match=r"split by \['side', 'truth', 'half'\]"):
+        plots.mean_projections(three)
+
+
+def test_names_of_factors_never_become_markup(projected):
+    table = means_table(
+        projected.assign(kind=np.where(projected["truth"], NASTY, "plain")), by=["side", "kind"]
+    )
+    texts = texts_of(plots.mean_projections(table))
+    assert not any("<a href" in text or "<b>loud" in text for text in texts)
+    assert any("&lt;b&gt;loud" in text for text in texts)
+
+
+# --- components and factors --------------------------------------------------------------------------------
+
+
+def test_the_heatmap_holds_each_layers_correlations_centred_on_zero(related):
+    figure = plots.component_factors(related, layer=4)
+    (heatmap,) = figure.data
+    assert (heatmap.zmin, heatmap.zmax) == (-1, 1)
+    steps = figure.layout.sliders[0].steps
+    assert [step.label for step in steps] == ["0", "4", "9"]
+    assert figure.layout.sliders[0].active == 1
+    for drawn, layer in ((figure, 4), (after(figure, steps[2].args), 9)):
+        (heatmap,) = drawn.data
+        assert [name[:3] for name in heatmap.y] == ["PC1", "PC2"]
+        explained = 100 * (0.4 + layer / 100)
+        assert heatmap.y[0] == f"PC1 ({explained:.3g}%)"
+        for row, column in itertools.product(range(2), range(len(heatmap.x))):
+            factor, _, level = heatmap.x[column].partition(" = ")
+            rows = related[(related["layer"] == layer) & (related["component"] == row + 1)]
+            rows = rows[rows["factor"] == factor]
+            (cell,) = rows[rows["level"].map(escape) == level].to_dict("records")
+            assert heatmap.z[row][column] == pytest.approx(cell["correlation"], rel=1e-4)
+            sure = cell["correlation_low"] * cell["correlation_high"] > 0
+            assert heatmap.text[row][column].startswith("<b>") == sure
+            shown = heatmap.text[row][column].removeprefix("<b>").removesuffix("</b>").replace("−", "-")
+            assert float(shown) == pytest.approx(cell["correlation"], abs=0.005001)
+            assert "n = 12 prompts, 6 independent units" in heatmap.hovertext[row][column]
+    assert not any("<b>loud" in text or "<a " in text for text in texts_of(figure))
+    assert "side = positive" in figure.data[0].x
+
+
+def test_a_correlation_that_is_missing_is_a_dash(related):
+    related.loc[related["layer"] == 4, ["correlation", "correlation_low", "correlation_high"]] = np.nan
+    (heatmap,) = plots.component_factors(related, layer=4).data
+    assert set(itertools.chain(*heatmap.text)) == {"–"}
+    assert set(itertools.chain(*heatmap.z)) == {None}
+
+
+def test_more_factors_than_can_be_read_are_refused(related):
+    many = pd.concat([related.assign(factor=f"factor {place}") for place in range(15)])
+    with pytest.raises(ValueError, match="at most 14"):
+        plots.component_factors(many.drop_duplicates(["layer", "component", "factor", "level"]))
+
+
+# --- a vector's own numbers --------------------------------------------------------------------------------
+
+
+def test_the_histogram_counts_every_coordinate_and_names_the_largest(coordinates):
+    figure = plots.vector_components(coordinates, layer=3)
+    for drawn, layer in ((figure, 3), (after(figure, figure.layout.sliders[0].steps[1].args), 8)):
+        bars, curve, strip = drawn.data
+        rows = coordinates[coordinates["layer"] == layer]
+        counts, edges = np.histogram(rows["value"], bins=60)
+        assert [count or 0 for count in bars.y] == list(counts)
+        assert sum(count or 0 for count in bars.y) == 100
+        np.testing.assert_allclose(bars.x, (edges[1:] + edges[:-1]) / 2, rtol=1e-3, atol=1e-3)
+        spread, width = rows["spread"].iloc[0], edges[1] - edges[0]
+        at = len(curve.x) // 2
+        density = np.exp(-((curve.x[at] / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
+        assert curve.y[at] == pytest.approx(100 * width * density, rel=1e-3)
+        largest = rows.sort_values("place").head(6)
+        np.testing.assert_allclose(strip.x, largest["value"], rtol=1e-4)
+        for text, coordinate in zip(strip.text, largest["coordinate"], strict=True):
+            assert text.split()[0] == str(coordinate)
+        assert f"layer {layer}: {7 * layer} of 100" in drawn.layout.title.subtitle.text
+    assert drawn.data[2].text[0].split()[0] == "42"
+    assert drawn.data[2].textposition[0] == "middle right", "toward the middle"
+
+
+# --- logit lens --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["probability", "logit"])
+def test_the_lens_has_a_panel_a_multiplier_and_each_token_in_its_cell(lens, value):
+    figure = plots.logit_lens(lens, value=value)
+    assert [note.text for note in figure.layout.annotations] == ["vector × +20", "vector × −20"]
+    for heatmap, multiplier in zip(figure.data, (20.0, -20.0), strict=True):
+        assert list(heatmap.x) == [1, 2, 3]
+        assert list(heatmap.y) == ["0", "4", "9"]
+        for (row, layer), (column, rank) in itertools.product(enumerate((0, 4, 9)), enumerate((1, 2, 3))):
+            where = (lens["layer"] == layer) & (lens["rank"] == rank) & (lens["multiplier"] == multiplier)
+            (cell,) = lens[where].to_dict("records")
+            assert heatmap.z[row][column] == pytest.approx(cell[value], rel=1e-4)
+            assert heatmap.text[row][column] == cell["token"].replace(" ", "␣")
+            assert f"(id {cell['token_id']})" in heatmap.hovertext[row][column]
+            assert f"probability {cell['probability']:.3g}" in heatmap.hovertext[row][column]
+    assert {heatmap.coloraxis for heatmap in figure.data} == {"coloraxis"}
+    assert figure.layout.coloraxis.cmax == lens[value].max()
+    assert figure.layout.coloraxis.cmin == (0 if value == "probability" else lens["logit"].min())
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(12, list(range(12))), (13, [0, 2, 4, 6, 8, 10, 12]), (30, [2, 5, 8, 11, 14, 17, 20, 23, 26, 29])],
+)
+def test_of_many_layers_every_kth_from_the_last_is_shown(count, shown):
+    table = lens_table(layers=range(count), top=1)
+    figure = plots.logit_lens(table)
+    assert list(figure.data[0].y) == [str(layer) for layer in shown]
+    assert f"{len(shown)} of {count} layers" in figure.layout.title.subtitle.text
+    chosen = plots.logit_lens(table, layers=[5, 1])
+    assert list(chosen.data[0].y) == ["1", "5"]
+    assert len(plots.logit_lens(table, layers=range(count)).data[1].y) == count
+
+
+def test_a_figure_of_more_layers_is_taller_and_ranks_beyond_ten_are_left_out():
+    table = lens_table(layers=range(12), top=12)
+    figure = plots.logit_lens(table)
+    assert list(figure.data[0].x) == list(range(1, 11))
+    assert figure.layout.height > plots.logit_lens(table, layers=[0]).layout.height + 2 * 11 * 20
+
+
+def test_activations_are_told_apart_by_prompt_and_token(lens):
+    table = lens.drop(columns="multiplier").assign(
+        prompt_id=lens["multiplier"].map({20.0: 0, -20.0: 3}), token_index=7, prompt=NASTY
+    )
+    figure = plots.logit_lens(table)
+    assert [note.text for note in figure.layout.annotations] == ["prompt 0, token 7", "prompt 3, token 7"]
+    assert "&lt;b&gt;loud" in figure.data[0].hovertext[0][0]
+
+
+def test_tokens_are_text_and_nothing_in_them_is_unseen_or_active(lens):
+    lens["token"] = NASTY
+    texts = texts_of(plots.logit_lens(lens))
+    assert not any("<b>loud" in text or "<a " in text or "%{x}" in text for text in texts)
+    assert any("&lt;b&gt;loud" in text for text in texts)
+    assert visible(" the") == "␣the"
+    assert visible("\n\t") == "⏎⇥"
+    assert visible("\u200b") == "<U+200B>"
+    assert visible("\ufe0f") == "<U+FE0F>", "an accent that stands alone"
+    assert visible("e\u0301") == "e\u0301"
+    assert visible("\xa0") == "<U+00A0>"
+    assert visible("日本é") == "日本é"
+
+
+def test_long_tokens_are_cut_in_their_cell_and_whole_in_the_hover(lens):
+    lens["token"] = "=" * 40
+    heatmap = plots.logit_lens(lens).data[0]
+    assert heatmap.text[0][0] == "=" * 10 + "…"
+    assert "=" * 40 in heatmap.hovertext[0][0]
+
+
+def test_the_lens_refuses_what_it_cannot_show(lens):
+    with pytest.raises(ValueError, match="use 'probability' or 'logit'"):
+        plots.logit_lens(lens, value="rank")
+    with pytest.raises(ValueError, match=r"no layers \[7\] in the table; it has 0, 4, 9"):
+        plots.logit_lens(lens, layers=[4, 7])
+    with pytest.raises(ValueError, match="share their layer and rank"):
+        plots.logit_lens(pd.concat([lens, lens]))
+    with pytest.raises(ValueError, match=r"5 combinations of \['multiplier'\] are too many"):
+        plots.logit_lens(lens_table(multipliers=(1, 2, 3, 4, 5)))
+
+
+# --- histograms of projections -----------------------------------------------------------------------------
+
+
+def test_a_panel_of_all_prompts_stands_before_those_of_a_factor(projected):
+    figure = plots.projections(projected, facet="truth", overall=True, layer=4)
+    assert [note.text for note in figure.layout.annotations] == ["all", "truth: True", "truth: False"]
+    histograms = [trace for trace in figure.data if trace.type == "histogram"]
+    assert [len(trace.x) for trace in histograms] == [6, 6, 3, 3, 3, 3]
+    rows = projected[projected["layer"] == 4].sort_values("pair")
+    for place, side in enumerate(SIDES):
+        np.testing.assert_allclose(histograms[place].x, rows[rows["side"] == side]["projection"], rtol=1e-4)
+    moved = after(figure, figure.layout.sliders[0].steps[2].args)
+    rows = projected[(projected["layer"] == 9) & (projected["side"] == "positive")].sort_values("pair")
+    np.testing.assert_allclose(moved.data[0].x, rows["projection"], rtol=1e-4)
+    assert sum(trace.showlegend is not False for trace in figure.data) == 2
+
+
+def test_the_panel_of_all_prompts_needs_room_too_and_is_all_there_is_without_a_factor(projected):
+    four = projected.assign(topic=projected["pair"] % 4)
+    assert len(plots.projections(four, facet="topic").layout.annotations) == 4
+    with pytest.raises(ValueError, match="at most 4 panels"):
+        plots.projections(four, facet="topic", overall=True)
+    assert plots.projections(projected, overall=True) == plots.projections(projected)

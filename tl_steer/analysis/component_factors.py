@@ -1,0 +1,134 @@
+"""What principal components go with: their correlation with each factor of the pairs."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from .labels import LABELS
+
+MOST_LEVELS = 6
+
+
+def component_factors(table: pd.DataFrame, *, factors: Sequence[str] | None = None) -> pd.DataFrame:
+    """Correlation of each component's coordinates with each factor, at every layer, with its sign.
+
+    Args:
+        table: what `pca` makes.
+        factors: "side" or names of factors; by default every one that varies and can be counted: "group" and
+            texts of more than six levels (topics, names) are left out.
+
+    Returns:
+        A row a layer, component and factor (or level of it):
+        layer; component, from 1; explained, its share of the layer's variance;
+        factor; level, the one counted as 1 against all others (of two levels "positive", "true", the larger
+        number or the first in the alphabet; of three to six texts each in turn), "" for a factor of more than
+        two numbers, which is taken as it is;
+        correlation: Pearson's r with Fisher's 95 % interval in correlation_low and correlation_high;
+        n: prompts where the factor is known;
+        units: what the interval counts as independent: their groups, or where there are none, their pairs.
+
+    Raises:
+        ValueError: no rows, missing columns, or a factor asked for that is not there, does not vary, or has
+            too many levels.
+
+    A component's sign is a convention (the positive side has the higher mean): compare signs within one.
+    Both sides of a pair share their claim, and pairs of a group too, so the interval counts each group once:
+    wide enough for what a group shares (truth), wider than need be for what differs within it (side, letter).
+    It is of one component and layer; among many, some exclude zero by chance.
+
+    Source of the interval: Fisher 1921, z = atanh r, with 1 / √(units − 3).
+    """
+    components = _components(table)
+    _require_rows(table, components)
+    coded = list(_coded(table, components, factors))
+    unit = "group" if "group" in table.columns else "pair"
+    rows = []
+    for layer, place in table.groupby("layer").indices.items():
+        here = table.iloc[place]
+        for component in components:
+            coordinates = here[f"PC{component}"].to_numpy(float)
+            for factor, level, values in coded:
+                known = ~np.isnan(values[place])
+                r = _correlation(coordinates[known], values[place][known])
+                units = here[unit][known].nunique()
+                low, high = _fisher_interval(r, units)
+                explained = here[f"explained_{component}"].iloc[0]
+                rows.append(
+                    (layer, component, explained, factor, level, r, low, high, int(known.sum()), units)
+                )
+    correlation = ("correlation", "correlation_low", "correlation_high")
+    names = ["layer", "component", "explained", "factor", "level", *correlation, "n", "units"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _components(table: pd.DataFrame) -> list[int]:
+    numbers = (name.removeprefix("PC") for name in map(str, table.columns) if name.startswith("PC"))
+    return sorted(int(number) for number in numbers if number.isdigit())
+
+
+def _require_rows(table: pd.DataFrame, components: list[int]) -> None:
+    missing = [name for name in LABELS if name not in table.columns]
+    missing += [
+        name for name in (f"explained_{number}" for number in components) if name not in table.columns
+    ]
+    if missing or not components or table.empty:
+        raise ValueError(
+            f"the table has {len(table)} rows and the columns {list(table.columns)}: "
+            "give the one that pca(…) makes, with PC1, explained_1, …"
+        )
+
+
+def _coded(
+    table: pd.DataFrame, components: list[int], factors: Sequence[str] | None
+) -> Iterator[tuple[str, str, Float[np.ndarray, " row"]]]:
+    """Each factor as numbers, a row of the table each, NaN where it is missing: factor, level, values."""
+    own = {*LABELS, "group"} - {"side"}
+    own |= {f"{name}{number}" for number in components for name in ("PC", "explained_")}
+    for name in [each for each in table.columns if each not in own] if factors is None else factors:
+        if name not in table.columns or name in own:
+            raise ValueError(
+                f"{name!r} is no factor of this table; it has {[each for each in table if each not in own]}."
+            )
+        column = table[name]
+        known = column.dropna()
+        levels = sorted(known.unique().tolist(), key=_first_counted)
+        numbers = is_numeric_dtype(column) and not is_bool_dtype(column)
+        if len(levels) < 2 or (not numbers and len(levels) > MOST_LEVELS):
+            if factors is not None:
+                raise ValueError(
+                    f"{name!r} has {len(levels)} levels: a correlation needs 2 or more, of texts at most "
+                    f"{MOST_LEVELS} (group them first)."
+                )
+        elif numbers and len(levels) > 2:
+            yield name, "", column.to_numpy(float, na_value=np.nan)
+        else:
+            for level in levels[:1] if len(levels) == 2 else levels:
+                yield name, str(level), np.where(column.isna(), np.nan, column == level).astype(float)
+
+
+def _first_counted(level: object) -> tuple[bool, float, str]:
+    """Positive and true before the rest, the larger number before the smaller, else the alphabet."""
+    number = -float(level) if isinstance(level, int | float) else 0.0
+    return (str(level).lower() not in ("positive", "true"), number, str(level))
+
+
+def _correlation(x: Float[np.ndarray, " row"], y: Float[np.ndarray, " row"]) -> float:
+    """Pearson's r; NaN where one of them does not vary."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    x, y = x - x.mean(), y - y.mean()
+    return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
+
+
+def _fisher_interval(r: float, units: int) -> tuple[float, float]:
+    from scipy.stats import norm
+
+    if np.isnan(r) or units <= 3:
+        return float("nan"), float("nan")
+    if abs(r) == 1:
+        return r, r
+    half = norm.ppf(0.975) / np.sqrt(units - 3)
+    return float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))

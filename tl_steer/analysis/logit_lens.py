@@ -1,0 +1,181 @@
+"""What vectors and activations say in the model's own vocabulary."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.utilities.activation_functions import apply_softcap
+
+from ..activations import Activations
+from ..directions import SteeringVector, SteeringVectors
+from ..models import Layers, identify, resolve_layers
+from .token_texts import token_texts
+
+MULTIPLIERS = (20.0, -20.0)
+AT_ONCE = 2**24  # logits held at a time: 64 MiB
+
+
+def logit_lens(
+    model: Any,
+    source: SteeringVectors | SteeringVector | Activations,
+    *,
+    multipliers: Sequence[float | int] = MULTIPLIERS,
+    top: int = 10,
+    layers: Layers = None,
+    norm: bool = True,
+    force: bool = False,
+) -> pd.DataFrame:
+    """The likeliest tokens when a vector, or an activation, is read as if it were the last layer's output.
+
+    Args:
+        model: a `HookedTransformer`.
+        source: vectors, or activations of the stream or of what a layer adds to it (not "z").
+        multipliers: of vectors; activations are read as they are.
+        top: tokens a row, likeliest first.
+        layers: which of the source's, negatives from the model's end; by default all.
+        norm: False leaves out the division by the length, all biases and the soft cap.
+        force: accept a source of other weights of the same shapes and processing.
+
+    Returns:
+        A row a layer, multiplier and rank (of vectors; of one vector a position, also a token_index) or a
+        layer, prompt_id, prompt, token_index (in the unpadded prompt and completion) and rank (of
+        activations): these, then token_id; token, its text; logit; probability, among all tokens.
+
+    Raises:
+        ModelMismatchError: the source belongs to another model.
+        ValueError: a source at "z", a layer that it lacks, multipliers for activations or none for vectors,
+            or a `top` that is not between 1 and the vocabulary's size.
+
+    Final norm, unembedding, biases and soft cap are the model's own, in float32 at least: of the last layer's
+    resid_post this is the model's prediction. Earlier layers speak it only as far as they share its basis.
+
+    The final norm divides by the length. With norm=True, then, the size of a multiplier hardly matters and
+    only its sign does; a steering vector is read as if nothing else were in the stream. norm=False gives what
+    the multiplied vector adds to the logits, but for the division by the stream's own length (d · W_U, after
+    the norm's weights and its centring, where it has them); there the probability is the softmax of these
+    alone, and depends on the multiplier's size.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    labels, rows = _labelled(model, source, multipliers, layers, force)
+    if not 1 <= top <= model.cfg.d_vocab_out:
+        raise ValueError(f"top={top}: give 1 to {model.cfg.d_vocab_out}, the size of the vocabulary.")
+    with torch.no_grad():
+        parts = [_top(logits, top) for logits in _logits(model, rows, norm=norm)]
+    token, logit, probability = (torch.cat(part).flatten().cpu().numpy() for part in zip(*parts, strict=True))
+    table = labels.loc[labels.index.repeat(top)].reset_index(drop=True)
+    distinct = sorted(set(token.tolist()))
+    texts = dict(zip(distinct, token_texts(model.tokenizer, distinct), strict=True))
+    return table.assign(
+        rank=list(range(1, top + 1)) * len(labels),
+        token_id=token,
+        token=[texts[each] for each in token.tolist()],
+        logit=logit,
+        probability=probability,
+    )
+
+
+def _labelled(
+    model: Any, source: Any, multipliers: Sequence[float | int], layers: Layers, force: bool
+) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
+    """What each row to be read is, and the row."""
+    if isinstance(source, SteeringVector):
+        source = source.at(layers=source.layer)
+    is_activations = isinstance(source, Activations)
+    what = "these activations" if is_activations else "these vectors"
+    hint = " If that is what you want, say so with force=True."
+    source.identity.require(identify(model), force=force, what=what, hint=hint)
+    if source.hook == "z" or source.values.shape[-1] != model.cfg.d_model:
+        raise ValueError(f"{what} are at {source.hook}, not of the stream: the unembedding cannot read them.")
+    places = _places(source.layers, layers, model.cfg.n_layers)
+    if is_activations:
+        if tuple(multipliers) != MULTIPLIERS:
+            raise ValueError("multipliers are for vectors; activations are read as they are.")
+        return _of_activations(source, places)
+    if not len(multipliers):
+        raise ValueError("no multipliers given; pass at least one, such as 1 or -1.")
+    return _of_vectors(source, places, [float(each) for each in multipliers])
+
+
+def _places(available: Sequence[int], layers: Layers, n_layers: int) -> list[int]:
+    chosen = available if layers is None else resolve_layers(layers, n_layers)
+    missing = [layer for layer in chosen if layer not in available]
+    if missing:
+        raise ValueError(f"there is nothing at layers {missing}; there are {list(available)}.")
+    return [list(available).index(layer) for layer in chosen]
+
+
+def _of_vectors(
+    vectors: SteeringVectors, places: Sequence[int], multipliers: Sequence[float]
+) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
+    """Vectors in the order layer, (token_index,) multiplier."""
+    labels, rows = [], []
+    for place in places:
+        layer, values = vectors.layers[place], vectors.values[place]
+        for position, vector in enumerate(values.reshape(-1, values.shape[-1])):
+            where = {"layer": layer, **({"token_index": position} if values.ndim == 2 else {})}
+            labels += [where | {"multiplier": multiplier} for multiplier in multipliers]
+            rows += [vector * multiplier for multiplier in multipliers]
+    return pd.DataFrame(labels), torch.stack(rows)
+
+
+def _of_activations(
+    activations: Activations, places: Sequence[int]
+) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
+    """Activations in the order layer, prompt, position, without the padding."""
+    prompt, slot = (activations.token_index >= 0).nonzero(as_tuple=True)
+    where = pd.DataFrame(
+        {
+            "prompt_id": prompt.numpy(),
+            "prompt": [activations.prompts[row] for row in prompt],
+            "token_index": activations.token_index[prompt, slot].numpy(),
+        }
+    )
+    tables = [where.assign(layer=activations.layers[place]) for place in places]
+    labels = pd.concat(tables, ignore_index=True)[["layer", *where.columns]]
+    return labels, torch.cat([activations.values[prompt, place, slot] for place in places])
+
+
+def _logits(
+    model: Any, rows: Float[Tensor, "row d_model"], *, norm: bool
+) -> Iterator[Float[Tensor, "some d_vocab"]]:
+    """Logits of some rows at a time, in float32 or in the model's float64."""
+    dtype = torch.promote_types(model.cfg.dtype, torch.float32)
+    final, unembed = (_in(dtype, part) for part in (getattr(model, "ln_final", None), model.unembed))
+    for some in rows.split(max(1, AT_ONCE // model.cfg.d_vocab_out)):
+        stream = some.to(model.W_U.device, dtype)[:, None]
+        if norm:
+            normed = stream if model.cfg.normalization_type is None else final(stream)
+            yield apply_softcap(unembed(normed), model.cfg.output_logits_soft_cap)[:, 0]
+        else:
+            yield _without_scale(model, final, stream)[:, 0] @ unembed.W_U
+
+
+def _without_scale(
+    model: Any, final: Any, stream: Float[Tensor, "row 1 d_model"]
+) -> Float[Tensor, "row 1 d_model"]:
+    """The final norm's linear part: its centring and its weights."""
+    if str(model.cfg.normalization_type).startswith("LN"):
+        stream = stream - stream.mean(-1, keepdim=True)
+    return stream * getattr(final, "w", 1.0)
+
+
+def _in(dtype: torch.dtype, part: Any) -> Any:
+    """The module itself, or a copy in this precision, which does not round what it gives either."""
+    if part is None or part.cfg.dtype == dtype:
+        return part
+    part = deepcopy(part).to(dtype)
+    part.cfg.dtype = dtype
+    return part
+
+
+def _top(
+    logits: Float[Tensor, "row d_vocab"], top: int
+) -> tuple[Tensor, Float[Tensor, "row top"], Float[Tensor, "row top"]]:
+    """Ids, logits and probabilities of each row's likeliest tokens."""
+    best = logits.topk(top, dim=-1)
+    return best.indices, best.values, (best.values - logits.logsumexp(-1, keepdim=True)).exp()

@@ -1,0 +1,99 @@
+"""Mean projections of both sides by layer, and the difference of the same pairs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..statistics import t_interval
+from .labels import SIDES
+
+VALUES = ("projection", "cosine")
+NEEDED = ("layer", "pair", "side", *VALUES)
+
+
+def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -> pd.DataFrame:
+    """Mean projection and cosine at each layer, and by how much the sides of the same pairs differ.
+
+    Args:
+        table: what `projections` makes.
+        by: "side", a factor, or several.
+
+    Returns:
+        A row a layer and level of `by`:
+        layer, the columns of `by`, n;
+        projection, cosine: means, with Student's 95 % intervals in …_low and …_high.
+
+        Where `by` has "side", also a row with side "difference", of n whole pairs: the mean of positive minus
+        negative with a paired interval, and beside it
+        effect: the projection's mean difference over the standard deviation of the pairs' differences;
+        rank: the layer's place by effect, 1 for the largest;
+        projection_rank: its place by the difference itself.
+
+    Raises:
+        ValueError: no rows, missing columns, or a layer that has a pair's side twice.
+
+    The stream grows from layer to layer, and projections with it, so ranks of the difference itself favour
+    late layers. The effect has no unit: it compares layers. Ranks are among the layers of one level of the
+    other factors.
+
+    A factor that differs between the sides of a pair (the letter) leaves no whole pair in any of its levels,
+    and so no difference; in a table of all levels, what it adds to the differences counts as their spread,
+    though the pairs balance it. Intervals take pairs as independent: a shared claim makes them too narrow.
+    On the pairs that the vectors were made from, differences flatter; `separation` holds pairs out.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    _require(table, by)
+    means = _summarised(table, ["layer", *by])
+    if "side" not in by:
+        return means.sort_values(["layer", *by], ignore_index=True)
+    others = [name for name in by if name != "side"]
+    differences = _differences(table, ["layer", *others])
+    both = pd.concat([means, _ranked(differences, others)], ignore_index=True)
+    order = both["side"].map({side: place for place, side in enumerate((*SIDES, "difference"))})
+    both = both.assign(_order=order).sort_values(["layer", *others, "_order"], ignore_index=True)
+    return both.drop(columns="_order")
+
+
+def _require(table: pd.DataFrame, by: Sequence[str]) -> None:
+    missing = [name for name in (*NEEDED, *by) if name not in table.columns]
+    if missing or table.empty:
+        found = f"has no columns {missing}, only {list(table.columns)}" if missing else "has no rows"
+        raise ValueError(f"the table {found}: give the one that projections(…) makes.")
+    keys = ["layer", *[name for name in by if name != "side"], "pair", "side"]
+    if table.duplicated(keys).any():
+        raise ValueError(
+            "a layer has the same side of a pair twice: are these several tables in one? "
+            "Name the column that tells them apart in by=…"
+        )
+
+
+def _summarised(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """n, and each value's mean with its interval, in each cell of `keys`."""
+    cells = table.groupby(keys, dropna=False, observed=True)
+    found = cells.size().rename("n").reset_index()
+    for name in VALUES:
+        mean, deviation, n = (cells[name].agg(what).to_numpy() for what in ("mean", "std", "count"))
+        found[name] = mean
+        found[f"{name}_low"], found[f"{name}_high"] = t_interval(mean, deviation, n)
+    return found
+
+
+def _differences(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Positive minus negative of each pair that is whole within a cell of `keys`, summarised."""
+    index = [*keys, "pair"]
+    positive, negative = (table[table["side"] == side].set_index(index)[list(VALUES)] for side in SIDES)
+    gaps = positive.sub(negative.reindex(positive.index))[positive.index.isin(negative.index)].reset_index()
+    found = _summarised(gaps, keys).assign(side="difference")
+    deviation = gaps.groupby(keys, dropna=False, observed=True)["projection"].std().to_numpy()
+    # A tie of rounding errors is no spread: pairs that all differ alike have no effect to speak of.
+    known = deviation > 1e-12 * np.abs(found["projection"].to_numpy())
+    return found.assign(effect=np.where(known, found["projection"] / np.where(known, deviation, 1.0), np.nan))
+
+
+def _ranked(differences: pd.DataFrame, others: list[str]) -> pd.DataFrame:
+    ranked = differences.copy()
+    for rank, value in (("rank", "effect"), ("projection_rank", "projection")):
+        column = ranked.groupby(others, dropna=False, observed=True)[value] if others else ranked[value]
+        ranked[rank] = column.rank(ascending=False, method="min").astype("Int64")
+    return ranked
