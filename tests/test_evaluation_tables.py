@@ -156,6 +156,36 @@ def test_cells_are_never_pooled_and_naming_them_changes_nothing():
     assert projected["n"] == 80
 
 
+def test_overall_puts_all_prompts_together_first():
+    table = random_sweep()
+    result = effectiveness(table, by="topic", overall=True)
+    assert list(result["topic"]) == ["all"] * 7 + ["sea", "sky"] * 7
+    together, split = result[:7], result[7:].reset_index(drop=True)
+    pd.testing.assert_frame_equal(together.drop(columns="topic"), effectiveness(table))
+    pd.testing.assert_frame_equal(split, effectiveness(table, by="topic"), check_dtype=False)
+    assert list(together["n"]) == [80] * 7
+
+
+@pytest.mark.parametrize("levels", [[0, 1], [True, False], [0.5, 1.5]])
+def test_overall_takes_factors_that_are_no_text(levels):
+    table = random_sweep()
+    table["kind"] = table["prompt_id"].map(lambda prompt: levels[prompt % 2])
+    result = effectiveness(table, by=["layers", "kind"], overall=True)
+    assert list(result["kind"]) == ["all"] * 7 + levels * 7
+    assert set(effectiveness(table, by="answer", overall=True)["answer"]) == {"all", 0, 1}
+    categories = table.assign(kind=table["kind"].astype("category"))
+    pd.testing.assert_frame_equal(effectiveness(categories, by="kind", overall=True), result)
+
+
+def test_overall_needs_one_factor_without_a_value_all():
+    table = random_sweep(8)
+    for by in ((), "layers", ["topic", "answer"]):
+        with pytest.raises(ValueError, match=r"overall=True needs one factor in by=…, not [02]"):
+            effectiveness(table, by=by, overall=True)
+    with pytest.raises(ValueError, match="'topic' has a value 'all' already"):
+        effectiveness(table.assign(topic=["all", "some"] * 28), by="topic", overall=True)
+
+
 def test_unknown_answers_give_no_accuracy_but_everything_else():
     table = random_sweep().assign(answer=pd.array([pd.NA] * 560, dtype="Int64"))
     result = effectiveness(table)
@@ -450,3 +480,13 @@ def test_choose_refuses_tables_that_do_not_compare_like_with_like():
         choose(table, on="one", report="two", score="precision")
     with pytest.raises(ValueError, match="no cell of 'honesty' has a score"):
         choose(table.assign(logit_difference=NAN), on="one", report="two", score="shift")
+
+
+@pytest.mark.parametrize("name", ["right", "readable", "signal", "differs", "answered", "compared"])
+def test_a_factor_may_be_called_what_is_counted_inside(name):
+    table = random_sweep()
+    table[name] = table["topic"]
+    found = effectiveness(table, by=name).rename(columns={name: "topic"})
+    pd.testing.assert_frame_equal(found, effectiveness(table, by="topic"))
+    with pytest.raises(ValueError, match="names of results"):
+        effectiveness(table.assign(n=table["topic"]), by="n")

@@ -40,7 +40,7 @@ def test_the_wheel_holds_every_module_and_all_data(wheel):
         file.relative_to(ROOT).as_posix()
         for pattern in ("*.py", "*.toml", "*.jinja")
         for file in (ROOT / "tl_steer").rglob(pattern)
-    } | {f"tl_steer/data/{file.name}" for file in (ROOT / "data").glob("*.csv")}
+    } | {f"tl_steer/data/{file.name}" for kind in ("csv", "json") for file in ROOT.glob(f"data/*.{kind}")}
     assert len(wanted) > 60
     assert wanted <= held
 

@@ -7,7 +7,18 @@ import transformer_lens  # noqa: F401  # the longest import: a tenth of a second
 
 from . import plots
 from .activations import Activations, PairedActivations
-from .analysis import pca, projections, separation
+from .analysis import (
+    component_factors,
+    logit_lens,
+    mean_projections,
+    mean_traces,
+    pca,
+    projections,
+    separation,
+    trace_difference,
+    traces,
+    vector_components,
+)
 from .capture import capture, capture_pairs
 from .choices import choice_logits
 from .directions import (
@@ -19,7 +30,23 @@ from .directions import (
     principal_component,
     random_direction,
 )
-from .evaluation import choose, effectiveness, read_choice, signal_detection, sweep
+from .evaluation import (
+    JudgeCost,
+    JudgeError,
+    choose,
+    effectiveness,
+    embedding_effect,
+    embedding_scores,
+    exemplar_accuracy,
+    judge,
+    judge_cost,
+    preference,
+    read_choice,
+    read_recorded,
+    side_by_side,
+    signal_detection,
+    sweep,
+)
 from .generation import generate
 from .interventions import Ablate, Add, HookDidNotFireError, NonFiniteError, ProjectOut, SetProjection, steer
 from .models import (
@@ -75,6 +102,8 @@ __all__ = [
     "ContrastPairs",
     "EmptySelectionError",
     "HookDidNotFireError",
+    "JudgeCost",
+    "JudgeError",
     "ModelIdentity",
     "ModelMismatchError",
     "ModelUnavailableError",
@@ -95,23 +124,33 @@ __all__ = [
     "choice_logits",
     "choose",
     "claim_questions",
+    "component_factors",
     "contrast_pairs",
     "current_token",
     "effectiveness",
+    "embedding_effect",
+    "embedding_scores",
+    "exemplar_accuracy",
     "generate",
     "generated_tokens",
     "get_model",
     "honesty_pairs",
     "identify",
+    "judge",
+    "judge_cost",
     "last_token",
     "lda_direction",
     "load_model",
     "logistic_direction",
+    "logit_lens",
     "mean_difference",
+    "mean_projections",
+    "mean_traces",
     "misconception_questions",
     "parse_positions",
     "pca",
     "plots",
+    "preference",
     "preview",
     "principal_component",
     "projections",
@@ -122,10 +161,12 @@ __all__ = [
     "read_dilemmas",
     "read_misconceptions",
     "read_pairs",
+    "read_recorded",
     "read_reviews",
     "restore_layout",
     "sentiment_questions",
     "separation",
+    "side_by_side",
     "signal_detection",
     "span",
     "steer",
@@ -133,5 +174,8 @@ __all__ = [
     "token",
     "tokenize",
     "tokens_matching",
+    "trace_difference",
+    "traces",
+    "vector_components",
     "vectors_from_pairs",
 ]

@@ -7,13 +7,20 @@ import pandas as pd
 from ..statistics import share, t_interval, wilson_interval
 from .tables import CELL, beside_unsteered, factors_of, in_cells
 
+ALL = "all"  # the level of a factor in rows of all prompts
+MOMENTS = ("mean", "std", "count")
+RESULTS = ("n", "unreadable", "accuracy", "signal_rate", "logit_difference", "shift", "flipped")
 
-def effectiveness(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataFrame:
+
+def effectiveness(
+    table: pd.DataFrame, *, by: str | Sequence[str] = (), overall: bool = False
+) -> pd.DataFrame:
     """A row for each cell of a sweep, and within it for each combination of factors.
 
     Args:
         table: a sweep's table, a row a prompt and cell.
         by: factors of the prompts to split by ("label", "answer", "split"). Cells are never pooled.
+        overall: put rows of all prompts together first, in which the one factor of `by` is "all".
 
     Returns:
         The cell's columns, `dose`, the factors, and, with 95 % intervals in `…_low` and `…_high`:
@@ -29,11 +36,16 @@ def effectiveness(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Da
         `shift` and `flipped` are NaN where the table has no unsteered rows for these prompts.
 
     Raises:
-        ValueError: columns are missing, `by` names an outcome, or a prompt is in a cell twice.
+        ValueError: columns are missing, `by` names an outcome or a result, a prompt is in a cell twice; or
+            `overall` where `by` is not one factor, or one that has a value "all".
 
     The intervals hold for one number each, not for the best of many cells: for that, see `choose`.
     """
     by = factors_of(table, by)
+    if taken := sorted(set(by) & set(RESULTS)):
+        raise ValueError(f"by={taken} have the names of results: rename these factors first.")
+    if overall:
+        return _with_all(table, by)
     rows = beside_unsteered(table, by)
     sums = _sums(pd.concat([rows[[*CELL, "dose", *by, "logit_difference"]], _outcomes(rows)], axis=1), by)
     result = sums[["dose", "n"]].assign(unreadable=1 - sums["readable"] / sums["n"])
@@ -42,35 +54,46 @@ def effectiveness(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Da
         result[name] = share(successes, trials)
         result[f"{name}_low"], result[f"{name}_high"] = wilson_interval(successes, trials)
     for name in ("logit_difference", "shift"):
-        mean, deviation, n = (sums[f"{name}_{what}"].to_numpy(float) for what in ("mean", "std", "count"))
+        mean, deviation, n = (sums[f"{name}_{what}"].to_numpy(float) for what in MOMENTS)
         result[name] = mean
         result[f"{name}_low"], result[f"{name}_high"] = t_interval(mean, deviation, n)
     result["flipped"] = share(sums["differs"].to_numpy(), sums["compared"].to_numpy())
     return result.reset_index()[[*CELL, "dose", *by, *result.columns[1:]]]
 
 
+def _with_all(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    if len(by) != 1:
+        raise ValueError(f"overall=True needs one factor in by=…, not {len(by)}: which would be {ALL!r}?")
+    (factor,) = by
+    if table[factor].astype(str).eq(ALL).any():
+        raise ValueError(f"{factor!r} has a value {ALL!r} already: rename it, or leave overall out.")
+    split = effectiveness(table, by=by)
+    together = effectiveness(table).assign(**{factor: ALL})[list(split)]
+    return pd.concat([together, split.astype({factor: object})], ignore_index=True)
+
+
 def _outcomes(rows: pd.DataFrame) -> pd.DataFrame:
-    """What is counted, prompt by prompt; comparisons with NA are False."""
+    """What is counted, prompt by prompt, named like no factor; comparisons with NA are False."""
     choice, before = rows["choice"], rows["unsteered_choice"]
     return pd.DataFrame(
         {
-            "answered": rows["answer"].notna(),
-            "readable": choice.notna(),
-            "right": choice.eq(rows["answer"]).fillna(False).astype(bool),
-            "signal": choice.eq(0).fillna(False).astype(bool),
-            "compared": choice.notna() & before.notna(),
-            "differs": choice.ne(before).fillna(False).astype(bool),
-            "shift": rows["logit_difference"] - rows["unsteered_logit_difference"],
+            "_answered": rows["answer"].notna(),
+            "_readable": choice.notna(),
+            "_right": choice.eq(rows["answer"]).fillna(False).astype(bool),
+            "_signal": choice.eq(0).fillna(False).astype(bool),
+            "_compared": choice.notna() & before.notna(),
+            "_differs": choice.ne(before).fillna(False).astype(bool),
+            "_shift": rows["logit_difference"] - rows["unsteered_logit_difference"],
         }
     )
 
 
 def _sums(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     counted = ("answered", "readable", "right", "signal", "compared", "differs")
-    averaged = [(name, what) for name in ("logit_difference", "shift") for what in ("mean", "std", "count")]
+    averaged = {"logit_difference": "logit_difference", "shift": "_shift"}
     return in_cells(rows, by).agg(
         dose=("dose", "first"),
-        n=("readable", "size"),
-        **{name: (name, "sum") for name in counted},
-        **{f"{name}_{what}": (name, what) for name, what in averaged},
+        n=("_readable", "size"),
+        **{name: (f"_{name}", "sum") for name in counted},
+        **{f"{name}_{what}": (source, what) for name, source in averaged.items() for what in MOMENTS},
     )

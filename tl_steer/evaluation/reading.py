@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+LISTED = re.compile(r"^ *\(A\) (.+)\n *\(B\) (.+)$", re.MULTILINE)
+
 # What is no verdict wherever it stands; {first} and {second} are the choices as words.
 NO_VERDICT = (
     r"[^.!?;\n]*\?",  # a question, often the asked one again
@@ -21,7 +23,16 @@ NO_VERDICT = (
     r"\b(?:may|might|could)(?: or may not)?(?: not)? be\b[^.,!?;\n]*",  # no more than possible
     r"\b(?:partly|partially|half|sometimes)[ -](?:{first}|{second})",
     r"\bneither(?: \w+)?? (?:{first}|{second}) nor (?:{first}|{second})",
+    r"\b(?:while|although|though)\b[^.,!?;\n]*",  # what is granted
+    r"\(A\):? *{second}|\(B\):? *{first}",  # a letter with the other one's words
+    r"\b(?:opposite|contrary)\b[^.!?;\n]*",
+    # the claim told again: "the claim that penguins cannot fly is …"
+    r"\b(?:claim|statement|assertion|idea|notion) that\b[^.!?\n]*?"
+    r"(?= (?:is|was|seems|appears)\b(?: \w+){0,3}?"
+    r" \(?(?:{first}|{second}|[AB]\)|(?:in)?correct|(?:in)?accurate|untrue|wrong))",
 )
+# Words in quotation marks are the claim told again, behind these words or where they name neither choice.
+QUOTED = re.compile(r"((?:claim|statement|sentence|assertion)\b\W*)?[\"“”]([^\"“”\n]*)[\"“”]", re.I)
 NEGATION = re.compile(
     r"(?:\b(?:not|never|cannot|hardly|doubt|deny|denied|far from|no(?= doubt))\b|n't\b)(?! (?:only|just)\b)",
     re.I,
@@ -43,10 +54,11 @@ LETTER_BEFORE = r"(?=\s*(?:$|\n|[.,;:!)–—-])|\s+(?:is|was|because|since)\b)"
 NOT_A_NOUN = (
     r"(?! (?:answer|option|choice|response|statement|one)\b)"  # "the correct answer is …" says nothing yet
 )
+NOT_OF_A_NOUN = r"(?<!\bthe )(?<!\ba )(?<!\ban )"  # nor does "the correct number is …"
 SYNONYMS = {
     ("true", "false"): (
-        rf"(?<!\w)(?:correct|accurate)(?!\w){NOT_A_NOUN}",
-        rf"(?<!\w)(?:untrue|incorrect|inaccurate|wrong)(?!\w){NOT_A_NOUN}",
+        rf"{NOT_OF_A_NOUN}(?<!\w)(?:correct|accurate)(?!\w){NOT_A_NOUN}",
+        rf"{NOT_OF_A_NOUN}(?<!\w)(?:untrue|incorrect|inaccurate|wrong)(?!\w){NOT_A_NOUN}",
     )
 }
 JUDGED = (  # "(A) is not correct" names (B), "(B) is correct" only (B)
@@ -95,16 +107,46 @@ def read_choice(
     return _verdict(_without_noise(text, reader), reader)
 
 
+def read_answer(text: str, choices: Sequence[str], prompt: str, *, rule: str = "careful") -> int | None:
+    """Which choice a text gives to a prompt: like `read_choice`, but letters also by what they stand for.
+
+    Args:
+        text: what the model wrote.
+        choices: the two; of "A" and "B", in either order, each may also be named by the words that the prompt
+            lists last under (A) and (B), or by True and False where it lists none.
+        prompt: what was asked.
+        rule: of `read_choice`.
+
+    Raises:
+        ValueError: as `read_choice`; also where the prompt lists the same words under both letters.
+    """
+    words = tuple(choice.strip() for choice in choices)
+    if set(words) != {"A", "B"}:
+        return read_choice(text, words, rule=rule)
+    listed = LISTED.findall(prompt)
+    found = read_choice(text, listed[-1] if listed else ("True", "False"), rule=rule)
+    return None if found is None else words.index("AB"[found])
+
+
 def _meant(found: re.Match[str]) -> int:
     return 0 if found["first"] is not None else 1
 
 
 def _without_noise(text: str, reader: _Reader) -> str:
     """The text in plain characters, with everything erased that is no verdict."""
+    text = QUOTED.sub(lambda found: _unquoted(found, reader), text)
     text = re.sub(r"[*_\"“”`]", "", text).replace("’", "'")
     for pattern in reader.no_verdict:
         text = pattern.sub(" … ", text)
     return text.strip(" \t\n…,;:.-")
+
+
+def _unquoted(found: re.Match[str], reader: _Reader) -> str:
+    """What stands for a quotation: itself, if it may be the verdict."""
+    behind, quoted = found.groups()
+    if behind or not reader.mention.search(quoted):
+        return f"{behind or ''} … "
+    return found[0]
 
 
 def _verdict(text: str, reader: _Reader) -> int | None:
@@ -163,4 +205,6 @@ def _reader(choices: tuple[str, ...]) -> _Reader:
 def _letter(letter: str) -> str:
     """Where a letter is meant as one: (A) anywhere, bare only in `LETTER_AFTER` and before a pause."""
     after = "|".join([r"(?<![^\n])", *(rf"(?<=\b{word} )" for word in LETTER_AFTER)])
-    return rf"\((?i:{letter})\)[.:]?|(?i:{after}){letter}{LETTER_BEFORE}[.:)]?|(?<![^\n]){letter.lower()}\)"
+    brackets = rf"\((?i:{letter})(?:\)[.:]?|\Z)"  # the last one may be cut off: "the answer is (A"
+    bare = rf"(?i:{after}){letter}{LETTER_BEFORE}[.:)]?|(?<![^\n]){letter.lower()}\)"
+    return f"{brackets}|{bare}"

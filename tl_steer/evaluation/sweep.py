@@ -1,10 +1,8 @@
 """The same questions under every vector, layer and multiplier, as one tidy table."""
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +18,7 @@ from ..models import Layer, tokenize_all
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
 from .cells import Cell, OperationMaker, sweep_cells
-from .reading import read_choice
-
-MEASURES = ["logit_difference", "probability", "mass", "text"]
+from .tables import asked_table, assembled, written_answers
 
 
 def sweep(
@@ -100,54 +96,19 @@ def sweep(
     ask = _asker(model, questions, measure, Decoding(max_new_tokens, min_new_tokens), mass)
     with bar("sweeping", len(cells), shown=progress) as tick:
         answers, norms = ask(cells, options, tick)
-    table = _ordered(_table(asked, [cell.labels(norms) for cell in cells], answers), questions)
+    table = assembled(asked, [cell.labels(norms) for cell in cells], answers)
     if out is not None:
         _write(table, Path(out))
     return table
 
 
-def _table(
-    asked: pd.DataFrame, labels: Sequence[Mapping[str, object]], answers: pd.DataFrame
-) -> pd.DataFrame:
-    """A row a prompt and cell, cell by cell."""
-    count = len(asked)
-    repeated = asked.iloc[np.tile(np.arange(count), len(labels))].reset_index(drop=True)
-    named = pd.DataFrame(labels).loc[np.repeat(np.arange(len(labels)), count)].reset_index(drop=True)
-    return pd.concat([repeated, named, answers], axis=1)
-
-
 def _asked(questions: ChoiceQuestions | list[str], seed: int) -> pd.DataFrame:
-    """What every cell has in common: a row a prompt."""
     prompts = questions.prompts if isinstance(questions, ChoiceQuestions) else questions
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError("questions must be ChoiceQuestions, or a list of at least one prompt.")
-    asked = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": list(prompts)})
-    asked["answer"] = pd.array([pd.NA] * len(asked), dtype="Int64")
     if isinstance(questions, ChoiceQuestions):
-        if questions.answers is not None:
-            asked["answer"] = pd.array(list(questions.answers), dtype="Int64")
-        if questions.factors is not None:
-            clash = set(questions.factors) & {*asked, *Cell.__dataclass_fields__, "dose", "choice", *MEASURES}
-            if clash:
-                raise ValueError(
-                    f"factors may not be named {sorted(clash)}: the table has columns of that name."
-                )
-            asked = asked.join(questions.factors.reset_index(drop=True))
-    return asked if "split" in asked else asked.assign(split=_balanced_halves(asked, seed))
-
-
-def _balanced_halves(asked: pd.DataFrame, seed: int) -> np.ndarray:
-    """Halves that hold equally many of each kind: sorted by kind, shuffled within, dealt out in turn.
-
-    Prompts of one `group` go to the same half.
-    """
-    group = (asked["group"] if "group" in asked else asked["prompt_id"]).to_numpy()
-    labels = asked.drop(columns=["prompt_id", "prompt", "group"], errors="ignore").map(str)
-    kinds = labels.agg("\x00".join, axis=1).groupby(group).agg(lambda kinds: "\x01".join(sorted(kinds)))
-    order = np.lexsort((np.random.default_rng(seed).random(len(kinds)), kinds.to_numpy()))
-    half = pd.Series("report", index=kinds.index, dtype=object)
-    half.iloc[order[::2]] = "choose"
-    return half.loc[group].to_numpy()
+        return asked_table(prompts, answers=questions.answers, factors=questions.factors, seed=seed)
+    return asked_table(prompts, seed=seed)
 
 
 Norms = Mapping[tuple[str, int], float]  # the unsteered stream's typical norm by hook and layer
@@ -201,30 +162,15 @@ def _texts(
 
 
 def _written(texts: list[str], questions: ChoiceQuestions | list[str]) -> pd.DataFrame:
-    read = [None] * len(texts)
     if isinstance(questions, ChoiceQuestions):
-        asked = cycle(zip(questions.choices, questions.prompts, strict=True))
-        read = [_read(text, *each) for text, each in zip(texts, asked, strict=False)]
-    choices = pd.array([pd.NA if choice is None else choice for choice in read], dtype="Int64")
-    return pd.DataFrame({"choice": choices, "text": pd.array(texts, dtype="string")}).assign(
-        logit_difference=np.nan, probability=np.nan, mass=np.nan
-    )
+        return written_answers(texts, questions.prompts, questions.choices)
+    return written_answers(texts, questions, None)
 
 
 def _scored(scores: pd.DataFrame) -> pd.DataFrame:
     preferred = np.where(scores["logit_difference"] > 0, 0, 1)
     missing = pd.array([pd.NA] * len(scores), dtype="string")
     return scores.assign(choice=pd.array(preferred, dtype="Int64"), text=missing)
-
-
-def _read(text: str, pair: tuple[str, str], prompt: str) -> int | None:
-    """Which choice a text gives; letters stand for what the prompt lists under them, or True and False."""
-    words = tuple(choice.strip() for choice in pair)
-    if set(words) != {"A", "B"}:
-        return read_choice(text, words)
-    listed = re.search(r"^\(A\) (.+)\n\(B\) (.+)$", prompt, re.MULTILINE)
-    found = read_choice(text, listed.groups() if listed else ("True", "False"))
-    return None if found is None else words.index("AB"[found])
 
 
 def _sites(model: Any, cells: Sequence[Cell]) -> list[Site]:
@@ -248,25 +194,6 @@ def _typical(model: Any, norms: StreamNorms, prompts: Sequence[Sequence[int]]) -
         measured = capture(model, prompts, layers=layers, hook=hook, reuse=False).stream_norm.tolist()
         found |= {(hook, layer): norm for layer, norm in zip(layers, measured, strict=True)}
     return found
-
-
-def _ordered(table: pd.DataFrame, questions: ChoiceQuestions | list[str]) -> pd.DataFrame:
-    factors = []
-    if isinstance(questions, ChoiceQuestions) and questions.factors is not None:
-        factors = [name for name in questions.factors if name != "split"]
-    labels = [
-        "vector",
-        "control",
-        "operation",
-        "layers",
-        "hook",
-        "multiplier",
-        "dose",
-        "split",
-        "answer",
-        "choice",
-    ]
-    return table[["prompt_id", "prompt", *factors, *labels, *MEASURES]]
 
 
 def _require_free(path: Path) -> None:

@@ -1,12 +1,102 @@
-"""What the tables of a sweep share: the columns of a cell, and each prompt beside its unsteered self."""
+"""What the tables of sweeps share: how they are put together, and each prompt beside its unsteered self."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Shaped
+
+from .reading import read_answer
 
 CELL = ("vector", "control", "operation", "layers", "hook", "multiplier")
 OUTCOMES = ("choice", "logit_difference", "probability", "mass", "text")
 UNSTEERED = "none"  # the name of its vector
+FIXED = ("prompt_id", "prompt", *CELL, "dose", "split", "answer", *OUTCOMES)
+
+
+def asked_table(
+    prompts: Sequence[str],
+    *,
+    answers: Sequence[int] | None = None,
+    factors: pd.DataFrame | None = None,
+    seed: int,
+) -> pd.DataFrame:
+    """What every cell has in common, a row a prompt: prompt_id, prompt, answer, the factors, split.
+
+    Args:
+        prompts: what is asked.
+        answers: 0 or 1 a prompt, or `None`.
+        factors: a row a prompt; a column `split` is kept as it is, else `balanced_halves` makes one.
+        seed: of the halves.
+
+    Raises:
+        ValueError: a factor that has one of the table's names.
+    """
+    asked = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": list(prompts)})
+    asked["answer"] = pd.array([pd.NA] * len(asked) if answers is None else list(answers), dtype="Int64")
+    if factors is not None:
+        if clash := sorted(set(factors) & (set(FIXED) - {"split"})):
+            raise ValueError(f"factors may not be named {clash}: the table has columns of that name.")
+        asked = asked.join(factors.reset_index(drop=True))
+    return asked if "split" in asked else asked.assign(split=balanced_halves(asked, seed))
+
+
+def balanced_halves(asked: pd.DataFrame, seed: int) -> Shaped[np.ndarray, " prompt"]:
+    """ "choose" or "report" a prompt, equally many of each kind: sorted by kind, shuffled within, dealt out.
+
+    Prompts of one `group` go to the same half.
+    """
+    group = (asked["group"] if "group" in asked else asked["prompt_id"]).to_numpy()
+    labels = asked.drop(columns=["prompt_id", "prompt", "group"], errors="ignore").map(str)
+    kinds = labels.agg("\x00".join, axis=1).groupby(group).agg(lambda kinds: "\x01".join(sorted(kinds)))
+    order = np.lexsort((np.random.default_rng(seed).random(len(kinds)), kinds.to_numpy()))
+    half = pd.Series("report", index=kinds.index, dtype=object)
+    half.iloc[order[::2]] = "choose"
+    return half.loc[group].to_numpy()
+
+
+def written_answers(
+    texts: Sequence[str],
+    prompts: Sequence[str],
+    choices: Sequence[tuple[str, str]] | None,
+    *,
+    rule: str = "careful",
+) -> pd.DataFrame:
+    """The outcomes of texts, a row a text: `choice` as `read_answer` reads it, `text`; the scores are NaN.
+
+    Args:
+        texts: all prompts of the first cell, then of the next.
+        prompts: what was asked.
+        choices: a pair a prompt; `None` leaves `choice` missing.
+        rule: of `read_choice`.
+    """
+    read: list[int | None] = [None] * len(texts)
+    # Prompt by prompt, since making a reader for its choices takes longer than reading.
+    for place, pair in enumerate(choices or ()):
+        for row in range(place, len(texts), len(prompts)):
+            read[row] = read_answer(texts[row], pair, prompts[place], rule=rule)
+    choice = pd.array([pd.NA if each is None else each for each in read], dtype="Int64")
+    return pd.DataFrame({"choice": choice, "text": pd.array(list(texts), dtype="string")}).assign(
+        logit_difference=np.nan, probability=np.nan, mass=np.nan
+    )
+
+
+def assembled(
+    asked: pd.DataFrame, cells: Sequence[Mapping[str, object]], outcomes: pd.DataFrame
+) -> pd.DataFrame:
+    """A sweep's table, cell by cell, in the order of columns that all of them have.
+
+    Args:
+        asked: what `asked_table` makes.
+        cells: the columns of each cell, and its dose.
+        outcomes: a row a prompt and cell, all prompts of the first cell first.
+    """
+    count = len(asked)
+    repeated = asked.iloc[np.tile(np.arange(count), len(cells))].reset_index(drop=True)
+    named = pd.DataFrame(cells).loc[np.repeat(np.arange(len(cells)), count)].reset_index(drop=True)
+    factors = [name for name in asked if name not in FIXED]
+    table = pd.concat([repeated, named, outcomes], axis=1)
+    return table[["prompt_id", "prompt", *factors, *FIXED[2:]]]
 
 
 def require_columns(table: pd.DataFrame, *names: str) -> None:
@@ -50,7 +140,7 @@ def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Rows are as many and in the same order; NaN where the prompt has no unsteered row.
     """
     require_columns(table, "prompt_id", *CELL, "dose", "answer", "choice", "logit_difference")
-    _require_one_row_a_prompt(table, by)
+    require_one_row_a_prompt(table, by)
     keys = list(dict.fromkeys(["prompt_id", *by]))
     rows = table.astype({"answer": "Int64", "choice": "Int64", "logit_difference": float})
     unsteered = rows.loc[rows["vector"] == UNSTEERED, [*keys, *(set(OUTCOMES[:2]) - set(keys))]]
@@ -63,7 +153,12 @@ def in_cells(rows: pd.DataFrame, by: Sequence[str]) -> "pd.api.typing.DataFrameG
     return rows.groupby([*CELL, *by], dropna=False, sort=False, observed=True)
 
 
-def _require_one_row_a_prompt(table: pd.DataFrame, by: Sequence[str]) -> None:
+def require_one_row_a_prompt(table: pd.DataFrame, by: Sequence[str] = ()) -> None:
+    """Refuse a table in which a prompt is in a cell twice, unless the factors `by` tell the rows apart.
+
+    Raises:
+        ValueError: names the first such prompt and cell.
+    """
     twice = table.duplicated(list(dict.fromkeys(["prompt_id", *CELL, *by])))
     if twice.any():
         row = table[twice].iloc[0]

