@@ -45,6 +45,13 @@ def test_the_command_line_itself_loads_no_model_library():
     assert not loaded & {"torch", "transformer_lens", "transformers", "plotly", "sklearn", "pandas"}
 
 
+def test_help_names_every_experiment_there_is():
+    assert experiments.own_experiments() == cli.OWN
+    shown = CliRunner().invoke(cli.app, ["run", "--help"])
+    words = shown.output.replace(",", " ").replace(".", " ").split()
+    assert set(experiments.own_experiments()) <= set(words)
+
+
 def test_an_unknown_experiment_is_one_message(monkeypatch, capsys):
     status, _, error = command(monkeypatch, capsys, "run", "nowhere.toml")
     assert status == 1

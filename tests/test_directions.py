@@ -16,6 +16,7 @@ from tl_steer.directions import (
     random_direction,
     random_like,
 )
+from tl_steer.generation import generate
 from tl_steer.interventions import Add, steer
 from tl_steer.models import identify
 from tl_steer.prompts import contrast_pairs
@@ -118,6 +119,34 @@ def test_components_that_do_not_exist_are_refused():
 def test_a_form_that_is_unknown_is_refused(planted):
     with pytest.raises((ValueError, TypeError)):
         principal_component(planted[0], of="centred")
+
+
+@pytest.mark.parametrize("of", ["pooled", "differences", "pair_centred"])
+def test_a_mix_is_the_weighted_sum_of_oriented_axes_made_a_unit_vector(planted, of):
+    pairs, _ = planted
+    first, second = (principal_component(pairs, component=number, of=of) for number in (1, 2))
+    for weights in ({1: 1.0, 2: 0.5}, {2: -3.0, 1: 0.25}):
+        found = principal_component(pairs, component=weights, of=of)
+        for layer in (0, 1):
+            summed = weights[1] * first[layer].values.double() + weights[2] * second[layer].values.double()
+            expected = summed.numpy() / np.sqrt(weights[1] ** 2 + weights[2] ** 2)  # axes are orthonormal
+            np.testing.assert_allclose(found[layer].values, expected, atol=1e-6)
+        assert found.info["sign"] == {
+            str(number): [first, second][number - 1].info["sign"] for number in weights
+        }
+    alone = principal_component(pairs, component={2: 7.0}, of=of)
+    np.testing.assert_allclose(alone.values, second.values, atol=1e-7)
+
+
+def test_a_mix_tells_its_weights_and_refuses_none(planted):
+    pairs, _ = planted
+    found = principal_component(pairs, component={1: 1.0, 2: -0.5})
+    assert found.method == "principal_component(+1·PC1 -0.5·PC2, pooled)"
+    for nothing in ({}, {1: 1.0, 2: 0.0}):
+        with pytest.raises(ValueError, match="give one component or more, with weights other than 0"):
+            principal_component(pairs, component=nothing)
+    with pytest.raises(ValueError, match="component 99 does not exist"):
+        principal_component(pairs, component={1: 1.0, 99: 1.0})
 
 
 def test_mean_difference_is_the_mean_in_float64_and_keeps_its_length(planted):
@@ -308,6 +337,12 @@ def test_activation_addition_steers_the_first_positions():
     ]
     expected[:4] += 2 * vectors.values[0]
     torch.testing.assert_close(cache[hook_name("resid_pre", 1)][0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_shorter_than_the_vectors_is_named_with_both_lengths():
+    vectors = activation_addition(BYTES, "Love", "Hate!", layers=1)
+    with pytest.raises(ValueError, match=r"first 5 positions, but a prompt is shorter: 'home', 4 tokens"):
+        generate(BYTES, ["I went home", "home"], Add(vectors, 2.0), max_new_tokens=1)
 
 
 def test_activation_addition_refuses_nothing_against_nothing():

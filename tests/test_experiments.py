@@ -17,6 +17,7 @@ from tl_steer.evaluation import choose, effectiveness, signal_detection
 from tl_steer.experiments import (
     Results,
     UnfinishedRunError,
+    answer_shifts,
     asking,
     choice_finding,
     effect_finding,
@@ -27,9 +28,11 @@ from tl_steer.experiments import (
     run,
     separation_finding,
     text_finding,
+    unreadable_finding,
     write_report,
 )
 from tl_steer.experiments.checks import require_runnable
+from tl_steer.experiments.materials import in_unit, questions_of, steered_with
 from tl_steer.experiments.results import best_choice
 
 SMALLEST = """title = "small"
@@ -44,6 +47,16 @@ kind = "sentiment"
 multipliers = [-0.2, 0.2]
 """
 )
+WORDS = """title = "words"
+[pairs]
+kind = "prompts"
+positive = "Love"
+negative = "Hate"
+[text]
+prompts = ["I hate you because"]
+chat = false
+layers = [1]
+"""
 
 
 def written(tmp_path, text, name="mine.toml"):
@@ -83,6 +96,28 @@ def test_layers_that_are_steered_together_are_a_list_in_the_list(tmp_path):
     assert read_experiment(written(tmp_path, text)).sweep.layers == (3, (17, 31))
 
 
+def test_scores_are_by_what_is_measured(tmp_path):
+    assert read_experiment(written(tmp_path, ASKING)).sweep.score == "shift"
+    assert read_experiment(written(tmp_path, ASKING + "measure = 'generate'")).sweep.score == "accuracy"
+
+
+def test_layers_as_keys_are_whole_numbers_with_numbers(tmp_path):
+    text = SMALLEST + (
+        "[directions]\nmethod = 'principal_component'\nweights = { 17 = 1, -1 = -0.5 }\n"
+        "component = { 1 = 1, 2 = 0.5 }"
+    )
+    directions = read_experiment(written(tmp_path, text)).directions
+    assert directions.weights == {17: 1.0, -1: -0.5}
+    assert directions.components == (1, 2)
+
+
+def test_two_words_need_no_more_than_themselves(tmp_path):
+    experiment = read_experiment(written(tmp_path, WORDS))
+    assert experiment.directions.method == "activation_addition"
+    assert experiment.directions.unit == "length"
+    assert experiment.pairs.hook == "resid_pre"
+
+
 def test_whole_numbers_stand_for_numbers(tmp_path):
     text = ASKING.replace("[-0.2, 0.2]", "[-1, 2]")
     assert read_experiment(written(tmp_path, text)).sweep.multipliers == (-1.0, 2.0)
@@ -103,7 +138,7 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (SMALLEST + "style = 'words'", r"\[pairs\] has no key 'style'"),
         (
             SMALLEST.replace("csv", "cvs"),
-            r"\[pairs\] kind = 'cvs' is not allowed; use 'csv' or 'honesty'. Did you mean 'csv'\?",
+            r"\[pairs\] kind = 'cvs' is not allowed; use 'csv' or 'honesty' or 'prompts'. Did you mean 'c",
         ),
         ("title = 'a'\n[pairs]\ndata = 'x'", r"\[pairs\] the key 'kind' is missing"),
         ("title = 'a'", r"mine.toml: the key 'pairs' is missing"),
@@ -133,9 +168,51 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (SMALLEST + "[text]\nlayers = [1]", r"\[text\] give either prompts"),
         (SMALLEST + "[text]\nprompts = ['a']\nlayers = []", r"\[text\] layers must not be empty"),
         (
-            SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 2]",
-            r"\[text\] multipliers = .* below and above",
+            SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 0]",
+            r"\[text\] multipliers = \[1.0, 0.0\].*no multiplier of 0",
         ),
+        (
+            SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 1]",
+            r"\[text\] multipliers = \[1.0, 1.0\]: give each once",
+        ),
+        (
+            SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\npositions = 'last()'",
+            r"\[text\] positions 'last\(\)' cannot be read",
+        ),
+        (
+            ASKING + "measure = 'generate'\nscore = 'shift'",
+            r"\[sweep\] score = 'shift' is .* measure = 'generate' does not have: use 'accuracy' or",
+        ),
+        (ASKING + "measure = 'write'", r"\[sweep\] measure = 'write' is not allowed; use 'choice' or 'gen"),
+        (ASKING + "measure = 'generate'\nmax_new_tokens = 0", r"\[sweep\] max_new_tokens = 0: give 1 or"),
+        (
+            SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { a = 1 }",
+            r"\[directions\] weights = \{'a': 1\} is not allowed; use a table of a whole number to a number",
+        ),
+        (
+            SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { 3 = 1, 4 = 0 }",
+            r"\[directions\] weights = \{3: 1.0, 4: 0.0\}: .* none of them 0",
+        ),
+        (
+            SMALLEST + "[directions]\nmethod = 'principal_component'\ncomponent = {}",
+            r"\[directions\] component = \{\}: give one or more",
+        ),
+        (
+            SMALLEST + "[model]\nprocessing = { fold = true }",
+            r"\[model\] processing: \['fold'\] is unknown; TransformerLens has fold_ln, center_writing_we",
+        ),
+        (SMALLEST + "[model]\nprocessing = 3", r"processing = 3 is not allowed; use true or false, or"),
+        (
+            SMALLEST + "[directions]\nmethod = 'activation_addition'",
+            r"kind = \"prompts\" and \[directions\] method = \"activation_addition\" go together",
+        ),
+        (WORDS + "[directions]\nmethod = 'lda_direction'", r"go together: give both, or neither"),
+        (WORDS + "[capture]\nlayers = [1]", r"\[capture\] and \[separation\] are about pairs"),
+        (WORDS + "[separation]\nfolds = 3", r"\[capture\] and \[separation\] are about pairs"),
+        (WORDS.replace("layers", "operations = ['project_out']\nlayers"), r"\[text\] operations: one vector"),
+        (WORDS[: WORDS.index("[text]")], r"kind = \"prompts\" needs \[text\], or \[questions\]"),
+        (WORDS.replace("Love", "").replace("Hate", ""), r"\[pairs\] positive and negative are both empty"),
+        (WORDS.replace("positive", "hook = 'resid'\npositive"), r"\[pairs\] hook = 'resid' is unknown"),
         (SMALLEST + "limit = 0", r"\[pairs\] limit = 0: give 1 or more"),
         (SMALLEST + "[separation]\nfolds = 1", r"\[separation\] .*folds = 1"),
         (SMALLEST + "[directions]\nmethod = 'mean_difference'\nC = 2", r"\[directions\] has no key 'C'"),
@@ -148,7 +225,7 @@ def test_a_wrong_file_is_told_by_file_table_and_key(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there_is_told_with_the_names_there_are():
-    with pytest.raises(FileNotFoundError, match=r"neither a file nor one of .*demo, honesty"):
+    with pytest.raises(FileNotFoundError, match=r"neither a file nor one of .*demo, .*honesty, "):
         read_experiment("nowhere.toml")
 
 
@@ -310,6 +387,107 @@ def test_the_best_operation_is_chosen_on_the_choosing_half_whichever_is_listed_f
         assert (best["operation"], best["split"], best["multiplier"]) == ("add", split, oracle["multiplier"])
 
 
+def as_texts(table, *, unreadable=lambda rows: rows["choice"].isna()):
+    """The same choices, as if read from texts: no logits, and none where `unreadable` says so."""
+    rows = table.assign(logit_difference=np.nan, probability=np.nan, mass=np.nan, text="words")
+    rows.loc[unreadable(rows), "choice"] = pd.NA
+    return rows
+
+
+def told_of_texts(table):
+    half = table[table["split"] == "report"]
+    chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1].copy()
+    chosen["multiplier"] = 0.2
+    return effect_finding(
+        answer_shifts(half, by="kind"),
+        signal_detection(half),
+        chosen,
+        factor="kind",
+        signal=["positive"],
+        written=True,
+    )
+
+
+def test_the_shift_of_texts_is_the_paired_change_of_the_share_that_says_the_signal():
+    def unreadable(rows):
+        return (rows["prompt_id"] % 7 == 0) & (rows["multiplier"] > 0) | (rows["prompt_id"] % 11 == 0)
+
+    table = as_texts(swept(lambda kind: 1.0), unreadable=unreadable)
+    found = answer_shifts(table, by="kind", seed=3)
+    assert len(found) == 10
+    unsteered = table[table["vector"] == "none"].set_index("prompt_id")["choice"]
+    for row in found.to_dict("records"):
+        cell = table[
+            (table["vector"] == row["vector"])
+            & (table["multiplier"] == row["multiplier"])
+            & (table["kind"] == row["kind"])
+        ]
+        changes = []
+        for prompt, choice in zip(cell["prompt_id"], cell["choice"], strict=True):
+            if pd.notna(choice) and pd.notna(unsteered[prompt]):
+                changes.append(int(choice == 0) - int(unsteered[prompt] == 0))
+        assert (row["n"], row["compared"]) == (len(cell), len(changes))
+        assert row["shift"] == pytest.approx(np.mean(changes))
+        spread = (
+            1.96 * np.std(changes) / np.sqrt(len(changes))
+        )  # the interval is by bootstrap, a little wider
+        width = (row["shift_high"] - row["shift_low"]) / 2
+        assert spread - 0.01 <= width <= spread + 0.06
+        assert row["shift_low"] <= row["shift"] <= row["shift_high"]
+
+
+def test_a_vector_that_only_breaks_texts_moves_no_kind():
+    broken = as_texts(
+        swept(lambda kind: 0.0),
+        unreadable=lambda rows: (rows["multiplier"] > 0) & (rows["prompt_id"] % 2 > 0),
+    )
+    assert "moves no kind of question measurably" in told_of_texts(broken)
+
+
+def test_a_shift_of_bias_shows_in_texts_too():
+    told = told_of_texts(as_texts(swept(lambda kind: 5.0)))
+    assert "moves both kinds of questions toward “positive”" in told
+    assert "change of the share that says “positive”" in told
+    assert "logit" not in told
+    assert "This is a shift of bias" in told
+
+
+def test_texts_of_which_nothing_can_be_read_are_not_given_a_verdict():
+    told = told_of_texts(as_texts(swept(lambda kind: 5.0), unreadable=lambda rows: rows["multiplier"] > 0))
+    assert "there is nothing to compare with random directions" in told
+    assert "Too few of these answers can be read" in told
+    assert "improvement" not in told
+
+
+def test_texts_have_no_ranking_and_no_mass():
+    table = as_texts(swept(lambda kind: 1.0))
+    chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1]
+    assert ranking_finding(table, chosen) is None
+    assert mass_finding(table, chosen) is None
+
+
+def test_unreadable_texts_are_counted_where_they_are():
+    table = as_texts(
+        swept(lambda kind: 1.0), unreadable=lambda rows: rows["multiplier"] * rows["prompt_id"] > 15
+    )
+    chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1]
+    turned = chosen.copy()
+    chosen["multiplier"], turned["multiplier"] = 0.2, -0.2
+    told = unreadable_finding(table, [chosen, turned])
+    assert "(0 of 80 unsteered, 4 of 80 at layer 7, multiplier +0.20 (dose 0.21), 0 of 80 at" in told
+    assert not told.startswith("Caution")
+    assert "count as wrong" in told
+    many = as_texts(table, unreadable=lambda rows: rows["prompt_id"] < 8)
+    assert unreadable_finding(many, [chosen]).startswith("Caution: the answers are texts")
+    assert unreadable_finding(as_texts(swept(lambda kind: 1.0)), [chosen]).endswith("a choice could be read.")
+
+
+def test_what_did_not_move_is_not_said_to_be_matched_by_chance():
+    told = told_of(swept(lambda kind: 0.0))
+    assert "1 random direction of the same length moves them by at most" in told
+    assert "doing" not in told
+
+
 def test_questions_with_one_right_answer_cannot_tell_bias_from_sensitivity():
     table = swept(lambda kind: 1.0)
     assert "cannot be told apart" in told_of(table[table["kind"] == "positive"])
@@ -368,9 +546,18 @@ def test_choices_that_hold_little_probability_are_warned_of():
 
 
 def test_nothing_is_claimed_of_texts():
-    texts = pd.DataFrame({"prompt_id": [5, 6, 5, 6], "layers": ["", "", "7", "7"]})
-    assert text_finding(texts).startswith("2 open prompts")
-    assert "nothing is measured" in text_finding(texts)
+    texts = pd.DataFrame(
+        {
+            "prompt_id": [5, 6, 5, 6], "layers": ["", "", "7", "7"],
+            "operation": ["none", "none", "add", "add"], "multiplier": [0.0, 0.0, 8.0, 8.0],
+        }
+    )  # fmt: skip
+    told = text_finding(texts)
+    assert told.startswith("2 open prompts were answered with the vector left out and added at layer 7")
+    assert "nothing is measured" in told
+    removed = texts.assign(multiplier=[0.0, 0.0, -8.0, np.nan])
+    removed.loc[3, "operation"] = "project_out"
+    assert "subtracted, left out and projected out" in text_finding(removed)
 
 
 # --- runs -----------------------------------------------------------------------------------------------
@@ -506,10 +693,67 @@ def test_texts_are_written_at_the_layers_of_the_best_operation_first(tmp_path, m
         return pd.DataFrame({"prompt_id": [0], "prompt": prompts})
 
     monkeypatch.setattr(asking, "sweep", sweeping)
-    monkeypatch.setattr(asking, "chat_format", lambda model: SimpleNamespace(render=None))
     experiment = read_experiment(written(tmp_path, text))
     asking.written_table(experiment, None, mean_difference(planted[0]), [both], progress=False)
     assert given["layers"] == [7, 3]
+
+
+def test_weights_are_looked_for_among_the_layers_that_have_vectors(tmp_path):
+    weighted = "[directions]\nmethod = 'mean_difference'\nweights = { 10 = 1.0, 5 = -0.5 }\n"
+    with pytest.raises(ValueError, match=r"\[directions\] weights: there is no vector at \[5\]"):
+        require_runnable(read_experiment(written(tmp_path, SMALLEST + CAPTURED + weighted)), Untouched())
+    asking = ASKING + "layers = [10, [10, 12]]\n" + weighted
+    with pytest.raises(ValueError, match=r"\[sweep\] layers: .* \[12\], since .* weights are of \[5, 10\]"):
+        require_runnable(read_experiment(written(tmp_path, asking)), Untouched())
+    text = "[text]\nprompts = ['a']\nlayers = [5, [5, -20]]\n"
+    require_runnable(read_experiment(written(tmp_path, SMALLEST + weighted + text)), Untouched())
+
+
+def test_every_component_of_a_mix_must_exist(tmp_path):
+    text = SMALLEST + (
+        "limit = 10\n[directions]\nmethod = 'principal_component'\nof = 'differences'\n"
+        "component = { 1 = 1.0, 9 = 0.5 }"
+    )
+    with pytest.raises(ValueError, match=r"component = 9 does not exist: .* leaves 8 pairs"):
+        require_runnable(read_experiment(written(tmp_path, text)), Untouched())
+
+
+@pytest.mark.parametrize(("unit", "length"), [("dose", 10.0), ("one", 1.0), ("length", None)])
+def test_a_unit_is_what_multiplier_one_stands_for(tmp_path, planted, unit, length):
+    text = SMALLEST + f"[directions]\nmethod = 'mean_difference'\nunit = '{unit}'\nweights = {{ 1 = -0.5 }}"
+    experiment = read_experiment(written(tmp_path, text))
+    made = mean_difference(planted[0])
+    found = in_unit(made, experiment)
+    expected = np.linalg.norm(made.values, axis=-1) if length is None else [length] * 2
+    np.testing.assert_allclose(np.linalg.norm(found.values, axis=-1), expected, rtol=1e-5)
+    steered = steered_with(found, experiment)
+    assert steered.layers == (1,)
+    np.testing.assert_allclose(steered.values[0], -0.5 * found.values[1], rtol=1e-6)
+    assert steered_with(found, read_experiment(written(tmp_path, SMALLEST))) is found
+
+
+def test_a_model_is_loaded_with_what_the_file_says_of_it(tmp_path, monkeypatch):
+    asked = {}
+    steps = sys.modules["tl_steer.experiments.run"]
+    monkeypatch.setattr(steps, "load_model", lambda name, **options: asked.update(options, name=name))
+    text = "[model]\nname = 'gpt2-xl'\ndtype = 'bfloat16'\nprocessing = { center_writing_weights = true }\n"
+    steps._loaded(read_experiment(written(tmp_path, SMALLEST + text)))
+    assert asked == {
+        "name": "gpt2-xl", "dtype": "bfloat16", "device": None,
+        "processing": {"center_writing_weights": True},
+    }  # fmt: skip
+
+
+def test_free_answers_are_asked_for_where_they_are_to_be_read(tmp_path):
+    model = SimpleNamespace(tokenizer=None)
+    asking = ASKING.replace('"sentiment"', '"claims"\nlimit = 4')
+    letters, words = (
+        questions_of(read_experiment(written(tmp_path, asking + f"measure = '{measure}'")), model)
+        for measure in ("choice", "generate")
+    )
+    assert all(prompt.endswith("Answer: (") for prompt in letters.prompts)
+    assert all(prompt.endswith("(A) True\n(B) False\n\nAnswer:\n") for prompt in words.prompts)
+    assert list(letters.answers) == list(words.answers)
 
 
 @pytest.fixture
@@ -566,8 +810,6 @@ def test_data_is_looked_for_beside_the_experiment_file(tmp_path, monkeypatch):
 
 
 def test_a_limit_draws_as_many_of_each_label_and_the_same_again(tmp_path):
-    from tl_steer.experiments.materials import questions_of
-
     experiment = read_experiment(written(tmp_path, ASKING.replace('"sentiment"', '"sentiment"\nlimit = 10')))
     drawn = questions_of(experiment, None)
     assert sorted(drawn.answers) == [0] * 5 + [1] * 5

@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -371,6 +372,19 @@ def test_misconception_questions_have_the_correct_answer_as_the_signal_under_alt
         assert prompt.endswith("Answer: (")
     assert questions.answers == (0, 0, 0)
     assert list(questions.factors["letter"]) == ["A", "B", "A"]
+
+
+def test_questions_for_free_text_end_in_the_users_turn_and_are_the_same_else():
+    table = pd.DataFrame({"question": ["Why?", "How?"], "correct": ["c", "c"], "incorrect": ["i", "i"]})
+    llama = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))
+    for make, data in ((claim_questions, CLAIMS), (misconception_questions, table)):
+        letters, words = make(data, llama), make(data, llama, free_text=True)
+        for letter, word in zip(letters.prompts, words.prompts, strict=True):
+            asked = letter.removesuffix(" [/INST] Answer: (")
+            assert asked != letter
+            assert word == f"{asked}\n\nAnswer: [/INST]"  # as in the study's recorded prompts
+        assert (letters.choices, letters.answers) == (words.choices, words.answers)
+        assert letters.factors.equals(words.factors)
 
 
 @pytest.mark.model

@@ -1,6 +1,7 @@
 """The report in a browser: it draws, asks no network, and runs nothing that a model wrote."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from tl_steer.activations import Activations, PairedActivations
 from tl_steer.directions import mean_difference
 from tl_steer.experiments import Results, read_experiment, report_html
+from tl_steer.experiments.text_tables import text_rows, without_shared_ends
 from tl_steer.positions import last_token
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -245,6 +247,105 @@ def test_the_report_follows_the_best_operation_and_tells_the_choice_of_each(resu
     chosen = [finding for finding in findings(both) if finding.startswith("Chosen by")]
     assert ["(project_out)" in finding for finding in chosen] == [True, False, True, False]
     assert ["accuracy" in finding for finding in chosen] == [False, False, True, True]
+
+
+WRITTEN = EXPERIMENT.replace("[text]", "measure = 'generate'\n[text]")
+
+
+def written_sweep(*, broken=()):
+    """The made sweep as if its answers were read from texts; none can be read at the multipliers `broken`."""
+    sweep = made_sweep()
+    asked = sweep["split"] != "text"
+    sweep.loc[asked, ["logit_difference", "probability", "mass"]] = np.nan
+    sweep.loc[asked, "text"] = "I would say so. " + HOSTILE
+    sweep.loc[asked & sweep["multiplier"].isin(broken), "choice"] = pd.NA
+    return sweep
+
+
+def test_answers_in_words_have_a_report_without_logits(results, tmp_path):
+    html = report_html(rerun(results, tmp_path, WRITTEN, written_sweep()))
+    found = html[html.index('id="findings"') : html.index("<nav>")]
+    assert "change of the share that says “positive”" in found
+    assert "a choice could be read" in found
+    assert "logit" not in found
+    for id_ in ("effectiveness-figure", "signal-figure", "doses-figure", "detection", "answers"):
+        assert f'id="{id_}"' in html
+    assert 'id="shift-figure"' not in html
+    assert "&lt;script&gt;window.hacked" in html[html.index('id="answers"') : html.index('id="texts"')]
+
+
+def test_answers_that_cannot_be_read_are_shown_as_such(results, tmp_path):
+    html = report_html(rerun(results, tmp_path, WRITTEN, written_sweep(broken=[0.2])))
+    found = html[html.index('id="findings"') : html.index("<nav>")]
+    assert "Caution: the answers are texts" in found
+    assert "[unreadable]" in html[html.index('id="answers"') : html.index('id="texts"')]
+
+
+def test_a_run_of_which_no_answer_can_be_read_has_a_report(results, tmp_path):
+    html = report_html(rerun(results, tmp_path, WRITTEN, written_sweep(broken=[-0.2, 0.0, 0.2])))
+    assert 'id="doses"' not in html
+    assert 'id="signal-figure"' not in html
+    assert 'id="detection"' not in html
+    assert 'id="effectiveness-figure"' in html
+
+
+def test_the_effect_figure_has_a_panel_of_all_questions(html):
+    figure = html[html.index('id="effectiveness-figure"') : html.index('id="shift-figure"')]
+    assert "kind: all" in figure
+    assert "kind: positive" in figure
+
+
+def test_shared_beginnings_and_ends_are_left_out_by_whole_words():
+    asked = ["Why is it so", "Who was it", "When"]
+    texts = [f"<s>user\n{question}?\nAnswer:" for question in asked]
+    assert without_shared_ends(texts) == asked
+    assert without_shared_ends([*texts, "<s>user\nHow?\nAnswer:"]) == [*asked, "How"]
+    assert without_shared_ends(["same", "same"]) == ["same", "same"]
+    assert without_shared_ends(["alone"]) == ["alone"]
+
+
+def test_texts_stand_from_the_lowest_multiplier_to_the_highest_and_removal_last():
+    texts = made_sweep()
+    texts = texts[texts["split"] == "text"]
+    more = texts[texts["multiplier"] == 0.3]
+    removed = more.assign(operation="project_out", multiplier=np.nan, dose=np.nan, text="removed")
+    (layer,) = text_rows(pd.concat([removed, more.assign(multiplier=8.0, text="at 8"), texts]))
+    assert layer.layer == "2"
+    assert [head.split()[0] for head in layer.heads] == ["−0.30", "unsteered", "+0.30", "+8.00", "project"]
+    assert layer.plain == 1
+    said, written = layer.rows[0]
+    assert said == "How was your day?"
+    assert [text.split(" <")[0] for text in written] == [
+        "said at -0.3", "said at 0.0", "said at 0.3", "at 8", "removed",
+    ]  # fmt: skip
+
+
+def test_vectors_of_two_words_have_a_report_without_pairs(results, tmp_path):
+    text = """title = "words"
+[pairs]
+kind = "prompts"
+positive = "<b>Love</b>"
+negative = "Hate"
+[text]
+prompts = ["How was your day?"]
+layers = [2]
+multipliers = [-0.3, 0.3]
+"""
+    file = tmp_path / "words.toml"
+    file.write_text(text, encoding="utf-8")
+    info = {"positive": "<b>Love</b>", "negative": "Hate", "positions": 3}
+    vectors = replace(results.vectors, method="activation_addition", info=info)
+    sweep = made_sweep()
+    words = Results(
+        read_experiment(file), results.versions, None, None, vectors, sweep[sweep["split"] == "text"]
+    )
+    html = report_html(words)
+    assert "one vector for each of the first 3 tokens" in html
+    assert "&lt;b&gt;Love&lt;/b&gt;" in html
+    assert "<b>Love" not in html
+    for id_ in ("audit", "separation", "pca", "projections", "effects"):
+        assert f'id="{id_}"' not in html
+    assert html.count("said at 0.3") == 1
 
 
 @pytest.fixture(scope="module")

@@ -17,17 +17,20 @@ Running it makes a folder with the vectors, every measured answer, and a report 
 \b
   tl-steer demo                     fetch a small model and steer its sentiment (a few minutes)
   tl-steer run my.toml --out runs/a run an experiment of yours; copy the demo's file to begin
+  tl-steer run honesty              run one of the package's; `tl-steer run --help` lists them
   tl-steer models                   which models there are, and which are here
 
 In a notebook: import tl_steer as ts
 """
+# The names alone: reading them from the package would load everything.
+OWN = sorted(file.stem for file in (Path(__file__).parent / "experiments").glob("*.toml"))
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 Out = Annotated[Path | None, typer.Option(help="Folder to make; it may not hold anything yet.")]
 
 
 @app.command()
 def run(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A TOML file, or demo, or honesty.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help=f"A TOML file, or one of {', '.join(OWN)}.")],
     out: Out = None,
 ) -> None:
     """Run an experiment file, and write its folder and report."""

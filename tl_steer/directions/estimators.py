@@ -5,7 +5,7 @@ side projects higher.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -32,13 +32,14 @@ def mean_difference(pairs: PairedActivations) -> SteeringVectors:
 def principal_component(
     pairs: PairedActivations,
     *,
-    component: int = 1,
+    component: int | Mapping[int, float] = 1,
     of: Literal["pooled", "differences", "pair_centred"] = "pooled",
 ) -> SteeringVectors:
-    """A principal axis of the activations, as a unit vector.
+    """A principal axis of the activations, or a weighted mix of some, as a unit vector.
 
     Args:
-        component: 1 for the axis of largest variance, 2 for the next, …
+        component: 1 for the axis of largest variance, 2 for the next, …; or weights of several,
+            `{1: 1.0, 2: -0.5}`: each axis is oriented first and weighted then, and the sum made as long as 1.
         of: what the axes are taken of:
             "pooled": all activations of both sides, minus their common mean. What pairs share (the topic)
             is kept, so the first axes may show that rather than the behaviour.
@@ -49,30 +50,25 @@ def principal_component(
             `pca_center`.
 
     Raises:
-        ValueError: an unknown form, or fewer such axes than asked for.
+        ValueError: an unknown form, fewer such axes than asked for, or a mix without weights other than 0.
 
-    The sign of an axis is arbitrary: it is set by the mean projection of the pairs, and recorded in `info`.
+    The sign of an axis is arbitrary: it is set by the mean projection of the pairs, and recorded in `info`
+    (of a mix, for each of its axes). With negative weights, the positive side may project lower on a mix.
     """
-    positive, negative = (side.double() for side in pairs.sides())
-    if of == "pooled":
-        rows = torch.cat([positive, negative])
-        rows = rows - rows.mean(0)
-        available = len(rows) - 1
-    elif of == "differences":
-        rows = positive - negative
-        available = len(pairs)
-    elif of == "pair_centred":
-        middle = (positive + negative) / 2
-        rows = torch.cat([positive - middle, negative - middle])
-        available = len(pairs)
-    else:
-        raise ValueError(f"of={of!r} is unknown: use 'pooled', 'differences' or 'pair_centred'.")
-    # What centring and mirroring leave: any further axis would be arbitrary.
-    available = min(available, rows.shape[-1])
-    if not 1 <= component <= available:
-        raise ValueError(f"component {component} does not exist: {len(pairs)} pairs give 1 to {available}.")
-    axes = torch.linalg.svd(rows.transpose(0, 1), full_matrices=False).Vh[:, component - 1]
-    return _oriented(pairs, axes, f"principal_component({component}, {of})")
+    rows, available = _centred(pairs, of)
+    weights = dict(component) if isinstance(component, Mapping) else {component: 1.0}
+    if not weights or 0 in weights.values():
+        raise ValueError(f"component={weights}: give one component or more, with weights other than 0.")
+    if missing := [number for number in weights if not 1 <= number <= available]:
+        raise ValueError(f"component {missing[0]} does not exist: {len(pairs)} pairs give 1 to {available}.")
+    axes = torch.linalg.svd(rows.transpose(0, 1), full_matrices=False).Vh
+    turned = {number: _turned(pairs, axes[:, number - 1]) for number in weights}
+    signs = {str(number): sign for number, (_, sign) in turned.items()}
+    mixed = sum(weight * turned[number][0] for number, weight in weights.items())
+    if not isinstance(component, Mapping):
+        return _vectors(pairs, mixed, f"principal_component({component}, {of})", sign=signs[str(component)])
+    shown = " ".join(f"{weight:+g}·PC{number}" for number, weight in weights.items())
+    return _vectors(pairs, _unit(mixed), f"principal_component({shown}, {of})", sign=signs)
 
 
 def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringVectors:
@@ -142,14 +138,40 @@ def _classifier_direction(
     return _oriented(pairs, torch.stack(axes), method)
 
 
+def _centred(pairs: PairedActivations, of: str) -> tuple[Float[Tensor, "row layer d_hook"], int]:
+    """The rows whose axes are asked for, and how many axes they have; any further one would be arbitrary."""
+    positive, negative = (side.double() for side in pairs.sides())
+    if of == "pooled":
+        rows = torch.cat([positive, negative])
+        rows, available = rows - rows.mean(0), len(rows) - 1
+    elif of == "differences":
+        rows, available = positive - negative, len(pairs)
+    elif of == "pair_centred":
+        middle = (positive + negative) / 2
+        rows, available = torch.cat([positive - middle, negative - middle]), len(pairs)
+    else:
+        raise ValueError(f"of={of!r} is unknown: use 'pooled', 'differences' or 'pair_centred'.")
+    return rows, min(available, rows.shape[-1])
+
+
 def _oriented(pairs: PairedActivations, axes: Float[Tensor, "layer d_hook"], method: str) -> SteeringVectors:
-    """Unit axes on which the positive side projects higher; a tie makes the largest entry positive."""
+    axes, signs = _turned(pairs, axes)
+    return _vectors(pairs, axes, method, sign=signs)
+
+
+def _turned(
+    pairs: PairedActivations, axes: Float[Tensor, "layer d_hook"]
+) -> tuple[Float[Tensor, "layer d_hook"], list[int]]:
+    """Unit axes on which the positive side projects higher, and what each was multiplied by for that.
+
+    A tie makes the largest entry positive.
+    """
     positive, negative = (side.double() for side in pairs.sides())
     axes = _unit(axes.double())
     gap = ((positive - negative).mean(0) * axes).sum(-1)
     largest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True)).squeeze(-1)
     signs = torch.where(gap == 0, largest, gap).sign()
-    return _vectors(pairs, axes * signs[:, None], method, sign=[int(sign) for sign in signs])
+    return axes * signs[:, None], [int(sign) for sign in signs]
 
 
 def _unit(axes: Float[Tensor, "*batch d_hook"]) -> Float[Tensor, "*batch d_hook"]:

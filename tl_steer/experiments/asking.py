@@ -9,10 +9,9 @@ from ..directions import SteeringVectors, random_like
 from ..evaluation.choosing import choose
 from ..evaluation.sweep import sweep
 from ..evaluation.tables import UNSTEERED
-from ..models import chat_format
 from ..positions import parse_positions
 from .experiment import Experiment
-from .materials import prompts_of, questions_of
+from .materials import prompts_of, questions_of, said_prompts
 from .results import CHOOSE, REPORT, TEXT, best_choice
 
 logger = logging.getLogger(__name__)
@@ -21,10 +20,16 @@ logger = logging.getLogger(__name__)
 def asked_table(
     experiment: Experiment, model: Any, vectors: SteeringVectors, *, progress: bool
 ) -> pd.DataFrame:
-    """The choice sweep, and where it was asked for, controls at the chosen cell alone."""
+    """The sweep of the questions, and where it was asked for, controls at the chosen cell alone."""
     asked = experiment.sweep
     questions = questions_of(experiment, model)
-    common = {"positions": parse_positions(asked.positions), "seed": experiment.seed, "progress": progress}
+    common = {
+        "positions": parse_positions(asked.positions),
+        "measure": asked.measure,
+        "max_new_tokens": asked.max_new_tokens,
+        "seed": experiment.seed,
+        "progress": progress,
+    }
     everywhere = asked.control_layers == "all"
     logger.info("asking %d questions", len(questions))
     table = sweep(
@@ -75,16 +80,16 @@ def written_table(
     """Texts at the chosen layers; their prompts are numbered after the questions."""
     asked = experiment.text
     prompts = prompts_of(experiment)
-    render = chat_format(model).render
     layers = list(asked.layers) if isinstance(asked.layers, tuple) else _best_layers(experiment, tables[0])
     logger.info("writing %d texts at each of the layers %s", len(prompts), layers)
     table = sweep(
         model,
         vectors,
-        [render(prompt) for prompt in prompts] if asked.chat else prompts,
+        said_prompts(experiment, model),
         layers=layers,
         multipliers=asked.multipliers,
-        positions=parse_positions(experiment.sweep.positions if experiment.sweep else "all_tokens()"),
+        operations=asked.operations,
+        positions=parse_positions(_text_positions(experiment)),
         measure="generate",
         max_new_tokens=asked.max_new_tokens,
         controls=0,
@@ -95,6 +100,12 @@ def written_table(
     said = dict(enumerate(prompts))
     table.insert(2, "said", table["prompt_id"].map(said))
     return table.assign(split=TEXT, prompt_id=table["prompt_id"] + first)
+
+
+def _text_positions(experiment: Experiment) -> str:
+    if experiment.text.positions is not None:
+        return experiment.text.positions
+    return "all_tokens()" if experiment.sweep is None else experiment.sweep.positions
 
 
 def _best_layers(experiment: Experiment, table: pd.DataFrame) -> list[int | tuple[int, ...]]:

@@ -8,10 +8,11 @@ import pandas as pd
 
 from ..analysis.labels import LABELS
 from ..analysis.separation import balanced_folds
-from ..models import resolve_layers
+from ..directions import SteeringVectors
+from ..models import resolve_layers, tokenize_all
 from ..prompts import ChoiceQuestions
 from .experiment import Experiment
-from .materials import pairs_of, prompts_of, questions_of
+from .materials import pairs_of, prompts_of, questions_of, said_prompts
 
 MEASURED = ("projection", "cosine", *(f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3)))
 
@@ -24,15 +25,37 @@ def require_runnable(experiment: Experiment, model: Any) -> None:
         IndexError: a layer that the model lacks.
         ValueError: tables that do not fit each other or their data; the message names table and key.
     """
-    factors = pairs_of(experiment, model).factors
-    _require_own_names(factors)
-    _require_folds(experiment, factors)
-    _require_component(experiment, factors)
+    if not experiment.has_prompts:
+        factors = pairs_of(experiment, model).factors
+        _require_own_names(factors)
+        _require_folds(experiment, factors)
+        _require_component(experiment, factors)
     _require_captured(experiment, model.cfg.n_layers)
     if experiment.questions is not None:
         _require_score(experiment, questions_of(experiment, model))
     if experiment.text is not None:
         prompts_of(experiment)  # for what it raises
+
+
+def require_room(experiment: Experiment, model: Any, vectors: SteeringVectors) -> None:
+    """Refuse prompts with fewer tokens than there are vectors, where there is one vector a position.
+
+    Raises:
+        ValueError: names the prompt and both lengths.
+    """
+    if not experiment.has_prompts:
+        return
+    count = vectors.values.shape[1]
+    asked = [("questions", questions_of(experiment, model).prompts)] if experiment.questions else []
+    asked += [("text", said_prompts(experiment, model))] if experiment.text else []
+    for name, prompts in asked:
+        for prompt, ids in zip(prompts, tokenize_all(model, prompts), strict=True):
+            if len(ids) < count:
+                raise ValueError(
+                    f"[{name}] the prompt {prompt!r} has {len(ids)} tokens, fewer than the {count} vectors "
+                    "(one for each token of the longer of [pairs] positive and negative): give a longer "
+                    "prompt, or a shorter pair."
+                )
 
 
 def _require_own_names(factors: pd.DataFrame) -> None:
@@ -67,36 +90,46 @@ def _require_component(experiment: Experiment, factors: pd.DataFrame) -> None:
     fold = balanced_folds(factors, folds=folds, seed=experiment.seed)
     left = int(len(factors) - np.bincount(fold).max())
     available = 2 * left - 1 if asked.of == "pooled" else left
-    if not 1 <= asked.component <= available:
-        raise ValueError(
-            f"[directions] component = {asked.component} does not exist: [separation] folds = {folds} "
-            f"leaves {left} pairs to make directions of, which give 1 to {available}."
-        )
+    for component in asked.components:
+        if not 1 <= component <= available:
+            raise ValueError(
+                f"[directions] component = {component} does not exist: [separation] folds = {folds} "
+                f"leaves {left} pairs to make directions of, which give 1 to {available}."
+            )
 
 
 def _require_captured(experiment: Experiment, n_layers: int) -> None:
-    """Every layer that is steered has a vector."""
-    captured = experiment.capture.layers
-    captured = _resolved("capture", None if captured == "all" else captured, n_layers)
+    """Every layer that is steered has a vector, and a weight where there are weights."""
+    asked, weights = experiment.capture.layers, experiment.directions.weights
+    vectors = set(_resolved("capture", None if asked == "all" else asked, n_layers))
+    since = f"[capture] layers are {sorted(vectors)}"
+    if weights is not None:
+        weighted = set(_resolved("directions", tuple(weights), n_layers, key="weights"))
+        if weighted - vectors:
+            raise ValueError(
+                f"[directions] weights: there is no vector at {sorted(weighted - vectors)}, since {since}."
+            )
+        vectors, since = weighted, f"[directions] weights are of {sorted(weighted)} alone"
     for table, asked in (("sweep", experiment.sweep), ("text", experiment.text)):
         if asked is None or not isinstance(asked.layers, tuple):
             continue
         places = [_resolved(table, each, n_layers) for each in asked.layers]
         if len(set(places)) < len(places):
             raise ValueError(f"[{table}] layers: one is named twice (negatives count from the end).")
-        missing = sorted({layer for place in places for layer in place} - set(captured))
-        if missing:
+        if missing := sorted({layer for place in places for layer in place} - vectors):
             raise ValueError(
-                f"[{table}] layers: there is no vector at {missing}, since [capture] layers are "
-                f"{list(captured)}: add them there, or use those."
+                f"[{table}] layers: there is no vector at {missing}, since {since}: "
+                "add them there, or use those."
             )
 
 
-def _resolved(table: str, layers: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+def _resolved(
+    table: str, layers: int | Sequence[int] | None, n_layers: int, *, key: str = "layers"
+) -> tuple[int, ...]:
     try:
         return resolve_layers(layers, n_layers)
     except (IndexError, ValueError) as error:
-        raise type(error)(f"[{table}] layers: {error}") from error
+        raise type(error)(f"[{table}] {key}: {error}") from error
 
 
 def _require_score(experiment: Experiment, questions: ChoiceQuestions) -> None:
@@ -109,5 +142,6 @@ def _require_score(experiment: Experiment, questions: ChoiceQuestions) -> None:
         raise ValueError(
             f"[sweep] score = 'd_prime' needs both right answers in both halves of the questions, and "
             f"[questions] kind = {kind!r} has {first} with the one, {second} with the other: "
-            "use 'accuracy' or 'shift'" + (", or ask more." if min(first, second) else ".")
+            + ("use 'accuracy'" if experiment.sweep.is_written else "use 'accuracy' or 'shift'")
+            + (", or ask more." if min(first, second) else ".")
         )

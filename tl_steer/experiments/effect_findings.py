@@ -11,27 +11,36 @@ from .wording import direction, interval, place, rows_of
 
 
 def effect_finding(
-    effects: pd.DataFrame, detection: pd.DataFrame, chosen: pd.Series, *, factor: str, signal: Sequence[str]
+    effects: pd.DataFrame,
+    detection: pd.DataFrame,
+    chosen: pd.Series,
+    *,
+    factor: str,
+    signal: Sequence[str],
+    written: bool = False,
 ) -> str:
     """Whether steering shifts a bias, improves the answers, or neither: the run's central question.
 
     Args:
-        effects: `effectiveness` by `factor`, of the questions that had no part in choosing.
+        effects: `effectiveness` by `factor`, of the questions that had no part in choosing; where answers
+            are texts, `answer_shifts` of them.
         detection: `signal_detection` of the same.
         chosen: the chosen cell, with the columns of a cell.
         factor: tells the kinds of questions apart.
         signal: the kinds whose right answer is the signal; the others' right answer is its opposite.
+        written: answers are texts, and a shift is of the share of them that say the signal.
 
-    A kind has moved where the interval of its shift (mean change of the logit difference) excludes zero. It
-    has moved more than by chance where no control at these layers, at this multiplier or its opposite, moves
-    it as far, whichever way.
+    A kind has moved where the interval of its shift (mean change of the logit difference, or of that share)
+    excludes zero. It has moved more than by chance where no control at these layers, at this multiplier or
+    its opposite, moves it as far, whichever way.
     """
     kinds = rows_of(effects, chosen)
     rows = kinds.to_dict("records")
     moves = {str(row[factor]): direction(row, "shift") for row in rows}
     shifts = "; ".join(f"{row[factor]} {interval(row, 'shift')}" for row in rows)
-    moved = f"the vector {_moved(moves, factor, signal)} (change of the logit difference: {shifts})"
-    controls = _against_controls(effects, kinds, chosen, factor)
+    measured = _share(signal) if written else "the logit difference"
+    moved = f"the vector {_moved(moves, factor, signal)} (change of {measured}: {shifts})"
+    controls = _against_controls(effects, kinds, chosen, factor, moved=any(moves.values()))
     verdict = _verdict(detection, chosen, signal)
     return f"At {place(chosen)}, on the half not chosen on, {moved}{controls}. {verdict}"
 
@@ -50,12 +59,12 @@ def ranking_finding(
         resamples, seed: of the paired bootstrap over questions, within each kind of answer.
 
     Returns:
-        The sentence, or `None` where all questions have the same right answer.
+        The sentence, or `None` where all questions have the same right answer, or answers are texts.
     """
     before = rows[rows["vector"] == UNSTEERED].set_index("prompt_id")
     sides = [before, rows_of(rows, chosen).set_index("prompt_id").loc[before.index]]
     kinds = [np.flatnonzero(before["answer"] == answer) for answer in (0, 1)]
-    if not all(map(len, kinds)):
+    if not all(map(len, kinds)) or rows["logit_difference"].isna().all():
         return None
     rng = np.random.default_rng(seed)
     draws = [np.vstack([kind, rng.choice(kind, (resamples, len(kind)))]) for kind in kinds]
@@ -72,7 +81,7 @@ def ranking_finding(
 def _moved(moves: dict[str, int], factor: str, signal: Sequence[str]) -> str:
     """What happened to the kinds, in words; +1 is toward the signal."""
     toward = {1: "toward", -1: "away from"}
-    aim = f"“{signal[0]}”" if len(signal) == 1 else "the right answer"
+    aim = _aim(signal)
     if not any(moves.values()):
         return f"moves no kind of question measurably toward or away from {aim}"
     if len(set(moves.values())) == 1:
@@ -90,12 +99,24 @@ def _moved(moves: dict[str, int], factor: str, signal: Sequence[str]) -> str:
     return f"moves questions of {factor} {' and '.join(parts)}{rest}"
 
 
-def _against_controls(effects: pd.DataFrame, kinds: pd.DataFrame, chosen: pd.Series, factor: str) -> str:
+def _aim(signal: Sequence[str]) -> str:
+    return f"“{signal[0]}”" if len(signal) == 1 else "the right answer"
+
+
+def _share(signal: Sequence[str]) -> str:
+    return f"the share that says {_aim(signal)}" if len(signal) == 1 else "the share of right answers"
+
+
+def _against_controls(
+    effects: pd.DataFrame, kinds: pd.DataFrame, chosen: pd.Series, factor: str, *, moved: bool
+) -> str:
     """How far random directions move the same questions."""
     control = effects["control"].astype(bool) & (effects["layers"] == chosen["layers"])
     control &= effects["operation"] == chosen["operation"]
     sizes = effects["multiplier"].abs()
     control &= sizes.isna() if pd.isna(chosen["multiplier"]) else np.isclose(sizes, abs(chosen["multiplier"]))
+    if kinds["shift"].isna().any():
+        return "; where no answer can be read, there is nothing to compare with random directions"
     if not control.any():
         return "; no random direction was tried there"
     farthest = effects[control].groupby(factor)["shift"].agg(lambda shift: shift.abs().max())
@@ -107,6 +128,8 @@ def _against_controls(effects: pd.DataFrame, kinds: pd.DataFrame, chosen: pd.Ser
     if all(beyond):
         return f", farther than {random} (at most {told})"
     move = "moves" if number == 1 else "move"
+    if not moved:
+        return f"; {random} {move} them by at most {told}"
     if not any(beyond):
         return f"; but {random} {move} them as far (up to {told}), so this is not the vector's doing"
     return f"; {random} {move} some of them as far (up to {told})"
@@ -116,6 +139,8 @@ def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str]) 
     """Bias or improvement, from the changes of criterion and d′."""
     (row,) = rows_of(detection, chosen).to_dict("records")
     if np.isnan(row["d_prime_change"]):
+        if detection[["n_signal", "n_noise"]].any().all():
+            return "Too few of these answers can be read to tell bias from sensitivity."
         return "All questions have the same right answer, so bias and sensitivity cannot be told apart."
     sensitivity, bias = direction(row, "d_prime_change"), direction(row, "criterion_change")
     d_prime = f"d′ changes by {interval(row, 'd_prime_change')}"

@@ -1,14 +1,17 @@
 """Sentences made of a run's numbers, with intervals, and no more certain than those."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from ..directions import SteeringVectors
 from ..evaluation.tables import UNSTEERED
 from .wording import direction, interval, place, plain, rows_of, signed
 
 # Below this share of all probability, two choices say little about what the model would say.
 LITTLE_MASS = 0.5
+# From this share of unreadable texts on, what the readable ones say may not be what all would have.
+MUCH_UNREADABLE = 0.1
 SCORES = {"d_prime": "d′", "shift": "the change of the logit difference in the multiplier's direction"}
 
 
@@ -73,16 +76,49 @@ def choice_finding(choices: pd.DataFrame) -> str:
 
 
 def mass_finding(rows: pd.DataFrame, chosen: pd.Series) -> str | None:
-    """A warning where the two choices hold little of the probability, unsteered or at the chosen cell."""
+    """A warning where the two choices hold little of the probability, unsteered or at the chosen cell.
+
+    `None` where they hold enough, or where answers are texts and there is no such share.
+    """
     masses = {
         "unsteered": rows.loc[rows["vector"] == UNSTEERED, "mass"].mean(),
         "steered": rows_of(rows, chosen)["mass"].mean(),
     }
-    if min(masses.values()) >= LITTLE_MASS:
+    if rows["mass"].isna().all() or min(masses.values()) >= LITTLE_MASS:
         return None
     return (
         f"Caution: the two choices together hold {plain(masses['unsteered'])} of the probability unsteered, "
         f"{plain(masses['steered'])} steered; most of the time the model would say something else."
+    )
+
+
+def unreadable_finding(rows: pd.DataFrame, cells: Sequence[pd.Series]) -> str:
+    """How many texts name neither choice, unsteered and in some cells.
+
+    Args:
+        rows: a sweep's rows, of the questions that had no part in choosing.
+        cells: the chosen cell, and whichever else is spoken of.
+    """
+    counted = {"unsteered": rows.loc[rows["vector"] == UNSTEERED, "choice"]}
+    counted |= {f"at {place(cell)}": rows_of(rows, cell)["choice"] for cell in cells}
+    if not any(choice.isna().any() for choice in counted.values()):
+        return "The answers are texts, and in each of these a choice could be read."
+    told = ", ".join(f"{choice.isna().sum()} of {len(choice)} {where}" for where, choice in counted.items())
+    much = max(choice.isna().mean() for choice in counted.values()) >= MUCH_UNREADABLE
+    return (
+        f"{'Caution: t' if much else 'T'}he answers are texts, and in some no choice can be read ({told}). "
+        "They count as wrong in an accuracy, and are left out of shares, d′ and criterion, which therefore "
+        "speak of the other questions alone."
+    )
+
+
+def prompts_finding(vectors: SteeringVectors) -> str:
+    """What the vectors of a prompt or two are, and how unequal their positions."""
+    positive, negative, count = (vectors.info[key] for key in ("positive", "negative", "positions"))
+    return (
+        f"The vector is the stream on {positive!r} minus that on {negative!r}, at {vectors.hook}: "
+        f"one vector for each of the first {count} tokens, which is where they are added. Two prompts cannot "
+        "tell what they were meant to differ in from what else they differ in."
     )
 
 
@@ -91,9 +127,21 @@ def text_finding(texts: pd.DataFrame) -> str:
     layers = [name for name in texts["layers"].unique() if name]
     where = f"{'layers' if len(layers) > 1 else 'layer'} {', '.join(layers)}"
     return (
-        f"{texts['prompt_id'].nunique()} open prompts were answered with the vector subtracted, left out and "
-        f"added at {where}. The texts are below to be read; nothing is measured of them."
+        f"{texts['prompt_id'].nunique()} open prompts were answered with the vector {_ways(texts)} at "
+        f"{where}. The texts are below to be read; nothing is measured of them."
     )
+
+
+def _ways(texts: pd.DataFrame) -> str:
+    """What was done to the vector, in words: "subtracted, left out and added"."""
+    done = {
+        "subtracted": (texts["multiplier"] < 0).any(),
+        "left out": True,
+        "added": (texts["multiplier"] > 0).any(),
+        "projected out": (texts["operation"] == "project_out").any(),
+    }
+    ways = [way for way, was in done.items() if was]
+    return f"{', '.join(ways[:-1])} and {ways[-1]}"
 
 
 def _unless_zero(row: pd.Series) -> str:

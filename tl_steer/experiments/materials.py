@@ -33,7 +33,7 @@ from .experiment import Experiment
 
 
 def pairs_of(experiment: Experiment, model: Any) -> ContrastPairs:
-    """The contrast pairs of [pairs]."""
+    """The contrast pairs of [pairs]; it must speak of pairs."""
     asked = experiment.pairs
     data = _place(experiment, asked.data)
     if asked.kind == "csv":
@@ -46,7 +46,7 @@ def pairs_of(experiment: Experiment, model: Any) -> ContrastPairs:
 
 
 def estimator_of(experiment: Experiment) -> Estimator:
-    """The estimator of [directions] with its options, without the unit."""
+    """The estimator of [directions] with its options, without unit and weights; it must be one of pairs."""
     asked = experiment.directions
     if asked.method == "principal_component":
         return partial(principal_component, component=asked.component, of=asked.of)
@@ -57,7 +57,15 @@ def estimator_of(experiment: Experiment) -> Estimator:
 
 def in_unit(vectors: SteeringVectors, experiment: Experiment) -> SteeringVectors:
     """The vectors with the length that the experiment asks for."""
-    return vectors.scaled_to(dose=1.0) if experiment.directions.unit == "dose" else vectors
+    if experiment.directions.unit == "dose":
+        return vectors.scaled_to(dose=1.0)
+    return vectors.normalized() if experiment.directions.unit == "one" else vectors
+
+
+def steered_with(vectors: SteeringVectors, experiment: Experiment) -> SteeringVectors:
+    """The vectors as they are added: of the layers that have a weight, times that."""
+    weights = experiment.directions.weights
+    return vectors if weights is None else vectors.weighted(weights)
 
 
 def questions_of(experiment: Experiment, model: Any) -> ChoiceQuestions:
@@ -71,11 +79,17 @@ def questions_of(experiment: Experiment, model: Any) -> ChoiceQuestions:
     if asked.kind == "sentiment":
         return sentiment_questions(table)
     make = {"claims": claim_questions, "misconceptions": misconception_questions}[asked.kind]
-    return make(table, chat_format(model))
+    return make(table, chat_format(model), free_text=experiment.sweep.is_written)
+
+
+def said_prompts(experiment: Experiment, model: Any) -> list[str]:
+    """The prompts of [text] as the model is given them, in its chat format where that was asked for."""
+    prompts = prompts_of(experiment)
+    return [chat_format(model).render(prompt) for prompt in prompts] if experiment.text.chat else prompts
 
 
 def prompts_of(experiment: Experiment) -> list[str]:
-    """The prompts of [text], as they are said to the model; there must be such a table."""
+    """The prompts of [text], without a chat format; there must be such a table."""
     asked = experiment.text
     if asked.prompts:
         return list(asked.prompts)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..positions import parse_positions
-from .vector_tables import require_positive
+from .vector_tables import require_different, require_positive
 
+Operation = Literal["add", "project_out"]
 Layers = tuple[int | tuple[int, ...], ...] | Literal["all"]
 
 
@@ -50,25 +51,39 @@ class Sweep:
 
     Attributes:
         multipliers: on both sides of zero; doses where the vectors' unit is "dose".
+        measure: "choice" scores the two answers; "generate" lets the model write and reads the answer from
+            its words, which costs more and may find none. Then there are no logits, hence no shift.
+        max_new_tokens: length of the texts of "generate".
         layers: "all" captured ones, or a list, in which [17, 31] are steered together.
         operations: "add", "project_out".
         positions: steered tokens.
         controls: how many random directions of the same length.
         control_layers: "all" layers and multipliers of the sweep, or the "chosen" layer with the chosen
             operation, at the chosen multiplier and its opposite, which costs less.
-        score: by which layer and multiplier are chosen on half of the questions; see `choose`.
+        score: by which layer and multiplier are chosen on half of the questions; see `choose`. By default
+            "shift", and "accuracy" for "generate".
     """
 
     multipliers: tuple[float, ...]
+    measure: Literal["choice", "generate"] = "choice"
+    max_new_tokens: int = 30
     layers: Layers = "all"
-    operations: tuple[Literal["add", "project_out"], ...] = ("add",)
+    operations: tuple[Operation, ...] = ("add",)
     positions: str = "all_tokens()"
     controls: int = 5
     control_layers: Literal["all", "chosen"] = "all"
-    score: Literal["accuracy", "d_prime", "shift"] = "shift"
+    score: Literal["accuracy", "d_prime", "shift"] | None = None
 
     def __post_init__(self) -> None:
         parse_positions(self.positions)
+        require_positive(max_new_tokens=self.max_new_tokens)
+        if self.score is None:
+            object.__setattr__(self, "score", "accuracy" if self.is_written else "shift")
+        if self.is_written and self.score == "shift":
+            raise ValueError(
+                "score = 'shift' is the change of a logit difference, which measure = 'generate' does not "
+                "have: use 'accuracy' or 'd_prime', or measure = 'choice'."
+            )
         if not self.multipliers or 0 in self.multipliers:
             raise ValueError(
                 "multipliers: give at least one, none of them 0 (the unsteered cell is always there)."
@@ -77,23 +92,28 @@ class Sweep:
             raise ValueError(f"controls = {self.controls}: give 0 or more.")
         if not self.layers or not self.operations:
             raise ValueError("layers and operations must not be empty.")
-        for name in ("multipliers", "operations"):
-            given = getattr(self, name)
-            if len(set(given)) < len(given):
-                raise ValueError(f"{name} = {list(given)}: give each once.")
+        require_different(multipliers=self.multipliers, operations=self.operations)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether answers are read from texts."""
+        return self.measure == "generate"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """[text]: open prompts that the model answers, with the vector added.
+    """[text]: open prompts that the model answers, unsteered and steered.
 
     Attributes:
         prompts: what is said to the model; or
         data: "dilemmas", or a CSV with a column dilemma.
         limit: so many of `data`.
         chat: put each prompt in the model's chat format.
-        layers: "chosen" by the sweep, so many best ones of it, or a list of layers.
-        multipliers: one below and one above zero.
+        layers: "chosen" by the sweep, so many best ones of it, or a list, in which [17, 31] are steered
+            together.
+        multipliers: any but 0; the report shows their texts beside each other, from lowest to highest.
+        operations: "add", "project_out".
+        positions: steered tokens; by default those of [sweep], else all.
         max_new_tokens: length of each text.
     """
 
@@ -101,8 +121,10 @@ class Text:
     data: str | None = None
     limit: int | None = None
     chat: bool = True
-    layers: Literal["chosen"] | int | tuple[int, ...] = "chosen"
+    layers: Literal["chosen"] | int | tuple[int | tuple[int, ...], ...] = "chosen"
     multipliers: tuple[float, ...] = (-0.3, 0.3)
+    operations: tuple[Operation, ...] = ("add",)
+    positions: str | None = None
     max_new_tokens: int = 30
 
     def __post_init__(self) -> None:
@@ -111,10 +133,14 @@ class Text:
             raise ValueError('give either prompts = ["…"] or data = "dilemmas".')
         if any(not prompt.strip() for prompt in self.prompts):
             raise ValueError("prompts: one of them is empty.")
-        if len(self.multipliers) != 2 or not self.multipliers[0] < 0 < self.multipliers[1]:
+        if not self.multipliers or 0 in self.multipliers or not self.operations:
             raise ValueError(
-                f"multipliers = {list(self.multipliers)}: give two, below and above zero, as [-0.3, 0.3]."
+                f"multipliers = {list(self.multipliers)}, operations = {list(self.operations)}: give one or "
+                "more of each, no multiplier of 0 (the unsteered text is always there)."
             )
+        require_different(multipliers=self.multipliers, operations=self.operations)
+        if self.positions is not None:
+            parse_positions(self.positions)
         if isinstance(self.layers, int):
             require_positive(layers=self.layers)
         if self.layers == ():

@@ -1,6 +1,7 @@
 """From a TOML file to an `Experiment`, with errors that name the file, the table and the key."""
 
 import difflib
+import re
 import tomllib
 import types
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ def read_experiment(path: str | Path) -> Experiment:
     """Read and check an experiment file.
 
     Args:
-        path: a TOML file, or the name of one that the package brings ("demo", "honesty").
+        path: a TOML file, or the name of one that the package brings ("demo", "honesty_llama2", …).
 
     Raises:
         FileNotFoundError: neither a file nor a name.
@@ -112,6 +113,11 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, list) and all(
             any(_fits(each, option) for option in options) for each in value
         )
+    if get_origin(hint) is Mapping:
+        kind, of = get_args(hint)
+        keys = value if isinstance(value, dict) else ()
+        whole = kind is not int or all(re.fullmatch(r"-?\d+", key) for key in keys)  # TOML's keys are text
+        return isinstance(value, dict) and whole and all(_fits(value[key], of) for key in keys)
     if isinstance(value, bool) or hint is bool:  # a bool is an int in Python, not in TOML
         return isinstance(value, bool) and hint is bool
     return isinstance(value, int | float if hint is float else hint)
@@ -121,6 +127,9 @@ def _frozen(value: Any, hint: Any) -> Any:
     if isinstance(value, list):
         options = _options(get_args(hint)[0])
         return tuple(_frozen(each, next(kind for kind in options if _fits(each, kind))) for each in value)
+    if isinstance(value, dict):
+        kind, of = get_args(hint)
+        return {kind(key): _frozen(each, of) for key, each in value.items()}
     return float(value) if hint is float else value
 
 
@@ -133,6 +142,8 @@ def _described(hint: Any) -> str:
             parts.append(_listed(get_args(option)))
         elif get_origin(option) is tuple:
             parts.append(f"a list of: {_described(get_args(option)[0])}")
+        elif get_origin(option) is Mapping:
+            parts.append("a table of {} to {}".format(*(words[each] for each in get_args(option))))
         elif option in words:
             parts.append(words[option])
     return ", or ".join(parts)

@@ -5,28 +5,22 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .experiment import Experiment
 from .wording import interval, plain, signed
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first `labels` columns are words, the others numbers, which are set to the right."""
+    """Cells as text; the first `labels` columns are words, the others numbers, which are set to the right.
+
+    In a table of `prose` the words are long, and keep their line ends.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     labels: int
     marked: Sequence[bool]
     note: str = ""
-
-
-@dataclass(frozen=True)
-class TextLayer:
-    """Sample generations at one layer: a row a prompt, with the texts minus, none and plus."""
-
-    layer: str
-    heads: Sequence[str]
-    rows: Sequence[tuple[str, str, str, str]]
+    prose: bool = False
 
 
 def audit_table(audit: pd.DataFrame) -> Table:
@@ -101,29 +95,9 @@ def choice_table(choices: pd.DataFrame) -> Table:
         for row in choices.to_dict("records")
     ]
     columns = ["chosen by", "split", "layer", "multiplier", "dose", "value", "unsteered", "change"]
-    note = "The shift is the mean change of the logit difference in the multiplier's direction."
+    shifted = "shift" in set(choices["score"])
+    note = "The shift is the mean change of the logit difference in the multiplier's direction." * shifted
     return Table(columns, rows, 2, [split == "report" for split in choices["split"]], note)
-
-
-def text_rows(experiment: Experiment, texts: pd.DataFrame) -> list[TextLayer]:
-    """Texts with the vector subtracted, left out and added, layer by layer."""
-    if experiment.text is None or texts.empty:
-        return []
-    by_cell = {key: rows.set_index("prompt_id") for key, rows in texts.groupby(["layers", "multiplier"])}
-    found = []
-    for layer in [name for name in texts["layers"].unique() if name]:
-        low, high = experiment.text.multipliers
-        cells = [by_cell[layer, low], by_cell["", 0.0], by_cell[layer, high]]
-        heads = [_head(cell) for cell in cells]
-        said = cells[0]["said"]
-        rows = [(said[place], *(str(cell["text"][place]) for cell in cells)) for place in said.index]
-        found.append(TextLayer(layer, heads, rows))
-    return found
-
-
-def _head(cell: pd.DataFrame) -> str:
-    first = cell.iloc[0]
-    return f"{signed(first['multiplier'])} (dose {first['dose']:.2f})" if first["layers"] else "unsteered"
 
 
 def _count(number: float) -> str:

@@ -16,6 +16,7 @@ from ..evaluation.choosing import choose
 from ..evaluation.effectiveness import effectiveness
 from ..evaluation.signal_detection import signal_detection
 from ..evaluation.tables import CELL
+from .answer_shifts import answer_shifts
 from .experiment import Experiment
 from .materials import estimator_of
 from .reading import read_experiment
@@ -44,15 +45,15 @@ class Results:
     Attributes:
         experiment: the file it was run from.
         versions: versions.json.
-        audit: what differs between the sides of the pairs.
-        activations, vectors: as they were saved.
-        sweep: choice and text cells, or an empty table.
+        audit: what differs between the sides of the pairs; `None` where there are none.
+        activations, vectors: as they were saved; no activations where there are no pairs.
+        sweep: cells of questions and of texts, or an empty table.
     """
 
     experiment: Experiment
     versions: Mapping[str, Any]
-    audit: pd.DataFrame
-    activations: PairedActivations
+    audit: pd.DataFrame | None
+    activations: PairedActivations | None
     vectors: SteeringVectors
     sweep: pd.DataFrame
 
@@ -65,18 +66,20 @@ class Results:
         """
         folder = Path(folder)
         sweep = folder / "sweep.parquet"
+        experiment = read_experiment(folder / "experiment.toml")
+        paired = not experiment.has_prompts
         return cls(
-            read_experiment(folder / "experiment.toml"),
+            experiment,
             json.loads((folder / "versions.json").read_text(encoding="utf-8")),
-            pd.read_csv(folder / "audit.csv", keep_default_na=False),
-            PairedActivations.load(folder / "activations.safetensors"),
+            pd.read_csv(folder / "audit.csv", keep_default_na=False) if paired else None,
+            PairedActivations.load(folder / "activations.safetensors") if paired else None,
             SteeringVectors.load(folder / "vectors.safetensors"),
             pd.read_parquet(sweep) if sweep.is_file() else pd.DataFrame({"split": []}),
         )
 
     @cached_property
     def questions(self) -> pd.DataFrame:
-        """The sweep's rows with two-choice questions."""
+        """The sweep's rows with questions that have a right answer."""
         return self.sweep[self.sweep["split"] != TEXT]
 
     @cached_property
@@ -130,13 +133,24 @@ class Results:
                 return layer
         return int(self.separation.loc[self.separation["paired_accuracy"].idxmax(), "layer"])
 
+    @property
+    def has_noise(self) -> bool:
+        """Whether the right answer to some questions is not the signal, so that a bias shows."""
+        return bool(self.questions["answer"].eq(1).any())
+
     def half(self, split: str | None) -> pd.DataFrame:
         """The questions of one split; with `None` all of them."""
         return self.questions if split is None else self.questions[self.questions["split"] == split]
 
-    def effects(self, *, split: str | None = None) -> pd.DataFrame:
-        """`effectiveness` by kind of question, of all questions or of one half."""
-        return effectiveness(self.half(split), by=self.experiment.questions.factor)
+    def effects(self, *, split: str | None = None, overall: bool = False) -> pd.DataFrame:
+        """`effectiveness` by kind of question, of all or of one half; `overall` adds a kind "all"."""
+        return effectiveness(self.half(split), by=self.experiment.questions.factor, overall=overall)
+
+    def shifts(self, *, split: str | None = None) -> pd.DataFrame:
+        """How far each kind of question moved: `effects`, or `answer_shifts` where answers are texts."""
+        if not self.experiment.sweep.is_written:
+            return self.effects(split=split)
+        return answer_shifts(self.half(split), by=self.experiment.questions.factor, seed=self.experiment.seed)
 
     def accuracy(self, *, split: str | None = None) -> pd.DataFrame:
         """`effectiveness` of all kinds of questions together."""

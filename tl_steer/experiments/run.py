@@ -19,13 +19,15 @@ import torch
 
 from ..activations import PairedActivations
 from ..capture import capture_pairs
+from ..directions import SteeringVectors
 from ..models import identify, load_model
 from ..positions import parse_positions
 from ..prompts import audit
+from ..recipes import activation_addition
 from .asking import asked_table, written_table
-from .checks import require_runnable
+from .checks import require_room, require_runnable
 from .experiment import Experiment
-from .materials import estimator_of, in_unit, pairs_of
+from .materials import estimator_of, in_unit, pairs_of, steered_with
 from .report import write_report
 
 logger = logging.getLogger(__name__)
@@ -49,10 +51,10 @@ def run(experiment: Experiment, out: str | Path, *, model: Any = None, progress:
         progress: show bars on stderr.
 
     Returns:
-        `out`, which then holds experiment.toml (the file itself), versions.json, audit.csv,
-        activations.safetensors, vectors.safetensors, report.html and, where anything was asked,
-        sweep.parquet. There, open prompts have the split "text", numbers of their own, and a factor `said`:
-        the prompt without its chat format.
+        `out`, which then holds experiment.toml (the file itself), versions.json, vectors.safetensors (in the
+        experiment's unit, before any weights), report.html, of contrast pairs audit.csv and
+        activations.safetensors, and, where anything was asked, sweep.parquet. There, open prompts have the
+        split "text", numbers of their own, and a factor `said`: the prompt without its chat format.
 
     Raises:
         FileExistsError: `out` holds something.
@@ -106,20 +108,17 @@ def _require_free(out: Path) -> None:
 def _loaded(experiment: Experiment) -> Any:
     asked = experiment.model
     logger.info("loading %s", asked.name)
-    return load_model(asked.name, dtype=asked.dtype, device=asked.device)
+    return load_model(asked.name, dtype=asked.dtype, device=asked.device, processing=asked.processing)
 
 
 def _work(experiment: Experiment, model: Any, folder: Path, *, progress: bool) -> None:
     """Everything that needs the model, each step's result written as it is there."""
     require_runnable(experiment, model)
     _write(folder / "experiment.toml", experiment.source)
-    logger.info("reading the stream at both sides of the pairs")
-    pairs = pairs_of(experiment, model)
-    audit(pairs, tokenizer=model.tokenizer).to_csv(folder / "audit.csv", index=False)
-    activations = _captured(experiment, model, pairs, progress=progress)
-    activations.save(folder / "activations.safetensors")
-    vectors = in_unit(estimator_of(experiment)(activations), experiment)
+    vectors = in_unit(_estimated(experiment, model, folder, progress=progress), experiment)
     vectors.save(folder / "vectors.safetensors")
+    vectors = steered_with(vectors, experiment)
+    require_room(experiment, model, vectors)
     tables = []
     if experiment.questions is not None:
         tables.append(asked_table(experiment, model, vectors, progress=progress))
@@ -127,6 +126,19 @@ def _work(experiment: Experiment, model: Any, folder: Path, *, progress: bool) -
         tables.append(written_table(experiment, model, vectors, tables, progress=progress))
     if tables:
         pd.concat(tables, ignore_index=True).to_parquet(folder / "sweep.parquet", index=False)
+
+
+def _estimated(experiment: Experiment, model: Any, folder: Path, *, progress: bool) -> SteeringVectors:
+    """The vectors as their estimator gives them; what they are made of is kept, where it is pairs."""
+    logger.info("reading the stream at both sides of the pairs")
+    if experiment.has_prompts:
+        asked = experiment.pairs
+        return activation_addition(model, asked.positive, asked.negative, hook=asked.hook)
+    pairs = pairs_of(experiment, model)
+    audit(pairs, tokenizer=model.tokenizer).to_csv(folder / "audit.csv", index=False)
+    activations = _captured(experiment, model, pairs, progress=progress)
+    activations.save(folder / "activations.safetensors")
+    return estimator_of(experiment)(activations)
 
 
 def _captured(experiment: Experiment, model: Any, pairs: Any, *, progress: bool) -> PairedActivations:

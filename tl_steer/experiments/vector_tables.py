@@ -1,13 +1,14 @@
-"""The tables of an experiment file that say how vectors are made."""
+"""The tables of an experiment file that say which model, and what its vectors are made of."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..models import EMBEDDED, HOOKS
+from ..models.loading import PROCESSING
 from ..positions import parse_positions
 
 Layers = tuple[int, ...] | Literal["all"]
-Unit = Literal["dose", "length"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +19,21 @@ class Model:
         name: a name of `tl-steer models`, or a local folder.
         dtype: of the weights.
         device: "cpu", "cuda"; by default CUDA where there is one.
+        processing: `false` leaves the weights as they are, `true` is TransformerLens's usual folding and
+            centring, a table sets each by its name: { center_writing_weights = true }.
     """
 
     name: str = EMBEDDED
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
+    processing: bool | Mapping[str, bool] = False
+
+    def __post_init__(self) -> None:
+        unknown = [] if isinstance(self.processing, bool) else sorted(set(self.processing) - set(PROCESSING))
+        if unknown:
+            raise ValueError(
+                f"processing: {unknown} is unknown; TransformerLens has {', '.join(PROCESSING)}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +74,29 @@ class HonestyPairs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptPair:
+    """[pairs] kind = "prompts": one word or phrase against another, for `activation_addition`.
+
+    There is one vector for each of the first tokens, and nothing to cross-validate: such a run has no audit,
+    no activations and none of the sections about pairs.
+
+    Attributes:
+        positive, negative: what is run; the shorter is padded with spaces. Either may be empty, not both.
+        hook: short hook name, by default each block's input.
+    """
+
+    kind: Literal["prompts"]
+    positive: str
+    negative: str
+    hook: str = "resid_pre"
+
+    def __post_init__(self) -> None:
+        _require_hook(self.hook)
+        if not (self.positive or self.negative):
+            raise ValueError("positive and negative are both empty: there is nothing to add.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Capture:
     """[capture]: where the pairs' activations are read.
 
@@ -78,48 +112,7 @@ class Capture:
 
     def __post_init__(self) -> None:
         parse_positions(self.positions)
-        if self.hook not in HOOKS:
-            raise ValueError(f"hook = {self.hook!r} is unknown; use one of {', '.join(HOOKS)}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeanDifference:
-    """[directions] method = "mean_difference".
-
-    Attributes:
-        unit: "dose" scales each vector so that multiplier 1 is dose 1 (as long as the stream is at that
-            layer); "length" leaves it as the estimator gives it.
-    """
-
-    method: Literal["mean_difference"]
-    unit: Unit = "dose"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrincipalComponent:
-    """[directions] method = "principal_component", with the estimator's options."""
-
-    method: Literal["principal_component"]
-    unit: Unit = "dose"
-    component: int = 1
-    of: Literal["pooled", "differences", "pair_centred"] = "pooled"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogisticDirection:
-    """[directions] method = "logistic_direction", with the estimator's option."""
-
-    method: Literal["logistic_direction"]
-    unit: Unit = "dose"
-    C: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LdaDirection:
-    """[directions] method = "lda_direction"."""
-
-    method: Literal["lda_direction"]
-    unit: Unit = "dose"
+        _require_hook(self.hook)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +138,19 @@ def require_positive(**numbers: Any) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{name} = {number}: give 1 or more.")
+
+
+def require_different(**lists: Sequence[Any]) -> None:
+    """Refuse lists that hold something twice.
+
+    Raises:
+        ValueError: names the key.
+    """
+    for name, given in lists.items():
+        if len(set(given)) < len(given):
+            raise ValueError(f"{name} = {list(given)}: give each once.")
+
+
+def _require_hook(hook: str) -> None:
+    if hook not in HOOKS:
+        raise ValueError(f"hook = {hook!r} is unknown; use one of {', '.join(HOOKS)}.")

@@ -258,8 +258,8 @@ def _first(count: int) -> Positions:
     def mask(prompt: PromptTokens) -> Bool[Tensor, " pos"]:
         if prompt.length < count:
             raise ValueError(
-                f"the vectors are for the first {count} positions, but a prompt has {prompt.length} tokens: "
-                "pad the prompt, or make the vectors from shorter ones."
+                f"the vectors are for the first {count} positions, but a prompt is shorter: {prompt}. "
+                "Pad the prompt, or make the vectors from shorter ones."
             )
         return places.select(prompt)
 

@@ -92,19 +92,24 @@ def sentiment_questions(
     )
 
 
-def claim_questions(claims: pd.DataFrame, chat: ChatFormat) -> ChoiceQuestions:
-    """Claims as the study asks them: "… Answer: (", then "A" (true, the signal) against "B" (false).
+def claim_questions(claims: pd.DataFrame, chat: ChatFormat, *, free_text: bool = False) -> ChoiceQuestions:
+    """Claims as the study asks them: "A" (true, the signal) against "B" (false).
 
     Args:
         claims: `statement` and `label` (1 true), from `read_claims`.
         chat: how the model is spoken to.
+        free_text: the user's turn ends in "Answer:", as the study's did, and the model goes on as it likes:
+            for `sweep(measure="generate")`, which reads the choice from its words. By default the model's own
+            turn opens with "Answer: (", so that a single letter is scored.
     """
-    prompts = [chat.render(asked_claim(claim), answer_prefix="Answer: (") for claim in claims["statement"]]
+    prompts = [_asked(asked_claim(claim), chat, free_text) for claim in claims["statement"]]
     kinds = claims["label"].map({1: "true", 0: "false"})
     return _questions(prompts, [("A", "B")] * len(prompts), claims["label"], kinds.rename("truth"))
 
 
-def misconception_questions(questions: pd.DataFrame, chat: ChatFormat) -> ChoiceQuestions:
+def misconception_questions(
+    questions: pd.DataFrame, chat: ChatFormat, *, free_text: bool = False
+) -> ChoiceQuestions:
     """Questions with the correct answer and the common misconception, lettered in turn.
 
     The correct answer is (A) in even rows and (B) in odd ones; it is the signal either way.
@@ -112,17 +117,24 @@ def misconception_questions(questions: pd.DataFrame, chat: ChatFormat) -> Choice
     Args:
         questions: `question`, `correct` and `incorrect`, from `read_misconceptions`.
         chat: how the model is spoken to.
+        free_text: as for `claim_questions`.
     """
     prompts, choices = [], []
     for row, (question, correct, incorrect) in enumerate(
         zip(questions["question"], questions["correct"], questions["incorrect"], strict=True)
     ):
         first, second = (correct, incorrect) if row % 2 == 0 else (incorrect, correct)
-        asked = f"{question}\n\nChoices:\n(A) {first}\n(B) {second}"
-        prompts.append(chat.render(asked, answer_prefix="Answer: ("))
+        prompts.append(_asked(f"{question}\n\nChoices:\n(A) {first}\n(B) {second}", chat, free_text))
         choices.append(("A", "B") if row % 2 == 0 else ("B", "A"))
     letters = pd.Series([choice[0] for choice in choices], name="letter")
     return _questions(prompts, choices, pd.Series([1] * len(prompts)), letters)
+
+
+def _asked(question: str, chat: ChatFormat, free_text: bool) -> str:
+    """A question as a prompt, up to where a letter, or words of the model's own, are to follow."""
+    if free_text:
+        return chat.render(f"{question}\n\nAnswer:")
+    return chat.render(question, answer_prefix="Answer: (")
 
 
 def _questions(

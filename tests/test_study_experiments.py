@@ -1,0 +1,187 @@
+"""The study's experiment files, unchanged, on small random models of its models' shapes."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from tl_steer.directions import SteeringVectors
+from tl_steer.experiments import Results, own_experiments, read_experiment, run
+from tl_steer.experiments.checks import require_runnable
+from tl_steer.models import chat_format, load_model, tokenize
+from tl_steer.prompts import read_claims, read_dilemmas, read_misconceptions
+
+STUDY = [name for name in own_experiments() if name.endswith(("_llama2", "_gpt2_xl"))]
+TWINS = {name: re.sub(r"_(llama2|gpt2_xl)$", "", name) for name in STUDY}
+
+
+def trained_tokenizer(bos):
+    """Byte-level, with merges learnt of the package's own texts; `bos` is in front of every text, or not."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    texts = [*read_claims()["statement"], *read_dilemmas()["dilemma"], *read_misconceptions()["question"]]
+    special = ["<s>", "</s>"] if bos else ["<|endoftext|>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=special, show_progress=False,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    inner.train_from_iterator(sorted(texts), trainer)
+    if bos:
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    named = {"bos_token": special[0], "eos_token": special[-1]}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **named)
+
+
+@pytest.fixture(scope="module")
+def llama(make_hf_model):
+    """As many layers as Llama-2-13b-chat, its name, its chat format, next to no width."""
+    tokenizer = trained_tokenizer(bos=True)
+    hf_model = make_hf_model(
+        "llama", num_hidden_layers=40, max_position_embeddings=512, vocab_size=len(tokenizer)
+    )
+    return load_model("llama-2-13b-chat", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def gpt2(make_hf_model):
+    """As many layers as gpt2-xl, processed as its file says."""
+    tokenizer = trained_tokenizer(bos=False)
+    hf_model = make_hf_model("gpt2", n_layer=48, n_positions=256, vocab_size=len(tokenizer))
+    processing = read_experiment("activation_addition_gpt2_xl").model.processing
+    return load_model("gpt2-xl", hf_model=hf_model, tokenizer=tokenizer, device="cpu", processing=processing)
+
+
+def shortened(experiment):
+    """With less data and shorter texts, so that a test ends; cells, layers and multipliers stay."""
+    changes = {}
+    if not experiment.has_prompts:
+        changes["pairs"] = replace(experiment.pairs, limit=20)
+    if experiment.questions is not None:
+        changes["questions"] = replace(experiment.questions, limit=4)
+        changes["sweep"] = replace(experiment.sweep, max_new_tokens=4)
+    if experiment.text is not None:
+        limit = {} if experiment.text.prompts else {"limit": 2}
+        changes["text"] = replace(experiment.text, max_new_tokens=4, **limit)
+    return replace(experiment, **changes)
+
+
+def test_every_file_of_the_study_has_a_twin_on_the_embedded_model():
+    assert len(STUDY) == 5
+    assert set(TWINS.values()) <= set(own_experiments())
+    for name, twin in TWINS.items():
+        big, small = read_experiment(name), read_experiment(twin)
+        assert big.model.name in ("llama-2-13b-chat", "gpt2-xl")
+        assert small.model.name == "smollm2-135m-instruct"
+        assert big.pairs.kind == small.pairs.kind
+        assert (big.questions is None) == (small.questions is None)
+
+
+def test_the_files_together_say_what_the_study_did():
+    files = [read_experiment(name) for name in STUDY]
+    asked = [each for each in files if each.sweep is not None]
+    pairs = [each.pairs for each in files if each.pairs.kind == "honesty"]
+    assert {each.kind for each in (file.questions for file in asked)} == {"claims", "misconceptions"}
+    for each in asked:
+        assert each.sweep.measure == "generate"
+        assert each.sweep.max_new_tokens == 30
+        assert each.sweep.layers == (17, 18, 19, 31, (17, 31))
+    claims, misconceptions = (
+        {abs(size) for each in asked if each.questions.kind == kind for size in each.sweep.multipliers}
+        for kind in ("claims", "misconceptions")
+    )
+    assert (min(claims), max(claims)) == (4, 16)
+    assert (min(misconceptions), max(misconceptions)) == (8, 40)
+    assert max(max(each.text.multipliers) for each in files if each.text) == 50
+    assert {each.persona for each in pairs} == {False, True}
+    assert {each.shared for each in pairs} == {"claim", "letter"}
+    assert {each.style for each in pairs} == {"letters", "words"}
+    assert {file.directions.method for file in files} == {
+        "mean_difference", "principal_component", "activation_addition",
+    }  # fmt: skip
+    assert {each.sweep.positions for each in asked} == {"all_tokens()", "current_token()"}
+    assert any("project_out" in each.sweep.operations for each in asked)
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_nothing_in_a_file_of_the_study_is_refused_as_it_stands(name, request):
+    model = request.getfixturevalue("gpt2" if name.endswith("gpt2_xl") else "llama")
+    require_runnable(read_experiment(name), model)
+
+
+def test_the_small_llama_is_spoken_to_as_llama_2(llama):
+    assert chat_format(llama).kind == "llama-2"
+    assert tokenize(llama, chat_format(llama).render("Hello"))[:1] == [llama.tokenizer.bos_token_id]
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
+    model = request.getfixturevalue("gpt2" if name.endswith("gpt2_xl") else "llama")
+    experiment = shortened(read_experiment(name))
+    out = run(experiment, tmp_path / "out", model=model, progress=False)
+    results = Results.load(out)
+    html = (out / "report.html").read_text("utf-8")
+    assert results.vectors.layers == tuple(range(model.cfg.n_layers))
+    assert (out / "audit.csv").exists() == (not experiment.has_prompts)
+    if experiment.sweep is not None:
+        asked = results.questions[~results.questions["control"]]
+        cells = asked.groupby(["operation", "layers", "multiplier"], dropna=False).ngroups
+        sets, sizes = len(experiment.sweep.layers), len(experiment.sweep.multipliers)
+        assert cells == 1 + sets * (sizes + ("project_out" in experiment.sweep.operations))
+        assert asked["logit_difference"].isna().all()
+        assert set(asked["layers"]) == {"", "17", "18", "19", "31", "17+31"}
+        assert 'id="answers"' in html
+    if experiment.text is not None:
+        assert set(results.texts["multiplier"].dropna()) == {0.0, *experiment.text.multipliers}
+        assert 'id="texts"' in html
+
+
+def test_the_words_vector_is_added_where_the_words_were(gpt2, tmp_path):
+    experiment = shortened(read_experiment("activation_addition_gpt2_xl"))
+    vectors = SteeringVectors.load(
+        run(experiment, tmp_path / "out", model=gpt2, progress=False) / "vectors.safetensors"
+    )
+    sides = [tokenize(gpt2, text) for text in (experiment.pairs.positive, experiment.pairs.negative)]
+    (space,) = gpt2.tokenizer(" ")["input_ids"]
+    length = max(map(len, sides))
+    streams = []
+    for ids in sides:
+        with torch.no_grad():
+            _, cache = gpt2.run_with_cache(torch.tensor([ids + [space] * (length - len(ids))]))
+        streams.append(cache["blocks.6.hook_resid_pre"][0])
+    assert vectors.values.shape[1] == length
+    torch.testing.assert_close(vectors[6].values, streams[0] - streams[1], rtol=1e-4, atol=1e-4)
+    assert vectors[6].values[0].abs().max() < 1e-5  # the token that both begin with
+
+
+def test_a_prompt_shorter_than_the_words_is_told_with_both_lengths(gpt2, tmp_path):
+    experiment = read_experiment("activation_addition_gpt2_xl")
+    short = replace(experiment, text=replace(experiment.text, prompts=("I hate you because", "I")))
+    with pytest.raises(ValueError, match=r"\[text\] the prompt 'I' has 1 tokens, fewer than the \d vectors"):
+        run(short, tmp_path / "out", model=gpt2, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_for_steering_and_the_kept_vectors_have_none(llama, tmp_path):
+    whole = shortened(read_experiment("dilemmas_llama2"))
+    text = replace(whole.text, layers=(31,), operations=("add",))
+    found = {}
+    for name, weights, multiplier in (("with", {31: -0.5}, 50.0), ("without", None, -25.0)):
+        experiment = replace(
+            whole,
+            directions=replace(whole.directions, weights=weights),
+            text=replace(text, multipliers=(multiplier,)),
+        )
+        # The report reads the file, which has the weights that were there: the tables are what is asked of.
+        found[name] = Results.load(run(experiment, tmp_path / name, model=llama, progress=False))
+    torch.testing.assert_close(found["with"].vectors.values, found["without"].vectors.values)
+    torch.testing.assert_close(found["with"].vectors.norms(), torch.ones(40))
+    written = {name: results.texts[results.texts["vector"] != "none"] for name, results in found.items()}
+    assert list(written["with"]["text"]) == list(written["without"]["text"])
+    assert list(written["with"]["dose"]) == pytest.approx(list(written["without"]["dose"]))
+    assert list(written["with"]["text"]) != list(found["with"].texts.query("vector == 'none'")["text"])

@@ -1,0 +1,44 @@
+"""How steering changes what is answered where answers are texts, which have no logit difference to shift."""
+
+import numpy as np
+import pandas as pd
+
+from ..evaluation.tables import CELL, beside_unsteered, in_cells
+from ..statistics import percentile_interval, resampled_counts
+
+COLUMNS = ("n", "compared", "shift", "shift_low", "shift_high")
+
+
+def answer_shifts(rows: pd.DataFrame, *, by: str, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """The change of the share of answers that say the signal, cell by cell and kind by kind.
+
+    Args:
+        rows: a sweep's table with `choice`, the unsteered cell among it.
+        by: the factor that tells the kinds of questions apart.
+        resamples, seed: of a paired bootstrap over prompts; every row starts from the seed.
+
+    Returns:
+        A row a cell and kind: the cell's columns, `dose`, the factor,
+        n: prompts.
+        compared: those whose answer could be read both unsteered and steered; all else is of these.
+        shift, shift_low, shift_high: change of the share of choice 0 against the unsteered cell, from −1 to
+            1, with its 95 % interval; NaN where nothing can be compared.
+
+    Answers that cannot be read are left out, not counted as the other choice: were they, a vector that only
+    breaks the text would seem to move every kind away from the signal.
+    """
+    cells = list(in_cells(beside_unsteered(rows, [by]), [by]))
+    found = pd.DataFrame([_shift(cell, resamples, seed) for _, cell in cells], columns=COLUMNS)
+    labels = pd.concat([cell[[*CELL, "dose", by]].head(1) for _, cell in cells]).reset_index(drop=True)
+    return pd.concat([labels, found], axis=1)
+
+
+def _shift(cell: pd.DataFrame, resamples: int, seed: int) -> tuple[int, int, float, float, float]:
+    both = cell[cell["choice"].notna() & cell["unsteered_choice"].notna()]
+    if both.empty:
+        return len(cell), 0, np.nan, np.nan, np.nan
+    now, then = (both[name].eq(0).to_numpy(int) for name in ("choice", "unsteered_choice"))
+    joint = np.bincount(2 * now + then, minlength=4)
+    draws = resampled_counts(joint, resamples=resamples, rng=np.random.default_rng(seed))
+    low, high = percentile_interval((draws[:, 2] - draws[:, 1]) / len(both))
+    return len(cell), len(both), float((now - then).mean()), float(low), float(high)
