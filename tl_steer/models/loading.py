@@ -143,7 +143,7 @@ def _fetch(name: str | Path, dtype: torch.dtype) -> tuple[str, Any, Any]:
 
     folder = embedded_folder() if name == EMBEDDED else Path(name)
     if folder is not None and (folder / "config.json").is_file():
-        with _no_progress_bar(quiet=name == EMBEDDED):
+        with no_progress_bar(quiet=name == EMBEDDED):
             hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
         return folder.name, hf_model, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
@@ -159,8 +159,8 @@ def _fetch(name: str | Path, dtype: torch.dtype) -> tuple[str, Any, Any]:
 
 
 @contextmanager
-def _no_progress_bar(*, quiet: bool) -> Iterator[None]:
-    """The embedded model loads in a second: transformers' bar over its weights would be noise."""
+def no_progress_bar(*, quiet: bool = True) -> Iterator[None]:
+    """Without transformers' bar over the weights of a model that loads in a second."""
     from transformers.utils import logging as transformers_logging
 
     shown = transformers_logging.is_progress_bar_enabled()

