@@ -2,7 +2,7 @@
 
 import pytest
 
-from tl_steer.evaluation.reading import read_choice
+from tl_steer.evaluation.reading import read_answer, read_choice
 
 HARD = [
     ("(A)", 0),
@@ -185,3 +185,14 @@ def test_choices_that_are_alike_are_refused():
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="'careful' or 'study'"):
         read_choice("true", rule="strict")
+
+
+@pytest.mark.parametrize(
+    "behind",
+    ["", " [/INST]", " [/INST] Answer: (", "<|im_end|>\n<|im_start|>assistant\nAnswer: (", "</s>\n", "  "],
+)
+def test_what_a_chat_format_puts_behind_the_last_choice_is_no_part_of_it(behind):
+    prompt = f"[INST] Why do cats purr?\n\nChoices:\n(A) They are happy\n (B) They are hungry{behind}"
+    assert read_answer(" They are hungry.", ("A", "B"), prompt) == 1
+    assert read_answer(" They are happy.", ("A", "B"), prompt) == 0
+    assert read_answer(" They are hungry.", ("B", "A"), prompt) == 0

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-LISTED = re.compile(r"^ *\(A\) (.+)\n *\(B\) (.+)$", re.MULTILINE)
+# What a prompt lists under the letters; a chat format may go on behind the second.
+LISTED = re.compile(
+    r"^ *\(A\) (.+)\n *\(B\) (.+?)(?: *(?:\[/INST\]|<\||</s>|<end_of_turn>).*)?$", re.MULTILINE
+)
 
 # What is no verdict wherever it stands; {first} and {second} are the choices as words.
 NO_VERDICT = (
