@@ -359,7 +359,7 @@ def test_one_vector_a_position_refuses_a_prompt_that_is_shorter():
     operation = Add(vectors(MODEL, [1], places=3))
     for reuse in (True, False):
         for cells in ([(operation,)], [(), (operation,)]):
-            with pytest.raises(ValueError, match="first 3 positions, but a prompt is shorter: .*2 tokens"):
+            with pytest.raises(ValueError, match=r"first 3 positions, but a prompt is shorter: .*2 tokens"):
                 score_cells(MODEL, questions([[0, 3, 4], [0, 3]]), cells, reuse=reuse)
 
 

@@ -1,4 +1,4 @@
-"""What the committed notebooks promise: the package does the work, and their figures can be seen without running them."""
+"""What the committed notebooks promise: the package does the work, and the figures can be seen without running."""
 
 import ast
 import json
@@ -26,7 +26,7 @@ def outputs(path):
     return [output for cell in cells(path, "code") for output in cell["outputs"]]
 
 
-def test_all_seven_points_of_the_way_have_a_notebook():
+def test_there_are_notebooks_from_the_first_steps_to_the_recorded_answers():
     numbers = [path.stem.split("_")[0] for path in NOTEBOOKS]
     assert numbers[:6] == ["01", "02", "03", "04", "05", "06"]
 

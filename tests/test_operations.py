@@ -198,7 +198,7 @@ def test_vectors_with_positions_go_to_the_first_tokens_one_each(selecting):
 def test_vectors_with_positions_refuse_a_shorter_prompt_and_a_projection():
     values = torch.ones(1, 4, D_MODEL)
     vectors = SteeringVectors(values, (1,), "resid_pre", "made", torch.ones(1), identify(MODEL))
-    with pytest.raises(ValueError, match="first 4 positions, but a prompt is shorter: .*3 tokens"):
+    with pytest.raises(ValueError, match=r"first 4 positions, but a prompt is shorter: .*3 tokens"):
         stream_after(Add(vectors), ids=[0, 3, 4])
     for operation in (ProjectOut(vectors), SetProjection(vectors, 1.0)):
         with pytest.raises(ValueError, match="needs one direction a layer"):

@@ -133,3 +133,17 @@ def test_permutation_p_value_is_scipys():
     assert ours.permutation_p_value(values.mean(), (signs * values).mean(1)) == pytest.approx(
         oracle, abs=0.05
     )
+
+
+def test_welch_s_interval_is_scipy_s():
+    rng = np.random.default_rng(0)
+    samples = [rng.normal(3, 2, 9), rng.normal(1, 0.5, 23)]
+    moments = [(sample.mean(), sample.std(ddof=1), len(sample)) for sample in samples]
+    expected = stats.ttest_ind(*samples, equal_var=False).confidence_interval(0.9)
+    np.testing.assert_allclose(ours.welch_interval(*moments, confidence=0.9), expected, rtol=1e-12)
+    both = [[np.array([value, value]) for value in sample] for sample in moments]
+    both[0][2][1] = 1  # a single value has no spread
+    low, high = ours.welch_interval(*both)
+    assert low[0] < 2 < high[0]
+    assert np.isnan([low[1], high[1]]).all()
+    assert ours.welch_interval((3.0, 0.0, 4), (1.0, 0.0, 5)) == (2.0, 2.0)

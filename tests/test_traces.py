@@ -604,7 +604,7 @@ def test_spaces_and_line_breaks_of_a_token_can_be_seen_and_nothing_becomes_marku
     figure = plots.traces(one)
     texts = dict(zip(figure.layout.xaxis.tickvals, figure.layout.xaxis.ticktext, strict=True))
     shown = [texts[position] for position in one["position"]]
-    assert shown[0].startswith("·the ")
+    assert shown[0].startswith("␣the ")
     assert shown[1].startswith("⏎ ")
     assert shown[2].startswith("&lt;b&gt; ")
     assert shown[3].startswith("averyveryveryl… ")

@@ -1,5 +1,7 @@
 """Intervals, signal detection, bootstrap and permutation: from arrays to numbers."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Int, Num
 
@@ -65,6 +67,29 @@ def t_interval(
     enough = np.where(n > 1, n, np.nan)
     half = t.ppf((1 + confidence) / 2, enough - 1) * deviation / np.sqrt(enough)
     return mean - half, mean + half
+
+
+def welch_interval(
+    first: Sequence[Numbers], second: Sequence[Numbers], confidence: float = 0.95
+) -> tuple[Numbers, Numbers]:
+    """Welch's interval of the difference of two independent means, low and high; NaN where an n is below 2.
+
+    Args:
+        first, second: mean, standard deviation (n − 1 in the denominator) and n of each sample.
+
+    Where neither sample varies, the interval is the difference itself. Source: Welch 1947, Biometrika 34.
+    """
+    from scipy.stats import t
+
+    means, deviations, counts = (np.array(each, float) for each in zip(first, second, strict=True))
+    counts = np.where(counts > 1, counts, np.nan)
+    squares = deviations**2 / counts
+    error = squares.sum(0)
+    parts = (squares**2 / (counts - 1)).sum(0)
+    freedom = np.divide(error**2, parts, out=np.ones_like(error), where=parts != 0)
+    half = t.ppf((1 + confidence) / 2, freedom) * np.sqrt(error)
+    difference = means[0] - means[1]
+    return difference - half, difference + half
 
 
 def z_rates(hits: Counts, n: Counts) -> Numbers:

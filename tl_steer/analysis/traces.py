@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..activations import Activations
 from ..directions import SteeringVectors
-from ..statistics import t_interval
+from ..statistics import t_interval, welch_interval
 from .along import along, shared_layers
 from .token_texts import token_texts
 
@@ -242,8 +242,9 @@ def _independent(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
         _commonest(pd.concat([first, second])), on="position"
     )
     for value in VALUES:
-        mean, low, high = _welch(*(_moments(side[value], found.index) for side in grouped))
-        found[value], found[f"{value}_low"], found[f"{value}_high"] = mean, low, high
+        moments = [_moments(side[value], found.index) for side in grouped]
+        found[value] = moments[0][0] - moments[1][0]
+        found[f"{value}_low"], found[f"{value}_high"] = welch_interval(*moments)
     return found
 
 
@@ -252,21 +253,6 @@ def _moments(grouped: Any, index: pd.Index | None = None) -> list[np.ndarray]:
     found = grouped.agg(["mean", "std", "count"])
     found = found if index is None else found.loc[index]
     return [found[part].to_numpy(float) for part in found]
-
-
-def _welch(first: list[np.ndarray], second: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Difference of two means with its interval, from mean, deviation and count (above 1) of each."""
-    from scipy.stats import t
-
-    counts = [np.where(n > 1, n, np.nan) for _, _, n in (first, second)]
-    squares = [side[1] ** 2 / n for side, n in zip((first, second), counts, strict=True)]
-    error = sum(squares)
-    # Where nothing varies (a template's tokens before anything differs) the interval is the value itself.
-    parts = sum(square**2 / (n - 1) for square, n in zip(squares, counts, strict=True))
-    freedom = np.divide(error**2, parts, out=np.ones_like(error), where=parts != 0)
-    half = t.ppf(0.975, freedom) * np.sqrt(error)
-    difference = first[0] - second[0]
-    return difference, difference - half, difference + half
 
 
 def _commonest(rows: pd.DataFrame) -> pd.DataFrame:

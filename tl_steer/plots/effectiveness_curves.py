@@ -43,7 +43,7 @@ def effectiveness(table: pd.DataFrame, *, value: str = "accuracy", facet: str | 
         for sign, name in ((-1, "negative"), (1, "positive"), (0, "without")):
             for trace in _control_bands(panel, sign, value, places):
                 grid.add(place, trace, f"controls {name}", rank=900)
-        for trace in _unsteered(panel, value, places):
+        for trace in unsteered(panel, value, [min(places.values()) - 0.4, max(places.values()) + 0.4]):
             grid.add(place, trace, "unsteered", rank=800)
     lines = list(lines_of(panels))
     asides = _asides([line.name for _, line in lines], places)
@@ -139,11 +139,11 @@ def whiskers(rows: pd.DataFrame, value: str, colour: str) -> dict[str, object]:
     }
 
 
-def _unsteered(panel: Panel, value: str, places: dict[str, float]) -> list[go.Scatter]:
+def unsteered(panel: Panel, value: str, ends: list[float]) -> list[go.Scatter]:
+    """A panel's unsteered cell from one end of the axis to the other: a line and its interval."""
     if panel.unsteered.empty:
         return []
     row = panel.unsteered.iloc[0]
-    ends = [min(places.values()) - 0.4, max(places.values()) + 0.4]
     low, high = ([row[f"{value}{end}"]] * 2 for end in ("_low", "_high"))
     line = go.Scatter(
         x=ends,

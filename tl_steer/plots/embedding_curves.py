@@ -5,13 +5,12 @@ from functools import partial
 import pandas as pd
 import plotly.graph_objects as go
 
-from .cells import CELL, Panel, cell_hover, panels_of
-from .effectiveness_curves import subtitle
-from .labels import interval, require_columns
-from .marks import band
-from .multiplier_lines import MultiplierAxis, control_lines, layer_lines, multiplier_axis
+from .cells import CELL, cell_hover, panels_of
+from .effectiveness_curves import subtitle, unsteered
+from .labels import require_columns
+from .multiplier_lines import control_lines, layer_lines, multiplier_axis
 from .panel_grid import PanelGrid
-from .template import INK, styled, translucent
+from .template import styled
 
 VALUES = {
     "shift": "shift of the embedding score (cosine)",
@@ -49,7 +48,7 @@ def embedding_scores(table: pd.DataFrame, *, value: str = "shift", facet: str | 
     hover = partial(cell_hover, value=value)
     lines = layer_lines(panels)
     for place, panel in enumerate(panels):
-        for trace in _unsteered(panel, value, axis):
+        for trace in unsteered(panel, value, [-0.5, len(axis.multipliers) - 0.5]):
             grid.add(place, trace, "unsteered", rank=800)
         for trace in control_lines(panel, value, axis, hover):
             grid.add(place, trace, "controls", rank=900)
@@ -58,22 +57,3 @@ def embedding_scores(table: pd.DataFrame, *, value: str = "shift", facet: str | 
     grid.figure.update_xaxes(**axis.layout())
     grid.figure.update_layout(legend_title_text="layer")
     return styled(grid.figure, HEADINGS[value], subtitle(table), height=grid.height)
-
-
-def _unsteered(panel: Panel, value: str, axis: MultiplierAxis) -> list[go.Scatter]:
-    """Its line and its interval; of a shift, which is against itself, the line at zero."""
-    if panel.unsteered.empty:
-        return []
-    row = panel.unsteered.iloc[0]
-    ends = [-0.5, len(axis.multipliers) - 0.5]
-    low, high = ([row[f"{value}{end}"]] * 2 for end in ("_low", "_high"))
-    line = go.Scatter(
-        x=ends,
-        y=[row[value]] * 2,
-        mode="lines",
-        name="unsteered",
-        line={"color": INK, "width": 1.5, "dash": "dash"},
-        hovertext=f"unsteered: {interval(row[value], low[0], high[0])}, n = {row['n']}",
-        hoverinfo="text",
-    )
-    return [band(ends, low, high, translucent(INK, 0.07), showlegend=False), line]

@@ -3,11 +3,13 @@
 import html
 import math
 import textwrap
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 WRAP = 72
+SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 LONGEST = 600  # characters of a prompt in a hover; a longer one keeps its two ends
 
 
@@ -55,6 +57,19 @@ def levels(values: pd.Series) -> list[str]:
 def level(value: object) -> str:
     """One value of a factor as text."""
     return "missing" if pd.isna(value) else str(value)
+
+
+def visible(token: str) -> str:
+    """A token whose every character can be seen: spaces, line ends, controls, accents that stand alone."""
+    return "".join(
+        f"<U+{ord(sign):04X}>" if _is_unseen(sign, first=place == 0) else SIGNS.get(sign, sign)
+        for place, sign in enumerate(token)
+    )
+
+
+def _is_unseen(sign: str, *, first: bool) -> bool:
+    kind = unicodedata.category(sign)[0]
+    return sign not in SIGNS and (kind in "CZ" or (kind == "M" and first))
 
 
 def require_columns(table: pd.DataFrame, columns: Sequence[str], *, figure: str, maker: str) -> None:

@@ -1,7 +1,6 @@
 """What a vector says in the model's vocabulary: the likeliest tokens, layer by layer."""
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .labels import counted, escape, number, require_columns, signed, wrapped
+from .labels import counted, escape, number, require_columns, signed, visible, wrapped
 from .template import BLUE, spaced, styled
 
 COLUMNS = ("layer", "rank", "token_id", "token", "logit", "probability")
@@ -20,7 +19,6 @@ LONGEST = 11  # characters of a token in its cell
 ROW = 25  # pixels of a layer
 TOP, BOTTOM, GAP = 100, 60, 40  # pixels above, below and between panels
 LIGHT_TO_DARK = ("#FFFFFF", "#BBDDF1", "#56A5D3", BLUE, "#08355C")
-SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 def logit_lens(
@@ -131,19 +129,6 @@ def _hover(cell: dict[str, Any]) -> str:
         f"probability {number(cell['probability'])}, logit {number(cell['logit'], 4)}",
     ]
     return "<br>".join([*lines, wrapped(cell["prompt"])] if "prompt" in cell else lines)
-
-
-def visible(token: str) -> str:
-    """A token whose every character can be seen: spaces, line ends, controls, accents that stand alone."""
-    return "".join(
-        f"<U+{ord(sign):04X}>" if _is_unseen(sign, first=place == 0) else SIGNS.get(sign, sign)
-        for place, sign in enumerate(token)
-    )
-
-
-def _is_unseen(sign: str, *, first: bool) -> bool:
-    kind = unicodedata.category(sign)[0]
-    return sign not in SIGNS and (kind in "CZ" or (kind == "M" and first))
 
 
 def _cut(text: str) -> str:

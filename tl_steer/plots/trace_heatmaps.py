@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from .labels import counted, escape, interval, level, number, require_columns, wrapped
+from .labels import counted, escape, interval, level, number, require_columns, visible, wrapped
 from .marks import layer_step
 from .template import DIVERGING, INK, spaced, styled
 
@@ -150,7 +150,7 @@ def _dots(rows: pd.DataFrame, value: str) -> go.Scatter:
 def _hover(row: dict[str, Any], name: str, value: str) -> str:
     where = f"<b>layer {row['layer']}, position {_place(row['position'])}</b>"
     what = f"difference in {value}" if row["difference"] else value
-    token = f"token {escape(_visible(row['token']))}"
+    token = f"token {escape(visible(row['token']))}"
     kind = escape(name)
     numbers = number(row[value])
     if "token_share" in row:
@@ -230,13 +230,8 @@ def _ticks(table: pd.DataFrame, grid: _Grid) -> dict[str, Any]:
 
 
 def _short(token: str) -> str:
-    text = _visible(token)
+    text = visible(token)
     return escape(text if len(text) <= LONGEST else f"{text[:LONGEST]}…")
-
-
-def _visible(token: str) -> str:
-    """A token with its spaces and line breaks to be seen."""
-    return token.replace(" ", "·").replace("\n", "⏎")
 
 
 def _place(position: int) -> str:
