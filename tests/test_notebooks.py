@@ -1,4 +1,4 @@
-"""What the committed notebooks promise: the package does the work, and figures can be seen without running."""
+"""What committed notebooks promise: the package does the work, and figures can be seen without running."""
 
 import ast
 import json
