@@ -16,6 +16,7 @@ from tl_steer.directions import (
     random_direction,
     random_like,
 )
+from tl_steer.directions.estimators import _axes as principal_axes
 from tl_steer.generation import generate
 from tl_steer.interventions import Add, steer
 from tl_steer.models import identify
@@ -246,6 +247,21 @@ def test_estimates_are_the_same_every_time_and_in_any_order_of_the_pairs(planted
     torch.testing.assert_close(shuffled.values, once.values, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [40, 400], ids=["more numbers than rows", "more rows than numbers"])
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-7])
+def test_axes_are_exact_however_small_their_share_of_the_variance(rows, spread):
+    rng = np.random.default_rng(0)
+    frame = np.linalg.qr(rng.standard_normal((64, 64)))[0]
+    scales = np.array([1.0, 0.5 * spread, 0.2 * spread, *[1e-3 * spread] * 61])
+    table = (rng.standard_normal((rows, 64)) * scales) @ frame.T
+    expected = np.linalg.svd(table)[2]
+    found = principal_axes(torch.from_numpy(table)[None], 3)[0]
+    assert found.shape == (3, 64)
+    for axis, wanted in zip(found.numpy(), expected, strict=False):
+        assert abs(cosine(axis, wanted)) == pytest.approx(1, abs=1e-9)
+        assert axis[np.abs(axis).argmax()] > 0
+
+
 def test_the_sign_that_was_turned_is_recorded():
     signs = set()
     for seed in range(8):
@@ -253,7 +269,8 @@ def test_the_sign_that_was_turned_is_recorded():
         positive, negative = rng.standard_normal((2, 50, 1, 16)).astype(np.float32)
         found = principal_component(make_pairs(positive, negative), of="differences")
         rows = torch.from_numpy(positive[:, 0]).double() - torch.from_numpy(negative[:, 0]).double()
-        drawn = torch.linalg.svd(rows, full_matrices=False).Vh[0]  # with the sign it happens to have
+        drawn = torch.linalg.svd(rows, full_matrices=False).Vh[0]
+        drawn = drawn * drawn[drawn.abs().argmax()].sign()
         assert cosine(found[0].values, drawn * found.info["sign"][0]) == pytest.approx(1, abs=1e-5)
         signs.add(found.info["sign"][0])
     assert signs == {-1, 1}
