@@ -70,7 +70,7 @@ def t_interval(
 
 
 def welch_interval(
-    first: Sequence[Numbers], second: Sequence[Numbers], confidence: float = 0.95
+    first: Sequence[Counts], second: Sequence[Counts], confidence: float = 0.95
 ) -> tuple[Numbers, Numbers]:
     """Welch's interval of the difference of two independent means, low and high; NaN where an n is below 2.
 
