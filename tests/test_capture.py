@@ -403,6 +403,8 @@ def test_an_empty_completion_leaves_the_prompt_alone():
     for nothing in ("", [4]):  # of one token, nothing is fed back
         with pytest.raises(EmptySelectionError, match=r"generated_tokens\(\) selects no token of prompt 0"):
             capture(MODEL, ["a b"], completions=[nothing], positions=generated_tokens())
+        with pytest.raises(EmptySelectionError, match=r"generated_tokens\(\) selects no token of prompt 1"):
+            capture(MODEL, ["a b", "c"], completions=["d e", nothing], positions=generated_tokens())
 
 
 def test_a_capture_without_new_text_has_none():

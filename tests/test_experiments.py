@@ -459,6 +459,12 @@ def test_texts_of_which_nothing_can_be_read_are_not_given_a_verdict():
     assert "improvement" not in told
 
 
+def test_questions_of_which_no_answer_at_all_can_be_read_are_not_said_to_be_alike():
+    told = told_of_texts(as_texts(swept(lambda kind: 5.0), unreadable=lambda rows: rows["prompt_id"] >= 0))
+    assert "Too few of these answers can be read" in told
+    assert "same right answer" not in told
+
+
 def test_texts_have_no_ranking_and_no_mass():
     table = as_texts(swept(lambda kind: 1.0))
     chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1]

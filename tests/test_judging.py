@@ -189,6 +189,11 @@ def test_texts_without_an_opposite_are_left_out_and_counted(caplog):
     assert "5 texts have no opposite" in caplog.text
 
 
+def test_a_factor_of_any_name_is_kept_beside_the_pairs():
+    pairs = answer_pairs(swept().assign(size="long"), "opposite")
+    assert set(pairs["size"]) == {"long"}
+
+
 def test_a_limit_takes_the_same_prompts_in_every_cell_and_depends_on_the_seed():
     chosen = [set(answer_pairs(swept(40), "opposite", limit=5, seed=seed)["prompt_id"]) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]

@@ -256,6 +256,12 @@ def test_missing_values_are_left_out_of_their_factor_only(pairs):
     assert only(table, factor="side")["n"] == 24
 
 
+def test_one_factor_is_asked_for_by_its_name(pairs):
+    components = pca(pairs, components=1)
+    one, several = (component_factors(components, factors=asked) for asked in ("side", ["side"]))
+    pd.testing.assert_frame_equal(one, several)
+
+
 def test_factors_that_cannot_be_counted_are_left_out_and_refused_by_name(pairs):
     components = pca(pairs, components=1).assign(
         name=lambda table: "name " + table["pair"].astype(str), one="same"

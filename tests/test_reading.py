@@ -188,6 +188,32 @@ def test_an_unknown_rule_is_refused():
 
 
 @pytest.mark.parametrize(
+    "choices",
+    [
+        ("Leaning forward while pinching the soft part", "Leaning backward while pinching the bone"),
+        ("Antarctica, where both live", "Nowhere, as they live at opposite ends"),
+        ('Just like the modern word "the"', 'Just like the old word "ye"'),
+        ("It stands, but answers may be barred", "It is void, and the suspect goes free"),
+        ("5 apples.", "50 apples."),
+        ("No", "No, they do not"),
+    ],
+)
+def test_a_choice_that_is_given_word_for_word_is_read_whatever_it_says(choices):
+    for place, choice in enumerate(choices):
+        for text in (choice, f" {choice}.", f"“{choice}”", choice.upper(), choice.rstrip(".")):
+            assert read_choice(text, choices) == place
+
+
+def test_a_choice_that_another_begins_with_is_not_read_of_that():
+    choices = ("No", "No, they do not")
+    assert read_choice("The answer is (B) No, they do not.", choices) == 1
+    assert read_choice("(B) No, they do not.", choices) == 1
+    assert read_choice("The answer is: No, they do not.", choices) == 1
+    assert read_choice("The answer is: no.", choices) == read_choice("(A) No.", choices) == 0
+    assert read_choice("(A) No, they do not.", choices) is None
+
+
+@pytest.mark.parametrize(
     "behind",
     ["", " [/INST]", " [/INST] Answer: (", "<|im_end|>\n<|im_start|>assistant\nAnswer: (", "</s>\n", "  "],
 )

@@ -289,6 +289,19 @@ def test_a_run_of_which_no_answer_can_be_read_has_a_report(results, tmp_path):
     assert 'id="effectiveness-figure"' in html
 
 
+@pytest.mark.parametrize("broken", [[-0.2, 0.0, 0.2], [-0.2, 0.2]])
+def test_where_no_cell_has_a_d_prime_accuracy_chooses_and_the_report_says_so(results, tmp_path, broken):
+    text = WRITTEN.replace("[text]", "score = 'd_prime'\n[text]")
+    found = rerun(results, tmp_path, text, written_sweep(broken=broken))
+    assert (found.chosen["score"], found.chosen["split"]) == ("accuracy", "report")
+    html = report_html(found)
+    assert "were to be chosen by d′, for which too few answers can be read" in html
+    assert "All questions have the same right answer" not in html
+    read = rerun(results, tmp_path, text, written_sweep())
+    assert read.chosen["score"] == "d_prime"
+    assert "too few answers can be read on the half" not in report_html(read)
+
+
 def test_the_effect_figure_has_a_panel_of_all_questions(html):
     figure = html[html.index('id="effectiveness-figure"') : html.index('id="shift-figure"')]
     assert "kind: all" in figure

@@ -444,6 +444,15 @@ def test_the_same_prompts_run_twice_are_paired_by_their_number():
     pd.testing.assert_frame_equal(within, by_rows.drop(columns="run"))
 
 
+def test_pairs_without_a_common_position_are_refused():
+    table = trace_table()
+    prompt, new = table[table["position"] < 0].assign(run="prompt"), table[table["position"] >= 0]
+    both = pd.concat([prompt, new.assign(run="new")])
+    both = both[both["prompt_id"].isin(set(prompt["prompt_id"]) & set(new["prompt_id"]))]
+    with pytest.raises(ValueError, match="no pair has a layer and position in both"):
+        mean_traces(both, by="run", difference=("new", "prompt"), pair="prompt_id")
+
+
 def test_levels_that_are_no_text_are_named_as_text():
     table = trace_table().assign(truth=lambda rows: (rows["prompt_id"] % 2).astype(int))
     means = mean_traces(table, by="truth", difference=(1, 0))

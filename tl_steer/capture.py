@@ -75,7 +75,8 @@ def capture(
     for prompt, text in zip(ids, given, strict=True):
         require_room(model, [prompt], max_new_tokens or len(text))
     if not allow_empty:
-        _require_some(model, ids, positions, generating=asked.feeds)
+        feeding = [max_new_tokens > 1 or len(text) > 1 for text in given]
+        _require_some(model, ids, positions, feeding)
     recorder = _Recorder(layers, positions, len(ids))
     with bar("capturing", 1, shown=progress) as tick, torch.no_grad():
         run = _record_together if shares(model, reuse) else _record_plainly
@@ -285,9 +286,10 @@ def _last_layer(layers: Sequence[int], edits: Sequence[Edit]) -> int:
 
 
 def _require_some(
-    model: Any, ids: Sequence[Sequence[int]], positions: Positions, *, generating: bool
+    model: Any, ids: Sequence[Sequence[int]], positions: Positions, feeding: Sequence[bool]
 ) -> None:
-    for row, prompt in enumerate(ids):
+    """`feeding`: behind which prompts new tokens are fed back."""
+    for row, (prompt, generating) in enumerate(zip(ids, feeding, strict=True)):
         tokens = PromptTokens(len(prompt), tuple(prompt), model.tokenizer)
         positions.require_some(tokens, f"prompt {row}", generating=generating)
 

@@ -12,13 +12,13 @@ from .labels import LABELS
 MOST_LEVELS = 6
 
 
-def component_factors(table: pd.DataFrame, *, factors: Sequence[str] | None = None) -> pd.DataFrame:
+def component_factors(table: pd.DataFrame, *, factors: str | Sequence[str] | None = None) -> pd.DataFrame:
     """Correlation of each component's coordinates with each factor, at every layer, with its sign.
 
     Args:
         table: what `pca` makes.
-        factors: "side" or names of factors; by default every one that varies and can be counted: "group" and
-            texts of more than six levels (topics, names) are left out.
+        factors: "side" or names of factors, one or several; by default every one that varies and can be
+            counted: "group" and texts of more than six levels (topics, names) are left out.
 
     Returns:
         A row a layer, component and factor (or level of it):
@@ -41,6 +41,7 @@ def component_factors(table: pd.DataFrame, *, factors: Sequence[str] | None = No
 
     Source of the interval: Fisher 1921, z = atanh r, with 1 / √(units − 3).
     """
+    factors = [factors] if isinstance(factors, str) else factors
     components = _components(table)
     _require_rows(table, components)
     coded = list(_coded(table, components, factors))

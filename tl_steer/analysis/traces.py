@@ -119,7 +119,7 @@ def mean_traces(
 
     Raises:
         ValueError: a column is missing, a level is unknown, a prompt is in a level twice, or a pair has not
-            one prompt on each side.
+            one prompt on each side, or no pair a position in both.
 
     Each interval holds for one cell by itself: of many cells, one in twenty misses. Texts end at different
     lengths, so later positions are means over fewer prompts, and other ones; below two there is no interval.
@@ -229,6 +229,8 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, pair: str) -> pd.DataFram
     if set(first[pair]) != set(second[pair]):
         raise ValueError(f"{pair!r} does not pair the prompts: a value of it is in one level only.")
     both = first.merge(second, on=place, suffixes=("", "_second"))
+    if both.empty:
+        raise ValueError("no pair has a layer and position in both of its prompts: nothing can be compared.")
     differences = both.assign(**{value: both[value] - both[f"{value}_second"] for value in VALUES})
     tokens = pd.concat([both, both.assign(token=both["token_second"])])
     return _means(differences).drop(columns=["token", "token_share"]).join(_commonest(tokens), on="position")

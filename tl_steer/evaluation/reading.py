@@ -54,6 +54,7 @@ ANNOUNCED = re.compile(
 # A bare letter counts at the start of a line or after one of these words; elsewhere it may be an article.
 LETTER_AFTER = ("is", "be", "with", "say", "not", "option", "answer", "choose", "pick", "select", "answer:")
 LETTER_BEFORE = r"(?=\s*(?:$|\n|[.,;:!)–—-])|\s+(?:is|was|because|since)\b)"
+EDGES = ' \t\n.,;:!*_"“”'  # around a choice that is given word for word
 NOT_A_NOUN = (
     r"(?! (?:answer|option|choice|response|statement|one)\b)"  # "the correct answer is …" says nothing yet
 )
@@ -98,8 +99,9 @@ def read_choice(
     Raises:
         ValueError: an unknown rule, or choices that are not two different ones.
 
-    The careful rule erases what is no verdict (`NO_VERDICT`). Then decides the last choice that is announced
-    ("the answer is …"), else what the text opens with, else what all mentions agree on.
+    A text that is one of the choices, word for word, gives it. Of others, the careful rule erases what is no
+    verdict (`NO_VERDICT`). Then decides the last choice that is announced ("the answer is …"), else what the
+    text opens with, else what all mentions agree on.
     """
     reader = _reader(tuple(choice.strip() for choice in choices))
     if rule == "study":
@@ -107,6 +109,9 @@ def read_choice(
         return None if found is None else _meant(found)
     if rule != "careful":
         raise ValueError(f"rule={rule!r} is unknown: use 'careful' or 'study'.")
+    said, *own = (each.strip(EDGES).casefold() for each in (text, *choices))
+    if len(said) > 1 and own.count(said) == 1:
+        return own.index(said)
     return _verdict(_without_noise(text, reader), reader)
 
 
@@ -188,8 +193,13 @@ def _reader(choices: tuple[str, ...]) -> _Reader:
         offered = [rf"\(?\b{letter}\b\)?" for letter in letters]
         mentions = [_letter(letter) for letter in letters]
     else:
-        offered = [rf"(?i:(?<!\w){re.escape(choice)}(?!\w))" for choice in choices]
-        study = [rf"{offered[0]}|\bA\b", rf"(?i:\bnot\s+){offered[0]}|{offered[1]}|\bB\b"]
+        words = [rf"(?i:(?<!\w){re.escape(choice)}(?!\w))" for choice in choices]
+        study = [rf"{words[0]}|\bA\b", rf"(?i:\bnot\s+){words[0]}|{words[1]}|\bB\b"]
+        # Of "No" and "No, they do not", the longer one is not read as the one it begins with.
+        shorter = [choices[1 - place].casefold().startswith(choices[place].casefold()) for place in (0, 1)]
+        offered = [
+            f"(?!{words[1 - place]}){words[place]}" if shorter[place] else words[place] for place in (0, 1)
+        ]
         synonyms = SYNONYMS.get((choices[0].casefold(), choices[1].casefold()), ("(?!)", "(?!)"))
         mentions = [
             rf"{word}|(?i:{synonym})|{_letter(letter)}"

@@ -12,7 +12,7 @@ from ..evaluation.tables import UNSTEERED
 from ..positions import parse_positions
 from .experiment import Experiment
 from .materials import prompts_of, questions_of, said_prompts
-from .results import CHOOSE, REPORT, TEXT, best_choice
+from .results import CHOOSE, REPORT, TEXT, best_choice, score_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def asked_table(
     )
     if everywhere or not asked.controls:
         return table
-    best = best_choice(choose(table, on=CHOOSE, report=REPORT, score=asked.score))
+    best = best_choice(choose(table, on=CHOOSE, report=REPORT, score=score_of(table, asked.score)))
     sizes = [
         each
         for each in asked.multipliers
@@ -116,7 +116,8 @@ def _best_layers(experiment: Experiment, table: pd.DataFrame) -> list[int | tupl
         left = table[~table["layers"].isin(found) & ~table["control"].astype(bool)]
         if set(left["vector"]) == {UNSTEERED}:
             break
-        choices = choose(left, on=CHOOSE, report=REPORT, score=experiment.sweep.score)
+        score = score_of(left, experiment.sweep.score)
+        choices = choose(left, on=CHOOSE, report=REPORT, score=score)
         found.append(best_choice(choices)["layers"])
     return [_layers(name) for name in found]
 

@@ -41,7 +41,7 @@ def effect_finding(
     measured = _share(signal) if written else "the logit difference"
     moved = f"the vector {_moved(moves, factor, signal)} (change of {measured}: {shifts})"
     controls = _against_controls(effects, kinds, chosen, factor, moved=any(moves.values()))
-    verdict = _verdict(detection, chosen, signal)
+    verdict = _verdict(detection, chosen, signal, has_noise=0 < len(signal) < len(moves))
     return f"At {place(chosen)}, on the half not chosen on, {moved}{controls}. {verdict}"
 
 
@@ -135,11 +135,11 @@ def _against_controls(
     return f"; {random} {move} some of them as far (up to {told})"
 
 
-def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str]) -> str:
+def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], *, has_noise: bool) -> str:
     """Bias or improvement, from the changes of criterion and d′."""
     (row,) = rows_of(detection, chosen).to_dict("records")
     if np.isnan(row["d_prime_change"]):
-        if detection[["n_signal", "n_noise"]].any().all():
+        if has_noise:
             return "Too few of these answers can be read to tell bias from sensitivity."
         return "All questions have the same right answer, so bias and sensitivity cannot be told apart."
     sensitivity, bias = direction(row, "d_prime_change"), direction(row, "criterion_change")

@@ -61,7 +61,8 @@ class Sweep:
         control_layers: "all" layers and multipliers of the sweep, or the "chosen" layer with the chosen
             operation, at the chosen multiplier and its opposite, which costs less.
         score: by which layer and multiplier are chosen on half of the questions; see `choose`. By default
-            "shift", and "accuracy" for "generate".
+            "shift", and "accuracy" for "generate". Where too few answers can be read for any "d_prime",
+            "accuracy" chooses, and the report says so.
     """
 
     multipliers: tuple[float, ...]

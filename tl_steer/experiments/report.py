@@ -87,6 +87,11 @@ def _question_findings(results: Results) -> list[str]:
         effect = effect_finding(shifts, detection, cell, **kinds)
         ranking = ranking_finding(rows, cell, seed=results.experiment.seed)
         found.append(" ".join(filter(None, (effect, ranking))))
+    if results.score != results.experiment.sweep.score:
+        found.append(
+            "Layer and multiplier were to be chosen by d′, for which too few answers can be read on the half "
+            "to choose on: accuracy chooses instead."
+        )
     by_operation = results.choices.groupby(["score", "vector", "operation"], sort=False)
     found += [choice_finding(choices) for _, choices in by_operation]
     if kinds["written"]:

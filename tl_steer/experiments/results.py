@@ -15,7 +15,7 @@ from ..directions import SteeringVectors
 from ..evaluation.choosing import choose
 from ..evaluation.effectiveness import effectiveness
 from ..evaluation.signal_detection import signal_detection
-from ..evaluation.tables import CELL
+from ..evaluation.tables import CELL, UNSTEERED
 from .answer_shifts import answer_shifts
 from .experiment import Experiment
 from .materials import estimator_of
@@ -36,6 +36,19 @@ def best_choice(choices: pd.DataFrame, *, split: str = CHOOSE) -> pd.Series:
     halves = choices[choices["split"] == CHOOSE], choices[choices["split"] == split]
     on, wanted = (half.set_index(keys, drop=False) for half in halves)
     return wanted.loc[on["value"].idxmax()]
+
+
+def score_of(table: pd.DataFrame, score: str) -> str:
+    """The score to choose by: accuracy where some vector and operation has no d′ at all on the choosing half.
+
+    There is none where the answers that can be read all have the same right answer.
+    """
+    if score != "d_prime":
+        return score
+    half = table[(table["split"] == CHOOSE) & ~table["control"].astype(bool)]
+    found = signal_detection(half, resamples=1)
+    steered = found[found["vector"] != UNSTEERED]
+    return score if steered.groupby(["vector", "operation"])["d_prime"].count().all() else "accuracy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +113,14 @@ class Results:
         )
 
     @cached_property
+    def score(self) -> str:
+        """By which the cell is chosen: the experiment's, unless there is none (`score_of`)."""
+        return score_of(self.questions, self.experiment.sweep.score)
+
+    @cached_property
     def choices(self) -> pd.DataFrame:
-        """`choose` by the experiment's score, and by accuracy where that is another one."""
-        scores = dict.fromkeys([self.experiment.sweep.score, "accuracy"])
+        """`choose` by the score, and by accuracy where that is another one."""
+        scores = dict.fromkeys([self.score, "accuracy"])
         return pd.concat(
             [choose(self.questions, on=CHOOSE, report=REPORT, score=score) for score in scores],
             ignore_index=True,
@@ -111,7 +129,7 @@ class Results:
     @cached_property
     def chosen(self) -> pd.Series:
         """The chosen cell of the best operation, on the questions that had no part in the choice."""
-        by_score = self.choices[self.choices["score"] == self.experiment.sweep.score]
+        by_score = self.choices[self.choices["score"] == self.score]
         return best_choice(by_score, split=REPORT)
 
     @property

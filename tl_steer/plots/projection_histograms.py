@@ -77,7 +77,8 @@ def _panels(table: pd.DataFrame, facet: str | None, overall: bool) -> dict[str, 
     names = levels(table[facet])
     if len(names) + overall > MOST_FACETS:
         raise ValueError(
-            f"{facet!r} has {len(names)} values, at most {MOST_FACETS} panels fit beside each other."
+            f"{facet!r} has {len(names)} values{', and all together' * overall}: "
+            f"at most {MOST_FACETS} panels fit beside each other."
         )
     every = {"all": table} if overall else {}
     return every | {escape(f"{facet}: {name}"): table[table[facet].map(level) == name] for name in names}

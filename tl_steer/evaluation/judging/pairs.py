@@ -68,8 +68,8 @@ def _some(prompt_ids: list[Any], limit: int, seed: int) -> list[Any]:
 
 def _opposites(rows: pd.DataFrame) -> pd.DataFrame:
     steered = rows[(rows["vector"] != UNSTEERED) & rows["multiplier"].notna() & (rows["multiplier"] != 0)]
-    steered = steered.assign(size=steered["multiplier"].abs())
-    keys = ["prompt_id", *(name for name in CELL if name != "multiplier"), "size"]
+    steered = steered.assign(_size=steered["multiplier"].abs())
+    keys = ["prompt_id", *(name for name in CELL if name != "multiplier"), "_size"]
     minus = steered.loc[steered["multiplier"] < 0, [*keys, "text"]].rename(columns={"text": "other_text"})
     plus = steered[steered["multiplier"] > 0]
     pairs = plus.merge(minus, on=keys, validate="one_to_one")
@@ -80,7 +80,7 @@ def _opposites(rows: pd.DataFrame) -> pd.DataFrame:
         )
     if alone := len(steered) - 2 * len(pairs):
         logger.warning("%d texts have no opposite of the same size and are not judged", alone)
-    return pairs.drop(columns="size")
+    return pairs.drop(columns="_size")
 
 
 def _beside_unsteered(rows: pd.DataFrame) -> pd.DataFrame:
