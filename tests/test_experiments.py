@@ -14,25 +14,27 @@ from sklearn.metrics import roc_auc_score
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import SteeringVectors, mean_difference
 from tl_steer.evaluation import choose, effectiveness, signal_detection
+from tl_steer.evaluation.answer_shifts import answer_shifts
 from tl_steer.experiments import (
     Results,
     UnfinishedRunError,
-    answer_shifts,
     asking,
-    choice_finding,
-    effect_finding,
-    mass_finding,
     own_experiments,
-    ranking_finding,
     read_experiment,
     run,
-    separation_finding,
-    text_finding,
-    unreadable_finding,
     write_report,
 )
 from tl_steer.experiments.checks import require_runnable
 from tl_steer.experiments.materials import in_unit, questions_of, steered_with
+from tl_steer.experiments.report import (
+    choice_finding,
+    effect_finding,
+    mass_finding,
+    ranking_finding,
+    separation_finding,
+    text_finding,
+    unreadable_finding,
+)
 from tl_steer.experiments.results import best_choice
 
 SMALLEST = """title = "small"

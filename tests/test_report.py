@@ -11,7 +11,7 @@ import pytest
 from tl_steer.activations import Activations, PairedActivations
 from tl_steer.directions import mean_difference
 from tl_steer.experiments import Results, read_experiment, report_html
-from tl_steer.experiments.text_tables import text_rows, without_shared_ends
+from tl_steer.experiments.report.texts import text_rows, without_shared_ends
 from tl_steer.positions import last_token
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -161,7 +161,7 @@ def test_the_first_screen_answers_the_question(html):
 
 
 def test_the_chosen_cell_and_its_opposite_are_both_told(results):
-    from tl_steer.experiments.report import findings
+    from tl_steer.experiments.report.page import findings
 
     chosen = results.chosen["multiplier"]
     assert results.opposite["multiplier"] == -chosen
@@ -237,7 +237,7 @@ def test_projections_alone_have_a_report_without_doses(results, tmp_path):
 
 
 def test_the_report_follows_the_best_operation_and_tells_the_choice_of_each(results, tmp_path):
-    from tl_steer.experiments.report import findings
+    from tl_steer.experiments.report.page import findings
 
     text = EXPERIMENT.replace("[text]", "operations = ['project_out', 'add']\n[text]")
     whole = made_sweep()

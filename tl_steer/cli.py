@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def _run(file: str, out: Path | None) -> None:
-    from .experiments.reading import read_experiment  # before the rest: a misspelt key is told at once
+    from .experiments.files import read_experiment  # before the rest: a misspelt key is told at once
     from .experiments.run import run
 
     experiment = read_experiment(file)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from .scores import MEASURED, Score, measure_of
-from .tables import CELL, UNSTEERED, beside_unsteered, require_columns
+from .tables import CELL, UNSTEERED, beside_unsteered, in_cell, require_columns
 
 
 def choose(
@@ -50,7 +50,7 @@ def choose(
     ranked = measure(wanted[wanted["split"] == on], 1, seed)
     rows = []
     for _, cells in ranked.groupby(["vector", "operation"], sort=False):
-        chosen = wanted[_is_cell(wanted, _best(cells)) | (wanted["vector"] == UNSTEERED)]
+        chosen = wanted[in_cell(wanted, _best(cells)) | (wanted["vector"] == UNSTEERED)]
         for split in (on, report):
             found = measure(chosen[chosen["split"] == split], resamples, seed)
             rows.append(found.assign(split=split, score=name))
@@ -112,8 +112,3 @@ def _best(cells: pd.DataFrame) -> pd.Series:
         }
     )
     return scored.loc[order.sort_values(["worse", "dose", "layer"], kind="stable").index[0]]
-
-
-def _is_cell(table: pd.DataFrame, cell: pd.Series) -> pd.Series:
-    same = [table[name].eq(cell[name]) | (table[name].isna() & pd.isna(cell[name])) for name in CELL]
-    return pd.concat(same, axis=1).all(axis=1)

@@ -167,3 +167,22 @@ def require_one_row_a_prompt(table: pd.DataFrame, by: Sequence[str] = ()) -> Non
             f"prompt_id {row['prompt_id']} is twice in the cell {cell}: give one sweep's table, "
             "or name in by=… the column that tells the sweeps apart."
         )
+
+
+def in_cell(table: pd.DataFrame, cell: pd.Series) -> pd.Series:
+    """Whether each row, of any of a sweep's tables, is of a cell.
+
+    Args:
+        cell: a row with the columns of a cell; those it lacks are not compared.
+    """
+    same = [
+        table[name].eq(cell[name]) | (table[name].isna() & pd.isna(cell[name]))
+        for name in CELL
+        if name in cell
+    ]
+    return pd.concat(same, axis=1).all(axis=1)
+
+
+def rows_of(table: pd.DataFrame, cell: pd.Series) -> pd.DataFrame:
+    """The rows of a cell, never those of a control; `cell` as for `in_cell`."""
+    return table[in_cell(table, cell) & ~table["control"].astype(bool)]

@@ -10,7 +10,7 @@ from ..evaluation.choosing import choose
 from ..evaluation.sweep import sweep
 from ..evaluation.tables import UNSTEERED
 from ..positions import parse_positions
-from .experiment import Experiment
+from .files.experiment import Experiment
 from .materials import prompts_of, questions_of, said_prompts
 from .results import CHOOSE, REPORT, TEXT, best_choice, score_of
 

@@ -11,7 +11,7 @@ from ..analysis.separation import balanced_folds
 from ..directions import SteeringVectors
 from ..models import resolve_layers, tokenize_all
 from ..prompts import ChoiceQuestions
-from .experiment import Experiment
+from .files.experiment import Experiment
 from .materials import pairs_of, prompts_of, questions_of, said_prompts
 
 MEASURED = ("projection", "cosine", *(f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3)))

@@ -29,7 +29,7 @@ from ..prompts import (
     read_reviews,
     sentiment_questions,
 )
-from .experiment import Experiment
+from .files.experiment import Experiment
 
 
 def pairs_of(experiment: Experiment, model: Any) -> ContrastPairs:

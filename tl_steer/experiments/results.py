@@ -12,15 +12,14 @@ import pandas as pd
 from ..activations import PairedActivations
 from ..analysis import pca, projections, separation
 from ..directions import SteeringVectors
+from ..evaluation.answer_shifts import answer_shifts
 from ..evaluation.choosing import choose
 from ..evaluation.effectiveness import effectiveness
 from ..evaluation.signal_detection import signal_detection
-from ..evaluation.tables import CELL, UNSTEERED
-from .answer_shifts import answer_shifts
-from .experiment import Experiment
+from ..evaluation.tables import CELL, UNSTEERED, rows_of
+from .files.experiment import Experiment
+from .files.reading import read_experiment
 from .materials import estimator_of
-from .reading import read_experiment
-from .wording import rows_of
 
 CHOOSE, REPORT, TEXT = "choose", "report", "text"  # the splits of a run's sweep
 

@@ -26,9 +26,9 @@ from ..prompts import audit
 from ..recipes import activation_addition
 from .asking import asked_table, written_table
 from .checks import require_room, require_runnable
-from .experiment import Experiment
+from .files.experiment import Experiment
 from .materials import estimator_of, in_unit, pairs_of, steered_with
-from .report import write_report
+from .report.page import write_report
 
 logger = logging.getLogger(__name__)
 PACKAGES = (

@@ -40,14 +40,14 @@ def read_experiment(path: str | Path) -> Experiment:
 
 def own_experiments() -> list[str]:
     """Names of the experiments that the package brings."""
-    files = resources.files(__package__).iterdir()
+    files = resources.files("tl_steer.experiments").iterdir()
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
 def _found(path: str | Path) -> tuple[Any, Path]:
     """The file, and the folder in which its data is looked for."""
     if str(path) in own_experiments():
-        return resources.files(__package__) / f"{path}.toml", Path.cwd()
+        return resources.files("tl_steer.experiments") / f"{path}.toml", Path.cwd()
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(

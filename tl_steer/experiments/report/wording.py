@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import pandas as pd
-
-from ..evaluation.tables import CELL
 
 Row = pd.Series | Mapping
 
@@ -13,20 +10,6 @@ Row = pd.Series | Mapping
 def direction(row: Row, name: str) -> int:
     """+1 or −1 where the interval lies on one side of zero, else 0; so too where there is no interval."""
     return int(row[f"{name}_low"] > 0) - int(row[f"{name}_high"] < 0)
-
-
-def rows_of(table: pd.DataFrame, cell: pd.Series) -> pd.DataFrame:
-    """The rows of a cell, of any of a sweep's tables; never those of a control.
-
-    Args:
-        cell: a row with the columns of a cell; those it lacks are not compared.
-    """
-    same = [
-        table[name].eq(cell[name]) | (table[name].isna() & pd.isna(cell[name]))
-        for name in CELL
-        if name in cell
-    ]
-    return table[np.logical_and.reduce(same) & ~table["control"].astype(bool)]
 
 
 def interval(row: Row, name: str, *, show: Callable[[float], str] | None = None) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from .effect_findings import effect_finding, ranking_finding
+from ..results import REPORT, Results
+from .effects import effect_finding, ranking_finding
 from .findings import (
     choice_finding,
     mass_finding,
@@ -14,11 +15,10 @@ from .findings import (
     text_finding,
     unreadable_finding,
 )
-from .pair_sections import pair_sections
-from .question_sections import question_sections
-from .results import REPORT, Results
+from .pairs import pair_sections
+from .questions import question_sections
 from .sections import Section
-from .text_tables import text_rows
+from .texts import text_rows
 
 
 def write_report(folder: str | Path) -> Path:

@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from .. import plots
-from .report_tables import audit_table
-from .results import Results
+from ... import plots
+from ..results import Results
 from .sections import Section, drawn
+from .tables import audit_table
 
 MOST_MARKERS = 5
 FIGURE_LAYERS = 7  # a scatter of every layer would make the file many times larger

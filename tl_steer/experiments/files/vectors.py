@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..models import EMBEDDED, HOOKS
-from ..models.loading import PROCESSING
-from ..positions import parse_positions
+from ...models import EMBEDDED, HOOKS
+from ...models.loading import PROCESSING
+from ...positions import parse_positions
 
 Layers = tuple[int, ...] | Literal["all"]
 

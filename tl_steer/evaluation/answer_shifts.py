@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from ..evaluation.tables import CELL, beside_unsteered, in_cells
 from ..statistics import percentile_interval, resampled_counts
+from .tables import CELL, beside_unsteered, in_cells
 
 COLUMNS = ("n", "compared", "shift", "shift_low", "shift_high")
 

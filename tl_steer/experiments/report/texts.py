@@ -7,9 +7,9 @@ from itertools import takewhile
 
 import pandas as pd
 
-from ..evaluation.tables import UNSTEERED
-from .report_tables import Table
-from .wording import rows_of, signed
+from ...evaluation.tables import UNSTEERED, rows_of
+from .tables import Table
+from .wording import signed
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from .report_tables import Table
+from .tables import Table
 
 
 @dataclass(frozen=True)

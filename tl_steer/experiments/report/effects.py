@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..evaluation.tables import UNSTEERED
-from ..statistics import auc, percentile_interval
-from .wording import direction, interval, place, rows_of
+from ...evaluation.tables import UNSTEERED, rows_of
+from ...statistics import auc, percentile_interval
+from .wording import direction, interval, place
 
 
 def effect_finding(

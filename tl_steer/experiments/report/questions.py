@@ -1,11 +1,11 @@
 """The report's sections about the questions: what steering does to their answers."""
 
-from .. import plots
-from ..evaluation.tables import UNSTEERED
-from .report_tables import choice_table, detection_table
-from .results import CHOOSE, REPORT, Results
+from ... import plots
+from ...evaluation.tables import UNSTEERED
+from ..results import CHOOSE, REPORT, Results
 from .sections import Section, drawn
-from .text_tables import answer_table
+from .tables import choice_table, detection_table
+from .texts import answer_table
 
 WRITTEN = (
     " An answer that cannot be read counts as wrong in the accuracy, and is left out of the share that says "

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .direction_tables import ActivationAddition, Directions, MeanDifference
-from .question_tables import Questions, Sweep, Text
-from .vector_tables import Capture, CsvPairs, HonestyPairs, Model, PromptPair, Separation
+from .directions import ActivationAddition, Directions, MeanDifference
+from .questions import Questions, Sweep, Text
+from .vectors import Capture, CsvPairs, HonestyPairs, Model, PromptPair, Separation
 
 
 @dataclass(frozen=True, kw_only=True)

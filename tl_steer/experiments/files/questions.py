@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..positions import parse_positions
-from .vector_tables import require_different, require_positive
+from ...positions import parse_positions
+from .vectors import require_different, require_positive
 
 Operation = Literal["add", "project_out"]
 Layers = tuple[int | tuple[int, ...], ...] | Literal["all"]

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ..directions import SteeringVectors
-from ..evaluation.tables import UNSTEERED
-from .wording import direction, interval, place, plain, rows_of, signed
+from ...directions import SteeringVectors
+from ...evaluation.tables import UNSTEERED, rows_of
+from .wording import direction, interval, place, plain, signed
 
 # Below this share of all probability, two choices say little about what the model would say.
 LITTLE_MASS = 0.5

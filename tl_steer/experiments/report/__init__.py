@@ -1,0 +1,25 @@
+"""A run's numbers as one page: sections with figures and tables, and sentences no surer than the numbers."""
+
+from .effects import effect_finding, ranking_finding
+from .findings import (
+    choice_finding,
+    mass_finding,
+    prompts_finding,
+    separation_finding,
+    text_finding,
+    unreadable_finding,
+)
+from .page import report_html, write_report
+
+__all__ = [
+    "choice_finding",
+    "effect_finding",
+    "mass_finding",
+    "prompts_finding",
+    "ranking_finding",
+    "report_html",
+    "separation_finding",
+    "text_finding",
+    "unreadable_finding",
+    "write_report",
+]
