@@ -573,6 +573,16 @@ def test_multipliers_that_end_in_the_same_place_share_a_label(detected):
     assert sorted(filter(None, path.text)) == ["−4 to +4"]
 
 
+def test_controls_at_one_layer_alone_have_a_band_that_can_be_seen(swept):
+    here = swept[~swept["control"] | (swept["layers"] == "5")]
+    bands = [
+        trace for trace in plots.effectiveness(here, facet="truth").data if "controls" in (trace.name or "")
+    ]
+    assert bands
+    for trace in bands:
+        assert (min(trace.x), max(trace.x)) == pytest.approx((4.7, 5.3))
+
+
 def test_a_few_layers_far_apart_stand_one_by_one_and_their_whiskers_aside(swept):
     places = layer_places(pd.DataFrame({"layers": ["17", "31", "18", "19", "", "17+31"]}))
     assert places == {"17": 0, "18": 1, "19": 2, "31": 3, "17+31": 4}

@@ -165,11 +165,12 @@ def _control_bands(panel: Panel, sign: int, value: str, places: dict[str, float]
         return []
     reach = chosen.groupby("layers")[value].agg(["min", "max"]).rename(index=places).sort_index()
     alone = [place for name, place in places.items() if not name.isdigit() and place in reach.index]
+    alone += list(reach.index.drop(alone)) if len(reach) - len(alone) == 1 else []  # a point makes no band
     singles = reach.drop(alone)
     tint = {-1: BLUE, 1: VERMILLION, 0: INK}[sign]
     name = {-1: "controls, negative", 1: "controls, positive", 0: "controls, project out"}[sign]
     spans = [(list(singles.index), singles)] if len(singles) else []
-    width = 0.3
+    width = max(0.3, 0.03 * (max(places.values()) - min(places.values())))
     spans += [([place - width, place + width], reach.loc[[place, place]]) for place in alone]
     traces = []
     for x, ends in spans:
