@@ -14,7 +14,7 @@ import pytest
 from tl_steer import plots
 from tl_steer.plots import template
 from tl_steer.plots.cells import layer_places
-from tl_steer.plots.labels import LONGEST, escape, levels, number, wrapped
+from tl_steer.plots.labels import LONGEST, escape, levels, number, require_columns, wrapped
 
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
 LAYERS = ("3", "5", "10", "3+5")
@@ -700,3 +700,14 @@ def test_signal_detection_keeps_its_axes_over_layers_and_says_what_they_mean(det
     assert any("hits 80%, false alarms 30%" in text for text in texts)
     with pytest.raises(ValueError, match=r"no layer 7 .* 3, 5, 10, 3\+5"):
         plots.signal_detection(detected, layer=7)
+
+
+def test_what_is_no_table_and_a_factor_that_is_not_there_are_named(swept):
+    with pytest.raises(
+        ValueError, match=r"plots\.traces draws a table, not dict: give it the one that traces"
+    ):
+        require_columns({}, ["layer"], figure="traces", maker="traces(…)")
+    with pytest.raises(ValueError, match="has no column 'politeness'; it has"):
+        plots.effectiveness(swept, facet="politeness")
+    with pytest.raises(ValueError, match="side by side first"):
+        plots.texts(pd.DataFrame({"prompt_id": [0], "prompt": ["a"], "multiplier": [1.0], "text": ["b"]}))

@@ -661,7 +661,7 @@ def test_a_steered_an_unsteered_run_and_their_difference_in_one_figure():
         (trace_table(), {"facet": "persona"}, "layer and position where persona is"),
         (trace_table(), {"facet": "prompt_id"}, "'prompt_id' has 11 values, at most 6 panels"),
         (trace_table(), {"value": "length"}, "value='length' is unknown: use 'cosine' or 'projection'"),
-        (trace_table(), {"facet": "sex"}, r"plots.traces needs the columns \['sex'\]"),
+        (trace_table(), {"facet": "sex"}, r"plots.traces: the table has no column 'sex'"),
         (trace_table()[:0], {}, "without rows"),
     ],
 )

@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tl_steer.activations import PairedActivations
+from tl_steer.capture import capture
 from tl_steer.directions import SteeringVector, SteeringVectors
-from tl_steer.models import ModelMismatchError
+from tl_steer.models import ModelMismatchError, identify
 
 from .conftest import make_identity
+from .tiny_model import make_model, word_tokenizer
 
 NUMBERS = st.floats(-100, 100, allow_nan=False, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
 
@@ -320,3 +323,19 @@ def test_numbers_from_a_table_are_layers_and_factors(tmp_path):
     assert loaded.layers == (3,)
     assert torch.equal(loaded.values[0], made[3].values)
     assert float(loaded.stream_norm[0]) == made[3].stream_norm
+
+
+def test_what_a_notebook_prints_of_vectors_and_activations_is_one_line():
+    model = make_model(word_tokenizer())
+    vectors = SteeringVectors(
+        torch.tensor([[3.0, 4.0, *[0.0] * (model.cfg.d_model - 2)], [1.0, *[0.0] * (model.cfg.d_model - 1)]]),
+        (0, 1), "resid_post", "mean_difference", torch.ones(2), identify(model),
+    )  # fmt: skip
+    name = identify(model).name
+    told = "mean_difference at resid_post, length"
+    assert repr(vectors) == f"SteeringVectors({told} 1 to 5, layers [0, 1], {name})"
+    assert repr(vectors[0]) == f"SteeringVector({told} 5, layer 0, {name})"
+    held = capture(model, ["a b", "c"], layers=[0, 1])
+    assert repr(held) == f"Activations(2 prompts at last_token(), resid_post of 2 layers, {name})"
+    both = PairedActivations(held, held, pd.DataFrame({"group": [0, 1]}))
+    assert repr(both) == f"PairedActivations(2 pairs at last_token(), resid_post of 2 layers, {name})"

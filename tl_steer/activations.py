@@ -56,6 +56,9 @@ class Activations:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def __repr__(self) -> str:
+        return f"Activations({len(self)} prompts at {self.positions}, {_where(self)})"
+
     def single(self) -> Float[Tensor, "prompt layer d_hook"]:
         """The values where each prompt has exactly one position.
 
@@ -91,6 +94,11 @@ class Activations:
         )
 
 
+def _where(held: "Activations | PairedActivations") -> str:
+    layers = f"layer {held.layers[0]}" if len(held.layers) == 1 else f"{len(held.layers)} layers"
+    return f"{held.hook} of {layers}, {held.identity.name}"
+
+
 @dataclass(frozen=True, eq=False)
 class PairedActivations:
     """The two sides of contrast pairs, row by row.
@@ -116,6 +124,9 @@ class PairedActivations:
 
     def __len__(self) -> int:
         return len(self.positive)
+
+    def __repr__(self) -> str:
+        return f"PairedActivations({len(self)} pairs at {self.positive.positions}, {_where(self)})"
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -81,6 +81,11 @@ class _Algebra:
     def __neg__(self: VectorT) -> VectorT:
         return self * -1.0
 
+    def _told(self) -> str:
+        lengths = self.norms().reshape(-1)
+        span = dict.fromkeys(f"{float(each):.3g}" for each in (lengths.min(), lengths.max()))
+        return f"{self.method} at {self.hook}, length {' to '.join(span)}"
+
     def _with(self: VectorT, values: Tensor, method: str) -> VectorT:
         return replace(self, values=values, method=method)
 
@@ -145,6 +150,9 @@ class SteeringVector(_Algebra):
 
     def __post_init__(self) -> None:
         self._require_finite()
+
+    def __repr__(self) -> str:
+        return f"SteeringVector({self._told()}, layer {self.layer}, {self.identity.name})"
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -214,6 +222,9 @@ class SteeringVectors(_Algebra):
 
     def __len__(self) -> int:
         return len(self.layers)
+
+    def __repr__(self) -> str:
+        return f"SteeringVectors({self._told()}, layers {list(self.layers)}, {self.identity.name})"
 
     def __iter__(self) -> Iterator[SteeringVector]:
         return (self[layer] for layer in self.layers)

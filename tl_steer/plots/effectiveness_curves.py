@@ -64,9 +64,7 @@ def check_values(table: pd.DataFrame, value: str, facet: str | None, *, figure: 
     if value not in VALUES:
         raise ValueError(f"value={value!r} is unknown: use one of {', '.join(VALUES)}.")
     numbers = [f"{value}{end}" for end in ("", "_low", "_high")]
-    require_columns(
-        table, [*CELL, "dose", "n", *numbers, *([facet] if facet else [])], figure=figure, maker=MAKER
-    )
+    require_columns(table, [*CELL, "dose", "n", *numbers], figure=figure, maker=MAKER, factors=[facet])
     if table[value].isna().all():
         raise ValueError(
             f"plots.{figure}: {value} is NaN in every row; it needs questions with answers or choices."

@@ -5,6 +5,7 @@ import math
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -72,21 +73,33 @@ def _is_unseen(sign: str, *, first: bool) -> bool:
     return sign not in SIGNS and (kind in "CZ" or (kind == "M" and first))
 
 
-def require_columns(table: pd.DataFrame, columns: Sequence[str], *, figure: str, maker: str) -> None:
+def require_columns(
+    table: Any, columns: Sequence[str], *, figure: str, maker: str, factors: Iterable[str | None] = ()
+) -> None:
     """Refuse a table that the figure cannot be drawn from.
 
     Args:
         figure: the plot's name, for the message.
         maker: the function that makes such a table.
+        factors: columns that the caller chose; `None` is none.
 
     Raises:
-        ValueError: no rows, or columns are missing.
+        ValueError: no table, no rows, or columns are missing.
     """
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(
+            f"plots.{figure} draws a table, not {type(table).__name__}: give it the one that {maker} makes."
+        )
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(
             f"plots.{figure} needs the columns {missing}, but the table has {list(table.columns)}: "
             f"give it the table that {maker} makes."
+        )
+    if wrong := [name for name in factors if name is not None and name not in table.columns]:
+        raise ValueError(
+            f"plots.{figure}: the table has no column {', '.join(map(repr, wrong))}; it has "
+            f"{', '.join(map(str, table.columns))}."
         )
     if table.empty:
         raise ValueError(

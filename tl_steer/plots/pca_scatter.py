@@ -48,8 +48,8 @@ def pca(
 
     A component is fitted at each layer anew: the same point may lie elsewhere, or mirrored, one layer on.
     """
-    needed = [*KEYS, colour, *([symbol] if symbol else []), *_columns(x, y)]
-    require_columns(table, needed, figure="pca", maker="analysis.pca(pairs_activations, components=…)")
+    maker = "analysis.pca(pairs_activations, components=…)"
+    require_columns(table, [*KEYS, *_columns(x, y)], figure="pca", maker=maker, factors=[colour, symbol])
     if x == y:
         raise ValueError(f"x and y are both component {x}: give two different ones.")
     require_same_rows(table, figure="pca")

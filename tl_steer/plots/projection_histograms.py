@@ -38,10 +38,8 @@ def projections(
 
     The strip below shows each prompt as a line; its text is in the hover.
     """
-    needed = [*COLUMNS, by, *([facet] if facet else [])]
-    require_columns(
-        table, needed, figure="projections", maker="analysis.projections(pairs_activations, vectors)"
-    )
+    maker = "analysis.projections(pairs_activations, vectors)"
+    require_columns(table, COLUMNS, figure="projections", maker=maker, factors=[by, facet])
     require_same_rows(table, figure="projections")
     table = table.sort_values(["layer", "pair", "side"])
     layers = [str(value) for value in table["layer"].unique()]

@@ -76,6 +76,10 @@ def _shown(table: pd.DataFrame, most: int) -> tuple[pd.DataFrame, list[str]]:
     names = [name for name in table.columns if name not in ("prompt_id", "prompt")]
     if not names:
         raise ValueError("plots.texts: the table has no column of texts.")
+    if "multiplier" in names:
+        raise ValueError(
+            "plots.texts: put the texts of a sweep's table side by side first, side_by_side(table)."
+        )
     if len(names) > MOST_COLUMNS:
         raise ValueError(
             f"plots.texts: {len(names)} columns of texts cannot be read beside each other, at most "

@@ -42,7 +42,7 @@ def traces(table: pd.DataFrame, *, value: str = "cosine", facet: str | None = No
     """
     if value not in NAMES:
         raise ValueError(f"value={value!r} is unknown: use 'cosine' or 'projection'.")
-    require_columns(table, [*COLUMNS, value, *([facet] if facet else [])], figure="traces", maker=MAKER)
+    require_columns(table, [*COLUMNS, value], figure="traces", maker=MAKER, factors=[facet])
     are_means = "token_share" in table.columns
     is_difference = table["difference"].eq(True) if "difference" in table.columns else False
     panels = _panels(
@@ -247,5 +247,5 @@ def _subtitle(panels: dict[str, pd.DataFrame], grid: _Grid, are_means: bool) -> 
     each = " a panel" if len(kinds) > 1 else ""
     fewer = "; fewer where texts have ended, see n in the hover" if n.min() < n.max() else ""
     dots = any(rows["difference"].any() for rows in panels.values())
-    told = "<br>dots: the 95% interval leaves zero out, as of 1 cell in 20 by chance" if dots else ""
+    told = "<br>dots: the 95% interval leaves zero out, as it does in 1 cell of 20 by chance" if dots else ""
     return f"mean of {counted(n, 'prompt')}{each}, {layers}{fewer}{told}"
