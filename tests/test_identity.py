@@ -99,14 +99,16 @@ def test_a_fine_tuned_model_is_refused_and_rounding_is_not(make_hf_model, name):
     original = identify(load_model("tiny", hf_model=make_hf_model(name)))
     assert original.same_model(identify(load_model("tiny", hf_model=fine_tuned(make_hf_model(name), 0.005))))
     other = identify(load_model("other", hf_model=fine_tuned(make_hf_model(name), 0.05)))
-    with pytest.raises(ModelMismatchError, match=r"this vector was made on tiny, whose weights.*other"):
+    with pytest.raises(
+        ModelMismatchError, match=r"this vector, made on tiny, .* with other: the weights differ"
+    ):
         original.require(other)
 
 
 def test_another_model_of_the_same_shapes_is_refused_unless_forced(make_hf_model):
     first, second = (identify(load_model("tiny", hf_model=make_hf_model("llama", seed=s))) for s in (0, 1))
     assert not first.same_model(second)
-    with pytest.raises(ModelMismatchError, match="the activations was made on"):
+    with pytest.raises(ModelMismatchError, match="the activations, made on"):
         first.require(second, what="the activations")
     first.require(second, force=True)
 
@@ -117,7 +119,7 @@ def test_other_processing_is_refused_even_if_forced(make_hf_model, processing):
     plain = identify(load_model("tiny", hf_model=hf_model))
     other = identify(load_model("tiny", hf_model=hf_model, processing=processing))
     for first, second in ((plain, other), (other, plain)):
-        with pytest.raises(ModelMismatchError, match=r"does not fit tiny: .*against.*same processing"):
+        with pytest.raises(ModelMismatchError, match=r"cannot be used with tiny: .*against.*same processing"):
             first.require(second, force=True)
 
 
@@ -145,7 +147,7 @@ def test_centring_is_measured_on_the_weights_not_told(make_hf_model, dtype):
 def test_other_shapes_are_refused_even_if_forced(identity, shape):
     other = replace(identity, **{shape: getattr(identity, shape) + 1}, name="wide")
     with pytest.raises(
-        ModelMismatchError, match=rf"made on tiny and does not fit wide: {shape}: \d+ against \d+"
+        ModelMismatchError, match=rf"made on tiny, cannot be used with wide: {shape}: \d+ against \d+"
     ):
         identity.require(other, force=True)
 

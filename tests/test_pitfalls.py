@@ -290,7 +290,7 @@ def test_a_long_run_s_mean_is_not_taken_in_half_precision():
     [
         ({"normalization_type": "LNPre"}, "normalization: LNPre against LN"),
         ({"n_layers": 4}, "n_layers: 4 against 3"),
-        ({"seed": 1}, "whose weights differ"),
+        ({"seed": 1}, "the weights differ"),
     ],
 )
 def test_a_vector_from_a_folded_or_another_model_is_refused_saying_which(changes, told):

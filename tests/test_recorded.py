@@ -316,7 +316,7 @@ def with_cells(row, **cells):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("", "must be a list in JSON, but begins with ''"),
+        ("", "must be a list in JSON, but is empty"),
         ("sentence,answer", "must be a list in JSON, but begins with 'sentence,answer'"),
         (items()[0], r"must be a list in JSON, but begins with '{\"sentence\""),
         ([], "is an empty list"),

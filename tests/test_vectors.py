@@ -158,7 +158,7 @@ def test_a_vector_is_placed_elsewhere_with_its_provenance():
         (
             lambda: vectors(fingerprint=tuple(np.linspace(1, -1, 256))),
             ModelMismatchError,
-            "whose weights differ",
+            "the weights differ",
         ),
         (lambda: vectors(normalization="LNPre"), ModelMismatchError, "normalization: RMS against LNPre"),
         (lambda: vectors(n_layers=5), ModelMismatchError, "n_layers: 4 against 5"),

@@ -63,7 +63,9 @@ def effectiveness(
 
 def _with_all(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     if len(by) != 1:
-        raise ValueError(f"overall=True needs one factor in by=…, not {len(by)}: which would be {ALL!r}?")
+        raise ValueError(
+            f"overall=True needs one factor in by=…, not {len(by)}, since its rows say {ALL!r} there."
+        )
     (factor,) = by
     if table[factor].astype(str).eq(ALL).any():
         raise ValueError(f"{factor!r} has a value {ALL!r} already: rename it, or leave overall out.")

@@ -67,14 +67,14 @@ class ModelIdentity:
                 f"{name}: {getattr(self, name)} against {getattr(other, name)}" for name in differing
             )
             raise ModelMismatchError(
-                f"{what} was made on {self.name} and does not fit {other.name}: {told}. "
-                "Load the model with the same processing=…, or make it anew."
+                f"{what}, made on {self.name}, cannot be used with {other.name}: {told}. Make "
+                "anew what is of another model, or load with the same processing=…; force=True does not help."
             )
         if not (self.fingerprint and other.fingerprint):
             warnings.warn(f"cannot compare the weights of {self.name} and {other.name}", stacklevel=3)
         elif not force and self._distance(other) > TOLERANCE:
             raise ModelMismatchError(
-                f"{what} was made on {self.name}, whose weights differ from those of {other.name}.{hint}"
+                f"{what}, made on {self.name}, cannot be used with {other.name}: the weights differ.{hint}"
             )
 
     def same_model(self, other: "ModelIdentity") -> bool:

@@ -100,7 +100,8 @@ def _path(path: pd.DataFrame, name: str, colours: dict[float, str], symbol: str)
             "line": {"color": "white", "width": 1},
         },
         text=_labels(path),
-        textposition="top right",
+        # in turn above and below, since neighbours lie close
+        textposition=["top right" if place % 2 else "bottom right" for place in range(len(path))],
         textfont={"size": 11},
         hovertext=[_hover(row) for row in path.to_dict("records")],
         hoverinfo="text",

@@ -58,7 +58,8 @@ def recorded_items(text: str, file: str) -> Iterator[Item]:
     """
     place = _after_space(text, 0)
     if not text.startswith("[", place):
-        raise ValueError(f"{file} must be a list in JSON, but begins with {text[place : place + 20]!r}.")
+        found = f"begins with {text[place : place + 20]!r}" if text[place:] else "is empty"
+        raise ValueError(f"{file} must be a list in JSON, but {found}.")
     if text.startswith("]", _after_space(text, place + 1)):
         raise ValueError(f"{file} is an empty list: there are no items.")
     for row in itertools.count():
