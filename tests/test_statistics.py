@@ -70,20 +70,67 @@ def test_perfect_rates_are_finite_and_no_trials_are_nan():
     assert np.isnan(ours.d_prime(0, 0, 0, 10))
 
 
-def test_resampled_counts_are_draws_of_prompts():
-    """Moments against prompts drawn one by one; the smoothing (one prompt of 41) is within tolerance."""
+def test_joint_counts_are_counted_one_by_one():
+    now, then = np.random.default_rng(0).random((2, 50)) < 0.4
+    pairs = [(True, True), (True, False), (False, True), (False, False)]
+    seen = list(zip(now.tolist(), then.tolist(), strict=True))
+    assert ours.joint_counts(now, then).tolist() == [seen.count(pair) for pair in pairs]
+    assert ours.joint_counts(now[:0], then[:0]).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("yes", "no"), [(7, 33), (60, 0), (0, 5)])
+def test_drawn_shares_are_those_of_jeffreys_prior(yes, no):
+    weights = ours.resampled_weights(
+        np.array([yes, no]), (0.5, 0.5), resamples=40000, rng=np.random.default_rng(0)
+    )
+    drawn = np.quantile(weights[:, 0] / weights.sum(1), [0.025, 0.5, 0.975])
+    expected = stats.beta.ppf([0.025, 0.5, 0.975], yes + 0.5, no + 0.5)
+    np.testing.assert_allclose(drawn, expected, atol=0.006)
+
+
+def test_joint_outcomes_weigh_as_prompts_do_that_are_weighed_one_by_one():
+    """Every prompt a weight, half a prompt more where the two answers differ; both rates are Jeffreys'."""
+    counts = np.array([10, 6, 2, 22])
     rng = np.random.default_rng(0)
-    draws = ours.resampled_counts(np.array([10, 20, 5, 5]), resamples=20000, rng=rng)
-    prompts = np.repeat(range(4), [10, 20, 5, 5])
-    loop = np.array([np.bincount(rng.choice(prompts, 40), minlength=4) for _ in range(5000)])
-    assert (draws.sum(1) == 40).all()
-    np.testing.assert_allclose(draws.mean(0), loop.mean(0), atol=0.5)
-    np.testing.assert_allclose(np.cov(draws.T), np.cov(loop.T), atol=0.7)
+    cells, added = np.array([counts, counts[::-1]]), (0.0, 0.5, 0.5, 0.0)
+    weights = ours.resampled_weights(cells, added, resamples=20000, rng=rng)[:, 0]
+    prompts = rng.exponential(size=(20000, 40))
+    loop = np.stack([part.sum(1) for part in np.split(prompts, np.cumsum(counts)[:-1], axis=1)], 1)
+    loop[:, 1:3] += rng.chisquare(1, (20000, 2)) / 2  # Gamma(½), half an exponential weight
+    quantiles = np.linspace(0.05, 0.95, 7)
+    for outcomes in ([0, 1], [0, 2], [1], [2]):
+        drawn, expected = (each[:, outcomes].sum(1) / each.sum(1) for each in (weights, loop))
+        np.testing.assert_allclose(*(np.quantile(each, quantiles) for each in (drawn, expected)), atol=0.006)
+    jeffreys = stats.beta.ppf(quantiles, 16.5, 24.5)
+    now = weights[:, :2].sum(1) / weights.sum(1)
+    np.testing.assert_allclose(np.quantile(now, quantiles), jeffreys, atol=0.006)
 
 
-def test_an_outcome_never_seen_is_sometimes_drawn():
-    draws = ours.resampled_counts(np.array([60, 0]), resamples=4000, rng=np.random.default_rng(0))
-    assert draws[:, 1].mean() == pytest.approx(60 * 0.5 / 61, abs=0.05)
+def test_z_of_weights_is_exact_in_both_tails():
+    weights = np.array([[1e-40, 1.0], [1.0, 1e-40], [3.0, 1.0], [1.0, 1.0]])
+    tail = stats.norm.isf(1e-40)
+    np.testing.assert_allclose(ours.z_of_weights(weights), [-tail, tail, stats.norm.ppf(0.75), 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("joint", [(0, 9, 0, 0), (0, 0, 9, 0), (4, 0, 0, 5), (3, 1, 4, 1)])
+def test_an_interval_of_a_changed_share_holds_it_and_is_never_a_point(joint):
+    change, low, high = ours.share_change(np.array(joint), resamples=500, rng=np.random.default_rng(0))
+    assert change == pytest.approx((joint[1] - joint[2]) / 9)
+    assert -1 <= low <= change <= high <= 1
+    assert high - low > 0.1
+
+
+def test_of_no_prompts_no_share_has_changed():
+    assert np.isnan(ours.share_change(np.zeros(4, int), resamples=9, rng=np.random.default_rng(0))).all()
+
+
+def test_interval_around_is_the_percentiles_unless_the_estimate_lies_outside():
+    draws = np.random.default_rng(0).normal(size=500)
+    low, high = ours.percentile_interval(draws)
+    assert ours.interval_around(0.0, draws) == (low, high)
+    assert ours.interval_around(9.0, draws) == (low, 9.0)
+    assert ours.interval_around(-9.0, draws) == (-9.0, high)
+    assert np.isnan(ours.interval_around(np.nan, draws)).all()
 
 
 def test_percentile_interval_is_numpys_and_spreads_nan():
@@ -92,21 +139,6 @@ def test_percentile_interval_is_numpys_and_spreads_nan():
     low, high = ours.percentile_interval(draws)
     assert (low[0], high[0]) == pytest.approx(np.percentile(draws[:, 0], [2.5, 97.5]))
     assert np.isnan([low[1], high[1]]).all()
-
-
-def test_bootstrap_intervals_of_d_prime_cover_as_often_as_they_say():
-    """1500 simulated cells of 60 and 60 prompts, H = .9, F = .3."""
-    rng = np.random.default_rng(0)
-    truth = stats.norm.ppf(0.9) - stats.norm.ppf(0.3)
-    covered = 0
-    for hits, false_alarms in rng.binomial(60, [0.9, 0.3], (1500, 2)):
-        drawn = [
-            ours.resampled_counts(np.array([k, 60 - k]), resamples=300, rng=rng)[:, 0]
-            for k in (hits, false_alarms)
-        ]
-        low, high = ours.percentile_interval(ours.d_prime(drawn[0], 60, drawn[1], 60))
-        covered += low <= truth <= high
-    assert covered / 1500 == pytest.approx(0.945, abs=0.025)
 
 
 def test_auc_is_scikit_learns_with_ties():
@@ -147,3 +179,43 @@ def test_welch_s_interval_is_scipy_s():
     assert low[0] < 2 < high[0]
     assert np.isnan([low[1], high[1]]).all()
     assert ours.welch_interval((3.0, 0.0, 4), (1.0, 0.0, 5)) == (2.0, 2.0)
+
+
+def benjamini_hochberg(p_values):
+    """The least level at which the step-up procedure rejects each test."""
+    known = sorted(p for p in p_values if not np.isnan(p))
+    return [
+        min(min(1, len(known) * bar / (rank + 1)) for rank, bar in enumerate(known) if bar >= p)
+        if p == p
+        else np.nan
+        for p in p_values
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_false_discovery_is_a_plain_loop_of_benjamini_and_hochberg(seed):
+    rng = np.random.default_rng(seed)
+    p_values = np.round(rng.random(30) ** 2, 2) + 0.001  # with ties
+    p_values[rng.random(30) < 0.2] = np.nan
+    p_values[np.nanargmax(p_values)] = 1.0
+    np.testing.assert_allclose(ours.false_discovery(p_values), benjamini_hochberg(p_values))
+
+
+def test_false_discovery_of_nothing_and_of_one():
+    assert np.isnan(ours.false_discovery(np.full(3, np.nan))).all()
+    assert len(ours.false_discovery(np.zeros(0))) == 0
+    np.testing.assert_array_equal(ours.false_discovery(np.array([np.nan, 0.04])), [np.nan, 0.04])
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.7])
+def test_of_what_is_discovered_at_most_five_percent_is_false(shared):
+    """2,000 families of 40 one-sided tests, 12 with an effect; independent, then positively dependent."""
+    rng = np.random.default_rng(0)
+    noise = np.sqrt(1 - shared) * rng.normal(size=(2000, 40)) + np.sqrt(shared) * rng.normal(size=(2000, 1))
+    p_values = stats.norm.sf(noise + np.where(np.arange(40) < 12, 2.5, 0.0))
+    found = np.array([ours.false_discovery(family) for family in p_values]) < 0.05
+    share_false = found[:, 12:].sum(1) / np.maximum(found.sum(1), 1)
+    assert share_false.mean() < 0.05 + 3 * share_false.std() / np.sqrt(2000)
+    assert found[:, :12].mean() > 0.3
+    if not shared:  # then it is known exactly: 5 % of the share of tests without effect
+        assert share_false.mean() == pytest.approx(0.05 * 28 / 40, abs=0.006)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 Counts = Num[np.ndarray, "..."] | int | float | np.integer
 Numbers = Float[np.ndarray, "..."] | float
@@ -105,6 +105,16 @@ def z_rates(hits: Counts, n: Counts) -> Numbers:
     return ndtri((np.asarray(hits, float) + 0.5) / (np.where(n > 0, n, np.nan) + 1))
 
 
+def sensitivity(hit: Numbers, false_alarm: Numbers) -> Numbers:
+    """d′ of two z values, z(H) − z(F)."""
+    return hit - false_alarm
+
+
+def bias(hit: Numbers, false_alarm: Numbers) -> Numbers:
+    """Criterion c of two z values, −½(z(H) + z(F))."""
+    return -(hit + false_alarm) / 2
+
+
 def d_prime(hits: Counts, n_signal: Counts, false_alarms: Counts, n_noise: Counts) -> Numbers:
     """d′ = z(H) − z(F), rates log-linear corrected: how well signal and noise are told apart.
 
@@ -114,7 +124,7 @@ def d_prime(hits: Counts, n_signal: Counts, false_alarms: Counts, n_noise: Count
 
     Source: Green & Swets 1966; Macmillan & Creelman 2005, chapter 1.
     """
-    return z_rates(hits, n_signal) - z_rates(false_alarms, n_noise)
+    return sensitivity(z_rates(hits, n_signal), z_rates(false_alarms, n_noise))
 
 
 def criterion(hits: Counts, n_signal: Counts, false_alarms: Counts, n_noise: Counts) -> Numbers:
@@ -122,29 +132,74 @@ def criterion(hits: Counts, n_signal: Counts, false_alarms: Counts, n_noise: Cou
 
     Source: Macmillan & Creelman 2005, chapter 2.
     """
-    return -(z_rates(hits, n_signal) + z_rates(false_alarms, n_noise)) / 2
+    return bias(z_rates(hits, n_signal), z_rates(false_alarms, n_noise))
 
 
-def resampled_counts(
-    counts: Num[np.ndarray, " outcome"], *, resamples: int, rng: np.random.Generator
-) -> Int[np.ndarray, "draw outcome"]:
-    """How often each outcome occurs when prompts are drawn anew, as many as there were.
+def joint_counts(now: Bool[np.ndarray, " n"], then: Bool[np.ndarray, " n"]) -> Int[np.ndarray, "4"]:
+    """How many prompts have something both times, only now, only then, never."""
+    return np.bincount(3 - 2 * now.astype(int) - then, minlength=4)
 
-    Drawing prompts with replacement is a multinomial over their outcomes. Where an outcome is a joint one
-    (what a prompt did steered and unsteered), the draw is paired.
+
+def resampled_weights(
+    counts: Num[np.ndarray, "*cell outcome"],
+    added: Sequence[float],
+    *,
+    resamples: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "draw *cell outcome"]:
+    """How much each outcome weighs when prompts are drawn anew, by the Bayesian bootstrap.
+
+    Each prompt gets a random weight (exponential, mean 1) instead of the number of times that it is drawn
+    with replacement. So k prompts of one outcome together weigh as a draw of Gamma(k) does, and an outcome's
+    share of the weight is a draw of its rate.
 
     Args:
-        counts: prompts with each outcome.
+        counts: prompts with each outcome. Of joint ones (`joint_counts`) what a prompt did steered and
+            unsteered is drawn together.
+        added: prompts added to each outcome, a prior: from the bare counts 60 right of 60 would never vary,
+            and the interval would claim a certainty that 60 prompts cannot give.
         resamples: draws.
         rng: the source of chance.
 
-    The proportions drawn from are smoothed as in `z_rates`, one prompt shared among the outcomes: from the
-    bare ones, 60 right answers of 60 would never vary, and the interval would claim a certainty that 60
-    prompts cannot give. Either margin of four joint outcomes is then (k + ½) / (n + 1).
+    Source: Rubin 1981, Annals of Statistics 9, 130–134.
     """
-    counts = np.asarray(counts)
-    n = int(counts.sum())
-    return rng.multinomial(n, (counts + 1 / len(counts)) / (n + 1), size=resamples)
+    shapes = np.asarray(counts) + np.asarray(added, float)
+    return rng.standard_gamma(shapes, size=(resamples, *shapes.shape))
+
+
+def z_of_weights(weights: Float[np.ndarray, "*cell 2"]) -> Float[np.ndarray, "*cell"]:
+    """z of the first outcome's share of the weight, exact also where either is next to nothing."""
+    from scipy.special import ndtri
+
+    tail = ndtri(weights.min(-1) / weights.sum(-1))
+    return np.where(weights[..., 0] < weights[..., 1], tail, -tail)
+
+
+def share_change(
+    joint: Int[np.ndarray, "*cell 4"], *, resamples: int, rng: np.random.Generator
+) -> tuple[Numbers, Numbers, Numbers]:
+    """Share of prompts now minus then, from `joint_counts`, with its 95 % interval; NaN without prompts.
+
+    The interval is by `resampled_weights`, with a prompt added to those with only now and only then. In
+    simulations it held the truth in at least 93 %, and in nearly 100 % where five prompts or fewer change.
+
+    Source: these two prompts are Bonett & Price's, 2012, Journal of Educational and Behavioral Statistics 37.
+    """
+    change = share(joint[..., 1] - joint[..., 2], joint.sum(-1))
+    weights = resampled_weights(joint, (0.0, 1.0, 1.0, 0.0), resamples=resamples, rng=rng)
+    drawn = (weights[..., 1] - weights[..., 2]) / weights.sum(-1)
+    return change, *interval_around(change, drawn)
+
+
+def interval_around(
+    estimate: Numbers, draws: Float[np.ndarray, " draw *cell"], confidence: float = 0.95
+) -> tuple[Numbers, Numbers]:
+    """`percentile_interval`, widened to hold the estimate where that lies at the edge of what is possible.
+
+    (A rate of 1 is no percentile of any draws. Source: Brown, Cai & DasGupta 2001, section 4.1.)
+    """
+    low, high = percentile_interval(draws, confidence)
+    return np.minimum(low, estimate), np.maximum(high, estimate)
 
 
 def percentile_interval(
@@ -182,6 +237,24 @@ def permutation_p_value(observed: Numbers, null: Num[np.ndarray, " draw *cell"])
     """
     reached = (null >= observed).sum(0)
     return (reached + 1) / (len(null) + 1)
+
+
+def false_discovery(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """q values: the share of false discoveries among all tests with a p value as small, controlled.
+
+    Tests with q below 0.05 are, on average, at most 5 % false ones, if the p values are independent or
+    positively dependent (as those of neighbouring layers are). NaN is no test, and stays NaN.
+
+    Source: Benjamini & Hochberg 1995; dependence: Benjamini & Yekutieli 2001, section 2.
+    """
+    from scipy.stats import false_discovery_control
+
+    p_values = np.asarray(p_values, float)
+    known = ~np.isnan(p_values)
+    result = np.full(len(p_values), np.nan)
+    if known.any():
+        result[known] = false_discovery_control(p_values[known], method="bh")
+    return result
 
 
 def _two_sided_z(confidence: float) -> float:

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from ..statistics import percentile_interval, resampled_counts
-from .tables import CELL, beside_unsteered, in_cells
+from ..statistics import joint_counts, share_change
+from .tables import CELL, UNSTEERED, beside_unsteered, in_cells
 
 COLUMNS = ("n", "compared", "shift", "shift_low", "shift_high")
 
@@ -15,14 +15,15 @@ def answer_shifts(rows: pd.DataFrame, *, by: str, resamples: int = 2000, seed: i
     Args:
         rows: a sweep's table with `choice`, the unsteered cell among it.
         by: the factor that tells the kinds of questions apart.
-        resamples, seed: of a paired bootstrap over prompts; every row starts from the seed.
+        resamples, seed: of the paired bootstrap over prompts, `statistics.share_change`; every row starts
+            from the seed.
 
     Returns:
         A row a cell and kind: the cell's columns, `dose`, the factor,
         n: prompts.
         compared: those whose answer could be read both unsteered and steered; all else is of these.
         shift, shift_low, shift_high: change of the share of choice 0 against the unsteered cell, from −1 to
-            1, with its 95 % interval; NaN where nothing can be compared.
+            1, with its 95 % interval; NaN where nothing can be compared, zero for the unsteered cell.
 
     Answers that cannot be read are left out, not counted as the other choice: were they, a vector that only
     breaks the text would seem to move every kind away from the signal.
@@ -37,8 +38,9 @@ def _shift(cell: pd.DataFrame, resamples: int, seed: int) -> tuple[int, int, flo
     both = cell[cell["choice"].notna() & cell["unsteered_choice"].notna()]
     if both.empty:
         return len(cell), 0, np.nan, np.nan, np.nan
-    now, then = (both[name].eq(0).to_numpy(int) for name in ("choice", "unsteered_choice"))
-    joint = np.bincount(2 * now + then, minlength=4)
-    draws = resampled_counts(joint, resamples=resamples, rng=np.random.default_rng(seed))
-    low, high = percentile_interval((draws[:, 2] - draws[:, 1]) / len(both))
-    return len(cell), len(both), float((now - then).mean()), float(low), float(high)
+    if both["vector"].iloc[0] == UNSTEERED:
+        return len(cell), len(both), 0.0, 0.0, 0.0
+    now, then = (both[name].eq(0).to_numpy(bool) for name in ("choice", "unsteered_choice"))
+    found = share_change(joint_counts(now, then), resamples=resamples, rng=np.random.default_rng(seed))
+    shift, low, high = map(float, found)
+    return len(cell), len(both), shift, low, high

@@ -1,0 +1,209 @@
+"""How often 95 % intervals hold the truth, by simulation: `python -m tests.coverage_table` prints Markdown.
+
+Beside each interval of today stands what it replaced: the percentile bootstrap with the log-linear
+correction, bare, and smoothed by one prompt that is shared among the outcomes.
+"""
+
+import numpy as np
+from scipy.special import ndtri
+from scipy.stats import multivariate_normal
+
+from tl_steer import statistics
+from tl_steer.evaluation.signal_detection import changes, is_change_covered, is_covered, measures
+
+SIMULATIONS = 2000
+SIZES = (20, 50, 100, 200)
+RATES = (
+    (0.5, 0.5), (0.8, 0.2), (0.8, 0.5), (0.2, 0.2), (0.95, 0.5), (0.95, 0.05), (0.95, 0.95),
+    (0.99, 0.5), (0.99, 0.43), (0.99, 0.01), (0.99, 0.95), (0.01, 0.01),
+)  # fmt: skip
+# hit and false-alarm rate unsteered, steered, and the correlation of what lies under a prompt's two answers
+MOVES = (
+    ((0.5, 0.5), (0.5, 0.5), 0.9),
+    ((0.8, 0.2), (0.8, 0.5), 0.0),
+    ((0.8, 0.2), (0.8, 0.5), 0.9),
+    ((0.5, 0.5), (0.8, 0.2), 0.5),
+    ((0.8, 0.2), (0.8, 0.8), 0.9),
+    ((0.5, 0.5), (0.523, 0.523), 1.0),
+    ((0.5, 0.5), (0.557, 0.557), 1.0),
+    ((0.8, 0.2), (0.95, 0.5), 0.9),
+    ((0.95, 0.05), (0.95, 0.95), 0.5),
+    ((0.8, 0.2), (0.99, 0.43), 0.9),
+    ((0.8, 0.2), (0.99, 0.01), 0.9),
+    ((0.99, 0.43), (0.99, 0.95), 0.5),
+)
+
+
+def joint_rates(now, then, correlation):
+    """Of a latent threshold model: the signal both times, only now, only then, never."""
+    both = min(now, then)
+    if correlation < 1:
+        covariance = [[1, correlation], [correlation, 1]]
+        both = multivariate_normal.cdf(ndtri([now, then]), cov=covariance)
+    return np.clip([both, now - both, then - both, 1 - now - then + both], 0, 1)
+
+
+def simulated(rates, n, *, simulations=SIMULATIONS, seed=0):
+    """Counts "simulation kind outcome" of n prompts of each kind, whose outcomes have these rates."""
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.multinomial(n, kind, simulations) for kind in rates], 1)
+
+
+def answered(hit, false_alarm):
+    return [(hit, 1 - hit), (false_alarm, 1 - false_alarm)]
+
+
+def moved(then, now, correlation):
+    return [joint_rates(*each, correlation) for each in zip(now, then, strict=True)]
+
+
+def truth_of(hit, false_alarm):
+    z_hit, z_false_alarm = ndtri([hit, false_alarm])
+    return {"d_prime": z_hit - z_false_alarm, "criterion": -(z_hit + z_false_alarm) / 2}
+
+
+def change_of(then, now):
+    before, after = truth_of(*then), truth_of(*now)
+    return {name: after[name] - before[name] for name in after}
+
+
+def covering(intervals, truth):
+    """The share of simulations whose interval holds the truth, of each measure."""
+    return {
+        name: float(((low <= truth[name]) & (truth[name] <= high)).mean())
+        for name, (_, low, high) in intervals.items()
+    }
+
+
+def now_used(counts, *, resamples=1000, seed=1):
+    """Today's intervals of simulated counts; what a joint outcome is given for is a change."""
+    measure = measures if counts.shape[-1] == 2 else changes
+    distinct, place = np.unique(counts, axis=0, return_inverse=True)
+    found = measure(distinct, resamples=resamples, seed=seed)
+    return {name: tuple(each[place.ravel()] for each in found[name]) for name in found}
+
+
+def formerly_used(counts, *, smoothing=1, resamples=1000, seed=1):
+    """The multinomial bootstrap with the log-linear correction, as `now_used`; bare with `smoothing=0`."""
+    n, outcomes = counts[0, 0].sum(), counts.shape[-1]
+    rates = (counts + smoothing / outcomes) / (n + smoothing)
+    draws = np.random.default_rng(seed).multinomial(n, rates, (resamples, *counts.shape[:2]))
+    z = ndtri((draws[..., 0] + (draws[..., 1] if outcomes == 4 else 0) + 0.5) / (n + 1))
+    if outcomes == 4:
+        z -= ndtri((draws[..., 0] + draws[..., 2] + 0.5) / (n + 1))
+    measured = {"d_prime": z[..., 0] - z[..., 1], "criterion": -(z[..., 0] + z[..., 1]) / 2}
+    return {name: (None, *np.percentile(values, [2.5, 97.5], axis=0)) for name, values in measured.items()}
+
+
+def share_change_formerly_used(joint, *, resamples=1000, seed=1):
+    n = joint[0].sum()
+    draws = np.random.default_rng(seed).multinomial(n, (joint + 1 / 4) / (n + 1), (resamples, len(joint)))
+    return None, *np.percentile((draws[..., 1] - draws[..., 2]) / n, [2.5, 97.5], axis=0)
+
+
+def wilson_coverage(counts, rate):
+    low, high = statistics.wilson_interval(counts[:, 0], counts.sum(1))
+    return float(((low <= rate) & (rate <= high)).mean())
+
+
+def share_coverage(joint, intervals):
+    """Of the joint counts of one kind: how often the true change of the share lies within."""
+    counts, truth = joint
+    _, low, high = intervals(counts)
+    return float(((low <= truth) & (truth <= high)).mean())
+
+
+def share_intervals(joint, *, resamples=1000, seed=1):
+    return statistics.share_change(joint, resamples=resamples, rng=np.random.default_rng(seed))
+
+
+def mean_coverage(n, draw, *, simulations=SIMULATIONS, seed=0):
+    """Student's t interval of a mean of n values; `draw(rng, shape)` has mean 0."""
+    values = draw(np.random.default_rng(seed), (simulations, n))
+    low, high = statistics.t_interval(values.mean(1), values.std(1, ddof=1), n)
+    return float(((low <= 0) & (high >= 0)).mean())
+
+
+def bootstrapped_mean_coverage(n, *, simulations=SIMULATIONS, resamples=1000, seed=0):
+    """The bootstrap over rows, which scores given as functions get, of a mean of n normal values."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(simulations, n))
+    drawn = np.stack([values[:, rng.integers(0, n, n)].mean(1) for _ in range(resamples)])
+    low, high = statistics.percentile_interval(drawn)
+    return float(((low <= 0) & (high >= 0)).mean())
+
+
+def _percent(*shares):
+    return " / ".join(f"{100 * share:.1f}" for share in shares)
+
+
+def rate_rows():
+    """n a kind, rates, hit and false-alarm rate, d′ and c by three intervals, share marked as covered."""
+    for n in SIZES:
+        for rates in RATES:
+            counts = simulated(answered(*rates), n)
+            truth = truth_of(*rates)
+            methods = formerly_used(counts, smoothing=0), formerly_used(counts), now_used(counts)
+            found = [covering(intervals, truth) for intervals in methods]
+            yield [
+                str(n),
+                f"{rates[0]:g} / {rates[1]:g}",
+                _percent(*(wilson_coverage(counts[:, kind], rates[kind]) for kind in (0, 1))),
+                _percent(*(each["d_prime"] for each in found)),
+                _percent(*(each["criterion"] for each in found)),
+                f"{is_covered(counts).mean():.0%}",
+            ]
+
+
+def change_rows():
+    """n a kind, the move, changes of d′ and c and of the hit rate by two intervals each, share marked."""
+    for n in SIZES:
+        for then, now, correlation in MOVES:
+            joint = simulated(moved(then, now, correlation), n)
+            methods = formerly_used(joint), now_used(joint)
+            found = [covering(intervals, change_of(then, now)) for intervals in methods]
+            hits = joint[:, 0], now[0] - then[0]
+            yield [
+                str(n),
+                f"{then[0]:g} / {then[1]:g} → {now[0]:g} / {now[1]:g}",
+                f"{correlation:g}",
+                _percent(*(each["d_prime"] for each in found)),
+                _percent(*(each["criterion"] for each in found)),
+                _percent(
+                    *(share_coverage(hits, each) for each in (share_change_formerly_used, share_intervals))
+                ),
+                f"{is_change_covered(joint).mean():.0%}",
+            ]
+
+
+def mean_rows():
+    """n, t interval of normal, of skewed values, and the bootstrap over rows."""
+    for n in SIZES:
+        skewed = mean_coverage(n, lambda rng, shape: rng.exponential(size=shape) - 1)
+        normal = mean_coverage(n, lambda rng, shape: rng.normal(size=shape))
+        yield [str(n), *map(_percent, (normal, skewed, bootstrapped_mean_coverage(n)))]
+
+
+def markdown(columns, rows):
+    lines = [columns, ["--:"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main():
+    rates = [
+        "n a kind",
+        "H / F",
+        "H / F (Wilson)",
+        "d′: bare / before / now",
+        "c: bare / before / now",
+        "marked",
+    ]
+    moves = ["n a kind", "H / F", "correlation", "d′ change: before / now", "c change: before / now",
+             "change of H: before / now", "marked"]  # fmt: skip
+    means = ["n", "t, normal", "t, exponential", "rows drawn anew, normal"]
+    for columns, rows in ((rates, rate_rows()), (moves, change_rows()), (means, mean_rows())):
+        print(markdown(columns, rows), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Intervals hold the truth as often as they say, and p values are uniform where there is nothing to find.
+
+The truth is known because the answers are simulated; `coverage_table` says how, and prints the wider table.
+2,000 simulations leave a standard error of half a point.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tl_steer import statistics
+from tl_steer.analysis.separation import separation
+from tl_steer.evaluation import choose, signal_detection
+from tl_steer.evaluation.answer_shifts import answer_shifts
+from tl_steer.evaluation.signal_detection import (
+    changes,
+    is_change_covered,
+    is_covered,
+    measures,
+)
+
+from .conftest import make_pairs
+from .coverage_table import (
+    answered,
+    change_of,
+    covering,
+    formerly_used,
+    mean_coverage,
+    moved,
+    now_used,
+    share_change_formerly_used,
+    share_coverage,
+    share_intervals,
+    simulated,
+    truth_of,
+    wilson_coverage,
+)
+from .test_evaluation_tables import cell, row_of, unsteered
+
+RESAMPLES = 500
+
+
+def promised(coverage):
+    """95 %, give or take two points."""
+    return all(0.93 <= share <= 0.97 for share in coverage.values())
+
+
+# inside: at least 100 prompts of each kind and rates of .2 to .8, and as far as `covered` reaches
+
+
+@pytest.mark.parametrize("n", [100, 200])
+@pytest.mark.parametrize("rates", [(0.5, 0.5), (0.8, 0.2), (0.8, 0.5), (0.2, 0.2), (0.65, 0.35)])
+def test_intervals_of_rates_d_prime_and_criterion_cover_as_they_say(rates, n):
+    counts = simulated(answered(*rates), n)
+    coverage = covering(now_used(counts, resamples=RESAMPLES), truth_of(*rates))
+    coverage |= {f"rate of {kind}": wilson_coverage(counts[:, kind], rates[kind]) for kind in (0, 1)}
+    assert promised(coverage), coverage
+
+
+@pytest.mark.parametrize(
+    ("rates", "n"),
+    [((0.93, 0.07), 100), ((0.95, 0.3), 100), ((0.9, 0.2), 50), ((0.2, 0.2), 30), ((0.3, 0.7), 20)],
+)
+def test_with_five_prompts_a_choice_to_be_expected_they_cover_as_well(rates, n):
+    counts = simulated(answered(*rates), n, seed=1)
+    coverage = covering(now_used(counts, resamples=RESAMPLES), truth_of(*rates))
+    assert promised(coverage), coverage
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "correlation"),
+    [
+        ((0.5, 0.5), (0.5, 0.5), 0.9),
+        ((0.8, 0.2), (0.8, 0.5), 0.5),
+        ((0.5, 0.5), (0.8, 0.2), 0.0),
+        ((0.8, 0.2), (0.8, 0.8), 0.9),
+        ((0.4, 0.4), (0.5, 0.5), 1.0),
+    ],
+)
+def test_intervals_of_paired_changes_cover_as_they_say(then, now, correlation):
+    joint = simulated(moved(then, now, correlation), 100)
+    coverage = covering(now_used(joint, resamples=RESAMPLES), change_of(then, now))
+    intervals = share_intervals(joint[:, 0], resamples=RESAMPLES)
+    coverage["change of the hit rate"] = share_coverage((joint[:, 0], now[0] - then[0]), lambda _: intervals)
+    assert promised(coverage), coverage
+
+
+@pytest.mark.parametrize("n", [20, 100])
+def test_the_t_interval_of_a_mean_covers_as_it_says(n):
+    assert promised({"normal": mean_coverage(n, lambda rng, shape: rng.normal(size=shape))})
+
+
+# outside: what the printed table says of d′ there
+
+
+@pytest.mark.parametrize(
+    ("n", "rates", "bare", "before", "now"),
+    [
+        (100, (0.99, 0.43), 0.78, 0.97, 0.98),
+        (50, (0.99, 0.43), 0.93, 0.91, 0.98),
+        (20, (0.99, 0.43), 0.65, 0.61, 0.98),
+        (20, (0.99, 0.01), 0.00, 0.00, 0.97),
+        (50, (0.99, 0.01), 0.61, 0.93, 0.99),
+        (50, (0.95, 0.5), 0.90, 0.96, 0.94),
+        (200, (0.99, 0.95), 0.87, 0.96, 0.93),
+    ],
+)
+def test_outside_the_interval_is_too_wide_rather_than_too_narrow(n, rates, bare, before, now):
+    """Bare: the percentile bootstrap with the log-linear correction, 78 % at rates .99 and .43 of 100."""
+    counts = simulated(answered(*rates), n, seed=3)
+    truth = truth_of(*rates)
+    found = [
+        covering(intervals, truth)["d_prime"]
+        for intervals in (
+            formerly_used(counts, smoothing=0, resamples=RESAMPLES),
+            formerly_used(counts, resamples=RESAMPLES),
+            now_used(counts, resamples=RESAMPLES),
+        )
+    ]
+    assert found == pytest.approx([bare, before, now], abs=0.03)
+    assert found[2] > 0.92
+    assert abs(found[2] - 0.95) < abs(found[0] - 0.95)
+    assert is_covered(counts).mean() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("n", "then", "now", "correlation", "before"),
+    [
+        (20, (0.8, 0.2), (0.99, 0.01), 0.9, 0.32),
+        (50, (0.5, 0.5), (0.5, 0.55), 1.0, 0.91),
+        (50, (0.8, 0.2), (0.99, 0.43), 0.9, 0.90),
+    ],
+)
+def test_outside_intervals_of_changes_are_not_too_narrow_either(n, then, now, correlation, before):
+    joint = simulated(moved(then, now, correlation), n, seed=3)
+    truth = change_of(then, now)
+    assert covering(formerly_used(joint), truth)["d_prime"] == pytest.approx(before, abs=0.03)
+    assert min(covering(now_used(joint, resamples=RESAMPLES), truth).values()) > 0.94
+
+
+@pytest.mark.parametrize(
+    ("n", "up", "down", "before"), [(20, 0.077, 0, 0.81), (50, 0.027, 0, 0.78), (50, 0.04, 0.01, 0.86)]
+)
+def test_where_few_prompts_change_the_interval_of_the_change_still_holds_the_truth(n, up, down, before):
+    joint = simulated([(0.5 - down, up, down, 0.5 - up)], n, seed=3)[:, 0]
+    found = [
+        share_coverage((joint, up - down), intervals)
+        for intervals in (share_change_formerly_used, share_intervals)
+    ]
+    assert found[0] == pytest.approx(before, abs=0.03)
+    assert found[1] > 0.95
+
+
+def test_what_is_marked_as_covered_is_whatever_the_truth():
+    """4,000 cells of 20 to 200 prompts a kind, each with a truth of its own."""
+    rng = np.random.default_rng(0)
+    held, kept = {"now": [], "change": []}, {"now": [], "change": []}
+    for number in range(20):
+        n = (20, 30, 50, 100, 200)[number % 5]
+        then, now = rng.uniform(0.03, 0.97, (2, 2))
+        joint = simulated(moved(then, now, rng.choice([0, 0.5, 0.9])), n, simulations=200, seed=number)
+        counts = np.stack([joint[..., 0] + joint[..., 1], joint[..., 2] + joint[..., 3]], -1)
+        for what, marked, found, truth in (
+            ("now", is_covered(counts), measures(counts, resamples=RESAMPLES, seed=1), truth_of(*now)),
+            (
+                "change",
+                is_change_covered(joint),
+                changes(joint, resamples=RESAMPLES, seed=1),
+                change_of(then, now),
+            ),
+        ):
+            for name, (_, low, high) in found.items():
+                held[what] += ((low <= truth[name]) & (truth[name] <= high)).tolist()
+                kept[what] += marked.tolist()
+    for what in ("now", "change"):
+        marked = np.array(kept[what])
+        assert 0.2 < marked.mean() < 0.9
+        assert 0.93 <= np.array(held[what])[marked].mean() <= 0.97
+
+
+# what the functions give is what was simulated
+
+
+def questions(joint):
+    """A sweep's table whose answers have these joint counts; kinds "signal" and "noise"."""
+    now, then, answers = [], [], []
+    for kind in (0, 1):
+        for (chosen, before), count in zip([(0, 0), (0, 1), (1, 0), (1, 1)], joint[kind], strict=True):
+            now, then, answers = now + [chosen] * count, then + [before] * count, answers + [kind] * count
+    table = pd.concat([unsteered(then, answers), cell(now, answers)], ignore_index=True)
+    return table.assign(kind=table["answer"].map({0: "signal", 1: "noise"}))
+
+
+JOINT = np.array([[40, 15, 3, 22], [11, 14, 2, 43]])
+
+
+def interval_of(row, name):
+    return [row[f"{name}{end}"] for end in ("", "_low", "_high")]
+
+
+def test_signal_detection_gives_the_simulated_intervals():
+    row = row_of(signal_detection(questions(JOINT), resamples=300, seed=4), vector="honesty")
+    counts = np.stack([JOINT[:, :2].sum(1), JOINT[:, 2:].sum(1)], 1)
+    for name, found in measures(counts, resamples=300, seed=4).items():
+        assert interval_of(row, name) == list(found)
+    for name, found in changes(JOINT, resamples=300, seed=4).items():
+        assert interval_of(row, f"{name}_change") == list(found)
+
+
+def test_many_cells_at_once_are_each_alone_but_for_chance():
+    cells = np.stack([JOINT, JOINT[::-1], JOINT + 20])
+    together = changes(cells, resamples=20000, seed=0)
+    for place, joint in enumerate(cells):
+        alone = changes(joint, resamples=20000, seed=1)
+        for name in alone:
+            np.testing.assert_allclose([each[place] for each in together[name]], alone[name], atol=0.03)
+
+
+def test_answer_shifts_and_choosing_by_accuracy_give_the_simulated_interval():
+    def expected(joint):
+        return list(statistics.share_change(joint, resamples=300, rng=np.random.default_rng(4)))
+
+    table = questions(JOINT)
+    found = answer_shifts(table, by="kind", resamples=300, seed=4)
+    for kind, joint in zip(("signal", "noise"), JOINT, strict=True):
+        assert interval_of(row_of(found, vector="honesty", kind=kind), "shift") == expected(joint)
+    halves = pd.concat(
+        [table.assign(split="a"), table.assign(split="b", prompt_id=table["prompt_id"] + 1000)]
+    )
+    row = choose(halves, on="a", report="b", resamples=300, seed=4).iloc[1]
+    # noise is right where choice 0 was not taken
+    both = JOINT[0] + JOINT[1][::-1]
+    assert interval_of(row, "change") == pytest.approx(expected(both), abs=1e-12)
+
+
+def test_the_unsteered_answers_have_not_shifted():
+    found = answer_shifts(questions(JOINT), by="kind", resamples=50)
+    still = found[found["vector"] == "none"]
+    assert (still[["shift", "shift_low", "shift_high"]] == 0).all(axis=None)
+    assert list(still["compared"]) == [80, 70]
+
+
+def test_an_interval_is_marked_from_five_prompts_a_choice_and_five_changes_on():
+    def marks(joint):
+        row = row_of(signal_detection(questions(joint), resamples=10), vector="honesty")
+        return row["covered"], row["change_covered"]
+
+    assert marks([[5, 3, 0, 5], [5, 0, 2, 5]]) == (True, True)
+    assert marks([[5, 3, 0, 5], [5, 0, 1, 5]]) == (True, False)  # four changed
+    assert marks([[4, 0, 9, 5], [9, 0, 0, 9]]) == (False, False)  # four hits
+    assert marks([[4, 9, 0, 5], [9, 0, 0, 9]]) == (True, False)  # four hits before
+    found = signal_detection(questions(JOINT), resamples=10)
+    assert found[["covered", "change_covered"]].dtypes.eq(bool).all()
+    assert row_of(found, vector="none")["change_covered"]
+    alone = signal_detection(questions(JOINT).query("vector != 'none'"), resamples=10)
+    assert not alone["change_covered"].any()
+
+
+# p values where there is nothing to find
+
+
+def uniform(p_values, shuffles):
+    """Whether each of the p values that m shuffles can give is as frequent as the others."""
+    ranks = np.rint(np.ravel(p_values) * (shuffles + 1)).astype(int)
+    return stats.chisquare(np.bincount(ranks, minlength=shuffles + 2)[1:]).pvalue > 0.001
+
+
+def test_permutation_p_values_are_uniform_under_the_null():
+    """5,000 experiments of 30 values around nothing, their signs exchanged 19 times."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5000, 30))
+    null = np.stack([(rng.choice([-1, 1], (5000, 30)) * values).mean(1) for _ in range(19)])
+    p_values = statistics.permutation_p_value(values.mean(1), null)
+    assert p_values.min() == 1 / 20
+    assert uniform(p_values, 19)
+    assert (p_values <= 0.05).mean() == pytest.approx(0.05, abs=0.01)
+    assert (p_values <= 0.5).mean() == pytest.approx(0.5, abs=0.025)
+    assert not uniform(statistics.permutation_p_value(values.mean(1) + 0.1, null), 19)
+
+
+def test_separation_of_noise_has_uniform_p_values():
+    """Six captures of 300 pairs, 60 layers of noise each; ties of two accuracies cost the p values little."""
+    p_values = []
+    for seed in range(6):
+        noise = np.random.default_rng(seed).normal(size=(2, 300, 60, 4))
+        p_values.append(separation(make_pairs(*noise), shuffles=19, folds=3, seed=seed)["p_value"])
+    p_values = np.array(p_values)
+    assert uniform(p_values, 19)
+    assert 0.02 <= (p_values <= 0.05).mean() <= 0.08
+    assert 0.42 <= (p_values <= 0.5).mean() <= 0.56
