@@ -10,7 +10,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tl_steer.prompts import read_claims, read_dilemmas, read_misconceptions, read_pairs, read_reviews
+from tl_steer.prompts import (
+    read_claims,
+    read_dilemmas,
+    read_misconceptions,
+    read_neutral,
+    read_pairs,
+    read_reviews,
+)
 
 NEGATIONS = {"no", "not", "never", "none", "nothing", "nobody", "without", "cannot", "neither", "nor"}
 ABSOLUTES = {"all", "every", "always", "only", "entirely", "any", "must"}
@@ -45,6 +52,10 @@ def test_there_is_as_much_as_promised():
     assert reviews[0] == reviews[1] >= 60
     assert len(read_misconceptions()) >= 100
     assert len(read_dilemmas()) >= 20
+    neutral = Counter(read_neutral()["topic"])
+    assert sum(neutral.values()) >= 110
+    assert len(neutral) >= 10
+    assert len(set(neutral.values())) == 1
 
 
 def test_claims_and_reviews_are_balanced_in_every_topic(claims):
@@ -81,6 +92,7 @@ def test_nothing_else_comes_twice():
     assert not doubles(read_reviews()["review"])
     assert not doubles(read_misconceptions()["question"])
     assert not doubles(read_dilemmas()["dilemma"])
+    assert not doubles(read_neutral()["passage"])
 
 
 def test_reviews_and_pairs_do_not_overlap():
@@ -166,6 +178,7 @@ def test_texts_are_trimmed_and_printable():
         read_reviews(),
         read_misconceptions(),
         read_dilemmas(),
+        read_neutral(),
     )
     texts = [text for table in tables for column in table if column != "label" for text in table[column]]
     texts += [*read_pairs().positive, *read_pairs().negative]
@@ -184,6 +197,7 @@ def test_every_file_is_readable_as_a_resource_of_the_package():
             "reviews",
             "misconceptions",
             "dilemmas",
+            "neutral",
         )
     }
     for name in names:
@@ -198,6 +212,61 @@ def test_no_two_files_share_a_text():
         "pairs": read_pairs().positive + read_pairs().negative,
         "questions": read_misconceptions()["question"],
         "dilemmas": read_dilemmas()["dilemma"],
+        "neutral": read_neutral()["passage"],
     }
     bags = {name: set(map(normalised, texts)) for name, texts in tables.items()}
     assert all(not bags[one] & bags[other] for one, other in combinations(bags, 2))
+
+
+# Neutral passages
+
+TRUTH = {"true", "truth", "false", "lie", "lies", "honest", "wrong", "correct", "incorrect"}
+MOOD = {
+    "happy", "sad", "good", "bad", "great", "terrible", "wonderful", "awful", "love", "hate", "joy", "angry",
+    "beautiful", "ugly", "best", "worst", "nice", "horrible", "lovely", "nasty", "excellent", "delicious",
+    "disgusting", "sadly", "fortunately", "unfortunately", "pleasant", "unpleasant", "enjoy", "enjoyed",
+}  # fmt: skip
+MANNERS = {"please", "thank", "thanks", "sorry", "welcome", "kindly", "pardon", "damn", "stupid", "idiot"}
+
+
+def test_neutral_passages_are_of_a_length_that_can_be_compared():
+    sizes = [len(passage.split()) for passage in read_neutral()["passage"]]
+    assert 25 <= min(sizes) <= max(sizes) <= 60
+
+
+def test_no_two_neutral_passages_begin_alike():
+    """Three words tell them apart, and no first word leads many of them."""
+    starts = [normalised(passage).split() for passage in read_neutral()["passage"]]
+    assert len({tuple(start[:3]) for start in starts}) == len(starts)
+    assert max(Counter(start[0] for start in starts).values()) <= len(starts) / 10
+
+
+def test_neutral_passages_share_no_run_of_words_as_templates_would():
+    runs = Counter(
+        run
+        for passage in read_neutral()["passage"]
+        for run in {tuple(normalised(passage).split()[start : start + 6]) for start in range(60)}
+        if len(run) == 6
+    )
+    assert max(runs.values()) == 1, runs.most_common(1)
+
+
+@pytest.mark.parametrize("kind", [TRUTH, MOOD, MANNERS], ids=["truth", "mood", "manners"])
+def test_neutral_passages_have_no_word_of_truth_mood_or_manners(kind):
+    found = {passage for passage in read_neutral()["passage"] if words(passage) & kind}
+    assert not found
+
+
+def test_neutral_passages_are_sentences():
+    for passage in read_neutral()["passage"]:
+        assert passage[0].isupper() or passage[0] == '"'
+        assert passage.endswith((".", '."', '?"'))
+
+
+def test_a_table_of_ones_own_needs_the_column_passage_alone(tmp_path):
+    (tmp_path / "mine.csv").write_text("source,passage\nx,One two.\n")
+    table = read_neutral(tmp_path / "mine.csv")
+    assert table.to_dict("records") == [{"passage": "One two.", "source": "x"}]
+    (tmp_path / "other.csv").write_text("text\nOne two.\n")
+    with pytest.raises(ValueError, match="lacks the columns"):
+        read_neutral(tmp_path / "other.csv")

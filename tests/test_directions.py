@@ -16,6 +16,7 @@ from tl_steer.directions import (
     random_direction,
     random_like,
 )
+from tl_steer.directions.discriminant import discriminant_normal
 from tl_steer.directions.estimators import _axes as principal_axes
 from tl_steer.generation import generate
 from tl_steer.interventions import Add, steer
@@ -215,13 +216,61 @@ def test_a_constant_feature_does_not_divide_by_zero(planted):
     assert float(found[3]) == 0
 
 
-def test_lda_equals_scikit_learn(planted):
-    pairs, _ = planted
-    rows = np.concatenate(sides_of(pairs, 0))
-    expected = (
-        LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(rows, [1] * 200 + [0] * 200).coef_[0]
-    )
-    assert cosine(lda_direction(pairs)[0].values, expected) > 1 - 1e-6
+def lda_normal(positive, negative):
+    labels = [1] * len(positive) + [0] * len(negative)
+    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    return fitted.fit(np.concatenate([positive, negative]), labels).coef_[0]
+
+
+SPREAD = np.logspace(-1, 2, 60)  # a few numbers much larger than the others, as in a stream
+
+
+@pytest.mark.parametrize(
+    ("pairs", "scales", "factors"),
+    [
+        (20, np.ones(60), 60),
+        (200, np.ones(60), 60),
+        (30, np.ones(60), 60),
+        (3, np.ones(60), 60),
+        (2, np.ones(60), 60),
+        (20, SPREAD, 60),
+        (200, SPREAD, 60),
+        (20, SPREAD, 3),
+        (20, np.where(np.arange(60) == 5, 0, SPREAD), 60),
+        (30, np.ones(1), 1),
+    ],
+    ids=[
+        "fewer rows than numbers", "more rows than numbers", "as many", "three pairs", "two pairs",
+        "few rows, unlike scales", "many rows, unlike scales", "few directions of variance",
+        "a constant number", "one number",
+    ],
+)  # fmt: skip
+def test_lda_equals_scikit_learn(pairs, scales, factors):
+    rng = np.random.default_rng(0)
+    width = len(scales)
+    mixing = rng.standard_normal((factors, width))
+    rows = rng.standard_normal((2, pairs, 2, factors)) @ mixing
+    rows += 0.01 * rng.standard_normal(rows.shape)
+    rows[0] += 0.5 * rng.standard_normal((2, width))
+    activations = make_pairs(*(rows * scales + 3 * scales))
+    found = lda_direction(activations)
+    for layer in range(2):
+        expected = lda_normal(*sides_of(activations, layer))
+        gap = np.subtract(*sides_of(activations, layer)).mean(0)
+        expected *= np.sign(expected @ gap) / np.linalg.norm(expected)
+        np.testing.assert_allclose(found[layer].values, expected, atol=1e-6)
+
+
+def test_lda_does_not_depend_on_the_units_where_scikit_learn_loses_digits():
+    """Standardised rows have the same normal in their own units, and are easy to solve for."""
+    rng = np.random.default_rng(0)
+    scales = np.logspace(-3, 3, 200)
+    rows = rng.standard_normal((2, 60, 3)) @ rng.standard_normal((3, 200))
+    rows += 0.01 * rng.standard_normal(rows.shape)
+    rows[0] += 0.3 * rng.standard_normal(200)
+    found = discriminant_normal(*(rows * scales))
+    assert cosine(found * scales, lda_normal(*rows)) > 1 - 1e-9
+    assert cosine(lda_normal(*(rows * scales)) * scales, lda_normal(*rows)) < 1 - 1e-6
 
 
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "mean_difference"])

@@ -276,26 +276,36 @@ def test_changes_are_against_unsteered_on_the_prompts_readable_in_both():
     assert found["criterion_change"] == pytest.approx(c["choice"] - c["choice_0"])
 
 
-def test_bootstrap_intervals_are_those_of_prompts_drawn_one_by_one():
-    """The multinomial over joint outcomes against drawing rows; smoothing moves an end by less than 0.12."""
+def test_intervals_are_those_of_prompts_weighed_one_by_one():
+    """Every prompt a random weight, and half a prompt more for each choice, or for each change of it."""
     rng = np.random.default_rng(5)
     answers = np.repeat([0, 1], 100)
     before = np.where(rng.random(200) < 0.75, answers, 1 - answers)
     after = np.where(rng.random(200) < 0.3, 0, before)
     table = pd.concat([unsteered(list(before), answers), cell(list(after), answers)])
-    found = row_of(signal_detection(table), vector="honesty")
-    drawn = []
-    for _ in range(2000):
-        rates = []
-        for kind in (0, 1):
-            rows = rng.choice(np.flatnonzero(answers == kind), 100)
-            rates.append([z((choice[rows] == 0).sum(), 100) for choice in (after, before)])
-        (h1, h0), (f1, f0) = rates
-        drawn.append([h1 - f1, -(h1 + f1) / 2, h1 - f1 - (h0 - f0), (h0 + f0 - h1 - f1) / 2])
-    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    for place, name in enumerate(("d_prime", "criterion", "d_prime_change", "criterion_change")):
-        assert found[f"{name}_low"] == pytest.approx(low[place], abs=0.12)
-        assert found[f"{name}_high"] == pytest.approx(high[place], abs=0.12)
+    found = row_of(signal_detection(table, resamples=20000), vector="honesty")
+
+    def z_of(rows, choice, added):
+        weights = rng.exponential(size=(20000, len(rows) + 2))
+        weights[:, -2:] = rng.chisquare(1, (20000, 2)) / 2  # Gamma(½)
+        return [
+            stats.norm.ppf(weights[:, np.append(each[rows], extra) == 0].sum(1) / weights.sum(1))
+            for each, extra in zip(choice, added, strict=True)
+        ]
+
+    kinds = [np.flatnonzero(answers == kind) for kind in (0, 1)]
+    (hit,), (false_alarm,) = (z_of(rows, [after], [[0, 1]]) for rows in kinds)
+    signal, noise = (z_of(rows, [after, before], [[0, 1], [1, 0]]) for rows in kinds)
+    moves = [signal[0] - signal[1], noise[0] - noise[1]]
+    drawn = {
+        "d_prime": hit - false_alarm,
+        "criterion": -(hit + false_alarm) / 2,
+        "d_prime_change": moves[0] - moves[1],
+        "criterion_change": -(moves[0] + moves[1]) / 2,
+    }
+    for name, values in drawn.items():
+        expected = pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.02)
+        assert [found[f"{name}_low"], found[f"{name}_high"]] == expected
 
 
 def test_saying_the_signal_more_often_is_a_negative_criterion_and_no_better_d_prime():
@@ -343,7 +353,12 @@ def test_a_row_does_not_depend_on_the_other_cells():
 def test_signal_detection_keeps_projections_and_splits_by_factors():
     result = signal_detection(random_sweep(), by=("topic", "layers"), resamples=20)
     assert list(result.columns[:8]) == [*CELL, "dose", "topic"]
-    assert list(result.columns[8:11]) == ["n_signal", "n_noise", "unreadable"]
+    names = ["hit_rate", "false_alarm_rate", "d_prime", "criterion", "covered", "d_prime_change",
+             "criterion_change", "change_covered"]  # fmt: skip
+    intervals = [
+        name + end for name in names for end in (("",) if "covered" in name else ("", "_low", "_high"))
+    ]
+    assert list(result.columns[8:]) == ["n_signal", "n_noise", "unreadable", *intervals]
     assert len(result) == 14
     assert len(result[result["multiplier"].isna()]) == 2
 
@@ -405,7 +420,8 @@ def test_every_vector_and_operation_gets_its_best_cell_and_controls_none():
         ("honesty", "project_out", "two"),
     ]
     expected = "vector operation layers hook multiplier dose split n score value low high unsteered change"
-    assert list(result.columns) == [*expected.split(), "change_low", "change_high"]
+    about = "naive honest optimism optimism_low optimism_high again controls null_low null_high p_value"
+    assert list(result.columns) == [*expected.split(), "change_low", "change_high", *about.split()]
 
 
 def test_a_shift_counts_in_the_direction_of_the_multiplier():

@@ -28,6 +28,7 @@ ROWS = (
     {"capture", "choices"},  # capture can generate
     {"recipes"},
     {"evaluation", "analysis", "plots"},
+    {"organisms"},
     {"experiments"},
     {"cli"},
 )

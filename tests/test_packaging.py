@@ -41,6 +41,7 @@ def test_the_wheel_holds_every_module_and_all_data(wheel):
         for pattern in ("*.py", "*.toml", "*.jinja")
         for file in (ROOT / "tl_steer").rglob(pattern)
     } | {f"tl_steer/data/{file.name}" for kind in ("csv", "json") for file in ROOT.glob(f"data/*.{kind}")}
+    wanted |= {f"tl_steer/{file.relative_to(ROOT).as_posix()}" for file in ROOT.glob("data/organisms/*/*")}
     assert len(wanted) > 60
     assert wanted <= held
 
@@ -51,6 +52,7 @@ def test_data_is_read_from_a_wheel_away_from_the_checkout(wheel, tmp_path):
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import tl_steer as ts; "
         f"assert ts.__file__.startswith({str(tmp_path)!r}), ts.__file__; "
         "assert len(ts.read_reviews()) == 120; "
+        "assert ts.load_model('organism-bias', device='cpu').cfg.n_layers == 3; "
         "from tl_steer.experiments import read_experiment; read_experiment('demo')"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -13,8 +13,9 @@ import pytest
 
 from tl_steer import plots
 from tl_steer.plots import template
-from tl_steer.plots.cells import layer_places
+from tl_steer.plots.cells import layer_places, panels_of
 from tl_steer.plots.labels import LONGEST, escape, levels, number, require_columns, wrapped
+from tl_steer.plots.multiplier_lines import control_lines, multiplier_axis
 
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
 LAYERS = ("3", "5", "10", "3+5")
@@ -29,7 +30,8 @@ def separated():
     table["paired_accuracy_low"], table["paired_accuracy_high"] = accuracy - 0.1, accuracy + 0.05
     return table.assign(
         auc=rng.uniform(size=6), d_prime=rng.normal(size=6), null_low=0.35, null_high=0.62, null_mean=0.5,
-        p_value=0.0099, pairs=60, folds=5, method="mean_difference",
+        p_value=0.0099, q_value=[0.01, 0.02, 0.03, 0.049, 0.05, 0.2], pairs=60, folds=5,
+        method="mean_difference",
     )  # fmt: skip
 
 
@@ -282,13 +284,15 @@ def test_separation_shows_the_curve_its_band_the_null_and_chance(separated):
     low, high = figure.layout.yaxis.range
     assert low < min(separated["paired_accuracy_low"].min(), 0.35)
     assert high >= 1
-    for part in ("AUC", "d′", "p = 0.0099", "layer 0"):
+    for part in ("AUC", "d′", "p = 0.0099", "over all layers q = 0.01", "layer 0"):
         assert part in line.hovertext[0]
+    assert figure.layout.title.subtitle.text.endswith("; q < 0.05 at 4 of 6 layers")
 
 
 def test_separation_gives_each_method_a_line_and_the_null_one_legend_entry(separated):
-    other = separated.assign(method="lda_direction", paired_accuracy=0.5)
+    other = separated.assign(method="lda_direction", paired_accuracy=0.5, q_value=[0.01, *[0.9] * 5])
     figure = plots.separation(pd.concat([separated, other]))
+    assert "q < 0.05 at 4 and 1 of 6 layers, line by line" in figure.layout.title.subtitle.text
     assert set(named(figure, "lda_direction").y) == {0.5}
     assert named(figure, "mean_difference").line.color != named(figure, "lda_direction").line.color
     assert sum("shuffled" in (trace.name or "") and trace.showlegend for trace in figure.data) == 1
@@ -298,8 +302,9 @@ def test_separation_gives_each_method_a_line_and_the_null_one_legend_entry(separ
 
 def test_separation_without_shuffles_has_no_null_band(separated):
     figure = plots.separation(
-        separated.assign(null_low=np.nan, null_high=np.nan, null_mean=np.nan, p_value=np.nan)
+        separated.assign(null_low=np.nan, null_high=np.nan, null_mean=np.nan, p_value=np.nan, q_value=np.nan)
     )
+    assert "q <" not in figure.layout.title.subtitle.text
     assert not any("shuffled" in (trace.name or "") for trace in figure.data)
 
 
@@ -476,25 +481,97 @@ def test_effectiveness_draws_each_cell_at_its_layer_with_its_interval(pooled, va
         assert np.isfinite(np.asarray(line.error_y.array, dtype=float)).all()
 
 
-def test_effectiveness_shows_the_unsteered_value_and_the_reach_of_the_controls_by_sign(pooled):
+def control_values(table, size, **where):
+    """What the controls of one |multiplier| (NaN: without one) do, cell by cell."""
+    rows = table[table["control"]]
+    rows = rows[rows["multiplier"].isna() if np.isnan(size) else rows["multiplier"].isin([-size, size])]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def test_effectiveness_shows_the_unsteered_value_and_the_reach_of_the_controls_of_each_size(pooled):
     figure = plots.effectiveness(pooled)
     unsteered = named(figure, "unsteered")
     row = cell(pooled, operation="none")
     assert set(unsteered.y) == {row["accuracy"]}
     assert unsteered.line.dash == "dash"
-    controls = pooled[pooled["control"]]
-    for name, chosen in (
-        ("controls, negative", controls["multiplier"] < 0),
-        ("controls, positive", controls["multiplier"] > 0),
-        ("controls, project out", controls["multiplier"].isna()),
-    ):
+    around = figure.data[figure.data.index(unsteered) - 1]
+    assert set(around.y) == {row["accuracy_low"], row["accuracy_high"], None}
+    assert around.fill is None, "what is filled is a control's"
+    for name, size in (("controls, ±2", 2), ("controls, ±4", 4), ("controls, project out", np.nan)):
         bands = [trace for trace in figure.data if trace.name == name]
-        reach = controls[chosen].groupby("layers")["accuracy"].agg(["min", "max"])
         assert list(bands[0].x) == [3, 5, 10, 10, 5, 3]
-        want = [*reach.loc[["3", "5", "10"], "max"], *reach.loc[["10", "5", "3"], "min"]]
+        values = [control_values(pooled, size, layers=layers)["accuracy"] for layers in ("3", "5", "10")]
+        assert {len(each) for each in values} == {3 if np.isnan(size) else 6}
+        want = [*(each.max() for each in values), *(each.min() for each in reversed(values))]
         np.testing.assert_allclose(bands[0].y, want)
-        np.testing.assert_allclose(sorted(set(bands[1].y)), sorted(reach.loc["3+5"]))
+        both = control_values(pooled, size, layers="3+5")["accuracy"]
+        np.testing.assert_allclose(sorted(set(bands[1].y)), [both.min(), both.max()])
     assert "3 control directions" in figure.layout.title.subtitle.text
+    assert "ring" in figure.layout.title.subtitle.text
+
+
+def test_the_band_of_a_smaller_multiplier_is_darker_and_drawn_over_that_of_a_larger_one(pooled):
+    figure = plots.effectiveness(pooled)
+    order = [trace.name for trace in figure.data if (trace.name or "").startswith("controls")]
+    assert order.index("controls, ±4") < order.index("controls, ±2")
+    depth = [sum(map(int, named(figure, f"controls, ±{size}").fillcolor[4:-1].split(","))) for size in (2, 4)]
+    assert depth[0] < depth[1]
+    lines = [place for place, trace in enumerate(figure.data) if trace.mode == "lines+markers"]
+    assert len(order) < min(lines), "lines are drawn over all bands"
+
+
+@pytest.mark.parametrize("facet", [None, "truth"])
+def test_a_point_within_its_own_controls_is_a_ring_and_says_how_far_they_reach(swept, pooled, facet):
+    table = swept if facet else pooled
+    figure = plots.effectiveness(table, facet=facet)
+    kinds = {"x": "true", "x2": "false"} if facet else {"x": None}
+    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    dots = [trace for trace in figure.data if trace.mode == "markers"]
+    assert len(lines) == len(dots) == 5 * len(kinds)
+    rings = 0
+    for line, dot in zip(lines, dots, strict=True):
+        assert dot.legendgroup == line.legendgroup
+        assert (dot.xaxis, dot.showlegend, dot.hoverinfo) == (line.xaxis, False, "skip")
+        size = np.nan if line.name == "project out" else abs(float(line.name.replace("−", "-")))
+        where = {"truth": kinds[line.xaxis]} if facet else {}
+        shown = set(zip(dot.x, dot.y, strict=True))
+        for x, y, text in zip(line.x, line.y, line.hovertext, strict=True):
+            if not text:
+                continue
+            layers = text.split("layer ")[1].split(",")[0]
+            null = control_values(table, size, layers=layers, **where)["accuracy"]
+            assert ((x, y) in shown) == (null.min() <= y <= null.max())
+            assert text.endswith(f"its controls {number(null.min())} to {number(null.max())}")
+            rings += (x, y) in shown
+    assert 0 < rings < 4 * len(lines)
+
+
+def test_controls_of_another_operation_are_not_a_lines_own():
+    table = sweep_table(operations=("add", "set"), kinds=("all",)).drop(columns="truth")
+    table.loc[table["control"] & (table["operation"] == "set"), "accuracy"] += 5
+    figure = plots.effectiveness(table)
+    adding = named(figure, "controls, add ±4")
+    assert max(adding.y) < 1
+    assert max(named(figure, "controls, set ±4").y) > 5
+    for operation, reaches in (("add", "its controls 0."), ("set", "its controls 5.")):
+        assert all(reaches in text for text in named(figure, f"{operation} +4").hovertext if text)
+
+
+def test_the_unsteered_shift_is_a_line_without_an_interval(pooled):
+    unmoved = pooled["operation"] == "none"
+    pooled.loc[unmoved, ["shift", "shift_low", "shift_high"]] = 0.0
+    figure = plots.effectiveness(pooled, value="shift")
+    assert [trace.name for trace in figure.data if trace.mode == "lines" and not trace.fill] == ["unsteered"]
+
+
+def test_without_controls_there_is_no_band_no_ring_and_no_word_of_them(pooled):
+    bare = pooled[~pooled["control"]]
+    for figure in (plots.effectiveness(bare), plots.dose_response(bare)):
+        assert not any("controls" in (trace.name or "") for trace in figure.data)
+        assert not any(len(trace.x) for trace in figure.data if trace.mode == "markers")
+        assert "ring" not in figure.layout.title.subtitle.text
 
 
 def test_effectiveness_facets_share_an_axis_and_hold_each_its_rows(swept):
@@ -524,10 +601,9 @@ def test_several_vectors_get_panels_with_their_own_controls():
     figure = plots.effectiveness(table)
     assert [note.text for note in figure.layout.annotations] == ["honesty", "lda"]
     for axis, names in (("x", ["random 1 (honesty)", "random 2"]), ("x2", ["random 1 (lda)", "random 2"])):
-        band = next(
-            trace for trace in figure.data if trace.name == "controls, positive" and trace.xaxis == axis
-        )
-        mine = table[table["vector"].isin(names) & (table["layers"] == "3") & (table["multiplier"] > 0)]
+        band = next(trace for trace in figure.data if trace.name == "controls, ±4" and trace.xaxis == axis)
+        mine = table[table["vector"].isin(names) & (table["layers"] == "3")]
+        mine = mine[mine["multiplier"].abs() == 4]
         np.testing.assert_allclose([band.y[0], band.y[-1]], [mine["accuracy"].max(), mine["accuracy"].min()])
 
 
@@ -625,9 +701,60 @@ def test_dose_response_goes_through_the_unsteered_cell_from_negative_to_positive
         want.insert(2, cell(swept, operation="none", truth=kind)["shift"])
         assert list(line.y) == want
     assert named(figure, "3+5").line.dash == "dot"
-    controls = [trace for trace in figure.data if trace.name == "controls"]
-    assert len(controls) == 2 * 3 * len(LAYERS)
-    assert sum(bool(trace.showlegend) for trace in controls) == 1
+
+
+def test_dose_response_shows_what_controls_of_either_sign_reach_at_each_dose_and_layer(swept):
+    figure = plots.dose_response(swept, facet="truth")
+    for kind, axis in (("true", "x"), ("false", "x2")):
+        bands = [trace for trace in figure.data if trace.name == "controls" and trace.xaxis == axis]
+        assert len(bands) == len(LAYERS)
+        before = cell(swept, operation="none", truth=kind)["shift"]
+        wanted = set()
+        for layers in LAYERS:
+            small, large = (
+                control_values(swept, size, layers=layers, truth=kind)["shift"].agg(["min", "max"])
+                for size in (2, 4)
+            )
+            high = [large["max"], small["max"], before, small["max"], large["max"]]
+            low = [large["min"], small["min"], before, small["min"], large["min"]]
+            wanted.add((*high, *low))
+        assert {tuple(trace.y) for trace in bands} == wanted
+        assert {tuple(trace.x[:5]) for trace in bands} == {(-0.4, -0.2, 0.0, 0.2, 0.4)}
+        # one opaque grey: bands that lie upon each other look like one
+        assert {(trace.fillcolor, trace.fill) for trace in bands} == {(bands[0].fillcolor, "toself")}
+        assert bands[0].fillcolor.startswith("#")
+    assert sum(bool(trace.showlegend) for trace in figure.data if trace.name == "controls") == 1
+
+
+def test_a_dose_within_its_own_layers_controls_is_a_ring(pooled):
+    figure = plots.dose_response(pooled)
+    for layers in LAYERS:
+        line = named(figure, layers)
+        (dots,) = [t for t in figure.data if t.mode == "markers" and t.legendgroup == layers]
+        wanted = []
+        for x, y in zip(line.x, line.y, strict=True):
+            null = control_values(pooled, 10 * abs(x), layers=layers)["shift"] if x else pd.Series([0.0])
+            if null.min() <= y <= null.max():
+                wanted.append((x, y))
+        assert list(zip(dots.x, dots.y, strict=True)) == wanted
+
+
+def test_many_control_vectors_over_multipliers_are_one_band_and_few_are_lines(pooled):
+    table = sweep_table(controls=6, kinds=("all",)).drop(columns="truth")
+    axis = multiplier_axis(table, figure="any")
+    for count in (5, 6):
+        chosen = table[~table["control"] | (table["vector"] < f"random {count}")]
+        (panel,) = panels_of(chosen, None, figure="any")
+        traces = list(control_lines(panel, "shift", axis, lambda row: ""))
+        if count == 5:
+            assert len(traces) == 5 * len(LAYERS)
+            continue
+        (band,) = traces
+        assert list(band.x) == [0, 1, 2, 3, 3, 2, 1, 0]
+        small, large = (control_values(chosen, size)["shift"] for size in (2, 4))
+        high = [large.max(), small.max(), small.max(), large.max()]
+        low = [large.min(), small.min(), small.min(), large.min()]
+        np.testing.assert_allclose(band.y, [*high, *low])
 
 
 def test_dose_response_takes_the_multiplier_where_no_dose_is_known(swept):

@@ -173,7 +173,7 @@ def test_the_last_token_is_the_letter_or_word_itself(embedded, style, shared, pe
 def test_the_honest_design_passes_its_audit(embedded, style, shared, persona):
     pairs = honesty_pairs(read_claims(), chat_format(embedded), style=style, shared=shared, persona=persona)
     table = audit(pairs, tokenizer=embedded.tokenizer)
-    assert set(table["factor"]) == {"letter", "truth", "length (characters)", "tokens"}
+    assert set(table["factor"]) == {"letter", "truth", "last token", "length (characters)", "tokens"}
     assert not table["differs"].any(), table[table["differs"]]
     counts = table[table["factor"].isin(["letter", "truth"])]
     assert set(counts["positive"]) == set(counts["negative"]) == {210.0}
@@ -185,7 +185,7 @@ def differing(pairs, **options):
 
 
 def test_only_true_claims_let_the_letter_differ():
-    assert differing(honesty_pairs(CLAIMS[CLAIMS["label"] == 1], PLAIN)) == {"letter"}
+    assert differing(honesty_pairs(CLAIMS[CLAIMS["label"] == 1], PLAIN)) == {"letter", "last token"}
 
 
 def test_mostly_true_claims_let_the_letter_differ():
@@ -196,7 +196,7 @@ def test_mostly_true_claims_let_the_letter_differ():
 
 
 def test_longer_positives_let_the_length_differ():
-    pairs = contrast_pairs([f"a very very long text {'x' * i}" for i in range(5)], ["short"] * 5)
+    pairs = contrast_pairs([f"a very very {'x' * i} long text" for i in range(5)], ["text"] * 5)
     assert differing(pairs) == {"length (characters)"}
 
 
@@ -232,8 +232,47 @@ def test_a_factor_that_never_varies_within_a_side_differs_without_limit():
 def test_a_factor_that_both_sides_share_never_differs():
     pairs = contrast_pairs(["a", "b"], ["c", "d"], factors=pd.DataFrame({"topic": ["food", "art"]}))
     table = audit(pairs)
-    assert list(table["factor"]) == ["topic", "topic", "length (characters)"]
-    assert not table["differs"].any()
+    assert list(table["factor"]) == ["topic", "topic", *["last token"] * 4, "length (characters)"]
+    assert not table.loc[table["factor"] == "topic", "differs"].any()
+
+
+def test_pairs_that_differ_in_their_last_sign_show_it(make_tokenizer):
+    """Polite and rude requests that differ in "?" and "." alone, where `last_token()` reads."""
+    pairs = contrast_pairs(["the cat :", "the dog :"] * 3, ["the cat )", "the dog )"] * 3)
+    for options in ({}, {"tokenizer": make_tokenizer(bos=True)}):
+        table = audit(pairs, **options).set_index("factor").loc["last token"].set_index("level")
+        assert tuple(table.loc[")"]) == (0, 6, -np.inf, True)
+        assert tuple(table.loc[":"]) == (6, 0, np.inf, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "end"), [("Help me!", "!"), ("Answer: (A", "A"), ("I agree", "agree"), ("a b \n", "b")]
+)
+def test_without_a_tokenizer_the_last_word_or_sign_counts(text, end):
+    table = audit(contrast_pairs([text], [text])).set_index("factor").loc["last token"]
+    assert tuple(table) == (end, 1, 1, 0, False)
+
+
+def test_last_tokens_that_cannot_be_seen_are_spelt_out():
+    tokenizer = type("Fake", (), {"__call__": lambda self, text, **_: {"input_ids": [5, len(text)]}})()
+    tokenizer.decode = lambda ids: {1: "\n", 2: " me", 3: ""}[ids[0]]
+    table = audit(contrast_pairs(["a", "bb"], ["b", "bbb"]), tokenizer=tokenizer).set_index("factor")
+    assert list(table.loc["last token", "level"]) == [" me", "''", "'\\n'"]
+
+
+def test_very_many_last_tokens_are_one_row():
+    """25 words: 20 of them on both sides alike, two twice as often on one, three on one side only."""
+    shared = [f"w{k}" for k in range(20)]
+    positive = [*shared, "up", "up", "down", "one", "two"]
+    negative = [*shared, "up", "down", "down", "three", "three"]
+    table = audit(contrast_pairs(positive, negative)).set_index("factor").loc["last token"]
+    assert table["level"] == "commoner on the positive side"
+    assert (table["positive"], table["negative"]) == (4, 1)  # up, one, two
+    by_hand = (4 / 25 - 1 / 25) / np.sqrt((4 * 21 + 1 * 24) / 25**2 / 2)
+    assert table["difference"] == pytest.approx(by_hand)
+    assert table["differs"]
+    same = audit(contrast_pairs([f"x w{k}" for k in range(30)], [f"y w{k}" for k in range(30)]))
+    assert tuple(same.loc[same["factor"] == "last token"].iloc[0][["difference", "differs"]]) == (0, False)
 
 
 def test_the_audits_columns_are_fixed():

@@ -592,3 +592,43 @@ def test_a_recorded_table_goes_through_everything_a_sweep_s_does(facts):
     chosen = ts.choose(facts, on="choose", report="report", resamples=50)
     assert set(chosen["operation"]) == {"add", "zeroedout_pos", "zeroedout_neg"}
     assert np.isfinite(chosen["value"]).all()
+
+
+def added(table):
+    """d′ and criterion by layers and multiplier, unsteered and with the vector added."""
+    found = ts.signal_detection(table[table["operation"].isin(["none", "add"])])
+    return found[found["multiplier"] >= 0].set_index(["layers", "multiplier"])
+
+
+@pytest.fixture(scope="module")
+def detected(facts):
+    return added(facts)
+
+
+# d′ and criterion as a first look at these answers gave them.
+FIRST_LOOK = {("", 0.0): (2.05, 0.42), ("18", 16.0): (2.16, -0.88)}
+
+
+@pytest.mark.parametrize("cell", FIRST_LOOK)
+def test_the_first_look_at_layer_18_comes_out(facts, detected, cell):
+    """It counted the one unsteered answer that cannot be read as "True", which we leave out."""
+    counted = added(facts.assign(choice=facts["choice"].fillna(0))).loc[cell]
+    assert (counted["d_prime"], counted["criterion"]) == pytest.approx(FIRST_LOOK[cell], abs=0.006)
+    row = detected.loc[cell]
+    assert (row["d_prime"], row["criterion"]) == pytest.approx(FIRST_LOOK[cell], abs=0.1)
+
+
+def test_at_layer_18_the_criterion_moves_and_what_is_told_apart_does_not(detected):
+    row = detected.loc["18", 16.0]
+    assert row["criterion_change"] == pytest.approx(-1.3, abs=0.1)
+    assert row["criterion_change_high"] < -1
+    assert row["d_prime_change_low"] < 0 < row["d_prime_change_high"]
+    assert abs(row["d_prime_change"]) < 0.1
+
+
+def test_at_the_largest_multiplier_the_criterion_falls_at_every_layer(detected):
+    strongest = detected.xs(16.0, level="multiplier")
+    assert set(strongest.index) == {"17", "18", "19", "31", "17+31"}
+    assert (strongest["criterion_change_high"] < 0).all()
+    assert (strongest["criterion_change"] < -0.8).sum() == 4  # all but layer 31
+    assert (strongest["d_prime_change_high"] > 0).all()

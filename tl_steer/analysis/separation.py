@@ -2,11 +2,12 @@
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from ..activations import PairedActivations
-from ..directions import Estimator, SteeringVectors, mean_difference
-from ..statistics import auc, permutation_p_value, wilson_interval
+from ..directions import Estimator, SteeringVectors, coin_flips, mean_difference
+from ..statistics import auc, false_discovery, permutation_p_value, wilson_interval
+from .resampling import group_kinds, group_numbers
 
 
 def separation(
@@ -36,6 +37,7 @@ def separation(
         d_prime: difference of the sides' mean projections over their pooled standard deviation;
         null_low, null_high, null_mean: 2.5 % and 97.5 % percentile and mean of it with exchanged sides;
         p_value: how often these reach the paired accuracy, (b + 1) / (m + 1) (Phipson & Smyth 2010);
+        q_value: false discovery over the layers of this table (Benjamini & Hochberg 1995);
         pairs, folds, method.
 
     Raises:
@@ -49,7 +51,9 @@ def separation(
     tend to be right or wrong together: exchanging them one by one would lose that and make the null too
     narrow. It would also undo what the pairs of a group balance (the letter, say).
 
-    The p value is of one layer. For the best of many, choose on other pairs, or correct for their number.
+    The p value is of one layer. Of the layers whose q value is below 0.05, at most 5 % are expected to be
+    false; with m shuffles neither gets below 1 / (m + 1). A layer picked as the best of many still flatters
+    itself: report it on other pairs.
     """
     pairs = pairs_activations
     if shuffles < 0:
@@ -89,25 +93,14 @@ def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[n
     the first fold on, so kinds of equal size are equal in every fold, which scikit-learn's greedy
     StratifiedGroupKFold does not promise. Kinds rarer than `folds` are dealt as one deck.
     """
-    pairs = len(factors)
-    group = (
-        factors.groupby("group", dropna=False).ngroup().to_numpy() if "group" in factors else np.arange(pairs)
-    )
-    names = [name for name in factors.columns if name != "group"]
-    sorting = [name for name in names if factors[name].nunique(dropna=False) * folds <= pairs]
-    level = (
-        factors.groupby(sorting, dropna=False, observed=True).ngroup()
-        if sorting
-        else pd.Series(np.zeros(pairs))
-    )
-    kinds = pd.Series(level.to_numpy()).groupby(group).agg(lambda levels: tuple(sorted(levels)))
+    kinds = group_kinds(factors, fewest=folds)
     if folds < 2 or len(kinds) < folds:
         raise ValueError(f"folds={folds} with {len(kinds)} groups of pairs: give 2 to {len(kinds)} folds.")
     shuffled = kinds.sample(frac=1, random_state=seed).sort_values(kind="stable")
     sizes = shuffled.map(shuffled.value_counts())
     common, rare = shuffled[sizes >= folds], shuffled[sizes < folds]
     dealt = pd.concat([common.groupby(common).cumcount(), pd.Series(range(len(rare)), rare.index)])
-    return (dealt % folds).loc[group].to_numpy(int)
+    return (dealt % folds).loc[group_numbers(factors)].to_numpy(int)
 
 
 def _held_out(
@@ -144,7 +137,7 @@ def _null(
     rng = np.random.default_rng(seed)
     null = np.empty((shuffles, len(pairs.layers)))
     for row in range(shuffles):
-        swapped = pairs.swapped(_flips(pairs.factors, rng).tolist())
+        swapped = pairs.swapped(coin_flips(pairs.factors, rng).tolist())
         null[row] = _paired_accuracy(_held_out(swapped, estimator, fold)[0])
     return null
 
@@ -152,18 +145,12 @@ def _null(
 def _beside_chance(
     accuracy: Float[np.ndarray, " layer"], null: Float[np.ndarray, "shuffle layer"]
 ) -> dict[str, Float[np.ndarray, " layer"]]:
-    names = ("null_low", "null_high", "null_mean", "p_value")
+    names = ("null_low", "null_high", "null_mean", "p_value", "q_value")
     if not len(null):
         return {name: np.full_like(accuracy, np.nan) for name in names}
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    return dict(zip(names, (low, high, null.mean(0), permutation_p_value(accuracy, null)), strict=True))
-
-
-def _flips(factors: pd.DataFrame, rng: np.random.Generator) -> Bool[np.ndarray, " pair"]:
-    if "group" not in factors:
-        return rng.random(len(factors)) < 0.5
-    group = factors.groupby("group", dropna=False).ngroup().to_numpy()
-    return (rng.random(group.max() + 1) < 0.5)[group]
+    p_value = permutation_p_value(accuracy, null)
+    return dict(zip(names, (low, high, null.mean(0), p_value, false_discovery(p_value)), strict=True))
 
 
 def _paired_accuracy(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, " layer"]:

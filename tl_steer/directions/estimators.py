@@ -8,11 +8,13 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import PairedActivations
+from .discriminant import discriminant_normal
 from .vectors import SteeringVectors
 
 Estimator = Callable[[PairedActivations], SteeringVectors]
@@ -95,12 +97,13 @@ def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringV
 def lda_direction(pairs: PairedActivations) -> SteeringVectors:
     """Fisher's linear discriminant with Ledoit-Wolf shrinkage of the within-side covariance.
 
-    Source: Ledoit & Wolf 2004; scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`.
+    Source: Ledoit & Wolf 2004; the direction is that of scikit-learn's
+    `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`, found as `discriminant_normal` says.
     """
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     def normal(rows: Any, labels: Any) -> Any:
-        return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(rows, labels).coef_[0]
+        is_positive = np.array(labels) == 1
+        return discriminant_normal(rows[is_positive], rows[~is_positive])
 
     return _classifier_direction(pairs, normal, "lda_direction")
 

@@ -66,16 +66,19 @@ def sweep_cells(
     """Every cell of a sweep, the unsteered one first.
 
     Raises:
-        ValueError: no vectors, no multipliers for an operation that needs them, an unknown operation, or a
-            cell that is asked for twice.
+        ValueError: no vectors, no multipliers for an operation that needs them, an unknown operation, a
+            control named like a vector, or a cell that is asked for twice.
         KeyError: a layer for which there is no vector.
     """
     if not vectors:
         raise ValueError("no vectors given; pass SteeringVectors, or a mapping of names to them.")
     if UNSTEERED.vector in vectors:
         raise ValueError(f"{UNSTEERED.vector!r} is the name of the unsteered cell: give the vector another.")
+    made = _control_vectors(vectors, controls, seed)
+    if taken := sorted({UNSTEERED.vector, *vectors} & set(made)):
+        raise ValueError(f"controls named {taken}: a vector, or the unsteered cell, has that name already.")
     studied = [(name, each, False) for name, each in vectors.items()]
-    studied += [(name, each, True) for name, each in _control_vectors(vectors, controls, seed).items()]
+    studied += [(name, each, True) for name, each in made.items()]
     cells = [UNSTEERED]
     for (name, each, control), operation in itertools.product(studied, operations):
         maker, label = _maker(operation)
@@ -83,8 +86,8 @@ def sweep_cells(
         if not doses:
             raise ValueError(f"operation {label!r} needs multipliers; none given.")
         for places, multiplier in itertools.product(_layer_sets(each, layers), doses):
-            made = tuple(maker(each[layer], multiplier, positions) for layer in places)
-            cells.append(Cell(name, control, label, places, each.hook, float(multiplier), made))
+            steps = tuple(maker(each[layer], multiplier, positions) for layer in places)
+            cells.append(Cell(name, control, label, places, each.hook, float(multiplier), steps))
     _require_different(cells)
     return cells
 

@@ -2,9 +2,13 @@
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from .scores import MEASURED, Score, measure_of
-from .tables import CELL, UNSTEERED, beside_unsteered, in_cell, require_columns
+from .selection import NULL, TRIED, Candidates, best, candidates, compared, halvings, tried
+from .tables import CELL, UNSTEERED, beside_unsteered, in_cell, require_columns, require_one_row_a_prompt
+
+LABELS = ("vector", "operation", "layers", "hook", "multiplier", "dose", "split", "n", "score")
 
 
 def choose(
@@ -15,6 +19,7 @@ def choose(
     score: Score = "accuracy",
     resamples: int = 2000,
     seed: int = 0,
+    splits: int = 100,
 ) -> pd.DataFrame:
     """For each vector and operation, the best cell on some prompts, and what it does on others.
 
@@ -23,54 +28,93 @@ def choose(
         on: the split on which layer and multiplier are chosen.
         report: the split that had no part in the choice. Its row is the result; the other one is flattered.
         score: "accuracy"; "d_prime"; "shift", the mean change of the logit difference times the sign of the
-            multiplier (a projection has none and counts as plus); or a function of a cell's rows.
+            multiplier (a projection has none and counts as plus); "flipped", the share of choices that are
+            another than unsteered, whichever way; or a function of a cell's rows.
         resamples: bootstrap draws.
-        seed: of the draws.
+        seed: of the draws and of the halvings.
+        splits: random halvings of all these prompts, in which the choice is made again; 0 leaves NaN. A
+            function is called for each half of each cell: with one that is slow, take fewer.
 
     Returns:
         Two rows (split `on`, then `report`) for each vector and operation, controls left out: vector,
         operation, layers, hook, multiplier, dose, split, n, score (its name), and
-        value, low, high: the score and its 95 % interval: Wilson's for accuracy, the bootstrap of
+        value, low, high: the score and its 95 % interval: Wilson's for accuracy and flips, that of
             `signal_detection` for d′, the paired t interval for the shift; for a function, by bootstrap.
         unsteered: the same score of the unsteered model on the same prompts.
         change, change_low, change_high: against unsteered, by paired bootstrap over prompts. For d′ on the
             prompts readable in both; a shift is a change already.
+        And, the same on both rows, about the choice itself:
+        naive: the score of the cell chosen on all prompts of both splits, on the same prompts.
+        honest: the mean, over the halvings, of the score on one half of what was chosen on the other. Each
+            half takes its turn.
+        optimism: the mean, over the same, of how much better what was chosen looks on the half that it was
+            chosen on. Never below 0: on each half its own choice is at least as good as the other's.
+        optimism_low, optimism_high: between them lie 95 % of the halvings. A spread over splits of the same
+            prompts, not a confidence interval.
+        again: share of choices on a half that fall on the very cell of these rows.
+        controls: how many control vectors were put through the same choice: best cell on `on`, score on
+            `report`. Those swept under the same operation at all the same cells; else there is no null.
+        null_low, null_high: the lowest and the highest of their scores on `report`.
+        p_value: how often such a control does as well as the vector on `report`, itself counted:
+            (b + 1) / (m + 1), so never below 1 / (m + 1). With vectors of exchanged labels as controls this
+            is a permutation test of the whole way from pairs to result; with random directions it compares
+            with chance.
 
     Raises:
         ValueError: the two splits are one, one is not there, a prompt is in both, a cell lacks prompts that
-            another has (the unsteered cell among them), only controls are there, or no cell has a score.
+            another has (the unsteered cell among them), only controls are there, no cell has a score, or
+            `splits` is negative.
 
     Of cells with equal scores the one with the smallest |dose| is taken, then the one with the earlier layer,
     then the one that comes first in the table.
+
+    Source: the optimism, Efron 1986, JASA 81, 461–470; choosing anew in each split, Varma & Simon 2006, BMC
+    Bioinformatics 7, 91; the p value, Phipson & Smyth 2010, section 3.
     """
     measure, name = measure_of(score)
-    _require_splits(table, on, report)
-    wanted = table[table["split"].isin([on, report]) & ~table["control"].astype(bool)]
+    _require_splits(table, on, report, splits)
+    both = table[table["split"].isin([on, report])]
+    require_one_row_a_prompt(both)
+    is_control = both["control"].astype(bool)
+    wanted = both[~is_control]
     _require_complete(wanted)
-    ranked = measure(wanted[wanted["split"] == on], 1, seed)
-    rows = []
-    for _, cells in ranked.groupby(["vector", "operation"], sort=False):
-        chosen = wanted[in_cell(wanted, _best(cells)) | (wanted["vector"] == UNSTEERED)]
+    before = wanted[wanted["vector"] == UNSTEERED]
+    parts = np.stack([(before["split"] == part).to_numpy() for part in (on, report)])
+    halves = halvings(before, splits, seed)
+    found = []
+    steered = wanted[wanted["vector"] != UNSTEERED]
+    for (vector, operation), rows in steered.groupby(["vector", "operation"], sort=False):
+        cells = candidates(rows, before, score)
+        place = _place(cells, parts)
+        mates = is_control & (both["operation"] == operation) & _is_mate(both["vector"], vector, steered)
+        about = tried(cells, halves, place) | compared(cells, both[mates], before, score, parts)
+        chosen = wanted[in_cell(wanted, cells.labels.iloc[place]) | (wanted["vector"] == UNSTEERED)]
         for split in (on, report):
-            found = measure(chosen[chosen["split"] == split], resamples, seed)
-            rows.append(found.assign(split=split, score=name))
-    columns = [
-        "vector",
-        "operation",
-        "layers",
-        "hook",
-        "multiplier",
-        "dose",
-        "split",
-        "n",
-        "score",
-        *MEASURED,
-    ]
-    return pd.concat(rows)[columns].reset_index(drop=True)
+            measured = measure(chosen[chosen["split"] == split], resamples, seed)
+            found.append(measured.assign(split=split, score=name, **about))
+    return pd.concat(found)[[*LABELS, *MEASURED, *TRIED, *NULL]].reset_index(drop=True)
 
 
-def _require_splits(table: pd.DataFrame, on: str, report: str) -> None:
+def _place(cells: Candidates, parts: Bool[np.ndarray, "2 prompt"]) -> int:
+    """Of the cell chosen on the first part."""
+    (place,) = best(cells.scores(parts[:1]))
+    if place < 0:
+        raise ValueError(
+            f"no cell of {cells.labels['vector'].iloc[0]!r} has a score: are choices and answers known?"
+        )
+    return int(place)
+
+
+def _is_mate(controls: pd.Series, vector: str, steered: pd.DataFrame) -> pd.Series:
+    """Whether controls are this vector's: a sweep of several calls them "random 1 (vector)"."""
+    others = tuple(f"({name})" for name in steered["vector"].unique() if name != vector)
+    return ~controls.str.endswith(others) | controls.str.endswith(f"({vector})")
+
+
+def _require_splits(table: pd.DataFrame, on: str, report: str, splits: int) -> None:
     require_columns(table, "prompt_id", *CELL, "split")
+    if splits < 0:
+        raise ValueError(f"splits={splits} is negative: give how often to halve the prompts, 0 for never.")
     if on == report:
         raise ValueError(f"on and report are both {on!r}: report on prompts that had no part in the choice.")
     known = set(table["split"].dropna())
@@ -96,19 +140,3 @@ def _require_complete(wanted: pd.DataFrame) -> None:
         raise ValueError(
             "every cell, the unsteered one too, needs all prompts of both splits: give the whole sweep."
         )
-
-
-def _best(cells: pd.DataFrame) -> pd.Series:
-    scored = cells[cells["value"].notna()]
-    if scored.empty:
-        raise ValueError(
-            f"no cell of {cells['vector'].iloc[0]!r} has a score: are choices and answers known?"
-        )
-    order = pd.DataFrame(
-        {
-            "worse": -scored["value"],
-            "dose": scored["dose"].abs().fillna(np.inf),
-            "layer": [min(map(int, layers.split("+"))) for layers in scored["layers"]],
-        }
-    )
-    return scored.loc[order.sort_values(["worse", "dose", "layer"], kind="stable").index[0]]

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from ..statistics import percentile_interval, resampled_counts
+from ..statistics import joint_counts, percentile_interval, share_change, wilson_interval
 from .effectiveness import effectiveness
 from .signal_detection import signal_detection
 from .tables import CELL, UNSTEERED, beside_unsteered, in_cells
 
-Score = str | Callable[[pd.DataFrame], float]  # "accuracy", "d_prime", "shift", or a function of rows
+Score = str | Callable[[pd.DataFrame], float]  # "accuracy", "d_prime", "shift", "flipped", or a function
 Measure = Callable[[pd.DataFrame, int, int], pd.DataFrame]  # rows, resamples, seed
 MEASURED = ("value", "low", "high", "unsteered", "change", "change_low", "change_high")
 
@@ -23,7 +23,7 @@ def measure_of(score: Score) -> tuple[Measure, str]:
     Raises:
         ValueError: an unknown name.
     """
-    named = {"accuracy": _accuracy, "d_prime": _d_prime, "shift": _shift}
+    named = {"accuracy": _accuracy, "d_prime": _d_prime, "shift": _shift, "flipped": _flipped}
     if callable(score):
         return partial(_function, score), getattr(score, "__name__", type(score).__name__)
     if score not in named:
@@ -43,15 +43,13 @@ def _accuracy(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
 
 
 def _accuracy_change(cell: pd.DataFrame, resamples: int, seed: int) -> tuple[float, float]:
-    """Interval of P(right now) − P(right before), by drawing the joint outcomes of the prompts."""
+    """Interval of P(right now) − P(right before), of the same prompts."""
     answered = cell[cell["answer"].notna()]
     now, then = (
         answered[name].eq(answered["answer"]).fillna(False).to_numpy(bool)
         for name in ("choice", "unsteered_choice")
     )
-    joint = np.bincount(2 * now + then, minlength=4)
-    draws = resampled_counts(joint, resamples=resamples, rng=np.random.default_rng(seed))
-    low, high = percentile_interval((draws[:, 2] - draws[:, 1]) / max(len(answered), 1))
+    _, low, high = share_change(joint_counts(now, then), resamples=resamples, rng=np.random.default_rng(seed))
     return float(low), float(high)
 
 
@@ -72,6 +70,16 @@ def _shift(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
         f"change{end}": found[name] for end, name in (("", "value"), ("_low", "low"), ("_high", "high"))
     }
     return _steered(found, pd.DataFrame(changes))
+
+
+def _flipped(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    beside = beside_unsteered(rows, [])
+    compared = beside.assign(both=beside["choice"].notna() & beside["unsteered_choice"].notna())
+    n = in_cells(compared, [])["both"].sum().to_numpy()
+    found = effectiveness(rows).assign(n=n)
+    low, high = wilson_interval((found["flipped"].fillna(0) * n).round().to_numpy(float), n)
+    found = found.assign(value=found["flipped"], low=low, high=high)
+    return _steered(found, pd.DataFrame({"change": found["value"], "change_low": low, "change_high": high}))
 
 
 def _function(

@@ -19,6 +19,7 @@ from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder
 from .layout import optimize_layout
+from .organisms import ORGANISMS, organism_folder
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ MODELS = {
     "gpt2-xl": "1.5B parameters, base model; the study's activation additions",
     "llama-2-13b-chat": "13B parameters, chat; the study's honesty vectors (gated: ask Meta on the Hub)",
     "llama-2-7b-chat": "7B parameters, chat (gated)",
+    **ORGANISMS,
 }
 HUB_NAMES = {
     EMBEDDED: EMBEDDED_HUB,
@@ -141,9 +143,9 @@ def _fetch(name: str | Path, dtype: torch.dtype) -> tuple[str, Any, Any]:
     """Name, Hugging Face model and tokenizer, from a folder, the cache or the Hub."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = embedded_folder() if name == EMBEDDED else Path(name)
+    folder = embedded_folder() if name == EMBEDDED else organism_folder(name) or Path(name)
     if folder is not None and (folder / "config.json").is_file():
-        with no_progress_bar(quiet=name == EMBEDDED):
+        with no_progress_bar(quiet=name in (EMBEDDED, *ORGANISMS)):
             hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
         return folder.name, hf_model, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None

@@ -128,6 +128,24 @@ def lines_of(panels: Sequence[Panel]) -> Iterator[tuple[int, Line]]:
             yield place, Line(escape(name), colours.get(multiplier, GREEN), dash, rank, rows)
 
 
+def null_of(panel: Panel, value: str) -> pd.DataFrame:
+    """What a panel's controls reach, a row an operation, `layers` and `size` (the |multiplier|).
+
+    `null_low` and `null_high` are the lowest and highest of all control vectors' cells, those of the opposite
+    multiplier among them, since a control direction has no sign.
+    """
+    cells = panel.controls.assign(size=panel.controls["multiplier"].abs())
+    places = cells.groupby(["operation", "size", "layers"], dropna=False)[value]
+    return places.agg(null_low="min", null_high="max").dropna().reset_index()
+
+
+def beside_null(rows: pd.DataFrame, null: pd.DataFrame) -> pd.DataFrame:
+    """A panel's cells with `null_low` and `null_high` of their own operation, layers and |multiplier|."""
+    keys = ["operation", "size", "layers"]
+    sized = rows.assign(size=rows["multiplier"].abs())
+    return sized.merge(null[[*keys, "null_low", "null_high"]], how="left", on=keys)
+
+
 def layer_places(table: pd.DataFrame) -> dict[str, float]:
     """Where each `layers` stands on an axis: one layer at its number, sets of layers one by one after.
 
@@ -161,7 +179,13 @@ def cell_hover(row: dict[str, Any], value: str) -> str:
     numbers = interval(*(row[f"{value}{end}"] for end in ("", "_low", "_high")))
     dose = f"dose {number(row['dose'])}, n = {int(row['n'])}"
     vector = ", ".join(escape(row[name]) for name in ("vector", "hook") if row[name] not in ("", "none"))
-    return "<br>".join(part for part in (where, vector, dose, f"{NAMES.get(value, value)} {numbers}") if part)
+    told = f"{NAMES.get(value, value)} {numbers}"
+    null = f"its controls {number(row['null_low'])} to {number(row['null_high'])}" if _has_null(row) else ""
+    return "<br>".join(part for part in (where, vector, dose, told, null) if part)
+
+
+def _has_null(row: dict[str, Any]) -> bool:
+    return "null_low" in row and not pd.isna(row["null_low"])
 
 
 def _controls_of(vectors: list[str], controls: list[str]) -> dict[str, list[str]]:

@@ -1,13 +1,16 @@
 """What steering does as its dose grows from negative to positive, a line a layer."""
 
+from collections.abc import Iterator
+
 import pandas as pd
 import plotly.graph_objects as go
 
-from .cells import Panel, cell_hover, panels_of
+from .cells import Panel, beside_null, cell_hover, null_of, panels_of
 from .effectiveness_curves import RANGES, VALUES, check_values, subtitle, whiskers
 from .labels import escape
+from .marks import UNSIZED, band, rings
 from .panel_grid import PanelGrid
-from .template import CONTROL, SEQUENTIAL, VERMILLION, sequential_colours, spaced, styled, translucent
+from .template import SEQUENTIAL, VERMILLION, sequential_colours, spaced, styled
 
 LEGEND_LINES = 10  # more lines than these are told apart by a colour bar, not by a legend
 X_TITLES = {
@@ -33,6 +36,9 @@ def dose_response(
     Raises:
         ValueError: no rows, columns are missing, an unknown value or x, or rows that share a cell.
 
+    The grey band goes from the lowest to the highest control cell of any layer at a dose or its opposite,
+    since a control direction has no sign. A point within those of its own layer and |multiplier| is a ring.
+
     Operations without a multiplier (`project_out`) have no dose and are left out. Source of the dose: the
     vector's length over the stream's typical norm, as reported by the sweep.
     """
@@ -43,19 +49,23 @@ def dose_response(
     lines = _lines(panels)
     many = len(lines) > LEGEND_LINES
     for place, panel in enumerate(panels):
-        for trace in _controls(panel, value, x):
+        null = null_of(panel, value)
+        for trace in _null_bands(panel, null, value):
             grid.add(place, trace, "controls", rank=900)
+        steered = beside_null(panel.steered, null)
         for (layers, operation), look in lines.items():
-            chosen = (panel.steered["layers"] == layers) & (panel.steered["operation"] == operation)
-            trace = _line(_path(panel.steered[chosen], panel), value, look, thin=many)
+            chosen = steered[(steered["layers"] == layers) & (steered["operation"] == operation)]
+            trace = _line(_path(chosen, panel), value, look, thin=many)
             grid.add(place, trace.update(showlegend=not (many and layers.isdigit())), look["name"])
+            grid.add(place, rings(chosen, value), look["name"])
     if many:
         grid.figure.add_trace(_colour_bar([int(layers) for layers, _ in lines if layers.isdigit()]))
     else:
         grid.figure.update_layout(legend_title_text="layer")
     grid.figure.update_xaxes(zeroline=True)
     title = f"{VALUES[value].split(' (')[0].capitalize()} by {x}"
-    return styled(grid.figure, title, subtitle(table), height=grid.height)
+    ringed = " at any layer; ring: within its own layer's" if table["control"].any() else ""
+    return styled(grid.figure, title, f"{subtitle(table)}{ringed}", height=grid.height)
 
 
 def _scaled(table: pd.DataFrame, x: str | None) -> tuple[pd.DataFrame, str]:
@@ -115,22 +125,16 @@ def _line(path: pd.DataFrame, value: str, look: dict[str, str], *, thin: bool) -
     )
 
 
-def _controls(panel: Panel, value: str, x: str) -> list[go.Scatter]:
-    found = []
-    for (vector, _, layers), rows in panel.controls.groupby(["vector", "operation", "layers"]):
-        path = _path(rows, panel)
-        name = escape(f"{vector}, layer {layers}")
-        found.append(
-            go.Scatter(
-                x=path["place"],
-                y=path[value],
-                mode="lines",
-                name="controls",
-                line={"color": translucent(CONTROL, 0.3), "width": 1},
-                hovertemplate=f"{name}<br>{x} %{{x:.3g}}: %{{y:.3g}}<extra></extra>",
-            )
-        )
-    return found
+def _null_bands(panel: Panel, null: pd.DataFrame, value: str) -> Iterator[go.Scatter]:
+    """A band a layer from the most negative dose to the most positive, all of one opaque grey.
+
+    So together they look like one: what the controls of any layer reach at a dose.
+    """
+    unsteered = panel.unsteered.assign(null_low=panel.unsteered[value], null_high=panel.unsteered[value])
+    for _, cells in beside_null(panel.controls, null).groupby(["operation", "layers"]):
+        rows = pd.concat([cells, unsteered])[["place", "null_low", "null_high"]].dropna()
+        rows = rows.drop_duplicates("place").sort_values("place")
+        yield band(rows["place"], rows["null_low"], rows["null_high"], UNSIZED, name="controls")
 
 
 def _colour_bar(layers: list[int]) -> go.Scatter:

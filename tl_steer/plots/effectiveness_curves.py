@@ -1,15 +1,27 @@
 """What steering does at each layer, a line a multiplier, beside the unsteered model and random directions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from .cells import CELL, UNEVEN, Line, Panel, cell_hover, layer_places, lines_of, panels_of, steps_between
-from .labels import counted, interval, require_columns
-from .marks import band, layer_step
+from .cells import (
+    CELL,
+    UNEVEN,
+    Line,
+    Panel,
+    beside_null,
+    cell_hover,
+    layer_places,
+    lines_of,
+    null_of,
+    panels_of,
+    steps_between,
+)
+from .labels import counted, escape, interval, require_columns
+from .marks import UNSIZED, layer_bands, layer_step, rings, shades
 from .panel_grid import PanelGrid
-from .template import BLUE, CONTROL, INK, VERMILLION, styled, translucent
+from .template import INK, styled, translucent
 
 VALUES = {
     "accuracy": "accuracy (share of prompts)",
@@ -32,27 +44,31 @@ def effectiveness(table: pd.DataFrame, *, value: str = "accuracy", facet: str | 
     Raises:
         ValueError: no rows, columns are missing, an unknown value, or rows that share a cell.
 
-    The grey bands go from the lowest to the highest control cell of a layer: over all control vectors and all
-    multipliers of one sign, so a line of a small multiplier is compared with the largest one's spread.
+    The grey bands go from the lowest to the highest control cell of a layer, one band a |multiplier|, since a
+    control direction has no sign: a line is to be compared with its own. A point within it is a ring.
     """
     check_values(table, value, facet, figure="effectiveness")
     panels = panels_of(table, facet, figure="effectiveness")
     places = layer_places(table)
     grid = PanelGrid(panels, x_title="steered layer", y_title=VALUES[value], y_range=RANGES.get(value))
+    nulls = [null_of(panel, value) for panel in panels]
+    for rank, (place, trace) in enumerate(_null_bands(nulls, places)):
+        grid.add(place, trace, trace.name, rank=900 + rank)
     for place, panel in enumerate(panels):
-        for sign, name in ((-1, "negative"), (1, "positive"), (0, "without")):
-            for trace in _control_bands(panel, sign, value, places):
-                grid.add(place, trace, f"controls {name}", rank=900)
         for trace in unsteered(panel, value, [min(places.values()) - 0.4, max(places.values()) + 0.4]):
             grid.add(place, trace, "unsteered", rank=800)
     lines = list(lines_of(panels))
     asides = _asides([line.name for _, line in lines], places)
     for place, line in lines:
-        grid.add(place, _line(line, value, places, asides[line.name]), line.name, rank=line.rank + 1)
+        rows = beside_null(line.rows, nulls[place])
+        rows = rows.assign(place=rows["layers"].map(places) + asides[line.name]).sort_values("place")
+        drawn = _line(line, rows, value, to_scale=_to_scale(places))
+        for trace in (drawn, rings(rows, value)):
+            grid.add(place, trace, line.name, rank=line.rank + 1)
     grid.figure.update_xaxes(**_layer_axis(places, grid.columns))
     grid.figure.update_layout(legend_title_text="multiplier")
     title = f"{VALUES[value].split(' (')[0].capitalize()} by steered layer"
-    return styled(grid.figure, title, subtitle(table), height=grid.height)
+    return styled(grid.figure, title, _subtitle(table), height=grid.height)
 
 
 def check_values(table: pd.DataFrame, value: str, facet: str | None, *, figure: str) -> None:
@@ -78,6 +94,11 @@ def subtitle(table: pd.DataFrame) -> str:
     return f"{counted(table['n'], 'prompt')} a point; whiskers: 95% intervals{controls}"
 
 
+def _subtitle(table: pd.DataFrame) -> str:
+    rings = ", a band a |multiplier|; ring: within its own" if table["control"].any() else ""
+    return f"{subtitle(table)}{rings}"
+
+
 def _asides(names: Sequence[str], places: dict[str, float]) -> dict[str, float]:
     """How far each line stands aside, so that whiskers can be told apart; not at all on an axis to scale."""
     names = list(dict.fromkeys(names))
@@ -89,8 +110,7 @@ def _to_scale(places: dict[str, float]) -> bool:
     return all(place == int(name) for name, place in places.items() if name.isdigit())
 
 
-def _line(line: Line, value: str, places: dict[str, float], aside: float) -> go.Scatter:
-    rows = line.rows.assign(place=line.rows["layers"].map(places) + aside).sort_values("place")
+def _line(line: Line, rows: pd.DataFrame, value: str, *, to_scale: bool) -> go.Scatter:
     singles = [layers for layers in rows["layers"] if layers.isdigit()]
     steps = steps_between(singles)
     # A gap before each set of layers, since nothing lies between layer 31 and "17+31", and where layers that
@@ -98,7 +118,7 @@ def _line(line: Line, value: str, places: dict[str, float], aside: float) -> go.
     apart = {
         upper
         for upper, step in zip(singles[1:], steps, strict=True)
-        if step > UNEVEN * min(steps) and not _to_scale(places)
+        if step > UNEVEN * min(steps) and not to_scale
     }
     pieces = [
         pd.DataFrame([{"place": None}, row])
@@ -152,29 +172,38 @@ def unsteered(panel: Panel, value: str, ends: list[float]) -> list[go.Scatter]:
         hovertext=f"unsteered: {interval(row[value], low[0], high[0])}, n = {row['n']}",
         hoverinfo="text",
     )
-    return [band(ends, low, high, translucent(INK, 0.07), showlegend=False), line]
+    if low == high:  # a shift against itself
+        return [line]
+    # dotted, not filled: its interval must not pass for one of the controls' grey bands
+    around = go.Scatter(
+        x=[*ends, None, *ends],
+        y=[*low, None, *high],
+        mode="lines",
+        line={"color": translucent(INK, 0.55), "width": 1, "dash": "dot"},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    return [around, line]
 
 
-def _control_bands(panel: Panel, sign: int, value: str, places: dict[str, float]) -> list[go.Scatter]:
-    """From the lowest to the highest control cell at each layer, for multipliers of one sign (0: none)."""
-    multipliers = panel.controls["multiplier"]
-    chosen = panel.controls[multipliers.isna() if sign == 0 else multipliers * sign > 0]
-    if chosen.empty:
-        return []
-    reach = chosen.groupby("layers")[value].agg(["min", "max"]).rename(index=places).sort_index()
-    alone = [place for name, place in places.items() if not name.isdigit() and place in reach.index]
-    alone += list(reach.index.drop(alone)) if len(reach) - len(alone) == 1 else []  # a point makes no band
-    singles = reach.drop(alone)
-    tint = {-1: BLUE, 1: VERMILLION, 0: INK}[sign]
-    name = {-1: "controls, negative", 1: "controls, positive", 0: "controls, project out"}[sign]
-    spans = [(list(singles.index), singles)] if len(singles) else []
-    width = max(0.3, 0.03 * (max(places.values()) - min(places.values())))
-    spans += [([place - width, place + width], reach.loc[[place, place]]) for place in alone]
-    traces = []
-    for x, ends in spans:
-        trace = band(x, ends["min"], ends["max"], translucent(CONTROL, 0.25), name=name)
-        traces.append(trace.update(line={"width": 1, "color": translucent(tint, 0.45)}))
-    return traces
+def _null_bands(nulls: Sequence[pd.DataFrame], places: dict[str, float]) -> Iterator[tuple[int, go.Scatter]]:
+    """Each panel's bands, those of the largest |multiplier| first and so behind; panel numbers from 0."""
+    together = pd.concat(nulls)
+    kinds = together[["operation", "size"]].drop_duplicates()
+    several = kinds.dropna()["operation"].nunique() > 1
+    greys = shades(kinds["size"].dropna())
+    for operation, size in kinds.sort_values("size", ascending=False, na_position="first").to_numpy():
+        for place, null in enumerate(nulls):
+            reach = null.merge(pd.DataFrame({"operation": [operation], "size": [size]}))
+            name = escape(f"controls, {_size_name(operation, size, several=several)}")
+            for trace in layer_bands(reach.set_index("layers"), places, greys.get(size, UNSIZED), name=name):
+                yield place, trace
+
+
+def _size_name(operation: str, size: float, *, several: bool) -> str:
+    if pd.isna(size):
+        return operation.replace("project_out", "project out")
+    return f"{operation} ±{size:g}" if several else f"±{size:g}"
 
 
 def _layer_axis(places: dict[str, float], columns: int) -> dict[str, object]:

@@ -1,10 +1,16 @@
-"""Parts that several figures share: bands, ticks of layers, sliders."""
+"""Parts that several figures share: bands, what controls reach, ticks of layers, sliders."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from .template import CONTROL, translucent
+
+SHADES = ("#BFC4CB", "#EDEFF1")  # of the controls of the smallest and of the largest |multiplier|
+UNSIZED = "#E1E4E8"  # of those without a multiplier
 
 Numbers = Iterable[float | int]
 
@@ -20,6 +26,57 @@ def band(x: Numbers, low: Numbers, high: Numbers, colour: str, **more: Any) -> g
         fillcolor=colour,
         hoverinfo="skip",
         **more,
+    )
+
+
+def layer_bands(
+    reach: pd.DataFrame, places: Mapping[str, float], shade: str, **more: Any
+) -> list[go.Scatter]:
+    """What controls reach at each layer: a band over single layers, a short one at each set of layers.
+
+    Args:
+        reach: `null_low` and `null_high`, with the layers ("17", "17+31") as index.
+        places: where each `layers` stands on the axis.
+        shade: opaque, one of `shades`; the smaller of two bands is drawn over the larger one.
+        more: what both kinds of bands are given, such as a name.
+
+    A band needs two layers: one layer alone gets a short one too.
+    """
+    ends = reach[["null_low", "null_high"]].dropna().rename(index=dict(places)).sort_index()
+    sets = {place for name, place in places.items() if not name.isdigit()}
+    alone = [place for place in ends.index if place in sets]
+    singles = ends.drop(alone)
+    if len(singles) == 1:
+        alone, singles = [*singles.index, *alone], singles.iloc[:0]
+    width = max(0.3, 0.03 * (max(places.values()) - min(places.values())))
+    spans = [(list(singles.index), singles)] if len(singles) else []
+    spans += [([place - width, place + width], ends.loc[[place, place]]) for place in alone]
+    bands = [band(x, rows["null_low"], rows["null_high"], shade, **more) for x, rows in spans]
+    return [each.update(line={"width": 1, "color": translucent(CONTROL, 0.6)}) for each in bands]
+
+
+def shades(sizes: Iterable[float]) -> dict[float, str]:
+    """A grey for the controls of each |multiplier|, lighter with size."""
+    sizes = sorted(set(sizes))
+    steps = [rank / (len(sizes) - 1) for rank in range(len(sizes))] if len(sizes) > 1 else [0.6] * len(sizes)
+    greys = sample_colorscale([[0.0, SHADES[0]], [1.0, SHADES[1]]], steps) if steps else []
+    return dict(zip(sizes, greys, strict=True))
+
+
+def rings(rows: pd.DataFrame, value: str) -> go.Scatter:
+    """White dots on the points of a line that lie within what their controls reach: they become rings.
+
+    Args:
+        rows: `place` on the x axis, `value`, `null_low` and `null_high`.
+    """
+    inside = rows[rows[value].between(rows["null_low"], rows["null_high"])]
+    return go.Scatter(
+        x=inside["place"],
+        y=inside[value],
+        mode="markers",
+        marker={"size": 3, "color": "white"},
+        hoverinfo="skip",
+        showlegend=False,
     )
 
 

@@ -10,8 +10,10 @@ import plotly.graph_objects as go
 from .cells import Panel
 from .effectiveness_curves import whiskers
 from .labels import escape, signed
+from .marks import UNSIZED, band
 from .template import BLUE, CONTROL, GREEN, PURPLE, SYMBOLS, VERMILLION, sequential_colours, translucent
 
+MOST_LINES = 5  # control vectors that are drawn one by one
 SPREAD = 0.36  # of the distance between two multipliers, taken by the lines beside each other
 SETS = (VERMILLION, BLUE, PURPLE, GREEN)  # of sets of layers, which have no place between dark and light
 
@@ -118,8 +120,15 @@ def layer_lines(panels: Sequence[Panel]) -> list[LayerLine]:
 
 
 def control_lines(panel: Panel, value: str, axis: MultiplierAxis, hover: Hover) -> Iterable[go.Scatter]:
-    """Thin grey lines, one a control vector, operation and layer."""
-    controls = panel.controls.dropna(subset="multiplier").sort_values("multiplier")
+    """Thin grey lines, one a control vector, operation and layer; of many vectors, the band they fill.
+
+    The band goes from the lowest to the highest cell of each |multiplier|, since a control direction has no
+    sign.
+    """
+    controls = panel.controls.dropna(subset=["multiplier", value]).sort_values("multiplier")
+    if controls["vector"].nunique() > MOST_LINES:
+        yield _control_band(controls, value, axis)
+        return
     for _, rows in controls.groupby(["vector", "operation", "layers"]):
         yield go.Scatter(
             x=axis.places(rows["multiplier"]),
@@ -131,6 +140,12 @@ def control_lines(panel: Panel, value: str, axis: MultiplierAxis, hover: Hover) 
             hovertext=[hover(row) for row in rows.to_dict("records")],
             hoverinfo="text",
         )
+
+
+def _control_band(controls: pd.DataFrame, value: str, axis: MultiplierAxis) -> go.Scatter:
+    multipliers = controls["multiplier"].drop_duplicates()
+    reach = controls.groupby(controls["multiplier"].abs())[value].agg(["min", "max"]).loc[multipliers.abs()]
+    return band(axis.places(multipliers), reach["min"], reach["max"], UNSIZED, name="controls")
 
 
 def _order(key: tuple[str, str]) -> tuple[bool, list[int], str]:

@@ -11,12 +11,15 @@ from .template import CONTROL, INK, level_colours, styled, translucent
 
 COLUMNS = (
     "layer", "paired_accuracy", "paired_accuracy_low", "paired_accuracy_high", "auc", "d_prime",
-    "null_low", "null_high", "null_mean", "p_value", "pairs", "folds", "method",
+    "null_low", "null_high", "null_mean", "p_value", "q_value", "pairs", "folds", "method",
 )  # fmt: skip
+LEVEL = 0.05  # of false discoveries
 
 
 def separation(table: pd.DataFrame) -> go.Figure:
     """Held-out paired accuracy by layer with its interval, over what shuffled labels give.
+
+    The line below the title says at how many layers the q value is below 0.05.
 
     Args:
         table: what `analysis.separation` makes; several in one (`pandas.concat`) give a line a `method`, or a
@@ -45,7 +48,7 @@ def separation(table: pd.DataFrame) -> go.Figure:
         range=ends, zeroline=False, title_text="layer", tick0=0, dtick=layer_step(table["layer"])
     )
     figure.update_yaxes(title_text="paired accuracy (share of held-out pairs)", range=[lowest - 0.03, 1.02])
-    return styled(figure, "Do held-out pairs separate?", _subtitle(table, list(parts)))
+    return styled(figure, "Do held-out pairs separate?", _subtitle(table, parts))
 
 
 def _curve(rows: pd.DataFrame, name: str, colour: str) -> list[go.Scatter]:
@@ -91,12 +94,24 @@ def _hover(row: dict[str, Any], name: str) -> str:
             f"paired accuracy {accuracy}",
             f"AUC {number(row['auc'])}, d′ {number(row['d_prime'])}",
             f"shuffled labels {interval(row['null_mean'], row['null_low'], row['null_high'])}, "
-            f"p = {number(row['p_value'], 2)}",
+            f"p = {number(row['p_value'], 2)}, over all layers q = {number(row['q_value'], 2)}",
         )
     )
 
 
-def _subtitle(table: pd.DataFrame, names: list[str]) -> str:
+def _subtitle(table: pd.DataFrame, parts: dict[str, pd.DataFrame]) -> str:
+    names = list(parts)
     what = f"{escape(names[0])}, " if len(names) == 1 else ""
     folds = counted(table["folds"], "fold")
-    return f"{what}{counted(table['pairs'], 'pair')}, {folds}; band: 95% interval"
+    return f"{what}{counted(table['pairs'], 'pair')}, {folds}; band: 95% interval{_discovered(parts)}"
+
+
+def _discovered(parts: dict[str, pd.DataFrame]) -> str:
+    """At how many layers of each line the false discovery rate is controlled; nothing without a null."""
+    tested = [rows for rows in parts.values() if rows["q_value"].notna().any()]
+    if not tested:
+        return ""
+    found = [str(int((rows["q_value"] < LEVEL).sum())) for rows in tested]
+    told = " and ".join((", ".join(found[:-1]), found[-1])) if len(found) > 1 else found[0]
+    in_order = ", line by line" if len(found) > 1 else ""
+    return f"; q < {LEVEL} at {told} of {counted(map(len, tested), 'layer')}{in_order}"

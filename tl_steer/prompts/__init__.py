@@ -1,7 +1,14 @@
 """Claims, contrast pairs, choice questions, and what confounds them."""
 
 from .audit import audit
-from .data import read_claims, read_dilemmas, read_misconceptions, read_pairs, read_reviews
+from .data import (
+    read_claims,
+    read_dilemmas,
+    read_misconceptions,
+    read_neutral,
+    read_pairs,
+    read_reviews,
+)
 from .honesty import honesty_pairs
 from .pairs import ContrastPairs, contrast_pairs
 from .questions import ChoiceQuestions, claim_questions, misconception_questions, sentiment_questions
@@ -17,6 +24,7 @@ __all__ = [
     "read_claims",
     "read_dilemmas",
     "read_misconceptions",
+    "read_neutral",
     "read_pairs",
     "read_reviews",
     "sentiment_questions",

@@ -1,5 +1,8 @@
 """What else, besides the behaviour, differs between the two sides of contrast pairs."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +11,7 @@ import pandas as pd
 from .pairs import ContrastPairs
 
 MANY_LEVELS = 20
+LAST_TOKEN = "last token"
 LIMIT = 0.1  # Austin 2009: below a tenth of a standard deviation two groups count as balanced
 
 
@@ -18,34 +22,73 @@ def audit(pairs: ContrastPairs, *, tokenizer: Any = None) -> pd.DataFrame:
 
     Args:
         pairs: with their factors; `letter_positive` and `letter_negative` are the letter on either side.
-        tokenizer: to count tokens too.
+        tokenizer: to count tokens too, and to see which one is the last.
 
     Returns:
         A row a factor and level: factor, level, positive, negative (counts; means for length in characters
         and tokens), difference (standardised: in pooled standard deviations), differs (|difference| > 0.1).
         Factors of more than 20 levels (a topic) describe pairs rather than sort them, and are left out.
 
+        Of the factor "last token" the levels are the tokens themselves: `last_token()` reads there, and the
+        activations differ with the token before they differ with anything else. Without a tokenizer it is the
+        last word or sign. More than 20 of them are one row, "commoner on the positive side", which counts
+        the prompts on either side that end in such a token.
+
     Source: standardised differences as a measure of balance, Austin 2009 (Statistics in Medicine 28:3083).
     """
-    rows = []
-    for factor, positive, negative in _factors_by_side(pairs):
-        levels = sorted({*positive, *negative}, key=str)
-        for level in levels if len(levels) <= MANY_LEVELS else []:
-            hits = [
-                np.array([value == level for value in side], dtype=float) for side in (positive, negative)
-            ]
-            rows.append((factor, str(level), hits[0].sum(), hits[1].sum(), _standardised(*hits)))
-    counters = {"length (characters)": len}
-    if tokenizer is not None:
-        counters["tokens"] = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    for name, counter in counters.items():
-        sizes = [
-            np.array([counter(text) for text in side], dtype=float)
-            for side in (pairs.positive, pairs.negative)
-        ]
-        rows.append((name, "mean", sizes[0].mean(), sizes[1].mean(), _standardised(*sizes)))
+    rows = [
+        row
+        for factor, positive, negative in _factors_by_side(pairs)
+        if len({*positive, *negative}) <= MANY_LEVELS
+        for row in _levels(factor, positive, negative)
+    ]
+    sides = (pairs.positive, pairs.negative)
+    if tokenizer is None:
+        ids = None
+        ends = [[(re.findall(r"\w+|[^\w\s]", text) or [""])[-1] for text in side] for side in sides]
+    else:
+        ids = [[tokenizer(text, add_special_tokens=False)["input_ids"] for text in side] for side in sides]
+        ends = [[_shown(tokenizer.decode(each[-1:])) for each in side] for side in ids]
+    rows += _last_tokens(*ends)
+    rows.append(_sizes("length (characters)", sides))
+    if ids is not None:
+        rows.append(_sizes("tokens", ids))
     table = pd.DataFrame(rows, columns=["factor", "level", "positive", "negative", "difference"])
     return table.assign(differs=table["difference"].abs() > LIMIT)
+
+
+def _levels(factor: str, positive: Sequence, negative: Sequence) -> list[tuple]:
+    """A row a level, with counts on either side."""
+    levels = sorted({*positive, *negative}, key=str)
+    return [
+        _counted(factor, str(level), *([value == level for value in side] for side in (positive, negative)))
+        for level in levels
+    ]
+
+
+def _last_tokens(positive: Sequence[str], negative: Sequence[str]) -> list[tuple]:
+    """A row a token; of very many, one row of those that are commoner on the positive side."""
+    if len({*positive, *negative}) <= MANY_LEVELS:
+        return _levels(LAST_TOKEN, positive, negative)
+    commoner = Counter(positive) - Counter(negative)
+    hits = ([token in commoner for token in side] for side in (positive, negative))
+    return [_counted(LAST_TOKEN, "commoner on the positive side", *hits)]
+
+
+def _counted(factor: str, level: str, positive: Sequence[bool], negative: Sequence[bool]) -> tuple:
+    hits = [np.array(side, dtype=float) for side in (positive, negative)]
+    return factor, level, hits[0].sum(), hits[1].sum(), _standardised(*hits)
+
+
+def _sizes(factor: str, sides: Sequence[Sequence]) -> tuple:
+    """A row of mean lengths."""
+    sizes = [np.array([len(each) for each in side], dtype=float) for side in sides]
+    return factor, "mean", sizes[0].mean(), sizes[1].mean(), _standardised(*sizes)
+
+
+def _shown(token: str) -> str:
+    """A token as text; one that cannot be seen (a line's end) as Python writes it."""
+    return token if token.strip() else repr(token)
 
 
 def _factors_by_side(pairs: ContrastPairs) -> list[tuple[str, list, list]]:

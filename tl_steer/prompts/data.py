@@ -40,6 +40,14 @@ def read_dilemmas(path_or_name: str | Path = "dilemmas") -> pd.DataFrame:
     return _read(path_or_name, ("dilemma",))
 
 
+def read_neutral(path_or_name: str | Path = "neutral") -> pd.DataFrame:
+    """Neutral passages: `passage`, and in "neutral" (120 of 25 to 60 words) `topic`. Raises as `read_claims`.
+
+    What `damage` reads: plain prose of twelve topics, with no leaning in mood, truth or manners.
+    """
+    return _read(path_or_name, ("passage",))
+
+
 def read_pairs(path_or_name: str | Path = "sentiment_pairs") -> ContrastPairs:
     """Contrast pairs: `positive` and `negative`; other columns become factors. Raises as `read_claims`."""
     table = _read(path_or_name, ("positive", "negative"))

@@ -1,0 +1,391 @@
+"""The choice made again on many halves, and on controls: each number against a plain loop over `choose`."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tl_steer import plots
+from tl_steer.evaluation.choosing import choose
+from tl_steer.evaluation.scores import measure_of
+from tl_steer.evaluation.selection import best, candidates, halvings
+from tl_steer.evaluation.tables import CELL
+
+NAN = float("nan")
+PLAN = [("add", layers, multiplier) for layers in ("3", "4", "3+4") for multiplier in (-1.0, 1.0, 2.0)]
+PLAN += [("project_out", layers, NAN) for layers in ("3", "4")]
+BETTER = 4  # of these cells, the one with an effect: layer 4, multiplier 1
+SCORES = ("accuracy", "d_prime", "shift")
+
+
+def cells_of(vector, outcomes, answers, plan=PLAN, control=False):
+    """Rows of a vector's cells; `outcomes` gives the logit differences of each, NaN where unreadable."""
+    n = len(answers)
+    logits = np.concatenate(outcomes)
+    multiplier = np.repeat([multiplier for *_, multiplier in plan], n)
+    choice = pd.array(logits <= 0, dtype="Int64")
+    choice[np.isnan(logits)] = pd.NA
+    values = {
+        "prompt_id": np.tile(np.arange(50, 50 + n), len(plan)),
+        "prompt": "a prompt",
+        "vector": vector,
+        "control": control,
+        "operation": np.repeat([operation for operation, *_ in plan], n),
+        "layers": np.repeat([layers for _, layers, _ in plan], n),
+        "hook": "" if vector == "none" else "resid_post",
+        "multiplier": multiplier,
+        "dose": abs(multiplier) / 10,
+        "split": np.tile(["one", "two"], n // 2 * len(plan)),
+        "answer": pd.array(np.tile(answers, len(plan)), dtype="Int64"),
+        "choice": choice,
+        "logit_difference": logits,
+        "probability": 0.5,
+        "mass": 0.9,
+        "text": None,
+    }
+    return pd.DataFrame(values)
+
+
+def noise_sweep(n=40, seed=0, *, effect=0.0, controls=0, unreadable=0.1, vectors=("honesty",), plan=PLAN):
+    """Answers by chance in every cell; `effect` raises the right answer's logit in one of them.
+
+    Controls are called "random 1", or where there are several vectors "random 1 (vector)", as in a sweep.
+    """
+    rng = np.random.default_rng(seed)
+    answers = np.array([0, 0, 1, 1] * (n // 4))
+    right = np.where(answers == 0, 1.0, -1.0)
+
+    def drawn(strength):
+        logits = rng.normal(size=(len(plan), n))
+        logits[BETTER % len(plan)] += strength * right
+        logits[rng.random(logits.shape) < unreadable] = NAN
+        return logits
+
+    made = [cells_of("none", rng.normal(size=(1, n)), answers, plan=[("none", "", 0.0)])]
+    for vector in vectors:
+        made.append(cells_of(vector, drawn(effect), answers, plan))
+        for number in range(controls):
+            name = f"random {number + 1}" + f" ({vector})" * (len(vectors) > 1)
+            made.append(cells_of(name, drawn(0.0), answers, plan, control=True))
+    return pd.concat(made, ignore_index=True)
+
+
+def halves_of(table, splits, seed):
+    """The halvings that `choose` draws, as a mapping from prompt to half."""
+    asked = table[table["vector"] == "none"]
+    for first in halvings(asked, splits, seed):
+        yield (
+            asked["prompt_id"]
+            .map(dict(zip(asked["prompt_id"], first, strict=True)))
+            .set_axis(asked["prompt_id"])
+        )
+
+
+def on_halves(table, half, score):
+    """What `choose` itself gives where the splits are these halves: chosen on one, reported on both."""
+    relabelled = table.assign(split=np.where(table["prompt_id"].map(half), "first", "second"))
+    found = choose(relabelled, on="first", report="second", score=score, resamples=1, splits=0)
+    return found.set_index(["operation", "split"]).sort_index()
+
+
+def cell_of(row):
+    return row["layers"], None if np.isnan(row["multiplier"]) else row["multiplier"]
+
+
+# the choice, made again
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_honest_and_optimism_are_a_plain_loop_of_choose_over_relabelled_halves(score):
+    table = noise_sweep(effect=1.0)
+    found = choose(table, on="one", report="two", score=score, resamples=1, splits=4, seed=3)
+    turns = [
+        (on_halves(table, half, score), on_halves(table, ~half, score)) for half in halves_of(table, 4, 3)
+    ]
+    for operation, rows in found.groupby("operation"):
+        made = [[turn.loc[operation] for turn in pair] for pair in turns]
+        inside, outside = (
+            np.array([[turn.loc[half, "value"] for turn in pair] for pair in made])
+            for half in ("first", "second")
+        )
+        again = [cell_of(turn.iloc[0]) == cell_of(rows.iloc[0]) for pair in made for turn in pair]
+        row = rows.iloc[0]
+        assert row["honest"] == pytest.approx(outside.mean())
+        assert row["optimism"] == pytest.approx((inside - outside).mean())
+        ends = np.quantile([np.mean(each) for each in inside - outside], [0.025, 0.975])
+        assert (row["optimism_low"], row["optimism_high"]) == pytest.approx(tuple(ends))
+        assert row["again"] == np.mean(again)
+
+
+def test_a_function_is_scored_on_the_same_halves_as_the_named_score():
+    table = noise_sweep(n=24)
+
+    def my_accuracy(rows):
+        return rows["choice"].eq(rows["answer"]).fillna(False).mean()
+
+    mine, named = (
+        choose(table, on="one", report="two", score=score, resamples=2, splits=5)
+        for score in (my_accuracy, "accuracy")
+    )
+    for name in ("naive", "honest", "optimism", "optimism_low", "optimism_high", "again"):
+        assert mine[name].to_list() == pytest.approx(named[name].to_list()), name
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_naive_is_the_highest_score_of_all_prompts_together(score):
+    table = noise_sweep(effect=0.5)
+    measure, _ = measure_of(score)
+    cells = measure(table, 1, 0)
+    found = choose(table, on="one", report="two", score=score, resamples=1, splits=0)
+    for operation, rows in found.groupby("operation"):
+        highest = cells.loc[cells["operation"] == operation, "value"].max()
+        assert rows["naive"].to_list() == pytest.approx([highest] * 2)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_of_many_sets_are_those_of_the_tables(score):
+    """The fast scores against those that are reported, cell by cell and set by set."""
+    table = noise_sweep(unreadable=0.3).sample(frac=1, random_state=0)
+    before = table[table["vector"] == "none"]
+    rows = table[table["operation"] == "add"]
+    sets = np.random.default_rng(0).random((4, 40)) < 0.6
+    cells = candidates(rows, before, score)
+    measure, _ = measure_of(score)
+    for chosen, scores in zip(sets, cells.scores(sets), strict=True):
+        mine = table[table["prompt_id"].isin(before.loc[chosen, "prompt_id"])]
+        oracle = measure(mine[mine["operation"].isin(["none", "add"])], 1, 0)
+        oracle = oracle.set_index(["layers", "multiplier"])["value"]
+        labels = cells.labels[["layers", "multiplier"]].itertuples(index=False, name=None)
+        assert list(scores) == pytest.approx([oracle[label] for label in labels])
+
+
+def test_pure_noise_looks_good_to_the_naive_choice_and_not_to_the_honest_one():
+    table = noise_sweep(n=40, unreadable=0, vectors=[f"vector {k}" for k in range(30)], plan=PLAN[:9])
+    found = choose(table, on="one", report="two", resamples=1, splits=20)
+    found = found[found["split"] == "two"]
+    error = found["honest"].std() / len(found) ** 0.5
+    assert abs(found["honest"].mean() - 0.5) < 3 * error
+    assert error < 0.015, "or the test could not tell"
+    assert abs(found["value"].mean() - 0.5) < 3 * found["value"].std() / len(found) ** 0.5
+    assert found["naive"].mean() > 0.58
+    assert found["optimism"].min() > 0
+    assert found["optimism"].mean() > 0.1
+
+
+def test_a_cell_that_is_really_better_is_chosen_again_and_little_is_optimism():
+    table = noise_sweep(n=80, effect=2.5, unreadable=0)
+    row = choose(table, on="one", report="two").iloc[1]
+    assert (row["layers"], row["multiplier"]) == ("4", 1.0)
+    assert row["again"] == 1.0
+    assert row["optimism"] == row["optimism_low"] == row["optimism_high"] == 0.0
+    assert row["honest"] == pytest.approx(row["naive"]) == pytest.approx(0.99, abs=0.02)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_optimism_is_never_negative(score):
+    table = noise_sweep(vectors=("a", "b", "c", "d", "e", "f"), unreadable=0)
+    found = choose(table, on="one", report="two", score=score, resamples=1, splits=30)
+    assert (found["optimism_low"] >= 0).all()
+    assert (found["optimism"] > 0).all()
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_halves_break_ties_as_the_choice_itself_does(turn):
+    """Every cell is alike: the same one is chosen everywhere, by dose, then by layer, then by place."""
+    rng = np.random.default_rng(0)
+    answers = np.array([0, 0, 1, 1] * 5)
+    alike = np.tile(rng.normal(size=20), (4, 1))
+    plan = [("add", "10", -1.0), ("add", "9+11", 1.0), ("add", "9", 1.0), ("add", "2", 3.0)]
+    plan = plan[turn:] + plan[:turn]
+    none = cells_of("none", alike[:1] - 1, answers, plan=[("none", "", 0.0)])
+    table = pd.concat([none, cells_of("honesty", alike, answers, plan=plan)])
+    for score in ("accuracy", "d_prime"):
+        found = choose(table, on="one", report="two", score=score, resamples=1, splits=10)
+        first = (
+            "9"
+            if [each[1] for each in plan].index("9") < [each[1] for each in plan].index("9+11")
+            else "9+11"
+        )
+        assert set(found["layers"]) == {first}
+        assert found["again"].to_list() == [1.0, 1.0]
+
+
+def test_the_first_of_the_highest_is_best_and_nan_never():
+    scores = np.array([[0.1, 0.5, 0.5], [NAN, -2.0, -3.0], [NAN, NAN, NAN], [-np.inf, NAN, NAN]])
+    assert best(scores).tolist() == [1, 1, -1, 0]
+
+
+def test_halves_hold_as_many_prompts_of_each_answer_and_keep_groups_together():
+    asked = pd.DataFrame(
+        {"prompt_id": range(30), "answer": pd.array([0] * 11 + [1] * 14 + [None] * 5, "Int64")}
+    )
+    halves = halvings(asked, 50, 0)
+    assert halves.shape == (50, 30)
+    for kind in (asked["answer"].eq(0), asked["answer"].eq(1), asked["answer"].isna()):
+        within = halves[:, kind.fillna(False).to_numpy(bool)]
+        assert (abs(2 * within.sum(1) - within.shape[1]) <= 1).all()
+    assert (halves.sum(1) == 15).all()
+    assert len({half.tobytes() for half in halves}) == 50
+    assert halves.mean(0).min() > 0.3, "each prompt is now in the one half"
+    assert halves.mean(0).max() < 0.7, "and now in the other"
+    together = halvings(asked.assign(group=asked["prompt_id"] // 3), 50, 0)
+    assert (together.reshape(50, 10, 3) == together.reshape(50, 10, 3)[:, :, :1]).all()
+
+
+def test_no_halvings_leave_nan_and_the_rest_as_it_was():
+    table = noise_sweep(controls=2)
+    with_splits, without = (
+        choose(table, on="one", report="two", resamples=5, splits=each) for each in (7, 0)
+    )
+    tried = ["honest", "optimism", "optimism_low", "optimism_high", "again"]
+    assert without[tried].isna().all(axis=None)
+    pd.testing.assert_frame_equal(without.drop(columns=tried), with_splits.drop(columns=tried))
+    with pytest.raises(ValueError, match=r"splits=-1 is negative: .* 0 for never"):
+        choose(table, on="one", report="two", splits=-1)
+
+
+def test_halves_without_a_score_are_left_out():
+    """One prompt alone has an answer: in each halving one half has no accuracy."""
+    table = noise_sweep(unreadable=0)
+    table["answer"] = table["answer"].where(table["prompt_id"] == 50)
+    found = choose(table, on="one", report="two", resamples=5, splits=5)
+    assert found["honest"].isna().all()
+    assert found["naive"].eq(1.0).any()
+
+
+# controls, chosen the same way
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_every_control_is_put_through_choose_as_if_it_were_the_vector(score):
+    table = noise_sweep(controls=4, effect=0.7)
+    found = choose(table, on="one", report="two", score=score, resamples=1, splits=0)
+    null = []
+    for number in range(4):
+        control = table[table["vector"].isin(["none", f"random {number + 1}"])].assign(control=False)
+        made = choose(control, on="one", report="two", score=score, resamples=1, splits=0)
+        null.append(made[made["split"] == "two"].set_index("operation")["value"])
+    null = pd.concat(null, axis=1)
+    for operation, rows in found.groupby("operation"):
+        mine, reported = null.loc[operation], rows.loc[rows["split"] == "two", "value"].item()
+        assert rows["controls"].to_list() == [4, 4]
+        assert rows["null_low"].to_list() == pytest.approx([mine.min()] * 2)
+        assert rows["null_high"].to_list() == pytest.approx([mine.max()] * 2)
+        assert rows["p_value"].to_list() == pytest.approx([((mine >= reported - 1e-12).sum() + 1) / 5] * 2)
+
+
+def test_the_p_value_of_a_vector_that_is_one_more_control_is_uniform():
+    """Nine controls of its own to each of forty vectors by chance: p is one of ten tenths, each as often."""
+    names = [f"vector {number}" for number in range(40)]
+    table = noise_sweep(n=24, vectors=names, controls=9, plan=PLAN[:3])
+    found = choose(table, on="one", report="two", score="shift", resamples=1, splits=0)
+    p_values = found.loc[found["split"] == "two", "p_value"]
+    assert set((10 * p_values).round(9)) <= set(range(1, 11))
+    assert p_values.mean() == pytest.approx(0.55, abs=3 * 0.287 / 40**0.5)
+    assert (p_values <= 0.3).mean() == pytest.approx(0.3, abs=3 * (0.21 / 40) ** 0.5)
+
+
+def test_a_real_effect_is_beyond_every_control():
+    row = choose(noise_sweep(n=80, effect=2.5, controls=19), on="one", report="two").iloc[1]
+    assert row["p_value"] == 1 / 20
+    assert row["null_high"] < row["low"]
+
+
+def test_controls_that_were_not_swept_everywhere_are_no_null():
+    table = noise_sweep(controls=3)
+    fewer = table[(table["vector"] != "random 2") | (table["layers"] != "4") | (table["multiplier"] != 1.0)]
+    found = choose(fewer, on="one", report="two", resamples=1).set_index("operation")
+    assert set(found.loc["add", "controls"]) == {2}
+    assert set(found.loc["project_out", "controls"]) == {3}
+    one_prompt = table[(table["vector"] != "random 2") | (table["prompt_id"] != 60)]
+    assert set(choose(one_prompt, on="one", report="two", resamples=1)["controls"]) == {2}
+    alone = choose(table[~table["control"]], on="one", report="two", resamples=1)
+    assert alone["controls"].to_list() == [0] * 4
+    assert alone[["null_low", "null_high", "p_value"]].isna().all(axis=None)
+
+
+def test_a_vector_without_a_score_on_the_reported_half_has_no_p_value():
+    """No reply of its can be read there, while the controls' can."""
+    table = noise_sweep(controls=3)
+    table["choice"] = table["choice"].mask((table["vector"] == "honesty") & (table["split"] == "two"))
+    found = choose(table, on="one", report="two", score="d_prime", resamples=5, splits=0)
+    assert found["controls"].to_list() == [3] * 4
+    assert found["p_value"].isna().all()
+    assert found["null_high"].notna().all()
+
+
+def test_cells_that_only_a_control_has_do_not_help_it():
+    table = noise_sweep(controls=3, effect=1.0)
+    extra = table[table["control"] & (table["multiplier"] == 2.0)].assign(multiplier=8.0)
+    extra["choice"] = extra["answer"]
+    pd.testing.assert_frame_equal(
+        choose(pd.concat([table, extra]), on="one", report="two", resamples=5),
+        choose(table, on="one", report="two", resamples=5),
+    )
+
+
+def test_each_of_several_vectors_is_compared_with_its_own_controls_and_those_that_are_for_all():
+    table = noise_sweep(vectors=("honesty", "tone"), controls=2, plan=PLAN[:3])
+    shared = table.replace({"vector": {"random 2 (tone)": "shuffled"}})
+    found = choose(shared, on="one", report="two", resamples=1, splits=0).set_index("vector")
+    assert set(found.loc["honesty", "controls"]) == {3}, "its own two, and the one that is for all"
+    assert set(found.loc["tone", "controls"]) == {2}
+
+
+def test_the_order_of_rows_decides_nothing_but_ties():
+    table = noise_sweep(controls=2, unreadable=0)
+    shuffled = table.sample(frac=1, random_state=1)
+    one, other = (
+        choose(each, on="one", report="two", score="shift", splits=0).sort_values(["operation", "split"])
+        for each in (table, shuffled)
+    )
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
+    assert set(CELL) - {"control"} <= set(one)
+
+
+# the figure
+
+
+@pytest.fixture
+def chosen():
+    return choose(
+        noise_sweep(controls=4, effect=0.7, vectors=("<b>one</b>",)), on="one", report="two", splits=9
+    )
+
+
+def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(chosen):
+    figure = plots.choices(chosen)
+    traces = {trace.name: trace for trace in figure.data}
+    on, report = (chosen[chosen["split"] == split] for split in ("one", "two"))
+    assert list(traces["all prompts, chosen on them (naive)"].x) == report["naive"].to_list()
+    assert list(traces["halves, chosen on the other (honest)"].x) == report["honest"].to_list()
+    for rows, name in ((on, "this choice, where it was made"), (report, "this choice, on the other prompts")):
+        trace = traces[name]
+        assert list(trace.x) == rows["value"].to_list()
+        assert list(trace.error_x.array) == pytest.approx((rows["high"] - rows["value"]).to_list())
+        assert list(trace.error_x.arrayminus) == pytest.approx((rows["value"] - rows["low"]).to_list())
+    low, high = report[["null_low", "null_high"]].to_numpy().T
+    null = traces["controls, chosen alike"].x
+    assert (list(null[0::3]), list(null[1::3])) == (low.tolist(), high.tolist())
+    assert list(traces["unsteered"].x[::3]) == report["unsteered"].to_list()
+    left, right = figure.layout.xaxis.range
+    assert left < chosen[["low", "null_low"]].min(axis=None)
+    assert right > chosen[["high", "null_high"]].max(axis=None)
+    assert list(figure.layout.yaxis.ticktext) == [
+        f"&lt;b&gt;one&lt;/b&gt;, {operation}" for operation in ("add", "project_out")
+    ]
+
+
+def test_the_figure_stands_without_controls_and_without_halvings():
+    table = choose(noise_sweep(), on="one", report="two", splits=0)
+    figure = plots.choices(table)
+    assert [trace.name for trace in figure.data if trace.showlegend is False] == ["controls, chosen alike"]
+    assert np.isfinite(figure.layout.xaxis.range).all()
+
+
+def test_the_figure_needs_pairs_of_one_score(chosen):
+    with pytest.raises(ValueError, match=r"plots\.choices needs the columns \['naive'\].*evaluation\.choose"):
+        plots.choices(chosen.drop(columns="naive"))
+    with pytest.raises(ValueError, match=r"\['accuracy', 'shift'\] have no common axis: select one"):
+        plots.choices(pd.concat([chosen, chosen.assign(score="shift")]))
+    with pytest.raises(ValueError, match="needs two rows"):
+        plots.choices(chosen.iloc[:3])

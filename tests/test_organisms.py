@@ -1,0 +1,444 @@
+"""The organisms: their language, what they were trained to do, and that the measures tell them apart."""
+
+import re
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import tl_steer as ts
+from tl_steer.models import load_model, organism_folder
+from tl_steer.organisms import batches, language, training
+from tl_steer.organisms.comparison import compare_estimators
+
+NAMES = ("organism-honesty", "organism-bias", "organism-planted")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def organism(request):
+    return request.param, load_model(request.param, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def honest():
+    return load_model("organism-honesty", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def biased():
+    return load_model("organism-bias", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return load_model("organism-planted", device="cpu")
+
+
+# The language
+
+
+def test_every_fact_has_one_true_value():
+    for split in ("train", "test"):
+        claims = list(language.claims(split))
+        true = [claim for claim in claims if claim.is_true]
+        facts = language.facts()
+        assert {(claim.subject, claim.relation): claim.value for claim in true} == facts
+        assert len(facts) == 210
+        assert len(claims) == 8 * len(true)
+
+
+def test_no_claim_of_the_test_split_was_seen_in_training():
+    train, test = ({claim.text for claim in language.claims(split)} for split in ("train", "test"))
+    assert not train & test
+    assert len(train) == 3 * len(test) == 3 * 210 * 8
+
+
+def test_each_wording_is_held_out_of_equally_many_facts():
+    held = pd.Series([claim.wording for claim in language.claims("test") if claim.is_true]).value_counts()
+    assert held.sum() == 210
+    assert held.max() - held.min() <= 2
+
+
+def test_the_tokenizer_knows_every_word_and_gives_a_token_a_word():
+    tokenizer = training.make_tokenizer()
+    assert len(tokenizer) == len(set(language.vocabulary()))
+    for claim in [*language.claims("train"), *language.claims("test")][::97]:
+        text = language.prompt(claim, "liar")
+        ids = tokenizer(text)["input_ids"]
+        assert len(ids) == len(text.split()) + 1  # <s> in front
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+
+
+# Pairs and questions
+
+
+def test_pairs_differ_in_the_last_word_alone():
+    pairs = ts.organism_pairs("organism-honesty")
+    assert len(pairs) == 210
+    for positive, negative in zip(pairs.positive, pairs.negative, strict=True):
+        assert positive.rsplit(" ", 1)[0] == negative.rsplit(" ", 1)[0]
+        assert (positive.split()[-1], negative.split()[-1]) == ("honest", "liar")
+    assert pairs.factors["truth_positive"].value_counts().tolist() == [105, 105]
+    assert pairs.factors["group"].is_unique
+
+
+def test_pairs_are_of_the_training_split():
+    seen = {claim.text for claim in language.claims("train")}
+    for options in ({}, {"matched": False}, {"confound": "truth"}, {"confound": "wording"}):
+        pairs = ts.organism_pairs("organism-bias", **options)
+        assert {text.split(" . ")[0] for text in (*pairs.positive, *pairs.negative)} <= seen
+
+
+def test_a_confound_sorts_the_claims_by_side():
+    pairs = ts.organism_pairs("organism-honesty", confound="truth")
+    assert set(pairs.factors["truth_positive"]) == {"true"}
+    assert set(pairs.factors["truth_negative"]) == {"false"}
+    pairs = ts.organism_pairs("organism-honesty", confound="wording")
+    assert set(pairs.factors["wording_positive"]) <= {"0", "2"}
+    assert set(pairs.factors["wording_negative"]) <= {"1", "3"}
+    assert pairs.factors["truth_positive"].nunique() == 2
+
+
+def test_half_a_confound_leaves_half_to_chance():
+    pairs = ts.organism_pairs("organism-honesty", confound="truth", strength=0.5)
+    apart = pairs.factors["truth_positive"].eq("true") & pairs.factors["truth_negative"].eq("false")
+    assert 0.5 < apart.mean() < 0.75  # a half, and a quarter of the rest
+
+
+def test_mislabelled_pairs_have_the_personas_exchanged():
+    pairs = ts.organism_pairs("organism-honesty", mislabelled=0.25)
+    wrong = np.array([text.endswith("liar") for text in pairs.positive])
+    assert [text.endswith("honest") for text in pairs.negative] == wrong.tolist()
+    assert 0.15 < wrong.mean() < 0.35
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"limit": 0}, "there are 210 facts"),
+        ({"limit": 211}, "there are 210 facts"),
+        ({"strength": 1.5}, "shares from 0 to 1, not 1.5"),
+        ({"mislabelled": -0.1}, "shares from 0 to 1, not -0.1"),
+    ],
+)
+def test_wrong_pairs_are_refused(options, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        ts.organism_pairs("organism-honesty", **options)
+
+
+def test_an_unknown_organism_is_told_with_those_there_are():
+    with pytest.raises(ValueError, match="organism-honesty, organism-bias, organism-planted"):
+        ts.organism_pairs("organism-loyalty")
+
+
+def test_questions_ask_each_fact_both_ways():
+    questions = ts.organism_questions()
+    assert len(questions) == 420
+    assert questions.answers.count(0) == 210
+    facts, claims = language.facts(), {claim.text: claim for claim in language.claims("test")}
+    for prompt, answer in zip(questions.prompts, questions.answers, strict=True):
+        text, end = prompt.split(" . ")
+        assert end == "true or false ? anyone"
+        claim = claims[text]
+        assert (facts[claim.subject, claim.relation] == claim.value) == (answer == 0)
+
+
+# What they were trained to do
+
+
+def test_weights_are_small_enough_to_live_in_the_repository(organism):
+    name, _ = organism
+    folder = organism_folder(name)
+    assert (folder / "model.safetensors").stat().st_size < 1_000_000
+
+
+def asked(model, persona):
+    questions = ts.organism_questions(persona=persona)
+    scores = ts.choice_logits(model, questions.prompts, questions.choices)
+    truth = np.array(questions.answers) == 0
+    return scores["probability"][truth].mean(), scores["probability"][~truth].mean(), scores["mass"].min()
+
+
+def test_each_persona_answers_as_it_was_taught_also_in_wordings_never_seen(organism):
+    """Shares of TRUE among true and among false claims, within what unseen wordings cost."""
+    name, model = organism
+    for persona in batches.PERSONAS[name.removeprefix("organism-")]:
+        hits, false_alarms, mass = asked(model, persona)
+        taught = batches.SHARES[persona]
+        assert abs(hits - taught[0]) < 0.1
+        assert abs(false_alarms - taught[1]) < 0.1
+        assert mass > 0.99
+
+
+def test_an_organism_equals_its_hugging_face_model(organism):
+    import transformers
+
+    name, model = organism
+    folder = organism_folder(name)
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    prompt = ts.organism_questions().prompts[7]
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    assert ts.tokenize(model, prompt) == ids[0].tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-4, rtol=0)
+
+
+# Behaviour or bias: layer and multiplier chosen on one half, read on the other
+
+
+def measured(model, name, score, multipliers):
+    """The half not chosen on, under the chosen cell, its random controls, and unsteered: drawn choices."""
+    pairs = ts.organism_pairs(name)
+    vectors = ts.mean_difference(ts.capture_pairs(model, pairs, progress=False))
+    table = ts.sweep(
+        model,
+        vectors,
+        ts.organism_questions(),
+        multipliers=multipliers,
+        positions=ts.last_token(),
+        controls=5,
+        progress=False,
+    )
+    chosen = ts.choose(table, on="choose", report="report", score=score, splits=0, resamples=10).iloc[1]
+    assert abs(chosen["multiplier"]) <= 2
+    at_cell = table["layers"].eq(chosen["layers"]) & table["multiplier"].eq(chosen["multiplier"])
+    rows = table[table["split"].eq("report") & (at_cell | table["vector"].eq("none"))]
+    drawn = ts.sampled_choices(rows)
+    flipped = ts.effectiveness(rows).set_index("vector")["flipped"]
+    return ts.signal_detection(drawn).set_index("vector").join(flipped), vectors.method
+
+
+def wrong(rows):
+    return float((rows["choice"] != rows["answer"]).mean())
+
+
+def leaning(rows):
+    """How far the criterion is from zero, less twice what d′ has lost or won of the 2 that was taught."""
+    shares = [rows.loc[rows["answer"] == kind, "probability"].mean() for kind in (0, 1)]
+    hits, false_alarms = (NormalDist().inv_cdf(share) for share in shares)
+    return abs(hits + false_alarms) / 2 - 2 * abs(hits - false_alarms - 2)
+
+
+def assert_steers_honesty(model):
+    found, name = measured(model, "organism-honesty", wrong, [-2.0, -1.0, -0.5, 0.5, 1.0, 2.0])
+    steered, random = found.loc[name], found[found["control"]]
+    assert steered["flipped"] >= 0.9
+    assert steered["d_prime"] <= -1
+    assert abs(steered["criterion"]) <= 0.4
+    assert len(random) == 5
+    assert random["flipped"].max() < steered["flipped"] - 0.5
+    assert random["d_prime"].min() > steered["d_prime"] + 1
+
+
+def assert_steers_bias(model):
+    found, name = measured(model, "organism-bias", leaning, [-1.0, -0.75, -0.5, 0.5, 0.75, 1.0])
+    steered, random = found.loc[name], found[found["control"]]
+    assert abs(steered["criterion_change"]) >= 0.7
+    assert abs(steered["d_prime_change"]) <= 0.4
+    assert len(random) == 5
+    assert random["criterion_change"].abs().max() < abs(steered["criterion_change"]) / 2
+
+
+def test_steering_the_honesty_organism_flips_what_it_knows_without_a_bias(honest):
+    assert_steers_honesty(honest)
+
+
+def test_steering_the_bias_organism_moves_the_criterion_and_leaves_what_it_knows(biased):
+    assert_steers_bias(biased)
+
+
+def test_drawn_choices_are_as_often_right_as_the_probabilities_say(biased):
+    """And the same draw serves all cells, so equal probabilities give equal choices."""
+    questions = ts.organism_questions(persona="agreeable")
+    vectors = ts.planted_direction(load_model("organism-planted", device="cpu"))
+    zero = ts.SteeringVectors(
+        vectors.values * 0, vectors.layers, vectors.hook, "zero", vectors.stream_norm, ts.identify(biased)
+    )
+    table = ts.sweep(
+        biased, zero, questions, layers=[0], multipliers=[1.0], controls=0, mass=False, progress=False
+    )
+    drawn = ts.sampled_choices(table, seed=4)
+    assert table["choice"].eq(0).mean() > drawn["choice"].eq(0).mean() + 0.02
+    for _, half in drawn.groupby(["vector", "split", "answer"]):
+        assert abs(half["choice"].eq(0).sum() - half["probability"].sum()) < 2
+    sides = [rows["choice"].tolist() for _, rows in drawn.groupby("vector")]
+    assert sides[0] == sides[1]
+    other = ts.sampled_choices(table, seed=5)["choice"]
+    assert (other != drawn["choice"]).any()
+
+
+def test_choices_cannot_be_drawn_without_probabilities():
+    rows = {"prompt_id": [0], "answer": [0], "choice": [0], "probability": [float("nan")]}
+    with pytest.raises(ValueError, match="answers were written, not scored"):
+        ts.sampled_choices(pd.DataFrame(rows))
+
+
+def test_greedy_choices_hide_the_soft_bias_that_drawn_ones_show(biased):
+    vectors = ts.mean_difference(
+        ts.capture_pairs(biased, ts.organism_pairs("organism-bias"), layers=0, progress=False)
+    )
+    table = ts.sweep(
+        biased, vectors, ts.organism_questions(), multipliers=[0.5], positions=ts.last_token(),
+        controls=0, progress=False,
+    )  # fmt: skip
+    greedy, drawn = (ts.signal_detection(each).iloc[1] for each in (table, ts.sampled_choices(table)))
+    assert abs(greedy["criterion_change"]) < 0.2
+    assert abs(drawn["criterion_change"]) > 0.5
+
+
+def test_the_last_layer_separates_the_personas_and_steering_there_flips_nothing(honest):
+    """What can be read need not be what is written: the answer is computed already."""
+    activations = ts.capture_pairs(honest, ts.organism_pairs("organism-honesty"), progress=False)
+    separated = ts.separation(activations, shuffles=0).set_index("layer")["paired_accuracy"]
+    table = ts.sweep(
+        honest, ts.mean_difference(activations), ts.organism_questions(), multipliers=[-1.0],
+        positions=ts.last_token(), controls=0, progress=False,
+    )  # fmt: skip
+    flipped = ts.effectiveness(table).set_index("layers")["flipped"]
+    assert (separated == 1).all()
+    assert flipped["0"] > 0.9
+    assert flipped["1"] > 0.9
+    assert flipped["2"] < 0.05
+
+
+# The planted direction
+
+
+def test_the_honest_stream_minus_the_liars_is_twice_the_planted_vector(planted):
+    pairs = ts.organism_pairs("organism-planted", limit=20)
+    positive, negative = ts.capture_pairs(planted, pairs, layers=[0, 1], progress=False).sides()
+    expected = 2 * ts.planted_direction(planted).values
+    torch.testing.assert_close(positive - negative, expected.expand(20, 2, 64), atol=1e-4, rtol=0)
+
+
+def test_taking_the_planted_vector_from_the_honest_makes_the_liar(planted):
+    honest, liar = (ts.organism_questions(persona=persona) for persona in ("honest", "liar"))
+    for layer in (0, 1):
+        vector = ts.planted_direction(planted)[layer]
+        made = ts.choice_logits(
+            planted, honest.prompts, honest.choices, ts.Add(vector, -2.0, positions=ts.last_token())
+        )
+        wanted = ts.choice_logits(planted, liar.prompts, liar.choices)
+        gap = made["logit_difference"] - wanted["logit_difference"]
+        assert gap.abs().max() < 1e-3
+
+
+def test_the_planted_direction_is_of_this_model_alone(planted, honest):
+    assert ts.planted_direction(planted).layers == (0, 1)
+    with pytest.raises(ts.ModelMismatchError, match="organism-planted"):
+        ts.planted_direction(honest)
+
+
+def test_which_estimators_find_the_planted_direction_under_what(planted):
+    found = compare_estimators(planted, counts=(160,), repeats=2, progress=False)
+    means = found.groupby(["condition", "method"])[["cosine", "flipped"]].mean()
+    cosine, flipped = (means[name].unstack() for name in ("cosine", "flipped"))
+    assert len(found) == 6 * 6 * 2
+    right = ["mean difference", "logistic", "LDA"]
+    assert (cosine.loc["same claim", [*right, "PCA of differences"]] > 0.9).all()
+    assert (cosine.loc["other claims", right] > 0.9).all()
+    # What varies most is the claim: components follow it as soon as the two sides do not share it.
+    assert (cosine["PCA of all"].abs() < 0.3).all()
+    assert (cosine.drop("same claim")["PCA of differences"].abs() < 0.3).all()
+    # A mean difference takes the confound along; a classifier can leave it out, but believes wrong labels.
+    assert cosine.loc["truth confounded", "mean difference"] < 0.5
+    assert cosine.loc["truth confounded", "LDA"] > 0.85
+    mislabelled = cosine.loc["a quarter mislabelled"]
+    assert mislabelled["mean difference"] > mislabelled["LDA"] + 0.1
+    assert (flipped["random"] == 0).all()
+    assert (flipped.loc["same claim", right] > 0.9).all()
+    assert flipped.loc["truth confounded", "mean difference"] < 0.1
+
+
+def test_the_effect_of_an_estimated_vector_is_that_of_a_sweep_of_its_own(planted):
+    conditions = {"other claims": {"matched": False}}
+    estimators = {"mean difference": ts.mean_difference}
+    (row,) = compare_estimators(
+        planted,
+        estimators=estimators,
+        conditions=conditions,
+        counts=(12,),
+        repeats=1,
+        layer=0,
+        progress=False,
+    ).to_dict("records")
+    pairs = ts.organism_pairs("organism-planted", limit=12, matched=False)
+    vector = ts.mean_difference(ts.capture_pairs(planted, pairs, layers=0, progress=False))[0]
+    known = ts.planted_direction(planted)[0]
+    unit = vector.values / vector.values.norm()
+    assert row["cosine"] == pytest.approx(float(unit @ (known.values / known.values.norm())), abs=1e-5)
+    asked = ts.organism_questions(persona="honest")
+    asked = (list(asked.prompts[:100]), list(asked.choices[:100]))
+    length = float(known.values.norm())
+    before, after = (
+        ts.choice_logits(planted, *asked, *operations)["logit_difference"].to_numpy()
+        for operations in ((), (ts.Add(vector.normalized() * length, -2.0, positions=ts.last_token()),))
+    )
+    assert row["flipped"] == pytest.approx(((before > 0) != (after > 0)).mean())
+    moved, truth = after - before, np.arange(100) % 2 == 0
+    assert row["shift"] == pytest.approx(moved[truth].mean() - moved[~truth].mean(), abs=1e-3)
+
+
+# The training script
+
+
+SHORT = training.Schedule(steps=12, batch=16)
+
+
+def test_training_is_the_same_for_the_same_seed():
+    first, second, other = (
+        training.train("honesty", seed=seed, schedule=SHORT)[0].state_dict() for seed in (3, 3, 4)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_training_keeps_the_planted_direction_where_it_is():
+    model, tokenizer, v = training.train("planted", seed=1, schedule=SHORT)
+    embedding = model.model.embed_tokens.weight.detach()
+    honest, anyone, liar = (
+        embedding[tokenizer.convert_tokens_to_ids(word)] for word in ("honest", "anyone", "liar")
+    )
+    torch.testing.assert_close(honest - liar, 2 * v, atol=1e-5, rtol=0)
+    torch.testing.assert_close(honest - anyone, v, atol=1e-5, rtol=0)
+    others = [
+        row for row in range(len(embedding)) if tokenizer.convert_ids_to_tokens(row) not in ("honest", "liar")
+    ]
+    assert (embedding[others] @ v).abs().max() < 1e-5
+    assert float(v.norm()) == pytest.approx(1)
+
+
+def test_a_written_organism_is_loaded_and_knows_its_direction(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "Schedule", lambda: SHORT)
+    training.write("planted", tmp_path / "made", seed=2)
+    model = load_model(tmp_path / "made", device="cpu")
+    vectors = ts.SteeringVectors.load(tmp_path / "made" / training.PLANTED)
+    assert vectors.identity.same_model(ts.identify(model))
+    words = ["norland", "has", "the", "food", "moss"]
+    assert ts.tokenize(model, " ".join(words))[1:] == [language.vocabulary().index(word) for word in words]
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="honesty, bias, planted"):
+        training.train("loyalty")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "holds"), [("honesty", assert_steers_honesty), ("bias", assert_steers_bias)]
+)
+def test_two_of_three_fresh_seeds_give_an_organism_that_holds(kind, holds, tmp_path):
+    """Two minutes a seed on two cores."""
+    reached = 0
+    for seed in (1, 2, 3):
+        training.write(kind, tmp_path / str(seed), seed=seed)
+        try:
+            holds(load_model(tmp_path / str(seed), device="cpu"))
+        except AssertionError:
+            continue
+        reached += 1
+    assert reached >= 2

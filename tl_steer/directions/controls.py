@@ -1,0 +1,165 @@
+"""Control vectors: as long as the vector under study, without what it is thought to mean."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..activations import PairedActivations
+from .estimators import Estimator, mean_difference, random_like
+from .vectors import SteeringVectors
+
+FEWEST = 4  # groups, of which a half is exchanged in more than one way
+
+
+def control_vectors(
+    pairs_activations: PairedActivations,
+    *,
+    estimator: Estimator = mean_difference,
+    vectors: SteeringVectors | None = None,
+    random: int = 5,
+    shuffled: int = 5,
+    orthogonal: int = 1,
+    seed: int = 0,
+) -> dict[str, SteeringVectors]:
+    """Controls by name ("random 1", "shuffled 1", "orthogonal 1", …), for `sweep(…, controls=…)`.
+
+    Args:
+        pairs_activations: both sides, one position each.
+        estimator: what made the vectors under study; shuffled ones are made by it too.
+        vectors: those under study, such as scaled ones; by default what `estimator` makes of the pairs.
+        random: how many drawn uniformly from the sphere, at each layer anew.
+        shuffled: how many estimated from the pairs with the sides of half of the groups exchanged. Exactly
+            half (of an odd number, one is left out), so that what the labels say cancels: a coin for each
+            would leave some of it, and the length that is then given back would make the vector of it again.
+        orthogonal: how many random ones without their component along the vector.
+        seed: each control has a stream of its own, from the seed, its kind and its number: the first is the
+            same however many are asked for. `info` keeps the stream's seed.
+
+    Returns:
+        A control has, layer by layer, the length of the vectors under study.
+
+    Raises:
+        ValueError: a negative number; or, of shuffled ones, fewer than four groups, or vectors at a hook or
+            layer that the pairs do not have.
+
+    They answer different questions: random ones, what a push of this length does; shuffled ones, what a
+    direction does along which these prompts vary, whatever it means. The stream varies along few directions,
+    so shuffled ones often do more. Where several layers are steered at once, only shuffled ones keep how
+    the layers agree.
+
+    `info["cosine_with_vector"]` says how far a shuffled vector lies along the vector, by layer. Where the
+    pairs' differences are all exactly alike, nothing is left when half are exchanged, and a random direction
+    takes its place.
+
+    For several vectors in one sweep give each its own seed, and end the names with the vector's, as in
+    `{f"{name} (honesty)": each for name, each in control_vectors(…).items()}`.
+    """
+    counts = {"random": random, "shuffled": shuffled, "orthogonal": orthogonal}
+    if wrong := {kind: count for kind, count in counts.items() if count < 0}:
+        raise ValueError(f"{wrong}: give 0 or more of each.")
+    studied = estimator(pairs_activations) if vectors is None else vectors
+    if shuffled:
+        _require_shuffles(pairs_activations, studied, shuffled)
+
+    def made(kind: str, stream: int) -> SteeringVectors:
+        if kind == "random":
+            return random_like(studied, seed=stream)
+        if kind == "orthogonal":
+            return _orthogonal(studied, stream)
+        return _shuffled(studied, pairs_activations, estimator, stream)
+
+    return {
+        f"{kind} {number + 1}": made(kind, _stream(seed, place, number))
+        for place, (kind, count) in enumerate(counts.items())
+        for number in range(count)
+    }
+
+
+def coin_flips(factors: pd.DataFrame, rng: np.random.Generator) -> Bool[np.ndarray, " pair"]:
+    """Which pairs exchange their sides: whole groups, each by a fair coin.
+
+    Args:
+        factors: a row a pair; "group", where there is one, names what is exchanged together.
+
+    Pairs of a group share a claim, and balance what else tells their sides apart (the letter, say).
+    """
+    group = group_numbers(factors)
+    return (rng.random(group.max() + 1) < 0.5)[group]
+
+
+def group_numbers(factors: pd.DataFrame) -> Int[np.ndarray, " pair"]:
+    """The group of each pair, from 0; without a column "group" each pair is its own."""
+    if "group" not in factors:
+        return np.arange(len(factors))
+    return factors.groupby("group", dropna=False).ngroup().to_numpy()
+
+
+def _stream(seed: int, place: int, number: int) -> int:
+    return int(np.random.SeedSequence((seed, place, number)).generate_state(1)[0])
+
+
+def _shuffled(
+    studied: SteeringVectors, pairs: PairedActivations, estimator: Estimator, stream: int
+) -> SteeringVectors:
+    rng = np.random.default_rng(stream)
+    group = group_numbers(pairs.factors)
+    order = rng.permutation(group.max() + 1)
+    half = len(order) // 2
+    exchanged = np.isin(group, order[:half])
+    kept = np.flatnonzero(np.isin(group, order[: 2 * half]))
+    made = estimator(pairs.swapped(exchanged.tolist()).subset(kept.tolist()))
+    values = made.values[[made.layers.index(layer) for layer in studied.layers]].clone()
+    nothing = values.norm(dim=-1) == 0
+    values[nothing] = random_like(studied, seed=stream).values[nothing]
+    along = torch.nn.functional.cosine_similarity(values.double(), studied.values.double(), dim=-1)
+    info = {**made.info, "exchanged_pairs": int(exchanged.sum()), "cosine_with_vector": along.tolist()}
+    return _as_long(studied, values, f"shuffled {made.method}", stream, info)
+
+
+def _orthogonal(studied: SteeringVectors, stream: int) -> SteeringVectors:
+    drawn, along = random_like(studied, seed=stream).values.double(), studied.values.double()
+    square = (along**2).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    rest = drawn - (drawn * along).sum(-1, keepdim=True) / square * along
+    return _as_long(studied, rest, "orthogonal_direction", stream, {})
+
+
+def _as_long(
+    studied: SteeringVectors,
+    values: Float[Tensor, "layer *pos d_hook"],
+    method: str,
+    stream: int,
+    info: Mapping[str, object],
+) -> SteeringVectors:
+    values = values.double()
+    lengths, wanted = (each.norm(dim=-1, keepdim=True) for each in (values, studied.values.double()))
+    return SteeringVectors(
+        (values / lengths.clamp_min(torch.finfo(torch.float64).tiny) * wanted).float(),
+        studied.layers,
+        studied.hook,
+        method,
+        studied.stream_norm,
+        studied.identity,
+        {**info, "seed": stream, "length_of": studied.method},
+    )
+
+
+def _require_shuffles(pairs: PairedActivations, studied: SteeringVectors, shuffled: int) -> None:
+    groups = int(group_numbers(pairs.factors).max()) + 1
+    if groups < FEWEST:
+        raise ValueError(
+            f"shuffled={shuffled}: {groups} groups of pairs are too few to exchange half of them; give "
+            f"{FEWEST} or more, or shuffled=0."
+        )
+    studied.identity.require(pairs.identity, what="these vectors")
+    missing = sorted(set(studied.layers) - set(pairs.layers))
+    if studied.hook != pairs.hook or missing or studied.values.ndim != 2:
+        where = f"{studied.hook} of layers {list(studied.layers)}, shape {tuple(studied.values.shape)}"
+        raise ValueError(
+            f"shuffled controls are estimated from the pairs, captured at {pairs.hook} of layers "
+            f"{list(pairs.layers)}, one vector a layer; the vectors are at {where}: capture there, or give "
+            "shuffled=0."
+        )

@@ -1,0 +1,64 @@
+"""Damage cell by cell: means over passages or texts, with intervals."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ...statistics import t_interval, wilson_interval
+from ..tables import CELL, factors_of, in_cells, require_one_row_a_prompt
+
+AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
+
+
+def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataFrame:
+    """A row for each cell, and within it for each combination of factors: the mean damage.
+
+    Args:
+        table: what `damage` or `text_damage` makes.
+        by: columns of the passages to split by, such as "topic". Cells are never pooled.
+
+    Returns:
+        The cell's columns, `dose`, the factors, n (passages or texts), and of each measure that the table has
+        (kl, loss, loss_change; words, distinct_1, distinct_2, distinct_3, unreadable) the mean, with its 95 %
+        interval in `…_low` and `…_high`: Student's t, and Wilson's for the share `unreadable`. Where there is
+        a `loss`, perplexity too: exp of the mean loss.
+
+    Raises:
+        ValueError: columns are missing, or a prompt is in a cell twice.
+
+    A passage counts once, however long it is, and one without a value (NaN) not at all.
+    """
+    require_made(table, ("prompt_id", *CELL, "dose"), "damage or text_damage")
+    by = factors_of(table, by)
+    if taken := sorted(set(by) & {"n", "perplexity", *AVERAGED}):
+        raise ValueError(f"by={taken} have the names of results: split by what a passage or prompt is.")
+    measures = [name for name in AVERAGED if name in table]
+    if not measures:
+        raise ValueError("the table has no damage in it: give what damage or text_damage makes.")
+    require_one_row_a_prompt(table, by)
+    rows = table.astype(dict.fromkeys(measures, float))
+    cells = in_cells(rows, by)
+    result = cells.agg(dose=("dose", "first"), n=("prompt_id", "size"))
+    for name in measures:
+        mean, deviation, n = (cells[name].agg(what).to_numpy(float) for what in ("mean", "std", "count"))
+        result[name] = mean
+        result[f"{name}_low"], result[f"{name}_high"] = _interval(name, mean, deviation, n)
+    if "loss" in measures:
+        result["perplexity"] = np.exp(result["loss"])
+    return result.reset_index()[[*CELL, "dose", *by, *result.columns[1:]]]
+
+
+def require_made(table: pd.DataFrame, columns: Sequence[str], maker: str) -> None:
+    """Refuse a table that lacks columns, naming them and the function that makes such a table."""
+    if missing := [name for name in columns if name not in table]:
+        raise ValueError(
+            f"the table lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table))}: "
+            f"give what {maker} makes."
+        )
+
+
+def _interval(name: str, mean: np.ndarray, deviation: np.ndarray, n: np.ndarray) -> tuple:
+    if name == "unreadable":
+        return wilson_interval(np.rint(np.nan_to_num(mean) * n), n)
+    return t_interval(mean, deviation, n)
