@@ -140,7 +140,7 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (SMALLEST + "style = 'words'", r"\[pairs\] has no key 'style'"),
         (
             SMALLEST.replace("csv", "cvs"),
-            r"\[pairs\] kind = 'cvs' is not allowed; use 'csv' or 'honesty' or 'prompts'. Did you mean 'c",
+            r"\[pairs\] kind = 'cvs' is not allowed; use 'csv' or 'honesty' or 'organism' or 'prompts'. Did",
         ),
         ("title = 'a'\n[pairs]\ndata = 'x'", r"\[pairs\] the key 'kind' is missing"),
         ("title = 'a'", r"mine.toml: the key 'pairs' is missing"),
@@ -324,7 +324,7 @@ def test_a_vector_that_moves_both_kinds_alike_is_a_shift_of_bias():
     assert "“positive”" in told
     assert "This is a shift of bias" in told
     assert "improvement" in told.split("bias")[1]
-    assert "farther than 1 random direction of the same length" in told
+    assert "farther than 1 control vector of the same length" in told
 
 
 def test_a_vector_that_moves_each_kind_toward_its_own_answer_is_an_improvement():
@@ -333,13 +333,17 @@ def test_a_vector_that_moves_each_kind_toward_its_own_answer_is_an_improvement()
     assert "This is an improvement, without a measurable shift of bias" in told
 
 
-def test_a_vector_that_harms_is_not_called_an_improvement():
+@pytest.mark.parametrize(
+    ("size", "verdict"), [(0.75, "This is a loss of sensitivity"), (2.0, "This reverses the answers")]
+)
+def test_a_vector_that_harms_is_not_called_an_improvement(size, verdict):
     told = told_of(
-        swept(lambda kind: -2.0 if kind == "positive" else 2.0, n=80),
+        swept(lambda kind: -size if kind == "positive" else size, n=80),
         score=lambda rows: rows["multiplier"].iloc[0],
     )
     assert "toward its own wrong answer" in told
-    assert "This is a loss of sensitivity" in told
+    assert verdict in told
+    assert "improvement" not in told
 
 
 def test_a_vector_that_does_nothing_is_told_so():
@@ -357,8 +361,8 @@ def test_a_vector_that_moves_one_kind_names_it_and_the_one_that_stays():
 
 def test_random_directions_that_move_as_far_take_the_credit_away():
     told = told_of(swept(lambda kind: 1.0, controls=-1.5))
-    assert "1 random direction of the same length moves them as far" in told
-    assert "not the vector's doing" in told
+    assert "1 control vector of the same length moves them as far" in told
+    assert "need not be the vector's doing" in told
 
 
 def projected(table):
@@ -372,7 +376,7 @@ def projected(table):
 
 def test_a_projection_is_not_said_to_have_a_length():
     told = told_of(projected(swept(lambda kind: 1.0)))
-    assert "farther than 1 random direction (at most" in told
+    assert "farther than 1 control vector (at most" in told
     assert "length" not in told
 
 
@@ -430,12 +434,14 @@ def test_the_shift_of_texts_is_the_paired_change_of_the_share_that_says_the_sign
                 changes.append(int(choice == 0) - int(unsteered[prompt] == 0))
         assert (row["n"], row["compared"]) == (len(cell), len(changes))
         assert row["shift"] == pytest.approx(np.mean(changes))
-        spread = (
-            1.96 * np.std(changes) / np.sqrt(len(changes))
-        )  # the interval is by bootstrap, a little wider
-        width = (row["shift_high"] - row["shift_low"]) / 2
-        assert spread - 0.01 <= width <= spread + 0.06
         assert row["shift_low"] <= row["shift"] <= row["shift_high"]
+        if row["vector"] == "none":
+            assert row["shift_low"] == row["shift_high"] == 0
+            continue
+        # The interval's source, Bonett & Price 2012, by hand: a changed prompt more of either kind.
+        more = [*changes, 1, -1]
+        spread = 1.96 * np.std(more) / np.sqrt(len(more))
+        assert (row["shift_high"] - row["shift_low"]) / 2 == pytest.approx(spread, rel=0.2)
 
 
 def test_a_vector_that_only_breaks_texts_moves_no_kind():
@@ -456,7 +462,7 @@ def test_a_shift_of_bias_shows_in_texts_too():
 
 def test_texts_of_which_nothing_can_be_read_are_not_given_a_verdict():
     told = told_of_texts(as_texts(swept(lambda kind: 5.0), unreadable=lambda rows: rows["multiplier"] > 0))
-    assert "there is nothing to compare with random directions" in told
+    assert "there is nothing to compare with control vectors" in told
     assert "Too few of these answers can be read" in told
     assert "improvement" not in told
 
@@ -492,7 +498,7 @@ def test_unreadable_texts_are_counted_where_they_are():
 
 def test_what_did_not_move_is_not_said_to_be_matched_by_chance():
     told = told_of(swept(lambda kind: 0.0))
-    assert "1 random direction of the same length moves them by at most" in told
+    assert "1 control vector of the same length moves them by at most" in told
     assert "doing" not in told
 
 
@@ -562,7 +568,7 @@ def test_nothing_is_claimed_of_texts():
     )  # fmt: skip
     told = text_finding(texts)
     assert told.startswith("2 open prompts were answered with the vector left out and added at layer 7")
-    assert "nothing is measured" in told
+    assert "what they say is not measured" in told
     removed = texts.assign(multiplier=[0.0, 0.0, -8.0, np.nan])
     removed.loc[3, "operation"] = "project_out"
     assert "subtracted, left out and projected out" in text_finding(removed)
@@ -684,7 +690,7 @@ def test_controls_are_run_for_the_chosen_cell_of_the_best_operation(tmp_path, mo
 
     monkeypatch.setattr(asking, "sweep", sweeping)
     experiment = read_experiment(written(tmp_path, text))
-    asking.asked_table(experiment, None, mean_difference(planted[0]), progress=False)
+    asking.asked_table(experiment, None, mean_difference(planted[0]), planted[0], progress=False)
     assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"]]
     assert calls[1]["layers"] == [7]
     assert calls[1]["multipliers"] == [-0.2, 0.2]
@@ -868,8 +874,8 @@ def tiny_run(embedded, tmp_path_factory):
 @pytest.mark.model
 def test_a_run_folder_holds_everything_and_nothing_else(tiny_run):
     assert sorted(file.name for file in tiny_run.iterdir()) == [
-        "activations.safetensors", "audit.csv", "experiment.toml", "report.html", "sweep.parquet",
-        "vectors.safetensors", "versions.json",
+        "activations.safetensors", "audit.csv", "damage.parquet", "experiment.toml", "report.html",
+        "sweep.parquet", "text_damage.parquet", "vectors.safetensors", "versions.json",
     ]  # fmt: skip
     assert [file.name for file in tiny_run.parent.iterdir() if file.name.startswith(".")] == []
     assert (tiny_run / "experiment.toml").read_bytes() == TINY.encode("utf-8")

@@ -19,6 +19,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+NOTHING = pd.DataFrame({"split": pd.Series([], dtype=str)})  # a table that the experiment did not ask for
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp; {{ 7*7 }}"
 EXPERIMENT = f"""title = "A title with <b>marks</b>"
 question = '''What is asked? {HOSTILE}'''
@@ -128,7 +129,7 @@ def results(tmp_path_factory):
         "model": {"name": "toy", "revision": None, "n_layers": 3, "d_model": 16},
     }  # fmt: skip
     vectors = mean_difference(pairs).scaled_to(dose=1.0)
-    return Results(read_experiment(file), versions, audit, pairs, vectors, made_sweep())
+    return Results(read_experiment(file), versions, audit, pairs, vectors, made_sweep(), NOTHING, NOTHING)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_hostile_text_is_escaped_wherever_it_comes_from(html):
 
 def test_the_report_names_no_address_to_load_from(html):
     assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)\s*=\s*["']?(https?:)?//""", html)
-    assert html.count("Plotly.newPlot(") >= 7
+    assert html.count("Plotly.newPlot(") >= 11
     assert "default-src 'none'" in html
 
 
@@ -157,7 +158,7 @@ def test_the_first_screen_answers_the_question(html):
     assert "Held-out pairs" in found
     assert "moves both kinds of questions" in found
     assert "shift of bias" in found
-    assert "1 random direction of the same length" in found
+    assert "1 control vector of the same length" in found
 
 
 def test_the_chosen_cell_and_its_opposite_are_both_told(results):
@@ -189,9 +190,8 @@ def test_without_questions_or_texts_the_report_has_the_pairs_alone(results, tmp_
     text = EXPERIMENT[: EXPERIMENT.index("[questions]")] + "[separation]\nshuffles = 0\nfolds = 3\n"
     file = tmp_path / "pairs.toml"
     file.write_text(text, encoding="utf-8")
-    empty = pd.DataFrame({"split": pd.Series([], dtype=str)})
-    args = (results.versions, results.audit, results.activations, results.vectors, empty)
-    html = report_html(Results(read_experiment(file), *args))
+    args = (results.versions, results.audit, results.activations, results.vectors)
+    html = report_html(Results(read_experiment(file), *args, *[NOTHING] * 3))
     assert 'id="pca"' in html
     assert 'id="detection"' not in html
     assert 'id="texts"' not in html
@@ -201,9 +201,7 @@ def rerun(results, folder, text, sweep):
     """The same run with another experiment file and another sweep."""
     file = folder / "other.toml"
     file.write_text(text, encoding="utf-8")
-    return Results(
-        read_experiment(file), results.versions, results.audit, results.activations, results.vectors, sweep
-    )
+    return replace(results, experiment=read_experiment(file), sweep=sweep)
 
 
 def with_projections(sweep, *, moved):
@@ -349,9 +347,8 @@ multipliers = [-0.3, 0.3]
     info = {"positive": "<b>Love</b>", "negative": "Hate", "positions": 3}
     vectors = replace(results.vectors, method="activation_addition", info=info)
     sweep = made_sweep()
-    words = Results(
-        read_experiment(file), results.versions, None, None, vectors, sweep[sweep["split"] == "text"]
-    )
+    changes = {"experiment": read_experiment(file), "audit": None, "activations": None, "vectors": vectors}
+    words = replace(results, **changes, sweep=sweep[sweep["split"] == "text"])
     html = report_html(words)
     assert "one vector for each of the first 3 tokens" in html
     assert "&lt;b&gt;Love&lt;/b&gt;" in html
@@ -389,10 +386,10 @@ def page(html, tmp_path_factory):
 
 def test_every_figure_is_drawn_without_errors_or_requests(page):
     figures = page.locator(".figure .js-plotly-plot")
-    assert figures.count() == 7
-    for place in range(7):
+    assert figures.count() == 11
+    for place in range(11):
         assert figures.nth(place).locator("svg.main-svg").count() > 0
-        assert figures.nth(place).locator(".trace path, .point, .bars path").count() > 0
+        assert figures.nth(place).locator(".trace path, .point, .bars path, .hm image").count() > 0
     assert page.seen["errors"] == []
     assert [url for url in page.seen["requests"] if not url.startswith(("file:", "data:", "blob:"))] == []
 

@@ -1,24 +1,31 @@
-"""The sweeps of a run: its questions in every cell, and its open prompts at the layers that do best."""
+"""What a run asks: its questions in every cell, neutral text and open prompts at the layers that do best."""
 
 import logging
 from typing import Any
 
 import pandas as pd
 
-from ..directions import SteeringVectors, random_like
+from ..activations import PairedActivations
+from ..directions import SteeringVectors, control_vectors, random_like
 from ..evaluation.choosing import choose
+from ..evaluation.damage import damage, text_damage
 from ..evaluation.sweep import sweep
 from ..evaluation.tables import UNSTEERED
 from ..positions import parse_positions
 from .files.experiment import Experiment
-from .materials import prompts_of, questions_of, said_prompts
-from .results import CHOOSE, REPORT, TEXT, best_choice, score_of
+from .materials import estimator_of, passages_of, prompts_of, questions_of, said_prompts
+from .results import CHOOSE, REPORT, TEXT, answered, best_choice, score_of
 
 logger = logging.getLogger(__name__)
 
 
 def asked_table(
-    experiment: Experiment, model: Any, vectors: SteeringVectors, *, progress: bool
+    experiment: Experiment,
+    model: Any,
+    vectors: SteeringVectors,
+    pairs: PairedActivations | None,
+    *,
+    progress: bool,
 ) -> pd.DataFrame:
     """The sweep of the questions, and where it was asked for, controls at the chosen cell alone."""
     asked = experiment.sweep
@@ -30,6 +37,7 @@ def asked_table(
         "seed": experiment.seed,
         "progress": progress,
     }
+    controls = _controls(experiment, vectors, pairs)
     everywhere = asked.control_layers == "all"
     logger.info("asking %d questions", len(questions))
     table = sweep(
@@ -39,24 +47,21 @@ def asked_table(
         layers=None if asked.layers == "all" else asked.layers,
         multipliers=asked.multipliers,
         operations=asked.operations,
-        controls=asked.controls if everywhere else 0,
+        controls=controls if everywhere else 0,
         **common,
     )
-    if everywhere or not asked.controls:
+    if everywhere or not controls:
         return table
-    best = best_choice(choose(table, on=CHOOSE, report=REPORT, score=score_of(table, asked.score)))
+    best = chosen_cell(experiment, table)
     sizes = [
         each
         for each in asked.multipliers
         if pd.isna(best["multiplier"]) or abs(each) == abs(best["multiplier"])
     ]
-    logger.info("asking under random directions")
-    controls = sweep(
+    logger.info("asking under %d control vectors", len(controls))
+    controlled = sweep(
         model,
-        {
-            f"random {place + 1}": random_like(vectors, seed=1000 * experiment.seed + place)
-            for place in range(asked.controls)
-        },
+        controls,
         questions,
         layers=[_layers(best["layers"])],
         multipliers=sizes,
@@ -64,9 +69,81 @@ def asked_table(
         controls=0,
         **common,
     )
-    return pd.concat(
-        [table, controls[controls["vector"] != UNSTEERED].assign(control=True)], ignore_index=True
+    controlled = controlled[controlled["vector"] != UNSTEERED].assign(control=True)
+    return pd.concat([table, controlled], ignore_index=True)
+
+
+def chosen_cell(experiment: Experiment, table: pd.DataFrame) -> pd.Series:
+    """The cell that does best on the choosing half."""
+    table = answered(experiment, table)
+    score = score_of(table, experiment.sweep.score)
+    return best_choice(choose(table, on=CHOOSE, report=REPORT, score=score, splits=0))
+
+
+def _controls(
+    experiment: Experiment, vectors: SteeringVectors, pairs: PairedActivations | None
+) -> dict[str, SteeringVectors]:
+    """The controls that [sweep] asks for; without pairs random ones alone."""
+    asked = experiment.sweep
+    if pairs is None:
+        return {
+            f"random {place + 1}": random_like(vectors, seed=1000 * experiment.seed + place)
+            for place in range(asked.controls)
+        }
+    counts = {"random": asked.controls, "shuffled": asked.shuffled, "orthogonal": asked.orthogonal}
+    return _made(experiment, vectors, pairs, **counts)
+
+
+def _made(
+    experiment: Experiment, vectors: SteeringVectors, pairs: PairedActivations, **counts: int
+) -> dict[str, SteeringVectors]:
+    """Controls of each kind; those of one name are one direction, whatever they are for."""
+    estimator = estimator_of(experiment)
+    return control_vectors(pairs, estimator=estimator, vectors=vectors, seed=experiment.seed, **counts)
+
+
+def damage_table(
+    experiment: Experiment,
+    model: Any,
+    vectors: SteeringVectors,
+    pairs: PairedActivations,
+    table: pd.DataFrame,
+    *,
+    progress: bool,
+) -> pd.DataFrame:
+    """Neutral text read at the chosen layer, with every multiplier of the sweep.
+
+    "random 1" is the sweep's, so that the effect of one direction is never put beside another's damage.
+    """
+    asked, best = experiment.damage, chosen_cell(experiment, table)
+    passages = passages_of(experiment)
+    logger.info("reading %d neutral passages at layer %s", len(passages), best["layers"])
+    return damage(
+        model,
+        vectors,
+        passages,
+        layers=[_layers(best["layers"])],
+        multipliers=experiment.sweep.multipliers,
+        operations=[best["operation"]],
+        positions=parse_positions(asked.positions),
+        controls=_made(experiment, vectors, pairs, random=asked.controls, shuffled=0, orthogonal=0),
+        seed=experiment.seed,
+        max_tokens=asked.max_tokens,
+        progress=progress,
     )
+
+
+def text_damage_table(model: Any, texts: pd.DataFrame, *, progress: bool) -> pd.DataFrame:
+    """Repetition, length and perplexity under the unsteered model of what was written.
+
+    Without the last where a text, tokenized anew, no longer fits behind its prompt: a run may not break here.
+    """
+    logger.info("reading %d texts with the unsteered model", len(texts))
+    try:
+        return text_damage(texts, model, progress=progress)
+    except ValueError as error:
+        logger.warning("the texts' likelihood is left out: %s", error)
+        return text_damage(texts)
 
 
 def written_table(
@@ -113,11 +190,12 @@ def _best_layers(experiment: Experiment, table: pd.DataFrame) -> list[int | tupl
     wanted = 1 if experiment.text.layers == "chosen" else experiment.text.layers
     found: list[str] = []
     while len(found) < wanted:
-        left = table[~table["layers"].isin(found) & ~table["control"].astype(bool)]
+        left = answered(experiment, table)
+        left = left[~left["layers"].isin(found) & ~left["control"].astype(bool)]
         if set(left["vector"]) == {UNSTEERED}:
             break
         score = score_of(left, experiment.sweep.score)
-        choices = choose(left, on=CHOOSE, report=REPORT, score=score)
+        choices = choose(left, on=CHOOSE, report=REPORT, score=score, splits=0)
         found.append(best_choice(choices)["layers"])
     return [_layers(name) for name in found]
 

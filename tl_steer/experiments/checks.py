@@ -9,11 +9,13 @@ import pandas as pd
 from ..analysis.labels import LABELS
 from ..analysis.separation import balanced_folds
 from ..directions import SteeringVectors
+from ..directions.controls import FEWEST
 from ..models import resolve_layers, tokenize_all
 from ..prompts import ChoiceQuestions
 from .files.experiment import Experiment
-from .materials import pairs_of, prompts_of, questions_of, said_prompts
+from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts
 
+MOST_UNKNOWN = 0.5  # of the tokens of neutral text; with more, nothing is predicted that means anything
 MEASURED = ("projection", "cosine", *(f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3)))
 
 
@@ -30,9 +32,12 @@ def require_runnable(experiment: Experiment, model: Any) -> None:
         _require_own_names(factors)
         _require_folds(experiment, factors)
         _require_component(experiment, factors)
+        _require_shuffles(experiment, factors)
     _require_captured(experiment, model.cfg.n_layers)
     if experiment.questions is not None:
         _require_score(experiment, questions_of(experiment, model))
+        if experiment.damage.passages and not experiment.has_prompts:
+            _require_readable(passages_of(experiment), model)
     if experiment.text is not None:
         prompts_of(experiment)  # for what it raises
 
@@ -96,6 +101,35 @@ def _require_component(experiment: Experiment, factors: pd.DataFrame) -> None:
                 f"[directions] component = {component} does not exist: [separation] folds = {folds} "
                 f"leaves {left} pairs to make directions of, which give 1 to {available}."
             )
+
+
+def _require_shuffles(experiment: Experiment, factors: pd.DataFrame) -> None:
+    groups = factors["group"].nunique(dropna=False)
+    if experiment.sweep is not None and experiment.sweep.shuffled and groups < FEWEST:
+        raise ValueError(
+            f"[sweep] shuffled = {experiment.sweep.shuffled} exchanges the sides of half of the groups of "
+            f"pairs, and [pairs] has {groups}: give {FEWEST} or more, or shuffled = 0."
+        )
+
+
+def _require_readable(passages: Sequence[str], model: Any) -> None:
+    """The neutral text is in a language of which the tokenizer knows most, and fits the model's context."""
+    if model.tokenizer is None:
+        return
+    ids = [model.tokenizer(passage)["input_ids"] for passage in passages]
+    tokens = [token for passage in ids for token in passage]
+    unknown = tokens.count(model.tokenizer.unk_token_id) / len(tokens)
+    if unknown > MOST_UNKNOWN:
+        raise ValueError(
+            f"[damage] data: of the tokens of the neutral passages {unknown:.0%} are unknown to this model's "
+            'tokenizer. Give data = a CSV with text that it knows ("organism" for the organisms), or '
+            "passages = 0."
+        )
+    if (longest := max(map(len, ids))) > model.cfg.n_ctx:
+        raise ValueError(
+            f"[damage] data: a passage has {longest} tokens, and the model's context {model.cfg.n_ctx}: give "
+            "a CSV with shorter ones, or passages = 0."
+        )
 
 
 def _require_captured(experiment: Experiment, n_layers: int) -> None:

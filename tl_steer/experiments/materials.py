@@ -15,7 +15,9 @@ from ..directions import (
     mean_difference,
     principal_component,
 )
+from ..directions.controls import FEWEST
 from ..models import chat_format
+from ..organisms import organism_pairs, organism_passages, organism_questions
 from ..prompts import (
     ChoiceQuestions,
     ContrastPairs,
@@ -25,6 +27,7 @@ from ..prompts import (
     read_claims,
     read_dilemmas,
     read_misconceptions,
+    read_neutral,
     read_pairs,
     read_reviews,
     sentiment_questions,
@@ -35,6 +38,11 @@ from .files.experiment import Experiment
 def pairs_of(experiment: Experiment, model: Any) -> ContrastPairs:
     """The contrast pairs of [pairs]; it must speak of pairs."""
     asked = experiment.pairs
+    if asked.kind == "organism":
+        options = {
+            name: getattr(asked, name) for name in ("limit", "matched", "confound", "strength", "mislabelled")
+        }
+        return organism_pairs(experiment.model.name, seed=experiment.seed, **options)
     data = _place(experiment, asked.data)
     if asked.kind == "csv":
         pairs = read_pairs(data)
@@ -55,6 +63,15 @@ def estimator_of(experiment: Experiment) -> Estimator:
     return {"mean_difference": mean_difference, "lda_direction": lda_direction}[asked.method]
 
 
+def can_be_halved(experiment: Experiment, factors: pd.DataFrame) -> bool:
+    """Whether vectors can be made of either half of the pairs, with and without sides exchanged."""
+    groups = factors["group"].nunique(dropna=False)
+    if groups < FEWEST:
+        return False
+    asked = experiment.directions
+    return asked.method != "principal_component" or max(asked.components) <= len(factors) // 4
+
+
 def in_unit(vectors: SteeringVectors, experiment: Experiment) -> SteeringVectors:
     """The vectors with the length that the experiment asks for."""
     if experiment.directions.unit == "dose":
@@ -71,6 +88,8 @@ def steered_with(vectors: SteeringVectors, experiment: Experiment) -> SteeringVe
 def questions_of(experiment: Experiment, model: Any) -> ChoiceQuestions:
     """The questions of [questions]; there must be such a table."""
     asked = experiment.questions
+    if asked.kind == "organism":
+        return organism_questions(seed=experiment.seed)
     data = _place(experiment, asked.data or asked.DATA[asked.kind])
     read = {"sentiment": read_reviews, "claims": read_claims, "misconceptions": read_misconceptions}[
         asked.kind
@@ -80,6 +99,15 @@ def questions_of(experiment: Experiment, model: Any) -> ChoiceQuestions:
         return sentiment_questions(table)
     make = {"claims": claim_questions, "misconceptions": misconception_questions}[asked.kind]
     return make(table, chat_format(model), free_text=experiment.sweep.is_written)
+
+
+def passages_of(experiment: Experiment) -> list[str]:
+    """The neutral text of [damage]."""
+    asked = experiment.damage
+    if asked.data == "organism":
+        return organism_passages(asked.passages, seed=experiment.seed)
+    table = read_neutral(_place(experiment, asked.data))
+    return list(_drawn(table, min(asked.passages, len(table)), experiment.seed)["passage"])
 
 
 def said_prompts(experiment: Experiment, model: Any) -> list[str]:

@@ -10,16 +10,23 @@ from typing import Any
 import pandas as pd
 
 from ..activations import PairedActivations
-from ..analysis import pca, projections, separation
+from ..analysis import agreement, confounds, pca, projections, separation
 from ..directions import SteeringVectors
+from ..directions.factors import factor_contrasts
 from ..evaluation.answer_shifts import answer_shifts
 from ..evaluation.choosing import choose
+from ..evaluation.controls import against_controls
+from ..evaluation.damage import effect_and_damage, usable_range
 from ..evaluation.effectiveness import effectiveness
+from ..evaluation.prediction import FEWEST, prediction
+from ..evaluation.sampled_choices import sampled_choices
+from ..evaluation.scores import measure_of
 from ..evaluation.signal_detection import signal_detection
+from ..evaluation.steerability import prompt_slopes, steerability
 from ..evaluation.tables import CELL, UNSTEERED, rows_of
 from .files.experiment import Experiment
 from .files.reading import read_experiment
-from .materials import estimator_of
+from .materials import can_be_halved, estimator_of
 
 CHOOSE, REPORT, TEXT = "choose", "report", "text"  # the splits of a run's sweep
 
@@ -37,6 +44,13 @@ def best_choice(choices: pd.DataFrame, *, split: str = CHOOSE) -> pd.Series:
     return wanted.loc[on["value"].idxmax()]
 
 
+def answered(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
+    """A sweep's table with the choices that the experiment counts: the likeliest, or drawn ones."""
+    if experiment.sweep.choices == "likeliest":
+        return table
+    return sampled_choices(table, seed=experiment.seed)
+
+
 def score_of(table: pd.DataFrame, score: str) -> str:
     """The score to choose by: accuracy where some vector and operation has no d′ at all on the choosing half.
 
@@ -50,6 +64,11 @@ def score_of(table: pd.DataFrame, score: str) -> str:
     return score if steered.groupby(["vector", "operation"])["d_prime"].count().all() else "accuracy"
 
 
+def _table(path: Path) -> pd.DataFrame:
+    """A table of a run, empty where the experiment did not ask for it."""
+    return pd.read_parquet(path) if path.is_file() else pd.DataFrame({"split": []})
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
     """A run, as it lies on disk; its tables are computed from that when they are first asked for.
@@ -60,6 +79,7 @@ class Results:
         audit: what differs between the sides of the pairs; `None` where there are none.
         activations, vectors: as they were saved; no activations where there are no pairs.
         sweep: cells of questions and of texts, or an empty table.
+        damage, text_damage: of the neutral text and of the texts written, or empty tables.
     """
 
     experiment: Experiment
@@ -68,6 +88,8 @@ class Results:
     activations: PairedActivations | None
     vectors: SteeringVectors
     sweep: pd.DataFrame
+    damage: pd.DataFrame
+    text_damage: pd.DataFrame
 
     @classmethod
     def load(cls, folder: str | Path) -> "Results":
@@ -77,7 +99,6 @@ class Results:
             FileNotFoundError: a file of a run is missing.
         """
         folder = Path(folder)
-        sweep = folder / "sweep.parquet"
         experiment = read_experiment(folder / "experiment.toml")
         paired = not experiment.has_prompts
         return cls(
@@ -86,13 +107,14 @@ class Results:
             pd.read_csv(folder / "audit.csv", keep_default_na=False) if paired else None,
             PairedActivations.load(folder / "activations.safetensors") if paired else None,
             SteeringVectors.load(folder / "vectors.safetensors"),
-            pd.read_parquet(sweep) if sweep.is_file() else pd.DataFrame({"split": []}),
+            *(_table(folder / f"{name}.parquet") for name in ("sweep", "damage", "text_damage")),
         )
 
     @cached_property
     def questions(self) -> pd.DataFrame:
         """The sweep's rows with questions that have a right answer."""
-        return self.sweep[self.sweep["split"] != TEXT]
+        asked = self.sweep[self.sweep["split"] != TEXT]
+        return asked if asked.empty else answered(self.experiment, asked)
 
     @cached_property
     def texts(self) -> pd.DataFrame:
@@ -176,6 +198,89 @@ class Results:
     def detection(self, *, split: str | None = None) -> pd.DataFrame:
         """`signal_detection`, of all questions or of one half."""
         return signal_detection(self.half(split), seed=self.experiment.seed)
+
+    @property
+    def toward(self) -> str:
+        """Which way a slope counts as positive: the right answer, if the cell is chosen by right answers."""
+        return "signal" if self.score == "shift" or not self.has_noise else "answer"
+
+    @cached_property
+    def slopes(self) -> pd.DataFrame | None:
+        """`prompt_slopes` of all questions; `None` where answers are texts or nothing has a multiplier."""
+        steered = self.questions[self.questions["vector"] != UNSTEERED]
+        if self.experiment.sweep.is_written or steered["multiplier"].isna().all():
+            return None
+        return prompt_slopes(self.questions, toward=self.toward)
+
+    @cached_property
+    def steerability(self) -> pd.DataFrame | None:
+        """`steerability` of all questions, where there are slopes."""
+        if self.slopes is None:
+            return None
+        return steerability(self.questions, toward=self.toward, seed=self.experiment.seed)
+
+    @cached_property
+    def against_controls(self) -> pd.DataFrame | None:
+        """`against_controls` by the score, of the half not chosen on; `None` where there are no controls."""
+        rows = self.half(REPORT)
+        if not rows["control"].astype(bool).any():
+            return None
+        value = self.score
+        if value == "d_prime" and self.detection(split=REPORT)["d_prime_change"].fillna(0).eq(0).all():
+            value = "accuracy"  # the half chosen on has d′, this one has none
+        return against_controls(rows, value=value)
+
+    @cached_property
+    def agreement(self) -> pd.DataFrame | None:
+        """`agreement` of the pairs with the experiment's estimator; `None` with too few of them to halve."""
+        if not can_be_halved(self.experiment, self.activations.factors):
+            return None
+        method = {self.vectors.method: estimator_of(self.experiment)}
+        few = {"splits": 20, "resamples": 100, "shuffles": 50}
+        return agreement(self.activations, estimators=method, seed=self.experiment.seed, **few)
+
+    @cached_property
+    def confounds(self) -> pd.DataFrame | None:
+        """`confounds` of the run's own vectors; `None` where no factor of the pairs varies."""
+        if not factor_contrasts(self.activations):
+            return None
+        return confounds(self.vectors, self.activations, seed=self.experiment.seed)
+
+    @cached_property
+    def cost(self) -> pd.DataFrame | None:
+        """`effect_and_damage` at the chosen layer, by the score; `None` where no neutral text was read."""
+        if self.damage.empty:
+            return None
+        rows = self.half(REPORT)
+        if self.costed == "shift":
+            return effect_and_damage(effectiveness(rows), self.damage)
+        measure, _ = measure_of(self.costed)
+        return effect_and_damage(measure(rows, 2000, self.experiment.seed), self.damage, effect="change")
+
+    @property
+    def costed(self) -> str:
+        """The score whose change is set beside the damage: a flip has no direction, and usable doses have."""
+        if self.score == "flipped":
+            return "d_prime" if self.has_noise else "accuracy"
+        return self.score
+
+    @cached_property
+    def usable(self) -> pd.DataFrame:
+        """`usable_range` at the chosen layer; only where there is a `cost`."""
+        return usable_range(self.cost)
+
+    @cached_property
+    def prediction(self) -> pd.DataFrame | None:
+        """Whether separation and agreement go with the slopes over layers; `None` with too few of these."""
+        if self.slopes is None or self.experiment.has_prompts:
+            return None
+        table = self.steerability
+        single = table[~table["control"].astype(bool) & table["layers"].str.fullmatch(r"\d+")]
+        layers = set(single["layers"].astype(int)) & set(self.activations.layers)
+        if len(layers) < FEWEST:
+            return None
+        cards = [card for card in (self.agreement, self.separation) if card is not None]
+        return prediction(cards, single, effect="slope_per_dose")
 
     def components(self, layers: list[int]) -> pd.DataFrame:
         """`analysis.pca` at some layers."""

@@ -24,7 +24,7 @@ from ..models import identify, load_model
 from ..positions import parse_positions
 from ..prompts import audit
 from ..recipes import activation_addition
-from .asking import asked_table, written_table
+from .asking import asked_table, damage_table, text_damage_table, written_table
 from .checks import require_room, require_runnable
 from .files.experiment import Experiment
 from .materials import estimator_of, in_unit, pairs_of, steered_with
@@ -54,7 +54,9 @@ def run(experiment: Experiment, out: str | Path, *, model: Any = None, progress:
         `out`, which then holds experiment.toml (the file itself), versions.json, vectors.safetensors (in the
         experiment's unit, before any weights), report.html, of contrast pairs audit.csv and
         activations.safetensors, and, where anything was asked, sweep.parquet. There, open prompts have the
-        split "text", numbers of their own, and a factor `said`: the prompt without its chat format.
+        split "text", numbers of their own, and a factor `said`: the prompt without its chat format. Beside it
+        lie damage.parquet (neutral text under the sweep's cells, where there are pairs) and
+        text_damage.parquet (the texts written).
 
     Raises:
         FileExistsError: `out` holds something.
@@ -115,30 +117,38 @@ def _work(experiment: Experiment, model: Any, folder: Path, *, progress: bool) -
     """Everything that needs the model, each step's result written as it is there."""
     require_runnable(experiment, model)
     _write(folder / "experiment.toml", experiment.source)
-    vectors = in_unit(_estimated(experiment, model, folder, progress=progress), experiment)
+    estimated, pairs = _estimated(experiment, model, folder, progress=progress)
+    vectors = in_unit(estimated, experiment)
     vectors.save(folder / "vectors.safetensors")
     vectors = steered_with(vectors, experiment)
     require_room(experiment, model, vectors)
     tables = []
     if experiment.questions is not None:
-        tables.append(asked_table(experiment, model, vectors, progress=progress))
+        tables.append(asked_table(experiment, model, vectors, pairs, progress=progress))
+        if experiment.damage.passages and pairs is not None:
+            damage = damage_table(experiment, model, vectors, pairs, tables[0], progress=progress)
+            damage.to_parquet(folder / "damage.parquet", index=False)
     if experiment.text is not None:
         tables.append(written_table(experiment, model, vectors, tables, progress=progress))
+        damage = text_damage_table(model, tables[-1], progress=progress)
+        damage.to_parquet(folder / "text_damage.parquet", index=False)
     if tables:
         pd.concat(tables, ignore_index=True).to_parquet(folder / "sweep.parquet", index=False)
 
 
-def _estimated(experiment: Experiment, model: Any, folder: Path, *, progress: bool) -> SteeringVectors:
-    """The vectors as their estimator gives them; what they are made of is kept, where it is pairs."""
+def _estimated(
+    experiment: Experiment, model: Any, folder: Path, *, progress: bool
+) -> tuple[SteeringVectors, PairedActivations | None]:
+    """The vectors as their estimator gives them, and what they are made of, which is kept, if it is pairs."""
     logger.info("reading the stream at both sides of the pairs")
     if experiment.has_prompts:
         asked = experiment.pairs
-        return activation_addition(model, asked.positive, asked.negative, hook=asked.hook)
+        return activation_addition(model, asked.positive, asked.negative, hook=asked.hook), None
     pairs = pairs_of(experiment, model)
     audit(pairs, tokenizer=model.tokenizer).to_csv(folder / "audit.csv", index=False)
     activations = _captured(experiment, model, pairs, progress=progress)
     activations.save(folder / "activations.safetensors")
-    return estimator_of(experiment)(activations)
+    return estimator_of(experiment)(activations), activations
 
 
 def _captured(experiment: Experiment, model: Any, pairs: Any, *, progress: bool) -> PairedActivations:

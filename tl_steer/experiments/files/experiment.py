@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...models import ORGANISMS
 from .directions import ActivationAddition, Directions, MeanDifference
-from .questions import Questions, Sweep, Text
-from .vectors import Capture, CsvPairs, HonestyPairs, Model, PromptPair, Separation
+from .questions import Damage, Questions, Sweep, Text
+from .vectors import Capture, CsvPairs, HonestyPairs, Model, OrganismPairs, PromptPair, Separation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,8 @@ class Experiment:
         pairs, capture, directions: how the vectors are made; by default a mean difference, or for
             kind = "prompts" an activation addition.
         questions, sweep: the choice sweep, both or neither.
+        damage: neutral text read at the sweep's chosen layer; not for kind = "prompts", whose vectors belong
+            to a prompt's first tokens.
         text: open prompts, or `None`.
         seed: of every random choice.
         source: the file's text, as it was read.
@@ -24,7 +27,7 @@ class Experiment:
     """
 
     title: str
-    pairs: CsvPairs | HonestyPairs | PromptPair
+    pairs: CsvPairs | HonestyPairs | OrganismPairs | PromptPair
     question: str = ""
     seed: int = 0
     model: Model = field(default_factory=Model)
@@ -32,6 +35,7 @@ class Experiment:
     directions: Directions | None = None
     questions: Questions | None = None
     sweep: Sweep | None = None
+    damage: Damage = field(default_factory=Damage)
     text: Text | None = None
     separation: Separation = field(default_factory=Separation)
     source: str = field(default="", repr=False)
@@ -56,6 +60,12 @@ class Experiment:
                 '[pairs] kind = "prompts" and [directions] method = "activation_addition" go together: '
                 "give both, or neither."
             )
+        for name, table in (("pairs", self.pairs), ("questions", self.questions)):
+            if table is not None and table.kind == "organism" and self.model.name not in ORGANISMS:
+                raise ValueError(
+                    f'[{name}] kind = "organism" is in the language of the organisms, which [model] name = '
+                    f"{self.model.name!r} does not speak: use one of {', '.join(ORGANISMS)}."
+                )
         if self.has_prompts:
             self._require_no_pairs()
 
@@ -68,6 +78,16 @@ class Experiment:
         if self.capture != Capture() or self.separation != Separation():
             raise ValueError(
                 '[capture] and [separation] are about pairs: with [pairs] kind = "prompts", leave them out.'
+            )
+        if self.damage != Damage():
+            raise ValueError(
+                '[damage] adds one vector to every token, and [pairs] kind = "prompts" makes one for each of '
+                "the first tokens: leave it out."
+            )
+        if self.sweep is not None and self.sweep.shuffled + self.sweep.orthogonal:
+            raise ValueError(
+                '[sweep] shuffled and orthogonal controls are made of pairs: with [pairs] kind = "prompts", '
+                "use controls, which are random."
             )
         for name, table in (("sweep", self.sweep), ("text", self.text)):
             if table is not None and "project_out" in table.operations:

@@ -16,12 +16,13 @@ class Questions:
     """[questions]: two-choice questions with known answers, asked in every cell of the sweep.
 
     Attributes:
-        kind: "sentiment" (reviews), "claims", or "misconceptions".
+        kind: "sentiment" (reviews), "claims", "misconceptions", or "organism": the held-out claims of an
+            organism's language, which has no data of its own.
         data: name or path; by default the package's reviews, claims_eval or misconceptions.
         limit: ask so many, as many of each label.
     """
 
-    kind: Literal["sentiment", "claims", "misconceptions"]
+    kind: Literal["sentiment", "claims", "misconceptions", "organism"]
     data: str | None = None
     limit: int | None = None
 
@@ -34,10 +35,13 @@ class Questions:
         "sentiment": "kind",
         "claims": "truth",
         "misconceptions": "letter",
+        "organism": "truth",
     }
 
     def __post_init__(self) -> None:
         require_positive(limit=self.limit)
+        if self.kind == "organism" and (self.data is not None or self.limit is not None):
+            raise ValueError('kind = "organism" asks all held-out claims: leave data and limit out.')
 
     @property
     def factor(self) -> str:
@@ -57,7 +61,11 @@ class Sweep:
         layers: "all" captured ones, or a list, in which [17, 31] are steered together.
         operations: "add", "project_out".
         positions: steered tokens.
+        choices: "likeliest" counts the more probable choice, "sampled" draws one with the model's own
+            probabilities (`sampled_choices`), which shows biases too soft to tip the scale.
         controls: how many random directions of the same length.
+        shuffled: how many vectors of the same pairs with their sides exchanged by chance.
+        orthogonal: how many random directions at right angles to the vector.
         control_layers: "all" layers and multipliers of the sweep, or the "chosen" layer with the chosen
             operation, at the chosen multiplier and its opposite, which costs less.
         score: by which layer and multiplier are chosen on half of the questions; see `choose`. By default
@@ -71,9 +79,12 @@ class Sweep:
     layers: Layers = "all"
     operations: tuple[Operation, ...] = ("add",)
     positions: str = "all_tokens()"
+    choices: Literal["likeliest", "sampled"] = "likeliest"
     controls: int = 5
+    shuffled: int = 0
+    orthogonal: int = 0
     control_layers: Literal["all", "chosen"] = "all"
-    score: Literal["accuracy", "d_prime", "shift"] | None = None
+    score: Literal["accuracy", "d_prime", "shift", "flipped"] | None = None
 
     def __post_init__(self) -> None:
         parse_positions(self.positions)
@@ -89,8 +100,14 @@ class Sweep:
             raise ValueError(
                 "multipliers: give at least one, none of them 0 (the unsteered cell is always there)."
             )
-        if self.controls < 0:
-            raise ValueError(f"controls = {self.controls}: give 0 or more.")
+        if self.is_written and self.choices == "sampled":
+            raise ValueError(
+                "choices = 'sampled' draws with the probabilities of scored answers, which measure = "
+                "'generate' does not have."
+            )
+        for name in ("controls", "shuffled", "orthogonal"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: give 0 or more.")
         if not self.layers or not self.operations:
             raise ValueError("layers and operations must not be empty.")
         require_different(multipliers=self.multipliers, operations=self.operations)
@@ -99,6 +116,40 @@ class Sweep:
     def is_written(self) -> bool:
         """Whether answers are read from texts."""
         return self.measure == "generate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """[damage]: what steering at the chosen layer costs on text that has nothing to do with the behaviour.
+
+    Attributes:
+        data: "neutral", a CSV with a column passage, or "organism": true claims of its language.
+        passages: so many, drawn with the experiment's seed; 0 for no such measure.
+        max_tokens: of each passage.
+        positions: steered tokens; by default every one, whatever [sweep] steers, since that is the most that
+            a vector can do.
+        controls: random directions of the same length beside it.
+    """
+
+    data: str = "neutral"
+    passages: int = 24
+    max_tokens: int = 48
+    positions: str = "all_tokens()"
+    controls: int = 2
+
+    def __post_init__(self) -> None:
+        if not parse_positions(self.positions).generated:
+            raise ValueError(
+                f"positions = {self.positions!r} leaves generated tokens alone, and passages are read as if "
+                "the model were writing them: use all_tokens(), current_token() or generated_tokens()."
+            )
+        if self.max_tokens < 2:
+            raise ValueError(
+                f"max_tokens = {self.max_tokens}: give 2 or more, the first predicts the second."
+            )
+        for name in ("passages", "controls"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: give 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)

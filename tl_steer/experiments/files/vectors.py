@@ -74,6 +74,25 @@ class HonestyPairs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OrganismPairs:
+    """[pairs] kind = "organism": `organism_pairs` of the organism that [model] names.
+
+    Attributes:
+        limit, matched, confound, strength, mislabelled: see `organism_pairs`.
+    """
+
+    kind: Literal["organism"]
+    limit: int | None = None
+    matched: bool = True
+    confound: Literal["truth", "wording"] | None = None
+    strength: float = 1.0
+    mislabelled: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_positive(limit=self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptPair:
     """[pairs] kind = "prompts": one word or phrase against another, for `activation_addition`.
 

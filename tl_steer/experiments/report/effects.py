@@ -40,7 +40,7 @@ def effect_finding(
     shifts = "; ".join(f"{row[factor]} {interval(row, 'shift')}" for row in rows)
     measured = _share(signal) if written else "the logit difference"
     moved = f"the vector {_moved(moves, factor, signal)} (change of {measured}: {shifts})"
-    controls = _against_controls(effects, kinds, chosen, factor, moved=any(moves.values()))
+    controls = _against_controls(effects, kinds, chosen, factor, moves=moves)
     verdict = _verdict(detection, chosen, signal, has_noise=0 < len(signal) < len(moves))
     return f"At {place(chosen)}, on the half not chosen on, {moved}{controls}. {verdict}"
 
@@ -108,31 +108,56 @@ def _share(signal: Sequence[str]) -> str:
 
 
 def _against_controls(
-    effects: pd.DataFrame, kinds: pd.DataFrame, chosen: pd.Series, factor: str, *, moved: bool
+    effects: pd.DataFrame, kinds: pd.DataFrame, chosen: pd.Series, factor: str, *, moves: dict[str, int]
 ) -> str:
-    """How far random directions move the same questions."""
+    """How far control vectors move the same questions."""
     control = effects["control"].astype(bool) & (effects["layers"] == chosen["layers"])
     control &= effects["operation"] == chosen["operation"]
     sizes = effects["multiplier"].abs()
     control &= sizes.isna() if pd.isna(chosen["multiplier"]) else np.isclose(sizes, abs(chosen["multiplier"]))
     if kinds["shift"].isna().any():
-        return "; where no answer can be read, there is nothing to compare with random directions"
+        return "; where no answer can be read, there is nothing to compare with control vectors"
     if not control.any():
-        return "; no random direction was tried there"
-    farthest = effects[control].groupby(factor)["shift"].agg(lambda shift: shift.abs().max())
-    beyond = [abs(row["shift"]) > farthest[row[factor]] for row in kinds.to_dict("records")]
+        return "; no control vector was tried there"
     number = effects.loc[control, "vector"].nunique()
-    told = ", ".join(f"{far:.2f} for {kind}" for kind, far in farthest.items())
     length = "" if pd.isna(chosen["multiplier"]) else " of the same length"  # a projection has none
-    random = f"{number} random direction{'s' if number > 1 else ''}{length}"
+    vectors = f"{number} control vector{'s' if number > 1 else ''}{length}"
+    farthest = effects[control].groupby(factor)["shift"].agg(lambda shift: shift.abs().max())
+    if farthest.isna().any():
+        return f"; under {vectors} too few answers can be read to compare with"
+    if {1, -1} <= set(moves.values()):
+        return _apart_beside(effects[control], kinds, factor, moves, vectors)
+    beyond = [abs(row["shift"]) > farthest[row[factor]] for row in kinds.to_dict("records")]
+    told = ", ".join(f"{far:.2f} for {kind}" for kind, far in farthest.items())
     if all(beyond):
-        return f", farther than {random} (at most {told})"
+        return f", farther than {vectors} (at most {told})"
     move = "moves" if number == 1 else "move"
-    if not moved:
-        return f"; {random} {move} them by at most {told}"
+    if not any(moves.values()):
+        return f"; {vectors} {move} them by at most {told}"
     if not any(beyond):
-        return f"; but {random} {move} them as far (up to {told}), so this is not the vector's doing"
-    return f"; {random} {move} some of them as far (up to {told})"
+        return f"; but {vectors} {move} them as far (up to {told}), so this need not be the vector's doing"
+    return f"; {vectors} {move} some of them as far (up to {told})"
+
+
+def _apart_beside(
+    controls: pd.DataFrame, kinds: pd.DataFrame, factor: str, moves: dict[str, int], vectors: str
+) -> str:
+    """Beside the controls' change of the difference between kinds that the vector moves opposite ways: a push
+    that moves all kinds alike says nothing about that.
+    """
+    ways = pd.Series(moves)
+    shifts = kinds.set_index(kinds[factor].astype(str))["shift"]
+    apart = shifts[ways > 0].mean() - shifts[ways < 0].mean()
+    levels = controls[factor].astype(str)
+    sides = [
+        controls[levels.isin(ways[way].index)].groupby(["vector", "multiplier"], dropna=False)["shift"].mean()
+        for way in (ways > 0, ways < 0)
+    ]
+    farthest = (sides[0] - sides[1]).abs().max()
+    changed = f"; the difference between the two ways is {apart:.2f}"
+    if apart > farthest:
+        return f"{changed}, more than under {vectors} (at most {farthest:.2f})"
+    return f"{changed}, but under {vectors} up to {farthest:.2f}, so this need not be the vector's doing"
 
 
 def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], *, has_noise: bool) -> str:
@@ -147,6 +172,13 @@ def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], 
     name = f"“{signal[0]}”" if len(signal) == 1 else "the signal"
     said = {1: f": {name} is said less often", -1: f": {name} is said more often", 0: ""}[bias]
     c = f"the criterion by {interval(row, 'criterion_change')}{said}"
+    before = detection[detection["vector"] == UNSTEERED].iloc[0]
+    if sensitivity < 0 and direction(before, "d_prime") > 0 > direction(row, "d_prime"):
+        told = "along with a shift of bias" if bias else "without a measurable shift of bias"
+        return (
+            f"This reverses the answers, {told}: right and wrong are still told apart, and the opposite is "
+            f"said. d′ is {interval(row, 'd_prime')}; {d_prime}, {c}."
+        )
     if sensitivity > 0:
         also = "with a shift of bias as well" if bias else "without a measurable shift of bias"
         return f"This is an improvement, {also}: {d_prime}, {c}."

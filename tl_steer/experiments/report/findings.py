@@ -12,7 +12,11 @@ from .wording import direction, interval, place, plain, signed
 LITTLE_MASS = 0.5
 # From this share of unreadable texts on, what the readable ones say may not be what all would have.
 MUCH_UNREADABLE = 0.1
-SCORES = {"d_prime": "d′", "shift": "the change of the logit difference in the multiplier's direction"}
+SCORES = {
+    "d_prime": "d′",
+    "shift": "the change of the logit difference in the multiplier's direction",
+    "flipped": "the share of answers that change",
+}
 
 
 def separation_finding(table: pd.DataFrame) -> str:
@@ -61,13 +65,13 @@ def choice_finding(choices: pd.DataFrame) -> str:
         choices: two rows from `choose`, the choosing half first.
     """
     on, report = choices.iloc[0], choices.iloc[1]
-    shown = plain if on["score"] == "accuracy" else signed
+    shown = plain if on["score"] in ("accuracy", "flipped") else signed
     best, result = shown(on["value"]), shown(report["value"])
     around = f"[{shown(report['low'])}, {shown(report['high'])}]"
     by = SCORES.get(on["score"], on["score"])
     picked = f"Chosen by {by} on {int(on['n'])} questions: {place(on)}, with {best}"
     other = f"On the other {int(report['n'])} it is {result} {around}"
-    if on["score"] == "shift":  # a change already
+    if on["score"] in ("shift", "flipped"):  # a change already
         return f"{picked}. {other}{_unless_zero(report)}."
     return (
         f"{picked} (unsteered {shown(on['unsteered'])}). {other}, unsteered {shown(report['unsteered'])}: "
@@ -128,7 +132,7 @@ def text_finding(texts: pd.DataFrame) -> str:
     where = f"{'layers' if len(layers) > 1 else 'layer'} {', '.join(layers)}"
     return (
         f"{texts['prompt_id'].nunique()} open prompts were answered with the vector {_ways(texts)} at "
-        f"{where}. The texts are below to be read; nothing is measured of them."
+        f"{where}. The texts are below to be read; what they say is not measured."
     )
 
 

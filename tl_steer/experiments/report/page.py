@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from ..results import REPORT, Results
 from .effects import effect_finding, ranking_finding
+from .evidence import evidence_sections
 from .findings import (
     choice_finding,
     mass_finding,
@@ -102,4 +103,5 @@ def _question_findings(results: Results) -> list[str]:
 def sections(results: Results) -> list[Section]:
     """The parts of the report between what was found and the texts."""
     made = [] if results.experiment.has_prompts else pair_sections(results)
-    return made + (question_sections(results) if results.experiment.questions is not None else [])
+    made += question_sections(results) if results.experiment.questions is not None else []
+    return made + evidence_sections(results)

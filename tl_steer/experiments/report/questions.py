@@ -4,7 +4,7 @@ from ... import plots
 from ...evaluation.tables import UNSTEERED
 from ..results import CHOOSE, REPORT, Results
 from .sections import Section, drawn
-from .tables import choice_table, detection_table
+from .tables import choice_table, detection_table, optimism_table
 from .texts import answer_table
 
 WRITTEN = (
@@ -50,7 +50,7 @@ def _doses(results: Results) -> Section | None:
         alike, against = "more right answers or fewer", "a preference for one kind's answer"
     read = (
         f"All questions, by kind. Panels that slope alike show {alike}; panels that slope against each "
-        f"other, {against}. Grey: random directions of the same length."
+        f"other, {against}. Grey: control vectors of the same length."
     )
     factor = results.experiment.questions.factor
     figure = drawn("doses", plots.dose_response, effects, value=value, facet=factor)
@@ -69,7 +69,7 @@ def _detection(results: Results) -> Section | None:
     )
     half = results.detection(split=REPORT)
     half = half[half["layers"].isin(["", results.chosen["layers"]])]
-    figure = drawn("detection", plots.signal_detection, detection)
+    figure = drawn("detection", plots.signal_detection, detection, layer=results.chosen["layers"])
     table = detection_table(half, results.accuracy(split=REPORT))
     return Section("detection", "Bias or sensitivity", read, [figure], [table])
 
@@ -77,9 +77,11 @@ def _detection(results: Results) -> Section | None:
 def _choices(results: Results) -> Section:
     read = (
         f"A cell picked for being the best of many is flattered where it was picked (“{CHOOSE}”). Its "
-        f"result is the marked row: the same cell on questions that had no part in the choice (“{REPORT}”)."
+        f"result is the marked row: the same cell on questions that had no part in the choice (“{REPORT}”). "
+        "The second table says how much the first would have been flattered."
     )
-    return Section("choice", "The choice of layer and dose", read, tables=[choice_table(results.choices)])
+    tables = [choice_table(results.choices), optimism_table(results.choices)]
+    return Section("choice", "The choice of layer and dose", read, tables=tables)
 
 
 def _answers(results: Results) -> Section | None:
