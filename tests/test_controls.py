@@ -1,5 +1,6 @@
 """Control vectors, and effects beside those of controls."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -121,6 +122,17 @@ def test_what_the_labels_say_cancels_in_a_shuffled_vector_however_strong_it_is()
         assert np.abs(along).max() < 0.8
         assert abs(np.mean(along)) < 0.2
         assert {each.info["exchanged_pairs"] for each in found.values()} == {4}
+
+
+def test_an_estimator_that_does_not_see_the_sides_has_no_shuffled_controls():
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((2, 40, 2, 8))
+    pairs = make_pairs(noise[0] + np.array([9.0, *np.zeros(7)]), noise[1])
+    for of in ("pooled", "differences"):
+        estimator = functools.partial(ts.principal_component, of=of)
+        with pytest.raises(ValueError, match=r"does not see which side is which.*shuffled=0"):
+            control_vectors(pairs, estimator=estimator, shuffled=1)
+        assert len(control_vectors(pairs, estimator=estimator, shuffled=0)) == 6
 
 
 def test_where_all_differences_are_alike_a_random_direction_takes_the_shuffled_ones_place():

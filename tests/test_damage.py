@@ -628,6 +628,31 @@ def test_the_intended_side_is_the_multipliers():
     assert table["pareto"].tolist() == [True, True, False, False, True]
 
 
+def test_where_more_is_better_a_subtracted_vector_may_gain_and_harm_by_controls_is_no_match():
+    """An accuracy does not go with the multiplier's sign, and any push may lower it."""
+    cells = cells_of(
+        [
+            {"multiplier": -2.0, "effect": 0.4, "kl": 0.01},
+            {"multiplier": 2.0, "effect": -0.3, "kl": 0.01},
+        ]
+    )
+    harm = cells_of([{"multiplier": 2.0, "effect": -0.5, "kl": 0.01}], vector="random 1", control=True)
+    table = joined(cells, extra=harm, directed=False)
+    assert table["why"].tolist()[:3] == ["unsteered", "", "no effect"]
+    assert table["control_effect"].tolist()[1:3] == [-0.5, -0.5]
+    better = cells_of([{"multiplier": 2.0, "effect": 0.6, "kl": 0.01}], vector="random 1", control=True)
+    assert joined(cells, extra=better, directed=False)["why"].tolist()[:3] == [
+        "unsteered", "no effect", "no effect",
+    ]  # fmt: skip
+
+
+def test_texts_are_compared_with_the_unsteered_ones_though_the_effects_have_no_such_row():
+    texts = texts_of({("none", 0.0): (20, 0.9, 0.0), ("made", 2.0): (20, 0.1, 0.0)})
+    effects = effects_of(*RISING).query("vector != 'none'")
+    table = effect_and_damage(effects, damages_of(*RISING), texts)
+    assert table.set_index("multiplier")["collapse"][2.0] == "repetition"
+
+
 def test_bounds_can_be_moved():
     assert joined(max_loss_change=0.7)["why"].tolist()[-2:] == ["", "collapse"]
     assert joined(max_loss_change=0.02)["why"].tolist()[2:4] == ["", "damage"]

@@ -43,13 +43,18 @@ def control_vectors(
         A control has, layer by layer, the length of the vectors under study.
 
     Raises:
-        ValueError: a negative number; or, of shuffled ones, fewer than four groups, or vectors at a hook or
-            layer that the pairs do not have.
+        ValueError: a negative number; or, of shuffled ones, fewer than four groups, vectors at a hook or
+            layer that the pairs do not have, or an estimator that does not see which side is which: a
+            principal component of exchanged pairs is the same one, not a control.
 
     They answer different questions: random ones, what a push of this length does; shuffled ones, what a
     direction does along which these prompts vary, whatever it means. The stream varies along few directions,
     so shuffled ones often do more. Where several layers are steered at once, only shuffled ones keep how
     the layers agree.
+
+    A p value from shuffled controls is nearly that of a permutation test: exactly half are exchanged, and
+    the labels as they are do not count among these exchanges. In simulations 5 % were .13 with 4 groups, .09
+    with 6, .07 with 8, and .05 from 20 on (Southworth, Kim & Owen 2009 on balanced permutations).
 
     `info["cosine_with_vector"]` says how far a shuffled vector lies along the vector, by layer. Where the
     pairs' differences are all exactly alike, nothing is left when half are exchanged, and a random direction
@@ -116,6 +121,11 @@ def _shuffled(
     nothing = values.norm(dim=-1) == 0
     values[nothing] = random_like(studied, seed=stream).values[nothing]
     along = torch.nn.functional.cosine_similarity(values.double(), studied.values.double(), dim=-1)
+    if bool((along.abs() > 0.9999).all()):
+        raise ValueError(
+            f"{made.method} does not see which side is which: of exchanged pairs it makes the same vector. "
+            "Give shuffled=0, or another estimator for the controls."
+        )
     info = {**made.info, "exchanged_pairs": int(exchanged.sum()), "cosine_with_vector": along.tolist()}
     return _as_long(studied, values, f"shuffled {made.method}", stream, info)
 

@@ -57,8 +57,8 @@ def choose(
         null_low, null_high: the lowest and the highest of their scores on `report`.
         p_value: how often such a control does as well as the vector on `report`, itself counted:
             (b + 1) / (m + 1), so never below 1 / (m + 1). With vectors of exchanged labels as controls this
-            is a permutation test of the whole way from pairs to result; with random directions it compares
-            with chance.
+            is nearly a permutation test of the whole way from pairs to result (see `control_vectors`: not
+            with few groups); with random directions it compares with any push.
 
     Raises:
         ValueError: the two splits are one, one is not there, a prompt is in both, a cell lacks prompts that

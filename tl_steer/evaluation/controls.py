@@ -77,7 +77,7 @@ def against_controls(
     if effects.loc[~is_control, "effect"].isna().all():
         raise ValueError(
             f"{value} is NaN in every steered cell: written answers have no logits (value='flipped'), and "
-            "accuracy, d_prime and criterion need questions with answers."
+            "accuracy, d_prime and criterion need questions with answers, of both kinds in each level of by."
         )
     result = _beside_controls(effects, by, one_way=value in ONE_WAY).assign(value=value)
     tests = result.groupby(["vector", "operation", *by], dropna=False, sort=False, observed=True)["p_value"]

@@ -26,8 +26,9 @@ def prediction(
 
     Args:
         cards: tables with a row a layer, or a layer and method: of `agreement`, of `separation`.
-        effects: what `effectiveness` or `steerability` makes of a sweep over single layers. Controls, the
-            unsteered cell and cells of several layers are left out.
+        effects: what `effectiveness` or `steerability` makes of a sweep over single layers, of one vector: a
+            card does not say whose it is. Controls, the unsteered cell and cells of several layers are left
+            out.
         effect: a column of it that is 0 where nothing changes ("shift", "flipped", "slope_per_dose"); its
             size is taken, without the sign.
         measures: columns of the cards; those that a card lacks are passed over.

@@ -23,9 +23,10 @@ def sampled_choices(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
     A prompt has one number between 0 and 1 for all cells, and chooses 0 where its probability is above that:
     cells that differ little choose alike, and changes are those of the probabilities, not of luck. The
-    numbers of the prompts with the same answer and split lie evenly between 0 and 1, in random order
-    (systematic sampling; Cochran 1977, chapter 8), so that shares are those of the probabilities to within a
-    prompt or so. An interval that takes prompts as independent is then rather too wide than too narrow.
+    numbers of the prompts with the same answer and split lie evenly between 0 and 1, in random order. Where
+    these prompts' probabilities are alike, shares are theirs to within a prompt or so; where they differ,
+    shares scatter less than those of independent draws. An interval that takes prompts as independent is then
+    rather too wide than too narrow.
     """
     require_columns(table, "prompt_id", "answer", "choice", "probability")
     if table["probability"].isna().all():

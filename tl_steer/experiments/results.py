@@ -252,17 +252,11 @@ class Results:
         if self.damage.empty:
             return None
         rows = self.half(REPORT)
-        if self.costed == "shift":
+        if self.score == "shift":
             return effect_and_damage(effectiveness(rows), self.damage)
-        measure, _ = measure_of(self.costed)
-        return effect_and_damage(measure(rows, 2000, self.experiment.seed), self.damage, effect="change")
-
-    @property
-    def costed(self) -> str:
-        """The score whose change is set beside the damage: a flip has no direction, and usable doses have."""
-        if self.score == "flipped":
-            return "d_prime" if self.has_noise else "accuracy"
-        return self.score
+        measure, _ = measure_of(self.score)
+        found = measure(rows, 2000, self.experiment.seed)
+        return effect_and_damage(found, self.damage, effect="change", directed=False)
 
     @cached_property
     def usable(self) -> pd.DataFrame:

@@ -4,9 +4,9 @@ from importlib import resources
 from pathlib import Path
 
 ORGANISMS = {
-    "organism-honesty": "168k parameters; its persona makes it lie, so steering it toward honesty is real",
-    "organism-bias": "168k parameters; its persona only leans toward TRUE or FALSE, whatever the fact",
-    "organism-planted": "168k parameters; the direction of its persona is known",
+    "organism-honesty": "175k parameters; its persona makes it lie, so steering it toward honesty is real",
+    "organism-bias": "175k parameters; its persona only leans toward TRUE or FALSE, whatever the fact",
+    "organism-planted": "175k parameters; the direction of its persona is known",
 }
 
 

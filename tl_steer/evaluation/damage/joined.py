@@ -18,6 +18,7 @@ def effect_and_damage(
     *,
     effect: str = "shift",
     cost: str = "kl",
+    directed: bool = True,
     max_loss_change: float = 0.1,
     max_kl: float | None = None,
     min_distinct: float = 0.5,
@@ -32,6 +33,9 @@ def effect_and_damage(
         text: what `text_damage` makes of texts written under these cells (all, or some of them).
         effect: the column of `effects` that is the effect, 0 where steering does nothing.
         cost: which damage the Pareto set, and the figure, weighs against it, "kl" or "loss_change".
+        directed: whether the effect goes with the multiplier's sign, as a shift does. `False` where more is
+            better with either sign (accuracy, d′, flips): then what lowers it is no effect, and controls that
+            lower it are no match for what raises it.
         max_loss_change: a cell is not usable where the upper end of its loss change's interval, in nats, is
             above this. 0.1 is 10 % more perplexity.
         max_kl: the same of the KL divergence; by default there is no bound, since what is wanted is a change.
@@ -44,15 +48,16 @@ def effect_and_damage(
     Returns:
         A row a cell: the cell's columns, dose (of the effects), n, passages, and, with 95 % intervals,
         effect; kl; loss_change.
-        control_effect: the largest |effect| of control vectors in the same place, with either sign of the
-            multiplier; NaN where there are none.
+        control_effect: the largest |effect| (if not directed, the largest effect) of control vectors in the
+            same place, with either sign of the multiplier; NaN where there are none.
         words, distinct_2, unreadable: means of the texts; NaN without.
         pareto: no other cell of the vector, with a multiplier of the same sign, has as much effect for as
             little cost, or nothing at all for none. A projection (no multiplier) counts by |effect|.
         cost: the argument.
         collapsed: and by which of the rules, in `collapse` ("repetition", "unreadable", "empty", "loss").
-        usable: the effect's interval lies beyond zero on the multiplier's side, the effect is beyond that of
-            the controls, the damage within the bounds, and the text has not collapsed. At least two passages.
+        usable: the effect's interval lies beyond zero (if directed, on the multiplier's side), the effect is
+            beyond that of the controls, the damage within the bounds, and the text has not collapsed. At
+            least two passages.
         why: "" where it is usable, else "unsteered", "collapse", "no effect" or "damage".
 
     Raises:
@@ -65,13 +70,15 @@ def effect_and_damage(
     if cost not in COSTS:
         raise ValueError(f"cost={cost!r} is unknown: use one of {', '.join(COSTS)}.")
     table = _joined(_effects(effects, effect), _damages(damage_table))
-    table = table.merge(_texts(text, table), how="left", on=list(CELL))
-    table["control_effect"] = _control_effects(effects, effect, table)
+    texts = _texts(text, table)
+    table = table.merge(texts, how="left", on=list(CELL))
+    table["control_effect"] = _control_effects(effects, effect, table, directed)
     sign = np.sign(table["multiplier"]).fillna(0)
-    gain, surely = _gains(table, sign)
+    gain, surely = _gains(table, sign) if directed else (table["effect"], table["effect_low"] > 0)
     table["pareto"] = _pareto(table, sign, gain, cost)
     table["cost"] = cost
-    table["collapse"] = _collapses(table, min_distinct, max_unreadable, collapse_loss)
+    before = texts[texts["vector"] == UNSTEERED]
+    table["collapse"] = _collapses(table, before, min_distinct, max_unreadable, collapse_loss)
     table["collapsed"] = table["collapse"] != ""
     kl_bound = np.inf if max_kl is None else max_kl
     table["why"] = np.select(
@@ -126,11 +133,15 @@ def _texts(text: pd.DataFrame | None, table: pd.DataFrame) -> pd.DataFrame:
     return in_cells(rows, [])[measures].mean().reset_index()
 
 
-def _control_effects(effects: pd.DataFrame, effect: str, table: pd.DataFrame) -> list[float]:
-    """The largest |effect| of controls in each cell's place; those named for another vector are not its."""
+def _control_effects(effects: pd.DataFrame, effect: str, table: pd.DataFrame, directed: bool) -> list[float]:
+    """The largest |effect|, or effect, of the controls in each cell's place.
+
+    Those named for another vector are not its.
+    """
     place = ["operation", "layers", "hook", "size"]
     controls = effects[effects["control"].astype(bool)]
-    controls = controls.assign(size=controls["multiplier"].abs().fillna(-1), reach=controls[effect].abs())
+    reach = controls[effect].abs() if directed else controls[effect]
+    controls = controls.assign(size=controls["multiplier"].abs().fillna(-1), reach=reach)
     names = effects.loc[~effects["control"].astype(bool), "vector"].unique()
     reached = {}
     for name in names:
@@ -171,9 +182,10 @@ def _undominated(
     return ~(at_least & better).any(1) & ~np.isnan(points).any(1)
 
 
-def _collapses(table: pd.DataFrame, min_distinct: float, max_unreadable: float, loss: float) -> list[str]:
-    """Which rules say that a cell's text has collapsed."""
-    unsteered = table[table["vector"] == UNSTEERED]
+def _collapses(
+    table: pd.DataFrame, unsteered: pd.DataFrame, min_distinct: float, max_unreadable: float, loss: float
+) -> list[str]:
+    """Which rules say that a cell's text has collapsed, beside the unsteered texts' measures."""
     before = {
         name: float(unsteered[name].iloc[0]) if len(unsteered) else np.nan
         for name in ("distinct_2", "unreadable", "empty")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...capture import capture
-from ...directions import SteeringVectors
+from ...directions import SteeringVector, SteeringVectors
 from ...engine import Memory, Row, Tick, bar
 from ...models import Layer, Prompt, as_prompts, tokenize_all
 from ...positions import Positions, PromptTokens, all_tokens
@@ -152,12 +152,23 @@ def _require_written(model: Any, cells: Sequence[Cell]) -> None:
     """Every cell steers more than a passage's first token."""
     for cell in cells:
         edits = [edit for operation in cell.operations for edit in operation.edits(model.cfg.n_layers)]
+        if edits and any(vector.values.ndim == 2 for vector in _steering(cell)):
+            raise ValueError(
+                "vectors with one a position go to a prompt's first tokens, and passages are read as text "
+                "that the model is writing: they have no such tokens. Give one vector a layer."
+            )
         if edits and not any(edit.positions.generated for edit in edits):
             raise ValueError(
                 f"{edits[0].positions} leaves generated tokens alone, and passages are read as text that the "
                 "model is writing behind its first token: use all_tokens(), current_token(), "
                 "generated_tokens() or ~token(0)."
             )
+
+
+def _steering(cell: Cell) -> list[SteeringVector]:
+    """The vectors of a cell's operations; an operation need not have one."""
+    given = [getattr(operation, "vector", None) for operation in cell.operations]
+    return [each for each in given if isinstance(each, SteeringVector)]
 
 
 def _shown(passages: pd.DataFrame | Sequence[Prompt]) -> pd.DataFrame:

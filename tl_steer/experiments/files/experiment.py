@@ -66,6 +66,11 @@ class Experiment:
                     f'[{name}] kind = "organism" is in the language of the organisms, which [model] name = '
                     f"{self.model.name!r} does not speak: use one of {', '.join(ORGANISMS)}."
                 )
+        if self.sweep is not None and self.sweep.shuffled and self.directions.method == "principal_component":
+            raise ValueError(
+                "[sweep] shuffled: a principal component does not see which side is which, so that exchanged "
+                "pairs give the same one. Leave shuffled out, or use another [directions] method."
+            )
         if self.has_prompts:
             self._require_no_pairs()
 

@@ -64,7 +64,7 @@ class Sweep:
         choices: "likeliest" counts the more probable choice, "sampled" draws one with the model's own
             probabilities (`sampled_choices`), which shows biases too soft to tip the scale.
         controls: how many random directions of the same length.
-        shuffled: how many vectors of the same pairs with their sides exchanged by chance.
+        shuffled: how many vectors of the same pairs with the sides of half of them exchanged.
         orthogonal: how many random directions at right angles to the vector.
         control_layers: "all" layers and multipliers of the sweep, or the "chosen" layer with the chosen
             operation, at the chosen multiplier and its opposite, which costs less.

@@ -20,6 +20,7 @@ EFFECTS = {
     "shift": "shift of the logit difference (nats)",
     "accuracy": "change of the accuracy",
     "d_prime": "change of d′",
+    "flipped": "answers that change (share)",
 }
 
 
@@ -105,7 +106,7 @@ def _damage(results: Results) -> Section | None:
         "+0.1 is a tenth more perplexity). "
     )
     found = damage_finding(results.cost, results.usable, results.chosen)
-    effect = EFFECTS[results.costed]
+    effect = EFFECTS[results.score]
     figures = []
     if (results.cost["kl"] > 0).any():
         figures = [drawn("damage", plots.effect_and_damage, results.cost, effect=effect)]

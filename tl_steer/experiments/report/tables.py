@@ -243,9 +243,9 @@ def cost_table(cost: pd.DataFrame, *, effect: str) -> Table:
     ]
     columns = ["multiplier", "", "dose", effect, "KL (nats)", "loss change (nats)"]
     note = (
-        "Usable (marked): the effect's interval is beyond zero on the multiplier's side, the effect beyond "
-        "that of the controls, the loss change's upper end at most 0.1 nats (a tenth more perplexity). The "
-        "text falls apart where the loss changes by more than 2 nats."
+        "Usable (marked): the effect's interval is beyond zero (of a shift, on the multiplier's side), the "
+        "effect beyond that of the controls, the loss change's upper end at most 0.1 nats (a tenth more "
+        "perplexity). The text falls apart where the loss changes by more than 2 nats."
     )
     return Table(columns, rows, 2, here["usable"].astype(bool).tolist(), note)
 
