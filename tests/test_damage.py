@@ -23,6 +23,7 @@ from tl_steer.evaluation.sweep import sweep
 from tl_steer.generation import generate
 from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.models import identify, load_model
+from tl_steer.plots.damage_curves import log_axis
 from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, prompt_tokens, token
 from tl_steer.prompts import read_neutral
 
@@ -1042,3 +1043,11 @@ def test_figures_refuse_what_they_cannot_draw(mean):
         plots.effect_and_damage(table.drop(columns="pareto"))
     with pytest.raises(ValueError, match="no steered cell has a kl above nothing"):
         plots.effect_and_damage(table.assign(kl=0.0))
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.08, 1.61), (0.05, 0.1), (0.01, 0.02), (0.1, 3.0), (1e-4, 10.0)])
+def test_a_logarithmic_axis_has_ticks_enough_to_read_it_and_not_too_many(low, high):
+    axis = log_axis(pd.Series([low, high]))
+    inside = [tick for tick in axis["tickvals"] if low <= tick <= high * (1 + 1e-9)]
+    assert 2 <= len(inside) <= 8
+    assert axis["ticktext"][axis["tickvals"].index(inside[0])] == f"{inside[0]:g}"

@@ -80,7 +80,8 @@ def log_axis(values: pd.Series) -> dict[str, object]:
     """A logarithmic axis from a little below the smallest value to a little above the largest."""
     low, high = math.log10(values.min()), math.log10(values.max())
     margin = max(0.06 * (high - low), 0.05)
-    steps = (1, 2, 5) if high - low < 2.5 else (1,)
+    narrow = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    steps = narrow if high - low < 0.7 else (1, 2, 5) if high - low < 2.5 else (1,)
     ticks = [
         step * 10.0**power for power in range(math.floor(low) - 1, math.ceil(high) + 1) for step in steps
     ]
