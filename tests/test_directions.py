@@ -390,7 +390,7 @@ def test_activation_addition_is_the_difference_at_each_position(positive, negati
     assert vectors.values.shape == (2, length, D_MODEL)
     torch.testing.assert_close(vectors.values, sides[0] - sides[1], rtol=1e-4, atol=1e-4)
     assert vectors.hook == "resid_pre"
-    assert vectors.info["positive"] == positive
+    assert vectors.info["arguments"] == {"positive": positive, "negative": negative}
 
 
 def test_activation_addition_steers_the_first_positions():

@@ -3,7 +3,7 @@
 from typing import Any
 
 from .capture import capture, capture_pairs
-from .directions import Estimator, SteeringVectors, mean_difference
+from .directions import Estimator, SteeringVectors, digest_of, mean_difference
 from .engine import Memory
 from .models import Layers, tokenize
 from .positions import Positions, all_tokens
@@ -24,6 +24,14 @@ def vectors_from_pairs(
     """Capture both sides of contrast pairs and estimate a vector at each layer, in one call.
 
     `capture_pairs`, then `estimator`: keep the activations instead where several estimators are compared.
+
+    Args:
+        model, positions, layers, hook, reuse, memory: as for `capture`.
+        pairs: from `contrast_pairs`, `honesty_pairs` or `read_pairs`.
+        estimator: from paired activations to vectors; by default `mean_difference`. One with arguments is
+            `functools.partial(principal_component, of="differences")`.
+
+    Raises what `capture` and the estimator do.
     """
     options = {"positions": positions, "layers": layers, "hook": hook, "reuse": reuse, "memory": memory}
     return estimator(capture_pairs(model, pairs, **options))
@@ -45,6 +53,7 @@ def activation_addition(
     positions of a prompt, and refuses one that is shorter.
 
     Args:
+        model: a model with a tokenizer.
         positive, negative: a word or phrase each ("Love", "Hate"); either may be empty (spaces alone).
         layers: 0-based block indices; by default all.
         hook: by default each block's input.
@@ -79,5 +88,9 @@ def activation_addition(
         "activation_addition",
         both.stream_norm,
         both.identity,
-        {"positive": positive, "negative": negative, "positions": length},
+        {
+            "arguments": {"positive": positive, "negative": negative},
+            "positions": length,
+            "data": digest_of(positive, negative),
+        },
     )

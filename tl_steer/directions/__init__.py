@@ -10,7 +10,18 @@ from .estimators import (
     random_direction,
     random_like,
 )
+from .exchange import (
+    from_repeng,
+    from_steering_vectors,
+    load_gguf,
+    load_pt,
+    save_gguf,
+    save_pt,
+    to_repeng,
+    to_steering_vectors,
+)
 from .factors import factor_directions, without_factors
+from .provenance import digest, digest_of
 from .vectors import SteeringVector, SteeringVectors
 
 __all__ = [
@@ -19,12 +30,22 @@ __all__ = [
     "SteeringVectors",
     "coin_flips",
     "control_vectors",
+    "digest",
+    "digest_of",
     "factor_directions",
+    "from_repeng",
+    "from_steering_vectors",
     "lda_direction",
+    "load_gguf",
+    "load_pt",
     "logistic_direction",
     "mean_difference",
     "principal_component",
     "random_direction",
     "random_like",
+    "save_gguf",
+    "save_pt",
+    "to_repeng",
+    "to_steering_vectors",
     "without_factors",
 ]

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations import PairedActivations
+from ..seeds import require_seed
 from .estimators import Estimator, mean_difference, random_like
 from .vectors import SteeringVectors
 
@@ -67,6 +68,11 @@ def control_vectors(
     if wrong := {kind: count for kind, count in counts.items() if count < 0}:
         raise ValueError(f"{wrong}: give 0 or more of each.")
     studied = estimator(pairs_activations) if vectors is None else vectors
+    if shuffled and studied.values.shape[-1] != (width := pairs_activations.positive.values.shape[-1]):
+        raise ValueError(
+            f"the vectors have {studied.values.shape[-1]} numbers and the activations {width}: give the "
+            "pairs they were made of, or shuffled=0."
+        )
     if shuffled:
         _require_shuffles(pairs_activations, studied, shuffled)
 
@@ -104,7 +110,7 @@ def group_numbers(factors: pd.DataFrame) -> Int[np.ndarray, " pair"]:
 
 
 def _stream(seed: int, place: int, number: int) -> int:
-    return int(np.random.SeedSequence((seed, place, number)).generate_state(1)[0])
+    return int(np.random.SeedSequence((require_seed(seed), place, number)).generate_state(1)[0])
 
 
 def _shuffled(

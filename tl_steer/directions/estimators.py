@@ -4,8 +4,9 @@
 side projects higher.
 """
 
-import hashlib
+import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import PairedActivations
+from ..seeds import require_seed
 from .discriminant import discriminant_normal
+from .provenance import described
 from .vectors import SteeringVectors
 
 Estimator = Callable[[PairedActivations], SteeringVectors]
@@ -22,6 +25,9 @@ Estimator = Callable[[PairedActivations], SteeringVectors]
 
 def mean_difference(pairs: PairedActivations) -> SteeringVectors:
     """Mean of positive minus negative activations, accumulated in float64; its length is kept.
+
+    Args:
+        pairs: both sides of contrast pairs, one position each; from `capture_pairs`.
 
     Source: difference-in-means, e.g. Marks & Tegmark 2023 (arXiv 2310.06824), section 5; Rimsky et al. 2023
     (arXiv 2312.06681), section 3.
@@ -40,6 +46,7 @@ def principal_component(
     """A principal axis of the activations, or a weighted mix of some, as a unit vector.
 
     Args:
+        pairs: as for `mean_difference`.
         component: 1 for the axis of largest variance, 2 for the next, …; or weights of several,
             `{1: 1.0, 2: -0.5}`: each axis is oriented first and weighted then, and the sum made as long as 1.
         of: what the axes are taken of:
@@ -60,6 +67,8 @@ def principal_component(
     """
     rows, available = _centred(pairs, of)
     weights = dict(component) if isinstance(component, Mapping) else {component: 1.0}
+    if not all(isinstance(each, Real) and math.isfinite(each) for each in weights.values()):
+        raise ValueError(f"component={component!r:.200}: weights must be finite numbers.")
     if not weights or 0 in weights.values():
         raise ValueError(f"component={weights}: give one component or more, with weights other than 0.")
     if missing := [number for number in weights if not 1 <= number <= available]:
@@ -67,23 +76,34 @@ def principal_component(
     axes = _axes(rows.transpose(0, 1), max(weights))
     turned = {number: _turned(pairs, axes[:, number - 1]) for number in weights}
     signs = {str(number): sign for number, (_, sign) in turned.items()}
+    arguments = {"component": {str(number): float(weight) for number, weight in weights.items()}, "of": of}
     mixed = sum(weight * turned[number][0] for number, weight in weights.items())
     if not isinstance(component, Mapping):
-        return _vectors(pairs, mixed, f"principal_component({component}, {of})", sign=signs[str(component)])
+        arguments["component"] = int(component)
+        method, sign = f"principal_component({component}, {of})", signs[str(component)]
+        return _vectors(pairs, mixed, method, arguments=arguments, sign=sign)
     shown = " ".join(f"{weight:+g}·PC{number}" for number, weight in weights.items())
-    return _vectors(pairs, _unit(mixed), f"principal_component({shown}, {of})", sign=signs)
+    method = f"principal_component({shown}, {of})"
+    return _vectors(pairs, _unit(mixed), method, arguments=arguments, sign=signs)
 
 
 def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringVectors:
     """Normal of a logistic regression that tells the sides apart, in activation space.
 
     Args:
+        pairs: as for `mean_difference`.
         C: inverse strength of the L2 penalty, on standardised activations.
+
+    Raises:
+        ValueError: `C` is not between 1e-12 and 1e12.
 
     The regression is fitted on standardised activations; its weights are brought back, so that the direction
     is one of the stream, not of the scaler's space.
     """
     from sklearn.linear_model import LogisticRegression
+
+    if not 1e-12 <= C <= 1e12:  # not so for NaN either
+        raise ValueError(f"C={C}: give a number from 1e-12 (hardly fitted) to 1e12 (hardly penalised).")
 
     def normal(rows: Any, labels: Any) -> Any:
         scale = rows.std(0)
@@ -91,11 +111,14 @@ def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringV
         fitted = LogisticRegression(C=C, max_iter=2000).fit((rows - rows.mean(0)) / scale, labels)
         return fitted.coef_[0] / scale
 
-    return _classifier_direction(pairs, normal, "logistic_direction")
+    return _classifier_direction(pairs, normal, "logistic_direction", {"C": float(C)})
 
 
 def lda_direction(pairs: PairedActivations) -> SteeringVectors:
     """Fisher's linear discriminant with Ledoit-Wolf shrinkage of the within-side covariance.
+
+    Args:
+        pairs: as for `mean_difference`.
 
     Source: Ledoit & Wolf 2004; the direction is that of scikit-learn's
     `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`, found as `discriminant_normal` says.
@@ -105,14 +128,21 @@ def lda_direction(pairs: PairedActivations) -> SteeringVectors:
         is_positive = np.array(labels) == 1
         return discriminant_normal(rows[is_positive], rows[~is_positive])
 
-    return _classifier_direction(pairs, normal, "lda_direction")
+    return _classifier_direction(pairs, normal, "lda_direction", {})
 
 
 def random_direction(pairs: PairedActivations, *, seed: int) -> SteeringVectors:
-    """Directions drawn uniformly from the sphere, with the shapes of `pairs`: a control, not an estimate."""
+    """Directions drawn uniformly from the sphere, with the shapes of `pairs`: a control, not an estimate.
+
+    Args:
+        pairs: give layers, hook and shapes; their values are not looked at.
+        seed: of the draw; recorded in `info`.
+    """
     shape = (len(pairs.layers), pairs.positive.values.shape[-1])
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return _vectors(pairs, _unit(drawn), "random_direction", seed=seed)
+    drawn = torch.randn(
+        shape, generator=torch.Generator().manual_seed(require_seed(seed)), dtype=torch.float64
+    )
+    return _vectors(pairs, _unit(drawn), "random_direction", seed=int(seed))
 
 
 def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
@@ -128,18 +158,24 @@ def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
         "random_direction",
         vectors.stream_norm,
         vectors.identity,
-        {"seed": seed, "length_of": vectors.method},
+        {"seed": int(seed), "length_of": vectors.method},
     )
 
 
 def _classifier_direction(
-    pairs: PairedActivations, normal: Callable[[Any, Any], Any], method: str
+    pairs: PairedActivations,
+    normal: Callable[[Any, Any], Any],
+    method: str,
+    arguments: Mapping[str, Any],
 ) -> SteeringVectors:
+    if len(pairs) < 2:
+        raise ValueError(f"{method} needs two pairs or more, and there are {len(pairs)}.")
     positive, negative = (side.double() for side in pairs.sides())
     rows = torch.cat([positive, negative]).numpy()
     labels = [1] * len(pairs) + [0] * len(pairs)
     axes = [torch.from_numpy(normal(rows[:, place].copy(), labels)) for place in range(len(pairs.layers))]
-    return _oriented(pairs, torch.stack(axes), method)
+    turned, signs = _turned(pairs, torch.stack(axes))
+    return _vectors(pairs, turned, method, arguments=arguments, sign=signs)
 
 
 def _axes(rows: Float[Tensor, "layer row d_hook"], count: int) -> Float[Tensor, "layer count d_hook"]:
@@ -177,11 +213,6 @@ def _centred(pairs: PairedActivations, of: str) -> tuple[Float[Tensor, "row laye
     return rows, min(available, rows.shape[-1])
 
 
-def _oriented(pairs: PairedActivations, axes: Float[Tensor, "layer d_hook"], method: str) -> SteeringVectors:
-    axes, signs = _turned(pairs, axes)
-    return _vectors(pairs, axes, method, sign=signs)
-
-
 def _turned(
     pairs: PairedActivations, axes: Float[Tensor, "layer d_hook"]
 ) -> tuple[Float[Tensor, "layer d_hook"], list[int]]:
@@ -204,17 +235,7 @@ def _unit(axes: Float[Tensor, "*batch d_hook"]) -> Float[Tensor, "*batch d_hook"
 def _vectors(
     pairs: PairedActivations, values: Float[Tensor, "layer d_hook"], method: str, **info: Any
 ) -> SteeringVectors:
-    described = {
-        "pairs": len(pairs),
-        "positions": pairs.positive.positions.label,
-        "data": _digest(pairs),
-        **info,
-    }
     return SteeringVectors(
-        values.float(), pairs.layers, pairs.hook, method, pairs.stream_norm, pairs.identity, described
-    )
-
-
-def _digest(pairs: PairedActivations) -> str:
-    text = "\x00".join((*pairs.positive.prompts, "\x01", *pairs.negative.prompts))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        values.float(), pairs.layers, pairs.hook, method, pairs.stream_norm, pairs.identity,
+        described(pairs, **info),
+    )  # fmt: skip

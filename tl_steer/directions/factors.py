@@ -11,6 +11,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from torch import Tensor
 
 from ..activations import PairedActivations
+from .provenance import described
 from .vectors import SteeringVectors
 
 MOST_LEVELS = 6  # a text of more levels (a topic, a name) describes pairs rather than sorts them
@@ -173,7 +174,7 @@ def _as_vectors(
     pairs: PairedActivations, factor: FactorContrast, both: Float[np.ndarray, "side pair layer d_hook"]
 ) -> SteeringVectors:
     values = np.tensordot(factor.weights, both, axes=2)
-    info = {"contrast": factor.contrast, "pairs": len(pairs), "positions": pairs.positive.positions.label}
+    info = described(pairs, arguments={"factor": factor.name}, contrast=factor.contrast)
     return SteeringVectors(
         torch.from_numpy(values).float(),
         pairs.layers,

@@ -52,7 +52,7 @@ class _Algebra:
         return self._scaled(dose * norm / self._nonzero_norms())
 
     def cosine_similarity(self: VectorT, other: VectorT) -> Tensor:
-        """Cosine with another one, layer by layer.
+        """Cosine with another one, `other`, layer by layer.
 
         Raises:
             ValueError: another model, hook or other layers.
@@ -64,11 +64,11 @@ class _Algebra:
 
     def __add__(self: VectorT, other: VectorT) -> VectorT:
         self._require_alike(other)
-        return self._with(self.values + other.values, f"({self.method} + {other.method})")
+        return self._joined(other, self.values + other.values, "+")
 
     def __sub__(self: VectorT, other: VectorT) -> VectorT:
         self._require_alike(other)
-        return self._with(self.values - other.values, f"({self.method} - {other.method})")
+        return self._joined(other, self.values - other.values, "-")
 
     def __mul__(self: VectorT, factor: Real) -> VectorT:
         return self._with(self.values * _number(factor), self.method)
@@ -88,6 +88,11 @@ class _Algebra:
 
     def _with(self: VectorT, values: Tensor, method: str) -> VectorT:
         return replace(self, values=values, method=method)
+
+    def _joined(self: VectorT, other: VectorT, values: Tensor, sign: str) -> VectorT:
+        # What is only true of one of the two is not true of both.
+        info = self.info if self.info == other.info else {"of": [dict(self.info), dict(other.info)]}
+        return replace(self, values=values, method=f"({self.method} {sign} {other.method})", info=info)
 
     def _scaled(self: VectorT, factors: Tensor) -> VectorT:
         shape = (*factors.shape, *[1] * (self.values.ndim - factors.ndim))
@@ -186,7 +191,7 @@ class SteeringVector(_Algebra):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a file that `SteeringVectors.load` reads."""
+        """Write a file at `path`, as `SteeringVectors.save` does, that `SteeringVectors.load` reads."""
         self.at(layers=self.layer, stream_norm=[self.stream_norm]).save(path)
 
     def _has_positions(self) -> bool:
@@ -243,7 +248,13 @@ class SteeringVectors(_Algebra):
         )
 
     def weighted(self, weights: Mapping[Layer, float]) -> "SteeringVectors":
-        """Only the layers named, each vector times its weight (`{17: 1.0, 31: -0.5}`)."""
+        """Only the layers named in `weights`, each vector times its weight (`{17: 1.0, 31: -0.5}`).
+
+        Raises:
+            IndexError: a layer that the model does not have, or that has no vector here.
+            TypeError: a weight that is no number.
+            ValueError: no layer, or one named twice.
+        """
         rows = [self._row(layer) for layer in resolve_layers(tuple(weights), self.identity.n_layers)]
         factors = torch.tensor([_number(weight) for weight in weights.values()])
         layers = tuple(self.layers[row] for row in rows)
@@ -259,6 +270,9 @@ class SteeringVectors(_Algebra):
     ) -> "SteeringVectors":
         """`SteeringVector.at` of the only vector there is.
 
+        Args:
+            layers, hook, stream_norm: as for `SteeringVector.at`.
+
         Raises:
             ValueError: several layers: it would not be clear which vector is meant.
         """
@@ -269,21 +283,36 @@ class SteeringVectors(_Algebra):
         return self[self.layers[0]].at(layers=layers, hook=hook, stream_norm=stream_norm)
 
     def save(self, path: str | Path) -> None:
-        """Write a `.safetensors` file with the identity and how they were made as metadata."""
+        """Write a `.safetensors` file at `path`; as metadata the model, hook, layers, how made, units, when.
+
+        The metadata are described by `vectors.schema.json` in this package. The file is there whole or not at
+        all: where writing fails, one that was there before stays as it was.
+
+        Raises:
+            ValueError: `info` holds something that is not plain JSON.
+            OSError: the file cannot be written.
+        """
         from .files import save
 
         save(self, path)
 
     @classmethod
-    def load(cls, path: str | Path) -> "SteeringVectors":
-        """Read what `save` wrote; never a pickle.
+    def load(cls, path: str | Path, *, model: Any = None, force: bool = False) -> "SteeringVectors":
+        """Read what `save` wrote, also an earlier version of tl_steer's; never a pickle.
+
+        Args:
+            path: the file.
+            model: the model they are meant for; vectors of another one are refused right here.
+            force: accept other weights of the same shapes and processing. The vectors keep the identity they
+                were saved with, so that steering needs `force=True` too.
 
         Raises:
-            ValueError: another kind of file.
+            ValueError: another kind of file, a damaged one, or one of a newer version.
+            ModelMismatchError: vectors of another model; says what differs.
         """
         from .files import load
 
-        return load(path)
+        return load(path, model=model, force=force)
 
     def _row(self, layer: Layer) -> int:
         (resolved,) = resolve_layers(layer, self.identity.n_layers)

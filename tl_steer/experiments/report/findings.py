@@ -118,7 +118,8 @@ def unreadable_finding(rows: pd.DataFrame, cells: Sequence[pd.Series]) -> str:
 
 def prompts_finding(vectors: SteeringVectors) -> str:
     """What the vectors of a prompt or two are, and how unequal their positions."""
-    positive, negative, count = (vectors.info[key] for key in ("positive", "negative", "positions"))
+    made = {**vectors.info, **vectors.info.get("arguments", {})}  # older runs have no "arguments"
+    positive, negative, count = (made[key] for key in ("positive", "negative", "positions"))
     return (
         f"The vector is the stream on {positive!r} minus that on {negative!r}, at {vectors.hook}: "
         f"one vector for each of the first {count} tokens, which is where they are added. Two prompts cannot "

@@ -1,0 +1,695 @@
+"""Vectors from and for other libraries: the same places, the same logits, and refusals in words.
+
+The oracles are Hugging Face's own model with a forward hook on the block, and the other libraries themselves.
+"""
+
+import builtins
+import contextlib
+import importlib.util
+import pickle
+import struct
+import sys
+from types import SimpleNamespace
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tl_steer import (
+    Add,
+    SteeringVectors,
+    from_repeng,
+    from_steering_vectors,
+    load_gguf,
+    load_pt,
+    mean_difference,
+    save_gguf,
+    save_pt,
+    steer,
+    to_repeng,
+    to_steering_vectors,
+)
+from tl_steer.directions.exchange.gguf_reading import read_gguf
+from tl_steer.models import ModelMismatchError, identify, load_model, tokenize
+
+from .conftest import make_pairs, random_hf_model
+from .tiny_model import D_MODEL, N_HEADS, N_LAYERS, make_model, word_tokenizer
+
+MODEL = make_model(word_tokenizer())
+
+
+def vectors_of(model=MODEL, *, layers=(2, 1), hook="resid_post", norms=None, seed=0, scale=1.0):
+    width = model.cfg.d_model
+    drawn = torch.randn(len(layers), width, generator=torch.Generator().manual_seed(seed)) * scale
+    norms = [7.25 + layer for layer in layers] if norms is None else norms
+    info = {"arguments": {"C": 1.0}, "data": "00ff", "seed": seed}
+    return SteeringVectors(drawn, layers, hook, "made", torch.tensor(norms), identify(model), info)
+
+
+@pytest.fixture
+def repeng(monkeypatch):
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    # repeng 0.4 asks for a name that numpy 2 no longer has
+    monkeypatch.setattr(np, "float_", np.float64, raising=False)
+    return pytest.importorskip("repeng", reason="repeng is not installed")
+
+
+@pytest.fixture
+def steering_vectors():
+    return pytest.importorskip("steering_vectors", reason="steering-vectors is not installed")
+
+
+def rows_of(vectors):
+    return {layer: vectors[layer].values for layer in vectors.layers}
+
+
+def require_imported(found, vectors, model, origin):
+    """The rows in ascending order, the model's identity, and nothing claimed that is not known."""
+    assert found.layers == tuple(sorted(vectors.layers))
+    for layer in vectors.layers:
+        assert torch.equal(found[layer].values, vectors[layer].values)
+    assert (found.method, found.hook) == ("imported", "resid_post")
+    assert origin in found.info["from"]
+    assert found.identity == identify(model)
+    assert found.stream_norm.isnan().all()
+
+
+# The same logits
+
+
+@contextlib.contextmanager
+def added_by_hooks(hf_model, rows, multiplier):
+    """Hugging Face's model with `multiplier · rows[N]` added to the output of its block N."""
+    blocks = hf_model.model.layers if hasattr(hf_model, "model") else hf_model.transformer.h
+
+    def adding(row):
+        def hook(module, args, output):
+            return (output[0] + row, *output[1:]) if isinstance(output, tuple) else output + row
+
+        return hook
+
+    handles = [blocks[layer].register_forward_hook(adding(multiplier * row)) for layer, row in rows.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def logits_of(hf_model, ids):
+    with torch.no_grad():
+        given = torch.tensor([ids])
+        return hf_model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0]
+
+
+def steered_logits(model, ids, vectors, multiplier):
+    with torch.no_grad(), steer(model, Add(vectors, multiplier)):
+        return model(torch.tensor([ids]))[0]
+
+
+def gguf_rows(path):
+    """`direction.N` for block N, as llama.cpp takes them, through the package gguf."""
+    reader = gguf.GGUFReader(path)
+    return {int(each.name.split(".")[1]): torch.tensor(np.array(each.data)) for each in reader.tensors}
+
+
+def theirs(way, hf_model, vectors, multiplier, ids, folder):
+    """Logits with the vectors handed over and applied in the other library's own way."""
+    if way in ("repeng", "repeng from GGUF"):
+        import repeng
+
+        if way == "repeng":
+            control_vector = to_repeng(vectors)
+        else:
+            save_gguf(vectors, folder / "v.gguf")
+            control_vector = repeng.ControlVector.import_gguf(folder / "v.gguf")
+        controlled = repeng.ControlModel(hf_model, list(vectors.layers))
+        try:
+            controlled.set_control(control_vector, multiplier)
+            return logits_of(controlled, ids)
+        finally:
+            controlled.unwrap()
+    if way == "steering-vectors":
+        with to_steering_vectors(vectors).apply(hf_model, multiplier=multiplier):
+            return logits_of(hf_model, ids)
+    if way == "GGUF and a forward hook":
+        save_gguf(vectors, folder / "v.gguf")
+        rows = gguf_rows(folder / "v.gguf")
+    else:
+        save_pt(vectors, folder / "v.pt")
+        rows = torch.load(folder / "v.pt", weights_only=True)
+    with added_by_hooks(hf_model, rows, multiplier):
+        return logits_of(hf_model, ids)
+
+
+WAYS = [
+    "repeng",
+    "repeng from GGUF",
+    "steering-vectors",
+    "GGUF and a forward hook",
+    ".pt and a forward hook",
+]
+
+
+def require_libraries(way, request):
+    if way.startswith("repeng"):
+        request.getfixturevalue("repeng")
+    if way == "steering-vectors":
+        request.getfixturevalue("steering_vectors")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("way", WAYS)
+def test_a_vector_handed_over_gives_the_logits_it_gives_here(way, request, embedded, embedded_hf, tmp_path):
+    require_libraries(way, request)
+    hf_model, _ = embedded_hf
+    ids = tokenize(embedded, "The capital of France is a city called")
+    plain = logits_of(hf_model, ids)
+    for layers, multiplier in (((1,), 4.0), ((15,), -4.0), ((29,), 2.5), ((20, 8, 3), -1.5)):
+        vectors = vectors_of(embedded, layers=layers)
+        here = steered_logits(embedded, ids, vectors, multiplier)
+        there = theirs(way, hf_model, vectors, multiplier, ids, tmp_path)
+        assert (there - plain).abs().max() > 0.5  # it does something there
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits_of(hf_model, ids), plain, rtol=0, atol=0)
+
+
+@pytest.mark.model
+def test_a_layer_off_by_one_would_be_seen(embedded, embedded_hf):
+    hf_model, _ = embedded_hf
+    ids = tokenize(embedded, "The capital of France is")
+    vectors = vectors_of(embedded, layers=(15,))
+    here = steered_logits(embedded, ids, vectors, 4.0)
+    for wrong in (14, 16):
+        with added_by_hooks(hf_model, {wrong: vectors[15].values}, 4.0):
+            assert (logits_of(hf_model, ids) - here).abs().max() > 0.1
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("library", ["repeng", "steering-vectors", "GGUF"])
+def test_a_vector_taken_over_gives_the_logits_it_gives_there(
+    library, repeng, steering_vectors, embedded, embedded_hf, tmp_path
+):
+    hf_model, _ = embedded_hf
+    ids = tokenize(embedded, "The capital of France is a city called")
+    rows = {layer: np.random.default_rng(layer).standard_normal(576).astype("f4") for layer in (4, 17)}
+    control_vector = repeng.ControlVector("llama", rows)
+    if library == "steering-vectors":
+        tensors = {layer: torch.tensor(row) for layer, row in rows.items()}
+        there_vector = steering_vectors.SteeringVector(tensors)
+        with there_vector.apply(hf_model, multiplier=-2.0):
+            there = logits_of(hf_model, ids)
+        vectors = from_steering_vectors(there_vector, embedded)
+    else:
+        controlled = repeng.ControlModel(hf_model, [4, 17])
+        try:
+            controlled.set_control(control_vector, -2.0)
+            there = logits_of(controlled, ids)
+        finally:
+            controlled.unwrap()
+        control_vector.export_gguf(tmp_path / "theirs.gguf")
+        vectors = (
+            from_repeng(control_vector, embedded)
+            if library == "repeng"
+            else load_gguf(tmp_path / "theirs.gguf", embedded)
+        )
+    torch.testing.assert_close(steered_logits(embedded, ids, vectors, -2.0), there, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["steering-vectors", "GGUF and a forward hook", ".pt and a forward hook"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+def test_other_architectures_count_their_blocks_alike(way, name, request, tmp_path):
+    require_libraries(way, request)
+    hf_model = random_hf_model(name)
+    model = load_model(f"tiny-{name}", hf_model=hf_model, device="cpu")
+    vectors = vectors_of(model, layers=(1, 2))
+    there = theirs(way, hf_model, vectors, 3.0, [1, 5, 7, 9], tmp_path)
+    torch.testing.assert_close(there, steered_logits(model, [1, 5, 7, 9], vectors, 3.0), rtol=1e-4, atol=1e-4)
+
+
+def test_folding_changes_no_stream_and_centring_takes_its_mean(tmp_path):
+    """Folded weights are exported like others; centred ones only with force, and added they do the same."""
+    hf_model = random_hf_model("gpt2")
+    ids = [1, 5, 7, 9]
+    folded = load_model(
+        "tiny-gpt2",
+        hf_model=hf_model,
+        device="cpu",
+        processing={"fold_ln": True, "center_writing_weights": False},
+    )
+    assert folded.cfg.normalization_type == "LNPre"
+    vectors = vectors_of(folded, layers=(1,))
+    there = theirs("GGUF and a forward hook", hf_model, vectors, 3.0, ids, tmp_path)
+    here = steered_logits(folded, ids, vectors, 3.0)
+    torch.testing.assert_close(there.log_softmax(-1), here.log_softmax(-1), rtol=1e-4, atol=1e-4)
+    centred = load_model("tiny-gpt2", hf_model=hf_model, device="cpu", processing=True)
+    vectors = vectors_of(centred, layers=(1,))
+    for write in (
+        lambda **force: save_gguf(vectors, tmp_path / "c.gguf", **force),
+        lambda **force: save_pt(vectors, tmp_path / "c.pt", **force),
+    ):
+        with pytest.raises(ValueError, match=r"centred weights.*processing=False.*or give force=True"):
+            write()
+        write(force=True)
+    with added_by_hooks(hf_model, gguf_rows(tmp_path / "c.gguf"), 3.0):
+        there = logits_of(hf_model, ids)
+    here = steered_logits(centred, ids, vectors, 3.0)
+    torch.testing.assert_close(there.log_softmax(-1), here.log_softmax(-1), rtol=1e-4, atol=1e-4)
+
+
+# GGUF
+
+
+def test_a_gguf_file_is_what_llama_cpp_reads(tmp_path):
+    vectors = vectors_of()
+    save_gguf(vectors, tmp_path / "v.gguf", model_hint="llama")
+    reader = gguf.GGUFReader(tmp_path / "v.gguf")
+    told = {name: field.contents() for name, field in reader.fields.items()}
+    assert told["general.architecture"] == "controlvector"
+    assert told["controlvector.model_hint"] == "llama"
+    assert told["controlvector.layer_count"] == 2
+    assert [each.name for each in reader.tensors] == ["direction.1", "direction.2"]
+    for each in reader.tensors:
+        assert each.tensor_type == gguf.GGMLQuantizationType.F32
+        assert each.shape.tolist() == [D_MODEL]
+        layer = int(each.name.split(".")[1])
+        np.testing.assert_array_equal(each.data, vectors[layer].values.numpy())
+    assert [file.name for file in tmp_path.iterdir()] == ["v.gguf"]
+
+
+def test_a_round_trip_through_gguf_keeps_everything(tmp_path):
+    vectors = vectors_of(norms=[7.125, float("nan")])
+    save_gguf(vectors, tmp_path / "v.gguf")
+    found = load_gguf(tmp_path / "v.gguf", MODEL)
+    assert torch.equal(found.values, vectors.values)
+    assert found.stream_norm[0] == 7.125
+    assert found.stream_norm[1].isnan()
+    for name in ("layers", "hook", "method", "identity", "info"):
+        assert getattr(found, name) == getattr(vectors, name), name
+    save_gguf(vectors[2], tmp_path / "one.gguf")
+    one = load_gguf(tmp_path / "one.gguf", MODEL)
+    assert torch.equal(one[2].values, vectors[2].values)
+    assert one.info == vectors.info
+
+
+def test_a_gguf_file_of_ours_is_refused_for_another_model(tmp_path):
+    save_gguf(vectors_of(), tmp_path / "v.gguf")
+    with pytest.raises(ModelMismatchError, match=r"v\.gguf, made on tiny, .* the weights differ"):
+        load_gguf(tmp_path / "v.gguf", make_model(word_tokenizer(), seed=1))
+    assert load_gguf(tmp_path / "v.gguf", make_model(word_tokenizer(), seed=1), force=True).layers == (2, 1)
+    with pytest.raises(ModelMismatchError, match="d_model: 16 against 32"):
+        load_gguf(tmp_path / "v.gguf", make_model(word_tokenizer(), d_model=32), force=True)
+
+
+def write_gguf(path, tensors, *, architecture="controlvector", **keys):
+    """As another program writes it."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, text in keys.items():
+        writer.add_string(name.replace("__", "."), text)
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def row(width=D_MODEL, dtype="f4"):
+    return np.arange(1, width + 1).astype(dtype)
+
+
+def test_a_gguf_file_of_somebody_else_is_of_the_model_given(tmp_path):
+    tensors = {"direction.2": row(), "direction.1": 2 * row()}
+    path = write_gguf(tmp_path / "v.gguf", tensors, controlvector__model_hint="llama")
+    found = load_gguf(path, MODEL)
+    expected = SteeringVectors(
+        torch.tensor(np.stack([2 * row(), row()])),
+        (1, 2),
+        "resid_post",
+        "",
+        torch.zeros(2),
+        identify(MODEL),
+    )
+    require_imported(found, expected, MODEL, "GGUF control vector v.gguf")
+    assert found.info["model_hint"] == "llama"
+
+
+REFUSED = {
+    "names direction.0, which llama.cpp refuses.*from_repeng": {"direction.0": row()},
+    "'direction.1' is not float32": {"direction.1": row(dtype="f2")},
+    "'direction.x' of shape .* is not a direction": {"direction.x": row()},
+    "'token_embd' of shape": {"token_embd": row()},
+    r"'direction.1' of shape \(2, 16\) is not a direction": {"direction.1": np.stack([row(), row()])},
+    "unequal lengths": {"direction.1": row(), "direction.2": row(8)},
+    r"vectors of 8 numbers; resid_post of tiny has 16: they are of another model": {"direction.1": row(8)},
+    r"layers \[3\]; tiny has layers 0 to 2: they are of another model": {"direction.3": row()},
+    "NaN or infinite": {"direction.1": row() * np.float32("nan")},
+    "holds no vectors": {},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_gguf_files_that_are_not_control_vectors_of_this_model_are_refused(tmp_path, message):
+    with pytest.raises(ValueError, match=rf"v\.gguf.*{message}"):
+        load_gguf(write_gguf(tmp_path / "v.gguf", REFUSED[message]), MODEL)
+
+
+def test_a_gguf_model_is_no_control_vector_and_other_files_are_no_gguf(tmp_path):
+    path = write_gguf(tmp_path / "v.gguf", {"direction.1": row()}, architecture="llama")
+    with pytest.raises(ValueError, match=r"holds no control vector: its general\.architecture is 'llama'"):
+        load_gguf(path, MODEL)
+    path.write_bytes(pickle.dumps({}))
+    with pytest.raises(ValueError, match=r"v\.gguf is not a GGUF file"):
+        load_gguf(path, MODEL)
+    with pytest.raises(FileNotFoundError):
+        load_gguf(tmp_path / "missing.gguf", MODEL)
+
+
+def test_a_gguf_file_whose_directions_were_changed_behind_our_description_is_refused(tmp_path):
+    save_gguf(vectors_of(), tmp_path / "ours.gguf")
+    ours = gguf.GGUFReader(tmp_path / "ours.gguf").fields["tl_steer.description"].contents()
+    path = write_gguf(tmp_path / "v.gguf", {"direction.1": row()}, tl_steer__description=ours)
+    with pytest.raises(ValueError, match=r"layers \[1\], but its own description says \[2, 1\]"):
+        load_gguf(path, MODEL)
+    path = write_gguf(tmp_path / "w.gguf", {"direction.1": row()}, tl_steer__description="{")
+    with pytest.raises(ValueError, match=r"w\.gguf: its description is damaged"):
+        load_gguf(path, MODEL)
+
+
+def test_layer_0_cannot_be_written_as_gguf(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot hold layer 0: llama\.cpp steers the blocks from 1 on"):
+        save_gguf(vectors_of(layers=(0, 1)), tmp_path / "v.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_gguf_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "v.gguf"
+    save_gguf(vectors_of(), path)
+    before = path.read_bytes()
+
+    def full(self, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_gguf(vectors_of(seed=1), path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["v.gguf"]
+
+
+def test_our_reader_reads_every_kind_of_key_as_the_package_gguf_does(tmp_path):
+    path = tmp_path / "v.gguf"
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_uint32("a", 7)
+    writer.add_int32("b", -7)
+    writer.add_float32("c", 0.5)
+    writer.add_bool("d", True)
+    writer.add_array("e", [1, 2, 3])
+    writer.add_array("f", ["x", "é"])
+    writer.add_uint64("g", 2**40)
+    writer.add_float64("h", 0.1)
+    writer.add_array("i", [0.25, 0.5])
+    writer.add_custom_alignment(64)
+    for layer in (1, 2):
+        writer.add_tensor(f"direction.{layer}", row() * layer)
+    writer.add_tensor("square", np.arange(6, dtype="f4").reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reader, found = gguf.GGUFReader(path), read_gguf(path)
+    assert found.keys == {
+        name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")
+    }
+    assert set(found.tensors) == {each.name for each in reader.tensors}
+    for each in reader.tensors:
+        np.testing.assert_array_equal(found.tensors[each.name], each.data)
+
+
+def test_lengths_that_lie_are_refused_at_once(tmp_path):
+    """The package gguf counts to 2⁶⁰ in the first."""
+    text = struct.pack("<Q", 1) + b"a"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    huge = 2**60
+    for body in (
+        text + struct.pack("<IIQ", 9, 4, huge),  # an array of that many numbers
+        text + struct.pack("<IIQ", 9, 8, huge),  # of that many texts
+        text + struct.pack("<IQ", 8, huge),  # a text of that length
+        struct.pack("<Q", huge),  # a key of that length
+        text + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 5000,  # arrays in arrays
+        text + struct.pack("<I", 77),  # no such type
+        text + struct.pack("<IQ", 8, 2) + b"\xff\xfe",  # no UTF-8
+    ):
+        (tmp_path / "v.gguf").write_bytes(head + body)
+        with pytest.raises(ValueError, match=r"v\.gguf is damaged"):
+            load_gguf(tmp_path / "v.gguf", MODEL)
+    axes = struct.pack("<I4Q", 4, huge, huge, huge, huge) + struct.pack("<IQ", 0, 0)
+    for counts, body in (((huge, 0), b""), ((0, huge), b""), ((1, 0), text + axes)):
+        (tmp_path / "v.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + body)
+        with pytest.raises(ValueError, match=r"v\.gguf is damaged.*ends too early"):
+            load_gguf(tmp_path / "v.gguf", MODEL)
+
+
+WHOLE = {}
+
+
+@given(st.integers(0), st.binary(min_size=1, max_size=8), st.booleans())
+def test_a_gguf_file_with_some_bytes_changed_or_cut_off_is_read_or_refused(
+    tmp_path_factory, place, bytes_, cut
+):
+    if not WHOLE:
+        WHOLE["path"] = tmp_path_factory.mktemp("whole") / "v.gguf"
+        keys = {"controlvector__model_hint": "llama"}
+        write_gguf(WHOLE["path"], {"direction.1": row(), "direction.2": row()}, **keys)
+        WHOLE["bytes"] = WHOLE["path"].read_bytes()
+    whole, path = WHOLE["bytes"], WHOLE["path"].with_name("broken.gguf")
+    place %= len(whole)
+    path.write_bytes(whole[:place] if cut else whole[:place] + bytes_ + whole[place + len(bytes_) :])
+    try:
+        found = load_gguf(path, MODEL)
+    except ValueError as error:
+        assert "broken.gguf" in str(error)  # noqa: PT017
+    else:
+        assert torch.isfinite(found.values).all()
+
+
+# Objects in memory
+
+
+def test_repeng_s_object_there_and_back(repeng):
+    vectors = vectors_of(layers=(2, 0))
+    made = to_repeng(vectors, model_type="llama")
+    assert isinstance(made, repeng.ControlVector)
+    assert made.model_type == "llama"
+    assert {layer: values.dtype for layer, values in made.directions.items()} == {
+        2: np.float32,
+        0: np.float32,
+    }
+    require_imported(from_repeng(made, MODEL), vectors, MODEL, "repeng ControlVector")
+    made.directions[0][:] = 0
+    assert vectors[0].values.abs().sum() > 0  # the vectors here are their own
+    assert set(to_repeng(vectors[2]).directions) == {2}
+
+
+def test_the_other_library_s_object_there_and_back(steering_vectors):
+    vectors = vectors_of(layers=(2, 0))
+    made = to_steering_vectors(vectors)
+    assert isinstance(made, steering_vectors.SteeringVector)
+    assert made.layer_type == "decoder_block"
+    require_imported(from_steering_vectors(made, MODEL), vectors, MODEL, "steering-vectors SteeringVector")
+    assert set(to_steering_vectors(vectors[2]).layer_activations) == {2}
+
+
+def test_nothing_is_needed_of_repeng_to_read_its_objects():
+    control_vector = SimpleNamespace(model_type="llama", directions={1: row(), -1: row(dtype="f8")})
+    found = from_repeng(control_vector, MODEL)
+    assert found.layers == (1, 2)
+    assert found.info == {"from": "repeng ControlVector", "model_type": "llama"}
+    for wrong, message in (
+        ({1: row(8)}, "8 numbers; resid_post of tiny has 16"),
+        ({5: row()}, r"layers \[5\]; tiny has layers 0 to 2"),
+        ({2: row(), -1: row()}, "names the same block twice"),
+        ({1: row(dtype="i4")}, "int32 numbers, not floating-point ones"),
+        ({1: [1.0, 2.0]}, "layer 1: list, not a tensor"),
+        ({}, "holds no vectors"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            from_repeng(SimpleNamespace(model_type="llama", directions=wrong), MODEL)
+    with pytest.raises(TypeError, match="a ControlVector of repeng is needed, not int"):
+        from_repeng(3, MODEL)
+
+
+def test_only_the_outputs_of_blocks_have_the_same_place_there_and_here():
+    given = {"layer_activations": {1: torch.ones(D_MODEL)}}
+    with pytest.raises(ValueError, match="layer type 'mlp' is not a block's output"):
+        from_steering_vectors(SimpleNamespace(**given, layer_type="mlp"), MODEL)
+    with pytest.raises(TypeError, match="a SteeringVector of steering-vectors is needed, not dict"):
+        from_steering_vectors(given, MODEL)
+
+
+@pytest.mark.parametrize("hand_over", [to_repeng, to_steering_vectors, save_gguf, save_pt])
+def test_what_the_others_have_no_place_for_is_refused(hand_over, tmp_path):
+    path = (tmp_path / "v",) if hand_over in (save_gguf, save_pt) else ()
+    with pytest.raises(ValueError, match=r"these vectors are at resid_pre.*\.at\(layers=…, hook="):
+        hand_over(vectors_of(hook="resid_pre"), *path)
+    flat = vectors_of()
+    by_position = SteeringVectors(
+        flat.values[:, None].repeat(1, 3, 1),
+        (2, 1),
+        "resid_post",
+        "by position",
+        flat.stream_norm,
+        flat.identity,
+    )
+    for each in (by_position, by_position[2]):
+        with pytest.raises(ValueError, match=r"one vector a layer; these are one a position \(by position\)"):
+            hand_over(each, *path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_is_missing_or_does_not_fit_numpy_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "repeng", None)
+    monkeypatch.setitem(sys.modules, "steering_vectors", None)
+    with pytest.raises(ImportError, match="to_repeng needs the package 'repeng': pip install repeng"):
+        to_repeng(vectors_of())
+    with pytest.raises(ImportError, match="pip install steering-vectors"):
+        to_steering_vectors(vectors_of())
+
+
+def test_repeng_under_numpy_2_says_what_to_do(monkeypatch):
+    if importlib.util.find_spec("repeng") is None:
+        pytest.skip("repeng is not installed")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "repeng"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(np, "float_", raising=False)
+    with pytest.raises(ImportError, match=r"repeng cannot be imported here.*numpy\.float_ = numpy\.float64"):
+        to_repeng(vectors_of())
+
+
+# Plain tensors
+
+
+def test_a_tensor_of_all_layers_of_some_or_of_one(tmp_path):
+    path = tmp_path / "v.pt"
+    values = torch.randn(N_LAYERS, D_MODEL, dtype=torch.float64)
+    torch.save(values, path)
+    found = load_pt(path, MODEL)
+    assert found.layers == (0, 1, 2)
+    assert torch.equal(found.values, values.float())
+    assert (found.method, found.info) == ("imported", {"from": "file v.pt"})
+    assert found.stream_norm.isnan().all()
+    torch.save(values[:2].bfloat16(), path)
+    found = load_pt(path, MODEL, layers=[2, 0])
+    assert torch.equal(found[2].values, values[0].bfloat16().float())
+    assert torch.equal(found[0].values, values[1].bfloat16().float())
+    torch.save(values[0], path)
+    assert torch.equal(load_pt(path, MODEL, layers=-1)[2].values, values[0].float())
+    with pytest.raises(ValueError, match=r"v\.pt has 1 vectors for 3 layers of tiny: say with layers=\[…\]"):
+        load_pt(path, MODEL)
+
+
+def test_a_dictionary_by_layer_and_another_hook(tmp_path):
+    path = tmp_path / "v.pt"
+    rows = {"2": torch.ones(D_MODEL), 0: torch.zeros(D_MODEL) + 3}
+    torch.save(rows, path)
+    assert load_pt(path, MODEL).layers == (0, 2)
+    one = load_pt(path, MODEL, layers=-1, hook="resid_pre")
+    assert (one.layers, one.hook) == ((2,), "resid_pre")
+    assert torch.equal(one[2].values, torch.ones(D_MODEL))
+    with pytest.raises(ValueError, match=r"no vector for layers \[1\]; it has \[0, 2\]"):
+        load_pt(path, MODEL, layers=[0, 1])
+    with pytest.raises(ValueError, match=r"hook 'resid_past' does not exist.*this model has resid_pre"):
+        load_pt(path, MODEL, hook="resid_past")
+    torch.save({1: torch.ones(N_HEADS * 4)}, path)
+    assert load_pt(path, MODEL, hook="z").values.shape == (1, N_HEADS * 4)
+
+
+def test_plain_tensors_there_and_back(tmp_path):
+    vectors = vectors_of(layers=(2, 0))
+    save_pt(vectors, tmp_path / "v.pt")
+    held = torch.load(tmp_path / "v.pt", weights_only=True)
+    assert {layer: tuple(each.shape) for layer, each in held.items()} == {2: (D_MODEL,), 0: (D_MODEL,)}
+    require_imported(load_pt(tmp_path / "v.pt", MODEL), vectors, MODEL, "file v.pt")
+
+
+class Trap:
+    """Unpickling this is seen."""
+
+    def __reduce__(self):
+        return (exec, ("import builtins; builtins.unpickled = True",))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: torch.save(Trap(), path),
+        lambda path: torch.save({1: Trap()}, path),
+        lambda path: torch.save(Trap(), path, _use_new_zipfile_serialization=False),
+        lambda path: path.write_bytes(pickle.dumps(Trap())),
+    ],
+)
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, write):
+    path = tmp_path / "v.pt"
+    write(path)
+    with pytest.raises(ValueError, match=r"v\.pt holds something else than plain tensors.*it was not run"):
+        load_pt(path, MODEL)
+    assert not hasattr(builtins, "unpickled")
+
+
+BAD_TENSORS = {
+    "holds a int, not a tensor": 3,
+    "holds a list, not a tensor": [torch.ones(D_MODEL)],
+    "the key 'blocks.0' is not a layer": {"blocks.0": torch.ones(D_MODEL)},
+    "the key -1 is not a layer": {-1: torch.ones(D_MODEL)},
+    "two vectors for layer 1": {"1": torch.ones(D_MODEL), 1: torch.ones(D_MODEL)},
+    "layer 1: torch.int64, not a tensor of floating": {1: torch.ones(D_MODEL, dtype=torch.int64)},
+    r"shape \(1, 16\); one axis is allowed, dense": {1: torch.ones(1, D_MODEL)},
+    r"shape \(16,\); one axis is allowed, dense": {1: torch.ones(D_MODEL).to_sparse()},
+    r"shape \(2, 2, 16\); give layer d_hook, or d_hook": torch.ones(2, 2, D_MODEL),
+    "8 numbers; resid_post of tiny has 16": torch.ones(3, 8),
+    r"layers \[9\]; tiny has layers 0 to 2": {9: torch.ones(D_MODEL)},
+    "holds NaN or infinite numbers": torch.full((3, D_MODEL), torch.inf),
+    "holds no vectors": {},
+}
+
+
+@pytest.mark.parametrize("message", BAD_TENSORS)
+def test_tensors_that_are_no_vectors_of_this_model_are_refused(tmp_path, message):
+    torch.save(BAD_TENSORS[message], tmp_path / "v.pt")
+    with pytest.raises(ValueError, match=rf"v\.pt.*{message}"):
+        load_pt(tmp_path / "v.pt", MODEL)
+
+
+def test_damaged_and_missing_tensor_files(tmp_path):
+    path = tmp_path / "v.pt"
+    torch.save(torch.ones(3, D_MODEL), path)
+    whole = path.read_bytes()
+    for content in (b"", b"x", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"v\.pt holds something else .* or is damaged"):
+            load_pt(path, MODEL)
+    with pytest.raises(FileNotFoundError):
+        load_pt(tmp_path / "missing.pt", MODEL)
+
+
+def test_imported_vectors_get_a_dose_from_a_capture():
+    found = from_repeng(SimpleNamespace(model_type="x", directions={1: row()}), MODEL)
+    with pytest.raises(ValueError, match="norm is not known at these layers"):
+        found.scaled_to(dose=0.5)
+    placed = found[1].at(layers=1, stream_norm=[8.0])
+    assert float(placed.scaled_to(dose=0.5).values.norm()) == pytest.approx(4.0, rel=1e-5)
+
+
+def test_estimated_vectors_are_handed_over_unchanged(tmp_path):
+    rng = np.random.default_rng(0)
+    made = mean_difference(make_pairs(rng.standard_normal((6, 3, 8)), rng.standard_normal((6, 3, 8))))
+    kept = made.values.clone()
+    save_pt(made, tmp_path / "v.pt")
+    held = torch.load(tmp_path / "v.pt", weights_only=True)
+    assert torch.equal(torch.stack([held[layer] for layer in made.layers]), kept)
+    held[0].zero_()
+    assert torch.equal(made.values, kept)

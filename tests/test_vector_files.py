@@ -1,0 +1,489 @@
+"""Files of vectors: what is in them, other models and versions, damage, and writing whole or not at all."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tl_steer.activations import PairedActivations
+from tl_steer.directions import (
+    SteeringVectors,
+    control_vectors,
+    factor_directions,
+    lda_direction,
+    logistic_direction,
+    mean_difference,
+    principal_component,
+    random_direction,
+    without_factors,
+)
+from tl_steer.directions.metadata import FORMAT, schema
+from tl_steer.interventions import Add, steer
+from tl_steer.models import ModelMismatchError, identify, organism_folder
+from tl_steer.recipes import activation_addition
+from tl_steer.writing import atomic
+
+from .conftest import make_identity, make_pairs
+from .tiny_model import D_MODEL, make_model, word_tokenizer
+
+VERSION_1 = Path(__file__).parent / "vectors_version_1.safetensors"
+MODEL = make_model(word_tokenizer())
+
+
+def vectors_of(model=MODEL, *, layers=(0, 2), info=None):
+    values = torch.randn(len(layers), D_MODEL, generator=torch.Generator().manual_seed(3))
+    norms = torch.tensor([float(10 + layer) for layer in layers])
+    return SteeringVectors(values, layers, "resid_post", "made", norms, identify(model), info or {})
+
+
+def read_description(path):
+    """What a file says beside its values, read with the library alone."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert set(metadata) == {"format", "description"}
+    description = json.loads(metadata["description"])
+    assert metadata["format"] == description["format"] == FORMAT
+    return description
+
+
+def rewritten(path, change, *, tensors=None):
+    """The file again, with its description changed in place by `change`."""
+    description = read_description(path)
+    change(description)
+    with safe_open(path, framework="pt") as file:
+        held = {"values": file.get_tensor("values")} if tensors is None else tensors
+    metadata = {"format": description.get("format", FORMAT), "description": json.dumps(description)}
+    save_file(held, path, metadata=metadata)
+    return path
+
+
+@pytest.fixture
+def pairs():
+    rng = np.random.default_rng(0)
+    factors = pd.DataFrame({"group": range(8), "truth": [True, False] * 4})
+    return make_pairs(rng.standard_normal((8, 2, 8)), rng.standard_normal((8, 2, 8)) - 1, factors=factors)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "v.safetensors"
+    vectors_of().save(path)
+    return path
+
+
+# What is in a file
+
+
+def test_a_file_says_what_the_vectors_are(pairs, tmp_path):
+    path = tmp_path / "v.safetensors"
+    made = principal_component(pairs, component=2, of="differences")
+    before = datetime.now(UTC)
+    made.save(path)
+    told = read_description(path)
+    identity = told["model"]
+    assert {**identity, "fingerprint": tuple(identity["fingerprint"])} == dataclasses.asdict(pairs.identity)
+    assert (told["hook"], told["layers"]) == ("resid_post", [0, 1])
+    assert told["method"] == "principal_component(2, differences)"
+    assert told["info"]["arguments"] == {"component": 2, "of": "differences"}
+    assert told["info"]["positions"] == "last_token()"
+    assert told["info"]["pairs"] == 8
+    assert told["stream_norm"] == [10.0, 10.0]
+    assert told["units"]["values"] == "stream units of the model's hook, unscaled"
+    assert told["versions"] == {
+        "tl_steer": version("tl-steer"),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "transformer_lens": version("transformer-lens"),
+    }
+    assert abs((datetime.fromisoformat(told["saved"]) - before).total_seconds()) < 60
+
+
+@pytest.mark.parametrize(("length", "direction"), [(1.0, True), (1.001, False), (3.0, False)])
+def test_a_file_says_whether_its_vectors_are_directions(pairs, tmp_path, length, direction):
+    (mean_difference(pairs).normalized() * length).save(tmp_path / "v.safetensors")
+    assert read_description(tmp_path / "v.safetensors")["units"]["direction"] is direction
+
+
+ESTIMATORS = {
+    "mean_difference": (mean_difference, {}),
+    "principal_component(1, pooled)": (principal_component, {"component": 1, "of": "pooled"}),
+    "principal_component(+1·PC1 -0.5·PC2, pooled)": (
+        partial(principal_component, component={1: 1.0, 2: -0.5}),
+        {"component": {"1": 1.0, "2": -0.5}, "of": "pooled"},
+    ),
+    "logistic_direction": (partial(logistic_direction, C=0.5), {"C": 0.5}),
+    "lda_direction": (lda_direction, {}),
+    "random_direction": (partial(random_direction, seed=7), {}),
+}
+
+
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_every_estimator_records_how_it_was_called(pairs, tmp_path, method):
+    estimator, arguments = ESTIMATORS[method]
+    made = estimator(pairs)
+    assert made.method == method
+    assert made.info["arguments"] == arguments
+    assert made.info["positions"] == "last_token()"
+    assert made.info["data"] == mean_difference(pairs).info["data"]
+    assert made.info.get("seed") == (7 if method == "random_direction" else None)
+    made.save(tmp_path / "v.safetensors")
+    assert SteeringVectors.load(tmp_path / "v.safetensors").info == made.info
+
+
+def test_controls_factors_and_what_is_left_without_them_can_be_saved(pairs, tmp_path):
+    factors = factor_directions(pairs)
+    found = {**control_vectors(pairs, random=1, shuffled=1), **factors}
+    found["without"] = without_factors(mean_difference(pairs), factors)
+    for number, each in enumerate(found.values()):
+        each.save(tmp_path / f"{number}.safetensors")
+        assert SteeringVectors.load(tmp_path / f"{number}.safetensors").info == each.info
+    assert found["truth"].info["arguments"] == {"factor": "truth"}
+    assert found["truth"].info["data"] == mean_difference(pairs).info["data"]
+    assert isinstance(found["random 1"].info["seed"], int)
+
+
+def test_vectors_of_two_prompts_record_the_prompts(tmp_path):
+    made = activation_addition(MODEL, "good", "bad")
+    made[1].save(tmp_path / "v.safetensors")
+    told = read_description(tmp_path / "v.safetensors")["info"]
+    assert told["arguments"] == {"positive": "good", "negative": "bad"}
+    assert told["positions"] == 2  # <s> and the word
+    assert told["data"] != activation_addition(MODEL, "bad", "good").info["data"]
+
+
+def test_the_digest_changes_with_prompts_sides_factors_and_order_alone(pairs, tmp_path):
+    def digest(changed):
+        return mean_difference(changed).info["data"]
+
+    relabelled = PairedActivations(
+        pairs.positive, pairs.negative, pairs.factors.assign(truth=[False, True] * 4)
+    )
+    moved = dataclasses.replace(pairs.positive, values=pairs.positive.values + 1)
+    changed = [
+        digest(pairs),
+        digest(relabelled),
+        digest(pairs.swapped([True] * 8)),
+        digest(pairs.subset(range(7))),
+        digest(pairs.subset(range(7, -1, -1))),
+    ]
+    assert len(set(changed)) == 5
+    assert digest(PairedActivations(moved, pairs.negative, pairs.factors)) == digest(pairs)
+    pairs.save(tmp_path / "a.safetensors")
+    assert digest(PairedActivations.load(tmp_path / "a.safetensors")) == digest(pairs)
+
+
+def test_a_sum_of_vectors_of_different_data_claims_neither_s_for_both(pairs):
+    first, second = mean_difference(pairs), mean_difference(pairs.subset(range(4)))
+    both = first - second
+    assert both.info == {"of": [first.info, second.info]}
+    assert (first + first * 2).info == first.info
+
+
+def test_the_schema_is_one_and_a_file_obeys_it(saved):
+    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema.validate(read_description(saved), schema())
+    described = {name for name, part in schema()["properties"].items() if part}
+    assert described == set(read_description(saved))
+
+
+def test_info_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
+    path = tmp_path / "v.safetensors"
+    with pytest.raises(ValueError, match=r"info cannot be written as JSON.*Tensor"):
+        vectors_of(info={"x": torch.ones(1)}).save(path)
+    with pytest.raises(ValueError, match=r"at \$\.info\.seed: 'abc' is not of type 'integer'"):
+        vectors_of(info={"seed": "abc"}).save(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Other models
+
+
+def test_a_file_is_refused_for_another_model_and_says_what_differs(saved):
+    assert SteeringVectors.load(saved, model=MODEL).layers == (0, 2)
+    wider = make_model(word_tokenizer(), d_model=32)
+    with pytest.raises(ModelMismatchError, match=r"v\.safetensors, made on tiny, .* d_model: 16 against 32"):
+        SteeringVectors.load(saved, model=wider)
+    with pytest.raises(ModelMismatchError, match=r"d_model: 16 against 32.*force=True does not help"):
+        SteeringVectors.load(saved, model=wider, force=True)
+    with pytest.raises(ModelMismatchError, match=r"n_layers: 3 against 4; normalization: LN against LNPre"):
+        SteeringVectors.load(
+            saved, model=make_model(word_tokenizer(), n_layers=4, normalization_type="LNPre")
+        )
+
+
+def test_force_accepts_other_weights_here_and_must_be_given_again_to_steer(saved):
+    other = make_model(word_tokenizer(), seed=1)
+    with pytest.raises(ModelMismatchError, match=r"v\.safetensors, made on tiny, .* the weights differ"):
+        SteeringVectors.load(saved, model=other)
+    forced = SteeringVectors.load(saved, model=other, force=True)
+    assert forced.identity == identify(MODEL)
+    with pytest.raises(ModelMismatchError, match="the weights differ"), steer(other, Add(forced)):
+        pass
+    with steer(other, Add(forced), force=True):
+        other("a b")
+
+
+# Other versions
+
+
+def test_a_file_of_version_1_still_loads():
+    """Written by the version of the package that had it."""
+    found = SteeringVectors.load(VERSION_1)
+    assert found.values.tolist() == torch.arange(16.0).reshape(2, 8).tolist()
+    assert (found.layers, found.hook, found.method) == ((3, 1), "resid_post", "mean_difference")
+    assert float(found[3].stream_norm) == 10.0
+    assert np.isnan(found[1].stream_norm)
+    assert (found.identity.name, found.identity.revision, found.identity.d_model) == ("toy", "abc", 8)
+    assert len(found.identity.fingerprint) == 256
+    assert found.info == {"pairs": 2, "positions": "last_token()", "data": "00ff"}
+
+
+def write_version_1(path, **changes):
+    identity = {**dataclasses.asdict(make_identity(d_model=2)), "fingerprint": [0.5] * 256}
+    description = {"layers": [1], "hook": "resid_post", "method": "by hand", "info": {}}
+    metadata = {
+        "format": "tl_steer vectors 1",
+        "identity": json.dumps(identity),
+        "description": json.dumps(description | changes),
+    }
+    save_file({"values": torch.tensor([[1.0, 2.0]]), "stream_norm": torch.tensor([3.0])}, path, metadata)
+    return path
+
+
+def test_a_file_of_version_1_written_by_hand(tmp_path):
+    found = SteeringVectors.load(write_version_1(tmp_path / "v.safetensors"))
+    assert found[1].values.tolist() == [1.0, 2.0]
+    assert (found.method, found[1].stream_norm, found.identity.fingerprint) == ("by hand", 3.0, (0.5,) * 256)
+    found.save(tmp_path / "again.safetensors")
+    again = SteeringVectors.load(tmp_path / "again.safetensors")
+    assert torch.equal(again.values, found.values)
+    assert again.identity == found.identity
+    with pytest.raises(ValueError, match=r"at \$\.layers\[0\]: 'x' is not of type 'integer'"):
+        SteeringVectors.load(write_version_1(tmp_path / "v.safetensors", layers=["x"]))
+
+
+def test_the_planted_vectors_that_come_with_the_package_load():
+    assert len(SteeringVectors.load(organism_folder("organism-planted") / "planted.safetensors")) >= 1
+
+
+def test_a_newer_version_is_refused_and_says_so(saved):
+    rewritten(saved, lambda told: told.update(format="tl_steer vectors 3"))
+    with pytest.raises(
+        ValueError, match=r"newer tl_steer: it is 'tl_steer vectors 3', .*'tl_steer vectors 2'"
+    ):
+        SteeringVectors.load(saved)
+
+
+# Damage
+
+DAMAGE = {
+    r"at \$\.layers\[1\]: '2' is not of type 'integer'": lambda told: told.update(layers=[0, "2"]),
+    r"at \$\.layers: \[0, 0\] has non-unique elements": lambda told: told.update(layers=[0, 0]),
+    r"layers \[0, 3\] of a model that has 3": lambda told: told.update(layers=[0, 3]),
+    r"values of shape \(2, 16\) and 2 norms are not those of 1 layers": lambda told: told.update(layers=[0]),
+    r"and 1 norms are not": lambda told: told.update(stream_norm=[1.0]),
+    r"at \$: 'model' is a required property": lambda told: told.pop("model"),
+    r"at \$\.model: 'd_head' is a required property": lambda told: told["model"].pop("d_head"),
+    r"at \$\.model.centred: 'no' is not of type 'boolean'": lambda told: told["model"].update(centred="no"),
+    r"2 layers with 17 numbers each": lambda told: told["model"].update(d_model=17),
+    r"at \$: 'units' is a required property": lambda told: told.pop("units"),
+    r"at \$\.saved: 'yesterday' does not match": lambda told: told.update(saved="yesterday"),
+    r"a number that is too large": lambda told: told.update(stream_norm=[10**400, 1]),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_description_is_refused_with_the_place(saved, message):
+    with pytest.raises(ValueError, match=rf"v\.safetensors.*{message}"):
+        SteeringVectors.load(rewritten(saved, DAMAGE[message]))
+
+
+def test_a_description_that_is_no_json_and_tensors_that_are_not_there(saved):
+    values = {"values": torch.ones(2, D_MODEL)}
+    for text, message in (("{", "damaged"), ("[]", "not an object"), ("[" * 100_000, "damaged")):
+        save_file(values, saved, metadata={"format": FORMAT, "description": text})
+        with pytest.raises(ValueError, match=rf"v\.safetensors: its description is .*{message}"):
+            SteeringVectors.load(saved)
+    save_file(values, saved, metadata={"format": FORMAT})
+    with pytest.raises(ValueError, match="its description is damaged"):
+        SteeringVectors.load(saved)
+    vectors_of().save(saved)
+    with pytest.raises(ValueError, match=r"has no tensor 'values'; it has \['other'\]"):
+        SteeringVectors.load(rewritten(saved, lambda told: None, tensors={"other": torch.ones(2)}))
+    vectors_of().save(saved)
+    whole = torch.ones(2, D_MODEL, dtype=torch.int32)
+    with pytest.raises(ValueError, match="not all finite floating-point numbers"):
+        SteeringVectors.load(rewritten(saved, lambda told: None, tensors={"values": whole}))
+
+
+def test_numbers_written_as_4_0_are_4(saved):
+    rewritten(saved, lambda told: told.update(layers=[0.0, 2.0], model={**told["model"], "n_layers": 3.0}))
+    found = SteeringVectors.load(saved, model=MODEL)
+    assert [type(layer) for layer in found.layers] == [int, int]
+    assert type(found.identity.n_layers) is int
+
+
+WHOLE = {}
+
+
+@given(st.integers(0), st.binary(min_size=1, max_size=8), st.booleans())
+def test_a_file_with_some_bytes_changed_or_cut_off_is_read_or_refused(tmp_path_factory, place, bytes_, cut):
+    if not WHOLE:
+        WHOLE["path"] = tmp_path_factory.mktemp("whole") / "v.safetensors"
+        vectors_of().save(WHOLE["path"])
+        WHOLE["bytes"] = WHOLE["path"].read_bytes()
+    whole, path = WHOLE["bytes"], WHOLE["path"].with_name("broken.safetensors")
+    place %= len(whole)
+    path.write_bytes(whole[:place] if cut else whole[:place] + bytes_ + whole[place + len(bytes_) :])
+    try:
+        found = SteeringVectors.load(path)
+    except ValueError as error:
+        assert "broken.safetensors" in str(error)  # noqa: PT017
+    else:
+        assert torch.isfinite(found.values).all()
+
+
+def test_damaged_activations_are_refused(pairs, tmp_path):
+    path = tmp_path / "a.safetensors"
+    pairs.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+    told = json.loads(metadata["description"])
+    for change, message in (
+        ({"description": "{"}, "JSONDecodeError"),
+        ({"description": json.dumps(told | {"layers": [0]})}, r"values has shape \(8, 2, 1, 8\), not \(8, 1"),
+        ({"description": json.dumps(told | {"positive": ["a"]})}, "values has shape"),
+        ({"description": json.dumps(told | {"positions": "nowhere()"})}, "nowhere"),
+        ({"identity": "{}"}, "not a model identity"),
+    ):
+        save_file(tensors, path, metadata=metadata | change)
+        with pytest.raises(ValueError, match=rf"a\.safetensors is damaged \(.*{message}"):
+            PairedActivations.load(path)
+    save_file({"stream_norm": tensors["stream_norm"]}, path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"is damaged \(KeyError: 'positive\.values'"):
+        PairedActivations.load(path)
+
+
+# Whole or not at all
+
+
+def failing(*args, **kwargs):
+    Path(args[1]).write_bytes(b"half a fi")
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("what", ["vectors", "activations"])
+def test_a_failed_write_leaves_the_old_file(pairs, tmp_path, monkeypatch, what):
+    path = tmp_path / "v.safetensors"
+    thing = mean_difference(pairs) if what == "vectors" else pairs
+    thing.save(path)
+    before = path.read_bytes()
+    module = "tl_steer.directions.files" if what == "vectors" else "tl_steer.activations"
+    monkeypatch.setattr(f"{module}.save_file", failing)
+    with pytest.raises(OSError, match="No space left"):
+        thing.save(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["v.safetensors"]
+
+
+def test_the_scratch_file_lies_beside_and_is_flushed_before_it_takes_the_place(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def seen_fsync(handle):
+        events.append("flush")
+        fsync(handle)
+
+    def seen_replace(*paths):
+        events.append("replace")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", seen_fsync)
+    monkeypatch.setattr(os, "replace", seen_replace)
+    (tmp_path / "a.txt").write_text("old")
+    with atomic(tmp_path / "a.txt") as scratch:
+        assert scratch.parent == tmp_path
+        assert scratch.name.startswith(f".a.txt.{os.getpid()}-")
+        assert scratch.suffix == ".part"
+        scratch.write_text("new")
+        assert (tmp_path / "a.txt").read_text() == "old"
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert events[:2] == ["flush", "replace"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_while_writing_removes_the_scratch_file(tmp_path, error):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(error), atomic(str(tmp_path / "a.txt")) as scratch:  # noqa: PT012
+        scratch.write_text("half")
+        raise error
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_nothing_written_is_an_error_and_two_writers_do_not_mix(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic(tmp_path / "a.txt"):
+        pass
+    with atomic(tmp_path / "a.txt") as first, atomic(tmp_path / "a.txt") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a.txt").read_text() == "first"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+KILLED = """
+import itertools, pathlib, sys, importlib.util
+found = importlib.util.spec_from_file_location("writing", sys.argv[1])
+writing = importlib.util.module_from_spec(found)
+found.loader.exec_module(writing)
+for number in itertools.count():
+    with writing.atomic(sys.argv[2]) as scratch:
+        scratch.write_text(str(number % 10) * 200_000)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is for posix")
+def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "a.txt"
+    module = Path(sys.modules["tl_steer.writing"].__file__)
+    for wait in (0.0, 0.05, 0.11):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(module), str(path)])
+        for _ in itertools.count():
+            if path.exists() or process.poll() is not None:
+                break
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+        text = path.read_text()
+        assert len(text) == 200_000
+        assert len(set(text)) == 1
+
+
+def test_a_vector_saved_by_another_program_s_rules_is_still_plain_safetensors(saved):
+    """Nothing of ours is needed to read the values."""
+    held = safetensors.torch.load_file(saved)
+    assert set(held) == {"values"}
+    assert torch.equal(held["values"], vectors_of().values)

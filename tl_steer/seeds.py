@@ -1,0 +1,19 @@
+"""One check of seeds, so that a bad one is named before anything is drawn with it."""
+
+import numpy as np
+
+
+def require_seed(seed: int) -> int:
+    """The seed, if it is one that all generators take.
+
+    Raises:
+        ValueError: negative, or of more than 63 bits.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed!s:.40}: give a whole number from 0 to 2**63 - 1.")
+    return int(seed)
+
+
+def generator(seed: int) -> np.random.Generator:
+    """NumPy's generator of a seed. Raises as `require_seed`."""
+    return np.random.default_rng(require_seed(seed))
