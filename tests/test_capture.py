@@ -236,7 +236,8 @@ def test_an_operation_behind_the_layers_asked_for_still_runs():
 def test_activations_that_overflow_are_named():
     broken = make_model(word_tokenizer())
     broken.blocks[1].mlp.b_out[:] = torch.inf
-    with pytest.raises(NonFiniteError, match="layer 1, prompt 0: the activation is NaN or infinite"):
+    told = r"layer 1, prompt 0 \('<s> a b', 3 tokens\): the activation is NaN"
+    with pytest.raises(NonFiniteError, match=told):
         capture(broken, ["a b"], layers=1)
 
 

@@ -29,7 +29,7 @@ from tl_steer.models import (
     resolve_layers,
     tokenize,
 )
-from tl_steer.models.loading import _config
+from tl_steer.models.hooked import _config
 
 ALL_ARCHITECTURES = ("gpt2", "llama", "neox", "qwen2", "gemma2")
 RELATIVE = 1e-3

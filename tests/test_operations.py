@@ -238,7 +238,8 @@ def test_a_projection_that_overflows_float16_on_the_way_does_not():
 def test_an_overflow_names_layer_and_multiplier():
     model = make_model(word_tokenizer(), dtype=torch.float16)
     told = (
-        r"Add\(multiplier=1e\+06\) at layer 1: the stream became NaN or infinite\. Use a smaller multiplier"
+        r"Add\(multiplier=1e\+06\) at layer 1: the stream became NaN or infinite in row 0 "
+        r"\('<s> a </s> b c', 5 tokens\)\. Use a smaller multiplier"
     )
     with pytest.raises(NonFiniteError, match=told):
         stream_after(Add(made_vector(model, 1), 1e6), model=model)

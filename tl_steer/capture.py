@@ -1,5 +1,7 @@
 """Activations at named positions, layers and hooks, while the model reads or generates."""
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -7,16 +9,28 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .activations import Activations, PairedActivations
 from .engine import Memory, Reading, Row, Tick, Wave, bar, batches, in_waves, residual, shares
 from .generation import Decoding, completion_text, decode, require_room, write_cells
-from .interventions import Edit, NonFiniteError, Operation, checked_edits, steer
-from .models import Layers, Prompt, as_prompts, hook_point, identify, resolve_layers, tokenize, tokenize_all
+from .interventions import Edit, HookDidNotFireError, NonFiniteError, Operation, checked_edits, steer
+from .models import (
+    Layers,
+    Prompt,
+    as_prompts,
+    hook_point,
+    identify,
+    input_device,
+    resolve_layers,
+    tokenize,
+    tokenize_all,
+)
 from .positions import Clock, Positions, PromptTokens, last_token
 from .prompts import ContrastPairs
+
+logger = logging.getLogger(__name__)
 
 
 def capture(
@@ -40,7 +54,7 @@ def capture(
     last layer asked for are not run, and no logits are computed that nobody reads.
 
     Args:
-        model: a `HookedTransformer`.
+        model: a `HookedTransformer` or a `TransformerBridge`.
         prompts: texts or token lists.
         operations: the model runs, and generates, under these; the hook is read after them.
         positions: which tokens; by default `last_token()`.
@@ -59,7 +73,8 @@ def capture(
 
     Raises:
         EmptySelectionError: a prompt of which nothing is selected.
-        NonFiniteError: an activation is NaN or infinite.
+        NonFiniteError: an activation is NaN or infinite; names layer and prompt.
+        HookDidNotFireError: a bridge's hook that its architecture's own blocks pass by.
         ValueError, IndexError: no prompts, an unknown hook, a layer out of range; completions that are not
             one a prompt, or do not fit the context behind it.
 
@@ -77,10 +92,16 @@ def capture(
     if not allow_empty:
         feeding = [max_new_tokens > 1 or len(text) > 1 for text in given]
         _require_some(model, ids, positions, feeding)
-    recorder = _Recorder(layers, positions, len(ids))
+    tokens = [
+        PromptTokens(len(prompt), tuple(prompt), model.tokenizer, number) for number, prompt in enumerate(ids)
+    ]
+    recorder = _Recorder(layers, positions, tokens)
+    begun = time.monotonic()
     with bar("capturing", 1, shown=progress) as tick, torch.no_grad():
         run = _record_together if shares(model, reuse) else _record_plainly
         new = run(model, asked, recorder, hook, memory, tick)
+    told = (hook, len(ids), positions, len(layers), time.monotonic() - begun)
+    logger.info("captured %s of %d prompts at %s of %d layers in %.1f s", *told)
     return Activations(
         **recorder.assembled([prompt + text for prompt, text in zip(ids, new, strict=True)]),
         prompt_lengths=torch.tensor([len(prompt) for prompt in ids]),
@@ -162,8 +183,7 @@ def _record_together(
         )
     (edits,) = checked_edits(model, [asked.operations], asked.force)
     rows = [
-        Row(tuple(prompt + text[:-1]), PromptTokens(len(prompt), tuple(prompt), model.tokenizer))
-        for prompt, text in zip(asked.prompts, new, strict=True)
+        Row((*prompt.ids, *text[:-1]), prompt) for prompt, text in zip(recorder.prompts, new, strict=True)
     ]
 
     def record(wave: Wave) -> None:
@@ -191,9 +211,9 @@ def _record_plainly(
     stop = _last_layer(recorder.layers, edits) + 1
     read = [prompt + text[:-1] for prompt, text in zip(asked.prompts, new, strict=True)]
     options = {"generating": asked.feeds, "allow_empty": asked.allow_empty, "force": asked.force}
-    for batch in batches(read, device=model.cfg.device, extra=asked.max_new_tokens):
+    for batch in batches(read, device=input_device(model), extra=asked.max_new_tokens):
         prompts = [asked.prompts[row] for row in batch.rows]
-        steered = steer(model, *asked.operations, prompts=prompts, **options)
+        steered = steer(model, *asked.operations, prompts=prompts, numbers=batch.rows, **options)
         with steered as clock, recorder.reading(model, hook, clock, batch.rows):
             if asked.max_new_tokens:
                 texts = decode(model, batch, Decoding(asked.max_new_tokens))
@@ -202,18 +222,21 @@ def _record_plainly(
             else:
                 residual(model, batch, stop_at_layer=stop)
         tick(len(batch.rows) / len(read))
+    recorder.require_read(hook)
     return new
 
 
 class _Recorder:
     """Collects what a hook holds at the selected positions, pass by pass."""
 
-    def __init__(self, layers: tuple[int, ...], positions: Positions, n_prompts: int) -> None:
-        self.layers, self.positions = layers, positions
+    def __init__(
+        self, layers: tuple[int, ...], positions: Positions, prompts: Sequence[PromptTokens]
+    ) -> None:
+        self.layers, self.positions, self.prompts = layers, positions, prompts
         self.values: dict[int, list[Tensor]] = {layer: [] for layer in layers}
         self.rows: list[Tensor] = []
         self.index: list[Tensor] = []
-        self.norms = torch.full((n_prompts, len(layers)), torch.nan)
+        self.norms = torch.full((len(prompts), len(layers)), torch.nan)
 
     @contextmanager
     def reading(self, model: Any, hook: str, clock: Clock, rows: Sequence[int]) -> Iterator[None]:
@@ -227,7 +250,7 @@ class _Recorder:
 
     def _reader(self, place: int, layer: int, clock: Clock, prompts: Tensor) -> Any:
         def read(_module: Any, _inputs: tuple, x: Tensor) -> None:
-            stream = x.flatten(2) if x.ndim == 4 else x
+            stream = clock.slots_of(x)
             selected = clock.mask(self.positions)
             self.values[layer].append(stream[selected.to(x.device)].float().cpu())
             if place == 0:
@@ -248,12 +271,21 @@ class _Recorder:
         with reading.of(model, wave):
             wave.walk.up(stop, count=wave.count)
         rows = torch.tensor(wave.rows)
-        self.rows.append(rows.repeat_interleave(torch.tensor([len(places) for places in chosen])))
+        rows_read = rows.repeat_interleave(torch.tensor([len(places) for places in chosen]))
+        for layer in self.layers:
+            self._require_finite(layer, reading.values[layer, hook][held], rows_read)
+        self.rows.append(rows_read)
         self.index.append(torch.cat(chosen))
         norms = reading.typical_norms(wave)
         for place, layer in enumerate(self.layers):
             self.values[layer].append(reading.values[layer, hook][held])
             self.norms[rows, place] = norms[layer, hook]
+
+    def require_read(self, hook: str) -> None:
+        """Raise `HookDidNotFireError` where a layer's hook was never reached."""
+        unread = [layer for layer, read in self.values.items() if not read]
+        if unread:
+            raise HookDidNotFireError(f"hook {hook!r} did not fire at layers {unread}: nothing was read.")
 
     def assembled(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Everything recorded, by prompt and padded; `sequences` are the prompts with what was generated."""
@@ -272,12 +304,19 @@ class _Recorder:
         values = torch.full((len(sequences), len(self.layers), shape[1], width), torch.nan)
         for place, layer in enumerate(self.layers):
             held = torch.cat(self.values.pop(layer))[order]
-            if not bool(torch.isfinite(held).all()):
-                row = int(rows[(~torch.isfinite(held)).any(-1)][0])
-                raise NonFiniteError(f"layer {layer}, prompt {row}: the activation is NaN or infinite.")
+            self._require_finite(layer, held, rows)
             values[rows, place, slots] = held
         stream_norm = torch.nanquantile(self.norms, 0.5, dim=0)
         return {"values": values, "token_index": token_index, "tokens": tokens, "stream_norm": stream_norm}
+
+    def _require_finite(
+        self, layer: int, values: Float[Tensor, "read d_hook"], rows: Int[Tensor, " read"]
+    ) -> None:
+        """Raise `NonFiniteError` for activations that are not; names the first such prompt."""
+        finite = torch.isfinite(values).all(-1)
+        if not bool(finite.all()):
+            prompt = self.prompts[int(rows[~finite][0])].named()
+            raise NonFiniteError(f"layer {layer}, {prompt}: the activation is NaN or infinite.")
 
 
 def _last_layer(layers: Sequence[int], edits: Sequence[Edit]) -> int:

@@ -29,7 +29,7 @@ from .engine import (
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import Prompt, as_prompts, tokenize, tokenize_all
+from .models import Prompt, as_prompts, input_device, tokenize, tokenize_all
 from .positions import PromptTokens
 
 LOGIT_ROWS = 512  # positions whose logits are held at once
@@ -84,9 +84,10 @@ def choice_logits(
     tokens that have to be fed count as generated ones for the operations' positions.
 
     Args:
-        model: a `HookedTransformer`.
+        model: a `HookedTransformer` or a `TransformerBridge`.
         prompts: texts or token lists.
         choices: a pair for each prompt, or one pair for all.
+        operations: the model answers under these.
         mass: `False` leaves the column mass empty, and does not compute the whole vocabulary's logits where
             the choices' own are enough.
         allow_empty: accept prompts of which an operation's positions select nothing.
@@ -179,7 +180,9 @@ def _score_together(
     tick: Tick,
 ) -> None:
     """All cells at once: one walk, and the logits of what is read."""
-    prompts = [PromptTokens(len(ids), ids, model.tokenizer) for ids in plan.prompts]
+    prompts = [
+        PromptTokens(len(ids), ids, model.tokenizer, number) for number, ids in enumerate(plan.prompts)
+    ]
     rows = [Row(read.ids, prompts[read.question]) for read in plan.reads]
 
     def score(wave: Wave) -> None:
@@ -216,11 +219,12 @@ def _score_plainly(
     options: Mapping[str, bool],
 ) -> None:
     """One cell by whole forward passes: the oracle."""
-    for batch in batches([read.ids for read in plan.reads], device=model.cfg.device):
+    for batch in batches([read.ids for read in plan.reads], device=input_device(model)):
         reads = [plan.reads[row] for row in batch.rows]
         prompts = [plan.prompts[read.question] for read in reads]
         fed = any(len(read.ids) > len(prompt) for read, prompt in zip(reads, prompts, strict=True))
-        with steer(model, *operations, prompts=prompts, generating=fed, **options):
+        numbers = [read.question for read in reads]
+        with steer(model, *operations, prompts=prompts, numbers=numbers, generating=fed, **options):
             stream = residual(model, batch)
         width = stream.shape[1]
         numbers = [
@@ -304,5 +308,6 @@ def _target_scores(
         else:
             found = logits_at(model, here, tokens)
             total = log_normaliser(model, here) if normalised else torch.zeros(len(here))
-        found = (found.double() - total.double().to(found.device)[:, None]).tolist()
+        # On the CPU: MPS has no float64.
+        found = (found.cpu().double() - total.cpu().double()[:, None]).tolist()
         yield from (row[: len(each)] for row, each in zip(found, part, strict=True))

@@ -1,6 +1,8 @@
 """Generation under operations: batched, left-padded, with an explicit mask."""
 
 import hashlib
+import logging
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -10,7 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from .engine import (
     Batch,
@@ -28,9 +29,10 @@ from .engine import (
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import Prompt, chat_format, tokenize_all
+from .models import Prompt, chat_format, input_device, new_cache, tokenize_all
 from .positions import PromptTokens
 
+logger = logging.getLogger(__name__)
 LOGIT_ROWS = 256  # texts whose next token is chosen at once
 LEAVING = 0.875  # texts that have ended leave when so small a share goes on: leaving copies what is kept
 
@@ -84,7 +86,7 @@ def generate(
     """What the model says, steered.
 
     Args:
-        model: a `HookedTransformer`.
+        model: a `HookedTransformer` or a `TransformerBridge`.
         prompts: texts (a chat prompt rendered by `chat_format(model).render`) or token lists.
         operations: applied at the positions they name, in the order given.
         max_new_tokens, min_new_tokens: a row ends at the end of its turn, not before the minimum.
@@ -107,6 +109,7 @@ def generate(
         ValueError: a prompt that is empty or does not leave room for the new tokens; see `steer` for more.
     """
     decoding = Decoding(max_new_tokens, min_new_tokens, temperature, top_p, seed, use_cache)
+    begun = time.monotonic()
     with bar("generating", 1, shown=progress) as tick:
         (rows,) = write_cells(
             model,
@@ -119,6 +122,8 @@ def generate(
             memory=memory,
             tick=tick,
         )
+    told = (len(rows), sum(map(len, rows)), time.monotonic() - begun)
+    logger.info("wrote %d texts, %d tokens, in %.1f s", *told)
     return rows if return_tokens else [completion_text(model, row) for row in rows]
 
 
@@ -149,10 +154,10 @@ def write_cells(
     written = []
     for operations in cells:
         new: dict[int, list[int]] = {}
-        for batch in batches(prompts, device=model.cfg.device, extra=decoding.max_new_tokens):
+        for batch in batches(prompts, device=input_device(model), extra=decoding.max_new_tokens):
             asked = [prompts[row] for row in batch.rows]
-            options = {"prompts": asked, "allow_empty": allow_empty, "force": force}
-            with steer(model, *operations, generating=decoding.feeds, **options):
+            options = {"allow_empty": allow_empty, "force": force, "numbers": batch.rows}
+            with steer(model, *operations, prompts=asked, generating=decoding.feeds, **options):
                 new |= dict(zip(batch.rows, decode(model, batch, decoding), strict=True))
             tick(len(batch.rows) / len(prompts))
         written.append([new[row] for row in range(len(prompts))])
@@ -170,7 +175,10 @@ def _written_together(
     tick: Tick,
 ) -> list[list[list[int]]]:
     """All cells' texts at once: one walk through the prompts, then a token at a time for those not ended."""
-    rows = [Row(tuple(ids), PromptTokens(len(ids), tuple(ids), model.tokenizer)) for ids in prompts]
+    rows = [
+        Row(tuple(ids), PromptTokens(len(ids), tuple(ids), model.tokenizer, number))
+        for number, ids in enumerate(prompts)
+    ]
     written: list[list[list[int]]] = [[[] for _ in rows] for _ in cells]
     room = decoding.max_new_tokens - 1
 
@@ -236,9 +244,7 @@ def decode(model: Any, batch: Batch, decoding: Decoding) -> list[list[int]]:
     """
     pairs = zip(batch.tokens, batch.mask, strict=True)
     texts = _Texts(model, [row[kept].tolist() for row, kept in pairs], decoding)
-    cache = None
-    if decoding.use_cache:
-        cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(batch.rows))
+    cache = new_cache(model, len(batch.rows)) if decoding.use_cache else None
     everyone = list(range(len(batch.rows)))
     while True:
         chosen = texts.take(everyone, residual(model, batch, cache=cache)[:, -1])
@@ -305,7 +311,8 @@ def _next_tokens(
 ) -> Int[Tensor, " batch"]:
     if decoding.temperature == 0:
         return logits.argmax(-1).cpu()
-    probabilities = (logits.double() / decoding.temperature).softmax(-1).cpu()
+    # On the CPU: MPS has no float64.
+    probabilities = (logits.cpu().double() / decoding.temperature).softmax(-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     nucleus = torch.where(before < decoding.top_p, ordered, 0).cumsum(-1)

@@ -1,18 +1,16 @@
 """What vectors and activations say in the model's own vocabulary."""
 
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.utilities.activation_functions import apply_softcap
 
 from ..activations import Activations
 from ..directions import SteeringVector, SteeringVectors
-from ..models import Layers, identify, resolve_layers
+from ..models import Layers, identify, resolve_layers, unembedding
 from .token_texts import token_texts
 
 MULTIPLIERS = (20.0, -20.0)
@@ -32,7 +30,7 @@ def logit_lens(
     """The likeliest tokens when a vector, or an activation, is read as if it were the last layer's output.
 
     Args:
-        model: a `HookedTransformer`.
+        model: a `HookedTransformer` or a `TransformerBridge`.
         source: vectors, or activations of the stream or of what a layer adds to it (not "z").
         multipliers: of vectors; activations are read as they are.
         top: tokens a row, likeliest first.
@@ -145,32 +143,9 @@ def _logits(
 ) -> Iterator[Float[Tensor, "some d_vocab"]]:
     """Logits of some rows at a time, in float32 or in the model's float64."""
     dtype = torch.promote_types(model.cfg.dtype, torch.float32)
-    final, unembed = (_in(dtype, part) for part in (getattr(model, "ln_final", None), model.unembed))
+    read = unembedding(model, dtype, norm=norm)
     for some in rows.split(max(1, AT_ONCE // model.cfg.d_vocab_out)):
-        stream = some.to(model.W_U.device, dtype)[:, None]
-        if norm:
-            normed = stream if model.cfg.normalization_type is None else final(stream)
-            yield apply_softcap(unembed(normed), model.cfg.output_logits_soft_cap)[:, 0]
-        else:
-            yield _without_scale(model, final, stream)[:, 0] @ unembed.W_U
-
-
-def _without_scale(
-    model: Any, final: Any, stream: Float[Tensor, "row 1 d_model"]
-) -> Float[Tensor, "row 1 d_model"]:
-    """The final norm's linear part: its centring and its weights."""
-    if str(model.cfg.normalization_type).startswith("LN"):
-        stream = stream - stream.mean(-1, keepdim=True)
-    return stream * getattr(final, "w", 1.0)
-
-
-def _in(dtype: torch.dtype, part: Any) -> Any:
-    """The module itself, or a copy in this precision, which does not round what it gives either."""
-    if part is None or part.cfg.dtype == dtype:
-        return part
-    part = deepcopy(part).to(dtype)
-    part.cfg.dtype = dtype
-    return part
+        yield read(some.to(model.W_U.device, dtype))
 
 
 def _top(

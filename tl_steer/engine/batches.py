@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.utilities.activation_functions import apply_softcap
 
+from ..models import run, unembedded
+
 # Reading on a CPU is fastest where a batch's activations stay in its cache (the embedded model on two cores:
 # 17 % faster than 4096); decoding and accelerators are bound by reading weights, and want many rows.
 CACHED_TOKENS = 1024
@@ -68,13 +70,12 @@ def residual(
     model: Any, batch: Batch, *, stop_at_layer: int | None = None, cache: Any = None
 ) -> Float[Tensor, "batch pos d_model"]:
     """The stream after the last block (or before `stop_at_layer`); no logits are computed."""
-    stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
-    return model(batch.tokens, attention_mask=batch.mask.long(), stop_at_layer=stop, past_kv_cache=cache)
+    return run(model, batch.tokens, batch.mask, stop_at_layer=stop_at_layer, cache=cache)
 
 
 def logits_of(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_vocab"]:
     """Final norm and unembedding of chosen positions alone, in float32."""
-    return model(stream[:, None], start_at_layer=model.cfg.n_layers)[:, 0].float()
+    return unembedded(model, stream).float()
 
 
 def log_normaliser(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:

@@ -60,7 +60,8 @@ class Decoder(Runs):
         steering.require_all_fired([part.cell for part in steering.parts])
         finite = torch.isfinite(stream).all(-1).tolist()
         if not all(finite):
-            raise_non_finite(steering.described(self.members[finite.index(False)][0]))
+            cell, row = self.members[finite.index(False)]
+            raise_non_finite(steering.described(cell), self.wave.plan.rows[row].prompt)
         self._next = self._next + 1
         self.wave.count(len(self.members) * self.model.cfg.n_layers)
         return stream

@@ -4,9 +4,9 @@ import logging
 from typing import Any
 
 import torch
-from transformer_lens import HookedTransformer
-from transformer_lens.components import Attention, GroupedQueryAttention
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
+
+from ..models import is_hooked
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,10 @@ def obstacle(model: Any) -> str | None:
     Hooks that are there already (a user's own, an outer `steer`) are made for ordinary passes: padded
     batches of whole prompts. With them the plain loop runs, and they see what they expect.
     """
-    if type(model) is not HookedTransformer:
+    if not is_hooked(model):
         return f"{type(model).__name__} is not a HookedTransformer"
+    from transformer_lens.components import Attention, GroupedQueryAttention
+
     for name, known in _KNOWN.items():
         if getattr(model.cfg, name, known[0]) not in known:
             return f"the model's {name} is {getattr(model.cfg, name)!r}"

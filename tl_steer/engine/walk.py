@@ -139,7 +139,8 @@ class Walk(Runs):
         finite = torch.isfinite(self.stream).all(-1).cpu()
         for branch in () if finite.all() else self.plan.all:
             if not finite[branch.base : branch.stop].all():
-                raise_non_finite("" if branch.cell == NOWHERE else self.steering.described(branch.cell))
+                described = "" if branch.cell == NOWHERE else self.steering.described(branch.cell)
+                raise_non_finite(described, self.steering.prompt)
 
     def parts(self, cells: set[int], tokens: slice) -> list[Part]:
         """The stretches of a pass over these tokens that belong to these cells."""

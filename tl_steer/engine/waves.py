@@ -79,13 +79,15 @@ def in_waves(
             waiting += halves
             continue
         share = len(mine) * len(asked) / len(rows) / plan_work(model, plan, new_tokens)
+        told = (len(mine), len(asked), plan.size, size / 2**20, limit / 2**20, budget)
+        logger.debug("%d cells of %d prompts: %d tokens, %.1f of %.0f MiB kept, %d tokens a pass", *told)
         try:
             _run(model, plan, budget, work, mine, asked, lambda tokens, share=share: tick(share * tokens))
             continue
         except NonFiniteError:
-            if len(mine) == 1:
+            if not halves:
                 raise
-            # Keys of one cell reach the others' sums, though with weight 0: alone they tell whose it was.
+            # One row's keys reach the others' sums, though with weight 0: each by itself tells whose it was.
             waiting += halves
             continue
         except (RuntimeError, MemoryError) as error:
@@ -94,7 +96,8 @@ def in_waves(
         # Out here the error is gone, and with it all that its frames held.
         limit, budget = min(limit, size) // 2, max(budget // 2, LEAST_TOKENS)
         logger.warning(
-            "out of memory with %d cells of %d prompts; going on with half as much at once",
+            "out of memory with %d cells of %d prompts; memory=… keeps it smaller from the start; "
+            "going on with half as much at once",
             len(mine),
             len(asked),
         )
@@ -113,7 +116,8 @@ def _run(
     count: Tick,
 ) -> None:
     """One wave; what it held is free when this returns."""
-    with steer_cells(model, plan.cells) as steering:
+    alone = plan.rows[0].prompt if len(rows) == 1 else None
+    with steer_cells(model, plan.cells, alone) as steering:
         work(Wave(cells, rows, plan, Walk(model, plan, steering, budget=budget), count))
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..models import hook_point
-from ..positions import Positions
+from ..positions import Positions, PromptTokens
 from .operations import Edit
 from .steering import HookDidNotFireError, raise_non_finite
 
@@ -36,9 +36,12 @@ class Part:
 class CellSteering:
     """Edits of several cells; `steer_cells` makes one. Set `parts` before each pass."""
 
-    def __init__(self, cells: Sequence[Sequence[Edit]], d_head: int) -> None:
+    def __init__(
+        self, cells: Sequence[Sequence[Edit]], d_head: int, prompt: PromptTokens | None = None
+    ) -> None:
         self.cells = cells
         self.d_head = d_head
+        self.prompt = prompt
         self.parts: Sequence[Part] = ()
         self.sites: dict[tuple[int, str], dict[int, list[Edit]]] = defaultdict(lambda: defaultdict(list))
         for cell, edits in enumerate(cells):
@@ -69,7 +72,7 @@ class CellSteering:
         seen, self._finite = self._finite, []
         flags = torch.stack([flag.cpu() for _, flag in seen]).tolist() if seen else []
         if not all(flags):
-            raise_non_finite(seen[flags.index(False)][0])
+            raise_non_finite(seen[flags.index(False)][0], self.prompt)
 
     def require_all_fired(self, cells: Sequence[int]) -> None:
         """Raise `HookDidNotFireError` where an edit of these cells was never made."""
@@ -107,12 +110,17 @@ class CellSteering:
 
 
 @contextmanager
-def steer_cells(model: Any, cells: Sequence[Sequence[Edit]]) -> Iterator[CellSteering]:
+def steer_cells(
+    model: Any, cells: Sequence[Sequence[Edit]], prompt: PromptTokens | None = None
+) -> Iterator[CellSteering]:
     """Steer passes that hold slots of several cells; the engine's counterpart of `steer`.
+
+    Args:
+        prompt: the one that is run, where it is only one; told where its stream becomes NaN or infinite.
 
     When the block ends, also by an exception, the model's own hooks and the user's are as they were.
     """
-    steering = CellSteering(cells, model.cfg.d_head)
+    steering = CellSteering(cells, model.cfg.d_head, prompt)
     with ExitStack() as stack:
         for layer, hook in steering.sites:
             handle = hook_point(model, hook, layer).register_forward_hook(steering.at_site(layer, hook))

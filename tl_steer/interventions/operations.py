@@ -96,7 +96,7 @@ class Add:
     positions: Positions = field(default_factory=all_tokens)
 
     def edits(self, n_layers: int) -> list[Edit]:
-        """One edit a layer."""
+        """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
         positions = self.positions
         if self.vector._has_positions():
             positions = positions & _first(self.vector.values.shape[-2])
@@ -127,7 +127,7 @@ class ProjectOut:
     positions: Positions = field(default_factory=all_tokens)
 
     def edits(self, n_layers: int) -> list[Edit]:
-        """One edit a layer."""
+        """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
         return [
             _edit(
                 vector,
@@ -157,7 +157,7 @@ class SetProjection:
     positions: Positions = field(default_factory=all_tokens)
 
     def edits(self, n_layers: int) -> list[Edit]:
-        """One edit a layer."""
+        """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
         return [
             _edit(
                 vector, self.positions, f"SetProjection(value={self.value:g})", self._setting(_unit(vector))
@@ -196,7 +196,7 @@ class Ablate:
             raise ValueError(f"to={self.to!r} is unknown: use 'zero', a vector, or activations.")
 
     def edits(self, n_layers: int) -> list[Edit]:
-        """One edit."""
+        """One edit, for a model of `n_layers`. Raises as `steer`."""
         (layer,) = resolve_layers(self.layer, n_layers)
         target = self._target(layer)
         width = None if isinstance(target, float) else target.shape[-1]

@@ -9,23 +9,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models import ModelIdentity, hook_point, hook_width, identify
+from ..models import ModelIdentity, hook_point, hook_width, identify, require_changeable
 from ..positions import Clock, PromptTokens
 from .operations import Edit, Operation
 
 
 class NonFiniteError(ArithmeticError):
-    """An intervention made the stream NaN or infinite."""
+    """The stream became NaN or infinite; says under which operation, at which layer and in which prompt."""
 
 
 class HookDidNotFireError(RuntimeError):
     """An operation's hook was not reached, so the model was not steered as asked."""
 
 
-def raise_non_finite(described: str) -> None:
-    """Raise the error of a stream that became NaN or infinite under what is described."""
+def raise_non_finite(described: str, prompt: PromptTokens | None = None, *, row: int | None = None) -> None:
+    """Raise the error of a stream that became NaN or infinite under what is described.
+
+    Args:
+        described: the operations with their layers, "" where there are none.
+        prompt: in which, if that is known.
+        row: its row in the pass; told where the prompt has no number.
+    """
+    which = "" if prompt is None else f" in {prompt.named(row)}"
+    remedy = "Use a smaller multiplier" if described else "Load the model in bfloat16 or float32"
     described = described or "without any operation"
-    raise NonFiniteError(f"{described}: the stream became NaN or infinite. Use a smaller multiplier.")
+    raise NonFiniteError(f"{described}: the stream became NaN or infinite{which}. {remedy}.")
 
 
 @contextmanager
@@ -37,6 +45,7 @@ def steer(
     force: bool = False,
     allow_empty: bool = False,
     generating: bool = True,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Clock]:
     """Steer every forward pass of a model inside a `with` block.
 
@@ -44,7 +53,7 @@ def steer(
     the block ends, also by an exception, the model's own hooks and yours are as they were.
 
     Args:
-        model: a `HookedTransformer`.
+        model: a `HookedTransformer` or a `TransformerBridge`.
         operations: applied in the order given; arithmetic in float32, the result in the stream's dtype.
         prompt_lengths: how many unpadded tokens of each row are the prompt; only needed where the passes
             themselves do not tell (generation without a cache, several rows without an attention mask).
@@ -53,17 +62,18 @@ def steer(
         allow_empty: accept prompts of which an operation's positions select nothing.
         generating: whether tokens will be fed back after the prompts; if not, positions that select nothing
             else are refused too.
+        numbers: with `prompts`, which of the caller's prompts each row is, for messages.
 
     Raises:
         EmptySelectionError: a prompt of which an operation's positions select nothing.
         ModelMismatchError: a vector belongs to another model.
-        ValueError: a hook this model lacks, a vector of another width, or a position that depends on the
-            prompt's end where that would be a guess.
-        NonFiniteError: the steered stream became NaN or infinite; names operation and layer.
+        ValueError: a hook this model lacks, or that a bridge cannot change (resid_mid); a vector of another
+            width; a position that depends on the prompt's end where that would be a guess.
+        NonFiniteError: the steered stream became NaN or infinite; names operation, layer and prompt.
         HookDidNotFireError: an operation's layer did not run, or no pass of this model did.
     """
     (edits,) = checked_edits(model, [operations], force)
-    session = _Session(model, edits, Clock(model, prompts, prompt_lengths), allow_empty, generating)
+    session = _Session(model, edits, Clock(model, prompts, prompt_lengths, numbers), allow_empty, generating)
     with ExitStack() as stack:
         stack.enter_context(session.clock)
         for (layer, hook), edits in session.sites.items():
@@ -90,7 +100,7 @@ def checked_edits(model: Any, cells: Sequence[Sequence[Operation]], force: bool)
 
 
 def _check(model: Any, identity: ModelIdentity, edit: Edit, force: bool) -> None:
-    hook_point(model, edit.hook, edit.layer)
+    require_changeable(model, edit.hook, edit.layer)
     width = hook_width(model, edit.hook)
     if edit.width not in (None, width):
         raise ValueError(
@@ -123,32 +133,33 @@ class _Session:
         self.edits = edits
         self.d_head = model.cfg.d_head
         self.fired: set[int] = set()
-        self.finite: list[tuple[str, Tensor]] = []  # what was done, and whether the stream stayed finite
+        # What was done, in which rows the stream stayed finite, and those rows' prompts.
+        self.finite: list[tuple[str, Tensor, list[PromptTokens]]] = []
 
     def at_site(self, layer: int, hook: str, edits: list[Edit]) -> Any:
         def changed(_module: Any, _inputs: tuple, x: Tensor) -> Tensor:
-            # "z" has an axis for the heads; everywhere else the last axis is the whole position.
-            flat = x.flatten(2) if x.ndim == 4 else x
-            stream = flat.float()
+            stream = self.clock.slots_of(x).float()
             for edit in edits:
                 stream = self._applied(edit, stream)
             stream = stream.to(x.dtype)
-            self.finite.append((" and ".join(edit.described for edit in edits), self._is_finite(stream)))
+            self._look(edits, stream)
             return stream.reshape(x.shape)
 
         return changed
 
     def at_end(self, _module: Any, _inputs: tuple, x: Tensor) -> None:
         """Once a pass, after the last block: one look at whether all of it stayed finite."""
-        self.finite.append((" and ".join(edit.described for edit in self.edits), self._is_finite(x)))
+        self._look(self.edits, x)
         self.require_finite()
 
     def require_finite(self) -> None:
         """Raise for what was seen since the last look; the earliest site is named."""
         seen, self.finite = self.finite, []
-        flags = torch.stack([flag.cpu() for _, flag in seen]).tolist() if seen else []
+        flags = torch.stack([rows.all().cpu() for _, rows, _ in seen]).tolist() if seen else []
         if not all(flags):
-            raise_non_finite(seen[flags.index(False)][0])
+            described, rows, prompts = seen[flags.index(False)]
+            row = rows.tolist().index(False)
+            raise_non_finite(described, prompts[row], row=row)
 
     def require_all_fired(self) -> None:
         missed = [edit.described for edit in self.edits if id(edit) not in self.fired]
@@ -179,5 +190,7 @@ class _Session:
             edit.positions.require_some(prompt, f"{edit.described}: row {row}", generating=self.generating)
         self.looked_at[id(edit)] = prompts
 
-    def _is_finite(self, stream: Float[Tensor, "batch pos d_hook"]) -> Tensor:
-        return (torch.isfinite(stream).all(-1) | (self.clock.index < 0).to(stream.device)).all()
+    def _look(self, edits: Sequence[Edit], stream: Float[Tensor, "batch pos d_hook"]) -> None:
+        """Note in which rows the stream is finite wherever there is a token."""
+        rows = (torch.isfinite(stream).all(-1) | (self.clock.index < 0).to(stream.device)).all(-1)
+        self.finite.append((" and ".join(edit.described for edit in edits), rows, self.clock.prompts))

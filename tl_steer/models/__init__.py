@@ -1,20 +1,26 @@
-"""Names to a `HookedTransformer`, text to tokens, chat formats, and which model it is."""
+"""Names to a model of TransformerLens, text to tokens, chat formats, and which model it is."""
 
+from .backend import BACKENDS, DEFAULT_BACKEND, input_device, is_bridge, is_hooked, new_cache, run, unembedded
 from .chat import ChatFormat, chat_format
 from .embedded import EMBEDDED, embedded_folder, get_model
-from .hooks import HOOKS, Layer, Layers, hook_point, hook_width, resolve_layers
+from .hooks import HOOKS, Layer, Layers, hook_point, hook_width, require_changeable, resolve_layers
 from .identity import ModelIdentity, ModelMismatchError, identify
 from .layout import optimize_layout, restore_layout
-from .loading import MODELS, ModelUnavailableError, load_model
+from .loading import MODELS, ModelUnavailableError, load_hugging_face, load_model
 from .organisms import ORGANISMS, organism_folder
+from .passes import ForwardPass, watching
 from .tokenizing import Prompt, as_prompts, token_strings, tokenize, tokenize_all
+from .unembedding import unembedding
 
 __all__ = [
+    "BACKENDS",
+    "DEFAULT_BACKEND",
     "EMBEDDED",
     "HOOKS",
     "MODELS",
     "ORGANISMS",
     "ChatFormat",
+    "ForwardPass",
     "Layer",
     "Layers",
     "ModelIdentity",
@@ -28,12 +34,22 @@ __all__ = [
     "hook_point",
     "hook_width",
     "identify",
+    "input_device",
+    "is_bridge",
+    "is_hooked",
+    "load_hugging_face",
     "load_model",
+    "new_cache",
     "optimize_layout",
     "organism_folder",
+    "require_changeable",
     "resolve_layers",
     "restore_layout",
+    "run",
     "token_strings",
     "tokenize",
     "tokenize_all",
+    "unembedded",
+    "unembedding",
+    "watching",
 ]

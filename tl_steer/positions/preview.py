@@ -1,6 +1,7 @@
 """Show a prompt's tokens with those that a position selects marked."""
 
 import html
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from ..models import Prompt, token_strings, tokenize
 from .language import Positions, PromptTokens
 
+TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not the script's own
 SELECTED = "background:#fdd49e;border-radius:3px;"
 
 
@@ -47,10 +49,19 @@ class TokenPreview:
 
     def _title(self) -> str:
         more = ", and every generated token" if self.positions.generated else ""
-        return f"{self.positions}: {sum(self.selected)} of {len(self.tokens)} tokens{more}"
+        positions = "".join(map(_seen, str(self.positions)))
+        return f"{positions}: {sum(self.selected)} of {len(self.tokens)} tokens{more}"
 
     def _visible(self) -> list[str]:
-        return [text.replace("\n", "⏎") for text in self.tokens]
+        return ["".join(map(_seen, text)) for text in self.tokens]
+
+
+def _seen(sign: str) -> str:
+    """A character, or its number where it would steer a terminal or turn the writing's direction."""
+    if sign == "\n":
+        return "⏎"
+    steers = unicodedata.category(sign) in ("Cc", "Cs") or unicodedata.bidirectional(sign) in TURNING
+    return f"<U+{ord(sign):04X}>" if steers and sign != "\t" else sign
 
 
 def preview(model: Any, prompt: Prompt, positions: Positions) -> TokenPreview:

@@ -34,7 +34,7 @@ def divergences(
             after = log_probabilities(model, streams.stream[slots])
             loss[place, here] = -_of(after, targets[here]).cpu()
             differences = torch.sub(before, after, out=after).mul_(weights)
-            kl[place, here] = differences.sum(-1, dtype=torch.float64).cpu()
+            kl[place, here] = _summed(differences).cpu()
     return kl, loss
 
 
@@ -53,6 +53,18 @@ def losses(
 def log_probabilities(model: Any, stream: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_vocab"]:
     """Of every next token, in float32."""
     return logits_of(model, stream).log_softmax(-1)
+
+
+def _summed(differences: Float[Tensor, "pos d_vocab"]) -> Float[Tensor, " pos"]:
+    """Over the vocabulary, in float64; on the CPU where the device has none."""
+    if not has_float64(differences.device):
+        differences = differences.cpu()
+    return differences.sum(-1, dtype=torch.float64)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64: Apple's does not."""
+    return device.type != "mps"
 
 
 def _of(log_probs: Float[Tensor, "pos d_vocab"], targets: Int[Tensor, " pos"]) -> Float[Tensor, " pos"]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ...statistics import t_interval, wilson_interval
-from ..tables import CELL, factors_of, in_cells, require_one_row_a_prompt
+from ..tables import CELL, factors_of, in_cells, require_kinds, require_one_row_a_prompt
 
 AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
 
@@ -56,6 +56,7 @@ def require_made(table: pd.DataFrame, columns: Sequence[str], maker: str) -> Non
             f"the table lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table))}: "
             f"give what {maker} makes."
         )
+    require_kinds(table)
 
 
 def _interval(name: str, mean: np.ndarray, deviation: np.ndarray, n: np.ndarray) -> tuple:

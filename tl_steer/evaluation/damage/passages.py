@@ -47,7 +47,7 @@ def damage(
     position before it.
 
     Args:
-        model: a `HookedTransformer`.
+        model: a `HookedTransformer` or a `TransformerBridge`.
         vectors, layers, multipliers, operations, controls, seed, force, progress, reuse, memory: as for
             `sweep`; with the same `seed`, the controls are the same directions.
         passages: texts or token lists, or a table such as `read_neutral()`: its column `passage` is read, and
@@ -110,7 +110,7 @@ class _Measured:
 
     def run(self, cells: Sequence[Cell], options: Mapping[str, Any], tick: Tick) -> None:
         """The unsteered streams first: they are kept, and compared with those of every cell."""
-        rows, counts = [self._row(self.ids[passage]) for passage in self.read], self.counts[self.read]
+        rows, counts = [self._row(passage) for passage in self.read], self.counts[self.read]
         read_streams(self.model, rows, counts.tolist(), [()], self._keep, tick=tick, **options)
         operations = [cell.operations for cell in cells]
         if operations:
@@ -122,9 +122,10 @@ class _Measured:
             values = (self.counts, kl, loss, loss - self.loss[0])
             yield dict(zip(MEASURED, values, strict=True))
 
-    def _row(self, ids: Sequence[int]) -> Row:
+    def _row(self, passage: int | np.integer) -> Row:
         """All but the last token, which has nothing to predict; what follows the first counts as written."""
-        return Row(tuple(ids[:-1]), PromptTokens(1, tuple(ids[:1]), self.model.tokenizer))
+        ids = self.ids[passage]
+        return Row(tuple(ids[:-1]), PromptTokens(1, tuple(ids[:1]), self.model.tokenizer, int(passage)))
 
     def _keep(self, streams: Streams) -> None:
         passages = self.read[list(streams.rows)]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...engine import Memory, Row, Tick, Wave, batches, in_waves, residual, shares
 from ...interventions import Operation, checked_edits, steer
+from ...models import input_device
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def _plainly(
 ) -> None:
     """Cell by cell and batch by batch, in whole forward passes: the oracle."""
     for cell, operations in enumerate(cells):
-        for batch in batches([row.ids for row in rows], device=model.cfg.device):
+        for batch in batches([row.ids for row in rows], device=input_device(model)):
             prompts = [rows[row].prompt.ids for row in batch.rows]
-            with steer(model, *operations, prompts=prompts, force=force, allow_empty=True):
+            options = {"prompts": prompts, "numbers": batch.rows, "force": force, "allow_empty": True}
+            with steer(model, *operations, **options):
                 stream = residual(model, batch)
             ends = (torch.arange(len(batch.rows)) + 1) * stream.shape[1]
             slots = [

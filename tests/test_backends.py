@@ -1,0 +1,746 @@
+"""The same promises on every backend, against Hugging Face's own model with plain hooks.
+
+A `HookedTransformer` computes by itself, a `TransformerBridge` runs the Hugging Face model; every test that
+takes `model` runs on both, with TransformerLens 4 on the bridge alone.
+"""
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tl_steer.analysis import logit_lens
+from tl_steer.capture import capture, capture_pairs
+from tl_steer.choices import choice_logits
+from tl_steer.directions import SteeringVector, mean_difference
+from tl_steer.engine import logits_of, residual
+from tl_steer.engine.batches import left_padded
+from tl_steer.engine.support import obstacle
+from tl_steer.evaluation import damage
+from tl_steer.evaluation.sweep import sweep
+from tl_steer.generation import generate
+from tl_steer.interventions import Ablate, Add, HookDidNotFireError, ProjectOut, SetProjection, steer
+from tl_steer.models import (
+    BACKENDS,
+    DEFAULT_BACKEND,
+    ModelMismatchError,
+    chat_format,
+    hook_point,
+    identify,
+    load_model,
+    tokenize,
+    unembedded,
+)
+from tl_steer.models.backend import HookedTransformer
+from tl_steer.positions import (
+    all_tokens,
+    current_token,
+    generated_tokens,
+    last_token,
+    preview,
+    prompt_tokens,
+    span,
+    token,
+)
+from tl_steer.prompts import ChoiceQuestions, contrast_pairs
+from tl_steer.recipes import activation_addition
+
+from .conftest import ARCHITECTURES, VOCABULARY, WIDTH, random_hf_model
+from .hugging_face import HOOKS, Change, block, greedy_alone, run_alone, run_padded
+
+NO_HOOKED = pytest.mark.skipif(
+    HookedTransformer is None, reason="TransformerLens 4 has no HookedTransformer, only the bridge"
+)
+HOOKED, BRIDGE = pytest.param("hooked", marks=NO_HOOKED), "bridge"
+PROMPTS = [[1, 5, 6, 7], [3, 4, 5, 8, 20, 21, 22, 9], [9, 10]]
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@dataclass
+class Pair:
+    """A model, and the Hugging Face model with the same weights."""
+
+    kind: str
+    model: Any
+    hf_model: Any
+
+    def alone(self, ids, changes=(), reads=(), prompt_length=None):
+        return run_alone(self.hf_model, self.kind, ids, prompt_length or len(ids), changes, reads)
+
+    def greedy(self, count, changes=(), stops=()):
+        return [greedy_alone(self.hf_model, self.kind, ids, count, changes, stops) for ids in PROMPTS]
+
+
+def loaded(kind, backend, **options):
+    """Wrapping changes what is wrapped, so each model gets weights of its own."""
+    return load_model(
+        f"tiny-{kind}", backend=backend, hf_model=random_hf_model(kind), device="cpu", **options
+    )
+
+
+@pytest.fixture(scope="module", params=[HOOKED, BRIDGE])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def pair(request, backend):
+    """Every architecture on every backend; not to be changed."""
+    return Pair(request.param, loaded(request.param, backend), random_hf_model(request.param))
+
+
+@pytest.fixture(scope="module")
+def llama(backend):
+    return Pair("llama", loaded("llama", backend), random_hf_model("llama"))
+
+
+@pytest.fixture
+def speaking(backend, make_tokenizer):
+    """A model with words; its tokenizer puts <s> in front."""
+    return loaded("llama", backend, tokenizer=make_tokenizer())
+
+
+def made_vector(model, layer=1, hook="resid_post", *, scale=6.0, seed=0):
+    width = model.cfg.n_heads * model.cfg.d_head if hook == "z" else WIDTH
+    values = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    return SteeringVector(scale * values / values.norm(), layer, hook, "made", 10.0, identify(model))
+
+
+def padded(prompts, side="left"):
+    width = max(map(len, prompts))
+    tokens, mask = torch.zeros(len(prompts), width).long(), torch.zeros(len(prompts), width).long()
+    for row, ids in enumerate(prompts):
+        place = slice(width - len(ids), None) if side == "left" else slice(None, len(ids))
+        tokens[row, place], mask[row, place] = torch.tensor(ids), 1
+    return tokens, mask
+
+
+def rows(logits, mask):
+    return [row[kept.bool()] for row, kept in zip(logits, mask, strict=True)]
+
+
+def registered(model):
+    """Every hook anywhere in a model and what it wraps, by identity and in order."""
+    below = getattr(model, "original_model", model)
+    return [
+        (name, list(module._forward_hooks), list(module._forward_pre_hooks))
+        for tree in (model, below)
+        for name, module in tree.named_modules()
+    ]
+
+
+# --- reading
+
+
+def test_logits_from_the_stream_equal_hugging_faces(pair):
+    batch = left_padded(PROMPTS, range(3), "cpu")
+    with torch.no_grad():
+        stream = residual(pair.model, batch)
+        logits = logits_of(pair.model, stream.flatten(0, 1)).unflatten(0, batch.tokens.shape)
+    for ids, found in zip(PROMPTS, rows(logits, batch.mask), strict=True):
+        torch.testing.assert_close(found, pair.alone(ids)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, "resid_mid"])
+def test_every_hook_is_read_as_hugging_face_computes_it(pair, hook):
+    if hook == "resid_mid" and pair.kind == "neox":
+        with pytest.raises(ValueError, match=r"hook 'resid_mid' does not exist .* this model has resid_pre"):
+            capture(pair.model, PROMPTS, hook=hook)
+        return
+    layers = range(pair.model.cfg.n_layers)
+    found = capture(pair.model, PROMPTS, positions=all_tokens(), hook=hook)
+    for row, ids in enumerate(PROMPTS):
+        _, seen = pair.alone(ids, reads=[(hook, layer) for layer in layers])
+        for layer in layers:
+            torch.testing.assert_close(found.values[row, layer, : len(ids)], seen[hook, layer], **CLOSE)
+
+
+def test_the_last_layer_is_the_last_blocks_output_and_not_after_the_norm(pair):
+    found = capture(pair.model, PROMPTS, layers=-1).single()
+    for row, ids in enumerate(PROMPTS):
+        with torch.no_grad():
+            normed = pair.hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1]
+        (key,) = reads = [("resid_post", pair.model.cfg.n_layers - 1)]
+        torch.testing.assert_close(found[row, 0], pair.alone(ids, reads=reads)[1][key][-1], **CLOSE)
+        assert (found[row, 0] - normed).norm() > 1
+
+
+def test_blocks_behind_the_last_layer_asked_for_are_not_run(pair):
+    ran = []
+    handles = [
+        each.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+        for number, each in enumerate(pair.model.blocks)
+    ]
+    capture(pair.model, PROMPTS, layers=1)
+    for handle in handles:
+        handle.remove()
+    assert ran == [0, 1]
+
+
+def test_what_is_generated_is_read_as_one_pass_over_it_reads_it(llama):
+    found = capture(llama.model, PROMPTS, positions=generated_tokens(), max_new_tokens=4)
+    for row, ids in enumerate(PROMPTS):
+        text = [*ids, *found.completion_tokens[row][:-1]]
+        seen = llama.alone(text, reads=[("resid_post", 2)])[1]["resid_post", 2]
+        torch.testing.assert_close(found.values[row, 2, :3], seen[len(ids) :], **CLOSE)
+
+
+# --- steering
+
+
+OPERATIONS = {
+    "add": (lambda v: Add(v, 1.5), lambda d, x: x + 1.5 * d),
+    "project_out": (lambda v: ProjectOut(v, 2.0), lambda d, x: x - 2 * (x @ d) * d / (d @ d)),
+    "set_projection": (
+        lambda v: SetProjection(v, 7.0),
+        lambda d, x: x + (7 - x @ d / d.norm()) * d / d.norm(),
+    ),
+    "ablate": (lambda v: Ablate(v.layer, v.hook, to=v.values), lambda d, x: d.clone()),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_operation_changes_every_hook_as_a_hugging_face_hook_does(pair, hook, name):
+    operation, by_hand = OPERATIONS[name]
+    vector = made_vector(pair.model, hook=hook)
+    changes = [Change(1, hook, lambda x: by_hand(vector.values, x), lambda prompt, length: range(length))]
+    tokens, mask = padded(PROMPTS)
+    with torch.no_grad(), steer(pair.model, operation(vector)):
+        logits = pair.model(tokens, attention_mask=mask)
+    for ids, found in zip(PROMPTS, rows(logits, mask), strict=True):
+        torch.testing.assert_close(found, pair.alone(ids, changes)[0], **CLOSE)
+
+
+def test_one_heads_output_alone_is_ablated(pair):
+    width = pair.model.cfg.d_head
+
+    def without_head_2(x):
+        return torch.cat([x[: 2 * width], torch.zeros(width), x[3 * width :]])
+
+    changes = [Change(1, "z", without_head_2, lambda prompt, length: range(length))]
+    with torch.no_grad(), steer(pair.model, Ablate(1, "z", heads=[2])):
+        found = pair.model(torch.tensor([PROMPTS[1]]))[0]
+    torch.testing.assert_close(found, pair.alone(PROMPTS[1], changes)[0], **CLOSE)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_mean_the_same_under_either_padding(pair, side):
+    vector = made_vector(pair.model)
+    where = token(1) | last_token()
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, lambda p, n: {1, p - 1})]
+    tokens, mask = padded(PROMPTS, side)
+    with torch.no_grad(), steer(pair.model, Add(vector, 1.0, where)):
+        logits = pair.model(tokens, attention_mask=mask)
+    for ids, found in zip(PROMPTS, rows(logits, mask), strict=True):
+        torch.testing.assert_close(found, pair.alone(ids, changes)[0], **CLOSE)
+
+
+def test_the_oracle_is_the_same_alone_and_in_a_padded_batch(pair):
+    """So that neither the padding nor the oracle hides the other's mistake."""
+    for ids, found in zip(PROMPTS, run_padded(pair.hf_model, pair.kind, PROMPTS), strict=True):
+        torch.testing.assert_close(found, pair.alone(ids)[0], **CLOSE)
+
+
+def test_capture_at_the_steered_layer_shows_exactly_the_added_vector(pair):
+    vector = made_vector(pair.model)
+    plain, steered = (capture(pair.model, PROMPTS, *each).single() for each in ((), (Add(vector, -2.0),)))
+    torch.testing.assert_close(steered[:, 0], plain[:, 0])
+    torch.testing.assert_close(steered[:, 1] - plain[:, 1], (-2 * vector.values).expand(3, -1), **CLOSE)
+
+
+def test_a_users_own_call_with_a_cache_shows_the_steered_stream(llama):
+    vector = made_vector(llama.model)
+    name = hook_point(llama.model, "resid_post", 1).name
+    tokens = torch.tensor([PROMPTS[1]])
+    with torch.no_grad():
+        _, before = llama.model.run_with_cache(tokens)
+        with steer(llama.model, Add(vector)):
+            _, during = llama.model.run_with_cache(tokens)
+        _, after = llama.model.run_with_cache(tokens)
+    torch.testing.assert_close(during[name] - before[name], vector.values.expand(1, 8, -1), **CLOSE)
+    assert torch.equal(after[name], before[name])
+
+
+def test_applying_leaving_and_applying_again_is_applying_once(llama):
+    vector, tokens = made_vector(llama.model), torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        plain = llama.model(tokens)
+        found = []
+        for _ in range(2):
+            with steer(llama.model, Add(vector)):
+                found.append(llama.model(tokens))
+        assert torch.equal(llama.model(tokens), plain)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], plain)
+
+
+def test_hooks_are_as_before_also_after_an_exception(llama):
+    seen = []
+    mine = hook_point(llama.model, "resid_post", 1).register_forward_hook(lambda *_: seen.append(1))
+    before = registered(llama.model)
+    with pytest.raises(RuntimeError, match="mine"), steer(llama.model, Add(made_vector(llama.model))):
+        raise RuntimeError("mine")
+    capture(llama.model, PROMPTS, layers=0)
+    generate(llama.model, PROMPTS, max_new_tokens=2, return_tokens=True)
+    with (
+        pytest.raises(ValueError, match="would be a guess"),
+        steer(llama.model, Add(made_vector(llama.model), 1.0, last_token())),
+    ):
+        llama.model(torch.tensor([[1, 2], [3, 4]]))
+    assert registered(llama.model) == before
+    mine.remove()
+    assert seen
+
+
+def test_an_unknown_hook_is_an_error_and_not_silence(pair):
+    with pytest.raises(ValueError, match=r"hook 'resid_past' does not exist .* this model has resid_pre"):
+        capture(pair.model, PROMPTS, hook="resid_past")
+    vector = made_vector(pair.model, hook="resid_past")
+    with pytest.raises(ValueError, match="'resid_past' does not exist"), steer(pair.model, Add(vector)):
+        pass
+
+
+def test_a_hook_that_a_pass_goes_by_is_an_error(llama):
+    with (
+        pytest.raises(HookDidNotFireError, match="no pass of this model ran"),
+        steer(llama.model, Add(made_vector(llama.model))),
+    ):
+        pass
+
+
+# --- writing
+
+
+WHERE = {
+    "all_tokens()": (all_tokens(), lambda p, n: range(n)),
+    "prompt_tokens()": (prompt_tokens(), lambda p, n: range(p)),
+    "generated_tokens()": (generated_tokens(), lambda p, n: range(p, n)),
+    "current_token()": (current_token(), lambda p, n: range(p - 1, n)),
+    "last_token()": (last_token(), lambda p, n: [p - 1]),
+    "tokens by number": (token(0) | span(-2, None), lambda p, n: {0, max(0, p - 2), p - 1}),
+    "~token(0)": (~token(0), lambda p, n: range(1, n)),
+}
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_steered_texts_are_the_same_with_and_without_a_cache_and_those_of_hugging_face(llama, name):
+    positions, where = WHERE[name]
+    vector = made_vector(llama.model, scale=4.0)
+    expected = llama.greedy(6, [Change(1, "resid_post", lambda x: x + vector.values, where)])
+    for use_cache in (True, False):
+        found = generate(
+            llama.model, PROMPTS, Add(vector, 1.0, positions),
+            max_new_tokens=6, use_cache=use_cache, return_tokens=True,
+        )  # fmt: skip
+        assert found == expected
+
+
+def test_every_architecture_writes_what_hugging_face_writes(pair):
+    vector = made_vector(pair.model, scale=12.0)
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, lambda p, n: range(p - 1, n))]
+    steered, plain = pair.greedy(8, changes), pair.greedy(8)
+    assert steered != plain
+    for use_cache in (True, False):
+        options = {"max_new_tokens": 8, "use_cache": use_cache, "return_tokens": True}
+        assert generate(pair.model, PROMPTS, **options) == plain
+        assert generate(pair.model, PROMPTS, Add(vector, 1.0, current_token()), **options) == steered
+
+
+def test_a_batch_writes_what_its_rows_write_alone_also_where_some_end_early(speaking):
+    prompts = ["the cat is", "the sky is not blue : (", "dog", "a b c d e f"]
+    options = {"max_new_tokens": 12, "temperature": 3.0, "seed": 4, "return_tokens": True}
+    vector = made_vector(speaking, scale=3.0)
+    together = generate(speaking, prompts, Add(vector), **options)
+    alone = [generate(speaking, [prompt], Add(vector), **options)[0] for prompt in prompts]
+    assert together == alone
+
+
+@pytest.mark.parametrize("use_past_kv_cache", [True, False])
+def test_the_models_own_generate_is_steered_at_the_same_tokens(speaking, use_past_kv_cache):
+    vector, hf_model = made_vector(speaking, scale=4.0), random_hf_model("llama")
+    ids = tokenize(speaking, "the cat is")
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, lambda p, n: range(p - 1, n))]
+    expected = greedy_alone(hf_model, "llama", ids, 5, changes)
+    with steer(speaking, Add(vector, 1.0, current_token()), prompt_lengths=[len(ids)]):
+        found = speaking.generate(
+            torch.tensor([ids]), max_new_tokens=5, do_sample=False, stop_at_eos=False, verbose=False,
+            use_past_kv_cache=use_past_kv_cache,
+        )  # fmt: skip
+    assert found[0, len(ids) :].tolist() == expected
+
+
+def test_where_a_prompt_ends_is_told_from_the_cache_in_the_models_own_generate(speaking):
+    ids = tokenize(speaking, "the cat is")
+    vector, hf_model = made_vector(speaking, scale=9.0), random_hf_model("llama")
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, lambda p, n: range(p, n))]
+    expected = greedy_alone(hf_model, "llama", ids, 5, changes)
+    assert expected != greedy_alone(hf_model, "llama", ids, 5)
+    options = {"max_new_tokens": 5, "do_sample": False, "stop_at_eos": False, "verbose": False}
+    add = Add(vector, 1.0, generated_tokens())
+    with steer(speaking, add) as clock:
+        found = speaking.generate(torch.tensor([ids]), **options)
+    assert found[0, len(ids) :].tolist() == expected
+    assert clock.passes == 5
+    with pytest.raises(ValueError, match="would be a guess"), steer(speaking, add):
+        speaking.generate(torch.tensor([ids]), use_past_kv_cache=False, **options)
+
+
+def test_a_users_own_cache_without_a_mask_is_counted():
+    model, vector = loaded("llama", "bridge"), made_vector(loaded("llama", "bridge"))
+    ids, changes = (
+        PROMPTS[1],
+        [Change(1, "resid_post", lambda x: x + vector.values, lambda p, n: range(6, n))],
+    )
+    expected = run_alone(random_hf_model("llama"), "llama", ids, 6, changes)[0]
+    cache = DynamicCache()
+    with torch.no_grad(), steer(model, Add(vector, 1.0, generated_tokens())) as clock:
+        parts = [
+            model(torch.tensor([part]), past_key_values=cache, use_cache=True)[0]
+            for part in (ids[:6], ids[6:7], ids[7:])
+        ]
+    torch.testing.assert_close(torch.cat(parts), expected, **CLOSE)
+    assert clock.index.tolist() == [[7]]
+
+
+def test_logits_from_a_stream_are_no_pass_of_the_model(llama):
+    batch = left_padded(PROMPTS, range(3), "cpu")
+    with torch.no_grad(), steer(llama.model, Add(made_vector(llama.model))) as clock:
+        stream = residual(llama.model, batch)
+        logits_of(llama.model, stream[:, -1])
+    assert clock.passes == 1
+    assert clock.index.shape == batch.tokens.shape
+
+
+# --- the rest of the package
+
+
+def test_choices_are_scored_as_hugging_face_scores_them(speaking):
+    hf_model, vector = random_hf_model("llama"), made_vector(speaking)
+    questions = ["the cat is", "the sky is not"]
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, lambda p, n: range(n))]
+    found = choice_logits(speaking, questions, [(" blue", " cat"), (" blue dog", " cat")], Add(vector))
+    words = speaking.tokenizer.convert_tokens_to_ids
+
+    def log_probability(text, *added):
+        ids = [*tokenize(speaking, text), *words(added)]
+        logits = run_alone(hf_model, "llama", ids, len(ids), changes)[0].double().log_softmax(-1)
+        start = len(ids) - len(added)
+        return sum(logits[place - 1, ids[place]] for place in range(start, len(ids))).item()
+
+    first = [log_probability(questions[0], "blue"), log_probability(questions[1], "blue", "dog")]
+    second = [log_probability(question, "cat") for question in questions]
+    assert found["logit_difference"].tolist() == pytest.approx(
+        [a - b for a, b in zip(first, second, strict=True)], abs=1e-5
+    )
+    mass = torch.tensor([first, second]).exp().sum(0)
+    assert found["mass"].tolist() == pytest.approx(mass.tolist(), rel=1e-4)
+
+
+def test_the_formats_tokens_and_previews_are_the_tokenizers(speaking):
+    assert tokenize(speaking, "the cat") == [1, 11, 14]
+    assert tokenize(speaking, "<s> the cat") == [1, 11, 14]
+    assert chat_format(speaking).kind == "plain"
+    assert preview(speaking, "the cat", last_token()).selected == (False, False, True)
+
+
+@NO_HOOKED
+def test_tables_and_vectors_are_the_same_on_both_backends(make_tokenizer):
+    """Everything that is made of captures, choices and texts, in one go."""
+    models = [loaded("qwen2", backend, tokenizer=make_tokenizer()) for backend in BACKENDS]
+    pairs = contrast_pairs(["the cat is a", "the dog is b"], ["the cat is c", "the sky is d"])
+    questions = ChoiceQuestions(["the cat is", "the sky is not"], [("a", "b")] * 2, answers=[0, 1])
+
+    def everything(model):
+        vectors = mean_difference(capture_pairs(model, pairs))
+        made, few = made_vector(model), {"controls": 1, "progress": False}
+        return (
+            vectors.values,
+            activation_addition(model, "a b", "c d", layers=1).values,
+            sweep(model, vectors, questions, layers=[0, 2], multipliers=[-1.0, 2.0], **few),
+            logit_lens(model, made, top=5),
+            logit_lens(model, made, top=5, norm=False),
+            damage(model, made.at(layers=1), ["the cat is not blue", "a b"], multipliers=[3.0], **few),
+        )
+
+    for first, second in zip(*(everything(model) for model in models), strict=True):
+        if isinstance(first, torch.Tensor):
+            torch.testing.assert_close(first, second, **CLOSE)
+        else:
+            pd.testing.assert_frame_equal(first, second, check_exact=False, rtol=1e-4, atol=1e-4)
+
+
+def test_the_logit_lens_of_the_last_layer_is_the_prediction(pair, make_tokenizer):
+    tokenizer, pair.model.tokenizer = pair.model.tokenizer, make_tokenizer()
+    try:
+        found = logit_lens(pair.model, capture(pair.model, PROMPTS, layers=-1), top=3)
+    finally:
+        pair.model.tokenizer = tokenizer
+    best = [pair.alone(ids)[0][-1].topk(3) for ids in PROMPTS]
+    assert found["token_id"].tolist() == [each for row in best for each in row.indices.tolist()]
+    assert found["logit"].tolist() == pytest.approx(
+        [x for row in best for x in row.values.tolist()], abs=1e-4
+    )
+
+
+def test_without_the_norm_the_lens_is_what_a_vector_adds_to_the_logits(pair):
+    vector, hf_model = made_vector(pair.model), pair.hf_model
+    norm = {"gpt2": "transformer.ln_f", "neox": "gpt_neox.final_layer_norm"}.get(pair.kind, "model.norm")
+    weight = hf_model.get_submodule(norm).weight + (pair.kind == "gemma2")
+    added = vector.values - vector.values.mean() * (pair.kind in ("gpt2", "neox"))
+    expected = (2 * added * weight) @ hf_model.get_output_embeddings().weight.T
+    found = logit_lens(pair.model, vector, multipliers=[2.0], top=VOCABULARY, norm=False)
+    values = torch.tensor(found.sort_values("token_id")["logit"].to_numpy())
+    torch.testing.assert_close(values, expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_no_shortcut_is_taken_where_there_is_no_hooked_transformer():
+    assert obstacle(loaded("llama", "bridge")) == "TransformerBridge is not a HookedTransformer"
+
+
+# --- identity
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("processing", [False, True, {"center_writing_weights": True}])
+@NO_HOOKED
+def test_a_bridge_has_the_identity_of_the_hooked_transformer_to_the_digit(kind, processing, caplog):
+    caplog.set_level(logging.ERROR)  # what an architecture cannot have is left out, and logged
+    hooked, bridge = (identify(loaded(kind, backend, processing=processing)) for backend in BACKENDS)
+    assert bridge == hooked
+    assert len(bridge.fingerprint) == 256
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_bridge_in_half_precision_is_the_same_model(kind, dtype):
+    exact, rounded = identify(loaded(kind, "bridge")), identify(loaded(kind, "bridge", dtype=dtype))
+    assert exact.same_model(rounded)
+    assert rounded.same_model(exact)
+    assert exact.fingerprint != rounded.fingerprint
+
+
+@NO_HOOKED
+@pytest.mark.parametrize(("made_on", "used_on"), [BACKENDS, BACKENDS[::-1]])
+def test_a_vector_made_on_one_backend_is_used_on_the_other(made_on, used_on):
+    vector, model = made_vector(loaded("gpt2", made_on)), loaded("gpt2", used_on)
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, lambda p, n: range(n))]
+    with torch.no_grad(), steer(model, Add(vector)):
+        found = model(torch.tensor([PROMPTS[0]]))[0]
+    expected = run_alone(random_hf_model("gpt2"), "gpt2", PROMPTS[0], 4, changes)[0]
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_a_folded_bridge_is_told_apart():
+    plain, folded = loaded("gpt2", "bridge"), loaded("gpt2", "bridge")
+    before = folded(torch.tensor([PROMPTS[1]])).log_softmax(-1)
+    folded.enable_compatibility_mode(disable_warnings=True)
+    torch.testing.assert_close(folded(torch.tensor([PROMPTS[1]])).log_softmax(-1), before, **CLOSE)
+    assert (identify(plain).normalization, identify(plain).centred) == ("LN", False)
+    assert (identify(folded).normalization, identify(folded).centred) == ("LNPre", True)
+    with (
+        pytest.raises(ModelMismatchError, match="normalization: LN against LNPre"),
+        steer(folded, Add(made_vector(plain))),
+    ):
+        pass
+
+
+def test_names_alone_do_not_make_a_bridge_folded():
+    model = loaded("gpt2", "bridge")
+    model.enable_compatibility_mode(disable_warnings=True, no_processing=True)
+    assert identify(model) == identify(loaded("gpt2", "bridge"))
+
+
+def test_weights_in_four_bits_have_no_fingerprint_and_say_so():
+    """As bitsandbytes leaves them: packed in bytes, in another shape."""
+    model, exact = loaded("llama", "bridge"), loaded("llama", "bridge")
+    for each in model.original_model.model.layers:
+        projection = each.original_component.self_attn.original_component.o_proj.original_component
+        packed = torch.zeros(WIDTH * WIDTH // 2, 1, dtype=torch.uint8)
+        projection.weight = torch.nn.Parameter(packed, requires_grad=False)
+    assert identify(model).fingerprint == ()
+    with pytest.warns(UserWarning, match="cannot compare the weights of tiny-llama"):
+        identify(exact).require(identify(model))
+
+
+# --- loading
+
+
+def test_a_hugging_face_model_is_wrapped_and_not_copied_and_goes_on_as_it_was():
+    hf_model = random_hf_model("llama")
+    before = hf_model(torch.tensor([PROMPTS[1]])).logits
+    model = load_model("tiny", backend="bridge", hf_model=hf_model)
+    assert model.original_model is hf_model
+    assert torch.equal(hf_model(torch.tensor([PROMPTS[1]])).logits, before)
+    assert not model.training
+    assert not any(weight.requires_grad for weight in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"processing": True}])
+def test_a_hugging_face_model_whose_weights_would_change_is_copied(options):
+    hf_model = random_hf_model("gpt2")
+    before = {name: weight.clone() for name, weight in hf_model.state_dict().items()}
+    model = load_model("tiny", backend="bridge", hf_model=hf_model, **options)
+    assert model.original_model is not hf_model
+    assert all(torch.equal(weight, before[name]) for name, weight in hf_model.state_dict().items())
+    assert model.cfg.dtype == (torch.bfloat16 if "dtype" in options else torch.float32)
+
+
+def test_a_folder_is_loaded_with_its_tokenizer(tmp_path, make_tokenizer):
+    random_hf_model("neox").save_pretrained(tmp_path / "some-model")
+    make_tokenizer().save_pretrained(tmp_path / "some-model")
+    model = load_model(tmp_path / "some-model", backend="bridge", device="cpu")
+    assert identify(model).name == "some-model"
+    assert identify(model).same_model(identify(loaded("neox", "bridge")))
+    assert tokenize(model, "the cat") == [1, 11, 14]
+
+
+@pytest.mark.parametrize("device_map", [None, {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
+def test_a_bridge_that_the_user_booted_is_steered_and_written_with(tmp_path, make_tokenizer, device_map):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    random_hf_model("llama").save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    place = {"device": "cpu"} if device_map is None else {"device_map": device_map}
+    model = TransformerBridge.boot_transformers(str(tmp_path), **place)
+    vector = made_vector(loaded("llama", "bridge"), scale=4.0)
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, lambda p, n: range(p - 1, n))]
+    expected = [greedy_alone(random_hf_model("llama"), "llama", ids, 5, changes, [2]) for ids in PROMPTS]
+    found = generate(model, PROMPTS, Add(vector, 1.0, current_token()), max_new_tokens=5, return_tokens=True)
+    assert found == expected
+
+
+def test_a_bridge_that_computes_something_else_is_refused(monkeypatch):
+    from transformer_lens.model_bridge import sources
+
+    build = sources.build_bridge_from_module
+
+    def wrong(hf_model, *arguments, **options):
+        with torch.no_grad():
+            block(hf_model, "llama", 1).mlp.down_proj.weight.mul_(1.1)
+        return build(hf_model, *arguments, **options)
+
+    monkeypatch.setattr(sources, "build_bridge_from_module", wrong)
+    with pytest.raises(ValueError, match=r"bridge changes what LlamaForCausalLM computes: .* off by \d"):
+        loaded("llama", "bridge")
+
+
+def test_an_architecture_without_a_bridge_is_refused():
+    class NovelForCausalLM(type(random_hf_model("gpt2"))):
+        pass
+
+    hf_model = random_hf_model("gpt2")
+    hf_model.__class__ = NovelForCausalLM
+    with pytest.raises(ValueError, match=r"bridge cannot run NovelForCausalLM: .*[Uu]nsupported"):
+        load_model("novel", backend="bridge", hf_model=hf_model)
+
+
+def test_the_default_backend_is_hooked_where_there_is_one():
+    assert ("bridge" if HookedTransformer is None else "hooked") == DEFAULT_BACKEND
+    model = load_model("tiny", hf_model=random_hf_model("gpt2"))
+    assert type(model).__name__ == {"hooked": "HookedTransformer"}.get(DEFAULT_BACKEND, "TransformerBridge")
+
+
+def test_without_a_hooked_transformer_asking_for_it_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("tl_steer.models.loading.HookedTransformer", None)
+    with pytest.raises(
+        ValueError, match=r"TransformerLens 4 no longer has: use backend='bridge'.*'transformer-lens<4'"
+    ):
+        load_model(backend="hooked")
+
+
+def test_an_unknown_backend_is_an_error():
+    with pytest.raises(ValueError, match="backend 'nnsight' is unknown; there are 'hooked' and 'bridge'"):
+        load_model(backend="nnsight")
+
+
+# --- what a bridge cannot do, or not everywhere
+
+
+def test_the_middle_of_a_block_can_be_read_on_a_bridge_but_not_changed():
+    """What is added at the second norm's input does not reach the skip connection beside it."""
+    model = loaded("llama", "bridge")
+    vector = made_vector(model, hook="resid_mid")
+    with pytest.raises(ValueError, match=r"'resid_mid' can be read but not changed on a TransformerBridge"):
+        generate(model, PROMPTS, Add(vector), max_new_tokens=2, return_tokens=True)
+    with torch.no_grad(), steer(model, Add(vector.at(layers=1, hook="attn_out"))):
+        found = model(torch.tensor([PROMPTS[0]]))[0]
+    changes = [Change(1, "attn_out", lambda x: x + vector.values, lambda p, n: range(n))]
+    expected = run_alone(random_hf_model("llama"), "llama", PROMPTS[0], 4, changes)[0]
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_a_head_that_scales_its_logits_is_the_models_own(monkeypatch):
+    from tests import conftest
+
+    sizes = conftest.SIZES | {"num_key_value_heads": 2, "logits_scaling": 3.0, "residual_multiplier": 0.7}
+    monkeypatch.setitem(conftest.ARCHITECTURES, "granite", ("Granite", sizes))
+    model, hf_model = loaded("granite", "bridge"), random_hf_model("granite")
+    stream = capture(model, PROMPTS, layers=-1).single()[:, 0]
+    for row, ids in enumerate(PROMPTS):
+        expected = run_alone(hf_model, "granite", ids, len(ids))[0][-1]
+        torch.testing.assert_close(unembedded(model, stream[row : row + 1])[0], expected, **CLOSE)
+    # Its bridge calls these hooks for TransformerLens's own hooks alone.
+    with pytest.raises(HookDidNotFireError, match="hook 'attn_out' did not fire at layers"):
+        capture(model, PROMPTS, hook="attn_out")
+
+
+def test_a_mask_for_each_query_does_not_say_where_the_tokens_are():
+    model = loaded("llama", "bridge")
+    with (
+        pytest.raises(ValueError, match="attention mask that is not one number a row and token"),
+        steer(model, Add(made_vector(model))),
+    ):
+        model(torch.tensor([PROMPTS[0]]), attention_mask=torch.ones(1, 1, 4, 4))
+
+
+def test_operations_follow_the_stream_to_its_device():
+    """The device "meta" has shapes alone, but mixing it with another is an error as on any."""
+    vector = made_vector(loaded("llama", "bridge"))
+    operations = [operation(vector) for operation, _ in OPERATIONS.values()]
+    operations.append(Ablate(1, "z", heads=[2]))
+    stream = torch.empty(1, 4, WIDTH, device="meta")
+    with pytest.raises(RuntimeError, match=r"device"):
+        stream + vector.values
+    selected, index = torch.ones(1, 4).bool(), torch.arange(4)[None]
+    for (edit,) in (operation.edits(3) for operation in operations):
+        assert edit.on(stream, selected, index, d_head=12).device.type == "meta"
+
+
+# --- the embedded model
+
+
+@pytest.fixture(scope="module")
+def embedded_bridge(embedded_hf):
+    hf_model, tokenizer = embedded_hf
+    return load_model("smollm2", backend="bridge", hf_model=copy.deepcopy(hf_model), tokenizer=tokenizer)
+
+
+@pytest.mark.model
+def test_the_embedded_models_bridge_reads_and_steers_as_hugging_face_does(embedded_bridge, embedded_hf):
+    hf_model, _ = embedded_hf
+    ids = tokenize(embedded_bridge, chat_format(embedded_bridge).render("How was your day?"))
+    _, seen = run_alone(hf_model, "llama", ids, len(ids), reads=[("resid_post", 29), ("z", 15)])
+    assert embedded_bridge.cfg.n_layers == 30
+    for hook, layer in seen:
+        found = capture(embedded_bridge, [ids], layers=layer, hook=hook, positions=all_tokens())
+        torch.testing.assert_close(found.values[0, 0], seen[hook, layer], rtol=1e-3, atol=1e-3)
+    values = torch.randn(576, generator=torch.Generator().manual_seed(0))
+    vector = SteeringVector(values, 15, "resid_post", "made", 10.0, identify(embedded_bridge))
+    changes = [Change(15, "resid_post", lambda x: x + 5 * values, lambda p, n: range(p - 1, n))]
+    expected = greedy_alone(hf_model, "llama", ids, 8, changes, [2])
+    add = Add(vector, 5.0, current_token())
+    assert generate(embedded_bridge, [ids], add, max_new_tokens=8, return_tokens=True) == [expected]
+    assert expected != greedy_alone(hf_model, "llama", ids, 8, stops=[2])
+
+
+@pytest.mark.model
+@NO_HOOKED
+def test_the_embedded_models_bridge_is_the_same_model(embedded, embedded_bridge):
+    assert identify(embedded_bridge).same_model(identify(embedded))
+    assert identify(embedded_bridge).fingerprint == identify(embedded).fingerprint

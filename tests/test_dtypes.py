@@ -1,0 +1,345 @@
+"""float32, bfloat16 and float16: what is rounded and when, what leaves the range, and what a device lacks."""
+
+import math
+
+import pytest
+import torch
+from transformer_lens import HookedTransformer
+
+import tl_steer as ts
+from tl_steer.choices import plan_choices, score_cells
+from tl_steer.directions import SteeringVector
+from tl_steer.evaluation.damage import distributions
+from tl_steer.generation import Decoding, write_cells
+from tl_steer.interventions import Ablate, Add, NonFiniteError, ProjectOut, SetProjection, steer
+from tl_steer.models import identify, load_model
+from tl_steer.models.loading import _device
+from tl_steer.positions import all_tokens, generated_tokens, tokens_matching
+
+from .conftest import random_hf_model
+from .tiny_model import D_MODEL, made_vector, make_model, word_tokenizer
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+MODELS = {dtype: make_model(word_tokenizer(), dtype=dtype) for dtype in DTYPES}
+MODEL = MODELS[torch.float32]
+PROMPTS = ["a c d", "e f g h", "a b", "c d"]
+LAYER, MULTIPLIER, VALUE = 1, 7.7, 1.3
+VECTOR = made_vector(MODEL, LAYER, scale=0.31).values
+UNIT = VECTOR.double() / VECTOR.double().norm()
+
+# Each operation as it is given, and as it is written down: float64, one position a row.
+OPERATIONS = {
+    "add": (lambda vector: Add(vector, MULTIPLIER), lambda x: x + MULTIPLIER * VECTOR.double()),
+    "project out": (lambda vector: ProjectOut(vector), lambda x: x - (x @ UNIT)[..., None] * UNIT),
+    "set projection": (
+        lambda vector: SetProjection(vector, VALUE),
+        lambda x: x + (VALUE - x @ UNIT)[..., None] * UNIT,
+    ),
+    "ablate": (lambda vector: Ablate(LAYER, to=vector.values), lambda x: VECTOR.double().expand_as(x)),
+}
+
+
+def vector_of(model):
+    """The same float32 vector, as one of this model's."""
+    return SteeringVector(VECTOR, LAYER, "resid_post", "made", 10.0, identify(model))
+
+
+def streams(model, *operations, reuse=True):
+    captured = ts.capture(model, PROMPTS, *operations, positions=all_tokens(), layers=LAYER, reuse=reuse)
+    values = captured.values[:, 0]
+    return values[~values[..., 0].isnan()]
+
+
+def under_steer(model, *operations):
+    """Around the user's own call, one prompt at a time."""
+    found = []
+    for prompt in PROMPTS:
+        with torch.no_grad(), steer(model, *operations):
+            found.append(model(torch.tensor([ts.tokenize(model, prompt)]), stop_at_layer=LAYER + 1)[0])
+    return torch.cat(found)
+
+
+def is_rounded_once(found, exact, dtype):
+    """Whether each number is the dtype's nearest to the exact one, but for float32's own error on the way."""
+    error = 1e-6 * exact.abs().amax(-1, keepdim=True).clamp_min(1)
+    nearest = [(exact + side * error).to(dtype).double() for side in (-1, 0, 1)]
+    found = found.double()
+    if dtype == torch.float32:
+        return bool(((found - exact).abs() <= 4 * error).all())
+    return bool(((found >= nearest[0]) & (found <= nearest[2])).all())
+
+
+@pytest.mark.parametrize("way", ["engine", "plain loop", "steer"])
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_operation_is_computed_exactly_and_rounded_once(dtype, name, way):
+    model = MODELS[dtype]
+    made, written = OPERATIONS[name]
+    operation = made(vector_of(model))
+    if way == "steer":
+        clean, found = under_steer(model), under_steer(model, operation)
+        assert found.dtype == dtype
+    else:
+        clean, found = (streams(model, *given, reuse=way == "engine") for given in ((), (operation,)))
+    assert is_rounded_once(found, written(clean.double()), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_the_oracle_tells_a_vector_that_was_rounded_before_it_was_added(dtype):
+    clean = streams(MODELS[dtype])
+    exact = clean.double() + MULTIPLIER * VECTOR.double()
+    early = (clean + MULTIPLIER * VECTOR.to(dtype).float()).to(dtype)
+    in_half = clean.to(dtype) + MULTIPLIER * VECTOR.to(dtype)
+    assert not is_rounded_once(early, exact, dtype)
+    assert not is_rounded_once(in_half, exact, dtype)
+    assert is_rounded_once((clean + MULTIPLIER * VECTOR).to(dtype), exact, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_choices_and_texts_in_each_dtype_are_the_model_s_own(dtype):
+    model = MODELS[dtype]
+    operation = Add(vector_of(model), 2.0)
+    for reuse in (True, False):
+        table = ts.choice_logits(model, PROMPTS, (" yes", " no"), operation, reuse=reuse)
+        texts = ts.generate(model, PROMPTS, operation, max_new_tokens=4, return_tokens=True, reuse=reuse)
+        for row, prompt in enumerate(PROMPTS):
+            ids = ts.tokenize(model, prompt)
+            with torch.no_grad(), steer(model, operation, prompts=[ids]):
+                logits = model(torch.tensor([[*ids, *texts[row][:-1]]]))[0].double()
+            yes, no = (model.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+            coarse = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+            expected = float(logits[len(ids) - 1, yes] - logits[len(ids) - 1, no])
+            assert math.isclose(table["logit_difference"][row], expected, abs_tol=coarse)
+            steps = logits[len(ids) - 1 :]
+            chosen = steps.gather(1, torch.tensor(texts[row])[:, None])[:, 0]
+            assert (steps.amax(-1) - chosen).max() <= coarse
+
+
+# Numbers out of range: which operation, which layer, which prompt
+
+
+def blowing_up(multiplier=3e38, layer=1, positions=None):
+    """Infinite in the prompt that has a "b", and in no other."""
+    return Add(made_vector(MODEL, layer), multiplier, positions or tokens_matching("b"))
+
+
+def late():
+    """Finite where it is added; its mean is not, so that the next layer's norm makes NaN of it."""
+    values = torch.full((D_MODEL,), 1e38)
+    vector = SteeringVector(values, 0, "resid_post", "made", 1.0, identify(MODEL))
+    return Add(vector, 1.5, tokens_matching("b"))
+
+
+CALLS = {
+    "capture": lambda model, *given, **options: ts.capture(model, PROMPTS, *given, **options),
+    "choices": lambda model, *given, **options: ts.choice_logits(
+        model, PROMPTS, (" yes", " no"), *given, **options
+    ),
+    "generate": lambda model, *given, **options: ts.generate(
+        model, PROMPTS, *given, max_new_tokens=3, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("made", [blowing_up, late], ids=["there", "in a later layer"])
+def test_the_prompt_in_which_the_stream_overflows_is_named(made, call, reuse):
+    described = {
+        "blowing_up": r"Add\(multiplier=3e\+38\) at layer 1",
+        "late": r"Add\(multiplier=1\.5\) at layer 0",
+    }
+    told = (
+        rf"^{described[made.__name__]}: the stream became NaN or infinite in "
+        r"prompt 2 \('<s> a b', 3 tokens\)\. Use a smaller multiplier\.$"
+    )
+    if call == "capture" and reuse and made is late:
+        told = r"^layer 1, prompt 2 \('<s> a b', 3 tokens\): the activation is NaN or infinite\.$"
+    with pytest.raises(NonFiniteError, match=told):
+        CALLS[call](MODEL, made(), allow_empty=True, reuse=reuse)
+
+
+def test_the_guilty_prompt_is_named_among_many_cells():
+    cells = [(), (Add(made_vector(MODEL, 0)),), (blowing_up(),), (Add(made_vector(MODEL, 2), -1.0),)]
+    told = r"at layer 1: the stream became NaN or infinite in prompt 2 \('<s> a b', 3 tokens\)"
+    plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
+    ids = [ts.tokenize(MODEL, prompt) for prompt in PROMPTS]
+    for reuse in (True, False):
+        with pytest.raises(NonFiniteError, match=told):
+            score_cells(MODEL, plan, cells, allow_empty=True, reuse=reuse)
+        with pytest.raises(NonFiniteError, match=told):
+            write_cells(MODEL, ids, cells, Decoding(2), allow_empty=True, reuse=reuse)
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
+def test_a_prompt_is_named_that_overflows_while_it_is_answered(reuse):
+    operation = blowing_up(positions=generated_tokens())
+    told = r"in prompt 0 \('<s> e f', 3 tokens\)"
+    with pytest.raises(NonFiniteError, match=told):
+        ts.generate(MODEL, ["e f"], operation, max_new_tokens=3, min_new_tokens=3, reuse=reuse)
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_model_that_overflows_by_itself_is_told_with_the_prompt(call, reuse):
+    model = make_model(word_tokenizer())
+    model.embed.W_E[model.tokenizer.convert_tokens_to_ids("b")] = torch.nan
+    told = (
+        r"^without any operation: the stream became NaN or infinite in prompt 2 .*Load the model in bfloat16"
+    )
+    if call == "capture" and reuse:
+        told = r"^layer 0, prompt 2 \('<s> a b', 3 tokens\): the activation is NaN"
+    with pytest.raises(NonFiniteError, match=told):
+        CALLS[call](model, reuse=reuse)
+
+
+def test_in_a_block_of_one_s_own_the_row_is_told():
+    tokens = torch.tensor([[0, 3, 5], [0, 3, 4]])
+    told = r"in row 1 \('<s> a b', 3 tokens\)\. Use a smaller multiplier"
+    with (
+        pytest.raises(NonFiniteError, match=told),
+        torch.no_grad(),
+        steer(MODEL, blowing_up(), allow_empty=True),
+    ):
+        MODEL(tokens, attention_mask=torch.ones_like(tokens))
+
+
+def test_a_sweep_and_its_damage_name_the_prompt():
+    vectors = ts.SteeringVectors(
+        made_vector(MODEL, 1).values[None], (1,), "resid_post", "made", torch.ones(1), identify(MODEL)
+    )
+    questions = ts.ChoiceQuestions(PROMPTS, [(" yes", " no")] * len(PROMPTS))
+    told = r"Add\(multiplier=3e\+38\) at layer 1: the stream became NaN or infinite in prompt \d"
+    with pytest.raises(NonFiniteError, match=told):
+        ts.sweep(MODEL, vectors, questions, multipliers=[3e38], controls=0, progress=False)
+
+
+# Loading
+
+
+@pytest.mark.parametrize(
+    ("asked", "cuda", "mps", "device"),
+    [
+        (None, True, True, "cuda"), ("auto", True, True, "cuda"),
+        (None, False, True, "cpu"), ("auto", False, True, "mps"),
+        (None, False, False, "cpu"), ("auto", False, False, "cpu"),
+        ("cpu", True, True, "cpu"), (torch.device("cuda", 1), True, False, "cuda:1"),
+    ],
+)  # fmt: skip
+def test_the_device_is_what_was_asked_for_or_the_best_there_is(monkeypatch, asked, cuda, mps, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert _device(asked) == device
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtype_auto_is_that_of_the_files(tmp_path, dtype):
+    random_hf_model("qwen2").to(dtype).save_pretrained(tmp_path / "model")
+    assert load_model(tmp_path / "model", device="cpu", dtype="auto").W_E.dtype == dtype
+    assert load_model(tmp_path / "model", device="cpu").W_E.dtype == torch.float32
+
+
+def test_device_auto_loads():
+    model = load_model("tiny", hf_model=random_hf_model("gpt2"), device="auto")
+    assert torch.isfinite(model(torch.tensor([[1, 2]]).to(model.cfg.device))).all()
+
+
+# A device that has no float64, as Apple's
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that behaves as though it were on such a device: only `cpu()` brings it back."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        if name == "numpy":
+            raise TypeError("can't convert mps device type tensor to numpy: use Tensor.cpu() first")
+        if name == "__setitem__" and not isinstance(args[0], cls) and args[2].ndim:
+            raise RuntimeError("a tensor on the CPU cannot take values that are on the device")
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if name == "cpu":
+            return result.as_subclass(torch.Tensor)
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, cls) and each.dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype: MPS doesn't support float64.")
+        return result
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """The tiny model with its weights on such a device."""
+    forward = HookedTransformer.forward
+
+    def entered(
+        self, given, *inputs, **options
+    ):  # which insists on a plain tensor where it starts at a layer
+        return forward(self, given.as_subclass(torch.Tensor), *inputs, **options)
+
+    monkeypatch.setattr(HookedTransformer, "forward", entered)
+    monkeypatch.setattr(distributions, "has_float64", lambda device: False)
+    model = make_model(word_tokenizer())
+    for module in model.modules():
+        for name, weight in list(module._parameters.items()):
+            moved = torch.nn.Parameter(weight.detach().as_subclass(OnDevice), requires_grad=False)
+            module._parameters[name] = moved
+    return model
+
+
+def test_the_fake_device_refuses_what_the_real_one_does(on_device):
+    with torch.no_grad():
+        logits = on_device(torch.tensor([[0, 3, 4]]))
+    assert isinstance(logits, OnDevice)
+    for refused in (
+        lambda: logits.double(),
+        lambda: logits.sum(-1, dtype=torch.float64),
+        lambda: logits.to(torch.float64),
+        lambda: torch.add(logits, torch.ones(1, dtype=torch.float64)),
+        lambda: logits.numpy(),
+    ):
+        with pytest.raises(TypeError, match=r"float64|cpu\(\)"):
+            refused()
+    with pytest.raises(RuntimeError, match="on the CPU cannot take"):
+        torch.zeros_like(logits.cpu())[0] = logits[0]
+    assert logits.cpu().double().dtype == torch.float64
+
+
+def everything(model, reuse):
+    """What the package computes of a model, as plain numbers and texts."""
+    options = {"reuse": reuse, "progress": False}
+    pairs = ts.contrast_pairs(["a b", "c b", "e f b"], ["a d", "c d", "e f d"])
+    vectors = ts.mean_difference(ts.capture_pairs(model, pairs, **options))
+    operations = [
+        Add(vectors[1], 2.0),
+        ProjectOut(vectors[0]),
+        SetProjection(vectors[2], 0.5),
+        Ablate(0, "z"),
+    ]
+    questions = ts.ChoiceQuestions(PROMPTS, [(" yes", " no")] * len(PROMPTS), answers=[0, 1, 0, 1])
+    damage = ts.damage(model, vectors, ["a b c d e", "f g h a"], layers=[1], multipliers=[2.0], **options)
+    found = {
+        "capture": ts.capture(model, PROMPTS, *operations, max_new_tokens=3, **options).values.nan_to_num(),
+        "choices": ts.choice_logits(model, PROMPTS, (" yes", " no"), *operations, **options),
+        "greedy": ts.generate(model, PROMPTS, *operations, max_new_tokens=4, **options),
+        "drawn": ts.generate(model, PROMPTS, max_new_tokens=4, temperature=1.0, top_p=0.9, **options),
+        "sweep": ts.sweep(model, vectors, questions, layers=[0, 2], multipliers=[1.0], controls=1, **options),
+        "damage": damage,
+    }
+    if reuse:
+        found["lens"] = ts.logit_lens(model, vectors)
+        found["addition"] = ts.activation_addition(model, "a b", "c d", layers=1).values
+        found["verified"] = ts.verify(model, prompts=PROMPTS, progress=False)["result"]
+    return found
+
+
+@pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
+def test_nothing_asks_for_float64_where_the_model_is(on_device, reuse):
+    found, expected = everything(on_device, reuse), everything(MODEL, reuse)
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert type(found[name]) is torch.Tensor
+            torch.testing.assert_close(found[name], value)
+        elif isinstance(value, list):
+            assert found[name] == value
+        else:
+            assert found[name].equals(value), name

@@ -1,0 +1,210 @@
+"""What is done in another way on a `TransformerBridge`, whose passes are the Hugging Face model's own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+EXACT, ROUNDED = 1e-3, 0.05  # of the logits' length: what a bridge may differ by in float32, and in less
+
+READ_ONLY = {
+    # On a bridge it is the second norm's input: what is changed there does not reach the skip connection.
+    "resid_mid": "Add at attn_out of the same layer does the same",
+}
+
+
+class _Reached(BaseException):
+    """Leaves a forward pass with the stream: a Hugging Face model has no other way to stop at a layer.
+
+    Not an `Exception`, which something on the way might handle.
+    """
+
+    def __init__(self, stream: Tensor) -> None:
+        self.stream = stream
+
+
+@dataclass
+class BridgeCache:
+    """Keys and values as transformers keeps them, and the mask of all slots that they belong to."""
+
+    keys_and_values: Any
+    mask: Bool[Tensor, "batch past"]
+
+
+def new_cache(model: Any, rows: int) -> BridgeCache:
+    """An empty cache, of the kind that the model makes for itself."""
+    from transformers import DynamicCache
+
+    empty = torch.zeros(rows, 0, dtype=torch.bool, device=model.W_E.device)
+    return BridgeCache(DynamicCache(config=model.original_model.config), empty)
+
+
+def run(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"],
+    stop_at_layer: int,
+    cache: BridgeCache | None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """`backend.run`. The mask given to the model covers what is cached; positions follow from it."""
+    options: dict[str, Any] = {"use_cache": False}
+    if cache is not None:
+        mask = cache.mask = torch.cat([cache.mask, mask], 1)
+        options = {"use_cache": True, "past_key_values": cache.keys_and_values}
+    handle = model.blocks[stop_at_layer - 1].register_forward_hook(_leave)
+    try:
+        model(tokens, attention_mask=mask.long(), return_type=None, **options)
+    except _Reached as reached:
+        return reached.stream
+    finally:
+        handle.remove()
+    raise RuntimeError(f"block {stop_at_layer - 1} of {model.cfg.model_name} did not run in its own pass.")
+
+
+def _leave(_module: nn.Module, _inputs: tuple, output: Any) -> None:
+    raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+
+@torch.no_grad()
+def unembedded(
+    model: Any,
+    stream: Float[Tensor, "batch d_model"],
+    *,
+    norm: Callable[[Tensor], Tensor] | None = None,
+    head: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "batch d_vocab"]:
+    """`backend.unembedded`: by the Hugging Face model's own forward pass, whatever it scales or caps.
+
+    Its body is replaced for the moment by one that gives the normed stream.
+
+    Args:
+        norm, head: to use instead of the model's final norm and of its unembedding.
+    """
+    normed = _Hidden((norm or model.ln_final)(stream[:, None]))
+    given = torch.zeros(len(stream), 1, dtype=torch.long, device=stream.device)
+    with ExitStack() as stack:
+        for body in _bodies(model.original_model):
+            stack.enter_context(_forward(body, normed.given))
+        if head is not None:
+            stack.enter_context(_forward(model.unembed, lambda hidden, **_: head(hidden)))
+        # Not by calling the model itself, whose hooks watch for passes.
+        logits = model.original_model.forward(input_ids=given, use_cache=False, return_dict=True).logits
+    if not normed.was_given:
+        raise ValueError(
+            f"{type(model.original_model).__name__} does not get its logits from a body that can be told "
+            "from its head, so that none can be had from a stream alone."
+        )
+    return logits[:, 0]
+
+
+def _bodies(hf_model: Any) -> list[nn.Module]:
+    """What a causal language model may call to get its hidden states: all of it but the head."""
+    found = [getattr(hf_model, "base_model", None), getattr(hf_model, "get_decoder", lambda: None)()]
+    return [body for body in dict.fromkeys(found) if body is not None and body is not hf_model]
+
+
+@contextmanager
+def _forward(module: nn.Module, function: Callable) -> Iterator[None]:
+    """While this is entered, a module computes something else. By `vars`: a bridge hands attributes on."""
+    before = vars(module).get("forward")
+    vars(module)["forward"] = function
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before
+
+
+class _Hidden:
+    """What a head asks of its body: the normed stream. Whatever else it may ask is not there."""
+
+    was_given = False
+
+    def __init__(self, normed: Tensor) -> None:
+        self.last_hidden_state = normed
+
+    def given(self, *_: Any, **__: Any) -> "_Hidden":
+        self.was_given = True
+        return self
+
+    def __getitem__(self, place: int | slice) -> Any:
+        return (self.last_hidden_state,)[place]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def is_folded(model: Any) -> bool:
+    """Whether the norms' weights were folded away, as `enable_compatibility_mode()` does.
+
+    Measured: the bridge's config goes on to name the norm that the Hugging Face model has.
+    """
+    if not (model.compatibility_mode or getattr(model, "_weights_processed", False)):
+        return False
+    weight = getattr(model.blocks[0].ln1, "weight", None)
+    return weight is not None and bool((weight == weight[0]).all())
+
+
+def output_weight(model: Any, layer: int) -> Float[Tensor, "head d_head d_model"] | None:
+    """`W_O` of a block, `None` where it cannot be read: packed in 4 bits, or no such attention."""
+    output = getattr(getattr(model.blocks[layer], "attn", None), "o", None)
+    weight = getattr(output, "weight", None)
+    if weight is None or not weight.is_floating_point():
+        return None
+    if type(output.original_component).__name__ != "Conv1D":  # GPT-2's, which is stored the other way round
+        weight = weight.T
+    heads, width = model.cfg.n_heads, model.cfg.d_head
+    if weight.shape != (heads * width, model.cfg.d_model):
+        return None
+    return weight.unflatten(0, (heads, width))
+
+
+@contextmanager
+def _plain_attention(hf_model: Any) -> Iterator[None]:
+    """The attention that a bridge computes: in bfloat16 any other rounds in another way."""
+    usual = hf_model.config._attn_implementation
+    hf_model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        hf_model.set_attn_implementation(usual)
+
+
+@torch.no_grad()
+def wrapped(hf_model: Any, name: str) -> Any:
+    """A `TransformerBridge` around a Hugging Face model, which it is put into: no copy is made.
+
+    Some architectures' bridges do not compute what the model did (Cohere's of 3.9 is off by half a logit), so
+    a short input is run before and after.
+
+    Raises:
+        ValueError: an architecture that TransformerLens has no bridge for, or one that changes its numbers.
+    """
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    devices = {str(device) for device in (getattr(hf_model, "hf_device_map", None) or {}).values()}
+    if away := devices & {"disk", "meta"}:
+        raise ValueError(f"{name} has layers on {' and '.join(sorted(away))}: a bridge cannot fetch them.")
+    kind = type(hf_model).__name__
+    tokens = torch.arange(1, 8, device=hf_model.get_input_embeddings().weight.device)[None]
+    with _plain_attention(hf_model.eval()):
+        before = hf_model(tokens).logits.float()
+    try:
+        model = build_bridge_from_module(hf_model, kind, hf_config=hf_model.config, model_name=name)
+        after = model(tokens).float()
+    except Exception as error:
+        raise ValueError(f"TransformerLens's bridge cannot run {kind}: {error}") from error
+    off = float((after.to(before.device) - before).norm() / before.norm())
+    if not off < (EXACT if hf_model.dtype == torch.float32 else ROUNDED):
+        raise ValueError(
+            f"TransformerLens's bridge changes what {kind} computes: its logits are off by {off:.1%}. "
+            "Use backend='hooked' or another version of TransformerLens."
+        )
+    model.cfg.n_devices = max(1, len(devices))
+    return model
