@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from tl_steer import cli, experiments, models
+from tl_steer.evaluation.checkpoints import InUseError
 from tl_steer.experiments import UnfinishedRunError
 from tl_steer.interventions.steering import HookDidNotFireError, NonFiniteError
 from tl_steer.models import ModelMismatchError
@@ -98,7 +98,8 @@ def test_a_key_error_is_told_without_quotes(monkeypatch, capsys):
         EmptySelectionError("nothing selected"),
         ModelMismatchError("another model"),
         ModelUnavailableError("not here"),
-        UnfinishedRunError("kept in runs/a.failed"),
+        UnfinishedRunError("the report broke"),
+        InUseError("runs/a is being written by process 123"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -114,8 +115,8 @@ def test_every_error_of_ours_is_one_message(monkeypatch, capsys, error):
 def test_run_says_where_the_report_is(monkeypatch, capsys, tmp_path):
     asked = {}
 
-    def running(experiment, out, **_options):
-        asked.update(title=experiment.title, out=out)
+    def running(experiment, out, *, fresh):
+        asked.update(title=experiment.title, out=out, fresh=fresh)
         return Path(out)
 
     monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", running)
@@ -123,6 +124,31 @@ def test_run_says_where_the_report_is(monkeypatch, capsys, tmp_path):
     assert status == 0
     assert asked["title"] == experiments.read_experiment("honesty").title
     assert str(tmp_path / "x" / "report.html") in output
+    assert asked["fresh"] is False
+    command(monkeypatch, capsys, "run", "honesty", "--out", str(tmp_path / "x"), "--fresh")
+    assert asked["fresh"] is True
+
+
+def test_without_out_the_same_command_means_the_same_folder(monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def running(experiment, out, **_options):
+        asked.append(out)
+        return Path(out)
+
+    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", running)
+    for _ in range(2):
+        command(monkeypatch, capsys, "run", "honesty")
+    assert asked == [Path("runs/honesty")] * 2
+
+
+def test_a_run_that_is_finished_is_said_to_be(monkeypatch, capsys, tmp_path):
+    for name in ("experiment.toml", "versions.json", "report.html"):
+        (tmp_path / name).write_bytes(experiments.read_experiment("demo").source.encode())
+    status, output, _ = command(monkeypatch, capsys, "run", "demo", "--out", str(tmp_path))
+    assert status == 0
+    assert f"{tmp_path} was finished already; --fresh begins anew." in output
+    assert str(tmp_path / "report.html") in output
 
 
 def test_demo_fetches_the_model_after_saying_so(monkeypatch, capsys, tmp_path):
@@ -136,7 +162,7 @@ def test_demo_fetches_the_model_after_saying_so(monkeypatch, capsys, tmp_path):
     status, output, _ = command(monkeypatch, capsys, "demo")
     assert status == 0
     assert "93 MB" in told[0]
-    assert f"{tmp_path}/runs/demo-{time.strftime('%Y')}" in output
+    assert f"{tmp_path}/runs/demo/report.html" in output
 
 
 def test_models_are_listed_with_whether_they_are_here(monkeypatch, capsys):

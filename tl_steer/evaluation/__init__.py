@@ -7,6 +7,7 @@ from .effectiveness import effectiveness
 from .embedding import embedding_effect, embedding_scores, exemplar_accuracy
 from .judging import JudgeCost, JudgeError, judge, judge_cost, preference
 from .prediction import prediction
+from .ray_cluster import ray_executor
 from .reading import read_choice
 from .recorded import read_recorded
 from .sampled_choices import sampled_choices
@@ -32,6 +33,7 @@ __all__ = [
     "prediction",
     "preference",
     "prompt_slopes",
+    "ray_executor",
     "read_choice",
     "read_recorded",
     "sampled_choices",

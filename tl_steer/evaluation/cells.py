@@ -10,6 +10,7 @@ from ..directions import SteeringVector, SteeringVectors, random_like
 from ..interventions import Add, Operation, ProjectOut
 from ..models import Layer, resolve_layers
 from ..positions import Positions
+from ..seeds import require_seed
 
 OperationMaker = Callable[[SteeringVector, float, Positions], Operation]
 NAN = float("nan")
@@ -110,7 +111,7 @@ def _control_vectors(
     several = len(vectors) > 1
     return {
         f"random {number + 1}" + (f" ({name})" if several else ""): random_like(
-            each, seed=int(np.random.SeedSequence((seed, place, number)).generate_state(1)[0])
+            each, seed=int(np.random.SeedSequence((require_seed(seed), place, number)).generate_state(1)[0])
         )
         for place, (name, each) in enumerate(vectors.items())
         for number in range(controls)

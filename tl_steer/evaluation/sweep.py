@@ -1,24 +1,28 @@
 """The same questions under every vector, layer and multiplier, as one tidy table."""
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
-from ..capture import capture
-from ..choices import plan_choices, score_cells
 from ..directions import SteeringVectors
-from ..engine import Memory, Site, StreamNorms, Tick, bar
-from ..generation import Decoding, completion_text, write_cells
-from ..models import Layer, tokenize_all
+from ..engine import Memory, Tick, bar
+from ..engine.waves import bytes_allowed
+from ..generation import Decoding
+from ..models import Layer
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
+from .asking import asker, steered_sites
 from .cells import Cell, OperationMaker, sweep_cells
-from .tables import asked_table, assembled, written_answers
+from .checkpoints import checkpoints, require_free
+from .chunks import Answers, Ask, Executor, answered, in_chunks, in_order
+from .plans import sweep_plan
+from .tables import asked_table, assembled
+
+logger = logging.getLogger(__name__)
 
 
 def sweep(
@@ -36,6 +40,7 @@ def sweep(
     controls: int | Mapping[str, SteeringVectors] = 5,
     seed: int = 0,
     out: str | Path | None = None,
+    executor: Executor | None = None,
     mass: bool = True,
     allow_empty: bool = False,
     force: bool = False,
@@ -46,7 +51,7 @@ def sweep(
     """Ask questions under every cell: vector × operation × layers × multiplier, and unsteered.
 
     Args:
-        model: a `HookedTransformer`.
+        model: a `HookedTransformer` or a `TransformerBridge`.
         vectors: one set, or several by name.
         questions: choice questions, or (with "generate") plain prompts.
         layers: single layers, or tuples of layers that are steered together; by default each layer there is.
@@ -58,7 +63,10 @@ def sweep(
         max_new_tokens, min_new_tokens: length of the texts; each ends at the end of its turn.
         controls: how many random directions of the same length, or control vectors by name.
         seed: of the random directions and of the split.
-        out: a Parquet file to write; it may not exist yet.
+        out: a Parquet file to write; it may not exist yet. Finished cells are kept beside it in `out`.cells,
+            32 at a time: the same call goes on where a killed one was, and gives the same table to the bit
+            (on the same machine, with as many threads).
+        executor: who answers the chunks of cells, `ray_executor(…)`; by default this process.
         mass: `False` leaves the column mass empty, and does not compute the whole vocabulary's logits where
             the choices' own are enough.
         allow_empty: accept prompts of which `positions` selects nothing.
@@ -76,30 +84,89 @@ def sweep(
 
     Raises:
         ValueError: plain prompts with "choice", a factor that has one of the table's names, no multipliers.
-        FileExistsError: `out` exists.
+        FileExistsError: `out` exists, or was begun with other arguments; the message says which.
+        InUseError: another process writes `out`.
+        OSError: the disk is full; what is finished is kept.
+
+    With `out` or an executor, cells share batches with those of their chunk alone: numbers agree with the
+    sweep in one piece to rounding, as batches do. Vectors that are made anew for each call may differ in
+    their last bits and are then other vectors: save and load them.
     """
     positions = all_tokens() if positions is None else positions
     named = {vectors.method: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors)
     cells = sweep_cells(
         named,
         controls,
-        layers=layers,
+        layers=None if layers is None else list(layers),
         multipliers=multipliers,
         operations=operations,
         positions=positions,
         seed=seed,
     )
     if out is not None:
-        _require_free(Path(out))
+        require_free(Path(out))
     asked = _asked(questions, seed)
-    options = {"allow_empty": allow_empty, "force": force, "reuse": reuse, "memory": memory}
-    ask = _asker(model, questions, measure, Decoding(max_new_tokens, min_new_tokens), mass)
-    with bar("sweeping", len(cells), shown=progress) as tick:
-        answers, norms = ask(cells, options, tick)
-    table = assembled(asked, [cell.labels(norms) for cell in cells], answers)
-    if out is not None:
-        _write(table, Path(out))
+    sites = steered_sites(model, cells)
+    decoding = Decoding(max_new_tokens, min_new_tokens)
+
+    def asking(memory: Memory) -> Ask:
+        options = {"allow_empty": allow_empty, "force": force, "reuse": reuse, "memory": memory}
+        return asker(questions, measure, decoding, mass=mass, sites=sites, options=options)
+
+    ask = asking(memory)
+    logger.info("%d cells of %d questions", len(cells), len(asked))
+    if out is None:
+        chunks = {0: cells} if executor is None else in_chunks(cells)
+        with bar("sweeping", len(cells), shown=progress) as tick:
+            found = dict(_answers(model, ask, chunks, executor, tick))
+        return _table(asked, cells, [found[number] for number in chunks])
+    settings = {
+        "positions": positions.label,
+        "measure": measure,
+        "max_new_tokens": max_new_tokens if measure == "generate" else None,
+        "min_new_tokens": min_new_tokens if measure == "generate" else None,
+        "mass": mass,
+        "seed": seed,
+        "reuse": reuse,
+        "allow_empty": allow_empty,
+    }
+    plan = sweep_plan(model, named, controls, cells, questions, settings)
+    chunks = in_chunks(cells)
+    with checkpoints(Path(out), plan, bytes_allowed(model, memory)) as kept:
+        done = kept.finished()
+        left = {number: chunk for number, chunk in chunks.items() if number not in done}
+        if memory is None and executor is None:
+            ask = asking(kept.memory)
+        with bar("sweeping", len(cells), shown=progress) as tick:
+            before = sum(len(chunks[number]) for number in done)
+            tick(before)
+            if before:
+                logger.info("%s was begun before: %d of %d cells are done", out, before, len(cells))
+            for number, answers in _answers(model, ask, left, executor, tick):
+                kept.keep(number, answers)
+        table = _table(asked, cells, [kept.answers(number) for number in chunks])
+        kept.finish(table)
+    logger.info("wrote %s", out)
     return table
+
+
+def _answers(
+    model: Any, ask: Ask, chunks: Mapping[int, Sequence[Cell]], executor: Executor | None, tick: Tick
+) -> Iterator[tuple[int, Answers]]:
+    """Each chunk's answers as they come; the bar moves within a chunk where it is answered here."""
+    if executor is None:
+        yield from answered(model, partial(ask, tick=tick), chunks, in_order)
+        return
+    for number, answers in answered(model, ask, chunks, executor):
+        tick(len(chunks[number]))
+        yield number, answers
+
+
+def _table(asked: pd.DataFrame, cells: Sequence[Cell], answers: Sequence[Answers]) -> pd.DataFrame:
+    """The table, cells in their order; the norms are the unsteered cell's chunk's."""
+    norms = {at: norm for each in answers for at, norm in each.norms.items()}
+    outcomes = pd.concat([each.outcomes for each in answers], ignore_index=True)
+    return assembled(asked, [cell.labels(norms) for cell in cells], outcomes)
 
 
 def _asked(questions: ChoiceQuestions | list[str], seed: int) -> pd.DataFrame:
@@ -109,102 +176,3 @@ def _asked(questions: ChoiceQuestions | list[str], seed: int) -> pd.DataFrame:
     if isinstance(questions, ChoiceQuestions):
         return asked_table(prompts, answers=questions.answers, factors=questions.factors, seed=seed)
     return asked_table(prompts, seed=seed)
-
-
-Norms = Mapping[tuple[str, int], float]  # the unsteered stream's typical norm by hook and layer
-Asker = Callable[[Sequence[Cell], Mapping[str, Any], Tick], tuple[pd.DataFrame, Norms]]
-
-
-def _asker(
-    model: Any, questions: ChoiceQuestions | list[str], measure: str, decoding: Decoding, mass: bool
-) -> Asker:
-    """What is measured, a row a prompt, cell by cell; and the typical norms, on the way."""
-    if measure == "choice":
-        if not isinstance(questions, ChoiceQuestions):
-            raise ValueError(
-                "measure='choice' needs ChoiceQuestions; a list of prompts goes with measure='generate'."
-            )
-        return partial(_scores, model, questions, mass)
-    if measure == "generate":
-        return partial(_texts, model, questions, decoding)
-    raise ValueError(f"measure={measure!r} is unknown: use 'choice' or 'generate'.")
-
-
-def _scores(
-    model: Any,
-    questions: ChoiceQuestions,
-    mass: bool,
-    cells: Sequence[Cell],
-    options: Mapping[str, Any],
-    tick: Tick,
-) -> tuple[pd.DataFrame, Norms]:
-    plan = plan_choices(model, questions.prompts, questions.choices)
-    norms = StreamNorms(_sites(model, cells), [read.question for read in plan.reads])
-    operations = [cell.operations for cell in cells]
-    scores = score_cells(model, plan, operations, mass=mass, norms=norms, tick=tick, **options)
-    return _scored(pd.concat(scores, ignore_index=True)), _typical(model, norms, plan.prompts)
-
-
-def _texts(
-    model: Any,
-    questions: ChoiceQuestions | list[str],
-    decoding: Decoding,
-    cells: Sequence[Cell],
-    options: Mapping[str, Any],
-    tick: Tick,
-) -> tuple[pd.DataFrame, Norms]:
-    ids = tokenize_all(model, questions.prompts if isinstance(questions, ChoiceQuestions) else questions)
-    norms = StreamNorms(_sites(model, cells), range(len(ids)))
-    operations = [cell.operations for cell in cells]
-    written = write_cells(model, ids, operations, decoding, norms=norms, tick=tick, **options)
-    texts = [completion_text(model, new) for cell in written for new in cell]
-    return _written(texts, questions), _typical(model, norms, ids)
-
-
-def _written(texts: list[str], questions: ChoiceQuestions | list[str]) -> pd.DataFrame:
-    if isinstance(questions, ChoiceQuestions):
-        return written_answers(texts, questions.prompts, questions.choices)
-    return written_answers(texts, questions, None)
-
-
-def _scored(scores: pd.DataFrame) -> pd.DataFrame:
-    preferred = np.where(scores["logit_difference"] > 0, 0, 1)
-    missing = pd.array([pd.NA] * len(scores), dtype="string")
-    return scores.assign(choice=pd.array(preferred, dtype="Int64"), text=missing)
-
-
-def _sites(model: Any, cells: Sequence[Cell]) -> list[Site]:
-    """Every layer and hook that is steered."""
-    edits = [
-        edit
-        for cell in cells
-        for operation in cell.operations
-        for edit in operation.edits(model.cfg.n_layers)
-    ]
-    return sorted({(edit.layer, edit.hook) for edit in edits})
-
-
-def _typical(model: Any, norms: StreamNorms, prompts: Sequence[Sequence[int]]) -> Norms:
-    """The unsteered stream's typical norm on these prompts by hook and layer, measured if it was not seen."""
-    if norms.seen:
-        return {(hook, layer): norm for (layer, hook), norm in norms.typical().items()}
-    found = {}
-    for hook in sorted({hook for _, hook in norms.sites}):
-        layers = [layer for layer, other in norms.sites if other == hook]
-        measured = capture(model, prompts, layers=layers, hook=hook, reuse=False).stream_norm.tolist()
-        found |= {(hook, layer): norm for layer, norm in zip(layers, measured, strict=True)}
-    return found
-
-
-def _require_free(path: Path) -> None:
-    """Before anything is run: a table that cannot be kept is lost work."""
-    if path.exists():
-        raise FileExistsError(f"{path} exists: give another name, or move it away first.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    """Whole or not at all: a reader never sees half a table."""
-    scratch = path.with_name(path.name + ".part")
-    table.to_parquet(scratch, index=False)
-    os.replace(scratch, path)

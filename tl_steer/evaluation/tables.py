@@ -1,16 +1,23 @@
 """What the tables of sweeps share: how they are put together, and each prompt beside its unsteered self."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Shaped
 
+from ..seeds import generator
 from .reading import read_answer
 
 CELL = ("vector", "control", "operation", "layers", "hook", "multiplier")
 OUTCOMES = ("choice", "logit_difference", "probability", "mass", "text")
 UNSTEERED = "none"  # the name of its vector
+# Columns of numbers, where they are there; of those that are true, 0 and 1 alone.
+NUMBERS = {
+    "multiplier": False, "dose": False, "logit_difference": False, "probability": False, "mass": False,
+    "answer": True, "choice": True,
+}  # fmt: skip
 FIXED = ("prompt_id", "prompt", *CELL, "dose", "split", "answer", *OUTCOMES)
 
 
@@ -49,7 +56,7 @@ def balanced_halves(asked: pd.DataFrame, seed: int) -> Shaped[np.ndarray, " prom
     group = (asked["group"] if "group" in asked else asked["prompt_id"]).to_numpy()
     labels = asked.drop(columns=["prompt_id", "prompt", "group"], errors="ignore").map(str)
     kinds = labels.agg("\x00".join, axis=1).groupby(group).agg(lambda kinds: "\x01".join(sorted(kinds)))
-    order = np.lexsort((np.random.default_rng(seed).random(len(kinds)), kinds.to_numpy()))
+    order = np.lexsort((generator(seed).random(len(kinds)), kinds.to_numpy()))
     half = pd.Series("report", index=kinds.index, dtype=object)
     half.iloc[order[::2]] = "choose"
     return half.loc[group].to_numpy()
@@ -100,10 +107,10 @@ def assembled(
 
 
 def require_columns(table: pd.DataFrame, *names: str) -> None:
-    """Refuse a table that lacks columns.
+    """Refuse a table that lacks columns, or whose columns are not what those of a sweep are.
 
     Raises:
-        ValueError: names the missing ones.
+        ValueError: names the missing ones, those that are there twice, and those with other kinds of values.
     """
     missing = [name for name in names if name not in table.columns]
     if missing:
@@ -111,6 +118,35 @@ def require_columns(table: pd.DataFrame, *names: str) -> None:
             f"the table lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table.columns))}. "
             "Give the table of a sweep."
         )
+    require_kinds(table)
+
+
+def require_kinds(table: pd.DataFrame) -> None:
+    """Refuse a table with a column twice, numbers that are none, or a `control` other than true and false.
+
+    Raises:
+        ValueError: names the columns.
+    """
+    if twice := table.columns[table.columns.duplicated()].map(str).unique().tolist():
+        raise ValueError(f"the table has several columns named {', '.join(twice)}: rename or drop some.")
+    for name, whole in NUMBERS.items():
+        if name in table and (wrong := _wrong_cells(table[name], whole)):
+            kind = "0, 1 or missing" if whole else "numbers"
+            raise ValueError(
+                f"the table's column {name!r} must be {kind}, and has {wrong[0]!r:.60}: give the table of a "
+                "sweep, read back from Parquet, which keeps the kinds (CSV does not)."
+            )
+    if "control" in table and not table["control"].map(lambda each: isinstance(each, bool | np.bool_)).all():
+        raise ValueError("the table's column 'control' must be true or false in every row.")
+
+
+def _wrong_cells(column: pd.Series, whole: bool) -> list[object]:
+    """What is no number, or of whole ones neither 0 nor 1; missing cells are none of these."""
+    present = column[column.notna()]
+    others: list[object] = []
+    if not pd.api.types.is_numeric_dtype(present):
+        others = [each for each in present if isinstance(each, bool) or not isinstance(each, Real)]
+    return others or (present[~present.isin([0, 1])].tolist() if whole else [])
 
 
 def factors_of(table: pd.DataFrame, by: str | Sequence[str]) -> list[str]:

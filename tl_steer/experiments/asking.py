@@ -1,6 +1,7 @@
 """What a run asks: its questions in every cell, neutral text and open prompts at the layers that do best."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,9 +26,13 @@ def asked_table(
     vectors: SteeringVectors,
     pairs: PairedActivations | None,
     *,
+    work: Path | None = None,
     progress: bool,
 ) -> pd.DataFrame:
-    """The sweep of the questions, and where it was asked for, controls at the chosen cell alone."""
+    """The sweep of the questions, and where it was asked for, controls at the chosen cell alone.
+
+    `work` is the folder where the sweeps are kept as they go; what is there is not asked again.
+    """
     asked = experiment.sweep
     questions = questions_of(experiment, model)
     common = {
@@ -40,7 +45,8 @@ def asked_table(
     controls = _controls(experiment, vectors, pairs)
     everywhere = asked.control_layers == "all"
     logger.info("asking %d questions", len(questions))
-    table = sweep(
+    table = _swept(
+        work and work / "questions.parquet",
         model,
         vectors,
         questions,
@@ -59,7 +65,8 @@ def asked_table(
         if pd.isna(best["multiplier"]) or abs(each) == abs(best["multiplier"])
     ]
     logger.info("asking under %d control vectors", len(controls))
-    controlled = sweep(
+    controlled = _swept(
+        work and work / "controls.parquet",
         model,
         controls,
         questions,
@@ -71,6 +78,13 @@ def asked_table(
     )
     controlled = controlled[controlled["vector"] != UNSTEERED].assign(control=True)
     return pd.concat([table, controlled], ignore_index=True)
+
+
+def _swept(out: Path | None, *arguments: Any, **options: Any) -> pd.DataFrame:
+    """`sweep`, gone on with where it was broken off, or read where it is done."""
+    if out is not None and out.exists():
+        return pd.read_parquet(out)
+    return sweep(*arguments, out=out, **options)
 
 
 def chosen_cell(experiment: Experiment, table: pd.DataFrame) -> pd.Series:
@@ -142,7 +156,7 @@ def text_damage_table(model: Any, texts: pd.DataFrame, *, progress: bool) -> pd.
     try:
         return text_damage(texts, model, progress=progress)
     except ValueError as error:
-        logger.warning("the texts' likelihood is left out: %s", error)
+        logger.warning("the texts' likelihood is left out: %s Write shorter texts to have it.", error)
         return text_damage(texts)
 
 
@@ -152,14 +166,16 @@ def written_table(
     vectors: SteeringVectors,
     tables: list[pd.DataFrame],
     *,
+    work: Path | None = None,
     progress: bool,
 ) -> pd.DataFrame:
-    """Texts at the chosen layers; their prompts are numbered after the questions."""
+    """Texts at the chosen layers; their prompts are numbered after the questions. `work` as for the sweep."""
     asked = experiment.text
     prompts = prompts_of(experiment)
     layers = list(asked.layers) if isinstance(asked.layers, tuple) else _best_layers(experiment, tables[0])
     logger.info("writing %d texts at each of the layers %s", len(prompts), layers)
-    table = sweep(
+    table = _swept(
+        work and work / "texts.parquet",
         model,
         vectors,
         said_prompts(experiment, model),

@@ -1,16 +1,12 @@
-"""From an experiment to a run folder, whole or not at all."""
+"""From an experiment to a run folder, step by step: what is done is there, and not done again."""
 
-import itertools
 import json
 import logging
-import os
 import platform
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +16,18 @@ import torch
 from ..activations import PairedActivations
 from ..capture import capture_pairs
 from ..directions import SteeringVectors
+from ..evaluation.checkpoints import package_versions, write_whole
 from ..models import identify, load_model
 from ..positions import parse_positions
 from ..prompts import audit
 from ..recipes import activation_addition
+from ..writing import atomic
 from .asking import asked_table, damage_table, text_damage_table, written_table
 from .checks import require_room, require_runnable
 from .files.experiment import Experiment
 from .materials import estimator_of, in_unit, pairs_of, steered_with
 from .report.page import write_report
+from .unfinished import VERSIONS, begin, is_finished, kept_file, move_aside, require_own, worked_on
 
 logger = logging.getLogger(__name__)
 PACKAGES = (
@@ -38,16 +37,24 @@ PACKAGES = (
 
 
 class UnfinishedRunError(RuntimeError):
-    """All was computed, but the folder could not be finished; the message says where its tables are."""
+    """All was computed, but the report broke; the message says where everything is, and how to go on."""
 
 
-def run(experiment: Experiment, out: str | Path, *, model: Any = None, progress: bool = True) -> Path:
-    """Run an experiment and keep everything that came of it in a folder.
+def run(
+    experiment: Experiment,
+    out: str | Path,
+    *,
+    fresh: bool = False,
+    model: Any = None,
+    progress: bool = True,
+) -> Path:
+    """Run an experiment and keep everything that came of it in a folder; the same call again goes on.
 
     Args:
         experiment: from `read_experiment`.
-        out: the folder to make; it may not hold anything yet.
-        model: a `HookedTransformer` to use instead of loading the one that [model] names.
+        out: the folder; new, empty, or of a run of this experiment, which is gone on with.
+        fresh: begin anew: a run that is there is moved aside, to `out`.old-1, .old-2, …
+        model: a model in hand to use instead of loading the one that [model] names.
         progress: show bars on stderr.
 
     Returns:
@@ -59,52 +66,48 @@ def run(experiment: Experiment, out: str | Path, *, model: Any = None, progress:
         text_damage.parquet (the texts written).
 
     Raises:
-        FileExistsError: `out` holds something.
+        FileExistsError: `out` holds something else, a run of another experiment file, or one that was begun
+            with another model or other data; the message says what differs.
+        InUseError: another process runs it.
         ValueError, IndexError, KeyError: the experiment asks for what this model or its data does not have.
+        OSError: a file could not be written, because the disk is full or else.
         UnfinishedRunError: the report broke.
 
-    The folder is made beside its place and moved there at the end: a run that breaks leaves nothing. Only
-    where it breaks after the last sweep, in the report, is what there is kept beside `out`, as `out`.failed.
+    Each step's file is written whole or not at all, and a sweep's as `sweep` does it: killed at any moment,
+    the run goes on where it was, and its tables are those of an undisturbed one. Until it has come to its end
+    the folder holds `unfinished/`, which says so. A run that is finished is not run again; a report that was
+    deleted is made anew.
     """
     out = Path(out)
-    _require_free(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        move_aside(out)
+    if is_finished(out):
+        require_own(experiment, out)
+        logger.info("%s is finished: nothing is run again", out)
+        return out
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        folder = Path(scratch) / "run"
-        folder.mkdir()
-        model = _loaded(experiment) if model is None else model
-        _work(experiment, model, folder, progress=progress)
-        try:
-            described = _versions(experiment, model, seconds=time.monotonic() - started)
-            _write(folder / "versions.json", json.dumps(described, indent=2) + "\n")
-            logger.info("writing the report")
-            write_report(folder)
-            _require_free(out)
-            os.replace(folder, out)
-        except (Exception, KeyboardInterrupt) as error:  # whatever it is, it may not cost the sweep
-            kept = _kept(folder, out)
-            raise UnfinishedRunError(
-                f"the run's last step broke ({type(error).__name__}: {error}). Its tables, vectors and "
-                f"activations are in {kept}; tl_steer.experiments.write_report makes the report of them."
-            ) from error
+    with worked_on(experiment, out) as work:
+        if not (out / VERSIONS).exists():
+            model = _loaded(experiment) if model is None else model
+            require_runnable(experiment, model)
+            packages = package_versions(PACKAGES)
+            begun = begin(experiment, model, work, packages)
+            _work(experiment, model, out, work, progress=progress)
+            described = _versions(experiment, model, packages, begun, seconds=time.monotonic() - started)
+            write_whole(out / VERSIONS, (json.dumps(described, indent=2) + "\n").encode("utf-8"), out)
+        _report(out)
     return out
 
 
-def _kept(folder: Path, out: Path) -> Path:
-    """Move what there is beside `out`, to the first free name of out.failed, out.failed-2, …"""
-    whole = out.absolute()  # "." has no name
-    endings = itertools.chain(["failed"], (f"failed-{number}" for number in itertools.count(2)))
-    places = (whole.with_name(f"{whole.name}.{ending}") for ending in endings)
-    kept = next(place for place in places if not place.exists())
-    os.replace(folder, kept)
-    return kept
-
-
-def _require_free(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        what = "already holds a run" if (out / "experiment.toml").exists() else "exists and is not empty"
-        raise FileExistsError(f"{out} {what}: give another folder, or move or delete this one first.")
+def _report(out: Path) -> None:
+    logger.info("writing the report")
+    try:
+        write_report(out)
+    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the tables are there
+        raise UnfinishedRunError(
+            f"the report broke ({type(error).__name__}: {error}). The run's tables, vectors and activations "
+            f"are all in {out}; the same call, or tl_steer.experiments.write_report, makes a report of them."
+        ) from error
 
 
 def _loaded(experiment: Experiment) -> Any:
@@ -113,42 +116,71 @@ def _loaded(experiment: Experiment) -> Any:
     return load_model(asked.name, dtype=asked.dtype, device=asked.device, processing=asked.processing)
 
 
-def _work(experiment: Experiment, model: Any, folder: Path, *, progress: bool) -> None:
-    """Everything that needs the model, each step's result written as it is there."""
-    require_runnable(experiment, model)
-    _write(folder / "experiment.toml", experiment.source)
-    estimated, pairs = _estimated(experiment, model, folder, progress=progress)
-    vectors = in_unit(estimated, experiment)
-    vectors.save(folder / "vectors.safetensors")
+def _work(experiment: Experiment, model: Any, out: Path, work: Path, *, progress: bool) -> None:
+    """Everything that needs the model; a step whose file is there is not done again."""
+    vectors, pairs = _estimated(experiment, model, out, progress=progress)
     vectors = steered_with(vectors, experiment)
     require_room(experiment, model, vectors)
     tables = []
     if experiment.questions is not None:
-        tables.append(asked_table(experiment, model, vectors, pairs, progress=progress))
+        tables.append(asked_table(experiment, model, vectors, pairs, work=work, progress=progress))
         if experiment.damage.passages and pairs is not None:
-            damage = damage_table(experiment, model, vectors, pairs, tables[0], progress=progress)
-            damage.to_parquet(folder / "damage.parquet", index=False)
+            _table(
+                out / "damage.parquet",
+                lambda: damage_table(experiment, model, vectors, pairs, tables[0], progress=progress),
+            )
     if experiment.text is not None:
-        tables.append(written_table(experiment, model, vectors, tables, progress=progress))
-        damage = text_damage_table(model, tables[-1], progress=progress)
-        damage.to_parquet(folder / "text_damage.parquet", index=False)
+        tables.append(written_table(experiment, model, vectors, tables, work=work, progress=progress))
+        _table(
+            out / "text_damage.parquet",
+            lambda: text_damage_table(model, tables[-1], progress=progress),
+        )
     if tables:
-        pd.concat(tables, ignore_index=True).to_parquet(folder / "sweep.parquet", index=False)
+        _table(out / "sweep.parquet", lambda: pd.concat(tables, ignore_index=True))
+
+
+def _table(path: Path, make: Callable[[], pd.DataFrame]) -> None:
+    """A table's file, made if it is not there."""
+    if path.exists():
+        return
+    table = make()
+    with kept_file(path), atomic(path) as scratch:
+        table.to_parquet(scratch, index=False)
 
 
 def _estimated(
-    experiment: Experiment, model: Any, folder: Path, *, progress: bool
+    experiment: Experiment, model: Any, out: Path, *, progress: bool
 ) -> tuple[SteeringVectors, PairedActivations | None]:
-    """The vectors as their estimator gives them, and what they are made of, which is kept, if it is pairs."""
-    logger.info("reading the stream at both sides of the pairs")
-    if experiment.has_prompts:
+    """The vectors in the experiment's unit, and what they are made of, if it is pairs; read from their files.
+
+    From the files in an undisturbed run too, so that it goes the same way as one that was broken off.
+    """
+    activations = None if experiment.has_prompts else _activations(experiment, model, out, progress=progress)
+    path = out / "vectors.safetensors"
+    if not path.exists():
         asked = experiment.pairs
-        return activation_addition(model, asked.positive, asked.negative, hook=asked.hook), None
-    pairs = pairs_of(experiment, model)
-    audit(pairs, tokenizer=model.tokenizer).to_csv(folder / "audit.csv", index=False)
-    activations = _captured(experiment, model, pairs, progress=progress)
-    activations.save(folder / "activations.safetensors")
-    return estimator_of(experiment)(activations), activations
+        made = (
+            activation_addition(model, asked.positive, asked.negative, hook=asked.hook)
+            if activations is None
+            else estimator_of(experiment)(activations)
+        )
+        with kept_file(path):
+            in_unit(made, experiment).save(path)
+    return SteeringVectors.load(path), activations
+
+
+def _activations(experiment: Experiment, model: Any, out: Path, *, progress: bool) -> PairedActivations:
+    """The stream at both sides of the pairs, beside what else differs between them."""
+    audited, path = out / "audit.csv", out / "activations.safetensors"
+    if not audited.exists():
+        differing = audit(pairs_of(experiment, model), tokenizer=model.tokenizer).to_csv(index=False)
+        write_whole(audited, differing.encode("utf-8"), out)
+    if not path.exists():
+        logger.info("reading the stream at both sides of the pairs")
+        activations = _captured(experiment, model, pairs_of(experiment, model), progress=progress)
+        with kept_file(path):
+            activations.save(path)
+    return PairedActivations.load(path)
 
 
 def _captured(experiment: Experiment, model: Any, pairs: Any, *, progress: bool) -> PairedActivations:
@@ -158,25 +190,26 @@ def _captured(experiment: Experiment, model: Any, pairs: Any, *, progress: bool)
     return capture_pairs(model, pairs, positions=positions, layers=layers, hook=asked.hook, progress=progress)
 
 
-def _versions(experiment: Experiment, model: Any, *, seconds: float) -> Mapping[str, Any]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+def _versions(
+    experiment: Experiment,
+    model: Any,
+    packages: Mapping[str, str],
+    begun: Mapping[str, Any],
+    *,
+    seconds: float,
+) -> Mapping[str, Any]:
+    """What the run was made with; `begun` is told where it was begun with other packages."""
+    others = {} if begun["packages"] == packages else {"packages_when_begun": begun["packages"]}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "begun": begun["date"],
         "seconds": round(seconds, 1),
         "seed": experiment.seed,
         "python": platform.python_version(),
-        "packages": found,
+        "packages": packages,
+        **others,
         "model": asdict(identify(model)),
         "device": str(model.cfg.device),
         "dtype": str(model.cfg.dtype),
         "threads": torch.get_num_threads(),
     }
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_bytes(text.encode("utf-8"))  # bytes: the same on every system, line ends as they were

@@ -1,0 +1,129 @@
+"""Questions under some cells: scores of their choices, or texts, a row a prompt and cell."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..capture import capture
+from ..choices import plan_choices, score_cells
+from ..engine import Site, StreamNorms, Tick
+from ..generation import Decoding, completion_text, write_cells
+from ..models import tokenize_all
+from ..prompts import ChoiceQuestions
+from .cells import UNSTEERED, Cell
+from .chunks import Answers, Ask, Norms
+from .tables import written_answers
+
+
+def asker(
+    questions: ChoiceQuestions | list[str],
+    measure: str,
+    decoding: Decoding,
+    *,
+    mass: bool,
+    sites: Sequence[Site],
+    options: Mapping[str, Any],
+) -> Ask:
+    """What answers the questions under a chunk's cells.
+
+    Args:
+        sites: every layer and hook that any chunk steers, whose norms the unsteered cell tells.
+        options: of `score_cells` and `write_cells`.
+
+    Raises:
+        ValueError: plain prompts with "choice", an unknown measure.
+    """
+    if measure == "choice":
+        if not isinstance(questions, ChoiceQuestions):
+            raise ValueError(
+                "measure='choice' needs ChoiceQuestions; a list of prompts goes with measure='generate'."
+            )
+        return partial(_scores, questions=questions, mass=mass, sites=sites, options=options)
+    if measure == "generate":
+        return partial(_texts, questions=questions, decoding=decoding, sites=sites, options=options)
+    raise ValueError(f"measure={measure!r} is unknown: use 'choice' or 'generate'.")
+
+
+def steered_sites(model: Any, cells: Sequence[Cell]) -> list[Site]:
+    """Every layer and hook that is steered."""
+    edits = [
+        edit
+        for cell in cells
+        for operation in cell.operations
+        for edit in operation.edits(model.cfg.n_layers)
+    ]
+    return sorted({(edit.layer, edit.hook) for edit in edits})
+
+
+def _unseen(cells: float) -> None:
+    """Nobody looks at the progress of a chunk that is answered elsewhere."""
+
+
+def _scores(
+    model: Any,
+    cells: Sequence[Cell],
+    *,
+    questions: ChoiceQuestions,
+    mass: bool,
+    sites: Sequence[Site],
+    options: Mapping[str, Any],
+    tick: Tick = _unseen,
+) -> Answers:
+    plan = plan_choices(model, questions.prompts, questions.choices)
+    norms = StreamNorms(sites, [read.question for read in plan.reads])
+    operations = [cell.operations for cell in cells]
+    scores = score_cells(model, plan, operations, mass=mass, norms=norms, tick=tick, **options)
+    outcomes = _scored(pd.concat(scores, ignore_index=True))
+    return Answers(outcomes, _typical(model, cells, norms, plan.prompts))
+
+
+def _texts(
+    model: Any,
+    cells: Sequence[Cell],
+    *,
+    questions: ChoiceQuestions | list[str],
+    decoding: Decoding,
+    sites: Sequence[Site],
+    options: Mapping[str, Any],
+    tick: Tick = _unseen,
+) -> Answers:
+    ids = tokenize_all(model, questions.prompts if isinstance(questions, ChoiceQuestions) else questions)
+    norms = StreamNorms(sites, range(len(ids)))
+    operations = [cell.operations for cell in cells]
+    written = write_cells(model, ids, operations, decoding, norms=norms, tick=tick, **options)
+    texts = [completion_text(model, new) for cell in written for new in cell]
+    return Answers(_written(texts, questions), _typical(model, cells, norms, ids))
+
+
+def _written(texts: list[str], questions: ChoiceQuestions | list[str]) -> pd.DataFrame:
+    if isinstance(questions, ChoiceQuestions):
+        return written_answers(texts, questions.prompts, questions.choices)
+    return written_answers(texts, questions, None)
+
+
+def _scored(scores: pd.DataFrame) -> pd.DataFrame:
+    preferred = np.where(scores["logit_difference"] > 0, 0, 1)
+    missing = pd.array([pd.NA] * len(scores), dtype="string")
+    return scores.assign(choice=pd.array(preferred, dtype="Int64"), text=missing)
+
+
+def _typical(
+    model: Any, cells: Sequence[Cell], norms: StreamNorms, prompts: Sequence[Sequence[int]]
+) -> Norms:
+    """The unsteered stream's typical norm on these prompts by hook and layer, measured if it was not seen.
+
+    Only where the unsteered cell is among the chunk's: one chunk tells the norms for all.
+    """
+    if UNSTEERED not in cells:
+        return {}
+    if norms.seen:
+        return {(hook, layer): norm for (layer, hook), norm in norms.typical().items()}
+    found = {}
+    for hook in sorted({hook for _, hook in norms.sites}):
+        layers = [layer for layer, other in norms.sites if other == hook]
+        measured = capture(model, prompts, layers=layers, hook=hook, reuse=False).stream_norm.tolist()
+        found |= {(hook, layer): norm for layer, norm in zip(layers, measured, strict=True)}
+    return found
