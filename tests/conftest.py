@@ -1,5 +1,7 @@
 """Shared fixtures: synthetic activations whose truth is known, and models."""
 
+import logging
+
 import hypothesis
 import numpy as np
 import pandas as pd
@@ -15,6 +17,16 @@ from tl_steer.positions import last_token
 # A slow machine is no defect; the same examples each time, so that what fails here fails everywhere.
 hypothesis.settings.register_profile("tl_steer", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tl_steer")
+
+
+@pytest.fixture(autouse=True)
+def same_logging():
+    """What a test asks to be told is not told of the next."""
+    logger = logging.getLogger("tl_steer")
+    before = logger.level, list(logger.handlers)
+    yield
+    logger.setLevel(before[0])
+    logger.handlers[:] = before[1]
 
 
 def make_identity(**changes):
