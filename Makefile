@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 PEERS := .peers/installed
+NEXT := .next/installed
 
 # Freed memory is kept for the next tensor: in virtual machines fresh pages can cost more than the arithmetic.
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all test-next bench docs lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/tl-steer demo
@@ -19,10 +20,20 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not slow"
 
-# What takes longer, too.
-test-all: $(INSTALLED)
+# What takes longer, too, and TransformerLens 4.
+test-all: test-next
 	$(BIN)/tl-steer models get smollm2-135m-instruct
 	$(BIN)/python -m pytest
+
+# TransformerLens 4 has the bridge alone: the model tests, in an environment of its own.
+test-next: $(INSTALLED) $(NEXT)
+	$(BIN)/tl-steer models get smollm2-135m-instruct
+	.next/bin/python -m pytest tests/test_backends.py
+
+# Into build/site, without a warning.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
+	@echo "build/site/index.html; to search in it: $(BIN)/python -m http.server -d build/site"
 
 # Beside other libraries, about twenty minutes on two cores; parts of it: make bench ONLY="capture growth".
 bench: $(INSTALLED) $(PEERS)
@@ -37,6 +48,8 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	# Vectors are exchanged with these in the tests; what they ask for is older than what they work with.
+	$(BIN)/python -m pip install --quiet --no-deps repeng==0.4.0 steering-vectors==0.12.2
 	touch $(INSTALLED)
 
 # What tl_steer is timed against, in an environment of its own: repeng and steering-vectors pin old versions.
@@ -47,5 +60,16 @@ $(PEERS):
 	.peers/bin/python -m pip install --quiet --no-deps steering-vectors==0.12.2 repeng==0.4.0
 	touch $(PEERS)
 
+# setup.cfg asks for TransformerLens 3.9, so everything but that is installed by name, and tl_steer without asking.
+$(NEXT): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .next
+	.next/bin/python -m pip install --quiet --upgrade pip
+	grep -v '^transformer-lens==' constraints.txt > .next/constraints.txt
+	.next/bin/python -m pip install --quiet --constraint .next/constraints.txt \
+		transformer-lens==4.3.0 plotly scikit-learn pyarrow safetensors typer psutil gguf jinja2 tqdm \
+		filelock jsonschema accelerate pytest beartype hypothesis nbmake
+	.next/bin/python -m pip install --quiet --no-deps --editable .
+	touch $(NEXT)
+
 clean:
-	rm -rf .venv .peers build dist *.egg-info
+	rm -rf .venv .peers .next build dist *.egg-info

@@ -15,9 +15,9 @@ import tl_steer
 ROOT = Path(tl_steer.__file__).parent
 # A room may import those before it, never its own row's other rooms or what comes behind.
 ROWS = (
-    {"data"},
+    {"data", "logs"},
     {"models"},
-    {"statistics"},
+    {"seeds", "statistics", "writing"},
     {"positions"},
     {"prompts"},
     {"activations"},
@@ -27,13 +27,13 @@ ROWS = (
     {"generation"},
     {"capture", "choices"},  # capture can generate
     {"recipes"},
-    {"evaluation", "analysis", "plots"},
+    {"evaluation", "analysis", "plots", "verification"},
     {"organisms"},
     {"experiments"},
     {"cli"},
 )
 ROW_OF = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
-ALONE = {"models", "statistics", "plots"}
+ALONE = {"models", "statistics", "writing", "plots"}
 HEAVY = ("sklearn", "plotly", "typer", "kaleido", "playwright")
 
 

@@ -29,11 +29,19 @@ from .directions import (
     SteeringVectors,
     control_vectors,
     factor_directions,
+    from_repeng,
+    from_steering_vectors,
     lda_direction,
+    load_gguf,
+    load_pt,
     logistic_direction,
     mean_difference,
     principal_component,
     random_direction,
+    save_gguf,
+    save_pt,
+    to_repeng,
+    to_steering_vectors,
     without_factors,
 )
 from .evaluation import (
@@ -53,6 +61,7 @@ from .evaluation import (
     prediction,
     preference,
     prompt_slopes,
+    ray_executor,
     read_choice,
     read_recorded,
     sampled_choices,
@@ -65,6 +74,7 @@ from .evaluation import (
 )
 from .generation import generate
 from .interventions import Ablate, Add, HookDidNotFireError, NonFiniteError, ProjectOut, SetProjection, steer
+from .logs import logs_from_environment, show_logs
 from .models import (
     ChatFormat,
     ModelIdentity,
@@ -116,6 +126,9 @@ from .prompts import (
     sentiment_questions,
 )
 from .recipes import activation_addition, vectors_from_pairs
+from .verification import verify
+
+logs_from_environment()
 
 __all__ = [
     "Ablate",
@@ -163,6 +176,8 @@ __all__ = [
     "embedding_scores",
     "exemplar_accuracy",
     "factor_directions",
+    "from_repeng",
+    "from_steering_vectors",
     "generate",
     "generated_tokens",
     "get_model",
@@ -172,7 +187,9 @@ __all__ = [
     "judge_cost",
     "last_token",
     "lda_direction",
+    "load_gguf",
     "load_model",
+    "load_pt",
     "logistic_direction",
     "logit_lens",
     "mean_damage",
@@ -196,6 +213,7 @@ __all__ = [
     "prompt_slopes",
     "prompt_tokens",
     "random_direction",
+    "ray_executor",
     "read_choice",
     "read_claims",
     "read_dilemmas",
@@ -206,8 +224,11 @@ __all__ = [
     "read_reviews",
     "restore_layout",
     "sampled_choices",
+    "save_gguf",
+    "save_pt",
     "sentiment_questions",
     "separation",
+    "show_logs",
     "side_by_side",
     "signal_detection",
     "span",
@@ -215,6 +236,8 @@ __all__ = [
     "steerability",
     "sweep",
     "text_damage",
+    "to_repeng",
+    "to_steering_vectors",
     "token",
     "tokenize",
     "tokens_matching",
@@ -223,5 +246,6 @@ __all__ = [
     "usable_range",
     "vector_components",
     "vectors_from_pairs",
+    "verify",
     "without_factors",
 ]

@@ -1,7 +1,8 @@
 """Captured activations as labelled values, alone and in pairs, and their files."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from .models import ModelIdentity
 from .positions import Positions, parse_positions
+from .writing import atomic
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "tl_steer activations 1"
 TEXTS = ("prompts", "completions", "completion_tokens")  # fields with a row a prompt, or ()
@@ -78,7 +82,7 @@ class Activations:
         return self.values[torch.arange(len(self)), :, where]
 
     def subset(self, rows: Sequence[int]) -> "Activations":
-        """The same of some prompts, in the order given."""
+        """The same of some prompts, `rows` counted from 0, in the order given."""
         rows = list(rows)
         texts = {
             name: tuple(getattr(self, name)[row] for row in rows) if getattr(self, name) else ()
@@ -97,6 +101,26 @@ class Activations:
 def _where(held: "Activations | PairedActivations") -> str:
     layers = f"layer {held.layers[0]}" if len(held.layers) == 1 else f"{len(held.layers)} layers"
     return f"{held.hook} of {layers}, {held.identity.name}"
+
+
+def _require_shapes(held: Activations) -> None:
+    """What a file may have got wrong: as many of everything as there are prompts, layers and positions."""
+    if not all(type(layer) is int and 0 <= layer < held.identity.n_layers for layer in held.layers):
+        raise ValueError(f"layers {list(held.layers)} of a model that has {held.identity.n_layers}")
+    if not all(isinstance(text, str) for text in (*held.prompts, *held.completions, held.hook)):
+        raise ValueError("prompts, completions and the hook must be text")
+    prompts, layers = len(held), len(held.layers)
+    positions = held.values.shape[2] if held.values.ndim == 4 else -1
+    wanted = {
+        "values": (prompts, layers, positions, held.values.shape[-1]),
+        "token_index": (prompts, positions),
+        "tokens": (prompts, positions),
+        "prompt_lengths": (prompts,),
+        "stream_norm": (layers,),
+    }
+    for name, shape in wanted.items():
+        if tuple(getattr(held, name).shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(getattr(held, name).shape)}, not {shape}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,17 +173,36 @@ class PairedActivations:
         return self.positive.identity
 
     def sides(self) -> tuple[Float[Tensor, "pair layer d_hook"], Float[Tensor, "pair layer d_hook"]]:
-        """Positive and negative values, one position each."""
-        return self.positive.single(), self.negative.single()
+        """Positive and negative values, one position each.
+
+        Raises:
+            ValueError: several positions a prompt; or NaN or infinite values, of which no estimate is made.
+        """
+        sides = self.positive.single(), self.negative.single()
+        for name, values in zip(("positive", "negative"), sides, strict=True):
+            if not bool(torch.isfinite(values).all()):
+                row, place = (int(each) for each in (~torch.isfinite(values)).nonzero()[0][:2])
+                raise ValueError(
+                    f"the {name} prompt {row} has NaN or infinite activations at layer {self.layers[place]}: "
+                    "capture again (in float32, if the model overflows), or leave the pair out with subset."
+                )
+        return sides
 
     def subset(self, rows: Sequence[int]) -> "PairedActivations":
-        """The same of some pairs, in the order given."""
+        """The same of some pairs, `rows` counted from 0, in the order given."""
         rows = list(rows)
         factors = self.factors.iloc[rows].reset_index(drop=True)
         return PairedActivations(self.positive.subset(rows), self.negative.subset(rows), factors)
 
     def swapped(self, flips: Sequence[bool]) -> "PairedActivations":
-        """The same with the sides of some pairs exchanged: a null in which the labels mean nothing."""
+        """The same with the sides of some pairs exchanged: a null in which the labels mean nothing.
+
+        Args:
+            flips: for each pair, whether its sides are exchanged.
+
+        Raises:
+            ValueError: not one a pair.
+        """
         flips = [bool(each) for each in flips]
         if len(flips) != len(self):
             raise ValueError(f"{len(flips)} flips for {len(self)} pairs: give one for each.")
@@ -190,7 +233,13 @@ class PairedActivations:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write a `.safetensors` file, with everything else as JSON in its metadata."""
+        """Write a `.safetensors` file at `path`, with everything else as JSON in its metadata.
+
+        The file is there whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written; one that was there before stays as it was.
+        """
         tensors = {"stream_norm": self.stream_norm.contiguous()}
         for side in ("positive", "negative"):
             for name in ("values", "token_index", "tokens", "prompt_lengths"):
@@ -213,26 +262,35 @@ class PairedActivations:
             "identity": self.identity.to_json(),
             "description": json.dumps(described, default=str),
         }
-        save_file(tensors, path, metadata=metadata)
+        with atomic(path) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
+        logger.info("wrote %s: %d pairs at %s of %d layers", path, len(self), self.hook, len(self.layers))
 
     @classmethod
     def load(cls, path: str | Path) -> "PairedActivations":
-        """Read what `save` wrote.
+        """Read what `save` wrote at `path`.
 
         Raises:
-            ValueError: another kind of file.
+            ValueError: another kind of file, or a damaged one.
         """
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(f"{path} does not hold paired activations ({FORMAT!r}).")
-                described = json.loads(metadata["description"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         except SafetensorError as error:
             raise ValueError(
                 f"{path} is not a safetensors file; pickles are never loaded ({error})."
             ) from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} does not hold paired activations ({FORMAT!r}).")
+        try:
+            return cls._restored(metadata, tensors)
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
+
+    @classmethod
+    def _restored(cls, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> "PairedActivations":
+        described = json.loads(metadata["description"])
         shared = {
             "layers": tuple(described["layers"]),
             "hook": described["hook"],
@@ -249,6 +307,8 @@ class PairedActivations:
                 # files of earlier versions have the texts alone
                 "completion_tokens": tuple(map(tuple, described.get("completion_tokens", {}).get(name, ()))),
             }
-            return Activations(**own, **shared, prompts=tuple(described[name]), **written)
+            made = Activations(**own, **shared, prompts=tuple(described[name]), **written)
+            _require_shapes(made)
+            return made
 
         return cls(side("positive"), side("negative"), pd.DataFrame(described["factors"]))

@@ -163,6 +163,8 @@ def resampled_weights(
 
     Source: Rubin 1981, Annals of Statistics 9, 130–134.
     """
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: an interval needs one draw or more.")
     shapes = np.asarray(counts) + np.asarray(added, float)
     return rng.standard_gamma(shapes, size=(resamples, *shapes.shape))
 
@@ -209,6 +211,8 @@ def percentile_interval(
 
     Source: Efron & Tibshirani 1993, chapter 13.
     """
+    if not len(draws):
+        raise ValueError("an interval needs one draw or more: give resamples of 1 or more.")
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return low[()], high[()]
 

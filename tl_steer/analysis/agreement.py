@@ -17,6 +17,7 @@ from ..directions import (
     mean_difference,
     principal_component,
 )
+from ..seeds import generator, require_seed
 from .resampling import bootstrap_rows, group_numbers
 from .separation import balanced_folds
 
@@ -56,22 +57,24 @@ def agreement(
         splits: random halves of the pairs, groups whole and kinds balanced as in `balanced_folds`.
         resamples: bootstrap draws for the cone, of whole groups within their kind.
         shuffles: halves with exchanged sides.
-        slow_draws: at most so many of each for `logistic_direction` and `lda_direction`, which take seconds
-            a fit. Percentiles of fewer than 20 draws (null, cone, …_low, …_high) are NaN. With 100 pairs, 30
-            layers and 576 numbers the table takes about a minute on two cores, most of it these two.
+        slow_draws: at most so many of each for `logistic_direction` and `lda_direction`. With 100 pairs, 30
+            layers and 576 numbers these take one to two seconds a fit, where a mean takes hundredths, and
+            most of the table's forty seconds on two cores. Percentiles of fewer than 20 draws (null, cone,
+            …_low, …_high) are NaN.
         seed: of all draws.
 
     Returns:
         A row a layer and method; of cosines with their sign:
-        split_half: mean cosine of the vectors of two halves; split_half_low, split_half_high: the middle
-            95 % of splits. These share pairs: it is no confidence interval. Below 0 is chance like a little
-            above: two halves scatter to opposite sides of the mean of all.
+        split_half: mean cosine of the vectors of two halves;
+        split_half_low, split_half_high: the middle 95 % of splits. These share pairs: it is no confidence
+            interval. Below 0 is chance like a little above: two halves scatter to opposite sides of the mean
+            of all.
         split_half_null: the 97.5 % percentile of it where in each half the sides of every second group are
             exchanged, so that what the labels say cancels.
         reliability: of mean_difference, √(2r / (1 + r)) of r = split_half: the cosine to expect between the
             vector of all pairs and that of infinitely many such pairs. NaN where r ≤ 0.
-        single: mean cosine of single pairs' differences with the vector of all; single_low, single_high: the
-            middle 95 % of pairs.
+        single: mean cosine of single pairs' differences with the vector of all;
+        single_low, single_high: the middle 95 % of pairs.
         cone: degrees within which 95 % of the vectors of resampled pairs lie from the vector.
         between: mean cosine with the other methods' vectors.
         pairs.
@@ -128,6 +131,7 @@ def method_agreement(
     """Cosine of each method's vector with each other's, layer by layer.
 
     Args:
+        pairs_activations: both sides, one position each.
         estimators: by name; by default those of `agreement`.
 
     Returns:
@@ -179,7 +183,7 @@ def _draws(
     pairs: PairedActivations, estimator: Estimator, draw: Draw, count: int, least: int = 1, *, seed: int
 ) -> Drawn:
     """Cosines of `count` draws, the same pairs for every method; none where they are fewer than `least`."""
-    seeds = np.random.SeedSequence(seed).generate_state(count if count >= least else 0)
+    seeds = np.random.SeedSequence(require_seed(seed)).generate_state(count if count >= least else 0)
     found = [draw(pairs, estimator, int(each)) for each in seeds]
     return np.array(found).reshape(len(seeds), len(pairs.layers))
 
@@ -199,7 +203,7 @@ def _null_cosines(pairs: PairedActivations, estimator: Estimator, seed: int) -> 
 def _resampled_cosines(
     whole: Vectors, pairs: PairedActivations, estimator: Estimator, seed: int
 ) -> Layerwise:
-    rows = bootstrap_rows(pairs.factors, np.random.default_rng(seed))
+    rows = bootstrap_rows(pairs.factors, generator(seed))
     return _cosines(_of(pairs, estimator, rows), whole)
 
 

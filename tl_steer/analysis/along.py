@@ -35,7 +35,10 @@ def shared_layers(activations: Activations | PairedActivations, vectors: Steerin
 def along(rows: Float[np.ndarray, "row d_hook"], vector: SteeringVector) -> pd.DataFrame:
     """Of each row the projection x · d on the unit direction, and the cosine (NaN of length zero)."""
     direction = vector.values.double().numpy()
-    projection = rows @ (direction / np.linalg.norm(direction))
+    length = np.linalg.norm(direction)
+    if length == 0:
+        raise ValueError(f"the vector of layer {vector.layer} has length zero: it has no direction.")
+    projection = rows @ (direction / length)
     norms = np.linalg.norm(rows, axis=-1)
     cosine = np.divide(projection, norms, out=np.full(len(rows), np.nan), where=norms > 0)
     return pd.DataFrame({"projection": projection, "cosine": cosine})

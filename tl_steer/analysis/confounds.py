@@ -7,6 +7,7 @@ from jaxtyping import Float
 from ..activations import PairedActivations
 from ..directions import SteeringVectors
 from ..directions.factors import factor_contrasts
+from ..seeds import generator
 from .along import shared_layers
 from .resampling import permuted_rows
 
@@ -95,7 +96,7 @@ def confounds(
 def _permuted(
     weights: Float[np.ndarray, "factor side pair"], factors: pd.DataFrame, shuffles: int, seed: int
 ) -> Float[np.ndarray, "order factor side pair"]:
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     return np.stack([weights[:, :, permuted_rows(factors, rng)] for _ in range(shuffles)])
 
 

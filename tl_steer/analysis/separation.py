@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 
 from ..activations import PairedActivations
 from ..directions import Estimator, SteeringVectors, coin_flips, mean_difference
+from ..seeds import generator, require_seed
 from ..statistics import auc, false_discovery, permutation_p_value, wilson_interval
 from .resampling import group_kinds, group_numbers
 
@@ -96,7 +97,7 @@ def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[n
     kinds = group_kinds(factors, fewest=folds)
     if folds < 2 or len(kinds) < folds:
         raise ValueError(f"folds={folds} with {len(kinds)} groups of pairs: give 2 to {len(kinds)} folds.")
-    shuffled = kinds.sample(frac=1, random_state=seed).sort_values(kind="stable")
+    shuffled = kinds.sample(frac=1, random_state=require_seed(seed) % 2**32).sort_values(kind="stable")
     sizes = shuffled.map(shuffled.value_counts())
     common, rare = shuffled[sizes >= folds], shuffled[sizes < folds]
     dealt = pd.concat([common.groupby(common).cumcount(), pd.Series(range(len(rare)), rare.index)])
@@ -134,7 +135,7 @@ def _null(
     shuffles: int,
     seed: int,
 ) -> Float[np.ndarray, "shuffle layer"]:
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     null = np.empty((shuffles, len(pairs.layers)))
     for row in range(shuffles):
         swapped = pairs.swapped(coin_flips(pairs.factors, rng).tolist())

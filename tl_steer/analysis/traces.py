@@ -73,6 +73,8 @@ def trace_difference(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: the tables hold other prompts, layers, positions or tokens.
     """
+    for table in (first, second):
+        _require_traces(table)
     first, second = (_unlike(table.sort_values(PLACE, ignore_index=True), PLACE) for table in (first, second))
     if not first[PLACE].equals(second[PLACE]):
         raise ValueError(
@@ -126,6 +128,7 @@ def mean_traces(
 
     Source: Welch 1947, Biometrika 34, 28–35.
     """
+    _require_traces(table)
     needed = [by, *PLACE, "token", *VALUES, *([pair] if pair else [])]
     if missing := [column for column in needed if column not in table]:
         raise ValueError(f"the table lacks the columns {missing}: it has {list(table.columns)}.")
@@ -185,6 +188,21 @@ def _require_factors(factors: pd.DataFrame, prompts: int) -> None:
     taken = sorted(set(factors.columns) & set(LABELS))
     if taken:
         raise ValueError(f"the factors {taken} have the name of another column of the table: rename them.")
+
+
+def _require_traces(table: pd.DataFrame) -> None:
+    """Refuse a table that is not one of `traces`: a column that is not there once, or holds no numbers."""
+    wanted = [*PLACE, "token_id", "token", *VALUES]
+    if table.empty:
+        raise ValueError("the table of traces has no rows.")
+    if wrong := [name for name in wanted if list(table.columns).count(name) != 1]:
+        raise ValueError(
+            f"a table of traces needs one column each of {wrong}; it has {list(table.columns)}: give what "
+            "traces makes."
+        )
+    numbers = [name for name in wanted if name != "token"]
+    if wrong := [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]:
+        raise ValueError(f"the columns {wrong} do not hold numbers alone: give the table that traces makes.")
 
 
 def _unlike(table: pd.DataFrame, place: list[str]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from ..seeds import generator
 from ..statistics import joint_counts, share_change
 from .tables import CELL, UNSTEERED, beside_unsteered, in_cells
 
@@ -41,6 +42,6 @@ def _shift(cell: pd.DataFrame, resamples: int, seed: int) -> tuple[int, int, flo
     if both["vector"].iloc[0] == UNSTEERED:
         return len(cell), len(both), 0.0, 0.0, 0.0
     now, then = (both[name].eq(0).to_numpy(bool) for name in ("choice", "unsteered_choice"))
-    found = share_change(joint_counts(now, then), resamples=resamples, rng=np.random.default_rng(seed))
+    found = share_change(joint_counts(now, then), resamples=resamples, rng=generator(seed))
     shift, low, high = map(float, found)
     return len(cell), len(both), shift, low, high

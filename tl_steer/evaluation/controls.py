@@ -37,7 +37,8 @@ def against_controls(
         A row a cell that is no control (and within it for each combination of factors): the cell's columns,
         `dose`, the factors, and
         n: prompts; for d′ and the criterion those that are readable;
-        value: its name; effect, effect_low, effect_high: with its 95 % interval over prompts;
+        value: its name;
+        effect, effect_low, effect_high: with its 95 % interval over prompts;
         controls: control vectors with a cell of the same operation, hook, layers and multiplier, or its
             opposite: a random direction has no sign, so both are its cells (NaN goes with NaN);
         null_low, null_high, null_mean: lowest and highest of these cells' effects, since they are few, and

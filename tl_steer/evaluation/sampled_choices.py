@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from ..seeds import generator
 from .tables import require_columns
 
 
@@ -35,7 +36,7 @@ def sampled_choices(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         )
     kinds = [name for name in ("answer", "split") if name in table]
     prompts = table.drop_duplicates("prompt_id").sort_values("prompt_id")[["prompt_id", *kinds]]
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     bar = pd.Series(np.nan, index=prompts["prompt_id"])
     for _, same in prompts.groupby(kinds, dropna=False):
         count = len(same)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from ..seeds import generator
 from ..statistics import joint_counts, percentile_interval, share_change, wilson_interval
 from .effectiveness import effectiveness
 from .signal_detection import signal_detection
@@ -49,7 +50,7 @@ def _accuracy_change(cell: pd.DataFrame, resamples: int, seed: int) -> tuple[flo
         answered[name].eq(answered["answer"]).fillna(False).to_numpy(bool)
         for name in ("choice", "unsteered_choice")
     )
-    _, low, high = share_change(joint_counts(now, then), resamples=resamples, rng=np.random.default_rng(seed))
+    _, low, high = share_change(joint_counts(now, then), resamples=resamples, rng=generator(seed))
     return float(low), float(high)
 
 
@@ -102,7 +103,7 @@ def _function(
 
 def _redrawn(answer: pd.Series, resamples: int, seed: int) -> Int[np.ndarray, "draw n"]:
     """Rows drawn with replacement within each answer (and the unknown), so that every draw has both."""
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     places = [np.flatnonzero(kind) for kind in (answer.eq(0), answer.eq(1), answer.isna())]
     return np.concatenate([rng.choice(kind, (resamples, len(kind))) for kind in places if len(kind)], axis=1)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Num
 
+from ..seeds import generator
 from ..statistics import (
     bias,
     interval_around,
@@ -98,7 +99,7 @@ def measures(counts: Int[np.ndarray, "*cell kind 2"], *, resamples: int, seed: i
         counts: of signal and of noise prompts (kind), how many chose 0 and 1.
         resamples, seed: of the draws.
     """
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     weights = resampled_weights(counts, JEFFREYS, resamples=resamples, rng=rng)
     return _with_intervals(_z_of_counts(counts), z_of_weights(weights))
 
@@ -110,7 +111,7 @@ def changes(joint: Int[np.ndarray, "*cell kind 4"], *, resamples: int, seed: int
         joint: of signal and of noise prompts, the `joint_counts` of choice 0 steered and unsteered.
         resamples, seed: of the draws.
     """
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     weights = resampled_weights(joint, JEFFREYS_OF_BOTH, resamples=resamples, rng=rng)
     # d′ and c are linear in z, so that their change is that of z.
     now, then = map(_z_of_counts, margins(joint))

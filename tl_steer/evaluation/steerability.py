@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from ..seeds import generator
 from ..statistics import percentile_interval, share, wilson_interval
 from .tables import FIXED, UNSTEERED, beside_unsteered, factors_of, require_columns
 
@@ -170,7 +171,7 @@ def _drawn(n: int, resamples: int, seed: int) -> Int[np.ndarray, "draw n"]:
     """How often each of n prompts comes up when as many are drawn with replacement."""
     if not n:
         return np.zeros((resamples, 0), int)
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return generator(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
 def _mean(values: Float[np.ndarray, " n"], counts: Int[np.ndarray, "draw n"]) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..prompts import ChoiceQuestions, ContrastPairs, contrast_pairs
+from ..seeds import generator
 from . import language
 from .language import AGREEABLE, CONTRARY, HONEST, LIAR, NEUTRAL, Claim
 
@@ -57,7 +58,7 @@ def organism_pairs(
     for share in (strength, mislabelled):
         if not 0 <= share <= 1:
             raise ValueError(f"strength and mislabelled are shares from 0 to 1, not {share}.")
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     claims = others = _balanced(limit, rng)
     count = len(claims)
     if confound is not None or not matched:
@@ -109,7 +110,7 @@ def organism_questions(
     """
     if persona not in language.PERSONAS:
         raise ValueError(f"persona={persona!r} is unknown: use one of {', '.join(language.PERSONAS)}.")
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     claims = [
         _claim(fact, rng, is_true=is_true, split=split)
         for fact in language.facts()
@@ -126,13 +127,17 @@ def organism_questions(
 def organism_passages(count: int, *, seed: int = 0) -> list[str]:
     """True claims of the training split, as text that asks nothing of anyone.
 
+    Args:
+        count: how many, each of another fact.
+        seed: of which ones.
+
     Raises:
         ValueError: more than there are facts.
     """
     known = list(language.facts())
     if not 0 <= count <= len(known):
         raise ValueError(f"{count} passages: there are {len(known)} facts, give 0 to as many.")
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     facts = [known[place] for place in rng.permutation(len(known))[:count]]
     return [_claim(fact, rng, is_true=True).text for fact in facts]
 

@@ -5,18 +5,39 @@ import math
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import pandas as pd
 
 WRAP = 72
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not a script's own
+# What tables hold numbers of, with the ends of their intervals.
+NUMBERS = {
+    "accuracy", "auc", "change", "coordinate", "correlation", "cosine", "criterion", "criterion_change",
+    "d_prime", "d_prime_change", "dose", "effect", "explained", "false_alarm_rate", "first_share", "flipped",
+    "hit_rate", "kl", "layer", "logit", "logit_difference", "loss", "loss_change", "multiplier", "n", "null",
+    "null_mean", "p_value", "paired_accuracy", "perplexity", "position", "preference", "probability",
+    "projection", "q_value", "r_squared", "rank", "shift", "signal_rate", "slope", "slope_per_dose",
+    "split_half", "win_rate", "value", "low", "high", "naive", "honest", "optimism", "share", "spread",
+    "kurtosis", "half",
+}  # fmt: skip
 LONGEST = 600  # characters of a prompt in a hover; a longer one keeps its two ends
 
 
 def escape(text: object) -> str:
-    """Text as it stands, though plotly reads tags, entities, `%{…}` and (with MathJax) `$…$`."""
-    return html.escape(str(text), quote=False).replace("$", "&#36;").replace("%{", "%&#123;")
+    """Text as it stands, though plotly reads tags, entities, `%{…}` and (with MathJax) `$…$`.
+
+    Controls, and signs that turn the direction of what follows them, are written out.
+    """
+    seen = "".join(f"<U+{ord(sign):04X}>" if _turns(sign) else sign for sign in str(text))
+    return html.escape(seen, quote=False).replace("$", "&#36;").replace("%{", "%&#123;")
+
+
+def _turns(sign: str) -> bool:
+    control = unicodedata.category(sign) in ("Cc", "Cs") and sign not in "\n\t\r"
+    return control or unicodedata.bidirectional(sign) in TURNING
 
 
 def wrapped(text: object) -> str:
@@ -90,6 +111,10 @@ def require_columns(
         raise ValueError(
             f"plots.{figure} draws a table, not {type(table).__name__}: give it the one that {maker} makes."
         )
+    if twice := table.columns[table.columns.duplicated()].map(str).unique().tolist():
+        raise ValueError(f"plots.{figure}: the table has several columns of the name {', '.join(twice)}.")
+    if wrong := [name for name in table.columns if not isinstance(name, str)]:
+        raise ValueError(f"plots.{figure}: the names of columns must be text, and {wrong[0]!r:.60} is none.")
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise ValueError(
@@ -105,6 +130,20 @@ def require_columns(
         raise ValueError(
             f"plots.{figure} was given a table without rows: give it the table that {maker} makes."
         )
+    for name in table.columns:
+        plain = name.removesuffix("_low").removesuffix("_high")
+        if plain in NUMBERS and (wrong := _no_numbers(table[name])):
+            raise ValueError(
+                f"plots.{figure}: the column {name!r} has {wrong[0]!r:.60} where numbers belong: "
+                f"give it the table that {maker} makes."
+            )
+
+
+def _no_numbers(column: pd.Series) -> list[object]:
+    """What in a column is no number; missing ones are."""
+    if pd.api.types.is_numeric_dtype(column):
+        return []
+    return [each for each in column[column.notna()] if isinstance(each, bool) or not isinstance(each, Real)]
 
 
 def start_of(available: Sequence[str], layer: int | str | None) -> int:

@@ -139,7 +139,7 @@ def _hover(row: dict[str, Any], value: str, name: str) -> str:
         f"<b>layer {row['layer']}</b>, {escape(name)}, n = {row['n']}",
         f"{value} {interval(row[value], row[f'{value}_low'], row[f'{value}_high'])}",
     ]
-    if not pd.isna(row.get("effect")):
+    if {"rank", "projection_rank"} <= set(row) and not pd.isna(row.get("effect")):
         lines.append(
             f"effect {number(row['effect'])} (rank {row['rank']}; by projection {row['projection_rank']})"
         )

@@ -168,7 +168,7 @@ def _change(
 
 
 def _title(component: int, row: pd.Series) -> str:
-    return f"PC{component} ({number(100 * row[f'explained_{component}'])}% of the variance)"
+    return f"PC{component} ({number(100 * row.get(f'explained_{component}', float('nan')))}% of the variance)"
 
 
 def _apply(figure: go.Figure, change: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Readers of claims, reviews, pairs and questions: the project's own by name, yours by path."""
 
+import io
 import warnings
 from importlib import resources
 from pathlib import Path
@@ -25,48 +26,51 @@ def read_claims(path_or_name: str | Path = "claims_train") -> pd.DataFrame:
 def read_reviews(path_or_name: str | Path = "reviews") -> pd.DataFrame:
     """Reviews: `review`, `label` (1 positive, 0 negative); "reviews" has 60 of each.
 
-    Raises as `read_claims`.
+    `path_or_name` and errors are as for `read_claims`.
     """
     return _read(path_or_name, ("review", "label"))
 
 
 def read_misconceptions(path_or_name: str | Path = "misconceptions") -> pd.DataFrame:
-    """Questions many answer wrongly: `question`, `correct`, `incorrect`. Raises as `read_claims`."""
+    """Questions many answer wrongly: `question`, `correct`, `incorrect`.
+
+    `path_or_name` and errors are as for `read_claims`.
+    """
     return _read(path_or_name, ("question", "correct", "incorrect"))
 
 
 def read_dilemmas(path_or_name: str | Path = "dilemmas") -> pd.DataFrame:
-    """Moral dilemmas in free text: `dilemma`. Raises as `read_claims`."""
+    """Moral dilemmas in free text: `dilemma`. `path_or_name` and errors are as for `read_claims`."""
     return _read(path_or_name, ("dilemma",))
 
 
 def read_neutral(path_or_name: str | Path = "neutral") -> pd.DataFrame:
-    """Neutral passages: `passage`, and in "neutral" (120 of 25 to 60 words) `topic`. Raises as `read_claims`.
+    """Neutral passages: `passage`, and in "neutral" (120 of 25 to 60 words) `topic`.
 
     What `damage` reads: plain prose of twelve topics, with no leaning in mood, truth or manners.
+    `path_or_name` and errors are as for `read_claims`.
     """
     return _read(path_or_name, ("passage",))
 
 
 def read_pairs(path_or_name: str | Path = "sentiment_pairs") -> ContrastPairs:
-    """Contrast pairs: `positive` and `negative`; other columns become factors. Raises as `read_claims`."""
+    """Contrast pairs: `positive` and `negative`; other columns become factors.
+
+    `path_or_name` and errors are as for `read_claims`.
+    """
     table = _read(path_or_name, ("positive", "negative"))
     factors = table.drop(columns=["positive", "negative"])
     return contrast_pairs(list(table["positive"]), list(table["negative"]), factors=factors)
 
 
 def _read(path_or_name: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    text = dict.fromkeys(columns, str)
-    with _opened(path_or_name) as file, warnings.catch_warnings():
-        # A comma outside quotation marks: pandas would shift the columns, or cut the row with a warning.
-        warnings.simplefilter("error", pd.errors.ParserWarning)
-        try:
-            # Empty cells are an error, and "None" or "NA" may be an answer: nothing is read as missing.
-            table = pd.read_csv(file, dtype=text, keep_default_na=False, index_col=False)
-        except (
-            pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, UnicodeDecodeError
-        ) as error:  # fmt: skip
-            raise ValueError(f"{path_or_name} cannot be read as CSV: {error}") from error
+    try:
+        with _opened(path_or_name) as file:
+            table = _parsed(file.read(), columns)
+    except (
+        pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, UnicodeDecodeError
+    ) as error:  # fmt: skip
+        raise ValueError(f"{path_or_name} cannot be read as CSV: {error}") from error
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"{path_or_name} lacks the columns {missing}; it has {list(table.columns)}.")
     for column in columns:
@@ -78,6 +82,21 @@ def _read(path_or_name: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
     if table.empty:
         raise ValueError(f"{path_or_name} has no rows.")
     return table[[*columns, *(column for column in table if column not in columns)]]
+
+
+def _parsed(content: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    if "\x00" in content:
+        raise pd.errors.ParserError("there are NUL characters in it; save it as CSV in UTF-8.")
+    # Empty cells are an error, and "None" or "NA" may be an answer: nothing is read as missing.
+    options = {"keep_default_na": False, "index_col": False}
+    with warnings.catch_warnings():
+        # A comma outside quotation marks: pandas would shift the columns, or cut the row with a warning.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        table = pd.read_csv(io.StringIO(content), dtype=dict.fromkeys(columns, str), **options)
+        header = pd.read_csv(io.StringIO(content), dtype=str, header=None, nrows=1, **options).iloc[0]
+    if twice := [column for column in columns if (header == column).sum() > 1]:  # pandas renames the second
+        raise pd.errors.ParserError(f"it has several columns {twice[0]!r}; leave one, or rename them.")
+    return table
 
 
 def _labels(labels: pd.Series, path_or_name: str | Path) -> pd.Series:

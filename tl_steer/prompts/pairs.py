@@ -24,7 +24,7 @@ class ContrastPairs:
         return len(self.positive)
 
     def subset(self, rows: Sequence[int]) -> "ContrastPairs":
-        """Some of the pairs, in the order given."""
+        """Some of the pairs, `rows` counted from 0, in the order given."""
         rows = list(rows)
         return ContrastPairs(
             tuple(self.positive[row] for row in rows),

@@ -64,7 +64,7 @@ class ChoiceQuestions:
         return len(self.prompts)
 
     def subset(self, rows: Sequence[int]) -> "ChoiceQuestions":
-        """Some of the questions, in the order given."""
+        """Some of the questions, `rows` counted from 0, in the order given."""
         rows = list(rows)
         return ChoiceQuestions(
             [self.prompts[row] for row in rows],
@@ -83,7 +83,11 @@ def sentiment_questions(
         reviews: `review` and `label` (1 positive), from `read_reviews`.
         examples: reviews with their answers, shown before each. Without any, the embedded model gives the two
             words 5% of the probability; after one of each, 90%.
+
+    Raises:
+        ValueError: no reviews, a column missing, an empty review, or labels other than 0 and 1.
     """
+    _require_columns(reviews, "reviews", "review")
     shown = "".join(f'Review: "{review}"\nSentiment: {answer}\n\n' for review, answer in examples)
     prompts = [f'{shown}Review: "{review}"\nSentiment:' for review in reviews["review"]]
     kinds = reviews["label"].map({1: "positive", 0: "negative"})
@@ -101,7 +105,11 @@ def claim_questions(claims: pd.DataFrame, chat: ChatFormat, *, free_text: bool =
         free_text: the user's turn ends in "Answer:", as the study's did, and the model goes on as it likes:
             for `sweep(measure="generate")`, which reads the choice from its words. By default the model's own
             turn opens with "Answer: (", so that a single letter is scored.
+
+    Raises:
+        ValueError: no claims, a column missing, an empty statement, or labels other than 0 and 1.
     """
+    _require_columns(claims, "claims", "statement")
     prompts = [_asked(asked_claim(claim), chat, free_text) for claim in claims["statement"]]
     kinds = claims["label"].map({1: "true", 0: "false"})
     return _questions(prompts, [("A", "B")] * len(prompts), claims["label"], kinds.rename("truth"))
@@ -118,7 +126,11 @@ def misconception_questions(
         questions: `question`, `correct` and `incorrect`, from `read_misconceptions`.
         chat: how the model is spoken to.
         free_text: as for `claim_questions`.
+
+    Raises:
+        ValueError: no questions, a column missing, or an empty cell.
     """
+    _require_columns(questions, "misconceptions", "question", "correct", "incorrect", label=False)
     prompts, choices = [], []
     for row, (question, correct, incorrect) in enumerate(
         zip(questions["question"], questions["correct"], questions["incorrect"], strict=True)
@@ -128,6 +140,21 @@ def misconception_questions(
         choices.append(("A", "B") if row % 2 == 0 else ("B", "A"))
     letters = pd.Series([choice[0] for choice in choices], name="letter")
     return _questions(prompts, choices, pd.Series([1] * len(prompts)), letters)
+
+
+def _require_columns(table: pd.DataFrame, kind: str, *texts: str, label: bool = True) -> None:
+    """Refuse a table that lacks a column, has one twice, or has cells of another kind."""
+    wanted = [*texts, "label"] if label else list(texts)
+    if missing := [name for name in wanted if list(table.columns).count(name) != 1]:
+        raise ValueError(
+            f"{kind} need one column each of {missing}; they have {list(table.columns)}: "
+            f"read them with read_{kind}."
+        )
+    for name in texts:
+        if wrong := [cell for cell in table[name] if not isinstance(cell, str) or not cell.strip()]:
+            raise ValueError(f"{kind}: {name} must be text that is not empty; got {wrong[0]!r:.60}.")
+    if label and not table["label"].isin([0, 1]).all():
+        raise ValueError(f"{kind}: labels must be 1 or 0; got {list(table['label'].unique())!r:.100}.")
 
 
 def _asked(question: str, chat: ChatFormat, free_text: bool) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ...models.embedded import cache_folder
+from ...seeds import generator
 from .cache import ReplyCache
 from .clients import Judge, judge_of
 from .cost import JudgeCost, cost_of
@@ -91,7 +92,7 @@ def judge(
             "or raise max_calls."
         )
     known = {key for key in plan.rows["key"].dropna() if key in plan.cache}
-    patience = Patience(max_retries, rng=np.random.default_rng(seed), sleep=sleep)
+    patience = Patience(max_retries, rng=generator(seed), sleep=sleep)
     _ask_all(plan, patience, progress)
     return _judged(plan, question, known)
 

@@ -68,6 +68,6 @@ def _entry(line: bytes) -> tuple[str, str] | None:
     try:
         entry = json.loads(line)
         key, reply = entry["key"], entry["reply"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return (key, reply) if isinstance(key, str) and isinstance(reply, str) else None

@@ -1,14 +1,12 @@
 """Which two texts a judge is to compare: those of opposite multipliers, or each beside the unsteered one."""
 
-import logging
+import warnings
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
+from ...seeds import generator
 from ..tables import CELL, OUTCOMES, UNSTEERED, require_columns
-
-logger = logging.getLogger(__name__)
 
 Against = Literal["opposite", "unsteered"]
 # The text under study comes first, the one it is compared with second.
@@ -62,7 +60,7 @@ def _with_texts(table: pd.DataFrame) -> pd.DataFrame:
 def _some(prompt_ids: list[Any], limit: int, seed: int) -> list[Any]:
     if limit < 1:
         raise ValueError(f"limit={limit} must be at least one prompt, or None for all.")
-    drawn = np.random.default_rng(seed).permutation(len(prompt_ids))[:limit]
+    drawn = generator(seed).permutation(len(prompt_ids))[:limit]
     return [prompt_ids[place] for place in drawn]
 
 
@@ -79,7 +77,11 @@ def _opposites(rows: pd.DataFrame) -> pd.DataFrame:
             "against='unsteered'."
         )
     if alone := len(steered) - 2 * len(pairs):
-        logger.warning("%d texts have no opposite of the same size and are not judged", alone)
+        warnings.warn(
+            f"{alone} texts have no opposite of the same size and are not judged: sweep both signs of each "
+            'multiplier, or use against="unsteered".',
+            stacklevel=5,
+        )
     return pairs.drop(columns="_size")
 
 
@@ -92,5 +94,9 @@ def _beside_unsteered(rows: pd.DataFrame) -> pd.DataFrame:
     if pairs.empty:
         raise ValueError("no prompt has both a steered and an unsteered text: give the whole sweep's table.")
     if alone := len(steered) - len(pairs):
-        logger.warning("%d texts have no unsteered one beside them and are not judged", alone)
+        warnings.warn(
+            f"{alone} texts have no unsteered one beside them and are not judged: keep the sweep's unsteered "
+            "rows in the table.",
+            stacklevel=5,
+        )
     return pairs

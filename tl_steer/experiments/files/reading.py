@@ -1,6 +1,7 @@
 """From a TOML file to an `Experiment`, with errors that name the file, the table and the key."""
 
 import difflib
+import math
 import re
 import tomllib
 import types
@@ -30,7 +31,9 @@ def read_experiment(path: str | Path) -> Experiment:
     try:
         source = file.read_bytes().decode("utf-8")
         values = tomllib.loads(source)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{file.name} is nested too deeply for a TOML file of experiments.") from error
+    except ValueError as error:  # not UTF-8, not TOML, or a number of thousands of digits
         raise ValueError(f"{file.name} is not a TOML file in UTF-8: {error}") from error
     try:
         return _built(Experiment, values, "", source=source, folder=folder)
@@ -120,7 +123,14 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and whole and all(_fits(value[key], of) for key in keys)
     if isinstance(value, bool) or hint is bool:  # a bool is an int in Python, not in TOML
         return isinstance(value, bool) and hint is bool
-    return isinstance(value, int | float if hint is float else hint)
+    if hint in (int, float):
+        return isinstance(value, int | float if hint is float else int) and _is_of_size(value)
+    return isinstance(value, hint)
+
+
+def _is_of_size(value: int | float) -> bool:
+    """Neither NaN nor infinite, and no whole number beyond TOML's 64 bits."""
+    return -(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)
 
 
 def _frozen(value: Any, hint: Any) -> Any:
@@ -135,7 +145,7 @@ def _frozen(value: Any, hint: Any) -> Any:
 
 def _described(hint: Any) -> str:
     """What a type allows, in words."""
-    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    words = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
     parts = []
     for option in _options(hint):
         if get_origin(option) is Literal:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...models import EMBEDDED, HOOKS
-from ...models.loading import PROCESSING
+from ...models.processing import PROCESSING
 from ...positions import parse_positions
 
 Layers = tuple[int, ...] | Literal["all"]

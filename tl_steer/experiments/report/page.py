@@ -5,6 +5,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from ...writing import atomic
 from ..results import REPORT, Results
 from .effects import effect_finding, ranking_finding
 from .evidence import evidence_sections
@@ -32,7 +33,9 @@ def write_report(folder: str | Path) -> Path:
         FileNotFoundError: a file of a run is missing.
     """
     path = Path(folder) / "report.html"
-    path.write_text(report_html(Results.load(folder)), encoding="utf-8")
+    page = report_html(Results.load(folder))
+    with atomic(path) as scratch:
+        scratch.write_text(page, encoding="utf-8")
     return path
 
 
