@@ -166,7 +166,7 @@ def resampled_weights(
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: an interval needs one draw or more.")
     shapes = np.asarray(counts) + np.asarray(added, float)
-    return rng.standard_gamma(shapes, size=(resamples, *shapes.shape))
+    return rng.standard_gamma(shapes, size=(int(resamples), *shapes.shape))
 
 
 def z_of_weights(weights: Float[np.ndarray, "*cell 2"]) -> Float[np.ndarray, "*cell"]:

@@ -7,6 +7,7 @@ import pandas as pd
 from jaxtyping import Float
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from .kinds import require_kinds
 from .labels import LABELS
 
 MOST_LEVELS = 6
@@ -44,6 +45,8 @@ def component_factors(table: pd.DataFrame, *, factors: str | Sequence[str] | Non
     factors = [factors] if isinstance(factors, str) else factors
     components = _components(table)
     _require_rows(table, components)
+    numbers = [f"{kind}{number}" for kind in ("PC", "explained_") for number in components]
+    require_kinds(table, ["layer", "pair", *numbers], maker="pca(…)")
     coded = list(_coded(table, components, factors))
     unit = "group" if "group" in table.columns else "pair"
     rows = []

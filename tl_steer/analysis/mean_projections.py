@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ..statistics import t_interval
+from .kinds import require_kinds
 from .labels import SIDES
 
 VALUES = ("projection", "cosine")
@@ -60,6 +61,7 @@ def _require(table: pd.DataFrame, by: Sequence[str]) -> None:
     if missing or table.empty:
         found = f"has no columns {missing}, only {list(table.columns)}" if missing else "has no rows"
         raise ValueError(f"the table {found}: give the one that projections(…) makes.")
+    require_kinds(table, ("layer", "pair", *VALUES), maker="projections(…)")
     keys = ["layer", *[name for name in by if name != "side"], "pair", "side"]
     if table.duplicated(keys).any():
         raise ValueError(

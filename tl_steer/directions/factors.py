@@ -192,6 +192,8 @@ def _require_alike(vectors: SteeringVectors, direction: SteeringVectors, name: s
         raise ValueError(f"the vectors are at {vectors.hook}, the direction of {name!r} at {direction.hook}.")
     if vectors.values.ndim != 2 or direction.values.ndim != 2:
         raise ValueError("these vectors have one a position: projecting out needs one a layer.")
+    if (mine := vectors.values.shape[-1]) != (other := direction.values.shape[-1]):
+        raise ValueError(f"the vectors have {mine} numbers each, the direction of {name!r} {other}.")
     if missing := [layer for layer in vectors.layers if layer not in direction.layers]:
         raise ValueError(
             f"no direction of {name!r} at layers {missing}: capture the pairs there, or leave these layers "

@@ -1,5 +1,6 @@
 """Sweeps, and what their tables say: effects with intervals, sensitivity and bias, honest choosing."""
 
+from .checkpoints import InUseError
 from .choosing import choose
 from .controls import against_controls
 from .damage import damage, effect_and_damage, mean_damage, text_damage, usable_range
@@ -17,6 +18,7 @@ from .steerability import prompt_slopes, steerability
 from .sweep import sweep
 
 __all__ = [
+    "InUseError",
     "JudgeCost",
     "JudgeError",
     "against_controls",

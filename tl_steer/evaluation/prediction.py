@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from .tables import require_kinds
+
 MEASURES = (
     "split_half", "reliability", "single", "cone", "between", "paired_accuracy", "auc", "d_prime",
 )  # fmt: skip
@@ -134,6 +136,14 @@ def _pearson(one: Profile, other: Profile) -> float:
 def _require_columns(table: pd.DataFrame, names: Sequence[str], maker: str) -> None:
     if missing := [name for name in names if name not in table]:
         raise ValueError(f"the table lacks {missing}; it has {list(table.columns)}. Give the one of {maker}.")
+    require_kinds(table)
+    numbers = [name for name in table if name in {*names, *MEASURES, "layer"} - {"vector", "layers"}]
+    if wrong := [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]:
+        raise ValueError(f"the columns {wrong} do not hold numbers alone. Give the table of {maker}.")
+    if "layer" in table and not (table["layer"] % 1 == 0).all():
+        raise ValueError(
+            f"the column 'layer' must be a whole number in every row. Give the table of {maker}."
+        )
 
 
 def _require_once(layers: pd.Index, what: str) -> None:

@@ -71,7 +71,7 @@ def halvings(asked: pd.DataFrame, splits: int, seed: int) -> Bool[np.ndarray, "s
     """
     unit, _ = pd.factorize(asked["group" if "group" in asked else "prompt_id"], use_na_sentinel=False)
     kinds = asked["answer"].map(str).groupby(unit).agg(lambda answers: " ".join(sorted(answers)))
-    drawn = generator(seed).random((splits, len(kinds)))
+    drawn = generator(seed).random((int(splits), len(kinds)))
     # sorted by kind, shuffled within, dealt out
     order = np.lexsort((drawn, np.broadcast_to(pd.factorize(kinds)[0], drawn.shape)), axis=-1)
     first = np.zeros(drawn.shape, bool)

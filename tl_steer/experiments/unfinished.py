@@ -59,9 +59,7 @@ def require_own(experiment: Experiment, out: Path) -> None:
     held = (out / FILE).read_bytes().decode("utf-8", errors="replace")
     if held != experiment.source:
         lines = (text.splitlines() for text in (held, experiment.source))
-        told = [
-            line for line in difflib.unified_diff(*lines, n=0, lineterm="") if line[:3] not in ("---", "+++")
-        ]
+        told = list(difflib.unified_diff(*lines, n=0, lineterm=""))[2:]  # the first two name the files
         changed = [line for line in told if not line.startswith("@@")]
         shown = "\n".join(f"  {line}" for line in changed[:SHOWN] or ["(ends of lines alone)"])
         more = f"\n  … and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""

@@ -104,7 +104,7 @@ def _labels(panel: Panel, cost: str) -> go.Scatter:
     rows = panel.steered[panel.steered["multiplier"].notna()]
     rows = rows[rows["collapsed"].astype(bool) | rows["pareto"].astype(bool)]
     rows = rows.loc[rows["effect"].abs().sort_values(ascending=False).index]
-    x = np.log(rows[cost]) if cost == "kl" else rows[cost]
+    x = np.log(rows[cost].astype(float)) if cost == "kl" else rows[cost]
     rows = rows[np.array(_apart(_unit(x), _unit(rows["effect"])), dtype=bool)]
     return go.Scatter(
         x=rows[cost],

@@ -21,8 +21,9 @@ NUMBERS = {
     "null_mean", "p_value", "paired_accuracy", "perplexity", "position", "preference", "probability",
     "projection", "q_value", "r_squared", "rank", "shift", "signal_rate", "slope", "slope_per_dose",
     "split_half", "win_rate", "value", "low", "high", "naive", "honest", "optimism", "share", "spread",
-    "kurtosis", "half",
+    "kurtosis", "half", "place",
 }  # fmt: skip
+TEXTS = {"vector", "operation", "layers", "hook", "toward"}
 LONGEST = 600  # characters of a prompt in a hover; a longer one keeps its two ends
 
 
@@ -130,6 +131,9 @@ def require_columns(
         raise ValueError(
             f"plots.{figure} was given a table without rows: give it the table that {maker} makes."
         )
+    for name in TEXTS & set(columns):
+        if not table[name].map(lambda each: isinstance(each, str)).all():
+            raise ValueError(f"plots.{figure}: the column {name!r} must be text in every row.")
     for name in table.columns:
         plain = name.removesuffix("_low").removesuffix("_high")
         if plain in NUMBERS and (wrong := _no_numbers(table[name])):

@@ -45,6 +45,10 @@ class Patience:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0), repr=False)
     sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
 
+    def __post_init__(self) -> None:
+        if self.max_retries < 0:
+            raise ValueError(f"max_retries={self.max_retries}: give 0 or more.")
+
     def pause(self, retry: int, asked_for: float | None) -> float:
         """Seconds before retry 0, 1, …: never less than the server asked for."""
         wait = min(self.first * 2**retry, self.longest) * (1 - self.rng.random() / 2)
