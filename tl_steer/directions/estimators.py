@@ -120,6 +120,9 @@ def lda_direction(pairs: PairedActivations) -> SteeringVectors:
     Args:
         pairs: as for `mean_difference`.
 
+    Raises:
+        ValueError: values so large or so small that no direction can be told.
+
     Source: Ledoit & Wolf 2004; the direction is that of scikit-learn's
     `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`, found as `discriminant_normal` says.
     """

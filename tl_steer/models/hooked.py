@@ -11,26 +11,36 @@ from typing import Any
 import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens import loading_from_pretrained as tl_loading
+from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
 from .processing import possible_steps
 
 
 def converted(
-    name: str, hf_model: Any, *, dtype: torch.dtype, device: str, steps: Mapping[str, bool]
+    name: str,
+    hf_model: Any,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    steps: Mapping[str, bool],
+    n_devices: int = 1,
 ) -> HookedTransformer:
     """The model converted, with those processing steps that leave its predictions alone.
 
     Args:
         name: TransformerLens's, where there is no `hf_model`.
         hf_model: not changed; `None` for models that were trained for TransformerLens.
+        n_devices: how many GPUs share the layers.
 
     Raises:
-        ValueError: an architecture that TransformerLens would convert wrongly.
+        ValueError: an architecture that TransformerLens would convert wrongly, or fewer GPUs than that.
     """
-    cfg = _config(name, hf_model, dtype=dtype, device=device, fold_ln=steps["fold_ln"])
+    _require_devices(device, n_devices)
+    options = {"dtype": dtype, "device": device, "n_devices": n_devices}
+    cfg = _config(name, hf_model, fold_ln=steps["fold_ln"], **options)
     possible = possible_steps(steps, cfg)
     if possible["fold_ln"] != steps["fold_ln"]:
-        cfg = _config(name, hf_model, dtype=dtype, device=device, fold_ln=False)
+        cfg = _config(name, hf_model, fold_ln=False, **options)
     weights = tl_loading.get_pretrained_state_dict(
         _converter_name(name, hf_model), cfg, hf_model, dtype=dtype
     )
@@ -122,5 +132,28 @@ def _build(cfg: HookedTransformerConfig, weights: dict, steps: Mapping[str, bool
         warnings.filterwarnings("ignore", "HookedTransformer", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
     model.load_and_process_state_dict(weights, **steps)
-    model.move_model_modules_to_device()
+    spread(model)
     return model
+
+
+def spread(model: HookedTransformer) -> None:
+    """Put each module where a forward pass takes the stream; in place.
+
+    TransformerLens's own `move_model_modules_to_device` puts each on whichever GPU is emptiest, while its
+    passes take the stream through the GPUs in order: with several, it ends in an error.
+    """
+    places = [get_device_for_block_index(layer, model.cfg) for layer in range(model.cfg.n_layers)]
+    for block, place in zip(model.blocks, places, strict=True):
+        block.to(place)
+    for name, part in model.named_children():
+        if name != "blocks":
+            part.to(places[-1] if name in ("ln_final", "unembed") else places[0])
+
+
+def _require_devices(device: str, n_devices: int) -> None:
+    if n_devices < 1 or (n_devices > 1 and torch.device(device).type != "cuda"):
+        raise ValueError(
+            f"n_devices={n_devices} on {device!r}: layers are spread over 1 or more CUDA devices."
+        )
+    if n_devices > 1 and (found := torch.cuda.device_count()) < n_devices:
+        raise ValueError(f"n_devices={n_devices}, but there are {found} CUDA devices.")

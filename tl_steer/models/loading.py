@@ -47,6 +47,7 @@ def load_model(
     tokenizer: Any = None,
     processing: bool | Mapping[str, bool] = False,
     layout: bool = True,
+    n_devices: int = 1,
     trust_remote_code: bool = False,
 ) -> Any:
     """A `HookedTransformer` or `TransformerBridge` whose activations equal the Hugging Face model's.
@@ -68,15 +69,20 @@ def load_model(
         layout: store a `HookedTransformer`'s weights with the strides the components ask for, which makes a
             decode step two to three times faster and changes no number.
             `safetensors.save_file(model.state_dict())` then needs `restore_layout(model)` first.
+        n_devices: over how many GPUs a `HookedTransformer`'s layers are spread, the first ones on `device`. Its
+            cells are run whole. A bridge takes an `hf_model` loaded with a `device_map` instead.
         trust_remote_code: run Python code that comes with the model's files. It can do whatever you can: read
             it first.
 
     Raises:
         ModelUnavailableError: not in the cache and not to be had from the Hub, or gated.
         ValueError: an unknown name, backend, dtype or processing step, or an architecture that
-            TransformerLens does not know or would convert wrongly; or a model with code of its own.
+            TransformerLens does not know or would convert wrongly; or a model with code of its own; or more
+            devices than there are.
     """
     _require_backend(backend)
+    if backend == "bridge" and n_devices != 1:
+        raise ValueError("n_devices is for backend='hooked': give a bridge an hf_model with a device_map.")
     steps = processing_steps(processing)
     asked, dtype = dtype, _dtype(dtype)
     given = hf_model is not None
@@ -91,7 +97,8 @@ def load_model(
         model = _bridge(Path(name).name, hf_model, steps, dtype, place, keep=given)
     else:
         dtype = dtype or getattr(hf_model, "dtype", torch.float32)
-        model = _hooked(str(name), hf_model, steps, dtype, _device(device), layout)
+        place = _device(device)
+        model = _hooked(str(name), hf_model, steps, dtype, place, layout=layout, n_devices=n_devices)
     _attach_tokenizer(model, tokenizer)
     told = (model.cfg.model_name, model.cfg.n_layers, model.cfg.d_model, backend, dtype, model.cfg.device)
     logger.info("%s: %d layers of width %d, %s, %s on %s", *told)
@@ -122,11 +129,18 @@ def _require_backend(backend: str) -> None:
 
 
 def _hooked(
-    name: str, hf_model: Any, steps: Mapping[str, bool], dtype: torch.dtype, device: str, layout: bool
+    name: str,
+    hf_model: Any,
+    steps: Mapping[str, bool],
+    dtype: torch.dtype,
+    device: str,
+    *,
+    layout: bool,
+    n_devices: int,
 ) -> Any:
     from .hooked import converted
 
-    model = converted(name, hf_model, dtype=dtype, device=device, steps=steps)
+    model = converted(name, hf_model, dtype=dtype, device=device, steps=steps, n_devices=n_devices)
     if layout:
         optimize_layout(model)
     model.revision = getattr(getattr(hf_model, "config", None), "_commit_hash", None)
