@@ -1,12 +1,10 @@
 """Devices that are not there: memory of their own, numbers computed on the CPU, every mixing an error.
 
-A tensor "on" `lazy:0` or `lazy:1` (a device type that torch knows and nobody's build has) holds a tensor of the
-CPU. What a GPU refuses is refused: operands of two devices, values or indices that are elsewhere, `numpy()`;
-and, where the device is said to have none, float64.
+A tensor "on" `lazy:0` or `lazy:1` (a device type that torch knows and nobody's build has) holds a tensor of
+the CPU. What a GPU refuses is refused: operands of two devices, values or indices that are elsewhere,
+`numpy()`; and, where the device is said to have none, float64.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -129,10 +127,3 @@ def _is_in(one: torch.Tensor, others: list) -> bool:
 
 def _held(value: Any) -> Any:
     return value.held if isinstance(value, Elsewhere) else value
-
-
-@contextmanager
-def fake_devices(*, float64: bool = True) -> Iterator[None]:
-    """While this is entered, there are devices `lazy:0`, `lazy:1`, …"""
-    with FakeDevices(float64=float64):
-        yield

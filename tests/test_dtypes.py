@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer
 
 import tl_steer as ts
 from tl_steer.choices import plan_choices, score_cells
 from tl_steer.directions import SteeringVector
-from tl_steer.evaluation.damage import distributions
 from tl_steer.generation import Decoding, write_cells
 from tl_steer.interventions import Ablate, Add, NonFiniteError, ProjectOut, SetProjection, steer
 from tl_steer.models import identify, load_model
@@ -242,104 +240,3 @@ def test_dtype_auto_is_that_of_the_files(tmp_path, dtype):
 def test_device_auto_loads():
     model = load_model("tiny", hf_model=random_hf_model("gpt2"), device="auto")
     assert torch.isfinite(model(torch.tensor([[1, 2]]).to(model.cfg.device))).all()
-
-
-# A device that has no float64, as Apple's
-
-
-class OnDevice(torch.Tensor):
-    """A tensor that behaves as though it were on such a device: only `cpu()` brings it back."""
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        name = getattr(func, "__name__", "")
-        if name == "numpy":
-            raise TypeError("can't convert mps device type tensor to numpy: use Tensor.cpu() first")
-        if name == "__setitem__" and not isinstance(args[0], cls) and args[2].ndim:
-            raise RuntimeError("a tensor on the CPU cannot take values that are on the device")
-        result = super().__torch_function__(func, types, args, kwargs or {})
-        if name == "cpu":
-            return result.as_subclass(torch.Tensor)
-        for each in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(each, cls) and each.dtype == torch.float64:
-                raise TypeError("Cannot convert a MPS Tensor to float64 dtype: MPS doesn't support float64.")
-        return result
-
-
-@pytest.fixture
-def on_device(monkeypatch):
-    """The tiny model with its weights on such a device."""
-    forward = HookedTransformer.forward
-
-    def entered(
-        self, given, *inputs, **options
-    ):  # which insists on a plain tensor where it starts at a layer
-        return forward(self, given.as_subclass(torch.Tensor), *inputs, **options)
-
-    monkeypatch.setattr(HookedTransformer, "forward", entered)
-    monkeypatch.setattr(distributions, "has_float64", lambda device: False)
-    model = make_model(word_tokenizer())
-    for module in model.modules():
-        for name, weight in list(module._parameters.items()):
-            moved = torch.nn.Parameter(weight.detach().as_subclass(OnDevice), requires_grad=False)
-            module._parameters[name] = moved
-    return model
-
-
-def test_the_fake_device_refuses_what_the_real_one_does(on_device):
-    with torch.no_grad():
-        logits = on_device(torch.tensor([[0, 3, 4]]))
-    assert isinstance(logits, OnDevice)
-    for refused in (
-        lambda: logits.double(),
-        lambda: logits.sum(-1, dtype=torch.float64),
-        lambda: logits.to(torch.float64),
-        lambda: torch.add(logits, torch.ones(1, dtype=torch.float64)),
-        lambda: logits.numpy(),
-    ):
-        with pytest.raises(TypeError, match=r"float64|cpu\(\)"):
-            refused()
-    with pytest.raises(RuntimeError, match="on the CPU cannot take"):
-        torch.zeros_like(logits.cpu())[0] = logits[0]
-    assert logits.cpu().double().dtype == torch.float64
-
-
-def everything(model, reuse):
-    """What the package computes of a model, as plain numbers and texts."""
-    options = {"reuse": reuse, "progress": False}
-    pairs = ts.contrast_pairs(["a b", "c b", "e f b"], ["a d", "c d", "e f d"])
-    vectors = ts.mean_difference(ts.capture_pairs(model, pairs, **options))
-    operations = [
-        Add(vectors[1], 2.0),
-        ProjectOut(vectors[0]),
-        SetProjection(vectors[2], 0.5),
-        Ablate(0, "z"),
-    ]
-    questions = ts.ChoiceQuestions(PROMPTS, [(" yes", " no")] * len(PROMPTS), answers=[0, 1, 0, 1])
-    damage = ts.damage(model, vectors, ["a b c d e", "f g h a"], layers=[1], multipliers=[2.0], **options)
-    found = {
-        "capture": ts.capture(model, PROMPTS, *operations, max_new_tokens=3, **options).values.nan_to_num(),
-        "choices": ts.choice_logits(model, PROMPTS, (" yes", " no"), *operations, **options),
-        "greedy": ts.generate(model, PROMPTS, *operations, max_new_tokens=4, **options),
-        "drawn": ts.generate(model, PROMPTS, max_new_tokens=4, temperature=1.0, top_p=0.9, **options),
-        "sweep": ts.sweep(model, vectors, questions, layers=[0, 2], multipliers=[1.0], controls=1, **options),
-        "damage": damage,
-    }
-    if reuse:
-        found["lens"] = ts.logit_lens(model, vectors)
-        found["addition"] = ts.activation_addition(model, "a b", "c d", layers=1).values
-        found["verified"] = ts.verify(model, prompts=PROMPTS, progress=False)["result"]
-    return found
-
-
-@pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
-def test_nothing_asks_for_float64_where_the_model_is(on_device, reuse):
-    found, expected = everything(on_device, reuse), everything(MODEL, reuse)
-    for name, value in expected.items():
-        if isinstance(value, torch.Tensor):
-            assert type(found[name]) is torch.Tensor
-            torch.testing.assert_close(found[name], value)
-        elif isinstance(value, list):
-            assert found[name] == value
-        else:
-            assert found[name].equals(value), name
