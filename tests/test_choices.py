@@ -159,3 +159,20 @@ def test_a_plan_is_scored_again_and_again():
     (steered,) = score_cells(MODEL, plan, [(Add(vector, 3.0),)])
     assert (clean - steered).abs()["logit_difference"].min() > 1e-4
     assert clean.equals(score_cells(MODEL, plan, [()])[0])
+
+
+def test_a_prompt_that_does_not_fit_the_context_with_its_choices_is_refused():
+    room = MODEL.cfg.n_ctx
+    fits, over = [5] * (room - 1), [5] * room
+    pair = ("True False", "False True")  # the first token of each is fed
+    assert len(choice_logits(MODEL, [fits], pair)) == 1
+    with pytest.raises(ValueError, match=rf"question 1: {room + 1} tokens .* context of {room}"):
+        choice_logits(MODEL, [fits, over], pair)
+    assert len(choice_logits(MODEL, [over], ("True", "False"))) == 1
+
+
+def test_without_a_tokenizer_choices_are_refused():
+    model = make_model(word_tokenizer())
+    model.tokenizer = None
+    with pytest.raises(ValueError, match="no tokenizer"):
+        choice_logits(model, [[3, 4]], ("True", "False"))

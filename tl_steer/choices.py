@@ -101,7 +101,8 @@ def choice_logits(
         first among the two), mass (the two choices' share of all probability: near 0 the rest means nothing).
 
     Raises:
-        ValueError: choices that tokenize alike, or of which one is the beginning of the other.
+        ValueError: choices that tokenize alike, or of which one is the beginning of the other; a prompt that,
+            with its choices, does not fit the context; a model without a tokenizer.
     """
     given = as_prompts(prompts)
     pairs = [choices] * len(given) if isinstance(choices[0], str) else list(choices)
@@ -126,6 +127,8 @@ def plan_choices(model: Any, prompts: Sequence[Prompt], choices: Sequence[tuple[
     """Tokenise questions and say what has to be read of each; raises as `choice_logits`."""
     if len(prompts) != len(choices):
         raise ValueError(f"{len(choices)} pairs of choices for {len(prompts)} prompts: give one for each.")
+    if model.tokenizer is None:
+        raise ValueError("this model has no tokenizer, so that the choices cannot be made into tokens.")
     ids = tokenize_all(model, prompts)
     reads = [
         read
@@ -134,6 +137,11 @@ def plan_choices(model: Any, prompts: Sequence[Prompt], choices: Sequence[tuple[
             question, len(tokens), pair, *(_continuation(model, prompt, tokens, choice) for choice in pair)
         )
     ]
+    if long := next((read for read in reads if len(read.ids) > model.cfg.n_ctx), None):
+        raise ValueError(
+            f"question {long.question}: {len(long.ids)} tokens of the prompt and its choices do not fit the "
+            f"context of {model.cfg.n_ctx}: shorten the prompt."
+        )
     return ChoicePlan(tuple(map(tuple, ids)), tuple(reads))
 
 

@@ -12,7 +12,7 @@ from ..choices import choice_logits
 from ..engine.support import obstacle
 from ..generation import generate
 from ..interventions import Add, steer
-from ..models import identify
+from ..models import identify, is_bridge
 from ..positions import all_tokens
 from .findings import LENGTHS, NATS, Check, DoesNotApplyError, Finding, Worst, apart, logits_apart
 from .subject import Pass, Subject, as_batch, choices, reading, scored, shortfall
@@ -160,6 +160,15 @@ def _hugging_face(subject: Subject) -> list[Pass]:
         raise DoesNotApplyError(
             "there is nothing to compare with: pass hf_model=…, the same weights loaded by transformers."
         )
+    if is_bridge(subject.model) and _share(hf_model, subject.model.original_model):
+        raise DoesNotApplyError(
+            "hf_model is the very model that the bridge was put into, so that nothing would be compared: pass "
+            "another copy of the same weights."
+        )
+    if hf_model.training:
+        raise DoesNotApplyError(
+            "hf_model is in training mode, where dropout may be on: hf_model.eval() first."
+        )
     passes = []
     for ids in subject.ids:
         given = torch.tensor([ids], device=hf_model.device)
@@ -167,6 +176,12 @@ def _hugging_face(subject: Subject) -> list[Pass]:
             logits = hf_model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0]
         passes.append(Pass(logits.float().cpu(), streams))
     return passes
+
+
+def _share(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have a weight in common, not only its numbers."""
+    held = set(map(id, one.parameters()))
+    return any(id(weight) in held for weight in other.parameters())
 
 
 def _blocks(hf_model: Any, count: int) -> nn.ModuleList:

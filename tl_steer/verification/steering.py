@@ -1,7 +1,9 @@
 """Checks of operations: where they land, how they are rounded, and that nothing of them stays."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from ..capture import capture
 from ..generation import generate
 from ..interventions import Ablate, Add, NonFiniteError, Operation, ProjectOut, SetProjection, steer
-from ..models import is_hooked
+from ..models import hook_point, is_hooked
 from .findings import LENGTHS, Check, DoesNotApplyError, Finding, Worst, apart, logits_apart
 from .state import differing, hooks
 from .subject import Pass, Subject, alone, as_batch, reading
@@ -53,9 +55,10 @@ def rounded(subject: Subject) -> Finding:
     """Each operation against float64 rounded once to the stream's dtype, beyond what float32 may err."""
     worst, row = Worst(), _longest(subject)
     for layer in {subject.layers[0], subject.layers[-1]}:
-        clean = subject.alone[row].streams[layer].double()
         for operation, exact in _operations(subject, layer):
-            found = _under(subject, row, operation).streams[layer].double()
+            with _before(subject.model, layer) as unsteered:  # the same pass: two may round differently
+                found = _under(subject, row, operation).streams[layer].double()
+            (clean,) = (stream.double() for stream in unsteered)
             expected, told = exact(clean), f"{type(operation).__name__} at layer {layer}"
             slack = FLOAT32_STEPS * torch.finfo(torch.float32).eps * clean.norm(dim=-1, keepdim=True)
             beyond = (found - expected).abs() - slack - _half_step(expected, subject.dtype)
@@ -110,7 +113,8 @@ def half_precision(subject: Subject) -> Finding:
 
 def gone(subject: Subject) -> Finding:
     """Hooks after `steer`, left in order, by an exception or refused, after `capture` and `generate`."""
-    before, vector, ids = hooks(subject.model), subject.vector(subject.layers[-1]), subject.ids[:1]
+    before, vector = hooks(subject.model), subject.vector(subject.layers[-1])
+    ids = [subject.ids[0][:1]]  # there is room for new tokens behind it
     good = Add(vector)
     _under(subject, 0, good)
     for broken in (_interrupted, _refused):
@@ -131,6 +135,21 @@ def _under(subject: Subject, row: int, *operations: Operation) -> Pass:
     with torch.no_grad(), steered, seeing as seen:
         logits = subject.model(as_batch(subject.model, [ids]))[0]
     return Pass(logits.float().cpu(), seen)
+
+
+@contextmanager
+def _before(model: Any, layer: int) -> Iterator[list[Float[Tensor, "pos d_model"]]]:
+    """While this is entered, what a block gives for the first row, pass by pass, before it is steered."""
+    seen: list[Tensor] = []
+
+    def keep(_module: Any, inputs: tuple) -> None:
+        seen.append(inputs[0][0].detach().cpu())
+
+    handle = hook_point(model, "resid_post", layer).register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def _interrupted(subject: Subject, operation: Operation) -> None:

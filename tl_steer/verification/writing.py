@@ -79,7 +79,13 @@ def chat_tokens(subject: Subject) -> Finding:
 def vocabulary(subject: Subject) -> Finding:
     """Tokens that the tokenizer has and the model has not."""
     tokenizer = _tokenizer(subject)
-    beyond = [text for text, id_ in tokenizer.get_vocab().items() if id_ >= subject.model.cfg.d_vocab]
+    # A placeholder of another kind of input, Gemma 3's <image_soft_token>, is never embedded.
+    special = {id_ for id_, added in getattr(tokenizer, "added_tokens_decoder", {}).items() if added.special}
+    beyond = [
+        text
+        for text, id_ in tokenizer.get_vocab().items()
+        if id_ >= subject.model.cfg.d_vocab and id_ not in special
+    ]
     return Finding(len(beyond), ", ".join(map(repr, sorted(beyond)[:5])))
 
 
