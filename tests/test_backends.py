@@ -37,6 +37,8 @@ from tl_steer.models import (
     unembedded,
 )
 from tl_steer.models.backend import HookedTransformer
+from tl_steer.models.loading import _is_same
+from tl_steer.models.unembedding import unembedding
 from tl_steer.positions import (
     all_tokens,
     current_token,
@@ -50,7 +52,8 @@ from tl_steer.positions import (
 from tl_steer.prompts import ChoiceQuestions, contrast_pairs
 from tl_steer.recipes import activation_addition
 
-from .conftest import ARCHITECTURES, VOCABULARY, WIDTH, random_hf_model
+from .conftest import ARCHITECTURES, SIZES, VOCABULARY, WIDTH, random_hf_model
+from .fake_devices import FakeDevices
 from .hugging_face import HOOKS, Change, block, greedy_alone, run_alone, run_padded
 
 NO_HOOKED = pytest.mark.skipif(
@@ -513,7 +516,7 @@ def test_a_bridge_has_the_identity_of_the_hooked_transformer_to_the_digit(kind, 
     caplog.set_level(logging.ERROR)  # what an architecture cannot have is left out, and logged
     hooked, bridge = (identify(loaded(kind, backend, processing=processing)) for backend in BACKENDS)
     assert bridge == hooked
-    assert len(bridge.fingerprint) == 256
+    assert len(bridge.fingerprint) == 512
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -657,6 +660,132 @@ def test_without_a_hooked_transformer_asking_for_it_says_what_to_do(monkeypatch)
 def test_an_unknown_backend_is_an_error():
     with pytest.raises(ValueError, match="backend 'nnsight' is unknown; there are 'hooked' and 'bridge'"):
         load_model(backend="nnsight")
+
+
+GRANITE = {"num_key_value_heads": 2, "logits_scaling": 3.0, "residual_multiplier": 0.7}
+MIXED = {
+    "num_key_value_heads": 2, "head_dim": 12, "moe_intermediate_size": 32, "num_experts": 4,
+    "num_experts_per_tok": 2, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "shared_expert_intermediate_size": 32,
+}  # fmt: skip
+EXPERTS = {
+    "num_key_value_heads": 2, "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "intermediate_size_mlp": 64,
+}  # fmt: skip
+
+
+@pytest.fixture
+def rare(monkeypatch):
+    """A maker of small models of architectures that the other tests do without, by transformers' name."""
+
+    def make(kind, **sizes):
+        monkeypatch.setitem(ARCHITECTURES, kind, (kind, SIZES | sizes))
+        return random_hf_model(kind)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["Mpt", "Mamba"])
+def test_a_bridge_that_goes_wrong_behind_cached_keys_and_values_is_refused(kind, monkeypatch):
+    sizes = {"vocab_size": VOCABULARY, "d_model": WIDTH, "n_layers": 3, "n_heads": 4, "max_seq_len": 64}
+    if kind == "Mamba":
+        sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 3, "state_size": 8}
+    monkeypatch.setitem(ARCHITECTURES, kind, (kind, sizes))
+    told = rf"cannot run {kind}ForCausalLM a token at a time, with keys and values .*: \w.*backend='hooked'"
+    with pytest.raises(ValueError, match=told):
+        loaded(kind, "bridge")
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "dtype"),
+    [
+        ("Olmo", {}, "bfloat16"), ("Olmo2", {}, "bfloat16"), ("Olmo3", {"sliding_window": 5}, "float16"),
+        ("Qwen3Next", MIXED, "float32"), ("Llama4Text", EXPERTS, "float32"),
+    ],
+)  # fmt: skip
+def test_bridges_of_rarer_architectures_are_read_and_written_with(rare, kind, sizes, dtype):
+    hf_model = rare(kind, **sizes).to(getattr(torch, dtype))
+    model = load_model("tiny", backend="bridge", hf_model=copy.deepcopy(hf_model), device="cpu")
+    with torch.no_grad():
+        logits = hf_model(torch.tensor([PROMPTS[1]])).logits[:, -1].float()
+        found = unembedded(model, capture(model, [PROMPTS[1]], layers=-1).single()[:, 0].to(model.cfg.dtype))
+    assert (found - logits).norm() < (1e-4 if dtype == "float32" else 0.03) * logits.norm()
+    assert len(generate(model, [PROMPTS[1]], max_new_tokens=2, return_tokens=True)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("Granite", GRANITE), ("Nemotron", {"num_key_value_heads": 2, "head_dim": 12}),
+        ("Qwen3Next", MIXED), ("Olmo", {}), ("Llama", {}), ("GPTNeoX", {}),
+    ],
+)  # fmt: skip
+def test_without_the_norm_a_bridges_lens_is_the_slope_of_its_logits(rare, kind, sizes):
+    """Along what leaves the stream's length alone, and but for the division by it."""
+    model = load_model("tiny", backend="bridge", hf_model=rare(kind, **sizes), device="cpu")
+    made = torch.Generator().manual_seed(3)
+    stream, added = (torch.randn(WIDTH, dtype=torch.float64, generator=made) * 5 for _ in range(2))
+    stream -= stream.mean()  # so that both kinds of norm divide by the same length
+    added -= (added @ stream) / (stream @ stream) * stream
+    added += 1.0  # what a LayerNorm does not see
+    whole, linear = (unembedding(model, torch.float64, norm=norm) for norm in (True, False))
+    step = 1e-3
+    with torch.no_grad():
+        slope = (whole((stream + step * added)[None]) - whole((stream - step * added)[None])) / (2 * step)
+        expected = slope * stream.pow(2).mean().sqrt()
+        torch.testing.assert_close(linear(added[None]), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(linear(2 * added[None]), 2 * linear(added[None]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_a_lens_without_the_norm_takes_streams_to_a_norm_and_a_head_on_other_devices(kind):
+    model, stream = loaded(kind, "bridge"), torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(1))
+    expected = unembedding(model, torch.float32, norm=False)(stream)
+    with FakeDevices():
+        for place, part in enumerate((model.ln_final, model.unembed)):
+            weights = part.original_component._parameters
+            for name, weight in list(weights.items()):
+                if weight is not None:
+                    moved = weight.detach().to(f"lazy:{place}")
+                    weights[name] = torch.nn.Parameter(moved, requires_grad=False)
+        found = unembedding(model, torch.float32, norm=False)(stream)
+        assert str(found.device) == "lazy:1"
+        torch.testing.assert_close(found.cpu(), expected, **CLOSE)
+
+
+# --- what a bridge is not given
+
+
+def test_weights_that_are_not_in_memory_are_refused_before_anything_runs():
+    hf_model = random_hf_model("llama")
+    hf_model.model.layers[2].to("meta")
+    hf_model.forward = None
+    with pytest.raises(ValueError, match=r"tiny has weights on meta: .* cannot be read or run with hooks"):
+        load_model("tiny", backend="bridge", hf_model=hf_model)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "same"),
+    [
+        ("cpu", "cpu:0", True), ("cuda:1", "cuda", True), ("cuda:0", "cuda:0", True),
+        ("cuda:0", "cuda:1", False), ("cpu", "cuda", False),
+    ],
+)  # fmt: skip
+def test_a_device_without_an_index_is_any_of_its_kind(there, asked, same):
+    assert _is_same(torch.device(there), torch.device(asked)) is same
+
+
+def test_a_model_that_is_in_place_is_not_copied():
+    hf_model = random_hf_model("llama")
+    assert load_model("tiny", backend="bridge", hf_model=hf_model, device="cpu:0").original_model is hf_model
+
+
+def test_a_model_over_several_devices_stays_there():
+    hf_model = random_hf_model("llama")
+    hf_model.hf_device_map = {"model": "cpu", "lm_head": "cpu"}
+    model = load_model("tiny", backend="bridge", hf_model=hf_model, device="cuda:3")
+    assert model.original_model is hf_model
 
 
 # --- what a bridge cannot do, or not everywhere

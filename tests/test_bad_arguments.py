@@ -264,7 +264,8 @@ def finite(result: Any) -> bool:
     return all(map(finite, result.values())) if isinstance(result, dict) else True
 
 
-FOLDER = Path(tempfile.mkdtemp())  # of what is written
+HELD = tempfile.TemporaryDirectory()  # gone when this module is
+FOLDER = Path(HELD.name)  # of what is written
 
 
 @functools.cache

@@ -1,6 +1,10 @@
 """Estimators: a planted direction, numpy and scikit-learn as oracles, orientation, precision, seeds."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.decomposition import PCA
@@ -8,7 +12,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from tl_steer.activations import PairedActivations
 from tl_steer.directions import (
+    digest,
     lda_direction,
     logistic_direction,
     mean_difference,
@@ -372,6 +378,44 @@ def test_estimates_say_where_they_come_from_and_change_nothing(planted):
     assert all(map(torch.equal, before, (pairs.positive.values, pairs.negative.values)))
     fewer = mean_difference(pairs.subset(range(100)))
     assert fewer.info["data"] != mean_difference(pairs).info["data"]
+
+
+FACTORS = {
+    "plain": {"group": [0, 1, 2], "topic": ["a", "b", "a"], "score": [1.5, 2.0, -0.0]},
+    "missing": {"score": [1.0, float("nan"), 2.5], "text": ["a", None, "b"], "flag": [True, None, False]},
+    "Int64": {"kind": pd.array([1, None, 2], dtype="Int64")},
+    "boolean": {"flag": pd.array([True, None, False], dtype="boolean")},
+    "string": {"text": pd.array(["a", None, "b"], dtype="string")},
+    "dates": {"when": pd.to_datetime(["2020-01-01", None, "2020-01-02"])},
+    "categories": {"kind": pd.Categorical(["x", None, "y"])},
+    "numbered": {number: [number] * 3 for number in range(12)},
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_file_of_activations_changes_no_digest(tmp_path, name):
+    pairs = make_pairs(np.ones((3, 1, 8)), np.zeros((3, 1, 8)), factors=pd.DataFrame(FACTORS[name]))
+    pairs.save(tmp_path / "pairs.safetensors")
+    assert digest(PairedActivations.load(tmp_path / "pairs.safetensors")) == digest(pairs)
+
+
+def test_other_prompts_completions_or_factors_have_another_digest(tmp_path):
+    def made(positive=(), negative=(), flags=(True, None)):
+        pairs = make_pairs(np.ones((2, 1, 8)), np.zeros((2, 1, 8)), factors=pd.DataFrame({"flag": flags}))
+        texts = [tuple("a" for _ in each) for each in (positive, negative)]
+        sides = zip((pairs.positive, pairs.negative), texts, (positive, negative), strict=True)
+        sides = [replace(side, completions=text, completion_tokens=tokens) for side, text, tokens in sides]
+        return PairedActivations(*sides, pairs.factors)
+
+    some, others = ((1, 2), (3,)), ((1,), (2, 3))
+    different = [
+        made(), made(some), made(negative=some), made(some, some), made(some, others), made(others, some),
+        made(flags=(None, True)), made(flags=(1, None)), made(flags=("True", None)), made().subset([1, 0]),
+    ]  # fmt: skip
+    for one, other in itertools.combinations(different, 2):
+        assert digest(one) != digest(other)
+    different[4].save(tmp_path / "pairs.safetensors")
+    assert digest(PairedActivations.load(tmp_path / "pairs.safetensors")) == digest(different[4])
 
 
 BYTES = make_model(byte_tokenizer())

@@ -616,6 +616,11 @@ def test_plain_tensors_there_and_back(tmp_path):
     require_imported(load_pt(tmp_path / "v.pt", MODEL), vectors, MODEL, "file v.pt")
 
 
+def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        save_pt(vectors_of(), tmp_path / "missing" / "v.pt")
+
+
 class Trap:
     """Unpickling this is seen."""
 

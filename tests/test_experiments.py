@@ -783,7 +783,8 @@ def reporting(monkeypatch, tmp_path):
     monkeypatch.setattr(steps, "_work", work)
     monkeypatch.setattr(steps, "_versions", lambda *_, **__: {})
     monkeypatch.setattr(steps, "require_runnable", lambda *_: None)
-    monkeypatch.setattr(sys.modules["tl_steer.experiments.unfinished"], "_parts", lambda *_: {})
+    for name, made in (("_parts", {}), ("bytes_allowed", 2**20)):
+        monkeypatch.setattr(sys.modules["tl_steer.experiments.unfinished"], name, lambda *_, made=made: made)
     experiment = read_experiment(written(tmp_path, SMALLEST))
 
     def start(report, **options):

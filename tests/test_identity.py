@@ -15,6 +15,7 @@ from tl_steer.models import (
     optimize_layout,
     restore_layout,
 )
+from tl_steer.models.backend import BACKENDS
 
 
 @pytest.fixture(params=["gpt2", "llama", "gemma2"])
@@ -41,22 +42,76 @@ def test_an_identity_holds_the_models_shapes_and_name(make_hf_model, make_tokeni
     found = identify(load_model("some/tiny", hf_model=make_hf_model("gemma2"), tokenizer=make_tokenizer()))
     assert (found.name, found.revision) == ("tiny", None)
     assert (found.n_layers, found.d_model, found.n_heads, found.d_head) == (4, 48, 4, 16)
-    assert len(found.fingerprint) == 256
+    assert len(found.fingerprint) == 512
     assert found.tokenizer
 
 
-def test_the_fingerprint_is_of_the_first_middle_and_last_blocks_output_weights(make_hf_model):
-    hf_model = make_hf_model("llama")
-    before = identify(load_model("tiny", hf_model=hf_model)).fingerprint
+PROJECTIONS = {
+    "self_attn.o_proj": [86, 85, 85],
+    "self_attn.q_proj": [32, 32, 32],
+    "self_attn.v_proj": [32, 32, 32],
+    "mlp.down_proj": [22, 21, 21],
+}
+
+
+def changed_in(hf_model, projection, layers, change):
+    with torch.no_grad():
+        for layer in layers:
+            change(hf_model.model.layers[layer].get_submodule(projection).weight)
+    return hf_model
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_fingerprint_is_of_four_weights_of_the_first_middle_and_last_block(make_hf_model, backend):
+    def fingerprint(hf_model):
+        return identify(load_model("tiny", hf_model=hf_model, backend=backend)).fingerprint
+
+    before = fingerprint(make_hf_model("llama"))
     changed = {}
-    for layer in range(3):
-        other = make_hf_model("llama")
-        with torch.no_grad():
-            other.model.layers[layer].self_attn.o_proj.weight.add_(1.0)
-        after = identify(load_model("tiny", hf_model=other)).fingerprint
-        changed[layer] = [abs(b - a - 1.0) < 1e-4 for a, b in zip(before, after, strict=True)]
-    assert [sum(flags) for flags in changed.values()] == [86, 85, 85]
+    for projection in PROJECTIONS:
+        for layer in range(3):
+            other = changed_in(make_hf_model("llama"), projection, [layer], lambda weight: weight.add_(1.0))
+            flags = [abs(b - a - 1.0) < 1e-4 for a, b in zip(before, fingerprint(other), strict=True)]
+            changed[projection, layer] = flags
+    assert [sum(flags) for flags in changed.values()] == [n for each in PROJECTIONS.values() for n in each]
     assert all(sum(flags) == 1 for flags in zip(*changed.values(), strict=True))
+
+
+@pytest.mark.parametrize("projection", ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"])
+def test_an_adapter_merged_into_one_weight_alone_is_another_model(make_hf_model, projection):
+    """As peft's default leaves a model: q and v changed, W_O as it was."""
+    first = identify(load_model("tiny", hf_model=make_hf_model("llama")))
+    merged = changed_in(make_hf_model("llama"), projection, range(3), lambda weight: weight.mul_(1.05))
+    second = identify(load_model("tiny", hf_model=merged))
+    assert first.fingerprint[:256] == second.fingerprint[:256]
+    assert not first.same_model(second)
+    assert not second.same_model(first)
+
+
+def test_an_identity_of_an_older_file_is_compared_by_the_weights_it_has(identity):
+    old = replace(identity, fingerprint=identity.fingerprint[:256])
+    other = replace(old, fingerprint=tuple(1.1 * value for value in old.fingerprint))
+    for first, second in ((old, identity), (identity, old)):
+        assert first.same_model(second)
+    for first, second in ((other, identity), (identity, other)):
+        assert not first.same_model(second)
+    assert not replace(identity, fingerprint=identity.fingerprint[:255]).same_model(identity)
+
+
+def test_the_weights_that_come_behind_one_that_cannot_be_read_are_left_out(make_hf_model):
+    model = load_model("tiny", hf_model=make_hf_model("llama"), backend="bridge")
+    projection = model.blocks[1].attn.v.original_component
+    projection.weight = torch.nn.Parameter(projection.weight.to(torch.uint8), requires_grad=False)
+    found = identify(model)
+    assert len(found.fingerprint) == 256 + 96
+    assert found.same_model(identify(load_model("tiny", hf_model=make_hf_model("llama"))))
+
+
+def test_a_bridge_with_weights_that_are_not_in_memory_says_so(make_hf_model):
+    model = load_model("tiny", hf_model=make_hf_model("llama"), backend="bridge")
+    model.blocks[2].attn.o.original_component.to("meta")
+    with pytest.raises(ValueError, match="tiny has weights on meta: they are not in memory"):
+        identify(model)
 
 
 def test_the_middle_block_counts_too(make_hf_model):

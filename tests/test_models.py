@@ -14,7 +14,9 @@ import transformers
 from huggingface_hub.errors import GatedRepoError
 from transformer_lens import loading_from_pretrained as tl_loading
 
+from tl_steer import cli
 from tl_steer.models import (
+    BACKENDS,
     EMBEDDED,
     HOOKS,
     MODELS,
@@ -25,6 +27,7 @@ from tl_steer.models import (
     hook_point,
     hook_width,
     identify,
+    load_hugging_face,
     load_model,
     resolve_layers,
     tokenize,
@@ -259,6 +262,34 @@ def test_processing_leaves_out_what_would_change_predictions(caplog, kind, chang
     torch.testing.assert_close(model(ids, attention_mask=mask).log_softmax(-1), theirs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_with_attention_sinks_keeps_its_value_biases(caplog, backend):
+    """Part of each head's attention goes to a sink, so that a value bias is not added whole."""
+    sizes = {"vocab_size": 150, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "pad_token_id": 2}
+    config = transformers.GptOssConfig(**sizes, num_local_experts=4, num_experts_per_tok=2)
+    hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in hf_model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+        ids = torch.tensor(random_prompts()[:1])
+        theirs = hf_model(ids).logits.log_softmax(-1)
+        model = load_model("tiny", hf_model=hf_model, processing=True, backend=backend)
+        ours = model(ids).log_softmax(-1)
+    assert "tiny cannot have fold_value_biases: left out" in caplog.text
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_attention_of_a_rotary_model_is_not_refactored(make_hf_model, caplog, backend):
+    hf_model, ids = make_hf_model("llama"), torch.tensor(random_prompts()[:1])
+    theirs = hf_model(ids).logits
+    steps = {"refactor_factored_attn_matrices": True}
+    model = load_model("tiny", hf_model=hf_model, processing=steps, backend=backend, device="cpu")
+    assert "tiny cannot have refactor_factored_attn_matrices: left out" in caplog.text
+    torch.testing.assert_close(model(ids), theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_processing_by_name_does_that_step_alone(make_hf_model):
     """The study centred the writing weights alone: the stream is Hugging Face's without its mean."""
     hf_model = make_hf_model("gpt2")
@@ -401,6 +432,72 @@ def test_the_models_that_are_offered_are_described():
 def test_heads_that_transformer_lens_would_convert_wrongly_are_refused(make_hf_model):
     with pytest.raises(ValueError, match=r"LlamaForCausalLM with head_dim 16, not hidden_size / heads"):
         load_model("tiny", hf_model=make_hf_model("llama", head_dim=16))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "cause"),
+    [
+        ("tiny", "Helium", "NotImplementedError"),
+        ("tiny", "Phi", "AttributeError .*partial_rotary_factor"),
+        ("google/gemma-2b", "Gemma", "NotImplementedError"),
+    ],
+)
+def test_what_transformer_lens_cannot_convert_is_refused_in_words(name, kind, cause):
+    sizes = {"vocab_size": 150, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12, "pad_token_id": 2}
+    hf_model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**sizes))
+    told = rf"cannot convert this {kind}ForCausalLM into a HookedTransformer: {cause}.*backend='bridge'"
+    with pytest.raises(ValueError, match=told):
+        load_model(name, hf_model=hf_model, backend="hooked")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("size mismatch\nfor W_Q"), AssertionError(), KeyError("rope_theta")]
+)
+def test_a_conversions_error_is_told_in_one_line(make_hf_model, monkeypatch, error):
+    monkeypatch.setattr("tl_steer.models.hooked.converted", failing(error))
+    told = r"cannot convert this LlamaForCausalLM into a HookedTransformer: [^\n]+\. Use backend='bridge'"
+    with pytest.raises(ValueError, match=told):
+        load_model("tiny", hf_model=make_hf_model("llama"), backend="hooked")
+
+
+def test_memory_that_ran_out_is_no_question_of_conversion(make_hf_model, monkeypatch):
+    monkeypatch.setattr("tl_steer.models.hooked.converted", failing(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        load_model("tiny", hf_model=make_hf_model("llama"), backend="hooked")
+
+
+def test_quantised_weights_are_not_converted(make_hf_model):
+    hf_model = make_hf_model("llama")
+    hf_model.config.quantization_config = {"load_in_4bit": True}
+    told = r"cannot convert this LlamaForCausalLM into .*: its weights are quantised\. Use backend='bridge'"
+    with pytest.raises(ValueError, match=told):
+        load_model("tiny", hf_model=hf_model, backend="hooked")
+
+
+def test_a_name_that_only_a_bridge_can_load_is_asked_of_the_hub(monkeypatch):
+    """`tl-steer verify` compares with this model."""
+    asked = []
+
+    def from_pretrained(name, **_):
+        asked.append(name)
+        raise OSError("offline")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    with pytest.raises(ValueError, match="model 'some/novelty' is unknown"):
+        load_hugging_face("some/novelty", backend="hooked")
+    with pytest.raises(ModelUnavailableError, match="some/novelty is not here"):
+        load_hugging_face("some/novelty", backend="bridge")
+    assert asked == ["some/novelty"]
+
+
+def test_verifying_a_bridge_asks_for_a_model_that_a_bridge_can_load(monkeypatch):
+    def unknown(name, *, backend, **_):
+        raise ModelUnavailableError(f"{name} for {backend}")
+
+    monkeypatch.setattr("tl_steer.models.load_hugging_face", unknown)
+    with pytest.raises(ModelUnavailableError, match="some/novelty for bridge"):
+        cli.verify("some/novelty", backend="bridge")
 
 
 def test_a_temporary_folder_that_passes_for_a_models_name_is_refused(make_hf_model, tmp_path, monkeypatch):

@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -12,8 +14,9 @@ import pytest
 import torch
 
 from tl_steer.directions import SteeringVectors
+from tl_steer.evaluation import ray_cluster
 from tl_steer.evaluation.chunks import in_order
-from tl_steer.evaluation.ray_cluster import LostWorkersError, _Worker, ray_executor
+from tl_steer.evaluation.ray_cluster import LostWorkersError, _count, _Worker, ray_executor
 from tl_steer.evaluation.sweep import sweep
 from tl_steer.interventions import Add, NonFiniteError
 from tl_steer.models import identify
@@ -68,7 +71,7 @@ def swept(executor=in_order, **options):
 
 @dataclass(frozen=True, eq=False)
 class Deadly:
-    """Adds a vector, and kills the worker that does, until there are as many marks as it may kill."""
+    """Adds a vector, and kills the worker that does; so often the vector's, and so often the control's."""
 
     vector: Any
     multiplier: float
@@ -77,9 +80,9 @@ class Deadly:
     kills: int
 
     def edits(self, n_layers):
-        dead = len(list(self.marks.iterdir()))
+        dead = len(list(self.marks.glob(f"killed-{self.vector.method}-*")))
         if os.getpid() != HERE and self.multiplier == 7 and self.vector.layer == 1 and dead < self.kills:
-            (self.marks / f"killed-{dead}").touch()
+            (self.marks / f"killed-{self.vector.method}-{dead}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return Add(self.vector, self.multiplier, self.positions).edits(n_layers)
 
@@ -89,6 +92,35 @@ def deadly(marks, kills):
         return Deadly(vector, multiplier, positions, marks, kills)
 
     return adds
+
+
+@contextmanager
+def taken(cpus):
+    """So many of the cluster's CPUs are in use by others."""
+    from ray.util import placement_group, remove_placement_group
+
+    group = placement_group([{"CPU": cpus}])
+    assert group.wait(60)
+    try:
+        yield
+    finally:
+        remove_placement_group(group)
+
+
+@contextmanager
+def within(seconds):
+    """What hangs is an error."""
+
+    def stop(*_):
+        raise AssertionError(f"it hangs: {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_two_workers_give_the_table_that_one_process_gives_and_load_the_model_once_each(tmp_path):
@@ -103,10 +135,12 @@ def test_two_workers_give_the_table_that_one_process_gives_and_load_the_model_on
     assert str(HERE) not in {file.name for file in tmp_path.iterdir()}
 
 
-def test_a_killed_worker_s_texts_are_written_again_and_the_table_is_the_same(tmp_path):
-    options = {"measure": "generate", "max_new_tokens": 4}
-    table = swept(ray_executor(workers=2), operations=[deadly(tmp_path, kills=1)], **options)
-    assert [mark.name for mark in tmp_path.iterdir()] == ["killed-0"]
+def test_each_chunk_s_killed_worker_counts_for_itself_and_the_table_is_the_same(tmp_path):
+    options = {"measure": "generate", "max_new_tokens": 4, "multipliers": MULTIPLIERS[20:]}
+    # One worker is lost twice, with another chunk each time.
+    once = ray_executor(workers=1, retries=1)
+    table = swept(once, operations=[deadly(tmp_path, kills=1)], **options)
+    assert len(list(tmp_path.iterdir())) == 2
     whole = swept(operations=[deadly(tmp_path, kills=0)], **options)
     pd.testing.assert_frame_equal(table, whole, rtol=1e-6, atol=1e-6)
 
@@ -114,13 +148,16 @@ def test_a_killed_worker_s_texts_are_written_again_and_the_table_is_the_same(tmp
 def test_cells_that_kill_every_worker_are_given_up_and_what_is_finished_is_gone_on_with(tmp_path):
     marks, out = tmp_path / "marks", tmp_path / "table.parquet"
     marks.mkdir()
-    with pytest.raises(LostWorkersError, match=r"out=…: call it again to go on"):
-        swept(ray_executor(workers=2, retries=1), operations=[deadly(marks, kills=9)], out=out)
+    options = {"operations": [deadly(marks, kills=9)], "multipliers": MULTIPLIERS[20:]}
+    with pytest.raises(
+        LostWorkersError, match=r"the last time with: The actor .*out=…: call it again to go on"
+    ):
+        swept(ray_executor(workers=2, retries=1), out=out, **options)
     assert len(list(marks.iterdir())) >= 2  # once, and once again
     assert not out.exists()
     # Without Ray, and with what was kept.
-    table = swept(operations=[deadly(marks, kills=9)], out=out)
-    pd.testing.assert_frame_equal(table, swept(operations=[deadly(marks, kills=9)]), rtol=1e-6, atol=1e-6)
+    table = swept(out=out, **options)
+    pd.testing.assert_frame_equal(table, swept(**options), rtol=1e-6, atol=1e-6)
     assert out.exists()
 
 
@@ -139,14 +176,76 @@ def test_a_worker_that_loads_another_model_is_refused(other, told):
 
 def test_an_error_in_a_worker_is_the_error_here():
     with pytest.raises(NonFiniteError, match=r"Add\(multiplier=1e\+38\) at layer 0"):
-        swept(ray_executor(workers=2), multipliers=[1.0, 1e38], controls=0)
+        swept(ray_executor(workers=1), multipliers=[1.0, 1e38], controls=0)
+
+
+def test_a_worker_whose_place_is_taken_gets_no_chunk_and_the_others_answer_all():
+    options = {"multipliers": MULTIPLIERS[:12], "controls": 0}
+    with taken(cpus=1), within(seconds=400):
+        table = swept(ray_executor(workers=2), **options)
+    pd.testing.assert_frame_equal(table, swept(**options), rtol=1e-6, atol=1e-6)
+
+
+def test_where_no_worker_can_start_it_is_said_and_not_waited_for_ever(monkeypatch):
+    monkeypatch.setattr(ray_cluster, "STARTING", 0.5)
+    with (
+        taken(cpus=2),
+        within(seconds=60),
+        pytest.raises(TimeoutError, match=r"waited 0.5 seconds for any of the 2 Ray workers to start"),
+    ):
+        swept(ray_executor(workers=2))
 
 
 def test_more_than_the_cluster_has_is_refused():
-    with pytest.raises(ValueError, match=r"has 2 CPUs and 0 GPUs, and a worker wants 1 and 1"):
+    with pytest.raises(ValueError, match=r"has 2 CPUs and 0 GPUs on 1 machines, and a worker wants 1 and 1"):
         swept(ray_executor(gpus=1))
+    with within(seconds=60), pytest.raises(ValueError, match=r"there is room for 2, not for 3"):
+        swept(ray_executor(workers=3))
     with pytest.raises(ValueError, match=r"workers=0: give at least 1"):
         ray_executor(workers=0)
+
+
+@pytest.mark.parametrize(
+    ("machines", "asked", "count"),
+    [
+        ([{"CPU": 3.0}, {"CPU": 3.0}], (None, 2, 0), 2),  # and not 6 // 2
+        ([{"CPU": 3.0}, {"CPU": 3.0}], (2, 2, 0), 2),
+        ([{"CPU": 9.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 9.0}], (None, 1, 1), 2),
+        ([{"CPU": 9.0}, {"CPU": 9.0, "GPU": 1.0}], (None, 0, 0.1), 10),  # and not 1 // 0.1
+        ([{"CPU": 1.0}], (7, 0, 0), 7),
+    ],
+)
+def test_the_room_is_counted_machine_by_machine(machines, asked, count):
+    nodes = [{"Alive": True, "Resources": machine} for machine in machines]
+    lost = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}
+    assert _count(SimpleNamespace(nodes=lambda: [lost, *nodes]), *asked) == count
+
+
+def test_workers_for_which_no_machine_has_room_are_refused():
+    cluster = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 3.0}}] * 2)
+    with pytest.raises(ValueError, match=r"6 CPUs and 0 GPUs on 2 machines, .* room for 2, not for 3\."):
+        _count(cluster, 3, 2, 0)
+    with pytest.raises(ValueError, match=r"room for 0, not for 1\."):
+        _count(cluster, None, 4, 0)
+    with pytest.raises(ValueError, match=r"takes no CPU and no GPU has room everywhere: say how many"):
+        _count(cluster, None, 0, 0)
+
+
+def test_without_an_address_no_cluster_that_runs_here_is_joined(monkeypatch):
+    import ray
+
+    addresses = []
+
+    def init(address, **_):
+        addresses.append(address)
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    for address in (None, "auto"):
+        with pytest.raises(ConnectionError):
+            swept(ray_executor(address))
+    assert addresses == ["local", "auto"]
 
 
 def test_without_ray_the_remedy_is_named(monkeypatch):

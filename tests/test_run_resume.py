@@ -2,13 +2,14 @@
 
 import json
 import random
+import shutil
 import sys
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from tl_steer.activations import PairedActivations
@@ -265,6 +266,79 @@ def test_data_that_changed_meanwhile_are_refused(model, tmp_path, monkeypatch):
         run(read_experiment(file), tmp_path / "run", model=model)
 
 
+OWN = "title = 'own'\n[pairs]\nkind = 'csv'\ndata = 'own.csv'\n[separation]\nfolds = 3\n"
+ROWS = "positive,negative\n" + "".join(f"good {row},bad {row}\n" for row in range(12))
+
+
+def own(tmp_path):
+    (tmp_path / "own.csv").write_text(ROWS)
+    (tmp_path / "own.toml").write_text(OWN)
+    return tmp_path / "own.toml"
+
+
+def test_a_finished_run_of_another_model_is_refused(finished, file, model, idle):
+    before, other = done(finished), load_model("organism-honesty", device="cpu")
+    with pytest.raises(FileExistsError, match=r"something else than is there now: model weights: .*--fresh"):
+        run(read_experiment(file), finished, model=other)
+    assert run(read_experiment(file), finished, model=model) == finished
+    (finished / "report.html").rename(finished.with_name("aside"))  # a report made anew is of the same model
+    with pytest.raises(FileExistsError, match="something else than is there now"):
+        run(read_experiment(file), finished, model=other)
+    finished.with_name("aside").rename(finished / "report.html")
+    shutil.rmtree(finished / "unfinished", ignore_errors=True)
+    assert done(finished) == before
+
+
+def test_a_finished_run_of_other_data_is_refused_and_outlives_its_data(model, tmp_path, monkeypatch):
+    file, out = own(tmp_path), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(STEPS, "_work", lambda *_, **__: None)
+        patch.setattr(STEPS, "write_report", lambda folder: (folder / "report.html").touch())
+        run(read_experiment(file), out, model=model)
+    monkeypatch.setattr(STEPS, "_work", breaking)
+    (tmp_path / "own.csv").write_text(ROWS + "more,less\n")
+    with pytest.raises(
+        FileExistsError, match=r"else than is there now: data own.csv: \w+ against \w+\. Give"
+    ):
+        run(read_experiment(file), out)
+    (tmp_path / "own.csv").unlink()
+    assert run(read_experiment(file), out) == out
+
+
+def test_memory_is_what_it_was_when_the_run_was_begun(file, model, tmp_path, monkeypatch):
+    """What is free decides what shares a batch, and so the last bits; every step is given it."""
+    out, seen, module = tmp_path / "run", {}, sys.modules["tl_steer.experiments.unfinished"]
+    monkeypatch.setattr(module, "bytes_allowed", lambda *_: 10_000_000)
+    broken_off(file, out, model, monkeypatch, step="_captured")
+    monkeypatch.setattr(module, "bytes_allowed", lambda *_: 20_000_000)
+
+    def watched(where, name):
+        real = getattr(where, name)
+
+        def watching(*arguments, **options):
+            if "memory" in options:
+                seen.setdefault(name, set()).add(options["memory"])
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(where, name, watching)
+
+    watched(STEPS, "capture_pairs")
+    for name in ("sweep", "damage", "text_damage"):
+        watched(asking, name)
+    run(read_experiment(file), out, model=model, progress=False)
+    assert set(seen) == {"capture_pairs", "sweep", "damage", "text_damage"}
+    assert set.union(*seen.values()) == {10_000_000}
+
+
+def test_an_experiment_that_was_changed_in_python_is_refused(file, tmp_path, model):
+    read = read_experiment(file)
+    changed = replace(read, seed=5, sweep=replace(read.sweep, multipliers=(2.0, 3.0)))
+    for experiment, told in ((changed, "seed, sweep"), (replace(read, source=""), "title")):
+        with pytest.raises(ValueError, match=rf"its file's text tells: {told} were .* with read_experiment"):
+            run(experiment, tmp_path / "run", model=model)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_packages_are_warned_of_and_written_down(file, model, tmp_path, monkeypatch, caplog):
     broken_off(file, tmp_path / "run", model, monkeypatch)
     real = STEPS.package_versions
@@ -302,10 +376,9 @@ def test_fresh_where_there_is_no_run_begins_one_and_leaves_other_things_alone(tm
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("no space left")])
-def test_a_full_disk_is_told_with_what_is_kept(file, model, tmp_path, monkeypatch, error):
+def test_a_full_disk_is_told_with_what_is_kept(file, model, tmp_path, monkeypatch):
     def full(self, path):
-        raise error
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(PairedActivations, "save", full)

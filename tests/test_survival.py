@@ -1,26 +1,37 @@
 """Sweeps that are killed at any moment and go on: the same table, to the bit."""
 
+import copy
 import errno
+import inspect
+import json
 import os
 import random
 import shutil
 import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
+from tokenizers import processors
 
-from tl_steer.evaluation import asking, chunks
+from tl_steer.evaluation import asking, chunks, plans
 from tl_steer.evaluation import checkpoints as module
 from tl_steer.evaluation.checkpoints import InUseError
 from tl_steer.evaluation.sweep import sweep
 from tl_steer.interventions import Add
+from tl_steer.models import identify
+from tl_steer.models.weights import weight_sums
 from tl_steer.positions import last_token
 
 from .broken_off import nursery, swept, wait_for
 from .test_sweep import MODEL, questions, several
+from .tiny_model import word_tokenizer
 
 NUMBER = -(-(1 + 2 * 3 * 100) // chunks.CELLS)  # of `swept`
 SWEEP = sys.modules["tl_steer.evaluation.sweep"]  # the name in the package is the function's
@@ -311,6 +322,188 @@ def test_another_model_of_the_same_shapes_is_refused(tmp_path):
         small(out, model=half, force=True)
 
 
+def merged():
+    """The model with other weights than `W_O`, as adapters of queries and values make it."""
+    other = copy.deepcopy(MODEL)
+    with torch.no_grad():
+        other.blocks[1].attn.W_V[0, 0, 0] += 0.5
+    return other
+
+
+def test_a_model_that_differs_in_one_weight_is_refused(tmp_path):
+    out, other = tmp_path / "table.parquet", merged()
+    assert identify(MODEL) == identify(other)
+    broken_off(out)
+    with pytest.raises(FileExistsError, match=r"done: model weights: \w+ against \w+ now"):
+        small(out, model=other)
+    restored = copy.deepcopy(MODEL)
+    restored.blocks[0].mlp.W_in.data = restored.blocks[0].mlp.W_in.data.T.contiguous().T  # another layout
+    small(out, model=restored)
+
+
+def test_weights_without_numbers_are_no_hindrance():
+    names = plans.model_parts(MODEL)["weights"], weight_sums(torch.nn.Linear(2, 2, device="meta"))
+    assert names[1] == {"weight": 0, "bias": 0}
+    packed = torch.nn.Module()
+    packed.weight = torch.nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
+    assert weight_sums(packed) == {"weight": 15}
+
+
+def test_a_tokenizer_that_cuts_the_same_vocabulary_otherwise_is_refused(tmp_path):
+    out, other = tmp_path / "table.parquet", copy.deepcopy(MODEL)
+    other.tokenizer = word_tokenizer()
+    other.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    broken_off(out)
+    with pytest.raises(FileExistsError, match=r"done: tokens: 8 \(\w+\) against 8 \(\w+\) now"):
+        small(out, model=other)
+
+
+def catching(factor):
+    def operation(vector, multiplier, positions):
+        return SimpleNamespace(edits=lambda n: Add(vector, factor * multiplier, positions).edits(n))
+
+    return operation
+
+
+def calling_itself(depth):
+    def operation(vector, multiplier, positions):
+        def edits(n):
+            return edits(n) if n < depth else Add(vector, multiplier, positions).edits(n)
+
+        return SimpleNamespace(edits=edits)
+
+    return operation
+
+
+class Slotted:
+    __slots__ = ("__hidden", "more", "vector")
+
+    def __init__(self, vector, multiplier, positions):
+        self.vector, self.__hidden = vector, (multiplier, positions)
+
+    def edits(self, n_layers):
+        return Add(self.vector, *self.__hidden).edits(n_layers)
+
+
+@pytest.mark.parametrize("operation", [catching(2), calling_itself(0), Slotted])
+def test_an_operation_that_catches_or_has_slots_is_the_same_when_made_again(tmp_path, operation):
+    out = tmp_path / "table.parquet"
+    broken_off(out, operations=[operation])
+    small(out, operations=[operation])
+
+
+@pytest.mark.parametrize("makers", [(catching(2), catching(3)), (calling_itself(0), calling_itself(1))])
+def test_what_a_function_catches_tells_it_from_another(tmp_path, makers):
+    out = tmp_path / "table.parquet"
+    broken_off(out, operations=makers[:1])
+    with pytest.raises(FileExistsError, match="cells: 13"):
+        small(out, operations=makers[1:])
+
+
+def test_functions_differ_by_code_and_defaults_and_objects_by_their_slots():
+    made = [
+        lambda x: x,
+        lambda x: x + 1,
+        lambda x, y=1: x,
+        lambda x, y=2: x,
+        lambda x, *, y=1: x,
+        lambda x: -x,
+    ]
+    made += [Slotted(1, 2, 3), Slotted(1, 2, 4), Slotted(2, 2, 3).edits, Slotted(1, 2, 3).edits]
+    assert len(set(map(plans.digest, made))) == len(made)
+    assert plans.digest(Slotted(1, 2, 3)) == plans.digest(Slotted(1, 2, 3))
+
+
+def test_what_cannot_be_told_from_another_is_refused_before_anything_is_run(tmp_path):
+    def operation(vector, multiplier, positions):
+        held = torch.Generator()
+        return SimpleNamespace(edits=lambda n: held and Add(vector, multiplier, positions).edits(n))
+
+    out = tmp_path / "table.parquet"
+    with pytest.raises(ValueError, match=r"<torch._C.Generator object at .* where in memory .* leave out=…"):
+        small(out, operations=[operation])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_multipliers_are_the_same_sweep(tmp_path):
+    out, unchecked = tmp_path / "table.parquet", inspect.unwrap(sweep)  # whole numbers are refused in tests
+    given = {"controls": 1, "progress": False, "out": out}
+    with pytest.raises(StoppedError):
+        unchecked(MODEL, several(), questions(), multipliers=[1, 2], executor=stopping(2), **given)
+    small(out, multipliers=[1.0, 2.0])
+
+
+def test_settings_that_are_numpy_s_numbers_are_the_same_sweep():
+    def plan(**settings):
+        return json.dumps(plans.sweep_plan(MODEL, {}, 0, [], questions(), {"measure": "choice", **settings}))
+
+    held = plan(seed=np.int64(1), mass=np.bool_(True), max_new_tokens=np.int64(2))
+    assert held == plan(seed=1, mass=True, max_new_tokens=2)
+    assert plans.digest([np.bool_(True), np.int64(1)]) == plans.digest([True, 1])
+
+
+UNWRITABLE = {
+    "mixed": [1, "a", 2, "b"] * 2,
+    "intervals": pd.cut(range(8), 2),
+    "paths": [Path("a"), Path("b")] * 4,
+    "complex": [1j, 2j] * 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNWRITABLE)
+def test_factors_that_parquet_cannot_hold_are_told_before_anything_is_run(tmp_path, monkeypatch, kind):
+    asked = questions(factors=pd.DataFrame({"kind": UNWRITABLE[kind]}))
+    assert len(small(None, asked)) == 8 * 13
+    monkeypatch.setattr(SWEEP, "_answers", None)
+    with pytest.raises(ValueError, match=r"the column 'kind' cannot be written .* leave out=… away"):
+        small(tmp_path / "table.parquet", asked)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_share_of_the_memory_is_what_it_was_when_the_sweep_was_begun(tmp_path, monkeypatch):
+    seen, out, real = [], tmp_path / "table.parquet", asking.score_cells
+    monkeypatch.setattr(SWEEP, "bytes_allowed", lambda *_: 10_000_000)
+    broken_off(out, memory=0.5)
+    monkeypatch.setattr(SWEEP, "bytes_allowed", lambda *_: 20_000_000)
+    monkeypatch.setattr(
+        asking, "score_cells", lambda *a, memory, **k: seen.append(memory) or real(*a, memory=memory, **k)
+    )
+    small(out, memory=0.5)
+    assert set(seen) == {10_000_000}
+
+
+def outlived(out):
+    """A table with the chunks of the process that wrote it still there, as a kill right after leaves them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_removed", lambda folder: None)
+        small(out)
+    return out.with_name(f"{out.name}.cells")
+
+
+def test_chunks_of_a_finished_sweep_go_unless_somebody_still_holds_them(tmp_path):
+    out = tmp_path / "table.parquet"
+    folder = outlived(out)
+    before = kept(out)
+    with FileLock(folder / module.LOCK), pytest.raises(FileExistsError, match="give another name"):
+        small(out)
+    assert kept(out) == before
+    with pytest.raises(FileExistsError, match="give another name"):
+        small(out)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_chunks_that_another_process_removes_meanwhile_are_no_error(tmp_path, monkeypatch):
+    folder, unlink = outlived(tmp_path / "table.parquet"), Path.unlink
+
+    def twice_gone(path, **options):
+        unlink(path)
+        return unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", twice_gone)
+    module._removed(folder)
+    assert not folder.exists()
+
+
 def test_where_nothing_is_finished_another_sweep_may_begin(tmp_path):
     out = tmp_path / "table.parquet"
     broken_off(out, after=0)
@@ -350,9 +543,9 @@ def test_a_chunk_of_another_sweep_is_noticed_and_done_again(tmp_path):
     pd.testing.assert_frame_equal(small(out), small(tmp_path / "whole.parquet"), check_exact=True)
 
 
-@pytest.mark.parametrize("full", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("full", [1, 2, 3, 4, 5, 6])
 def test_a_full_disk_is_told_with_the_file_its_size_and_what_is_kept(tmp_path, monkeypatch, full):
-    """Each of the files in turn is the one for which there is no room: the plan, a chunk, the table."""
+    """Each file in turn is the one for which there is no room: the writer's, the plan, a chunk, the table."""
     out, written, flush = tmp_path / "table.parquet", [], os.fsync
 
     def flushing(handle):
@@ -364,7 +557,10 @@ def test_a_full_disk_is_told_with_the_file_its_size_and_what_is_kept(tmp_path, m
         return flush(handle)
 
     monkeypatch.setattr(os, "fsync", flushing)
-    words = r"(plan.json|parquet) \([\d,]+ bytes\) could not be written: No space left on device. .* go on"
+    words = (
+        r"(writer.json|plan.json|parquet) \([\d,]+ bytes\) could not be written: "
+        r"No space left on device. .* go on"
+    )
     with pytest.raises(OSError, match=words) as told:
         small(out)
     assert told.value.errno == errno.ENOSPC

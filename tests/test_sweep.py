@@ -17,6 +17,7 @@ from tl_steer.prompts import ChoiceQuestions
 
 from .tiny_model import D_MODEL, favouring, hook_name, made_vector, make_model, run_alone, word_tokenizer
 
+NAN = float("nan")
 MODEL = make_model(word_tokenizer())
 PROMPTS = ["a b c :", "d :", "e f g h :", "i j :", "k :", "l m n :", "o p :", "q r :"]
 COLUMNS = [
@@ -285,6 +286,15 @@ def test_prompts_of_a_group_go_to_the_same_half():
     asked = questions(factors=factors)
     assert len(asked) == 8
     split = cell(swept(asked=asked, layers=[0]), vector="none").groupby("group")["split"]
+    assert (split.nunique() == 1).all()
+    assert sorted(split.first()) == ["choose", "choose", "report", "report"]
+
+
+@pytest.mark.parametrize("missing", [None, NAN, pd.NA])
+def test_prompts_without_a_group_are_a_group_of_their_own(missing):
+    groups = pd.Series(["a", "a", missing, missing, "b", "b", missing, "c"], dtype=object)
+    table = swept(asked=questions(factors=pd.DataFrame({"group": groups})), layers=[0])
+    split = cell(table, vector="none").groupby("group", dropna=False)["split"]
     assert (split.nunique() == 1).all()
     assert sorted(split.first()) == ["choose", "choose", "report", "report"]
 

@@ -387,8 +387,9 @@ def test_damaged_activations_are_refused(pairs, tmp_path):
 # Whole or not at all
 
 
-def failing(*args, **kwargs):
-    Path(args[1]).write_bytes(b"half a fi")
+def failing(path, content):
+    with path.open("wb") as file:
+        file.write(content[:9])
     raise OSError(28, "No space left on device")
 
 
@@ -398,12 +399,38 @@ def test_a_failed_write_leaves_the_old_file(pairs, tmp_path, monkeypatch, what):
     thing = mean_difference(pairs) if what == "vectors" else pairs
     thing.save(path)
     before = path.read_bytes()
-    module = "tl_steer.directions.files" if what == "vectors" else "tl_steer.activations"
-    monkeypatch.setattr(f"{module}.save_file", failing)
+    monkeypatch.setattr(Path, "write_bytes", failing)
     with pytest.raises(OSError, match="No space left"):
         thing.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["v.safetensors"]
+
+
+@pytest.mark.parametrize("what", ["vectors", "activations"])
+def test_a_file_is_written_to_no_other_scratch_file_and_may_be_read_by_others(
+    pairs, tmp_path, monkeypatch, what
+):
+    """Safetensors' own writer has one that a kill leaves behind, and that nobody else may read."""
+    thing, seen, flush = mean_difference(pairs) if what == "vectors" else pairs, [], os.fsync
+
+    def flushing(handle):
+        seen.append(os.readlink(f"/proc/self/fd/{handle}"))
+        flush(handle)
+
+    (tmp_path / "plain").touch()
+    monkeypatch.setattr(os, "fsync", flushing)
+    monkeypatch.setattr("safetensors.torch.save_file", None)
+    monkeypatch.setattr("safetensors.torch.serialize_file", None)
+    thing.save(tmp_path / "v.safetensors")
+    assert Path(seen[0]).name.startswith(".v.safetensors.")
+    assert (tmp_path / "v.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("what", ["vectors", "activations"])
+def test_a_folder_that_is_not_there_is_an_error_of_the_system(pairs, tmp_path, what):
+    thing = mean_difference(pairs) if what == "vectors" else pairs
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
+        thing.save(tmp_path / "missing" / "v.safetensors")
 
 
 def test_the_scratch_file_lies_beside_and_is_flushed_before_it_takes_the_place(tmp_path, monkeypatch):

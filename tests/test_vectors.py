@@ -256,6 +256,25 @@ def test_a_file_gives_back_what_was_saved(tmp_path_factory, seed, positions, inf
         assert getattr(again, name) == getattr(made, name), name
 
 
+def test_where_a_vector_was_read_is_kept_when_it_is_placed_once_more_or_saved(tmp_path):
+    made = vectors()[1]
+    placed = made.at(layers=[0, 2], hook="resid_pre")
+    assert placed[2].at(layers=3).info == placed.info
+    for each in (made, placed[2]):
+        each.save(tmp_path / "v.safetensors")
+        assert SteeringVectors.load(tmp_path / "v.safetensors").info == each.info
+
+
+@pytest.mark.parametrize("positions", [None, 3])
+def test_one_vector_is_a_set_of_one(positions):
+    made = vectors(positions=positions)[3]
+    alone = made.as_vectors()
+    assert (alone.layers, alone.stream_norm.tolist(), alone.info) == ((3,), [40.0], made.info)
+    assert torch.equal(alone[3].values, made.values)
+    alone.values.zero_()
+    assert made.values.any()
+
+
 def test_norms_that_are_not_known_survive_a_file(tmp_path):
     vectors()[1].at(layers=[0, 2]).save(tmp_path / "v.safetensors")
     again = SteeringVectors.load(tmp_path / "v.safetensors")

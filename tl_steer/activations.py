@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_of
 from torch import Tensor
 
 from .models import ModelIdentity
@@ -263,7 +263,8 @@ class PairedActivations:
             "description": json.dumps(described, default=str),
         }
         with atomic(path) as scratch:
-            save_file(tensors, scratch, metadata=metadata)
+            # Not `save_file`: it has a scratch file of its own, which a kill leaves behind.
+            scratch.write_bytes(safetensors_of(tensors, metadata=metadata))
         logger.info("wrote %s: %d pairs at %s of %d layers", path, len(self), self.hook, len(self.layers))
 
     @classmethod

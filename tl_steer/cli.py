@@ -88,7 +88,7 @@ def verify(
         show_logs("warning", form=PLAIN)  # the checks capture dozens of times
     begun, backend = time.monotonic(), backend or DEFAULT_BACKEND
     typer.echo(f"Loading {name} twice, for TransformerLens and for transformers …", err=True)
-    hf_model, tokenizer = load_hugging_face(name, dtype=dtype)
+    hf_model, tokenizer = load_hugging_face(name, backend=backend, dtype=dtype)
     # A bridge is put into the model it is given; what it is compared with has to be another.
     given = {"hf_model": hf_model, "tokenizer": tokenizer} if backend == "hooked" and hf_model else {}
     model = load_model(name, dtype=dtype, device=device, backend=backend, **given)

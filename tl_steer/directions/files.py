@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_of
 
 from ..models import identify
 from ..writing import atomic
@@ -25,7 +25,8 @@ def save(vectors: SteeringVectors, path: str | Path) -> None:
     """
     metadata = {"format": FORMAT, "description": describe(vectors)}
     with atomic(path) as scratch:
-        save_file({"values": vectors.values.contiguous()}, scratch, metadata=metadata)
+        # Not `save_file`: it has a scratch file of its own, which a kill leaves behind.
+        scratch.write_bytes(safetensors_of({"values": vectors.values.contiguous()}, metadata=metadata))
     logger.info("wrote %s: %s at %s of %d layers", path, vectors.method, vectors.hook, len(vectors.layers))
 
 

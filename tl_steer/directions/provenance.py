@@ -5,7 +5,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 from ..activations import PairedActivations
+
+MISSING = ("<NA>", "NaT")  # what files of activations say where pandas has no number, text or date
 
 
 def described(
@@ -27,15 +31,30 @@ def described(
 
 
 def digest(pairs: PairedActivations) -> str:
-    """16 hexadecimal digits of the prompts of both sides and their factors, order included.
+    """16 hexadecimal digits of both sides' prompts, their completions and their factors, order included.
+
+    Completions count by their tokens. A file changes no digest: what is missing is the same however a column
+    holds it, and so is a whole number.
 
     Vectors with the same digest are of the same data, whatever the model, the layers or the method.
     """
-    factors = pairs.factors.to_dict(orient="list")
-    told = json.dumps(factors, sort_keys=True, default=str)
-    return digest_of(*pairs.positive.prompts, "\x01", *pairs.negative.prompts, "\x01", told)
+    columns = pairs.factors.to_dict(orient="list")
+    factors = {str(name): [_plain(value) for value in column] for name, column in columns.items()}
+    told = [json.dumps(factors, sort_keys=True, default=str)]
+    # Files of earlier versions have the completions' texts alone.
+    completions = [side.completion_tokens or side.completions for side in (pairs.positive, pairs.negative)]
+    if any(completions):
+        told.append(json.dumps(completions))
+    return digest_of(*pairs.positive.prompts, "\x01", *pairs.negative.prompts, "\x01", *told)
 
 
 def digest_of(*texts: str) -> str:
     """16 hexadecimal digits of some texts, order included."""
     return hashlib.sha256("\x00".join(texts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    """A factor's value as it is after a file too, where a column with gaps has whole numbers as floats."""
+    if pd.api.types.is_scalar(value) and (pd.isna(value) or value in MISSING):
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -177,6 +177,8 @@ class SteeringVector(_Algebra):
             layers: 0-based block indices.
             hook: short name; by default the one it has.
             stream_norm: the typical norm at each of those layers, where known; otherwise NaN.
+
+        `info["read_at"]` keeps where it was read, also when it is placed once more.
         """
         places = resolve_layers(layers, self.identity.n_layers)
         norms = [float("nan")] * len(places) if stream_norm is None else list(stream_norm)
@@ -187,12 +189,24 @@ class SteeringVector(_Algebra):
             self.method,
             torch.tensor(norms, dtype=torch.float32),
             self.identity,
-            {**self.info, "read_at": {"layer": self.layer, "hook": self.hook}},
+            {"read_at": {"layer": self.layer, "hook": self.hook}, **self.info},
+        )
+
+    def as_vectors(self) -> "SteeringVectors":
+        """The same as a set of one, at the layer it is at."""
+        return SteeringVectors(
+            self.values[None].clone(),
+            self.layers,
+            self.hook,
+            self.method,
+            torch.tensor([self.stream_norm], dtype=torch.float32),
+            self.identity,
+            self.info,
         )
 
     def save(self, path: str | Path) -> None:
         """Write a file at `path`, as `SteeringVectors.save` does, that `SteeringVectors.load` reads."""
-        self.at(layers=self.layer, stream_norm=[self.stream_norm]).save(path)
+        self.as_vectors().save(path)
 
     def _has_positions(self) -> bool:
         return self.values.ndim == 2

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import psutil
@@ -131,8 +132,8 @@ def bytes_allowed(model: Any, memory: Memory) -> int:
         raise ValueError(
             f"memory={memory!r}: give a whole number of bytes, or a fraction of what is free (0.5), or None."
         )
-    if isinstance(memory, int):
-        return memory
+    if isinstance(memory, Integral):
+        return int(memory)
     device = torch.device(model.cfg.device)
     if device.type == "cuda":
         return int((memory or 0.5) * torch.cuda.mem_get_info(device)[0])

@@ -90,7 +90,7 @@ class Checkpoints:
             described = _read(content)[1]
             if (described.get("plan"), described.get("chunk")) == (self.plan, int(number)):
                 return int(number)
-        path.unlink()
+        path.unlink(missing_ok=True)
         return None
 
 
@@ -146,6 +146,7 @@ def only_writer(folder: Path, what: Path) -> Iterator[None]:
 
     Raises:
         InUseError: another process holds it; says which.
+        OSError: the disk is full, or the folder may not be written to.
     """
     from filelock import FileLock, Timeout
 
@@ -157,8 +158,8 @@ def only_writer(folder: Path, what: Path) -> Iterator[None]:
             f"{what} is being written by {_writer(folder)}: wait for it to end, or write elsewhere."
         ) from None
     try:
-        with atomic(folder / WRITER) as scratch:
-            scratch.write_text(json.dumps({"process": os.getpid(), "machine": socket.gethostname()}))
+        told = {"process": os.getpid(), "machine": socket.gethostname()}
+        write_whole(folder / WRITER, json.dumps(told).encode(), folder)
         yield
     finally:
         with suppress(OSError):
@@ -210,8 +211,15 @@ def require_free(out: Path) -> None:
 
 
 def _remove_outlived(out: Path, folder: Path) -> None:
-    """The chunks of a table that was written by a process killed right after it."""
-    with suppress(OSError, ValueError, KeyError):
+    """The chunks of a table that was written by a process killed right after it; not of one that still lives.
+
+    Called with the lock held, too: the same process does not get it twice, and leaves the chunks to itself.
+    """
+    from filelock import FileLock, Timeout
+
+    if not (folder / PLAN).exists():
+        return
+    with suppress(OSError, ValueError, KeyError, Timeout), FileLock(folder / LOCK, blocking=False):
         begun = json.loads((folder / PLAN).read_text("utf-8"))
         if _read(out.read_bytes())[1]["plan"] == digest(begun["plan"]):
             _removed(folder)
@@ -220,7 +228,7 @@ def _remove_outlived(out: Path, folder: Path) -> None:
 def _removed(folder: Path) -> None:
     """The folder goes, what says whose chunks they are last."""
     for path in folder.glob("*.parquet"):
-        path.unlink()
+        path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -233,6 +241,22 @@ def package_versions(packages: tuple[str, ...]) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def require_writable(table: pd.DataFrame) -> None:
+    """Before anything is run: refuse columns that Parquet cannot hold.
+
+    Raises:
+        ValueError: names the column, and says what to do.
+    """
+    for name in table:
+        try:
+            _read(_parquet(table[[name]]))
+        except Exception as error:  # whatever pyarrow or pandas make of it
+            raise ValueError(
+                f"the column {name!r} cannot be written to a Parquet file ({error}). Give it values of one "
+                f"kind, text, numbers or true and false (factors[{name!r}].astype(str)), or leave out=… away."
+            ) from error
 
 
 def _parquet(table: pd.DataFrame, described: Mapping[str, Any] | None = None) -> bytes:

@@ -17,7 +17,7 @@ from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
 from .asking import asker, steered_sites
 from .cells import Cell, OperationMaker, sweep_cells
-from .checkpoints import checkpoints, require_free
+from .checkpoints import checkpoints, require_free, require_writable
 from .chunks import Answers, Ask, Executor, answered, in_chunks, in_order
 from .plans import sweep_plan
 from .tables import asked_table, assembled
@@ -83,7 +83,8 @@ def sweep(
         factors have a column of that name), answer, choice, logit_difference, probability, mass, text.
 
     Raises:
-        ValueError: plain prompts with "choice", a factor that has one of the table's names, no multipliers.
+        ValueError: plain prompts with "choice", a factor that has one of the table's names, no multipliers;
+            with `out`, a factor that Parquet cannot hold, or an operation that cannot be told from another.
         FileExistsError: `out` exists, or was begun with other arguments; the message says which.
         InUseError: another process writes `out`.
         OSError: the disk is full; what is finished is kept.
@@ -98,7 +99,7 @@ def sweep(
         named,
         controls,
         layers=None if layers is None else list(layers),
-        multipliers=multipliers,
+        multipliers=[float(each) for each in multipliers],
         operations=operations,
         positions=positions,
         seed=seed,
@@ -106,6 +107,8 @@ def sweep(
     if out is not None:
         require_free(Path(out))
     asked = _asked(questions, seed)
+    if out is not None:
+        require_writable(asked)
     sites = steered_sites(model, cells)
     decoding = Decoding(max_new_tokens, min_new_tokens)
 
@@ -135,7 +138,7 @@ def sweep(
     with checkpoints(Path(out), plan, bytes_allowed(model, memory)) as kept:
         done = kept.finished()
         left = {number: chunk for number, chunk in chunks.items() if number not in done}
-        if memory is None and executor is None:
+        if executor is None and not isinstance(memory, int):  # what is free is no longer what it was
             ask = asking(kept.memory)
         with bar("sweeping", len(cells), shown=progress) as tick:
             before = sum(len(chunks[number]) for number in done)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Shaped
 
+from ..directions.controls import group_numbers
 from ..seeds import generator
 from .reading import read_answer
 
@@ -51,9 +52,10 @@ def asked_table(
 def balanced_halves(asked: pd.DataFrame, seed: int) -> Shaped[np.ndarray, " prompt"]:
     """ "choose" or "report" a prompt, equally many of each kind: sorted by kind, shuffled within, dealt out.
 
-    Prompts of one `group` go to the same half.
+    Prompts of one `group` go to the same half; those without one are a group of their own.
     """
-    group = (asked["group"] if "group" in asked else asked["prompt_id"]).to_numpy()
+    # As objects: a categorical's order, and those of its groups that no prompt has, do not count.
+    group = group_numbers(asked.filter(["group"]).astype(object))
     labels = asked.drop(columns=["prompt_id", "prompt", "group"], errors="ignore").map(str)
     kinds = labels.agg("\x00".join, axis=1).groupby(group).agg(lambda kinds: "\x01".join(sorted(kinds)))
     order = np.lexsort((generator(seed).random(len(kinds)), kinds.to_numpy()))

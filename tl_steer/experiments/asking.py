@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..activations import PairedActivations
 from ..directions import SteeringVectors, control_vectors, random_like
+from ..engine import Memory
 from ..evaluation.choosing import choose
 from ..evaluation.damage import damage, text_damage
 from ..evaluation.sweep import sweep
@@ -27,11 +28,13 @@ def asked_table(
     pairs: PairedActivations | None,
     *,
     work: Path | None = None,
+    memory: Memory = None,
     progress: bool,
 ) -> pd.DataFrame:
     """The sweep of the questions, and where it was asked for, controls at the chosen cell alone.
 
-    `work` is the folder where the sweeps are kept as they go; what is there is not asked again.
+    `work` is the folder where the sweeps are kept as they go; what is there is not asked again. `memory` is
+    that of `sweep`, here and in the other tables.
     """
     asked = experiment.sweep
     questions = questions_of(experiment, model)
@@ -40,6 +43,7 @@ def asked_table(
         "measure": asked.measure,
         "max_new_tokens": asked.max_new_tokens,
         "seed": experiment.seed,
+        "memory": memory,
         "progress": progress,
     }
     controls = _controls(experiment, vectors, pairs)
@@ -123,6 +127,7 @@ def damage_table(
     pairs: PairedActivations,
     table: pd.DataFrame,
     *,
+    memory: Memory = None,
     progress: bool,
 ) -> pd.DataFrame:
     """Neutral text read at the chosen layer, with every multiplier of the sweep.
@@ -143,18 +148,21 @@ def damage_table(
         controls=_made(experiment, vectors, pairs, random=asked.controls, shuffled=0, orthogonal=0),
         seed=experiment.seed,
         max_tokens=asked.max_tokens,
+        memory=memory,
         progress=progress,
     )
 
 
-def text_damage_table(model: Any, texts: pd.DataFrame, *, progress: bool) -> pd.DataFrame:
+def text_damage_table(
+    model: Any, texts: pd.DataFrame, *, memory: Memory = None, progress: bool
+) -> pd.DataFrame:
     """Repetition, length and perplexity under the unsteered model of what was written.
 
     Without the last where a text, tokenized anew, no longer fits behind its prompt: a run may not break here.
     """
     logger.info("reading %d texts with the unsteered model", len(texts))
     try:
-        return text_damage(texts, model, progress=progress)
+        return text_damage(texts, model, memory=memory, progress=progress)
     except ValueError as error:
         logger.warning("the texts' likelihood is left out: %s Write shorter texts to have it.", error)
         return text_damage(texts)
@@ -167,6 +175,7 @@ def written_table(
     tables: list[pd.DataFrame],
     *,
     work: Path | None = None,
+    memory: Memory = None,
     progress: bool,
 ) -> pd.DataFrame:
     """Texts at the chosen layers; their prompts are numbered after the questions. `work` as for the sweep."""
@@ -187,6 +196,7 @@ def written_table(
         max_new_tokens=asked.max_new_tokens,
         controls=0,
         seed=experiment.seed,
+        memory=memory,
         progress=progress,
     )
     first = 1 + max((table["prompt_id"].max() for table in tables), default=-1)

@@ -126,6 +126,14 @@ def prompts_of(experiment: Experiment) -> list[str]:
     )
 
 
+def files_of(experiment: Experiment) -> dict[str, Path]:
+    """The data files that the experiment names, by that name; without the package's own data."""
+    tables = (experiment.pairs, experiment.questions, experiment.damage, experiment.text)
+    named = [data for table in tables if (data := getattr(table, "data", None)) is not None]
+    places = {data: _place(experiment, data) for data in named if data != "organism"}
+    return {data: place for data, place in places.items() if isinstance(place, Path)}
+
+
 def _place(experiment: Experiment, data: str) -> str | Path:
     """A name of the package's data as it is, a path from where the experiment file lies."""
     own = (resources.files("tl_steer.data") / f"{data}.csv").is_file() if "/" not in data else False

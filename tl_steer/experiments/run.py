@@ -16,6 +16,7 @@ import torch
 from ..activations import PairedActivations
 from ..capture import capture_pairs
 from ..directions import SteeringVectors
+from ..engine import Memory
 from ..evaluation.checkpoints import package_versions, write_whole
 from ..models import identify, load_model
 from ..positions import parse_positions
@@ -25,9 +26,20 @@ from ..writing import atomic
 from .asking import asked_table, damage_table, text_damage_table, written_table
 from .checks import require_room, require_runnable
 from .files.experiment import Experiment
+from .files.reading import require_as_read
 from .materials import estimator_of, in_unit, pairs_of, steered_with
 from .report.page import write_report
-from .unfinished import VERSIONS, begin, is_finished, kept_file, move_aside, require_own, worked_on
+from .unfinished import (
+    VERSIONS,
+    begin,
+    files_parts,
+    is_finished,
+    kept_file,
+    move_aside,
+    require_own,
+    require_unchanged,
+    worked_on,
+)
 
 logger = logging.getLogger(__name__)
 PACKAGES = (
@@ -66,34 +78,42 @@ def run(
         text_damage.parquet (the texts written).
 
     Raises:
-        FileExistsError: `out` holds something else, a run of another experiment file, or one that was begun
-            with another model or other data; the message says what differs.
+        FileExistsError: `out` holds something else, or a run of another experiment file, of another model
+            or of other data; the message says what differs.
         InUseError: another process runs it.
-        ValueError, IndexError, KeyError: the experiment asks for what this model or its data does not have.
+        ValueError, IndexError, KeyError: the experiment asks for what this model or its data does not have;
+            or it was changed in Python, so that its file's text tells another one.
         OSError: a file could not be written, because the disk is full or else.
         UnfinishedRunError: the report broke.
 
     Each step's file is written whole or not at all, and a sweep's as `sweep` does it: killed at any moment,
     the run goes on where it was, and its tables are those of an undisturbed one. Until it has come to its end
     the folder holds `unfinished/`, which says so. A run that is finished is not run again; a report that was
-    deleted is made anew.
+    deleted is made anew. Of a finished run the model is compared where one is in hand, and the data files
+    that the experiment names where they still are there.
     """
     out = Path(out)
+    require_as_read(experiment)
     if fresh:
         move_aside(out)
     if is_finished(out):
         require_own(experiment, out)
+        require_unchanged(experiment, model, out)
         logger.info("%s is finished: nothing is run again", out)
         return out
     started = time.monotonic()
     with worked_on(experiment, out) as work:
-        if not (out / VERSIONS).exists():
+        if (out / VERSIONS).exists():
+            require_unchanged(experiment, model, out)
+        else:
             model = _loaded(experiment) if model is None else model
             require_runnable(experiment, model)
             packages = package_versions(PACKAGES)
             begun = begin(experiment, model, work, packages)
-            _work(experiment, model, out, work, progress=progress)
+            files = files_parts(experiment)
+            _work(experiment, model, out, work, memory=begun["memory"], progress=progress)
             described = _versions(experiment, model, packages, begun, seconds=time.monotonic() - started)
+            described = {**described, "parts": begun["parts"], "files": files}
             write_whole(out / VERSIONS, (json.dumps(described, indent=2) + "\n").encode("utf-8"), out)
         _report(out)
     return out
@@ -116,24 +136,27 @@ def _loaded(experiment: Experiment) -> Any:
     return load_model(asked.name, dtype=asked.dtype, device=asked.device, processing=asked.processing)
 
 
-def _work(experiment: Experiment, model: Any, out: Path, work: Path, *, progress: bool) -> None:
+def _work(
+    experiment: Experiment, model: Any, out: Path, work: Path, *, memory: Memory, progress: bool
+) -> None:
     """Everything that needs the model; a step whose file is there is not done again."""
-    vectors, pairs = _estimated(experiment, model, out, progress=progress)
+    options = {"memory": memory, "progress": progress}
+    vectors, pairs = _estimated(experiment, model, out, **options)
     vectors = steered_with(vectors, experiment)
     require_room(experiment, model, vectors)
     tables = []
     if experiment.questions is not None:
-        tables.append(asked_table(experiment, model, vectors, pairs, work=work, progress=progress))
+        tables.append(asked_table(experiment, model, vectors, pairs, work=work, **options))
         if experiment.damage.passages and pairs is not None:
             _table(
                 out / "damage.parquet",
-                lambda: damage_table(experiment, model, vectors, pairs, tables[0], progress=progress),
+                lambda: damage_table(experiment, model, vectors, pairs, tables[0], **options),
             )
     if experiment.text is not None:
-        tables.append(written_table(experiment, model, vectors, tables, work=work, progress=progress))
+        tables.append(written_table(experiment, model, vectors, tables, work=work, **options))
         _table(
             out / "text_damage.parquet",
-            lambda: text_damage_table(model, tables[-1], progress=progress),
+            lambda: text_damage_table(model, tables[-1], **options),
         )
     if tables:
         _table(out / "sweep.parquet", lambda: pd.concat(tables, ignore_index=True))
@@ -149,18 +172,19 @@ def _table(path: Path, make: Callable[[], pd.DataFrame]) -> None:
 
 
 def _estimated(
-    experiment: Experiment, model: Any, out: Path, *, progress: bool
+    experiment: Experiment, model: Any, out: Path, *, memory: Memory, progress: bool
 ) -> tuple[SteeringVectors, PairedActivations | None]:
     """The vectors in the experiment's unit, and what they are made of, if it is pairs; read from their files.
 
     From the files in an undisturbed run too, so that it goes the same way as one that was broken off.
     """
-    activations = None if experiment.has_prompts else _activations(experiment, model, out, progress=progress)
+    options = {"memory": memory, "progress": progress}
+    activations = None if experiment.has_prompts else _activations(experiment, model, out, **options)
     path = out / "vectors.safetensors"
     if not path.exists():
         asked = experiment.pairs
         made = (
-            activation_addition(model, asked.positive, asked.negative, hook=asked.hook)
+            activation_addition(model, asked.positive, asked.negative, hook=asked.hook, memory=memory)
             if activations is None
             else estimator_of(experiment)(activations)
         )
@@ -169,7 +193,7 @@ def _estimated(
     return SteeringVectors.load(path), activations
 
 
-def _activations(experiment: Experiment, model: Any, out: Path, *, progress: bool) -> PairedActivations:
+def _activations(experiment: Experiment, model: Any, out: Path, **options: Any) -> PairedActivations:
     """The stream at both sides of the pairs, beside what else differs between them."""
     audited, path = out / "audit.csv", out / "activations.safetensors"
     if not audited.exists():
@@ -177,17 +201,17 @@ def _activations(experiment: Experiment, model: Any, out: Path, *, progress: boo
         write_whole(audited, differing.encode("utf-8"), out)
     if not path.exists():
         logger.info("reading the stream at both sides of the pairs")
-        activations = _captured(experiment, model, pairs_of(experiment, model), progress=progress)
+        activations = _captured(experiment, model, pairs_of(experiment, model), **options)
         with kept_file(path):
             activations.save(path)
     return PairedActivations.load(path)
 
 
-def _captured(experiment: Experiment, model: Any, pairs: Any, *, progress: bool) -> PairedActivations:
+def _captured(experiment: Experiment, model: Any, pairs: Any, **options: Any) -> PairedActivations:
     asked = experiment.capture
     layers = None if asked.layers == "all" else asked.layers
     positions = parse_positions(asked.positions)
-    return capture_pairs(model, pairs, positions=positions, layers=layers, hook=asked.hook, progress=progress)
+    return capture_pairs(model, pairs, positions=positions, layers=layers, hook=asked.hook, **options)
 
 
 def _versions(

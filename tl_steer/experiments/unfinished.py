@@ -1,10 +1,12 @@
 """A run folder while it is worked on: whose it is, what it was begun with, and who writes it now.
 
-`RUN/unfinished/` marks a run that has not come to its end. It holds the lock, `begun.json` (model, data and
-packages, as they were), and the sweeps' tables until all of them are one. It goes when the report is written.
+`RUN/unfinished/` marks a run that has not come to its end. It holds the lock, `begun.json` (model, data,
+packages and memory, as they were), and the sweeps' tables until all of them are one. It goes when the report
+is written.
 """
 
 import difflib
+import hashlib
 import itertools
 import json
 import logging
@@ -16,12 +18,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
+from ..engine.waves import bytes_allowed
 from ..evaluation.checkpoints import not_written, only_writer, write_whole
-from ..evaluation.plans import Plan, counted, differences, digest, model_parts, questions_parts
+from ..evaluation.plans import (
+    Plan,
+    counted,
+    differences,
+    digest,
+    model_parts,
+    questions_parts,
+    tokens_part,
+)
 from .files.experiment import Experiment
-from .materials import pairs_of, passages_of, questions_of, said_prompts
+from .materials import files_of, pairs_of, passages_of, questions_of, said_prompts
 
 logger = logging.getLogger(__name__)
 UNFINISHED, BEGUN, FILE, VERSIONS, REPORT = (
@@ -128,6 +137,8 @@ def worked_on(experiment: Experiment, out: Path) -> Iterator[Path]:
 def begin(experiment: Experiment, model: Any, work: Path, packages: dict[str, str]) -> dict[str, Any]:
     """Write down what the run is begun with, or compare it; gives what it was begun with.
 
+    `memory` is among it, in bytes: it decides what shares a batch, and so the last bits of every table.
+
     Raises:
         FileExistsError: the model or the data are others than when the run was begun.
     """
@@ -144,6 +155,7 @@ def begin(experiment: Experiment, model: Any, work: Path, packages: dict[str, st
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "parts": parts,
         "packages": packages,
+        "memory": bytes_allowed(model, None),
     }
     if not (out / FILE).exists():
         write_whole(out / FILE, experiment.source.encode("utf-8"), out)
@@ -151,25 +163,58 @@ def begin(experiment: Experiment, model: Any, work: Path, packages: dict[str, st
     return begun
 
 
+def require_unchanged(experiment: Experiment, model: Any, out: Path) -> None:
+    """Refuse a finished run of another model (where one is in hand), or of data files that changed since.
+
+    Raises:
+        FileExistsError: says what differs, and what to do.
+
+    Files that are no longer there are not asked for: a run outlives its data.
+    """
+    kept = json.loads((out / VERSIONS).read_text("utf-8"))  # of earlier versions without parts and files
+    then, now = {}, {}
+    if model is not None and (begun := kept.get("parts", {}).get("model")):
+        then["model"], now["model"] = begun, json.loads(json.dumps(model_parts(model)))
+    found = files_parts(experiment)
+    then["data"] = {name: told for name, told in kept.get("files", {}).items() if name in found}
+    now["data"] = {name: found[name] for name in then["data"]}
+    if told := differences(then, now):
+        raise FileExistsError(f"{out} holds a run of something else than is there now: {told}. {REMEDY}")
+
+
+def files_parts(experiment: Experiment) -> dict[str, str]:
+    """The digest of each file that the experiment names, by its name there; of those that are there."""
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for name, path in files_of(experiment).items()
+        if path.is_file()
+    }
+
+
 @contextmanager
 def kept_file(path: Path) -> Iterator[None]:
     """Around the writing of a file: where that fails, what is kept and how to go on is told."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise not_written(path, error, path.parent) from error
 
 
 def _parts(experiment: Experiment, model: Any) -> Plan:
-    """The model and the data, whatever files they lie in."""
-    parts = {"model": model_parts(model)}
+    """The model and the data, whatever files they lie in, as text and as the model's tokens."""
+    parts, prompts = {"model": model_parts(model)}, []
     if not experiment.has_prompts:
         pairs = pairs_of(experiment, model)
         parts["pairs"] = f"{len(pairs)} ({digest(pairs)})"
+        prompts += [*pairs.positive, *pairs.negative]
     if experiment.questions is not None:
-        parts["questions"] = questions_parts(questions_of(experiment, model))
+        questions = questions_of(experiment, model)
+        parts["questions"] = questions_parts(questions)
+        prompts += questions.prompts
         if experiment.damage.passages and not experiment.has_prompts:
             parts["neutral passages"] = counted(passages_of(experiment))
     if experiment.text is not None:
-        parts["open prompts"] = counted(said_prompts(experiment, model))
-    return parts
+        said = said_prompts(experiment, model)
+        parts["open prompts"] = counted(said)
+        prompts += said
+    return parts | {"tokens": tokens_part(model, prompts)}

@@ -1,6 +1,6 @@
 """What is done in another way on a `TransformerBridge`, whose passes are the Hugging Face model's own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ def run(
     cache: BridgeCache | None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """`backend.run`. The mask given to the model covers what is cached; positions follow from it."""
-    options: dict[str, Any] = {"use_cache": False}
+    options: dict[str, Any] = {}  # of a cache that is not wanted nothing is said: OLMo crashes without one
     if cache is not None:
         mask = cache.mask = torch.cat([cache.mask, mask], 1)
         options = {"use_cache": True, "past_key_values": cache.keys_and_values}
@@ -103,8 +103,12 @@ def unembedded(
 
 def _bodies(hf_model: Any) -> list[nn.Module]:
     """What a causal language model may call to get its hidden states: all of it but the head."""
-    found = [getattr(hf_model, "base_model", None), getattr(hf_model, "get_decoder", lambda: None)()]
-    return [body for body in dict.fromkeys(found) if body is not None and body is not hf_model]
+    found = [
+        getattr(hf_model, "base_model", None),
+        getattr(hf_model, "get_decoder", lambda: None)(),
+        getattr(hf_model, "model", None),  # Llama 4's text model names another attribute as its base
+    ]
+    return [body for body in dict.fromkeys(found) if isinstance(body, nn.Module) and body is not hf_model]
 
 
 @contextmanager
@@ -151,18 +155,31 @@ def is_folded(model: Any) -> bool:
     return weight is not None and bool((weight == weight[0]).all())
 
 
-def output_weight(model: Any, layer: int) -> Float[Tensor, "head d_head d_model"] | None:
-    """`W_O` of a block, `None` where it cannot be read: packed in 4 bits, or no such attention."""
-    output = getattr(getattr(model.blocks[layer], "attn", None), "o", None)
-    weight = getattr(output, "weight", None)
+def block_weight(model: Any, layer: int, name: str) -> Tensor | None:
+    """A weight of a block by `HookedTransformer`'s name and in its shape: W_O, W_Q, W_V or W_out.
+
+    `None` where it cannot be read: packed in 4 bits, or no such attention or MLP.
+    """
+    cfg, block = model.cfg, model.blocks[layer]
+    attention = getattr(block, "attn", None)
+    if name == "W_O":
+        weight = _matrix(getattr(attention, "o", None), cfg.n_heads * cfg.d_head, cfg.d_model)
+        return None if weight is None else weight.unflatten(0, (cfg.n_heads, cfg.d_head))
+    if name == "W_out":
+        return _matrix(getattr(getattr(block, "mlp", None), "out", None), cfg.d_mlp, cfg.d_model)
+    heads = cfg.n_heads if name == "W_Q" else getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+    weight = _matrix(getattr(attention, name[-1].lower(), None), cfg.d_model, heads * cfg.d_head)
+    return None if weight is None else weight.unflatten(1, (heads, cfg.d_head)).movedim(1, 0)
+
+
+def _matrix(layer: Any, *shape: int | None) -> Float[Tensor, "d_in d_out"] | None:
+    """A linear layer's weight, `None` where it is packed, or another layer than was looked for."""
+    weight = getattr(layer, "weight", None)
     if weight is None or not weight.is_floating_point():
         return None
-    if type(output.original_component).__name__ != "Conv1D":  # GPT-2's, which is stored the other way round
+    if type(layer.original_component).__name__ != "Conv1D":  # GPT-2's, which is stored the other way round
         weight = weight.T
-    heads, width = model.cfg.n_heads, model.cfg.d_head
-    if weight.shape != (heads * width, model.cfg.d_model):
-        return None
-    return weight.unflatten(0, (heads, width))
+    return weight if weight.shape == shape else None
 
 
 @contextmanager
@@ -180,31 +197,75 @@ def _plain_attention(hf_model: Any) -> Iterator[None]:
 def wrapped(hf_model: Any, name: str) -> Any:
     """A `TransformerBridge` around a Hugging Face model, which it is put into: no copy is made.
 
-    Some architectures' bridges do not compute what the model did (Cohere's of 3.9 is off by half a logit), so
-    a short input is run before and after.
+    Some architectures' bridges do not compute what the model did (Cohere's of 3.9 is off by half a logit), or
+    not in a step with cached keys and values (MPT's, Mamba's), so a short input is run before and after.
 
     Raises:
         ValueError: an architecture that TransformerLens has no bridge for, or one that changes its numbers.
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-    devices = {str(device) for device in (getattr(hf_model, "hf_device_map", None) or {}).values()}
-    if away := devices & {"disk", "meta"}:
-        raise ValueError(f"{name} has layers on {' and '.join(sorted(away))}: a bridge cannot fetch them.")
     kind = type(hf_model).__name__
     tokens = torch.arange(1, 8, device=hf_model.get_input_embeddings().weight.device)[None]
     with _plain_attention(hf_model.eval()):
-        before = hf_model(tokens).logits.float()
+        before = hf_model(tokens).logits[0]
     try:
         model = build_bridge_from_module(hf_model, kind, hf_config=hf_model.config, model_name=name)
-        after = model(tokens).float()
+        after = unembedded(model, run(model, tokens, tokens > 0, model.cfg.n_layers, None)[0])
     except Exception as error:
         raise ValueError(f"TransformerLens's bridge cannot run {kind}: {error}") from error
-    off = float((after.to(before.device) - before).norm() / before.norm())
-    if not off < (EXACT if hf_model.dtype == torch.float32 else ROUNDED):
+    close = EXACT if hf_model.dtype == torch.float32 else ROUNDED
+    if not (off := _off(after, before)) < close:
         raise ValueError(
             f"TransformerLens's bridge changes what {kind} computes: its logits are off by {off:.1%}. "
             "Use backend='hooked' or another version of TransformerLens."
         )
-    model.cfg.n_devices = max(1, len(devices))
+    _require_cache(model, tokens, before[-1:], close)
+    model.cfg.n_devices = max(1, len(set((getattr(hf_model, "hf_device_map", None) or {}).values())))
     return model
+
+
+def require_in_memory(hf_model: Any, name: str) -> None:
+    """Refuse a model that accelerate fetches part of from elsewhere whenever that part runs.
+
+    Raises:
+        ValueError: some weights are on the device "meta", or said to be on disk.
+    """
+    devices = {str(device) for device in (getattr(hf_model, "hf_device_map", None) or {}).values()}
+    devices |= {weight.device.type for weight in hf_model.parameters()}
+    if away := devices & {"disk", "meta"}:
+        raise not_in_memory(name, away)
+
+
+def not_in_memory(name: str, away: Iterable[str] = ("meta",)) -> ValueError:
+    """For weights that hold no numbers where they are."""
+    return ValueError(
+        f"{name} has weights on {' and '.join(sorted(away))}: they are not in memory, and cannot be read or "
+        "run with hooks. It was offloaded to the CPU or to disk for want of room: load it in fewer bits, in "
+        "a smaller dtype, or over more devices."
+    )
+
+
+def _require_cache(model: Any, tokens: Tensor, last: Float[Tensor, "1 d_vocab"], close: float) -> None:
+    """Refuse a bridge whose logits of the last token are others behind cached keys and values."""
+    mask = tokens > 0
+    try:
+        cache = new_cache(model, 1)
+        for part in (slice(None, -1), slice(-1, None)):
+            stream = run(model, tokens[:, part], mask[:, part], model.cfg.n_layers, cache)
+        off = _off(unembedded(model, stream[0, -1:]), last)
+        wrong = "" if off < close else f"its logits are off by {off:.1%}"
+    except Exception as error:
+        wrong = f"{type(error).__name__} {error}".splitlines()[0]
+    if wrong:
+        raise ValueError(
+            f"TransformerLens's bridge cannot run {type(model.original_model).__name__} a token at a time, "
+            f"with keys and values cached, as texts are written: {wrong}. Use backend='hooked', if "
+            "TransformerLens can convert it, or another version of TransformerLens."
+        )
+
+
+def _off(found: Tensor, expected: Tensor) -> float:
+    """The distance, as a part of the length of what is expected."""
+    expected = expected.float()
+    return float((found.float().to(expected.device) - expected).norm() / expected.norm())

@@ -1,6 +1,7 @@
 """Which model a vector belongs to, told from the model itself."""
 
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Mapping
@@ -13,10 +14,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .backend import is_bridge
-from .bridge import is_folded, output_weight
+from .bridge import block_weight, is_folded, not_in_memory
 
-FINGERPRINT_WEIGHTS = 256
-TOLERANCE = 0.02  # of the fingerprint's length: bfloat16 rounds by 0.4 %, fine-tuning moves more
+# How many entries of which weights. New ones go to the end: older files are compared by what they have.
+FINGERPRINT_PARTS = {"W_O": 256, "W_Q": 96, "W_V": 96, "W_out": 64}
+FINGERPRINT_WEIGHTS = sum(FINGERPRINT_PARTS.values())
+TOLERANCE = 0.02  # of the length of each part: bfloat16 rounds by 0.4 %, fine-tuning moves more
 
 _digests: "WeakKeyDictionary[Any, tuple[int, str]]" = WeakKeyDictionary()
 
@@ -36,8 +39,9 @@ class ModelIdentity:
         normalization: `HookedTransformer`'s `normalization_type`; "LNPre" and "RMSPre" are folded.
         centred: whether the weights that write to the stream were centred (measured on `W_E`).
         tokenizer: digest of the vocabulary; "" without a tokenizer. Told, not compared.
-        fingerprint: 256 fixed entries of `W_O` in the first, middle and last block, or () where the weights
-            cannot be read (4-bit).
+        fingerprint: 256 fixed entries of `W_O` in the first, middle and last block, behind them 96 of `W_Q`,
+            96 of `W_V` and 64 of `W_out`, up to the first of these that cannot be read (a mixture of
+            experts has no `W_out`), so () where none can (4-bit). Older files have those of `W_O` alone.
     """
 
     name: str
@@ -113,10 +117,20 @@ class ModelIdentity:
         return cls(**{**values, "fingerprint": tuple(values["fingerprint"])})
 
     def _distance(self, other: "ModelIdentity") -> float:
-        if len(self.fingerprint) != len(other.fingerprint):
+        """The largest of any weight that both have: a change of one is not diluted by the others."""
+        mine, theirs = self._parts(), other._parts()
+        common = min(len(mine), len(theirs))
+        if [len(part) for part in mine[:common]] != [len(part) for part in theirs[:common]]:
             return float("inf")
-        mine, theirs = (torch.tensor(identity.fingerprint, dtype=torch.float64) for identity in (self, other))
-        return float((mine - theirs).norm() / mine.norm())
+        pairs = zip(mine[:common], theirs[:common], strict=True)
+        # Not Python's max, which may miss NaN.
+        return float(torch.stack([(one - two).norm() / one.norm() for one, two in pairs]).max())
+
+    def _parts(self) -> list[Tensor]:
+        """The fingerprint's numbers by weight, as far as it goes."""
+        values = torch.tensor(self.fingerprint, dtype=torch.float64)
+        ends = list(itertools.accumulate(FINGERPRINT_PARTS.values()))
+        return [part for part in values.tensor_split(ends) if len(part)]
 
 
 def _require_kinds(values: Mapping[str, Any]) -> None:
@@ -176,17 +190,38 @@ def _is_centred(W_E: Float[Tensor, "d_vocab d_model"]) -> bool:
 
 
 def _fingerprint(model: Any) -> tuple[float, ...]:
+    values: list[float] = []
+    for name, count in FINGERPRINT_PARTS.items():
+        found = _entries(model, name, count)
+        if not found:
+            break
+        values += found
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
+def _entries(model: Any, name: str, count: int) -> list[float]:
+    """Of one weight in the first, middle and last block; none where one of the three cannot be read."""
     last = model.cfg.n_layers - 1
     values: list[float] = []
-    for layer, count in zip((0, last // 2, last), (86, 85, 85), strict=True):
-        weight = output_weight(model, layer) if is_bridge(model) else model.blocks[layer].attn.W_O
+    for place, layer in enumerate((0, last // 2, last)):
+        weight = (block_weight if is_bridge(model) else _hooked_weight)(model, layer, name)
         if weight is None or not weight.is_floating_point():
-            return ()
+            return []
+        if weight.is_meta:
+            raise not_in_memory(model.cfg.model_name)
         # A fixed walk over logical indices: memory layout and device do not matter.
-        flat = (torch.arange(count) * 7919 + 104729) % weight.numel()
-        heads, inner, outer = (index.to(weight.device) for index in torch.unravel_index(flat, weight.shape))
-        values += weight[heads, inner, outer].float().tolist()
-    return tuple(float(f"{value:.6g}") for value in values)
+        flat = (torch.arange((count + 2 - place) // 3) * 7919 + 104729) % weight.numel()
+        index = torch.unravel_index(flat, weight.shape)
+        values += weight[tuple(axis.to(weight.device) for axis in index)].float().tolist()
+    return values
+
+
+def _hooked_weight(model: Any, layer: int, name: str) -> Tensor | None:
+    block = model.blocks[layer]
+    if name == "W_out":
+        return getattr(getattr(block, "mlp", None), name, None)
+    shared = getattr(block.attn, f"_{name}", None)  # of grouped heads: W_V itself repeats it for each head
+    return getattr(block.attn, name, None) if shared is None else shared
 
 
 def _vocabulary_digest(tokenizer: Any) -> str:

@@ -59,7 +59,8 @@ def load_model(
             transformers loads, in whole passes; the default with TransformerLens 4, which has nothing else).
         dtype: of the weights; by default that of `hf_model`, else float32; "auto" is that of the files.
         device: by default CUDA where there is one, else the CPU; "auto" also takes MPS before the CPU. A
-            bridge leaves an `hf_model` where it is.
+            bridge leaves an `hf_model` where it is unless this is given, and one that was loaded with a
+            `device_map` always.
         hf_model: a Hugging Face causal language model in hand; not changed, but that a bridge is put into it,
             and it runs as part of it from then on. Load it in 4 bits or with a `device_map` as you like.
         tokenizer: to use instead of the model's own; copied, not changed.
@@ -69,16 +70,17 @@ def load_model(
         layout: store a `HookedTransformer`'s weights with the strides the components ask for, which makes a
             decode step two to three times faster and changes no number.
             `safetensors.save_file(model.state_dict())` then needs `restore_layout(model)` first.
-        n_devices: over how many GPUs a `HookedTransformer`'s layers are spread, the first ones on `device`. Its
-            cells are run whole. A bridge takes an `hf_model` loaded with a `device_map` instead.
+        n_devices: over how many GPUs a `HookedTransformer`'s layers are spread, the first ones on `device`.
+            Its cells are run whole. A bridge takes an `hf_model` loaded with a `device_map` instead.
         trust_remote_code: run Python code that comes with the model's files. It can do whatever you can: read
             it first.
 
     Raises:
         ModelUnavailableError: not in the cache and not to be had from the Hub, or gated.
         ValueError: an unknown name, backend, dtype or processing step, or an architecture that
-            TransformerLens does not know or would convert wrongly; or a model with code of its own; or more
-            devices than there are.
+            TransformerLens does not know or would convert or run wrongly; or a model with code of its own; or
+            an `hf_model` whose weights are not all in memory, or quantised ones for "hooked"; or more devices
+            than there are.
     """
     _require_backend(backend)
     if backend == "bridge" and n_devices != 1:
@@ -86,11 +88,13 @@ def load_model(
     steps = processing_steps(processing)
     asked, dtype = dtype, _dtype(dtype)
     given = hf_model is not None
-    if not given:
+    if given:
+        bridge.require_in_memory(hf_model, str(name))
+    else:
         wanted = "auto" if asked == "auto" else dtype or torch.float32
         name, hf_model, found = _fetch(name, wanted, backend, trust_remote_code)
         tokenizer = tokenizer if tokenizer is not None else found
-    elif name == EMBEDDED:  # the default: the model in hand knows better
+    if given and name == EMBEDDED:  # the default: the model in hand knows better
         name = hf_model.config.name_or_path or type(hf_model).__name__
     if backend == "bridge":
         place = None if given and device is None else _device(device)
@@ -106,15 +110,20 @@ def load_model(
 
 
 def load_hugging_face(
-    name: str | Path = EMBEDDED, *, dtype: torch.dtype | str | None = None, trust_remote_code: bool = False
+    name: str | Path = EMBEDDED,
+    *,
+    backend: str = DEFAULT_BACKEND,
+    dtype: torch.dtype | str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """The Hugging Face model and tokenizer that `load_model` begins with; on the CPU.
 
     Either is `None` where there is none: a model trained for TransformerLens, a folder without a tokenizer.
-    Arguments and errors are those of `load_model`.
+    Arguments and errors are those of `load_model`; the names that are known depend on `backend`.
     """
+    _require_backend(backend)
     wanted = "auto" if dtype == "auto" else _dtype(dtype) or torch.float32
-    _, hf_model, tokenizer = _fetch(name, wanted, DEFAULT_BACKEND, trust_remote_code)
+    _, hf_model, tokenizer = _fetch(name, wanted, backend, trust_remote_code)
     return None if hf_model is None else hf_model.eval(), tokenizer
 
 
@@ -140,11 +149,34 @@ def _hooked(
 ) -> Any:
     from .hooked import converted
 
-    model = converted(name, hf_model, dtype=dtype, device=device, steps=steps, n_devices=n_devices)
+    if _is_quantised(hf_model):
+        raise _inconvertible(hf_model, "its weights are quantised")
+    try:
+        model = converted(name, hf_model, dtype=dtype, device=device, steps=steps, n_devices=n_devices)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AttributeError, LookupError, AssertionError, TypeError) as error:
+        if hf_model is None:
+            raise
+        raise _inconvertible(
+            hf_model, f"{type(error).__name__} {error}".splitlines()[0].rstrip(" .")
+        ) from error
     if layout:
         optimize_layout(model)
     model.revision = getattr(getattr(hf_model, "config", None), "_commit_hash", None)
     return model
+
+
+def _is_quantised(hf_model: Any) -> bool:
+    described = getattr(getattr(hf_model, "config", None), "quantization_config", None)
+    return bool(getattr(hf_model, "is_quantized", False) or described)
+
+
+def _inconvertible(hf_model: Any, why: str) -> ValueError:
+    return ValueError(
+        f"TransformerLens cannot convert this {type(hf_model).__name__} into a HookedTransformer: {why}. "
+        "Use backend='bridge', which runs the Hugging Face model itself."
+    )
 
 
 def _bridge(
@@ -157,15 +189,28 @@ def _bridge(
     keep: bool,
 ) -> Any:
     """`keep`: the weights are not ours, and are copied where they would change."""
-    to = {key: value for key, value in {"dtype": dtype, "device": device}.items() if value is not None}
-    moved = any(str(getattr(hf_model, key)) != str(value) for key, value in to.items())
-    if keep and (moved or any(steps.values())):
+    to = _changes(hf_model, dtype, device)
+    if keep and (to or any(steps.values())):
         hf_model = copy.deepcopy(hf_model)
-    model = bridge.wrapped(hf_model.to(**to) if moved else hf_model, name)
+    model = bridge.wrapped(hf_model.to(**to) if to else hf_model, name)
     possible = possible_steps(steps, model.cfg)
     if any(possible.values()):
         model.enable_compatibility_mode(disable_warnings=True, **possible)
     return model
+
+
+def _changes(hf_model: Any, dtype: torch.dtype | None, device: str | None) -> dict[str, Any]:
+    """What `to` has to be told. A model over several devices, as accelerate put it, stays there."""
+    to: dict[str, Any] = {} if dtype in (None, hf_model.dtype) else {"dtype": dtype}
+    placed = getattr(hf_model, "hf_device_map", None)
+    if device is not None and not placed and not _is_same(hf_model.device, torch.device(device)):
+        to["device"] = device
+    return to
+
+
+def _is_same(there: torch.device, asked: torch.device) -> bool:
+    """An index that is not given is any: "cuda" is where "cuda:1" is."""
+    return there.type == asked.type and (None in (there.index, asked.index) or there.index == asked.index)
 
 
 def _device(device: torch.device | str | None) -> str:

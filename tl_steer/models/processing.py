@@ -38,6 +38,10 @@ def possible_steps(steps: Mapping[str, bool], cfg: Any) -> dict[str, bool]:
         impossible |= {"fold_ln", "center_writing_weights"}
     if cfg.positional_embedding_type == "shortformer":
         impossible |= {"fold_ln", "center_writing_weights", "center_unembed"}
+    if _has_sinks(cfg):  # a head's weights do not sum to 1, so that a value bias is not added whole
+        impossible |= {"fold_value_biases"}
+    if cfg.positional_embedding_type == "rotary":  # queries and keys are turned between the two matrices
+        impossible |= {"refactor_factored_attn_matrices"}
     if left_out := sorted(step for step in impossible if steps[step]):
         logger.warning(
             "%s cannot have %s: left out, since its predictions would change; identify(model) says what is",
@@ -45,6 +49,11 @@ def possible_steps(steps: Mapping[str, bool], cfg: Any) -> dict[str, bool]:
             ", ".join(left_out),
         )
     return {step: chosen and step not in impossible for step, chosen in steps.items()}
+
+
+def _has_sinks(cfg: Any) -> bool:
+    """Whether part of each head's attention goes to no token. A bridge's config does not tell."""
+    return bool(getattr(cfg, "use_attention_sinks", False)) or architecture_of(cfg) == "GptOssForCausalLM"
 
 
 def architecture_of(cfg: Any) -> str | None:

@@ -12,6 +12,8 @@ from transformer_lens.utilities.activation_functions import apply_softcap
 from . import bridge
 from .backend import is_bridge
 
+PROBE = 2.0**12
+
 Unembedding = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row d_vocab"]]
 
 
@@ -39,8 +41,49 @@ def _of_bridge(model: Any, dtype: torch.dtype, norm: bool) -> Unembedding:
     final, head = (deepcopy(part.original_component).to(dtype) for part in (model.ln_final, model.unembed))
     if norm:
         return lambda rows: bridge.unembedded(model, rows, norm=final, head=head)
-    weight = final.weight + 1 if getattr(model.cfg, "rmsnorm_uses_offset", False) else final.weight
-    return lambda rows: _scaled(model, rows, weight) @ head.weight.T
+    scaled = _linear_norm(final, model.cfg.d_model, dtype)
+    linear = _linear_head(model, head, dtype)
+    return lambda rows: linear(scaled(rows))
+
+
+def _linear_norm(norm: Any, d_model: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A norm without its division and biases, told from what it does: weights are w, 1 + w or not there."""
+    device = next((weight.device for weight in norm.parameters()), torch.device("cpu"))
+    # A power of two, so that sums of it are exact, and so large that the norm's epsilon is nothing beside it.
+    level = torch.full((d_model,), PROBE, dtype=dtype, device=device)
+    probe = level.clone()
+    probe[1::2] *= -1
+    probe -= probe.mean()
+    weight = _odd_part(norm, probe) * probe.pow(2).mean().sqrt() / probe
+    centres = bool(_odd_part(norm, level).abs().max() < 1e-2 * weight.abs().max())
+
+    def scaled(rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        rows = rows - rows.mean(-1, keepdim=True) if centres else rows
+        return rows * weight.to(rows.device)
+
+    return scaled
+
+
+@torch.no_grad()
+def _odd_part(function: Callable[[Tensor], Tensor], probe: Float[Tensor, " d_model"]) -> Tensor:
+    """What changes its sign with the input: without biases."""
+    there, back = function(torch.stack([probe, -probe])[:, None])[:, 0]
+    return (there - back) / 2
+
+
+def _linear_head(model: Any, head: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The head and what the model makes of its logits, without a bias; where it caps them, the head alone."""
+    device = head.weight.device
+
+    def logits(rows: Tensor) -> Tensor:
+        return bridge.unembedded(model, rows.to(device), norm=lambda hidden: hidden, head=head)
+
+    probe = torch.full((1, model.cfg.d_model), PROBE, dtype=dtype, device=device)
+    bias = logits(0 * probe)
+    once, twice = logits(probe) - bias, logits(2 * probe) - bias
+    if (twice - 2 * once).norm() > 1e-2 * twice.norm():
+        return lambda rows: rows.to(device) @ head.weight.T
+    return lambda rows: logits(rows) - bias
 
 
 def _scaled(model: Any, rows: Float[Tensor, "row d_model"], weight: Tensor) -> Float[Tensor, "row d_model"]:

@@ -162,8 +162,8 @@ def _hugging_face(subject: Subject) -> list[Pass]:
         )
     if is_bridge(subject.model) and _share(hf_model, subject.model.original_model):
         raise DoesNotApplyError(
-            "hf_model is the very model that the bridge was put into, so that nothing would be compared: pass "
-            "another copy of the same weights."
+            "hf_model is the very model that the bridge was put into, so that nothing would be compared: "
+            "pass another copy of the same weights."
         )
     if hf_model.training:
         raise DoesNotApplyError(

@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..models import is_hooked
+from ..models.weights import weight_sums as weights
 from .findings import Finding
 
 _HOOKS = {
     "_forward_pre_hooks": " (before it)", "_forward_hooks": "",
     "_backward_pre_hooks": " (before its gradient)", "_backward_hooks": " (its gradient)",
 }  # fmt: skip
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _TOKENIZER = ("padding_side", "truncation_side", "pad_token", "bos_token", "eos_token", "chat_template")
 
 
@@ -50,13 +49,12 @@ def hooks(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _own(hook: Any) -> bool:
-    """Whether it is one of those by which a `TransformerBridge` follows the model it is put into."""
-    return (getattr(hook, "__module__", None) or "").startswith("transformer_lens.model_bridge")
+    """Whether it is a bridge's, by which it follows its model, or transformers', which collects outputs.
 
-
-def weights(model: Any) -> dict[str, int]:
-    """A sum over the bits of every weight: alike only where no single number has changed."""
-    return {name: _sum_of_bits(weight) for name, weight in model.named_parameters()}
+    transformers puts its own in at the first pass that is asked for hidden states, and leaves them there.
+    """
+    owner = getattr(hook, "__module__", None) or ""
+    return owner.startswith(("transformer_lens.model_bridge", "transformers.utils.output_capturing"))
 
 
 def settings(model: Any) -> dict[str, str]:
@@ -80,8 +78,3 @@ def differing(before: dict[str, Any], after: dict[str, Any]) -> Finding:
 def listed(names: list[str], most: int = 5) -> str:
     """The first few of some names."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _sum_of_bits(weight: Tensor) -> int:
-    weight = weight.detach()
-    return int(weight.view(_BITS[weight.element_size()]).sum(dtype=torch.int64))

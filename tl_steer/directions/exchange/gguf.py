@@ -57,7 +57,7 @@ def save_gguf(
             "a GGUF control vector cannot hold layer 0: llama.cpp steers the blocks from 1 on and refuses a "
             "file that names direction.0. Leave layer 0 out: vectors.weighted({layer: 1.0, …})."
         )
-    together = vectors if isinstance(vectors, SteeringVectors) else _alone(vectors)
+    together = vectors if isinstance(vectors, SteeringVectors) else vectors.as_vectors()
     with atomic(path) as scratch:
         writer = GGUFWriter(scratch, ARCHITECTURE)
         try:
@@ -131,10 +131,3 @@ def _directions(found: GGUFFile, path: str | Path) -> dict[int, torch.Tensor]:
     if len({len(row) for row in rows.values()}) > 1:
         raise ValueError(f"{path}: its directions have unequal lengths.")
     return rows
-
-
-def _alone(vector: SteeringVector) -> SteeringVectors:
-    norm = torch.tensor([vector.stream_norm], dtype=torch.float32)
-    return SteeringVectors(
-        vector.values[None], vector.layers, vector.hook, vector.method, norm, vector.identity, vector.info
-    )

@@ -70,8 +70,10 @@ def save_pt(vectors: SteeringVectors | SteeringVector, path: str | Path, *, forc
     Nothing else is kept, not even which model they are of: for a colleague who has tl_steer use `save`.
     """
     rows = rows_for(vectors, "a plain .pt file", force=force)
+    content = io.BytesIO()  # torch tells of files that it cannot write with a RuntimeError
+    torch.save(rows, content)
     with atomic(path) as scratch:
-        torch.save(rows, scratch)
+        scratch.write_bytes(content.getvalue())
 
 
 def _tensors(path: str | Path) -> Any:

@@ -41,6 +41,26 @@ def read_experiment(path: str | Path) -> Experiment:
         raise ValueError(f"{file.name}: {error}") from error
 
 
+def require_as_read(experiment: Experiment) -> None:
+    """Refuse an experiment that is not what its `source` reads as: the run's folder would tell another one.
+
+    Raises:
+        ValueError: names what differs, and says what to do.
+    """
+    differing = ["title"]
+    if experiment.source:  # which one made in Python lacks
+        given = {name: getattr(experiment, name) for name in NOT_IN_FILES}
+        read = _built(Experiment, tomllib.loads(experiment.source), "", **given)
+        names = [each.name for each in fields(Experiment)]
+        differing = [name for name in names if getattr(read, name) != getattr(experiment, name)]
+    if differing:
+        raise ValueError(
+            f"this experiment is not the one that its file's text tells: {', '.join(differing)} were made or "
+            "changed in Python. A run keeps the text, and its report is made from it: write the change into "
+            "a file, and read that with read_experiment."
+        )
+
+
 def own_experiments() -> list[str]:
     """Names of the experiments that the package brings."""
     files = resources.files("tl_steer.experiments").iterdir()
