@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock
 from tokenizers import processors
 
-from tl_steer.evaluation import asking, chunks, plans
+from tl_steer.evaluation import asking, chunks, digests, plans
 from tl_steer.evaluation import checkpoints as module
 from tl_steer.evaluation.checkpoints import InUseError
 from tl_steer.evaluation.sweep import sweep
@@ -410,8 +410,8 @@ def test_functions_differ_by_code_and_defaults_and_objects_by_their_slots():
         lambda x: -x,
     ]
     made += [Slotted(1, 2, 3), Slotted(1, 2, 4), Slotted(2, 2, 3).edits, Slotted(1, 2, 3).edits]
-    assert len(set(map(plans.digest, made))) == len(made)
-    assert plans.digest(Slotted(1, 2, 3)) == plans.digest(Slotted(1, 2, 3))
+    assert len(set(map(digests.digest, made))) == len(made)
+    assert digests.digest(Slotted(1, 2, 3)) == digests.digest(Slotted(1, 2, 3))
 
 
 def test_what_cannot_be_told_from_another_is_refused_before_anything_is_run(tmp_path):
@@ -439,7 +439,7 @@ def test_settings_that_are_numpy_s_numbers_are_the_same_sweep():
 
     held = plan(seed=np.int64(1), mass=np.bool_(True), max_new_tokens=np.int64(2))
     assert held == plan(seed=1, mass=True, max_new_tokens=2)
-    assert plans.digest([np.bool_(True), np.int64(1)]) == plans.digest([True, 1])
+    assert digests.digest([np.bool_(True), np.int64(1)]) == digests.digest([True, 1])
 
 
 UNWRITABLE = {

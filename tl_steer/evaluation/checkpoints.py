@@ -22,7 +22,8 @@ import pandas as pd
 
 from ..writing import atomic
 from .chunks import Answers
-from .plans import Plan, differences, digest
+from .digests import digest
+from .plans import Plan, differences
 
 PACKAGES = ("tl-steer", "torch", "transformer-lens", "transformers")
 LOCK, WRITER, PLAN = "lock", "writer.json", "plan.json"

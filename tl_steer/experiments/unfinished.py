@@ -20,15 +20,8 @@ from typing import Any
 
 from ..engine.waves import bytes_allowed
 from ..evaluation.checkpoints import not_written, only_writer, write_whole
-from ..evaluation.plans import (
-    Plan,
-    counted,
-    differences,
-    digest,
-    model_parts,
-    questions_parts,
-    tokens_part,
-)
+from ..evaluation.digests import counted, digest
+from ..evaluation.plans import Plan, differences, model_parts, questions_parts, tokens_part
 from .files.experiment import Experiment
 from .materials import files_of, pairs_of, passages_of, questions_of, said_prompts
 
