@@ -143,8 +143,9 @@ def test_without_out_the_same_command_means_the_same_folder(monkeypatch, capsys,
 
 
 def test_a_run_that_is_finished_is_said_to_be(monkeypatch, capsys, tmp_path):
-    for name in ("experiment.toml", "versions.json", "report.html"):
+    for name in ("experiment.toml", "report.html"):
         (tmp_path / name).write_bytes(experiments.read_experiment("demo").source.encode())
+    (tmp_path / "versions.json").write_text("{}")
     status, output, _ = command(monkeypatch, capsys, "run", "demo", "--out", str(tmp_path))
     assert status == 0
     assert f"{tmp_path} was finished already; --fresh begins anew." in output

@@ -5,6 +5,7 @@ The oracles are Hugging Face's own model with a forward hook on the block, and t
 
 import builtins
 import contextlib
+import copy
 import importlib.util
 import pickle
 import struct
@@ -161,11 +162,23 @@ def require_libraries(way, request):
         request.getfixturevalue("steering_vectors")
 
 
+@pytest.fixture(scope="module")
+def precise(embedded_hf):
+    """The embedded model in float64, ours and Hugging Face's.
+
+    In float32 Hugging Face's own logits are up to 4e-4 from these where an early layer is steered far: two
+    libraries could not be told apart within 1e-4.
+    """
+    hf_model, tokenizer = embedded_hf
+    hf_model = copy.deepcopy(hf_model).double()
+    return load_model("smollm2", hf_model=hf_model, tokenizer=tokenizer, device="cpu"), hf_model
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("way", WAYS)
-def test_a_vector_handed_over_gives_the_logits_it_gives_here(way, request, embedded, embedded_hf, tmp_path):
+def test_a_vector_handed_over_gives_the_logits_it_gives_here(way, request, precise, tmp_path):
     require_libraries(way, request)
-    hf_model, _ = embedded_hf
+    embedded, hf_model = precise
     ids = tokenize(embedded, "The capital of France is a city called")
     plain = logits_of(hf_model, ids)
     for layers, multiplier in (((1,), 4.0), ((15,), -4.0), ((29,), 2.5), ((20, 8, 3), -1.5)):
@@ -191,9 +204,9 @@ def test_a_layer_off_by_one_would_be_seen(embedded, embedded_hf):
 @pytest.mark.model
 @pytest.mark.parametrize("library", ["repeng", "steering-vectors", "GGUF"])
 def test_a_vector_taken_over_gives_the_logits_it_gives_there(
-    library, repeng, steering_vectors, embedded, embedded_hf, tmp_path
+    library, repeng, steering_vectors, precise, tmp_path
 ):
-    hf_model, _ = embedded_hf
+    embedded, hf_model = precise
     ids = tokenize(embedded, "The capital of France is a city called")
     rows = {layer: np.random.default_rng(layer).standard_normal(576).astype("f4") for layer in (4, 17)}
     control_vector = repeng.ControlVector("llama", rows)
