@@ -141,6 +141,7 @@ def test_so_does_what_is_made_of_them(elsewhere, call):
     require_alike(ONCE[call](elsewhere), ONCE[call](make_model(word_tokenizer())))
 
 
+@pytest.mark.slow
 def test_verify_finds_nothing_wrong(elsewhere):
     table = ts.verify(elsewhere, prompts=PROMPTS[:2], progress=False).set_index("check")
     assert set(table["result"]) == {"passed", "does not apply"}
