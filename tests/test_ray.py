@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,9 +135,14 @@ def test_two_workers_give_the_table_that_one_process_gives_and_load_the_model_on
     def load():
         with (tmp_path / str(os.getpid())).open("a") as file:
             file.write("loaded\n")
+        # A worker that starts first could answer all before the other is there.
+        until = time.monotonic() + 100
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
         return MODEL
 
-    table = swept(ray_executor(workers=2, load=load))
+    with within(seconds=400):
+        table = swept(ray_executor(workers=2, load=load))
     pd.testing.assert_frame_equal(table, swept(), rtol=1e-6, atol=1e-6)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["loaded\n"] * 2
     assert str(HERE) not in {file.name for file in tmp_path.iterdir()}

@@ -64,6 +64,30 @@ def activation_addition(
 
     Source: Turner et al. 2023 (arXiv 2308.10248), section 3.
     """
+    padded = padded_sides(model, positive, negative)
+    where = {"positions": all_tokens(), "layers": layers, "hook": hook}
+    both = capture(model, padded, **where, reuse=reuse, memory=memory)
+    difference = both.values[0].double() - both.values[1].double()
+    return SteeringVectors(
+        difference.float(),
+        both.layers,
+        hook,
+        "activation_addition",
+        both.stream_norm,
+        both.identity,
+        {
+            "arguments": {"positive": positive, "negative": negative},
+            "positions": len(padded[0]),
+            "data": digest_of(positive, negative),
+        },
+    )
+
+
+def padded_sides(model: Any, positive: str, negative: str) -> list[list[int]]:
+    """The token ids of both sides of an `activation_addition`, the shorter padded with spaces to the other's.
+
+    Raises what `activation_addition` does.
+    """
     if not (positive or negative):
         raise ValueError("positive and negative are both empty: there is nothing to add.")
     # An empty side is spaces behind the BOS, if the other side has one: its position must not differ.
@@ -77,20 +101,4 @@ def activation_addition(
             f"{positive!r} and {negative!r} have {len(sides[0])} and {len(sides[1])} tokens, and this "
             "tokenizer has no token for a space to pad with: give prompts of as many tokens."
         )
-    padded = [ids + space * (length - len(ids)) for ids in sides]
-    where = {"positions": all_tokens(), "layers": layers, "hook": hook}
-    both = capture(model, padded, **where, reuse=reuse, memory=memory)
-    difference = both.values[0].double() - both.values[1].double()
-    return SteeringVectors(
-        difference.float(),
-        both.layers,
-        hook,
-        "activation_addition",
-        both.stream_norm,
-        both.identity,
-        {
-            "arguments": {"positive": positive, "negative": negative},
-            "positions": length,
-            "data": digest_of(positive, negative),
-        },
-    )
+    return [ids + space * (length - len(ids)) for ids in sides]

@@ -8,10 +8,10 @@ import pandas as pd
 
 from ..analysis.labels import LABELS
 from ..analysis.separation import balanced_folds
-from ..directions import SteeringVectors
 from ..directions.controls import FEWEST
 from ..models import resolve_layers, tokenize_all
 from ..prompts import ChoiceQuestions
+from ..recipes import padded_sides
 from .files.experiment import Experiment
 from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts
 
@@ -40,17 +40,13 @@ def require_runnable(experiment: Experiment, model: Any) -> None:
             _require_readable(passages_of(experiment), model)
     if experiment.text is not None:
         prompts_of(experiment)  # for what it raises
+    if experiment.has_prompts:
+        _require_room(experiment, model)
 
 
-def require_room(experiment: Experiment, model: Any, vectors: SteeringVectors) -> None:
-    """Refuse prompts with fewer tokens than there are vectors, where there is one vector a position.
-
-    Raises:
-        ValueError: names the prompt and both lengths.
-    """
-    if not experiment.has_prompts:
-        return
-    count = vectors.values.shape[1]
+def _require_room(experiment: Experiment, model: Any) -> None:
+    """Every prompt has a token for each vector, of which there is one a position of the words in [pairs]."""
+    count = len(padded_sides(model, experiment.pairs.positive, experiment.pairs.negative)[0])
     asked = [("questions", questions_of(experiment, model).prompts)] if experiment.questions else []
     asked += [("text", said_prompts(experiment, model))] if experiment.text else []
     for name, prompts in asked:

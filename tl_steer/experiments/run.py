@@ -24,7 +24,7 @@ from ..prompts import audit
 from ..recipes import activation_addition
 from ..writing import atomic
 from .asking import asked_table, damage_table, text_damage_table, written_table
-from .checks import require_room, require_runnable
+from .checks import require_runnable
 from .files.experiment import Experiment
 from .files.reading import require_as_read
 from .materials import estimator_of, in_unit, pairs_of, steered_with
@@ -143,7 +143,6 @@ def _work(
     options = {"memory": memory, "progress": progress}
     vectors, pairs = _estimated(experiment, model, out, **options)
     vectors = steered_with(vectors, experiment)
-    require_room(experiment, model, vectors)
     tables = []
     if experiment.questions is not None:
         tables.append(asked_table(experiment, model, vectors, pairs, work=work, **options))
