@@ -102,6 +102,20 @@ def test_a_file_gives_back_what_was_saved(pairs, tmp_path):
     assert again.positive.positions.label == "(token(0) | last_token())"
 
 
+def test_what_is_missing_in_factors_is_missing_in_a_file_and_numbers_are_numbers(pairs, tmp_path):
+    factors = pairs.factors.assign(
+        truth=pd.array(["yes", None, "é", "no"], dtype="string"),
+        score=pd.array([1, None, 3, 4], dtype="Int64"),
+        odd=np.array([np.int64(7), np.bool_(True), pd.NaT, "x"], dtype=object),
+    )
+    dataclasses.replace(pairs, factors=factors).save(tmp_path / "a.safetensors")
+    again = PairedActivations.load(tmp_path / "a.safetensors").factors
+    assert again.isna().to_numpy().tolist() == factors.isna().to_numpy().tolist()
+    assert again["truth"].dropna().tolist() == ["yes", "é", "no"]
+    assert again["score"].dropna().tolist() == [1, 3, 4]
+    assert again["odd"].dropna().tolist() == [7, True, "x"]
+
+
 def test_a_file_from_before_there_were_completion_tokens_still_loads(pairs, tmp_path):
     path = tmp_path / "a.safetensors"
     pairs.save(path)

@@ -6,7 +6,7 @@ import torch
 
 from tl_steer.choices import choice_logits, plan_choices, score_cells
 from tl_steer.interventions import Add
-from tl_steer.models import load_model
+from tl_steer.models import load_model, tokenize
 from tl_steer.positions import EmptySelectionError, generated_tokens, parse_positions
 
 from .tiny_model import TABLE, Change, made_vector, make_model, run_alone, word_tokenizer
@@ -169,6 +169,18 @@ def test_a_prompt_that_does_not_fit_the_context_with_its_choices_is_refused():
     with pytest.raises(ValueError, match=rf"question 1: {room + 1} tokens .* context of {room}"):
         choice_logits(MODEL, [fits, over], pair)
     assert len(choice_logits(MODEL, [over], ("True", "False"))) == 1
+
+
+def test_a_text_that_fills_the_context_can_be_asked():
+    """The last token of a choice is never fed."""
+    room = MODEL.cfg.n_ctx
+    text = "a " * (room - 2) + "b"  # a BOS, too
+    assert len(tokenize(MODEL, text)) == room
+    found = choice_logits(MODEL, text, (" yes", " no"))
+    same = choice_logits(MODEL, [tokenize(MODEL, text)], (" yes", " no"))
+    assert found["logit_difference"].item() == same["logit_difference"].item()
+    with pytest.raises(ValueError, match=rf"question 0: {room + 1} tokens .* context of {room}"):
+        choice_logits(MODEL, text, (" yes no", " no yes"))
 
 
 def test_without_a_tokenizer_choices_are_refused():

@@ -5,7 +5,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -96,6 +98,13 @@ class Activations:
             prompt_lengths=self.prompt_lengths[rows],
             **texts,
         )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: numpy's numbers are plain ones, what is missing is null, the rest text."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
 
 
 def _where(held: "Activations | PairedActivations") -> str:
@@ -260,7 +269,7 @@ class PairedActivations:
         metadata = {
             "format": FORMAT,
             "identity": self.identity.to_json(),
-            "description": json.dumps(described, default=str),
+            "description": json.dumps(described, default=_plain),
         }
         with atomic(path) as scratch:
             # Not `save_file`: it has a scratch file of its own, which a kill leaves behind.

@@ -29,7 +29,8 @@ from .engine import (
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import Prompt, as_prompts, input_device, tokenize, tokenize_all
+from .models import Prompt, as_prompts, input_device, tokenize_all
+from .models.tokenizing import encode
 from .positions import PromptTokens
 
 LOGIT_ROWS = 512  # positions whose logits are held at once
@@ -263,7 +264,7 @@ def _columns(scores: Float[np.ndarray, "question 2"], mass: bool) -> pd.DataFram
 def _continuation(model: Any, prompt: Prompt, ids: list[int], choice: str) -> list[int]:
     """The prompt's ids, and those the choice adds."""
     if isinstance(prompt, str):
-        whole = tokenize(model, prompt + choice)
+        whole = encode(model, prompt + choice)  # the last of a choice need not fit the context
         if whole[: len(ids)] == ids and len(whole) > len(ids):
             return whole
     # The two run together in one token (or the prompt is ids): the prompt stays what the model is asked.

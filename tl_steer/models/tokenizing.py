@@ -28,7 +28,7 @@ def tokenize(model: Any, text: Prompt, *, bos: bool | None = None) -> list[int]:
         ValueError: no tokens, more than the model's context, an id outside the vocabulary, or a string
             where the model has no tokenizer.
     """
-    ids = _encode(model, text, bos) if isinstance(text, str) else [int(token) for token in text]
+    ids = encode(model, text, bos) if isinstance(text, str) else [int(token) for token in text]
     if not ids:
         raise ValueError(f"the prompt {text!r} is empty: it has no tokens. Give it at least one.")
     if len(ids) > model.cfg.n_ctx:
@@ -41,7 +41,8 @@ def tokenize(model: Any, text: Prompt, *, bos: bool | None = None) -> list[int]:
     return ids
 
 
-def _encode(model: Any, text: str, bos: bool | None) -> list[int]:
+def encode(model: Any, text: str, bos: bool | None = None) -> list[int]:
+    """`tokenize` of a string, however long it is."""
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("this model has no tokenizer: give token ids, or load it with tokenizer=…")
