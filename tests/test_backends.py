@@ -594,6 +594,24 @@ def test_a_hugging_face_model_whose_weights_would_change_is_copied(options):
     assert model.cfg.dtype == (torch.bfloat16 if "dtype" in options else torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda model: [][1], "IndexError list index out of range"),  # as on bridges of Bloom
+        (lambda model: model.ln_final.weight.data.mul_(0.9), r"its log-probabilities are off by \d+\.\d%"),
+        (lambda model: setattr(model.blocks[0].ln1, "forward", None), "TypeError 'NoneType'"),
+    ],
+)
+def test_processing_that_breaks_or_changes_a_bridge_is_told_with_the_step(monkeypatch, spoil, told):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    monkeypatch.setattr(TransformerBridge, "enable_compatibility_mode", lambda model, **_: spoil(model))
+    with pytest.raises(
+        ValueError, match=rf"cannot process its bridge of \w+ by fold_ln: {told}.* Leave that"
+    ):
+        load_model("tiny", backend="bridge", hf_model=random_hf_model("llama"), processing={"fold_ln": True})
+
+
 def test_a_folder_is_loaded_with_its_tokenizer(tmp_path, make_tokenizer):
     random_hf_model("neox").save_pretrained(tmp_path / "some-model")
     make_tokenizer().save_pretrained(tmp_path / "some-model")

@@ -1,6 +1,6 @@
 """What is done in another way on a `TransformerBridge`, whose passes are the Hugging Face model's own."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -214,7 +214,7 @@ def wrapped(hf_model: Any, name: str) -> Any:
         after = unembedded(model, run(model, tokens, tokens > 0, model.cfg.n_layers, None)[0])
     except Exception as error:
         raise ValueError(f"TransformerLens's bridge cannot run {kind}: {error}") from error
-    close = EXACT if hf_model.dtype == torch.float32 else ROUNDED
+    close = _close(hf_model.dtype)
     if not (off := _off(after, before)) < close:
         raise ValueError(
             f"TransformerLens's bridge changes what {kind} computes: its logits are off by {off:.1%}. "
@@ -223,6 +223,40 @@ def wrapped(hf_model: Any, name: str) -> Any:
     _require_cache(model, tokens, before[-1:], close)
     model.cfg.n_devices = max(1, len(set((getattr(hf_model, "hf_device_map", None) or {}).values())))
     return model
+
+
+@torch.no_grad()
+def process(model: Any, steps: Mapping[str, bool]) -> None:
+    """TransformerLens's own processing of a bridge's weights, in place.
+
+    Raises:
+        ValueError: it breaks on this architecture, or leaves a model that does not run or predicts otherwise.
+    """
+    tokens = torch.arange(1, 8, device=model.W_E.device)[None]
+
+    def predicted() -> Float[Tensor, "pos d_vocab"]:
+        stream = run(model, tokens, tokens > 0, model.cfg.n_layers, None)[0]
+        return unembedded(model, stream).float().log_softmax(-1)  # centring moves all logits alike
+
+    before = predicted()
+    try:
+        model.enable_compatibility_mode(disable_warnings=True, **steps)
+        off = _off(predicted(), before)
+        wrong = "" if off < _close(model.cfg.dtype) else f"its log-probabilities are off by {off:.1%}"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        wrong = f"{type(error).__name__} {error}".splitlines()[0].rstrip(" .")
+    if wrong:
+        asked = ", ".join(step for step, is_asked in steps.items() if is_asked)
+        raise ValueError(
+            f"TransformerLens cannot process its bridge of {type(model.original_model).__name__} by {asked}: "
+            f"{wrong}. Leave that out of processing=…, or use backend='hooked'."
+        )
+
+
+def _close(dtype: torch.dtype) -> float:
+    return EXACT if dtype == torch.float32 else ROUNDED
 
 
 def require_in_memory(hf_model: Any, name: str) -> None:

@@ -195,7 +195,7 @@ def _bridge(
     model = bridge.wrapped(hf_model.to(**to) if to else hf_model, name)
     possible = possible_steps(steps, model.cfg)
     if any(possible.values()):
-        model.enable_compatibility_mode(disable_warnings=True, **possible)
+        bridge.process(model, possible)
     return model
 
 
