@@ -158,14 +158,15 @@ def test_each_chunk_s_killed_worker_counts_for_itself_and_the_table_is_the_same(
     pd.testing.assert_frame_equal(table, whole, rtol=1e-6, atol=1e-6)
 
 
-def test_cells_that_kill_every_worker_are_given_up_and_what_is_finished_is_gone_on_with(tmp_path):
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_cells_that_kill_every_worker_are_given_up_and_what_is_finished_is_gone_on_with(workers, tmp_path):
     marks, out = tmp_path / "marks", tmp_path / "table.parquet"
     marks.mkdir()
     options = {"operations": [deadly(marks, kills=9)], "multipliers": MULTIPLIERS[20:]}
     with pytest.raises(
         LostWorkersError, match=r"the last time with: The actor .*out=…: call it again to go on"
     ):
-        swept(ray_executor(workers=2, retries=1), out=out, **options)
+        swept(ray_executor(workers=workers, retries=1), out=out, **options)
     assert len(list(marks.iterdir())) >= 2  # once, and once again
     assert not out.exists()
     # Without Ray, and with what was kept.

@@ -179,6 +179,12 @@ def breaking(*_, **__):
     raise BrokenError
 
 
+@pytest.fixture
+def quick_report(monkeypatch):
+    """The report is most of a small run's work, and nothing here asks what is in it."""
+    monkeypatch.setattr(STEPS, "write_report", lambda folder: (folder / "report.html").touch())
+
+
 def broken_off(file, out, model, monkeypatch, step="damage_table"):
     with monkeypatch.context() as patch:
         patch.setattr(STEPS, step, breaking)
@@ -186,6 +192,7 @@ def broken_off(file, out, model, monkeypatch, step="damage_table"):
             run(read_experiment(file), out, model=model, progress=False)
 
 
+@pytest.mark.usefixtures("quick_report")
 def test_a_run_that_breaks_keeps_what_is_done_says_so_and_goes_on(file, model, tmp_path, monkeypatch, caplog):
     out = tmp_path / "run"
     broken_off(file, out, model, monkeypatch)
@@ -289,11 +296,11 @@ def test_a_finished_run_of_another_model_is_refused(finished, file, model, idle)
     assert done(finished) == before
 
 
+@pytest.mark.usefixtures("quick_report")
 def test_a_finished_run_of_other_data_is_refused_and_outlives_its_data(model, tmp_path, monkeypatch):
     file, out = own(tmp_path), tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(STEPS, "_work", lambda *_, **__: None)
-        patch.setattr(STEPS, "write_report", lambda folder: (folder / "report.html").touch())
         run(read_experiment(file), out, model=model)
     monkeypatch.setattr(STEPS, "_work", breaking)
     (tmp_path / "own.csv").write_text(ROWS + "more,less\n")
@@ -305,6 +312,7 @@ def test_a_finished_run_of_other_data_is_refused_and_outlives_its_data(model, tm
     assert run(read_experiment(file), out) == out
 
 
+@pytest.mark.usefixtures("quick_report")
 def test_memory_is_what_it_was_when_the_run_was_begun(file, model, tmp_path, monkeypatch):
     """What is free decides what shares a batch, and so the last bits; every step is given it."""
     out, seen, module = tmp_path / "run", {}, sys.modules["tl_steer.experiments.unfinished"]
@@ -339,6 +347,7 @@ def test_an_experiment_that_was_changed_in_python_is_refused(file, tmp_path, mod
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("quick_report")
 def test_other_packages_are_warned_of_and_written_down(file, model, tmp_path, monkeypatch, caplog):
     broken_off(file, tmp_path / "run", model, monkeypatch)
     real = STEPS.package_versions
@@ -350,6 +359,7 @@ def test_other_packages_are_warned_of_and_written_down(file, model, tmp_path, mo
     assert versions["packages_when_begun"] == real(STEPS.PACKAGES)
 
 
+@pytest.mark.usefixtures("quick_report")
 def test_fresh_moves_the_old_runs_aside_and_deletes_nothing(file, model, tmp_path, monkeypatch):
     out = tmp_path / "run"
     for number in (1, 2):
@@ -376,6 +386,7 @@ def test_fresh_where_there_is_no_run_begins_one_and_leaves_other_things_alone(tm
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.usefixtures("quick_report")
 def test_a_full_disk_is_told_with_what_is_kept(file, model, tmp_path, monkeypatch):
     def full(self, path):
         raise OSError(28, "No space left on device")
