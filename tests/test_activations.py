@@ -27,19 +27,21 @@ def pairs():
     made = make_pairs(rng.standard_normal((4, 2, 8)), rng.standard_normal((4, 2, 8)), factors=factors)
     told = {"positions": token(0) | last_token(), "completions": ("w", "x", "y", "z")}
     told["completion_tokens"] = ((1,), (2, 3), (), (4, 5, 6))
+    told["under"] = ("Add(multiplier=2) at layer 0, resid_post, all_tokens()",)
     positive = dataclasses.replace(made.positive, **told, prompt_lengths=torch.tensor([1, 2, 3, 4]))
-    told |= {"completions": ("W", "X", "Y", "Z"), "completion_tokens": ((7, 8), (9,), (10,), ())}
+    told |= {"completions": ("W", "X", "Y", "Z"), "completion_tokens": ((7, 8), (9,), (10,), ()), "under": ()}
     negative = dataclasses.replace(made.negative, **told)
     return PairedActivations(positive, negative, factors)
 
 
 TENSORS = ("values", "token_index", "tokens", "prompt_lengths", "stream_norm")
+WRITTEN = ("completions", "completion_tokens", "under")
 
 
 def require_same(a, b):
     for name in TENSORS:
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True)
-    for name in ("layers", "hook", "positions", "prompts", "identity", "completions", "completion_tokens"):
+    for name in ("layers", "hook", "positions", "prompts", "identity", *WRITTEN):
         assert getattr(a, name) == getattr(b, name), name
 
 
@@ -116,18 +118,19 @@ def test_what_is_missing_in_factors_is_missing_in_a_file_and_numbers_are_numbers
     assert again["odd"].dropna().tolist() == [7, True, "x"]
 
 
-def test_a_file_from_before_there_were_completion_tokens_still_loads(pairs, tmp_path):
+def test_a_file_from_before_there_were_completion_tokens_or_edits_still_loads(pairs, tmp_path):
     path = tmp_path / "a.safetensors"
     pairs.save(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     described = json.loads(metadata["description"])
-    del described["completion_tokens"]
+    del described["completion_tokens"], described["under"]
     save_file(tensors, path, metadata=metadata | {"description": json.dumps(described)})
     again = PairedActivations.load(path)
     assert again.positive.completions == ("w", "x", "y", "z")
     assert again.positive.completion_tokens == again.negative.completion_tokens == ()
+    assert again.positive.under == again.negative.under == ()
 
 
 def test_other_files_are_refused_and_pickles_never_loaded(pairs, tmp_path):

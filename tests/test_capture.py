@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tl_steer.activations import PairedActivations
 from tl_steer.capture import capture, capture_pairs
+from tl_steer.directions import mean_difference
 from tl_steer.engine import batches
-from tl_steer.interventions import Add, NonFiniteError
+from tl_steer.interventions import Add, NonFiniteError, ProjectOut
 from tl_steer.positions import (
     EmptySelectionError,
     all_tokens,
@@ -121,6 +123,21 @@ def test_capture_reads_after_the_operations():
         torch.testing.assert_close(
             found.values[0, layer], held(ids, "resid_post", layer, changes), rtol=1e-4, atol=1e-4
         )
+
+
+def test_vectors_of_a_steered_model_say_so():
+    vector, pairs = made_vector(MODEL, 1), contrast_pairs(["a b", "c"], ["d", "e f"])
+    assert capture(MODEL, ["a b"]).under == ()
+    assert "under" not in mean_difference(capture_pairs(MODEL, pairs)).info
+    operations = Add(vector, -2.0, last_token()), ProjectOut(vector.at(layers=[0]))
+    steered = capture_pairs(MODEL, pairs, *operations)
+    told = [
+        "Add(multiplier=-2) at layer 1, resid_post, last_token()",
+        "ProjectOut(strength=1) at layer 0, resid_post, all_tokens()",
+    ]
+    assert mean_difference(steered).info["under"] == {"positive": told, "negative": told}
+    beside = PairedActivations(steered.positive, capture_pairs(MODEL, pairs).negative, steered.factors)
+    assert mean_difference(beside).info["under"] == {"positive": told, "negative": []}
 
 
 @pytest.mark.parametrize("hook", list(NAMES))

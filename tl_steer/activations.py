@@ -44,6 +44,8 @@ class Activations:
         identity: the model they came from.
         completions: new text where the capture generated or was given some, else ().
         completion_tokens: the ids of each, the last one, which was not fed back, included.
+        under: what the model was steered with meanwhile, an edit each: "Add(multiplier=2) at layer 3,
+            resid_post, all_tokens()".
     """
 
     values: Float[Tensor, "prompt layer pos d_hook"]
@@ -58,6 +60,7 @@ class Activations:
     identity: ModelIdentity
     completions: tuple[str, ...] = ()
     completion_tokens: tuple[tuple[int, ...], ...] = ()
+    under: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -116,8 +119,8 @@ def _require_shapes(held: Activations) -> None:
     """What a file may have got wrong: as many of everything as there are prompts, layers and positions."""
     if not all(type(layer) is int and 0 <= layer < held.identity.n_layers for layer in held.layers):
         raise ValueError(f"layers {list(held.layers)} of a model that has {held.identity.n_layers}")
-    if not all(isinstance(text, str) for text in (*held.prompts, *held.completions, held.hook)):
-        raise ValueError("prompts, completions and the hook must be text")
+    if not all(isinstance(text, str) for text in (*held.prompts, *held.completions, *held.under, held.hook)):
+        raise ValueError("prompts, completions, edits and the hook must be text")
     prompts, layers = len(held), len(held.layers)
     positions = held.values.shape[2] if held.values.ndim == 4 else -1
     wanted = {
@@ -235,7 +238,9 @@ class PairedActivations:
                 )
                 for name in TEXTS
             }
-            return replace(mine, **texts, **choose)
+            # Where only some are exchanged, a side has some of each.
+            under = tuple(dict.fromkeys((*mine.under, *other.under))) if any(flips) else mine.under
+            return replace(mine, under=under, **texts, **choose)
 
         return PairedActivations(
             mixed(self.positive, self.negative), mixed(self.negative, self.positive), self.factors
@@ -264,6 +269,7 @@ class PairedActivations:
                 "positive": self.positive.completion_tokens,
                 "negative": self.negative.completion_tokens,
             },
+            "under": {"positive": self.positive.under, "negative": self.negative.under},
             "factors": self.factors.to_dict(orient="list"),
         }
         metadata = {
@@ -314,8 +320,9 @@ class PairedActivations:
             own = {field: tensors[f"{name}.{field}"] for field in fields}
             written = {
                 "completions": tuple(described["completions"][name]),
-                # files of earlier versions have the texts alone
+                # files of earlier versions have the texts alone, and no edits
                 "completion_tokens": tuple(map(tuple, described.get("completion_tokens", {}).get(name, ()))),
+                "under": tuple(described.get("under", {}).get(name, ())),
             }
             made = Activations(**own, **shared, prompts=tuple(described[name]), **written)
             _require_shapes(made)

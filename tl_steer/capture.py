@@ -110,6 +110,7 @@ def capture(
         positions=positions,
         prompts=tuple(_as_text(model, prompts, ids)),
         identity=identify(model),
+        under=tuple(f"{edit.described}, {edit.hook}, {edit.positions}" for edit in asked.edits(model)),
         **_completed(model, completions, new) if max_new_tokens or completions is not None else {},
     )
 
@@ -170,6 +171,10 @@ class _Asked:
         """Whether any new token is fed back: the last never is."""
         return self.max_new_tokens > 1 or any(len(text) > 1 for text in self.given)
 
+    def edits(self, model: Any) -> list[Edit]:
+        """All that the operations come down to."""
+        return [edit for operation in self.operations for edit in operation.edits(model.cfg.n_layers)]
+
 
 def _record_together(
     model: Any, asked: _Asked, recorder: "_Recorder", hook: str, memory: Memory, tick: Tick
@@ -207,8 +212,7 @@ def _record_plainly(
 ) -> Sequence[list[int]]:
     """Batch by batch, in whole passes, while the model reads or generates: the oracle."""
     new = list(asked.given)
-    edits = [edit for operation in asked.operations for edit in operation.edits(model.cfg.n_layers)]
-    stop = _last_layer(recorder.layers, edits) + 1
+    stop = _last_layer(recorder.layers, asked.edits(model)) + 1
     read = [prompt + text[:-1] for prompt, text in zip(asked.prompts, new, strict=True)]
     options = {"generating": asked.feeds, "allow_empty": asked.allow_empty, "force": asked.force}
     for batch in batches(read, device=input_device(model), extra=asked.max_new_tokens):

@@ -20,12 +20,16 @@ def described(
     Args:
         arguments: what the method was called with besides the pairs; keys of mappings among them as text.
         more: anything else worth knowing, `seed` where one was used.
+
+    Where the model was steered while it was read, `under` says so for both sides.
     """
+    under = {"positive": list(pairs.positive.under), "negative": list(pairs.negative.under)}
     return {
         "arguments": dict(arguments or {}),
         "pairs": len(pairs),
         "positions": pairs.positive.positions.label,
         "data": digest(pairs),
+        **({"under": under} if any(under.values()) else {}),
         **more,
     }
 
