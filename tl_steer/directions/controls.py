@@ -106,7 +106,7 @@ def group_numbers(factors: pd.DataFrame) -> Int[np.ndarray, " pair"]:
     """The group of each pair, from 0; without a column "group" each pair is its own."""
     if "group" not in factors:
         return np.arange(len(factors))
-    return factors.groupby("group", dropna=False).ngroup().to_numpy()
+    return pd.factorize(factors["group"], sort=True, use_na_sentinel=False)[0]
 
 
 def _stream(seed: int, place: int, number: int) -> int:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..activations import PairedActivations
@@ -42,8 +43,8 @@ def digest(pairs: PairedActivations) -> str:
 
     Vectors with the same digest are of the same data, whatever the model, the layers or the method.
     """
-    columns = pairs.factors.to_dict(orient="list")
-    factors = {str(name): [_plain(value) for value in column] for name, column in columns.items()}
+    columns = pairs.factors.items()
+    factors = {str(name): [_plain(value) for value in column.tolist()] for name, column in columns}
     told = [json.dumps(factors, sort_keys=True, default=str)]
     # Files of earlier versions have the completions' texts alone.
     completions = [side.completion_tokens or side.completions for side in (pairs.positive, pairs.negative)]
@@ -59,6 +60,8 @@ def digest_of(*texts: str) -> str:
 
 def _plain(value: Any) -> Any:
     """A factor's value as it is after a file too, where a column with gaps has whole numbers as floats."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if pd.api.types.is_scalar(value) and (pd.isna(value) or value in MISSING):
         return None
     return int(value) if isinstance(value, float) and value.is_integer() else value

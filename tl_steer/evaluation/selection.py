@@ -118,9 +118,9 @@ def compared(
     A control that lacks a cell or a prompt of the vector's was not chosen the same way, and is left out.
     """
     null = []
-    for _, rows in controls.groupby("vector", sort=False):
-        mine = rows.merge(cells.labels[PLACE], on=PLACE)
-        mine = mine[mine["prompt_id"].isin(before["prompt_id"])]
+    alike = controls.merge(cells.labels[PLACE], on=PLACE)
+    alike = alike[alike["prompt_id"].isin(before["prompt_id"])]
+    for _, mine in alike.groupby("vector", sort=False):
         if len(mine) == len(cells.labels) * len(before):
             null.append(_reported(candidates(mine, before, score), parts))
     known = np.array(null, float)[~np.isnan(null)] if null else np.empty(0)
