@@ -766,7 +766,7 @@ def test_tables_that_do_not_fit_together_are_refused():
         effect_and_damage(effects, damages.replace({"vector": {"made": "other"}}))
     with pytest.raises(ValueError, match="a cell is twice in the effects"):
         effect_and_damage(pd.concat([effects, effects]), damages)
-    with pytest.raises(ValueError, match=r"lacks the columns flips, .*give what effectiveness makes"):
+    with pytest.raises(ValueError, match=r"lacks the columns flips, .*Give the table of effectiveness"):
         effect_and_damage(effects, damages, effect="flips")
     with pytest.raises(ValueError, match=r"lacks the columns kl; .*give what damage makes"):
         effect_and_damage(effects, damages.drop(columns="kl"))
@@ -854,7 +854,7 @@ def test_projections_and_layers_have_rows_of_their_own_and_controls_have_none():
 
 def test_a_range_of_another_table_is_refused():
     with pytest.raises(
-        ValueError, match=r"lacks the columns usable, collapsed, why; .*give what effect_and_damage makes"
+        ValueError, match=r"lacks the columns usable, collapsed, why; .*Give the table of effect_and_damage"
     ):
         usable_range(effects_of(*RISING))
 

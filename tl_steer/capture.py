@@ -15,7 +15,15 @@ from torch import Tensor
 from .activations import Activations, PairedActivations
 from .engine import Memory, Reading, Row, Tick, Wave, bar, batches, in_waves, residual, shares
 from .generation import Decoding, completion_text, decode, require_room, write_cells
-from .interventions import Edit, HookDidNotFireError, NonFiniteError, Operation, checked_edits, steer
+from .interventions import (
+    Edit,
+    HookDidNotFireError,
+    NonFiniteError,
+    Operation,
+    checked_edits,
+    edits_of,
+    steer,
+)
 from .models import (
     Layers,
     Prompt,
@@ -173,7 +181,7 @@ class _Asked:
 
     def edits(self, model: Any) -> list[Edit]:
         """All that the operations come down to."""
-        return [edit for operation in self.operations for edit in operation.edits(model.cfg.n_layers)]
+        return edits_of(self.operations, model.cfg.n_layers)
 
 
 def _record_together(

@@ -14,6 +14,14 @@ def require_seed(seed: int) -> int:
     return int(seed)
 
 
+def derived_seed(seed: int, *places: int) -> int:
+    """A seed of its own for each place, so that none depends on how many others there are.
+
+    Raises as `require_seed`.
+    """
+    return int(np.random.SeedSequence((require_seed(seed), *places)).generate_state(1)[0])
+
+
 def generator(seed: int) -> np.random.Generator:
     """NumPy's generator of a seed. Raises as `require_seed`."""
     return np.random.default_rng(require_seed(seed))

@@ -17,8 +17,9 @@ from ..directions import (
     mean_difference,
     principal_component,
 )
+from ..prompts import group_numbers
 from ..seeds import generator, require_seed
-from .resampling import bootstrap_rows, group_numbers
+from .resampling import bootstrap_rows
 from .separation import balanced_folds
 
 METHODS: Mapping[str, Estimator] = {
@@ -164,7 +165,7 @@ def _require(pairs: PairedActivations, methods: Mapping[str, Estimator], counts:
 
 
 def _values(vectors: SteeringVectors) -> Vectors:
-    if vectors.values.ndim != 2:
+    if vectors.has_positions:
         raise ValueError(f"{vectors.method} gives one vector a position: agreement needs one a layer.")
     return vectors.values.double().numpy()
 

@@ -21,7 +21,7 @@ def shared_layers(activations: Activations | PairedActivations, vectors: Steerin
             f"the vectors are at {vectors.hook}, the activations at {activations.hook}: "
             "capture there, or place the vectors with .at(…, hook=…)."
         )
-    if vectors.values.ndim != 2:
+    if vectors.has_positions:
         raise ValueError("these vectors have one direction a position: projections need one a layer.")
     shared = [layer for layer in activations.layers if layer in vectors.layers]
     if not shared:

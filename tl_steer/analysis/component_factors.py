@@ -5,12 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from ..directions.factors import MOST_LEVELS, coded_levels
 from .kinds import require_kinds
 from .labels import LABELS
-
-MOST_LEVELS = 6
 
 
 def component_factors(table: pd.DataFrame, *, factors: str | Sequence[str] | None = None) -> pd.DataFrame:
@@ -96,27 +94,14 @@ def _coded(
             raise ValueError(
                 f"{name!r} is no factor of this table; it has {[each for each in table if each not in own]}."
             )
-        column = table[name]
-        known = column.dropna()
-        levels = sorted(known.unique().tolist(), key=_first_counted)
-        numbers = is_numeric_dtype(column) and not is_bool_dtype(column)
-        if len(levels) < 2 or (not numbers and len(levels) > MOST_LEVELS):
-            if factors is not None:
-                raise ValueError(
-                    f"{name!r} has {len(levels)} levels: a correlation needs 2 or more, of texts at most "
-                    f"{MOST_LEVELS} (group them first)."
-                )
-        elif numbers and len(levels) > 2:
-            yield name, "", column.to_numpy(float, na_value=np.nan)
-        else:
-            for level in levels[:1] if len(levels) == 2 else levels:
-                yield name, str(level), np.where(column.isna(), np.nan, column == level).astype(float)
-
-
-def _first_counted(level: object) -> tuple[bool, float, str]:
-    """Positive and true before the rest, the larger number before the smaller, else the alphabet."""
-    number = -float(level) if isinstance(level, int | float) else 0.0
-    return (str(level).lower() not in ("positive", "true"), number, str(level))
+        codings = list(coded_levels(table[name]))
+        if not codings and factors is not None:
+            raise ValueError(
+                f"{name!r} has {table[name].nunique()} levels: a correlation needs 2 or more, of texts at "
+                f"most {MOST_LEVELS} (group them first)."
+            )
+        for level, _, values in codings:
+            yield name, level, values
 
 
 def _correlation(x: Float[np.ndarray, " row"], y: Float[np.ndarray, " row"]) -> float:

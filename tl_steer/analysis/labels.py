@@ -3,8 +3,8 @@
 import pandas as pd
 
 from ..activations import PairedActivations
+from ..prompts import SIDES, sided_factors
 
-SIDES = ("positive", "negative")
 LABELS = ("layer", "pair", "side", "prompt")
 
 
@@ -17,8 +17,7 @@ def side_labels(pairs: PairedActivations) -> pd.DataFrame:
         ValueError: a factor has the name of a label, or of such a joined column.
     """
     names = [str(name) for name in pairs.factors.columns]
-    joined = [name.removesuffix("_positive") for name in names if name.endswith("_positive")]
-    joined = [name for name in joined if f"{name}_negative" in names]
+    joined = sided_factors(pairs.factors)
     taken = {*LABELS, *joined} & set(names) | set(LABELS) & set(joined)
     if taken:
         raise ValueError(

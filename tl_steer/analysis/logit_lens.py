@@ -81,9 +81,8 @@ def _labelled(
     model: Any, source: Any, multipliers: Sequence[float | int], layers: Layers, force: bool
 ) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
     """What each row to be read is, and the row."""
-    if isinstance(source, SteeringVector):
-        source = source.at(layers=source.layer)
     is_activations = isinstance(source, Activations)
+    source = source if is_activations else source.as_vectors()
     what = "these activations" if is_activations else "these vectors"
     hint = " If that is what you want, say so with force=True."
     source.identity.require(identify(model), force=force, what=what, hint=hint)

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ..prompts import SIDES
 from ..statistics import t_interval
 from .kinds import require_kinds
-from .labels import SIDES
 
 VALUES = ("projection", "cosine")
 NEEDED = ("layer", "pair", "side", *VALUES)

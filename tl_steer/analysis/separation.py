@@ -6,9 +6,10 @@ from jaxtyping import Float, Int
 
 from ..activations import PairedActivations
 from ..directions import Estimator, SteeringVectors, coin_flips, mean_difference
+from ..prompts import group_numbers
 from ..seeds import generator, require_seed
 from ..statistics import auc, false_discovery, permutation_p_value, wilson_interval
-from .resampling import group_kinds, group_numbers
+from .resampling import group_kinds
 
 
 def separation(

@@ -31,9 +31,8 @@ def vector_components(vectors: SteeringVectors | SteeringVector) -> pd.DataFrame
     the model rather than the behaviour, and a cosine with it is high for anything.
     Source: Timkey & van Schijndel 2021 (arXiv 2109.04404), section 3.
     """
-    if isinstance(vectors, SteeringVector):
-        vectors = vectors.at(layers=vectors.layer)
-    if vectors.values.ndim != 2:
+    vectors = vectors.as_vectors()
+    if vectors.has_positions:
         raise ValueError("these vectors have one a position: vector_components needs one a layer.")
     values = vectors.values.double().numpy()
     zero = [layer for layer, row in zip(vectors.layers, values, strict=True) if not row.any()]

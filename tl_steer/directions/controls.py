@@ -5,11 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..activations import PairedActivations
-from ..seeds import require_seed
+from ..prompts import group_numbers
+from ..seeds import derived_seed
 from .estimators import Estimator, mean_difference, random_like
 from .vectors import SteeringVectors
 
@@ -76,15 +77,15 @@ def control_vectors(
     if shuffled:
         _require_shuffles(pairs_activations, studied, shuffled)
 
-    def made(kind: str, stream: int) -> SteeringVectors:
+    def made(kind: str, seed: int) -> SteeringVectors:
         if kind == "random":
-            return random_like(studied, seed=stream)
+            return random_like(studied, seed=seed)
         if kind == "orthogonal":
-            return _orthogonal(studied, stream)
-        return _shuffled(studied, pairs_activations, estimator, stream)
+            return _orthogonal(studied, seed)
+        return _shuffled(studied, pairs_activations, estimator, seed)
 
     return {
-        f"{kind} {number + 1}": made(kind, _stream(seed, place, number))
+        f"{kind} {number + 1}": made(kind, derived_seed(seed, place, number))
         for place, (kind, count) in enumerate(counts.items())
         for number in range(count)
     }
@@ -102,21 +103,10 @@ def coin_flips(factors: pd.DataFrame, rng: np.random.Generator) -> Bool[np.ndarr
     return (rng.random(group.max() + 1) < 0.5)[group]
 
 
-def group_numbers(factors: pd.DataFrame) -> Int[np.ndarray, " pair"]:
-    """The group of each pair, from 0; without a column "group" each pair is its own."""
-    if "group" not in factors:
-        return np.arange(len(factors))
-    return pd.factorize(factors["group"], sort=True, use_na_sentinel=False)[0]
-
-
-def _stream(seed: int, place: int, number: int) -> int:
-    return int(np.random.SeedSequence((require_seed(seed), place, number)).generate_state(1)[0])
-
-
 def _shuffled(
-    studied: SteeringVectors, pairs: PairedActivations, estimator: Estimator, stream: int
+    studied: SteeringVectors, pairs: PairedActivations, estimator: Estimator, seed: int
 ) -> SteeringVectors:
-    rng = np.random.default_rng(stream)
+    rng = np.random.default_rng(seed)
     group = group_numbers(pairs.factors)
     order = rng.permutation(group.max() + 1)
     half = len(order) // 2
@@ -125,7 +115,7 @@ def _shuffled(
     made = estimator(pairs.swapped(exchanged.tolist()).subset(kept.tolist()))
     values = made.values[[made.layers.index(layer) for layer in studied.layers]].clone()
     nothing = values.norm(dim=-1) == 0
-    values[nothing] = random_like(studied, seed=stream).values[nothing]
+    values[nothing] = random_like(studied, seed=seed).values[nothing]
     along = torch.nn.functional.cosine_similarity(values.double(), studied.values.double(), dim=-1)
     if bool((along.abs() > 0.9999).all()):
         raise ValueError(
@@ -133,21 +123,21 @@ def _shuffled(
             "Give shuffled=0, or another estimator for the controls."
         )
     info = {**made.info, "exchanged_pairs": int(exchanged.sum()), "cosine_with_vector": along.tolist()}
-    return _as_long(studied, values, f"shuffled {made.method}", stream, info)
+    return _as_long(studied, values, f"shuffled {made.method}", seed, info)
 
 
-def _orthogonal(studied: SteeringVectors, stream: int) -> SteeringVectors:
-    drawn, along = random_like(studied, seed=stream).values.double(), studied.values.double()
+def _orthogonal(studied: SteeringVectors, seed: int) -> SteeringVectors:
+    drawn, along = random_like(studied, seed=seed).values.double(), studied.values.double()
     square = (along**2).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     rest = drawn - (drawn * along).sum(-1, keepdim=True) / square * along
-    return _as_long(studied, rest, "orthogonal_direction", stream, {})
+    return _as_long(studied, rest, "orthogonal_direction", seed, {})
 
 
 def _as_long(
     studied: SteeringVectors,
     values: Float[Tensor, "layer *pos d_hook"],
     method: str,
-    stream: int,
+    seed: int,
     info: Mapping[str, object],
 ) -> SteeringVectors:
     values = values.double()
@@ -159,7 +149,7 @@ def _as_long(
         method,
         studied.stream_norm,
         studied.identity,
-        {**info, "seed": stream, "length_of": studied.method},
+        {**info, "seed": seed, "length_of": studied.method},
     )
 
 
@@ -172,7 +162,7 @@ def _require_shuffles(pairs: PairedActivations, studied: SteeringVectors, shuffl
         )
     studied.identity.require(pairs.identity, what="these vectors")
     missing = sorted(set(studied.layers) - set(pairs.layers))
-    if studied.hook != pairs.hook or missing or studied.values.ndim != 2:
+    if studied.hook != pairs.hook or missing or studied.has_positions:
         where = f"{studied.hook} of layers {list(studied.layers)}, shape {tuple(studied.values.shape)}"
         raise ValueError(
             f"shuffled controls are estimated from the pairs, captured at {pairs.hook} of layers "

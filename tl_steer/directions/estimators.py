@@ -5,7 +5,7 @@ side projects higher.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..activations import PairedActivations
 from ..seeds import require_seed
-from .discriminant import discriminant_normal
+from .discriminant import Normal, Side, discriminant_normal
 from .provenance import described
 from .vectors import SteeringVectors
 
@@ -105,7 +105,9 @@ def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringV
     if not 1e-12 <= C <= 1e12:  # not so for NaN either
         raise ValueError(f"C={C}: give a number from 1e-12 (hardly fitted) to 1e12 (hardly penalised).")
 
-    def normal(rows: Any, labels: Any) -> Any:
+    def normal(positive: Side, negative: Side) -> Normal:
+        rows = np.concatenate([positive, negative])
+        labels = [1] * len(positive) + [0] * len(negative)
         scale = rows.std(0)
         scale[scale == 0] = 1
         fitted = LogisticRegression(C=C, max_iter=2000).fit((rows - rows.mean(0)) / scale, labels)
@@ -126,12 +128,7 @@ def lda_direction(pairs: PairedActivations) -> SteeringVectors:
     Source: Ledoit & Wolf 2004; the direction is that of scikit-learn's
     `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`, found as `discriminant_normal` says.
     """
-
-    def normal(rows: Any, labels: Any) -> Any:
-        is_positive = np.array(labels) == 1
-        return discriminant_normal(rows[is_positive], rows[~is_positive])
-
-    return _classifier_direction(pairs, normal, "lda_direction", {})
+    return _classifier_direction(pairs, discriminant_normal, "lda_direction", {})
 
 
 def random_direction(pairs: PairedActivations, *, seed: int) -> SteeringVectors:
@@ -141,19 +138,13 @@ def random_direction(pairs: PairedActivations, *, seed: int) -> SteeringVectors:
         pairs: give layers, hook and shapes; their values are not looked at.
         seed: of the draw; recorded in `info`.
     """
-    shape = (len(pairs.layers), pairs.positive.values.shape[-1])
-    drawn = torch.randn(
-        shape, generator=torch.Generator().manual_seed(require_seed(seed)), dtype=torch.float64
-    )
-    return _vectors(pairs, _unit(drawn), "random_direction", seed=int(seed))
+    drawn = _drawn((len(pairs.layers), pairs.positive.values.shape[-1]), seed)
+    return _vectors(pairs, drawn, "random_direction", seed=int(seed))
 
 
 def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
     """Random directions with the length, layers and hook of given vectors: the control for those."""
-    drawn = torch.randn(
-        vectors.values.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    values = _unit(drawn).float() * vectors.values.norm(dim=-1, keepdim=True)
+    values = _drawn(vectors.values.shape, seed).float() * vectors.values.norm(dim=-1, keepdim=True)
     return SteeringVectors(
         values,
         vectors.layers,
@@ -165,18 +156,25 @@ def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
     )
 
 
+def _drawn(shape: Sequence[int], seed: int) -> Float[Tensor, "*batch d_hook"]:
+    """Unit vectors, each uniform on the sphere."""
+    generator = torch.Generator().manual_seed(require_seed(seed))
+    return _unit(torch.randn(tuple(shape), generator=generator, dtype=torch.float64))
+
+
 def _classifier_direction(
     pairs: PairedActivations,
-    normal: Callable[[Any, Any], Any],
+    normal: Callable[[Side, Side], Normal],
     method: str,
     arguments: Mapping[str, Any],
 ) -> SteeringVectors:
     if len(pairs) < 2:
         raise ValueError(f"{method} needs two pairs or more, and there are {len(pairs)}.")
-    positive, negative = (side.double() for side in pairs.sides())
-    rows = torch.cat([positive, negative]).numpy()
-    labels = [1] * len(pairs) + [0] * len(pairs)
-    axes = [torch.from_numpy(normal(rows[:, place].copy(), labels)) for place in range(len(pairs.layers))]
+    sides = [side.double().numpy() for side in pairs.sides()]
+    axes = [
+        torch.from_numpy(normal(*(side[:, place].copy() for side in sides)))
+        for place in range(len(pairs.layers))
+    ]
     turned, signs = _turned(pairs, torch.stack(axes))
     return _vectors(pairs, turned, method, arguments=arguments, sign=signs)
 

@@ -11,11 +11,11 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from torch import Tensor
 
 from ..activations import PairedActivations
+from ..prompts import factors_by_side
 from .provenance import described
 from .vectors import SteeringVectors
 
 MOST_LEVELS = 6  # a text of more levels (a topic, a name) describes pairs rather than sorts them
-SIDES = ("positive", "negative")
 TOKENS = "tokens"
 SMALL = 1e-6  # of a length: what single precision cannot tell from nothing
 
@@ -113,44 +113,37 @@ def without_factors(
 def factor_contrasts(pairs_activations: PairedActivations) -> list[FactorContrast]:
     """Every factor that varies and can be counted, in the order of the columns, then the prompts' length."""
     found = []
-    for name, values in _by_side(pairs_activations):
-        codings = list(_coded(values))
+    for name, *sides in _by_side(pairs_activations):
+        codings = list(coded_levels(pd.Series(sides[0] + sides[1])))
         for level, contrast, numbers in codings:
             told = name if len(codings) == 1 else f"{name} = {level}"
-            found.append(FactorContrast(told, contrast, _weights(numbers)))
+            found.append(FactorContrast(told, contrast, _weights(numbers.reshape(2, -1))))
     return found
 
 
-def _by_side(pairs: PairedActivations) -> Iterator[tuple[str, list[list[object]]]]:
-    """The values of each factor on the positive and on the negative side."""
-    columns = {str(name): pairs.factors[name].tolist() for name in pairs.factors.columns if name != "group"}
-    known = set()
-    for column, values in columns.items():
-        name, _, side = column.rpartition("_")
-        if side in SIDES and all(f"{name}_{each}" in columns for each in SIDES):
-            if name not in known:
-                yield name, [columns[f"{name}_{each}"] for each in SIDES]
-        else:
-            name = column
-            yield name, [values, values]
-        known.add(name)
-    if TOKENS not in known:
-        yield TOKENS, [side.prompt_lengths.tolist() for side in (pairs.positive, pairs.negative)]
+def _by_side(pairs: PairedActivations) -> Iterator[tuple[str, list, list]]:
+    known = list(factors_by_side(pairs.factors))
+    yield from known
+    if TOKENS not in {name for name, *_ in known}:
+        yield TOKENS, *(side.prompt_lengths.tolist() for side in (pairs.positive, pairs.negative))
 
 
-def _coded(values: list[list[object]]) -> Iterator[tuple[str, str, Float[np.ndarray, "side pair"]]]:
-    """The factor as numbers, NaN where it is missing: level, contrast, numbers."""
-    flat = pd.Series([value for side in values for value in side])
-    levels = sorted(flat.dropna().unique().tolist(), key=_first_counted)
-    numeric = is_numeric_dtype(flat) and not is_bool_dtype(flat)
-    shape = (2, len(values[0]))
+def coded_levels(column: pd.Series) -> Iterator[tuple[str, str, Float[np.ndarray, " row"]]]:
+    """A factor as numbers, NaN where it is missing; nothing of one that does not vary or cannot be counted.
+
+    Yields:
+        Level, contrast, numbers: of more than two numbers "", "per unit" and themselves; else a 1 where the
+        level is, of two levels one, of up to six each in turn.
+    """
+    levels = sorted(column.dropna().unique().tolist(), key=_first_counted)
+    numeric = is_numeric_dtype(column) and not is_bool_dtype(column)
     if numeric and len(levels) > 2:
-        yield "", "per unit", flat.to_numpy(float, na_value=np.nan).reshape(shape)
+        yield "", "per unit", column.to_numpy(float, na_value=np.nan)
     elif 2 <= len(levels) <= MOST_LEVELS:
         for level in levels[:1] if len(levels) == 2 else levels:
             other = levels[1] if len(levels) == 2 else "rest"
-            hits = np.where(flat.isna(), np.nan, flat == level).astype(float)
-            yield str(level), f"{level} − {other}", hits.reshape(shape)
+            hits = np.where(column.isna(), np.nan, column == level).astype(float)
+            yield str(level), f"{level} − {other}", hits
 
 
 def _first_counted(level: object) -> tuple[bool, float, str]:
@@ -190,7 +183,7 @@ def _require_alike(vectors: SteeringVectors, direction: SteeringVectors, name: s
     vectors.identity.require(direction.identity, what="these vectors")
     if vectors.hook != direction.hook:
         raise ValueError(f"the vectors are at {vectors.hook}, the direction of {name!r} at {direction.hook}.")
-    if vectors.values.ndim != 2 or direction.values.ndim != 2:
+    if vectors.has_positions or direction.has_positions:
         raise ValueError("these vectors have one a position: projecting out needs one a layer.")
     if (mine := vectors.values.shape[-1]) != (other := direction.values.shape[-1]):
         raise ValueError(f"the vectors have {mine} numbers each, the direction of {name!r} {other}.")

@@ -24,11 +24,12 @@ class _Algebra:
     method: str
     identity: ModelIdentity
     stream_norm: Any
+    has_positions: Any
 
     def norms(self) -> Tensor:
         """Length of each vector; where there is one a position, that of the longest."""
         lengths = self.values.norm(dim=-1)
-        return lengths.amax(-1) if self._has_positions() else lengths
+        return lengths.amax(-1) if self.has_positions else lengths
 
     def normalized(self: VectorT) -> VectorT:
         """The direction: the same divided by its length.
@@ -58,7 +59,7 @@ class _Algebra:
             ValueError: another model, hook or other layers.
         """
         self._require_alike(other)
-        flat = 1 if self.values.ndim - self._has_positions() == 2 else 0
+        flat = 1 if self.values.ndim - self.has_positions == 2 else 0
         mine, theirs = (vectors.values.double().flatten(flat) for vectors in (self, other))
         return torch.nn.functional.cosine_similarity(mine, theirs, dim=-1).float()
 
@@ -71,7 +72,7 @@ class _Algebra:
         return self._joined(other, self.values - other.values, "-")
 
     def __mul__(self: VectorT, factor: Real) -> VectorT:
-        return self._with(self.values * _number(factor), self.method)
+        return replace(self, values=self.values * _number(factor))
 
     __rmul__ = __mul__
 
@@ -86,9 +87,6 @@ class _Algebra:
         span = dict.fromkeys(f"{float(each):.3g}" for each in (lengths.min(), lengths.max()))
         return f"{self.method} at {self.hook}, length {' to '.join(span)}"
 
-    def _with(self: VectorT, values: Tensor, method: str) -> VectorT:
-        return replace(self, values=values, method=method)
-
     def _joined(self: VectorT, other: VectorT, values: Tensor, sign: str) -> VectorT:
         # What is only true of one of the two is not true of both.
         info = self.info if self.info == other.info else {"of": [dict(self.info), dict(other.info)]}
@@ -96,7 +94,7 @@ class _Algebra:
 
     def _scaled(self: VectorT, factors: Tensor) -> VectorT:
         shape = (*factors.shape, *[1] * (self.values.ndim - factors.ndim))
-        return self._with(self.values * factors.reshape(shape), self.method)
+        return replace(self, values=self.values * factors.reshape(shape))
 
     def _nonzero_norms(self) -> Tensor:
         norms = self.norms()
@@ -208,7 +206,9 @@ class SteeringVector(_Algebra):
         """Write a file at `path`, as `SteeringVectors.save` does, that `SteeringVectors.load` reads."""
         self.as_vectors().save(path)
 
-    def _has_positions(self) -> bool:
+    @property
+    def has_positions(self) -> bool:
+        """Whether it holds a vector for each of the first positions."""
         return self.values.ndim == 2
 
 
@@ -238,6 +238,11 @@ class SteeringVectors(_Algebra):
                 f"{len(self.values)} vectors and {len(self.stream_norm)} norms for {len(self.layers)} layers."
             )
         self._require_finite()
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether there is, at each layer, a vector for each of the first positions."""
+        return self.values.ndim == 3
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -296,6 +301,10 @@ class SteeringVectors(_Algebra):
             )
         return self[self.layers[0]].at(layers=layers, hook=hook, stream_norm=stream_norm)
 
+    def as_vectors(self) -> "SteeringVectors":
+        """Itself, so that one vector and several can be taken alike."""
+        return self
+
     def save(self, path: str | Path) -> None:
         """Write a `.safetensors` file at `path`; as metadata the model, hook, layers, how made, units, when.
 
@@ -333,6 +342,3 @@ class SteeringVectors(_Algebra):
         if resolved not in self.layers:
             raise KeyError(f"no vector at layer {layer}; there are vectors at layers {list(self.layers)}.")
         return self.layers.index(resolved)
-
-    def _has_positions(self) -> bool:
-        return self.values.ndim == 3

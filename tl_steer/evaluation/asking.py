@@ -9,8 +9,9 @@ import pandas as pd
 
 from ..capture import capture
 from ..choices import plan_choices, score_cells
-from ..engine import Site, StreamNorms, Tick
+from ..engine import Memory, Site, StreamNorms, Tick
 from ..generation import Decoding, completion_text, write_cells
+from ..interventions import edits_of
 from ..models import tokenize_all
 from ..prompts import ChoiceQuestions
 from .cells import UNSTEERED, Cell
@@ -49,13 +50,25 @@ def asker(
 
 def steered_sites(model: Any, cells: Sequence[Cell]) -> list[Site]:
     """Every layer and hook that is steered."""
-    edits = [
-        edit
-        for cell in cells
-        for operation in cell.operations
-        for edit in operation.edits(model.cfg.n_layers)
-    ]
+    edits = [edit for cell in cells for edit in edits_of(cell.operations, model.cfg.n_layers)]
     return sorted({(edit.layer, edit.hook) for edit in edits})
+
+
+def typical_norms(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sites: Sequence[Site],
+    *,
+    reuse: bool = True,
+    memory: Memory = None,
+) -> Norms:
+    """The unsteered stream's typical norm on these prompts, by hook and layer."""
+    found = {}
+    for hook in sorted({hook for _, hook in sites}):
+        layers = [layer for layer, other in sites if other == hook]
+        norms = capture(model, prompts, layers=layers, hook=hook, reuse=reuse, memory=memory).stream_norm
+        found |= {(hook, layer): norm for layer, norm in zip(layers, norms.tolist(), strict=True)}
+    return found
 
 
 def _unseen(cells: float) -> None:
@@ -121,9 +134,4 @@ def _typical(
         return {}
     if norms.seen:
         return {(hook, layer): norm for (layer, hook), norm in norms.typical().items()}
-    found = {}
-    for hook in sorted({hook for _, hook in norms.sites}):
-        layers = [layer for layer, other in norms.sites if other == hook]
-        measured = capture(model, prompts, layers=layers, hook=hook, reuse=False).stream_norm.tolist()
-        found |= {(hook, layer): norm for layer, norm in zip(layers, measured, strict=True)}
-    return found
+    return typical_norms(model, prompts, norms.sites, reuse=False)

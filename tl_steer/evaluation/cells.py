@@ -4,13 +4,11 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..directions import SteeringVector, SteeringVectors, random_like
 from ..interventions import Add, Operation, ProjectOut
 from ..models import Layer, resolve_layers
 from ..positions import Positions
-from ..seeds import require_seed
+from ..seeds import derived_seed
 
 OperationMaker = Callable[[SteeringVector, float, Positions], Operation]
 NAN = float("nan")
@@ -111,7 +109,7 @@ def _control_vectors(
     several = len(vectors) > 1
     return {
         f"random {number + 1}" + (f" ({name})" if several else ""): random_like(
-            each, seed=int(np.random.SeedSequence((require_seed(seed), place, number)).generate_state(1)[0])
+            each, seed=derived_seed(seed, place, number)
         )
         for place, (name, each) in enumerate(vectors.items())
         for number in range(controls)
@@ -140,8 +138,7 @@ def _dose(operation: Operation, stream_norm: Mapping[tuple[str, int], float]) ->
     """‖multiplier · vector‖ over the stream's typical norm; NaN for what is not an addition."""
     if not isinstance(operation, Add):
         return NAN
-    vectors = [operation.vector] if isinstance(operation.vector, SteeringVector) else list(operation.vector)
     return max(
         abs(operation.multiplier) * float(vector.norms()) / stream_norm[vector.hook, vector.layer]
-        for vector in vectors
+        for vector in operation.vector.as_vectors()
     )

@@ -6,7 +6,15 @@ from jaxtyping import Bool
 
 from .scores import MEASURED, Score, measure_of
 from .selection import NULL, TRIED, Candidates, best, candidates, compared, halvings, tried
-from .tables import CELL, UNSTEERED, beside_unsteered, in_cell, require_columns, require_one_row_a_prompt
+from .tables import (
+    CELL,
+    UNSTEERED,
+    beside_unsteered,
+    in_cell,
+    is_for,
+    require_columns,
+    require_one_row_a_prompt,
+)
 
 LABELS = ("vector", "operation", "layers", "hook", "multiplier", "dose", "split", "n", "score")
 
@@ -83,10 +91,11 @@ def choose(
     halves = halvings(before, splits, seed)
     found = []
     steered = wanted[wanted["vector"] != UNSTEERED]
+    names = steered["vector"].unique()
     for (vector, operation), rows in steered.groupby(["vector", "operation"], sort=False):
         cells = candidates(rows, before, score)
         place = _place(cells, parts)
-        mates = is_control & (both["operation"] == operation) & _is_mate(both["vector"], vector, steered)
+        mates = is_control & (both["operation"] == operation) & is_for(both["vector"], vector, names)
         about = tried(cells, halves, place) | compared(cells, both[mates], before, score, parts)
         chosen = wanted[in_cell(wanted, cells.labels.iloc[place]) | (wanted["vector"] == UNSTEERED)]
         for split in (on, report):
@@ -103,12 +112,6 @@ def _place(cells: Candidates, parts: Bool[np.ndarray, "2 prompt"]) -> int:
             f"no cell of {cells.labels['vector'].iloc[0]!r} has a score: are choices and answers known?"
         )
     return int(place)
-
-
-def _is_mate(controls: pd.Series, vector: str, steered: pd.DataFrame) -> pd.Series:
-    """Whether controls are this vector's: a sweep of several calls them "random 1 (vector)"."""
-    others = tuple(f"({name})" for name in steered["vector"].unique() if name != vector)
-    return ~controls.str.endswith(others) | controls.str.endswith(f"({vector})")
 
 
 def _require_splits(table: pd.DataFrame, on: str, report: str, splits: int) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..statistics import false_discovery, permutation_p_value, wilson_interval
-from .effectiveness import effectiveness
+from ..statistics import false_discovery, permutation_p_value
+from .effectiveness import effectiveness, flips
 from .scores import measure_of
 from .signal_detection import signal_detection
-from .tables import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, require_columns
+from .tables import CELL, UNSTEERED, factors_of, is_for, require_columns
 
 EFFECT = ("effect", "effect_low", "effect_high")
 TESTED = ("controls", "null_low", "null_high", "null_mean", "p_value", "q_value")
@@ -68,9 +68,7 @@ def against_controls(
     if value not in EFFECTS:
         raise ValueError(f"value={value!r} is unknown: use one of {', '.join(EFFECTS)}.")
     require_columns(table, *CELL)
-    by = factors_of(table, by)
-    if taken := sorted(set(by) & {"n", "value", *EFFECT, *TESTED}):
-        raise ValueError(f"by={taken} have the names of results: rename these factors first.")
+    by = factors_of(table, by, {"n", "value", *EFFECT, *TESTED})
     _require_controls(table)
     effects = EFFECTS[value](table, by)
     effects = effects[effects["vector"] != UNSTEERED].reset_index(drop=True)
@@ -107,18 +105,12 @@ def _beside_controls(effects: pd.DataFrame, by: Sequence[str], *, one_way: bool)
     controls = dict(list(effects[is_control].groupby(place[is_control])))
     studied, nothing = effects[~is_control], effects.iloc[:0]
     names = list(studied["vector"].unique())
+    beside = (controls.get(where, nothing) for where in place[~is_control])
     tested = [
-        _tested(row, _controls_of(row["vector"], names, controls.get(where, nothing)), one_way=one_way)
-        for row, where in zip(studied.to_dict("records"), place[~is_control], strict=True)
+        _tested(row, there[is_for(there["vector"], row["vector"], names)], one_way=one_way)
+        for row, there in zip(studied.to_dict("records"), beside, strict=True)
     ]
     return studied.reset_index(drop=True).join(pd.DataFrame(tested))
-
-
-def _controls_of(vector: str, vectors: Sequence[str], controls: pd.DataFrame) -> pd.DataFrame:
-    """Those for this vector alone, and those for none in particular."""
-    others = tuple(f"({name})" for name in vectors if name != vector)
-    mine = controls["vector"].str.endswith(f"({vector})") | ~controls["vector"].str.endswith(others)
-    return controls[mine]
 
 
 def _tested(row: Mapping[str, Any], controls: pd.DataFrame, *, one_way: bool) -> dict[str, float]:
@@ -141,13 +133,7 @@ def _shift(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def _flipped(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    rows = beside_unsteered(table, by)
-    both = rows.assign(_both=rows["choice"].notna() & rows["unsteered_choice"].notna())
-    found = effectiveness(table, by=by)
-    compared = in_cells(both, by)["_both"].sum().to_numpy()
-    flips = (found["flipped"].fillna(0) * compared).round().to_numpy(float)
-    low, high = wilson_interval(flips, compared)
-    return _named(found.assign(flipped_low=low, flipped_high=high), "flipped")
+    return _named(flips(table, by), "flipped")
 
 
 def _accuracy(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

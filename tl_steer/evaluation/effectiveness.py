@@ -10,6 +10,7 @@ from .tables import CELL, beside_unsteered, factors_of, in_cells
 ALL = "all"  # the level of a factor in rows of all prompts
 MOMENTS = ("mean", "std", "count")
 RESULTS = ("n", "unreadable", "accuracy", "signal_rate", "logit_difference", "shift", "flipped")
+FLIPPED = ("flipped", "flipped_low", "flipped_high")
 
 
 def effectiveness(
@@ -41,13 +42,10 @@ def effectiveness(
 
     The intervals hold for one number each, not for the best of many cells: for that, see `choose`.
     """
-    by = factors_of(table, by)
-    if taken := sorted(set(by) & set(RESULTS)):
-        raise ValueError(f"by={taken} have the names of results: rename these factors first.")
+    by = factors_of(table, by, RESULTS)
     if overall:
         return _with_all(table, by)
-    rows = beside_unsteered(table, by)
-    sums = _sums(pd.concat([rows[[*CELL, "dose", *by, "logit_difference"]], _outcomes(rows)], axis=1), by)
+    sums = _sums(table, by)
     result = sums[["dose", "n"]].assign(unreadable=1 - sums["readable"] / sums["n"])
     for name, count, of in (("accuracy", "right", "answered"), ("signal_rate", "signal", "readable")):
         successes, trials = sums[count].to_numpy(), sums[of].to_numpy()
@@ -59,6 +57,20 @@ def effectiveness(
         result[f"{name}_low"], result[f"{name}_high"] = t_interval(mean, deviation, n)
     result["flipped"] = share(sums["differs"].to_numpy(), sums["compared"].to_numpy())
     return result.reset_index()[[*CELL, "dose", *by, *result.columns[1:]]]
+
+
+def flips(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The share of flipped choices of `effectiveness`, with its Wilson interval.
+
+    Returns:
+        The cell's columns, `dose`, the factors, n (prompts), compared (those readable with and without
+        steering), flipped, flipped_low, flipped_high.
+    """
+    sums = _sums(table, by)
+    differs, compared = sums["differs"].to_numpy(), sums["compared"].to_numpy()
+    values = (share(differs, compared), *wilson_interval(differs, compared))
+    result = sums[["dose", "n", "compared"]].assign(**dict(zip(FLIPPED, values, strict=True)))
+    return result.reset_index()[[*CELL, "dose", *by, "n", "compared", *FLIPPED]]
 
 
 def _with_all(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -90,7 +102,10 @@ def _outcomes(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _sums(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+def _sums(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Counts and moments of each cell and factor."""
+    rows = beside_unsteered(table, by)
+    rows = pd.concat([rows[[*CELL, "dose", *by, "logit_difference"]], _outcomes(rows)], axis=1)
     counted = ("answered", "readable", "right", "signal", "compared", "differs")
     averaged = {"logit_difference": "logit_difference", "shift": "_shift"}
     return in_cells(rows, by).agg(

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from .tables import require_kinds
+from .tables import require_columns
 
 MEASURES = (
     "split_half", "reliability", "single", "cone", "between", "paired_accuracy", "auc", "d_prime",
@@ -76,7 +76,7 @@ def prediction(
 
 def _cells(effects: pd.DataFrame, effect: str) -> list[tuple[tuple, pd.Series, tuple[float, float]]]:
     """Of each vector, operation, hook and multiplier: the effect's size by layer, and the range of doses."""
-    _require_columns(effects, ("vector", "layers", effect), "effectiveness(sweep_table)")
+    _require_numbers(effects, ("vector", "layers", effect), "effectiveness(sweep_table)")
     single = effects["layers"].astype(str).str.fullmatch(r"\d+")
     rows = effects[single & ~effects["control"].astype(bool)] if "control" in effects else effects[single]
     if rows.empty:
@@ -97,7 +97,7 @@ def _cells(effects: pd.DataFrame, effect: str) -> list[tuple[tuple, pd.Series, t
 
 def _measured(card: pd.DataFrame, measures: Sequence[str]) -> list[tuple[str, str, pd.Series]]:
     """Each measure of each method of a card, by layer."""
-    _require_columns(card, ("layer",), "agreement(pairs_activations)")
+    _require_numbers(card, ("layer",), "agreement(pairs_activations)")
     methods = card["method"] if "method" in card else pd.Series("", card.index)
     found = []
     for method, rows in card.groupby(methods, sort=False):
@@ -133,10 +133,8 @@ def _pearson(one: Profile, other: Profile) -> float:
     return float(one @ other / np.sqrt((one @ one) * (other @ other)))
 
 
-def _require_columns(table: pd.DataFrame, names: Sequence[str], maker: str) -> None:
-    if missing := [name for name in names if name not in table]:
-        raise ValueError(f"the table lacks {missing}; it has {list(table.columns)}. Give the one of {maker}.")
-    require_kinds(table)
+def _require_numbers(table: pd.DataFrame, names: Sequence[str], maker: str) -> None:
+    require_columns(table, *names, maker=maker)
     numbers = [name for name in table if name in {*names, *MEASURES, "layer"} - {"vector", "layers"}]
     if wrong := [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]:
         raise ValueError(f"the columns {wrong} do not hold numbers alone. Give the table of {maker}.")

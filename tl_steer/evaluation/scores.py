@@ -8,8 +8,8 @@ import pandas as pd
 from jaxtyping import Int
 
 from ..seeds import generator
-from ..statistics import joint_counts, percentile_interval, share_change, wilson_interval
-from .effectiveness import effectiveness
+from ..statistics import joint_counts, percentile_interval, share_change
+from .effectiveness import FLIPPED, effectiveness, flips
 from .signal_detection import signal_detection
 from .tables import CELL, UNSTEERED, beside_unsteered, in_cells
 
@@ -74,13 +74,9 @@ def _shift(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
 
 
 def _flipped(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
-    beside = beside_unsteered(rows, [])
-    compared = beside.assign(both=beside["choice"].notna() & beside["unsteered_choice"].notna())
-    n = in_cells(compared, [])["both"].sum().to_numpy()
-    found = effectiveness(rows).assign(n=n)
-    low, high = wilson_interval((found["flipped"].fillna(0) * n).round().to_numpy(float), n)
-    found = found.assign(value=found["flipped"], low=low, high=high)
-    return _steered(found, pd.DataFrame({"change": found["value"], "change_low": low, "change_high": high}))
+    found = flips(rows, [])
+    found = found.assign(n=found["compared"]).rename(columns=dict(zip(FLIPPED, MEASURED[:3], strict=True)))
+    return _steered(found, found[[*MEASURED[:3]]].set_axis(MEASURED[-3:], axis=1))
 
 
 def _function(

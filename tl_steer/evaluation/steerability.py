@@ -92,9 +92,7 @@ def steerability(
     Source of the interval: Hesterberg 2015, The American Statistician 69, section 4: percentiles further out,
     by as much as Student's t interval is wider than one from a normal distribution and the variance over n.
     """
-    by = factors_of(table, by)
-    if taken := sorted(set(by) & set(RESULTS)):
-        raise ValueError(f"by={taken} have the names of results: rename these factors first.")
+    by = factors_of(table, by, RESULTS)
     slopes = prompt_slopes(table, toward=toward)
     keys = list(dict.fromkeys([*LINE, "toward", *by]))
     grouped = slopes.groupby(keys, dropna=False, sort=False, observed=True)

@@ -1,13 +1,13 @@
 """What the tables of sweeps share: how they are put together, and each prompt beside its unsteered self."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Shaped
 
-from ..directions.controls import group_numbers
+from ..prompts import group_numbers
 from ..seeds import generator
 from .reading import read_answer
 
@@ -108,8 +108,11 @@ def assembled(
     return table[["prompt_id", "prompt", *factors, *FIXED[2:]]]
 
 
-def require_columns(table: pd.DataFrame, *names: str) -> None:
+def require_columns(table: pd.DataFrame, *names: str, maker: str = "a sweep") -> None:
     """Refuse a table that lacks columns, or whose columns are not what those of a sweep are.
+
+    Args:
+        maker: what makes such a table, for the message.
 
     Raises:
         ValueError: names the missing ones, those that are there twice, and those with other kinds of values.
@@ -118,12 +121,12 @@ def require_columns(table: pd.DataFrame, *names: str) -> None:
     if missing:
         raise ValueError(
             f"the table lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table.columns))}. "
-            "Give the table of a sweep."
+            f"Give the table of {maker}."
         )
-    require_kinds(table)
+    _require_kinds(table)
 
 
-def require_kinds(table: pd.DataFrame) -> None:
+def _require_kinds(table: pd.DataFrame) -> None:
     """Refuse a table with a column twice, numbers that are none, or a `control` other than true and false.
 
     Raises:
@@ -151,18 +154,28 @@ def _wrong_cells(column: pd.Series, whole: bool) -> list[object]:
     return others or (present[~present.isin([0, 1])].tolist() if whole else [])
 
 
-def factors_of(table: pd.DataFrame, by: str | Sequence[str]) -> list[str]:
+def factors_of(table: pd.DataFrame, by: str | Sequence[str], results: Iterable[str] = ()) -> list[str]:
     """The columns to split by, without those of the cell, which split every table already.
 
     Raises:
-        ValueError: a column that is not there, or an outcome (which would select prompts by their result).
+        ValueError: a column that is not there, an outcome (which would select prompts by their result), or
+            one with the name of a column of the `results`.
     """
     names = [by] if isinstance(by, str) else list(dict.fromkeys(by))
     require_columns(table, *names)
     chosen = [name for name in names if name in OUTCOMES]
     if chosen:
         raise ValueError(f"by={chosen} are outcomes: split by factors of the prompts, 'answer' or 'split'.")
-    return [name for name in names if name not in (*CELL, "dose")]
+    factors = [name for name in names if name not in (*CELL, "dose")]
+    if taken := sorted(set(factors) & set(results)):
+        raise ValueError(f"by={taken} have the names of results: rename these factors first.")
+    return factors
+
+
+def is_for(controls: pd.Series, vector: str, vectors: Iterable[str]) -> pd.Series:
+    """Whether controls of these names are this vector's: beside several, they are "random 1 (vector)"."""
+    others = tuple(f"({name})" for name in vectors if name != vector)
+    return ~controls.str.endswith(others) | controls.str.endswith(f"({vector})")
 
 
 def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from ..analysis.labels import LABELS
 from ..analysis.separation import balanced_folds
 from ..directions.controls import FEWEST
 from ..models import resolve_layers, tokenize_all
-from ..prompts import ChoiceQuestions
+from ..prompts import ChoiceQuestions, sided_factors
 from ..recipes import padded_sides
 from .files.experiment import Experiment
 from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts
@@ -62,10 +62,7 @@ def _require_room(experiment: Experiment, model: Any) -> None:
 def _require_own_names(factors: pd.DataFrame) -> None:
     """The report's tables have the factors beside columns of their own, and join the two sides' columns."""
     names = {str(name) for name in factors.columns}
-    sides = [
-        {name.removesuffix(end) for name in names if name.endswith(end)} for end in ("_positive", "_negative")
-    ]
-    joined = sides[0] & sides[1]
+    joined = set(sided_factors(factors))
     taken = {*LABELS, *MEASURED} & (names | joined) | joined & names
     if taken:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Operations as values, and `steer`, which applies them."""
 
 from .cells import CellSteering, Part, steer_cells
-from .operations import Ablate, Add, Edit, Operation, ProjectOut, SetProjection
+from .operations import Ablate, Add, Edit, Operation, ProjectOut, SetProjection, edits_of
 from .steering import HookDidNotFireError, NonFiniteError, checked_edits, raise_non_finite, steer
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "ProjectOut",
     "SetProjection",
     "checked_edits",
+    "edits_of",
     "raise_non_finite",
     "steer",
     "steer_cells",

@@ -37,7 +37,7 @@ class Edit:
         change: from the stream (float32) and each slot's absolute position to the changed stream; each slot
             by itself, since a pass may hold the tokens of several prompts.
         width: numbers a position must hold, `None` for any.
-        described: for messages: "Add(multiplier=8.0) at layer 17".
+        described: for messages: "Add(multiplier=8) at layer 17".
         identity: of the model the vector belongs to, if there is a vector.
         heads: only these heads' numbers, at hook "z".
     """
@@ -76,6 +76,11 @@ class Operation(Protocol):
         ...
 
 
+def edits_of(operations: Sequence[Operation], n_layers: int) -> list[Edit]:
+    """All that the operations come down to, one after the other."""
+    return [edit for operation in operations for edit in operation.edits(n_layers)]
+
+
 @dataclass(frozen=True, eq=False)
 class Add:
     """Add a steering vector: x + multiplier · vector.
@@ -98,10 +103,12 @@ class Add:
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
         positions = self.positions
-        if self.vector._has_positions():
+        if self.vector.has_positions:
             positions = positions & _first(self.vector.values.shape[-2])
         described = f"Add(multiplier={self.multiplier:g})"
-        return [_edit(vector, positions, described, self._adding(vector)) for vector in _each(self.vector)]
+        return [
+            _edit(vector, positions, described, self._adding(vector)) for vector in self.vector.as_vectors()
+        ]
 
     def _adding(self, vector: SteeringVector) -> Change:
         scaled = self.multiplier * vector.values
@@ -135,7 +142,7 @@ class ProjectOut:
                 f"ProjectOut(strength={self.strength:g})",
                 self._removing(_unit(vector)),
             )
-            for vector in _each(self.vector)
+            for vector in self.vector.as_vectors()
         ]
 
     def _removing(self, unit: Tensor) -> Change:
@@ -162,7 +169,7 @@ class SetProjection:
             _edit(
                 vector, self.positions, f"SetProjection(value={self.value:g})", self._setting(_unit(vector))
             )
-            for vector in _each(self.vector)
+            for vector in self.vector.as_vectors()
         ]
 
     def _setting(self, unit: Tensor) -> Change:
@@ -217,10 +224,6 @@ class Ablate:
         return 0.0 if isinstance(self.to, str) else self.to.float()
 
 
-def _each(vectors: Vectors) -> list[SteeringVector]:
-    return [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
-
-
 def _edit(vector: SteeringVector, positions: Positions, described: str, change: Change) -> Edit:
     return Edit(
         vector.layer,
@@ -234,7 +237,7 @@ def _edit(vector: SteeringVector, positions: Positions, described: str, change: 
 
 
 def _unit(vector: SteeringVector) -> Float[Tensor, " d_hook"]:
-    if vector.values.ndim != 1:
+    if vector.has_positions:
         raise ValueError("a projection needs one direction a layer, not one a position.")
     return vector.normalized().values
 

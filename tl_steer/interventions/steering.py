@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..models import ModelIdentity, hook_point, hook_width, identify, require_changeable
 from ..positions import Clock, PromptTokens
-from .operations import Edit, Operation
+from .operations import Edit, Operation, edits_of
 
 
 class NonFiniteError(ArithmeticError):
@@ -90,10 +90,7 @@ def steer(
 def checked_edits(model: Any, cells: Sequence[Sequence[Operation]], force: bool) -> list[list[Edit]]:
     """What each cell's operations come down to on this model; raises as `steer`."""
     identity = identify(model)
-    found = [
-        [edit for operation in operations for edit in operation.edits(model.cfg.n_layers)]
-        for operations in cells
-    ]
+    found = [edits_of(operations, model.cfg.n_layers) for operations in cells]
     for edit in (edit for edits in found for edit in edits):
         _check(model, identity, edit, force)
     return found

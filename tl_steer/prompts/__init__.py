@@ -10,15 +10,25 @@ from .data import (
     read_reviews,
 )
 from .honesty import honesty_pairs
-from .pairs import ContrastPairs, contrast_pairs
+from .pairs import (
+    SIDES,
+    ContrastPairs,
+    contrast_pairs,
+    factors_by_side,
+    group_numbers,
+    sided_factors,
+)
 from .questions import ChoiceQuestions, claim_questions, misconception_questions, sentiment_questions
 
 __all__ = [
+    "SIDES",
     "ChoiceQuestions",
     "ContrastPairs",
     "audit",
     "claim_questions",
     "contrast_pairs",
+    "factors_by_side",
+    "group_numbers",
     "honesty_pairs",
     "misconception_questions",
     "read_claims",
@@ -28,4 +38,5 @@ __all__ = [
     "read_pairs",
     "read_reviews",
     "sentiment_questions",
+    "sided_factors",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .pairs import ContrastPairs
+from .pairs import ContrastPairs, factors_by_side
 
 MANY_LEVELS = 20
 LAST_TOKEN = "last token"
@@ -38,7 +38,7 @@ def audit(pairs: ContrastPairs, *, tokenizer: Any = None) -> pd.DataFrame:
     """
     rows = [
         row
-        for factor, positive, negative in _factors_by_side(pairs)
+        for factor, positive, negative in factors_by_side(pairs.factors)
         if len({*positive, *negative}) <= MANY_LEVELS
         for row in _levels(factor, positive, negative)
     ]
@@ -89,17 +89,6 @@ def _sizes(factor: str, sides: Sequence[Sequence]) -> tuple:
 def _shown(token: str) -> str:
     """A token as text; one that cannot be seen (a line's end) as Python writes it."""
     return token if token.strip() else repr(token)
-
-
-def _factors_by_side(pairs: ContrastPairs) -> list[tuple[str, list, list]]:
-    found = []
-    for column in pairs.factors.columns:
-        name, _, side = str(column).rpartition("_")
-        if side == "positive" and f"{name}_negative" in pairs.factors:
-            found.append((name, list(pairs.factors[column]), list(pairs.factors[f"{name}_negative"])))
-        elif side not in ("positive", "negative") and column != "group":
-            found.append((str(column), list(pairs.factors[column]), list(pairs.factors[column])))
-    return found
 
 
 def _standardised(positive: np.ndarray, negative: np.ndarray) -> float:

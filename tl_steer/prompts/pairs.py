@@ -1,9 +1,13 @@
 """Contrast pairs: two prompts that should differ in one thing only, and what is known of each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Int
+
+SIDES = ("positive", "negative")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,3 +66,28 @@ def contrast_pairs(
     if "group" not in known:
         known = known.assign(group=range(len(positive)))
     return ContrastPairs(tuple(positive), tuple(negative), known.copy())
+
+
+def group_numbers(factors: pd.DataFrame) -> Int[np.ndarray, " pair"]:
+    """The group of each pair, from 0; without a column "group" each pair is its own."""
+    if "group" not in factors:
+        return np.arange(len(factors))
+    return pd.factorize(factors["group"], sort=True, use_na_sentinel=False)[0]
+
+
+def sided_factors(factors: pd.DataFrame) -> list[str]:
+    """Names of the factors that have a column a side, `name_positive` and `name_negative`."""
+    names = [str(name) for name in factors.columns]
+    found = [name.removesuffix("_positive") for name in names if name.endswith("_positive")]
+    return [name for name in found if f"{name}_negative" in names]
+
+
+def factors_by_side(factors: pd.DataFrame) -> Iterator[tuple[str, list, list]]:
+    """Each factor but the group: its name, and its values on the positive and on the negative side."""
+    sided = sided_factors(factors)
+    for column in factors.columns:
+        name, _, side = str(column).rpartition("_")
+        if name in sided and side == "positive":
+            yield name, factors[column].tolist(), factors[f"{name}_negative"].tolist()
+        elif not (name in sided and side == "negative") and column != "group":
+            yield str(column), factors[column].tolist(), factors[column].tolist()

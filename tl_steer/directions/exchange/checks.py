@@ -31,7 +31,7 @@ def rows_for(
             f"{to} adds to a block's output; these vectors are at {vectors.hook}. Where a vector may be "
             f'written elsewhere than it was read, place it: vectors[layer].at(layers=…, hook="{OUTPUT}").'
         )
-    if vectors.values.ndim != (1 if isinstance(vectors, SteeringVector) else 2):
+    if vectors.has_positions:
         raise ValueError(
             f"{to} has one vector a layer; these are one a position ({vectors.method}). Give the mean over "
             "positions, or keep them in tl_steer."

@@ -57,13 +57,12 @@ def save_gguf(
             "a GGUF control vector cannot hold layer 0: llama.cpp steers the blocks from 1 on and refuses a "
             "file that names direction.0. Leave layer 0 out: vectors.weighted({layer: 1.0, …})."
         )
-    together = vectors if isinstance(vectors, SteeringVectors) else vectors.as_vectors()
     with atomic(path) as scratch:
         writer = GGUFWriter(scratch, ARCHITECTURE)
         try:
             writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint or vectors.identity.name or "unknown")
             writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(rows))
-            writer.add_string(OURS, describe(together))
+            writer.add_string(OURS, describe(vectors.as_vectors()))
             for layer, row in sorted(rows.items()):
                 writer.add_tensor(f"direction.{layer}", row.numpy())
             writer.write_header_to_file()

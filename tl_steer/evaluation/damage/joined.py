@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from ..tables import CELL, UNSTEERED, in_cells
-from .means import mean_damage, require_made
+from ..tables import CELL, UNSTEERED, in_cells, is_for, require_columns
+from .means import mean_damage
 
 COSTS = ("kl", "loss_change")
 ENDS = ("", "_low", "_high")
@@ -97,7 +97,7 @@ def effect_and_damage(
 
 def _effects(effects: pd.DataFrame, effect: str) -> pd.DataFrame:
     names = [f"{effect}{end}" for end in ENDS]
-    require_made(effects, (*CELL, "dose", "n", *names), "effectiveness")
+    require_columns(effects, *CELL, "dose", "n", *names, maker="effectiveness")
     if effects.duplicated(list(CELL)).any():
         raise ValueError(
             "a cell is twice in the effects, as where they are split by a factor: select one value of it, "
@@ -108,7 +108,7 @@ def _effects(effects: pd.DataFrame, effect: str) -> pd.DataFrame:
 
 
 def _damages(damage_table: pd.DataFrame) -> pd.DataFrame:
-    require_made(damage_table, COSTS, "damage")
+    require_columns(damage_table, *COSTS, maker="damage")
     means = mean_damage(damage_table).rename(columns={"n": "passages"})
     return means[[*CELL, "passages", *(f"{name}{end}" for name in COSTS for end in ENDS)]]
 
@@ -128,7 +128,7 @@ def _texts(text: pd.DataFrame | None, table: pd.DataFrame) -> pd.DataFrame:
     measures = ["words", "distinct_2", "unreadable", "empty"]
     if text is None:
         return table[list(CELL)].assign(**dict.fromkeys(measures, np.nan))
-    require_made(text, (*CELL, *measures[:3]), "text_damage")
+    require_columns(text, *CELL, *measures[:3], maker="text_damage")
     rows = text.assign(empty=text["words"] == 0).astype(dict.fromkeys(measures, float))
     return in_cells(rows, [])[measures].mean().reset_index()
 
@@ -145,8 +145,7 @@ def _control_effects(effects: pd.DataFrame, effect: str, table: pd.DataFrame, di
     names = effects.loc[~effects["control"].astype(bool), "vector"].unique()
     reached = {}
     for name in names:
-        others = tuple(f"({other})" for other in names if other != name)
-        mine = controls[~controls["vector"].str.endswith(others) if others else slice(None)]
+        mine = controls[is_for(controls["vector"], name, names)]
         reached[name] = mine.groupby(place)["reach"].max().to_dict()
     sizes = table["multiplier"].abs().fillna(-1)
     everyone = controls.groupby(place)["reach"].max().to_dict()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from ...statistics import t_interval, wilson_interval
-from ..tables import CELL, factors_of, in_cells, require_kinds, require_one_row_a_prompt
+from ..tables import CELL, factors_of, in_cells, require_columns, require_one_row_a_prompt
 
 AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
 
@@ -29,10 +29,8 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
 
     A passage counts once, however long it is, and one without a value (NaN) not at all.
     """
-    require_made(table, ("prompt_id", *CELL, "dose"), "damage or text_damage")
-    by = factors_of(table, by)
-    if taken := sorted(set(by) & {"n", "perplexity", *AVERAGED}):
-        raise ValueError(f"by={taken} have the names of results: split by what a passage or prompt is.")
+    require_columns(table, "prompt_id", *CELL, "dose", maker="damage or text_damage")
+    by = factors_of(table, by, {"n", "perplexity", *AVERAGED})
     measures = [name for name in AVERAGED if name in table]
     if not measures:
         raise ValueError("the table has no damage in it: give what damage or text_damage makes.")
@@ -47,16 +45,6 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
     if "loss" in measures:
         result["perplexity"] = np.exp(result["loss"])
     return result.reset_index()[[*CELL, "dose", *by, *result.columns[1:]]]
-
-
-def require_made(table: pd.DataFrame, columns: Sequence[str], maker: str) -> None:
-    """Refuse a table that lacks columns, naming them and the function that makes such a table."""
-    if missing := [name for name in columns if name not in table]:
-        raise ValueError(
-            f"the table lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table))}: "
-            f"give what {maker} makes."
-        )
-    require_kinds(table)
 
 
 def _interval(name: str, mean: np.ndarray, deviation: np.ndarray, n: np.ndarray) -> tuple:

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...capture import capture
 from ...directions import SteeringVector, SteeringVectors
 from ...engine import Memory, Row, Tick, bar
+from ...interventions import edits_of
 from ...models import Layer, Prompt, as_prompts, tokenize_all
 from ...positions import Positions, PromptTokens, all_tokens
+from ..asking import steered_sites, typical_norms
 from ..cells import Cell, OperationMaker, sweep_cells
 from ..tables import FIXED
 from .distributions import divergences, losses, row_means
@@ -89,7 +90,7 @@ def damage(
     with bar("measuring damage", len(cells) + 1, shown=progress) as tick:
         measured = _Measured(model, ids, len(cells))
         measured.run(cells, options, tick)
-    norms = _typical_norms(model, ids, cells, reuse, memory)
+    norms = typical_norms(model, ids, steered_sites(model, cells), reuse=reuse, memory=memory)
     tables = [
         shown.assign(**cell.labels(norms), **values)
         for cell, values in zip([unsteered, *cells], measured.by_cell(), strict=True)
@@ -152,8 +153,8 @@ class _Measured:
 def _require_written(model: Any, cells: Sequence[Cell]) -> None:
     """Every cell steers more than a passage's first token."""
     for cell in cells:
-        edits = [edit for operation in cell.operations for edit in operation.edits(model.cfg.n_layers)]
-        if edits and any(vector.values.ndim == 2 for vector in _steering(cell)):
+        edits = edits_of(cell.operations, model.cfg.n_layers)
+        if edits and any(vector.has_positions for vector in _steering(cell)):
             raise ValueError(
                 "vectors with one a position go to a prompt's first tokens, and passages are read as text "
                 "that the model is writing: they have no such tokens. Give one vector a layer."
@@ -199,21 +200,3 @@ def _tokens(model: Any, passages: pd.DataFrame | Sequence[Prompt], max_tokens: i
     if max(map(len, ids)) < 2:
         raise ValueError("every passage is a single token, so that none is predicted: give longer ones.")
     return ids
-
-
-def _typical_norms(
-    model: Any, ids: Sequence[Sequence[int]], cells: Sequence[Cell], reuse: bool, memory: Memory
-) -> dict[tuple[str, int], float]:
-    """The unsteered stream's typical norm on the passages, by hook and layer."""
-    sites = {
-        (edit.hook, edit.layer)
-        for cell in cells
-        for operation in cell.operations
-        for edit in operation.edits(model.cfg.n_layers)
-    }
-    found = {}
-    for hook in sorted({hook for hook, _ in sites}):
-        layers = sorted(layer for other, layer in sites if other == hook)
-        norms = capture(model, ids, layers=layers, hook=hook, reuse=reuse, memory=memory).stream_norm
-        found |= {(hook, layer): norm for layer, norm in zip(layers, norms.tolist(), strict=True)}
-    return found

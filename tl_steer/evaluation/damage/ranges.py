@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..tables import UNSTEERED
-from .means import require_made
+from ..tables import UNSTEERED, require_columns
 
 PLACE = ("vector", "operation", "layers", "hook", "sign")
 ENDINGS = {"damage": "damage first", "collapse": "collapse first"}
@@ -35,7 +34,7 @@ def usable_range(joined: pd.DataFrame) -> pd.DataFrame:
     Controls are left out. The range knows only the cells that were tried: between them nothing was measured.
     """
     columns = (*PLACE[:-1], "control", "multiplier", "dose", "usable", "collapsed", "why")
-    require_made(joined, columns, "effect_and_damage")
+    require_columns(joined, *columns, maker="effect_and_damage")
     rows = joined[(joined["vector"] != UNSTEERED) & ~joined["control"].astype(bool)]
     rows = rows.assign(sign=np.sign(rows["multiplier"]).fillna(0).astype(int), size=rows["multiplier"].abs())
     found = [
