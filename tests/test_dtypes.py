@@ -8,6 +8,7 @@ import torch
 import tl_steer as ts
 from tl_steer.choices import plan_choices, score_cells
 from tl_steer.directions import SteeringVector
+from tl_steer.engine import log_normaliser, logits_at, logits_of
 from tl_steer.generation import Decoding, write_cells
 from tl_steer.interventions import Ablate, Add, NonFiniteError, ProjectOut, SetProjection, steer
 from tl_steer.models import identify, load_model
@@ -111,6 +112,46 @@ def test_choices_and_texts_in_each_dtype_are_the_model_s_own(dtype):
             steps = logits[len(ids) - 1 :]
             chosen = steps.gather(1, torch.tensor(texts[row])[:, None])[:, 0]
             assert (steps.amax(-1) - chosen).max() <= coarse
+
+
+def unembedded_by_hand(model, stream):
+    """Logits in float64 of streams behind the last block."""
+    x = stream.double() - stream.double().mean(-1, keepdim=True)
+    x = x / (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+    x = x * model.ln_final.w.double() + model.ln_final.b.double()
+    return x @ model.W_U.double() + model.b_U.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_stream_is_unembedded_in_float32_whatever_the_model_rounds_to(dtype):
+    model = MODELS[dtype]
+    stream = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = unembedded_by_hand(model, stream).detach()
+    tokens = torch.tensor([[3, 9], [4, 4], [0, 1], [7, 2], [8, 3]])
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(model, stream).double(), expected, **close)
+        torch.testing.assert_close(
+            logits_at(model, stream, tokens).double(), expected.gather(1, tokens), **close
+        )
+        total = log_normaliser(model, stream).double()
+    torch.testing.assert_close(total, expected.logsumexp(-1), **close)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_choices_are_told_apart_in_float32_by_a_model_in_half_precision(dtype):
+    model = MODELS[dtype]
+    operation = Add(vector_of(model), 2.0)
+    pair = [model.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
+    for row, prompt in enumerate(PROMPTS):
+        ids = ts.tokenize(model, prompt)
+        with torch.no_grad(), steer(model, operation, prompts=[ids]):
+            _, cache = model.run_with_cache(torch.tensor([ids]))
+        scores = unembedded_by_hand(model, cache["resid_post", -1][0, -1]).log_softmax(-1)[pair]
+        table = ts.choice_logits(model, PROMPTS[row], (" yes", " no"), operation, reuse=False)
+        found = table.loc[0]
+        assert math.isclose(found["logit_difference"], float(scores[0] - scores[1]), abs_tol=2e-5)
+        assert math.isclose(found["mass"], float(scores.exp().sum()), rel_tol=2e-5)
 
 
 # Numbers out of range: which operation, which layer, which prompt

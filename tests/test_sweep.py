@@ -379,3 +379,56 @@ def test_letters_stand_for_the_answers_that_the_prompt_lists(text, pair, read):
 def test_letters_without_a_list_stand_for_true_and_false():
     assert read_answer("True", ("A", "B"), "Is it so? Answer: (") == 0
     assert read_answer("True", ("B", "A"), "Is it so? Answer: (") == 1
+
+
+def test_where_neither_choice_is_likelier_none_is_chosen():
+    model = make_model(word_tokenizer())
+    with torch.no_grad():
+        model.W_U[:] = 0.0
+        model.b_U[:] = 0.0
+    table = sweep(model, several(), questions(), multipliers=[1.0], controls=0, progress=False)
+    assert (table["logit_difference"] == 0).all()
+    assert table["choice"].isna().all()
+
+
+def test_one_vector_is_swept_as_a_set_of_one():
+    options = {"multipliers": [1.0, -2.0], "controls": 1, "progress": False}
+    one = sweep(MODEL, several()[1], questions(), **options)
+    pd.testing.assert_frame_equal(one, sweep(MODEL, several()[1].as_vectors(), questions(), **options))
+    named = sweep(MODEL, {"mine": several()[1]}, questions(), **options)
+    assert set(named["vector"]) == {"none", "mine", "random 1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": []}, "no layers given"),
+        ({"operations": ()}, "no operations given"),
+        ({"controls": -1}, "controls=-1: give how many"),
+    ],
+)
+def test_nothing_asked_for_is_said(changes, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(MODEL, several(), questions(), **{"multipliers": [1.0], "progress": False} | changes)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_factor_that_is_another_in_each_prompt_leaves_the_halves_balanced(seed):
+    factors = pd.DataFrame({"id": range(40), "topic": ["x", "x", "y", "y"] * 10})
+    asked = ChoiceQuestions(PROMPTS * 5, [(" yes", " no")] * 40, answers=[0, 1] * 20, factors=factors)
+    table = sweep(
+        MODEL, several(), asked, layers=[1], multipliers=[1.0], controls=0, seed=seed, progress=False
+    )
+    counts = table.groupby(["split", "topic", "answer"]).size()
+    assert len(counts) == 8
+    assert counts.nunique() == 1
+
+
+def test_what_is_to_go_on_later_may_not_depend_on_a_hook(tmp_path):
+    options = {"multipliers": [1.0], "controls": 0, "progress": False}
+    with MODEL.hooks([("blocks.0.hook_resid_post", lambda stream, hook: stream)]):
+        with pytest.raises(ValueError, match=r"there is a hook at blocks\.0\.hook_resid_post"):
+            sweep(MODEL, several(), questions(), out=tmp_path / "table.parquet", **options)
+        sweep(MODEL, several(), questions(), **options)
+    assert not list(tmp_path.iterdir())
+    sweep(MODEL, several(), questions(), out=tmp_path / "table.parquet", **options)

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -24,13 +25,13 @@ from .engine import (
     bar,
     batches,
     in_waves,
-    logits_of,
     residual,
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import Prompt, chat_format, input_device, new_cache, tokenize_all
+from .models import Prompt, chat_format, input_device, new_cache, tokenize_all, unembedded
 from .positions import PromptTokens
+from .seeds import require_seed
 
 logger = logging.getLogger(__name__)
 LOGIT_ROWS = 256  # texts whose next token is chosen at once
@@ -59,11 +60,12 @@ class Decoding:
                 f"min_new_tokens={self.min_new_tokens}, max_new_tokens={self.max_new_tokens}: "
                 "at least one token must be asked for, and the minimum may not exceed the maximum."
             )
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:  # not so for NaN either
             raise ValueError(
                 f"temperature={self.temperature}, top_p={self.top_p}: temperature is 0 (greedy) or more, "
                 "top_p lies in (0, 1]."
             )
+        require_seed(self.seed)
 
 
 def generate(
@@ -281,7 +283,8 @@ class _Texts:
         return chosen
 
     def _chosen(self, fed: Sequence[int], stream: Float[Tensor, "fed d_model"]) -> Int[Tensor, " fed"]:
-        logits = logits_of(self.model, stream)
+        # The model's own, rounded as it rounds them: what Hugging Face's `generate` chooses from.
+        logits = unembedded(self.model, stream).float()
         for place, text in enumerate(fed):
             if len(self.new[text]) < self.decoding.min_new_tokens:
                 logits[place, self.stops] = -torch.inf

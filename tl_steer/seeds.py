@@ -1,5 +1,7 @@
 """One check of seeds, so that a bad one is named before anything is drawn with it."""
 
+from numbers import Integral
+
 import numpy as np
 
 
@@ -7,9 +9,9 @@ def require_seed(seed: int) -> int:
     """The seed, if it is one that all generators take.
 
     Raises:
-        ValueError: negative, or of more than 63 bits.
+        ValueError: no whole number, a negative one, or one of more than 63 bits.
     """
-    if not 0 <= seed < 2**63:
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!s:.40}: give a whole number from 0 to 2**63 - 1.")
     return int(seed)
 

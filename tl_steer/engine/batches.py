@@ -9,12 +9,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.utilities.activation_functions import apply_softcap
 
-from ..models import run, unembedded
+from ..models import can_unembed_in_float32, final_norm, run, unembedded, unembedding
 
 # Reading on a CPU is fastest where a batch's activations stay in its cache (the embedded model on two cores:
 # 17 % faster than 4096); decoding and accelerators are bound by reading weights, and want many rows.
 CACHED_TOKENS = 1024
 BATCH_TOKENS = 4096
+HALVES = (torch.float16, torch.bfloat16)
 VOCABULARY_PART = 4096  # tokens whose logits are summed over at once: what stays in a CPU's cache
 
 
@@ -74,16 +75,23 @@ def residual(
 
 
 def logits_of(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_vocab"]:
-    """Final norm and unembedding of chosen positions alone, in float32."""
+    """Final norm and unembedding of chosen positions alone, in float32.
+
+    Of a half-precision stream too: rounded to bfloat16, logits near 38 lie 0.25 apart, and those of two
+    choices are often the same.
+    """
+    if stream.dtype in HALVES and can_unembed_in_float32(model):
+        return unembedding(model, torch.float32)(stream.float())
     return unembedded(model, stream).float()
 
 
 def log_normaliser(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, " batch"]:
-    """The log-sum-exp of each position's logits, over a part of the vocabulary at a time."""
+    """The log-sum-exp of each position's logits, over a part of the vocabulary at a time; as `logits_of`."""
     normed = _normed(model, stream)
     columns = zip(model.W_U.split(VOCABULARY_PART, 1), model.b_U.split(VOCABULARY_PART), strict=True)
+    cap = model.cfg.output_logits_soft_cap
     parts = [
-        apply_softcap(normed @ weight + bias, model.cfg.output_logits_soft_cap).float().logsumexp(-1)
+        apply_softcap(normed @ weight.to(normed) + bias.to(normed), cap).float().logsumexp(-1)
         for weight, bias in columns
     ]
     return torch.stack(parts).logsumexp(0)
@@ -92,12 +100,16 @@ def log_normaliser(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[
 def logits_at(
     model: Any, stream: Float[Tensor, "batch d_model"], tokens: Int[Tensor, "batch choice"]
 ) -> Float[Tensor, "batch choice"]:
-    """A few tokens' logits at each position, in float32, without computing the others."""
+    """A few tokens' logits at each position, without computing the others; as `logits_of`."""
     tokens = tokens.to(stream.device)
-    weight = model.W_U.T[tokens]
-    logits = (weight @ _normed(model, stream)[:, :, None])[:, :, 0] + model.b_U[tokens]
+    normed = _normed(model, stream)
+    weight, bias = model.W_U.T[tokens].to(normed), model.b_U[tokens].to(normed)
+    logits = (weight @ normed[:, :, None])[:, :, 0] + bias
     return apply_softcap(logits, model.cfg.output_logits_soft_cap).float()
 
 
 def _normed(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
-    return stream if model.cfg.normalization_type is None else model.ln_final(stream[:, None])[:, 0]
+    """Behind the final norm: in float32 where the model is in half precision."""
+    if stream.dtype in HALVES:
+        stream = stream.float()
+    return final_norm(model, stream.dtype)(stream)

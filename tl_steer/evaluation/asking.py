@@ -118,9 +118,11 @@ def _written(texts: list[str], questions: ChoiceQuestions | list[str]) -> pd.Dat
 
 
 def _scored(scores: pd.DataFrame) -> pd.DataFrame:
-    preferred = np.where(scores["logit_difference"] > 0, 0, 1)
+    difference = scores["logit_difference"]
+    preferred = pd.array(np.where(difference > 0, 0, 1), dtype="Int64")
+    preferred[difference == 0] = pd.NA  # neither is
     missing = pd.array([pd.NA] * len(scores), dtype="string")
-    return scores.assign(choice=pd.array(preferred, dtype="Int64"), text=missing)
+    return scores.assign(choice=preferred, text=missing)
 
 
 def _typical(

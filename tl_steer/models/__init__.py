@@ -10,7 +10,7 @@ from .loading import MODELS, ModelUnavailableError, load_hugging_face, load_mode
 from .organisms import ORGANISMS, organism_folder
 from .passes import ForwardPass, watching
 from .tokenizing import Prompt, as_prompts, token_strings, tokenize, tokenize_all
-from .unembedding import unembedding
+from .unembedding import can_unembed_in_float32, final_norm, unembedding
 
 __all__ = [
     "BACKENDS",
@@ -28,8 +28,10 @@ __all__ = [
     "ModelUnavailableError",
     "Prompt",
     "as_prompts",
+    "can_unembed_in_float32",
     "chat_format",
     "embedded_folder",
+    "final_norm",
     "get_model",
     "hook_point",
     "hook_width",

@@ -27,14 +27,29 @@ def unembedding(model: Any, dtype: torch.dtype, *, norm: bool = True) -> Unembed
     return (_of_bridge if is_bridge(model) else _of_hooked)(model, dtype, norm)
 
 
+def final_norm(model: Any, dtype: torch.dtype) -> Callable[[Tensor], Float[Tensor, "row d_model"]]:
+    """The final norm of a `HookedTransformer`, from rows in `dtype` to rows in `dtype`."""
+    if model.cfg.normalization_type is None:
+        return lambda rows: rows
+    final = _in(dtype, model.ln_final)
+    return lambda rows: final(rows[:, None])[:, 0]
+
+
+def can_unembed_in_float32(model: Any) -> bool:
+    """Not where a bridge's unembedding is in whole numbers, of 4 or 8 bits."""
+    if not is_bridge(model):
+        return True
+    return all(weight.is_floating_point() for weight in model.unembed.original_component.parameters())
+
+
 def _of_hooked(model: Any, dtype: torch.dtype, norm: bool) -> Unembedding:
-    final, unembed = (_in(dtype, part) for part in (getattr(model, "ln_final", None), model.unembed))
+    unembed = _in(dtype, model.unembed)
     if not norm:
+        final = _in(dtype, getattr(model, "ln_final", None))
         weight = getattr(final, "w", torch.ones((), device=unembed.W_U.device))
         return lambda rows: _scaled(model, rows, weight) @ unembed.W_U
-    cap = model.cfg.output_logits_soft_cap
-    unnormed = model.cfg.normalization_type is None
-    return lambda rows: apply_softcap(unembed(rows[:, None] if unnormed else final(rows[:, None]))[:, 0], cap)
+    final, cap = final_norm(model, dtype), model.cfg.output_logits_soft_cap
+    return lambda rows: apply_softcap(unembed(final(rows)[:, None])[:, 0], cap)
 
 
 def _of_bridge(model: Any, dtype: torch.dtype, norm: bool) -> Unembedding:

@@ -11,7 +11,8 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def weight_sums(model: Any) -> dict[str, int]:
     """A sum over the bits of every weight: alike only where no single number has changed.
 
-    One pass, whatever the memory layout. Of weights that hold no numbers (on the "meta" device) it is 0.
+    Numbers that change places within a weight are not seen. One pass, whatever the memory layout. Of weights
+    that hold no numbers (on the "meta" device) it is 0.
     """
     return {name: _sum_of_bits(weight) for name, weight in model.named_parameters()}
 
