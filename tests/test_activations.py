@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import mean_difference
+from tl_steer.models import ModelMismatchError
 from tl_steer.positions import last_token, token
 
 from .conftest import make_pairs
@@ -165,3 +166,33 @@ def test_single_finds_the_one_position_wherever_it_lies():
         tokens=torch.tensor([[7, -1], [-1, 7]]),
     )
     assert moved.single()[:, 0, 0].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "mask", [list, np.array, pd.Series, torch.tensor], ids=["list", "array", "column", "tensor"]
+)
+def test_a_subset_by_true_and_false_has_the_rows_that_are_true(pairs, mask):
+    part, expected = pairs.subset(mask([False, True, False, True])), pairs.subset([1, 3])
+    for side in ("positive", "negative"):
+        require_same(getattr(part, side), getattr(expected, side))
+    assert part.factors["group"].tolist() == [5, 7]
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([True, False], ValueError, "2 times true or false for 4 rows"),
+        ([True, 2], ValueError, "whole numbers, or true and false a row"),
+        ([0, 4], IndexError, "there is no row 4: there are 4"),
+    ],
+)
+def test_rows_that_are_none_are_refused(pairs, rows, error, message):
+    for held in (pairs, pairs.positive):
+        with pytest.raises(error, match=message):
+            held.subset(rows)
+
+
+def test_two_models_are_no_pair(pairs):
+    other = dataclasses.replace(pairs.negative.identity, fingerprint=(1.0,) * 512)
+    with pytest.raises(ModelMismatchError, match="the positive side, made on"):
+        dataclasses.replace(pairs, negative=dataclasses.replace(pairs.negative, identity=other))

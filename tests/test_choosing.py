@@ -389,3 +389,26 @@ def test_the_figure_needs_pairs_of_one_score(chosen):
         plots.choices(pd.concat([chosen, chosen.assign(score="shift")]))
     with pytest.raises(ValueError, match="needs two rows"):
         plots.choices(chosen.iloc[:3])
+
+
+def test_a_control_that_ties_has_done_as_well_whatever_rounding_makes_of_it():
+    answers = np.array([0] * 40 + [1] * 40)
+    ranks = np.arange(40) // 2  # prompts of a kind alternate between the two splits
+
+    def answered(hits, false_alarms):
+        yes = np.concatenate([ranks < hits, ranks < false_alarms])
+        return [np.where(yes, 1.0, -1.0)]
+
+    plan = [("add", "3", 1.0)]
+    tables = [
+        cells_of("none", answered(10, 10), answers, [("none", "", 0.0)]),
+        cells_of("honesty", answered(5, 0), answers, plan),
+        *(cells_of(f"random {k}", answered(20, 15), answers, plan, control=True) for k in range(19)),
+    ]
+    found = choose(pd.concat(tables), on="one", report="two", score="d_prime", splits=0, resamples=50)
+    assert (found["controls"] == 19).all()
+    assert (found["p_value"] == 1).all()
+
+
+def test_of_scores_that_differ_by_rounding_the_first_is_best():
+    assert best(np.array([[0.1 + 0.2 - 0.3, 0.0, 1e-12], [0.5, 0.7 - 1e-15, 0.7]])).tolist() == [0, 1]

@@ -768,9 +768,9 @@ def test_tables_that_do_not_fit_together_are_refused():
         effect_and_damage(pd.concat([effects, effects]), damages)
     with pytest.raises(ValueError, match=r"lacks the columns flips, .*Give the table of effectiveness"):
         effect_and_damage(effects, damages, effect="flips")
-    with pytest.raises(ValueError, match=r"lacks the columns kl; .*give what damage makes"):
+    with pytest.raises(ValueError, match=r"lacks the columns kl; .*Give the table of damage"):
         effect_and_damage(effects, damages.drop(columns="kl"))
-    with pytest.raises(ValueError, match=r"lacks the columns words, .*give what text_damage makes"):
+    with pytest.raises(ValueError, match=r"lacks the columns words, .*Give the table of text_damage"):
         effect_and_damage(effects, damages, written())
     with pytest.raises(ValueError, match="cost='words' is unknown: use one of kl, loss_change"):
         effect_and_damage(effects, damages, cost="words")

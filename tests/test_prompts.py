@@ -579,3 +579,18 @@ def test_a_statement_in_quotation_marks_gets_no_second_pair():
     for prompts in (honesty_pairs(claims, PLAIN).positive, claim_questions(claims, PLAIN).prompts):
         assert 'false? "The sky is blue."\n' in prompts[0]
         assert 'false? ""Ja" means "yes" there."\n' in prompts[1]
+
+
+@pytest.mark.parametrize("column", [list, np.array, pd.Series], ids=["list", "array", "column"])
+def test_pairs_are_made_of_columns_and_chosen_by_a_mask(column):
+    topic = pd.DataFrame({"topic": [0, 1, 0, 1]}, index=[9, 8, 7, 6])
+    pairs = contrast_pairs(column(list("abcd")), column(list("wxyz")), factors=topic)
+    part = pairs.subset(pairs.factors["topic"] == 1)
+    assert (part.positive, part.negative) == (("b", "d"), ("x", "z"))
+    asked = ChoiceQuestions(list("abcd"), [("x", "y")] * 4, factors=topic)
+    assert asked.subset(asked.factors["topic"] == 1).prompts == ("b", "d")
+
+
+def test_a_prompt_that_is_no_text_is_named():
+    with pytest.raises(ValueError, match="positive prompt 1 is nan, no text"):
+        contrast_pairs(pd.Series(["a", float("nan")]), ["b", "c"])

@@ -514,3 +514,12 @@ def test_a_vector_saved_by_another_program_s_rules_is_still_plain_safetensors(sa
     held = safetensors.torch.load_file(saved)
     assert set(held) == {"values"}
     assert torch.equal(held["values"], vectors_of().values)
+
+
+def test_a_file_that_is_linked_to_is_written_where_the_link_points(tmp_path):
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with atomic(tmp_path / "link") as scratch:
+        scratch.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"

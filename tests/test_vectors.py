@@ -358,3 +358,20 @@ def test_what_a_notebook_prints_of_vectors_and_activations_is_one_line():
     assert repr(held) == f"Activations(2 prompts at last_token(), resid_post of 2 layers, {name})"
     both = PairedActivations(held, held, pd.DataFrame({"group": [0, 1]}))
     assert repr(both) == f"PairedActivations(2 pairs at last_token(), resid_post of 2 layers, {name})"
+
+
+@pytest.mark.parametrize("number", [np.float64(2), np.float32(2), np.int64(2)], ids=repr)
+def test_numpy_s_numbers_scale_from_either_side(number):
+    for held in (vectors(), vectors()[1]):
+        for scaled in (number * held, held * number):
+            assert type(scaled) is type(held)
+            assert torch.equal(scaled.values, 2 * held.values)
+
+
+def test_one_vector_and_several_are_taken_alike():
+    held = vectors()
+    assert held.as_vectors() is held
+    assert torch.equal(held[1].as_vectors().values[0], held[1].values)
+    assert not held.has_positions
+    assert vectors(positions=3).has_positions
+    assert vectors(positions=3)[1].has_positions

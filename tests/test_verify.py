@@ -278,7 +278,7 @@ BROKEN = [
     ),
     Broken(refusing_right_padding, {"padding with a mask changes nothing"}, told="ValueError: padded on"),
     Broken(minding_the_padding_side, {"the padding side does not matter"}),
-    Broken(miscounting_choices, {"choices are the model's own"}, told=r"^mass, prompt"),
+    Broken(miscounting_choices, {"choices are the model's own"}, told=r"^log mass, prompt"),
     Broken(
         miscalculating_engine,
         {"shortcuts equal whole passes", "shortcuts write the same tokens"},

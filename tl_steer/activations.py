@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .models import ModelIdentity
 from .positions import Positions, parse_positions
+from .prompts.pairs import Rows, row_numbers
 from .writing import atomic
 
 logger = logging.getLogger(__name__)
@@ -86,9 +87,9 @@ class Activations:
         where = (self.token_index >= 0).int().argmax(-1)
         return self.values[torch.arange(len(self)), :, where]
 
-    def subset(self, rows: Sequence[int]) -> "Activations":
-        """The same of some prompts, `rows` counted from 0, in the order given."""
-        rows = list(rows)
+    def subset(self, rows: Rows) -> "Activations":
+        """The same of some prompts: `rows` counted from 0, in the order given, or true and false a prompt."""
+        rows = row_numbers(rows, len(self))
         texts = {
             name: tuple(getattr(self, name)[row] for row in rows) if getattr(self, name) else ()
             for name in TEXTS
@@ -157,6 +158,7 @@ class PairedActivations:
         for name in ("layers", "hook"):
             if getattr(self.positive, name) != getattr(self.negative, name):
                 raise ValueError(f"the two sides were captured at different {name}.")
+        self.positive.identity.require(self.negative.identity, what="the positive side")
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -200,9 +202,9 @@ class PairedActivations:
                 )
         return sides
 
-    def subset(self, rows: Sequence[int]) -> "PairedActivations":
-        """The same of some pairs, `rows` counted from 0, in the order given."""
-        rows = list(rows)
+    def subset(self, rows: Rows) -> "PairedActivations":
+        """The same of some pairs: `rows` counted from 0, in the order given, or true and false a pair."""
+        rows = row_numbers(rows, len(self))
         factors = self.factors.iloc[rows].reset_index(drop=True)
         return PairedActivations(self.positive.subset(rows), self.negative.subset(rows), factors)
 

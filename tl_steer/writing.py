@@ -25,7 +25,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     A process killed while writing leaves its `.part` file behind; nothing reads it, and it can be deleted.
     Two writers do not mix their contents: the later one's file stays.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # through a link: it stays one
     scratch = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield scratch

@@ -25,6 +25,7 @@ class _Algebra:
     identity: ModelIdentity
     stream_norm: Any
     has_positions: Any
+    __array_ufunc__ = None  # so that NumPy leaves `np.float64(2) * vectors` to `__rmul__`
 
     def norms(self) -> Tensor:
         """Length of each vector; where there is one a position, that of the longest."""

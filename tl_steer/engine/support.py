@@ -58,6 +58,19 @@ def obstacle(model: Any) -> str | None:
     return _hooked(model)
 
 
+def require_unhooked(model: Any) -> None:
+    """Refuse a `HookedTransformer` with hooks in place where what it does is to be the same later on.
+
+    Raises:
+        ValueError: says where a hook is.
+    """
+    if is_hooked(model) and (reason := _hooked(model)):
+        raise ValueError(
+            f"{reason}, a user's own or an outer steer's: a call that goes on with what out=… keeps could "
+            "lack it. Remove it, steer by operations, or leave out=… away."
+        )
+
+
 def _hooked(model: Any) -> str | None:
     if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
         return "there is a hook at every module"

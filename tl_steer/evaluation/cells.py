@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..directions import SteeringVector, SteeringVectors, random_like
-from ..interventions import Add, Operation, ProjectOut
+from ..interventions import Add, Operation, ProjectOut, Vectors
 from ..models import Layer, resolve_layers
 from ..positions import Positions
 from ..seeds import derived_seed
@@ -52,6 +52,12 @@ class Cell:
 UNSTEERED = Cell("none", False, "none", (), "", 0.0, ())
 
 
+def named_vectors(vectors: Vectors | Mapping[str, Vectors]) -> dict[str, SteeringVectors]:
+    """Each set of vectors by its name; one without a name has that of its method."""
+    named = vectors if isinstance(vectors, Mapping) else {vectors.method: vectors}
+    return {name: each.as_vectors() for name, each in named.items()}
+
+
 def sweep_cells(
     vectors: Mapping[str, SteeringVectors],
     controls: int | Mapping[str, SteeringVectors],
@@ -71,6 +77,11 @@ def sweep_cells(
     """
     if not vectors:
         raise ValueError("no vectors given; pass SteeringVectors, or a mapping of names to them.")
+    layers = None if layers is None else list(layers)
+    if layers == []:
+        raise ValueError("no layers given; leave layers out for all that have vectors.")
+    if not operations:
+        raise ValueError("no operations given; pass at least one, such as 'add'.")
     if UNSTEERED.vector in vectors:
         raise ValueError(f"{UNSTEERED.vector!r} is the name of the unsteered cell: give the vector another.")
     made = _control_vectors(vectors, controls, seed)
@@ -106,6 +117,8 @@ def _control_vectors(
 ) -> dict[str, SteeringVectors]:
     if isinstance(controls, Mapping):
         return dict(controls)
+    if controls < 0:
+        raise ValueError(f"controls={controls}: give how many random directions, 0 for none.")
     several = len(vectors) > 1
     return {
         f"random {number + 1}" + (f" ({name})" if several else ""): random_like(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..statistics import false_discovery, permutation_p_value
 from .effectiveness import effectiveness, flips
-from .scores import measure_of
+from .scores import TIE, measure_of
 from .signal_detection import signal_detection
 from .tables import CELL, UNSTEERED, factors_of, is_for, require_columns
 
@@ -17,7 +17,6 @@ EFFECT = ("effect", "effect_low", "effect_high")
 TESTED = ("controls", "null_low", "null_high", "null_mean", "p_value", "q_value")
 RESAMPLES = 2000  # of the accuracy's bootstrap
 ONE_WAY = ("accuracy", "d_prime")  # which any push tends to lower, whatever its sign
-TIE = 1e-9  # effects of equal counts may differ by rounding, and a tie is reached
 
 
 def against_controls(

@@ -15,6 +15,7 @@ from .tables import CELL, UNSTEERED, beside_unsteered, in_cells
 
 Score = str | Callable[[pd.DataFrame], float]  # "accuracy", "d_prime", "shift", "flipped", or a function
 Measure = Callable[[pd.DataFrame, int, int], pd.DataFrame]  # rows, resamples, seed
+TIE = 1e-9  # scores of equal counts may differ by rounding: they are tied
 MEASURED = ("value", "low", "high", "unsteered", "change", "change_low", "change_high")
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from ..seeds import generator
 from ..statistics import d_prime, percentile_interval, permutation_p_value, share
-from .scores import Score
+from .scores import TIE, Score
 from .tables import CELL, in_cells
 
 Sets = Bool[np.ndarray, "set prompt"]  # some sets of prompts
@@ -58,7 +58,8 @@ def candidates(rows: pd.DataFrame, before: pd.DataFrame, score: Score) -> Candid
 def best(scores: Scores) -> Int[np.ndarray, " set"]:
     """The place of the cell chosen on each set: the first of the highest scores, −1 where there is none."""
     known = np.where(np.isnan(scores), -np.inf, scores)
-    return np.where(np.isnan(scores).all(-1), -1, known.argmax(-1))
+    reached = known >= known.max(-1, keepdims=True) - TIE
+    return np.where(np.isnan(scores).all(-1), -1, reached.argmax(-1))
 
 
 def halvings(asked: pd.DataFrame, splits: int, seed: int) -> Bool[np.ndarray, "split prompt"]:
@@ -127,7 +128,7 @@ def compared(
     if not len(known):
         return dict(zip(NULL, (0, np.nan, np.nan, np.nan), strict=True))
     reported = _reported(cells, parts)
-    p_value = np.nan if np.isnan(reported) else permutation_p_value(reported, known)
+    p_value = np.nan if np.isnan(reported) else permutation_p_value(reported - TIE, known)
     found = (len(known), float(known.min()), float(known.max()), float(p_value))
     return dict(zip(NULL, found, strict=True))
 

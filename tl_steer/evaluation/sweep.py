@@ -10,13 +10,15 @@ import pandas as pd
 
 from ..directions import SteeringVectors
 from ..engine import Memory, Tick, bar
+from ..engine.support import require_unhooked
 from ..engine.waves import bytes_allowed
 from ..generation import Decoding
+from ..interventions import Vectors
 from ..models import Layer
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
 from .asking import asker, steered_sites
-from .cells import Cell, OperationMaker, sweep_cells
+from .cells import Cell, OperationMaker, named_vectors, sweep_cells
 from .checkpoints import checkpoints, require_free, require_writable
 from .chunks import Answers, Ask, Executor, answered, in_chunks, in_order
 from .plans import sweep_plan
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def sweep(
     model: Any,
-    vectors: SteeringVectors | Mapping[str, SteeringVectors],
+    vectors: Vectors | Mapping[str, Vectors],
     questions: ChoiceQuestions | list[str],
     *,
     layers: Iterable[Layer | tuple[Layer, ...]] | None = None,
@@ -52,7 +54,7 @@ def sweep(
 
     Args:
         model: a `HookedTransformer` or a `TransformerBridge`.
-        vectors: one set, or several by name.
+        vectors: one set, or one vector, or several of these by name.
         questions: choice questions, or (with "generate") plain prompts.
         layers: single layers, or tuples of layers that are steered together; by default each layer there is.
         multipliers: numbers in front of the vectors, signs included.
@@ -81,10 +83,12 @@ def sweep(
         A row a prompt and cell: prompt_id, prompt, the factors, vector, control, operation, layers ("17+31"),
         hook, multiplier, dose, split ("choose" or "report", balanced over factors and answers, unless the
         factors have a column of that name), answer, choice, logit_difference, probability, mass, text.
+        `choice` is missing where a text could not be read, or neither choice is likelier.
 
     Raises:
         ValueError: plain prompts with "choice", a factor that has one of the table's names, no multipliers;
-            with `out`, a factor that Parquet cannot hold, or an operation that cannot be told from another.
+            with `out`, a factor that Parquet cannot hold, an operation that cannot be told from another, or
+            hooks of your own on the model, which a later call could lack.
         FileExistsError: `out` exists, or was begun with other arguments; the message says which.
         InUseError: another process writes `out`.
         OSError: the disk is full; what is finished is kept.
@@ -94,11 +98,11 @@ def sweep(
     their last bits and are then other vectors: save and load them.
     """
     positions = all_tokens() if positions is None else positions
-    named = {vectors.method: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors)
+    named = named_vectors(vectors)
     cells = sweep_cells(
         named,
         controls,
-        layers=None if layers is None else list(layers),
+        layers=layers,
         multipliers=[float(each) for each in multipliers],
         operations=operations,
         positions=positions,
@@ -106,6 +110,7 @@ def sweep(
     )
     if out is not None:
         require_free(Path(out))
+        require_unhooked(model)
     asked = _asked(questions, seed)
     if out is not None:
         require_writable(asked)

@@ -52,11 +52,14 @@ def asked_table(
 def balanced_halves(asked: pd.DataFrame, seed: int) -> Shaped[np.ndarray, " prompt"]:
     """ "choose" or "report" a prompt, equally many of each kind: sorted by kind, shuffled within, dealt out.
 
-    Prompts of one `group` go to the same half; those without one are a group of their own.
+    Prompts of one `group` go to the same half; those without one are a group of their own. A kind is made of
+    the factors with at least two prompts a level: what is another one in nearly every prompt (a number, a
+    name) describes prompts, and would leave no two of a kind to be dealt out.
     """
     # As objects: a categorical's order, and those of its groups that no prompt has, do not count.
     group = group_numbers(asked.filter(["group"]).astype(object))
     labels = asked.drop(columns=["prompt_id", "prompt", "group"], errors="ignore").map(str)
+    labels = labels.loc[:, (labels.columns == "answer") | (labels.nunique() * 2 <= len(labels))]
     kinds = labels.agg("\x00".join, axis=1).groupby(group).agg(lambda kinds: "\x01".join(sorted(kinds)))
     order = np.lexsort((generator(seed).random(len(kinds)), kinds.to_numpy()))
     half = pd.Series("report", index=kinds.index, dtype=object)

@@ -1,13 +1,16 @@
 """Contrast pairs: two prompts that should differ in one thing only, and what is known of each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
 SIDES = ("positive", "negative")
+Rows = Iterable[Any]  # their numbers, or true and false a row: a list, an array, a column
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +30,9 @@ class ContrastPairs:
     def __len__(self) -> int:
         return len(self.positive)
 
-    def subset(self, rows: Sequence[int]) -> "ContrastPairs":
-        """Some of the pairs, `rows` counted from 0, in the order given."""
-        rows = list(rows)
+    def subset(self, rows: Rows) -> "ContrastPairs":
+        """Some of the pairs: `rows` counted from 0, in the order given, or true and false a pair."""
+        rows = row_numbers(rows, len(self))
         return ContrastPairs(
             tuple(self.positive[row] for row in rows),
             tuple(self.negative[row] for row in rows),
@@ -38,7 +41,10 @@ class ContrastPairs:
 
 
 def contrast_pairs(
-    positive: list[str], negative: list[str], *, factors: pd.DataFrame | None = None
+    positive: Iterable[str],
+    negative: Iterable[str],
+    *,
+    factors: pd.DataFrame | None = None,
 ) -> ContrastPairs:
     """Pairs of prompts, the first of each list with the first of the other.
 
@@ -50,6 +56,7 @@ def contrast_pairs(
     Raises:
         ValueError: no pairs, unequal numbers, an empty prompt, or factors of another length.
     """
+    positive, negative = list(positive), list(negative)
     if len(positive) != len(negative):
         raise ValueError(
             f"{len(positive)} positive and {len(negative)} negative prompts: pairs need as many of each."
@@ -58,6 +65,8 @@ def contrast_pairs(
         raise ValueError("no pairs given; pass at least one positive and one negative prompt.")
     for side, prompts in (("positive", positive), ("negative", negative)):
         for row, prompt in enumerate(prompts):
+            if not isinstance(prompt, str):
+                raise ValueError(f"{side} prompt {row} is {prompt!r:.60}, no text.")
             if not prompt.strip():
                 raise ValueError(f"{side} prompt {row} is empty.")
     known = pd.DataFrame(index=range(len(positive))) if factors is None else factors.reset_index(drop=True)
@@ -66,6 +75,26 @@ def contrast_pairs(
     if "group" not in known:
         known = known.assign(group=range(len(positive)))
     return ContrastPairs(tuple(positive), tuple(negative), known.copy())
+
+
+def row_numbers(rows: Rows, count: int) -> list[int]:
+    """Which of `count` rows are meant, by their numbers or by true and false a row.
+
+    Raises:
+        ValueError: not as many of true and false as there are rows, or something else than whole numbers.
+        IndexError: a row that is not there.
+    """
+    given = rows.tolist() if hasattr(rows, "tolist") else list(rows)
+    chosen = [isinstance(each, bool | np.bool_) for each in given]
+    if given and all(chosen):
+        if len(given) != count:
+            raise ValueError(f"{len(given)} times true or false for {count} rows: give one for each.")
+        return np.flatnonzero(given).tolist()
+    if any(chosen) or not all(isinstance(each, Integral) for each in given):
+        raise ValueError(f"rows are whole numbers, or true and false a row; got {given!r:.60}.")
+    if outside := [each for each in given if not -count <= each < count]:
+        raise IndexError(f"there is no row {outside[0]}: there are {count}, counted from 0.")
+    return [int(each) for each in given]
 
 
 def group_numbers(factors: pd.DataFrame) -> Int[np.ndarray, " pair"]:

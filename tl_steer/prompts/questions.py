@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..models import ChatFormat
 from .honesty import asked_claim
+from .pairs import Rows, row_numbers
 
 SENTIMENT_EXAMPLES = (
     ("The staff remembered our names and the soup was wonderful.", "positive"),
@@ -63,9 +64,9 @@ class ChoiceQuestions:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def subset(self, rows: Sequence[int]) -> "ChoiceQuestions":
-        """Some of the questions, `rows` counted from 0, in the order given."""
-        rows = list(rows)
+    def subset(self, rows: Rows) -> "ChoiceQuestions":
+        """Some of the questions: `rows` counted from 0, in the order given, or true and false a question."""
+        rows = row_numbers(rows, len(self))
         return ChoiceQuestions(
             [self.prompts[row] for row in rows],
             [self.choices[row] for row in rows],

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -99,6 +100,7 @@ def equal_choices(subject: Subject) -> Finding:
     worst = Worst()
     for reuse in (True, False):
         table = choice_logits(subject.model, subject.ids, pair, reuse=reuse)
+        table = table.assign(**{"log mass": np.log(table["mass"].clip(lower=1e-30))})
         for row, expected in enumerate(subject.alone):
             for name, value in scored(expected.logits[-1], ids).items():
                 worst.see(abs(table.loc[row, name] - value), f"{name}, {subject.named(row)}")

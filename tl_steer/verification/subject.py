@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -169,7 +170,7 @@ def choices(subject: Subject) -> tuple[tuple[str, str], tuple[int, int]]:
 def scored(logits: Float[Tensor, " d_vocab"], pair: tuple[int, int]) -> dict[str, float]:
     """What `choice_logits` should say of the next token's logits."""
     first, second = logits.double().log_softmax(-1)[list(pair)].tolist()
-    return {"logit_difference": first - second, "mass": float(torch.tensor([first, second]).exp().sum())}
+    return {"logit_difference": first - second, "log mass": float(np.logaddexp(first, second))}
 
 
 def shortfall(logits: Float[Tensor, "pos d_vocab"], prompt: int, new: Sequence[int]) -> float:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ...directions import SteeringVector, SteeringVectors
 from ...engine import Memory, Row, Tick, bar
-from ...interventions import edits_of
+from ...interventions import Vectors, edits_of
 from ...models import Layer, Prompt, as_prompts, tokenize_all
 from ...positions import Positions, PromptTokens, all_tokens
 from ..asking import steered_sites, typical_norms
-from ..cells import Cell, OperationMaker, sweep_cells
+from ..cells import Cell, OperationMaker, named_vectors, sweep_cells
 from ..tables import FIXED
 from .distributions import divergences, losses, row_means
 from .streams import Streams, read_streams
@@ -25,7 +25,7 @@ MEASURED = ("tokens", "kl", "loss", "loss_change")
 
 def damage(
     model: Any,
-    vectors: SteeringVectors | Mapping[str, SteeringVectors],
+    vectors: Vectors | Mapping[str, Vectors],
     passages: pd.DataFrame | Sequence[Prompt],
     *,
     layers: Iterable[Layer | tuple[Layer, ...]] | None = None,
@@ -73,7 +73,7 @@ def damage(
     passage itself less likely, and may be negative. Both are per token: exp(0.1) is 10.5 % more perplexity.
     """
     positions = all_tokens() if positions is None else positions
-    named = {vectors.method: vectors} if isinstance(vectors, SteeringVectors) else dict(vectors)
+    named = named_vectors(vectors)
     unsteered, *cells = sweep_cells(
         named,
         controls,
