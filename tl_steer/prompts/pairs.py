@@ -56,6 +56,8 @@ def contrast_pairs(
     Raises:
         ValueError: no pairs, unequal numbers, an empty prompt, or factors of another length.
     """
+    if isinstance(positive, str) or isinstance(negative, str):
+        raise ValueError("one text was given where several are wanted: put it in a list.")
     positive, negative = list(positive), list(negative)
     if len(positive) != len(negative):
         raise ValueError(
