@@ -234,6 +234,9 @@ def test_generation_leaves_prompts_vectors_and_hooks_alone():
         (["a"], {"temperature": -1.0}, ValueError, r"temperature is 0 \(greedy\) or more"),
         (["a"], {"temperature": 1.0, "top_p": 0.0}, ValueError, r"top_p lies in \(0, 1\]"),
         (["a"], {"temperature": 1.0, "top_p": 1.1}, ValueError, r"top_p lies in \(0, 1\]"),
+        (["a"], {"temperature": float("nan")}, ValueError, "temperature=nan"),
+        (["a"], {"temperature": float("inf")}, ValueError, "temperature=inf"),
+        (["a"], {"temperature": 1.0, "seed": -1}, ValueError, "seed=-1: give a whole number"),
         ([[0, 99]], {}, ValueError, "token ids must lie in 0 to"),
     ],
 )
