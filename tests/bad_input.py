@@ -11,30 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import jaxtyping
-from beartype.roar import BeartypeCallHintViolation
 from hypothesis import strategies as st
 
 import tl_steer
 
 PACKAGE = Path(tl_steer.__file__).parent
 REFUSALS = (TypeError, ValueError, IndexError, KeyError, OSError, tl_steer.JudgeError)
-OTHER_TYPES = (BeartypeCallHintViolation, jaxtyping.TypeCheckError)  # types are checked at run time in tests
 
 
 class RaisedInsideError(AssertionError):
     """Bad input was not refused by the package: the error came from within something else."""
 
 
-def refused(error: Exception, *, typed: bool) -> bool:
+def refused(error: Exception) -> bool:
     """Whether an error is a refusal: a plain kind, raised by a line of the package, in words.
 
     Errors of the operating system that name a file ("No such file or directory: 'x'") are as good. Those of
-    the run-time checks of types are where `typed`: an argument of another type is the caller's slip, but what
-    a file holds must be refused without them, since only tests have them.
+    the run-time checks of types are not, since only tests have them.
     """
-    if isinstance(error, OTHER_TYPES):
-        return typed
     if isinstance(error, OSError) and error.filename:
         return True
     innermost = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -42,7 +36,7 @@ def refused(error: Exception, *, typed: bool) -> bool:
     return isinstance(error, REFUSALS) and ours and len(str(error).split()) > 2
 
 
-def outcome(call: Callable[[], Any], *, typed: bool = False) -> Any:
+def outcome(call: Callable[[], Any]) -> Any:
     """What a call gives, or `None` where it refuses.
 
     Raises:
@@ -51,7 +45,7 @@ def outcome(call: Callable[[], Any], *, typed: bool = False) -> Any:
     try:
         return call()
     except Exception as error:
-        if not refused(error, typed=typed):
+        if not refused(error):
             raise RaisedInsideError(f"no refusal, but {type(error).__name__}: {error}") from error
         return None
 
@@ -87,7 +81,7 @@ def tried(target: Target, examples: int, folder: Path | None = None) -> None:
         else:
             handed = folder / "given"
             handed.write_bytes(given)
-        result = outcome(lambda: target.call(handed), typed=folder is None)
+        result = outcome(lambda: target.call(handed))
         if folder is not None:
             assert [each.name for each in folder.iterdir()] == ["given"], "there is a new file"
             assert handed.read_bytes() == given, "the file was changed"

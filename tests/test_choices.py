@@ -9,7 +9,7 @@ from tl_steer.interventions import Add
 from tl_steer.models import load_model, tokenize
 from tl_steer.positions import EmptySelectionError, generated_tokens, parse_positions
 
-from .tiny_model import TABLE, Change, made_vector, make_model, run_alone, word_tokenizer
+from .tiny_model import TABLE, Change, made_vector, make_model, run_alone, sentence_tokenizer, word_tokenizer
 
 MODEL = make_model(word_tokenizer())
 PROMPTS = ["a b c :", "d :", "e f g h i j :"]
@@ -102,6 +102,20 @@ def test_one_pair_serves_all_prompts_and_token_lists_are_prompts():
     np.testing.assert_array_equal(one.drop(columns="prompt"), each.drop(columns="prompt"))
     alone = choice_logits(MODEL, PROMPTS[1], (" yes", " no"))
     np.testing.assert_allclose(alone.iloc[0, 1:].astype(float), one.iloc[1, 1:].astype(float), rtol=1e-4)
+
+
+@pytest.mark.parametrize("prompt", ["a b (", "a b:"])
+def test_a_choice_behind_token_ids_is_the_choice_behind_their_text(prompt):
+    """SentencePiece puts a "▁" in front of a text; in front of a choice alone it would be part of it."""
+    tokenizer = sentence_tokenizer()
+    model = make_model(tokenizer)
+    ids = tokenizer(prompt)["input_ids"]
+    letters = tokenizer.convert_tokens_to_ids(["A", "B"])
+    assert letters != [tokenizer(letter)["input_ids"][0] for letter in "AB"]
+    for given in (prompt, ids, [1, *ids]):  # the last are the ids of no text: an end in front
+        (read,) = plan_choices(model, [given], [("A", "B")]).reads
+        assert read.ids == tuple(ids if given == prompt else given)
+        assert read.targets == (tuple(letters),)
 
 
 def test_a_large_difference_does_not_overflow():

@@ -267,8 +267,23 @@ def test_a_sweep_and_its_damage_name_the_prompt():
 )  # fmt: skip
 def test_the_device_is_what_was_asked_for_or_the_best_there_is(monkeypatch, asked, cuda, mps, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert _device(asked) == device
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("gpu", "device='gpu' is unknown; use 'auto', 'cpu'"), ("mps", "torch finds 0 of the kind 'mps'"),
+        ("cuda:2", "device='cuda:2' is not there: torch finds 2"),
+    ],
+)  # fmt: skip
+def test_a_device_that_is_not_there_is_refused(monkeypatch, asked, told):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=told):
+        load_model("tiny", hf_model=random_hf_model("llama"), device=asked)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -281,3 +296,13 @@ def test_dtype_auto_is_that_of_the_files(tmp_path, dtype):
 def test_device_auto_loads():
     model = load_model("tiny", hf_model=random_hf_model("gpt2"), device="auto")
     assert torch.isfinite(model(torch.tensor([[1, 2]]).to(model.cfg.device))).all()
+
+
+def test_in_float64_nothing_is_rounded_to_float32():
+    model = make_model(word_tokenizer(), dtype=torch.float64)
+    vector, at = vector_of(model), ts.token(1)
+    plain = under_steer(model)
+    assert (under_steer(model, Add(vector, 0.0), ProjectOut(vector, 0.0)) == plain).all()
+    assert (under_steer(model, Add(vector, 1e-9)) != plain).any(-1).all()  # 1e-9 of a vector is not lost
+    others = (under_steer(model, Add(vector, MULTIPLIER, at)) == plain).all(-1)
+    assert others.sum() == len(plain) - len(PROMPTS)

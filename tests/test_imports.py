@@ -15,7 +15,7 @@ import tl_steer
 ROOT = Path(tl_steer.__file__).parent
 # A room may import those before it, never its own row's other rooms or what comes behind.
 ROWS = (
-    {"data", "logs"},
+    {"arguments", "data", "logs"},
     {"models"},
     {"seeds", "statistics", "writing"},
     {"positions"},

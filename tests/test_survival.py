@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import hashlib
 import inspect
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +28,7 @@ from tl_steer.evaluation.checkpoints import InUseError
 from tl_steer.evaluation.sweep import sweep
 from tl_steer.interventions import Add
 from tl_steer.models import identify
-from tl_steer.models.weights import weight_sums
+from tl_steer.models.weights import weight_digests
 from tl_steer.positions import last_token
 
 from .broken_off import nursery, swept, wait_for
@@ -341,12 +343,50 @@ def test_a_model_that_differs_in_one_weight_is_refused(tmp_path):
     small(out, model=restored)
 
 
+def exchanged():
+    """Two numbers in one weight have changed places."""
+    other = copy.deepcopy(MODEL)
+    rows = other.blocks[0].mlp.W_in.data
+    rows[:2] = rows[:2].flip(0)
+    return other
+
+
+def capped():
+    """The same weights, other attention."""
+    other = copy.deepcopy(MODEL)
+    other.cfg.attn_scores_soft_cap = 1.0
+    return other
+
+
+def ending_elsewhere():
+    """The same vocabulary, another token that ends a text."""
+    other = copy.deepcopy(MODEL)
+    other.tokenizer = word_tokenizer()
+    other.tokenizer.eos_token = "<unk>"
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (exchanged, r"model weights: \w+ against \w+ now"),
+        (capped, r"model settings attn_scores_soft_cap: -1\.0 against 1\.0 now"),
+        (ending_elsewhere, r"stop tokens: \[1\] against \[2\] now"),
+    ],
+)
+def test_what_else_changes_the_numbers_is_seen(tmp_path, change, told):
+    out = tmp_path / "table.parquet"
+    broken_off(out, measure="generate", max_new_tokens=2)
+    with pytest.raises(FileExistsError, match=f"done: {told}"):
+        small(out, model=change(), measure="generate", max_new_tokens=2)
+
+
 def test_weights_without_numbers_are_no_hindrance():
-    names = plans.model_parts(MODEL)["weights"], weight_sums(torch.nn.Linear(2, 2, device="meta"))
-    assert names[1] == {"weight": 0, "bias": 0}
+    names = plans.model_parts(MODEL)["weights"], weight_digests(torch.nn.Linear(2, 2, device="meta"))
+    assert names[1] == {"weight": "", "bias": ""}
     packed = torch.nn.Module()
     packed.weight = torch.nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
-    assert weight_sums(packed) == {"weight": 15}
+    assert weight_digests(packed) == {"weight": hashlib.sha256(bytes(range(6))).hexdigest()[:16]}
 
 
 def test_a_tokenizer_that_cuts_the_same_vocabulary_otherwise_is_refused(tmp_path):
@@ -412,6 +452,30 @@ def test_functions_differ_by_code_and_defaults_and_objects_by_their_slots():
     made += [Slotted(1, 2, 3), Slotted(1, 2, 4), Slotted(2, 2, 3).edits, Slotted(1, 2, 3).edits]
     assert len(set(map(digests.digest, made))) == len(made)
     assert digests.digest(Slotted(1, 2, 3)) == digests.digest(Slotted(1, 2, 3))
+
+
+@pytest.mark.parametrize("bodies", [("1", "2"), ("len(range(1))", "len(range(2))")])
+def test_a_class_that_was_edited_is_another(bodies):
+    """Between two calls somebody changes what the class of an operation does."""
+    made = []
+    for body in bodies:
+        place = {"__name__": "somewhere"}
+        exec(f"class Own:\n    at = 1\n    def edits(self, n):\n        return {body}", place)
+        made += [place["Own"](), dataclass(place["Own"])()]
+        made[-2].held = 3  # one that holds something, one that does not
+    found = [digests.digest(each) for each in made]
+    assert found[0] != found[2]
+    assert found[1] != found[3]
+
+
+def test_all_that_a_class_of_somebodys_own_holds_counts():
+    @dataclass(frozen=True)
+    class Own:
+        compared: int
+        besides: int = field(compare=False)
+
+    assert digests.digest(Own(1, 2)) != digests.digest(Own(1, 3))
+    assert digests.digest(last_token()) == digests.digest(last_token())  # its mask is made anew each time
 
 
 def test_what_cannot_be_told_from_another_is_refused_before_anything_is_run(tmp_path):

@@ -201,6 +201,19 @@ def miscalculating_engine(monkeypatch):
     return tiny()
 
 
+def mixing_cells(monkeypatch):
+    """Where several cells share a pass, the first one's operations are all of theirs."""
+    from tl_steer.interventions.cells import CellSteering
+
+    changed = CellSteering.changed
+
+    def wrong(self, layer, hook, x, parts):
+        return changed(self, layer, hook, x, [replace(part, cell=parts[0].cell) for part in parts])
+
+    monkeypatch.setattr(CellSteering, "changed", wrong)
+    return tiny()
+
+
 def unseeded(monkeypatch):
     seeds = iter(range(100))
 
@@ -258,7 +271,7 @@ BATCHED = {
 }  # fmt: skip
 STEERED = {
     "arithmetic is in float32", "a multiplier of 0 changes nothing", "shortcuts equal whole passes",
-    "shortcuts write the same tokens",
+    "shortcuts write the same tokens", "cells together equal cells alone",
 }  # fmt: skip
 NOISY = frozenset(NAMES) - {
     "no hooks were left behind", "gradients are off", "one BOS before text", "one BOS before chat",
@@ -281,9 +294,18 @@ BROKEN = [
     Broken(miscounting_choices, {"choices are the model's own"}, told=r"^log mass, prompt"),
     Broken(
         miscalculating_engine,
-        {"shortcuts equal whole passes", "shortcuts write the same tokens"},
+        {
+            "shortcuts equal whole passes",
+            "shortcuts write the same tokens",
+            "cells together equal cells alone",
+        },
         frozenset({"choices are the model's own"}),
         told=r"^steered at layer",
+    ),
+    Broken(
+        mixing_cells,
+        {"cells together equal cells alone", "shortcuts write the same tokens"},
+        told=r"^HookDidNotFireError: Add\(multiplier=-1\) at layer \d",
     ),
     Broken(
         with_a_wrong_cache,

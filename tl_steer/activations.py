@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_of
 from torch import Tensor
 
+from .arguments import checked
 from .models import ModelIdentity
 from .positions import Positions, parse_positions
 from .prompts.pairs import Rows, row_numbers
@@ -26,6 +27,7 @@ FORMAT = "tl_steer activations 1"
 TEXTS = ("prompts", "completions", "completion_tokens")  # fields with a row a prompt, or ()
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Activations:
     """What a hook held at the selected positions of some prompts, at some layers.
@@ -87,6 +89,7 @@ class Activations:
         where = (self.token_index >= 0).int().argmax(-1)
         return self.values[torch.arange(len(self)), :, where]
 
+    @checked
     def subset(self, rows: Rows) -> "Activations":
         """The same of some prompts: `rows` counted from 0, in the order given, or true and false a prompt."""
         rows = row_numbers(rows, len(self))
@@ -136,6 +139,7 @@ def _require_shapes(held: Activations) -> None:
             raise ValueError(f"{name} has shape {tuple(getattr(held, name).shape)}, not {shape}")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PairedActivations:
     """The two sides of contrast pairs, row by row.
@@ -202,12 +206,14 @@ class PairedActivations:
                 )
         return sides
 
+    @checked
     def subset(self, rows: Rows) -> "PairedActivations":
         """The same of some pairs: `rows` counted from 0, in the order given, or true and false a pair."""
         rows = row_numbers(rows, len(self))
         factors = self.factors.iloc[rows].reset_index(drop=True)
         return PairedActivations(self.positive.subset(rows), self.negative.subset(rows), factors)
 
+    @checked
     def swapped(self, flips: Sequence[bool]) -> "PairedActivations":
         """The same with the sides of some pairs exchanged: a null in which the labels mean nothing.
 
@@ -248,6 +254,7 @@ class PairedActivations:
             mixed(self.positive, self.negative), mixed(self.negative, self.positive), self.factors
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write a `.safetensors` file at `path`, with everything else as JSON in its metadata.
 
@@ -285,6 +292,7 @@ class PairedActivations:
         logger.info("wrote %s: %d pairs at %s of %d layers", path, len(self), self.hook, len(self.layers))
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "PairedActivations":
         """Read what `save` wrote at `path`.
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .activations import Activations, PairedActivations
+from .arguments import checked
 from .engine import Memory, Reading, Row, Tick, Wave, bar, batches, in_waves, residual, shares
 from .generation import Decoding, completion_text, decode, require_room, write_cells
 from .interventions import (
@@ -25,6 +26,7 @@ from .interventions import (
     steer,
 )
 from .models import (
+    HookedModel,
     Layers,
     Prompt,
     as_prompts,
@@ -41,8 +43,9 @@ from .prompts import ContrastPairs
 logger = logging.getLogger(__name__)
 
 
+@checked
 def capture(
-    model: Any,
+    model: HookedModel,
     prompts: Prompt | Sequence[Prompt],
     *operations: Operation,
     positions: Positions | None = None,
@@ -123,8 +126,9 @@ def capture(
     )
 
 
+@checked
 def capture_pairs(
-    model: Any,
+    model: HookedModel,
     pairs: ContrastPairs,
     *operations: Operation,
     positions: Positions | None = None,

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .arguments import checked
 from .engine import (
     Memory,
     Row,
@@ -29,7 +30,7 @@ from .engine import (
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import Prompt, as_prompts, input_device, tokenize_all
+from .models import HookedModel, Prompt, as_prompts, input_device, tokenize_all
 from .models.tokenizing import encode
 from .positions import PromptTokens
 
@@ -66,8 +67,9 @@ class ChoicePlan:
         return all(read.choices == (0, 1) for read in self.reads)
 
 
+@checked
 def choice_logits(
-    model: Any,
+    model: HookedModel,
     prompts: Prompt | Sequence[Prompt],
     choices: tuple[str, str] | Sequence[tuple[str, str]],
     *operations: Operation,
@@ -263,15 +265,25 @@ def _columns(scores: Float[np.ndarray, "question 2"], mass: bool) -> pd.DataFram
 
 def _continuation(model: Any, prompt: Prompt, ids: list[int], choice: str) -> list[int]:
     """The prompt's ids, and those the choice adds."""
-    if isinstance(prompt, str):
-        whole = encode(model, prompt + choice)  # the last of a choice need not fit the context
-        if whole[: len(ids)] == ids and len(whole) > len(ids):
-            return whole
-    # The two run together in one token (or the prompt is ids): the prompt stays what the model is asked.
-    added = model.tokenizer(choice, add_special_tokens=False)["input_ids"]
+    text = (
+        prompt if isinstance(prompt, str) else model.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    )
+    whole = encode(model, text + choice)  # the last of a choice need not fit the context
+    if whole[: len(ids)] == ids and len(whole) > len(ids):
+        return whole
+    # The two run together in one token: the prompt stays what the model is asked.
+    added = _alone(model.tokenizer, choice)
     if not added:
         raise ValueError(f"the choice {choice!r} has no tokens.")
     return [*ids, *added]
+
+
+def _alone(tokenizer: Any, choice: str) -> list[int]:
+    """The ids of a choice that follows something: SentencePiece puts a "▁" where a text begins."""
+    line, both, bare = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", f"\n{choice}", choice)
+    )
+    return both[len(line) :] if both[: len(line)] == line else bare
 
 
 def _reads(

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .arguments import checked
 from .engine import (
     Batch,
     Decoder,
@@ -29,7 +30,7 @@ from .engine import (
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import Prompt, chat_format, input_device, new_cache, tokenize_all, unembedded
+from .models import HookedModel, Prompt, chat_format, input_device, new_cache, tokenize_all, unembedded
 from .positions import PromptTokens
 from .seeds import require_seed
 
@@ -68,8 +69,9 @@ class Decoding:
         require_seed(self.seed)
 
 
+@checked
 def generate(
-    model: Any,
+    model: HookedModel,
     prompts: Prompt | Sequence[Prompt],
     *operations: Operation,
     max_new_tokens: int = 64,

@@ -10,6 +10,8 @@ import logging
 import os
 import sys
 
+from .arguments import checked
+
 VARIABLE = "TL_STEER_LOG"
 LEVELS = ("debug", "info", "warning", "error")
 FULL = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -18,6 +20,7 @@ PLAIN = "%(message)s"  # of a command, whose user did not write the program
 logger = logging.getLogger("tl_steer")
 
 
+@checked
 def show_logs(level: str = "info", *, form: str = FULL) -> None:
     """Write the package's messages to stderr, from a level on; called again, it changes the level.
 

@@ -2,16 +2,18 @@
 
 from typing import Any
 
+from .arguments import checked
 from .capture import capture, capture_pairs
 from .directions import Estimator, SteeringVectors, digest_of, mean_difference
 from .engine import Memory
-from .models import Layers, tokenize
+from .models import HookedModel, Layers, tokenize
 from .positions import Positions, all_tokens
 from .prompts import ContrastPairs
 
 
+@checked
 def vectors_from_pairs(
-    model: Any,
+    model: HookedModel,
     pairs: ContrastPairs,
     *,
     estimator: Estimator = mean_difference,
@@ -37,8 +39,9 @@ def vectors_from_pairs(
     return estimator(capture_pairs(model, pairs, **options))
 
 
+@checked
 def activation_addition(
-    model: Any,
+    model: HookedModel,
     positive: str,
     negative: str,
     *,

@@ -9,6 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..directions import (
     Estimator,
     SteeringVectors,
@@ -39,6 +40,7 @@ Layerwise = Float[np.ndarray, " layer"]
 Draw = Callable[[PairedActivations, Estimator, int], Layerwise]
 
 
+@checked
 def agreement(
     pairs_activations: PairedActivations,
     *,
@@ -126,6 +128,7 @@ def agreement(
     return pd.concat(tables, ignore_index=True).assign(pairs=len(pairs))
 
 
+@checked
 def method_agreement(
     pairs_activations: PairedActivations, *, estimators: Mapping[str, Estimator] | None = None
 ) -> pd.DataFrame:

@@ -6,11 +6,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ..arguments import checked
 from ..directions.factors import MOST_LEVELS, coded_levels
 from .kinds import require_kinds
 from .labels import LABELS
 
 
+@checked
 def component_factors(table: pd.DataFrame, *, factors: str | Sequence[str] | None = None) -> pd.DataFrame:
     """Correlation of each component's coordinates with each factor, at every layer, with its sign.
 

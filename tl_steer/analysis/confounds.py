@@ -5,6 +5,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..directions import SteeringVectors
 from ..directions.factors import factor_contrasts
 from ..seeds import generator
@@ -14,6 +15,7 @@ from .resampling import permuted_rows
 ALL = "all"  # the row of the span of all factors together
 
 
+@checked
 def confounds(
     vectors: SteeringVectors, pairs_activations: PairedActivations, *, shuffles: int = 200, seed: int = 0
 ) -> pd.DataFrame:

@@ -9,16 +9,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import Activations
+from ..arguments import checked
 from ..directions import SteeringVector, SteeringVectors
-from ..models import Layers, identify, resolve_layers, unembedding
+from ..models import HookedModel, Layers, identify, resolve_layers, unembedding
 from .token_texts import token_texts
 
 MULTIPLIERS = (20.0, -20.0)
 AT_ONCE = 2**24  # logits held at a time: 64 MiB
 
 
+@checked
 def logit_lens(
-    model: Any,
+    model: HookedModel,
     source: SteeringVectors | SteeringVector | Activations,
     *,
     multipliers: Sequence[float | int] = MULTIPLIERS,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ..arguments import checked
 from ..prompts import SIDES
 from ..statistics import t_interval
 from .kinds import require_kinds
@@ -13,6 +14,7 @@ VALUES = ("projection", "cosine")
 NEEDED = ("layer", "pair", "side", *VALUES)
 
 
+@checked
 def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -> pd.DataFrame:
     """Mean projection and cosine at each layer, and by how much the sides of the same pairs differ.
 

@@ -7,10 +7,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..models import resolve_layers
 from .labels import a_row_an_activation, side_labels
 
 
+@checked
 def pca(
     pairs_activations: PairedActivations, *, components: int = 3, layers: int | Sequence[int] | None = None
 ) -> pd.DataFrame:

@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..directions import SteeringVectors
 from .along import along, shared_layers
 from .labels import a_row_an_activation, side_labels
 
 
+@checked
 def projections(
     pairs_activations: PairedActivations, vectors: SteeringVectors, *, centred: bool = False
 ) -> pd.DataFrame:

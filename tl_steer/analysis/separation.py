@@ -5,6 +5,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..directions import Estimator, SteeringVectors, coin_flips, mean_difference
 from ..prompts import group_numbers
 from ..seeds import generator, require_seed
@@ -12,6 +13,7 @@ from ..statistics import auc, false_discovery, permutation_p_value, wilson_inter
 from .resampling import group_kinds
 
 
+@checked
 def separation(
     pairs_activations: PairedActivations,
     *,

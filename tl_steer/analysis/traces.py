@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..activations import Activations
+from ..arguments import checked
 from ..directions import SteeringVectors
 from ..statistics import t_interval, welch_interval
 from .along import along, shared_layers
@@ -17,6 +18,7 @@ PLACE = ["prompt_id", "layer", "position"]
 LABELS = (*PLACE, "prompt", "token_id", "token", "difference", *VALUES)
 
 
+@checked
 def traces(
     activations: Activations,
     vectors: SteeringVectors,
@@ -60,6 +62,7 @@ def traces(
     return table[["prompt_id", "prompt", *names, "layer", "position", "token_id", "token", *VALUES]]
 
 
+@checked
 def trace_difference(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """`first` minus `second`, token by token: two tables of `traces` over the same tokens.
 
@@ -94,6 +97,7 @@ def trace_difference(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     return first.assign(**{value: first[value] - second[value] for value in VALUES}, difference=True)
 
 
+@checked
 def mean_traces(
     table: pd.DataFrame,
     *,

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ..arguments import checked
 from ..directions import SteeringVector, SteeringVectors
 
 
+@checked
 def vector_components(vectors: SteeringVectors | SteeringVector) -> pd.DataFrame:
     """Every coordinate of the vector of each layer, with its share of the squared length.
 

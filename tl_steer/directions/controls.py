@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..prompts import group_numbers
 from ..seeds import derived_seed
 from .estimators import Estimator, mean_difference, random_like
@@ -17,6 +18,7 @@ from .vectors import SteeringVectors
 FEWEST = 4  # groups, of which a half is exchanged in more than one way
 
 
+@checked
 def control_vectors(
     pairs_activations: PairedActivations,
     *,

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..seeds import require_seed
 from .discriminant import Normal, Side, discriminant_normal
 from .provenance import described
@@ -23,6 +24,7 @@ from .vectors import SteeringVectors
 Estimator = Callable[[PairedActivations], SteeringVectors]
 
 
+@checked
 def mean_difference(pairs: PairedActivations) -> SteeringVectors:
     """Mean of positive minus negative activations, accumulated in float64; its length is kept.
 
@@ -37,6 +39,7 @@ def mean_difference(pairs: PairedActivations) -> SteeringVectors:
     return _vectors(pairs, difference, "mean_difference")
 
 
+@checked
 def principal_component(
     pairs: PairedActivations,
     *,
@@ -87,6 +90,7 @@ def principal_component(
     return _vectors(pairs, _unit(mixed), method, arguments=arguments, sign=signs)
 
 
+@checked
 def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringVectors:
     """Normal of a logistic regression that tells the sides apart, in activation space.
 
@@ -116,6 +120,7 @@ def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringV
     return _classifier_direction(pairs, normal, "logistic_direction", {"C": float(C)})
 
 
+@checked
 def lda_direction(pairs: PairedActivations) -> SteeringVectors:
     """Fisher's linear discriminant with Ledoit-Wolf shrinkage of the within-side covariance.
 
@@ -131,6 +136,7 @@ def lda_direction(pairs: PairedActivations) -> SteeringVectors:
     return _classifier_direction(pairs, discriminant_normal, "lda_direction", {})
 
 
+@checked
 def random_direction(pairs: PairedActivations, *, seed: int) -> SteeringVectors:
     """Directions drawn uniformly from the sphere, with the shapes of `pairs`: a control, not an estimate.
 

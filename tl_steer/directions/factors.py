@@ -11,6 +11,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from torch import Tensor
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..prompts import factors_by_side
 from .provenance import described
 from .vectors import SteeringVectors
@@ -36,6 +37,7 @@ class FactorContrast:
     weights: Float[np.ndarray, "side pair"] | None
 
 
+@checked
 def factor_directions(pairs_activations: PairedActivations) -> dict[str, SteeringVectors]:
     """For each factor of the pairs, the direction in which activations differ along with it, at each layer.
 
@@ -67,6 +69,7 @@ def factor_directions(pairs_activations: PairedActivations) -> dict[str, Steerin
     }
 
 
+@checked
 def without_factors(
     vectors: SteeringVectors,
     factors: Mapping[str, SteeringVectors] | PairedActivations,

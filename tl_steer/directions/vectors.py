@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models import Layer, Layers, ModelIdentity, resolve_layers
+from ..arguments import checked
+from ..models import HookedModel, Layers, ModelIdentity, resolve_layers
 
 # Not `Self`: run-time checks of a method outside a dataclass cannot tell what that is.
 VectorT = TypeVar("VectorT", bound="_Algebra")
@@ -40,6 +41,7 @@ class _Algebra:
         """
         return self._scaled(1 / self._nonzero_norms())
 
+    @checked
     def scaled_to(self: VectorT, *, dose: Real) -> VectorT:
         """The same with the length that makes `dose` at multiplier 1: `dose · stream_norm`.
 
@@ -107,6 +109,12 @@ class _Algebra:
         if not bool(torch.isfinite(self.values).all()):
             raise ValueError(f"the vector ({self.method}, {self.hook}) holds NaN or infinite numbers.")
 
+    def _require_placed(self) -> None:
+        if resolve_layers(self.layers, self.identity.n_layers) != self.layers:
+            raise ValueError(
+                f"layers {self.layers}: give each by its index, 0 to {self.identity.n_layers - 1}."
+            )
+
     def _require_alike(self: VectorT, other: VectorT) -> None:
         if type(self) is not type(other):
             raise TypeError(f"cannot combine {type(self).__name__} with {type(other).__name__}.")
@@ -129,6 +137,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SteeringVector(_Algebra):
     """One vector at one layer and hook: a direction times a length.
@@ -153,6 +162,7 @@ class SteeringVector(_Algebra):
     _axes = ("layer",)
 
     def __post_init__(self) -> None:
+        self._require_placed()
         self._require_finite()
 
     def __repr__(self) -> str:
@@ -163,6 +173,7 @@ class SteeringVector(_Algebra):
         """Its one layer, so that one vector can stand where several can."""
         return (self.layer,)
 
+    @checked
     def at(
         self,
         *,
@@ -203,6 +214,7 @@ class SteeringVector(_Algebra):
             self.info,
         )
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write a file at `path`, as `SteeringVectors.save` does, that `SteeringVectors.load` reads."""
         self.as_vectors().save(path)
@@ -213,6 +225,7 @@ class SteeringVector(_Algebra):
         return self.values.ndim == 2
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SteeringVectors(_Algebra):
     """A vector for each of some layers.
@@ -238,6 +251,7 @@ class SteeringVectors(_Algebra):
             raise ValueError(
                 f"{len(self.values)} vectors and {len(self.stream_norm)} norms for {len(self.layers)} layers."
             )
+        self._require_placed()
         self._require_finite()
 
     @property
@@ -254,7 +268,8 @@ class SteeringVectors(_Algebra):
     def __iter__(self) -> Iterator[SteeringVector]:
         return (self[layer] for layer in self.layers)
 
-    def __getitem__(self, layer: Layer) -> SteeringVector:
+    @checked
+    def __getitem__(self, layer: int) -> SteeringVector:
         """The vector of a layer (not of a place in the list); negatives count from the model's end."""
         row = self._row(layer)
         return SteeringVector(
@@ -267,7 +282,8 @@ class SteeringVectors(_Algebra):
             self.info,
         )
 
-    def weighted(self, weights: Mapping[Layer, float]) -> "SteeringVectors":
+    @checked
+    def weighted(self, weights: Mapping[int, float]) -> "SteeringVectors":
         """Only the layers named in `weights`, each vector times its weight (`{17: 1.0, 31: -0.5}`).
 
         Raises:
@@ -281,6 +297,7 @@ class SteeringVectors(_Algebra):
         chosen = replace(self, values=self.values[rows], layers=layers, stream_norm=self.stream_norm[rows])
         return chosen._scaled(factors)
 
+    @checked
     def at(
         self,
         *,
@@ -306,6 +323,7 @@ class SteeringVectors(_Algebra):
         """Itself, so that one vector and several can be taken alike."""
         return self
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write a `.safetensors` file at `path`; as metadata the model, hook, layers, how made, units, when.
 
@@ -321,7 +339,10 @@ class SteeringVectors(_Algebra):
         save(self, path)
 
     @classmethod
-    def load(cls, path: str | Path, *, model: Any = None, force: bool = False) -> "SteeringVectors":
+    @checked
+    def load(
+        cls, path: str | Path, *, model: HookedModel | None = None, force: bool = False
+    ) -> "SteeringVectors":
         """Read what `save` wrote, also an earlier version of tl_steer's; never a pickle.
 
         Args:
@@ -338,7 +359,7 @@ class SteeringVectors(_Algebra):
 
         return load(path, model=model, force=force)
 
-    def _row(self, layer: Layer) -> int:
+    def _row(self, layer: int) -> int:
         (resolved,) = resolve_layers(layer, self.identity.n_layers)
         if resolved not in self.layers:
             raise KeyError(f"no vector at layer {layer}; there are vectors at layers {list(self.layers)}.")

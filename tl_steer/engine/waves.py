@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
@@ -16,7 +15,7 @@ from .sharing import Plan, Row, require_some
 from .walk import LEAST_TOKENS, Walk, tokens_a_pass
 
 logger = logging.getLogger(__name__)
-Memory = int | np.integer | float | None  # bytes, or a share of what is free
+Memory = int | float | None  # bytes, or a share of what is free
 CPU_BYTES = 2**29  # by default at most this much on a CPU, where more is hardly faster
 
 
@@ -132,7 +131,7 @@ def bytes_allowed(model: Any, memory: Memory) -> int:
         raise ValueError(
             f"memory={memory!r}: give a whole number of bytes, or a fraction of what is free (0.5), or None."
         )
-    if isinstance(memory, int | np.integer):
+    if isinstance(memory, int):
         return int(memory)
     device = torch.device(model.cfg.device)
     if device.type == "cuda":

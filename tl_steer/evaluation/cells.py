@@ -1,12 +1,12 @@
 """The cells of a sweep: one vector, operation, set of layers and multiplier each."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..directions import SteeringVector, SteeringVectors, random_like
 from ..interventions import Add, Operation, ProjectOut, Vectors
-from ..models import Layer, resolve_layers
+from ..models import resolve_layers
 from ..positions import Positions
 from ..seeds import derived_seed
 
@@ -62,7 +62,7 @@ def sweep_cells(
     vectors: Mapping[str, SteeringVectors],
     controls: int | Mapping[str, SteeringVectors],
     *,
-    layers: Iterable[Layer | tuple[Layer, ...]] | None,
+    layers: int | Sequence[int | Sequence[int]] | None,
     multipliers: Sequence[float],
     operations: Sequence[str | OperationMaker],
     positions: Positions,
@@ -77,8 +77,8 @@ def sweep_cells(
     """
     if not vectors:
         raise ValueError("no vectors given; pass SteeringVectors, or a mapping of names to them.")
-    layers = None if layers is None else list(layers)
-    if layers == []:
+    layers = [layers] if isinstance(layers, int) else layers
+    if layers is not None and not len(layers):
         raise ValueError("no layers given; leave layers out for all that have vectors.")
     if not operations:
         raise ValueError("no operations given; pass at least one, such as 'add'.")
@@ -104,7 +104,9 @@ def sweep_cells(
 
 def _require_different(cells: Sequence[Cell]) -> None:
     """Tables tell cells apart by their labels alone."""
-    labels = [str((cell.vector, cell.operation, cell.layers, cell.multiplier)) for cell in cells]
+    labels = [
+        str((cell.vector, cell.operation, tuple(sorted(cell.layers)), cell.multiplier)) for cell in cells
+    ]
     if repeated := sorted({label for label in labels if labels.count(label) > 1}):
         raise ValueError(
             f"asked for twice (vector, operation, layers, multiplier): {'; '.join(repeated)}. "
@@ -130,7 +132,7 @@ def _control_vectors(
 
 
 def _layer_sets(
-    vectors: SteeringVectors, layers: Iterable[Layer | tuple[Layer, ...]] | None
+    vectors: SteeringVectors, layers: int | Sequence[int | Sequence[int]] | None
 ) -> Iterator[tuple[int, ...]]:
     n_layers = vectors.identity.n_layers
     for places in vectors.layers if layers is None else layers:

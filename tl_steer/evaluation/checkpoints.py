@@ -27,6 +27,7 @@ from .plans import Plan, differences
 
 PACKAGES = ("tl-steer", "torch", "transformer-lens", "transformers")
 LOCK, WRITER, PLAN = "lock", "writer.json", "plan.json"
+OTHER_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".pkl")
 
 
 class InUseError(OSError):
@@ -205,7 +206,10 @@ def require_free(out: Path) -> None:
 
     Raises:
         FileExistsError: the table is there.
+        ValueError: a folder, or a name that says another kind of file.
     """
+    if out.is_dir() or out.suffix in OTHER_KINDS:
+        raise ValueError(f"out={str(out)!r}: give the name of a Parquet file, such as 'sweep.parquet'.")
     if out.exists():
         _remove_outlived(out, out.with_name(f"{out.name}.cells"))
         raise FileExistsError(f"{out} exists: give another name, or move it away first.")

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
+from ..arguments import checked
 from .scores import MEASURED, Score, measure_of
 from .selection import NULL, TRIED, Candidates, best, candidates, compared, halvings, tried
 from .tables import (
@@ -19,6 +20,7 @@ from .tables import (
 LABELS = ("vector", "operation", "layers", "hook", "multiplier", "dose", "split", "n", "score")
 
 
+@checked
 def choose(
     table: pd.DataFrame,
     *,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..arguments import checked
 from ..statistics import false_discovery, permutation_p_value
 from .effectiveness import effectiveness, flips
 from .scores import TIE, measure_of
@@ -19,6 +20,7 @@ RESAMPLES = 2000  # of the accuracy's bootstrap
 ONE_WAY = ("accuracy", "d_prime")  # which any push tends to lower, whatever its sign
 
 
+@checked
 def against_controls(
     table: pd.DataFrame, *, by: str | Sequence[str] = (), value: str = "shift"
 ) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..directions import SteeringVector, SteeringVectors
-from ..models.weights import weight_sums
+from ..models.weights import weight_digests
 
 Within = frozenset[int]  # the ids of what a value lies in
 
@@ -29,7 +29,8 @@ def digest(value: Any) -> str:
     """16 hexadecimal digits of a value's content: tensors, tables, dataclasses, plain values, containers.
 
     Functions count by name, code, defaults and what they have caught; of vectors their numbers and place, not
-    how they were made; of models their weights; of other objects their type and what they hold.
+    how they were made; of models their weights; of other objects their type, with its methods where it is not
+    of this package, and what they hold.
 
     Raises:
         ValueError: an object of which nothing can be told but where in memory it lies.
@@ -76,9 +77,10 @@ def _told(value: Any) -> list[Any] | str:
     if isinstance(value, pd.DataFrame):
         return _told({str(name): column.tolist() for name, column in value.items()})
     if isinstance(value, nn.Module):
-        return [_name(type(value)), *_told(weight_sums(value))]
+        return [_name(type(value)), *_told(weight_digests(value))]
     if is_dataclass(value) and not isinstance(value, type):
-        return [_name(type(value)), *(getattr(value, each.name) for each in fields(value) if each.compare)]
+        held = [each.name for each in fields(value) if each.compare or not _is_ours(type(value))]
+        return [_kind(type(value)), *(getattr(value, name) for name in held)]
     if isinstance(value, Mapping):
         return [each for pair in value.items() for each in pair]
     if isinstance(value, np.ndarray | pd.Series):
@@ -107,11 +109,11 @@ def _told_object(value: Any) -> list[Any]:
     slots = _slots(value)
     held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     if held := held | getattr(value, "__dict__", {}):
-        return [_name(type(value)), held]
+        return [_kind(type(value)), held]
     if " at 0x" not in (written := str(value)):
         return [_name(type(value)), written]
     if slots or hasattr(value, "__dict__"):
-        return [_name(type(value))]  # it could hold something, and holds nothing
+        return [_kind(type(value))]  # it could hold something, and holds nothing
     raise ValueError(
         f"an operation or its positions hold {value!r:.100}, of which nothing can be told but where in "
         "memory it lies, so that a later call could not be compared with this one: hold plain values, "
@@ -135,6 +137,17 @@ def _slots(value: Any) -> list[str]:
             hidden = name.startswith("__") and not name.endswith("__")
             found.append(f"_{kind.__name__.lstrip('_')}{name}" if hidden else name)
     return [name for name in found if name not in ("__dict__", "__weakref__")]
+
+
+def _kind(kind: type) -> str | list[Any]:
+    """A class by its name; one that somebody wrote for a sweep by its methods, too."""
+    written = [each for each in kind.__mro__ if not _is_ours(each) and each.__module__ == kind.__module__]
+    methods = [value for each in written for value in vars(each).values() if isinstance(value, FunctionType)]
+    return [_name(kind), *methods] if methods else _name(kind)
+
+
+def _is_ours(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _name(thing: Any) -> str:

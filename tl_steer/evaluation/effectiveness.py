@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ..arguments import checked
 from ..statistics import share, t_interval, wilson_interval
 from .tables import CELL, beside_unsteered, factors_of, in_cells
 
@@ -13,6 +14,7 @@ RESULTS = ("n", "unreadable", "accuracy", "signal_rate", "logit_difference", "sh
 FLIPPED = ("flipped", "flipped_low", "flipped_high")
 
 
+@checked
 def effectiveness(
     table: pd.DataFrame, *, by: str | Sequence[str] = (), overall: bool = False
 ) -> pd.DataFrame:

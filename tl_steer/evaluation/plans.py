@@ -9,15 +9,28 @@ import torch
 
 from ..choices import plan_choices
 from ..directions import SteeringVectors
+from ..generation import stop_tokens
 from ..models import Prompt, identify, tokenize_all
-from ..models.weights import weight_sums
+from ..models.weights import weight_digests
 from ..prompts import ChoiceQuestions
 from .cells import Cell
 from .chunks import CELLS
 from .digests import counted, digest
 
-FORMAT = 2
+FORMAT = 3
 Plan = Mapping[str, Any]  # plain JSON
+# Names of settings that change no number, or that are told by themselves.
+NOT_RUN_BY = (
+    "model_name",
+    "tokenizer",
+    "device",
+    "n_devices",
+    "dtype",
+    "seed",
+    "init",
+    "checkpoint",
+    "n_params",
+)
 ABSENT = "nothing"
 WHOLE = "cells"  # what the parts before it come to
 
@@ -49,6 +62,7 @@ def sweep_plan(
         "controls": made or len({cell.vector for cell in cells if cell.control}),
         "questions": questions_parts(questions),
         "tokens": _tokens(model, questions, settings["measure"]),
+        "stop tokens": stop_tokens(model) if settings["measure"] == "generate" else None,
         "operations": list(dict.fromkeys(cell.operation for cell in steered)),
         "layers": list(dict.fromkeys("+".join(map(str, cell.layers)) for cell in steered)),
         "multipliers": list(dict.fromkeys(str(cell.multiplier) for cell in steered)),
@@ -63,13 +77,20 @@ def model_parts(model: Any) -> dict[str, Any]:
     identity = asdict(identify(model))
     compared = {name: value for name, value in identity.items() if name not in ("name", "revision")}
     return {
-        "weights": digest(weight_sums(model)),  # the fingerprint alone would not see every fine-tuning
+        "weights": digest(weight_digests(model)),  # the fingerprint alone would not see every fine-tuning
         **compared,
         "fingerprint": digest(identity["fingerprint"]),
         "dtype": str(model.cfg.dtype),
         "device": torch.device(model.cfg.device).type,
         "backend": type(model).__name__,
+        "settings": _settings(model.cfg),
     }
+
+
+def _settings(cfg: Any) -> dict[str, str]:
+    """What a model's configuration says of how it is run; not where it came from, or where it is."""
+    held = {name: value for name, value in vars(cfg).items() if not name.startswith(NOT_RUN_BY)}
+    return {name: f"{value}" for name, value in held.items() if isinstance(value, int | float | str | list)}
 
 
 def questions_parts(questions: ChoiceQuestions | Sequence[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ..arguments import checked
 from .tables import require_columns
 
 MEASURES = (
@@ -17,6 +18,7 @@ FEWEST = 4  # layers
 Profile = Float[np.ndarray, " layer"]
 
 
+@checked
 def prediction(
     cards: pd.DataFrame | Sequence[pd.DataFrame],
     effects: pd.DataFrame,

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..arguments import checked
 from ..models import ModelIdentity, identify
 from .cells import Cell
 from .chunks import Answers, Ask, Executor
@@ -13,6 +14,7 @@ logger = logging.getLogger(__name__)
 STARTING = 600  # seconds within which a first worker has to be there; a cluster may be adding machines
 
 
+@checked
 def ray_executor(
     address: str | None = None,
     *,

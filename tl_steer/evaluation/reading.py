@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ..arguments import checked
+
 # What a prompt lists under the letters; a chat format may go on behind the second.
 LISTED = re.compile(
     r"^ *\(A\) (.+)\n *\(B\) (.+?)(?: *(?:\[/INST\]|<\||</s>|<end_of_turn>).*)?$", re.MULTILINE
@@ -80,6 +82,7 @@ class _Reader:
     no_verdict: tuple[re.Pattern[str], ...]
 
 
+@checked
 def read_choice(
     text: str, choices: Sequence[str] = ("True", "False"), *, rule: str = "careful"
 ) -> int | None:

@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 
+from ..arguments import checked
 from ..seeds import generator
 from .tables import require_columns
 
 
+@checked
 def sampled_choices(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """The same table with `choice` as the model would draw it at temperature 1.
 

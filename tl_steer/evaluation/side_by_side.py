@@ -1,20 +1,21 @@
 """What was written under each cell, side by side."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ..models import Layer
+from ..arguments import checked
 from .tables import CELL, UNSTEERED, require_columns, require_one_row_a_prompt
 
 
+@checked
 def side_by_side(
     table: pd.DataFrame,
     *,
-    layers: Layer | str | Iterable[Layer | str | tuple[Layer, ...]] | None = None,
-    multipliers: float | int | Iterable[float | int] | None = None,
-    operation: str | Iterable[str] | None = None,
-    vector: str | Iterable[str] | None = None,
+    layers: int | str | Sequence[int | str | Sequence[int]] | None = None,
+    multipliers: float | Sequence[float] | None = None,
+    operation: str | Sequence[str] | None = None,
+    vector: str | Sequence[str] | None = None,
     controls: bool = False,
 ) -> pd.DataFrame:
     """The texts of a sweep, a row a prompt and a column a cell.
@@ -67,7 +68,7 @@ def _selected(rows: pd.DataFrame, column: str, wanted: object) -> pd.DataFrame:
 
 def _layers(value: object) -> str:
     """Layers as a table names them."""
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return "+".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _in_order(cells: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, Num
 
+from ..arguments import checked
 from ..seeds import generator
 from ..statistics import (
     bias,
@@ -30,6 +31,7 @@ FEWEST = 5  # prompts of each kind with each choice, from which on intervals are
 Intervals = dict[str, tuple[Any, Any, Any]]  # value, low and high of each measure
 
 
+@checked
 def signal_detection(
     table: pd.DataFrame, *, by: str | Sequence[str] = (), resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:

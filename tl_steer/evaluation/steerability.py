@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from ..arguments import checked
 from ..seeds import generator
 from ..statistics import percentile_interval, share, wilson_interval
 from .tables import FIXED, UNSTEERED, beside_unsteered, factors_of, require_columns
@@ -17,6 +18,7 @@ ENDS = ("", "_low", "_high")
 RESULTS = ("n", *(name + end for name in (*MEANS, "wrong") for end in ENDS), "spread", "r_squared")
 
 
+@checked
 def prompt_slopes(table: pd.DataFrame, *, toward: str = "signal") -> pd.DataFrame:
     """The slope of each prompt's logit difference over multipliers, by least squares, unsteered at 0.
 
@@ -59,6 +61,7 @@ def prompt_slopes(table: pd.DataFrame, *, toward: str = "signal") -> pd.DataFram
     return result
 
 
+@checked
 def steerability(
     table: pd.DataFrame,
     *,

@@ -1,20 +1,21 @@
 """The same questions under every vector, layer and multiplier, as one tidy table."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
+from ..arguments import checked
 from ..directions import SteeringVectors
 from ..engine import Memory, Tick, bar
 from ..engine.support import require_unhooked
 from ..engine.waves import bytes_allowed
 from ..generation import Decoding
 from ..interventions import Vectors
-from ..models import Layer
+from ..models import HookedModel
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
 from .asking import asker, steered_sites
@@ -27,12 +28,13 @@ from .tables import asked_table, assembled
 logger = logging.getLogger(__name__)
 
 
+@checked
 def sweep(
-    model: Any,
+    model: HookedModel,
     vectors: Vectors | Mapping[str, Vectors],
-    questions: ChoiceQuestions | list[str],
+    questions: ChoiceQuestions | Sequence[str],
     *,
-    layers: Iterable[Layer | tuple[Layer, ...]] | None = None,
+    layers: int | Sequence[int | Sequence[int]] | None = None,
     multipliers: Sequence[float],
     operations: Sequence[str | OperationMaker] = ("add",),
     positions: Positions | None = None,
@@ -177,7 +179,7 @@ def _table(asked: pd.DataFrame, cells: Sequence[Cell], answers: Sequence[Answers
     return assembled(asked, [cell.labels(norms) for cell in cells], outcomes)
 
 
-def _asked(questions: ChoiceQuestions | list[str], seed: int) -> pd.DataFrame:
+def _asked(questions: ChoiceQuestions | Sequence[str], seed: int) -> pd.DataFrame:
     prompts = questions.prompts if isinstance(questions, ChoiceQuestions) else questions
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError("questions must be ChoiceQuestions, or a list of at least one prompt.")

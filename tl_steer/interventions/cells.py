@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models import hook_point
 from ..positions import Positions, PromptTokens
-from .operations import Edit
+from .operations import Edit, in_full
 from .steering import HookDidNotFireError, raise_non_finite
 
 
@@ -98,7 +98,7 @@ class CellSteering:
         return change
 
     def _edited(self, edits: list[Edit], x: Float[Tensor, "1 pos d_hook"], part: Part) -> Tensor:
-        stream = x.float()
+        stream = in_full(x)
         for edit in edits:
             self._fired.add(id(edit))
             stream = edit.on(

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations import Activations
+from ..arguments import checked
 from ..directions import SteeringVector, SteeringVectors
 from ..models import ModelIdentity, resolve_layers
 from ..positions import Positions, PromptTokens, all_tokens, span
@@ -34,8 +35,8 @@ class Edit:
     Attributes:
         layer, hook: where.
         positions: at which tokens.
-        change: from the stream (float32) and each slot's absolute position to the changed stream; each slot
-            by itself, since a pass may hold the tokens of several prompts.
+        change: from the stream (float32, or float64 as it is) and each slot's absolute position to the
+            changed stream; each slot by itself, since a pass may hold the tokens of several prompts.
         width: numbers a position must hold, `None` for any.
         described: for messages: "Add(multiplier=8) at layer 17".
         identity: of the model the vector belongs to, if there is a vector.
@@ -69,11 +70,16 @@ class Edit:
 
 @runtime_checkable
 class Operation(Protocol):
-    """Anything that comes down to edits of a model with `n_layers` layers."""
+    """Add, ProjectOut, SetProjection, Ablate, or whatever comes down to edits of a model."""
 
     def edits(self, n_layers: int) -> list[Edit]:
         """The edits, in the order of the layers."""
         ...
+
+
+def in_full(stream: Float[Tensor, "*slots d_hook"]) -> Float[Tensor, "*slots d_hook"]:
+    """A stream as it is calculated with: in float32 at least."""
+    return stream.to(torch.promote_types(stream.dtype, torch.float32))
 
 
 def edits_of(operations: Sequence[Operation], n_layers: int) -> list[Edit]:
@@ -81,6 +87,7 @@ def edits_of(operations: Sequence[Operation], n_layers: int) -> list[Edit]:
     return [edit for operation in operations for edit in operation.edits(n_layers)]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Add:
     """Add a steering vector: x + multiplier · vector.
@@ -113,10 +120,11 @@ class Add:
     def _adding(self, vector: SteeringVector) -> Change:
         scaled = self.multiplier * vector.values
         if scaled.ndim == 1:
-            return lambda x, index: x + scaled.to(x.device)
-        return lambda x, index: x + scaled.to(x.device)[index.clamp(0, len(scaled) - 1)]
+            return lambda x, index: x + scaled.to(x)
+        return lambda x, index: x + scaled.to(x)[index.clamp(0, len(scaled) - 1)]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ProjectOut:
     """Remove the projection on a direction: x − strength·(x·d)d, with d the unit direction.
@@ -146,9 +154,10 @@ class ProjectOut:
         ]
 
     def _removing(self, unit: Tensor) -> Change:
-        return lambda x, index: x - self.strength * _projection(x, unit) * unit.to(x.device)
+        return lambda x, index: x - self.strength * _projection(x, unit) * unit.to(x)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class SetProjection:
     """Set the projection on a direction: afterwards x·d = value, with d the unit direction.
@@ -173,9 +182,10 @@ class SetProjection:
         ]
 
     def _setting(self, unit: Tensor) -> Change:
-        return lambda x, index: x + (self.value - _projection(x, unit)) * unit.to(x.device)
+        return lambda x, index: x + (self.value - _projection(x, unit)) * unit.to(x)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Ablate:
     """Replace what a hook holds, whole or some of its heads.
@@ -220,8 +230,8 @@ class Ablate:
                     f"not of {self.hook} at layer {layer}."
                 )
             values = self.to.values[:, self.to.layers.index(layer)].double()
-            return values.nanmean(dim=(0, 1)).float()
-        return 0.0 if isinstance(self.to, str) else self.to.float()
+            return values.nanmean(dim=(0, 1))
+        return 0.0 if isinstance(self.to, str) else self.to
 
 
 def _edit(vector: SteeringVector, positions: Positions, described: str, change: Change) -> Edit:
@@ -245,13 +255,13 @@ def _unit(vector: SteeringVector) -> Float[Tensor, " d_hook"]:
 def _projection(
     x: Float[Tensor, "batch pos d_hook"], unit: Float[Tensor, " d_hook"]
 ) -> Float[Tensor, "batch pos 1"]:
-    return (x @ unit.to(x.device))[..., None]
+    return (x @ unit.to(x))[..., None]
 
 
 def _replacing(target: float | Tensor) -> Change:
     if isinstance(target, float):
         return lambda x, index: torch.full_like(x, target)
-    return lambda x, index: target.to(x.device).expand_as(x)
+    return lambda x, index: target.to(x).expand_as(x)
 
 
 def _first(count: int) -> Positions:

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models import ModelIdentity, hook_point, hook_width, identify, require_changeable
+from ..arguments import checked
+from ..models import HookedModel, ModelIdentity, hook_point, hook_width, identify, require_changeable
 from ..positions import Clock, PromptTokens
-from .operations import Edit, Operation, edits_of
+from .operations import Edit, Operation, edits_of, in_full
 
 
 class NonFiniteError(ArithmeticError):
@@ -36,9 +37,10 @@ def raise_non_finite(described: str, prompt: PromptTokens | None = None, *, row:
     raise NonFiniteError(f"{described}: the stream became NaN or infinite{which}. {remedy}.")
 
 
+@checked
 @contextmanager
 def steer(
-    model: Any,
+    model: HookedModel,
     *operations: Operation,
     prompt_lengths: Sequence[int] | None = None,
     prompts: Sequence[Sequence[int]] | None = None,
@@ -135,7 +137,7 @@ class _Session:
 
     def at_site(self, layer: int, hook: str, edits: list[Edit]) -> Any:
         def changed(_module: Any, _inputs: tuple, x: Tensor) -> Tensor:
-            stream = self.clock.slots_of(x).float()
+            stream = in_full(self.clock.slots_of(x))
             for edit in edits:
                 stream = self._applied(edit, stream)
             stream = stream.to(x.dtype)

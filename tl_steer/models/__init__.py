@@ -1,9 +1,19 @@
 """Names to a model of TransformerLens, text to tokens, chat formats, and which model it is."""
 
-from .backend import BACKENDS, DEFAULT_BACKEND, input_device, is_bridge, is_hooked, new_cache, run, unembedded
+from .backend import (
+    BACKENDS,
+    DEFAULT_BACKEND,
+    HookedModel,
+    input_device,
+    is_bridge,
+    is_hooked,
+    new_cache,
+    run,
+    unembedded,
+)
 from .chat import ChatFormat, chat_format
 from .embedded import EMBEDDED, embedded_folder, get_model
-from .hooks import HOOKS, Layer, Layers, hook_point, hook_width, require_changeable, resolve_layers
+from .hooks import HOOKS, Layers, hook_point, hook_width, require_changeable, resolve_layers
 from .identity import ModelIdentity, ModelMismatchError, identify
 from .layout import optimize_layout, restore_layout
 from .loading import MODELS, ModelUnavailableError, load_hugging_face, load_model
@@ -21,7 +31,7 @@ __all__ = [
     "ORGANISMS",
     "ChatFormat",
     "ForwardPass",
-    "Layer",
+    "HookedModel",
     "Layers",
     "ModelIdentity",
     "ModelMismatchError",

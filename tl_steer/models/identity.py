@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .backend import is_bridge
+from ..arguments import checked
+from .backend import HookedModel, is_bridge
 from .bridge import block_weight, is_folded, not_in_memory
 
 # How many entries of which weights. New ones go to the end: older files are compared by what they have.
@@ -103,6 +104,7 @@ class ModelIdentity:
         return json.dumps(asdict(self))
 
     @classmethod
+    @checked
     def from_json(cls, text: str) -> "ModelIdentity":
         """From `to_json`'s text.
 
@@ -153,7 +155,8 @@ def _require_kinds(values: Mapping[str, Any]) -> None:
         )
 
 
-def identify(model: Any) -> ModelIdentity:
+@checked
+def identify(model: HookedModel) -> ModelIdentity:
     """The identity of any model that TransformerLens runs, however it was loaded.
 
     A bridge has the identity of the `HookedTransformer` with the same weights.

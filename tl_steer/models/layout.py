@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backend import is_bridge
+from ..arguments import checked
+from .backend import HookedModel, is_bridge
 
 # For each weight, the order of its axes in memory that makes the component's own rearrangement a view.
 _ATTENTION = {
@@ -36,7 +37,8 @@ def optimize_layout(model: Any) -> None:
         weight.data = _stored_as(weight.data, order)
 
 
-def restore_layout(model: Any) -> None:
+@checked
+def restore_layout(model: HookedModel) -> None:
     """Store every weight of `model` contiguously again, as TransformerLens loads it; in place."""
     for weight, _ in _copied_weights(model):
         weight.data = weight.data.contiguous()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..arguments import checked
 from . import bridge
 from .backend import BACKENDS, DEFAULT_BACKEND, HookedTransformer
 from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder
@@ -37,6 +38,7 @@ class ModelUnavailableError(OSError):
     """A model's files are not here and could not be fetched; the message says what to do."""
 
 
+@checked
 def load_model(
     name: str | Path = EMBEDDED,
     *,
@@ -215,10 +217,24 @@ def _is_same(there: torch.device, asked: torch.device) -> bool:
 
 def _device(device: torch.device | str | None) -> str:
     if device is not None and str(device) != "auto":
+        _require_there(str(device))
         return str(device)
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if device is not None and torch.backends.mps.is_available() else "cpu"
+
+
+def _require_there(device: str) -> None:
+    """Refuse a device that torch does not know, or that this machine lacks."""
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        raise ValueError(
+            f"device={device!r} is unknown; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
+        ) from None
+    there = torch.cuda.device_count() if asked.type == "cuda" else int(torch.backends.mps.is_available())
+    if asked.type in ("cuda", "mps") and (asked.index or 0) >= there:
+        raise ValueError(f"device={device!r} is not there: torch finds {there} of the kind {asked.type!r}.")
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -9,10 +9,14 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
+from ..arguments import checked
+from .backend import HookedModel
+
 Prompt = str | Sequence[int]
 
 
-def tokenize(model: Any, text: Prompt, *, bos: bool | None = None) -> list[int]:
+@checked
+def tokenize(model: HookedModel, text: Prompt, *, bos: bool | None = None) -> list[int]:
     """The ids that the tokenizer itself, as Hugging Face runs it, gives for `text`.
 
     Special tokens are added as the tokenizer does by default, except to text that already begins with BOS

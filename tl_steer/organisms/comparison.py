@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..capture import capture_pairs
 from ..directions import (
     Estimator,
@@ -18,6 +19,7 @@ from ..directions import (
     random_direction,
 )
 from ..evaluation import effectiveness, sweep
+from ..models import HookedModel
 from ..positions import last_token
 from ..prompts import ChoiceQuestions
 from .language import HONEST
@@ -43,8 +45,9 @@ CONDITIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+@checked
 def compare_estimators(
-    model: Any,
+    model: HookedModel,
     *,
     estimators: Mapping[str, Estimator] = ESTIMATORS,
     conditions: Mapping[str, Mapping[str, Any]] = CONDITIONS,

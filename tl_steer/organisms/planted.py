@@ -1,13 +1,13 @@
 """The direction that is written into the weights of organism-planted."""
 
-from typing import Any
-
+from ..arguments import checked
 from ..directions import SteeringVectors
-from ..models import identify, organism_folder
+from ..models import HookedModel, identify, organism_folder
 from .training import PLANTED
 
 
-def planted_direction(model: Any) -> SteeringVectors:
+@checked
+def planted_direction(model: HookedModel) -> SteeringVectors:
     """The vector v by which organism-planted's honest persona differs from its neutral one, and −v its liar.
 
     At the last token and up to the last block, the honest stream minus the liar's is exactly 2v. The neutral

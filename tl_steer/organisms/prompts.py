@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from ..arguments import checked
 from ..prompts import ChoiceQuestions, ContrastPairs, contrast_pairs
 from ..seeds import generator
 from . import language
@@ -20,6 +21,7 @@ CHOICES = (f" {language.TRUE}", f" {language.FALSE}")
 Confound = Literal["truth", "wording"]
 
 
+@checked
 def organism_pairs(
     name: str,
     *,
@@ -92,6 +94,7 @@ def organism_pairs(
     return contrast_pairs(*said, factors=factors)
 
 
+@checked
 def organism_questions(
     *, split: Literal["train", "test"] = "test", persona: str = NEUTRAL, seed: int = 0
 ) -> ChoiceQuestions:
@@ -124,6 +127,7 @@ def organism_questions(
     return ChoiceQuestions(prompts, [CHOICES] * len(prompts), answers=answers, factors=factors)
 
 
+@checked
 def organism_passages(count: int, *, seed: int = 0) -> list[str]:
     """True claims of the training split, as text that asks nothing of anyone.
 

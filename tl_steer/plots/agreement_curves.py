@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..arguments import checked
 from .labels import counted, escape, interval, level, number, require_columns
 from .marks import band, layer_step
 from .template import CONTROL, level_colours, styled, translucent
@@ -22,6 +23,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@checked
 def agreement(table: pd.DataFrame) -> go.Figure:
     """Four panels by layer, a line a method: halves over their null, single pairs, methods, the cone.
 

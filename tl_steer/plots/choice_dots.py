@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .effectiveness_curves import whiskers
 from .labels import counted, escape, interval, number, require_columns, signed
 from .template import BLUE, CONTROL, INK, VERMILLION, styled, translucent
@@ -49,6 +50,7 @@ MARKS = (
 )
 
 
+@checked
 def choices(table: pd.DataFrame) -> go.Figure:
     """The score of each chosen cell, flattered by the choice and not, with 95% intervals.
 

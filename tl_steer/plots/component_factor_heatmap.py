@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .labels import counted, escape, interval, number, require_columns, start_of
 from .marks import layer_slider
 from .template import DIVERGING, spaced, styled
@@ -16,6 +17,7 @@ COLUMNS = (
 MOST_CELLS = 14  # factors beside each other, and components below each other, that can be read
 
 
+@checked
 def component_factors(table: pd.DataFrame, *, layer: int | None = None) -> go.Figure:
     """Correlations of components (rows) with factors (columns), numbers in the cells, a slider over layers.
 

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .labels import counted, escape, level, number, require_columns
 from .marks import layer_step
 from .template import CONTROL, DIVERGING, INK, spaced, styled, translucent
@@ -16,6 +17,7 @@ MOST_FACTORS = 20
 ALL = "all"
 
 
+@checked
 def confounds(table: pd.DataFrame) -> go.Figure:
     """Cosines of a vector with the directions of factors (rows) by layer, with a dot where beyond chance.
 

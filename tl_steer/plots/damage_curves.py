@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .cells import CELL, Panel, cell_hover, panels_of
 from .effectiveness_curves import unsteered, whiskers
 from .labels import counted, escape, require_columns
@@ -31,6 +32,7 @@ HEADINGS = {
 DASHES = {1: "solid", -1: "dot"}
 
 
+@checked
 def damage(table: pd.DataFrame, *, value: str = "kl") -> go.Figure:
     """Damage against the size of the dose, on a logarithmic axis, a line a layer, with 95% intervals.
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .cells import Panel, beside_null, cell_hover, null_of, panels_of
 from .effectiveness_curves import RANGES, VALUES, check_values, subtitle, whiskers
 from .labels import escape
@@ -19,6 +20,7 @@ X_TITLES = {
 }
 
 
+@checked
 def dose_response(
     table: pd.DataFrame, *, value: str = "shift", facet: str | None = None, x: str | None = None
 ) -> go.Figure:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .cells import CELL, Panel, cell_hover, panels_of
 from .damage_curves import VALUES, layer_looks, log_axis
 from .labels import counted, escape, interval, number, require_columns, signed
@@ -23,6 +24,7 @@ WIDE, HIGH = 0.05, 0.06  # of the axes, taken by a label
 SYMBOLS = {"usable": "circle", "not usable": "circle-open", "collapsed": "x-thin-open"}
 
 
+@checked
 def effect_and_damage(
     table: pd.DataFrame, *, effect: str = "shift of the logit difference (nats)"
 ) -> go.Figure:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .cells import (
     CELL,
     UNEVEN,
@@ -33,6 +34,7 @@ RANGES = {"accuracy": (-0.02, 1.02), "signal_rate": (-0.02, 1.02)}
 MAKER = "evaluation.effectiveness(sweep_table, by=…)"
 
 
+@checked
 def effectiveness(table: pd.DataFrame, *, value: str = "accuracy", facet: str | None = None) -> go.Figure:
     """A value by steered layer, a line a multiplier, with 95% intervals.
 

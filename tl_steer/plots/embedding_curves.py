@@ -5,6 +5,7 @@ from functools import partial
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .cells import CELL, cell_hover, panels_of
 from .effectiveness_curves import subtitle, unsteered
 from .labels import require_columns
@@ -19,6 +20,7 @@ VALUES = {
 HEADINGS = {"shift": "Shift towards the positive exemplars", "score": "Nearness to the positive exemplars"}
 
 
+@checked
 def embedding_scores(table: pd.DataFrame, *, value: str = "shift", facet: str | None = None) -> go.Figure:
     """Embedding score by multiplier, a line a layer, with 95% intervals, beside the unsteered texts.
 

@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .cells import Panel
 from .labels import escape, require_columns
 from .panel_grid import PanelGrid
@@ -19,6 +20,7 @@ RANGES = {"cosine": (-0.15, 1.05), "flipped": (-0.05, 1.05)}
 MAKER = "compare_estimators(model)"
 
 
+@checked
 def estimators(table: pd.DataFrame, *, value: str = "cosine") -> go.Figure:
     """A value by number of pairs, a line an estimator, a panel a condition; whiskers span the repetitions.
 

@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..arguments import checked
 from .cells import CELL, Panel, cell_hover, panels_of
 from .effectiveness_curves import subtitle
 from .labels import require_columns
@@ -25,6 +26,7 @@ WORDS = {"preference": "preference", "win_rate": "win rate", BIAS: "first shown 
 COUNTS = ("n", "decided", "disagreeing", "ties", "unreadable")
 
 
+@checked
 def judgements(table: pd.DataFrame, *, value: str = "preference", facet: str | None = None) -> go.Figure:
     """Share preferring the plus (steered) answer by multiplier, a line a layer; beside it the position bias.
 

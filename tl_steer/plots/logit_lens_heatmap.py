@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..arguments import checked
 from .labels import counted, escape, number, require_columns, signed, visible, wrapped
 from .template import BLUE, spaced, styled
 
@@ -21,6 +22,7 @@ TOP, BOTTOM, GAP = 100, 60, 40  # pixels above, below and between panels
 LIGHT_TO_DARK = ("#FFFFFF", "#BBDDF1", "#56A5D3", BLUE, "#08355C")
 
 
+@checked
 def logit_lens(
     table: pd.DataFrame, *, value: str = "probability", layers: Sequence[int] | None = None
 ) -> go.Figure:

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..arguments import checked
 from .labels import counted, escape, interval, level, levels, number, require_columns
 from .marks import band, layer_step
 from .template import DASHES, INK, level_colours, styled, translucent
@@ -16,6 +17,7 @@ TITLES = {"projection": "projection (stream units)", "cosine": "cosine"}
 RANKED = 3  # layers whose rank is written at their point
 
 
+@checked
 def mean_projections(table: pd.DataFrame, *, value: str = "projection") -> go.Figure:
     """Means by layer with 95% bands, a line a level, and the difference of the pairs in a panel below.
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .labels import (
     counted,
     escape,
@@ -24,6 +25,7 @@ KEYS = ("layer", "pair", "side", "prompt")
 OFFERED = 3  # the menu pairs the first three components; others are asked for with x= and y=
 
 
+@checked
 def pca(
     table: pd.DataFrame,
     *,

@@ -6,6 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..arguments import checked
 from .labels import counted, escape, level, levels, require_columns, require_same_rows, start_of, wrapped
 from .marks import layer_slider, rounded
 from .template import level_colours, styled, translucent
@@ -15,6 +16,7 @@ MOST_BINS = 40
 MOST_FACETS = 4
 
 
+@checked
 def projections(
     table: pd.DataFrame,
     *,

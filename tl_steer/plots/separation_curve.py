@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .labels import counted, escape, interval, level, number, require_columns
 from .marks import band, layer_step
 from .template import CONTROL, INK, level_colours, styled, translucent
@@ -16,6 +17,7 @@ COLUMNS = (
 LEVEL = 0.05  # of false discoveries
 
 
+@checked
 def separation(table: pd.DataFrame) -> go.Figure:
     """Held-out paired accuracy by layer with its interval, over what shuffled labels give.
 

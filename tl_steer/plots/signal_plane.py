@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .cells import CELL, cell_hover, layer_places, require_cells
 from .labels import counted, escape, require_columns, signed, start_of
 from .marks import layer_slider
@@ -16,6 +17,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@checked
 def signal_detection(table: pd.DataFrame, *, layer: int | str | None = None) -> go.Figure:
     """Path of d′ and criterion as the multiplier grows from negative through unsteered to positive.
 

@@ -4,6 +4,8 @@ import math
 
 import plotly.graph_objects as go
 
+from ..arguments import checked
+
 # Widths of a journal's column and page (85 and 178 mm) in plotly's pixels, of which 96 make an inch.
 WIDTHS = {"column": 321, "page": 673}
 POINT = 96 / 72  # pixels in a typographic point
@@ -11,6 +13,7 @@ LOWEST = 240
 ENTRY = 34  # pixels of a legend entry beside its text
 
 
+@checked
 def sized(figure: go.Figure, to: str, *, height: int | None = None, title: bool = False) -> go.Figure:
     """A copy of a figure for print, with type of 8 points, and the legend below.
 

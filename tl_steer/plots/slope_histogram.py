@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
+from ..arguments import checked
 from .labels import counted, escape, level, levels, number, require_columns, start_of, wrapped
 from .marks import layer_slider, rounded
 from .template import CONTROL, INK, level_colours, styled, translucent
@@ -23,6 +24,7 @@ MOST_FACETS = 4
 CONTROLS = "controls"
 
 
+@checked
 def slopes(
     table: pd.DataFrame, *, value: str = "slope", layer: int | str | None = None, facet: str | None = None
 ) -> go.Figure:

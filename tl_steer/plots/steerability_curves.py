@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .cells import Panel, layer_places, panels_of
 from .effectiveness_curves import whiskers
 from .labels import counted, escape, interval, level, levels, number, require_columns
@@ -28,6 +29,7 @@ TARGETS = {"signal": "the signal", "answer": "the right answer"}
 MAKER = "evaluation.steerability(sweep_table, by=…)"
 
 
+@checked
 def steerability(table: pd.DataFrame, *, value: str = "slope", facet: str | None = None) -> go.Figure:
     """A value by steered layer, a line a vector, with 95% intervals, over what the controls do.
 

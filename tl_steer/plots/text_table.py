@@ -8,6 +8,7 @@ from itertools import takewhile
 import pandas as pd
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .labels import escape, require_columns
 from .template import GRID, INK, WIDTH, multiplier_colours, styled, translucent
 
@@ -29,6 +30,7 @@ WIDTHS = {
 OTHER, WIDE = 570, 1020
 
 
+@checked
 def texts(table: pd.DataFrame, *, most: int = 8, longest: int = 400) -> go.Figure:
     """A table of texts: a row a prompt, a column a cell, as high as its lines need.
 

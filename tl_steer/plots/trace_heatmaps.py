@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..arguments import checked
 from .labels import counted, escape, interval, level, number, require_columns, visible, wrapped
 from .marks import layer_step
 from .template import DIVERGING, INK, spaced, styled
@@ -22,6 +23,7 @@ MOST_NAMED = 60  # positions that can each be named
 LONGEST = 14  # characters of a token below the axis
 
 
+@checked
 def traces(table: pd.DataFrame, *, value: str = "cosine", facet: str | None = None) -> go.Figure:
     """Heatmaps of projections: layers upwards, positions from left to right, a panel for each kind.
 

@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..arguments import checked
 from .labels import number, require_columns, start_of
 from .marks import layer_slider, rounded
 from .template import BLUE, INK, VERMILLION, styled, translucent
@@ -17,6 +18,7 @@ TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
 NAMED = 6  # coordinates written out below the histogram
 
 
+@checked
 def vector_components(table: pd.DataFrame, *, layer: int | None = None) -> go.Figure:
     """How many of a vector's coordinates have which value, with the largest named, and a slider over layers.
 

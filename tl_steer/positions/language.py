@@ -24,6 +24,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from ..arguments import checked
+from ..models import HookedModel
+
 
 class EmptySelectionError(ValueError):
     """A position selects no token of some prompt."""
@@ -118,7 +121,8 @@ class Positions:
                 "Look with preview(model, prompt), or pass allow_empty=True where that is meant."
             )
 
-    def preview(self, model: Any, prompt: Any) -> Any:
+    @checked
+    def preview(self, model: HookedModel, prompt: Any) -> Any:
         """Show the tokens of a prompt of `model` with those that are selected marked; see `preview`."""
         from .preview import preview
 
@@ -187,6 +191,7 @@ def current_token() -> Positions:
     return Positions("current_token()", True, True, both.select)
 
 
+@checked
 def token(i: int) -> Positions:
     """One token of the prompt, by its index `i`: `token(0)` is the first id, BOS included.
 
@@ -200,6 +205,7 @@ def token(i: int) -> Positions:
     return Positions(f"token({i})", False, i < 0, lambda prompt: _where(prompt, index))
 
 
+@checked
 def span(start: int | None, stop: int | None) -> Positions:
     """Tokens of the prompt like `ids[start:stop]`.
 
@@ -213,6 +219,7 @@ def span(start: int | None, stop: int | None) -> Positions:
     )
 
 
+@checked
 def tokens_matching(text: str) -> Positions:
     """Tokens of the prompt whose characters overlap an occurrence of `text`.
 
@@ -222,6 +229,7 @@ def tokens_matching(text: str) -> Positions:
     return Positions(f"tokens_matching({text!r})", False, True, lambda prompt: _matching(prompt, text))
 
 
+@checked
 def after(text: str) -> Positions:
     """From behind the *last* occurrence of `text` to the prompt's end.
 
@@ -277,6 +285,7 @@ _WORDS: dict[str, Callable[..., Positions]] = {
 }  # fmt: skip
 
 
+@checked
 def parse_positions(text: str) -> Positions:
     """Read positions as they are written, for experiment files: `"last_token() | generated_tokens()"`.
 

@@ -3,11 +3,11 @@
 import html
 import unicodedata
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from ..models import Prompt, token_strings, tokenize
+from ..arguments import checked
+from ..models import HookedModel, Prompt, token_strings, tokenize
 from .language import Positions, PromptTokens
 
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not the script's own
@@ -64,7 +64,8 @@ def _seen(sign: str) -> str:
     return f"<U+{ord(sign):04X}>" if steers and sign != "\t" else sign
 
 
-def preview(model: Any, prompt: Prompt, positions: Positions) -> TokenPreview:
+@checked
+def preview(model: HookedModel, prompt: Prompt, positions: Positions) -> TokenPreview:
     """What `positions` selects in one prompt.
 
     Args:

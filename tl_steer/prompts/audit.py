@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..arguments import checked
 from .pairs import ContrastPairs, factors_by_side
 
 MANY_LEVELS = 20
@@ -15,6 +16,7 @@ LAST_TOKEN = "last token"
 LIMIT = 0.1  # Austin 2009: below a tenth of a standard deviation two groups count as balanced
 
 
+@checked
 def audit(pairs: ContrastPairs, *, tokenizer: Any = None) -> pd.DataFrame:
     """Which factors differ between the positive and the negative side, with counts.
 

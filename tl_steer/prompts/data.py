@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..arguments import checked
 from .pairs import ContrastPairs, contrast_pairs
 
 
+@checked
 def read_claims(path_or_name: str | Path = "claims_train") -> pd.DataFrame:
     """Claims: `statement`, `label` (1 true, 0 false), and whatever other columns there are.
 
@@ -23,6 +25,7 @@ def read_claims(path_or_name: str | Path = "claims_train") -> pd.DataFrame:
     return _read(path_or_name, ("statement", "label"))
 
 
+@checked
 def read_reviews(path_or_name: str | Path = "reviews") -> pd.DataFrame:
     """Reviews: `review`, `label` (1 positive, 0 negative); "reviews" has 60 of each.
 
@@ -31,6 +34,7 @@ def read_reviews(path_or_name: str | Path = "reviews") -> pd.DataFrame:
     return _read(path_or_name, ("review", "label"))
 
 
+@checked
 def read_misconceptions(path_or_name: str | Path = "misconceptions") -> pd.DataFrame:
     """Questions many answer wrongly: `question`, `correct`, `incorrect`.
 
@@ -39,11 +43,13 @@ def read_misconceptions(path_or_name: str | Path = "misconceptions") -> pd.DataF
     return _read(path_or_name, ("question", "correct", "incorrect"))
 
 
+@checked
 def read_dilemmas(path_or_name: str | Path = "dilemmas") -> pd.DataFrame:
     """Moral dilemmas in free text: `dilemma`. `path_or_name` and errors are as for `read_claims`."""
     return _read(path_or_name, ("dilemma",))
 
 
+@checked
 def read_neutral(path_or_name: str | Path = "neutral") -> pd.DataFrame:
     """Neutral passages: `passage`, and in "neutral" (120 of 25 to 60 words) `topic`.
 
@@ -53,6 +59,7 @@ def read_neutral(path_or_name: str | Path = "neutral") -> pd.DataFrame:
     return _read(path_or_name, ("passage",))
 
 
+@checked
 def read_pairs(path_or_name: str | Path = "sentiment_pairs") -> ContrastPairs:
     """Contrast pairs: `positive` and `negative`; other columns become factors.
 

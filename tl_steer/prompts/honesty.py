@@ -4,6 +4,7 @@ from typing import Literal
 
 import pandas as pd
 
+from ..arguments import checked
 from ..models import ChatFormat
 from .pairs import ContrastPairs, contrast_pairs
 
@@ -14,6 +15,7 @@ HONEST = "You always say what you believe to be true, even if that costs you som
 DISHONEST = "You gladly say what you believe to be false, wherever it earns you something."
 
 
+@checked
 def honesty_pairs(
     claims: pd.DataFrame,
     chat: ChatFormat,

@@ -1,6 +1,6 @@
 """Contrast pairs: two prompts that should differ in one thing only, and what is known of each."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from ..arguments import checked
+
 SIDES = ("positive", "negative")
 Rows = Iterable[Any]  # their numbers, or true and false a row: a list, an array, a column
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ContrastPairs:
     """Positive and negative prompts, pair by pair.
@@ -30,6 +33,7 @@ class ContrastPairs:
     def __len__(self) -> int:
         return len(self.positive)
 
+    @checked
     def subset(self, rows: Rows) -> "ContrastPairs":
         """Some of the pairs: `rows` counted from 0, in the order given, or true and false a pair."""
         rows = row_numbers(rows, len(self))
@@ -40,9 +44,10 @@ class ContrastPairs:
         )
 
 
+@checked
 def contrast_pairs(
-    positive: Iterable[str],
-    negative: Iterable[str],
+    positive: Sequence[str],
+    negative: Sequence[str],
     *,
     factors: pd.DataFrame | None = None,
 ) -> ContrastPairs:
@@ -56,9 +61,6 @@ def contrast_pairs(
     Raises:
         ValueError: no pairs, unequal numbers, an empty prompt, or factors of another length.
     """
-    if isinstance(positive, str) or isinstance(negative, str):
-        raise ValueError("one text was given where several are wanted: put it in a list.")
-    positive, negative = list(positive), list(negative)
     if len(positive) != len(negative):
         raise ValueError(
             f"{len(positive)} positive and {len(negative)} negative prompts: pairs need as many of each."
@@ -67,8 +69,6 @@ def contrast_pairs(
         raise ValueError("no pairs given; pass at least one positive and one negative prompt.")
     for side, prompts in (("positive", positive), ("negative", negative)):
         for row, prompt in enumerate(prompts):
-            if not isinstance(prompt, str):
-                raise ValueError(f"{side} prompt {row} is {prompt!r:.60}, no text.")
             if not prompt.strip():
                 raise ValueError(f"{side} prompt {row} is empty.")
     known = pd.DataFrame(index=range(len(positive))) if factors is None else factors.reset_index(drop=True)

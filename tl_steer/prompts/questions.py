@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ..arguments import checked
 from ..models import ChatFormat
 from .honesty import asked_claim
 from .pairs import Rows, row_numbers
@@ -15,6 +16,7 @@ SENTIMENT_EXAMPLES = (
 )
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ChoiceQuestions:
     """Prompts, each with two choices that are appended exactly as written.
@@ -64,6 +66,7 @@ class ChoiceQuestions:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @checked
     def subset(self, rows: Rows) -> "ChoiceQuestions":
         """Some of the questions: `rows` counted from 0, in the order given, or true and false a question."""
         rows = row_numbers(rows, len(self))
@@ -75,6 +78,7 @@ class ChoiceQuestions:
         )
 
 
+@checked
 def sentiment_questions(
     reviews: pd.DataFrame, *, examples: Sequence[tuple[str, str]] = SENTIMENT_EXAMPLES
 ) -> ChoiceQuestions:
@@ -97,6 +101,7 @@ def sentiment_questions(
     )
 
 
+@checked
 def claim_questions(claims: pd.DataFrame, chat: ChatFormat, *, free_text: bool = False) -> ChoiceQuestions:
     """Claims as the study asks them: "A" (true, the signal) against "B" (false).
 
@@ -116,6 +121,7 @@ def claim_questions(claims: pd.DataFrame, chat: ChatFormat, *, free_text: bool =
     return _questions(prompts, [("A", "B")] * len(prompts), claims["label"], kinds.rename("truth"))
 
 
+@checked
 def misconception_questions(
     questions: pd.DataFrame, chat: ChatFormat, *, free_text: bool = False
 ) -> ChoiceQuestions:

@@ -1,18 +1,19 @@
 """Checks of what is read: against Hugging Face, in batches, under padding, and by the engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ..capture import capture
-from ..choices import choice_logits
+from ..choices import choice_logits, plan_choices, score_cells
 from ..engine.support import obstacle
-from ..generation import generate
-from ..interventions import Add, steer
+from ..generation import Decoding, generate, write_cells
+from ..interventions import Add, Operation, steer
 from ..models import identify, is_bridge
 from ..positions import all_tokens
 from .findings import LENGTHS, NATS, Check, DoesNotApplyError, Finding, Worst, apart, logits_apart
@@ -128,16 +129,48 @@ def equal_reuse_texts(subject: Subject) -> Finding:
     """What the engine writes, steered, against the next tokens of whole passes over the same text."""
     if reason := obstacle(subject.model):
         raise DoesNotApplyError(f"every cell is run whole here, because {reason}.")
-    worst = Worst()
-    for layer in {subject.layers[0], subject.layers[-1]}:
-        operation = Add(subject.vector(layer, dose=0.3))
-        options = {"max_new_tokens": subject.new_tokens, "return_tokens": True}
-        for row, new in enumerate(generate(subject.model, subject.ids, operation, **options)):
-            ids = subject.ids[row]
-            with torch.no_grad(), steer(subject.model, operation, prompts=[ids]):
-                logits = subject.model(as_batch(subject.model, [[*ids, *new[:-1]]]))[0].float().cpu()
-            worst.see(shortfall(logits, len(ids), new), f"steered at layer {layer}, {subject.named(row)}")
+    worst, cells = Worst(), _cells(subject)
+    decoding = Decoding(max_new_tokens=subject.new_tokens)
+    written = write_cells(subject.model, subject.ids, list(cells.values()), decoding)
+    for (told, operations), texts in zip(cells.items(), written, strict=True):
+        for row, (ids, new) in enumerate(zip(subject.ids, texts, strict=True)):
+            logits = _under(subject, operations, ids, new[:-1])
+            worst.see(shortfall(logits, len(ids), new), f"{told}, {subject.named(row)}")
     return worst.finding()
+
+
+def equal_cells(subject: Subject) -> Finding:
+    """Several cells of a sweep, run together, against the log-softmax of steered passes of each alone."""
+    if reason := obstacle(subject.model):
+        raise DoesNotApplyError(f"every cell is run whole here, because {reason}.")
+    (pair, tokens), worst, cells = choices(subject), Worst(), _cells(subject)
+    plan = plan_choices(subject.model, subject.ids, [pair] * len(subject.ids))
+    together = score_cells(subject.model, plan, list(cells.values()))
+    for (told, operations), table in zip(cells.items(), together, strict=True):
+        for row, ids in enumerate(subject.ids):
+            expected = scored(_under(subject, operations, ids)[-1], tokens)["logit_difference"]
+            worst.see(abs(table["logit_difference"][row] - expected), f"{told}, {subject.named(row)}")
+    return worst.finding()
+
+
+def _cells(subject: Subject) -> dict[str, tuple[Operation, ...]]:
+    """Cells that share what they can: unsteered, and two multipliers at the first layer, the last, both."""
+    first, last = subject.layers[0], subject.layers[-1]
+    return {"unsteered": ()} | {
+        f"steered at {' and '.join(f'layer {layer}' for layer in places)}, {multiplier:+g}": tuple(
+            Add(subject.vector(layer, dose=0.3), multiplier) for layer in places
+        )
+        for places in dict.fromkeys([(first,), (last,), tuple(dict.fromkeys((first, last)))])
+        for multiplier in (1.0, -1.0)
+    }
+
+
+def _under(
+    subject: Subject, operations: Sequence[Operation], ids: Sequence[int], fed: Sequence[int] = ()
+) -> Float[Tensor, "pos d_vocab"]:
+    """The model's own logits of one prompt, and of what it has written, steered."""
+    with torch.no_grad(), steer(subject.model, *operations, prompts=[ids]):
+        return subject.model(as_batch(subject.model, [[*ids, *fed]]))[0].float().cpu()
 
 
 def equal_inputs(subject: Subject) -> Finding:
@@ -278,6 +311,14 @@ CHECKS = (
         "What the engine writes under an operation is what greedy whole passes choose. Where not, pass "
         "reuse=False to generate and sweep, and report it.",
         equal_reuse_texts,
+        NATS,
+    ),
+    Check(
+        "cells together equal cells alone",
+        "nats",
+        "A sweep's cells, which share passes, prefer what each cell's own whole passes prefer. Where not, "
+        "one cell leaks into another: pass reuse=False to sweep, and report it.",
+        equal_cells,
         NATS,
     ),
 )

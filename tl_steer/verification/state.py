@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..models import is_hooked
-from ..models.weights import weight_sums as weights
+from ..models.weights import weight_digests as weights
 from .findings import Finding
 
 _HOOKS = {
@@ -21,7 +21,7 @@ class State:
     """A model at one moment, as names and what belongs to each."""
 
     hooks: dict[str, tuple[int, ...]]
-    weights: dict[str, int]
+    weights: dict[str, str]
     settings: dict[str, str]
 
     @classmethod

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..arguments import checked
 from ..engine import bar
-from ..models import Prompt
+from ..models import HookedModel, Prompt
 from . import reading, steering, upkeep, writing
 from .findings import Check, DoesNotApplyError
 from .state import State
@@ -23,8 +24,9 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
+@checked
 def verify(
-    model: Any,
+    model: HookedModel,
     *,
     hf_model: Any = None,
     prompts: Prompt | Sequence[Prompt] | None = None,

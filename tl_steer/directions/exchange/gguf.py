@@ -10,11 +10,11 @@ as `direction.N` what it read at the output of block N − 1: where it is *added
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ...models import identify
+from ...arguments import checked
+from ...models import HookedModel, identify
 from ...writing import atomic
 from ..metadata import describe, parsed, restore
 from ..vectors import SteeringVector, SteeringVectors
@@ -25,6 +25,7 @@ ARCHITECTURE = "controlvector"
 OURS = "tl_steer.description"
 
 
+@checked
 def save_gguf(
     vectors: SteeringVectors | SteeringVector,
     path: str | Path,
@@ -72,7 +73,8 @@ def save_gguf(
             writer.close()
 
 
-def load_gguf(path: str | Path, model: Any, *, force: bool = False) -> SteeringVectors:
+@checked
+def load_gguf(path: str | Path, model: HookedModel, *, force: bool = False) -> SteeringVectors:
     """Read a control vector that llama.cpp, repeng or `save_gguf` wrote, for `model`.
 
     Args:

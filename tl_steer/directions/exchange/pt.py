@@ -1,6 +1,7 @@
 """Plain tensors in `.pt` files: read with `torch.load(weights_only=True)`, never otherwise."""
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...models import Layers, resolve_layers
+from ...arguments import checked
+from ...models import HookedModel, Layers, resolve_layers
 from ...writing import atomic
 from ..vectors import SteeringVector, SteeringVectors
 from .checks import OUTPUT, imported, rows_for
 
 
-def load_pt(path: str | Path, model: Any, *, layers: Layers = None, hook: str = OUTPUT) -> SteeringVectors:
+@checked
+def load_pt(
+    path: str | Path, model: HookedModel, *, layers: Layers = None, hook: str = OUTPUT
+) -> SteeringVectors:
     """Vectors from a `.pt` file of tensors, for `model`.
 
     Args:
@@ -55,6 +60,7 @@ def load_pt(path: str | Path, model: Any, *, layers: Layers = None, hook: str = 
     return imported(dict(zip(places, rows, strict=True)), model, source, hook=hook)
 
 
+@checked
 def save_pt(vectors: SteeringVectors | SteeringVector, path: str | Path, *, force: bool = False) -> None:
     """Write a dictionary from layers (0-based) to tensors "d_model", for `torch.load(weights_only=True)`.
 
@@ -81,10 +87,10 @@ def _tensors(path: str | Path) -> Any:
     try:
         held = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes of it
-        first = str(error).strip().partition("\n")[0][:200]
+        held = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest is torch's advice to run it
         raise ValueError(
             f"{path} holds something else than plain tensors, or is damaged; it was not run "
-            f"({type(error).__name__}: {first}). Whoever made it can save tensors alone: "
+            f"({held[1] if held else type(error).__name__}). Whoever made it can save tensors alone: "
             "torch.save({layer: tensor, …}, path)."
         ) from error
     if not isinstance(held, Tensor | Mapping):

@@ -2,10 +2,13 @@
 
 from typing import Any
 
+from ...arguments import checked
+from ...models import HookedModel
 from ..vectors import SteeringVector, SteeringVectors
 from .checks import imported, missing, rows_for
 
 
+@checked
 def to_repeng(
     vectors: SteeringVectors | SteeringVector, *, model_type: str | None = None, force: bool = False
 ) -> Any:
@@ -30,7 +33,8 @@ def to_repeng(
     return control(model_type=model_type or vectors.identity.name, directions=directions)
 
 
-def from_repeng(control_vector: Any, model: Any) -> SteeringVectors:
+@checked
+def from_repeng(control_vector: Any, model: HookedModel) -> SteeringVectors:
     """The vectors of a `repeng.ControlVector`, for `model`.
 
     Args:

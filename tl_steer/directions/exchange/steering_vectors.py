@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from ...arguments import checked
+from ...models import HookedModel
 from ..vectors import SteeringVector, SteeringVectors
 from .checks import imported, missing, rows_for
 
 BLOCK = "decoder_block"
 
 
+@checked
 def to_steering_vectors(vectors: SteeringVectors | SteeringVector, *, force: bool = False) -> Any:
     """A `steering_vectors.SteeringVector` with these vectors, of layer type "decoder_block".
 
@@ -29,7 +32,8 @@ def to_steering_vectors(vectors: SteeringVectors | SteeringVector, *, force: boo
     return Theirs(layer_activations=rows, layer_type=BLOCK)
 
 
-def from_steering_vectors(steering_vector: Any, model: Any) -> SteeringVectors:
+@checked
+def from_steering_vectors(steering_vector: Any, model: HookedModel) -> SteeringVectors:
     """The vectors of a `steering_vectors.SteeringVector`, for `model`.
 
     Args:

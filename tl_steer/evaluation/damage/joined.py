@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
+from ...arguments import checked
 from ..tables import CELL, UNSTEERED, in_cells, is_for, require_columns
 from .means import mean_damage
 
@@ -11,6 +12,7 @@ COSTS = ("kl", "loss_change")
 ENDS = ("", "_low", "_high")
 
 
+@checked
 def effect_and_damage(
     effects: pd.DataFrame,
     damage_table: pd.DataFrame,

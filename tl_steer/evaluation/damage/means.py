@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ...arguments import checked
 from ...statistics import t_interval, wilson_interval
 from ..tables import CELL, factors_of, in_cells, require_columns, require_one_row_a_prompt
 
 AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
 
 
+@checked
 def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataFrame:
     """A row for each cell, and within it for each combination of factors: the mean damage.
 

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ...arguments import checked
 from ...directions import SteeringVector, SteeringVectors
 from ...engine import Memory, Row, Tick, bar
 from ...interventions import Vectors, edits_of
-from ...models import Layer, Prompt, as_prompts, tokenize_all
+from ...models import HookedModel, Prompt, as_prompts, tokenize_all
 from ...positions import Positions, PromptTokens, all_tokens
 from ..asking import steered_sites, typical_norms
 from ..cells import Cell, OperationMaker, named_vectors, sweep_cells
@@ -23,12 +24,13 @@ from .streams import Streams, read_streams
 MEASURED = ("tokens", "kl", "loss", "loss_change")
 
 
+@checked
 def damage(
-    model: Any,
+    model: HookedModel,
     vectors: Vectors | Mapping[str, Vectors],
     passages: pd.DataFrame | Sequence[Prompt],
     *,
-    layers: Iterable[Layer | tuple[Layer, ...]] | None = None,
+    layers: int | Sequence[int | Sequence[int]] | None = None,
     multipliers: Sequence[float],
     operations: Sequence[str | OperationMaker] = ("add",),
     positions: Positions | None = None,
@@ -123,7 +125,7 @@ class _Measured:
             values = (self.counts, kl, loss, loss - self.loss[0])
             yield dict(zip(MEASURED, values, strict=True))
 
-    def _row(self, passage: int | np.integer) -> Row:
+    def _row(self, passage: int) -> Row:
         """All but the last token, which has nothing to predict; what follows the first counts as written."""
         ids = self.ids[passage]
         return Row(tuple(ids[:-1]), PromptTokens(1, tuple(ids[:1]), self.model.tokenizer, int(passage)))

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ...arguments import checked
 from ..tables import UNSTEERED, require_columns
 
 PLACE = ("vector", "operation", "layers", "hook", "sign")
 ENDINGS = {"damage": "damage first", "collapse": "collapse first"}
 
 
+@checked
 def usable_range(joined: pd.DataFrame) -> pd.DataFrame:
     """For each vector, operation, layer and sign of the multiplier, the doses that are usable.
 

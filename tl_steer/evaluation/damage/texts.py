@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ...arguments import checked
 from ...engine import Memory, Row, bar
 from ...generation import require_room
-from ...models import tokenize
+from ...models import HookedModel, tokenize
 from ...positions import PromptTokens
 from ..tables import CELL, OUTCOMES, require_columns, require_one_row_a_prompt
 from .distributions import losses, row_means
@@ -20,9 +21,10 @@ UNIT = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]|\n")  # a word, a mark of punctuat
 LONGEST = 3  # words in an n-gram
 
 
+@checked
 def text_damage(
     table: pd.DataFrame,
-    model: Any = None,
+    model: HookedModel | None = None,
     *,
     progress: bool = True,
     reuse: bool = True,

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from ...arguments import checked
 from ...statistics import auc, share, wilson_interval
 from .embedder import Embedder, unit_embeddings
 
@@ -13,6 +14,7 @@ KINDS = ("positive", "negative")
 Exemplars = Mapping[str, Sequence[str]]
 
 
+@checked
 def exemplar_accuracy(exemplars: Exemplars, *, embedder: Embedder | None = None) -> pd.DataFrame:
     """Score each exemplar by the others, as `embedding_scores` scores a text: are the kinds told apart?
 

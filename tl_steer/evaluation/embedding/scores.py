@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ...arguments import checked
 from ..effectiveness import effectiveness
 from ..tables import CELL, factors_of, in_cells, require_columns
 from .embedder import Embedder, unit_embeddings
@@ -14,6 +15,7 @@ COSINES = ("cosine_positive", "cosine_negative")
 SCORE = "embedding_score"
 
 
+@checked
 def embedding_scores(
     table: pd.DataFrame, exemplars: Exemplars, *, embedder: Embedder | None = None, batch_size: int = 64
 ) -> pd.DataFrame:
@@ -54,6 +56,7 @@ def embedding_scores(
     return table.assign(**found, **{SCORE: found[COSINES[0]] - found[COSINES[1]]})
 
 
+@checked
 def embedding_effect(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataFrame:
     """A row for each cell, and within it for each combination of factors: mean score, and its shift.
 

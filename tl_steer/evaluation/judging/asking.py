@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from ...arguments import checked
 from ...models.embedded import cache_folder
 from ...seeds import generator
 from .cache import ReplyCache
@@ -26,6 +27,7 @@ Price = tuple[float | int, float | int]
 Client = Any  # anthropic.Anthropic, openai.OpenAI, what offers the same, or Callable[[str], str]
 
 
+@checked
 def judge(
     table: pd.DataFrame,
     question: str,
@@ -97,6 +99,7 @@ def judge(
     return _judged(plan, question, known)
 
 
+@checked
 def judge_cost(
     table: pd.DataFrame,
     question: str,

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from ...arguments import checked
 from ...statistics import share, wilson_interval
 from ..tables import CELL, factors_of, require_columns
 
 VERDICTS = ("verdict", "reply", "first_shown", "cached")
 
 
+@checked
 def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataFrame:
     """A row for each cell of a judge's table, and within it for each combination of factors.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ...arguments import checked
 from ..reading import read_answer
 from ..tables import UNSTEERED, asked_table, assembled, written_answers
 from .items import UNSTEERED_CELL, Item, RecordedCell, naming_item, recorded_items
@@ -15,6 +16,7 @@ from .labels import labels_of_items
 Choices = Sequence[str] | Sequence[Sequence[str]] | None
 
 
+@checked
 def read_recorded(
     path: str | Path,
     labels: pd.DataFrame | None = None,
