@@ -801,7 +801,8 @@ def test_a_model_that_is_in_place_is_not_copied():
     assert load_model("tiny", backend="bridge", hf_model=hf_model, device="cpu:0").original_model is hf_model
 
 
-def test_a_model_over_several_devices_stays_there():
+def test_a_model_over_several_devices_stays_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     hf_model = random_hf_model("llama")
     hf_model.hf_device_map = {"model": "cpu", "lm_head": "cpu"}
     model = load_model("tiny", backend="bridge", hf_model=hf_model, device="cuda:3")

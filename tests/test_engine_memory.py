@@ -99,7 +99,7 @@ def require_same_scores(found, expected):
         (0.25, 4 * 10**9, 10**9),
         (1.0, 10**6, 10**6),
         (1e-3, 10**6, 1000),
-        (np.int64(7), 10**6, 7),
+        (7, 10**6, 7),
     ],
 )
 def test_memory_is_a_share_of_what_is_free_and_by_default_half_but_on_a_cpu_not_more_than_helps(

@@ -604,7 +604,7 @@ class Untouched:
     """A model of 30 layers of which only the size may be looked at."""
 
     cfg = SimpleNamespace(n_layers=30)
-    tokenizer = None
+    tokenizer = run_with_hooks = None
 
 
 CAPTURED = "[capture]\nlayers = [10, -15]\n"
@@ -760,7 +760,7 @@ def test_a_model_is_loaded_with_what_the_file_says_of_it(tmp_path, monkeypatch):
 
 
 def test_free_answers_are_asked_for_where_they_are_to_be_read(tmp_path):
-    model = SimpleNamespace(tokenizer=None)
+    model = SimpleNamespace(tokenizer=None, cfg=None, run_with_hooks=None)
     asking = ASKING.replace('"sentiment"', '"claims"\nlimit = 4')
     letters, words = (
         questions_of(read_experiment(written(tmp_path, asking + f"measure = '{measure}'")), model)

@@ -592,10 +592,10 @@ def test_pairs_are_made_of_columns_and_chosen_by_a_mask(column):
 
 
 def test_a_prompt_that_is_no_text_is_named():
-    with pytest.raises(ValueError, match="positive prompt 1 is nan, no text"):
+    with pytest.raises(TypeError, match=r"positive must be .*, where item 1 is nan"):
         contrast_pairs(pd.Series(["a", float("nan")]), ["b", "c"])
 
 
 def test_one_text_is_not_taken_for_its_letters():
-    with pytest.raises(ValueError, match="put it in a list"):
+    with pytest.raises(TypeError, match="Put it in a list"):
         contrast_pairs("good", "evil")

@@ -113,7 +113,7 @@ class _Measured:
 
     def run(self, cells: Sequence[Cell], options: Mapping[str, Any], tick: Tick) -> None:
         """The unsteered streams first: they are kept, and compared with those of every cell."""
-        rows, counts = [self._row(passage) for passage in self.read], self.counts[self.read]
+        rows, counts = [self._row(passage) for passage in self.read.tolist()], self.counts[self.read]
         read_streams(self.model, rows, counts.tolist(), [()], self._keep, tick=tick, **options)
         operations = [cell.operations for cell in cells]
         if operations:
@@ -128,7 +128,7 @@ class _Measured:
     def _row(self, passage: int) -> Row:
         """All but the last token, which has nothing to predict; what follows the first counts as written."""
         ids = self.ids[passage]
-        return Row(tuple(ids[:-1]), PromptTokens(1, tuple(ids[:1]), self.model.tokenizer, int(passage)))
+        return Row(tuple(ids[:-1]), PromptTokens(1, tuple(ids[:1]), self.model.tokenizer, passage))
 
     def _keep(self, streams: Streams) -> None:
         passages = self.read[list(streams.rows)]
