@@ -15,7 +15,8 @@ SYSTEM_REFUSED = (
 
 
 def model_with(tokenizer, name="toy"):
-    return SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(model_name=name, n_ctx=64, d_vocab=99))
+    cfg = SimpleNamespace(model_name=name, n_ctx=64, d_vocab=99)
+    return SimpleNamespace(tokenizer=tokenizer, cfg=cfg, run_with_hooks=None)
 
 
 @pytest.fixture

@@ -189,7 +189,8 @@ def test_layers_are_spread_when_a_model_is_loaded(monkeypatch):
         ({"n_devices": 2, "backend": "bridge"}, "device_map"),
     ],
 )
-def test_devices_that_are_not_there_are_refused(options, told):
+def test_devices_that_are_not_there_are_refused(options, told, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=told):
         load_model("tiny", hf_model=random_hf_model("gpt2"), **options)
 

@@ -101,6 +101,8 @@ def previews(group: int) -> list[str]:
 class _Spelling:
     """A model whose tokens are the hostile text."""
 
+    run_with_hooks = None
+
     def __init__(self, text):
         self.text, self.cfg, self.tokenizer = text, MODEL.cfg, self
 

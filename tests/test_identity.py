@@ -259,6 +259,7 @@ def test_the_embedded_model_is_itself_in_bfloat16(embedded):
     rounded = SimpleNamespace(
         cfg=embedded.cfg,
         tokenizer=embedded.tokenizer,
+        run_with_hooks=None,
         W_E=embedded.W_E.bfloat16(),
         blocks=[
             SimpleNamespace(attn=SimpleNamespace(W_O=block.attn.W_O.bfloat16())) for block in embedded.blocks

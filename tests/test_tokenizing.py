@@ -9,15 +9,20 @@ from tl_steer.models import chat_format, token_strings, tokenize, tokenize_all
 BOS = 1
 
 
+def tokenizing(tokenizer):
+    """A model, as far as tokenizing goes."""
+    return SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(n_ctx=8, d_vocab=20), run_with_hooks=None)
+
+
 @pytest.fixture
 def with_bos(make_tokenizer):
-    """A model, as far as tokenizing goes, whose tokenizer puts a BOS in front."""
-    return SimpleNamespace(tokenizer=make_tokenizer(bos=True), cfg=SimpleNamespace(n_ctx=8, d_vocab=20))
+    """Its tokenizer puts a BOS in front."""
+    return tokenizing(make_tokenizer(bos=True))
 
 
 @pytest.fixture
 def without_bos(make_tokenizer):
-    return SimpleNamespace(tokenizer=make_tokenizer(bos=False), cfg=SimpleNamespace(n_ctx=8, d_vocab=20))
+    return tokenizing(make_tokenizer(bos=False))
 
 
 def test_a_string_gets_the_ids_that_huggingface_gives(with_bos, without_bos):

@@ -74,14 +74,14 @@ def without_factors(
     vectors: SteeringVectors,
     factors: Mapping[str, SteeringVectors] | PairedActivations,
     *,
-    names: Iterable[str] | None = None,
+    names: str | Iterable[str] | None = None,
 ) -> SteeringVectors:
     """The vectors with the directions of factors projected out, layer by layer.
 
     Args:
         vectors: one vector a layer.
         factors: what `factor_directions` makes, or the pairs to make it of; any other named vectors too.
-        names: which of them; all by default.
+        names: which of them, or which one; all by default.
 
     Returns:
         What is left, orthogonal to every one of these directions. It is shorter: `scaled_to(dose=…)` gives it
