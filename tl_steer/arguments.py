@@ -74,6 +74,8 @@ def _taken(value: Any, *, hint: Any, where: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    if type(value) in _kinds(hint):
+        return True  # most of all, and soonest told
     if isinstance(value, str | bytes) and not _takes(type(value), hint):
         return False  # a sequence of letters, or of numbers, but nobody means that
     try:
