@@ -196,3 +196,16 @@ def test_two_models_are_no_pair(pairs):
     other = dataclasses.replace(pairs.negative.identity, fingerprint=(1.0,) * 512)
     with pytest.raises(ModelMismatchError, match="the positive side, made on"):
         dataclasses.replace(pairs, negative=dataclasses.replace(pairs.negative, identity=other))
+
+
+def test_the_norm_of_two_captures_is_the_mean_of_theirs_and_of_one_it_is_its_own(pairs):
+    def normed(side, *norms):
+        return dataclasses.replace(side, stream_norm=torch.tensor(norms))
+
+    two = PairedActivations(
+        normed(pairs.positive, 0.1, 3.0), normed(pairs.negative, 0.3, torch.nan), pairs.factors
+    )
+    assert two.stream_norm.tolist() == pytest.approx([0.2, 3.0])
+    one = PairedActivations(normed(pairs.positive, 0.1, 0.7), normed(pairs.negative, 0.1, 0.7), pairs.factors)
+    assert torch.equal(one.stream_norm, torch.tensor([0.1, 0.7]))
+    assert torch.equal(mean_difference(two).stream_norm, two.stream_norm)

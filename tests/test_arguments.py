@@ -113,6 +113,8 @@ def taking(
     values: Float[Tensor, "a b"] | None = None,
     function: Callable[[int], int] | None = None,
     rows: Iterable[Any] = (),
+    mask: Sequence[bool] | None = None,
+    flag: bool = False,
     anything: Any = None,
 ):
     """What came in."""
@@ -145,6 +147,9 @@ def told_shortly(value):
         ("whole", np.int64(2), 2),
         ("by_name", {"a": np.int64(1)}, {"a": 1}),
         ("rows", {1, 2}, {1, 2}),
+        ("rows", [True, 1], [True, 1]),
+        ("mask", np.array([True, False]), [True, False]),
+        ("flag", np.True_, True),
     ],
     ids=told_shortly,
 )
@@ -184,6 +189,12 @@ def test_what_fits_comes_in_as_it_is():
         ("whole", ts.last_token, TypeError, r"Did you mean to call it, last_token\(…\)\?$"),
         ("whole", int, TypeError, r"got the class int\.$"),
         ("rows", 5, TypeError, r"Iterable\[Any\]; got 5\. Put it in a list"),
+        ("numbers", [True, False], TypeError, r"True and False are not taken for numbers\.$"),
+        ("numbers", [0, True], TypeError, r"where item 1 is True\. True and False are not"),
+        ("numbers", np.array([True, False]), TypeError, r"True and False are not"),
+        ("number", True, TypeError, r"must be float; got True\. True and False are not"),
+        ("whole", torch.tensor(True), TypeError, r"True and False are not"),
+        ("by_name", {"a": False}, TypeError, r"True and False are not"),
     ],
     ids=told_shortly,
 )  # fmt: skip

@@ -182,8 +182,8 @@ class PairedActivations:
 
     @property
     def stream_norm(self) -> Float[Tensor, " layer"]:
-        """Typical norm at each layer, over the prompts of both sides."""
-        return self.positive.stream_norm
+        """Typical norm at each layer, over the prompts of both sides; of two captures the mean of theirs."""
+        return torch.stack([self.positive.stream_norm, self.negative.stream_norm]).nanmean(dim=0)
 
     @property
     def identity(self) -> ModelIdentity:

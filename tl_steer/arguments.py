@@ -78,6 +78,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return True  # most of all, and soonest told
     if isinstance(value, str | bytes) and not _takes(type(value), hint):
         return False  # a sequence of letters, or of numbers, but nobody means that
+    if _truths(value) and not _names(hint) & {bool, Any, object}:
+        return False  # a mask where indices are meant would be the indices 1 and 0
     try:
         check_type(
             value,
@@ -101,6 +103,22 @@ def _takes(text: type, hint: Any) -> bool:
 def _kinds(hint: Any) -> tuple[Any, ...]:
     """What a hint allows: the members of a union, or itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _names(hint: Any) -> set[Any]:
+    """Every type that a hint names, however deep; of allowed words, their types."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return set(map(type, inside))
+    return {origin or hint}.union(*map(_names, () if origin is Callable else inside))
+
+
+def _truths(value: Any) -> bool:
+    """Whether a value is true or false, or a list or dict with such a one in it."""
+    inside = (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    )
+    return any(isinstance(each, bool) for each in inside)
 
 
 def _plain(value: Any) -> Any:
@@ -138,6 +156,8 @@ def _tip(value: Any, hint: Any) -> str:
     """What was probably meant."""
     if inspect.isfunction(value):
         return f" Did you mean to call it, {value.__name__}(…)?"
+    if _truths(value):
+        return " True and False are not taken for numbers."
     if _fits([value], hint):
         return f" Put it in a list: [{_shown(value)}]."
     if isinstance(value, list | tuple) and len(value) == 1 and _fits(value[0], hint):
