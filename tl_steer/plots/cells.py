@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .labels import escape, interval, level, levels, number, signed
-from .template import DASHES, GREEN, multiplier_colours
+from .template import DASHES, GREEN, VERMILLION, multiplier_colours, sequential_colours
 
 CELL = ("vector", "control", "operation", "layers", "hook", "multiplier")
 MOST_PANELS = 6
@@ -126,6 +126,36 @@ def lines_of(panels: Sequence[Panel]) -> Iterator[tuple[int, Line]]:
             dash = DASHES[operations.index(operation) % len(DASHES)]
             rank = downwards.index(multiplier) if multiplier in colours else len(downwards)
             yield place, Line(escape(name), colours.get(multiplier, GREEN), dash, rank, rows)
+
+
+def layer_looks(
+    panels: Sequence[Panel], *, legend_lines: int | None = None
+) -> dict[tuple[str, str], dict[str, str]]:
+    """The look of each (layers, operation): single layers from dark to light, sets of layers dotted.
+
+    Args:
+        panels: of one figure.
+        legend_lines: more lines than these are shaded to the scale of a colour bar; fewer, or all where it is
+            `None`, as far apart as can be.
+    """
+    steered = pd.concat([panel.steered for panel in panels])
+    keys = sorted(
+        steered.groupby(["layers", "operation"]).groups,
+        key=lambda key: (not key[0].isdigit(), _numbers(key[0]), key[1]),
+    )
+    several = steered["operation"].nunique() > 1
+    singles = sorted({int(layers) for layers, _ in keys if layers.isdigit()})
+    barred = legend_lines is not None and len(keys) > legend_lines
+    shades = sequential_colours(singles if barred else range(len(singles)))
+    shades = dict(zip(singles, shades.values(), strict=True))
+    return {
+        (layers, operation): {
+            "name": escape(f"{layers}, {operation}" if several else layers),
+            "colour": shades[int(layers)] if layers.isdigit() else VERMILLION,
+            "dash": "solid" if layers.isdigit() else "dot",
+        }
+        for layers, operation in keys
+    }
 
 
 def null_of(panel: Panel, value: str) -> pd.DataFrame:

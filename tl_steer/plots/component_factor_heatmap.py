@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from ..arguments import checked
 from .labels import counted, escape, interval, number, require_columns, start_of
-from .marks import layer_slider
+from .marks import layer_slider, rounded
 from .template import DIVERGING, spaced, styled
 
 COLUMNS = (
@@ -86,14 +86,10 @@ def _at(rows: pd.DataFrame, components: list[int], factors: list[str]) -> dict[s
     explained = dict(zip(rows["component"], rows["explained"], strict=True))
     return {
         "y": [f"PC{each} ({number(100 * explained.get(each, float('nan')))}%)" for each in components],
-        "z": [[None if cell is None else _rounded(cell["correlation"]) for cell in line] for line in grid],
+        "z": [rounded(cell and cell["correlation"] for cell in line) for line in grid],
         "text": [["" if cell is None else _text(cell) for cell in line] for line in grid],
         "hovertext": [["" if cell is None else _hover(cell) for cell in line] for line in grid],
     }
-
-
-def _rounded(r: float) -> float | None:
-    return None if pd.isna(r) else float(f"{r:.5g}")
 
 
 def _text(cell: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from ..arguments import checked
 from .labels import counted, escape, level, number, require_columns
-from .marks import layer_step
+from .marks import layer_step, rounded
 from .template import CONTROL, DIVERGING, INK, spaced, styled, translucent
 
 COLUMNS = (
@@ -43,7 +43,7 @@ def confounds(table: pd.DataFrame) -> go.Figure:
         go.Heatmap(
             x=layers,
             y=names,
-            z=[[None if cell is None else _rounded(cell["cosine"]) for cell in row] for row in grid],
+            z=[rounded(cell and cell["cosine"] for cell in row) for row in grid],
             zmin=-1,
             zmax=1,
             colorscale=spaced(DIVERGING),
@@ -107,10 +107,6 @@ def _mark(figure: go.Figure, grid: list[list[dict[str, Any] | None]], names: lis
             hovertext=[_hover(cell) for cell, name in known if (cell["layer"], name) in set(unknown)],
             hoverinfo="text", showlegend=False,
         )  # fmt: skip
-
-
-def _rounded(cosine: float) -> float | None:
-    return None if pd.isna(cosine) else float(f"{cosine:.5g}")
 
 
 def _hover(cell: dict[str, Any]) -> str:

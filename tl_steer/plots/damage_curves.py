@@ -6,11 +6,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..arguments import checked
-from .cells import CELL, Panel, cell_hover, panels_of
+from .cells import CELL, Panel, cell_hover, layer_looks, panels_of
 from .effectiveness_curves import unsteered, whiskers
-from .labels import counted, escape, require_columns
+from .labels import counted, require_columns
 from .panel_grid import PanelGrid
-from .template import CONTROL, VERMILLION, sequential_colours, styled, translucent
+from .template import CONTROL, styled, translucent
 
 VALUES = {
     "kl": "KL(unsteered ‖ steered) a token (nats)",
@@ -100,23 +100,6 @@ def _drawable(table: pd.DataFrame, value: str) -> pd.DataFrame:
     """The unsteered cell, and those with a place on the axes: a logarithm has none for zero."""
     shown = (table["dose"] > 0) & ((table["kl"] > 0) if value == "kl" else table[value].notna())
     return table[shown | (table["operation"] == "none")]
-
-
-def layer_looks(panels: list[Panel]) -> dict[tuple[str, str], dict[str, str]]:
-    """Name and colour of each (layers, operation): single layers from dark to light."""
-    steered = pd.concat([panel.steered for panel in panels])
-    keys = list(steered.groupby(["layers", "operation"]).groups)
-    keys.sort(key=lambda key: (not key[0].isdigit(), [int(part) for part in key[0].split("+")], key[1]))
-    several = steered["operation"].nunique() > 1
-    singles = list(dict.fromkeys(layers for layers, _ in keys if layers.isdigit()))
-    shades = dict(zip(singles, sequential_colours(range(len(singles))).values(), strict=True))
-    return {
-        (layers, operation): {
-            "name": escape(f"{layers}, {operation}" if several else layers),
-            "colour": shades.get(layers, VERMILLION),
-        }
-        for layers, operation in keys
-    }
 
 
 def _line(

@@ -6,12 +6,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..arguments import checked
-from .cells import Panel, beside_null, cell_hover, null_of, panels_of
+from .cells import Panel, beside_null, cell_hover, layer_looks, null_of, panels_of
 from .effectiveness_curves import RANGES, VALUES, check_values, subtitle, whiskers
-from .labels import escape
 from .marks import UNSIZED, band, rings
 from .panel_grid import PanelGrid
-from .template import SEQUENTIAL, VERMILLION, sequential_colours, spaced, styled
+from .template import SEQUENTIAL, spaced, styled
 
 LEGEND_LINES = 10  # more lines than these are told apart by a colour bar, not by a legend
 X_TITLES = {
@@ -48,7 +47,7 @@ def dose_response(
     table, x = _scaled(table, x)
     panels = panels_of(table, facet, figure="dose_response")
     grid = PanelGrid(panels, x_title=X_TITLES[x], y_title=VALUES[value], y_range=RANGES.get(value))
-    lines = _lines(panels)
+    lines = layer_looks(panels, legend_lines=LEGEND_LINES)
     many = len(lines) > LEGEND_LINES
     for place, panel in enumerate(panels):
         null = null_of(panel, value)
@@ -91,26 +90,6 @@ def _scaled(table: pd.DataFrame, x: str | None) -> tuple[pd.DataFrame, str]:
 def _path(rows: pd.DataFrame, panel: Panel) -> pd.DataFrame:
     """Cells from the most negative to the most positive, the unsteered one among them."""
     return pd.concat([rows, panel.unsteered]).sort_values("place")
-
-
-def _lines(panels: list[Panel]) -> dict[tuple[str, str], dict[str, str]]:
-    """The look of each (layers, operation): single layers from dark to light, sets of layers dotted."""
-    steered = pd.concat([panel.steered for panel in panels])
-    keys = list(steered.groupby(["layers", "operation"]).groups)
-    keys.sort(key=lambda key: (not key[0].isdigit(), [int(part) for part in key[0].split("+")], key[1]))
-    several = steered["operation"].nunique() > 1
-    singles = sorted({int(layers) for layers, _ in keys if layers.isdigit()})
-    # to the colour bar's scale where there is one, else as far apart as can be
-    places = singles if len(keys) > LEGEND_LINES else list(range(len(singles)))
-    shades = dict(zip(singles, sequential_colours(places).values(), strict=True))
-    return {
-        (layers, operation): {
-            "name": escape(f"{layers}, {operation}" if several else layers),
-            "colour": shades[int(layers)] if layers.isdigit() else VERMILLION,
-            "dash": "solid" if layers.isdigit() else "dot",
-        }
-        for layers, operation in keys
-    }
 
 
 def _line(path: pd.DataFrame, value: str, look: dict[str, str], *, thin: bool) -> go.Scatter:

@@ -8,8 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..arguments import checked
-from .cells import CELL, Panel, cell_hover, panels_of
-from .damage_curves import VALUES, layer_looks, log_axis
+from .cells import CELL, Panel, cell_hover, layer_looks, panels_of
+from .damage_curves import VALUES, log_axis
 from .labels import counted, escape, interval, number, require_columns, signed
 from .panel_grid import PanelGrid
 from .template import CONTROL, INK, styled, translucent

@@ -20,7 +20,7 @@ from .cells import (
     steps_between,
 )
 from .labels import counted, escape, interval, require_columns
-from .marks import UNSIZED, layer_bands, layer_step, rings, shades
+from .marks import UNSIZED, layer_axis, layer_bands, rings, shades, to_scale
 from .panel_grid import PanelGrid
 from .template import INK, styled, translucent
 
@@ -64,10 +64,10 @@ def effectiveness(table: pd.DataFrame, *, value: str = "accuracy", facet: str | 
     for place, line in lines:
         rows = beside_null(line.rows, nulls[place])
         rows = rows.assign(place=rows["layers"].map(places) + asides[line.name]).sort_values("place")
-        drawn = _line(line, rows, value, to_scale=_to_scale(places))
+        drawn = _line(line, rows, value, to_scale=to_scale(places))
         for trace in (drawn, rings(rows, value)):
             grid.add(place, trace, line.name, rank=line.rank + 1)
-    grid.figure.update_xaxes(**_layer_axis(places, grid.columns))
+    grid.figure.update_xaxes(**layer_axis(places, grid.columns))
     grid.figure.update_layout(legend_title_text="multiplier")
     title = f"{VALUES[value].split(' (')[0].capitalize()} by steered layer"
     return styled(grid.figure, title, _subtitle(table), height=grid.height)
@@ -104,12 +104,8 @@ def _subtitle(table: pd.DataFrame) -> str:
 def _asides(names: Sequence[str], places: dict[str, float]) -> dict[str, float]:
     """How far each line stands aside, so that whiskers can be told apart; not at all on an axis to scale."""
     names = list(dict.fromkeys(names))
-    width = 0.0 if _to_scale(places) else min(0.08, 0.5 / len(names))
+    width = 0.0 if to_scale(places) else min(0.08, 0.5 / len(names))
     return {name: width * (rank - (len(names) - 1) / 2) for rank, name in enumerate(names)}
-
-
-def _to_scale(places: dict[str, float]) -> bool:
-    return all(place == int(name) for name, place in places.items() if name.isdigit())
 
 
 def _line(line: Line, rows: pd.DataFrame, value: str, *, to_scale: bool) -> go.Scatter:
@@ -206,19 +202,3 @@ def _size_name(operation: str, size: float, *, several: bool) -> str:
     if pd.isna(size):
         return operation.replace("project_out", "project out")
     return f"{operation} ±{size:g}" if several else f"±{size:g}"
-
-
-def _layer_axis(places: dict[str, float], columns: int) -> dict[str, object]:
-    singles = [int(name) for name in places if name.isdigit()]
-    few = len(singles) <= 24 // columns
-    step = 1 if few or not _to_scale(places) else layer_step(singles, most=24 // columns)
-    shown = {name: place for name, place in places.items() if not name.isdigit() or int(name) % step == 0}
-    low, high = min(places.values()), max(places.values())
-    margin = max(0.6, (0.02 if len(singles) == len(places) else 0.05) * (high - low))
-    return {
-        "tickvals": list(shown.values()),
-        "ticktext": list(shown),
-        "tickangle": 0,
-        "range": [low - margin, high + margin],
-        "zeroline": False,
-    }

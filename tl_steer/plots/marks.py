@@ -87,6 +87,28 @@ def layer_step(layers: Iterable[int], most: int = 20) -> int:
     return next((step for step in (1, 2, 5, 10, 20) if span <= most * step), 50)
 
 
+def to_scale(places: Mapping[str, float]) -> bool:
+    """Whether each single layer stands at its number."""
+    return all(place == int(name) for name, place in places.items() if name.isdigit())
+
+
+def layer_axis(places: Mapping[str, float], columns: int) -> dict[str, object]:
+    """The x axis of layers that stand at `places`, with as many ticks as can be read in so many columns."""
+    singles = [int(name) for name in places if name.isdigit()]
+    few = len(singles) <= 24 // columns
+    step = 1 if few or not to_scale(places) else layer_step(singles, most=24 // columns)
+    shown = {name: place for name, place in places.items() if not name.isdigit() or int(name) % step == 0}
+    low, high = min(places.values()), max(places.values())
+    margin = max(0.6, (0.02 if len(singles) == len(places) else 0.05) * (high - low))
+    return {
+        "tickvals": list(shown.values()),
+        "ticktext": list(shown),
+        "tickangle": 0,
+        "range": [low - margin, high + margin],
+        "zeroline": False,
+    }
+
+
 def layer_slider(layers: Sequence[str], arguments: Sequence[list[Any]], active: int) -> list[dict[str, Any]]:
     """A slider below the figure that says "layer" and applies `update` arguments.
 
@@ -114,6 +136,6 @@ def layer_slider(layers: Sequence[str], arguments: Sequence[list[Any]], active: 
     ]
 
 
-def rounded(values: pd.Series) -> list[float]:
-    """Five digits, so that a slider over many layers does not make a heavy file."""
-    return [float(f"{value:.5g}") for value in values]
+def rounded(values: Iterable[float | None]) -> list[float | None]:
+    """Five digits, so that a slider over many layers makes no heavy file; `None` where there is no number."""
+    return [None if pd.isna(value) else float(f"{value:.5g}") for value in values]

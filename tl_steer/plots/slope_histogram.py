@@ -210,8 +210,8 @@ def _counted(values: Float[np.ndarray, " n"], edges: Float[np.ndarray, " edge"],
         for count, low, high in zip(counts[filled], edges[filled], edges[filled + 1], strict=True)
     ]
     return {
-        "x": rounded(pd.Series(middle[filled])),
-        "y": rounded(pd.Series(counts[filled] / max(len(values), 1))),
+        "x": rounded(middle[filled]),
+        "y": rounded(counts[filled] / max(len(values), 1)),
         "width": float(f"{width:.5g}"),
         "text": hover,
     }

@@ -10,7 +10,7 @@ from ..arguments import checked
 from .cells import Panel, layer_places, panels_of
 from .effectiveness_curves import whiskers
 from .labels import counted, escape, interval, level, levels, number, require_columns
-from .marks import layer_bands, layer_step, rings
+from .marks import layer_axis, layer_bands, rings
 from .panel_grid import PanelGrid
 from .template import CONTROL, INK, level_colours, styled, translucent
 
@@ -69,7 +69,7 @@ def steerability(table: pd.DataFrame, *, value: str = "slope", facet: str | None
                     grid.add(place, trace, name)
     middle = 0.5 if value == "wrong" else 0.0
     grid.figure.add_hline(y=middle, layer="below", line={"color": INK, "width": 1, "dash": "dash"})
-    grid.figure.update_xaxes(**_layer_axis(places, grid.columns))
+    grid.figure.update_xaxes(**layer_axis(places, grid.columns))
     if value == "wrong":
         grid.figure.update_yaxes(range=(-0.02, 1.02), autorange=False)
     grid.figure.update_layout(legend_title_text="vector")
@@ -169,21 +169,6 @@ def _reach(controls: pd.DataFrame, value: str) -> pd.DataFrame:
     other = 1 - controls[value] if value == "wrong" else -controls[value]
     either = pd.concat([controls[value], other]).groupby(pd.concat([controls["layers"]] * 2))
     return either.agg(null_low="min", null_high="max")
-
-
-def _layer_axis(places: dict[str, float], columns: int) -> dict[str, object]:
-    singles = [int(name) for name in places if name.isdigit()]
-    step = layer_step(singles, most=24 // columns) if len(singles) > 24 // columns else 1
-    shown = {name: place for name, place in places.items() if not name.isdigit() or int(name) % step == 0}
-    low, high = min(places.values()), max(places.values())
-    margin = max(0.6, (0.02 if len(singles) == len(places) else 0.05) * (high - low))
-    return {
-        "tickvals": list(shown.values()),
-        "ticktext": list(shown),
-        "tickangle": 0,
-        "range": [low - margin, high + margin],
-        "zeroline": False,
-    }
 
 
 def _subtitle(table: pd.DataFrame) -> str:
