@@ -31,38 +31,45 @@ def test_wilson_interval_refuses_impossible_counts():
         ours.wilson_interval(1, 10, 95.0)
 
 
-def test_mean_interval_is_scipys_and_ignores_nan():
+def criterion(hits, n_signal, false_alarms, n_noise):
+    return ours.bias(ours.z_rates(hits, n_signal), ours.z_rates(false_alarms, n_noise))
+
+
+def test_the_interval_of_a_mean_is_scipys_and_of_too_few_values_nan():
     values = np.random.default_rng(0).normal(size=17)
-    mean, low, high = ours.mean_interval(np.append(values, np.nan))
     oracle = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (mean, low, high) == pytest.approx((values.mean(), oracle.low, oracle.high))
+    ends = ours.t_interval(values.mean(), values.std(ddof=1), 17)
+    assert ends == pytest.approx((oracle.low, oracle.high))
+    assert np.isnan(ours.t_interval(2.0, np.nan, np.array([0, 1]))).all()
 
 
-def test_mean_interval_of_too_few_values_is_nan():
-    assert np.isnan(ours.mean_interval(np.array([np.nan]))).all()
-    mean, low, high = ours.mean_interval(np.array([2.0]))
-    assert mean == 2.0
-    assert np.isnan([low, high]).all()
+def test_a_standardised_difference_is_scipys_t_without_the_counts_and_nan_where_nothing_varies():
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(1, 2, (3, 9)), rng.normal(0, 1, (3, 5))
+    oracle = stats.ttest_ind(positive, negative, axis=-1).statistic * np.sqrt(1 / 9 + 1 / 5)
+    assert ours.standardised_difference(positive, negative) == pytest.approx(oracle)
+    assert ours.standardised_difference(positive[0], negative[0]) == pytest.approx(oracle[0])
+    assert np.isnan(ours.standardised_difference(np.ones(4), np.zeros(3)))
 
 
 def test_log_linear_correction_is_hautus():
     hit, false_alarm = stats.norm.ppf(20.5 / 26), stats.norm.ppf(10.5 / 26)
     assert ours.z_rates(20, 25) == pytest.approx(hit)
     assert ours.d_prime(20, 25, 10, 25) == pytest.approx(hit - false_alarm)
-    assert ours.criterion(20, 25, 10, 25) == pytest.approx(-(hit + false_alarm) / 2)
+    assert criterion(20, 25, 10, 25) == pytest.approx(-(hit + false_alarm) / 2)
 
 
 def test_d_prime_and_criterion_of_textbook_rates():
     # H = .84, F = .16 gives d′ = 2 and c = 0; H = .84, F = .5 gives d′ = 1, c = −.5 (large n: no correction).
     n = 10**7
     assert ours.d_prime(0.84134 * n, n, 0.15866 * n, n) == pytest.approx(2, abs=1e-3)
-    assert ours.criterion(0.84134 * n, n, 0.15866 * n, n) == pytest.approx(0, abs=1e-3)
+    assert criterion(0.84134 * n, n, 0.15866 * n, n) == pytest.approx(0, abs=1e-3)
     assert ours.d_prime(0.84134 * n, n, 0.5 * n, n) == pytest.approx(1, abs=1e-3)
-    assert ours.criterion(0.84134 * n, n, 0.5 * n, n) == pytest.approx(-0.5, abs=1e-3)
+    assert criterion(0.84134 * n, n, 0.5 * n, n) == pytest.approx(-0.5, abs=1e-3)
 
 
 def test_criterion_is_negative_where_signal_is_said_more_often():
-    assert ours.criterion(19, 20, 15, 20) < 0 < ours.criterion(5, 20, 1, 20)
+    assert criterion(19, 20, 15, 20) < 0 < criterion(5, 20, 1, 20)
 
 
 def test_perfect_rates_are_finite_and_no_trials_are_nan():

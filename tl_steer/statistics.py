@@ -39,18 +39,6 @@ def wilson_interval(successes: Counts, n: Counts, confidence: float = 0.95) -> t
     return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
 
 
-def mean_interval(values: Num[np.ndarray, " n"], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of the values that are not NaN, with Student's t interval: mean, low, high.
-
-    No value gives three NaN; a single one has a mean and no interval (NaN).
-    """
-    known = np.asarray(values, float)[~np.isnan(values)]
-    mean = float(known.mean()) if len(known) else np.nan
-    deviation = known.std(ddof=1) if len(known) > 1 else np.nan
-    low, high = t_interval(mean, float(deviation), len(known), confidence)
-    return mean, float(low), float(high)
-
-
 def t_interval(
     mean: Numbers, deviation: Numbers, n: Counts, confidence: float = 0.95
 ) -> tuple[Numbers, Numbers]:
@@ -111,7 +99,10 @@ def sensitivity(hit: Numbers, false_alarm: Numbers) -> Numbers:
 
 
 def bias(hit: Numbers, false_alarm: Numbers) -> Numbers:
-    """Criterion c of two z values, −½(z(H) + z(F))."""
+    """Criterion c of two z values, −½(z(H) + z(F)): negative says "signal" more often than not.
+
+    Source: Macmillan & Creelman 2005, chapter 2.
+    """
     return -(hit + false_alarm) / 2
 
 
@@ -125,14 +116,6 @@ def d_prime(hits: Counts, n_signal: Counts, false_alarms: Counts, n_noise: Count
     Source: Green & Swets 1966; Macmillan & Creelman 2005, chapter 1.
     """
     return sensitivity(z_rates(hits, n_signal), z_rates(false_alarms, n_noise))
-
-
-def criterion(hits: Counts, n_signal: Counts, false_alarms: Counts, n_noise: Counts) -> Numbers:
-    """c = −½(z(H) + z(F)), arguments as for `d_prime`: negative says "signal" more often than not.
-
-    Source: Macmillan & Creelman 2005, chapter 2.
-    """
-    return bias(z_rates(hits, n_signal), z_rates(false_alarms, n_noise))
 
 
 def joint_counts(now: Bool[np.ndarray, " n"], then: Bool[np.ndarray, " n"]) -> Int[np.ndarray, "4"]:
@@ -227,6 +210,19 @@ def auc(positive: Num[np.ndarray, "*cell n"], negative: Num[np.ndarray, "*cell m
     n, m = positive.shape[-1], negative.shape[-1]
     ranks = rankdata(np.concatenate([positive, negative], -1), axis=-1)[..., :n].sum(-1)
     return (ranks - n * (n + 1) / 2) / (n * m)
+
+
+def standardised_difference(
+    positive: Num[np.ndarray, "*cell n"], negative: Num[np.ndarray, "*cell m"]
+) -> Numbers:
+    """Difference of the means in pooled standard deviations, over the last axis; NaN where nothing varies.
+
+    Source: d′ of two samples with their common variance, Macmillan & Creelman 2005, chapter 1.
+    """
+    n, m = positive.shape[-1], negative.shape[-1]
+    pooled = np.sqrt(((n - 1) * positive.var(-1, ddof=1) + (m - 1) * negative.var(-1, ddof=1)) / (n + m - 2))
+    gap = positive.mean(-1) - negative.mean(-1)
+    return np.divide(gap, pooled, out=np.full(np.shape(gap), np.nan), where=pooled > 0)[()]
 
 
 def permutation_p_value(observed: Numbers, null: Num[np.ndarray, " draw *cell"]) -> Numbers:

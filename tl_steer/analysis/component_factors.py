@@ -110,8 +110,7 @@ def _correlation(x: Float[np.ndarray, " row"], y: Float[np.ndarray, " row"]) -> 
     """Pearson's r; NaN where one of them does not vary."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
-    x, y = x - x.mean(), y - y.mean()
-    return float(np.clip(x @ y / np.sqrt((x @ x) * (y @ y)), -1, 1))
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def _fisher_interval(r: float, units: int) -> tuple[float, float]:

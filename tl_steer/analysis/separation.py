@@ -9,7 +9,7 @@ from ..arguments import checked
 from ..directions import Estimator, SteeringVectors, coin_flips, mean_difference
 from ..prompts import group_numbers
 from ..seeds import generator, require_seed
-from ..statistics import auc, false_discovery, permutation_p_value, wilson_interval
+from ..statistics import auc, false_discovery, permutation_p_value, standardised_difference, wilson_interval
 from .resampling import group_kinds
 
 
@@ -73,7 +73,7 @@ def separation(
         "paired_accuracy_low": low,
         "paired_accuracy_high": high,
         "auc": auc(*projected),
-        "d_prime": _standardised_difference(projected),
+        "d_prime": standardised_difference(*projected),
         **_beside_chance(accuracy, null),
     }
     return pd.DataFrame(table).assign(pairs=len(pairs), folds=folds, method=method)
@@ -160,9 +160,3 @@ def _beside_chance(
 def _paired_accuracy(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, " layer"]:
     positive, negative = projected
     return ((positive > negative) + (positive == negative) / 2).mean(-1)
-
-
-def _standardised_difference(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, " layer"]:
-    gap = projected[0].mean(-1) - projected[1].mean(-1)
-    pooled = np.sqrt(projected.var(-1, ddof=1).mean(0))
-    return np.divide(gap, pooled, out=np.full(len(gap), np.nan), where=pooled > 0)

@@ -6,7 +6,7 @@ is one walk up the layers for all cells of a wave:
     rows, cells ─> Plan (sharing) ─> Wave (waves) ─> Walk.up (walk, attention) ─> streams, Reading, Decoder
 """
 
-from .batches import Batch, batches, left_padded, log_normaliser, logits_at, logits_of, residual
+from .batches import Batch, batches, log_normaliser, logits_at, logits_of, residual
 from .decoding import Decoder
 from .progress import Tick, bar
 from .reading import Reading, Site, StreamNorms
@@ -30,7 +30,6 @@ __all__ = [
     "bar",
     "batches",
     "in_waves",
-    "left_padded",
     "log_normaliser",
     "logits_at",
     "logits_of",

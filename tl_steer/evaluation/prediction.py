@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from ..arguments import checked
 from .tables import require_columns
@@ -14,8 +13,6 @@ MEASURES = (
 )  # fmt: skip
 KEYS = ("vector", "operation", "hook", "multiplier")
 FEWEST = 4  # layers
-
-Profile = Float[np.ndarray, " layer"]
 
 
 @checked
@@ -125,14 +122,9 @@ def _compared(known: pd.Series, sizes: pd.Series) -> tuple[float, float, int]:
     ranks = [both.iloc[:, column].rank().to_numpy() for column in (0, 1)]
     if len(both) < FEWEST or any(np.ptp(each) == 0 for each in ranks):
         return np.nan, np.nan, len(both)
-    shifted = np.array([_pearson(np.roll(ranks[0], shift), ranks[1]) for shift in range(len(both))])
+    shifted = np.array([np.corrcoef(np.roll(ranks[0], shift), ranks[1])[0, 1] for shift in range(len(both))])
     reached = np.abs(shifted) >= abs(shifted[0]) - 1e-12
     return float(shifted[0]), float(reached.mean()), len(both)
-
-
-def _pearson(one: Profile, other: Profile) -> float:
-    one, other = one - one.mean(), other - other.mean()
-    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
 
 
 def _require_numbers(table: pd.DataFrame, names: Sequence[str], maker: str) -> None:

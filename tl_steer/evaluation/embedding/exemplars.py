@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from ...arguments import checked
-from ...statistics import auc, share, wilson_interval
+from ...statistics import auc, share, standardised_difference, wilson_interval
 from .embedder import Embedder, unit_embeddings
 
 KINDS = ("positive", "negative")
@@ -46,7 +46,7 @@ def exemplar_accuracy(exemplars: Exemplars, *, embedder: Embedder | None = None)
         "accuracy_low": float(low),
         "accuracy_high": float(high),
         "auc": float(auc(*scores)),
-        "d_prime": _standardised_difference(*scores),
+        "d_prime": float(standardised_difference(*scores)),
     }
     return pd.DataFrame([result])
 
@@ -79,9 +79,3 @@ def _left_out(own: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"]) ->
     cosines = own @ own.T
     np.fill_diagonal(cosines, 0)
     return cosines.sum(1) / (len(own) - 1) - (own @ other.T).mean(1)
-
-
-def _standardised_difference(positive: Float[np.ndarray, " n"], negative: Float[np.ndarray, " m"]) -> float:
-    squares = sum(((kind - kind.mean()) ** 2).sum() for kind in (positive, negative))
-    pooled = np.sqrt(squares / (len(positive) + len(negative) - 2))
-    return float((positive.mean() - negative.mean()) / pooled) if pooled > 0 else np.nan
