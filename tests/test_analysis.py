@@ -306,6 +306,8 @@ def test_projections_refuse_vectors_that_do_not_fit():
         projections(pairs, vectors_for(pairs, np.ones((1, 2, 4))))
     with pytest.raises(ValueError, match="length zero"):
         projections(pairs, vectors_for(pairs, 0 * good))
+    with pytest.raises(ValueError, match="no pairs to project"):
+        projections(pairs.subset([]), vectors_for(pairs, good))
     second = paired(*np.ones((2, 3, 1, 4)), layers=(1,))
     with pytest.raises(ValueError, match="no layer in common"):
         projections(second, vectors_for(second, good, layers=(0,)))

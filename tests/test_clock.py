@@ -261,6 +261,11 @@ def test_the_index_counts_unpadded_places():
         assert [prompt.ids for prompt in clock.prompts] == [(0, 3, 4, 1), (1, 1)]
 
 
+def test_a_prompt_of_fewer_tokens_than_none_is_refused():
+    with pytest.raises(ValueError, match=r"prompt_lengths has -1: give how many tokens"):
+        Clock(MODEL, prompt_lengths=[3, -1])
+
+
 def test_other_numbers_of_prompts_than_rows_are_refused():
     with pytest.raises(ValueError, match="2 rows, but 3 prompts were given"):
         selected_while(

@@ -14,7 +14,7 @@ import pytest
 from tl_steer import plots
 from tl_steer.plots import template
 from tl_steer.plots.cells import layer_places, panels_of
-from tl_steer.plots.labels import LONGEST, escape, levels, number, require_columns, wrapped
+from tl_steer.plots.labels import LONGEST, counted, escape, levels, number, require_columns, wrapped
 from tl_steer.plots.multiplier_lines import control_lines, multiplier_axis
 
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
@@ -181,6 +181,40 @@ def test_a_table_without_a_column_or_without_rows_is_refused_by_name(name, fixtu
         draw(table.drop(columns=column))
     with pytest.raises(ValueError, match=rf"plots\.{name}.*without rows.*{maker}"):
         draw(table.iloc[:0])
+
+
+@pytest.mark.parametrize(
+    ("name", "fixture", "column"),
+    [
+        ("separation", "separated", "folds"),
+        ("pca", "components", "PC1"),
+        ("pca", "components", "explained_2"),
+        ("effectiveness", "pooled", "accuracy_low"),
+    ],
+)
+def test_text_where_a_figure_needs_numbers_is_refused(name, fixture, column, request):
+    table = request.getfixturevalue(fixture)
+    table = table.assign(**{column: table[column].astype(object)})
+    table.loc[table.index[0], column] = "1"
+    with pytest.raises(
+        ValueError, match=rf"plots\.{name}: the column '{column}' has '1' where numbers belong"
+    ):
+        getattr(plots, name)(table)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ([3, 5, 4], "3 to 5 pairs"),
+        ([1.0, np.nan], "1 pair"),
+        ([2.0, 2], "2 pairs"),
+        ([0.5], "0.5 pairs"),
+        ([pd.NA], "no pairs"),
+        ([12345678], "12345678 pairs"),
+    ],
+)
+def test_how_many_is_told_as_it_is(counts, told):
+    assert counted(counts, "pair") == told
 
 
 @pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)

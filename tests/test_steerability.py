@@ -418,6 +418,11 @@ def test_a_slope_histogram_has_a_panel_for_each_value_of_a_factor_and_hovers_wit
     assert "&lt;b&gt;loud&lt;/b&gt; prompt" in hovers
 
 
+def test_an_interval_of_no_draws_is_refused():
+    with pytest.raises(ValueError, match=r"resamples=-1: an interval needs one draw or more"):
+        steerability(steered(n=12), resamples=-1)
+
+
 def test_figures_refuse_what_they_cannot_show():
     table = steered(n=12)
     found, lines = steerability(table), prompt_slopes(table)

@@ -39,6 +39,10 @@ def wrong_calls(folder):
         return lambda: ts.SteeringVectors(**{**fields, "layers": v.layers, **changes})
 
     return {
+        "without_factors(names=[None])": (
+            lambda: ts.without_factors(v, {"a": v}, names=[None]),
+            "str, Sequence[str] or None; got [None]",
+        ),
         "sweep(multipliers=.1)": (sweep(multipliers=0.1), "in a list: [0.1]"),
         "sweep(multipliers=['1'])": (sweep(multipliers=["1"]), "got ['1']"),
         "sweep(operations='add')": (sweep(operations="add"), "in a list: ['add']"),

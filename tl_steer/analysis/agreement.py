@@ -1,6 +1,7 @@
 """How far vectors of the same pairs agree: halves, single pairs, methods, draws."""
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -32,7 +33,6 @@ METHODS: Mapping[str, Estimator] = {
 SLOW = (logistic_direction, lda_direction)
 FEWEST = 20  # draws of which a percentile is taken
 
-NO_METHODS = "no estimators given: give a mapping of names to estimators."
 
 Vectors = Float[np.ndarray, "layer d_hook"]
 Drawn = Float[np.ndarray, "draw layer"]
@@ -100,8 +100,8 @@ def agreement(
     reliability of test theory. It holds for cosines of means, since in many dimensions the noise of two
     halves is orthogonal, and twice (in squared length) that of the whole.
     """
-    pairs, methods = pairs_activations, dict(METHODS if estimators is None else estimators)
-    _require(pairs, methods, (splits, resamples, shuffles, slow_draws))
+    pairs, methods = pairs_activations, _named(estimators)
+    _require(pairs, (splits, resamples, shuffles, slow_draws))
     made = {name: estimator(pairs) for name, estimator in methods.items()}
     whole = {name: _values(vectors) for name, vectors in made.items()}
     others = _compared(pairs, whole).groupby(["method", "layer"])["cosine"].mean()
@@ -148,19 +148,23 @@ def method_agreement(
     (of the sides' means it is the difference times an inverse covariance). A low cosine with the mean
     difference says that such directions lie in the mean difference, not that either is wrong.
     """
-    methods = dict(METHODS if estimators is None else estimators)
-    if not methods:
-        raise ValueError(NO_METHODS)
-    whole = {name: _values(estimator(pairs_activations)) for name, estimator in methods.items()}
+    whole = {name: _values(made(pairs_activations)) for name, made in _named(estimators).items()}
     return _compared(pairs_activations, whole)
 
 
-def _require(pairs: PairedActivations, methods: Mapping[str, Estimator], counts: Sequence[int]) -> None:
+def _named(estimators: Mapping[str, Estimator] | None) -> dict[str, Estimator]:
+    methods = dict(METHODS if estimators is None else estimators)
+    if not methods:
+        raise ValueError("no estimators given: give a mapping of names to estimators.")
+    if halves := [name for name in methods if re.search("[\ud800-\udfff]", name)]:  # which no table takes
+        raise ValueError(f"the name {halves[0]!r:.60} has half of a surrogate pair, which is no character.")
+    return methods
+
+
+def _require(pairs: PairedActivations, counts: Sequence[int]) -> None:
     groups = len(set(group_numbers(pairs.factors)))
     if groups < 4:
         raise ValueError(f"{groups} groups of pairs: halves with exchanged sides need at least 4.")
-    if not methods:
-        raise ValueError(NO_METHODS)
     if min(counts) < 1:
         raise ValueError(
             f"splits, resamples, shuffles, slow_draws = {tuple(counts)}: give 1 or more of each."

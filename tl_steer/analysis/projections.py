@@ -28,7 +28,8 @@ def projections(
 
     Raises:
         ModelMismatchError: the vectors belong to another model.
-        ValueError: no layer in common, another hook, one vector a position, or a vector of length zero.
+        ValueError: no pairs, no layer in common, another hook, one vector a position, or a vector of length
+            zero.
 
     As it is (not centred), a row speaks of one activation alone, whatever else is in the table, and its
     projection is the number that `SetProjection` takes. What all activations share moves both sides alike, so
@@ -38,6 +39,8 @@ def projections(
     Projections of the pairs that the vectors were made from are flattering: `separation` holds pairs out.
     """
     shared = shared_layers(pairs_activations, vectors)
+    if not len(pairs_activations):
+        raise ValueError("no pairs to project: the activations are of none.")
     both = np.concatenate([side.double().numpy() for side in pairs_activations.sides()])
     directions = vectors.normalized()
     labels = side_labels(pairs_activations)

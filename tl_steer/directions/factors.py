@@ -1,6 +1,6 @@
 """Directions of what else varies among pairs (letter, truth, length), and a vector without them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,7 +74,7 @@ def without_factors(
     vectors: SteeringVectors,
     factors: Mapping[str, SteeringVectors] | PairedActivations,
     *,
-    names: str | Iterable[str] | None = None,
+    names: str | Sequence[str] | None = None,
 ) -> SteeringVectors:
     """The vectors with the directions of factors projected out, layer by layer.
 

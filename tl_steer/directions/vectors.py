@@ -74,12 +74,12 @@ class _Algebra:
         self._require_alike(other)
         return self._joined(other, self.values - other.values, "-")
 
-    def __mul__(self: VectorT, factor: Real) -> VectorT:
+    def __mul__(self: VectorT, factor: Any) -> VectorT:  # by a number; `_number` refuses others
         return replace(self, values=self.values * _number(factor))
 
     __rmul__ = __mul__
 
-    def __truediv__(self: VectorT, divisor: Real) -> VectorT:
+    def __truediv__(self: VectorT, divisor: Any) -> VectorT:
         return self * (1 / _number(divisor))
 
     def __neg__(self: VectorT) -> VectorT:

@@ -89,12 +89,14 @@ def steerability(
         r_squared: the median of the prompts'. NaN where none has one.
 
     Raises:
-        ValueError: as for `prompt_slopes`, or `by` names an outcome or a result.
+        ValueError: as for `prompt_slopes`, no resamples, or `by` names an outcome or a result.
 
     A control's sign is arbitrary: compare with its slope's size, and with both `wrong` and 1 − `wrong`.
     Source of the interval: Hesterberg 2015, The American Statistician 69, section 4: percentiles further out,
     by as much as Student's t interval is wider than one from a normal distribution and the variance over n.
     """
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: an interval needs one draw or more.")
     by = factors_of(table, by, RESULTS)
     slopes = prompt_slopes(table, toward=toward)
     keys = list(dict.fromkeys([*LINE, "toward", *by]))

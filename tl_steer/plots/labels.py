@@ -23,7 +23,14 @@ NUMBERS = {
     "split_half", "win_rate", "value", "low", "high", "naive", "honest", "optimism", "share", "spread",
     "kurtosis", "half", "place",
 }  # fmt: skip
-TEXTS = {"vector", "operation", "layers", "hook", "toward"}
+# Names that factors may have too: numbers where a figure is drawn of them.
+NEEDED_NUMBERS = {
+    "PC", "again", "between", "blank", "component", "cone", "consistent", "control_effect", "controls",
+    "decided", "disagreeing", "distinct", "folds", "identical", "multipliers", "n_noise", "n_signal", "pairs",
+    "passages", "projection_rank", "reliability", "single", "split_half_null", "ties", "units",
+    "unreadable", "unsteered", "words", "wrong",
+}  # fmt: skip
+TEXTS = {"vector", "operation", "layers", "hook", "token", "toward"}
 LONGEST = 600  # characters of a prompt in a hover; a longer one keeps its two ends
 
 
@@ -50,26 +57,26 @@ def wrapped(text: object) -> str:
     return "<br>".join(escape(line) for line in lines)
 
 
-def number(value: float | int, digits: int = 3) -> str:
-    """A number to some significant digits, "–" where there is none."""
+def number(value: Any, digits: int = 3) -> str:
+    """A table's number to some significant digits, "–" where there is none."""
     return "–" if pd.isna(value) else f"{value:.{digits}g}".replace("-", "−")
 
 
-def signed(value: float | int) -> str:
+def signed(value: Any) -> str:
     """A multiplier with its sign, "+8" or "−0.5"."""
     return f"{value:+g}".replace("-", "−")
 
 
-def interval(value: float | int, low: float | int, high: float | int) -> str:
+def interval(value: Any, low: Any, high: Any) -> str:
     """A number with its interval, "0.87 [0.77, 0.93]"."""
     return f"{number(value)} [{number(low)}, {number(high)}]"
 
 
-def counted(numbers: Iterable[int], noun: str) -> str:
-    """How many, "60 prompts", or "58 to 60 prompts" where they differ."""
-    numbers = [int(count) for count in numbers]
-    low, high = min(numbers), max(numbers)
-    return f"{low if low == high else f'{low} to {high}'} {noun if high == 1 else noun + 's'}"
+def counted(numbers: Iterable[Any], noun: str) -> str:
+    """How many, "60 prompts", or "58 to 60 prompts" where they differ; "no prompts" of none."""
+    known = [f"{count:.12g}" for count in sorted(each for each in numbers if not pd.isna(each))] or ["no"]
+    low, high = known[0], known[-1]
+    return f"{low if low == high else f'{low} to {high}'} {noun if high == '1' else noun + 's'}"
 
 
 def levels(values: pd.Series) -> list[str]:
@@ -135,8 +142,9 @@ def require_columns(
         if not table[name].map(lambda each: isinstance(each, str)).all():
             raise ValueError(f"plots.{figure}: the column {name!r} must be text in every row.")
     for name in table.columns:
-        plain = name.removesuffix("_low").removesuffix("_high")
-        if plain in NUMBERS and (wrong := _no_numbers(table[name])):
+        plain = name.removesuffix("_low").removesuffix("_high").rstrip("0123456789").removesuffix("_")
+        is_number = plain in NUMBERS or (name in columns and plain in NEEDED_NUMBERS)
+        if is_number and (wrong := _no_numbers(table[name])):
             raise ValueError(
                 f"plots.{figure}: the column {name!r} has {wrong[0]!r:.60} where numbers belong: "
                 f"give it the table that {maker} makes."

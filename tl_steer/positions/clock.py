@@ -182,6 +182,8 @@ def _told_prompts(
         numbers = [None] * len(prompts) if numbers is None else numbers
         given = zip(prompts, numbers, strict=True)
         return [PromptTokens(len(ids), tuple(ids), tokenizer, number) for ids, number in given]
+    if wrong := [length for length in lengths or () if length < 0]:
+        raise ValueError(f"prompt_lengths has {wrong[0]}: give how many tokens each row's prompt has.")
     return [PromptTokens(int(length)) for length in lengths or ()]
 
 
