@@ -6,6 +6,7 @@ where a number or a list of Python's is wanted.
 
 import functools
 import inspect
+import re
 import reprlib
 import types
 import typing
@@ -32,6 +33,17 @@ def checked(public: Checked) -> Checked:
         public.__init__ = _checking(public.__init__, public.__name__)
         return public
     return _checking(public, public.__qualname__.removesuffix(".__getitem__"))
+
+
+def holds_numbers(column: pd.Series) -> bool:
+    """Whether a table's column is one of numbers alone; true and false are none."""
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def require_characters(text: str, what: str) -> None:
+    """Raise `ValueError` for half of a surrogate pair, which no tokenizer, table or file takes."""
+    if re.search("[\ud800-\udfff]", text):
+        raise ValueError(f"{what} {text!r:.60} has half of a surrogate pair, which is no character.")
 
 
 def _checking(function: Checked, name: str) -> Checked:

@@ -1,7 +1,6 @@
 """How far vectors of the same pairs agree: halves, single pairs, methods, draws."""
 
 import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -10,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ..activations import PairedActivations
-from ..arguments import checked
+from ..arguments import checked, require_characters
 from ..directions import (
     Estimator,
     SteeringVectors,
@@ -156,8 +155,8 @@ def _named(estimators: Mapping[str, Estimator] | None) -> dict[str, Estimator]:
     methods = dict(METHODS if estimators is None else estimators)
     if not methods:
         raise ValueError("no estimators given: give a mapping of names to estimators.")
-    if halves := [name for name in methods if re.search("[\ud800-\udfff]", name)]:  # which no table takes
-        raise ValueError(f"the name {halves[0]!r:.60} has half of a surrogate pair, which is no character.")
+    for name in methods:
+        require_characters(name, "the name")
     return methods
 
 

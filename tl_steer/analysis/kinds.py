@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from ..arguments import holds_numbers
+
 
 def require_kinds(table: pd.DataFrame, numbers: Iterable[str], *, maker: str) -> None:
     """Refuse a table with a column twice, or one of `numbers` that does not hold numbers alone.
@@ -18,6 +20,6 @@ def require_kinds(table: pd.DataFrame, numbers: Iterable[str], *, maker: str) ->
     """
     if twice := table.columns[table.columns.duplicated()].map(str).unique().tolist():
         raise ValueError(f"the table has several columns named {', '.join(twice)}: rename or drop some.")
-    wrong = [name for name in numbers if name in table and not pd.api.types.is_numeric_dtype(table[name])]
+    wrong = [name for name in numbers if name in table and not holds_numbers(table[name])]
     if wrong:
         raise ValueError(f"the columns {wrong} do not hold numbers alone: give the table that {maker} makes.")

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ..activations import Activations
-from ..arguments import checked
+from ..arguments import checked, holds_numbers
 from ..directions import SteeringVectors
 from ..statistics import t_interval, welch_interval
 from .along import along, shared_layers
@@ -205,7 +205,7 @@ def _require_traces(table: pd.DataFrame) -> None:
             "traces makes."
         )
     numbers = [name for name in wanted if name != "token"]
-    if wrong := [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]:
+    if wrong := [name for name in numbers if not holds_numbers(table[name])]:
         raise ValueError(f"the columns {wrong} do not hold numbers alone: give the table that traces makes.")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from ..arguments import checked
+from ..arguments import checked, holds_numbers
 from .tables import require_columns
 
 MEASURES = (
@@ -130,7 +130,7 @@ def _compared(known: pd.Series, sizes: pd.Series) -> tuple[float, float, int]:
 def _require_numbers(table: pd.DataFrame, names: Sequence[str], maker: str) -> None:
     require_columns(table, *names, maker=maker)
     numbers = [name for name in table if name in {*names, *MEASURES, "layer"} - {"vector", "layers"}]
-    if wrong := [name for name in numbers if not pd.api.types.is_numeric_dtype(table[name])]:
+    if wrong := [name for name in numbers if not holds_numbers(table[name])]:
         raise ValueError(f"the columns {wrong} do not hold numbers alone. Give the table of {maker}.")
     if "layer" in table and not (table["layer"] % 1 == 0).all():
         raise ValueError(

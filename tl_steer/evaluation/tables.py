@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Shaped
 
+from ..arguments import holds_numbers
 from ..prompts import group_numbers
 from ..seeds import generator
 from .reading import read_answer
@@ -111,11 +112,14 @@ def assembled(
     return table[["prompt_id", "prompt", *factors, *FIXED[2:]]]
 
 
-def require_columns(table: pd.DataFrame, *names: str, maker: str = "a sweep") -> None:
+def require_columns(
+    table: pd.DataFrame, *names: str, maker: str = "a sweep", numbers: Sequence[str] = ()
+) -> None:
     """Refuse a table that lacks columns, or whose columns are not what those of a sweep are.
 
     Args:
         maker: what makes such a table, for the message.
+        numbers: columns that must hold numbers, where they are there, beside those of a sweep.
 
     Raises:
         ValueError: names the missing ones, those that are there twice, and those with other kinds of values.
@@ -126,10 +130,10 @@ def require_columns(table: pd.DataFrame, *names: str, maker: str = "a sweep") ->
             f"the table lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table.columns))}. "
             f"Give the table of {maker}."
         )
-    _require_kinds(table)
+    _require_kinds(table, numbers)
 
 
-def _require_kinds(table: pd.DataFrame) -> None:
+def _require_kinds(table: pd.DataFrame, numbers: Sequence[str]) -> None:
     """Refuse a table with a column twice, numbers that are none, or a `control` other than true and false.
 
     Raises:
@@ -137,13 +141,15 @@ def _require_kinds(table: pd.DataFrame) -> None:
     """
     if twice := table.columns[table.columns.duplicated()].map(str).unique().tolist():
         raise ValueError(f"the table has several columns named {', '.join(twice)}: rename or drop some.")
-    for name, whole in NUMBERS.items():
+    for name, whole in (NUMBERS | dict.fromkeys(numbers, False)).items():
         if name in table and (wrong := _wrong_cells(table[name], whole)):
             kind = "0, 1 or missing" if whole else "numbers"
             raise ValueError(
                 f"the table's column {name!r} must be {kind}, and has {wrong[0]!r:.60}: give the table of a "
                 "sweep, read back from Parquet, which keeps the kinds (CSV does not)."
             )
+    if "prompt_id" in table and pd.api.types.infer_dtype(table["prompt_id"]).startswith("mixed"):
+        raise ValueError("the table's column 'prompt_id' must be numbers or texts, not both.")
     if "control" in table and not table["control"].map(lambda each: isinstance(each, bool | np.bool_)).all():
         raise ValueError("the table's column 'control' must be true or false in every row.")
 
@@ -152,7 +158,7 @@ def _wrong_cells(column: pd.Series, whole: bool) -> list[object]:
     """What is no number, or of whole ones neither 0 nor 1; missing cells are none of these."""
     present = column[column.notna()]
     others: list[object] = []
-    if not pd.api.types.is_numeric_dtype(present):
+    if not holds_numbers(present):
         others = [each for each in present if isinstance(each, bool) or not isinstance(each, Real)]
     return others or (present[~present.isin([0, 1])].tolist() if whole else [])
 

@@ -4,12 +4,11 @@ TransformerLens's `prepend_bos` is never used: it puts a BOS before text whose t
 second one before a chat prompt that already begins with it.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
-from ..arguments import checked
+from ..arguments import checked, require_characters
 from .backend import HookedModel
 
 Prompt = str | Sequence[int]
@@ -50,8 +49,7 @@ def encode(model: Any, text: str, bos: bool | None = None) -> list[int]:
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("this model has no tokenizer: give token ids, or load it with tokenizer=…")
-    if re.search("[\ud800-\udfff]", text):  # which no tokenizer takes
-        raise ValueError(f"the text {text!r:.60} has half of a surrogate pair, which is no character.")
+    require_characters(text, "the text")
     begins = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     ids = tokenizer(text, add_special_tokens=bos is None and not begins)["input_ids"]
     if bos is None or bos == begins:

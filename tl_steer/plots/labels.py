@@ -8,7 +8,10 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from ..arguments import holds_numbers
 
 WRAP = 72
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
@@ -30,7 +33,9 @@ NEEDED_NUMBERS = {
     "passages", "projection_rank", "reliability", "single", "split_half_null", "ties", "units",
     "unreadable", "unsteered", "words", "wrong",
 }  # fmt: skip
-TEXTS = {"vector", "operation", "layers", "hook", "token", "toward"}
+TEXTS = {"factor", "vector", "operation", "layers", "hook", "token", "toward"}
+WHOLE = {"layer", "component"}
+SOME = {"rank", "projection_rank"}  # whole numbers that not every row has
 LONGEST = 600  # characters of a prompt in a hover; a longer one keeps its two ends
 
 
@@ -141,10 +146,21 @@ def require_columns(
     for name in TEXTS & set(columns):
         if not table[name].map(lambda each: isinstance(each, str)).all():
             raise ValueError(f"plots.{figure}: the column {name!r} must be text in every row.")
+    if (
+        "control" in columns
+        and not table["control"].map(lambda each: isinstance(each, bool | np.bool_)).all()
+    ):
+        raise ValueError(f"plots.{figure}: the column 'control' must be true or false in every row.")
+    for name in WHOLE & set(columns):
+        if not pd.api.types.is_integer_dtype(table[name]) or table[name].isna().any():
+            raise ValueError(
+                f"plots.{figure}: the column {name!r} must be whole numbers in every row, and is "
+                f"{table[name].dtype}: give it as table.astype({{{name!r}: int}})."
+            )
     for name in table.columns:
         plain = name.removesuffix("_low").removesuffix("_high").rstrip("0123456789").removesuffix("_")
         is_number = plain in NUMBERS or (name in columns and plain in NEEDED_NUMBERS)
-        if is_number and (wrong := _no_numbers(table[name])):
+        if is_number and (wrong := _no_numbers(table[name].dropna() if plain in SOME else table[name])):
             raise ValueError(
                 f"plots.{figure}: the column {name!r} has {wrong[0]!r:.60} where numbers belong: "
                 f"give it the table that {maker} makes."
@@ -152,10 +168,10 @@ def require_columns(
 
 
 def _no_numbers(column: pd.Series) -> list[object]:
-    """What in a column is no number; missing ones are."""
-    if pd.api.types.is_numeric_dtype(column):
+    """What in a column is no number; NaN is one, other words for what is missing are not."""
+    if holds_numbers(column) and not (pd.api.types.is_extension_array_dtype(column) and column.isna().any()):
         return []
-    return [each for each in column[column.notna()] if isinstance(each, bool) or not isinstance(each, Real)]
+    return [each for each in column if isinstance(each, bool | np.bool_) or not isinstance(each, Real)]
 
 
 def start_of(available: Sequence[str], layer: int | str | None) -> int:

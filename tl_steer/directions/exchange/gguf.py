@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ...arguments import checked
+from ...arguments import checked, require_characters
 from ...models import HookedModel, identify
 from ...writing import atomic
 from ..metadata import describe, parsed, restore
@@ -52,6 +52,7 @@ def save_gguf(
     """
     from gguf import GGUFWriter
 
+    require_characters(model_hint or "", "model_hint")
     rows = rows_for(vectors, "a GGUF control vector", force=force)
     if 0 in rows:
         raise ValueError(

@@ -31,7 +31,7 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
 
     A passage counts once, however long it is, and one without a value (NaN) not at all.
     """
-    require_columns(table, "prompt_id", *CELL, "dose", maker="damage or text_damage")
+    require_columns(table, "prompt_id", *CELL, "dose", maker="damage or text_damage", numbers=AVERAGED)
     by = factors_of(table, by, {"n", "perplexity", *AVERAGED})
     measures = [name for name in AVERAGED if name in table]
     if not measures:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from ...arguments import require_characters
+
 # What each recorded answer is called in a table, and the sign of its multiplier.
 ANSWERS = {
     "answer_pos": ("add", 1),
@@ -149,8 +151,7 @@ def _text(holder: Mapping[str, Any], key: str, name: str) -> str:
     text = holder[key]
     if not isinstance(text, str):
         raise ValueError(f"{name} has {key!r} that must be text, not {_kind(text)}.")
-    if re.search("[\ud800-\udfff]", text):  # which no table could be written with
-        raise ValueError(f"{name} has {key!r} with half of a surrogate pair, which is no character.")
+    require_characters(text, f"{name} in {key!r}:")
     return text
 
 
