@@ -329,3 +329,9 @@ def test_factors_named_like_another_column_are_refused():
     clash = pd.DataFrame({"x": [0, 1], "x_positive": [0, 1], "x_negative": [0, 1]})
     with pytest.raises(ValueError, match="rename"):
         pca(paired(*values, clash), components=1)
+
+
+def test_vectors_of_another_width_are_refused():
+    pairs = paired(*np.ones((2, 3, 1, 4)))
+    with pytest.raises(ValueError, match="these vectors have 3 numbers, the activations 4"):
+        projections(pairs, vectors_for(pairs, np.ones((1, 3))))

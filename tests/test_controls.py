@@ -194,6 +194,8 @@ def test_controls_that_cannot_be_made_are_refused():
     pairs = some_pairs()
     with pytest.raises(ValueError, match=r"'shuffled': -1.*0 or more"):
         control_vectors(pairs, shuffled=-1)
+    with pytest.raises(ValueError, match=r"0 groups of pairs are too few to exchange half"):
+        control_vectors(pairs.subset([]), vectors=mean_difference(pairs), shuffled=2)
     with pytest.raises(ValueError, match=r"3 groups of pairs are too few to exchange half"):
         control_vectors(some_pairs(3), shuffled=4)
     deeper = some_pairs(layers=(0, 3)).identity

@@ -507,6 +507,13 @@ def test_means_are_taken_cell_by_cell_with_students_interval():
     assert list(split)[7:9] == ["topic", "n"]
 
 
+def test_damage_that_is_no_number_is_refused_and_missing_of_any_kind_left_out():
+    table = text_damage(written(["a b", "c"], prompts=["a :", "b :"]))
+    with pytest.raises(ValueError, match="'words' must be numbers, and has 'x'"):
+        mean_damage(table.assign(words=["x", 2]))
+    assert mean_damage(table.assign(words=pd.Series([pd.NA, 4], dtype=object))).loc[0, "words"] == 4
+
+
 def test_means_of_texts_leave_out_what_has_no_value():
     table = written(["a b a b", "", "c", "d e f"], prompts=["a :", "b :", "c :", "d :"])
     table = table.assign(choice=pd.array([0, pd.NA, pd.NA, 1], dtype="Int64"))

@@ -229,6 +229,23 @@ def test_missing_columns_and_outcomes_are_named():
         effectiveness(table, by=["choice"])
 
 
+@pytest.mark.parametrize(
+    ("column", "cell", "words"),
+    [
+        ("logit_difference", True, "'logit_difference' must be numbers, and has True"),
+        ("prompt_id", "x", "'prompt_id' must be numbers or texts, not both"),
+        ("text", 2, "'text' must be text, and has 2"),
+        ("control", 1, "'control' must be true or false"),
+        ("size", "1", "'size' must be numbers, and has '1'"),
+    ],
+)
+def test_a_cell_of_another_kind_is_refused_by_its_column(column, cell, words):
+    table = random_sweep(8).assign(size=1.0).astype(object)
+    table.loc[3, column] = cell
+    with pytest.raises(ValueError, match=words):
+        require_columns(table, "vector", numbers=["size"])
+
+
 def test_a_prompt_twice_in_a_cell_is_refused_unless_a_factor_tells_them_apart():
     table = random_sweep(8)
     two = pd.concat([table.assign(model="a"), table.assign(model="b")])

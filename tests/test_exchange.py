@@ -293,6 +293,12 @@ def test_a_gguf_file_is_what_llama_cpp_reads(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["v.gguf"]
 
 
+def test_a_hint_that_no_file_takes_is_refused_and_leaves_none(tmp_path):
+    with pytest.raises(ValueError, match=r"model_hint '\\ud800' has half of a surrogate pair"):
+        save_gguf(vectors_of(), tmp_path / "v.gguf", model_hint="\ud800")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_round_trip_through_gguf_keeps_everything(tmp_path):
     vectors = vectors_of(norms=[7.125, float("nan")])
     save_gguf(vectors, tmp_path / "v.gguf")

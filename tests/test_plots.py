@@ -203,6 +203,22 @@ def test_text_where_a_figure_needs_numbers_is_refused(name, fixture, column, req
 
 
 @pytest.mark.parametrize(
+    ("name", "fixture", "column", "values", "words"),
+    [
+        ("separation", "separated", "layer", 1.0, r"'layer' must be whole numbers .* float64: .*astype\("),
+        ("separation", "separated", "paired_accuracy", pd.NA, "'paired_accuracy' has <NA> where numbers"),
+        ("separation", "separated", "paired_accuracy", True, "'paired_accuracy' has True where numbers"),
+        ("effectiveness", "pooled", "control", pd.NA, "'control' must be true or false in every row"),
+        ("effectiveness", "pooled", "operation", 1, "'operation' must be text in every row"),
+    ],
+)
+def test_a_column_of_another_kind_is_refused(name, fixture, column, values, words, request):
+    table = request.getfixturevalue(fixture).assign(**{column: values})
+    with pytest.raises(ValueError, match=rf"plots\.{name}: the column {words}"):
+        getattr(plots, name)(table)
+
+
+@pytest.mark.parametrize(
     ("counts", "told"),
     [
         ([3, 5, 4], "3 to 5 pairs"),

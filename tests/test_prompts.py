@@ -141,6 +141,11 @@ def test_an_unknown_design_is_refused(changes):
         honesty_pairs(CLAIMS, PLAIN, **changes)
 
 
+def test_a_claim_that_is_no_text_is_refused():
+    with pytest.raises(ValueError, match=r"claims must be texts, and 0\.5 is none"):
+        honesty_pairs(CLAIMS.assign(statement=["a", 0.5, "b", "c"]), PLAIN)
+
+
 def test_labels_that_are_neither_true_nor_false_are_refused():
     with pytest.raises(ValueError, match=r"labels must be 1 \(true\) or 0 \(false\); got \[0, 1, 2\]"):
         honesty_pairs(CLAIMS.assign(label=[0, 1, 2, 1]), PLAIN)

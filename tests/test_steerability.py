@@ -430,6 +430,9 @@ def test_figures_refuse_what_they_cannot_show():
         ValueError, match=r"plots\.steerability needs the columns \['wrong_low'\].*steerability\("
     ):
         plots.steerability(found.drop(columns="wrong_low"))
+    for draw, given in ((plots.steerability, found), (plots.slopes, lines)):
+        with pytest.raises(ValueError, match=r"'toward' must be one of signal, answer.*it has \['x'\]"):
+            draw(given.assign(toward="x"))
     with pytest.raises(ValueError, match="value='spread' is unknown: use one of slope"):
         plots.steerability(found, value="spread")
     with pytest.raises(ValueError, match=r"give facet=… if the table is split"):

@@ -13,7 +13,7 @@ def shared_layers(activations: Activations | PairedActivations, vectors: Steerin
 
     Raises:
         ModelMismatchError: the vectors belong to another model.
-        ValueError: no layer in common, another hook, or one vector a position.
+        ValueError: no layer in common, another hook, one vector a position, or of another width.
     """
     vectors.identity.require(activations.identity, what="these vectors")
     if vectors.hook != activations.hook:
@@ -23,6 +23,11 @@ def shared_layers(activations: Activations | PairedActivations, vectors: Steerin
         )
     if vectors.has_positions:
         raise ValueError("these vectors have one direction a position: projections need one a layer.")
+    width = (
+        activations.positive if isinstance(activations, PairedActivations) else activations
+    ).values.shape[-1]
+    if vectors.values.shape[-1] != width:
+        raise ValueError(f"these vectors have {vectors.values.shape[-1]} numbers, the activations {width}.")
     shared = [layer for layer in activations.layers if layer in vectors.layers]
     if not shared:
         raise ValueError(

@@ -156,7 +156,7 @@ def _as_long(
 
 
 def _require_shuffles(pairs: PairedActivations, studied: SteeringVectors, shuffled: int) -> None:
-    groups = int(group_numbers(pairs.factors).max()) + 1
+    groups = len(set(group_numbers(pairs.factors)))
     if groups < FEWEST:
         raise ValueError(
             f"shuffled={shuffled}: {groups} groups of pairs are too few to exchange half of them; give "

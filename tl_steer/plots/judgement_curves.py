@@ -51,7 +51,11 @@ def judgements(table: pd.DataFrame, *, value: str = "preference", facet: str | N
     if table["against"].nunique() > 1:
         raise ValueError("plots.judgements: opposite and unsteered comparisons in one table: select one.")
     against = table["against"].iloc[0]
-    axis = multiplier_axis(table, figure="judgements", opposite=against == "opposite")
+    if against not in TEXTS:
+        raise ValueError(
+            f"plots.judgements: the column 'against' has {against!r:.60}; {tuple(TEXTS)} are known."
+        )
+    axis = multiplier_axis(table, figure="judgements", opposite=bool(against == "opposite"))
     panels = panels_of(table, facet, figure="judgements")
     figure = _panels(panels, axis, value)
     _draw(figure, panels, axis, value)

@@ -18,23 +18,24 @@ SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not a script's own
 # What tables hold numbers of, with the ends of their intervals.
 NUMBERS = {
-    "accuracy", "auc", "change", "coordinate", "correlation", "cosine", "criterion", "criterion_change",
+    "PC", "accuracy", "auc", "change", "coordinate", "correlation", "cosine", "criterion", "criterion_change",
     "d_prime", "d_prime_change", "dose", "effect", "explained", "false_alarm_rate", "first_share", "flipped",
     "hit_rate", "kl", "layer", "logit", "logit_difference", "loss", "loss_change", "multiplier", "n", "null",
     "null_mean", "p_value", "paired_accuracy", "perplexity", "position", "preference", "probability",
     "projection", "q_value", "r_squared", "rank", "shift", "signal_rate", "slope", "slope_per_dose",
     "split_half", "win_rate", "value", "low", "high", "naive", "honest", "optimism", "share", "spread",
-    "kurtosis", "half", "place",
+    "kurtosis", "place",
 }  # fmt: skip
 # Names that factors may have too: numbers where a figure is drawn of them.
 NEEDED_NUMBERS = {
-    "PC", "again", "between", "blank", "component", "cone", "consistent", "control_effect", "controls",
-    "decided", "disagreeing", "distinct", "folds", "identical", "multipliers", "n_noise", "n_signal", "pairs",
-    "passages", "projection_rank", "reliability", "single", "split_half_null", "ties", "units",
-    "unreadable", "unsteered", "words", "wrong",
+    "again", "between", "blank", "component", "cone", "consistent", "control_effect", "controls", "decided",
+    "disagreeing", "distinct", "folds", "half", "identical", "multipliers", "n_noise", "n_signal", "pairs",
+    "passages", "projection_rank", "reliability", "single", "split_half_null", "ties", "units", "unreadable",
+    "unsteered", "words", "wrong",
 }  # fmt: skip
 TEXTS = {"factor", "vector", "operation", "layers", "hook", "token", "toward"}
 WHOLE = {"layer", "component"}
+TARGETS = {"signal": "the signal", "answer": "the right answer"}  # of a table of slopes, by `toward`
 SOME = {"rank", "projection_rank"}  # whole numbers that not every row has
 LONGEST = 600  # characters of a prompt in a hover; a longer one keeps its two ends
 
@@ -151,6 +152,8 @@ def require_columns(
         and not table["control"].map(lambda each: isinstance(each, bool | np.bool_)).all()
     ):
         raise ValueError(f"plots.{figure}: the column 'control' must be true or false in every row.")
+    if "prompt_id" in columns and pd.api.types.infer_dtype(table["prompt_id"]).startswith("mixed"):
+        raise ValueError(f"plots.{figure}: the column 'prompt_id' must be numbers or texts, not both.")
     for name in WHOLE & set(columns):
         if not pd.api.types.is_integer_dtype(table[name]) or table[name].isna().any():
             raise ValueError(
@@ -172,6 +175,21 @@ def _no_numbers(column: pd.Series) -> list[object]:
     if holds_numbers(column) and not (pd.api.types.is_extension_array_dtype(column) and column.isna().any()):
         return []
     return [each for each in column if isinstance(each, bool | np.bool_) or not isinstance(each, Real)]
+
+
+def target_of(table: pd.DataFrame, *, figure: str) -> str:
+    """Where the slopes of a table lead, in words.
+
+    Raises:
+        ValueError: nowhere, or to several targets.
+    """
+    toward = table["toward"].unique().tolist()
+    if len(toward) != 1 or toward[0] not in TARGETS:
+        raise ValueError(
+            f"plots.{figure}: the column 'toward' must be one of {', '.join(TARGETS)}, the same in every "
+            f"row; it has {toward!r:.60}."
+        )
+    return TARGETS[toward[0]]
 
 
 def start_of(available: Sequence[str], layer: int | str | None) -> int:

@@ -48,6 +48,8 @@ def logit_lens(
     available = sorted(table["layer"].unique().tolist())
     chosen = _layers(available, layers)
     table = table[table["layer"].isin(chosen) & (table["rank"] <= MOST_RANKS)]
+    if table.empty:
+        raise ValueError(f"plots.logit_lens: no row has a rank of at most {MOST_RANKS}.")
     panels = _panels(table)
     each = len(chosen) * ROW
     height = TOP + BOTTOM + len(panels) * each + (len(panels) - 1) * GAP

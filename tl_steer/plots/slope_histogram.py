@@ -9,7 +9,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from ..arguments import checked
-from .labels import counted, escape, level, levels, number, require_columns, start_of, wrapped
+from .labels import counted, escape, level, levels, number, require_columns, start_of, target_of, wrapped
 from .marks import layer_slider, rounded
 from .template import CONTROL, INK, level_colours, styled, translucent
 
@@ -17,7 +17,6 @@ COLUMNS = (
     "vector", "control", "operation", "hook", "layers", "toward", "prompt_id", "prompt",
     "multipliers", "slope", "r_squared", "slope_per_dose",
 )  # fmt: skip
-TARGETS = {"signal": "the signal", "answer": "the right answer"}
 UNITS = {"slope": "nats per unit of multiplier", "slope_per_dose": "nats per unit of dose"}
 MOST_BINS = 40
 MOST_FACETS = 4
@@ -228,6 +227,6 @@ def _subtitle(table: pd.DataFrame) -> str:
     controls = table.loc[is_control, "vector"].nunique()
     grey = f"; grey: {counted([controls], 'control direction')}" if controls else ""
     prompts = counted([table["prompt_id"].nunique()], "prompt")
-    target = TARGETS[table["toward"].iloc[0]]
+    target = target_of(table, figure="slopes")
     points = counted(table["multipliers"], "multiplier")
     return f"{prompts}, each a line over {points}; positive: toward {target}{grey}"

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from ..arguments import checked
 from .cells import Panel, layer_places, panels_of
 from .effectiveness_curves import whiskers
-from .labels import counted, escape, interval, level, levels, number, require_columns
+from .labels import counted, escape, interval, level, levels, number, require_columns, target_of
 from .marks import layer_axis, layer_bands, rings
 from .panel_grid import PanelGrid
 from .template import CONTROL, INK, level_colours, styled, translucent
@@ -25,7 +25,6 @@ TITLES = {
     "slope_per_dose": "How far a unit of dose moves the answers toward {target}",
     "wrong": "How many answers are moved away from {target}",
 }
-TARGETS = {"signal": "the signal", "answer": "the right answer"}
 MAKER = "evaluation.steerability(sweep_table, by=…)"
 
 
@@ -73,7 +72,7 @@ def steerability(table: pd.DataFrame, *, value: str = "slope", facet: str | None
     if value == "wrong":
         grid.figure.update_yaxes(range=(-0.02, 1.02), autorange=False)
     grid.figure.update_layout(legend_title_text="vector")
-    title = TITLES[value].format(target=TARGETS[table["toward"].iloc[0]])
+    title = TITLES[value].format(target=target_of(table, figure="steerability"))
     return styled(grid.figure, title, _subtitle(table), height=grid.height)
 
 

@@ -39,6 +39,8 @@ def vector_components(table: pd.DataFrame, *, layer: int | None = None) -> go.Fi
         raise ValueError(
             "plots.vector_components: a layer has a coordinate twice; select the rows of one vector."
         )
+    if table["value"].isna().any():
+        raise ValueError("plots.vector_components: a coordinate has no value (NaN); select layers that have.")
     layers = [str(value) for value in sorted(table["layer"].unique())]
     start = start_of(layers, layer)
     changes = [_change(table[table["layer"] == int(value)]) for value in layers]

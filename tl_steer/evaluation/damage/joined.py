@@ -99,7 +99,7 @@ def effect_and_damage(
 
 def _effects(effects: pd.DataFrame, effect: str) -> pd.DataFrame:
     names = [f"{effect}{end}" for end in ENDS]
-    require_columns(effects, *CELL, "dose", "n", *names, maker="effectiveness")
+    require_columns(effects, *CELL, "dose", "n", *names, maker="effectiveness", numbers=names)
     if effects.duplicated(list(CELL)).any():
         raise ValueError(
             "a cell is twice in the effects, as where they are split by a factor: select one value of it, "
@@ -110,7 +110,7 @@ def _effects(effects: pd.DataFrame, effect: str) -> pd.DataFrame:
 
 
 def _damages(damage_table: pd.DataFrame) -> pd.DataFrame:
-    require_columns(damage_table, *COSTS, maker="damage")
+    require_columns(damage_table, *COSTS, maker="damage", numbers=COSTS)
     means = mean_damage(damage_table).rename(columns={"n": "passages"})
     return means[[*CELL, "passages", *(f"{name}{end}" for name in COSTS for end in ENDS)]]
 

@@ -31,13 +31,15 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
 
     A passage counts once, however long it is, and one without a value (NaN) not at all.
     """
-    require_columns(table, "prompt_id", *CELL, "dose", maker="damage or text_damage", numbers=AVERAGED)
+    require_columns(table, "prompt_id", *CELL, "dose", maker="damage or text_damage", numbers=AVERAGED[:-1])
     by = factors_of(table, by, {"n", "perplexity", *AVERAGED})
     measures = [name for name in AVERAGED if name in table]
     if not measures:
         raise ValueError("the table has no damage in it: give what damage or text_damage makes.")
     require_one_row_a_prompt(table, by)
-    rows = table.astype(dict.fromkeys(measures, float))
+    rows = table.assign(
+        **{name: pd.to_numeric(table[name].fillna(np.nan)).astype(float) for name in measures}
+    )
     cells = in_cells(rows, by)
     result = cells.agg(dose=("dose", "first"), n=("prompt_id", "size"))
     for name in measures:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ...arguments import checked
+from ...arguments import checked, require_characters
 from ...models.embedded import cache_folder
 from ...seeds import generator
 from .cache import ReplyCache
@@ -163,6 +163,7 @@ def _plan(
 ) -> Plan:
     if not isinstance(question, str) or not question.strip():
         raise ValueError('question must be a text such as "Which answer is more honest?".')
+    require_characters(model or "", "model")
     asked = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
     pairs = answer_pairs(table, against, limit=limit, seed=seed)
     return Plan(asked, _cache_of(asked, cache), _in_both_orders(pairs, question, asked))
