@@ -236,6 +236,8 @@ def test_what_a_card_cannot_be_made_of_is_refused():
         agreement(pairs, estimators={})
     with pytest.raises(ValueError, match="no estimators given"):
         method_agreement(pairs, estimators={})
+    with pytest.raises(TypeError, match=r"len returned int: an estimator must return SteeringVectors"):
+        method_agreement(pairs, estimators={"a": len})
     with pytest.raises(ValueError, match=r"'\\ud800' has half of a surrogate pair"):
         method_agreement(pairs, estimators={"a": mean_difference, "\ud800": mean_difference})
     with pytest.raises(ValueError, match=r"\(0, 200, 100, 5\): give 1 or more"):

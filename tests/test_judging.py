@@ -229,6 +229,8 @@ def test_judge_refuses_what_it_cannot_compare():
         ask(table.drop(columns=["prompt", "text"]), truthful)
     with pytest.raises(ValueError, match=r"\['question'\] are what a judge adds"):
         ask(table.assign(question="mine"), truthful)
+    with pytest.raises(ValueError, match=r"question '\\ud800' has half of a surrogate pair"):
+        ts.judge(table, "\ud800", client=truthful)
     with pytest.raises(ValueError, match="question must be a text"):
         ts.judge(table, " ", client=truthful)
     with pytest.raises(TypeError, match="client is str"):

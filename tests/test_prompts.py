@@ -141,6 +141,12 @@ def test_an_unknown_design_is_refused(changes):
         honesty_pairs(CLAIMS, PLAIN, **changes)
 
 
+def test_a_label_that_is_missing_is_refused():
+    labels = pd.array([0, None, 1, 1], dtype="Int64")
+    with pytest.raises(ValueError, match=r"labels must be 1 \(true\) or 0 \(false\); got \[0, <NA>, 1\]"):
+        honesty_pairs(CLAIMS.assign(label=labels), PLAIN)
+
+
 def test_a_claim_that_is_no_text_is_refused():
     with pytest.raises(ValueError, match=r"claims must be texts, and 0\.5 is none"):
         honesty_pairs(CLAIMS.assign(statement=["a", 0.5, "b", "c"]), PLAIN)

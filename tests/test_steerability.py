@@ -423,6 +423,12 @@ def test_an_interval_of_no_draws_is_refused():
         steerability(steered(n=12), resamples=-1)
 
 
+def test_rows_of_several_tables_put_together_are_drawn_as_those_of_one():
+    found = steerability(steered(n=12))
+    again = found.set_index(pd.Index([0] * len(found)))
+    assert plots.steerability(again).to_json() == plots.steerability(found).to_json()
+
+
 def test_figures_refuse_what_they_cannot_show():
     table = steered(n=12)
     found, lines = steerability(table), prompt_slopes(table)

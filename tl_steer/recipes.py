@@ -4,7 +4,7 @@ from typing import Any
 
 from .arguments import checked
 from .capture import capture, capture_pairs
-from .directions import Estimator, SteeringVectors, digest_of, mean_difference
+from .directions import Estimator, SteeringVectors, apply_estimator, digest_of, mean_difference
 from .engine import Memory
 from .models import HookedModel, Layers, tokenize
 from .positions import Positions, all_tokens
@@ -36,7 +36,7 @@ def vectors_from_pairs(
     Raises what `capture` and the estimator do.
     """
     options = {"positions": positions, "layers": layers, "hook": hook, "reuse": reuse, "memory": memory}
-    return estimator(capture_pairs(model, pairs, **options))
+    return apply_estimator(estimator, capture_pairs(model, pairs, **options))
 
 
 @checked

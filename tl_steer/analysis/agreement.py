@@ -13,6 +13,7 @@ from ..arguments import checked, require_characters
 from ..directions import (
     Estimator,
     SteeringVectors,
+    apply_estimator,
     lda_direction,
     logistic_direction,
     mean_difference,
@@ -101,7 +102,7 @@ def agreement(
     """
     pairs, methods = pairs_activations, _named(estimators)
     _require(pairs, (splits, resamples, shuffles, slow_draws))
-    made = {name: estimator(pairs) for name, estimator in methods.items()}
+    made = {name: apply_estimator(estimator, pairs) for name, estimator in methods.items()}
     whole = {name: _values(vectors) for name, vectors in made.items()}
     others = _compared(pairs, whole).groupby(["method", "layer"])["cosine"].mean()
     difference = np.subtract(*(side.double().numpy() for side in pairs.sides()))
@@ -147,7 +148,9 @@ def method_agreement(
     (of the sides' means it is the difference times an inverse covariance). A low cosine with the mean
     difference says that such directions lie in the mean difference, not that either is wrong.
     """
-    whole = {name: _values(made(pairs_activations)) for name, made in _named(estimators).items()}
+    whole = {
+        name: _values(apply_estimator(each, pairs_activations)) for name, each in _named(estimators).items()
+    }
     return _compared(pairs_activations, whole)
 
 
@@ -215,7 +218,7 @@ def _resampled_cosines(
 
 
 def _of(pairs: PairedActivations, estimator: Estimator, rows: Int[np.ndarray, " row"]) -> Vectors:
-    return _values(estimator(pairs.subset(rows.tolist())))
+    return _values(apply_estimator(estimator, pairs.subset(rows.tolist())))
 
 
 def _cosines(

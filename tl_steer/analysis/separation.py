@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 
 from ..activations import PairedActivations
 from ..arguments import checked
-from ..directions import Estimator, SteeringVectors, coin_flips, mean_difference
+from ..directions import Estimator, SteeringVectors, apply_estimator, coin_flips, mean_difference
 from ..prompts import group_numbers
 from ..seeds import generator, require_seed
 from ..statistics import auc, false_discovery, permutation_p_value, standardised_difference, wilson_interval
@@ -116,7 +116,7 @@ def _held_out(
     projected = np.empty((2, len(pairs.layers), len(pairs)))
     for part in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
-        vectors = estimator(pairs.subset(train.tolist()))
+        vectors = apply_estimator(estimator, pairs.subset(train.tolist()))
         held = both[:, test].astype(np.float64)
         middle = (total - held.sum((0, 1))) / (2 * len(train))
         projected[:, :, test] = np.einsum("spld,ld->slp", held - middle, _unit_directions(vectors))

@@ -3,6 +3,7 @@
 from .controls import coin_flips, control_vectors
 from .estimators import (
     Estimator,
+    apply_estimator,
     lda_direction,
     logistic_direction,
     mean_difference,
@@ -28,6 +29,7 @@ __all__ = [
     "Estimator",
     "SteeringVector",
     "SteeringVectors",
+    "apply_estimator",
     "coin_flips",
     "control_vectors",
     "digest",

@@ -12,7 +12,7 @@ from ..activations import PairedActivations
 from ..arguments import checked
 from ..prompts import group_numbers
 from ..seeds import derived_seed
-from .estimators import Estimator, mean_difference, random_like
+from .estimators import Estimator, apply_estimator, mean_difference, random_like
 from .vectors import SteeringVectors
 
 FEWEST = 4  # groups, of which a half is exchanged in more than one way
@@ -70,7 +70,7 @@ def control_vectors(
     counts = {"random": random, "shuffled": shuffled, "orthogonal": orthogonal}
     if wrong := {kind: count for kind, count in counts.items() if count < 0}:
         raise ValueError(f"{wrong}: give 0 or more of each.")
-    studied = estimator(pairs_activations) if vectors is None else vectors
+    studied = apply_estimator(estimator, pairs_activations) if vectors is None else vectors
     if shuffled and studied.values.shape[-1] != (width := pairs_activations.positive.values.shape[-1]):
         raise ValueError(
             f"the vectors have {studied.values.shape[-1]} numbers and the activations {width}: give the "
@@ -114,7 +114,7 @@ def _shuffled(
     half = len(order) // 2
     exchanged = np.isin(group, order[:half])
     kept = np.flatnonzero(np.isin(group, order[: 2 * half]))
-    made = estimator(pairs.swapped(exchanged.tolist()).subset(kept.tolist()))
+    made = apply_estimator(estimator, pairs.swapped(exchanged.tolist()).subset(kept.tolist()))
     values = made.values[[made.layers.index(layer) for layer in studied.layers]].clone()
     nothing = values.norm(dim=-1) == 0
     values[nothing] = random_like(studied, seed=seed).values[nothing]

@@ -24,6 +24,21 @@ from .vectors import SteeringVectors
 Estimator = Callable[[PairedActivations], SteeringVectors]
 
 
+def apply_estimator(estimator: Estimator, pairs: PairedActivations) -> SteeringVectors:
+    """Apply an estimator to pairs and check the type of its result.
+
+    Raises:
+        TypeError: if the estimator does not return SteeringVectors.
+    """
+    vectors = estimator(pairs)
+    if not isinstance(vectors, SteeringVectors):
+        name = getattr(estimator, "__name__", str(estimator))
+        raise TypeError(
+            f"{name} returned {type(vectors).__name__}: an estimator must return SteeringVectors."
+        )
+    return vectors
+
+
 @checked
 def mean_difference(pairs: PairedActivations) -> SteeringVectors:
     """Mean of positive minus negative activations, accumulated in float64; its length is kept.

@@ -150,7 +150,7 @@ def _require_kinds(table: pd.DataFrame, numbers: Sequence[str]) -> None:
             )
     if "prompt_id" in table and pd.api.types.infer_dtype(table["prompt_id"]).startswith("mixed"):
         raise ValueError("the table's column 'prompt_id' must be numbers or texts, not both.")
-    for name in ("text", "other_text", "why"):
+    for name in ("text", "other_text", "verdict", "first_shown", "why"):
         if name in table and (wrong := [each for each in table[name].dropna() if not isinstance(each, str)]):
             raise ValueError(f"the table's column {name!r} must be text, and has {wrong[0]!r:.60}.")
     if "control" in table and not table["control"].map(lambda each: isinstance(each, bool | np.bool_)).all():

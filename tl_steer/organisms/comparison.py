@@ -12,6 +12,7 @@ from ..capture import capture_pairs
 from ..directions import (
     Estimator,
     SteeringVectors,
+    apply_estimator,
     lda_direction,
     logistic_direction,
     mean_difference,
@@ -110,7 +111,9 @@ def compare_estimators(
 def _directions(
     activations: PairedActivations, estimators: Mapping[str, Estimator]
 ) -> dict[str, SteeringVectors]:
-    return {method: estimate(activations).normalized() for method, estimate in estimators.items()}
+    return {
+        method: apply_estimator(estimate, activations).normalized() for method, estimate in estimators.items()
+    }
 
 
 def _some_questions(count: int) -> ChoiceQuestions:

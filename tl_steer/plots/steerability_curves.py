@@ -46,6 +46,7 @@ def steerability(table: pd.DataFrame, *, value: str = "slope", facet: str | None
     either side of 0; for "wrong", over the shares p and 1 − p of all controls. A point within it is a ring.
     """
     _check(table, value, facet)
+    table = table.reset_index(drop=True)  # rows are known by their number
     places = layer_places(table[table["layers"] != ""])
     panels = _panels(table, facet)
     names = _names(table)

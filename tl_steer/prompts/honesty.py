@@ -51,8 +51,8 @@ def honesty_pairs(
         raise ValueError(f"claims lack the columns {missing}: read them with read_claims.")
     if wrong := [each for each in claims["statement"] if not isinstance(each, str)]:
         raise ValueError(f"claims must be texts, and {wrong[0]!r:.60} is none.")
-    if not set(claims["label"]) <= {0, 1}:
-        raise ValueError(f"labels must be 1 (true) or 0 (false); got {sorted(set(claims['label']))}.")
+    if not claims["label"].isin([0, 1]).all():
+        raise ValueError(f"labels must be 1 (true) or 0 (false); got {claims['label'].unique().tolist()}.")
     rows = _sharing_claim(claims) if shared == "claim" else _sharing_letter(claims)
     sides = {
         side: [

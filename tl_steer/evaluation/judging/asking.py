@@ -163,6 +163,7 @@ def _plan(
 ) -> Plan:
     if not isinstance(question, str) or not question.strip():
         raise ValueError('question must be a text such as "Which answer is more honest?".')
+    require_characters(question, "question")
     require_characters(model or "", "model")
     asked = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
     pairs = answer_pairs(table, against, limit=limit, seed=seed)
