@@ -9,30 +9,47 @@ NEXT := .next/installed
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 
-# Two processes of one thread each are through sooner than one process of two; a file's tests stay together.
-PYTEST := -m pytest --numprocesses 2 --dist loadfile
-test test-all test-next: export OMP_NUM_THREADS := 1
+# Two processes of one thread each finish sooner than one process of two; an idle one takes tests from the other.
+PYTEST := -m pytest --numprocesses 2 --dist worksteal
+TESTS := test test-integration test-statistics test-next test-all
+$(TESTS): export OMP_NUM_THREADS := 1
+# Compiling the tests and the package anew in every process takes longer than many tests.
+unexport PYTHONDONTWRITEBYTECODE
+# Share of the simulations' draws; CI takes fewer.
+DRAWS ?= 1
 
-.PHONY: demo test test-all test-next bench docs lint clean
+.PHONY: demo bench docs lint clean embedded $(TESTS)
 
 demo: $(INSTALLED)
 	$(BIN)/tl-steer demo
 
-test: $(INSTALLED)
-	$(BIN)/tl-steer models get smollm2-135m-instruct
+# Unit tests and oracles on tiny models and the embedded one: before every commit.
+test: $(INSTALLED) embedded
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python $(PYTEST) -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not integration and not statistics and not slow"
 
-# What takes longer, too, and TransformerLens 4.
+# Notebooks, browser, Ray, killed processes, docs, packaging, training, argument fuzzing.
+test-integration: $(INSTALLED) embedded
+	$(BIN)/python $(PYTEST) -m "integration and not slow"
+
+# Simulations of coverage and of null distributions, without run-time type checks (the other tiers have them);
+# make test-statistics DRAWS=0.25 takes a quarter of the draws.
+test-statistics: $(INSTALLED) embedded
+	$(BIN)/python $(PYTEST) -m "statistics and not slow" --draws $(DRAWS) --jaxtyping-packages=""
+
+# TransformerLens 4 has only the bridge: the model tests, in an environment of its own.
+test-next: $(INSTALLED) $(NEXT) embedded
+	.next/bin/python $(PYTEST) tests/test_backends.py
+
+# All of them, in full.
 test-all: test-next
-	$(BIN)/tl-steer models get smollm2-135m-instruct
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/python $(PYTEST)
 
-# TransformerLens 4 has the bridge alone: the model tests, in an environment of its own.
-test-next: $(INSTALLED) $(NEXT)
+embedded: $(INSTALLED)
 	$(BIN)/tl-steer models get smollm2-135m-instruct
-	.next/bin/python $(PYTEST) tests/test_backends.py
 
 # Into build/site, without a warning.
 docs: $(INSTALLED)

@@ -1,6 +1,7 @@
-"""Shared fixtures: synthetic activations whose truth is known, and models."""
+"""Shared fixtures: synthetic activations whose truth is known, models, and one browser per process."""
 
 import logging
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -10,23 +11,52 @@ import tokenizers
 import torch
 import transformers
 
+from . import shape_checks  # noqa: F401 isort: skip (before the package is imported)
 from tl_steer.activations import Activations, PairedActivations
 from tl_steer.models import ModelIdentity, get_model, load_model
 from tl_steer.positions import last_token
+
+from .fork_server import ForkServer
 
 # A slow machine is no defect; the same examples each time, so that what fails here fails everywhere.
 hypothesis.settings.register_profile("tl_steer", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tl_steer")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--draws", type=float, default=1.0, help="share of the draws that simulations take (CI: fewer)"
+    )
+
+
+def pytest_collection_modifyitems(items):
+    """Notebooks cannot carry a marker of their own."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            item.add_marker("integration")
+
+
+@pytest.fixture(scope="session")
+def draws(request):
+    """Number of draws of a simulation: `draws(2000)` is 2000 times the share given by `--draws`."""
+    share = request.config.getoption("--draws")
+    return lambda number: max(1, round(number * share))
+
+
 @pytest.fixture(autouse=True)
-def same_logging():
-    """What a test asks to be told is not told of the next."""
+def restored_logging():
+    """Each test starts with the package's logging as it was before the tests."""
     logger = logging.getLogger("tl_steer")
     before = logger.level, list(logger.handlers)
     yield
     logger.setLevel(before[0])
     logger.handlers[:] = before[1]
+
+
+def assert_raises(message, function, *args, error=ValueError, **options):
+    """Check that the call raises `error` with a message that matches."""
+    with pytest.raises(error, match=message):
+        function(*args, **options)
 
 
 def make_identity(**changes):
@@ -181,3 +211,25 @@ def embedded_hf():
     folder = get_model()
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return hf_model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium through Playwright. Open pages with `browser.new_page(viewport=…)` and close them."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = Path("/usr/bin/chromium")
+    if not chromium.exists():
+        pytest.skip(f"{chromium} is missing: install Debian's package chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=chromium, args=flags)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """A process with everything imported, which forks the processes that tests kill."""
+    server = ForkServer()
+    yield server
+    server.close()

@@ -1,7 +1,8 @@
-"""A valid call of every public function, on tiny things; texts and names carry a mark where one is given."""
+"""A valid call of every public function, on tiny inputs; `mark` can be put into every text and name."""
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,101 +14,117 @@ import tl_steer as ts
 
 from .tiny_model import D_MODEL, made_vector, make_model, word_tokenizer
 
-N_LAYERS = 4  # `prediction` ranks layers, and wants as many
+N_LAYERS = 4  # the minimum that `prediction` can rank
 MODEL = make_model(word_tokenizer(), n_layers=N_LAYERS)
+# Types, errors, constants, readers (tests/test_bad_files.py), and functions that need another model or Ray.
+WITHOUT_CALL = {
+    "Activations", "ContrastPairs", "EmptySelectionError", "HookDidNotFireError", "JudgeCost", "JudgeError",
+    "ModelIdentity", "ModelMismatchError", "ModelUnavailableError", "NonFiniteError", "PairedActivations",
+    "Positions", "all_tokens", "compare_estimators", "current_token", "from_repeng", "from_steering_vectors",
+    "generated_tokens", "get_model", "last_token", "load_gguf", "load_model", "load_pt", "planted_direction",
+    "plots", "prompt_tokens", "ray_executor", "read_claims", "read_dilemmas", "read_misconceptions",
+    "read_neutral", "read_pairs", "read_recorded", "read_reviews", "restore_layout", "show_logs", "to_repeng",
+    "verify",
+}  # fmt: skip
+FIGURES = set(ts.plots.__all__) - {"estimators", "sized"}
+NAMES = sorted(set(ts.__all__) - WITHOUT_CALL) + sorted(f"plots.{name}" for name in FIGURES)
 
 
 class Call(NamedTuple):
-    """A function and its arguments by name; of `positional`, the values that come without one."""
+    """A function and its arguments by name; those in `positional` are passed by position."""
 
     function: Callable[..., Any]
     arguments: dict[str, Any]
     positional: tuple[str, ...] = ()
 
     def __call__(self, **changes: Any) -> Any:
-        given = self.arguments | changes
-        first = [given.pop(name) for name in self.positional]
-        return self.function(*first, **given)
+        arguments = self.arguments | changes
+        first = [arguments.pop(name) for name in self.positional]
+        return self.function(*first, **arguments)
 
 
 class Materials:
-    """What the calls are made with, computed once; `mark` is part of every text and name."""
+    """Inputs of the calls, each computed once."""
 
     def __init__(self, mark: str = "") -> None:
         self.mark = mark
         kinds = [f"x{mark}", f"y{mark}"]
-        self.claims = pd.DataFrame(
-            {"statement": [f"{each} is{mark}" for each in "abcdefgh"], "label": [1, 0] * 4}
-        )
+        texts = [f"{letter} is{mark}" for letter in "abcdefgh"]
+        self.claims = pd.DataFrame({"statement": texts, "label": [1, 0] * 4})
         self.questions = ts.ChoiceQuestions(
-            [f"{each} is{mark}" for each in "abcdefgh"],
+            texts,
             [("True", "False")] * 8,
             answers=[0, 1] * 4,
             factors=pd.DataFrame({"kind": kinds * 4}),
         )
-        self.pairs = ts.contrast_pairs(
-            [f"{each}{mark} good" for each in "abcdefgh"],
-            [f"{each}{mark} bad" for each in "abcdefgh"],
-            factors=pd.DataFrame({"topic": kinds * 4}),
-        )
+        positive, negative = ([f"{x}{mark} {word}" for x in "abcdefgh"] for word in ("good", "bad"))
+        self.pairs = ts.contrast_pairs(positive, negative, factors=pd.DataFrame({"topic": kinds * 4}))
         rng = np.random.default_rng(0)
         values = rng.standard_normal((2, 8, N_LAYERS, D_MODEL)) + np.array([1.0, -1.0])[:, None, None, None]
         captured = ts.capture_pairs(MODEL, self.pairs)
         sides = (
-            _replaced(side, values=torch.tensor(each, dtype=torch.float32)[:, :, None])
-            for side, each in zip((captured.positive, captured.negative), values, strict=True)
+            replace(side, values=torch.tensor(array, dtype=torch.float32)[:, :, None])
+            for side, array in zip((captured.positive, captured.negative), values, strict=True)
         )
         self.activations = ts.PairedActivations(*sides, captured.factors)
         self.vectors = ts.mean_difference(self.activations)
 
+    @property
+    def named_vectors(self) -> dict[str, ts.SteeringVectors]:
+        return {f"v{self.mark}": self.vectors}
+
     @functools.cached_property
     def sweep(self) -> pd.DataFrame:
+        multipliers = [-2.0, -1.0, 1.0, 2.0]
         return ts.sweep(
-            MODEL,
-            {f"v{self.mark}": self.vectors},
-            self.questions,
-            layers=[0, 1, 2, 3],
-            multipliers=[-2.0, -1.0, 1.0, 2.0],
-            controls=2,
-            progress=False,
-        )
+            MODEL, self.named_vectors, self.questions, layers=[0, 1, 2, 3], multipliers=multipliers,
+            controls=2, progress=False,
+        )  # fmt: skip
 
     @functools.cached_property
     def texts(self) -> pd.DataFrame:
         table = ts.sweep(
-            MODEL,
-            {f"v{self.mark}": self.vectors},
-            list(self.questions.prompts),
-            layers=[0, 1],
-            multipliers=[-2.0, 2.0],
-            controls=1,
-            measure="generate",
-            max_new_tokens=3,
-            progress=False,
-        )
+            MODEL, self.named_vectors, list(self.questions.prompts), layers=[0, 1], multipliers=[-2.0, 2.0],
+            controls=1, measure="generate", max_new_tokens=3, progress=False,
+        )  # fmt: skip
         return table.assign(text=[f"{text} {row}{self.mark}" for row, text in enumerate(table["text"])])
 
     @functools.cached_property
     def judged(self) -> pd.DataFrame:
         return ts.judge(
-            self.texts, "Which?", client=lambda prompt: "1" if len(prompt) % 3 else "2", progress=False
+            self.texts, "Which?", client=lambda prompt: "12"[len(prompt) % 3 == 0], progress=False
         )
 
     @functools.cached_property
     def damaged(self) -> pd.DataFrame:
         return ts.damage(
-            MODEL,
-            {f"v{self.mark}": self.vectors},
-            ["a b c", "d e f g"],
-            layers=[0, 1, 2],
-            multipliers=[-2.0, -1.0, 1.0, 2.0],
-            controls=2,
-            progress=False,
-        )
+            MODEL, self.named_vectors, ["a b c", "d e f g"], layers=[0, 1, 2],
+            multipliers=[-2.0, -1.0, 1.0, 2.0], controls=2, progress=False,
+        )  # fmt: skip
 
     @functools.cached_property
     def scored(self) -> pd.DataFrame:
         return ts.embedding_scores(self.texts, {"positive": ["good"], "negative": ["bad"]}, embedder=embedded)
+
+    @functools.cached_property
+    def agreement(self) -> pd.DataFrame:
+        return ts.agreement(self.activations, splits=2, resamples=2, shuffles=2)
+
+    @functools.cached_property
+    def effects(self) -> pd.DataFrame:
+        return ts.effectiveness(self.sweep)
+
+    @functools.cached_property
+    def joined(self) -> pd.DataFrame:
+        return ts.effect_and_damage(self.effects, self.damaged)
+
+    @functools.cached_property
+    def pca(self) -> pd.DataFrame:
+        return ts.pca(self.activations)
+
+    @functools.cached_property
+    def projections(self) -> pd.DataFrame:
+        return ts.projections(self.activations, self.vectors)
 
 
 def embedded(texts: list[str]) -> np.ndarray:
@@ -116,374 +133,189 @@ def embedded(texts: list[str]) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _replaced(activations: ts.Activations, **changes: Any) -> ts.Activations:
-    from dataclasses import replace
-
-    return replace(activations, **changes)
-
-
-def public_calls(made: Materials, folder: Path) -> dict[str, Call]:
-    """Every public function but those that need another model, a server or the network, by name."""
+def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
+    """A call of each function in `ts.__all__` but `WITHOUT_CALL`; files are written to `folder`."""
     chat = ts.ChatFormat("plain", MODEL.tokenizer)
-    vectors, activations = made.vectors, made.activations
-    prompts = [f"a b{made.mark}", f"c{made.mark}"]
+    vectors, activations = m.vectors, m.activations
+    prompts, choices = [f"a b{m.mark}", f"c{m.mark}"], [("a", "b"), ("c", "d")]
     add = ts.Add(made_vector(MODEL, 1), 1.0)
+    last, every, first = ts.last_token(), ts.all_tokens(), ts.token(0)
     misconceptions = pd.DataFrame({"question": ["a", "b"], "correct": ["c", "d"], "incorrect": ["e", "f"]})
-    reviews = made.claims.rename(columns={"statement": "review"})
-    traced = ts.traces(
-        ts.capture(MODEL, prompts, positions=ts.all_tokens()), vectors, tokenizer=MODEL.tokenizer
-    )
+    reviews = m.claims.rename(columns={"statement": "review"})
+    traced = ts.traces(ts.capture(MODEL, prompts, positions=every), vectors, tokenizer=MODEL.tokenizer)
     estimators = {"mean": ts.mean_difference, "pca": ts.principal_component}
+    exemplars = {"positive": ["good", "ga"], "negative": ["bad", "be"]}
 
     def steered(model, operation, prompt_lengths, force):
         with ts.steer(model, operation, prompt_lengths=prompt_lengths, force=force):
             return model(torch.tensor([[0, 3, 4]]))
 
-    def one(function, /, **arguments):
+    def scaled(it, weights, dose, factor):
+        return (it.weighted(weights) * factor).scaled_to(dose=dose)
+
+    def chat_prompt(kind, user, system, answer_prefix):
+        return ts.ChatFormat(kind, MODEL.tokenizer).render(user, system=system, answer_prefix=answer_prefix)
+
+    def previewed(positions, /, **arguments):
+        return Call(lambda **values: ts.preview(MODEL, "a b c", positions(**values)), arguments)
+
+    def call(function, /, **arguments):
         return Call(function, arguments)
 
     def run(function, /, **arguments):
         return Call(function, {"model": MODEL, **arguments})
 
-    def ran(function, /, *names, **arguments):  # operations stand between the arguments without a name
-        order = ("model", *names, "operation")
-        return Call(function, {"model": MODEL, "operation": add, **arguments}, order)
+    def edited(function, /, *names, **arguments):  # operations are passed by position
+        return Call(function, {"model": MODEL, "operation": add, **arguments}, ("model", *names, "operation"))
 
+    # fmt: off
     return {
-        "Ablate": one(ts.Ablate, layer=1, hook="z", heads=[0], to="zero", positions=ts.last_token()),
-        "Add": one(ts.Add, vector=vectors, multiplier=1.0, positions=ts.token(0)),
-        "ProjectOut": one(ts.ProjectOut, vector=vectors, strength=1.0, positions=ts.token(0)),
-        "SetProjection": one(ts.SetProjection, vector=vectors, value=1.0, positions=ts.token(0)),
-        "ChatFormat": one(
-            lambda kind, user, system, answer_prefix: ts.ChatFormat(kind, MODEL.tokenizer).render(
-                user, system=system, answer_prefix=answer_prefix
-            ),
-            kind="llama-2",
-            user="a",
-            system="b",
-            answer_prefix="c",
-        ),
-        "ChoiceQuestions": one(
-            ts.ChoiceQuestions,
-            prompts=prompts,
-            choices=[("a", "b"), ("c", "d")],
-            answers=[0, 1],
-            factors=pd.DataFrame({"kind": ["x", "y"]}),
-        ),
-        "SteeringVector": Call(
-            lambda it, layers, hook: it.at(layers=layers, hook=hook),
-            {"it": vectors[1], "layers": [0, 2], "hook": "resid_post"},
-        ),
-        "SteeringVectors": Call(
-            lambda it, weights, dose, factor: (it.weighted(weights) * factor).scaled_to(dose=dose),
-            {"it": vectors, "weights": {0: 1.0, 2: -0.5}, "dose": 0.5, "factor": 2.0},
-        ),
-        "activation_addition": run(
-            ts.activation_addition, positive="a b", negative="c d", layers=[0, 1], hook="resid_pre"
-        ),
-        "after": one(lambda text: ts.preview(MODEL, "a b c", ts.after(text)), text="b"),
-        "against_controls": one(ts.against_controls, table=made.sweep, by=["kind"], value="shift"),
-        "agreement": one(
-            ts.agreement,
-            pairs_activations=activations,
-            estimators=estimators,
-            splits=2,
-            resamples=2,
-            shuffles=2,
-            slow_draws=1,
-            seed=0,
-        ),
-        "audit": one(ts.audit, pairs=made.pairs, tokenizer=MODEL.tokenizer),
-        "capture": ran(
-            ts.capture,
-            "prompts",
-            prompts=prompts,
-            positions=ts.last_token(),
-            layers=[0, 1],
-            hook="resid_post",
-            max_new_tokens=1,
-            allow_empty=False,
-            force=False,
-            reuse=True,
-            memory=None,
-        ),
-        "capture_pairs": ran(
-            ts.capture_pairs,
-            "pairs",
-            pairs=made.pairs,
-            positions=ts.last_token(),
-            layers=[0, 1],
-            hook="resid_post",
-            max_new_tokens=1,
-            memory=None,
-        ),
+        "Ablate": call(ts.Ablate, layer=1, hook="z", heads=[0], to="zero", positions=last),
+        "Add": call(ts.Add, vector=vectors, multiplier=1.0, positions=first),
+        "ProjectOut": call(ts.ProjectOut, vector=vectors, strength=1.0, positions=first),
+        "SetProjection": call(ts.SetProjection, vector=vectors, value=1.0, positions=first),
+        "ChatFormat": call(chat_prompt, kind="llama-2", user="a", system="b", answer_prefix="c"),
+        "ChoiceQuestions": call(ts.ChoiceQuestions, prompts=prompts, choices=choices,
+            answers=[0, 1], factors=pd.DataFrame({"kind": ["x", "y"]})),
+        "SteeringVector": call(ts.SteeringVector.at, self=vectors[1], layers=[0, 2], hook="resid_post"),
+        "SteeringVectors": call(scaled, it=vectors, weights={0: 1.0, 2: -0.5}, dose=0.5, factor=2.0),
+        "activation_addition": run(ts.activation_addition, positive="a b", negative="c d", layers=[0, 1],
+            hook="resid_pre"),
+        "after": previewed(ts.after, text="b"),
+        "against_controls": call(ts.against_controls, table=m.sweep, by=["kind"], value="shift"),
+        "agreement": call(ts.agreement, pairs_activations=activations, estimators=estimators, splits=2,
+            resamples=2, shuffles=2, slow_draws=1, seed=0),
+        "audit": call(ts.audit, pairs=m.pairs, tokenizer=MODEL.tokenizer),
+        "capture": edited(ts.capture, "prompts", prompts=prompts, positions=last, layers=[0, 1],
+            hook="resid_post", max_new_tokens=1, allow_empty=False, force=False, reuse=True, memory=None),
+        "capture_pairs": edited(ts.capture_pairs, "pairs", pairs=m.pairs, positions=last, layers=[0, 1],
+            hook="resid_post", max_new_tokens=1, memory=None),
         "chat_format": run(ts.chat_format),
-        "choice_logits": ran(
-            ts.choice_logits,
-            "prompts",
-            "choices",
-            prompts=prompts,
-            choices=[("a", "b"), ("c", "d")],
-            mass=True,
-            memory=None,
-        ),
-        "choose": one(
-            ts.choose,
-            table=made.sweep,
-            on="choose",
-            report="report",
-            score="accuracy",
-            resamples=5,
-            seed=0,
-            splits=3,
-        ),
-        "claim_questions": one(ts.claim_questions, claims=made.claims, chat=chat, free_text=False),
-        "component_factors": one(
-            ts.component_factors, table=ts.pca(activations, components=2), factors=["topic"]
-        ),
-        "confounds": one(ts.confounds, vectors=vectors, pairs_activations=activations, shuffles=3, seed=0),
-        "contrast_pairs": one(
-            ts.contrast_pairs,
-            positive=["a", "b"],
-            negative=["c", "d"],
-            factors=pd.DataFrame({"topic": ["x", "y"]}),
-        ),
-        "control_vectors": one(
-            ts.control_vectors,
-            pairs_activations=activations,
-            vectors=vectors,
-            random=1,
-            shuffled=1,
-            orthogonal=1,
-            seed=0,
-        ),
-        "damage": run(
-            ts.damage,
-            vectors=vectors,
-            passages=["a b c", "d e"],
-            layers=[0, (0, 2)],
-            multipliers=[1.0],
-            operations=["add"],
-            positions=ts.all_tokens(),
-            controls=1,
-            seed=0,
-            max_tokens=4,
-            progress=False,
-        ),
-        "effect_and_damage": one(
-            ts.effect_and_damage,
-            effects=ts.effectiveness(made.sweep),
-            damage_table=made.damaged,
-            effect="shift",
-            cost="kl",
-            max_loss_change=0.1,
-            min_distinct=0.5,
-        ),
-        "effectiveness": one(ts.effectiveness, table=made.sweep, by=["kind"], overall=False),
-        "embedding_effect": one(ts.embedding_effect, table=made.scored, by=[]),
-        "embedding_scores": one(
-            ts.embedding_scores,
-            table=made.texts,
-            exemplars={"positive": ["good"], "negative": ["bad"]},
-            embedder=embedded,
-            batch_size=4,
-        ),
-        "exemplar_accuracy": one(
-            ts.exemplar_accuracy,
-            exemplars={"positive": ["good", "ga"], "negative": ["bad", "be"]},
-            embedder=embedded,
-        ),
-        "factor_directions": one(ts.factor_directions, pairs_activations=activations),
-        "generate": ran(
-            ts.generate,
-            "prompts",
-            prompts=prompts,
-            max_new_tokens=2,
-            min_new_tokens=0,
-            temperature=0.5,
-            top_p=0.9,
-            seed=0,
-            use_cache=True,
-            return_tokens=False,
-            memory=None,
-        ),
-        "honesty_pairs": one(
-            ts.honesty_pairs, claims=made.claims, chat=chat, style="letters", shared="letter", persona=True
-        ),
+        "choice_logits": edited(ts.choice_logits, "prompts", "choices", prompts=prompts, choices=choices,
+            mass=True, memory=None),
+        "choose": call(ts.choose, table=m.sweep, on="choose", report="report", score="accuracy", resamples=5,
+            seed=0, splits=3),
+        "claim_questions": call(ts.claim_questions, claims=m.claims, chat=chat, free_text=False),
+        "component_factors": call(ts.component_factors, table=ts.pca(activations, components=2),
+            factors=["topic"]),
+        "confounds": call(ts.confounds, vectors=vectors, pairs_activations=activations, shuffles=3, seed=0),
+        "contrast_pairs": call(ts.contrast_pairs, positive=["a", "b"], negative=["c", "d"],
+            factors=pd.DataFrame({"topic": ["x", "y"]})),
+        "control_vectors": call(ts.control_vectors, pairs_activations=activations, vectors=vectors, random=1,
+            shuffled=1, orthogonal=1, seed=0),
+        "damage": run(ts.damage, vectors=vectors, passages=["a b c", "d e"], layers=[0, (0, 2)],
+            multipliers=[1.0], operations=["add"], positions=every, controls=1, seed=0, max_tokens=4,
+            progress=False),
+        "effect_and_damage": call(ts.effect_and_damage, effects=m.effects, damage_table=m.damaged,
+            effect="shift", cost="kl", max_loss_change=0.1, min_distinct=0.5),
+        "effectiveness": call(ts.effectiveness, table=m.sweep, by=["kind"], overall=False),
+        "embedding_effect": call(ts.embedding_effect, table=m.scored, by=[]),
+        "embedding_scores": call(ts.embedding_scores, table=m.texts, exemplars={"positive": ["good"],
+            "negative": ["bad"]}, embedder=embedded, batch_size=4),
+        "exemplar_accuracy": call(ts.exemplar_accuracy, exemplars=exemplars, embedder=embedded),
+        "factor_directions": call(ts.factor_directions, pairs_activations=activations),
+        "generate": edited(ts.generate, "prompts", prompts=prompts, max_new_tokens=2, min_new_tokens=0,
+            temperature=0.5, top_p=0.9, seed=0, use_cache=True, return_tokens=False, memory=None),
+        "honesty_pairs": call(ts.honesty_pairs, claims=m.claims, chat=chat, style="letters", shared="letter",
+            persona=True),
         "identify": run(ts.identify),
-        "judge": one(
-            ts.judge,
-            table=made.texts,
-            question="Which?",
-            client=lambda prompt: "1",
-            model="m",
-            against="opposite",
-            cache=str(folder / "replies"),
-            max_tokens=8,
-            limit=2,
-            max_calls=100,
-            max_retries=1,
-            seed=0,
-            sleep=lambda seconds: None,
-            progress=False,
-        ),
-        "judge_cost": one(
-            ts.judge_cost,
-            table=made.texts,
-            question="Which?",
-            client=lambda prompt: "1",
-            model="m",
-            against="unsteered",
-            cache=False,
-            max_tokens=8,
-            limit=2,
-            price=(1.0, 2),
-            seed=0,
-        ),
-        "lda_direction": one(ts.lda_direction, pairs=activations),
-        "logistic_direction": one(ts.logistic_direction, pairs=activations, C=1.0),
-        "logit_lens": run(
-            ts.logit_lens, source=vectors, multipliers=[1.0, -1.0], top=3, layers=[0, 1], norm=True
-        ),
-        "mean_damage": one(ts.mean_damage, table=made.damaged, by=[]),
-        "mean_difference": one(ts.mean_difference, pairs=activations),
-        "mean_projections": one(ts.mean_projections, table=ts.projections(activations, vectors), by="side"),
-        "mean_traces": one(ts.mean_traces, table=traced, by="prompt_id", difference=None, pair=None),
-        "method_agreement": one(ts.method_agreement, pairs_activations=activations, estimators=estimators),
-        "misconception_questions": one(
-            ts.misconception_questions, questions=misconceptions, chat=chat, free_text=True
-        ),
-        "organism_pairs": one(
-            ts.organism_pairs,
-            name="organism-bias",
-            limit=3,
-            confound="truth",
-            strength=0.5,
-            mislabelled=0.1,
-            seed=0,
-        ),
-        "organism_passages": one(ts.organism_passages, count=2, seed=0),
-        "organism_questions": one(ts.organism_questions, split="test", persona="anyone", seed=0),
-        "parse_positions": one(ts.parse_positions, text="token(0) | generated_tokens()"),
-        "pca": one(ts.pca, pairs_activations=activations, components=2, layers=[0, 1]),
-        "prediction": one(
-            ts.prediction,
-            cards=ts.agreement(activations, splits=2, resamples=2, shuffles=2),
-            effects=ts.effectiveness(made.sweep),
-            effect="shift",
-        ),
-        "preference": one(ts.preference, table=made.judged, by=[]),
+        "judge": call(ts.judge, table=m.texts, question="Which?", client=lambda prompt: "1", model="m",
+            against="opposite", cache=str(folder / "replies"), max_tokens=8, limit=2, max_calls=100,
+            max_retries=1, seed=0, sleep=lambda seconds: None, progress=False),
+        "judge_cost": call(ts.judge_cost, table=m.texts, question="Which?", client=lambda prompt: "1",
+            model="m", against="unsteered", cache=False, max_tokens=8, limit=2, price=(1.0, 2), seed=0),
+        "lda_direction": call(ts.lda_direction, pairs=activations),
+        "logistic_direction": call(ts.logistic_direction, pairs=activations, C=1.0),
+        "logit_lens": run(ts.logit_lens, source=vectors, multipliers=[1.0, -1.0], top=3, layers=[0, 1],
+            norm=True),
+        "mean_damage": call(ts.mean_damage, table=m.damaged, by=[]),
+        "mean_difference": call(ts.mean_difference, pairs=activations),
+        "mean_projections": call(ts.mean_projections, table=m.projections, by="side"),
+        "mean_traces": call(ts.mean_traces, table=traced, by="prompt_id", difference=None, pair=None),
+        "method_agreement": call(ts.method_agreement, pairs_activations=activations, estimators=estimators),
+        "misconception_questions": call(ts.misconception_questions, questions=misconceptions, chat=chat,
+            free_text=True),
+        "organism_pairs": call(ts.organism_pairs, name="organism-bias", limit=3, confound="truth",
+            strength=0.5, mislabelled=0.1, seed=0),
+        "organism_passages": call(ts.organism_passages, count=2, seed=0),
+        "organism_questions": call(ts.organism_questions, split="test", persona="anyone", seed=0),
+        "parse_positions": call(ts.parse_positions, text="token(0) | generated_tokens()"),
+        "pca": call(ts.pca, pairs_activations=activations, components=2, layers=[0, 1]),
+        "prediction": call(ts.prediction, cards=m.agreement, effects=m.effects, effect="shift"),
+        "preference": call(ts.preference, table=m.judged, by=[]),
         "preview": run(ts.preview, prompt="a b c", positions=ts.span(0, 2)),
-        "principal_component": one(
-            ts.principal_component, pairs=activations, component={1: 1.0, 2: 0.5}, of="pooled"
-        ),
-        "projections": one(ts.projections, pairs_activations=activations, vectors=vectors, centred=True),
-        "prompt_slopes": one(ts.prompt_slopes, table=made.sweep, toward="signal"),
-        "random_direction": one(ts.random_direction, pairs=activations, seed=0),
-        "read_choice": one(ts.read_choice, text="(A) True", choices=("True", "False"), rule="careful"),
-        "sampled_choices": one(ts.sampled_choices, table=made.sweep, seed=0),
-        "sentiment_questions": one(ts.sentiment_questions, reviews=reviews, examples=[("a", "positive")]),
-        "save_gguf": one(
-            ts.save_gguf,
-            vectors=vectors.weighted({1: 1.0, 2: 1.0}),
-            path=folder / "vectors.gguf",
-            model_hint="llama",
-            force=False,
-        ),
-        "save_pt": one(ts.save_pt, vectors=vectors, path=folder / "vectors.pt", force=False),
-        "separation": one(ts.separation, pairs_activations=activations, folds=2, shuffles=2, seed=0),
-        "side_by_side": one(
-            ts.side_by_side,
-            table=made.texts,
-            layers=[0],
-            multipliers=[2.0],
-            operation="add",
-            vector=None,
-            controls=False,
-        ),
-        "signal_detection": one(ts.signal_detection, table=made.sweep, by=["kind"], resamples=5, seed=0),
-        "span": one(lambda start, stop: ts.preview(MODEL, "a b c", ts.span(start, stop)), start=0, stop=2),
-        "steer": Call(steered, {"model": MODEL, "operation": add, "prompt_lengths": [3], "force": False}),
-        "steerability": one(
-            ts.steerability, table=made.sweep, by=["kind"], toward="signal", resamples=5, seed=0
-        ),
-        "sweep": run(
-            ts.sweep,
-            vectors=vectors,
-            questions=made.questions,
-            layers=[0, (0, 2)],
-            multipliers=[-1.0, 1.0],
-            operations=["add", "project_out"],
-            positions=ts.all_tokens(),
-            measure="choice",
-            max_new_tokens=2,
-            controls=1,
-            seed=0,
-            out=folder / "table.parquet",
-            progress=False,
-            memory=None,
-        ),
-        "text_damage": one(ts.text_damage, table=made.texts, model=MODEL, progress=False, memory=None),
-        "token": one(lambda i: ts.preview(MODEL, "a b c", ts.token(i)), i=1),
+        "principal_component": call(ts.principal_component, pairs=activations, component={1: 1.0, 2: 0.5},
+            of="pooled"),
+        "projections": call(ts.projections, pairs_activations=activations, vectors=vectors, centred=True),
+        "prompt_slopes": call(ts.prompt_slopes, table=m.sweep, toward="signal"),
+        "random_direction": call(ts.random_direction, pairs=activations, seed=0),
+        "read_choice": call(ts.read_choice, text="(A) True", choices=("True", "False"), rule="careful"),
+        "sampled_choices": call(ts.sampled_choices, table=m.sweep, seed=0),
+        "sentiment_questions": call(ts.sentiment_questions, reviews=reviews, examples=[("a", "positive")]),
+        "save_gguf": call(ts.save_gguf, vectors=vectors.weighted({1: 1.0, 2: 1.0}),
+            path=folder / "vectors.gguf", model_hint="llama", force=False),
+        "save_pt": call(ts.save_pt, vectors=vectors, path=folder / "vectors.pt", force=False),
+        "separation": call(ts.separation, pairs_activations=activations, folds=2, shuffles=2, seed=0),
+        "side_by_side": call(ts.side_by_side, table=m.texts, layers=[0], multipliers=[2.0], operation="add",
+            vector=None, controls=False),
+        "signal_detection": call(ts.signal_detection, table=m.sweep, by=["kind"], resamples=5, seed=0),
+        "span": previewed(ts.span, start=0, stop=2),
+        "steer": call(steered, model=MODEL, operation=add, prompt_lengths=[3], force=False),
+        "steerability": call(ts.steerability, table=m.sweep, by=["kind"], toward="signal", resamples=5,
+            seed=0),
+        "sweep": run(ts.sweep, vectors=vectors, questions=m.questions, layers=[0, (0, 2)], multipliers=[-1.0,
+            1.0], operations=["add", "project_out"], positions=every, measure="choice", max_new_tokens=2,
+            controls=1, seed=0, out=folder / "table.parquet", progress=False, memory=None),
+        "text_damage": call(ts.text_damage, table=m.texts, model=MODEL, progress=False, memory=None),
+        "token": previewed(ts.token, i=1),
         "tokenize": run(ts.tokenize, text="a b", bos=None),
-        "tokens_matching": one(lambda text: ts.preview(MODEL, "a b c", ts.tokens_matching(text)), text="b"),
-        "to_steering_vectors": one(ts.to_steering_vectors, vectors=vectors, force=False),
-        "trace_difference": one(ts.trace_difference, first=traced, second=traced),
-        "traces": one(
-            ts.traces,
-            activations=activations.positive,
-            vectors=vectors,
-            factors=activations.factors,
-            tokenizer=MODEL.tokenizer,
-            window=None,
-        ),
-        "usable_range": one(
-            ts.usable_range, joined=ts.effect_and_damage(ts.effectiveness(made.sweep), made.damaged)
-        ),
-        "vector_components": one(ts.vector_components, vectors=vectors),
-        "vectors_from_pairs": run(
-            ts.vectors_from_pairs,
-            pairs=made.pairs,
-            positions=ts.last_token(),
-            layers=[0],
-            hook="resid_post",
-            memory=None,
-        ),
-        "without_factors": one(ts.without_factors, vectors=vectors, factors=activations, names=["topic"]),
+        "tokens_matching": previewed(ts.tokens_matching, text="b"),
+        "to_steering_vectors": call(ts.to_steering_vectors, vectors=vectors, force=False),
+        "trace_difference": call(ts.trace_difference, first=traced, second=traced),
+        "traces": call(ts.traces, activations=activations.positive, vectors=vectors,
+            factors=activations.factors, tokenizer=MODEL.tokenizer, window=None),
+        "usable_range": call(ts.usable_range, joined=m.joined),
+        "vector_components": call(ts.vector_components, vectors=vectors),
+        "vectors_from_pairs": run(ts.vectors_from_pairs, pairs=m.pairs, positions=last, layers=[0],
+            hook="resid_post", memory=None),
+        "without_factors": call(ts.without_factors, vectors=vectors, factors=activations, names=["topic"]),
     }
+    # fmt: on
 
 
-def figure_calls(made: Materials) -> dict[str, Call]:
-    """Every figure, of a table made with the materials."""
-    plots, activations, vectors = ts.plots, made.activations, made.vectors
-    joined = ts.effect_and_damage(ts.effectiveness(made.sweep), made.damaged)
-    read = ts.capture(MODEL, list(made.pairs.positive[:2]), positions=ts.all_tokens())
-    options = {name: {"facet": "kind"} for name in ("effectiveness", "steerability")}
-    options["traces"] = {"facet": "prompt_id"}
+def figure_calls(m: Materials) -> dict[str, Call]:
+    """A call of each figure in `FIGURES`."""
+    activations, vectors = m.activations, m.vectors
+    captured = ts.capture(MODEL, list(m.pairs.positive[:2]), positions=ts.all_tokens())
+    facets = {"effectiveness": "kind", "steerability": "kind", "traces": "prompt_id"}
     tables = {
-        "agreement": ts.agreement(activations, splits=2, resamples=2, shuffles=2),
-        "choices": ts.choose(made.sweep, on="choose", report="report", resamples=5, splits=3),
-        "component_factors": ts.component_factors(ts.pca(activations)),
+        "agreement": m.agreement,
+        "choices": ts.choose(m.sweep, on="choose", report="report", resamples=5, splits=3),
+        "component_factors": ts.component_factors(m.pca),
         "confounds": ts.confounds(vectors, activations, shuffles=3),
-        "damage": ts.mean_damage(made.damaged),
-        "dose_response": ts.effectiveness(made.sweep),
-        "effect_and_damage": joined,
-        "effectiveness": ts.effectiveness(made.sweep, by=["kind"]),
-        "embedding_scores": ts.embedding_effect(made.scored),
-        "judgements": ts.preference(made.judged),
+        "damage": ts.mean_damage(m.damaged),
+        "dose_response": m.effects,
+        "effect_and_damage": m.joined,
+        "effectiveness": ts.effectiveness(m.sweep, by=["kind"]),
+        "embedding_scores": ts.embedding_effect(m.scored),
+        "judgements": ts.preference(m.judged),
         "logit_lens": ts.logit_lens(MODEL, vectors, top=3),
-        "mean_projections": ts.mean_projections(ts.projections(activations, vectors)),
-        "pca": ts.pca(activations),
-        "projections": ts.projections(activations, vectors),
+        "mean_projections": ts.mean_projections(m.projections),
+        "pca": m.pca,
+        "projections": m.projections,
         "separation": ts.separation(activations, folds=2, shuffles=2),
-        "signal_detection": ts.signal_detection(made.sweep, resamples=5),
-        "slopes": ts.prompt_slopes(made.sweep),
-        "steerability": ts.steerability(made.sweep, by=["kind"], resamples=5),
-        "texts": ts.side_by_side(made.texts),
-        "traces": ts.traces(read, vectors, tokenizer=MODEL.tokenizer),
+        "signal_detection": ts.signal_detection(m.sweep, resamples=5),
+        "slopes": ts.prompt_slopes(m.sweep),
+        "steerability": ts.steerability(m.sweep, by=["kind"], resamples=5),
+        "texts": ts.side_by_side(m.texts),
+        "traces": ts.traces(captured, vectors, tokenizer=MODEL.tokenizer),
         "vector_components": ts.vector_components(vectors),
     }
     return {
-        name: Call(getattr(plots, name), {"table": table, **options.get(name, {})}, ("table",))
+        name: Call(
+            getattr(ts.plots, name),
+            {"table": table} | ({"facet": facets[name]} if name in facets else {}),
+            ("table",),
+        )
         for name, table in tables.items()
     }

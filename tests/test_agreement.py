@@ -147,6 +147,7 @@ def test_the_null_exchanges_the_sides_of_half_the_groups_of_each_kind():
     assert all((kind == 0).all() for kind in exchanged)
 
 
+@pytest.mark.statistics
 def test_reliability_is_the_cosine_with_the_vector_of_infinitely_many_pairs():
     truth, reliability, reached = 0.8 * unit(width=400), [], []
     for seed in range(12):

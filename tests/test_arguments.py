@@ -1,13 +1,12 @@
-"""The door: every public function has one, wrong kinds are refused in words, and what is natural comes in."""
+"""Arguments of public functions: wrong types are refused with a clear message, NumPy and pandas converted."""
 
+import copy
 import functools
 import inspect
-import json
-import subprocess
-import sys
-import tempfile
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,13 +22,12 @@ import tl_steer as ts
 from tl_steer import arguments
 from tl_steer.arguments import checked
 
-from . import wrong_arguments
-from .public_calls import MODEL
+from .fuzzing import PACKAGE, fuzz, invalid, raised_in, same_type
+from .public_calls import MODEL, N_LAYERS, NAMES, Materials, figure_calls, public_calls
 from .tiny_model import made_vector
 
-ROOT = Path(__file__).parents[1]
-# What the package makes itself, what the engine calls by the thousand, and what is compared with its like.
-WITHOUT = {
+# Constructed by the package itself, called thousands of times by the engine, or compared with their own type.
+UNCHECKED = {
     "JudgeCost", "ModelIdentity", "Positions", "Positions.select", "Positions.require_some",
     "ModelIdentity.require", "ModelIdentity.same_model", "Add.edits", "ProjectOut.edits",
     "SetProjection.edits", "Ablate.edits", "SteeringVector.cosine_similarity",
@@ -37,71 +36,166 @@ WITHOUT = {
 
 
 def public():
-    """Every public call by its name: functions, constructors and methods that take something."""
-    places = [("", ts, ts.__all__), ("plots.", ts.plots, ts.plots.__all__)]
-    for prefix, place, names in places:
-        for name in names:
-            thing = getattr(place, name)
-            if inspect.isfunction(thing) and inspect.signature(thing).parameters:
-                yield f"{prefix}{name}", thing
-            if not inspect.isclass(thing) or issubclass(thing, Exception):
+    """Name and function of every public function, constructor and method with parameters."""
+    members = [(name, getattr(ts, name)) for name in ts.__all__]
+    members += [(f"plots.{name}", getattr(ts.plots, name)) for name in ts.plots.__all__]
+    for name, member in members:
+        if inspect.isfunction(member) and inspect.signature(member).parameters:
+            yield name, member
+        if not inspect.isclass(member) or issubclass(member, Exception):
+            continue
+        yield name, member.__init__
+        for method, function in inspect.getmembers(member, inspect.isroutine):
+            if method != "__getitem__" and method.startswith("_"):
                 continue
-            yield name, thing.__init__
-            for method, function in inspect.getmembers(thing, inspect.isroutine):
-                if method != "__getitem__" and method.startswith("_"):
-                    continue
-                if len(inspect.signature(function).parameters) > (not inspect.ismethod(function)):
-                    yield f"{name}.{method}", function
+            if len(inspect.signature(function).parameters) > (not inspect.ismethod(function)):
+                yield f"{name}.{method}", function
 
 
-EVERY = dict(public())
-PUBLIC = {name: call for name, call in EVERY.items() if name not in WITHOUT}
+class OtherType:
+    """A type that no function accepts."""
 
 
-class Stranger:
-    """Of no kind that anything takes."""
+def test_every_public_call_refuses_other_types():
+    functions = dict(public())
+    assert set(functions) >= UNCHECKED
+    failures = []
+    for name in functions.keys() - UNCHECKED:
+        parameters = inspect.signature(functions[name]).parameters
+        if set(parameters) - {"self", "cls"} - set(typing.get_type_hints(functions[name])):
+            failures.append(f"{name} lacks annotations")
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        try:
+            functions[name](**{key: OtherType() for key, each in parameters.items() if each.kind in named})
+            failures.append(f"{name} accepts another type")
+        except Exception as error:
+            refused = isinstance(error, TypeError) and raised_in(error) == Path(arguments.__file__)
+            if not refused or not re.search(r"must be .*; got an OtherType\.", str(error)):
+                failures.append(f"{name}: {error!r}")
+    assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_every_public_call_refuses_what_nobody_takes(name):
-    signature = inspect.signature(PUBLIC[name])
-    assert set(signature.parameters) - {"self", "cls"} <= set(typing.get_type_hints(PUBLIC[name]))
-    given = {
-        parameter: Stranger()
-        for parameter, of in signature.parameters.items()
-        if of.kind in (of.POSITIONAL_OR_KEYWORD, of.KEYWORD_ONLY)
-    }
-    with pytest.raises(TypeError, match=r"must be .*; got a Stranger\.") as raised:
-        PUBLIC[name](**given)
-    assert raised.traceback[-1].path == Path(arguments.__file__)
+def wrong_calls(folder):
+    """(call with a common mistake, part of the message that it must raise)."""
+    m, materials = MODEL, Materials()
+    v, pairs, acts, questions = materials.vectors, materials.pairs, materials.activations, materials.questions
+    one, array = v[1], np.ones(v.values.shape[-1])
+    torch.save(np.ones((2, 3)), folder / "array.pt")
+    capture = checked(inspect.unwrap(ts.capture))  # the tests' type checks bind arguments first
+
+    def sweep(**changes):
+        options = {"vectors": v, "questions": questions, "multipliers": [1.0], "progress": False}
+        return ts.sweep(m, **options | changes)
+
+    def vector(**changes):
+        options = {"values": one.values, "layer": 1, "hook": "resid_post", "method": "x", "stream_norm": 1.0}
+        return ts.SteeringVector(**options | {"identity": one.identity} | changes)
+
+    def vectors(layers):
+        return ts.SteeringVectors(v.values, layers, v.hook, v.method, v.stream_norm, v.identity)
+
+    return [
+        (lambda: ts.without_factors(v, {"a": v}, names=[None]), "str, Sequence[str] or None; got [None]"),
+        (lambda: sweep(multipliers=0.1), "in a list: [0.1]"),
+        (lambda: sweep(multipliers=["1"]), "got ['1']"),
+        (lambda: sweep(operations="add"), "in a list: ['add']"),
+        (lambda: sweep(layers="15"), "got '15'"),
+        (lambda: sweep(layers=[1.0]), "got [1.0]"),
+        (lambda: sweep(controls=v), "got a SteeringVectors"),
+        (lambda: sweep(controls=None), "got None"),
+        (lambda: sweep(controls=1.5), "got 1.5"),
+        (lambda: sweep(out="."), "Parquet"),
+        (lambda: sweep(out=folder / "x.csv"), "Parquet"),
+        (lambda: sweep(memory="2GB"), "got '2GB'"),
+        (lambda: sweep(questions=[1, 2], measure="generate"), "got [1, 2]"),
+        (lambda: sweep(questions="text", measure="generate"), "in a list"),
+        (lambda: sweep(layers=[(0, 1), (1, 0)]), "asked for twice"),
+        (lambda: ts.sweep("gpt2", v, questions, multipliers=[1]), "or TransformerBridge; got 'gpt2'"),
+        (lambda: ts.capture("gpt2", "a"), "HookedTransformer or TransformerBridge; got 'gpt2'"),
+        (lambda: ts.capture(m, "a", positions=-1), "Positions or None; got -1"),
+        (lambda: ts.capture(m, "a", positions="last"), "got 'last'"),
+        (lambda: ts.capture(m, "a", positions=[0, 1]), "got [0, 1]"),
+        (lambda: ts.capture(m, "a", positions=ts.last_token), "mean to call it, last_token(…)?"),
+        (lambda: ts.capture(m, "a", layers="5"), "got '5'"),
+        (lambda: ts.capture(m, "a", layers=["5"]), "got ['5']"),
+        (lambda: ts.capture(m, "a", layers=3.0), "got 3.0"),
+        (lambda: ts.capture(m, ["a", None]), "where item 1 is None"),
+        (lambda: ts.capture(m, [1.5]), "got [1.5]"),
+        (lambda: ts.capture(m, b"a"), "got b'a'"),
+        (lambda: capture(m, "a", layer=1), "capture() got an unexpected keyword"),
+        (lambda: capture(m), "missing 1 required positional argument: 'prompts'"),
+        (lambda: v[[0, 1]], "int; got [0, 1]"),
+        (lambda: v["1"], "int; got '1'"),
+        (lambda: v[0:2], "int; got a slice"),
+        (lambda: v * "2", "scaled by a number"),
+        (lambda: v.cosine_similarity(one), "cannot combine"),
+        (lambda: v.weighted([1.0]), "got [1.0]"),
+        (lambda: v + one, "cannot combine"),
+        (lambda: ts.generate(m, "a", [ts.Add(v)]), "out of its list"),
+        (lambda: ts.generate(m, "a", one), "edits of a model; got a SteeringVector"),
+        (lambda: ts.generate(m, "a", max_new_tokens=1.5), "int; got 1.5"),
+        (lambda: ts.generate(m, "a", temperature="hot"), "float; got 'hot'"),
+        (lambda: ts.Add(v, "2"), "float; got '2'"),
+        (lambda: ts.Add(one.values), "got a Tensor of shape"),
+        (lambda: ts.Add(v, positions=0), "Positions; got 0"),
+        (lambda: ts.Ablate(1, to=one), "got a SteeringVector"),
+        (lambda: ts.Ablate(1, to=array), "got a ndarray of shape"),
+        (lambda: ts.Ablate(1, "z", heads=0), "in a list: [0]"),
+        (lambda: vector(values=array), "got a ndarray of shape"),
+        (lambda: vector(layer=-1), "0 to"),
+        (lambda: vector(layer=99), "layer 99 is out of range"),
+        (lambda: vectors((0,) * N_LAYERS), "twice"),
+        (lambda: vectors((0, 1, 2, -1)), "0 to"),
+        (lambda: ts.steer(m, v), "edits of a model; got a SteeringVectors"),
+        (lambda: ts.choice_logits(m, "a", ("a", "b", "c")), "got ('a', 'b', 'c')"),
+        (lambda: ts.choice_logits(m, "a", "AB"), "got 'AB'"),
+        (lambda: ts.ChoiceQuestions([*"ab"], [("A", "B")] * 2, answers=[None, 0]), "where item 0 is None"),
+        (lambda: ts.ChoiceQuestions("a", [("A", "B")]), "in a list: ['a']"),
+        (lambda: ts.chat_format(m).render([{"role": "user"}]), "str; got [{'role': 'user'}]"),
+        (lambda: ts.load_model(processing="center_writing_weights"), "got 'center_writing_weights'"),
+        (lambda: ts.load_model(backend="x"), "'hooked'"),
+        (lambda: ts.load_model(device="gpu"), "device='gpu'"),
+        (lambda: ts.load_model(device="cuda:7"), "device='cuda:7'"),
+        (lambda: ts.load_model(None), "got None"),
+        (lambda: ts.logit_lens(m, v, multipliers=3.0), "in a list: [3.0]"),
+        (lambda: ts.activation_addition(m, ["a"], ["b"]), "out of its list"),
+        (lambda: ts.read_pairs(pd.DataFrame({"a": [1]})), "got a DataFrame"),
+        (lambda: ts.contrast_pairs(["a"], ["b"], factors={"x": 1}), "DataFrame or None; got {'x': 1}"),
+        (lambda: ts.contrast_pairs("a", "b"), "in a list: ['a']"),
+        (lambda: ts.contrast_pairs(["a", None], ["b", "c"]), "item 1 is None"),
+        (lambda: ts.capture_pairs(m, [("a", "b")]), "ContrastPairs; got"),
+        (lambda: ts.mean_difference(pairs), "PairedActivations; got a ContrastPairs"),
+        (lambda: ts.mean_difference(None), "PairedActivations; got None"),
+        (lambda: ts.separation(acts, estimator="mean"), "got 'mean'"),
+        (lambda: ts.effectiveness([1]), "DataFrame; got [1]"),
+        (lambda: ts.plots.signal_detection(None), "DataFrame; got None"),
+        (lambda: ts.load_pt(folder / "array.pt", m), "plain tensors"),
+        (lambda: ts.SteeringVectors.load(3), "got 3"),
+        (lambda: v.save(None), "got None"),
+    ]
 
 
-def test_the_names_without_a_door_are_there():
-    assert set(EVERY) >= WITHOUT
+def test_common_mistakes_are_refused_by_the_package_itself(tmp_path):
+    """The error is raised by a line of the package: users' processes have no other type checks."""
+    failures = []
+    for call, message in wrong_calls(tmp_path):
+        line = f"line {call.__code__.co_firstlineno}"
+        try:
+            call()
+            failures.append(f"{line}: nothing was raised")
+        except Exception as error:
+            if message not in str(error) or "\x1b" in str(error):
+                failures.append(f"{line}: {error}")
+            if not raised_in(error).is_relative_to(PACKAGE):
+                failures.append(f"{line}: {type(error).__name__} raised in {raised_in(error)}")
+    assert not failures, "\n".join(failures)
 
 
-with tempfile.TemporaryDirectory() as folder:
-    WRONG = {name: words for name, (_, words) in wrong_arguments.wrong_calls(Path(folder)).items()}
-
-
-@pytest.fixture(scope="module")
-def raised():
-    """What each wrong argument raises in a process of its own, where types are checked by the door alone."""
-    command = [sys.executable, "-m", "tests.wrong_arguments"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_argument_is_refused_in_words_without_the_checks_of_the_tests(raised, name):
-    kind, words, file = raised[name]
-    assert WRONG[name] in words
-    assert Path(file).is_relative_to(Path(ts.__file__).parent), f"{kind} comes from {file}"
-    assert "\x1b" not in words
+# ---- conversion
 
 
 @checked
-def taking(
+def example(
     numbers: Sequence[int] | None = None,
     *,
     texts: Sequence[str] = (),
@@ -117,17 +211,17 @@ def taking(
     flag: bool = False,
     anything: Any = None,
 ):
-    """What came in."""
+    """Return its arguments."""
     return dict(locals())
 
 
-def told_shortly(value):
-    """A test's name, the same in every process: generators and functions are told by their address."""
+def short_id(value):
+    """A test id that is the same in every process: a generator's repr has its address."""
     return value if isinstance(value, str) else type(value).__name__
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "taken"),
+    ("name", "value", "converted"),
     [
         ("numbers", np.arange(3), [0, 1, 2]),
         ("numbers", torch.tensor([3, 1]), [3, 1]),
@@ -151,28 +245,24 @@ def told_shortly(value):
         ("mask", np.array([True, False]), [True, False]),
         ("flag", np.True_, True),
     ],
-    ids=told_shortly,
+    ids=short_id,
 )
-def test_what_is_natural_comes_in_as_pythons_own(name, given, taken):
-    came = taking(**{name: given})[name]
-    assert came == taken
-    assert type(came) is type(taken)
+def test_numpy_pandas_torch_and_generators_become_python_values(name, value, converted):
+    result = example(**{name: value})[name]
+    assert result == converted
+    assert type(result) is type(converted)
 
 
-def test_what_fits_comes_in_as_it_is():
-    for name, value in {
-        "numbers": [1],
-        "texts": ("a",),
-        "values": torch.ones(2, 3),
-        "anything": np.ones(2),
-    }.items():
-        assert taking(**{name: value})[name] is value
+def test_a_fitting_value_is_passed_on_unchanged():
+    values = {"numbers": [1], "texts": ("a",), "values": torch.ones(2, 3), "anything": np.ones(2)}
+    for name, value in values.items():
+        assert example(**{name: value})[name] is value
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "kind", "words"),
+    ("name", "value", "error", "message"),
     [
-        ("numbers", 15, TypeError, r"^taking: numbers must be .*; got 15\. Put it in a list: \[15\]\.$"),
+        ("numbers", 15, TypeError, r"^example: numbers must be .*; got 15\. Put it in a list: \[15\]\.$"),
         ("numbers", [1, 2, "a", 4], TypeError, r"got \[1, 2, 'a', 4\], where item 2 is 'a'\.$"),
         ("numbers", np.array([1.5]), TypeError, r"got a ndarray of shape \(1,\)\.$"),
         ("texts", "abc", TypeError, r"Sequence\[str\]; got 'abc'\. Put it in a list: \['abc'\]\."),
@@ -196,28 +286,125 @@ def test_what_fits_comes_in_as_it_is():
         ("whole", torch.tensor(True), TypeError, r"True and False are not"),
         ("by_name", {"a": False}, TypeError, r"True and False are not"),
     ],
-    ids=told_shortly,
+    ids=short_id,
 )  # fmt: skip
-def test_what_does_not_fit_is_told_in_words(name, given, kind, words):
-    with pytest.raises(kind, match=words):
-        taking(**{name: given})
+def test_wrong_types_are_refused_with_value_and_fix(name, value, error, message):
+    with pytest.raises(error, match=message):
+        example(**{name: value})
 
 
-def test_a_long_value_is_told_shortly():
+def test_a_long_value_is_shortened_in_the_message():
     with pytest.raises(TypeError, match=r"where item 700 is None") as raised:
-        taking(texts=["a" * 1000] * 700 + [None])
+        example(texts=["a" * 1000] * 700 + [None])
     assert len(str(raised.value)) < 600
 
 
 def test_numbers_of_a_table_are_layers_and_multipliers():
-    vectors = ts.SteeringVectors(
-        torch.stack([made_vector(MODEL, layer).values for layer in (1, 2)]), (1, 2), "resid_post", "made",
-        torch.ones(2), made_vector(MODEL, 1).identity,
-    )  # fmt: skip
+    first, second = made_vector(MODEL, 1), made_vector(MODEL, 2)
+    values = torch.stack([first.values, second.values])
+    vectors = ts.SteeringVectors(values, (1, 2), "resid_post", "mean", torch.ones(2), first.identity)
     table = pd.DataFrame({"layer": [1, 2], "multiplier": [0.5, 1.0]})
     assert vectors[table["layer"][1]].layer == 2
     sweep = functools.partial(
         ts.sweep, MODEL, vectors, ["a b"], measure="generate", controls=0, max_new_tokens=2, progress=False
     )
-    of_a_table = sweep(layers=table["layer"], multipliers=table["multiplier"].to_numpy())
-    pd.testing.assert_frame_equal(of_a_table, sweep(layers=[1, 2], multipliers=[0.5, 1.0]))
+    from_table = sweep(layers=table["layer"], multipliers=table["multiplier"].to_numpy())
+    pd.testing.assert_frame_equal(from_table, sweep(layers=[1, 2], multipliers=[0.5, 1.0]))
+
+
+# ---- fuzzing
+
+FIXED = {"tokenizer", "client", "embedder", "out", "path", "cache", "it", "self"}  # not changed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("written")
+
+
+@pytest.fixture(scope="module")
+def calls(folder):
+    materials = Materials()
+    figures = figure_calls(materials)
+    return public_calls(materials, folder) | {f"plots.{name}": call for name, call in figures.items()}
+
+
+def unchanged(before: Any, after: Any) -> bool:
+    """Whether an argument is as it was before the call."""
+    if isinstance(before, pd.DataFrame | pd.Series):
+        return before.equals(after)
+    if isinstance(before, Tensor):
+        return before.shape == after.shape and torch.equal(before.nan_to_num(7), after.nan_to_num(7))
+    if isinstance(before, np.ndarray):
+        return np.array_equal(before, after)
+    if isinstance(before, list | tuple):
+        return len(before) == len(after) and all(map(unchanged, before, after))
+    if isinstance(before, Mapping):
+        return list(before) == list(after) and all(unchanged(before[key], after[key]) for key in before)
+    if is_dataclass(before):
+        return all(
+            unchanged(getattr(before, each.name), getattr(after, each.name)) for each in fields(before)
+        )
+    return True
+
+
+def require_finite(result: Any, changed: Any = None) -> None:
+    """Every vector in a result must be finite."""
+    if isinstance(result, ts.SteeringVectors | ts.SteeringVector):
+        assert bool(torch.isfinite(result.values).all())
+    for value in result.values() if isinstance(result, dict) else ():
+        require_finite(value)
+
+
+class Changes(dict):
+    """Arguments whose repr is short."""
+
+    def __repr__(self):
+        return f"Changes({', '.join(f'{name}={value!r:.300}' for name, value in self.items())})"
+
+
+@st.composite
+def changes(draw, arguments):
+    """One or two arguments, replaced."""
+    names = sorted(set(arguments) - FIXED)
+    replaced = draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True))
+    return Changes({name: draw(invalid(arguments[name])) for name in replaced})
+
+
+def checked_call(call, folder):
+    """A call that raises where it modifies its arguments or leaves temporary files in the folder."""
+
+    def run(changed):
+        for path in folder.iterdir():
+            path.unlink()
+        arguments = call.arguments | changed
+        copied = pd.DataFrame | list | dict | Tensor | ts.PairedActivations
+        before = {
+            key: copy.deepcopy(value) if isinstance(value, copied) else value
+            for key, value in arguments.items()
+        }
+        try:
+            return call(**changed)
+        finally:
+            modified = [key for key, value in arguments.items() if not unchanged(before[key], value)]
+            assert not modified, f"modified: {modified}"
+            assert not list(folder.glob(".*")), "a temporary file was left"
+
+    return run
+
+
+@pytest.mark.integration
+def test_every_public_function_has_a_valid_call(calls):
+    assert set(calls) == set(NAMES)
+    for call in calls.values():
+        call()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("examples", [2, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NAMES)
+def test_invalid_arguments_give_a_result_or_a_refusal(name, examples, calls, folder):
+    call = calls[name]
+    for value in call.arguments.values():  # cached strategies call the package: not while drawing
+        same_type(value)
+    fuzz(changes(call.arguments), checked_call(call, folder), require_finite, examples)

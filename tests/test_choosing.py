@@ -158,6 +158,7 @@ def test_scores_of_many_sets_are_those_of_the_tables(score):
         assert list(scores) == pytest.approx([oracle[label] for label in labels])
 
 
+@pytest.mark.statistics
 def test_pure_noise_looks_good_to_the_naive_choice_and_not_to_the_honest_one():
     table = noise_sweep(n=40, unreadable=0, vectors=[f"vector {k}" for k in range(30)], plan=PLAN[:9])
     found = choose(table, on="one", report="two", resamples=1, splits=20)
@@ -180,6 +181,7 @@ def test_a_cell_that_is_really_better_is_chosen_again_and_little_is_optimism():
     assert row["honest"] == pytest.approx(row["naive"]) == pytest.approx(0.99, abs=0.02)
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("score", SCORES)
 def test_optimism_is_never_negative(score):
     table = noise_sweep(vectors=("a", "b", "c", "d", "e", "f"), unreadable=0)
@@ -273,6 +275,7 @@ def test_every_control_is_put_through_choose_as_if_it_were_the_vector(score):
         assert rows["p_value"].to_list() == pytest.approx([((mine >= reported - 1e-12).sum() + 1) / 5] * 2)
 
 
+@pytest.mark.statistics
 def test_the_p_value_of_a_vector_that_is_one_more_control_is_uniform():
     """Nine controls of its own to each of forty vectors by chance: p is one of ten tenths, each as often."""
     names = [f"vector {number}" for number in range(40)]

@@ -1,8 +1,10 @@
-"""The command line: what it says, and that what is wrong is one message without a traceback."""
+"""The command line: output, and errors as one message without a traceback."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -17,19 +19,34 @@ from tl_steer.positions import EmptySelectionError
 
 
 def command(monkeypatch, capsys, *arguments):
-    """Run `tl-steer` as its entry point does: exit status, output, errors."""
+    """Run `tl-steer` through its entry point; return exit status, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["tl-steer", *arguments])
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit) as raised:
         cli.main()
     captured = capsys.readouterr()
-    return exit_.value.code or 0, captured.out, captured.err
+    return raised.value.code or 0, captured.out, captured.err
 
 
-def test_help_teaches_what_it_is_for_with_examples():
-    shown = CliRunner().invoke(cli.app, ["--help"])
-    assert shown.exit_code == 0
-    for words in ("residual stream", "tl-steer demo", "tl-steer run my.toml", "tl-steer models"):
-        assert words in shown.output
+@pytest.fixture
+def replaced_run(monkeypatch):
+    """Replace `experiments.run`: record its arguments, or raise the error in `raises`."""
+
+    def run(experiment, out, **options):
+        if record.raises:
+            raise record.raises
+        record.calls.append({"title": experiment.title, "out": out, **options})
+        return Path(out)
+
+    record = SimpleNamespace(calls=[], raises=None)
+    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", run)
+    return record
+
+
+def test_help_has_examples():
+    result = CliRunner().invoke(cli.app, ["--help"])
+    assert result.exit_code == 0
+    for text in ("residual stream", "tl-steer demo", "tl-steer run my.toml", "tl-steer models"):
+        assert text in result.output
 
 
 def test_the_command_line_itself_loads_no_model_library():
@@ -45,49 +62,28 @@ def test_the_command_line_itself_loads_no_model_library():
     assert not loaded & {"torch", "transformer_lens", "transformers", "plotly", "sklearn", "pandas"}
 
 
-def test_help_names_every_experiment_there_is():
+def test_help_names_every_experiment():
     assert experiments.own_experiments() == cli.OWN
-    shown = CliRunner().invoke(cli.app, ["run", "--help"])
-    words = shown.output.replace(",", " ").replace(".", " ").split()
-    assert set(experiments.own_experiments()) <= set(words)
+    result = CliRunner().invoke(cli.app, ["run", "--help"])
+    assert set(cli.OWN) <= set(result.output.replace(",", " ").replace(".", " ").split())
 
 
-def test_an_unknown_experiment_is_one_message(monkeypatch, capsys):
-    status, _, error = command(monkeypatch, capsys, "run", "nowhere.toml")
-    assert status == 1
-    assert error.startswith("tl-steer: nowhere.toml is neither a file nor one of")
-    assert "Traceback" not in error
-
-
-def test_a_misspelt_key_is_one_message(monkeypatch, capsys, tmp_path):
-    file = tmp_path / "mine.toml"
-    file.write_text("title = 'a'\n[pairs]\nknd = 'csv'\n")
-    status, _, error = command(monkeypatch, capsys, "run", str(file))
-    assert status == 1
-    assert "mine.toml: [pairs]" in error
-    assert "Traceback" not in error
-
-
-def test_a_folder_that_holds_a_run_is_one_message(monkeypatch, capsys, tmp_path):
+def test_bad_input_is_one_message(monkeypatch, capsys, tmp_path):
+    (tmp_path / "own.toml").write_text("title = 'a'\n[pairs]\nknd = 'csv'\n")
     (tmp_path / "experiment.toml").write_text("old")
-    status, _, error = command(monkeypatch, capsys, "run", "demo", "--out", str(tmp_path))
-    assert status == 1
-    assert "already holds a run" in error
-
-
-def test_a_missing_argument_is_told_with_status_2(monkeypatch, capsys):
-    status, _, error = command(monkeypatch, capsys, "run")
-    assert status == 2
-    assert "FILE" in error
-
-
-def test_a_key_error_is_told_without_quotes(monkeypatch, capsys):
-    def breaking(*_arguments, **_options):
-        raise KeyError("no vector at layer 40")
-
-    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", breaking)
-    status, _, error = command(monkeypatch, capsys, "run", "demo", "--out", "/nowhere/run")
-    assert (status, error) == (1, "tl-steer: no vector at layer 40\n")
+    for arguments, status, message in (
+        (["run", "nowhere.toml"], 1, "^tl-steer: nowhere.toml is neither a file nor one of"),
+        (["run", str(tmp_path / "own.toml")], 1, r"own.toml: \[pairs\]"),
+        (["run", "demo", "--out", str(tmp_path)], 1, "already holds a run"),
+        (["run"], 2, "FILE"),
+        (["models", "fetch", "gpt2-xl"], 1, "models fetch gpt2-xl is unknown"),
+        (["models", "get"], 1, "models get is unknown"),
+        (["models", "get", "gpt2-xl"], 1, "loaded from the Hub by load_model"),
+    ):
+        result, _, error = command(monkeypatch, capsys, *arguments)
+        assert result == status
+        assert re.search(message, error)
+        assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
@@ -100,49 +96,30 @@ def test_a_key_error_is_told_without_quotes(monkeypatch, capsys):
         ModelUnavailableError("not here"),
         UnfinishedRunError("the report broke"),
         InUseError("runs/a is being written by process 123"),
+        KeyError("no vector at layer 40"),  # of which str() is quoted
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_every_error_of_ours_is_one_message(monkeypatch, capsys, error):
-    def breaking(*_arguments, **_options):
-        raise error
-
-    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", breaking)
-    status, _, told = command(monkeypatch, capsys, "run", "demo", "--out", "/nowhere/run")
-    assert (status, told) == (1, f"tl-steer: {error}\n")
+def test_every_error_of_ours_is_one_message(monkeypatch, capsys, replaced_run, error):
+    replaced_run.raises = error
+    status, _, text = command(monkeypatch, capsys, "run", "demo", "--out", "/nowhere/run")
+    assert (status, text) == (1, f"tl-steer: {error.args[0]}\n")
 
 
-def test_run_says_where_the_report_is(monkeypatch, capsys, tmp_path):
-    asked = {}
-
-    def running(experiment, out, *, fresh):
-        asked.update(title=experiment.title, out=out, fresh=fresh)
-        return Path(out)
-
-    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", running)
-    status, output, _ = command(monkeypatch, capsys, "run", "honesty", "--out", str(tmp_path / "x"))
+def test_run_passes_its_options_and_prints_the_report_s_path(monkeypatch, capsys, tmp_path, replaced_run):
+    out = tmp_path / "x"
+    status, output, _ = command(monkeypatch, capsys, "run", "honesty", "--out", str(out))
     assert status == 0
-    assert asked["title"] == experiments.read_experiment("honesty").title
-    assert str(tmp_path / "x" / "report.html") in output
-    assert asked["fresh"] is False
-    command(monkeypatch, capsys, "run", "honesty", "--out", str(tmp_path / "x"), "--fresh")
-    assert asked["fresh"] is True
-
-
-def test_without_out_the_same_command_means_the_same_folder(monkeypatch, capsys, tmp_path):
-    asked = []
-
-    def running(experiment, out, **_options):
-        asked.append(out)
-        return Path(out)
-
-    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", running)
+    assert str(out / "report.html") in output
+    command(monkeypatch, capsys, "run", "honesty", "--out", str(out), "--fresh")
     for _ in range(2):
         command(monkeypatch, capsys, "run", "honesty")
-    assert asked == [Path("runs/honesty")] * 2
+    title = experiments.read_experiment("honesty").title
+    calls = [(out, False), (out, True), *[(Path("runs/honesty"), False)] * 2]
+    assert replaced_run.calls == [{"title": title, "out": to, "fresh": fresh} for to, fresh in calls]
 
 
-def test_a_run_that_is_finished_is_said_to_be(monkeypatch, capsys, tmp_path):
+def test_a_finished_run_is_announced(monkeypatch, capsys, tmp_path):
     for name in ("experiment.toml", "report.html"):
         (tmp_path / name).write_bytes(experiments.read_experiment("demo").source.encode())
     (tmp_path / "versions.json").write_text("{}")
@@ -152,38 +129,23 @@ def test_a_run_that_is_finished_is_said_to_be(monkeypatch, capsys, tmp_path):
     assert str(tmp_path / "report.html") in output
 
 
-def test_demo_fetches_the_model_after_saying_so(monkeypatch, capsys, tmp_path):
-    told = []
+def test_demo_downloads_the_model_after_a_message(monkeypatch, capsys, tmp_path, replaced_run):
+    messages = []
     monkeypatch.setattr(models, "embedded_folder", lambda: None)
-    monkeypatch.setattr(models, "get_model", lambda: told.append(capsys.readouterr().out))
-    monkeypatch.setattr(
-        sys.modules["tl_steer.experiments.run"], "run", lambda experiment, out, **_: Path(out)
-    )
+    monkeypatch.setattr(models, "get_model", lambda: messages.append(capsys.readouterr().out))
     monkeypatch.chdir(tmp_path)
     status, output, _ = command(monkeypatch, capsys, "demo")
     assert status == 0
-    assert "93 MB" in told[0]
+    assert "93 MB" in messages[0]
     assert f"{tmp_path}/runs/demo/report.html" in output
 
 
-def test_models_are_listed_with_whether_they_are_here(monkeypatch, capsys):
+def test_models_are_listed_with_whether_they_are_on_disk(monkeypatch, capsys):
     monkeypatch.setattr(models, "embedded_folder", lambda: Path("/somewhere"))
     status, output, _ = command(monkeypatch, capsys, "models")
     assert status == 0
     lines = {line.split()[0]: line for line in output.splitlines() if line}
     assert set(models.MODELS) <= set(lines)
+    assert all(description and description in output for description in models.MODELS.values())
     assert " here " in lines[models.EMBEDDED]
     assert "not here" not in lines[models.EMBEDDED]
-
-
-@pytest.mark.parametrize("arguments", [("fetch", "gpt2-xl"), ("get",)])
-def test_an_unknown_word_after_models_is_told(monkeypatch, capsys, arguments):
-    status, _, error = command(monkeypatch, capsys, "models", *arguments)
-    assert status == 1
-    assert f"models {' '.join(arguments)} is unknown" in error
-
-
-def test_a_model_that_no_wheel_carries_is_told(monkeypatch, capsys):
-    status, _, error = command(monkeypatch, capsys, "models", "get", "gpt2-xl")
-    assert status == 1
-    assert "loaded from the Hub by load_model" in error

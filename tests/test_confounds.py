@@ -269,6 +269,7 @@ def test_the_null_is_a_loop_over_contrasts_of_noise():
         assert high[name] == pytest.approx(each, abs=0.06), name
 
 
+@pytest.mark.statistics
 def test_one_cell_in_forty_differs_by_chance():
     """A vector of one half, asked with the other, of factors without any direction."""
     rng, found = np.random.default_rng(0), []

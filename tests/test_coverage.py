@@ -49,6 +49,7 @@ def promised(coverage):
 # inside: at least 100 prompts of each kind and rates of .2 to .8, and as far as `covered` reaches
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("n", [100, 200])
 @pytest.mark.parametrize("rates", [(0.5, 0.5), (0.8, 0.2), (0.8, 0.5), (0.2, 0.2), (0.65, 0.35)])
 def test_intervals_of_rates_d_prime_and_criterion_cover_as_they_say(rates, n):
@@ -58,6 +59,7 @@ def test_intervals_of_rates_d_prime_and_criterion_cover_as_they_say(rates, n):
     assert promised(coverage), coverage
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(
     ("rates", "n"),
     [((0.93, 0.07), 100), ((0.95, 0.3), 100), ((0.9, 0.2), 50), ((0.2, 0.2), 30), ((0.3, 0.7), 20)],
@@ -68,6 +70,7 @@ def test_with_five_prompts_a_choice_to_be_expected_they_cover_as_well(rates, n):
     assert promised(coverage), coverage
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(
     ("then", "now", "correlation"),
     [
@@ -86,6 +89,7 @@ def test_intervals_of_paired_changes_cover_as_they_say(then, now, correlation):
     assert promised(coverage), coverage
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("n", [20, 100])
 def test_the_t_interval_of_a_mean_covers_as_it_says(n):
     assert promised({"normal": mean_coverage(n, lambda rng, shape: rng.normal(size=shape))})
@@ -94,6 +98,7 @@ def test_the_t_interval_of_a_mean_covers_as_it_says(n):
 # outside: what the printed table says of d′ there
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(
     ("n", "rates", "bare", "before", "now"),
     [
@@ -124,6 +129,7 @@ def test_outside_the_interval_is_too_wide_rather_than_too_narrow(n, rates, bare,
     assert is_covered(counts).mean() < 0.2
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(
     ("n", "then", "now", "correlation", "before"),
     [
@@ -139,6 +145,7 @@ def test_outside_intervals_of_changes_are_not_too_narrow_either(n, then, now, co
     assert min(covering(now_used(joint, resamples=RESAMPLES), truth).values()) > 0.94
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize(
     ("n", "up", "down", "before"), [(20, 0.077, 0, 0.81), (50, 0.027, 0, 0.78), (50, 0.04, 0.01, 0.86)]
 )
@@ -152,6 +159,7 @@ def test_where_few_prompts_change_the_interval_of_the_change_still_holds_the_tru
     assert found[1] > 0.95
 
 
+@pytest.mark.statistics
 def test_what_is_marked_as_covered_is_whatever_the_truth():
     """4,000 cells of 20 to 200 prompts a kind, each with a truth of its own."""
     rng = np.random.default_rng(0)
@@ -266,6 +274,7 @@ def uniform(p_values, shuffles):
     return stats.chisquare(np.bincount(ranks, minlength=shuffles + 2)[1:]).pvalue > 0.001
 
 
+@pytest.mark.statistics
 def test_permutation_p_values_are_uniform_under_the_null():
     """5,000 experiments of 30 values around nothing, their signs exchanged 19 times."""
     rng = np.random.default_rng(0)
@@ -279,6 +288,7 @@ def test_permutation_p_values_are_uniform_under_the_null():
     assert not uniform(statistics.permutation_p_value(values.mean(1) + 0.1, null), 19)
 
 
+@pytest.mark.statistics
 def test_separation_of_noise_has_uniform_p_values():
     """Six captures of 300 pairs, 60 layers of noise each; ties of two accuracies cost the p values little."""
     p_values = []

@@ -12,6 +12,8 @@ from scipy import stats
 import tl_steer as ts
 from tl_steer.evaluation.embedding.embedder import default_embedder, unit_embeddings
 
+from .conftest import assert_raises
+
 NAN = float("nan")
 EXEMPLARS = {
     "positive": ["What a lovely day, I feel wonderful!", "I am so happy and grateful.", "This is great fun."],
@@ -115,27 +117,20 @@ def test_blank_texts_have_no_score(blank):
 
 def test_scores_refuse_what_they_cannot_compare():
     table = swept()
-    with pytest.raises(ValueError, match="measure='generate'"):
-        scored(table.assign(text=pd.NA))
+    assert_raises("measure='generate'", scored, table.assign(text=pd.NA))
     for wrong in ({"positive": ["a"]}, {"honest": ["a"], "lying": ["b"]}, ["a", "b"]):
-        with pytest.raises(Exception, match="exemplars"):
-            ts.embedding_scores(table, wrong, embedder=ByLetters())
+        assert_raises("exemplars", ts.embedding_scores, table, wrong, embedder=ByLetters(), error=Exception)
     with pytest.raises(
         ValueError, match="negative exemplars: at least 1, each of them a text that is not blank"
     ):
         ts.embedding_scores(table, {"positive": ["a"], "negative": [" "]}, embedder=ByLetters())
     with pytest.raises(ValueError, match="'ab' is given twice"):
         ts.embedding_scores(table, {"positive": ["ab"], "negative": ["ab"]}, embedder=ByLetters())
-    with pytest.raises(ValueError, match="no direction for 'xyz'"):
-        scored(table.assign(text="xyz"))
-    with pytest.raises(ValueError, match=r"shape \(3,\) for"):
-        unit_embeddings(["a", "b"], lambda texts: np.ones(3))
-    with pytest.raises(ValueError, match=r"shape \(1, 4\) for 2 texts"):
-        unit_embeddings(["a", "b"], lambda texts: np.ones((1, 4)))
-    with pytest.raises(ValueError, match="zero or not finite"):
-        unit_embeddings(["a"], lambda texts: np.array([[1.0, NAN]]))
-    with pytest.raises(ValueError, match="batch_size=0"):
-        unit_embeddings(["a"], ByLetters(), batch_size=0)
+    assert_raises("no direction for 'xyz'", scored, table.assign(text="xyz"))
+    assert_raises(r"shape \(3,\) for", unit_embeddings, ["a", "b"], lambda texts: np.ones(3))
+    assert_raises(r"shape \(1, 4\) for 2 texts", unit_embeddings, ["a", "b"], lambda texts: np.ones((1, 4)))
+    assert_raises("zero or not finite", unit_embeddings, ["a"], lambda texts: np.array([[1.0, NAN]]))
+    assert_raises("batch_size=0", unit_embeddings, ["a"], ByLetters(), batch_size=0)
 
 
 # --- by cell -----------------------------------------------------------------------------------------------
@@ -179,10 +174,8 @@ def test_effects_split_by_factors_and_do_without_an_unsteered_cell():
     alone = ts.embedding_effect(found[found["vector"] != "none"])
     assert alone["shift"].isna().all()
     assert alone["score"].notna().all()
-    with pytest.raises(ValueError, match="lacks the columns embedding_score"):
-        ts.embedding_effect(swept())
-    with pytest.raises(ValueError, match="twice in the cell"):
-        ts.embedding_effect(pd.concat([found, found]))
+    assert_raises("lacks the columns embedding_score", ts.embedding_effect, swept())
+    assert_raises("twice in the cell", ts.embedding_effect, pd.concat([found, found]))
 
 
 # --- exemplars ---------------------------------------------------------------------------------------------
@@ -213,10 +206,11 @@ def test_exemplars_are_scored_by_the_others_of_their_kind():
     assert (row["n_positive"], row["n_negative"]) == (6, 6)
 
 
-def test_exemplars_without_a_difference_are_not_told_apart():
+@pytest.mark.statistics
+def test_exemplars_without_a_difference_have_an_accuracy_of_one_half(draws):
     rng = np.random.default_rng(1)
     rates = []
-    for _ in range(300):
+    for _ in range(draws(300)):
         known = {f"{kind} {k}": rng.normal(size=30) for kind in ("p", "n") for k in range(10)}
         exemplars = {
             kind: [text for text in known if text[0] == kind[0]] for kind in ("positive", "negative")
@@ -276,6 +270,7 @@ assert unit_embeddings(["a text"], None).shape == (1, 384)
 
 
 @pytest.mark.model
+@pytest.mark.integration
 def test_the_default_embedder_asks_no_network():
     command = [sys.executable, "-c", OFFLINE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -336,7 +331,6 @@ def test_the_figure_refuses_what_it_cannot_show():
         ts.plots.embedding_scores(summary, value="cosine")
     with pytest.raises(ValueError, match=r"'shift_low'.*evaluation\.embedding_effect"):
         ts.plots.embedding_scores(summary.drop(columns="shift_low"))
-    with pytest.raises(ValueError, match="a shift needs unsteered texts"):
-        ts.plots.embedding_scores(summary.assign(shift=NAN))
+    assert_raises("a shift needs unsteered texts", ts.plots.embedding_scores, summary.assign(shift=NAN))
     with pytest.raises(ValueError, match="no steered cell has a multiplier"):
         ts.plots.embedding_scores(summary[summary["operation"] == "project_out"])

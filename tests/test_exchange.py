@@ -146,13 +146,8 @@ def theirs(way, hf_model, vectors, multiplier, ids, folder):
         return logits_of(hf_model, ids)
 
 
-WAYS = [
-    "repeng",
-    "repeng from GGUF",
-    "steering-vectors",
-    "GGUF and a forward hook",
-    ".pt and a forward hook",
-]
+WAYS = ["repeng", "repeng from GGUF", "steering-vectors", "GGUF and a forward hook", ".pt and a forward hook"]
+EMBEDDED = pytest.param("embedded", marks=[pytest.mark.integration, pytest.mark.model])
 
 
 def require_libraries(way, request):
@@ -162,85 +157,73 @@ def require_libraries(way, request):
         request.getfixturevalue("steering_vectors")
 
 
-@pytest.fixture(scope="module")
-def precise(embedded_hf):
-    """The embedded model in float64, ours and Hugging Face's.
+@pytest.fixture(scope="module", params=["gpt2", "llama", "qwen2", EMBEDDED])
+def pair(request):
+    """A model in float64, ours and Hugging Face's, a prompt, and (layers, multiplier) to steer with.
 
-    In float32 Hugging Face's own logits are up to 4e-4 from these where an early layer is steered far: two
-    libraries could not be told apart within 1e-4.
+    In float32, Hugging Face's own logits of the embedded model differ from these by up to 4e-4 after strong
+    steering of an early layer, so that two libraries could not be compared within 1e-4.
     """
-    hf_model, tokenizer = embedded_hf
-    hf_model = copy.deepcopy(hf_model).double()
-    return load_model("smollm2", hf_model=hf_model, tokenizer=tokenizer, device="cpu"), hf_model
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("way", WAYS)
-def test_a_vector_handed_over_gives_the_logits_it_gives_here(way, request, precise, tmp_path):
-    require_libraries(way, request)
-    embedded, hf_model = precise
-    ids = tokenize(embedded, "The capital of France is a city called")
-    plain = logits_of(hf_model, ids)
-    for layers, multiplier in (((1,), 4.0), ((15,), -4.0), ((29,), 2.5), ((20, 8, 3), -1.5)):
-        vectors = vectors_of(embedded, layers=layers)
-        here = steered_logits(embedded, ids, vectors, multiplier)
-        there = theirs(way, hf_model, vectors, multiplier, ids, tmp_path)
-        assert (there - plain).abs().max() > 0.5  # it does something there
-        torch.testing.assert_close(there, here, rtol=0, atol=1e-4)
-    torch.testing.assert_close(logits_of(hf_model, ids), plain, rtol=0, atol=0)
-
-
-@pytest.mark.model
-def test_a_layer_off_by_one_would_be_seen(embedded, embedded_hf):
-    hf_model, _ = embedded_hf
-    ids = tokenize(embedded, "The capital of France is")
-    vectors = vectors_of(embedded, layers=(15,))
-    here = steered_logits(embedded, ids, vectors, 4.0)
-    for wrong in (14, 16):
-        with added_by_hooks(hf_model, {wrong: vectors[15].values}, 4.0):
-            assert (logits_of(hf_model, ids) - here).abs().max() > 0.1
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("library", ["repeng", "steering-vectors", "GGUF"])
-def test_a_vector_taken_over_gives_the_logits_it_gives_there(
-    library, repeng, steering_vectors, precise, tmp_path
-):
-    embedded, hf_model = precise
-    ids = tokenize(embedded, "The capital of France is a city called")
-    rows = {layer: np.random.default_rng(layer).standard_normal(576).astype("f4") for layer in (4, 17)}
-    control_vector = repeng.ControlVector("llama", rows)
-    if library == "steering-vectors":
-        tensors = {layer: torch.tensor(row) for layer, row in rows.items()}
-        there_vector = steering_vectors.SteeringVector(tensors)
-        with there_vector.apply(hf_model, multiplier=-2.0):
-            there = logits_of(hf_model, ids)
-        vectors = from_steering_vectors(there_vector, embedded)
+    if request.param == "embedded":
+        hf_model, tokenizer = request.getfixturevalue("embedded_hf")
+        hf_model = copy.deepcopy(hf_model).double()
+        model = load_model("smollm2", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+        ids = tokenize(model, "The capital of France is a city called")
+        cases = [((1,), 4.0), ((15,), -4.0), ((29,), 2.5), ((20, 8, 3), -1.5)]
     else:
-        controlled = repeng.ControlModel(hf_model, [4, 17])
+        hf_model = random_hf_model(request.param).double()
+        model = load_model(f"tiny-{request.param}", hf_model=hf_model, device="cpu")
+        ids, cases = [1, 5, 7, 9], [((1,), 4.0), ((2, 1), -1.5)]
+    return SimpleNamespace(model=model, hf_model=hf_model, ids=ids, cases=cases)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_exported_vector_gives_the_same_logits(way, request, pair, tmp_path):
+    require_libraries(way, request)
+    plain = logits_of(pair.hf_model, pair.ids)
+    for layers, multiplier in pair.cases:
+        vectors = vectors_of(pair.model, layers=layers)
+        here = steered_logits(pair.model, pair.ids, vectors, multiplier)
+        there = theirs(way, pair.hf_model, vectors, multiplier, pair.ids, tmp_path)
+        assert (there - plain).abs().max() > 0.5  # steering changes the logits
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits_of(pair.hf_model, pair.ids), plain, rtol=0, atol=0)
+
+
+def test_a_layer_off_by_one_gives_other_logits(pair):
+    layer = pair.cases[0][0][0]
+    vectors = vectors_of(pair.model, layers=(layer,))
+    here = steered_logits(pair.model, pair.ids, vectors, 4.0)
+    for wrong in (layer - 1, layer + 1):
+        with added_by_hooks(pair.hf_model, {wrong: vectors[layer].values}, 4.0):
+            assert (logits_of(pair.hf_model, pair.ids) - here).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("library", ["repeng", "steering-vectors", "GGUF"])
+def test_an_imported_vector_gives_the_same_logits(library, repeng, steering_vectors, pair, tmp_path):
+    width, layers = pair.model.cfg.d_model, pair.cases[-1][0][:2]
+    rows = {layer: np.random.default_rng(layer).standard_normal(width).astype("f4") for layer in layers}
+    if library == "steering-vectors":
+        exported = steering_vectors.SteeringVector({layer: torch.tensor(row) for layer, row in rows.items()})
+        with exported.apply(pair.hf_model, multiplier=-2.0):
+            there = logits_of(pair.hf_model, pair.ids)
+        vectors = from_steering_vectors(exported, pair.model)
+    else:
+        exported = repeng.ControlVector("llama", rows)
+        controlled = repeng.ControlModel(pair.hf_model, list(layers))
         try:
-            controlled.set_control(control_vector, -2.0)
-            there = logits_of(controlled, ids)
+            controlled.set_control(exported, -2.0)
+            there = logits_of(controlled, pair.ids)
         finally:
             controlled.unwrap()
-        control_vector.export_gguf(tmp_path / "theirs.gguf")
+        exported.export_gguf(tmp_path / "theirs.gguf")
         vectors = (
-            from_repeng(control_vector, embedded)
+            from_repeng(exported, pair.model)
             if library == "repeng"
-            else load_gguf(tmp_path / "theirs.gguf", embedded)
+            else load_gguf(tmp_path / "theirs.gguf", pair.model)
         )
-    torch.testing.assert_close(steered_logits(embedded, ids, vectors, -2.0), there, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("way", ["steering-vectors", "GGUF and a forward hook", ".pt and a forward hook"])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
-def test_other_architectures_count_their_blocks_alike(way, name, request, tmp_path):
-    require_libraries(way, request)
-    hf_model = random_hf_model(name)
-    model = load_model(f"tiny-{name}", hf_model=hf_model, device="cpu")
-    vectors = vectors_of(model, layers=(1, 2))
-    there = theirs(way, hf_model, vectors, 3.0, [1, 5, 7, 9], tmp_path)
-    torch.testing.assert_close(there, steered_logits(model, [1, 5, 7, 9], vectors, 3.0), rtol=1e-4, atol=1e-4)
+    here = steered_logits(pair.model, pair.ids, vectors, -2.0)
+    torch.testing.assert_close(here, there, rtol=0, atol=1e-4)
 
 
 def test_folding_changes_no_stream_and_centring_takes_its_mean(tmp_path):
@@ -346,12 +329,7 @@ def test_a_gguf_file_of_somebody_else_is_of_the_model_given(tmp_path):
     path = write_gguf(tmp_path / "v.gguf", tensors, controlvector__model_hint="llama")
     found = load_gguf(path, MODEL)
     expected = SteeringVectors(
-        torch.tensor(np.stack([2 * row(), row()])),
-        (1, 2),
-        "resid_post",
-        "",
-        torch.zeros(2),
-        identify(MODEL),
+        torch.tensor(np.stack([2 * row(), row()])), (1, 2), "resid_post", "", torch.zeros(2), identify(MODEL)
     )
     require_imported(found, expected, MODEL, "GGUF control vector v.gguf")
     assert found.info["model_hint"] == "llama"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
 
 from tl_steer.activations import PairedActivations
@@ -25,7 +27,7 @@ from tl_steer.experiments import (
     write_report,
 )
 from tl_steer.experiments.checks import require_runnable
-from tl_steer.experiments.materials import in_unit, questions_of, steered_with
+from tl_steer.experiments.materials import in_unit, pairs_of, questions_of, steered_with
 from tl_steer.experiments.report import (
     choice_finding,
     effect_finding,
@@ -37,6 +39,10 @@ from tl_steer.experiments.report import (
 )
 from tl_steer.experiments.results import best_choice
 from tl_steer.experiments.unfinished import is_finished
+
+from .conftest import assert_raises
+from .test_evidence_report import numbers, written
+from .tiny_model import make_model, word_tokenizer
 
 SMALLEST = """title = "small"
 [pairs]
@@ -60,12 +66,6 @@ prompts = ["I hate you because"]
 chat = false
 layers = [1]
 """
-
-
-def written(tmp_path, text, name="mine.toml"):
-    path = tmp_path / name
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 # --- files ----------------------------------------------------------------------------------------------
@@ -129,27 +129,19 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (
-            ASKING.replace("multipliers", "multiplers"),
-            r"mine.toml: \[sweep\] has no key 'multiplers'; did you mean 'multipliers'\?",
-        ),
+        (ASKING.replace("multipliers", "multiplers"),
+         r"mine.toml: \[sweep\] has no key 'multiplers'; did you mean 'multipliers'\?"),
         ("titel = 'a'\n" + SMALLEST, r"mine.toml: the file has no key 'titel'; did you mean 'title'\?"),
-        (
-            SMALLEST + "[capture]\nxyz = 1",
-            r"\[capture\] has no key 'xyz'; it may have positions, hook, layers",
-        ),
+        (SMALLEST + "[capture]\nxyz = 1",
+         r"\[capture\] has no key 'xyz'; it may have positions, hook, layers"),
         (SMALLEST + "style = 'words'", r"\[pairs\] has no key 'style'"),
-        (
-            SMALLEST.replace("csv", "cvs"),
-            r"\[pairs\] kind = 'cvs' is not allowed; use 'csv' or 'honesty' or 'organism' or 'prompts'. Did",
-        ),
+        (SMALLEST.replace("csv", "cvs"),
+         r"\[pairs\] kind = 'cvs' is not allowed; use 'csv' or 'honesty' or 'organism' or 'prompts'. Did"),
         ("title = 'a'\n[pairs]\ndata = 'x'", r"\[pairs\] the key 'kind' is missing"),
         ("title = 'a'", r"mine.toml: the key 'pairs' is missing"),
         ("title = 'a'\npairs = 3", r"'pairs' must be a table, \[pairs\], not 3"),
-        (
-            ASKING.replace("[-0.2, 0.2]", "0.2"),
-            r"\[sweep\] multipliers = 0.2 is not allowed; use a list of: a finite number",
-        ),
+        (ASKING.replace("[-0.2, 0.2]", "0.2"),
+         r"\[sweep\] multipliers = 0.2 is not allowed; use a list of: a finite number"),
         (ASKING.replace("[-0.2, 0.2]", "[]"), r"\[sweep\] multipliers: give at least one"),
         (ASKING.replace("[-0.2, 0.2]", "[0, 1]"), r"\[sweep\] multipliers: .*none of them 0"),
         (ASKING.replace("-0.2", "0.2"), r"\[sweep\] multipliers = \[0.2, 0.2\]: give each once"),
@@ -158,57 +150,35 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (ASKING + "controls = -1", r"\[sweep\] controls = -1: give 0 or more"),
         (ASKING + "layers = 'al'", r"\[sweep\] layers = 'al' is not allowed; .* Did you mean 'all'\?"),
         (ASKING + "positions = 'last()'", r"\[sweep\] positions 'last\(\)' cannot be read"),
-        (
-            ASKING + "operations = ['ad']",
-            r"\[sweep\] operations = \['ad'\] is not allowed; use a list of: 'add' or 'project_out'",
-        ),
-        (
-            SMALLEST + "[capture]\nhook = 'resid'",
-            r"\[capture\] hook = 'resid' is unknown; use one of resid_pre",
-        ),
+        (ASKING + "operations = ['ad']",
+         r"\[sweep\] operations = \['ad'\] is not allowed; use a list of: 'add' or 'project_out'"),
+        (SMALLEST + "[capture]\nhook = 'resid'",
+         r"\[capture\] hook = 'resid' is unknown; use one of resid_pre"),
         (SMALLEST + "[questions]\nkind = 'claims'", r"\[questions\] and \[sweep\] belong together"),
         (SMALLEST + "[text]\nprompts = ['a']", r"\[text\] layers must be a list"),
         (SMALLEST + "[text]\nlayers = [1]", r"\[text\] give either prompts"),
         (SMALLEST + "[text]\nprompts = ['a']\nlayers = []", r"\[text\] layers must not be empty"),
-        (
-            SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 0]",
-            r"\[text\] multipliers = \[1.0, 0.0\].*no multiplier of 0",
-        ),
-        (
-            SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 1]",
-            r"\[text\] multipliers = \[1.0, 1.0\]: give each once",
-        ),
-        (
-            SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\npositions = 'last()'",
-            r"\[text\] positions 'last\(\)' cannot be read",
-        ),
-        (
-            ASKING + "measure = 'generate'\nscore = 'shift'",
-            r"\[sweep\] score = 'shift' is .* measure = 'generate' does not have: use 'accuracy' or",
-        ),
+        (SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 0]",
+         r"\[text\] multipliers = \[1.0, 0.0\].*no multiplier of 0"),
+        (SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 1]",
+         r"\[text\] multipliers = \[1.0, 1.0\]: give each once"),
+        (SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\npositions = 'last()'",
+         r"\[text\] positions 'last\(\)' cannot be read"),
+        (ASKING + "measure = 'generate'\nscore = 'shift'",
+         r"\[sweep\] score = 'shift' is .* measure = 'generate' does not have: use 'accuracy' or"),
         (ASKING + "measure = 'write'", r"\[sweep\] measure = 'write' is not allowed; use 'choice' or 'gen"),
         (ASKING + "measure = 'generate'\nmax_new_tokens = 0", r"\[sweep\] max_new_tokens = 0: give 1 or"),
-        (
-            SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { a = 1 }",
-            r"\[directions\] weights = \{'a': 1\} is not allowed; use a table of a whole number to a finite",
-        ),
-        (
-            SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { 3 = 1, 4 = 0 }",
-            r"\[directions\] weights = \{3: 1.0, 4: 0.0\}: .* none of them 0",
-        ),
-        (
-            SMALLEST + "[directions]\nmethod = 'principal_component'\ncomponent = {}",
-            r"\[directions\] component = \{\}: give one or more",
-        ),
-        (
-            SMALLEST + "[model]\nprocessing = { fold = true }",
-            r"\[model\] processing: \['fold'\] is unknown; TransformerLens has fold_ln, center_writing_we",
-        ),
+        (SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { a = 1 }",
+         r"\[directions\] weights = \{'a': 1\} is not allowed; use a table of a whole number to a finite"),
+        (SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { 3 = 1, 4 = 0 }",
+         r"\[directions\] weights = \{3: 1.0, 4: 0.0\}: .* none of them 0"),
+        (SMALLEST + "[directions]\nmethod = 'principal_component'\ncomponent = {}",
+         r"\[directions\] component = \{\}: give one or more"),
+        (SMALLEST + "[model]\nprocessing = { fold = true }",
+         r"\[model\] processing: \['fold'\] is unknown; TransformerLens has fold_ln, center_writing_we"),
         (SMALLEST + "[model]\nprocessing = 3", r"processing = 3 is not allowed; use true or false, or"),
-        (
-            SMALLEST + "[directions]\nmethod = 'activation_addition'",
-            r"kind = \"prompts\" and \[directions\] method = \"activation_addition\" go together",
-        ),
+        (SMALLEST + "[directions]\nmethod = 'activation_addition'",
+         r"kind = \"prompts\" and \[directions\] method = \"activation_addition\" go together"),
         (WORDS + "[directions]\nmethod = 'lda_direction'", r"go together: give both, or neither"),
         (WORDS + "[capture]\nlayers = [1]", r"\[capture\] and \[separation\] are about pairs"),
         (WORDS + "[separation]\nfolds = 3", r"\[capture\] and \[separation\] are about pairs"),
@@ -223,8 +193,7 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_told_by_file_table_and_key(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_experiment(written(tmp_path, text))
+    assert_raises(message, read_experiment, written(tmp_path, text))
 
 
 def test_a_file_that_is_not_there_is_told_with_the_names_there_are():
@@ -250,28 +219,26 @@ def separations(accuracies, *, high=0.6, pairs=100):
     )  # fmt: skip
 
 
-def test_layers_whose_interval_clears_the_null_band_are_named():
-    told = separation_finding(separations([0.5, 0.55, 0.9, 0.95, 0.5, 0.8]))
-    assert "separate at 3 of 6 layers (2–3, 5)" in told
-    assert "layer 3 with 0.95" in told
+@pytest.mark.parametrize(
+    ("accuracies", "start", "expected"),
+    [
+        ([0.5, 0.55, 0.9, 0.95, 0.5, 0.8], "Held-out pairs separate",
+         [3, 6, 2, 3, 5, 3, 0.95, 0.87, 1, 0.4, 0.6, 100, 5]),
+        # the interval reaches into the null band
+        ([0.5, 0.62, 0.5], "Held-out pairs do not clearly separate",
+         [1, 3, 1, 0.08, 1, 0.62, 0.54, 0.7, 0.4, 0.6, 100, 5]),
+        ([0.48, 0.51, 0.5], "The pairs do not separate",
+         [3, 0.48, 0.51, 1, 0.51, 0.43, 0.59, 0.4, 0.6, 100, 5]),
+    ],
+)  # fmt: skip
+def test_separation_needs_intervals_above_the_null_band(accuracies, start, expected):
+    text = separation_finding(separations(accuracies))
+    assert text.startswith(start)
+    assert numbers(text) == pytest.approx(expected)
 
 
-def test_points_above_the_band_with_intervals_that_reach_into_it_are_not_called_separation():
-    told = separation_finding(separations([0.5, 0.62, 0.5]))
-    assert told.startswith("Held-out pairs do not clearly separate at any layer")
-    assert "(1)" in told
-    assert "by chance" in told
-
-
-def test_pairs_that_do_not_separate_are_told_plainly():
-    told = separation_finding(separations([0.48, 0.51, 0.5]))
-    assert told.startswith("The pairs do not separate in this model: at none of 3 layers")
-    assert "0.48 to 0.51" in told
-    assert "not shown to carry" in told
-
-
-def test_without_exchanged_labels_nothing_is_compared():
-    assert "no exchanged labels were run" in separation_finding(separations([0.9], high=np.nan))
+def test_without_shuffled_labels_separation_has_no_comparison():
+    assert numbers(separation_finding(separations([0.9], high=np.nan))) == [0.9, 0.9, 100, 5]
 
 
 def swept(effect, *, controls=0.0, n=40, seed=0):
@@ -301,69 +268,70 @@ def swept(effect, *, controls=0.0, n=40, seed=0):
         frame["choice"] = pd.array(np.where(frame["logit_difference"] > 0, 0, 1), dtype="Int64")
         frame["probability"], frame["mass"], frame["text"] = 0.5, 0.9, None
         labels = {
-            "vector": vector,
-            "control": control,
-            "operation": operation,
-            "layers": layers,
-            "hook": hook,
-        }
+            "vector": vector, "control": control, "operation": operation, "layers": layers, "hook": hook,
+        }  # fmt: skip
         frames.append(frame.assign(**labels, multiplier=multiplier, dose=dose))
     return pd.concat(frames, ignore_index=True)
 
 
-def told_of(table, score="shift"):
+VERDICTS = [
+    "a shift of bias and not measurably an improvement", "This is an improvement", "a loss of sensitivity",
+    "reverses the answers", "neither a shift of bias nor an improvement", "cannot be told apart", "Too few",
+]  # fmt: skip
+
+
+def effect_of(table, *, written=False):
+    """The finding at the positive multiplier or projection, its verdict, and the shifts of the kinds."""
     half = table[table["split"] == "report"]
-    chosen = choose(table, on="choose", report="report", score=score).iloc[1]
-    return effect_finding(
-        effectiveness(half, by="kind"), signal_detection(half), chosen, factor="kind", signal=["positive"]
-    )
-
-
-def test_a_vector_that_moves_both_kinds_alike_is_a_shift_of_bias():
-    told = told_of(swept(lambda kind: 1.0))
-    assert "moves both kinds of questions" in told
-    assert "“positive”" in told
-    assert "This is a shift of bias" in told
-    assert "improvement" in told.split("bias")[1]
-    assert "farther than 1 control vector of the same length" in told
-
-
-def test_a_vector_that_moves_each_kind_toward_its_own_answer_is_an_improvement():
-    told = told_of(swept(lambda kind: 2.0 if kind == "positive" else -2.0, n=80), score="d_prime")
-    assert "moves each kind of question toward its own right answer" in told
-    assert "This is an improvement, without a measurable shift of bias" in told
+    chosen = half[(half["vector"] == "mean_difference") & ~(half["multiplier"] < 0)].iloc[0]
+    shifts = answer_shifts(half, by="kind") if written else effectiveness(half, by="kind")
+    kinds = {"factor": "kind", "signal": ["positive"], "written": written}
+    text = effect_finding(shifts, signal_detection(half), chosen, **kinds)
+    here = shifts[(shifts["vector"] == chosen["vector"]) & (shifts["multiplier"] == chosen["multiplier"])]
+    return text, [each for each in VERDICTS if each in text], here
 
 
 @pytest.mark.parametrize(
-    ("size", "verdict"), [(0.75, "This is a loss of sensitivity"), (2.0, "This reverses the answers")]
-)
-def test_a_vector_that_harms_is_not_called_an_improvement(size, verdict):
-    told = told_of(
-        swept(lambda kind: -size if kind == "positive" else size, n=80),
-        score=lambda rows: rows["multiplier"].iloc[0],
-    )
-    assert "toward its own wrong answer" in told
-    assert verdict in told
-    assert "improvement" not in told
-
-
-def test_a_vector_that_does_nothing_is_told_so():
-    told = told_of(swept(lambda kind: 0.0), score=lambda rows: rows["multiplier"].iloc[0])
-    assert "moves no kind of question measurably" in told
-    assert "neither a shift of bias nor an improvement" in told
+    ("positive", "negative", "moved", "verdict"),
+    [
+        (1.0, 1.0, "both kinds", 0), (2.0, -2.0, "toward its own right answer", 1),
+        (-0.75, 0.75, "toward its own wrong answer", 2), (-2.0, 2.0, "toward its own wrong answer", 3),
+        (0.0, 0.0, "moves no kind", 4),
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_from_how_the_kinds_move(positive, negative, moved, verdict):
+    text, verdicts, shifts = effect_of(swept(lambda kind: positive if kind == "positive" else negative, n=80))
+    assert moved in text
+    assert verdicts == [VERDICTS[verdict]]
+    for row in shifts.to_dict("records"):
+        shown = text[text.index(f"{row['kind']} {row['shift']:+.2f}".replace("-", "−")) :]
+        assert numbers(shown)[1:3] == [round(row["shift_low"], 2), round(row["shift_high"], 2)]
 
 
 def test_a_vector_that_moves_one_kind_names_it_and_the_one_that_stays():
-    told = told_of(swept(lambda kind: 0.8 if kind == "negative" else 0.0))
-    assert re.search(
-        "moves questions of kind negative (toward|away from) “positive”, and positive not measurably", told
-    )
+    text, _, _ = effect_of(swept(lambda kind: 0.8 if kind == "negative" else 0.0))
+    assert re.search("negative (toward|away from) “positive”, and positive not measurably", text)
 
 
-def test_random_directions_that_move_as_far_take_the_credit_away():
-    told = told_of(swept(lambda kind: 1.0, controls=-1.5))
-    assert "1 control vector of the same length moves them as far" in told
-    assert "need not be the vector's doing" in told
+@pytest.mark.parametrize(
+    ("effect", "controls", "words", "doubt"),
+    [
+        (1.0, 0.0, "farther than 1 control vector of the same length", False),
+        (1.0, -1.5, "1 control vector of the same length moves them as far", True),
+        (0.0, 0.0, "1 control vector of the same length moves them by at most", False),
+    ],
+)
+def test_controls_that_move_as_far_raise_doubt(effect, controls, words, doubt):
+    text, _, _ = effect_of(swept(lambda kind: effect, controls=controls))
+    assert words in text
+    assert ("need not be the vector's doing" in text) == doubt
+
+
+def test_questions_with_one_right_answer_have_no_verdict_and_no_ranking():
+    table = swept(lambda kind: 1.0)
+    assert effect_of(table[table["kind"] == "positive"])[1] == ["cannot be told apart"]
+    chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
+    assert ranking_finding(table[table["kind"] == "positive"], chosen) is None
 
 
 def projected(table):
@@ -375,10 +343,10 @@ def projected(table):
     return kept
 
 
-def test_a_projection_is_not_said_to_have_a_length():
-    told = told_of(projected(swept(lambda kind: 1.0)))
-    assert "farther than 1 control vector (at most" in told
-    assert "length" not in told
+def test_a_projection_has_no_length():
+    text, _, _ = effect_of(projected(swept(lambda kind: 1.0)))
+    assert "farther than 1 control vector (at most" in text
+    assert "length" not in text
 
 
 def test_the_best_operation_is_chosen_on_the_choosing_half_whichever_is_listed_first():
@@ -399,20 +367,6 @@ def as_texts(table, *, unreadable=lambda rows: rows["choice"].isna()):
     rows = table.assign(logit_difference=np.nan, probability=np.nan, mass=np.nan, text="words")
     rows.loc[unreadable(rows), "choice"] = pd.NA
     return rows
-
-
-def told_of_texts(table):
-    half = table[table["split"] == "report"]
-    chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1].copy()
-    chosen["multiplier"] = 0.2
-    return effect_finding(
-        answer_shifts(half, by="kind"),
-        signal_detection(half),
-        chosen,
-        factor="kind",
-        signal=["positive"],
-        written=True,
-    )
 
 
 def test_the_shift_of_texts_is_the_paired_change_of_the_share_that_says_the_signal():
@@ -445,33 +399,25 @@ def test_the_shift_of_texts_is_the_paired_change_of_the_share_that_says_the_sign
         assert (row["shift_high"] - row["shift_low"]) / 2 == pytest.approx(spread, rel=0.2)
 
 
-def test_a_vector_that_only_breaks_texts_moves_no_kind():
-    broken = as_texts(
-        swept(lambda kind: 0.0),
-        unreadable=lambda rows: (rows["multiplier"] > 0) & (rows["prompt_id"] % 2 > 0),
-    )
-    assert "moves no kind of question measurably" in told_of_texts(broken)
-
-
 def test_a_shift_of_bias_shows_in_texts_too():
-    told = told_of_texts(as_texts(swept(lambda kind: 5.0)))
-    assert "moves both kinds of questions toward “positive”" in told
-    assert "change of the share that says “positive”" in told
-    assert "logit" not in told
-    assert "This is a shift of bias" in told
+    text, verdicts, _ = effect_of(as_texts(swept(lambda kind: 5.0)), written=True)
+    assert verdicts == [VERDICTS[0]]
+    assert "share that says “positive”" in text
+    assert "logit" not in text
 
 
-def test_texts_of_which_nothing_can_be_read_are_not_given_a_verdict():
-    told = told_of_texts(as_texts(swept(lambda kind: 5.0), unreadable=lambda rows: rows["multiplier"] > 0))
-    assert "there is nothing to compare with control vectors" in told
-    assert "Too few of these answers can be read" in told
-    assert "improvement" not in told
-
-
-def test_questions_of_which_no_answer_at_all_can_be_read_are_not_said_to_be_alike():
-    told = told_of_texts(as_texts(swept(lambda kind: 5.0), unreadable=lambda rows: rows["prompt_id"] >= 0))
-    assert "Too few of these answers can be read" in told
-    assert "same right answer" not in told
+@pytest.mark.parametrize(
+    ("effect", "unreadable"),
+    [
+        (0.0, lambda rows: (rows["multiplier"] > 0) & (rows["prompt_id"] % 2 > 0)),
+        (5.0, lambda rows: rows["multiplier"] > 0),
+        (5.0, lambda rows: rows["prompt_id"] >= 0),
+    ],
+)
+def test_unreadable_texts_have_no_verdict(effect, unreadable):
+    table = as_texts(swept(lambda kind: effect), unreadable=unreadable)
+    text, verdicts, _ = effect_of(table, written=True)
+    assert "moves no kind" in text if effect == 0 else verdicts == ["Too few"]
 
 
 def test_texts_have_no_ranking_and_no_mass():
@@ -481,95 +427,65 @@ def test_texts_have_no_ranking_and_no_mass():
     assert mass_finding(table, chosen) is None
 
 
-def test_unreadable_texts_are_counted_where_they_are():
+def test_unreadable_texts_are_counted_per_condition():
     table = as_texts(
         swept(lambda kind: 1.0), unreadable=lambda rows: rows["multiplier"] * rows["prompt_id"] > 15
     )
     chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1]
     turned = chosen.copy()
     chosen["multiplier"], turned["multiplier"] = 0.2, -0.2
-    told = unreadable_finding(table, [chosen, turned])
-    assert "(0 of 80 unsteered, 4 of 80 at layer 7, multiplier +0.20 (dose 0.21), 0 of 80 at" in told
-    assert not told.startswith("Caution")
-    assert "count as wrong" in told
+    text = unreadable_finding(table, [chosen, turned])
+    assert numbers(text) == [0, 80, 4, 80, 7, 0.2, 0.21, 0, 80, 7, -0.2, 0.21]
+    assert not text.startswith("Caution")
     many = as_texts(table, unreadable=lambda rows: rows["prompt_id"] < 8)
-    assert unreadable_finding(many, [chosen]).startswith("Caution: the answers are texts")
-    assert unreadable_finding(as_texts(swept(lambda kind: 1.0)), [chosen]).endswith("a choice could be read.")
+    assert unreadable_finding(many, [chosen]).startswith("Caution")
+    assert numbers(unreadable_finding(as_texts(swept(lambda kind: 1.0)), [chosen])) == []
 
 
-def test_what_did_not_move_is_not_said_to_be_matched_by_chance():
-    told = told_of(swept(lambda kind: 0.0))
-    assert "1 control vector of the same length moves them by at most" in told
-    assert "doing" not in told
-
-
-def test_questions_with_one_right_answer_cannot_tell_bias_from_sensitivity():
-    table = swept(lambda kind: 1.0)
-    assert "cannot be told apart" in told_of(table[table["kind"] == "positive"])
-
-
-def test_a_shift_of_bias_leaves_the_ranking_as_it_was():
+def test_the_ranking_is_the_auc_of_the_logit_differences():
     table = swept(lambda kind: 5.0)  # so far that all answers are alike
     chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
     half = table[table["split"] == "report"]
-    found = re.search(
-        r"AUC of (\S+) unsteered and (\S+) steered \(change (\S+) \[(\S+), (\S+)\]\)",
-        ranking_finding(half, chosen),
-    )
-    then, now, change, low, high = (float(number.replace("−", "-")) for number in found.groups())
-    cells = [
-        half[half["vector"] == "none"],
-        half[(half["vector"] == chosen["vector"]) & (half["multiplier"] == chosen["multiplier"])],
+    before, after, change, low, high = numbers(ranking_finding(half, chosen))
+    steered = (half["vector"] == chosen["vector"]) & (half["multiplier"] == chosen["multiplier"])
+    oracle = [
+        roc_auc_score((cell["answer"] == 0).astype(int), cell["logit_difference"])
+        for cell in (half[half["vector"] == "none"], half[steered])
     ]
-    oracle = [roc_auc_score((cell["answer"] == 0).astype(int), cell["logit_difference"]) for cell in cells]
-    np.testing.assert_allclose([then, now], oracle, atol=6e-4)
+    np.testing.assert_allclose([before, after], oracle, atol=6e-4)
     assert low <= change <= high
     assert low <= 0 <= high
-
-
-def test_an_improvement_shows_in_the_ranking():
     table = swept(lambda kind: 2.0 if kind == "positive" else -2.0, n=80)
     chosen = choose(table, on="choose", report="report", score="d_prime").iloc[1]
-    low = re.search(r"\[([+−]\S+),", ranking_finding(table[table["split"] == "report"], chosen)).group(1)
-    assert low.startswith("+")
-    assert low != "+0.000"
+    assert numbers(ranking_finding(table[table["split"] == "report"], chosen))[3] > 0
 
 
-def test_questions_with_one_right_answer_have_no_ranking():
-    table = swept(lambda kind: 1.0)
-    chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
-    assert ranking_finding(table[table["kind"] == "positive"], chosen) is None
-
-
-def test_the_choice_is_told_with_both_halves():
-    table = swept(lambda kind: 1.0)
-    choices = choose(table, on="choose", report="report", score="accuracy")
-    told = choice_finding(choices)
+def test_the_choice_is_reported_with_both_halves():
+    choices = choose(swept(lambda kind: 1.0), on="choose", report="report", score="accuracy")
+    text = choice_finding(choices)
     on, report = choices.iloc[0], choices.iloc[1]
-    assert f"on {on['n']} questions" in told
-    assert f"with {on['value']:.2f} (unsteered {on['unsteered']:.2f})" in told
-    assert f"other {report['n']} it is {report['value']:.2f}" in told
-    assert ("may be no change" in told) == (report["change_low"] <= 0 <= report["change_high"])
+    expected = [on["n"], 7, on["multiplier"], on["dose"], on["value"], on["unsteered"], report["n"]]
+    expected += [report[each] for each in ("value", "low", "high", "unsteered", "change")]
+    shown = numbers(text)
+    assert shown[: len(expected)] == pytest.approx(expected, abs=0.005)
+    assert shown[len(expected) :] == pytest.approx([report["change_low"], report["change_high"]], abs=0.005)
+    assert ("may be no change" in text) == (report["change_low"] <= 0 <= report["change_high"])
 
 
-def test_choices_that_hold_little_probability_are_warned_of():
+def test_choices_with_little_probability_give_a_caution():
     table = swept(lambda kind: 1.0)
     chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
     assert mass_finding(table, chosen) is None
     table.loc[table["vector"] == "none", "mass"] = 0.02
-    assert "hold 0.02 of the probability unsteered, 0.90 steered" in mass_finding(table, chosen)
+    assert numbers(mass_finding(table, chosen)) == [0.02, 0.9]
 
 
-def test_nothing_is_claimed_of_texts():
+def test_texts_are_counted_and_not_measured():
     texts = pd.DataFrame(
-        {
-            "prompt_id": [5, 6, 5, 6], "layers": ["", "", "7", "7"],
-            "operation": ["none", "none", "add", "add"], "multiplier": [0.0, 0.0, 8.0, 8.0],
-        }
+        {"prompt_id": [5, 6, 5, 6], "layers": ["", "", "7", "7"],
+         "operation": ["none", "none", "add", "add"], "multiplier": [0.0, 0.0, 8.0, 8.0]}
     )  # fmt: skip
-    told = text_finding(texts)
-    assert told.startswith("2 open prompts were answered with the vector left out and added at layer 7")
-    assert "what they say is not measured" in told
+    assert numbers(text_finding(texts)) == [2, 7]
     removed = texts.assign(multiplier=[0.0, 0.0, -8.0, np.nan])
     removed.loc[3, "operation"] = "project_out"
     assert "subtracted, left out and projected out" in text_finding(removed)
@@ -578,22 +494,20 @@ def test_nothing_is_claimed_of_texts():
 # --- runs -----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path):
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "experiment.toml").write_text("old")
-    with pytest.raises(FileExistsError, match=r"already holds a run of another experiment file[^+]*- as"):
-        run(read_experiment(written(tmp_path, SMALLEST)), out, model=object())  # refused before any work
-    assert [file.name for file in out.iterdir()] == ["experiment.toml"]
+def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path):
+    for folder, file, message in (
+        ("run", "experiment.toml", r"already holds a run of another experiment file[^+]*- as"),
+        ("notes", "notes.txt", "not empty"),
+    ):
+        out = tmp_path / folder
+        out.mkdir()
+        (out / file).write_text("old")
+        with pytest.raises(FileExistsError, match=message):
+            run(read_experiment(written(tmp_path, SMALLEST)), out, model=object())  # before any work
+        assert [(each.name, each.read_text()) for each in out.iterdir()] == [(file, "old")]
 
 
-def test_a_folder_that_holds_something_else_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="not empty"):
-        run(read_experiment(written(tmp_path, SMALLEST)), tmp_path, model=object())
-
-
-def test_a_run_that_breaks_before_anything_is_done_leaves_nothing(tmp_path):
+def test_a_run_that_fails_at_the_start_leaves_nothing(tmp_path):
     experiment = read_experiment(written(tmp_path, SMALLEST + "data = 'nowhere.csv'\n"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
         run(experiment, tmp_path / "runs" / "one", model=object())
@@ -615,35 +529,23 @@ CAPTURED = "[capture]\nlayers = [10, -15]\n"
     [
         (SMALLEST + "limit = 4", r"\[separation\] folds = 5 cannot be made of the 4 groups.*folds to 2 to 4"),
         (SMALLEST + "limit = 1", r"\[separation\] folds = 5 cannot be made of the 1 groups.*: use more"),
-        (
-            SMALLEST + "limit = 10\n[directions]\nmethod = 'principal_component'\n"
-            "of = 'differences'\ncomponent = 9",
-            r"\[directions\] component = 9 does not exist: \[separation\] folds = 5 leaves 8 pairs .* 1 to 8",
-        ),
-        (
-            ASKING.replace("[-0.2, 0.2]", "[0.2]\nlayers = [[10, 12], 5]") + CAPTURED,
-            r"\[sweep\] layers: there is no vector at \[5, 12\], since \[capture\] layers are \[10, 15\]",
-        ),
+        (SMALLEST + "limit = 10\n[directions]\nmethod = 'principal_component'\n"
+         "of = 'differences'\ncomponent = 9",
+         r"\[directions\] component = 9 does not exist: \[separation\] folds = 5 leaves 8 pairs .* 1 to 8"),
+        (ASKING.replace("[-0.2, 0.2]", "[0.2]\nlayers = [[10, 12], 5]") + CAPTURED,
+         r"\[sweep\] layers: there is no vector at \[5, 12\], since \[capture\] layers are \[10, 15\]"),
         (ASKING + "layers = [15, -15]\n" + CAPTURED, r"\[sweep\] layers: one is named twice"),
-        (
-            SMALLEST + CAPTURED + "[text]\nprompts = ['a']\nlayers = [5]",
-            r"\[text\] layers: there is no vector at \[5\]",
-        ),
+        (SMALLEST + CAPTURED + "[text]\nprompts = ['a']\nlayers = [5]",
+         r"\[text\] layers: there is no vector at \[5\]"),
         (SMALLEST + "[text]\nprompts = ['a']\nlayers = [29, -1]", r"\[text\] layers: one is named twice"),
         (SMALLEST + CAPTURED.replace("10", "31"), r"\[capture\] layers: layer 31 is out of range"),
-        (
-            ASKING.replace("sentiment", "misconceptions") + "score = 'd_prime'",
-            r"\[sweep\] score = 'd_prime' needs both .* \[questions\] kind = 'misconceptions' has \d+ with "
-            r"the one, 0 with the other: use 'accuracy' or 'shift'\.",
-        ),
-        (
-            ASKING.replace('"sentiment"', '"sentiment"\nlimit = 2') + "score = 'd_prime'",
-            r"\[sweep\] score = 'd_prime' .* 1 with the one, 1 with the other: .*, or ask more",
-        ),
-        (
-            ASKING.replace('"sentiment"', '"misconceptions"\nlimit = 1'),
-            r"\[questions\] limit: give 2 or more",
-        ),
+        (ASKING.replace("sentiment", "misconceptions") + "score = 'd_prime'",
+         r"\[sweep\] score = 'd_prime' needs both .* \[questions\] kind = 'misconceptions' has \d+ with "
+         r"the one, 0 with the other: use 'accuracy' or 'shift'\."),
+        (ASKING.replace('"sentiment"', '"sentiment"\nlimit = 2') + "score = 'd_prime'",
+         r"\[sweep\] score = 'd_prime' .* 1 with the one, 1 with the other: .*, or ask more"),
+        (ASKING.replace('"sentiment"', '"misconceptions"\nlimit = 1'),
+         r"\[questions\] limit: give 2 or more"),
         (SMALLEST + "[text]\ndata = 'dilemmas'\nlimit = 5000\nlayers = [1]", r"limit = 5000 cannot be drawn"),
     ],
 )  # fmt: skip
@@ -679,38 +581,56 @@ def test_what_fits_is_not_refused(tmp_path):
     require_runnable(read_experiment(written(tmp_path, asking + CAPTURED + text)), Untouched())
 
 
-def test_controls_are_run_for_the_chosen_cell_of_the_best_operation(tmp_path, monkeypatch, planted):
-    text = ASKING + "operations = ['project_out', 'add']\ncontrols = 1\ncontrol_layers = 'chosen'\n"
-    both = swept(lambda kind: 1.0)
-    both = pd.concat([projected(swept(lambda kind: 0.3)), both[both["operation"] != "none"]])
-    calls = []
-
-    def sweeping(model, vectors, questions, **options):
-        calls.append(options)
-        return both[~both["control"]].reset_index(drop=True)
-
-    monkeypatch.setattr(asking, "sweep", sweeping)
-    experiment = read_experiment(written(tmp_path, text))
-    asking.asked_table(experiment, None, mean_difference(planted[0]), planted[0], progress=False)
-    assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"]]
-    assert calls[1]["layers"] == [7]
-    assert calls[1]["multipliers"] == [-0.2, 0.2]
-
-
-def test_texts_are_written_at_the_layers_of_the_best_operation_first(tmp_path, monkeypatch, planted):
-    text = ASKING + "operations = ['project_out', 'add']\n[text]\nprompts = ['a']\nchat = false\nlayers = 2\n"
+@pytest.fixture
+def calls(monkeypatch):
+    """Calls of `sweep` and `damage` by `asking`; a sweep returns a table where adding beats projecting."""
     strong, weak = swept(lambda kind: 1.0), projected(swept(lambda kind: 0.3)).replace({"layers": {"7": "3"}})
     both = pd.concat([weak, strong[strong["operation"] != "none"]], ignore_index=True)
-    given = {}
+    swept_table = both[~both["control"]].reset_index(drop=True)
+    recorded = []
 
-    def sweeping(model, vectors, prompts, **options):
-        given.update(options)
-        return pd.DataFrame({"prompt_id": [0], "prompt": prompts})
+    def sweeping(model, vectors, questions, **options):
+        recorded.append(options | {"vectors": vectors})
+        return (
+            swept_table
+            if options["measure"] == "choice"
+            else pd.DataFrame({"prompt_id": [0], "prompt": ["a"]})
+        )
+
+    def damaging(model, vectors, passages, **options):
+        recorded.append(options)
+        return pd.DataFrame()
 
     monkeypatch.setattr(asking, "sweep", sweeping)
+    monkeypatch.setattr(asking, "damage", damaging)
+    return recorded
+
+
+def test_controls_are_run_for_the_chosen_condition_of_the_best_operation(tmp_path, calls, planted):
+    text = ASKING + "operations = ['project_out', 'add']\ncontrols = 1\ncontrol_layers = 'chosen'\n"
     experiment = read_experiment(written(tmp_path, text))
-    asking.written_table(experiment, None, mean_difference(planted[0]), [both], progress=False)
-    assert given["layers"] == [7, 3]
+    pairs, vectors = planted[0], mean_difference(planted[0])
+    table = asking.asked_table(experiment, None, vectors, pairs, progress=False)
+    asking.damage_table(experiment, None, vectors, pairs, table, progress=False)
+    first, controls, damaged = calls
+    assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"], ["add"]]
+    assert controls["layers"] == damaged["layers"] == [7]
+    assert controls["multipliers"] == [-0.2, 0.2]
+    assert first["controls"] == 0
+    assert set(damaged["controls"]) >= set(controls["vectors"]) == {"random 1"}
+    # one name is one direction, in the sweep and in the damage
+    torch.testing.assert_close(
+        controls["vectors"]["random 1"].values, damaged["controls"]["random 1"].values, rtol=0, atol=0
+    )
+
+
+def test_texts_are_written_at_the_layers_of_the_best_operation_first(tmp_path, calls, planted):
+    text = ASKING + "operations = ['project_out', 'add']\n[text]\nprompts = ['a']\nchat = false\nlayers = 2\n"
+    experiment = read_experiment(written(tmp_path, text))
+    vectors = mean_difference(planted[0])
+    table = asking.asked_table(experiment, None, vectors, planted[0], progress=False)
+    asking.written_table(experiment, None, vectors, [table], progress=False)
+    assert calls[-1]["layers"] == [7, 3]
 
 
 def test_weights_are_looked_for_among_the_layers_that_have_vectors(tmp_path):
@@ -747,16 +667,19 @@ def test_a_unit_is_what_multiplier_one_stands_for(tmp_path, planted, unit, lengt
     assert steered_with(found, read_experiment(written(tmp_path, SMALLEST))) is found
 
 
-def test_a_model_is_loaded_with_what_the_file_says_of_it(tmp_path, monkeypatch):
-    asked = {}
-    steps = sys.modules["tl_steer.experiments.run"]
-    monkeypatch.setattr(steps, "load_model", lambda name, **options: asked.update(options, name=name))
+def test_a_model_is_loaded_with_the_options_of_the_file(tmp_path, monkeypatch):
+    calls = []
+
+    def loading(name, **options):
+        calls.append(options | {"name": name})
+        raise MemoryError("enough")
+
+    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "load_model", loading)
     text = "[model]\nname = 'gpt2-xl'\ndtype = 'bfloat16'\nprocessing = { center_writing_weights = true }\n"
-    steps._loaded(read_experiment(written(tmp_path, SMALLEST + text)))
-    assert asked == {
-        "name": "gpt2-xl", "dtype": "bfloat16", "device": None,
-        "processing": {"center_writing_weights": True},
-    }  # fmt: skip
+    with pytest.raises(MemoryError, match="enough"):
+        run(read_experiment(written(tmp_path, SMALLEST + text)), tmp_path / "out")
+    processing = {"center_writing_weights": True}
+    assert calls == [{"name": "gpt2-xl", "dtype": "bfloat16", "device": None, "processing": processing}]
 
 
 def test_free_answers_are_asked_for_where_they_are_to_be_read(tmp_path):
@@ -771,52 +694,35 @@ def test_free_answers_are_asked_for_where_they_are_to_be_read(tmp_path):
     assert list(letters.answers) == list(words.answers)
 
 
-@pytest.fixture
-def reporting(monkeypatch, tmp_path):
-    """A run whose work and versions are done at once: give it what happens in the report."""
-    steps, worked = sys.modules["tl_steer.experiments.run"], []
-
-    def work(experiment, model, out, *_, **__):
-        worked.append(out)
-        (out / "sweep.parquet").write_text("the sweep")
-
-    monkeypatch.setattr(steps, "_work", work)
-    monkeypatch.setattr(steps, "_versions", lambda *_, **__: {})
-    monkeypatch.setattr(steps, "require_runnable", lambda *_: None)
-    for name, made in (("_parts", {}), ("bytes_allowed", 2**20)):
-        monkeypatch.setattr(sys.modules["tl_steer.experiments.unfinished"], name, lambda *_, made=made: made)
-    experiment = read_experiment(written(tmp_path, SMALLEST))
-
-    def start(report, **options):
-        monkeypatch.setattr(steps, "write_report", report)
-        return run(experiment, tmp_path / "runs" / "one", model=object(), **options)
-
-    return SimpleNamespace(start=start, worked=worked)
-
-
 @pytest.mark.parametrize("broken", [TypeError("no such figure"), KeyboardInterrupt("stopped")])
-def test_a_report_that_breaks_costs_nothing_and_the_same_call_makes_it(reporting, tmp_path, broken):
+def test_a_broken_report_leaves_the_run_and_the_same_call_writes_it(monkeypatch, tmp_path, broken):
     def breaking(folder):
         raise broken
 
-    one = tmp_path / "runs" / "one"
+    rows = "".join(f"{each} good,{each} bad\n" for each in "abcdefghij")
+    (tmp_path / "own.csv").write_text(f"positive,negative\n{rows}")
+    experiment = read_experiment(written(tmp_path, SMALLEST + "data = 'own.csv'\n"))
+    one, model, times = tmp_path / "runs" / "one", make_model(word_tokenizer()), set()
+    steps = sys.modules["tl_steer.experiments.run"]
+    monkeypatch.setattr(steps, "write_report", breaking)
     for _ in range(2):
-        with pytest.raises(UnfinishedRunError, match=rf"{broken}\).* are all in .*/runs/one;") as told:
-            reporting.start(breaking)
-        assert told.value.__cause__ is broken
+        with pytest.raises(UnfinishedRunError, match=rf"{broken}\).* are all in .*/runs/one;") as error:
+            run(experiment, one, model=model, progress=False)
+        assert error.value.__cause__ is broken
         assert not is_finished(one)
-    assert reporting.start(lambda folder: (folder / "report.html").write_text("made")) == one
+        times.add((one / "activations.safetensors").stat().st_mtime_ns)
+    monkeypatch.setattr(steps, "write_report", lambda folder: (folder / "report.html").write_text("page"))
+    assert run(experiment, one, model=model, progress=False) == one
     assert sorted(file.name for file in one.iterdir()) == [
-        "experiment.toml", "report.html", "sweep.parquet", "versions.json",
+        "activations.safetensors", "audit.csv", "experiment.toml", "report.html", "vectors.safetensors",
+        "versions.json",
     ]  # fmt: skip
     assert is_finished(one)
-    assert reporting.worked == [one]  # once
+    assert times == {(one / "activations.safetensors").stat().st_mtime_ns}, "captured once"
     assert list((tmp_path / "runs").iterdir()) == [one]
 
 
 def test_data_is_looked_for_beside_the_experiment_file(tmp_path, monkeypatch):
-    from tl_steer.experiments.materials import pairs_of
-
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "p.csv").write_text("positive,negative\ngood,bad\nyes,no\n")
@@ -833,8 +739,6 @@ def test_a_limit_draws_as_many_of_each_label_and_the_same_again(tmp_path):
 
 
 def test_a_limit_beyond_the_data_is_told(tmp_path):
-    from tl_steer.experiments.materials import pairs_of
-
     with pytest.raises(ValueError, match=r"limit = 5000 cannot be drawn"):
         pairs_of(read_experiment(written(tmp_path, SMALLEST + "limit = 5000\n")), None)
 
@@ -856,6 +760,9 @@ layers = [12, 18]
 multipliers = [-0.2, 0.2]
 controls = 1
 control_layers = "chosen"
+[damage]
+passages = 3
+max_tokens = 40
 [text]
 prompts = ["How was your day?"]
 layers = 1
@@ -874,6 +781,7 @@ def tiny_run(embedded, tmp_path_factory):
 
 
 @pytest.mark.model
+@pytest.mark.integration
 def test_a_run_folder_holds_everything_and_nothing_else(tiny_run):
     assert sorted(file.name for file in tiny_run.iterdir()) == [
         "activations.safetensors", "audit.csv", "damage.parquet", "experiment.toml", "report.html",
@@ -884,6 +792,7 @@ def test_a_run_folder_holds_everything_and_nothing_else(tiny_run):
 
 
 @pytest.mark.model
+@pytest.mark.integration
 def test_a_runs_vectors_have_dose_one_and_come_from_its_activations(tiny_run):
     vectors = SteeringVectors.load(tiny_run / "vectors.safetensors")
     activations = PairedActivations.load(tiny_run / "activations.safetensors")
@@ -901,6 +810,7 @@ def test_a_runs_vectors_have_dose_one_and_come_from_its_activations(tiny_run):
 
 
 @pytest.mark.model
+@pytest.mark.integration
 def test_a_runs_sweep_has_its_cells_and_texts_of_their_own(tiny_run):
     table = pd.read_parquet(tiny_run / "sweep.parquet")
     asked, texts = table[table["split"] != "text"], table[table["split"] == "text"]
@@ -919,9 +829,8 @@ def test_a_runs_sweep_has_its_cells_and_texts_of_their_own(tiny_run):
 
 
 @pytest.mark.model
+@pytest.mark.integration
 def test_a_run_tells_its_versions_and_seed(tiny_run):
-    import torch
-
     versions = json.loads((tiny_run / "versions.json").read_text())
     assert versions["seed"] == 3
     assert versions["packages"]["torch"] == torch.__version__
@@ -929,9 +838,8 @@ def test_a_run_tells_its_versions_and_seed(tiny_run):
 
 
 @pytest.mark.model
+@pytest.mark.integration
 def test_a_report_is_made_of_the_folder_alone(tiny_run, tmp_path):
-    import shutil
-
     copied = Path(shutil.copytree(tiny_run, tmp_path / "copy"))
     (copied / "report.html").unlink()
     write_report(copied)

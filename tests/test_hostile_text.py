@@ -2,59 +2,32 @@
 
 import functools
 import json
+import re
 
 import pandas as pd
 import pytest
 
 import tl_steer as ts
-from tl_steer.directions import mean_difference
-from tl_steer.experiments import Results, read_experiment, report_html
+from tl_steer.experiments import report_html
 
-from . import test_report
 from .public_calls import MODEL, Call, Materials, figure_calls
-from .test_report import CHROMIUM, EXPERIMENT, FLAGS, NOTHING
+from .test_plots import texts_of
+from .test_report import EXPERIMENT, synthetic_results
 
 MARK = "markmark"  # in every text and name of the tables; the hostile text takes its place
 HOSTILE = [
-    [
-        "<script>hacked=1</script>",
-        "</script><script>hacked=2</script>",
-        "<img src=x onerror=hacked=3>",
-        "<svg/onload=hacked=4>",
-        '"><b onmouseover="hacked=5">b</b>',
-        "<!--",
-        "]]>",
-    ],
-    [
-        "<a href='javascript:hacked=6'>a</a>",
-        "<a href='http://evil.example/a'>b</a>",
-        "<iframe src=//evil.example>",
-        "<style>*{display:none}</style>",
-        "<link rel=stylesheet href=//evil.example/c>",
-        "'-hacked=8-'",
-        "\\u003cscript\\u003e",
-    ],
-    [
-        "&lt;script&gt;hacked=9&lt;/script&gt;",
-        "&#60;img src=x onerror=hacked=10&#62;",
-        "{{7*7}}",
-        "${hacked=11}",
-        "%{x}",
-        "%{customdata[0]}",
-        "$\\href{javascript:hacked=12}{x}$",
-        "<span style='background:url(//evil.example/d)'>e</span>",
-    ],
-    [
-        "\u202e<i>txt.exe\u2066",
-        "\x1b[31m\x1b]8;;http://evil.example\x07click\x1b]8;;\x07",
-        "\x00<b>nul",
-        "\x07\x08",
-        "{% raw %}",
-        "<math><mi xlink:href='javascript:hacked=13'>f</mi></math>",
-        "`hacked=14`",
-        "</td></table></style></title><u>g</u>",
-    ],
-]
+    ["<script>hacked=1</script>", "</script><script>hacked=2</script>", "<img src=x onerror=hacked=3>",
+     "<svg/onload=hacked=4>", '"><b onmouseover="hacked=5">b</b>', "<!--", "]]>"],
+    ["<a href='javascript:hacked=6'>a</a>", "<a href='http://evil.example/a'>b</a>",
+     "<iframe src=//evil.example>", "<style>*{display:none}</style>",
+     "<link rel=stylesheet href=//evil.example/c>", "'-hacked=8-'", "\\u003cscript\\u003e"],
+    ["&lt;script&gt;hacked=9&lt;/script&gt;", "&#60;img src=x onerror=hacked=10&#62;", "{{7*7}}",
+     "${hacked=11}", "%{x}", "%{customdata[0]}", "$\\href{javascript:hacked=12}{x}$",
+     "<span style='background:url(//evil.example/d)'>e</span>"],
+    ["\u202e<i>txt.exe\u2066", "\x1b[31m\x1b]8;;http://evil.example\x07click\x1b]8;;\x07", "\x00<b>nul",
+     "\x07\x08", "{% raw %}", "<math><mi xlink:href='javascript:hacked=13'>f</mi></math>", "`hacked=14`",
+     "</td></table></style></title><u>g</u>"],
+]  # fmt: skip
 GROUPS = range(len(HOSTILE))
 
 
@@ -116,70 +89,25 @@ class _Spelling:
         return [self.text] * len(ids)
 
 
-def report(folder, monkeypatch) -> str:
-    """The report of a made-up run, hostile wherever a text of others can come from."""
+def report(folder) -> str:
+    """The report of a synthetic run, with hostile text wherever text of others can come from."""
     every = " ".join(map(hostile, GROUPS))
-    monkeypatch.setattr(test_report, "HOSTILE", every)
-    file = folder / "experiment.toml"
-    title = json.dumps(every)
-    file.write_text(EXPERIMENT.replace('"A title with <b>marks</b>"', title), encoding="utf-8")
-    audit = pd.DataFrame(
-        {
-            "factor": ["topic"],
-            "level": [every],
-            "positive": [1.0],
-            "negative": [1.0],
-            "difference": [0.0],
-            "differs": [False],
-        }
-    )
-    versions = {
-        "date": "2026-01-01T00:00:00+00:00",
-        "seconds": 1.0,
-        "seed": 1,
-        "python": every,
-        "device": "cpu",
-        "dtype": "torch.float32",
-        "packages": {"tl-steer": "0.1.0"},
-        "model": {"name": every, "revision": every, "n_layers": 3, "d_model": 16},
-    }
-    pairs = test_report.made_pairs()
-    vectors = mean_difference(pairs).scaled_to(dose=1.0)
-    results = Results(
-        read_experiment(file), versions, audit, pairs, vectors, test_report.made_sweep(), NOTHING, NOTHING
-    )
-    return report_html(results)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}: install Debian's package chromium")
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"),
-            executable_path=CHROMIUM,
-            headless=True,
-            args=FLAGS,
-            viewport={"width": 1100, "height": 1000},
-        )
-        yield context
-        context.close()
+    experiment = EXPERIMENT.replace('"A title with <b>marks</b>"', json.dumps(every))
+    return report_html(synthetic_results(folder, experiment, text=every))
 
 
 def opened(browser, html: str, folder):
-    """A page, with what it asked for and said; names that hostile text sets are looked for by `ran`."""
+    """A page of `html`; `page.seen` holds dialogs and requests, `page.errors` errors of drawing."""
     file = folder / "page.html"
     file.write_text(html, encoding="utf-8")
-    page = browser.new_page()
-    page.seen = []
+    page = browser.new_page(viewport={"width": 1100, "height": 1000})
+    page.seen, page.errors = [], []  # a hover called from Python may find a point that is not drawn
     page.on("dialog", lambda dialog: (page.seen.append("dialog"), dialog.dismiss()))
     page.on(
         "request",
         lambda request: request.url.startswith(("file:", "data:", "blob:")) or page.seen.append(request.url),
     )
-    page.errors = []  # of drawing; a hover called by hand may find a point that is not drawn
+    page.on("console", lambda message: message.type == "error" and page.errors.append(message.text))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.goto(file.as_uri())
     return page
@@ -224,6 +152,24 @@ def require_harmless(page):
     assert page.locator("body :is(i, u, math)").evaluate_all(made) == []
 
 
+def hovers(page) -> list[str]:
+    """Texts of all hovers, none of which has a link."""
+    texts = page.evaluate(HOVER_ALL.replace("LINKS", json.dumps(LINKS)))
+    assert not [text for text in texts if text.startswith("LINK")]
+    return texts
+
+
+def test_texts_of_figures_are_escaped():
+    """Names of vectors, factors and columns, prompts and answers; other figures have tests of their own."""
+    texts = {name: texts_of(figure) for name, figure in figures(1).items()}
+    for name, each in texts.items():
+        assert not [text for text in each if re.search("<a |<iframe|<style|<link", text)], name
+    shown = {name for name, each in texts.items() if any("&lt;iframe" in text for text in each)}
+    plain = {"agreement", "logit_lens", "mean_projections", "separation", "vector_components"}
+    assert shown == set(texts) - plain
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("group", GROUPS)
 def test_hostile_text_in_figures_and_previews_is_shown_and_does_nothing(group, browser, tmp_path):
     from plotly.offline import get_plotlyjs
@@ -237,27 +183,63 @@ def test_hostile_text_in_figures_and_previews_is_shown_and_does_nothing(group, b
     page = opened(browser, html, tmp_path)
     page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {len(drawn)}")
     assert page.errors == []
-    said = page.evaluate(HOVER_ALL.replace("LINKS", json.dumps(LINKS)))
-    assert not [each for each in said if each.startswith("LINK")]
+    texts = hovers(page)
     require_harmless(page)
     first = HOSTILE[group][0].replace("\u202e", "<U+202E>").replace("\u2066", "<U+2066>")
-    whole = page.evaluate("document.body.textContent")
-    assert any(first in each for each in said), "hovers show the text as text"
-    assert whole.count(first) > 10
+    assert any(first in text for text in texts), "hovers show the text as text"
+    assert page.evaluate("document.body.textContent").count(first) > 10
     page.close()
 
 
-def test_hostile_text_in_a_report_is_shown_and_does_nothing(browser, tmp_path, monkeypatch):
-    page = opened(browser, report(tmp_path, monkeypatch), tmp_path)
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 6")
-    assert page.errors == []
-    said = page.evaluate(HOVER_ALL.replace("LINKS", json.dumps(LINKS)))
-    assert not [each for each in said if each.startswith("LINK")]
-    require_harmless(page)
-    whole = page.evaluate("document.body.textContent")
+@pytest.fixture(scope="module")
+def report_page(browser, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    page = opened(browser, report(folder), folder)
+    page.locator(".figure").last.locator(".js-plotly-plot .main-svg").first.wait_for()
+    yield page
+    page.close()
+
+
+@pytest.mark.integration
+def test_every_figure_of_a_report_is_drawn(report_page):
+    figures = report_page.locator(".figure .js-plotly-plot")
+    assert figures.count() == 11
+    for number in range(11):
+        assert figures.nth(number).locator("svg.main-svg").count() > 0
+        assert figures.nth(number).locator(".trace path, .point, .bars path, .hm image").count() > 0
+
+
+@pytest.mark.integration
+def test_a_mouse_shows_a_prompt_and_a_slider_moves_the_points(report_page):
+    figure = report_page.locator("#figure-pca")
+    figure.scroll_into_view_if_needed()
+    box = figure.locator(".scatterlayer .point").first.bounding_box()
+    report_page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    label = figure.locator(".hoverlayer .hovertext")
+    label.first.wait_for()
+    assert "prompt" in label.first.text_content()
+    assert "<script>" in label.first.text_content()
+    read = "document.getElementById('figure-pca').data.map(trace => Array.from(trace.x || [])).flat().join()"
+    before = report_page.evaluate(read)
+    box = figure.locator(".slider-rail-touch-rect").bounding_box()
+    report_page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
+    for _ in range(100):  # the page's policy forbids the evaluation that `wait_for_function` polls with
+        report_page.wait_for_timeout(50)
+        if report_page.evaluate(read) != before:
+            return
+    pytest.fail("the slider moved no points")
+
+
+@pytest.mark.integration
+def test_hostile_text_in_a_report_is_shown_and_does_nothing(report_page):
+    assert report_page.errors == []
+    hovers(report_page)
+    require_harmless(report_page)
+    whole = report_page.evaluate("document.body.textContent")
     for text in [*HOSTILE[0], *HOSTILE[1], *HOSTILE[2]]:
         assert text in whole
-    page.close()
+    written = report_page.locator("#texts td", has_text="said at 0.3").first.text_content()
+    assert "{{7*7}}" in written
 
 
 def test_a_terminal_is_sent_no_control_characters():

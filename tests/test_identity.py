@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,7 +47,7 @@ def test_an_identity_holds_the_models_shapes_and_name(make_hf_model, make_tokeni
     assert found.tokenizer
 
 
-PROJECTIONS = {
+PROJECTIONS = {  # how many numbers of the first, middle and last block are in the fingerprint
     "self_attn.o_proj": [86, 85, 85],
     "self_attn.q_proj": [32, 32, 32],
     "self_attn.v_proj": [32, 32, 32],
@@ -63,18 +64,19 @@ def changed_in(hf_model, projection, layers, change):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_fingerprint_is_of_four_weights_of_the_first_middle_and_last_block(make_hf_model, backend):
-    def fingerprint(hf_model):
-        return identify(load_model("tiny", hf_model=hf_model, backend=backend)).fingerprint
+    """Each of the twelve weights is shifted by another whole number."""
 
-    before = fingerprint(make_hf_model("llama"))
-    changed = {}
-    for projection in PROJECTIONS:
-        for layer in range(3):
-            other = changed_in(make_hf_model("llama"), projection, [layer], lambda weight: weight.add_(1.0))
-            flags = [abs(b - a - 1.0) < 1e-4 for a, b in zip(before, fingerprint(other), strict=True)]
-            changed[projection, layer] = flags
-    assert [sum(flags) for flags in changed.values()] == [n for each in PROJECTIONS.values() for n in each]
-    assert all(sum(flags) == 1 for flags in zip(*changed.values(), strict=True))
+    def fingerprint(hf_model):
+        return np.array(identify(load_model("tiny", hf_model=hf_model, backend=backend)).fingerprint)
+
+    changed = make_hf_model("llama")
+    weights = [(projection, layer) for projection in PROJECTIONS for layer in range(3)]
+    for shift, (projection, layer) in enumerate(weights, 1):
+        changed_in(changed, projection, [layer], lambda weight, shift=shift: weight.add_(shift))
+    shifts = fingerprint(changed) - fingerprint(make_hf_model("llama"))
+    np.testing.assert_allclose(shifts, shifts.round(), atol=1e-4)
+    counts = np.bincount(shifts.round().astype(int), minlength=13).tolist()
+    assert counts == [0, *(number for each in PROJECTIONS.values() for number in each)]
 
 
 @pytest.mark.parametrize("projection", ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"])

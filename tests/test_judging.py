@@ -30,6 +30,8 @@ from tl_steer.evaluation.judging.pairs import answer_pairs
 from tl_steer.evaluation.judging.prompt import comparison, read_verdict
 from tl_steer.evaluation.judging.retries import Patience, is_passing, retry_after
 
+from .conftest import assert_raises
+
 NAN = float("nan")
 QUESTION = "Which answer is more honest?"
 SECRET = "sk-live-0123456789abcdef"
@@ -198,8 +200,7 @@ def test_a_limit_takes_the_same_prompts_in_every_cell_and_depends_on_the_seed():
     chosen = [set(answer_pairs(swept(40), "opposite", limit=5, seed=seed)["prompt_id"]) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert len(answer_pairs(swept(40), "opposite", limit=5)) == 10
-    with pytest.raises(ValueError, match="limit=0 must be at least one"):
-        answer_pairs(swept(), "opposite", limit=0)
+    assert_raises("limit=0 must be at least one", answer_pairs, swept(), "opposite", limit=0)
 
 
 def test_no_answer_can_close_its_block_or_pass_for_the_other():
@@ -219,28 +220,19 @@ def test_judge_refuses_what_it_cannot_compare():
         ask(table[table["multiplier"] >= 0], truthful)
     with pytest.raises(ValueError, match="both a steered and an unsteered text"):
         ask(table[table["vector"] != "none"], truthful, against="unsteered")
-    with pytest.raises(ValueError, match="against='zero' is unknown: use 'opposite' or 'unsteered'"):
-        answer_pairs(table, "zero")
-    with pytest.raises(ValueError, match="measure='generate'"):
-        ask(table.assign(text=pd.NA), truthful)
-    with pytest.raises(ValueError, match="prompt_id 0 is twice in a cell"):
-        ask(pd.concat([table, table]), truthful)
-    with pytest.raises(ValueError, match="lacks the columns prompt,"):
-        ask(table.drop(columns=["prompt", "text"]), truthful)
-    with pytest.raises(ValueError, match=r"\['question'\] are what a judge adds"):
-        ask(table.assign(question="mine"), truthful)
+    assert_raises("against='zero' is unknown: use 'opposite' or 'unsteered'", answer_pairs, table, "zero")
+    assert_raises("measure='generate'", ask, table.assign(text=pd.NA), truthful)
+    assert_raises("prompt_id 0 is twice in a cell", ask, pd.concat([table, table]), truthful)
+    assert_raises("lacks the columns prompt,", ask, table.drop(columns=["prompt", "text"]), truthful)
+    assert_raises(r"\['question'\] are what a judge adds", ask, table.assign(question="mine"), truthful)
     with pytest.raises(ValueError, match=r"question '\\ud800' has half of a surrogate pair"):
         ts.judge(table, "\ud800", client=truthful)
-    with pytest.raises(ValueError, match="question must be a text"):
-        ts.judge(table, " ", client=truthful)
-    with pytest.raises(TypeError, match="client is str"):
-        ask(table, "claude")
+    assert_raises("question must be a text", ts.judge, table, " ", client=truthful)
+    assert_raises("client is str", ask, table, "claude", error=TypeError)
     with pytest.raises(ValueError, match=r"parameters=.*no effect on a function"):
         ask(table, truthful, parameters={"temperature": 0})
-    with pytest.raises(TypeError, match="gave int, not text"):
-        ask(table, lambda prompt: 1)
-    with pytest.raises(ValueError, match=r'give model="…"'):
-        ask(table, anthropic_like(), model=None)
+    assert_raises("gave int, not text", ask, table, lambda prompt: 1, error=TypeError)
+    assert_raises(r'give model="…"', ask, table, anthropic_like(), model=None)
 
 
 def anthropic_like():
@@ -373,14 +365,10 @@ def test_preference_splits_by_factors_and_questions():
         assert row["preference"] == ts.preference(part)["preference"].item()
     both = pd.concat([table, table.assign(question="Which is kinder?")])
     assert set(ts.preference(both, by=["question"])["question"]) == {QUESTION, "Which is kinder?"}
-    with pytest.raises(ValueError, match=r"both orders, once each.*by=\(\"question\", \"judge\"\)"):
-        ts.preference(both)
-    with pytest.raises(ValueError, match="both orders"):
-        ts.preference(table.iloc[1:])
-    with pytest.raises(ValueError, match="what the judge said"):
-        ts.preference(table, by="verdict")
-    with pytest.raises(ValueError, match="give what judge makes"):
-        ts.preference(swept())
+    assert_raises(r"both orders, once each.*by=\(\"question\", \"judge\"\)", ts.preference, both)
+    assert_raises("both orders", ts.preference, table.iloc[1:])
+    assert_raises("what the judge said", ts.preference, table, by="verdict")
+    assert_raises("give what judge makes", ts.preference, swept())
 
 
 # --- what it costs -----------------------------------------------------------------------------------------
@@ -405,14 +393,12 @@ def test_the_cost_is_told_without_a_call_and_logged_before_the_first(caplog, tmp
     assert "12 pairs of texts, 1 of them alike, 22 requests, 0 in the cache: 22 calls" in caplog.text
     assert "at most about $0.02" in str(cost)
     assert ts.judge_cost(table, QUESTION, client=judge).dollars is None
-    with pytest.raises(ValueError, match="dollars a million tokens"):
-        ts.judge_cost(table, QUESTION, client=judge, price=(-1, 1))
+    assert_raises("dollars a million tokens", ts.judge_cost, table, QUESTION, client=judge, price=(-1, 1))
 
 
 def test_more_calls_than_allowed_are_refused_before_the_first():
     judge = Recorder()
-    with pytest.raises(ValueError, match=r"24 calls are more than max_calls=23.*limit"):
-        ask(swept(), judge, max_calls=23)
+    assert_raises(r"24 calls are more than max_calls=23.*limit", ask, swept(), judge, max_calls=23)
     assert judge.prompts == []
     ask(swept(), judge, max_calls=24)
 
@@ -539,30 +525,31 @@ def test_unreadable_replies_are_kept_and_counted(tmp_path):
 
 
 class StandIn(http.server.BaseHTTPRequestHandler):
-    """Speaks Anthropic's Messages and OpenAI's chat completions; misbehaves as it is told to."""
+    """Anthropic's Messages and OpenAI's chat completions, with the misbehaviour that the test sets."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm, wbufsize = True, -1  # otherwise each answer waits 40 ms for an acknowledgement
 
     def log_message(self, *_):
         pass
 
     def do_POST(self):
-        told = self.server.told
+        state = self.server.state
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with told.lock:
-            told.requests.append({"path": self.path, **body})
-            manner = told.manners.pop(0) if told.manners else "well"
-        told.arrived.release()
+        with state.lock:
+            state.requests.append({"path": self.path, **body})
+            manner = state.manners.pop(0) if state.manners else "well"
+        state.arrived.release()
         if manner == "hang up":
             self.close_connection = True
             return
         if manner in ("silent", "late"):
-            told.released.wait(20)
+            state.released.wait(20)
         if isinstance(manner, int | tuple):
             status, headers = manner if isinstance(manner, tuple) else (manner, {})
             key = self.headers.get("x-api-key") or self.headers.get("authorization")
-            kind = told.code or "error"
-            self.send(status, {"error": {"type": kind, "code": kind, "message": f"no, {key}!"}}, headers)
+            code = state.code or "error"
+            self.send(status, {"error": {"type": code, "code": code, "message": f"no, {key}!"}}, headers)
         elif manner == "garbage":
             self.send(200, b'{"id": "m", "cont')
         elif manner == "page":
@@ -570,7 +557,7 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         elif manner == "odd":
             self.send(200, {"hello": 1})
         else:
-            text = "" if manner in ("empty", "cut off") else told.answer(body["messages"][0]["content"])
+            text = "" if manner in ("empty", "cut off") else state.answer(body["messages"][0]["content"])
             self.send(200, self.message(text, manner))
 
     def message(self, text, manner):
@@ -581,11 +568,8 @@ class StandIn(http.server.BaseHTTPRequestHandler):
             return {"id": "m", "type": "message", "role": "assistant", "model": "x", "content": content,
                     "stop_reason": stop, "stop_sequence": None, "usage": usage}  # fmt: skip
         stop = "length" if manner == "cut off" else "stop"
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text or None},
-            "finish_reason": stop,
-        }
+        message = {"role": "assistant", "content": text or None}
+        choice = {"index": 0, "message": message, "finish_reason": stop}
         return {"id": "c", "object": "chat.completion", "created": 0, "model": "x", "choices": [choice]}
 
     def send(self, status, content, headers=None):
@@ -597,36 +581,40 @@ class StandIn(http.server.BaseHTTPRequestHandler):
             self.send_header("content-length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+            self.wfile.flush()
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
 
-@pytest.fixture
-def server():
-    """A stand-in server: `.requests` it got, `.manners` of its next answers, `.answer` to a prompt."""
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
-    listening.daemon_threads = True
-    told = SimpleNamespace(requests=[], manners=[], answer=truthful, code=None, lock=threading.Lock(),
-                           arrived=threading.Semaphore(0), released=threading.Event(),
-                           url=f"http://127.0.0.1:{listening.server_address[1]}")  # fmt: skip
-    listening.told = told
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+@pytest.fixture(scope="module")
+def listening():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    yield told
-    told.released.set()
-    listening.shutdown()
-    listening.server_close()
+    yield server
+    server.shutdown()
+    server.server_close()
     thread.join()
 
 
-@pytest.fixture(params=["anthropic", "openai"])
-def client(request, server):
-    if request.param == "anthropic":
-        made = anthropic.Anthropic(api_key=SECRET, base_url=server.url, timeout=5)
-    else:
-        made = openai.OpenAI(api_key=SECRET, base_url=f"{server.url}/v1", timeout=5)
-    with made:
-        yield made
+@pytest.fixture
+def server(listening):
+    """A stand-in server: the `.requests` it got, `.manners` of its next answers, `.answer` to a prompt."""
+    state = SimpleNamespace(requests=[], manners=[], answer=truthful, code=None, lock=threading.Lock(),
+                            arrived=threading.Semaphore(0), released=threading.Event(),
+                            url=f"http://127.0.0.1:{listening.server_address[1]}")  # fmt: skip
+    listening.state = state
+    yield state
+    state.released.set()
+
+
+@pytest.fixture(scope="module", params=["anthropic", "openai"])
+def client(request, listening):
+    make, path = {"anthropic": (anthropic.Anthropic, ""), "openai": (openai.OpenAI, "/v1")}[request.param]
+    url = f"http://127.0.0.1:{listening.server_address[1]}{path}"
+    with make(api_key=SECRET, base_url=url, timeout=5) as client:
+        yield client
 
 
 def asked_by(client, table=None, **more):
@@ -742,10 +730,10 @@ def test_a_refusal_is_raised_at_once_and_shows_no_key(client, server, status, hi
     assert len(server.requests) == 4
     assert "2 of 8 replies are in" in str(caught.value)
     kept = (tmp_path / "user" / "judge.jsonl").read_text()
-    told = "".join(traceback.format_exception(caught.value))
-    assert "no, " in told, "the server's own message is told"
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "no, " in printed, "the message of the server"
     for text in (
-        told,
+        printed,
         caplog.text,
         kept,
         repr(caught.value),
@@ -840,6 +828,7 @@ ts.judge(table, question, client=client, model="judge-1", cache=cache, progress=
 """
 
 
+@pytest.mark.integration
 def test_after_kill_9_in_the_middle_only_what_is_missing_is_asked(server, tmp_path):
     table, cache = swept(3), tmp_path / "replies.jsonl"
     table.to_parquet(tmp_path / "table.parquet")
@@ -923,14 +912,4 @@ def test_the_figure_refuses_what_it_cannot_show():
         ts.plots.judgements(pd.concat([summary, ts.preference(ask(swept(), truthful))]))
     with pytest.raises(ValueError, match="no steered cell has a multiplier"):
         ts.plots.judgements(summary[summary["operation"] == "project_out"])
-    with pytest.raises(ValueError, match="share their cell"):
-        ts.plots.judgements(summary_of(by="topic"))
-
-
-def test_names_and_factors_never_become_markup():
-    summary = summary_of(by="topic").assign(topic=lambda rows: "<b>" + rows["topic"])
-    summary["vector"] = "<i>honesty"
-    figure = ts.plots.judgements(summary, facet="topic")
-    text = figure.to_json()
-    assert "<i>" not in text.replace("\\u003c", "<")
-    assert "&lt;i&gt;honesty" in text.replace("\\u003c", "<")
+    assert_raises("share their cell", ts.plots.judgements, summary_of(by="topic"))

@@ -14,6 +14,7 @@ from tl_steer.plots import template
 from tl_steer.plots.labels import escape
 from tl_steer.plots.logit_lens_heatmap import visible
 
+from .conftest import assert_raises
 from .test_plots import NASTY, activation_table, after, named, texts_of
 
 SIDES = ("positive", "negative")
@@ -79,10 +80,8 @@ FIGURES = [
 @pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
 def test_a_table_without_a_column_or_without_rows_is_refused_by_name(name, fixture, column, maker, request):
     table, draw = request.getfixturevalue(fixture), getattr(plots, name)
-    with pytest.raises(ValueError, match=rf"plots\.{name}.*'{column}'.*{maker}"):
-        draw(table.drop(columns=column))
-    with pytest.raises(ValueError, match=rf"plots\.{name}.*without rows.*{maker}"):
-        draw(table.iloc[:0])
+    assert_raises(rf"plots\.{name}.*'{column}'.*{maker}", draw, table.drop(columns=column))
+    assert_raises(rf"plots\.{name}.*without rows.*{maker}", draw, table.iloc[:0])
 
 
 @pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
@@ -103,10 +102,8 @@ def test_figures_share_one_look_and_leave_the_table_alone(name, fixture, column,
 @pytest.mark.parametrize("name", ["component_factors", "vector_components"])
 def test_layers_that_are_not_there_are_refused(name, request):
     table = request.getfixturevalue({"component_factors": "related"}.get(name, "coordinates"))
-    with pytest.raises(ValueError, match="no layer 7 in the table; it has"):
-        getattr(plots, name)(table, layer=7)
-    with pytest.raises(ValueError, match=r"several tables in one|twice"):
-        getattr(plots, name)(pd.concat([table, table]))
+    assert_raises("no layer 7 in the table; it has", getattr(plots, name), table, layer=7)
+    assert_raises(r"several tables in one|twice", getattr(plots, name), pd.concat([table, table]))
 
 
 # --- means -------------------------------------------------------------------------------------------------
@@ -161,11 +158,9 @@ def test_means_of_one_factor_have_no_difference(projected):
 
 
 def test_means_refuse_what_they_cannot_show(projected, means):
-    with pytest.raises(ValueError, match="use 'projection' or 'cosine'"):
-        plots.mean_projections(means, value="effect")
+    assert_raises("use 'projection' or 'cosine'", plots.mean_projections, means, value="effect")
     three = means_table(projected.assign(half=projected["pair"] < 3), by=["side", "truth", "half"])
-    with pytest.raises(ValueError, match=r"split by \['side', 'truth', 'half'\]"):
-        plots.mean_projections(three)
+    assert_raises(r"split by \['side', 'truth', 'half'\]", plots.mean_projections, three)
 
 
 def test_names_of_factors_never_become_markup(projected):
@@ -319,12 +314,9 @@ def test_long_tokens_are_cut_in_their_cell_and_whole_in_the_hover(lens):
 
 
 def test_the_lens_refuses_what_it_cannot_show(lens):
-    with pytest.raises(ValueError, match="use 'probability' or 'logit'"):
-        plots.logit_lens(lens, value="rank")
-    with pytest.raises(ValueError, match=r"no layers \[7\] in the table; it has 0, 4, 9"):
-        plots.logit_lens(lens, layers=[4, 7])
-    with pytest.raises(ValueError, match="share their layer and rank"):
-        plots.logit_lens(pd.concat([lens, lens]))
+    assert_raises("use 'probability' or 'logit'", plots.logit_lens, lens, value="rank")
+    assert_raises(r"no layers \[7\] in the table; it has 0, 4, 9", plots.logit_lens, lens, layers=[4, 7])
+    assert_raises("share their layer and rank", plots.logit_lens, pd.concat([lens, lens]))
     with pytest.raises(ValueError, match=r"5 combinations of \['multiplier'\] are too many"):
         plots.logit_lens(lens_table(multipliers=(1, 2, 3, 4, 5)))
 
@@ -349,6 +341,5 @@ def test_a_panel_of_all_prompts_stands_before_those_of_a_factor(projected):
 def test_the_panel_of_all_prompts_needs_room_too_and_is_all_there_is_without_a_factor(projected):
     four = projected.assign(topic=projected["pair"] % 4)
     assert len(plots.projections(four, facet="topic").layout.annotations) == 4
-    with pytest.raises(ValueError, match="at most 4 panels"):
-        plots.projections(four, facet="topic", overall=True)
+    assert_raises("at most 4 panels", plots.projections, four, facet="topic", overall=True)
     assert plots.projections(projected, overall=True) == plots.projections(projected)

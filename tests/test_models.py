@@ -210,15 +210,22 @@ def test_dtype_is_by_default_that_of_the_model_in_hand(make_hf_model):
     assert load_model("tiny", hf_model=make_hf_model("llama")).cfg.dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", ["float33", "sum"])
-def test_an_unknown_dtype_is_refused_by_name(make_hf_model, dtype):
-    with pytest.raises(ValueError, match=rf"dtype '{dtype}' is unknown.*float32"):
-        load_model("tiny", hf_model=make_hf_model("gpt2"), dtype=dtype)
-
-
-def test_an_unknown_backend_is_refused(make_hf_model):
-    with pytest.raises(ValueError, match=r"backend 'jax' is unknown.*'hooked'"):
-        load_model("tiny", hf_model=make_hf_model("gpt2"), backend="jax")
+@pytest.mark.parametrize(
+    ("name", "changes", "options", "message"),
+    [
+        ("gpt2", {}, {"dtype": "float33"}, r"dtype 'float33' is unknown.*float32"),
+        ("gpt2", {}, {"dtype": "sum"}, r"dtype 'sum' is unknown.*float32"),
+        ("gpt2", {}, {"backend": "jax"}, r"backend 'jax' is unknown.*'hooked'"),
+        (
+            "gpt2", {}, {"processing": {"fold": True}},
+            r"unknown processing \['fold'\].*fold_ln.*center_unembed",
+        ),
+        ("llama", {"head_dim": 16}, {}, r"LlamaForCausalLM with head_dim 16, not hidden_size / heads"),
+    ],
+)  # fmt: skip
+def test_unknown_options_and_unusual_heads_are_refused(make_hf_model, name, changes, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_model("tiny", hf_model=make_hf_model(name, **changes), **options)
 
 
 # --- processing ---
@@ -303,11 +310,6 @@ def test_processing_by_name_does_that_step_alone(make_hf_model):
         assert relative_error(mine, other) > RELATIVE
 
 
-def test_an_unknown_processing_step_is_refused_with_those_there_are(make_hf_model):
-    with pytest.raises(ValueError, match=r"unknown processing \['fold'\].*fold_ln.*center_unembed"):
-        load_model("tiny", hf_model=make_hf_model("gpt2"), processing={"fold": True})
-
-
 # --- names and folders ---
 
 
@@ -340,12 +342,9 @@ def test_the_models_own_name_is_used_where_only_it_is_given(make_hf_model):
     assert load_model("mine", hf_model=hf_model).cfg.model_name == "mine"
 
 
-def test_an_unknown_name_is_refused_with_those_there_are():
+def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match=r"'gpt-17' is unknown.*gpt2-xl, llama-2-13b-chat.*hf_model"):
         load_model("gpt-17")
-
-
-def test_a_folder_that_is_not_there_is_an_unknown_name(tmp_path):
     with pytest.raises(ValueError, match=r"neither a folder with a config.json"):
         load_model(tmp_path / "nothing")
 
@@ -374,6 +373,7 @@ def hub(monkeypatch, make_hf_model, make_tokenizer):
 )
 def test_the_studys_models_are_asked_of_the_hub_by_their_names_there(hub, name, hub_names, chat):
     model = load_model(name)
+    assert MODELS[name]  # a description
     assert len(hub) == 1
     assert hub[0] in hub_names
     assert model.cfg.model_name == name
@@ -400,16 +400,8 @@ def test_llama_2_has_the_shapes_that_transformer_lens_knows(name, sizes):
         f"meta-llama/{name.replace('llama', 'Llama')}-hf", device="cpu"
     )
     assert {key: getattr(ours, key) for key in sizes} == sizes
-    for key in (
-        *sizes,
-        "d_head",
-        "n_ctx",
-        "d_vocab",
-        "eps",
-        "normalization_type",
-        "rotary_dim",
-        "rotary_base",
-    ):
+    others = ("d_head", "n_ctx", "d_vocab", "eps", "normalization_type", "rotary_dim", "rotary_base")
+    for key in (*sizes, *others):
         assert getattr(ours, key) == getattr(known, key), key
     assert ours.model_name == name
     assert ours.tokenizer_name is None
@@ -422,16 +414,6 @@ def test_gpt2_xl_has_its_published_shapes():
     cfg = _config("gpt2-xl", hf_model, dtype=torch.float32, device="cpu", fold_ln=False)
     assert (cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_head) == (48, 1600, 25, 64)
     assert (cfg.n_ctx, cfg.d_vocab, cfg.d_mlp, cfg.model_name) == (1024, 50257, 6400, "gpt2-xl")
-
-
-def test_the_models_that_are_offered_are_described():
-    assert {EMBEDDED, "gpt2-xl", "llama-2-13b-chat", "llama-2-7b-chat"} <= set(MODELS)
-    assert all(MODELS.values())
-
-
-def test_heads_that_transformer_lens_would_convert_wrongly_are_refused(make_hf_model):
-    with pytest.raises(ValueError, match=r"LlamaForCausalLM with head_dim 16, not hidden_size / heads"):
-        load_model("tiny", hf_model=make_hf_model("llama", head_dim=16))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What committed notebooks promise: the package does the work, and figures can be seen without running."""
+"""Committed notebooks: the package does the work, and figures can be seen without running them."""
 
 import ast
 import json
@@ -6,75 +6,76 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-# A judge is any function from a prompt to a reply: the reader's own part.
-OWN = {"05_reading_free_text": {"small_judge", "counting_judge"}}
-IMPORTED = {"tl_steer", "pandas", "os", "pathlib", "re"}
+# A judge is any function from a prompt to a reply: the user writes it.
+OWN_FUNCTIONS = {"05_reading_free_text": {"small_judge", "counting_judge"}}
+IMPORTS = {"tl_steer", "pandas", "os", "pathlib", "re"}
 
 
-def cells(path, kind):
-    return [
-        cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind
-    ]
+class Notebook:
+    def __init__(self, path):
+        self.name = path.stem
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        source = {
+            kind: [cell for cell in cells if cell["cell_type"] == kind] for kind in ("code", "markdown")
+        }
+        self.code, self.text = (
+            "\n\n".join("".join(cell["source"]) for cell in source[kind]) for kind in ("code", "markdown")
+        )
+        self.nodes = list(ast.walk(ast.parse(self.code)))
+        self.outputs = [output for cell in source["code"] for output in cell["outputs"]]
+
+    @property
+    def imports(self):
+        names = [alias.name for node in self.nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module for node in self.nodes if isinstance(node, ast.ImportFrom)]
+        return {name.split(".")[0] for name in names}
 
 
-def code(path):
-    return ast.parse("\n\n".join("".join(cell["source"]) for cell in cells(path, "code")))
+@pytest.fixture(scope="module")
+def notebooks():
+    return [Notebook(path) for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))]
 
 
-def outputs(path):
-    return [output for cell in cells(path, "code") for output in cell["outputs"]]
+def test_notebooks_are_numbered(notebooks):
+    assert [each.name[:2] for each in notebooks][:6] == ["01", "02", "03", "04", "05", "06"]
 
 
-def test_there_are_notebooks_from_the_first_steps_to_the_recorded_answers():
-    numbers = [path.stem.split("_")[0] for path in NOTEBOOKS]
-    assert numbers[:6] == ["01", "02", "03", "04", "05", "06"]
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_defines_nothing_that_the_package_should_have(path):
+def test_notebooks_define_no_functions_of_their_own(notebooks):
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    defined = {node.name for node in ast.walk(code(path)) if isinstance(node, kinds)}
-    assert defined == OWN.get(path.stem, set())
+    defined = {each.name: {node.name for node in each.nodes if isinstance(node, kinds)} for each in notebooks}
+    assert {name: functions for name, functions in defined.items() if functions} == OWN_FUNCTIONS
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_imports_the_package_and_what_reads_tables(path):
-    found = set()
-    for node in ast.walk(code(path)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module.split(".")[0])
-    assert "tl_steer" in found
-    assert found <= IMPORTED
+def test_notebooks_import_the_package_and_pandas_only(notebooks):
+    assert [each.name for each in notebooks if not {"tl_steer"} <= each.imports <= IMPORTS] == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_committed_with_outputs_and_every_figure_as_a_picture_too(path):
-    shown = [output.get("data", {}) for output in outputs(path)]
-    figures = [data for data in shown if "application/vnd.plotly.v1+json" in data]
-    assert figures
-    assert all("image/png" in data for data in figures)
-    assert not [output for output in outputs(path) if output["output_type"] == "error"]
-    assert not [output for output in outputs(path) if output.get("name") == "stderr"]
+def test_notebooks_are_committed_with_outputs_and_a_picture_of_every_figure(notebooks):
+    failures = []
+    for each in notebooks:
+        shown = [output.get("data", {}) for output in each.outputs]
+        figures = [data for data in shown if "application/vnd.plotly.v1+json" in data]
+        wrong = [output for output in each.outputs if output["output_type"] == "error"]
+        wrong += [output for output in each.outputs if output.get("name") == "stderr"]
+        if wrong or not figures or not all("image/png" in data for data in figures):
+            failures.append((each.name, wrong, len(figures)))
+    assert failures == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_names_a_fuller_setting_and_says_what_it_does_not_show(path):
-    text = "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
-    assert "The question." in text
-    assert "What it does not show" in text or path.stem in ("04_steering_sweeps",)
-    source = "\n".join("".join(cell["source"]) for cell in cells(path, "code"))
-    if path.stem not in (
-        "01_quickstart",
-        "06_recorded_llama2_13b",
-    ):  # the one is short, the other runs no model
-        assert "FULL = False  # True: " in source
+def test_notebooks_state_question_limits_and_a_fuller_setting(notebooks):
+    failures = []
+    for each in notebooks:
+        failures += [] if "The question." in each.text else [(each.name, "question")]
+        if "What it does not show" not in each.text and each.name != "04_steering_sweeps":
+            failures.append((each.name, "limits"))
+        # the first is short, the sixth runs no model
+        if "FULL = False  # True: " not in each.code and each.name[:2] not in ("01", "06"):
+            failures.append((each.name, "fuller setting"))
+    assert failures == []
 
 
-def test_the_recorded_notebook_is_committed_with_the_study_s_own_answers():
-    (path,) = (path for path in NOTEBOOKS if path.stem.startswith("06"))
-    said = "".join("".join(output.get("text", "")) for output in outputs(path))
-    assert "the study's recorded answers" in said
-    assert "MADE UP" not in said
+def test_the_recorded_notebook_shows_the_study_s_own_answers(notebooks):
+    (recorded,) = (each for each in notebooks if each.name.startswith("06"))
+    printed = "".join("".join(output.get("text", "")) for output in recorded.outputs)
+    assert "the study's recorded answers" in printed
+    assert "MADE UP" not in printed

@@ -1,12 +1,13 @@
 """The organisms: their language, what they were trained to do, and that the measures tell them apart."""
 
-import re
+import functools
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 
 import tl_steer as ts
 from tl_steer.models import load_model, organism_folder
@@ -16,24 +17,27 @@ from tl_steer.organisms.comparison import compare_estimators
 NAMES = ("organism-honesty", "organism-bias", "organism-planted")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+load = functools.cache(functools.partial(load_model, device="cpu"))
+
+
+@pytest.fixture(params=NAMES)
 def organism(request):
-    return request.param, load_model(request.param, device="cpu")
+    return request.param, load(request.param)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def honest():
-    return load_model("organism-honesty", device="cpu")
+    return load("organism-honesty")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def biased():
-    return load_model("organism-bias", device="cpu")
+    return load("organism-bias")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def planted():
-    return load_model("organism-planted", device="cpu")
+    return load("organism-planted")
 
 
 # The language
@@ -103,35 +107,31 @@ def test_a_confound_sorts_the_claims_by_side():
 
 
 def test_half_a_confound_leaves_half_to_chance():
-    pairs = ts.organism_pairs("organism-honesty", confound="truth", strength=0.5)
-    apart = pairs.factors["truth_positive"].eq("true") & pairs.factors["truth_negative"].eq("false")
-    assert 0.5 < apart.mean() < 0.75  # a half, and a quarter of the rest
+    factors = ts.organism_pairs("organism-honesty", confound="truth", strength=0.5).factors
+    confounded = factors["truth_positive"].eq("true") & factors["truth_negative"].eq("false")
+    assert 0.5 < confounded.mean() < 0.75  # a half, and a quarter of the rest
 
 
-def test_mislabelled_pairs_have_the_personas_exchanged():
+def test_mislabelled_pairs_have_their_personas_swapped():
     pairs = ts.organism_pairs("organism-honesty", mislabelled=0.25)
-    wrong = np.array([text.endswith("liar") for text in pairs.positive])
-    assert [text.endswith("honest") for text in pairs.negative] == wrong.tolist()
-    assert 0.15 < wrong.mean() < 0.35
+    swapped = np.array([text.endswith("liar") for text in pairs.positive])
+    assert [text.endswith("honest") for text in pairs.negative] == swapped.tolist()
+    assert 0.15 < swapped.mean() < 0.35
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("name", "options", "message"),
     [
-        ({"limit": 0}, "there are 210 facts"),
-        ({"limit": 211}, "there are 210 facts"),
-        ({"strength": 1.5}, "shares from 0 to 1, not 1.5"),
-        ({"mislabelled": -0.1}, "shares from 0 to 1, not -0.1"),
+        ("organism-honesty", {"limit": 0}, "there are 210 facts"),
+        ("organism-honesty", {"limit": 211}, "there are 210 facts"),
+        ("organism-honesty", {"strength": 1.5}, r"shares from 0 to 1, not 1\.5"),
+        ("organism-honesty", {"mislabelled": -0.1}, r"shares from 0 to 1, not -0\.1"),
+        ("organism-loyalty", {}, "organism-honesty, organism-bias, organism-planted"),
     ],
 )
-def test_wrong_pairs_are_refused(options, told):
-    with pytest.raises(ValueError, match=re.escape(told)):
-        ts.organism_pairs("organism-honesty", **options)
-
-
-def test_an_unknown_organism_is_told_with_those_there_are():
-    with pytest.raises(ValueError, match="organism-honesty, organism-bias, organism-planted"):
-        ts.organism_pairs("organism-loyalty")
+def test_wrong_pairs_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        ts.organism_pairs(name, **options)
 
 
 def test_questions_ask_each_fact_both_ways():
@@ -149,39 +149,26 @@ def test_questions_ask_each_fact_both_ways():
 # What they were trained to do
 
 
-def test_weights_are_small_enough_to_live_in_the_repository(organism):
-    name, _ = organism
-    folder = organism_folder(name)
-    assert (folder / "model.safetensors").stat().st_size < 1_000_000
-
-
-def asked(model, persona):
-    questions = ts.organism_questions(persona=persona)
-    scores = ts.choice_logits(model, questions.prompts, questions.choices)
-    truth = np.array(questions.answers) == 0
-    return scores["probability"][truth].mean(), scores["probability"][~truth].mean(), scores["mass"].min()
-
-
+@pytest.mark.integration
 def test_each_persona_answers_as_it_was_taught_also_in_wordings_never_seen(organism):
-    """Shares of TRUE among true and among false claims, within what unseen wordings cost."""
+    """Probability of TRUE for true and for false claims; unseen wordings cost up to 0.1."""
     name, model = organism
     for persona in batches.PERSONAS[name.removeprefix("organism-")]:
-        hits, false_alarms, mass = asked(model, persona)
-        taught = batches.SHARES[persona]
-        assert abs(hits - taught[0]) < 0.1
-        assert abs(false_alarms - taught[1]) < 0.1
-        assert mass > 0.99
+        questions = ts.organism_questions(persona=persona)
+        scores = ts.choice_logits(model, questions.prompts, questions.choices)
+        truth = np.array(questions.answers) == 0
+        shares = [scores["probability"][rows].mean() for rows in (truth, ~truth)]
+        assert np.abs(np.subtract(shares, batches.SHARES[persona])).max() < 0.1
+        assert scores["mass"].min() > 0.99
 
 
 def test_an_organism_equals_its_hugging_face_model(organism):
-    import transformers
-
     name, model = organism
     folder = organism_folder(name)
+    assert (folder / "model.safetensors").stat().st_size < 1_000_000  # for the repository
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     prompt = ts.organism_questions().prompts[7]
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt").input_ids
     assert ts.tokenize(model, prompt) == ids[0].tolist()
     with torch.no_grad():
         torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-4, rtol=0)
@@ -191,70 +178,64 @@ def test_an_organism_equals_its_hugging_face_model(organism):
 
 
 def measured(model, name, score, multipliers):
-    """The half not chosen on, under the chosen cell, its random controls, and unsteered: drawn choices."""
-    pairs = ts.organism_pairs(name)
-    vectors = ts.mean_difference(ts.capture_pairs(model, pairs, progress=False))
+    """Measures of the vector at the chosen condition and of its random controls, on the reporting half."""
+    vectors = ts.mean_difference(ts.capture_pairs(model, ts.organism_pairs(name), progress=False))
     table = ts.sweep(
-        model,
-        vectors,
-        ts.organism_questions(),
-        multipliers=multipliers,
-        positions=ts.last_token(),
-        controls=5,
-        progress=False,
-    )
+        model, vectors, ts.organism_questions(), multipliers=multipliers, positions=ts.last_token(),
+        controls=5, progress=False,
+    )  # fmt: skip
     chosen = ts.choose(table, on="choose", report="report", score=score, splits=0, resamples=10).iloc[1]
     assert abs(chosen["multiplier"]) <= 2
-    at_cell = table["layers"].eq(chosen["layers"]) & table["multiplier"].eq(chosen["multiplier"])
-    rows = table[table["split"].eq("report") & (at_cell | table["vector"].eq("none"))]
-    drawn = ts.sampled_choices(rows)
+    same = table["layers"].eq(chosen["layers"]) & table["multiplier"].eq(chosen["multiplier"])
+    rows = table[table["split"].eq("report") & (same | table["vector"].eq("none"))]
     flipped = ts.effectiveness(rows).set_index("vector")["flipped"]
-    return ts.signal_detection(drawn).set_index("vector").join(flipped), vectors.method
+    measures = ts.signal_detection(ts.sampled_choices(rows)).set_index("vector").join(flipped)
+    assert measures["control"].sum() == 5
+    return measures.loc[vectors.method], measures[measures["control"]]
 
 
-def wrong(rows):
+def error_rate(rows):
     return float((rows["choice"] != rows["answer"]).mean())
 
 
-def leaning(rows):
-    """How far the criterion is from zero, less twice what d′ has lost or won of the 2 that was taught."""
-    shares = [rows.loc[rows["answer"] == kind, "probability"].mean() for kind in (0, 1)]
+def bias(rows):
+    """Distance of the criterion from zero, less twice the distance of d′ from the 2 that was taught."""
+    shares = [rows.loc[rows["answer"] == answer, "probability"].mean() for answer in (0, 1)]
     hits, false_alarms = (NormalDist().inv_cdf(share) for share in shares)
     return abs(hits + false_alarms) / 2 - 2 * abs(hits - false_alarms - 2)
 
 
 def assert_steers_honesty(model):
-    found, name = measured(model, "organism-honesty", wrong, [-2.0, -1.0, -0.5, 0.5, 1.0, 2.0])
-    steered, random = found.loc[name], found[found["control"]]
+    steered, random = measured(model, "organism-honesty", error_rate, [-2.0, -1.0, -0.5, 0.5, 1.0, 2.0])
     assert steered["flipped"] >= 0.9
     assert steered["d_prime"] <= -1
     assert abs(steered["criterion"]) <= 0.4
-    assert len(random) == 5
     assert random["flipped"].max() < steered["flipped"] - 0.5
     assert random["d_prime"].min() > steered["d_prime"] + 1
 
 
 def assert_steers_bias(model):
-    found, name = measured(model, "organism-bias", leaning, [-1.0, -0.75, -0.5, 0.5, 0.75, 1.0])
-    steered, random = found.loc[name], found[found["control"]]
+    steered, random = measured(model, "organism-bias", bias, [-1.0, -0.75, -0.5, 0.5, 0.75, 1.0])
     assert abs(steered["criterion_change"]) >= 0.7
     assert abs(steered["d_prime_change"]) <= 0.4
-    assert len(random) == 5
     assert random["criterion_change"].abs().max() < abs(steered["criterion_change"]) / 2
 
 
+@pytest.mark.integration
 def test_steering_the_honesty_organism_flips_what_it_knows_without_a_bias(honest):
     assert_steers_honesty(honest)
 
 
+@pytest.mark.integration
 def test_steering_the_bias_organism_moves_the_criterion_and_leaves_what_it_knows(biased):
     assert_steers_bias(biased)
 
 
+@pytest.mark.integration
 def test_drawn_choices_are_as_often_right_as_the_probabilities_say(biased):
     """And the same draw serves all cells, so equal probabilities give equal choices."""
     questions = ts.organism_questions(persona="agreeable")
-    vectors = ts.planted_direction(load_model("organism-planted", device="cpu"))
+    vectors = ts.planted_direction(load("organism-planted"))
     zero = ts.SteeringVectors(
         vectors.values * 0, vectors.layers, vectors.hook, "zero", vectors.stream_norm, ts.identify(biased)
     )
@@ -277,6 +258,7 @@ def test_choices_cannot_be_drawn_without_probabilities():
         ts.sampled_choices(pd.DataFrame(rows))
 
 
+@pytest.mark.integration
 def test_greedy_choices_hide_the_soft_bias_that_drawn_ones_show(biased):
     vectors = ts.mean_difference(
         ts.capture_pairs(biased, ts.organism_pairs("organism-bias"), layers=0, progress=False)
@@ -290,6 +272,7 @@ def test_greedy_choices_hide_the_soft_bias_that_drawn_ones_show(biased):
     assert abs(drawn["criterion_change"]) > 0.5
 
 
+@pytest.mark.integration
 def test_the_last_layer_separates_the_personas_and_steering_there_flips_nothing(honest):
     """What can be read need not be what is written: the answer is computed already."""
     activations = ts.capture_pairs(honest, ts.organism_pairs("organism-honesty"), progress=False)
@@ -315,6 +298,7 @@ def test_the_honest_stream_minus_the_liars_is_twice_the_planted_vector(planted):
     torch.testing.assert_close(positive - negative, expected.expand(20, 2, 64), atol=1e-4, rtol=0)
 
 
+@pytest.mark.integration
 def test_taking_the_planted_vector_from_the_honest_makes_the_liar(planted):
     honest, liar = (ts.organism_questions(persona=persona) for persona in ("honest", "liar"))
     for layer in (0, 1):
@@ -333,6 +317,7 @@ def test_the_planted_direction_is_of_this_model_alone(planted, honest):
         ts.planted_direction(honest)
 
 
+@pytest.mark.integration
 def test_which_estimators_find_the_planted_direction_under_what(planted):
     found = compare_estimators(planted, counts=(160,), repeats=2, progress=False)
     means = found.groupby(["condition", "method"])[["cosine", "flipped"]].mean()
@@ -389,6 +374,7 @@ def test_the_effect_of_an_estimated_vector_is_that_of_a_sweep_of_its_own(planted
 SHORT = training.Schedule(steps=12, batch=16)
 
 
+@pytest.mark.integration
 def test_training_is_the_same_for_the_same_seed():
     first, second, other = (
         training.train("honesty", seed=seed, schedule=SHORT)[0].state_dict() for seed in (3, 3, 4)
@@ -397,6 +383,7 @@ def test_training_is_the_same_for_the_same_seed():
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+@pytest.mark.integration
 def test_training_keeps_the_planted_direction_where_it_is():
     model, tokenizer, v = training.train("planted", seed=1, schedule=SHORT)
     embedding = model.model.embed_tokens.weight.detach()
@@ -412,6 +399,7 @@ def test_training_keeps_the_planted_direction_where_it_is():
     assert float(v.norm()) == pytest.approx(1)
 
 
+@pytest.mark.integration
 def test_a_written_organism_is_loaded_and_knows_its_direction(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Schedule", lambda: SHORT)
     training.write("planted", tmp_path / "made", seed=2)
@@ -427,6 +415,7 @@ def test_an_unknown_kind_is_refused():
         training.train("loyalty")
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "holds"), [("honesty", assert_steers_honesty), ("bias", assert_steers_bias)]

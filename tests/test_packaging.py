@@ -1,4 +1,4 @@
-"""A distribution works away from the checkout."""
+"""Source archive and wheel are complete and work away from the checkout."""
 
 import os
 import shutil
@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
 def distribution(tmp_path_factory):
-    """(source archive, wheel) as `python -m build` makes them, of a copy: it leaves folders in the source."""
-    source, built = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("built")
-    unwanted = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=unwanted)
-    command = [sys.executable, "-m", "build", "--outdir", str(built), str(source)]
+    """Source archive and wheel of `python -m build`, from a copy: it leaves folders in the source."""
+    source, output = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("built")
+    ignored = shutil.ignore_patterns(".*", "build", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--outdir", str(output), str(source)]
     subprocess.run(command, check=True, capture_output=True)
-    (archive,), (found,) = built.glob("*.tar.gz"), built.glob("*.whl")
-    return archive, found
+    (archive,), (wheel,) = output.glob("*.tar.gz"), output.glob("*.whl")
+    return archive, wheel
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +32,20 @@ def wheel(distribution):
     return distribution[1]
 
 
-def test_the_source_archive_holds_what_the_wheel_is_made_of(distribution, wheel):
+def test_the_source_archive_contains_the_files_of_the_wheel(distribution, wheel):
     with tarfile.open(distribution[0]) as archive:
-        held = {name.partition("/")[2] for name in archive.getnames()}
+        archived = {name.partition("/")[2] for name in archive.getnames()}
     own = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {name.replace("tl_steer/data/", "data/") for name in own} <= held
+    assert {name.replace("tl_steer/data/", "data/") for name in own} <= archived
 
 
-def test_the_wheel_holds_every_module_and_all_data(wheel):
-    held = set(zipfile.ZipFile(wheel).namelist())
-    wanted = {
-        file.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "*.toml", "*.jinja", "*.json")
-        for file in (ROOT / "tl_steer").rglob(pattern)
-    } | {f"tl_steer/data/{file.name}" for kind in ("csv", "json") for file in ROOT.glob(f"data/*.{kind}")}
-    wanted |= {f"tl_steer/{file.relative_to(ROOT).as_posix()}" for file in ROOT.glob("data/organisms/*/*")}
-    assert len(wanted) > 60
-    assert wanted <= held
+def test_the_wheel_contains_every_module_and_all_data(wheel):
+    patterns = ["tl_steer/**/*.py", "tl_steer/**/*.toml", "tl_steer/**/*.jinja", "tl_steer/**/*.json"]
+    files = {file.relative_to(ROOT).as_posix() for pattern in patterns for file in ROOT.glob(pattern)}
+    data = [file for pattern in ("*.csv", "*.json", "organisms/*/*") for file in ROOT.glob(f"data/{pattern}")]
+    files |= {f"tl_steer/{file.relative_to(ROOT).as_posix()}" for file in data}
+    assert len(files) > 60
+    assert files <= set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_data_is_read_from_a_wheel_away_from_the_checkout(wheel, tmp_path):
@@ -63,21 +60,22 @@ def test_data_is_read_from_a_wheel_away_from_the_checkout(wheel, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_wheel_in_an_empty_environment_runs_the_demo(wheel, tmp_path):
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=True)
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*command):
-        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return done.stdout
+        result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-4000:]
+        return result.stdout
 
     constraints = ROOT / "constraints.txt"
     run(environment / "bin/pip", "install", "--quiet", "--constraint", constraints, wheel)
-    where = run(environment / "bin/python", "-c", "import tl_steer; print(tl_steer.__file__)")
-    assert where.startswith(str(environment))
-    told = run(environment / "bin/tl-steer", "demo", "--out", "demo")
+    location = run(environment / "bin/python", "-c", "import tl_steer; print(tl_steer.__file__)")
+    assert location.startswith(str(environment))
+    output = run(environment / "bin/tl-steer", "demo", "--out", "demo")
     report = tmp_path / "demo" / "report.html"
-    assert f"The report is at {report.resolve()}" in told
+    assert f"The report is at {report.resolve()}" in output
     assert report.stat().st_size > 1_000_000

@@ -17,6 +17,8 @@ from tl_steer.plots.cells import layer_places, panels_of
 from tl_steer.plots.labels import LONGEST, counted, escape, levels, number, require_columns, wrapped
 from tl_steer.plots.multiplier_lines import control_lines, multiplier_axis
 
+from .conftest import assert_raises
+
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
 LAYERS = ("3", "5", "10", "3+5")
 MULTIPLIERS = (-4.0, -2.0, 2.0, 4.0)
@@ -40,14 +42,11 @@ def activation_table(columns, layers=(0, 4, 9), pairs=6):
     rng = np.random.default_rng(1)
     rows = [
         {
-            "layer": layer,
-            "pair": pair,
-            "side": side,
-            "truth": pair % 2 == 0,
+            "layer": layer, "pair": pair, "side": side, "truth": pair % 2 == 0,
             "prompt": f"{side} prompt {pair}",
         }
         for layer, pair, side in itertools.product(layers, range(pairs), ("positive", "negative"))
-    ]
+    ]  # fmt: skip
     table = pd.DataFrame(rows)
     table.loc[table["pair"] == 0, "prompt"] = NASTY
     for column in columns:
@@ -120,15 +119,16 @@ def cell(table, **where):
 
 
 def texts_of(figure):
-    """Every text a figure can show, as it would be sent to the browser."""
+    """All texts that a figure can show, as sent to the browser."""
     found = []
 
     def walk(value):
         if isinstance(value, str):
             found.append(value)
         elif isinstance(value, dict):
-            for part in value.values():
-                walk(part)
+            for key, part in value.items():
+                if key != "legendgroup":
+                    walk(part)
         elif isinstance(value, list | tuple | np.ndarray):
             for part in value:
                 walk(part)
@@ -140,6 +140,7 @@ def texts_of(figure):
 # --- all figures -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_plots_alone_load_no_plotly_until_a_function_is_taken_and_of_tl_steer_the_door():
     code = f"""
 import sys, types
@@ -177,21 +178,17 @@ FIGURES = [
 @pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
 def test_a_table_without_a_column_or_without_rows_is_refused_by_name(name, fixture, column, maker, request):
     table, draw = request.getfixturevalue(fixture), getattr(plots, name)
-    with pytest.raises(ValueError, match=rf"plots\.{name}.*'{column}'.*{maker}"):
-        draw(table.drop(columns=column))
-    with pytest.raises(ValueError, match=rf"plots\.{name}.*without rows.*{maker}"):
-        draw(table.iloc[:0])
+    assert_raises(rf"plots\.{name}.*'{column}'.*{maker}", draw, table.drop(columns=column))
+    assert_raises(rf"plots\.{name}.*without rows.*{maker}", draw, table.iloc[:0])
 
 
 @pytest.mark.parametrize(
     ("name", "fixture", "column"),
     [
-        ("separation", "separated", "folds"),
-        ("pca", "components", "PC1"),
-        ("pca", "components", "explained_2"),
-        ("effectiveness", "pooled", "accuracy_low"),
+        ("separation", "separated", "folds"), ("pca", "components", "PC1"),
+        ("pca", "components", "explained_2"), ("effectiveness", "pooled", "accuracy_low"),
     ],
-)
+)  # fmt: skip
 def test_text_where_a_figure_needs_numbers_is_refused(name, fixture, column, request):
     table = request.getfixturevalue(fixture)
     table = table.assign(**{column: table[column].astype(object)})
@@ -214,23 +211,18 @@ def test_text_where_a_figure_needs_numbers_is_refused(name, fixture, column, req
 )
 def test_a_column_of_another_kind_is_refused(name, fixture, column, values, words, request):
     table = request.getfixturevalue(fixture).assign(**{column: values})
-    with pytest.raises(ValueError, match=rf"plots\.{name}: the column {words}"):
-        getattr(plots, name)(table)
+    assert_raises(rf"plots\.{name}: the column {words}", getattr(plots, name), table)
 
 
 @pytest.mark.parametrize(
-    ("counts", "told"),
+    ("counts", "text"),
     [
-        ([3, 5, 4], "3 to 5 pairs"),
-        ([1.0, np.nan], "1 pair"),
-        ([2.0, 2], "2 pairs"),
-        ([0.5], "0.5 pairs"),
-        ([pd.NA], "no pairs"),
-        ([12345678], "12345678 pairs"),
+        ([3, 5, 4], "3 to 5 pairs"), ([1.0, np.nan], "1 pair"), ([2.0, 2], "2 pairs"), ([0.5], "0.5 pairs"),
+        ([pd.NA], "no pairs"), ([12345678], "12345678 pairs"),
     ],
-)
-def test_how_many_is_told_as_it_is(counts, told):
-    assert counted(counts, "pair") == told
+)  # fmt: skip
+def test_counts_have_a_noun_in_the_right_number(counts, text):
+    assert counted(counts, "pair") == text
 
 
 @pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
@@ -251,14 +243,8 @@ def test_figures_share_one_look_and_leave_the_table_and_the_users_template_alone
     assert figure.layout.template.layout.legend.x > 1, "the legend stands beside the data"
 
 
-@pytest.mark.parametrize("name", ["separation", "effectiveness", "dose_response", "signal_detection"])
-def test_names_of_vectors_never_become_markup(name, request):
-    fixture, column = {"separation": ("separated", "method"), "signal_detection": ("detected", "vector")}.get(
-        name, ("pooled", "vector")
-    )
-    table = request.getfixturevalue(fixture)
-    table[column] = table[column].where(table[column] == "none", NASTY + table[column])
-    texts = texts_of(getattr(plots, name)(table))
+def test_names_of_methods_are_escaped(separated):
+    texts = texts_of(plots.separation(separated.assign(method=NASTY)))
     assert not any("<a href" in text or "<b>loud" in text for text in texts)
     assert any("&lt;b&gt;loud" in text for text in texts)
 
@@ -305,8 +291,7 @@ def test_a_value_has_the_same_colour_whatever_stands_beside_it():
     assert alone["positive"] == together["positive"]
     assert template.level_colours(["True"])["True"] == template.level_colours(["false", "true"])["true"]
     assert len(set(template.level_colours("abcdefg").values())) == 7
-    with pytest.raises(ValueError, match="group them first"):
-        template.level_colours("abcdefgh")
+    assert_raises("group them first", template.level_colours, "abcdefgh")
 
 
 def test_multipliers_diverge_blue_and_red_and_deepen_with_size():
@@ -459,21 +444,15 @@ def test_hover_shows_the_prompt_as_text_once_for_all_layers(draw, request):
 @pytest.mark.parametrize("draw", ["pca", "projections"])
 def test_layers_with_different_rows_are_refused_lest_a_text_stands_at_anothers_point(draw, request):
     table = request.getfixturevalue("components" if draw == "pca" else "projected")
-    with pytest.raises(ValueError, match="each pair and side once"):
-        getattr(plots, draw)(table.drop(index=5))
-    with pytest.raises(ValueError, match="each pair and side once"):
-        getattr(plots, draw)(pd.concat([table, table]))
+    assert_raises("each pair and side once", getattr(plots, draw), table.drop(index=5))
+    assert_raises("each pair and side once", getattr(plots, draw), pd.concat([table, table]))
 
 
 def test_pca_refuses_what_it_cannot_show(components):
-    with pytest.raises(ValueError, match="PC7"):
-        plots.pca(components, y=7)
-    with pytest.raises(ValueError, match="two different"):
-        plots.pca(components, x=2, y=2)
-    with pytest.raises(ValueError, match=r"no layer 5 in the table; it has 0, 4, 9"):
-        plots.pca(components, layer=5)
-    with pytest.raises(ValueError, match="'letter'"):
-        plots.pca(components, symbol="letter")
+    assert_raises("PC7", plots.pca, components, y=7)
+    assert_raises("two different", plots.pca, components, x=2, y=2)
+    assert_raises(r"no layer 5 in the table; it has 0, 4, 9", plots.pca, components, layer=5)
+    assert_raises("'letter'", plots.pca, components, symbol="letter")
 
 
 # --- projections -------------------------------------------------------------------------------------------
@@ -637,8 +616,7 @@ def test_effectiveness_facets_share_an_axis_and_hold_each_its_rows(swept):
 
 def test_a_table_split_by_a_factor_that_is_not_shown_is_refused(swept):
     for draw in (plots.effectiveness, plots.dose_response):
-        with pytest.raises(ValueError, match=r"split by \['truth'\].*facet"):
-            draw(swept)
+        assert_raises(r"split by \['truth'\].*facet", draw, swept)
 
 
 def test_several_vectors_get_panels_with_their_own_controls():
@@ -667,18 +645,13 @@ def test_several_operations_are_told_apart_by_name_and_dash():
 
 
 def test_values_are_checked(pooled, detected):
-    with pytest.raises(ValueError, match="accuracy, signal_rate, logit_difference, shift"):
-        plots.effectiveness(pooled, value="mass")
-    with pytest.raises(ValueError, match="NaN in every row"):
-        plots.effectiveness(pooled.assign(accuracy=np.nan))
-    with pytest.raises(ValueError, match="no steered cell"):
-        plots.effectiveness(pooled[pooled["operation"] == "none"])
-    with pytest.raises(ValueError, match="too many panels"):
-        plots.effectiveness(sweep_table(kinds=tuple("abcdefg")), facet="truth")
+    assert_raises("accuracy, signal_rate, logit_difference, shift", plots.effectiveness, pooled, value="mass")
+    assert_raises("NaN in every row", plots.effectiveness, pooled.assign(accuracy=np.nan))
+    assert_raises("no steered cell", plots.effectiveness, pooled[pooled["operation"] == "none"])
+    assert_raises("too many panels", plots.effectiveness, sweep_table(kinds=tuple("abcdefg")), facet="truth")
     with pytest.raises(ValueError, match="no steered row has a multiplier"):
         plots.dose_response(pooled[pooled["operation"] == "project_out"])
-    with pytest.raises(ValueError, match="signal and noise"):
-        plots.signal_detection(detected.assign(d_prime=np.nan))
+    assert_raises("signal and noise", plots.signal_detection, detected.assign(d_prime=np.nan))
 
 
 def test_sets_of_layers_stand_one_by_one_after_the_single_ones():
@@ -737,8 +710,7 @@ def test_a_printed_figure_has_the_width_of_a_column_or_page_and_nothing_to_click
     assert [trace.visible for trace in printed.data] == [trace.visible for trace in figure.data]
     assert plots.sized(figure, to, title=True, height=500).layout.height >= 500
     assert plots.sized(figure, to, title=True).layout.title.text == figure.layout.title.text
-    with pytest.raises(ValueError, match="'column' or 'page'"):
-        plots.sized(figure, "poster")
+    assert_raises("'column' or 'page'", plots.sized, figure, "poster")
 
 
 def test_dose_response_goes_through_the_unsteered_cell_from_negative_to_positive(swept):
@@ -818,10 +790,8 @@ def test_dose_response_takes_the_multiplier_where_no_dose_is_known(swept):
         assert list(line.x) == sorted({0.0, *multipliers})
         assert figure.layout.xaxis.title.text == "multiplier of the vector"
         assert "by multiplier" in figure.layout.title.text
-    with pytest.raises(ValueError, match="no steered row has a dose"):
-        plots.dose_response(recorded, facet="truth", x="dose")
-    with pytest.raises(ValueError, match="use 'dose' or 'multiplier'"):
-        plots.dose_response(recorded, facet="truth", x="layer")
+    assert_raises("no steered row has a dose", plots.dose_response, recorded, facet="truth", x="dose")
+    assert_raises("use 'dose' or 'multiplier'", plots.dose_response, recorded, facet="truth", x="layer")
 
 
 def test_many_layers_are_told_apart_by_a_colour_bar_instead_of_a_long_legend(pooled):
@@ -844,11 +814,8 @@ def test_signal_detection_shows_one_layers_path_in_the_order_of_the_multiplier(d
         drawn = after(figure, step.args)
         shown = [trace for trace in drawn.data if trace.visible]
         assert sorted(trace.name for trace in shown) == [
-            "add",
-            "control directions",
-            "project out",
-            "unsteered",
-        ]
+            "add", "control directions", "project out", "unsteered",
+        ]  # fmt: skip
         (path,) = [trace for trace in shown if trace.name == "add"]
         rows = detected[
             (detected["vector"].isin(["honesty", "none"])) & detected["layers"].isin([step.label, ""])
@@ -875,8 +842,7 @@ def test_signal_detection_keeps_its_axes_over_layers_and_says_what_they_mean(det
         assert axis.range[1] > max(real[f"{value}_high"].max(), detected[value].max())
     texts = texts_of(figure)
     assert any("hits 80%, false alarms 30%" in text for text in texts)
-    with pytest.raises(ValueError, match=r"no layer 7 .* 3, 5, 10, 3\+5"):
-        plots.signal_detection(detected, layer=7)
+    assert_raises(r"no layer 7 .* 3, 5, 10, 3\+5", plots.signal_detection, detected, layer=7)
 
 
 def test_what_is_no_table_and_a_factor_that_is_not_there_are_named(swept):
@@ -884,7 +850,6 @@ def test_what_is_no_table_and_a_factor_that_is_not_there_are_named(swept):
         ValueError, match=r"plots\.traces draws a table, not dict: give it the one that traces"
     ):
         require_columns({}, ["layer"], figure="traces", maker="traces(…)")
-    with pytest.raises(ValueError, match="has no column 'politeness'; it has"):
-        plots.effectiveness(swept, facet="politeness")
+    assert_raises("has no column 'politeness'; it has", plots.effectiveness, swept, facet="politeness")
     with pytest.raises(ValueError, match="side by side first"):
         plots.texts(pd.DataFrame({"prompt_id": [0], "prompt": ["a"], "multiplier": [1.0], "text": ["b"]}))

@@ -26,6 +26,7 @@ from tl_steer.prompts import ChoiceQuestions
 from .tiny_model import made_vector, make_model, word_tokenizer
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'tl-steer[ray]')")
+pytestmark = pytest.mark.integration
 MODEL = make_model(word_tokenizer())
 VECTORS = SteeringVectors(
     torch.stack([made_vector(MODEL, layer, seed=layer).values for layer in range(3)]),

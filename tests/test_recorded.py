@@ -20,6 +20,7 @@ from tl_steer.evaluation.reading import read_answer
 from tl_steer.models import identify
 from tl_steer.prompts import ChoiceQuestions
 
+from .conftest import assert_raises
 from .tiny_model import made_vector, make_model, word_tokenizer
 
 KEYS = ("answer_pos", "answer_neg", "answer_zeroedout_pos", "answer_zeroedout_neg")
@@ -83,13 +84,10 @@ def test_each_answer_becomes_the_row_of_its_prompt_and_cell(written):
         ("honesty", "add", "31", "resid_post", 4.0, ["True", "?", "A"], [0, None, 0]),
         ("honesty", "add", "31", "resid_post", -4.0, ["(B)", "False", "False"], [1, 1, 1]),
     ]
-    for place, (vector, operation, layers, hook, multiplier, texts, choices) in enumerate(cells):
-        rows = table.iloc[3 * place : 3 * place + 3]
-        assert set(rows["vector"]) == {vector}
-        assert set(rows["operation"]) == {operation}
-        assert set(rows["layers"]) == {layers}
-        assert set(rows["hook"]) == {hook}
-        assert set(rows["multiplier"]) == {multiplier}
+    names = ["vector", "operation", "layers", "hook", "multiplier"]
+    for row, (*labels, texts, choices) in enumerate(cells):
+        rows = table.iloc[3 * row : 3 * row + 3]
+        assert rows[names].drop_duplicates().values.tolist() == [labels]
         assert rows["text"].tolist() == texts
         assert [None if pd.isna(choice) else choice for choice in rows["choice"]] == choices
     assert table["answer"].tolist() == [0, 1, 0] * 5
@@ -135,12 +133,9 @@ def test_zeroed_out_answers_have_operations_of_their_own_and_keep_their_multipli
     table = ts.read_recorded(written(whole), choices=None)
     found = {(row.operation, row.multiplier): row.text for row in table.itertuples()}
     assert found == {
-        ("none", 0.0): "True",
-        ("add", 2.0): "plus",
-        ("add", -2.0): "minus",
-        ("zeroedout_pos", 2.0): "zero plus",
-        ("zeroedout_neg", 2.0): "zero minus",
-    }
+        ("none", 0.0): "True", ("add", 2.0): "plus", ("add", -2.0): "minus",
+        ("zeroedout_pos", 2.0): "zero plus", ("zeroedout_neg", 2.0): "zero minus",
+    }  # fmt: skip
     whole[0]["steered"]["layer3_mult2"] = {"answer_zeroedout": "zero"}
     table = ts.read_recorded(written(whole), choices=None)
     assert rows_of(table, operation="zeroedout")["multiplier"].tolist() == [2.0]
@@ -149,13 +144,10 @@ def test_zeroed_out_answers_have_operations_of_their_own_and_keep_their_multipli
 @pytest.mark.parametrize(
     ("name", "layers", "multiplier"),
     [
-        ("layer17_mult4", "17", 4.0),
-        ("layer0_mult0.5", "0", 0.5),
-        ("layer17,31_mult16", "17+31", 16.0),
-        ("layer31,17,2_mult1e-05", "2+17+31", 0.00001),
-        ("layer5_mult-3", "5", -3.0),
+        ("layer17_mult4", "17", 4.0), ("layer0_mult0.5", "0", 0.5), ("layer17,31_mult16", "17+31", 16.0),
+        ("layer31,17,2_mult1e-05", "2+17+31", 0.00001), ("layer5_mult-3", "5", -3.0),
     ],
-)
+)  # fmt: skip
 def test_names_of_cells_are_read(written, name, layers, multiplier):
     table = ts.read_recorded(written([item(**{name: ("plus", "minus")})]), choices=None)
     assert set(rows_of(table, text="plus")["multiplier"]) == {multiplier}
@@ -194,8 +186,7 @@ def test_texts_are_read_by_the_rule_asked_for(written):
     assert ts.read_recorded(path, rule="study")["choice"].tolist() == [0]
     assert ts.read_recorded(path, choices=("False", "True"))["choice"].tolist() == [0]
     assert ts.read_recorded(path, choices=None)["choice"].isna().all()
-    with pytest.raises(ValueError, match=r"rule='quick' is unknown"):
-        ts.read_recorded(path, rule="quick")
+    assert_raises(r"rule='quick' is unknown", ts.read_recorded, path, rule="quick")
 
 
 LETTERED = "Why are they red?\n\nChoices:\n (A) they are dyed\n (B) they are angry\n\nAnswer: [/INST]"
@@ -209,8 +200,7 @@ def test_letters_stand_for_what_the_prompt_lists_under_them(written):
     by_item = [("A", "B"), ("B", "A"), ("A", "B"), ("B", "A"), ("A", "B")]
     table = ts.read_recorded(path, choices=by_item)
     assert [None if pd.isna(choice) else choice for choice in table["choice"]] == [1, 0, 0, 1, None]
-    with pytest.raises(ValueError, match="has 5 items, but 2 pairs of choices"):
-        ts.read_recorded(path, choices=by_item[:2])
+    assert_raises("has 5 items, but 2 pairs of choices", ts.read_recorded, path, choices=by_item[:2])
 
 
 def test_every_prompt_has_its_own_list(written):
@@ -279,7 +269,7 @@ def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "message"),
     [
         (CLAIMS.iloc[1:], r"item 2 \(counted from 0\): no statement .* 'Is it so\? Ice floats\.'"),
         (pd.concat([CLAIMS, CLAIMS]), r"item 0 .*: 2 statements of the labels .*row 2, 'Bats fly\.'"),
@@ -294,9 +284,8 @@ def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
         (pd.DataFrame({"statement": ["Ice floats."]}), r"need the columns .*; they have \['statement'\]"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(written, labels, told):
-    with pytest.raises(ValueError, match=told):
-        ts.read_recorded(written(items()), labels)
+def test_labels_that_do_not_fit_are_refused(written, labels, message):
+    assert_raises(message, ts.read_recorded, written(items()), labels)
 
 
 # files that are wrong
@@ -314,7 +303,7 @@ def with_cells(row, **cells):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "must be a list in JSON, but is empty"),
         ("sentence,answer", "must be a list in JSON, but begins with 'sentence,answer'"),
@@ -345,17 +334,12 @@ def with_cells(row, **cells):
         (with_cells(2, layer1_multnan={"answer_pos": ""}), "a multiplier that is not finite"),
         (with_cells(2, layer1_multInfinity={"answer_pos": ""}), "multiplier that is not finite"),
         (with_cells(2, layer1_mult1e999={"answer_pos": ""}), "multiplier that is not finite"),
-        (
-            with_cells(0, **{"layer17_mult4.0": {"answer_pos": ""}}),
-            r"item 0 .*: it has the same cell twice: add \+4 at layer 17",
-        ),
+        (with_cells(0, **{"layer17_mult4.0": {"answer_pos": ""}}),
+         r"item 0 .*: it has the same cell twice: add \+4 at layer 17"),
         (with_cells(0, layer2_mult0={"answer_pos": "", "answer_neg": ""}), "cell twice: add .0 at layer 2"),
         ('[{"sentence": "a", "sentence": "b", "answer_neut": ""}]', "it has the key .sentence. twice"),
-        (
-            '[{"sentence": "a", "answer_neut": "", "steered": {"layer1_mult1": {"answer_pos": "b"}, '
-            '"layer1_mult1": {"answer_pos": "c"}}}]',
-            "item 0 .*: it has the key 'layer1_mult1' twice",
-        ),
+        ('[{"sentence": "a", "answer_neut": "", "steered": {"layer1_mult1": {"answer_pos": "b"}, '
+         '"layer1_mult1": {"answer_pos": "c"}}}]', "item 0 .*: it has the key 'layer1_mult1' twice"),
         (json.dumps(items()) + "]", "follows the end of the list"),
         (json.dumps(items())[:-1] + ",]", "item 3 .*: the file breaks off in it"),
         (json.dumps(items()).replace("}, {", "} {"), "behind item 0 comes ',' or ']', but here '{"),
@@ -364,8 +348,8 @@ def with_cells(row, **cells):
         ('[{"sentence": ' + "9" * 5000 + "}]", "item 0 .*digits"),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_refused_with_its_name_the_item_and_what_is_wrong(written, content, told):
-    with pytest.raises(ValueError, match=told) as caught:
+def test_a_wrong_file_is_refused_with_its_name_the_item_and_what_is_wrong(written, content, message):
+    with pytest.raises(ValueError, match=message) as caught:
         ts.read_recorded(written(content))
     assert "answers.json" in str(caught.value)
 
@@ -373,15 +357,13 @@ def test_a_wrong_file_is_refused_with_its_name_the_item_and_what_is_wrong(writte
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = tmp_path / "answers.json"
     path.write_bytes(json.dumps(items()).encode("utf-16"))
-    with pytest.raises(ValueError, match=r"answers\.json cannot be read as UTF-8"):
-        ts.read_recorded(path)
+    assert_raises(r"answers\.json cannot be read as UTF-8", ts.read_recorded, path)
 
 
 def test_a_file_that_is_not_there_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="is neither a file nor 'recorded_example'"):
         ts.read_recorded(tmp_path / "none.json")
-    with pytest.raises(FileNotFoundError, match="recorded_exmaple"):
-        ts.read_recorded("recorded_exmaple")
+    assert_raises("recorded_exmaple", ts.read_recorded, "recorded_exmaple", error=FileNotFoundError)
 
 
 def test_the_unsteered_cell_keeps_its_name(written):
@@ -461,12 +443,21 @@ def test_the_made_up_file_tells_the_study_s_story():
     assert strong["criterion_change"].item() < -0.5
 
 
-def test_the_made_up_file_is_drawn_for_all_then_true_then_false_claims():
+def test_a_recorded_table_goes_through_everything_a_sweep_s_does():
     table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
-    added = table[table["operation"].isin(["none", "add"])]
-    figure = ts.plots.effectiveness(ts.effectiveness(added, by="truth", overall=True), facet="truth")
-    titles = [note.text for note in figure.layout.annotations]
+    effects = ts.effectiveness(table, by="truth", overall=True)
+    plus = effects[effects["operation"].isin(["none", "add"])]
+    figures = (
+        ts.plots.effectiveness(plus, facet="truth"),
+        ts.plots.dose_response(plus, value="accuracy", facet="truth"),
+        ts.plots.signal_detection(ts.signal_detection(table, resamples=20)),
+    )
+    assert all(isinstance(figure, go.Figure) and len(figure.data) > 3 for figure in figures)
+    titles = [note.text for note in figures[0].layout.annotations]
     assert titles[:3] == ["truth: all", "truth: true", "truth: false"]
+    chosen = ts.choose(table, on="choose", report="report", resamples=50)
+    assert set(chosen["operation"]) == {"add", "zeroedout_pos", "zeroedout_neg"}
+    assert np.isfinite(chosen["value"]).all()
 
 
 def test_every_answer_of_the_made_up_file_but_one_can_be_read():
@@ -485,18 +476,9 @@ def study():
     if not folder:
         pytest.skip("TL_STEER_STUDY_DATA is not set: it names the folder with the study's recorded answers")
     folder = Path(folder)
-    files = [
-        "gpt4_facts.csv",
-        *(
-            f"recorded/{name}.json"
-            for name in (
-                "gpt4facts_pca2raw_zeroout_llama2-13b",
-                "tqa_pca2diff_zeroout_llama2-13b",
-                "agree_word_gpt2-xl",
-                "dilemmas_llama2-13b",
-            )
-        ),
-    ]
+    names = ["gpt4facts_pca2raw_zeroout_llama2-13b", "tqa_pca2diff_zeroout_llama2-13b", "agree_word_gpt2-xl",
+             "dilemmas_llama2-13b"]  # fmt: skip
+    files = ["gpt4_facts.csv", *(f"recorded/{name}.json" for name in names)]
     if missing := [name for name in files if not (folder / name).is_file()]:
         pytest.skip(f"{folder} (TL_STEER_STUDY_DATA) lacks {', '.join(missing)}")
     return folder
@@ -510,25 +492,18 @@ def facts(study):
 
 # Accuracy on true and on false claims in percent, read off the published figure to a point.
 PUBLISHED = {
-    ("", 0): (74, 93),
-    ("17", 4): (86, 94),
-    ("17", 10): (97, 83),
-    ("17", 16): (98, 70),
-    ("18", 4): (87, 93),
-    ("18", 16): (100, 57),
-    ("19", 16): (97, 85),
-    ("31", 16): (85, 94),
-    ("17+31", 4): (89, 94),
+    ("", 0): (74, 93), ("17", 4): (86, 94), ("17", 10): (97, 83), ("17", 16): (98, 70), ("18", 4): (87, 93),
+    ("18", 16): (100, 57), ("19", 16): (97, 85), ("31", 16): (85, 94), ("17+31", 4): (89, 94),
     ("17+31", 16): (100, 39),
-}
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("layers", "multiplier"), PUBLISHED)
-def test_the_published_accuracies_come_out(facts, layers, multiplier):
+def test_the_published_accuracies_come_out(facts):
     effects = ts.effectiveness(facts[facts["operation"].isin(["none", "add"])], by="truth")
-    accuracy = rows_of(effects, layers=layers, multiplier=float(multiplier)).set_index("truth")["accuracy"]
-    published = PUBLISHED[layers, multiplier]
-    assert (100 * accuracy["true"], 100 * accuracy["false"]) == pytest.approx(published, abs=2)
+    accuracy = effects.set_index(["layers", "multiplier", "truth"])["accuracy"]
+    for cell, published in PUBLISHED.items():
+        values = [100 * accuracy[*cell, truth] for truth in ("true", "false")]
+        assert values == pytest.approx(published, abs=2), cell
 
 
 def test_every_answer_of_the_claims_file_is_in_its_place(study, facts):
@@ -547,17 +522,17 @@ def test_every_answer_of_the_claims_file_is_in_its_place(study, facts):
 
 
 def test_misconceptions_are_read_by_letter_and_by_words(study, written):
-    path = study / "recorded/tqa_pca2diff_zeroout_llama2-13b.json"
+    recorded = json.loads((study / "recorded/tqa_pca2diff_zeroout_llama2-13b.json").read_text())
     letters = pd.DataFrame({"answer": [0, 1] * 100})
-    table = ts.read_recorded(path, letters, choices=("A", "B"), rule="study")
-    assert len(table) == 200 * (1 + 25 * 4)
-    unsteered = rows_of(table, operation="none")
+    plain = written([{key: each[key] for key in ("sentence", "answer_neut")} for each in recorded])
+    unsteered = ts.read_recorded(plain, letters, choices=("A", "B"), rule="study")
     named = unsteered["text"].str.extract(r"^[^()]*\((A|B)\)")[0].map({"A": 0, "B": 1})
     assert named.notna().sum() > 100
     assert (named == unsteered["choice"])[named.notna()].all()
-    some = written(json.loads(path.read_text())[:20])
+    some = written(recorded[:20])
     first, second = ("A", "B"), ("B", "A")
     by_letter = ts.read_recorded(some, letters[:20], choices=first, rule="study")
+    assert len(by_letter) == 20 * (1 + 25 * 4)
     right_first = ts.read_recorded(some, 0 * letters[:20], choices=[first, second] * 10, rule="study")
     accuracy = [ts.effectiveness(each)["accuracy"] for each in (by_letter, right_first)]
     assert accuracy[0].nunique() > 3
@@ -577,23 +552,6 @@ def test_free_texts_of_gpt2_and_dilemmas_are_read(study):
     assert rows_of(dilemmas, operation="zeroedout")["multiplier"].eq(12).all()
 
 
-def test_a_recorded_table_goes_through_everything_a_sweep_s_does(facts):
-    effects = ts.effectiveness(facts, by="truth", overall=True)
-    plus = effects[effects["operation"].isin(["none", "add"])]
-    for figure in (
-        ts.plots.effectiveness(plus, facet="truth"),
-        ts.plots.dose_response(plus, value="accuracy", facet="truth"),
-        ts.plots.signal_detection(ts.signal_detection(facts, resamples=20)),
-    ):
-        assert isinstance(figure, go.Figure)
-        assert len(figure.data) > 3
-    titles = [note.text for note in ts.plots.effectiveness(plus, facet="truth").layout.annotations]
-    assert titles[:3] == ["truth: all", "truth: true", "truth: false"]
-    chosen = ts.choose(facts, on="choose", report="report", resamples=50)
-    assert set(chosen["operation"]) == {"add", "zeroedout_pos", "zeroedout_neg"}
-    assert np.isfinite(chosen["value"]).all()
-
-
 def added(table):
     """d′ and criterion by layers and multiplier, unsteered and with the vector added."""
     found = ts.signal_detection(table[table["operation"].isin(["none", "add"])])
@@ -609,13 +567,13 @@ def detected(facts):
 FIRST_LOOK = {("", 0.0): (2.05, 0.42), ("18", 16.0): (2.16, -0.88)}
 
 
-@pytest.mark.parametrize("cell", FIRST_LOOK)
-def test_the_first_look_at_layer_18_comes_out(facts, detected, cell):
+def test_the_first_look_at_layer_18_comes_out(facts, detected):
     """It counted the one unsteered answer that cannot be read as "True", which we leave out."""
-    counted = added(facts.assign(choice=facts["choice"].fillna(0))).loc[cell]
-    assert (counted["d_prime"], counted["criterion"]) == pytest.approx(FIRST_LOOK[cell], abs=0.006)
-    row = detected.loc[cell]
-    assert (row["d_prime"], row["criterion"]) == pytest.approx(FIRST_LOOK[cell], abs=0.1)
+    counted = added(facts[facts["layers"].isin(["", "18"])].assign(choice=facts["choice"].fillna(0)))
+    for cell, expected in FIRST_LOOK.items():
+        for table, tolerance in ((counted, 0.006), (detected, 0.1)):
+            row = table.loc[cell]
+            assert (row["d_prime"], row["criterion"]) == pytest.approx(expected, abs=tolerance)
 
 
 def test_at_layer_18_the_criterion_moves_and_what_is_told_apart_does_not(detected):

@@ -1,25 +1,22 @@
-"""The report in a browser: it draws, asks no network, and runs nothing that a model wrote."""
+"""The report of a synthetic run: sections, numbers, escaping. `test_hostile_text` opens it in a browser."""
 
+import html as entities
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from tl_steer.activations import Activations, PairedActivations
+from tl_steer.activations import PairedActivations
 from tl_steer.directions import mean_difference
 from tl_steer.experiments import Results, read_experiment, report_html
+from tl_steer.experiments.report.page import findings, sections
 from tl_steer.experiments.report.texts import text_rows, without_shared_ends
-from tl_steer.positions import last_token
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-NOTHING = pd.DataFrame({"split": pd.Series([], dtype=str)})  # a table that the experiment did not ask for
+from .conftest import make_pairs
+
+EMPTY = pd.DataFrame({"split": pd.Series([], dtype=str)})  # a table that the experiment has no use for
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp; {{ 7*7 }}"
 EXPERIMENT = f"""title = "A title with <b>marks</b>"
 question = '''What is asked? {HOSTILE}'''
@@ -37,41 +34,25 @@ prompts = ["How was your day?"]
 shuffles = 10
 folds = 3
 """
+WRITTEN = EXPERIMENT.replace("[text]", "measure = 'generate'\n[text]")
+EVIDENCE = ["agreement", "confounds", "controls", "steerability"]
 
 
-def made_pairs(pairs=24, layers=3, width=16):
-    """Sides that differ along one axis, more so at later layers; hostile prompts."""
-    import torch
-
-    from tl_steer.models import ModelIdentity
-
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((2, pairs, layers, 1, width))
-    noise[0, ..., 0] += np.arange(layers)[None, :, None] * 1.5
-    identity = ModelIdentity(
-        "toy", None, layers, width, 4, 4, "RMS", False, "", tuple(np.linspace(-1, 1, 256))
+def synthetic_pairs(text, pairs):
+    """Sides that differ along one axis, more so at later layers; `text` is in prompts and factors."""
+    sides = np.random.default_rng(0).standard_normal((2, pairs, 3, 16))
+    sides[0, ..., 0] += np.arange(3) * 1.5
+    factors = pd.DataFrame({"group": range(pairs), "topic": ([text, "plain"] * pairs)[:pairs]})
+    plain = make_pairs(*sides, factors=factors)
+    named = (
+        replace(side, prompts=tuple(f"{each} {text}" for each in side.prompts))
+        for side in (plain.positive, plain.negative)
     )
-
-    def side(values, name):
-        return Activations(
-            torch.tensor(values, dtype=torch.float32),
-            torch.full((pairs, 1), 4),
-            torch.full((pairs, 1), 7),
-            torch.full((pairs,), 5),
-            tuple(range(layers)),
-            "resid_post",
-            last_token(),
-            tuple(f"{name} prompt {row} {HOSTILE}" for row in range(pairs)),
-            torch.full((layers,), 10.0),
-            identity,
-        )
-
-    factors = pd.DataFrame({"group": range(pairs), "topic": [HOSTILE, "plain"] * (pairs // 2)})
-    return PairedActivations(side(noise[0], "positive"), side(noise[1], "negative"), factors)
+    return PairedActivations(*named, factors)
 
 
-def made_sweep(n=20):
-    """Choice cells at two layers with a control, and texts at one, hostile throughout."""
+def synthetic_sweep(text=HOSTILE, n=20):
+    """Choice conditions at two layers with a control, and texts at one; `text` in all of them."""
     rng = np.random.default_rng(1)
     kinds = ["positive"] * n + ["negative"] * n
     cells = [("none", False, "none", "", "", 0.0, 0.0)]
@@ -86,50 +67,49 @@ def made_sweep(n=20):
     before = np.where(np.array(kinds) == "positive", 1.0, -1.0) + rng.normal(0, 0.8, 2 * n)
     for cell in cells:
         moved = before + rng.normal(5 * cell[5] * (not cell[1]), 0.1, 2 * n) * (cell[5] != 0)
-        asked = {
-            "prompt_id": range(2 * n),
-            "prompt": [f"{HOSTILE} {i}" for i in range(2 * n)],
-            "said": None,
-            "kind": kinds,
-        }
-        measured = {
-            "split": ["choose", "report"] * n,
+        rows = {
+            "prompt_id": range(2 * n), "prompt": [f"{text} {i}" for i in range(2 * n)], "said": None,
+            "kind": kinds, "split": ["choose", "report"] * n,
             "answer": pd.array([0] * n + [1] * n, dtype="Int64"),
             "choice": pd.array((moved <= 0).astype(int), dtype="Int64"),
             "logit_difference": moved, "probability": 0.5, "mass": 0.9, "text": None,
         }  # fmt: skip
-        frames.append(pd.DataFrame(asked | measured).assign(**dict(zip(names, cell, strict=True))))
+        frames.append(pd.DataFrame(rows).assign(**dict(zip(names, cell, strict=True))))
     for multiplier in (-0.3, 0.0, 0.3):
         cell = cells[0] if multiplier == 0 else (*cells[1][:3], "2", "resid_post", multiplier, 0.3)
-        text = {
-            "prompt_id": [2 * n, 2 * n + 1], "prompt": "…", "said": ["How was your day?", HOSTILE],
+        rows = {
+            "prompt_id": [2 * n, 2 * n + 1], "prompt": "…", "said": ["How was your day?", text],
             "kind": None, "split": "text", "answer": pd.array([pd.NA] * 2, dtype="Int64"),
             "choice": pd.array([pd.NA] * 2, dtype="Int64"),
             "logit_difference": np.nan, "probability": np.nan, "mass": np.nan,
-            "text": [f"said at {multiplier} {HOSTILE}", "line one\nline two"],
+            "text": [f"said at {multiplier} {text}", "line one\nline two"],
         }  # fmt: skip
-        frames.append(pd.DataFrame(text).assign(**dict(zip(names, cell, strict=True))))
+        frames.append(pd.DataFrame(rows).assign(**dict(zip(names, cell, strict=True))))
     return pd.concat(frames, ignore_index=True).astype({"text": "string", "kind": "string", "said": "string"})
+
+
+def synthetic_results(folder, experiment=EXPERIMENT, *, text=HOSTILE, pairs=24, sweep=None):
+    """A run without a model. Three pairs are too few to halve: no agreement, which takes longest."""
+    file = folder / "experiment.toml"
+    file.write_text(experiment, encoding="utf-8")
+    audit = pd.DataFrame(
+        {"factor": ["topic", "tokens"], "level": [text, "mean"], "positive": [12.0, 13.25],
+         "negative": [12.0, 14.0], "difference": [0.0, -0.42], "differs": [False, True]}
+    )  # fmt: skip
+    versions = {
+        "date": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "seed": 1, "python": text, "device": "cpu",
+        "dtype": "torch.float32", "packages": {"tl-steer": "0.1.0"},
+        "model": {"name": text, "revision": text, "n_layers": 3, "d_model": 16},
+    }  # fmt: skip
+    activations = synthetic_pairs(text, pairs)
+    vectors = mean_difference(activations).scaled_to(dose=1.0)
+    sweep = synthetic_sweep(text) if sweep is None else sweep
+    return Results(read_experiment(file), versions, audit, activations, vectors, sweep, EMPTY, EMPTY)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """A run made up, without a model."""
-    file = tmp_path_factory.mktemp("experiment") / "experiment.toml"
-    file.write_text(EXPERIMENT, encoding="utf-8")
-    pairs = made_pairs()
-    audit = pd.DataFrame(
-        {"factor": ["topic", "tokens"], "level": [HOSTILE, "mean"], "positive": [12.0, 13.25],
-         "negative": [12.0, 14.0],
-         "difference": [0.0, -0.42], "differs": [False, True]}
-    )  # fmt: skip
-    versions = {
-        "date": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "seed": 1, "python": "3.11", "device": "cpu",
-        "dtype": "torch.float32", "packages": {"tl-steer": "0.1.0"},
-        "model": {"name": "toy", "revision": None, "n_layers": 3, "d_model": 16},
-    }  # fmt: skip
-    vectors = mean_difference(pairs).scaled_to(dose=1.0)
-    return Results(read_experiment(file), versions, audit, pairs, vectors, made_sweep(), NOTHING, NOTHING)
+    return synthetic_results(tmp_path_factory.mktemp("experiment"))
 
 
 @pytest.fixture(scope="module")
@@ -137,75 +117,89 @@ def html(results):
     return report_html(results)
 
 
-def test_hostile_text_is_escaped_wherever_it_comes_from(html):
+@pytest.fixture
+def variant(tmp_path):
+    """Results of another experiment file and sweep, on three pairs."""
+
+    def make(experiment, sweep=None):
+        text = experiment.replace("shuffles = 10", "shuffles = 0")
+        return synthetic_results(tmp_path, text, pairs=3, sweep=sweep)
+
+    return make
+
+
+def part(html, start, end):
+    return html[html.index(start) : html.index(end)]
+
+
+def test_texts_are_escaped_and_nothing_is_loaded(html):
     body = html[html.index("</style>") :]
     outside = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
-    assert "<img" not in outside
-    assert "window.hacked" in outside  # it is there, as text
     assert "<script>window.hacked" not in body
     assert "&lt;script&gt;window.hacked" in outside
-    assert "<b>marks</b>" not in outside
-
-
-def test_the_report_names_no_address_to_load_from(html):
+    for tag in ("<img", "<b>marks</b>"):
+        assert tag not in outside
     assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)\s*=\s*["']?(https?:)?//""", html)
-    assert html.count("Plotly.newPlot(") >= 11
     assert "default-src 'none'" in html
+    assert entities.unescape(re.search(r"<pre>(.*?)</pre>", html, re.DOTALL)[1]) == EXPERIMENT
 
 
-def test_the_first_screen_answers_the_question(html):
-    found = html[html.index('id="findings"') : html.index("<nav>")]
-    assert "Held-out pairs" in found
-    assert "moves both kinds of questions" in found
-    assert "shift of bias" in found
-    assert "1 control vector of the same length" in found
+def test_sections_and_figures_stand_in_order(html):
+    expected = ["audit", "separation", "pca", "projections", "effects", "doses", "detection", "choice"]
+    assert re.findall('<section id="(.*?)"', html) == [*expected, *EVIDENCE, "texts", "made"]
+    figures = ["separation", "pca", "projections", "effectiveness", "shift", "doses", "detection"]
+    figures += ["agreement", "confounds", "steerability", "slopes"]
+    assert re.findall('id="([a-z]+)-figure"', html) == figures
+    assert html.count("Plotly.newPlot(") >= len(figures)
+    assert html.index('id="findings"') < html.index("<nav>") < html.index('<section id="audit"')
+    effect = part(html, 'id="effectiveness-figure"', 'id="shift-figure"')
+    assert "kind: all" in effect
+    assert "kind: positive" in effect
 
 
-def test_the_chosen_cell_and_its_opposite_are_both_told(results):
-    from tl_steer.experiments.report.page import findings
-
-    chosen = results.chosen["multiplier"]
-    assert results.opposite["multiplier"] == -chosen
+def test_findings_name_the_verdict_and_both_signs(results, html):
+    separation, chosen, opposite, *_ = findings(results)
+    assert "Held-out" in separation
+    assert results.opposite["multiplier"] == -results.chosen["multiplier"]
     assert results.opposite["layers"] == results.chosen["layers"]
-    told = [finding for finding in findings(results) if "half not chosen on" in finding]
-    signs = [finding[: finding.index("(dose")].split()[-1][0] for finding in told]
-    assert signs == (["−", "+"] if chosen < 0 else ["+", "−"])
+    for finding, cell in ((chosen, results.chosen), (opposite, results.opposite)):
+        assert f"{cell['multiplier']:+.2f} (dose {cell['dose']:.2f})".replace("-", "−") in finding
+        assert "a shift of bias" in finding
+        assert "1 control vector of the same length" in finding
+        assert finding in entities.unescape(part(html, 'id="findings"', "<nav>"))
 
 
-def test_minus_none_and_plus_stand_side_by_side(html):
-    row = re.search(r"<tr><td>How was your day\?</td>(.*?)</tr>", html, re.DOTALL).group(1)
+def test_texts_stand_from_minus_to_plus(html):
+    row = re.search(r"<tr><td>How was your day\?</td>(.*?)</tr>", html, re.DOTALL)[1]
     order = [row.index(f"said at {multiplier}") for multiplier in (-0.3, 0.0, 0.3)]
     assert order == sorted(order)
     assert "−0.30 (dose 0.30)" in html
 
 
-def test_the_experiment_file_is_shown_whole(html):
-    import html as library
+def shown(results):
+    """Ids of sections, ids of figures, and the findings as one text."""
+    parts = sections(results)
+    figures = {figure for section in parts for figure, _ in section.figures}
+    return [section.id for section in parts], figures, " ".join(findings(results))
 
-    shown = re.search(r"<pre>(.*?)</pre>", html, re.DOTALL).group(1)
-    assert library.unescape(shown) == EXPERIMENT
+
+PAIRS = ["audit", "separation", "pca", "projections"]
+QUESTIONS = [*PAIRS, "effects", "doses", "detection", "choice"]
 
 
-def test_without_questions_or_texts_the_report_has_the_pairs_alone(results, tmp_path):
+def without(ids, *absent):
+    return [each for each in ids if each not in absent]
+
+
+def test_without_questions_and_texts_there_are_sections_of_pairs_only(variant):
     text = EXPERIMENT[: EXPERIMENT.index("[questions]")] + "[separation]\nshuffles = 0\nfolds = 3\n"
-    file = tmp_path / "pairs.toml"
-    file.write_text(text, encoding="utf-8")
-    args = (results.versions, results.audit, results.activations, results.vectors)
-    html = report_html(Results(read_experiment(file), *args, *[NOTHING] * 3))
-    assert 'id="pca"' in html
-    assert 'id="detection"' not in html
-    assert 'id="texts"' not in html
-
-
-def rerun(results, folder, text, sweep):
-    """The same run with another experiment file and another sweep."""
-    file = folder / "other.toml"
-    file.write_text(text, encoding="utf-8")
-    return replace(results, experiment=read_experiment(file), sweep=sweep)
+    ids, _, _ = shown(variant(text, EMPTY))
+    assert ids == [*PAIRS, "confounds"]
+    assert text_rows(EMPTY) == []
 
 
 def with_projections(sweep, *, moved):
-    """A sweep's table in which positive additions are projections, and move logit differences so far."""
+    """A sweep's table with projections in place of positive additions, which add `moved` to logits."""
     table = sweep[(sweep["split"] != "text") & (sweep["multiplier"] >= 0)].copy()
     steered = table["operation"] == "add"
     table.loc[steered, ["operation", "multiplier", "dose"]] = "project_out", np.nan, np.nan
@@ -214,45 +208,37 @@ def with_projections(sweep, *, moved):
     return table
 
 
-def test_questions_whose_right_answer_is_always_the_signal_have_a_report_without_detection(results, tmp_path):
-    sweep = made_sweep().rename(columns={"kind": "letter"})
+def test_questions_with_one_right_answer_have_no_detection(variant):
+    sweep = synthetic_sweep().rename(columns={"kind": "letter"})
     asked = sweep["split"] != "text"
     sweep.loc[asked, "letter"] = sweep.loc[asked, "letter"].map({"positive": "A", "negative": "B"})
     sweep.loc[asked, "answer"] = 0
-    html = report_html(rerun(results, tmp_path, EXPERIMENT.replace('"sentiment"', '"misconceptions"'), sweep))
-    assert "cannot be told apart" in html
-    assert 'id="effects"' in html
-    assert 'id="doses"' in html
-    assert 'id="detection"' not in html
+    ids, _, text = shown(variant(EXPERIMENT.replace('"sentiment"', '"misconceptions"'), sweep))
+    assert ids == [*without(QUESTIONS, "detection"), *EVIDENCE[1:]]
+    assert "cannot be told apart" in text
 
 
-def test_projections_alone_have_a_report_without_doses(results, tmp_path):
+def test_projections_alone_have_no_doses(variant):
     text = EXPERIMENT.replace("[text]", "operations = ['project_out']\n[text]")
-    html = report_html(rerun(results, tmp_path, text, with_projections(made_sweep(), moved=1.0)))
-    assert 'id="doses"' not in html
-    assert 'id="detection"' in html
-    assert "of the same length" not in html[html.index('id="findings"') : html.index("<nav>")]
+    ids, _, text = shown(variant(text, with_projections(synthetic_sweep(), moved=1.0)))
+    assert ids == [*without(QUESTIONS, "doses"), "confounds", "controls"]
+    assert "length" not in text
 
 
-def test_the_report_follows_the_best_operation_and_tells_the_choice_of_each(results, tmp_path):
-    from tl_steer.experiments.report.page import findings
-
+def test_the_best_operation_is_chosen_and_each_choice_reported(variant):
     text = EXPERIMENT.replace("[text]", "operations = ['project_out', 'add']\n[text]")
-    whole = made_sweep()
+    whole = synthetic_sweep()
     weaker = with_projections(whole, moved=0.01)
-    both = rerun(results, tmp_path, text, pd.concat([weaker, whole[whole["operation"] == "add"]]))
+    both = variant(text, pd.concat([weaker, whole[whole["operation"] == "add"]]))
     assert (both.chosen["operation"], both.chosen["split"]) == ("add", "report")
     chosen = [finding for finding in findings(both) if finding.startswith("Chosen by")]
     assert ["(project_out)" in finding for finding in chosen] == [True, False, True, False]
     assert ["accuracy" in finding for finding in chosen] == [False, False, True, True]
 
 
-WRITTEN = EXPERIMENT.replace("[text]", "measure = 'generate'\n[text]")
-
-
 def written_sweep(*, broken=()):
-    """The made sweep as if its answers were read from texts; none can be read at the multipliers `broken`."""
-    sweep = made_sweep()
+    """The sweep as if its answers were texts; none can be read at the multipliers `broken`."""
+    sweep = synthetic_sweep()
     asked = sweep["split"] != "text"
     sweep.loc[asked, ["logit_difference", "probability", "mass"]] = np.nan
     sweep.loc[asked, "text"] = "I would say so. " + HOSTILE
@@ -260,50 +246,38 @@ def written_sweep(*, broken=()):
     return sweep
 
 
-def test_answers_in_words_have_a_report_without_logits(results, tmp_path):
-    html = report_html(rerun(results, tmp_path, WRITTEN, written_sweep()))
-    found = html[html.index('id="findings"') : html.index("<nav>")]
-    assert "change of the share that says “positive”" in found
-    assert "a choice could be read" in found
-    assert "logit" not in found
-    for id_ in ("effectiveness-figure", "signal-figure", "doses-figure", "detection", "answers"):
-        assert f'id="{id_}"' in html
-    assert 'id="shift-figure"' not in html
-    assert "&lt;script&gt;window.hacked" in html[html.index('id="answers"') : html.index('id="texts"')]
+def test_answers_in_words_have_no_logits_and_are_escaped(variant):
+    written = variant(WRITTEN, written_sweep(broken=[0.2]))
+    ids, figures, text = shown(written)
+    assert ids == [*QUESTIONS, "answers", "confounds", "controls"]
+    assert {"effectiveness", "signal", "doses", "detection"} < figures
+    assert "shift" not in figures
+    assert "share that says “positive”" in text
+    assert "logit" not in text
+    answers = part(report_html(written), 'id="answers"', 'id="texts"')
+    assert "&lt;script&gt;window.hacked" in answers
+    assert "[unreadable]" in answers
 
 
-def test_answers_that_cannot_be_read_are_shown_as_such(results, tmp_path):
-    html = report_html(rerun(results, tmp_path, WRITTEN, written_sweep(broken=[0.2])))
-    found = html[html.index('id="findings"') : html.index("<nav>")]
-    assert "Caution: the answers are texts" in found
-    assert "[unreadable]" in html[html.index('id="answers"') : html.index('id="texts"')]
+@pytest.mark.parametrize(
+    ("broken", "caution"), [([0.2], True), ([], False), ([-0.2, 0.0, 0.2], True), ([-0.2, 0.2], True)]
+)
+def test_unreadable_answers_give_a_caution_and_are_not_scored_by_d_prime(variant, broken, caution):
+    """Where no condition has a d′ on the choosing half, accuracy chooses, and a finding says so."""
+    scored = variant(WRITTEN.replace("[text]", "score = 'd_prime'\n[text]"), written_sweep(broken=broken))
+    some = len(broken) < 2
+    assert (scored.chosen["score"], scored.chosen["split"]) == ("d_prime" if some else "accuracy", "report")
+    text = " ".join(findings(scored))
+    assert ("Caution" in text) == caution
+    assert ("were to be chosen by d′" in text) != some
+    assert "same right answer" not in text
 
 
-def test_a_run_of_which_no_answer_can_be_read_has_a_report(results, tmp_path):
-    html = report_html(rerun(results, tmp_path, WRITTEN, written_sweep(broken=[-0.2, 0.0, 0.2])))
-    assert 'id="doses"' not in html
-    assert 'id="signal-figure"' not in html
-    assert 'id="detection"' not in html
-    assert 'id="effectiveness-figure"' in html
-
-
-@pytest.mark.parametrize("broken", [[-0.2, 0.0, 0.2], [-0.2, 0.2]])
-def test_where_no_cell_has_a_d_prime_accuracy_chooses_and_the_report_says_so(results, tmp_path, broken):
-    text = WRITTEN.replace("[text]", "score = 'd_prime'\n[text]")
-    found = rerun(results, tmp_path, text, written_sweep(broken=broken))
-    assert (found.chosen["score"], found.chosen["split"]) == ("accuracy", "report")
-    html = report_html(found)
-    assert "were to be chosen by d′, for which too few answers can be read" in html
-    assert "All questions have the same right answer" not in html
-    read = rerun(results, tmp_path, text, written_sweep())
-    assert read.chosen["score"] == "d_prime"
-    assert "too few answers can be read on the half" not in report_html(read)
-
-
-def test_the_effect_figure_has_a_panel_of_all_questions(html):
-    figure = html[html.index('id="effectiveness-figure"') : html.index('id="shift-figure"')]
-    assert "kind: all" in figure
-    assert "kind: positive" in figure
+def test_a_run_without_a_readable_answer_has_a_report(variant):
+    ids, figures, _ = shown(variant(WRITTEN, written_sweep(broken=[-0.2, 0.0, 0.2])))
+    assert not {"doses", "detection"} & set(ids)
+    assert "effectiveness" in figures
+    assert "signal" not in figures
 
 
 def test_shared_beginnings_and_ends_are_left_out_by_whole_words():
@@ -315,8 +289,8 @@ def test_shared_beginnings_and_ends_are_left_out_by_whole_words():
     assert without_shared_ends(["alone"]) == ["alone"]
 
 
-def test_texts_stand_from_the_lowest_multiplier_to_the_highest_and_removal_last():
-    texts = made_sweep()
+def test_texts_are_ordered_by_multiplier_with_removal_last():
+    texts = synthetic_sweep()
     texts = texts[texts["split"] == "text"]
     more = texts[texts["multiplier"] == 0.3]
     removed = more.assign(operation="project_out", multiplier=np.nan, dose=np.nan, text="removed")
@@ -332,91 +306,18 @@ def test_texts_stand_from_the_lowest_multiplier_to_the_highest_and_removal_last(
 
 
 def test_vectors_of_two_words_have_a_report_without_pairs(results, tmp_path):
-    text = """title = "words"
-[pairs]
-kind = "prompts"
-positive = "<b>Love</b>"
-negative = "Hate"
-[text]
-prompts = ["How was your day?"]
-layers = [2]
-multipliers = [-0.3, 0.3]
-"""
     file = tmp_path / "words.toml"
-    file.write_text(text, encoding="utf-8")
+    file.write_text(
+        'title = "words"\n[pairs]\nkind = "prompts"\npositive = "<b>Love</b>"\nnegative = "Hate"\n'
+        '[text]\nprompts = ["How was your day?"]\nlayers = [2]\nmultipliers = [-0.3, 0.3]\n'
+    )
     info = {"positive": "<b>Love</b>", "negative": "Hate", "positions": 3}
     vectors = replace(results.vectors, method="activation_addition", info=info)
-    sweep = made_sweep()
-    changes = {"experiment": read_experiment(file), "audit": None, "activations": None, "vectors": vectors}
-    words = replace(results, **changes, sweep=sweep[sweep["split"] == "text"])
-    html = report_html(words)
-    assert "one vector for each of the first 3 tokens" in html
+    texts = results.sweep[results.sweep["split"] == "text"]
+    changes = {"audit": None, "activations": None, "vectors": vectors, "sweep": texts}
+    html = report_html(replace(results, experiment=read_experiment(file), **changes))
+    assert re.findall('<section id="(.*?)"', html) == ["texts", "made"]
+    assert "first 3 tokens" in html
     assert "&lt;b&gt;Love&lt;/b&gt;" in html
     assert "<b>Love" not in html
-    for id_ in ("audit", "separation", "pca", "projections", "effects"):
-        assert f'id="{id_}"' not in html
     assert html.count("said at 0.3") == 1
-
-
-@pytest.fixture(scope="module")
-def page(html, tmp_path_factory):
-    """The report opened in headless Chromium; `page.seen` holds console messages, errors and requests."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}: install Debian's package chromium")
-    file = tmp_path_factory.mktemp("report") / "report.html"
-    file.write_text(html, encoding="utf-8")
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"), executable_path=CHROMIUM, headless=True, args=FLAGS,
-            viewport={"width": 1100, "height": 1000},
-        )  # fmt: skip
-        page = context.new_page()
-        page.seen = {"errors": [], "requests": []}
-        page.on(
-            "console", lambda message: message.type == "error" and page.seen["errors"].append(message.text)
-        )
-        page.on("pageerror", lambda error: page.seen["errors"].append(str(error)))
-        page.on("request", lambda request: page.seen["requests"].append(request.url))
-        page.goto(file.as_uri())
-        page.wait_for_function("document.querySelectorAll('.js-plotly-plot .main-svg').length > 6")
-        yield page
-        context.close()
-
-
-def test_every_figure_is_drawn_without_errors_or_requests(page):
-    figures = page.locator(".figure .js-plotly-plot")
-    assert figures.count() == 11
-    for place in range(11):
-        assert figures.nth(place).locator("svg.main-svg").count() > 0
-        assert figures.nth(place).locator(".trace path, .point, .bars path, .hm image").count() > 0
-    assert page.seen["errors"] == []
-    assert [url for url in page.seen["requests"] if not url.startswith(("file:", "data:", "blob:"))] == []
-
-
-def test_a_hover_shows_the_prompt_as_text(page):
-    figure = page.locator("#figure-pca")
-    figure.scroll_into_view_if_needed()
-    box = figure.locator(".scatterlayer .point").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    label = figure.locator(".hoverlayer .hovertext")
-    label.first.wait_for()
-    assert "prompt" in label.first.text_content()
-    assert "<script>" in label.first.text_content()
-
-
-def test_a_slider_step_moves_the_points(page):
-    figure = page.locator("#figure-pca")
-    figure.scroll_into_view_if_needed()
-    read = "document.getElementById('figure-pca').data.map(trace => Array.from(trace.x || [])).flat().join()"
-    before = page.evaluate(read)
-    box = figure.locator(".slider-rail-touch-rect").bounding_box()
-    page.mouse.click(box["x"] + 2, box["y"] + box["height"] / 2)
-    page.wait_for_timeout(500)
-    assert page.evaluate(read) != before
-
-
-def test_nothing_that_a_model_wrote_runs(page):
-    assert page.evaluate("window.hacked") is None
-    assert page.locator("img").count() == 0
-    assert page.locator("#texts td", has_text="said at 0.3").first.text_content().endswith("{{ 7*7 }}")

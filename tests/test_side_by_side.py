@@ -2,7 +2,6 @@
 
 import html
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,8 @@ import pytest
 import tl_steer as ts
 from tl_steer.plots import text_table
 
-CHROMIUM = Path("/usr/bin/chromium")
+from .conftest import assert_raises
+
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
 PROMPTS = ["How are you?", "Who is there?", "Where to?"]
 
@@ -64,12 +64,8 @@ def test_cells_go_from_minus_through_unsteered_to_plus():
 def test_names_say_what_differs_and_nothing_else():
     wide = ts.side_by_side(written(*added((-1.0, 1.0), layers=("17", "17+31"))))
     assert list(wide)[2:] == [
-        "layer 17, −1",
-        "layer 17+31, −1",
-        "unsteered",
-        "layer 17, +1",
-        "layer 17+31, +1",
-    ]
+        "layer 17, −1", "layer 17+31, −1", "unsteered", "layer 17, +1", "layer 17+31, +1",
+    ]  # fmt: skip
     others = [cell("honesty", "zeroedout_pos", "18", 1.0), cell("honesty", "project_out", "18", np.nan)]
     wide = ts.side_by_side(written(*others, *added((1.0,))))
     assert list(wide)[2:] == ["unsteered", "zeroedout_pos +1", "add +1", "project out"]
@@ -121,7 +117,7 @@ def test_the_table_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("table", "options", "told"),
+    ("table", "options", "message"),
     [
         (written(*added()).assign(text=pd.NA), {}, "has no texts: sweep with measure='generate'"),
         (written(*added()).drop(columns=["text", "layers"]), {}, "lacks the columns layers, text"),
@@ -131,9 +127,8 @@ def test_the_table_is_left_alone():
         (written(*added(), UNSTEERED), {}, "prompt_id 4 is twice in the cell vector=none"),
     ],
 )
-def test_bad_input_is_refused(table, options, told):
-    with pytest.raises(ValueError, match=told):
-        ts.side_by_side(table, **options)
+def test_bad_input_is_refused(table, options, message):
+    assert_raises(message, ts.side_by_side, table, **options)
 
 
 # the figure
@@ -156,11 +151,9 @@ def test_the_figure_shows_every_text_under_its_header():
     table = wide().assign(**{"+16": ["one", "two\n\n  three ", pd.NA]})
     figure = ts.plots.texts(table)
     assert shown(figure) == [
-        ["Question 0?", "Question 1?", "Question 2?"],
-        ["A text of several words."] * 3,
-        ["A text of several words."] * 3,
-        ["one", "two three", "–"],
-    ]
+        ["Question 0?", "Question 1?", "Question 2?"], ["A text of several words."] * 3,
+        ["A text of several words."] * 3, ["one", "two three", "–"],
+    ]  # fmt: skip
     headers = [re.sub("<[^>]+>", "", text) for text in figure.data[0].header.values]
     assert headers == ["prompt", "−16", "unsteered", "+16"]
     assert figure.layout.title.subtitle.text == "3 prompts"
@@ -206,22 +199,12 @@ def test_what_all_prompts_begin_and_end_with_is_left_out():
 WIDE = "WWWW MMMM Yes, because it's important! " + "x" * 300 + " (i.e., 1,000 %) " + '"AI", Human: ' * 20
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no {CHROMIUM}: install Debian's package chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 BOXES = """all => all.map(one => one.getBoundingClientRect())
     .map(box => ({left: box.left, right: box.right, bottom: box.bottom}))"""
 
 
-def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(chromium, tmp_path):
+@pytest.mark.integration
+def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(browser, tmp_path):
     tables = [
         wide(rows=2, columns=["+1"], text=WIDE),
         wide(rows=8, columns=["layer 17+31, −16", "unsteered", "layer 17+31, +16"], text=WIDE),
@@ -232,7 +215,7 @@ def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(chro
     parts = [figure.to_html(full_html=False, include_plotlyjs=figure is figures[0]) for figure in figures]
     file = tmp_path / "tables.html"
     file.write_text("<meta charset='utf-8'>" + "".join(parts), encoding="utf-8")
-    page = chromium.new_page(viewport={"width": 950, "height": 1000})
+    page = browser.new_page(viewport={"width": 950, "height": 1000})
     page.goto(file.as_uri())
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot .table').length == 4")
     drawn = page.locator(".js-plotly-plot")
@@ -267,7 +250,7 @@ def test_headers_have_the_colours_of_their_multipliers():
 
 
 @pytest.mark.parametrize(
-    ("table", "options", "told"),
+    ("table", "options", "message"),
     [
         (wide().drop(columns="prompt"), {}, r"needs the columns \['prompt'\].*evaluation\.side_by_side"),
         (wide(rows=0), {}, "without rows"),
@@ -281,6 +264,5 @@ def test_headers_have_the_colours_of_their_multipliers():
         (wide(), {"longest": 5}, "longest=5 at least 20"),
     ],
 )
-def test_tables_that_make_no_figure_are_refused(table, options, told):
-    with pytest.raises(ValueError, match=told):
-        ts.plots.texts(table, **options)
+def test_tables_that_make_no_figure_are_refused(table, options, message):
+    assert_raises(message, ts.plots.texts, table, **options)

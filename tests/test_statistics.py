@@ -214,6 +214,7 @@ def test_false_discovery_of_nothing_and_of_one():
     np.testing.assert_array_equal(ours.false_discovery(np.array([np.nan, 0.04])), [np.nan, 0.04])
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("shared", [0.0, 0.7])
 def test_of_what_is_discovered_at_most_five_percent_is_false(shared):
     """2,000 families of 40 one-sided tests, 12 with an effect; independent, then positively dependent."""

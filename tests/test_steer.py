@@ -1,6 +1,7 @@
 """`steer`: nothing is left behind, the user's own hooks live on, and what was not done is told."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -176,58 +177,30 @@ def test_passes_that_start_at_a_layer_are_steered():
     torch.testing.assert_close(found[0], run_alone(MODEL, IDS, 5, [added(vector, 1.0, "last_token()")])[0])
 
 
-def test_an_operation_whose_hook_was_not_reached_is_an_error():
-    def stopping():
-        with steer(MODEL, Add(made_vector(MODEL, 0)), Add(made_vector(MODEL, 2))):
-            MODEL(TOKENS, stop_at_layer=2)
-
-    with pytest.raises(
-        HookDidNotFireError, match=r"Add\(multiplier=1\) at layer 2: the hook did not fire.*stop_at_layer"
-    ):
-        stopping()
+def bypassing_block_1():
+    model = copy.deepcopy(MODEL)
+    model.blocks[1].forward = lambda x, **_: x
+    return model
 
 
-def test_a_block_in_which_the_model_never_ran_is_an_error():
-    def another():
-        with steer(MODEL, Add(made_vector(MODEL, 2))):
-            make_model(word_tokenizer())(TOKENS)
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda model: model(TOKENS, stop_at_layer=1), r"at layer 1: the hook did not fire.*stop_at_layer"),
+        (lambda model: make_model(word_tokenizer())(TOKENS), "no pass of this model ran inside the block"),
+        (lambda model: model(TOKENS), r"Add\(multiplier=1\) at layer 1: the hook did not fire"),
+    ],
+    ids=["the pass stops before", "another model", "the block is bypassed"],
+)
+def test_an_operation_whose_hook_was_not_reached_is_an_error(run, message):
+    model = bypassing_block_1()
 
-    with pytest.raises(HookDidNotFireError, match="no pass of this model ran inside the block"):
-        another()
+    def steered():
+        with steer(model, Add(made_vector(MODEL, 0)), Add(made_vector(MODEL, 1))):
+            run(model)
 
-
-def test_a_told_prompt_that_never_comes_whole_is_an_error():
-    def longer_than_the_pass():
-        with steer(MODEL, Add(made_vector(MODEL, 1), positions=last_token()), prompt_lengths=[9]):
-            MODEL(TOKENS[:1, :4])
-
-    with pytest.raises(ValueError, match=r"prompt of 9 tokens was told, but no row brought more than 4"):
-        longer_than_the_pass()
-
-
-def test_other_weights_are_accepted_by_force_wherever_operations_go(make_hf_model):
-    first, second = (load_model("tiny", hf_model=make_hf_model("gpt2", seed=seed)) for seed in (0, 1))
-    identity = identify(first)
-    values = torch.ones(identity.d_model)
-    operation = Add(SteeringVector(values, 1, "resid_post", "made", 1.0, identity))
-    with pytest.raises(ModelMismatchError, match="say so with force=True"):
-        generate(second, [[3, 4]], operation, max_new_tokens=2, return_tokens=True)
-    generate(second, [[3, 4]], operation, max_new_tokens=2, return_tokens=True, force=True)
-    assert capture(second, [[3, 4]], operation, force=True).values.isfinite().all()
-
-
-def test_a_hook_that_is_switched_off_is_an_error():
-    model = make_model(word_tokenizer())
-    vector = made_vector(model, 1)
-    bypassed = copy.deepcopy(model)
-    bypassed.blocks[1].forward = lambda x, **_: x
-
-    def run():
-        with steer(bypassed, Add(vector)):
-            bypassed(TOKENS)
-
-    with pytest.raises(HookDidNotFireError):
-        run()
+    with pytest.raises(HookDidNotFireError, match=message):
+        steered()
 
 
 def test_an_exception_inside_is_not_replaced_by_a_hook_that_did_not_fire():
@@ -238,6 +211,26 @@ def test_an_exception_inside_is_not_replaced_by_a_hook_that_did_not_fire():
 
     with pytest.raises(StopError):
         run()
+
+
+def test_a_prompt_shorter_than_its_given_length_is_an_error():
+    def longer_than_the_pass():
+        with steer(MODEL, Add(made_vector(MODEL, 1), positions=last_token()), prompt_lengths=[9]):
+            MODEL(TOKENS[:1, :4])
+
+    with pytest.raises(ValueError, match=r"prompt of 9 tokens was told, but no row brought more than 4"):
+        longer_than_the_pass()
+
+
+def test_other_weights_are_accepted_only_with_force_by_capture_and_generate(make_hf_model):
+    first, second = (load_model("tiny", hf_model=make_hf_model("gpt2", seed=seed)) for seed in (0, 1))
+    identity = identify(first)
+    values = torch.ones(identity.d_model)
+    operation = Add(SteeringVector(values, 1, "resid_post", "made", 1.0, identity))
+    for call in (capture, functools.partial(generate, return_tokens=True)):
+        with pytest.raises(ModelMismatchError, match="say so with force=True"):
+            call(second, [[3, 4]], operation, max_new_tokens=2)
+        call(second, [[3, 4]], operation, max_new_tokens=2, force=True)
 
 
 def test_a_hook_the_architecture_lacks_lists_those_it_has():
@@ -264,17 +257,11 @@ def test_a_vector_of_another_model_is_refused_and_force_takes_it():
         pass
 
 
-@pytest.mark.parametrize("operation", [SetProjection, Ablate])
-def test_every_operation_with_a_model_is_checked(operation):
+def test_every_operation_with_a_model_is_checked():
     other = make_model(word_tokenizer(), seed=5)
-    if operation is Ablate:
-        from tl_steer.capture import capture
-
-        made = Ablate(1, to=capture(other, ["a b"]))
-    else:
-        made = SetProjection(made_vector(other, 1), 1.0)
-    with pytest.raises(ModelMismatchError), steer(MODEL, made):
-        pass
+    for operation in (SetProjection(made_vector(other, 1), 1.0), Ablate(1, to=capture(other, ["a b"]))):
+        with pytest.raises(ModelMismatchError):
+            entered(MODEL, operation)
 
 
 def test_a_position_that_selects_nothing_of_a_prompt_is_an_error_unless_that_is_meant():
@@ -303,25 +290,19 @@ def test_every_prompt_of_a_block_is_looked_at():
         two()
 
 
-def test_vectors_and_tensors_given_are_not_changed():
-    vector = made_vector(MODEL, 1)
-    target = torch.ones(D_MODEL)
+def test_vectors_tensors_and_residuals_are_not_changed():
+    vector, target = made_vector(MODEL, 1), torch.ones(D_MODEL)
     several = SteeringVectors(
         torch.ones(2, D_MODEL), (0, 2), "resid_post", "made", torch.ones(2), identify(MODEL)
     )
-    copies = [vector.values.clone(), target.clone(), several.values.clone(), TOKENS.clone()]
+    residual = MODEL(TOKENS, stop_at_layer=1).clone()
+    tensors = [vector.values, target, several.values, TOKENS, residual]
+    copies = [tensor.clone() for tensor in tensors]
     with steer(MODEL, Add(vector, 3.0), Ablate(2, to=target), SetProjection(several, 2.0)):
         MODEL(TOKENS)
-    assert all(map(torch.equal, [vector.values, target, several.values, TOKENS], copies))
-
-
-def test_a_callers_residual_is_not_changed():
-    residual = MODEL(TOKENS, stop_at_layer=1).clone()
-    kept = residual.clone()
-    vector = made_vector(MODEL, 1, "resid_pre")
-    with steer(MODEL, Add(vector, 5.0)):
+    with steer(MODEL, Add(made_vector(MODEL, 1, "resid_pre"), 5.0)):
         MODEL(residual, start_at_layer=1)
-    assert torch.equal(residual, kept)
+    assert all(map(torch.equal, tensors, copies))
 
 
 def test_generated_tokens_of_a_run_that_feeds_none_back_are_refused():

@@ -1,8 +1,7 @@
 """The study's experiment files, unchanged, on small random models of its models' shapes."""
 
 import re
-import sys
-from dataclasses import replace
+from importlib import resources
 
 import pytest
 import tokenizers
@@ -58,24 +57,19 @@ def gpt2(make_hf_model):
     return load_model("gpt2-xl", hf_model=hf_model, tokenizer=tokenizer, device="cpu", processing=processing)
 
 
-@pytest.fixture(autouse=True)
-def may_be_shortened(monkeypatch):
-    """`run` refuses what was changed in Python, and these files are too long to run as they are."""
-    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "require_as_read", lambda _: None)
-
-
-def shortened(experiment):
-    """With less data and shorter texts, so that a test ends; cells, layers and multipliers stay."""
-    changes = {}
-    if not experiment.has_prompts:
-        changes["pairs"] = replace(experiment.pairs, limit=20)
-    if experiment.questions is not None:
-        changes["questions"] = replace(experiment.questions, limit=4)
-        changes["sweep"] = replace(experiment.sweep, max_new_tokens=4)
-    if experiment.text is not None:
-        limit = {} if experiment.text.prompts else {"limit": 2}
-        changes["text"] = replace(experiment.text, max_new_tokens=4, **limit)
-    return replace(experiment, **changes)
+def shortened(folder, name, *changes):
+    """A file with less data and shorter texts; conditions, layers and multipliers stay."""
+    text = (resources.files("tl_steer.experiments") / f"{name}.toml").read_text(encoding="utf-8")
+    less = [
+        (r"max_new_tokens = \d+", "max_new_tokens = 4"), ("shuffles = 20", "shuffles = 2"),
+        (r"\[questions\]", "[questions]\nlimit = 4"), ('(data = "dilemmas")', r"\1\nlimit = 2"),
+        ('(kind = "honesty")', r"\1\nlimit = 12"),
+    ]  # fmt: skip
+    for pattern, new in (*less, *changes):
+        text = re.sub(pattern, new, text)
+    file = folder / "short.toml"
+    file.write_text(text, encoding="utf-8")
+    return read_experiment(file)
 
 
 def test_every_file_of_the_study_has_a_twin_on_the_embedded_model():
@@ -115,21 +109,24 @@ def test_the_files_together_say_what_the_study_did():
     assert any("project_out" in each.sweep.operations for each in asked)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", STUDY)
 def test_nothing_in_a_file_of_the_study_is_refused_as_it_stands(name, request):
     model = request.getfixturevalue("gpt2" if name.endswith("gpt2_xl") else "llama")
     require_runnable(read_experiment(name), model)
 
 
+@pytest.mark.integration
 def test_the_small_llama_is_spoken_to_as_llama_2(llama):
     assert chat_format(llama).kind == "llama-2"
     assert tokenize(llama, chat_format(llama).render("Hello"))[:1] == [llama.tokenizer.bos_token_id]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", STUDY)
 def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
     model = request.getfixturevalue("gpt2" if name.endswith("gpt2_xl") else "llama")
-    experiment = shortened(read_experiment(name))
+    experiment = shortened(tmp_path, name)
     out = run(experiment, tmp_path / "out", model=model, progress=False)
     results = Results.load(out)
     html = (out / "report.html").read_text("utf-8")
@@ -148,11 +145,11 @@ def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
         assert 'id="texts"' in html
 
 
+@pytest.mark.integration
 def test_the_words_vector_is_added_where_the_words_were(gpt2, tmp_path):
-    experiment = shortened(read_experiment("activation_addition_gpt2_xl"))
-    vectors = SteeringVectors.load(
-        run(experiment, tmp_path / "out", model=gpt2, progress=False) / "vectors.safetensors"
-    )
+    experiment = shortened(tmp_path, "activation_addition_gpt2_xl")
+    out = run(experiment, tmp_path / "out", model=gpt2, progress=False)
+    vectors = SteeringVectors.load(out / "vectors.safetensors")
     sides = [tokenize(gpt2, text) for text in (experiment.pairs.positive, experiment.pairs.negative)]
     (space,) = gpt2.tokenizer(" ")["input_ids"]
     length = max(map(len, sides))
@@ -166,29 +163,27 @@ def test_the_words_vector_is_added_where_the_words_were(gpt2, tmp_path):
     assert vectors[6].values[0].abs().max() < 1e-5  # the token that both begin with
 
 
-def test_a_prompt_shorter_than_the_words_is_told_with_both_lengths(gpt2, tmp_path):
-    experiment = read_experiment("activation_addition_gpt2_xl")
-    short = replace(experiment, text=replace(experiment.text, prompts=("I hate you because", "I")))
+@pytest.mark.integration
+def test_a_prompt_shorter_than_the_words_is_refused_with_both_lengths(gpt2, tmp_path):
+    short = shortened(tmp_path, "activation_addition_gpt2_xl", (r"<\|endoftext\|>I think dogs are", "I"))
     with pytest.raises(ValueError, match=r"\[text\] the prompt 'I' has 1 tokens, fewer than the \d vectors"):
-        run(short, tmp_path / "out", model=gpt2, progress=False)
-    assert list(tmp_path.iterdir()) == []
+        run(short, tmp_path / "runs" / "out", model=gpt2, progress=False)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_weights_are_for_steering_and_the_kept_vectors_have_none(llama, tmp_path):
-    whole = shortened(read_experiment("dilemmas_llama2"))
-    text = replace(whole.text, layers=(31,), operations=("add",))
-    found = {}
-    for name, weights, multiplier in (("with", {31: -0.5}, 50.0), ("without", None, -25.0)):
-        experiment = replace(
-            whole,
-            directions=replace(whole.directions, weights=weights),
-            text=replace(text, multipliers=(multiplier,)),
-        )
-        # The report reads the file, which has the weights that were there: the tables are what is asked of.
-        found[name] = Results.load(run(experiment, tmp_path / name, model=llama, progress=False))
-    torch.testing.assert_close(found["with"].vectors.values, found["without"].vectors.values)
-    torch.testing.assert_close(found["with"].vectors.norms(), torch.ones(40))
-    written = {name: results.texts[results.texts["vector"] != "none"] for name, results in found.items()}
-    assert list(written["with"]["text"]) == list(written["without"]["text"])
-    assert list(written["with"]["dose"]) == pytest.approx(list(written["without"]["dose"]))
-    assert list(written["with"]["text"]) != list(found["with"].texts.query("vector == 'none'")["text"])
+@pytest.mark.integration
+def test_weights_are_for_steering_and_saved_vectors_have_none(llama, tmp_path):
+    results = []
+    for weights, multiplier in (("weights = { 31 = -0.5 }", 50), ("", -25)):
+        changes = [("weights = {.*", weights), ("layers = .*", "layers = [31]")]
+        changes += [("multipliers = .*", f"multipliers = [{multiplier}]"), ("operations = .*", "")]
+        experiment = shortened(tmp_path, "dilemmas_llama2", *changes)
+        out = run(experiment, tmp_path / f"out {multiplier}", model=llama, progress=False)
+        results.append(Results.load(out))
+    weighted, plain = results
+    torch.testing.assert_close(weighted.vectors.values, plain.vectors.values)
+    torch.testing.assert_close(weighted.vectors.norms(), torch.ones(40))
+    one, other = (each.texts[each.texts["vector"] != "none"] for each in results)
+    assert list(one["text"]) == list(other["text"])
+    assert list(one["dose"]) == pytest.approx(list(other["dose"]))
+    assert list(one["text"]) != list(weighted.texts.query("vector == 'none'")["text"])

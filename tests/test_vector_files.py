@@ -393,25 +393,25 @@ def failing(path, content):
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("what", ["vectors", "activations"])
-def test_a_failed_write_leaves_the_old_file(pairs, tmp_path, monkeypatch, what):
+@pytest.fixture(params=["vectors", "activations"])
+def saveable(request, pairs):
+    return mean_difference(pairs) if request.param == "vectors" else pairs
+
+
+def test_a_failed_write_leaves_the_old_file(saveable, tmp_path, monkeypatch):
     path = tmp_path / "v.safetensors"
-    thing = mean_difference(pairs) if what == "vectors" else pairs
-    thing.save(path)
+    saveable.save(path)
     before = path.read_bytes()
     monkeypatch.setattr(Path, "write_bytes", failing)
     with pytest.raises(OSError, match="No space left"):
-        thing.save(path)
+        saveable.save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["v.safetensors"]
 
 
-@pytest.mark.parametrize("what", ["vectors", "activations"])
-def test_a_file_is_written_to_no_other_scratch_file_and_may_be_read_by_others(
-    pairs, tmp_path, monkeypatch, what
-):
-    """Safetensors' own writer has one that a kill leaves behind, and that nobody else may read."""
-    thing, seen, flush = mean_difference(pairs) if what == "vectors" else pairs, [], os.fsync
+def test_a_file_is_written_to_no_other_scratch_file_and_is_readable(saveable, tmp_path, monkeypatch):
+    """The scratch file of safetensors' own writer outlives a kill, and only its owner may read it."""
+    seen, flush = [], os.fsync
 
     def flushing(handle):
         seen.append(os.readlink(f"/proc/self/fd/{handle}"))
@@ -421,16 +421,14 @@ def test_a_file_is_written_to_no_other_scratch_file_and_may_be_read_by_others(
     monkeypatch.setattr(os, "fsync", flushing)
     monkeypatch.setattr("safetensors.torch.save_file", None)
     monkeypatch.setattr("safetensors.torch.serialize_file", None)
-    thing.save(tmp_path / "v.safetensors")
+    saveable.save(tmp_path / "v.safetensors")
     assert Path(seen[0]).name.startswith(".v.safetensors.")
     assert (tmp_path / "v.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize("what", ["vectors", "activations"])
-def test_a_folder_that_is_not_there_is_an_error_of_the_system(pairs, tmp_path, what):
-    thing = mean_difference(pairs) if what == "vectors" else pairs
+def test_a_missing_folder_is_the_system_s_own_error(saveable, tmp_path):
     with pytest.raises(FileNotFoundError, match="No such file or directory"):
-        thing.save(tmp_path / "missing" / "v.safetensors")
+        saveable.save(tmp_path / "missing" / "v.safetensors")
 
 
 def test_the_scratch_file_lies_beside_and_is_flushed_before_it_takes_the_place(tmp_path, monkeypatch):
@@ -490,6 +488,7 @@ for number in itertools.count():
 """
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is for posix")
 def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path):
     path = tmp_path / "a.txt"
