@@ -189,6 +189,14 @@ def test_the_seed_decides_and_another_seed_says_something_else():
     assert new_tokens(PROMPTS[::-1], **options, seed=1) == first[::-1]
 
 
+def test_prompts_of_equal_probabilities_are_sampled_independently():
+    model = make_model(word_tokenizer())
+    model.unembed.W_U.zero_()
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "temperature": 1.0, "return_tokens": True}
+    texts = generate(model, PROMPTS, **options)
+    assert len({tuple(text) for text in texts}) == len({tuple(prompt) for prompt in PROMPTS})
+
+
 def test_a_small_nucleus_is_greedy():
     assert new_tokens(PROMPTS, max_new_tokens=6, temperature=1.0, top_p=1e-6) == new_tokens(
         PROMPTS, max_new_tokens=6
