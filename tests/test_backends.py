@@ -597,9 +597,9 @@ def test_a_hugging_face_model_whose_weights_would_change_is_copied(options):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda model: [][1], "IndexError list index out of range"),  # as on bridges of Bloom
+        (lambda model: [][1], "IndexError: list index out of range"),  # as on bridges of Bloom
         (lambda model: model.ln_final.weight.data.mul_(0.9), r"its log-probabilities are off by \d+\.\d%"),
-        (lambda model: setattr(model.blocks[0].ln1, "forward", None), "TypeError 'NoneType'"),
+        (lambda model: setattr(model.blocks[0].ln1, "forward", None), "TypeError: 'NoneType'"),
     ],
 )
 def test_processing_that_breaks_or_changes_a_bridge_is_told_with_the_step(monkeypatch, spoil, told):

@@ -174,7 +174,9 @@ def test_layers_are_spread_when_a_model_is_loaded(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("tl_steer.models.hooked.spread", lambda model: asked.append(model.cfg))
-    load_model("tiny", hf_model=random_hf_model("gpt2"), device="cuda", n_devices=2, layout=False)
+    load_model(
+        "tiny", hf_model=random_hf_model("gpt2"), device="cuda", n_devices=2, layout=False, check=False
+    )
     (cfg,) = asked
     assert isinstance(cfg, HookedTransformerConfig)
     assert (cfg.device, cfg.n_devices) == ("cuda", 2)

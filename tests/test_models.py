@@ -34,6 +34,8 @@ from tl_steer.models import (
 )
 from tl_steer.models.hooked import _config
 
+from .conftest import SIZES
+
 ALL_ARCHITECTURES = ("gpt2", "llama", "neox", "qwen2", "gemma2")
 RELATIVE = 1e-3
 PROMPTS = (
@@ -420,7 +422,7 @@ def test_gpt2_xl_has_its_published_shapes():
     ("name", "kind", "cause"),
     [
         ("tiny", "Helium", "NotImplementedError"),
-        ("tiny", "Phi", "AttributeError .*partial_rotary_factor"),
+        ("tiny", "Phi", "AttributeError: .*partial_rotary_factor"),
         ("google/gemma-2b", "Gemma", "NotImplementedError"),
     ],
 )
@@ -452,7 +454,7 @@ def test_memory_that_ran_out_is_no_question_of_conversion(make_hf_model, monkeyp
 def test_quantised_weights_are_not_converted(make_hf_model):
     hf_model = make_hf_model("llama")
     hf_model.config.quantization_config = {"load_in_4bit": True}
-    told = r"cannot convert this LlamaForCausalLM into .*: its weights are quantised\. Use backend='bridge'"
+    told = r"cannot convert this LlamaForCausalLM into .*: its weights are quantised\. backend='bridge' runs"
     with pytest.raises(ValueError, match=told):
         load_model("tiny", hf_model=hf_model, backend="hooked")
 
@@ -683,3 +685,167 @@ def test_a_download_that_fails_tells_pips_own_words(offline, monkeypatch):
     ):
         get_model()
     assert embedded_folder() is None
+
+
+# --- compared with Hugging Face's model before it is returned
+
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10_000.0}
+WINDOW = {"use_sliding_window": True, "max_window_layers": 1}
+LONG = {"max_position_embeddings": 1024}
+DROPPED = {
+    "attention_bias": ("llama", {"attention_bias": True}),
+    "mlp_bias": ("llama", {"mlp_bias": True}),
+    "rope_parameters": ("llama", {"rope_parameters": LINEAR}),
+    "'rope_type': 'yarn'": ("qwen2", {"rope_parameters": YARN}),
+    "'partial_rotary_factor': 0.5": ("neox", {"rope_parameters": LINEAR | {"partial_rotary_factor": 0.5}}),
+    "sliding_window=20": ("qwen2", WINDOW | {"sliding_window": 20}),
+    "drops sliding_window=400": ("qwen2", WINDOW | {"sliding_window": 400}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("setting", DROPPED)
+def test_settings_that_the_conversion_drops_are_refused_by_name(make_hf_model, setting, dtype):
+    kind, changes = DROPPED[setting]
+    hf_model = make_hf_model(kind, **LONG, **changes).to(dtype)
+    with pytest.raises(ValueError, match=rf"{setting}.*Use backend='bridge', .* was compared with it"):
+        load_model("tiny", hf_model=hf_model, device="cpu", backend="hooked")
+
+
+@pytest.mark.parametrize("memory", ["two float32 copies fit", "they do not"])
+def test_half_precision_is_compared_with_and_without_memory_for_float32(make_hf_model, monkeypatch, memory):
+    """Also after `.to(torch.bfloat16)`, which rounds the rotary frequencies of the Hugging Face model."""
+    if memory == "they do not":
+        monkeypatch.setattr("tl_steer.models.comparison.fits", lambda _: False)
+    right = make_hf_model("llama", **LONG).to(torch.bfloat16)
+    weights = {name: weight.clone() for name, weight in right.state_dict().items()}
+    frequencies = right.model.rotary_emb.inv_freq
+    assert load_model("tiny", hf_model=right, device="cpu", backend="hooked").cfg.dtype == torch.bfloat16
+    assert right.model.rotary_emb.inv_freq is frequencies
+    assert all(torch.equal(weight, weights[name]) for name, weight in right.state_dict().items())
+    wrong = make_hf_model("neox", **LONG, rope_parameters=LINEAR | {"partial_rotary_factor": 0.5})
+    with pytest.raises(ValueError, match=r"differ from Hugging Face's by 0\.\d+ nats"):
+        load_model("tiny", hf_model=wrong.to(torch.bfloat16), device="cpu", backend="hooked")
+
+
+def test_longrope_beyond_its_first_context_is_refused(make_hf_model):
+    rope = {
+        "rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6, "rope_theta": 10_000.0,
+        "original_max_position_embeddings": 512, "factor": 1.0,
+    }  # fmt: skip
+    hf_model = make_hf_model("llama", **LONG, rope_parameters=rope)
+    with pytest.raises(
+        ValueError, match=r"drops rope_parameters with rope_type 'longrope' beyond 512 tokens"
+    ):
+        load_model("tiny", hf_model=hf_model, device="cpu", backend="hooked")
+
+
+def test_without_the_check_a_wrong_conversion_is_returned(make_hf_model):
+    hf_model, tokens = make_hf_model("llama", attention_bias=True), torch.tensor([[5, 6, 7]])
+    model = load_model("tiny", hf_model=hf_model, device="cpu", backend="hooked", check=False)
+    with torch.no_grad():
+        assert (model(tokens).log_softmax(-1) - hf_model(tokens).logits.log_softmax(-1)).abs().max() > 0.1
+
+
+def test_a_model_in_training_mode_is_compared_in_evaluation_mode_and_restored(make_hf_model):
+    hf_model = make_hf_model("gpt2", resid_pdrop=0.5).train()
+    hf_model.transformer.h[1].eval()
+    modes = [module.training for module in hf_model.modules()]
+    load_model("tiny", hf_model=hf_model, device="cpu", backend="hooked")
+    assert [module.training for module in hf_model.modules()] == modes
+
+
+def test_no_backend_is_recommended_that_does_not_run_the_model():
+    sizes = SIZES | {"ffn_dim": 96, "word_embed_proj_dim": 48, "do_layer_norm_before": False}
+    hf_model = transformers.AutoModelForCausalLM.from_config(transformers.OPTConfig(**sizes))
+    with pytest.raises(ValueError, match=r"Nor does backend='bridge' run it: .* final_layer_norm|Original"):
+        load_model("tiny", hf_model=hf_model, device="cpu", backend="hooked")
+
+
+@pytest.mark.model
+def test_the_embedded_model_is_compared_once_per_version(embedded, monkeypatch):
+    """`embedded` was loaded, and so compared, before."""
+    monkeypatch.setattr("tl_steer.models.loading.shortfall", lambda *_: "compared again")
+    load_model(device="cpu", backend="hooked")
+    monkeypatch.setattr("tl_steer.models.embedded.version", lambda package: "another")
+    with pytest.raises(ValueError, match="compared again"):
+        load_model(device="cpu", backend="hooked")
+
+
+# --- adapters and wrappers
+
+
+# peft uses deprecated functions of torch and transformers.
+OLD = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture
+def peft():
+    return pytest.importorskip("peft", reason="peft is not installed (pip install peft)")
+
+
+@pytest.fixture
+def adapted(peft, make_hf_model):
+    """A LoRA adapter with weights that matter around a small Llama."""
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    return with_adapter(peft.get_peft_model(make_hf_model("llama"), config))
+
+
+def with_adapter(model):
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_" in name:
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    return model.eval()
+
+
+def require_equal(model, hf_model):
+    tokens = torch.tensor([[1, 5, 6, 7, 20, 30]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), hf_model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@OLD
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_adapters_are_merged_into_a_copy(adapted, make_hf_model, peft, backend):
+    weights = {name: weight.clone() for name, weight in adapted.state_dict().items()}
+    model = load_model("tiny", hf_model=adapted, device="cpu", backend=backend)
+    require_equal(model, adapted)
+    assert all(torch.equal(weight, weights[name]) for name, weight in adapted.state_dict().items())
+    injected = make_hf_model("llama")
+    injected.add_adapter(adapted.peft_config["default"])
+    require_equal(
+        load_model("tiny", hf_model=with_adapter(injected), device="cpu", backend=backend), injected
+    )
+
+
+@OLD
+def test_a_folder_with_an_adapter_is_the_adapted_model_or_refused(
+    adapted, make_hf_model, tmp_path, monkeypatch
+):
+    make_hf_model("llama").save_pretrained(tmp_path / "base")
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapted")
+    require_equal(load_model(tmp_path / "adapted", device="cpu"), adapted)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"has an adapter .* pip install peft"):
+        load_model(tmp_path / "adapted", device="cpu")
+
+
+@OLD
+def test_adapters_that_are_not_in_the_weights_are_refused(peft, make_hf_model):
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(make_hf_model("llama"), config)
+    with pytest.raises(ValueError, match="has adapters that cannot be merged into its weights"):
+        load_model("tiny", hf_model=model, device="cpu")
+
+
+@OLD
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_of_a_compiled_model_the_original_is_taken(make_hf_model, backend):
+    hf_model = make_hf_model("llama")
+    require_equal(
+        load_model("tiny", hf_model=torch.compile(hf_model), device="cpu", backend=backend), hf_model
+    )

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .comparison import cause_of, probe, reference
+
 EXACT, ROUNDED = 1e-3, 0.05  # of the logits' length: what a bridge may differ by in float32, and in less
 
 READ_ONLY = {
@@ -182,23 +184,13 @@ def _matrix(layer: Any, *shape: int | None) -> Float[Tensor, "d_in d_out"] | Non
     return weight if weight.shape == shape else None
 
 
-@contextmanager
-def _plain_attention(hf_model: Any) -> Iterator[None]:
-    """The attention that a bridge computes: in bfloat16 any other rounds in another way."""
-    usual = hf_model.config._attn_implementation
-    hf_model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        hf_model.set_attn_implementation(usual)
-
-
 @torch.no_grad()
-def wrapped(hf_model: Any, name: str) -> Any:
+def wrapped(hf_model: Any, name: str, *, check: bool = True) -> Any:
     """A `TransformerBridge` around a Hugging Face model, which it is put into: no copy is made.
 
     Some architectures' bridges do not compute what the model did (Cohere's of 3.9 is off by half a logit), or
-    not in a step with cached keys and values (MPT's, Mamba's), so a short input is run before and after.
+    not in a step with cached keys and values (MPT's, Mamba's), so probe tokens are run before and after,
+    unless `check` is False.
 
     Raises:
         ValueError: an architecture that TransformerLens has no bridge for, or one that changes its numbers.
@@ -206,22 +198,24 @@ def wrapped(hf_model: Any, name: str) -> Any:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     kind = type(hf_model).__name__
-    tokens = torch.arange(1, 8, device=hf_model.get_input_embeddings().weight.device)[None]
-    with _plain_attention(hf_model.eval()):
-        before = hf_model(tokens).logits[0]
+    tokens = probe(hf_model)
+    with reference(hf_model, rounded_buffers=True):  # as the bridge will run it
+        before = hf_model(tokens).logits[0] if check else None
     try:
-        model = build_bridge_from_module(hf_model, kind, hf_config=hf_model.config, model_name=name)
-        after = unembedded(model, run(model, tokens, tokens > 0, model.cfg.n_layers, None)[0])
+        model = build_bridge_from_module(hf_model.eval(), kind, hf_config=hf_model.config, model_name=name)
+        after = unembedded(model, run(model, tokens, tokens >= 0, model.cfg.n_layers, None)[0])
     except Exception as error:
-        raise ValueError(f"TransformerLens's bridge cannot run {kind}: {error}") from error
+        raise ValueError(f"TransformerLens's bridge cannot run {kind}: {cause_of(error)}.") from error
+    model.cfg.n_devices = max(1, len(set((getattr(hf_model, "hf_device_map", None) or {}).values())))
+    if not check:
+        return model
     close = _close(hf_model.dtype)
     if not (off := _off(after, before)) < close:
         raise ValueError(
             f"TransformerLens's bridge changes what {kind} computes: its logits are off by {off:.1%}. "
-            "Use backend='hooked' or another version of TransformerLens."
+            "Try backend='hooked', which is compared too, or another version of TransformerLens."
         )
     _require_cache(model, tokens, before[-1:], close)
-    model.cfg.n_devices = max(1, len(set((getattr(hf_model, "hf_device_map", None) or {}).values())))
     return model
 
 
@@ -232,10 +226,10 @@ def process(model: Any, steps: Mapping[str, bool]) -> None:
     Raises:
         ValueError: it breaks on this architecture, or leaves a model that does not run or predicts otherwise.
     """
-    tokens = torch.arange(1, 8, device=model.W_E.device)[None]
+    tokens = probe(model.original_model)
 
     def predicted() -> Float[Tensor, "pos d_vocab"]:
-        stream = run(model, tokens, tokens > 0, model.cfg.n_layers, None)[0]
+        stream = run(model, tokens, tokens >= 0, model.cfg.n_layers, None)[0]
         return unembedded(model, stream).float().log_softmax(-1)  # centring moves all logits alike
 
     before = predicted()
@@ -246,7 +240,7 @@ def process(model: Any, steps: Mapping[str, bool]) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        wrong = f"{type(error).__name__} {error}".splitlines()[0].rstrip(" .")
+        wrong = cause_of(error)
     if wrong:
         asked = ", ".join(step for step, is_asked in steps.items() if is_asked)
         raise ValueError(
@@ -282,7 +276,7 @@ def not_in_memory(name: str, away: Iterable[str] = ("meta",)) -> ValueError:
 
 def _require_cache(model: Any, tokens: Tensor, last: Float[Tensor, "1 d_vocab"], close: float) -> None:
     """Refuse a bridge whose logits of the last token are others behind cached keys and values."""
-    mask = tokens > 0
+    mask = tokens >= 0
     try:
         cache = new_cache(model, 1)
         for part in (slice(None, -1), slice(-1, None)):
@@ -290,7 +284,7 @@ def _require_cache(model: Any, tokens: Tensor, last: Float[Tensor, "1 d_vocab"],
         off = _off(unembedded(model, stream[0, -1:]), last)
         wrong = "" if off < close else f"its logits are off by {off:.1%}"
     except Exception as error:
-        wrong = f"{type(error).__name__} {error}".splitlines()[0]
+        wrong = cause_of(error)
     if wrong:
         raise ValueError(
             f"TransformerLens's bridge cannot run {type(model.original_model).__name__} a token at a time, "

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -71,6 +72,39 @@ def get_model(name: str = EMBEDDED) -> Path:
         shutil.rmtree(target, ignore_errors=True)  # without a config or weights: a leftover, not a model
         converted.rename(target)
     return target
+
+
+def was_compared(key: str) -> bool:
+    """Whether the embedded model, loaded this way by these versions, was compared before."""
+    try:
+        return json.loads(_record().read_text()).get(key) == _state()
+    except (OSError, ValueError):
+        return False
+
+
+def record_comparison(key: str) -> None:
+    """Record that the embedded model, loaded this way, equals Hugging Face's."""
+    try:
+        known = json.loads(_record().read_text()) if _record().is_file() else {}
+        scratch = _record().with_name(f".compared-{os.getpid()}.json")
+        scratch.write_text(json.dumps({**known, key: _state()}, indent=1))
+        scratch.replace(_record())
+    except (OSError, ValueError) as error:
+        logger.info("the comparison with Hugging Face could not be recorded: %s", error)
+
+
+def _record() -> Path:
+    return cache_folder() / EMBEDDED / "compared.json"
+
+
+def _state() -> dict[str, str]:
+    """What a comparison depends on: the weights' file and the packages."""
+    packages = ("torch", "transformers", "transformer-lens", "tl-steer")
+    weights = (cache_folder() / EMBEDDED / "model.safetensors").stat()
+    return {
+        **{name: version(name) for name in packages},
+        "weights": f"{weights.st_size} {weights.st_mtime_ns}",
+    }
 
 
 def _installed_gguf() -> Path | None:

@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 
 from ..arguments import checked
 from . import bridge
+from .adapters import merged, require_peft
 from .backend import BACKENDS, DEFAULT_BACKEND, HookedTransformer
-from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder
+from .comparison import cause_of, fits, shortfall, unusual_settings
+from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder, record_comparison, was_compared
 from .layout import optimize_layout
 from .organisms import ORGANISMS, organism_folder
 from .processing import possible_steps, processing_steps
@@ -51,8 +54,12 @@ def load_model(
     layout: bool = True,
     n_devices: int = 1,
     trust_remote_code: bool = False,
+    check: bool = True,
 ) -> Any:
     """A `HookedTransformer` or `TransformerBridge` whose activations equal the Hugging Face model's.
+
+    Before it is returned, the model is compared with the Hugging Face model on up to 320 tokens: a setting
+    that TransformerLens's conversion drops (a rotary scaling, a bias, a window) is an error.
 
     Args:
         name: a name of `MODELS`, any name TransformerLens knows, or a local Hugging Face folder. With
@@ -65,6 +72,7 @@ def load_model(
             `device_map` always.
         hf_model: a Hugging Face causal language model in hand; not changed, but that a bridge is put into it,
             and it runs as part of it from then on. Load it in 4 bits or with a `device_map` as you like.
+            LoRA adapters of peft are merged into a copy; of a compiled model the original is taken.
         tokenizer: to use instead of the model's own; copied, not changed.
         processing: `False` leaves the weights as they are, so that a vector means the same elsewhere; `True`
             is TransformerLens's usual folding and centring; a mapping sets each by TransformerLens's name.
@@ -76,6 +84,8 @@ def load_model(
             Its cells are run whole. A bridge takes an `hf_model` loaded with a `device_map` instead.
         trust_remote_code: run Python code that comes with the model's files. It can do whatever you can: read
             it first.
+        check: compare with the Hugging Face model. In half precision two float32 copies are compared where
+            memory allows, else the difference may be three times what half precision itself changes.
 
     Raises:
         ModelUnavailableError: not in the cache and not to be had from the Hub, or gated.
@@ -91,20 +101,29 @@ def load_model(
     asked, dtype = dtype, _dtype(dtype)
     given = hf_model is not None
     if given:
+        hf_model = merged(hf_model)
         bridge.require_in_memory(hf_model, str(name))
     else:
         wanted = "auto" if asked == "auto" else dtype or torch.float32
         name, hf_model, found = _fetch(name, wanted, backend, trust_remote_code)
         tokenizer = tokenizer if tokenizer is not None else found
+    # The embedded model does not change: one comparison per version of the packages is enough.
+    key = f"{backend}, {dtype}, {steps}" if not given and name == EMBEDDED else ""
+    check = check and not (key and was_compared(key))
     if given and name == EMBEDDED:  # the default: the model in hand knows better
         name = hf_model.config.name_or_path or type(hf_model).__name__
     if backend == "bridge":
         place = None if given and device is None else _device(device)
-        model = _bridge(Path(name).name, hf_model, steps, dtype, place, keep=given)
+        model = _bridge(Path(name).name, hf_model, steps, dtype, place, keep=given, check=check)
     else:
         dtype = dtype or getattr(hf_model, "dtype", torch.float32)
         place = _device(device)
-        model = _hooked(str(name), hf_model, steps, dtype, place, layout=layout, n_devices=n_devices)
+        convert = partial(_hooked, str(name), steps=steps, device=place, layout=layout, n_devices=n_devices)
+        model = convert(hf_model, dtype=dtype)
+        if check and hf_model is not None:
+            _require_equal(model, hf_model, partial(convert, dtype=torch.float32))
+    if check and key:
+        record_comparison(key)
     _attach_tokenizer(model, tokenizer)
     told = (model.cfg.model_name, model.cfg.n_layers, model.cfg.d_model, backend, dtype, model.cfg.device)
     logger.info("%s: %d layers of width %d, %s, %s on %s", *told)
@@ -142,10 +161,10 @@ def _require_backend(backend: str) -> None:
 def _hooked(
     name: str,
     hf_model: Any,
+    *,
     steps: Mapping[str, bool],
     dtype: torch.dtype,
     device: str,
-    *,
     layout: bool,
     n_devices: int,
 ) -> Any:
@@ -160,13 +179,25 @@ def _hooked(
     except (RuntimeError, AttributeError, LookupError, AssertionError, TypeError) as error:
         if hf_model is None:
             raise
-        raise _inconvertible(
-            hf_model, f"{type(error).__name__} {error}".splitlines()[0].rstrip(" .")
-        ) from error
+        raise _inconvertible(hf_model, cause_of(error)) from error
     if layout:
         optimize_layout(model)
     model.revision = getattr(getattr(hf_model, "config", None), "_commit_hash", None)
     return model
+
+
+def _require_equal(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]) -> None:
+    """Refuse a converted model that computes something else than the Hugging Face model."""
+    try:
+        problem = shortfall(model, hf_model, float32_twin)
+    except torch.OutOfMemoryError:
+        logger.warning("%s was not compared with the Hugging Face model: no memory.", model.cfg.model_name)
+        return
+    except (RuntimeError, AttributeError, LookupError, AssertionError, TypeError) as error:
+        problem = f"it does not run ({cause_of(error)})"
+    if problem:
+        settings = unusual_settings(hf_model.config)
+        raise _inconvertible(hf_model, problem + (f". Its config has {settings}" if settings else ""))
 
 
 def _is_quantised(hf_model: Any) -> bool:
@@ -177,8 +208,19 @@ def _is_quantised(hf_model: Any) -> bool:
 def _inconvertible(hf_model: Any, why: str) -> ValueError:
     return ValueError(
         f"TransformerLens cannot convert this {type(hf_model).__name__} into a HookedTransformer: {why}. "
-        "Use backend='bridge', which runs the Hugging Face model itself."
+        + _advice(hf_model)
     )
+
+
+def _advice(hf_model: Any) -> str:
+    """Whether backend='bridge' runs a model that cannot be converted, tried on a copy."""
+    if _is_quantised(hf_model) or not fits(hf_model):
+        return "backend='bridge' runs the Hugging Face model itself; whether it can was not tried here."
+    try:
+        bridge.wrapped(copy.deepcopy(hf_model), "copy")
+    except ValueError as error:
+        return f"Nor does backend='bridge' run it: {str(error).partition('. ')[0].rstrip('.')}."
+    return "Use backend='bridge', which runs the Hugging Face model itself and was compared with it."
 
 
 def _bridge(
@@ -189,12 +231,13 @@ def _bridge(
     device: str | None,
     *,
     keep: bool,
+    check: bool,
 ) -> Any:
     """`keep`: the weights are not ours, and are copied where they would change."""
     to = _changes(hf_model, dtype, device)
     if keep and (to or any(steps.values())):
         hf_model = copy.deepcopy(hf_model)
-    model = bridge.wrapped(hf_model.to(**to) if to else hf_model, name)
+    model = bridge.wrapped(hf_model.to(**to) if to else hf_model, name, check=check)
     possible = possible_steps(steps, model.cfg)
     if any(possible.values()):
         bridge.process(model, possible)
@@ -251,16 +294,18 @@ def _fetch(name: str | Path, dtype: torch.dtype | str, backend: str, trust: bool
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = embedded_folder() if name == EMBEDDED else organism_folder(name) or Path(name)
-    if folder is not None and (folder / "config.json").is_file():
+    files = ("config.json", "adapter_config.json")
+    if folder is not None and any((folder / file).is_file() for file in files):
+        require_peft(folder)
         with no_progress_bar(quiet=name in (EMBEDDED, *ORGANISMS)):
-            hf_model = _pretrained(AutoModelForCausalLM, folder, trust, dtype=dtype)
+            hf_model = merged(_pretrained(AutoModelForCausalLM, folder, trust, dtype=dtype))
         has_tokenizer = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
         return folder.name, hf_model, _pretrained(AutoTokenizer, folder, trust) if has_tokenizer else None
     hub_name = HUB_NAMES.get(str(name)) or _official_name(str(name), backend)
     try:
         if hub_name.startswith(TRAINED_FOR_TRANSFORMER_LENS):
             return hub_name, None, _pretrained(AutoTokenizer, _tokenizer_name(hub_name, backend), trust)
-        hf_model = _pretrained(AutoModelForCausalLM, hub_name, trust, dtype=dtype)
+        hf_model = merged(_pretrained(AutoModelForCausalLM, hub_name, trust, dtype=dtype))
         return str(name), hf_model, _pretrained(AutoTokenizer, hub_name, trust)
     except OSError as error:
         raise _unavailable(str(name), hub_name, error) from error

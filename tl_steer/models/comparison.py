@@ -1,0 +1,204 @@
+"""Compare a loaded model with the Hugging Face model it was made from, on the same probe tokens."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import psutil
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+LENGTH = 320  # tokens: enough to show the scaling of positions, and windows that are shorter
+TOLERANCE = 1e-3  # nats, in float32; correct conversions are within 1e-5, dropped settings off by 0.1 to 2
+NOISE = 3.0  # times what half precision itself changes
+MEMORY = 0.5  # share of the free memory that copies for a comparison may take
+SIZES = re.compile(  # settings that say how large a model is or what its tokens are, not what it computes
+    r"size|^(n|num|max)_|_dim$|_ids?$|token|dtype|name|architectures|version|^_|initializer|dropout|cache"
+    r"|^(head_dim|d_model|n_embd|output_|return_|is_|chunk|problem|id2label|label2id|model_type|pretraining)"
+)
+
+
+def probe(hf_model: Any) -> Int[Tensor, "1 pos"]:
+    """Fixed random token ids, `LENGTH` of them or as many as the context holds, on the model's device."""
+    config = hf_model.config.get_text_config()
+    length = min(LENGTH, context_length(config))
+    vocabulary = hf_model.get_input_embeddings().weight
+    ids = torch.randint(min(3, len(vocabulary) - 1), len(vocabulary), (1, length), generator=_generator())
+    return ids.to(vocabulary.device)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def context_length(config: Any) -> int:
+    """Positions that a Hugging Face config allows; `LENGTH` where it does not say."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or LENGTH
+
+
+@torch.no_grad()
+def log_probabilities(
+    run: Callable[[Tensor], Any], tokens: Int[Tensor, "1 pos"]
+) -> Float[Tensor, "pos d_vocab"]:
+    """Next-token log-probabilities at every probe token, in float32 on the CPU."""
+    logits = run(tokens)
+    return getattr(logits, "logits", logits)[0].float().log_softmax(-1).cpu()
+
+
+def difference(found: Float[Tensor, "pos d_vocab"], expected: Float[Tensor, "pos d_vocab_"]) -> float:
+    """Root mean square difference in nats; TransformerLens may know a larger vocabulary."""
+    apart = found[:, : expected.shape[-1]] - expected
+    return float(apart.double().pow(2).mean().sqrt())
+
+
+@contextmanager
+def reference(hf_model: Any, *, rounded_buffers: bool = False) -> Iterator[None]:
+    """Run a Hugging Face model as an oracle, and restore it.
+
+    It runs in evaluation mode and with the attention that has soft caps.
+
+    Args:
+        rounded_buffers: leave buffers as they are: `.to(torch.bfloat16)` rounds rotary frequencies and the
+            scale of embeddings, `from_pretrained(dtype=torch.bfloat16)` does not.
+    """
+    modes = [(module, module.training) for module in hf_model.modules()]
+    attention = hf_model.config._attn_implementation
+    exact = [] if rounded_buffers else list(_exact_buffers(hf_model))
+    rounded = [(module, name, getattr(module, name)) for module, name, _ in exact]
+    hf_model.eval()
+    hf_model.set_attn_implementation("eager")
+    for module, name, buffer in exact:
+        setattr(module, name, buffer)
+    try:
+        yield
+    finally:
+        hf_model.set_attn_implementation(attention)
+        for module, mode in modes:
+            module.training = mode
+        for module, name, buffer in rounded:
+            setattr(module, name, buffer)
+
+
+def _exact_buffers(hf_model: Any) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Buffers in half precision with their values before a cast rounded them."""
+    for module in hf_model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.dtype not in (torch.bfloat16, torch.float16):
+                continue
+            if name == "inv_freq":
+                yield module, name, type(module)(config=module.config).inv_freq.to(buffer.device)
+            elif name == "embed_scale":
+                yield module, name, torch.tensor(module.scalar_embed_scale, device=buffer.device)
+
+
+@contextmanager
+def in_float32(hf_model: Any) -> Iterator[None]:
+    """Compute in float32, module by module: each module's own weights are converted while it runs."""
+
+    def enter(module: nn.Module, _inputs: Any) -> None:
+        for weight in module._parameters.values():
+            if weight is not None and weight.is_floating_point():
+                weight.data = weight.data.float()
+
+    def leave(module: nn.Module, _inputs: Any, _output: Any) -> None:
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.is_floating_point():
+                weight.data = weight.data.to(dtypes[id(module), name])
+
+    modules = [module for module in hf_model.modules() if module._parameters]
+    dtypes = {
+        (id(module), name): weight.dtype
+        for module in modules
+        for name, weight in module._parameters.items()
+        if weight is not None
+    }
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield
+
+
+def shortfall(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]) -> str:
+    """What is wrong with a converted model; "" if it computes what the Hugging Face model does.
+
+    Args:
+        model: the converted model, in any dtype.
+        hf_model: what it was converted from.
+        float32_twin: converts a Hugging Face model in float32, for models in half precision.
+    """
+    tokens = probe(hf_model)
+    if problem := beyond_probe(hf_model.config.get_text_config(), model.cfg, tokens.shape[1]):
+        return problem
+    dtype = model.cfg.dtype
+    with reference(hf_model):
+        if dtype != torch.float32 and fits(hf_model):
+            whole = hf_model if hf_model.dtype == torch.float32 else copy.deepcopy(hf_model).float()
+            model, hf_model, dtype = float32_twin(whole), whole, torch.float32
+        expected, allowed = log_probabilities(hf_model, tokens), TOLERANCE
+        if dtype != torch.float32:
+            with in_float32(hf_model):
+                exact = log_probabilities(hf_model, tokens)
+            expected, allowed = exact, TOLERANCE + NOISE * difference(expected, exact)
+    found = log_probabilities(model, tokens.to(model.W_E.device))
+    off = difference(found, expected)
+    if off <= allowed:  # not so for NaN either
+        return ""
+    return (
+        f"its log-probabilities differ from Hugging Face's by {off:.2g} nats (root mean square over "
+        f"{tokens.shape[1]} tokens; expected at most {allowed:.1g})"
+    )
+
+
+def fits(hf_model: Any) -> bool:
+    """Whether two float32 copies of a model fit in half of the free memory of its device."""
+    device = hf_model.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return 2 * 4 * sum(weight.numel() for weight in hf_model.parameters()) < MEMORY * free
+
+
+def beyond_probe(config: Any, cfg: Any, length: int) -> str:
+    """Settings that act only beyond the probe and are not in TransformerLens's config; "" if none."""
+    n_layers = cfg.n_layers
+    theirs = [window if window >= length else cfg.n_ctx for window in windows(config, n_layers, cfg.n_ctx)]
+    local = cfg.attn_types if cfg.use_local_attn else ["global"] * n_layers
+    ours = [cfg.window_size if kind == "local" and cfg.window_size >= length else cfg.n_ctx for kind in local]
+    if [min(each, cfg.n_ctx) for each in ours] != [min(each, cfg.n_ctx) for each in theirs]:
+        return f"it drops sliding_window={config.sliding_window}"
+    rope = getattr(config, "rope_parameters", None) or {}
+    trained = rope.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
+    if rope.get("rope_type") == "longrope" and trained and trained < cfg.n_ctx:
+        return f"it drops rope_parameters with rope_type 'longrope' beyond {trained} tokens"
+    return ""
+
+
+def windows(config: Any, n_layers: int, n_ctx: int) -> list[int]:
+    """Tokens that each layer of a Hugging Face model looks back on; `n_ctx` where all."""
+    window = getattr(config, "sliding_window", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return [n_ctx] * n_layers
+    types = getattr(config, "layer_types", None) or ["sliding_attention"] * n_layers
+    return [window if each == "sliding_attention" else n_ctx for each in types]
+
+
+def unusual_settings(config: Any) -> str:
+    """Settings that differ from the defaults of the config's class, sizes left out."""
+    config = config.get_text_config()
+    try:
+        usual = type(config)().to_dict()
+    except Exception:  # a class whose arguments have no defaults
+        return ""
+    given = config.to_dict()
+    changed = [name for name in given if not SIZES.search(name) and given[name] != usual.get(name)]
+    return ", ".join(f"{name}={given[name]!r}" for name in changed)
+
+
+def cause_of(error: BaseException) -> str:
+    """Type and message of an error in one line of at most 400 characters."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(" .")
+    return text if len(text) <= 400 else text[:399] + "…"
