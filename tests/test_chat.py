@@ -1,10 +1,19 @@
 """Chat formats against their official forms, written out by hand."""
 
+import copy
+import dataclasses
+import pickle
+import warnings
+from datetime import date
 from types import SimpleNamespace
 
 import pytest
 
-from tl_steer.models import ChatFormat, chat_format, tokenize
+from tl_steer.evaluation.digests import digest
+from tl_steer.generation import generate, stop_tokens
+from tl_steer.models import ChatFormat, chat_format, tokenize, writes_date
+
+from .tiny_model import make_model, word_tokenizer
 
 SYSTEM_DROPPED = (
     "{% for m in messages %}{% if m.role == 'user' %}<|u|>{{ m.content }}<|a|>{% endif %}{% endfor %}"
@@ -12,6 +21,63 @@ SYSTEM_DROPPED = (
 SYSTEM_REFUSED = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}ok"
 )
+# Imitations of the logic of real templates, of the parts that matter here.
+PARTS = (  # LLaVA: content is a list of parts, of which the text ones are read
+    "{% for m in messages %}{{ m.role.upper() }}: "
+    "{% for part in m.content | selectattr('type', 'equalto', 'text') %}"
+    "{{ part['text'] }} {% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+ASSISTANT_OF_QWEN = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+)
+QWEN = (  # Qwen3: an empty thinking block where thinking is off, else the model writes one
+    ASSISTANT_OF_QWEN + "{% if enable_thinking is defined and enable_thinking is false %}"
+    "<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+CLOSED_QWEN = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nAnswer: ("
+QWEN_THINKING = ASSISTANT_OF_QWEN + "<think>\n{% endif %}"  # Qwen3-Thinking: the prompt opens the block
+DEEPSEEK = (  # R1: the prompt opens a block that earlier turns do not show
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<U>{{ m.content }}{% else %}"
+    "<A>{{ m.content.split('</think>')[-1] }}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<A><think>\n{% endif %}"
+)
+HARMONY = (  # gpt-oss: the generation prompt ends inside the header
+    "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}"
+    "<|message|>{{ m.content }}{{ '<|return|>' if m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+COMMAND = (  # Command A: thinking and the answer have headers of their own
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<|START_RESPONSE|>{% endif %}"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|><|START_THINKING|>"
+    "{% if reasoning is defined and not reasoning %}<|END_THINKING|>{% endif %}{% endif %}"
+)
+LLAMA_3 = (  # Llama 3.2: the current date, unless one is given
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "Today: {{ date_string }}\n"
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+DATED_MACRO = (  # the date in a macro, with a system message alone, and white space that Jinja trims
+    "\n  {% macro head(text) %}{{ text }} on {{ strftime_now('%-d.%m.%y, %A') }}{% endmacro %}\n"
+    "  {% for m in messages %}"
+    "{% if m.role == 'system' %}{{ head(m.content) }}{% else %}{{ m.content }}{% endif %}\n"
+    "{% endfor %}"
+)
+BROKEN = {
+    "syntax": ("{% if messages %}", "TemplateSyntaxError"),
+    "undefined": ("{{ persona.name }}", "UndefinedError"),
+    "type": ("{{ messages[0].content + 1 }}", "TypeError"),
+    "index": ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    "no text": (3, "TypeError|AttributeError"),
+    "named": ({"tool_use": "{{ messages[0].content }}"}, "ValueError"),
+}
+
+
+def template_format(tokenizer, template, **variables):
+    tokenizer.chat_template = template
+    return chat_format(model_with(tokenizer), **variables)
 
 
 def model_with(tokenizer, name="toy"):
@@ -103,6 +169,230 @@ def test_a_template_that_refuses_a_system_message_says_so(tokenizer):
     tokenizer.chat_template = SYSTEM_REFUSED
     with pytest.raises(ValueError, match="refuses the conversation: System role not supported"):
         ChatFormat("template", tokenizer).render("Is it?", system="Be brief.")
+
+
+def test_a_template_of_parts_gets_parts(tokenizer):
+    chat = template_format(tokenizer, PARTS)
+    assert chat.render("Is it?") == "USER: Is it? ASSISTANT:"
+    assert chat.render("Is it?", answer_prefix="Yes") == "USER: Is it? ASSISTANT: Yes"
+    assert chat.render("USER", system="user") == "SYSTEM: user USER: USER ASSISTANT:"
+    assert template_format(tokenizer, PARTS + "{{ messages[0].content[0]['text'] + '.' }}").render("Is it?")
+    assert chat.end_of_turn() is None
+
+
+@pytest.mark.parametrize(
+    "template", ["<|user|><|assistant|>", "{{ messages[0].content[:1] }} user", "{{ messages[0].role }}"]
+)
+def test_a_template_that_drops_the_users_message_is_refused(tokenizer, template):
+    chat = template_format(tokenizer, template)
+    for message in ("Is it?", "user"):  # also where the template has the same text by chance
+        with pytest.raises(ValueError, match=r"drops the user's message: set model\.tokenizer.chat_template"):
+            chat.render(message)
+
+
+def test_a_system_message_that_occurs_in_the_template_is_dropped_too(tokenizer):
+    with pytest.raises(ValueError, match="drops the system message"):
+        template_format(tokenizer, SYSTEM_DROPPED).render("Is it?", system="u")
+
+
+def test_a_list_of_parts_printed_as_python_text_is_no_message(tokenizer):
+    template = (
+        "{% if messages[0].content is string %}{{ raise_exception('parts') }}{% endif %}"
+        "{{ messages[0].content }}"
+    )
+    with pytest.raises(ValueError, match="refuses the conversation: parts"):
+        template_format(tokenizer, template).render("Is it?")
+
+
+def test_a_message_that_a_template_shortens_by_its_switches_is_not_dropped(tokenizer):
+    """SmolLM3 and Nemotron read /no_think and take it out."""
+    chat = template_format(tokenizer, "{{ messages[0].content.replace('/no_think', '') }}|")
+    assert chat.render("Is it? /no_think") == "Is it? |"
+
+
+@pytest.mark.parametrize(
+    ("template", "variables", "expected"),
+    [
+        (QWEN, {}, CLOSED_QWEN),
+        (QWEN, {"enable_thinking": False}, CLOSED_QWEN),
+        (QWEN_THINKING, {}, CLOSED_QWEN),
+        (DEEPSEEK, {}, "<s><U>Q<A><think>\n\n</think>\n\nAnswer: ("),
+        (
+            HARMONY, {},
+            "<|start|>user<|message|>Q<|end|><|start|>assistant<|channel|>final<|message|>Answer: (",
+        ),
+        ("<u>{{ messages[0].content }}<a><think>", {}, "<u>Q<a><think>\n\n</think>\n\nAnswer: ("),
+        ("<u>{{ messages[0].content }}[THINK]", {}, "<u>Q[THINK]\n\n[/THINK]\n\nAnswer: ("),
+        ("<u>{{ messages[0].content }}<a>", {}, "<u>Q<a> Answer: ("),
+    ],
+)  # fmt: skip
+def test_the_answer_stands_in_no_thinking_block_and_no_header(tokenizer, template, variables, expected):
+    chat = template_format(tokenizer, template, **variables)
+    assert chat.render("Q", answer_prefix="Answer: (") == expected
+    own = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Q"}], tokenize=False, add_generation_prompt=True, **variables
+    )
+    assert chat.render("Q") == own  # without an answer, the model may think
+
+
+def test_a_prefix_that_brings_its_own_header_or_block_is_left_as_it_is(tokenizer):
+    for template, prefix in [
+        (QWEN, "<think>\nHm"),
+        (QWEN_THINKING, "Hm.\n</think>\n\nYes"),
+        (DEEPSEEK, "Hm.\n</think>\n\nYes"),
+        (HARMONY, "<|channel|>analysis<|message|>Hm"),
+    ]:
+        chat = template_format(tokenizer, template)
+        assert chat.render("Q", answer_prefix=prefix).removeprefix(chat.render("Q")).lstrip(" ") == prefix
+
+
+def test_the_users_own_think_tag_opens_no_block(tokenizer):
+    chat = template_format(tokenizer, DEEPSEEK.replace("<think>\n", ""))
+    for message in ("What is <think>?", "think"):
+        assert chat.render(message, answer_prefix="A tag") == f"<s><U>{message}<A>A tag"
+
+
+def test_a_thinking_block_that_cannot_be_closed_is_refused_with_the_remedy(tokenizer):
+    with pytest.raises(
+        ValueError, match=r"opens a thinking block \(<\|START_THINKING\|>\).*enable_thinking=False"
+    ):
+        template_format(tokenizer, COMMAND).render("Q", answer_prefix="Yes")
+    chat = template_format(tokenizer, COMMAND, reasoning=False)
+    assert chat.render("Q", answer_prefix="Yes").startswith(
+        "<|user|>Q<|assistant|><|START_THINKING|><|END_THINKING|>"
+    )
+
+
+def test_the_template_says_what_stands_before_an_answer(tokenizer):
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ gap }}{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    for gap in ("", " ", "\n"):
+        chat = template_format(tokenizer, template.replace("{{ gap }}", f"{{{{ {gap!r} }}}}"))
+        assert chat.render("Q", answer_prefix="Yes") == f"[user]{gap}Q[assistant]{gap}Yes"
+        assert chat.render("Q", answer_prefix=" Yes") == f"[user]{gap}Q[assistant] Yes"
+
+
+def test_end_of_turn_of_imitated_templates(tokenizer):
+    ends = {QWEN: "<|im_end|>", DEEPSEEK: "</s>", HARMONY: "<|return|>", SYSTEM_DROPPED: None}
+    for template, end in ends.items():
+        assert template_format(tokenizer, template).end_of_turn() == end
+
+
+def test_an_end_of_turn_that_is_no_token_does_not_stop_at_the_unknown_one():
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = HARMONY
+    assert stop_tokens(make_model(tokenizer)) == [tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(("template", "error"), BROKEN.values(), ids=list(BROKEN))
+def test_a_broken_template_gives_one_clear_error_wherever_it_is_used(template, error):
+    model = make_model(tokenizer := word_tokenizer())
+    tokenizer.chat_template = template
+    message = rf"chat template is broken \(({error}): .*Set model.tokenizer.chat_template to a working one"
+    for use in (
+        lambda: chat_format(model).render("a"),
+        lambda: chat_format(model).end_of_turn(),
+        lambda: generate(model, "a b", max_new_tokens=2),
+        lambda: stop_tokens(model),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+def test_template_variables_are_kept_checked_and_read_only(tokenizer):
+    chat = template_format(tokenizer, QWEN, enable_thinking=False)
+    assert chat.template_variables == {"enable_thinking": False}
+    with pytest.raises(TypeError):
+        chat.template_variables["enable_thinking"] = True
+    given = {"enable_thinking": False}
+    other = ChatFormat("template", tokenizer, given)
+    given["enable_thinking"] = True
+    assert other == chat
+    assert hash(other) == hash(chat)
+    assert pickle.loads(pickle.dumps(chat)).template_variables == chat.template_variables
+    assert copy.deepcopy(chat).template_variables == chat.template_variables
+    assert digest(other) == digest(chat) != digest(dataclasses.replace(chat, template_variables={}))
+    assert digest(chat) != digest(dataclasses.replace(chat, template_variables={"enable_thinking": True}))
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"enable_thinkin": False},
+            "enable_thinkin=False: expected a variable that this model's chat template reads",
+        ),
+        ({"tokenize": True}, "tokenize is set by render"),
+        ({"enable_thinking": object()}, "expected plain values"),
+    ],
+)
+def test_a_variable_that_does_nothing_is_refused(tokenizer, variables, message):
+    with pytest.raises(ValueError, match=message):
+        template_format(tokenizer, QWEN, **variables)
+
+
+def test_formats_without_a_template_or_a_bos_refuse_what_they_cannot_use(tokenizer):
+    with pytest.raises(ValueError, match="expected a chat template that reads it; this format is 'llama-2'"):
+        chat_format(model_with(tokenizer, "llama-2-7b-chat"), enable_thinking=False)
+    with pytest.raises(ValueError, match="expected a tokenizer with a chat_template"):
+        ChatFormat("template", tokenizer)
+    for other in (None, SimpleNamespace(bos_token=None)):
+        with pytest.raises(ValueError, match="expected a tokenizer with a BOS"):
+            ChatFormat("llama-2", other)
+
+
+def test_a_template_with_the_current_date_warns_and_takes_one(tokenizer):
+    today = date.today().strftime("%d %b %Y")
+    with pytest.warns(
+        UserWarning, match=r'writes the current date.*chat_format\(model, strftime_now="\d{4}-\d\d-\d\d"\)'
+    ):
+        chat = template_format(tokenizer, LLAMA_3)
+    assert writes_date(chat)
+    assert chat.render("Q").startswith(f"Today: {today}\n")
+    expected = "Today: 31 Jan 2026\n<|user|>Q<|eot|><|assistant|>\n"
+    for variables in ({"strftime_now": "2026-01-31"}, {"date_string": "31 Jan 2026"}):
+        chat = template_format(tokenizer, LLAMA_3, **variables)  # without a warning, which would be an error
+        assert not writes_date(chat)
+        assert chat.render("Q") == expected
+    with pytest.raises(ValueError, match="expected a date in ISO format"):
+        template_format(tokenizer, LLAMA_3, strftime_now="31 Jan 2026")
+
+
+def test_a_date_of_ones_own_changes_nothing_else(tokenizer):
+    """A date in a macro, with a system message alone, and white space that Jinja trims."""
+    with pytest.warns(UserWarning, match="current date"):
+        unset = template_format(tokenizer, DATED_MACRO)
+    now = date.today()
+    chat = template_format(tokenizer, DATED_MACRO, strftime_now=now.isoformat())
+    assert chat.render("Q", system="S") == unset.render("Q", system="S")
+    assert f"S on {now.day}.{now:%m.%y, %A}" in chat.render("Q", system="S")
+    assert chat.render("Q") == unset.render("Q")
+    chat = template_format(tokenizer, DATED_MACRO, strftime_now="2026-01-02")
+    assert "S on 2.01.26, Friday" in chat.render("Q", system="S")
+
+
+def llama_like(tokenizer, name, **changes):
+    model = model_with(tokenizer, name)
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "vocab_size": 32000, "chat_template": None} | changes
+    model.tokenizer = SimpleNamespace(**settings)
+    model.cfg.original_architecture = "LlamaForCausalLM"
+    return model
+
+
+def test_a_llama_2_under_another_name_and_without_a_template_warns(tokenizer):
+    for name in ("my-checkpoint", "llama2-chat-tuned"):
+        with pytest.warns(
+            UserWarning, match=r'no chat format was recognised.*ChatFormat\("llama-2", model.tokenizer\)'
+        ):
+            assert chat_format(llama_like(tokenizer, name)).kind == "plain"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("llama-7b-hf", "Llama-2-13b", "llama-2-7b-hf"):
+            assert chat_format(llama_like(tokenizer, name)).kind == "plain"
+        assert chat_format(llama_like(tokenizer, "llama-2-7b-chat")).kind == "llama-2"
+        assert chat_format(llama_like(tokenizer, "my-checkpoint", vocab_size=50257)).kind == "plain"
 
 
 @pytest.mark.model

@@ -114,6 +114,25 @@ TESTS = {
         "test_steer.py::test_an_operation_whose_hook_was_not_reached_is_an_error",
         "test_capture.py::test_bad_input_is_refused",
     ],
+    "a chat template drops the user's or the system's message": [
+        "test_chat.py::test_a_template_that_drops_the_users_message_is_refused",
+        "test_chat.py::test_a_template_that_drops_the_system_message_is_refused",
+    ],
+    "an answer's prefix is inside an open thinking block, or a header": [
+        "test_chat.py::test_the_answer_stands_in_no_thinking_block_and_no_header",
+    ],
+    "a template's current date changes an experiment's prompts from day to day": [
+        "test_chat.py::test_a_template_with_the_current_date_warns_and_takes_one",
+        "test_run_resume.py::test_a_run_continues_with_the_date_of_its_start_in_its_prompts",
+    ],
+    "dropout is on in a model in training mode": [
+        "test_threads.py::test_dropout_changes_no_number_and_every_mode_is_restored",
+        "test_threads.py::test_a_hooked_transformer_in_training_mode_is_evaluated",
+    ],
+    "two threads steer one model, and each pass gets both vectors": [
+        "test_threads.py::test_two_threads_get_the_numbers_that_each_gets_alone",
+        "test_threads.py::test_two_bridges_around_one_hugging_face_model_wait_for_each_other",
+    ],
 }
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pandas as pd
 import pytest
@@ -24,6 +25,7 @@ from tl_steer.organisms import language
 from .fork_server import wait_for
 
 STEPS = sys.modules["tl_steer.experiments.run"]  # the package attribute is the function
+CLOCK = "transformers.utils.chat_template_utils"  # where templates get the current date
 ALL_STEPS = """title = "all steps"
 [model]
 name = "organism-bias"
@@ -343,6 +345,55 @@ def test_another_model_than_the_run_was_begun_with_is_refused(pairs_only, model,
     interrupt(pairs_only, tmp_path / "run", model)
     with pytest.raises(FileExistsError, match=r"begun with something else.*model fingerprint: \w+ against"):
         run(read_experiment(pairs_only), tmp_path / "run", model=other_model)
+
+
+@contextmanager
+def on_a_later_day():
+    """The clock of chat templates and of runs, 40 days later."""
+    clocks = [sys.modules[name] for name in ("tl_steer.experiments.unfinished", CLOCK)]
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=40)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in clocks:
+            patch.setattr(module, "datetime", Later)
+        yield
+
+
+@pytest.mark.parametrize("variables", ["", "template_variables = { strftime_now = '2026-01-31' }\n"])
+def test_a_run_continues_with_the_date_of_its_start_in_its_prompts(tmp_path, variables):
+    model, file, out = load_model("organism-bias", device="cpu"), tmp_path / "dated.toml", tmp_path / "run"
+    model.tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
+    text = ALL_STEPS.replace("chat = false", "chat = true").replace("[pairs]", f"{variables}[pairs]", 1)
+    file.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(STEPS, "capture_pairs", breaking)
+        with pytest.raises(BrokenError):
+            run(read_experiment(file), out, model=model, progress=False)
+    day = "2026-01-31" if variables else f"{datetime.now():%Y-%m-%d}"
+    with on_a_later_day():
+        later = model.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        assert not later.startswith(day)
+        run(read_experiment(file), out, model=model, progress=False)
+        run(read_experiment(file), out, model=model, progress=False)  # finished
+    table = pd.read_parquet(out / "sweep.parquet").query("split == 'text'")
+    assert set(table["prompt"]) == {f"{day} Is it so ?", f"{day} What is it ?"}
+    stored = json.loads((out / "versions.json").read_text())["template_variables"]
+    assert stored["strftime_now"].startswith(day)
+
+
+def test_a_broken_chat_template_stops_a_run_before_it_starts(tmp_path):
+    model, file = load_model("organism-bias", device="cpu"), tmp_path / "broken.toml"
+    model.tokenizer.chat_template = "{{ persona.name }}"
+    file.write_text(ALL_STEPS.replace("chat = false", "chat = true"), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"chat template is broken \(UndefinedError: 'persona' is undefined\)"
+    ):
+        run(read_experiment(file), tmp_path / "run", model=model, progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_that_changed_before_the_run_continues_are_refused(pairs_only, model, tmp_path):

@@ -30,6 +30,7 @@ from .models import (
     Layers,
     Prompt,
     as_prompts,
+    exclusive,
     hook_point,
     identify,
     input_device,
@@ -108,7 +109,7 @@ def capture(
     ]
     recorder = _Recorder(layers, positions, tokens)
     begun = time.monotonic()
-    with bar("capturing", 1, shown=progress) as tick, torch.no_grad():
+    with bar("capturing", 1, shown=progress) as tick, exclusive(model), torch.no_grad():
         run = _record_together if shares(model, reuse) else _record_plainly
         new = run(model, asked, recorder, hook, memory, tick)
     told = (hook, len(ids), positions, len(layers), time.monotonic() - begun)

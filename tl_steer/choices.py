@@ -30,7 +30,7 @@ from .engine import (
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import HookedModel, Prompt, as_prompts, input_device, tokenize_all
+from .models import HookedModel, Prompt, as_prompts, exclusive, input_device, tokenize_all
 from .models.tokenizing import encode
 from .positions import PromptTokens
 
@@ -170,12 +170,13 @@ def score_cells(
     """
     scores = np.zeros((len(cells), len(plan.prompts), 2))
     options = {"allow_empty": allow_empty, "force": force}
-    if shares(model, reuse):
-        edits = checked_edits(model, cells, force)
-        _score_together(model, plan, edits, scores, norms, mass, allow_empty, memory, tick)
-    else:
-        for cell, operations in enumerate(cells):
-            _score_plainly(model, plan, operations, scores[cell], tick, options)
+    with exclusive(model):
+        if shares(model, reuse):
+            edits = checked_edits(model, cells, force)
+            _score_together(model, plan, edits, scores, norms, mass, allow_empty, memory, tick)
+        else:
+            for cell, operations in enumerate(cells):
+                _score_plainly(model, plan, operations, scores[cell], tick, options)
     return [_columns(each, mass) for each in scores]
 
 

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
@@ -30,7 +30,16 @@ from .engine import (
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import HookedModel, Prompt, chat_format, input_device, new_cache, tokenize_all, unembedded
+from .models import (
+    HookedModel,
+    Prompt,
+    detected_format,
+    exclusive,
+    input_device,
+    new_cache,
+    tokenize_all,
+    unembedded,
+)
 from .positions import PromptTokens
 from .seeds import require_seed
 
@@ -152,16 +161,30 @@ def write_cells(
         tick: called with the number of cells done, in parts.
     """
     require_room(model, prompts, decoding.max_new_tokens)
-    if decoding.use_cache and shares(model, reuse):
-        edits = checked_edits(model, cells, force)
-        return _written_together(model, prompts, edits, decoding, norms, allow_empty, memory, tick)
+    options = {"allow_empty": allow_empty, "force": force}
+    with exclusive(model):
+        if decoding.use_cache and shares(model, reuse):
+            edits = checked_edits(model, cells, force)
+            return _written_together(model, prompts, edits, decoding, norms, allow_empty, memory, tick)
+        return _written_plainly(model, prompts, cells, decoding, tick, options)
+
+
+def _written_plainly(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    cells: Sequence[Sequence[Operation]],
+    decoding: Decoding,
+    tick: Tick,
+    options: Mapping[str, bool],
+) -> list[list[list[int]]]:
+    """One cell after another by whole forward passes: the oracle."""
     written = []
     for operations in cells:
         new: dict[int, list[int]] = {}
         for batch in batches(prompts, device=input_device(model), extra=decoding.max_new_tokens):
             asked = [prompts[row] for row in batch.rows]
-            options = {"allow_empty": allow_empty, "force": force, "numbers": batch.rows}
-            with steer(model, *operations, prompts=asked, generating=decoding.feeds, **options):
+            known = {"prompts": asked, "numbers": batch.rows, "generating": decoding.feeds}
+            with steer(model, *operations, **known, **options):
                 new |= dict(zip(batch.rows, decode(model, batch, decoding), strict=True))
             tick(len(batch.rows) / len(prompts))
         written.append([new[row] for row in range(len(prompts))])
@@ -298,9 +321,11 @@ def stop_tokens(model: Any) -> list[int]:
     tokenizer = model.tokenizer
     if tokenizer is None:
         return []
-    end = chat_format(model).end_of_turn()
-    found = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end) if end else None}
-    return sorted(token for token in found if token is not None)
+    end = detected_format(model).end_of_turn()
+    token = tokenizer.convert_tokens_to_ids(end) if end else None
+    if token is not None and tokenizer.convert_ids_to_tokens(token) != end:
+        token = None  # several tokens, or the unknown one
+    return sorted({tokenizer.eos_token_id, token} - {None})
 
 
 def _fed(batch: Batch, chosen: Int[Tensor, " batch"], alive: Tensor, *, keep: bool) -> Batch:

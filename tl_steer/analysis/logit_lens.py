@@ -11,7 +11,7 @@ from torch import Tensor
 from ..activations import Activations
 from ..arguments import checked
 from ..directions import SteeringVector, SteeringVectors
-from ..models import HookedModel, Layers, identify, resolve_layers, unembedding
+from ..models import HookedModel, Layers, exclusive, identify, resolve_layers, unembedding
 from .token_texts import token_texts
 
 MULTIPLIERS = (20.0, -20.0)
@@ -64,7 +64,7 @@ def logit_lens(
     labels, rows = _labelled(model, source, multipliers, layers, force)
     if not 1 <= top <= model.cfg.d_vocab_out:
         raise ValueError(f"top={top}: give 1 to {model.cfg.d_vocab_out}, the size of the vocabulary.")
-    with torch.no_grad():
+    with exclusive(model), torch.no_grad():
         parts = [_top(logits, top) for logits in _logits(model, rows, norm=norm)]
     token, logit, probability = (torch.cat(part).flatten().cpu().numpy() for part in zip(*parts, strict=True))
     table = labels.loc[labels.index.repeat(top)].reset_index(drop=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..arguments import checked
-from ..models import ModelIdentity, identify
+from ..models import ModelIdentity, exclusive, identify
 from .cells import Cell
 from .chunks import Answers, Ask, Executor
 
@@ -72,7 +72,8 @@ def ray_executor(
                 "max_task_retries": retries,
             }
             worker = ray.remote(_Worker).options(**options)
-            given = ray.put(model) if load is None else None
+            with exclusive(model):  # without the hooks of another thread's steer
+                given = ray.put(model) if load is None else None
             identity, precision = identify(model), str(model.cfg.dtype)
             pool = [worker.remote(given, load, identity, precision) for _ in range(count)]
             logger.info("%d chunks of cells for %d Ray workers", len(chunks), count)

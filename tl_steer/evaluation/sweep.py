@@ -15,7 +15,7 @@ from ..engine.support import require_unhooked
 from ..engine.waves import bytes_allowed
 from ..generation import Decoding
 from ..interventions import Vectors
-from ..models import HookedModel
+from ..models import HookedModel, exclusive
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
 from .asking import asker, steered_sites
@@ -112,7 +112,8 @@ def sweep(
     )
     if out is not None:
         require_free(Path(out))
-        require_unhooked(model)
+        with exclusive(model):  # another thread's steer is gone before a chunk runs
+            require_unhooked(model)
     asked = _asked(questions, seed)
     if out is not None:
         require_writable(asked)

@@ -16,7 +16,7 @@ from ..directions import (
     principal_component,
 )
 from ..directions.controls import FEWEST
-from ..models import chat_format
+from ..models import ChatFormat, chat_format
 from ..organisms import organism_pairs, organism_passages, organism_questions
 from ..prompts import (
     ChoiceQuestions,
@@ -50,7 +50,7 @@ def pairs_of(experiment: Experiment, model: Any) -> ContrastPairs:
         return pairs.subset(list(rows.index))
     claims = _drawn(read_claims(data), asked.limit, experiment.seed).reset_index(drop=True)
     options = {"style": asked.style, "shared": asked.shared, "persona": asked.persona}
-    return honesty_pairs(claims, chat_format(model), **options)
+    return honesty_pairs(claims, chat_of(experiment, model), **options)
 
 
 def estimator_of(experiment: Experiment) -> Estimator:
@@ -98,7 +98,7 @@ def questions_of(experiment: Experiment, model: Any) -> ChoiceQuestions:
     if asked.kind == "sentiment":
         return sentiment_questions(table)
     make = {"claims": claim_questions, "misconceptions": misconception_questions}[asked.kind]
-    return make(table, chat_format(model), free_text=experiment.sweep.is_written)
+    return make(table, chat_of(experiment, model), free_text=experiment.sweep.is_written)
 
 
 def passages_of(experiment: Experiment) -> list[str]:
@@ -113,7 +113,15 @@ def passages_of(experiment: Experiment) -> list[str]:
 def said_prompts(experiment: Experiment, model: Any) -> list[str]:
     """The prompts of [text] as the model is given them, in its chat format where that was asked for."""
     prompts = prompts_of(experiment)
-    return [chat_format(model).render(prompt) for prompt in prompts] if experiment.text.chat else prompts
+    if not experiment.text.chat:
+        return prompts
+    chat = chat_of(experiment, model)
+    return [chat.render(prompt) for prompt in prompts]
+
+
+def chat_of(experiment: Experiment, model: Any) -> ChatFormat:
+    """The model's chat format, with the template variables of [model]."""
+    return chat_format(model, **experiment.model.template_variables)
 
 
 def prompts_of(experiment: Experiment) -> list[str]:

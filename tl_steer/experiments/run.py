@@ -38,6 +38,7 @@ from .unfinished import (
     move_aside,
     require_own,
     require_unchanged,
+    with_date,
     worked_on,
 )
 
@@ -107,13 +108,15 @@ def run(
             require_unchanged(experiment, model, out)
         else:
             model = _loaded(experiment) if model is None else model
+            experiment = with_date(experiment, model, work)
             require_runnable(experiment, model)
             packages = package_versions(PACKAGES)
             begun = begin(experiment, model, work, packages)
             files = files_parts(experiment)
             _work(experiment, model, out, work, memory=begun["memory"], progress=progress)
             described = _versions(experiment, model, packages, begun, seconds=time.monotonic() - started)
-            described = {**described, "parts": begun["parts"], "files": files}
+            described |= {"parts": begun["parts"], "files": files}
+            described["template_variables"] = dict(experiment.model.template_variables)
             write_whole(out / VERSIONS, (json.dumps(described, indent=2) + "\n").encode("utf-8"), out)
         _report(out)
     return out

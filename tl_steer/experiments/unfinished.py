@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ..engine.waves import bytes_allowed
 from ..evaluation.checkpoints import not_written, only_writer, write_whole
 from ..evaluation.digests import counted, digest
 from ..evaluation.plans import Plan, differences, model_parts, questions_parts, tokens_part
+from ..models import detected_format, writes_date
 from .files.experiment import Experiment
 from .materials import files_of, pairs_of, passages_of, questions_of, said_prompts
 
@@ -127,6 +129,18 @@ def worked_on(experiment: Experiment, out: Path) -> Iterator[Path]:
         shutil.rmtree(work)
 
 
+def with_date(experiment: Experiment, model: Any, work: Path) -> Experiment:
+    """The experiment with the date that its chat template writes: that on which the run was begun."""
+    path, variables = work / BEGUN, experiment.model.template_variables
+    if path.exists():
+        variables = json.loads(path.read_text("utf-8")).get("template_variables", variables)
+    elif experiment.has_chat and writes_date(detected_format(model, variables)):
+        now = datetime.now().isoformat(timespec="seconds")  # local time, as the template would write it
+        logger.info("the chat template writes the current date: the run keeps %s", now)
+        variables = {**variables, "strftime_now": now}
+    return replace(experiment, model=replace(experiment.model, template_variables=variables))
+
+
 def begin(experiment: Experiment, model: Any, work: Path, packages: dict[str, str]) -> dict[str, Any]:
     """Write down what the run is begun with, or compare it; gives what it was begun with.
 
@@ -148,6 +162,7 @@ def begin(experiment: Experiment, model: Any, work: Path, packages: dict[str, st
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "parts": parts,
         "packages": packages,
+        "template_variables": dict(experiment.model.template_variables),
         "memory": bytes_allowed(model, None),
     }
     if not (out / FILE).exists():

@@ -10,7 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..arguments import checked
-from ..models import HookedModel, ModelIdentity, hook_point, hook_width, identify, require_changeable
+from ..models import (
+    HookedModel,
+    ModelIdentity,
+    exclusive,
+    hook_point,
+    hook_width,
+    identify,
+    require_changeable,
+)
 from ..positions import Clock, PromptTokens
 from .operations import Edit, Operation, edits_of, in_full
 
@@ -54,6 +62,11 @@ def steer(
     Works around any call that runs the model: `model(tokens)`, `model.generate(…)`, `run_with_cache`. When
     the block ends, also by an exception, the model's own hooks and yours are as they were.
 
+    Inside the block the model is in evaluation mode; afterwards each module's mode is as it was. To train
+    under operations, call `model.train()` inside. Other threads that call this package with the model, or
+    with another bridge around the same Hugging Face model, wait until the block ends. Threads that call
+    `model(tokens)` themselves do not wait, and are steered too; so are asyncio tasks of this thread.
+
     Args:
         model: a `HookedTransformer` or a `TransformerBridge`.
         operations: applied in the order given; arithmetic in float32, the result in the stream's dtype.
@@ -73,10 +86,12 @@ def steer(
             width; a position that depends on the prompt's end where that would be a guess.
         NonFiniteError: the steered stream became NaN or infinite; names operation, layer and prompt.
         HookDidNotFireError: an operation's layer did not run, or no pass of this model did.
+        RuntimeError: two threads steer several models in different orders, and each waits for the other.
     """
     (edits,) = checked_edits(model, [operations], force)
     session = _Session(model, edits, Clock(model, prompts, prompt_lengths, numbers), allow_empty, generating)
     with ExitStack() as stack:
+        stack.enter_context(exclusive(model))
         stack.enter_context(session.clock)
         for (layer, hook), edits in session.sites.items():
             handle = hook_point(model, hook, layer).register_forward_hook(session.at_site(layer, hook, edits))

@@ -11,14 +11,14 @@ from .backend import (
     run,
     unembedded,
 )
-from .chat import ChatFormat, chat_format
+from .chat import ChatFormat, chat_format, detected_format, writes_date
 from .embedded import EMBEDDED, embedded_folder, get_model
 from .hooks import HOOKS, Layers, hook_point, hook_width, require_changeable, resolve_layers
 from .identity import ModelIdentity, ModelMismatchError, identify
 from .layout import optimize_layout, restore_layout
 from .loading import MODELS, ModelUnavailableError, load_hugging_face, load_model
 from .organisms import ORGANISMS, organism_folder
-from .passes import ForwardPass, watching
+from .passes import ForwardPass, exclusive, watching
 from .tokenizing import Prompt, as_prompts, token_strings, tokenize, tokenize_all
 from .unembedding import can_unembed_in_float32, final_norm, unembedding
 
@@ -40,7 +40,9 @@ __all__ = [
     "as_prompts",
     "can_unembed_in_float32",
     "chat_format",
+    "detected_format",
     "embedded_folder",
+    "exclusive",
     "final_norm",
     "get_model",
     "hook_point",
@@ -64,4 +66,5 @@ __all__ = [
     "unembedded",
     "unembedding",
     "watching",
+    "writes_date",
 ]

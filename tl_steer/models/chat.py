@@ -1,15 +1,31 @@
-"""How a user's words become the text a model was trained to answer."""
+"""Chat formats: a user's message as the prompt that a model was trained to answer."""
 
+import json
 import re
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from types import MappingProxyType
 from typing import Any, Literal
-
-from jinja2 import TemplateError
 
 from ..arguments import checked
 from .backend import HookedModel
+from .chat_template import DATE, answer_gap, depends_on_date, first_tag, render_template, space
+from .processing import architecture_of
 
 LLAMA_2_SYSTEM = "<<SYS>>\n{system}\n<</SYS>>\n\n"
+LLAMA_2_TOKENS = 32_000
+DROPPED = {
+    "system": "the system message: put it in the user's turn",
+    "user": "the user's message: set model.tokenizer.chat_template to one that renders it, or to None",
+}
+# Arguments of `apply_chat_template` that are set here or would change more than the text.
+NOT_VARIABLES = (
+    "messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message",
+    "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "tokenizer_kwargs",
+)  # fmt: skip
 
 
 @checked
@@ -20,11 +36,36 @@ class ChatFormat:
     Attributes:
         kind: "template" (the tokenizer's own chat template), "llama-2" (`[INST] <<SYS>>`, for Llama-2-chat
             tokenizers that carry none) or "plain" (base models: no turns).
-        tokenizer: used by "template", and for its BOS by "llama-2".
+        tokenizer: used by "template", and for its BOS and EOS by "llama-2".
+        template_variables: values that the template reads, by name (`{"enable_thinking": False}`); read-only.
+            `strftime_now`, the function through which templates get the current date, is given as the date to
+            use, in ISO format ("2026-01-31").
+
+    Raises:
+        ValueError: a format that the tokenizer has no template or BOS for, or a variable that the template
+            does not read, that is set by `render` itself, or that is not plain JSON.
     """
 
     kind: Literal["template", "llama-2", "plain"]
     tokenizer: Any = None
+    template_variables: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.kind == "llama-2" and getattr(self.tokenizer, "bos_token", None) is None:
+            raise ValueError("kind='llama-2': expected a tokenizer with a BOS. Use model.tokenizer.")
+        if self.kind == "template" and not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError(
+                "kind='template': expected a tokenizer with a chat_template. Set tokenizer.chat_template, or "
+                "use 'plain'."
+            )
+        for name, value in self.template_variables.items():
+            _require_variable(self, name, value)
+        copied = json.loads(json.dumps(dict(self.template_variables)))
+        object.__setattr__(self, "template_variables", MappingProxyType(dict(sorted(copied.items()))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A read-only mapping can be neither pickled nor copied deeply.
+        return type(self), (self.kind, self.tokenizer, dict(self.template_variables))
 
     @checked
     def render(self, user: str, *, system: str | None = None, answer_prefix: str = "") -> str:
@@ -33,39 +74,44 @@ class ChatFormat:
         Args:
             user: the user's message.
             system: the system message; `None` leaves it to the template's default.
-            answer_prefix: text with which the assistant's turn opens ("Answer: (A").
+            answer_prefix: text with which the assistant's answer begins ("Answer: (A"). It stands where the
+                template writes an answer: a header that is not complete is completed, and a thinking block
+                that the template opens is closed, unless the prefix closes it itself.
 
         Raises:
-            ValueError: the tokenizer's template has no place for a system message, or refuses it.
+            ValueError: the tokenizer's template is broken, drops or changes a message, refuses the
+                conversation, or opens a thinking block that cannot be closed.
         """
-        opened = getattr(self, "_" + self.kind.replace("-", "_"))(user, system)
-        gap = "" if not answer_prefix or opened[-1:].isspace() or answer_prefix[0].isspace() else " "
-        return opened + gap + answer_prefix
+        if self.kind == "template":
+            return self._template(user, system, answer_prefix)
+        text = self._llama_2(user, system) if self.kind == "llama-2" else self._plain(user, system)
+        return text + space(text, answer_prefix) + answer_prefix
 
     def end_of_turn(self) -> str | None:
-        """The token that ends the assistant's turn (`<|im_end|>`, `</s>`), if the format shows one."""
+        """The token that ends the assistant's turn (`<|im_end|>`, `</s>`), if the format shows one.
+
+        Raises:
+            ValueError: the tokenizer's template is broken.
+        """
         if self.kind == "llama-2":
             return self.tokenizer.eos_token
         if self.kind == "plain":
             return None
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        after = self.tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answer")[2]
-        first = re.match(r"\s*(<[^>]*>)", after)
-        return first.group(1) if first else None
+        turns = {"user": "question", "assistant": "answer"}
+        whole = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
+        return None if "assistant" in whole.dropped else first_tag(whole.after("assistant"))
 
-    def _template(self, user: str, system: str | None) -> str:
-        turns = [{"role": "user", "content": user}]
-        if system is not None:
-            turns.insert(0, {"role": "system", "content": system})
-        try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise ValueError(f"this model's chat template refuses the conversation: {error}.") from error
-        if system is not None and system.strip() not in text:
-            raise ValueError(
-                "this model's chat template drops the system message: put it in the user's turn."
-            )
-        return text
+    def _template(self, user: str, system: str | None, answer_prefix: str) -> str:
+        turns = {"user": user} if system is None else {"system": system, "user": user}
+        prompt = render_template(self.tokenizer, self.template_variables, turns, prompt=True)
+        for role in prompt.dropped:
+            raise ValueError(f"this model's chat template drops {DROPPED[role]}.")
+        if not answer_prefix:
+            return prompt.text
+        answered = {**turns, "assistant": "answer"}
+        whole = render_template(self.tokenizer, self.template_variables, answered, prompt=False)
+        lead = None if whole.dropped else whole.after("user")
+        return prompt.text + answer_gap(prompt.after("user"), lead, answer_prefix) + answer_prefix
 
     def _llama_2(self, user: str, system: str | None) -> str:
         head = "" if system is None else LLAMA_2_SYSTEM.format(system=system)
@@ -76,10 +122,84 @@ class ChatFormat:
 
 
 @checked
-def chat_format(model: HookedModel) -> ChatFormat:
-    """The chat format of a model: its tokenizer's template, Llama-2's, or plain text for base models."""
+def chat_format(model: HookedModel, **template_variables: Any) -> ChatFormat:
+    """The chat format of a model: its tokenizer's template, Llama-2's, or plain text for base models.
+
+    Args:
+        model: a `HookedTransformer` or a `TransformerBridge`.
+        template_variables: values that the template reads, such as `enable_thinking=False` or
+            `date_string="26 Jul 2024"`. `strftime_now="2026-01-31"` sets the date in any template that writes
+            the current one.
+
+    Raises:
+        ValueError: a variable that the template does not read, or there is no template.
+
+    Warns if prompts contain the current date, and so differ from day to day, and if the model may be a
+    Llama-2-chat under another name, whose format is not recognised.
+    """
+    chat = detected_format(model, template_variables)
+    if writes_date(chat):
+        warnings.warn(
+            "this model's chat template writes the current date: prompts differ from day to day. Set the "
+            f'date with chat_format(model, strftime_now="{date.today().isoformat()}").',
+            stacklevel=3,
+        )
+    if chat.kind == "plain" and _may_be_llama_2_chat(model):
+        warnings.warn(
+            f"no chat format was recognised for {model.cfg.model_name!r}, which has Llama-2's tokenizer and "
+            'no chat template: prompts are plain text. For Llama-2-chat, use ChatFormat("llama-2", '
+            'model.tokenizer); for a base model, ChatFormat("plain", model.tokenizer).',
+            stacklevel=3,
+        )
+    return chat
+
+
+def detected_format(model: Any, template_variables: Mapping[str, Any] = MappingProxyType({})) -> ChatFormat:
+    """As `chat_format`, without warnings: for where no prompt is written, or the date is set."""
+    kind = "plain"
     if getattr(model.tokenizer, "chat_template", None):
-        return ChatFormat("template", model.tokenizer)
-    if model.tokenizer is not None and re.search(r"llama-2-.*chat", model.cfg.model_name.lower()):
-        return ChatFormat("llama-2", model.tokenizer)
-    return ChatFormat("plain", model.tokenizer)
+        kind = "template"
+    elif model.tokenizer is not None and re.search(r"llama-2-.*chat", model.cfg.model_name.lower()):
+        kind = "llama-2"
+    return ChatFormat(kind, model.tokenizer, template_variables)
+
+
+def writes_date(chat: ChatFormat) -> bool:
+    """Whether prompts contain the current date."""
+    return chat.kind == "template" and depends_on_date(chat.tokenizer, chat.template_variables)
+
+
+def _may_be_llama_2_chat(model: Any) -> bool:
+    """A Llama with Llama-2's vocabulary whose name is not that of a base model (llama-7b, llama-2-7b-hf)."""
+    tokenizer = model.tokenizer
+    return (
+        tokenizer is not None
+        and architecture_of(model.cfg) == "LlamaForCausalLM"
+        and getattr(tokenizer, "vocab_size", None) == LLAMA_2_TOKENS
+        and (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+        and not re.fullmatch(r"llama-(2-)?\d+b(-hf)?", model.cfg.model_name.lower())
+    )
+
+
+def _require_variable(chat: ChatFormat, name: str, value: Any) -> None:
+    given = f"template variable {name}={value!r:.60}"
+    if chat.kind != "template":
+        raise ValueError(f"{given}: expected a chat template that reads it; this format is {chat.kind!r}.")
+    if name in NOT_VARIABLES:
+        raise ValueError(
+            f"{given}: expected a variable of the template; {name} is set by render. Leave it out."
+        )
+    if not re.search(rf"\b{re.escape(name)}\b", str(chat.tokenizer.chat_template)):
+        raise ValueError(
+            f"{given}: expected a variable that this model's chat template reads. Look for its name in "
+            "model.tokenizer.chat_template."
+        )
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{given}: expected plain values (text, numbers, lists, dicts).") from error
+    if name == DATE:
+        try:
+            datetime.fromisoformat(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{given}: expected a date in ISO format, as "2026-01-31".') from error

@@ -1,20 +1,106 @@
-"""What a forward pass was given, told from inside the pass before any hook of it.
+"""Forward passes: exclusive use of a model while they run, and the inputs of each.
 
-It is read with forward pre-hooks, which fire whoever calls the model: `model(tokens)`, `model.generate(…)`,
-`run_with_cache`. Of a `HookedTransformer` the first block that runs knows the cached keys and the mask, and
-the embedding the tokens; of a `TransformerBridge` the Hugging Face model below it is given all of them.
+Inputs are read with forward pre-hooks, before any other hook of the pass. They fire for every caller of the
+model: `model(tokens)`, `model.generate(…)`, `run_with_cache`. Of a `HookedTransformer` the first block that
+runs knows the cached keys and the mask, and the embedding the tokens; of a `TransformerBridge` the Hugging
+Face model below it is given all of them.
 """
 
+import itertools
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backend import is_bridge
+
+WARN_AFTER = 60.0  # seconds that a thread waits for another before it warns
+
+# Beside the models, not in them: a lock can be neither copied nor pickled.
+_changed = threading.Condition()
+_holders: "WeakKeyDictionary[nn.Module, list[threading.Thread]]" = WeakKeyDictionary()  # one per nested use
+_waiting: dict[threading.Thread, nn.Module] = {}
+
+
+@contextmanager
+def exclusive(model: Any, *, evaluation: bool = True) -> Iterator[None]:
+    """Keep other threads from running a model, with every module of it in evaluation mode.
+
+    Other threads that enter this for the same model, or for another bridge around the same Hugging Face
+    model, wait. The thread that is inside may enter it again. On exit, each module's mode is restored.
+
+    Args:
+        model: a `HookedTransformer`, a `TransformerBridge`, or a Hugging Face model.
+        evaluation: `False` leaves the modes as they are.
+
+    Raises:
+        RuntimeError: the other thread waits for a model that this one has.
+    """
+    module = model.original_model if is_bridge(model) else model
+    _acquire(module)
+    try:
+        # Not by `train()`, which sets whole subtrees; by `vars`: a bridge forwards attributes to its modules.
+        modules = dict.fromkeys(itertools.chain(model.modules(), module.modules())) if evaluation else ()
+        training = [each for each in modules if vars(each)["training"]]
+        for each in training:
+            vars(each)["training"] = False
+        try:
+            yield
+        finally:
+            for each in training:
+                vars(each)["training"] = True
+    finally:
+        _release(module)
+
+
+def _acquire(module: nn.Module) -> None:
+    me = threading.current_thread()
+    with _changed:
+        while (holders := _holders.setdefault(module, [])) and holders[0] is not me:
+            _require_no_deadlock(holders[0], me)
+            _waiting[me] = module
+            try:
+                released = _changed.wait(WARN_AFTER)
+            finally:
+                del _waiting[me]
+            if holders and not released:
+                warnings.warn(
+                    f"thread {me.name!r} has waited {WARN_AFTER:.0f} s for a model that thread "
+                    f"{holders[0].name!r} uses. If that thread waits for this one, neither goes on: let it "
+                    "leave its `with steer(…)` block first.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        holders.append(me)
+
+
+def _release(module: nn.Module) -> None:
+    with _changed:
+        _holders[module].pop()
+        _changed.notify_all()
+
+
+def _require_no_deadlock(holder: threading.Thread, me: threading.Thread) -> None:
+    """Raise `RuntimeError` where `holder` waits, possibly through others, for a model that `me` has."""
+    thread = holder
+    while thread in _waiting:
+        others = _holders[_waiting[thread]]
+        if me in others:
+            raise RuntimeError(
+                f"thread {me.name!r} needs a model that thread {holder.name!r} uses, and that one waits for "
+                f"a model that {me.name!r} uses: expected models in one order. Steer several models in the "
+                "same order in every thread."
+            )
+        if not others:  # released, and about to be taken
+            return
+        thread = others[0]
 
 
 @dataclass(frozen=True)

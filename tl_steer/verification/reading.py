@@ -14,7 +14,7 @@ from ..choices import choice_logits, plan_choices, score_cells
 from ..engine.support import obstacle
 from ..generation import Decoding, generate, write_cells
 from ..interventions import Add, Operation, steer
-from ..models import identify, is_bridge
+from ..models import exclusive, identify, is_bridge
 from ..positions import all_tokens
 from .findings import LENGTHS, NATS, Check, DoesNotApplyError, Finding, Worst, apart, logits_apart
 from .subject import Pass, Subject, as_batch, choices, reading, scored, shortfall
@@ -200,16 +200,17 @@ def _hugging_face(subject: Subject) -> list[Pass]:
             "hf_model is the very model that the bridge was put into, so that nothing would be compared: "
             "pass another copy of the same weights."
         )
-    if hf_model.training:
+    if any(module.training for module in hf_model.modules()):
         raise DoesNotApplyError(
             "hf_model is in training mode, where dropout may be on: hf_model.eval() first."
         )
     passes = []
-    for ids in subject.ids:
-        given = torch.tensor([ids], device=hf_model.device)
-        with torch.no_grad(), reading(_blocks(hf_model, subject.model.cfg.n_layers)) as streams:
-            logits = hf_model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0]
-        passes.append(Pass(logits.float().cpu(), streams))
+    with exclusive(hf_model, evaluation=False):
+        for ids in subject.ids:
+            given = torch.tensor([ids], device=hf_model.device)
+            with torch.no_grad(), reading(_blocks(hf_model, subject.model.cfg.n_layers)) as streams:
+                logits = hf_model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0]
+            passes.append(Pass(logits.float().cpu(), streams))
     return passes
 
 

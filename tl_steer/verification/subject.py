@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..directions import SteeringVector
-from ..models import Prompt, chat_format, identify, tokenize_all
+from ..models import Prompt, detected_format, identify, tokenize_all
 from .findings import DoesNotApplyError
 from .state import State
 
@@ -116,7 +116,7 @@ def asked(model: Any, prompts: Prompt | Sequence[Prompt] | None) -> tuple[tuple[
     if model.tokenizer is None:
         lengths = (min(length, most) for length in (7, 2, 19))
         return tuple(tuple((7 * i + 3) % model.cfg.d_vocab for i in range(length)) for length in lengths)
-    chat = model.tokenizer(chat_format(model).render(QUESTION), add_special_tokens=False)
+    chat = model.tokenizer(detected_format(model).render(QUESTION), add_special_tokens=False)
     texts = [*map(model.tokenizer, SENTENCES), chat]
     return tuple(tuple(text["input_ids"][:most]) for text in texts)
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..arguments import checked
 from ..engine import bar
-from ..models import HookedModel, Prompt
+from ..models import HookedModel, Prompt, exclusive
 from . import reading, steering, upkeep, writing
 from .findings import Check, DoesNotApplyError
 from .state import State
@@ -53,9 +53,10 @@ def verify(
     Raises:
         ValueError: no prompts, or some that do not fit the model.
     """
-    subject = Subject(model, hf_model, asked(model, prompts), State.of(model))
     rows = []
-    with bar("verifying", len(CHECKS), shown=progress, unit="checks") as tick:
+    running = exclusive(model, evaluation=False)  # its own passes run in the modes that they report
+    with bar("verifying", len(CHECKS), shown=progress, unit="checks") as tick, running:
+        subject = Subject(model, hf_model, asked(model, prompts), State.of(model))
         for check in CHECKS:
             rows.append(_row(check, subject))
             tick(1)

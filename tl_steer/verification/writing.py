@@ -1,12 +1,14 @@
 """Checks of what is written, and of the way from text to tokens."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from ..capture import capture
 from ..generation import generate
-from ..models import chat_format, tokenize
+from ..models import detected_format, tokenize
 from ..positions import generated_tokens
 from .findings import LENGTHS, NATS, Check, DoesNotApplyError, Finding, Worst, apart
 from .subject import QUESTION, SENTENCES, Subject, alone, shortfall
@@ -66,11 +68,16 @@ def chat_tokens(subject: Subject) -> Finding:
     tokenizer, worst = _tokenizer(subject), Worst()
     if not getattr(tokenizer, "chat_template", None):
         raise DoesNotApplyError("the tokenizer has no chat template.")
-    turns = [{"role": "user", "content": QUESTION}]
-    whole = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
+    prompt = detected_format(subject.model).render(QUESTION)  # raises if the template is broken
+    for content in (QUESTION, [{"type": "text", "text": QUESTION}]):
+        turns, options = [{"role": "user", "content": content}], {"add_generation_prompt": True}
+        with suppress(TemplateError, TypeError):  # a template of the other content type
+            if QUESTION in tokenizer.apply_chat_template(turns, tokenize=False, **options):
+                break
+    whole = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **options)
     if len(whole["input_ids"]) > subject.model.cfg.n_ctx:
         raise DoesNotApplyError("a chat prompt does not fit the context.")
-    ids = tokenize(subject.model, chat_format(subject.model).render(QUESTION))
+    ids = tokenize(subject.model, prompt)
     extra = _extra(ids, tokenizer.bos_token_id)
     worst.see(extra + _unlike(ids, whole["input_ids"]), repr(tokenizer.decode(ids[:8])))
     return worst.finding()

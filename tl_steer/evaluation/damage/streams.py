@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...engine import Memory, Row, Tick, Wave, batches, in_waves, residual, shares
 from ...interventions import Operation, checked_edits, steer
-from ...models import input_device
+from ...models import exclusive, input_device
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ def read_streams(
 
     Positions that select nothing of a row change nothing there.
     """
-    run = _together if shares(model, reuse) else _plainly
-    run(model, rows, counts, cells, work, force, memory, tick)
+    with exclusive(model):
+        run = _together if shares(model, reuse) else _plainly
+        run(model, rows, counts, cells, work, force, memory, tick)
 
 
 def _together(

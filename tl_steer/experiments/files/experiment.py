@@ -79,6 +79,15 @@ class Experiment:
         """Whether the vectors come of one prompt or two, not of pairs: one vector a position."""
         return self.pairs.kind == "prompts"
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether prompts are written in the model's chat format."""
+        return (
+            self.pairs.kind == "honesty"
+            or (self.questions is not None and self.questions.kind in ("claims", "misconceptions"))
+            or (self.text is not None and self.text.chat)
+        )
+
     def _require_no_pairs(self) -> None:
         if self.capture != Capture() or self.separation != Separation():
             raise ValueError(

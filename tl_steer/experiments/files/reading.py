@@ -140,7 +140,11 @@ def _fits(value: Any, hint: Any) -> bool:
         kind, of = get_args(hint)
         keys = value if isinstance(value, dict) else ()
         whole = kind is not int or all(re.fullmatch(r"-?\d+", key) for key in keys)  # TOML's keys are text
-        return isinstance(value, dict) and whole and all(_fits(value[key], of) for key in keys)
+        return (
+            isinstance(value, dict)
+            and whole
+            and all(any(_fits(value[key], option) for option in _options(of)) for key in keys)
+        )
     if isinstance(value, bool) or hint is bool:  # a bool is an int in Python, not in TOML
         return isinstance(value, bool) and hint is bool
     if hint in (int, float):
@@ -173,7 +177,7 @@ def _described(hint: Any) -> str:
         elif get_origin(option) is tuple:
             parts.append(f"a list of: {_described(get_args(option)[0])}")
         elif get_origin(option) is Mapping:
-            parts.append("a table of {} to {}".format(*(words[each] for each in get_args(option))))
+            parts.append("a table of {} to {}".format(*map(_described, get_args(option))))
         elif option in words:
             parts.append(words[option])
     return ", or ".join(parts)

@@ -1,7 +1,7 @@
 """The tables of an experiment file that say which model, and what its vectors are made of."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...models import EMBEDDED, HOOKS
@@ -21,12 +21,15 @@ class Model:
         device: "cpu", "cuda"; by default CUDA where there is one.
         processing: `false` leaves the weights as they are, `true` is TransformerLens's usual folding and
             centring, a table sets each by its name: { center_writing_weights = true }.
+        template_variables: values for the model's chat template, { enable_thinking = false }; see
+            `chat_format`. If the template writes the current date, a run sets `strftime_now` to its start.
     """
 
     name: str = EMBEDDED
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str | None = None
     processing: bool | Mapping[str, bool] = False
+    template_variables: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = [] if isinstance(self.processing, bool) else sorted(set(self.processing) - set(PROCESSING))

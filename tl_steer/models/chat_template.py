@@ -1,0 +1,180 @@
+"""Rendering of chat templates: message content, thinking blocks, dates, one error if a template is broken."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+
+DATE = "strftime_now"  # the function through which transformers gives templates the current date
+# Around each message, to find it in the rendered text. `repr` escapes them, so that a list of parts that a
+# template prints as Python text does not count as rendered.
+MARKS = {"system": "\ue000", "user": "\ue001", "assistant": "\ue002"}
+THINKING = re.compile(
+    r"([<\[◁])(\|?)(/?)((?:(?:begin|start|end)_(?:of_)?|\w+:)?(?:think|thinking|thoughts?|reasoning))(\|?)([>\]▷])",
+    re.IGNORECASE,
+)
+DIRECTIVES = [f"%{flag}{letter}" for letter in "aAbBcdDeFfGhHIjmMpRSTuUVwWxXyYzZ" for flag in ("-", "")]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, also with marks around each message; and the roles whose message is missing."""
+
+    text: str
+    marked: str
+    dropped: tuple[str, ...]
+
+    def after(self, role: str) -> str:
+        """The text after a role's message, up to the next message."""
+        return re.match(rf"[^{''.join(MARKS.values())}]*", self.marked.rpartition(MARKS[role])[2]).group()
+
+
+def render_template(
+    tokenizer: Any, variables: Mapping[str, Any], turns: Mapping[str, str], *, prompt: bool
+) -> Rendered:
+    """Render one message per role; content is text or, where that loses a message, a list with one text part.
+
+    Args:
+        prompt: end with the template's generation prompt.
+
+    Raises:
+        ValueError: the template is broken, or refuses the conversation.
+    """
+    rendered = error = None
+    for as_parts in (False, True):
+        try:
+            result = _rendered(tokenizer, variables, turns, prompt, as_parts)
+        except ValueError as raised:
+            error = error or raised
+            continue
+        if not result.dropped:
+            return result
+        rendered = rendered or (result if error is None else None)
+    if rendered is None:
+        raise error
+    return rendered
+
+
+def answer_gap(tail: str, lead: str | None, answer_prefix: str) -> str:
+    """The text between a generation prompt and an answer, which keeps it out of headers and thinking blocks.
+
+    Args:
+        tail: the rendered prompt after the user's message.
+        lead: what the template writes between the user's message and an answer; `None` if it drops answers.
+
+    Raises:
+        ValueError: a thinking block is open whose closing tag is not known.
+    """
+    known = lead is not None and lead.startswith(tail)
+    gap = lead[len(tail) :] if known else ""
+    if gap.strip() and (first_tag(gap) or gap.strip()) in answer_prefix:
+        gap = ""  # the answer's prefix brings its own header, or its own thinking block
+    if closing := _closing(tail + gap, answer_prefix):
+        return gap + closing
+    if not known:
+        return space(tail, answer_prefix)
+    return "" if gap.isspace() and answer_prefix[0].isspace() else gap
+
+
+def space(text: str, answer_prefix: str) -> str:
+    """One space, unless either side has white space there."""
+    return "" if not answer_prefix or text[-1:].isspace() or answer_prefix[0].isspace() else " "
+
+
+def first_tag(text: str) -> str | None:
+    """The tag that text begins with (`<|im_end|>`), if there is one."""
+    tag = re.match(r"\s*(<[^>]*>)", text)
+    return tag.group(1) if tag else None
+
+
+def depends_on_date(tokenizer: Any, variables: Mapping[str, Any]) -> bool:
+    """Whether prompts rendered on two dates differ, with a system message or without."""
+    if DATE in variables or DATE not in str(tokenizer.chat_template):
+        return False
+    for turns in ({"user": "question"}, {"system": "instruction", "user": "question"}):
+        dates = ("2001-02-13T01:02:03", "2032-11-28T14:15:16")
+        try:
+            one, other = (
+                render_template(tokenizer, {**variables, DATE: date}, turns, prompt=True).text
+                for date in dates
+            )
+        except ValueError:  # a template that refuses system messages, or that `render` refuses
+            continue
+        if one != other:
+            return True
+    return False
+
+
+def _rendered(
+    tokenizer: Any, variables: Mapping[str, Any], turns: Mapping[str, str], prompt: bool, as_parts: bool
+) -> Rendered:
+    def applied(mark: bool) -> str:
+        messages = []
+        for role, message in turns.items():
+            content = f"{MARKS[role]}{message}{MARKS[role]}" if mark else message
+            parts = [{"type": "text", "text": content}] if as_parts else content
+            messages.append({"role": role, "content": parts})
+        return _applied(tokenizer, variables, messages, prompt)
+
+    text, marked = applied(False), applied(True)
+    return Rendered(text, marked, tuple(role for role in turns if marked.count(MARKS[role]) < 2))
+
+
+def _applied(tokenizer: Any, variables: Mapping[str, Any], messages: list[dict], prompt: bool) -> str:
+    options = dict(variables)
+    try:
+        if DATE in options:
+            template = tokenizer.get_chat_template(tools=options.get("tools"))
+            options["chat_template"] = _date_macro(options.pop(DATE), template) + template
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=prompt, **options
+        )
+        if not isinstance(text, str):
+            raise TypeError(f"it gives a {type(text).__name__}")
+        return text
+    except ImportError:  # jinja2 is missing or too old: not the template's fault
+        raise
+    except Exception as error:  # whatever Python or Jinja code in the template raises
+        if type(error) is TemplateError:  # the template's own raise_exception
+            raise ValueError(f"this model's chat template refuses the conversation: {error}.") from error
+        raise ValueError(
+            f"this model's chat template is broken ({type(error).__name__}: {str(error).rstrip('.')}): "
+            "expected a Jinja template that renders a conversation. Set model.tokenizer.chat_template to a "
+            "working one, or to None for plain text."
+        ) from error
+
+
+def _date_macro(date: str, template: str) -> str:
+    """A template's first line that replaces `strftime_now` by one of a fixed date.
+
+    A macro, since transformers passes no functions to templates. The line ends with a block, after which
+    templates lose the line break, so that the template's own first line is read as before.
+    """
+    moment = datetime.fromisoformat(date)
+    read = [directive for directive in DIRECTIVES if directive in template]  # the platform may lack others
+    replaced = "".join(f".replace({directive!r}, {moment.strftime(directive)!r})" for directive in read)
+    return f"{{% macro {DATE}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
+
+
+def _closing(text: str, answer_prefix: str) -> str:
+    """What closes a thinking block that is open at the end of a prompt; "" if none is open."""
+    tags = list(THINKING.finditer(text))
+    if not tags:
+        return ""
+    bracket, bar, slash, name, _, end = tags[-1].groups()
+    if slash or name.lower().startswith("end"):
+        return ""
+    closing = f"{bracket}/{name}{end}"
+    if bar or re.match("begin|start", name, re.IGNORECASE):
+        raise ValueError(
+            f"this model's chat template opens a thinking block ({tags[-1].group()}): expected a prompt that "
+            "answer_prefix can follow. Turn thinking off with the template's variable, as in "
+            "chat_format(model, enable_thinking=False)."
+        )
+    if closing in answer_prefix:
+        return ""
+    breaks = len(text) - len(text.rstrip("\n"))
+    return "\n" * max(0, 2 - breaks) + closing + "\n\n"
