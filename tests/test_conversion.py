@@ -134,8 +134,7 @@ def loaded(hf_model, backend):
     """A model, or `None` where loading refuses."""
     try:
         return ts.load_model("tiny", hf_model=copy.deepcopy(hf_model), backend=backend, device="cpu")
-    except ValueError as error:
-        assert "cannot" in str(error) or "changes what" in str(error)
+    except ValueError:
         return None
 
 
