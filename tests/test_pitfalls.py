@@ -133,6 +133,17 @@ TESTS = {
         "test_threads.py::test_two_threads_get_the_numbers_that_each_gets_alone",
         "test_threads.py::test_two_bridges_around_one_hugging_face_model_wait_for_each_other",
     ],
+    "a converter drops settings of the config": [
+        "test_models.py::test_settings_that_the_conversion_drops_are_refused_by_name",
+        "test_models.py::test_half_precision_is_compared_with_and_without_memory_for_float32",
+        "test_conversion.py::test_every_setting_is_loaded_equal_or_refused",
+        "test_verify.py::test_a_dropped_setting_is_detected_in_half_precision",
+    ],
+    "an adapter is dropped": [
+        "test_models.py::test_adapters_are_merged_into_a_copy",
+        "test_models.py::test_a_folder_with_an_adapter_is_the_adapted_model_or_refused",
+        "test_models.py::test_adapters_that_are_not_in_the_weights_are_refused",
+    ],
 }
 
 

@@ -394,6 +394,20 @@ def test_another_hugging_face_model_is_detected(change, fails, detail):
     assert re.search(detail, table.loc[sorted(fails)[-1], "detail"])
 
 
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "result"),
+    [("neox", {"rope_parameters": LINEAR}, "failed"), ("llama", {}, "passed")],
+)
+def test_a_dropped_setting_is_detected_in_half_precision(kind, changes, result):
+    hf_model = random_hf_model(kind, max_position_embeddings=512, **changes).to(torch.bfloat16)
+    model = load_model("tiny", hf_model=hf_model, device="cpu", backend="hooked", check=False)
+    table = results(model, ["logits equal Hugging Face's"], hf_model=hf_model, prompts=IDS)
+    assert list(table["result"]) == [result], table["detail"].to_dict()
+
+
 # Sound models
 
 

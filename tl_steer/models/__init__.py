@@ -12,6 +12,7 @@ from .backend import (
     unembedded,
 )
 from .chat import ChatFormat, chat_format, detected_format, writes_date
+from .comparison import probe_difference
 from .embedded import EMBEDDED, embedded_folder, get_model
 from .hooks import HOOKS, Layers, hook_point, hook_width, require_changeable, resolve_layers
 from .identity import ModelIdentity, ModelMismatchError, identify
@@ -56,6 +57,7 @@ __all__ = [
     "new_cache",
     "optimize_layout",
     "organism_folder",
+    "probe_difference",
     "require_changeable",
     "resolve_layers",
     "restore_layout",

@@ -130,27 +130,38 @@ def shortfall(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]) -> 
         hf_model: what it was converted from.
         float32_twin: converts a Hugging Face model in float32, for models in half precision.
     """
-    tokens = probe(hf_model)
-    if problem := beyond_probe(hf_model.config.get_text_config(), model.cfg, tokens.shape[1]):
+    length = probe(hf_model).shape[1]
+    if problem := beyond_probe(hf_model.config.get_text_config(), model.cfg, length):
         return problem
-    dtype = model.cfg.dtype
-    with reference(hf_model):
-        if dtype != torch.float32 and fits(hf_model):
-            whole = hf_model if hf_model.dtype == torch.float32 else copy.deepcopy(hf_model).float()
-            model, hf_model, dtype = float32_twin(whole), whole, torch.float32
-        expected, allowed = log_probabilities(hf_model, tokens), TOLERANCE
-        if dtype != torch.float32:
-            with in_float32(hf_model):
-                exact = log_probabilities(hf_model, tokens)
-            expected, allowed = exact, TOLERANCE + NOISE * difference(expected, exact)
-    found = log_probabilities(model, tokens.to(model.W_E.device))
-    off = difference(found, expected)
+    if model.cfg.dtype != torch.float32 and fits(hf_model):
+        with reference(hf_model):
+            hf_model = hf_model if hf_model.dtype == torch.float32 else copy.deepcopy(hf_model).float()
+            model = float32_twin(hf_model)
+            off, allowed = probe_difference(model, hf_model)
+    else:
+        off, allowed = probe_difference(model, hf_model)
     if off <= allowed:  # not so for NaN either
         return ""
     return (
         f"its log-probabilities differ from Hugging Face's by {off:.2g} nats (root mean square over "
-        f"{tokens.shape[1]} tokens; expected at most {allowed:.1g})"
+        f"{length} tokens; expected at most {allowed:.1g})"
     )
+
+
+def probe_difference(model: Any, hf_model: Any) -> tuple[float, float]:
+    """Difference of log-probabilities from Hugging Face's on the probe tokens, and the largest allowed one.
+
+    Both are root mean squares in nats. In half precision the Hugging Face model is run in float32, and the
+    difference may be `NOISE` times that of the Hugging Face model itself.
+    """
+    tokens, allowed = probe(hf_model), TOLERANCE
+    with reference(hf_model):
+        expected = log_probabilities(hf_model, tokens)
+        if model.cfg.dtype in (torch.bfloat16, torch.float16):
+            with in_float32(hf_model):
+                exact = log_probabilities(hf_model, tokens)
+            expected, allowed = exact, TOLERANCE + NOISE * difference(expected, exact)
+    return difference(log_probabilities(model, tokens.to(model.W_E.device)), expected), allowed
 
 
 def fits(hf_model: Any) -> bool:

@@ -14,18 +14,20 @@ from ..choices import choice_logits, plan_choices, score_cells
 from ..engine.support import obstacle
 from ..generation import Decoding, generate, write_cells
 from ..interventions import Add, Operation, steer
-from ..models import exclusive, identify, is_bridge
+from ..models import exclusive, identify, is_bridge, probe_difference
 from ..positions import all_tokens
 from .findings import LENGTHS, NATS, Check, DoesNotApplyError, Finding, Worst, apart, logits_apart
 from .subject import Pass, Subject, as_batch, choices, reading, scored, shortfall
 
 
 def equal_logits(subject: Subject) -> Finding:
-    """Against the Hugging Face model, prompt by prompt."""
+    """Against the Hugging Face model: prompt by prompt, and on tokens that show scaled positions."""
     worst = Worst()
     for row, (mine, theirs) in enumerate(zip(subject.alone, _hugging_face(subject), strict=True)):
         width = theirs.logits.shape[-1]  # TransformerLens may know a larger vocabulary, never a smaller one
         worst.see(logits_apart(mine.logits[:, :width], theirs.logits), subject.named(row))
+    off, allowed = probe_difference(subject.model, subject.hf_model)
+    worst.see(LENGTHS[subject.dtype] * off / allowed, f"probe tokens: {off:.2g} nats, at most {allowed:.2g}")
     return worst.finding()
 
 
