@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from .comparison import cause_of, fits, shortfall, unusual_settings
 from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder, record_comparison, was_compared
 from .layout import optimize_layout
 from .organisms import ORGANISMS, organism_folder
+from .passes import exclusive
 from .processing import possible_steps, processing_steps
 
 logger = logging.getLogger(__name__)
@@ -112,16 +113,14 @@ def load_model(
     check = check and not (key and was_compared(key))
     if given and name == EMBEDDED:  # the default: the model in hand knows better
         name = hf_model.config.name_or_path or type(hf_model).__name__
-    if backend == "bridge":
-        place = None if given and device is None else _device(device)
-        model = _bridge(Path(name).name, hf_model, steps, dtype, place, keep=given, check=check)
-    else:
-        dtype = dtype or getattr(hf_model, "dtype", torch.float32)
-        place = _device(device)
-        convert = partial(_hooked, str(name), steps=steps, device=place, layout=layout, n_devices=n_devices)
-        model = convert(hf_model, dtype=dtype)
-        if check and hf_model is not None:
-            _require_equal(model, hf_model, partial(convert, dtype=torch.float32))
+    with exclusive(hf_model, evaluation=False) if given else nullcontext():
+        if backend == "bridge":
+            place = None if given and device is None else _device(device)
+            model = _bridge(Path(name).name, hf_model, steps, dtype, place, keep=given, check=check)
+        else:
+            dtype = dtype or getattr(hf_model, "dtype", torch.float32)
+            options = {"steps": steps, "device": _device(device), "layout": layout, "n_devices": n_devices}
+            model = _hooked(str(name), hf_model, dtype, check=check, **options)
     if check and key:
         record_comparison(key)
     _attach_tokenizer(model, tokenizer)
@@ -158,7 +157,16 @@ def _require_backend(backend: str) -> None:
         )
 
 
-def _hooked(
+def _hooked(name: str, hf_model: Any, dtype: torch.dtype, *, check: bool, **options: Any) -> Any:
+    """A `HookedTransformer`, compared with the Hugging Face model if there is one."""
+    convert = partial(_converted, name, **options)
+    model = convert(hf_model, dtype=dtype)
+    if check and hf_model is not None:
+        _require_equal(model, hf_model, partial(convert, dtype=torch.float32))
+    return model
+
+
+def _converted(
     name: str,
     hf_model: Any,
     *,
