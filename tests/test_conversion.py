@@ -68,6 +68,8 @@ ROPES = {
         "short_factor": [1.3] * 6, "long_factor": [4.0] * 6, "original_max_position_embeddings": 256,
     },
 }  # fmt: skip
+# TransformerLens 3.9 mixes dtypes in its experts: refused in bfloat16, since it does not run.
+FLOAT32_ONLY = {("Mixtral", "hooked")}
 SIZE = re.compile(r"size|^(num|n|max)_|_id|dim|dtype|dropout|pdrop|cache|initializer|output|router|decoder$")
 
 
@@ -90,6 +92,10 @@ def random_model(kind, **changes):
 def log_probabilities(model, width=None):
     logits = model(TOKENS)
     return getattr(logits, "logits", logits)[0].float().log_softmax(-1)[:, :width]
+
+
+def rms(difference):
+    return float(difference.pow(2).mean().sqrt())
 
 
 def changed_values(kind):
@@ -170,12 +176,16 @@ def test_every_setting_is_loaded_equal_or_refused(kind):
         for backend in BACKENDS:
             model = loaded(hf_model, backend)
             half = loaded(copy.deepcopy(hf_model).bfloat16(), backend)
-            if (model is None) != (half is None):
+            if (model is None) != (half is None) and (kind, backend) not in FLOAT32_ONLY:
                 wrong.append((changes, backend, "refused in one precision only"))
             if model is None:
                 refused[backend].append(changes)
-            elif (off := (log_probabilities(model, VOCABULARY) - expected).abs().max()) > 1e-3:
+                continue
+            if (off := (log_probabilities(model, VOCABULARY) - expected).abs().max()) > 1e-3:
                 wrong.append((changes, backend, float(off)))
+            rounding = rms(log_probabilities(copy.deepcopy(hf_model).bfloat16()) - expected)
+            if half and (off := rms(log_probabilities(half, VOCABULARY) - expected)) > 3 * rounding + 1e-3:
+                wrong.append((changes, backend, "bfloat16", off, rounding))
     assert wrong == []
     assert page_row(kind, refused) in PAGE.read_text(encoding="utf-8")
 

@@ -729,6 +729,15 @@ def test_half_precision_is_compared_with_and_without_memory_for_float32(make_hf_
         load_model("tiny", hf_model=wrong.to(torch.bfloat16), device="cpu", backend="hooked")
 
 
+def test_a_comparison_that_runs_out_of_memory_warns(make_hf_model, monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("tl_steer.models.loading.shortfall", out_of_memory)
+    with pytest.warns(UserWarning, match="tiny was not compared with the Hugging Face model: out of memory"):
+        load_model("tiny", hf_model=make_hf_model("llama"), device="cpu", backend="hooked")
+
+
 def test_longrope_beyond_its_first_context_is_refused(make_hf_model):
     rope = {
         "rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6, "rope_theta": 10_000.0,

@@ -134,6 +134,9 @@ def shortfall(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]) -> 
     if problem := beyond_probe(hf_model.config.get_text_config(), model.cfg, length):
         return problem
     if model.cfg.dtype != torch.float32 and fits(hf_model):
+        tokens = probe(hf_model).to(model.W_E.device)
+        if not log_probabilities(model, tokens).isfinite().all():  # or it does not run at all in this dtype
+            return f"its logits are not finite in {model.cfg.dtype}"
         with reference(hf_model):
             hf_model = hf_model if hf_model.dtype == torch.float32 else copy.deepcopy(hf_model).float()
             model = float32_twin(hf_model)

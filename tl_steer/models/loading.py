@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -199,7 +200,10 @@ def _require_equal(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]
     try:
         problem = shortfall(model, hf_model, float32_twin)
     except torch.OutOfMemoryError:
-        logger.warning("%s was not compared with the Hugging Face model: no memory.", model.cfg.model_name)
+        warnings.warn(
+            f"{model.cfg.model_name} was not compared with the Hugging Face model: out of memory.",
+            stacklevel=5,
+        )
         return
     except (RuntimeError, AttributeError, LookupError, AssertionError, TypeError) as error:
         problem = f"it does not run ({cause_of(error)})"
