@@ -59,6 +59,15 @@ LLAMA_3 = (  # Llama 3.2: the current date, unless one is given
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|eot|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+APERTUS = (  # a turn of the assistant ends only before the next message
+    "{% for m in messages %}{% if m.role == 'user' and not loop.first %}<|assistant_end|>{% endif %}"
+    "<|{{ m.role }}_start|>{{ m.content }}{% if m.role == 'user' %}<|user_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant_start|>{% endif %}"
+)
+APRIEL = (  # the generation prompt begins the reasoning in words
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\nHere are my reasoning steps:\n{% endif %}"
+)
 DATED_MACRO = (  # the date in a macro, with a system message alone, and white space that Jinja trims
     "\n  {% macro head(text) %}{{ text }} on {{ strftime_now('%-d.%m.%y, %A') }}{% endmacro %}\n"
     "  {% for m in messages %}"
@@ -71,6 +80,7 @@ BROKEN = {
     "type": ("{{ messages[0].content + 1 }}", "TypeError"),
     "index": ("{{ 1 // 0 }}", "ZeroDivisionError"),
     "no text": (3, "TypeError|AttributeError"),
+    "tools": ("{% for tool in tools %}{% endfor %}{{ messages[0].content }}", "TypeError"),
     "named": ({"tool_use": "{{ messages[0].content }}"}, "ValueError"),
 }
 
@@ -263,6 +273,21 @@ def test_a_thinking_block_that_cannot_be_closed_is_refused_with_the_remedy(token
     )
 
 
+def test_reasoning_that_begins_in_words_is_rejected(tokenizer):
+    chat = template_format(tokenizer, APRIEL)
+    with pytest.raises(ValueError, match="'Here are my reasoning steps:', which it does not write before an"):
+        chat.render("Q", answer_prefix="Yes")
+    assert chat.render("Q").endswith("<|assistant|>\nHere are my reasoning steps:\n")
+    closed = APRIEL.replace("Here are my reasoning steps:\n", "<|channel>thought\n<channel|>")  # Gemma 4
+    chat = template_format(tokenizer, closed)
+    assert chat.render("Q", answer_prefix="Yes").endswith("\n<|channel>thought\n<channel|> Yes")
+
+
+def test_variables_that_a_template_needs_can_be_given(tokenizer):
+    chat = template_format(tokenizer, BROKEN["tools"][0], tools=[])
+    assert chat.render("Q") == "Q"
+
+
 def test_the_template_says_what_stands_before_an_answer(tokenizer):
     template = (
         "{% for m in messages %}[{{ m.role }}]{{ gap }}{{ m.content }}{% endfor %}"
@@ -276,6 +301,7 @@ def test_the_template_says_what_stands_before_an_answer(tokenizer):
 
 def test_end_of_turn_of_imitated_templates(tokenizer):
     ends = {QWEN: "<|im_end|>", DEEPSEEK: "</s>", HARMONY: "<|return|>", SYSTEM_DROPPED: None}
+    ends |= {APERTUS: "<|assistant_end|>", APRIEL: "<|user|>"}
     for template, end in ends.items():
         assert template_format(tokenizer, template).end_of_turn() == end
 
@@ -290,7 +316,7 @@ def test_an_end_of_turn_that_is_no_token_does_not_stop_at_the_unknown_one():
 def test_a_broken_template_gives_one_clear_error_wherever_it_is_used(template, error):
     model = make_model(tokenizer := word_tokenizer())
     tokenizer.chat_template = template
-    message = rf"chat template is broken \(({error}): .*Set model.tokenizer.chat_template to a working one"
+    message = rf"chat template is broken \(({error}): .*set model.tokenizer.chat_template to a working template"
     for use in (
         lambda: chat_format(model).render("a"),
         lambda: chat_format(model).end_of_turn(),

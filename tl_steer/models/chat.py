@@ -99,7 +99,13 @@ class ChatFormat:
             return None
         turns = {"user": "question", "assistant": "answer"}
         whole = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
-        return None if "assistant" in whole.dropped else first_tag(whole.after("assistant"))
+        if "assistant" in whole.dropped:
+            return None
+        if tag := first_tag(whole.after("assistant")):
+            return tag
+        turns["next"] = "question"  # some templates end an assistant's turn only before the next one
+        whole = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
+        return first_tag(whole.after("assistant"))
 
     def _template(self, user: str, system: str | None, answer_prefix: str) -> str:
         turns = {"user": user} if system is None else {"system": system, "user": user}

@@ -1,5 +1,6 @@
 """Rendering of chat templates: message content, thinking blocks, dates, one error if a template is broken."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from jinja2 import TemplateError
 DATE = "strftime_now"  # the function through which transformers gives templates the current date
 # Around each message, to find it in the rendered text. `repr` escapes them, so that a list of parts that a
 # template prints as Python text does not count as rendered.
-MARKS = {"system": "\ue000", "user": "\ue001", "assistant": "\ue002"}
+MARKS = {"system": "\ue000", "user": "\ue001", "assistant": "\ue002", "next": "\ue003"}
 THINKING = re.compile(
     r"([<\[◁])(\|?)(/?)((?:(?:begin|start|end)_(?:of_)?|\w+:)?(?:think|thinking|thoughts?|reasoning))(\|?)([>\]▷])",
     re.IGNORECASE,
@@ -38,6 +39,7 @@ def render_template(
     """Render one message per role; content is text or, where that loses a message, a list with one text part.
 
     Args:
+        turns: message by role; "next" is a second message of the user, after the assistant's.
         prompt: end with the template's generation prompt.
 
     Raises:
@@ -66,7 +68,8 @@ def answer_gap(tail: str, lead: str | None, answer_prefix: str) -> str:
         lead: what the template writes between the user's message and an answer; `None` if it drops answers.
 
     Raises:
-        ValueError: a thinking block is open whose closing tag is not known.
+        ValueError: a thinking block is open whose closing tag is not known, or the prompt ends in text that
+            the template does not write before an answer.
     """
     known = lead is not None and lead.startswith(tail)
     gap = lead[len(tail) :] if known else ""
@@ -75,6 +78,7 @@ def answer_gap(tail: str, lead: str | None, answer_prefix: str) -> str:
     if closing := _closing(tail + gap, answer_prefix):
         return gap + closing
     if not known:
+        _require_no_text(tail[len(os.path.commonprefix([tail, lead or tail])) :])
         return space(tail, answer_prefix)
     return "" if gap.isspace() and answer_prefix[0].isspace() else gap
 
@@ -116,7 +120,7 @@ def _rendered(
         for role, message in turns.items():
             content = f"{MARKS[role]}{message}{MARKS[role]}" if mark else message
             parts = [{"type": "text", "text": content}] if as_parts else content
-            messages.append({"role": role, "content": parts})
+            messages.append({"role": "user" if role == "next" else role, "content": parts})
         return _applied(tokenizer, variables, messages, prompt)
 
     text, marked = applied(False), applied(True)
@@ -142,8 +146,9 @@ def _applied(tokenizer: Any, variables: Mapping[str, Any], messages: list[dict],
             raise ValueError(f"this model's chat template refuses the conversation: {error}.") from error
         raise ValueError(
             f"this model's chat template is broken ({type(error).__name__}: {str(error).rstrip('.')}): "
-            "expected a Jinja template that renders a conversation. Set model.tokenizer.chat_template to a "
-            "working one, or to None for plain text."
+            "expected a Jinja template that renders a conversation. Give variables that it needs, as in "
+            "chat_format(model, tools=[]), or set model.tokenizer.chat_template to a working template, or to "
+            "None for plain text."
         ) from error
 
 
@@ -157,6 +162,16 @@ def _date_macro(date: str, template: str) -> str:
     read = [directive for directive in DIRECTIVES if directive in template]  # the platform may lack others
     replaced = "".join(f".replace({directive!r}, {moment.strftime(directive)!r})" for directive in read)
     return f"{{% macro {DATE}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
+
+
+def _require_no_text(end: str) -> None:
+    """Raise if a prompt ends in words, outside tags, that the template writes before reasoning only."""
+    if re.search(r"\w[^<>\[\]]*$", end):
+        raise ValueError(
+            f"this model's chat template ends prompts in {end.strip()!r:.80}, which it does not write before "
+            "an answer: expected a prompt that answer_prefix can follow. Leave answer_prefix out, or set a "
+            "template without this text."
+        )
 
 
 def _closing(text: str, answer_prefix: str) -> str:
