@@ -375,7 +375,9 @@ def test_signal_detection_keeps_projections_and_splits_by_factors():
     intervals = [
         name + end for name in names for end in (("",) if "covered" in name else ("", "_low", "_high"))
     ]
-    assert list(result.columns[8:]) == ["n_signal", "n_noise", "unreadable", *intervals]
+    logits = [name + end for name in ("auc", "auc_change", "shift") for end in ("", "_low", "_high")]
+    logits += ["signal_shift", "noise_shift", "verdict"]
+    assert list(result.columns[8:]) == ["n_signal", "n_noise", "unreadable", *intervals, *logits]
     assert len(result) == 14
     assert len(result[result["multiplier"].isna()]) == 2
 

@@ -118,9 +118,13 @@ def d_prime(hits: Counts, n_signal: Counts, false_alarms: Counts, n_noise: Count
     return sensitivity(z_rates(hits, n_signal), z_rates(false_alarms, n_noise))
 
 
-def joint_counts(now: Bool[np.ndarray, " n"], then: Bool[np.ndarray, " n"]) -> Int[np.ndarray, "4"]:
-    """How many prompts have something both times, only now, only then, never."""
-    return np.bincount(3 - 2 * now.astype(int) - then, minlength=4)
+def joint_counts(
+    now: Bool[np.ndarray, " n"], then: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, "group 4"]:
+    """Prompts of each group with a property both times, only now, only then, never."""
+    counts = np.zeros((groups.max(initial=-1) + 1, 4), int)
+    np.add.at(counts, (groups, 3 - 2 * now.astype(int) - then), 1)
+    return counts
 
 
 def resampled_weights(
@@ -129,26 +133,38 @@ def resampled_weights(
     *,
     resamples: int,
     rng: np.random.Generator,
-) -> Float[np.ndarray, "draw *cell outcome"]:
-    """How much each outcome weighs when prompts are drawn anew, by the Bayesian bootstrap.
+    grouped: bool = False,
+) -> Float[np.ndarray, "draw *drawn outcome"]:
+    """Weights of each outcome in draws of the Bayesian bootstrap over prompts, or over groups of prompts.
 
-    Each prompt gets a random weight (exponential, mean 1) instead of the number of times that it is drawn
-    with replacement. So k prompts of one outcome together weigh as a draw of Gamma(k) does, and an outcome's
-    share of the weight is a draw of its rate.
+    Each group gets a random weight (exponential, mean 1) instead of the number of times that it is drawn with
+    replacement. k prompts of one outcome, each its own group, together weigh as a draw of Gamma(k) does, and
+    an outcome's share of the weight is a draw of its rate.
 
     Args:
         counts: prompts with each outcome. Of joint ones (`joint_counts`) what a prompt did steered and
             unsteered is drawn together.
-        added: prompts added to each outcome, a prior: from the bare counts 60 right of 60 would never vary,
+        added: groups added to each outcome, a prior: from the bare counts 60 right of 60 would never vary,
             and the interval would claim a certainty that 60 prompts cannot give.
         resamples: draws.
-        rng: the source of chance.
+        rng: random generator.
+        grouped: the first axis of `counts` is groups. An added group is as large as the groups are on average
+            (of the prompts).
 
     Source: Rubin 1981, Annals of Statistics 9, 130–134.
     """
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: an interval needs one draw or more.")
-    shapes = np.asarray(counts) + np.asarray(added, float)
+    counts = np.asarray(counts)
+    if grouped:
+        sizes = counts.sum(-1)
+        if (sizes.sum(tuple(range(1, sizes.ndim))) > 1).any():
+            size = share((sizes**2).sum(0), sizes.sum(0))[..., None]
+            weights = rng.standard_exponential((int(resamples), len(counts)))
+            drawn = np.tensordot(weights, counts, 1)
+            return drawn + size * rng.standard_gamma(np.asarray(added, float), drawn.shape)
+        counts = counts.sum(0)
+    shapes = counts + np.asarray(added, float)
     return rng.standard_gamma(shapes, size=(int(resamples), *shapes.shape))
 
 
@@ -161,17 +177,22 @@ def z_of_weights(weights: Float[np.ndarray, "*cell 2"]) -> Float[np.ndarray, "*c
 
 
 def share_change(
-    joint: Int[np.ndarray, "*cell 4"], *, resamples: int, rng: np.random.Generator
+    joint: Int[np.ndarray, "*counts 4"], *, resamples: int, rng: np.random.Generator, grouped: bool = False
 ) -> tuple[Numbers, Numbers, Numbers]:
     """Share of prompts now minus then, from `joint_counts`, with its 95 % interval; NaN without prompts.
 
-    The interval is by `resampled_weights`, with a prompt added to those with only now and only then. In
+    The interval is by `resampled_weights`, with a group added to those with only now and only then. In
     simulations it held the truth in at least 93 %, and in nearly 100 % where five prompts or fewer change.
+
+    Args:
+        joint: counts; with `grouped`, of each group (first axis).
+        resamples, rng: of the draws.
 
     Source: these two prompts are Bonett & Price's, 2012, Journal of Educational and Behavioral Statistics 37.
     """
-    change = share(joint[..., 1] - joint[..., 2], joint.sum(-1))
-    weights = resampled_weights(joint, (0.0, 1.0, 1.0, 0.0), resamples=resamples, rng=rng)
+    weights = resampled_weights(joint, (0.0, 1.0, 1.0, 0.0), resamples=resamples, rng=rng, grouped=grouped)
+    total = joint.sum(0) if grouped else joint
+    change = share(total[..., 1] - total[..., 2], total.sum(-1))
     drawn = (weights[..., 1] - weights[..., 2]) / weights.sum(-1)
     return change, *interval_around(change, drawn)
 
@@ -210,6 +231,99 @@ def auc(positive: Num[np.ndarray, "*cell n"], negative: Num[np.ndarray, "*cell m
     n, m = positive.shape[-1], negative.shape[-1]
     ranks = rankdata(np.concatenate([positive, negative], -1), axis=-1)[..., :n].sum(-1)
     return (ranks - n * (n + 1) / 2) / (n * m)
+
+
+def auc_intervals(
+    values: Float[np.ndarray, "time n"], signal: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, "3 time"], Float[np.ndarray, "3"]]:
+    """AUC of the same prompts at each time, and the first time's minus the last's, with 95 % intervals.
+
+    Args:
+        values: of each prompt, steered and unsteered.
+        signal: which prompts are signal; the others are noise.
+        groups: group number of each prompt.
+
+    Returns:
+        AUC, low, high at each time; change, low, high. NaN with fewer than two groups of either kind.
+
+    The variance is DeLong's, of groups Obuchowski's. The interval of an AUC is Wilson's of as many prompts as
+    have this variance, at most as many as there are, with Student's t in place of z. That of the change joins
+    both by their covariance, as Zou & Donner do: it stays within the possible, and has a width where both
+    AUCs are 1. In simulations (d′ 0 to 6, equal and unequal variances, 20 to 200 prompts of each kind) it
+    held the truth in 94 to 100 %.
+
+    Source: DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44; Obuchowski 1997, Biometrics 53; Zou & Donner
+    2008, Statistics in Medicine 27; effective sample size: Korn & Graubard 1998, Survey Methodology 24.
+    """
+    from scipy.stats import t
+
+    if min(len(np.unique(groups[kind])) for kind in (signal, ~signal)) < 2:
+        return np.full((3, len(values)), np.nan), np.full(3, np.nan)
+    placed = np.empty(values.shape)  # each prompt's share of the other kind's prompts that it is told from
+    placed[:, signal] = _placements(values[:, signal], values[:, ~signal])
+    placed[:, ~signal] = 1 - _placements(values[:, ~signal], values[:, signal])
+    area = placed[:, signal].mean(-1)
+    weight = 1 / np.where(signal, signal.sum(), (~signal).sum())
+    influence = (placed - area[:, None]) * weight
+    covariance, freedom = kinds_covariance(influence, signal, groups)
+    variance = np.diag(covariance)
+    simple = np.diag(kinds_covariance(influence, signal, np.arange(len(signal)))[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        size = np.fmin(area * (1 - area) / simple, len(signal)) * simple / variance
+        correlation = covariance[0, -1] / np.sqrt(variance[0] * variance[-1])
+    size = np.where(variance > 0, size, len(np.unique(groups)))
+    low, high = _score_interval(area, size, t.ppf(0.975, freedom))
+    change = area[0] - area[-1]
+    correlation = np.clip(np.nan_to_num(correlation), -1, 1)
+    ends = []
+    for now, then in ((low[0], high[-1]), (high[0], low[-1])):
+        now, then = now - area[0], then - area[-1]
+        ends.append(np.sqrt(max(now**2 + then**2 + 2 * correlation * now * then, 0.0)))
+    return np.stack([area, low, high]), np.array([change, change - ends[0], change + ends[1]])
+
+
+def mean_of_kinds(
+    values: Float[np.ndarray, " n"], signal: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]
+) -> tuple[float, float, float]:
+    """Mean of the signal's and the noise's mean, with its 95 % t interval (Welch's degrees of freedom).
+
+    NaN with fewer than two groups of either kind.
+    """
+    from scipy.stats import t
+
+    kinds = signal, ~signal
+    if min(len(np.unique(groups[kind])) for kind in kinds) < 2:
+        return np.nan, np.nan, np.nan
+    means = [values[kind].mean() for kind in kinds]
+    influence = np.where(signal, values - means[0], values - means[1]) / 2
+    influence = influence / np.where(signal, signal.sum(), (~signal).sum())
+    covariance, freedom = kinds_covariance(influence[None], signal, groups)
+    middle, half = np.mean(means), t.ppf(0.975, freedom[0]) * np.sqrt(covariance[0, 0])
+    return float(middle), float(middle - half), float(middle + half)
+
+
+def kinds_covariance(
+    influence: Float[np.ndarray, "time n"], signal: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, "time time"], Float[np.ndarray, " time"]]:
+    """Covariance over times of estimates that are sums of each prompt's influence, and degrees of freedom.
+
+    Groups are independent, prompts of one are not; a group may hold prompts of both kinds. The degrees of
+    freedom are Welch's. Source: Obuchowski 1997, Biometrics 53, section 3; Welch 1947, Biometrika 34.
+    """
+    sums, parts, freedoms = np.zeros((groups.max() + 1, len(influence))), [], []
+    for kind in (signal, ~signal):
+        count = len(np.unique(groups[kind]))
+        own = np.zeros_like(sums)
+        np.add.at(own, groups[kind], influence[:, kind].T * np.sqrt(count / (count - 1)))
+        sums += own
+        parts.append((own**2).sum(0))
+        freedoms.append(count - 1)
+    parts, freedoms = np.array(parts), np.array(freedoms)
+    below = (parts**2 / freedoms[:, None]).sum(0)
+    freedom = np.divide(
+        parts.sum(0) ** 2, below, out=np.full(len(influence), float(freedoms.sum())), where=below > 0
+    )
+    return sums.T @ sums, freedom
 
 
 def standardised_difference(
@@ -255,6 +369,23 @@ def false_discovery(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, "
     if known.any():
         result[known] = false_discovery_control(p_values[known], method="bh")
     return result
+
+
+def _placements(
+    values: Float[np.ndarray, "time n"], others: Float[np.ndarray, "time m"]
+) -> Float[np.ndarray, "time n"]:
+    """Share of the others that each value exceeds, ties one half."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([values, others], -1), axis=-1)[:, : values.shape[-1]]
+    return (ranks - rankdata(values, axis=-1)) / others.shape[-1]
+
+
+def _score_interval(rate: Numbers, n: Numbers, z: Numbers) -> tuple[Numbers, Numbers]:
+    shrink = n / (n + z**2)
+    centre = shrink * (rate + z**2 / (2 * n))
+    half = shrink * z * np.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
+    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0)
 
 
 def _two_sided_z(confidence: float) -> float:

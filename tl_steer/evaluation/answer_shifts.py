@@ -5,7 +5,7 @@ import pandas as pd
 
 from ..seeds import generator
 from ..statistics import joint_counts, share_change
-from .tables import CELL, UNSTEERED, beside_unsteered, in_cells
+from .tables import CELL, UNSTEERED, beside_unsteered, in_cells, prompt_groups
 
 COLUMNS = ("n", "compared", "shift", "shift_low", "shift_high")
 
@@ -16,8 +16,8 @@ def answer_shifts(rows: pd.DataFrame, *, by: str, resamples: int = 2000, seed: i
     Args:
         rows: a sweep's table with `choice`, the unsteered cell among it.
         by: the factor that tells the kinds of questions apart.
-        resamples, seed: of the paired bootstrap over prompts, `statistics.share_change`; every row starts
-            from the seed.
+        resamples, seed: of the paired bootstrap over groups of prompts, `statistics.share_change`; every row
+            starts from the seed.
 
     Returns:
         A row a cell and kind: the cell's columns, `dose`, the factor,
@@ -42,6 +42,7 @@ def _shift(cell: pd.DataFrame, resamples: int, seed: int) -> tuple[int, int, flo
     if both["vector"].iloc[0] == UNSTEERED:
         return len(cell), len(both), 0.0, 0.0, 0.0
     now, then = (both[name].eq(0).to_numpy(bool) for name in ("choice", "unsteered_choice"))
-    found = share_change(joint_counts(now, then), resamples=resamples, rng=generator(seed))
+    joint = joint_counts(now, then, prompt_groups(both))
+    found = share_change(joint, resamples=resamples, rng=generator(seed), grouped=True)
     shift, low, high = map(float, found)
     return len(cell), len(both), shift, low, high

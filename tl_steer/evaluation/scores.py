@@ -11,7 +11,7 @@ from ..seeds import generator
 from ..statistics import joint_counts, percentile_interval, share_change
 from .effectiveness import FLIPPED, effectiveness, flips
 from .signal_detection import signal_detection
-from .tables import CELL, UNSTEERED, beside_unsteered, in_cells
+from .tables import CELL, UNSTEERED, beside_unsteered, in_cells, prompt_groups
 
 Score = str | Callable[[pd.DataFrame], float]  # "accuracy", "d_prime", "shift", "flipped", or a function
 Measure = Callable[[pd.DataFrame, int, int], pd.DataFrame]  # rows, resamples, seed
@@ -51,7 +51,8 @@ def _accuracy_change(cell: pd.DataFrame, resamples: int, seed: int) -> tuple[flo
         answered[name].eq(answered["answer"]).fillna(False).to_numpy(bool)
         for name in ("choice", "unsteered_choice")
     )
-    _, low, high = share_change(joint_counts(now, then), resamples=resamples, rng=generator(seed))
+    joint = joint_counts(now, then, prompt_groups(answered))
+    _, low, high = share_change(joint, resamples=resamples, rng=generator(seed), grouped=True)
     return float(low), float(high)
 
 

@@ -5,7 +5,7 @@ from numbers import Real
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from ..arguments import holds_numbers
 from ..prompts import group_numbers
@@ -188,6 +188,15 @@ def is_for(controls: pd.Series, vector: str, vectors: Iterable[str]) -> pd.Serie
     """Whether controls of these names are this vector's: beside several, they are "random 1 (vector)"."""
     others = tuple(f"({name})" for name in vectors if name != vector)
     return ~controls.str.endswith(others) | controls.str.endswith(f"({vector})")
+
+
+def prompt_groups(rows: pd.DataFrame) -> Int[np.ndarray, " row"]:
+    """Number of the group of each row, from 0: rows of one `group`, else of one prompt."""
+    labels = rows["prompt_id"].astype(object)
+    if "group" in rows:
+        prompts = "prompt " + labels.map(str)  # a prompt without a group is its own
+        labels = ("group " + rows["group"].astype(object).map(str)).where(rows["group"].notna(), prompts)
+    return pd.factorize(labels)[0]
 
 
 def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -1,10 +1,10 @@
 """Rendering of chat templates: message content, thinking blocks, dates, one error if a template is broken."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
@@ -78,7 +78,9 @@ def answer_gap(tail: str, lead: str | None, answer_prefix: str) -> str:
     if closing := _closing(tail + gap, answer_prefix):
         return gap + closing
     if not known:
-        _require_no_text(tail[len(os.path.commonprefix([tail, lead or tail])) :])
+        if lead is not None:
+            alike = takewhile(lambda pair: pair[0] == pair[1], zip(tail, lead, strict=False))
+            _require_no_text(tail[len(list(alike)) :])
         return space(tail, answer_prefix)
     return "" if gap.isspace() and answer_prefix[0].isspace() else gap
 
