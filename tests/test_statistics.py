@@ -81,8 +81,11 @@ def test_joint_counts_are_counted_one_by_one():
     now, then = np.random.default_rng(0).random((2, 50)) < 0.4
     pairs = [(True, True), (True, False), (False, True), (False, False)]
     seen = list(zip(now.tolist(), then.tolist(), strict=True))
-    assert ours.joint_counts(now, then).tolist() == [seen.count(pair) for pair in pairs]
-    assert ours.joint_counts(now[:0], then[:0]).tolist() == [0, 0, 0, 0]
+    groups = np.arange(len(now)) % 3
+    assert ours.joint_counts(now, then, groups).sum(0).tolist() == [seen.count(pair) for pair in pairs]
+    first = [pair for row, pair in enumerate(seen) if row % 3 == 0]
+    assert ours.joint_counts(now, then, groups)[0].tolist() == [first.count(pair) for pair in pairs]
+    assert ours.joint_counts(now[:0], then[:0], groups[:0]).shape == (0, 4)
 
 
 @pytest.mark.parametrize(("yes", "no"), [(7, 33), (60, 0), (0, 5)])
