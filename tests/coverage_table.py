@@ -184,6 +184,30 @@ def mean_rows():
         yield [str(n), *map(_percent, (normal, skewed, bootstrapped_mean_coverage(n)))]
 
 
+def verdict_rows(repeats=400):
+    """What happened, spread and n of each kind, and the share of each verdict, from `test_verdicts`."""
+    from .test_verdicts import SPREADS, verdicts
+
+    constant = [(d, d, shift) for d in (1, 2, 4, 6) for shift in (1, 4)]
+    for logits in (True, False):
+        for then, now, shift in (*constant, (2, 1, 0), (1, 2, 0), (2, 3, 0), (2, 1, 1)):
+            for spread in SPREADS:
+                for n in (20, 60, 200):
+                    share = verdicts(
+                        repeats if logits else repeats // 2, n, then, now, shift=shift,
+                        noise=0.6 if then != now else 0.0, spread=SPREADS[spread], logits=logits,
+                    )  # fmt: skip
+                    known = "logits" if logits else "choices"
+                    yield [
+                        known,
+                        f"{then} → {now}",
+                        str(shift),
+                        spread,
+                        str(n),
+                        *(f"{each:.0%}" for each in share),
+                    ]
+
+
 def markdown(columns, rows):
     lines = [columns, ["--:"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -201,7 +225,24 @@ def main():
     moves = ["n a kind", "H / F", "correlation", "d′ change: before / now", "c change: before / now",
              "change of H: before / now", "marked"]  # fmt: skip
     means = ["n", "t, normal", "t, exponential", "rows drawn anew, normal"]
-    for columns, rows in ((rates, rate_rows()), (moves, change_rows()), (means, mean_rows())):
+    verdicts = [
+        "known",
+        "d′",
+        "shift",
+        "variances",
+        "n of each kind",
+        "bias",
+        "sensitivity",
+        "both",
+        "neither",
+        "cannot tell",
+    ]
+    for columns, rows in (
+        (verdicts, verdict_rows()),
+        (rates, rate_rows()),
+        (moves, change_rows()),
+        (means, mean_rows()),
+    ):
         print(markdown(columns, rows), end="\n\n", flush=True)
 
 

@@ -183,7 +183,7 @@ def measured(model, name, score, multipliers):
     vectors = ts.mean_difference(ts.capture_pairs(model, ts.organism_pairs(name), progress=False))
     table = ts.sweep(
         model, vectors, ts.organism_questions(), multipliers=multipliers, positions=ts.last_token(),
-        controls=5, progress=False,
+        controls=20, control_layers="all", progress=False,
     )  # fmt: skip
     chosen = ts.choose(table, on="choose", report="report", score=score, splits=0, resamples=10).iloc[1]
     assert abs(chosen["multiplier"]) <= 2
@@ -191,7 +191,7 @@ def measured(model, name, score, multipliers):
     rows = table[table["split"].eq("report") & (same | table["vector"].eq("none"))]
     flipped = ts.effectiveness(rows).set_index("vector")["flipped"]
     measures = ts.signal_detection(ts.sampled_choices(rows)).set_index("vector").join(flipped)
-    assert measures["control"].sum() == 5
+    assert measures["control"].sum() == 20
     return measures.loc[vectors.method], measures[measures["control"]]
 
 
@@ -200,10 +200,9 @@ def error_rate(rows):
 
 
 def bias(rows):
-    """Distance of the criterion from zero, less twice the distance of d′ from the 2 that was taught."""
+    """Distance of the criterion from zero; d′ has no part in the choice."""
     shares = [rows.loc[rows["answer"] == answer, "probability"].mean() for answer in (0, 1)]
-    hits, false_alarms = (NormalDist().inv_cdf(share) for share in shares)
-    return abs(hits + false_alarms) / 2 - 2 * abs(hits - false_alarms - 2)
+    return abs(sum(NormalDist().inv_cdf(share) for share in shares)) / 2
 
 
 def assert_steers_honesty(model):
@@ -211,6 +210,8 @@ def assert_steers_honesty(model):
     assert steered["flipped"] >= 0.9
     assert steered["d_prime"] <= -1
     assert abs(steered["criterion"]) <= 0.4
+    assert steered["auc"] < 0.1
+    assert steered["verdict"] == "sensitivity"
     assert random["flipped"].max() < steered["flipped"] - 0.5
     assert random["d_prime"].min() > steered["d_prime"] + 1
 
@@ -218,7 +219,8 @@ def assert_steers_honesty(model):
 def assert_steers_bias(model):
     steered, random = measured(model, "organism-bias", bias, [-1.0, -0.75, -0.5, 0.5, 0.75, 1.0])
     assert abs(steered["criterion_change"]) >= 0.7
-    assert abs(steered["d_prime_change"]) <= 0.4
+    assert abs(steered["auc_change"]) <= 0.02
+    assert steered["verdict"] == "bias"
     assert random["criterion_change"].abs().max() < abs(steered["criterion_change"]) / 2
 
 
