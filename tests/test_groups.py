@@ -9,8 +9,9 @@ import tl_steer as ts
 from tl_steer import statistics
 from tl_steer.analysis import mean_projections, mean_traces, projections, separation
 from tl_steer.directions import mean_difference
-from tl_steer.evaluation import choose, effectiveness, embedding_effect, mean_damage, preference, steerability
+from tl_steer.evaluation import effectiveness, embedding_effect, mean_damage, preference, steerability
 from tl_steer.evaluation.effectiveness import flips
+from tl_steer.evaluation.scores import measure_of
 
 from .conftest import make_pairs
 from .test_evaluation_tables import cell, row_of, unsteered
@@ -269,20 +270,22 @@ def test_steerability_draws_groups_and_copies_of_prompts_change_nothing():
 
 
 def test_a_score_given_as_a_function_sees_whole_groups_with_both_answers():
-    table = grouped_sweep().assign(split=lambda rows: np.where(rows["prompt_id"] % 2 == 0, "a", "b"))
-    table["group"] = table["prompt_id"] // 4
-    sizes = table[table["multiplier"] == 1.0].groupby(["split", "group"]).size()
+    """One group of two rows has answer 1: drawn among all, it would often be left out."""
+    table = grouped_sweep()
+    table["answer"] = (table["group"] == "claim 1").astype("Int64")
+    sizes = table[table["multiplier"] == 1.0].groupby("group").size()
     seen = []
 
     def accuracy(rows):
         seen.append(rows)
         return float(rows["choice"].eq(rows["answer"]).fillna(False).mean())
 
-    choose(table.query("operation != 'project_out'"), on="a", report="b", score=accuracy, resamples=20)
-    assert len({len(rows) for rows in seen}) > 1  # groups of one or two rows
+    measure, _ = measure_of(accuracy)
+    measure(table, 50, 0)
+    assert len({len(rows) for rows in seen}) > 1
     for rows in seen:
         assert set(rows["answer"]) == {0, 1}
-        counts = rows.groupby(["split", "group"]).size()
+        counts = rows.groupby("group").size()
         assert (counts % sizes.loc[counts.index] == 0).all()
 
 
@@ -311,20 +314,14 @@ def test_mean_projections_take_groups_or_else_pairs_whole():
 
 
 def test_separation_takes_groups_whole():
-    pairs, _ = grouped_projections()
-    row = separation(pairs, folds=5, shuffles=0).iloc[0]
-    repeated = make_pairs(
-        *(np.repeat(side.numpy(), 2, axis=0) for side in pairs.sides()),
-        factors=pd.DataFrame({"group": np.repeat(GROUPS, 2)}),
-    )
-    again = separation(repeated, folds=5, shuffles=0).iloc[0]
-    assert row["paired_accuracy"] < 1
-    width = row["paired_accuracy_high"] - row["paired_accuracy_low"]
-    n = 50
-    low, high = stats.binomtest(round(row["paired_accuracy"] * n), n).proportion_ci(method="wilson")
-    assert width > 1.02 * (high - low)
-    low, high = stats.binomtest(round(again["paired_accuracy"] * 2 * n), 2 * n).proportion_ci(method="wilson")
-    assert again["paired_accuracy_high"] - again["paired_accuracy_low"] > 1.4 * (high - low)
+    sides = np.random.default_rng(0).normal(size=(2, 50, 2, 4))
+    sides[0] += 0.3 * np.random.default_rng(1).normal(1, 1, size=(20, 1, 4))[GROUPS]
+    pairs = make_pairs(*sides, factors=pd.DataFrame({"group": GROUPS}))
+    vectors = mean_difference(pairs)
+    table = separation(pairs, estimator=lambda _: vectors, shuffles=0)
+    right = np.einsum("pld,ld->lp", sides[0] - sides[1], vectors.values.numpy()) > 0
+    for row, values in zip(table.to_dict("records"), right.astype(float), strict=True):
+        assert wilson_by_loop(values, GROUPS) == ends(row, "paired_accuracy")
 
 
 def test_traces_take_groups_whole_and_know_those_of_both_levels():
