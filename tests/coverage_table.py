@@ -211,7 +211,7 @@ def mean_rows():
 
 
 def group_rows():
-    """Groups, their rows, how much these agree, and coverage of means and rates: rows independent / groups whole."""
+    """Groups, their rows, how much these agree, coverage of means and rates (rows / groups whole)."""
     for groups in (20, 50):
         for rows in GROUP_ROWS:
             for agreement in (0, 0.3, 1):
@@ -222,7 +222,12 @@ def group_rows():
                     ]
                     for rate in (None, 0.2, 0.5, 0.8)
                 ]
-                yield [str(groups), "/".join(map(str, rows)), f"{agreement:g}", *(_percent(*each) for each in found)]
+                yield [
+                    str(groups),
+                    "/".join(map(str, rows)),
+                    f"{agreement:g}",
+                    *(_percent(*each) for each in found),
+                ]
 
 
 def sized(groups, rows):

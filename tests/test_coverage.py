@@ -117,7 +117,7 @@ def test_intervals_cover_as_they_say_whatever_the_rows_of_a_group_share(groups, 
 
 @pytest.mark.statistics
 @pytest.mark.parametrize(("agreement", "rows", "groups"), [(1, 0.66, 0.95), (0.3, 0.85, 0.95)])
-def test_rows_taken_as_independent_cover_too_little_where_four_of_a_group_agree(agreement, rows, groups, draws):
+def test_independent_rows_cover_too_little_where_four_of_a_group_agree(agreement, rows, groups, draws):
     sizes = sized(25, (4,))
     for whole, expected in ((False, rows), (True, groups)):
         found = grouped_coverage(sizes, agreement, whole=whole, simulations=draws(8000))

@@ -149,14 +149,18 @@ def grouped_sweep(seed=0):
     rng = np.random.default_rng(seed)
     answers = rng.integers(0, 2, 50)
 
-    def asked(mean):
+    def outcomes_of(mean):
         logits = mean + rng.normal(size=20)[GROUPS] + rng.normal(size=50)
         choices = np.where(logits > 0, 0, 1).astype(object)
         choices[rng.random(50) < 0.1] = None
         return {"choices": list(choices), "answers": answers, "logits": logits}
 
-    cells = [unsteered(**asked(0)), cell(**asked(0.5)), cell(**asked(-0.5), multiplier=-1.0)]
-    cells += [cell(**asked(0.2), operation="project_out", multiplier=NAN, dose=NAN)]
+    cells = [
+        unsteered(**outcomes_of(0)),
+        cell(**outcomes_of(0.5)),
+        cell(**outcomes_of(-0.5), multiplier=-1.0),
+    ]
+    cells += [cell(**outcomes_of(0.2), operation="project_out", multiplier=NAN, dose=NAN)]
     named = [f"claim {number}" for number in GROUPS]
     table = pd.concat([each.assign(group=named) for each in cells], ignore_index=True)
     return table.sample(frac=1, random_state=seed)
@@ -165,7 +169,9 @@ def grouped_sweep(seed=0):
 def outcomes(rows, before):
     """What each prompt of a cell counts as, by name."""
     result = []
-    for row, then in zip(rows.to_dict("records"), before.loc[rows["prompt_id"]].to_dict("records"), strict=True):
+    for row, then in zip(
+        rows.to_dict("records"), before.loc[rows["prompt_id"]].to_dict("records"), strict=True
+    ):
         choice, known = row["choice"], not pd.isna(row["choice"])
         both = known and not pd.isna(then["choice"])
         result.append(
@@ -199,12 +205,14 @@ def test_effectiveness_and_flips_take_groups_whole(by):
 
 
 def test_a_group_that_is_split_by_a_factor_is_one_in_each_level():
-    """Each claim asked in both topics: within a topic every prompt is alone."""
+    """One prompt of each claim per topic: within a topic every prompt is alone."""
     table = grouped_sweep()
     alone = table.assign(group=table["prompt_id"] // 2)
     expected = effectiveness(table.drop(columns="group"), by="topic")
     pd.testing.assert_frame_equal(effectiveness(alone, by="topic"), expected)
-    assert not np.allclose(effectiveness(alone)["shift_low"], effectiveness(table.drop(columns="group"))["shift_low"])
+    assert not np.allclose(
+        effectiveness(alone)["shift_low"], effectiveness(table.drop(columns="group"))["shift_low"]
+    )
 
 
 def test_embedding_effect_and_mean_damage_take_groups_whole():
@@ -227,7 +235,9 @@ def test_preference_takes_groups_whole():
     for first in ("positive", "negative"):
         signs = shared[table["group"].str.split().str[1].astype(int)] + rng.normal(size=50)
         verdict = np.select([signs > 0.3, signs < -0.6, signs < 0.2], ["positive", "negative", "tie"], "?")
-        orders.append(table.assign(first_shown=first, verdict=pd.Series(verdict, table.index).replace("?", None)))
+        orders.append(
+            table.assign(first_shown=first, verdict=pd.Series(verdict, table.index).replace("?", None))
+        )
     both = pd.concat(orders)
     (row,) = preference(both).to_dict("records")
     counted = []
@@ -290,9 +300,10 @@ def test_a_score_given_as_a_function_sees_whole_groups_with_both_answers():
 
 
 def grouped_projections():
-    sides = np.random.default_rng(0).normal(size=(2, 50, 1, 4)) + np.random.default_rng(1).normal(
-        size=(20, 1, 4)
-    )[GROUPS]
+    sides = (
+        np.random.default_rng(0).normal(size=(2, 50, 1, 4))
+        + np.random.default_rng(1).normal(size=(20, 1, 4))[GROUPS]
+    )
     sides[0] += 0.5
     pairs = make_pairs(*sides, factors=pd.DataFrame({"group": GROUPS, "topic": np.arange(50) % 2}))
     return pairs, projections(pairs, mean_difference(pairs))
@@ -301,14 +312,18 @@ def grouped_projections():
 def test_mean_projections_take_groups_or_else_pairs_whole():
     _, table = grouped_projections()
     sided = {side: rows.set_index("pair") for side, rows in table.groupby("side")}
-    sided["difference"] = sided["positive"][["projection", "cosine"]] - sided["negative"][["projection", "cosine"]]
+    sided["difference"] = (
+        sided["positive"][["projection", "cosine"]] - sided["negative"][["projection", "cosine"]]
+    )
     means = mean_projections(table.sample(frac=1, random_state=0)).set_index("side")
     for side, rows in sided.items():
         for name in ("projection", "cosine"):
             assert t_by_loop(rows[name], GROUPS)[:3] == ends(means.loc[side], name)
     # Both sides of a pair are in each topic.
     for unit in ("group", "pair"):
-        for row in mean_projections(table if unit == "group" else table.drop(columns="group"), by="topic").to_dict("records"):
+        for row in mean_projections(
+            table if unit == "group" else table.drop(columns="group"), by="topic"
+        ).to_dict("records"):
             rows = table[table["topic"] == row["topic"]]
             assert t_by_loop(rows["projection"], rows[unit])[:3] == ends(row, "projection")
 
@@ -341,7 +356,7 @@ def test_traces_take_groups_whole_and_know_those_of_both_levels():
             rows = here[here["persona"] == row["persona"]]
             assert t_by_loop(rows["projection"], rows["group"])[:3] == ends(row, "projection")
             continue
-        variance, counted, values = 0.0, [], here["projection"]
+        variance = 0.0
         sides = [here[here["persona"] == each] for each in ("honest", "dishonest")]
         for group in range(20):
             part = 0.0

@@ -48,7 +48,9 @@ def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -
     """
     by = [by] if isinstance(by, str) else list(by)
     _require(table, by)
-    table = table.assign(_group=group_numbers(table if "group" in table else table.assign(group=table["pair"])))
+    table = table.assign(
+        _group=group_numbers(table if "group" in table else table.assign(group=table["pair"]))
+    )
     means = _summarised(table, ["layer", *by])
     if "side" not in by:
         return means.sort_values(["layer", *by], ignore_index=True)

@@ -45,8 +45,8 @@ def effectiveness(
             `overall` where `by` is not one factor, or one that has a value "all".
 
     Prompts that share a value of the factor `group` are not independent: intervals take groups whole
-    (`statistics.mean_interval`, `statistics.rate_interval`). With a prompt per group these are Student's t and
-    Wilson's interval. They hold for one number each, not for the best of many cells: for that, see `choose`.
+    (`statistics.mean_interval`, `statistics.rate_interval`). With one prompt per group these are Student's t
+    and Wilson's interval. They hold for one number each, not for the best of many cells: see `choose`.
     """
     by = factors_of(table, by, RESULTS)
     if overall:
@@ -72,7 +72,9 @@ def flips(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """
     cells = _cells(table, by)
     result = cells.agg(dose=("dose", "first"), n=("_readable", "size"), compared=("_flipped", "count"))
-    result[[*FLIPPED]] = np.stack(rate_interval(cells.obj["_flipped"].to_numpy(), *samples_and_groups(cells)), 1)
+    result[[*FLIPPED]] = np.stack(
+        rate_interval(cells.obj["_flipped"].to_numpy(), *samples_and_groups(cells)), 1
+    )
     return result.reset_index()[[*CELL, "dose", *by, "n", "compared", *FLIPPED]]
 
 

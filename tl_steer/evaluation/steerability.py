@@ -7,8 +7,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ..arguments import checked
-from ..seeds import generator
 from ..prompts import group_numbers
+from ..seeds import generator
 from ..statistics import percentile_interval, rate_interval, share
 from .tables import FIXED, UNSTEERED, beside_unsteered, factors_of, require_columns
 

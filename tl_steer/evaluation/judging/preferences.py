@@ -112,7 +112,7 @@ def _measured(cells: "pd.api.typing.DataFrameGroupBy") -> pd.DataFrame:
     for name in RATES:
         ends = rate_interval(cells.obj[name].to_numpy(float), *samples)
         result[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
-    asked = (result["n"] - result["identical"]).to_numpy()
-    consistent = share(asked - result["disagreeing"].to_numpy(), asked)
+    different = (result["n"] - result["identical"]).to_numpy()
+    consistent = share(different - result["disagreeing"].to_numpy(), different)
     result.insert(result.columns.get_loc("first_share"), "consistent", consistent)
     return result
