@@ -17,6 +17,7 @@ RATES = (
     (0.5, 0.5), (0.8, 0.2), (0.8, 0.5), (0.2, 0.2), (0.95, 0.5), (0.95, 0.05), (0.95, 0.95),
     (0.99, 0.5), (0.99, 0.43), (0.99, 0.01), (0.99, 0.95), (0.01, 0.01),
 )  # fmt: skip
+GROUP_ROWS = ((2,), (4,), (1, 2, 4))
 # hit and false-alarm rate unsteered, steered, and the correlation of what lies under a prompt's two answers
 MOVES = (
     ((0.5, 0.5), (0.5, 0.5), 0.9),
@@ -124,6 +125,31 @@ def mean_coverage(n, draw, *, simulations=SIMULATIONS, seed=0):
     return float(((low <= 0) & (high >= 0)).mean())
 
 
+def grouped_values(sizes, agreement, *, rate=None, simulations=SIMULATIONS, seed=0):
+    """Values "simulation row" of groups with so many rows, and each row's group.
+
+    Normal values with mean 0, or 0 and 1 with this rate. Two rows of a group correlate by `agreement`.
+    """
+    rng = np.random.default_rng(seed)
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    shape = (simulations, len(group))
+    shared, own = rng.normal(size=(simulations, len(sizes)))[:, group], rng.normal(size=shape)
+    if rate is None:
+        return np.sqrt(agreement) * shared + np.sqrt(1 - agreement) * own, group
+    drawn = np.where(rng.random(shape) < np.sqrt(agreement), shared, own)
+    return (drawn < ndtri(rate)).astype(float), group
+
+
+def grouped_coverage(sizes, agreement, *, rate=None, whole=True, simulations=SIMULATIONS, seed=0):
+    """Of `mean_interval`, or given a rate of `rate_interval`; with `whole=False` rows are independent."""
+    values, group = grouped_values(sizes, agreement, rate=rate, simulations=simulations, seed=seed)
+    sample = np.repeat(np.arange(simulations), len(group))
+    group = statistics.nested(sample, np.tile(group if whole else np.arange(len(group)), simulations))
+    interval = statistics.mean_interval if rate is None else statistics.rate_interval
+    _, low, high = interval(values.ravel(), sample, group)
+    return float(((low <= (rate or 0)) & ((rate or 0) <= high)).mean())
+
+
 def bootstrapped_mean_coverage(n, *, simulations=SIMULATIONS, resamples=1000, seed=0):
     """The bootstrap over rows, which scores given as functions get, of a mean of n normal values."""
     rng = np.random.default_rng(seed)
@@ -208,6 +234,31 @@ def verdict_rows(repeats=400):
                     ]
 
 
+def group_rows():
+    """Groups, their rows, how much these agree, coverage of means and rates (rows / groups whole)."""
+    for groups in (20, 50):
+        for rows in GROUP_ROWS:
+            for agreement in (0, 0.3, 1):
+                found = [
+                    [
+                        grouped_coverage(sized(groups, rows), agreement, rate=rate, whole=whole)
+                        for whole in (False, True)
+                    ]
+                    for rate in (None, 0.2, 0.5, 0.8)
+                ]
+                yield [
+                    str(groups),
+                    "/".join(map(str, rows)),
+                    f"{agreement:g}",
+                    *(_percent(*each) for each in found),
+                ]
+
+
+def sized(groups, rows):
+    """Rows of each of so many groups, by turns."""
+    return np.resize(rows, groups)
+
+
 def markdown(columns, rows):
     lines = [columns, ["--:"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -225,24 +276,13 @@ def main():
     moves = ["n a kind", "H / F", "correlation", "d′ change: before / now", "c change: before / now",
              "change of H: before / now", "marked"]  # fmt: skip
     means = ["n", "t, normal", "t, exponential", "rows drawn anew, normal"]
-    verdicts = [
-        "known",
-        "d′",
-        "shift",
-        "variances",
-        "n of each kind",
-        "bias",
-        "sensitivity",
-        "both",
-        "neither",
-        "cannot tell",
-    ]
+    groups = ["groups", "rows", "correlation", "mean: rows / groups", "rate .2", "rate .5", "rate .8"]
+    verdicts = ["known", "d′", "shift", "variances", "n of each kind", "bias", "sensitivity", "both",
+                "neither", "cannot tell"]  # fmt: skip
     for columns, rows in (
-        (verdicts, verdict_rows()),
-        (rates, rate_rows()),
-        (moves, change_rows()),
-        (means, mean_rows()),
-    ):
+        (verdicts, verdict_rows()), (rates, rate_rows()), (moves, change_rows()), (means, mean_rows()),
+        (groups, group_rows()),
+    ):  # fmt: skip
         print(markdown(columns, rows), end="\n\n", flush=True)
 
 

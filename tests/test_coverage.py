@@ -19,6 +19,7 @@ from tl_steer.evaluation.signal_detection import (
     is_covered,
     measures,
 )
+from tl_steer.evaluation.steerability import _drawn, _mean
 
 from .conftest import make_pairs
 from .coverage_table import (
@@ -26,6 +27,8 @@ from .coverage_table import (
     change_of,
     covering,
     formerly_used,
+    grouped_coverage,
+    grouped_values,
     mean_coverage,
     moved,
     now_used,
@@ -33,6 +36,7 @@ from .coverage_table import (
     share_coverage,
     share_intervals,
     simulated,
+    sized,
     truth_of,
     wilson_coverage,
 )
@@ -93,6 +97,41 @@ def test_intervals_of_paired_changes_cover_as_they_say(then, now, correlation):
 @pytest.mark.parametrize("n", [20, 100])
 def test_the_t_interval_of_a_mean_covers_as_it_says(n):
     assert promised({"normal": mean_coverage(n, lambda rng, shape: rng.normal(size=shape))})
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("groups", [20, 50])
+@pytest.mark.parametrize("rows", [(1,), (2,), (4,), (1, 2, 4)])
+@pytest.mark.parametrize("agreement", [0, 0.3, 1])
+def test_intervals_cover_as_they_say_whatever_the_rows_of_a_group_share(groups, rows, agreement, draws):
+    sizes = sized(groups, rows)
+    coverage = {
+        str(rate): grouped_coverage(sizes, agreement, rate=rate, simulations=draws(8000))
+        for rate in (None, 0.2, 0.35, 0.5, 0.65, 0.8)
+    }
+    # of 20 groups of 1, 2 and 4 identical rows, 15 count, and rates of .2 and .8 come to 92 %
+    fewest = 0.91 if groups == 20 and len(rows) > 1 and agreement == 1 else 0.93
+    assert promised({"mean": coverage.pop("None")})
+    assert all(fewest <= share <= 0.975 for share in coverage.values()), coverage
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize(("agreement", "rows", "groups"), [(1, 0.66, 0.95), (0.3, 0.85, 0.95)])
+def test_independent_rows_cover_too_little_where_four_of_a_group_agree(agreement, rows, groups, draws):
+    sizes = sized(25, (4,))
+    for whole, expected in ((False, rows), (True, groups)):
+        found = grouped_coverage(sizes, agreement, whole=whole, simulations=draws(8000))
+        assert found == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("agreement", [0, 0.3, 1])
+def test_the_bootstrap_of_groups_covers_as_it_says(agreement, draws):
+    """As `steerability` draws them."""
+    values, group = grouped_values(sized(25, (1, 2, 4)), agreement, simulations=draws(2000))
+    counts = _drawn(25, 1000, 0)
+    ends = np.array([_mean(row, group, counts)[1:] for row in values])
+    assert 0.93 <= ((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean() <= 0.97
 
 
 # outside: what the printed table says of d′ there

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import checked
-from ..prompts import SIDES
-from ..statistics import t_interval
+from ..prompts import SIDES, group_numbers
+from ..statistics import mean_interval, nested
 from .kinds import require_kinds
 
 VALUES = ("projection", "cosine")
@@ -42,11 +42,15 @@ def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -
 
     A factor that differs between the sides of a pair (the letter) leaves no whole pair in any of its levels,
     and so no difference; in a table of all levels, what it adds to the differences counts as their spread,
-    though the pairs balance it. Intervals take pairs as independent: a shared claim makes them too narrow.
-    On the pairs that the vectors were made from, differences flatter; `separation` holds pairs out.
+    though the pairs balance it. Intervals take groups whole (`statistics.mean_interval`): the rows that share
+    a value of the factor `group`, or without this column a pair. On the pairs that the vectors were made
+    from, differences flatter; `separation` holds pairs out.
     """
     by = [by] if isinstance(by, str) else list(by)
     _require(table, by)
+    table = table.assign(
+        _group=group_numbers(table if "group" in table else table.assign(group=table["pair"]))
+    )
     means = _summarised(table, ["layer", *by])
     if "side" not in by:
         return means.sort_values(["layer", *by], ignore_index=True)
@@ -76,18 +80,21 @@ def _summarised(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """n, and each value's mean with its interval, in each cell of `keys`."""
     cells = table.groupby(keys, dropna=False, observed=True)
     found = cells.size().rename("n").reset_index()
+    sample = cells.ngroup().to_numpy()
+    group = nested(sample, table["_group"].to_numpy(int))
     for name in VALUES:
-        mean, deviation, n = (cells[name].agg(what).to_numpy() for what in ("mean", "std", "count"))
-        found[name] = mean
-        found[f"{name}_low"], found[f"{name}_high"] = t_interval(mean, deviation, n)
+        ends = mean_interval(table[name].to_numpy(float), sample, group)
+        found[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
     return found
 
 
 def _differences(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Positive minus negative of each pair that is whole within a cell of `keys`, summarised."""
     index = [*keys, "pair"]
-    positive, negative = (table[table["side"] == side].set_index(index)[list(VALUES)] for side in SIDES)
-    gaps = positive.sub(negative.reindex(positive.index))[positive.index.isin(negative.index)].reset_index()
+    columns = [*VALUES, "_group"]
+    positive, negative = (table[table["side"] == side].set_index(index)[columns] for side in SIDES)
+    gaps = positive.sub(negative.assign(_group=0).reindex(positive.index))  # keeps the positive side's group
+    gaps = gaps[positive.index.isin(negative.index)].reset_index()
     found = _summarised(gaps, keys).assign(side="difference")
     deviation = gaps.groupby(keys, dropna=False, observed=True)["projection"].std().to_numpy()
     # A tie of rounding errors is no spread: pairs that all differ alike have no effect to speak of.

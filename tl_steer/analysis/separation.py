@@ -9,7 +9,14 @@ from ..arguments import checked
 from ..directions import Estimator, SteeringVectors, apply_estimator, coin_flips, mean_difference
 from ..prompts import group_numbers
 from ..seeds import generator, require_seed
-from ..statistics import auc, false_discovery, permutation_p_value, standardised_difference, wilson_interval
+from ..statistics import (
+    auc,
+    false_discovery,
+    nested,
+    permutation_p_value,
+    rate_interval,
+    standardised_difference,
+)
 from .resampling import group_kinds
 
 
@@ -36,7 +43,7 @@ def separation(
         A row a layer, all of held-out pairs:
         layer;
         paired_accuracy: share of pairs whose positive side projects higher, ties one half, with Wilson's 95 %
-            interval in paired_accuracy_low and _high (which takes pairs as independent);
+            interval in paired_accuracy_low and _high (groups whole, `statistics.rate_interval`);
         auc: probability that a positive projects higher than a negative, of any pairs;
         d_prime: difference of the sides' mean projections over their pooled standard deviation;
         null_low, null_high, null_mean: 2.5 % and 97.5 % percentile and mean of it with exchanged sides;
@@ -64,9 +71,8 @@ def separation(
         raise ValueError(f"shuffles={shuffles}: give 0 or more.")
     fold = balanced_folds(pairs.factors, folds=folds, seed=seed)
     projected, method = _held_out(pairs, estimator, fold)
-    accuracy = _paired_accuracy(projected)
+    accuracy, low, high = _accuracy_interval(projected, group_numbers(pairs.factors))
     null = _null(pairs, estimator, fold, shuffles=shuffles, seed=seed)
-    low, high = wilson_interval(accuracy * len(pairs), len(pairs))
     table = {
         "layer": pairs.layers,
         "paired_accuracy": accuracy,
@@ -158,5 +164,18 @@ def _beside_chance(
 
 
 def _paired_accuracy(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, " layer"]:
+    return _right(projected).mean(-1)
+
+
+def _accuracy_interval(
+    projected: Float[np.ndarray, "side layer pair"], group: Int[np.ndarray, " pair"]
+) -> tuple[Float[np.ndarray, " layer"], ...]:
+    right = _right(projected)
+    sample = np.repeat(np.arange(len(right)), len(group))
+    return rate_interval(right.ravel(), sample, nested(sample, np.tile(group, len(right))))
+
+
+def _right(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, "layer pair"]:
+    """1 where the positive side projects higher, one half in a tie."""
     positive, negative = projected
-    return ((positive > negative) + (positive == negative) / 2).mean(-1)
+    return (positive > negative) + (positive == negative) / 2

@@ -9,7 +9,8 @@ import pandas as pd
 from ..activations import Activations
 from ..arguments import checked, holds_numbers
 from ..directions import SteeringVectors
-from ..statistics import t_interval, welch_interval
+from ..prompts import group_numbers
+from ..statistics import difference_interval, mean_interval, nested
 from .along import along, shared_layers
 from .token_texts import token_texts
 
@@ -115,13 +116,14 @@ def mean_traces(
             the level "honest − dishonest".
         pair: a column that says which prompt of the one level belongs to which of the other ("prompt_id"
             where the same prompts were run twice): the difference is then taken within pairs, at the
-            positions that both prompts of a pair have. By default the levels are independent samples.
+            positions that both prompts of a pair have. By default the levels are independent samples, but for
+            the prompts that share a value of the factor `group`.
 
     Returns:
         A row a level (as text), layer and position: difference (whether the values are differences), n
         (prompts; of a difference, pairs, or the prompts of the smaller side), the commonest token there and
         its share of the prompts, and projection and cosine with 95 % intervals in `…_low` and `…_high`:
-        Student's t, and for independent levels Welch's.
+        Student's t, and for independent levels Welch's, groups whole (`statistics.mean_interval`).
 
     Raises:
         ValueError: a column is missing, a level is unknown, a prompt is in a level twice, or a pair has not
@@ -235,10 +237,10 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
     """By layer and position: n, tokens, and each value with Student's t interval."""
     grouped = rows.groupby(["layer", "position"])
     found = pd.DataFrame({"n": grouped.size()}).join(_commonest(rows), on="position")
+    samples = _samples_and_groups(grouped)
     for value in VALUES:
-        mean, deviation, n = _moments(grouped[value])
-        found[value] = mean
-        found[f"{value}_low"], found[f"{value}_high"] = t_interval(mean, deviation, n)
+        ends = mean_interval(rows[value].to_numpy(float), *samples)
+        found[[value, f"{value}_low", f"{value}_high"]] = np.stack(ends, 1)
     return found
 
 
@@ -260,23 +262,24 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, pair: str) -> pd.DataFram
 
 def _independent(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """By layer and position: the difference of the sides' means, with Welch's interval."""
-    grouped = [side.groupby(["layer", "position"]) for side in (first, second)]
-    counts = pd.concat([side.size() for side in grouped], axis=1, join="inner")
-    found = pd.DataFrame({"n": counts.min(axis=1)}).join(
-        _commonest(pd.concat([first, second])), on="position"
-    )
+    counts = [side.groupby(["layer", "position"]).size() for side in (first, second)]
+    counts = pd.concat(counts, axis=1, join="inner")
+    both = pd.concat([first, second], ignore_index=True)
+    found = pd.DataFrame({"n": counts.min(axis=1)}).join(_commonest(both), on="position")
+    grouped = both.groupby(["layer", "position"])
+    samples = _samples_and_groups(grouped)
+    is_first = np.arange(len(both)) < len(first)
     for value in VALUES:
-        moments = [_moments(side[value], found.index) for side in grouped]
-        found[value] = moments[0][0] - moments[1][0]
-        found[f"{value}_low"], found[f"{value}_high"] = welch_interval(*moments)
+        sides = [both[value].where(side).to_numpy(float) for side in (is_first, ~is_first)]
+        ends = pd.DataFrame(np.stack(difference_interval(*sides, *samples), 1), grouped.size().index)
+        found[[value, f"{value}_low", f"{value}_high"]] = ends.loc[found.index].to_numpy()
     return found
 
 
-def _moments(grouped: Any, index: pd.Index | None = None) -> list[np.ndarray]:
-    """Of each group, or of those of an index: mean, standard deviation, and how many are not NaN."""
-    found = grouped.agg(["mean", "std", "count"])
-    found = found if index is None else found.loc[index]
-    return [found[part].to_numpy(float) for part in found]
+def _samples_and_groups(grouped: "pd.api.typing.DataFrameGroupBy") -> tuple[np.ndarray, np.ndarray]:
+    """Number of each row's layer and position, and of its prompt's group there."""
+    sample = grouped.ngroup().to_numpy()
+    return sample, nested(sample, group_numbers(grouped.obj))
 
 
 def _commonest(rows: pd.DataFrame) -> pd.DataFrame:

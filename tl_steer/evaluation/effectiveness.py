@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from ..arguments import checked
-from ..statistics import share, t_interval, wilson_interval
-from .tables import CELL, beside_unsteered, factors_of, in_cells
+from ..statistics import mean_interval, rate_interval
+from .tables import CELL, beside_unsteered, factors_of, in_cells, samples_and_groups
 
 ALL = "all"  # the level of a factor in rows of all prompts
-MOMENTS = ("mean", "std", "count")
 RESULTS = ("n", "unreadable", "accuracy", "signal_rate", "logit_difference", "shift", "flipped")
+RATES = ("accuracy", "signal_rate")
+MEANS = ("logit_difference", "shift")
 FLIPPED = ("flipped", "flipped_low", "flipped_high")
 
 
@@ -32,7 +34,7 @@ def effectiveness(
         accuracy: share of right answers where the right one is known, else NaN; an unreadable answer is not
             right. Wilson interval.
         signal_rate: share of choice 0 among the readable. Wilson interval.
-        logit_difference: mean of first choice minus second. Student's t interval.
+        logit_difference: mean of first choice minus second. t interval.
         shift: mean change of the logit difference against the unsteered model on the same prompts. t interval
             of the paired differences.
         flipped: share of prompts, readable with and without, whose choice differs from the unsteered one.
@@ -42,36 +44,37 @@ def effectiveness(
         ValueError: columns are missing, `by` names an outcome or a result, a prompt is in a cell twice; or
             `overall` where `by` is not one factor, or one that has a value "all".
 
-    The intervals hold for one number each, not for the best of many cells: for that, see `choose`.
+    Prompts that share a value of the factor `group` are not independent: intervals take groups whole
+    (`statistics.mean_interval`, `statistics.rate_interval`). With one prompt per group these are Student's t
+    and Wilson's interval. They hold for one number each, not for the best of many cells: see `choose`.
     """
     by = factors_of(table, by, RESULTS)
     if overall:
         return _with_all(table, by)
-    sums = _sums(table, by)
-    result = sums[["dose", "n"]].assign(unreadable=1 - sums["readable"] / sums["n"])
-    for name, count, of in (("accuracy", "right", "answered"), ("signal_rate", "signal", "readable")):
-        successes, trials = sums[count].to_numpy(), sums[of].to_numpy()
-        result[name] = share(successes, trials)
-        result[f"{name}_low"], result[f"{name}_high"] = wilson_interval(successes, trials)
-    for name in ("logit_difference", "shift"):
-        mean, deviation, n = (sums[f"{name}_{what}"].to_numpy(float) for what in MOMENTS)
-        result[name] = mean
-        result[f"{name}_low"], result[f"{name}_high"] = t_interval(mean, deviation, n)
-    result["flipped"] = share(sums["differs"].to_numpy(), sums["compared"].to_numpy())
+    cells = _cells(table, by)
+    result = cells.agg(dose=("dose", "first"), n=("_readable", "size"), unreadable=("_readable", "mean"))
+    result["unreadable"] = 1 - result["unreadable"]
+    samples = samples_and_groups(cells)
+    for name in (*RATES, *MEANS):
+        interval = rate_interval if name in RATES else mean_interval
+        ends = interval(cells.obj[f"_{name}"].to_numpy(), *samples)
+        result[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
+    result["flipped"] = cells["_flipped"].mean()
     return result.reset_index()[[*CELL, "dose", *by, *result.columns[1:]]]
 
 
 def flips(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The share of flipped choices of `effectiveness`, with its Wilson interval.
+    """The share of flipped choices of `effectiveness`, with its Wilson interval, groups whole.
 
     Returns:
         The cell's columns, `dose`, the factors, n (prompts), compared (those readable with and without
         steering), flipped, flipped_low, flipped_high.
     """
-    sums = _sums(table, by)
-    differs, compared = sums["differs"].to_numpy(), sums["compared"].to_numpy()
-    values = (share(differs, compared), *wilson_interval(differs, compared))
-    result = sums[["dose", "n", "compared"]].assign(**dict(zip(FLIPPED, values, strict=True)))
+    cells = _cells(table, by)
+    result = cells.agg(dose=("dose", "first"), n=("_readable", "size"), compared=("_flipped", "count"))
+    result[[*FLIPPED]] = np.stack(
+        rate_interval(cells.obj["_flipped"].to_numpy(), *samples_and_groups(cells)), 1
+    )
     return result.reset_index()[[*CELL, "dose", *by, "n", "compared", *FLIPPED]]
 
 
@@ -89,30 +92,21 @@ def _with_all(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def _outcomes(rows: pd.DataFrame) -> pd.DataFrame:
-    """What is counted, prompt by prompt, named like no factor; comparisons with NA are False."""
+    """What is averaged, prompt by prompt, named like no factor; NaN in prompts that do not count."""
     choice, before = rows["choice"], rows["unsteered_choice"]
-    return pd.DataFrame(
-        {
-            "_answered": rows["answer"].notna(),
-            "_readable": choice.notna(),
-            "_right": choice.eq(rows["answer"]).fillna(False).astype(bool),
-            "_signal": choice.eq(0).fillna(False).astype(bool),
-            "_compared": choice.notna() & before.notna(),
-            "_differs": choice.ne(before).fillna(False).astype(bool),
-            "_shift": rows["logit_difference"] - rows["unsteered_logit_difference"],
-        }
-    )
+    outcomes = {
+        "_accuracy": choice.eq(rows["answer"]).fillna(False).where(rows["answer"].notna()),
+        "_signal_rate": choice.eq(0),
+        "_flipped": choice.ne(before),  # NA where either is
+        "_logit_difference": rows["logit_difference"],
+        "_shift": rows["logit_difference"] - rows["unsteered_logit_difference"],
+    }
+    floats = {name: each.to_numpy(float, na_value=np.nan) for name, each in outcomes.items()}
+    return pd.DataFrame({"_readable": choice.notna(), **floats})
 
 
-def _sums(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Counts and moments of each cell and factor."""
+def _cells(table: pd.DataFrame, by: Sequence[str]) -> "pd.api.typing.DataFrameGroupBy":
+    """The outcomes of each cell and factor."""
     rows = beside_unsteered(table, by)
-    rows = pd.concat([rows[[*CELL, "dose", *by, "logit_difference"]], _outcomes(rows)], axis=1)
-    counted = ("answered", "readable", "right", "signal", "compared", "differs")
-    averaged = {"logit_difference": "logit_difference", "shift": "_shift"}
-    return in_cells(rows, by).agg(
-        dose=("dose", "first"),
-        n=("_readable", "size"),
-        **{name: (f"_{name}", "sum") for name in counted},
-        **{f"{name}_{what}": (source, what) for name, source in averaged.items() for what in MOMENTS},
-    )
+    kept = dict.fromkeys([*CELL, "dose", *by, *(["group"] if "group" in rows else [])])
+    return in_cells(pd.concat([rows[[*kept]], _outcomes(rows)], axis=1), by)

@@ -1,12 +1,13 @@
 """Scores by which a cell can be chosen, each with its interval and its change against the unsteered model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from ..prompts import group_numbers
 from ..seeds import generator
 from ..statistics import joint_counts, percentile_interval, share_change
 from .effectiveness import FLIPPED, effectiveness, flips
@@ -88,7 +89,7 @@ def _function(
     found = []
     for _, cell in in_cells(rows, []):
         before = unsteered.loc[cell["prompt_id"]].reset_index(drop=True)
-        draws = _redrawn(cell["answer"], resamples, seed)
+        draws = _redrawn(cell, resamples, seed)
         scores = np.array([[score(side.iloc[draw]) for side in (cell, before)] for draw in draws], float)
         value, then = score(cell), score(before)
         intervals = [*percentile_interval(scores[:, 0]), *percentile_interval(scores[:, 0] - scores[:, 1])]
@@ -99,11 +100,18 @@ def _function(
     return _steered(found, found[columns[-3:]])
 
 
-def _redrawn(answer: pd.Series, resamples: int, seed: int) -> Int[np.ndarray, "draw n"]:
-    """Rows drawn with replacement within each answer (and the unknown), so that every draw has both."""
+def _redrawn(cell: pd.DataFrame, resamples: int, seed: int) -> Iterator[Int[np.ndarray, " row"]]:
+    """Rows drawn with replacement, groups whole, within the groups of the same answers (or unknown ones).
+
+    So every draw has both answers. Without a column "group" each row is a group of its own.
+    """
     rng = generator(seed)
-    places = [np.flatnonzero(kind) for kind in (answer.eq(0), answer.eq(1), answer.isna())]
-    return np.concatenate([rng.choice(kind, (resamples, len(kind))) for kind in places if len(kind)], axis=1)
+    group = group_numbers(cell.filter(["group"]).astype(object))
+    kinds = cell["answer"].map(str).groupby(group).agg(lambda answers: " ".join(sorted(set(answers))))
+    rows = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    strata = [np.flatnonzero(kinds == kind) for kind in sorted(set(kinds))]
+    drawn = np.concatenate([rng.choice(each, (resamples, len(each))) for each in strata], axis=1)
+    return (np.concatenate([rows[number] for number in draw]) for draw in drawn)
 
 
 def _steered(found: pd.DataFrame, changes: pd.DataFrame) -> pd.DataFrame:

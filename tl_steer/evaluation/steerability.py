@@ -7,8 +7,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ..arguments import checked
+from ..prompts import group_numbers
 from ..seeds import generator
-from ..statistics import percentile_interval, share, wilson_interval
+from ..statistics import percentile_interval, rate_interval, share
 from .tables import FIXED, UNSTEERED, beside_unsteered, factors_of, require_columns
 
 LINE = ("vector", "control", "operation", "hook", "layers")  # a cell but for its multiplier
@@ -82,15 +83,16 @@ def steerability(
         vector, control, operation, hook, layers, toward, the factors, and, with 95 % intervals in `…_low` and
         `…_high`:
         n: prompts that have a slope.
-        slope, slope_per_dose: their means. Bootstrap over prompts, expanded percentile interval.
+        slope, slope_per_dose: their means. Bootstrap over groups, expanded percentile interval.
         wrong: share of prompts whose slope is negative: those that the vector moves the wrong way. Wilson
-            interval.
+            interval, groups whole (`statistics.rate_interval`).
         spread: standard deviation of the slopes.
         r_squared: the median of the prompts'. NaN where none has one.
 
     Raises:
         ValueError: as for `prompt_slopes`, no resamples, or `by` names an outcome or a result.
 
+    Prompts that share a value of the factor `group` are drawn together; without it each is its own group.
     A control's sign is arbitrary: compare with its slope's size, and with both `wrong` and 1 − `wrong`.
     Source of the interval: Hesterberg 2015, The American Statistician 69, section 4: percentiles further out,
     by as much as Student's t interval is wider than one from a normal distribution and the variance over n.
@@ -101,7 +103,7 @@ def steerability(
     slopes = prompt_slopes(table, toward=toward)
     keys = list(dict.fromkeys([*LINE, "toward", *by]))
     grouped = slopes.groupby(keys, dropna=False, sort=False, observed=True)
-    counts: dict[int, Int[np.ndarray, "draw n"]] = {}  # prompts drawn are alike for all rows of a size
+    counts: dict[int, Int[np.ndarray, "draw group"]] = {}  # groups drawn are alike for rows with as many
     found = [_summary(rows, counts, resamples, seed) for _, rows in grouped]
     labels = slopes.drop_duplicates(keys)[keys].reset_index(drop=True)
     return labels.join(pd.DataFrame(found, columns=RESULTS))
@@ -157,36 +159,43 @@ def _lines(
 
 
 def _summary(
-    rows: pd.DataFrame, counts: dict[int, Int[np.ndarray, "draw n"]], resamples: int, seed: int
+    rows: pd.DataFrame, counts: dict[int, Int[np.ndarray, "draw group"]], resamples: int, seed: int
 ) -> list[float | int]:
     rows = rows[rows["slope"].notna()]
-    n = len(rows)
-    if n not in counts:
-        counts[n] = _drawn(n, resamples, seed)
-    wrong = int((rows["slope"] < 0).sum())
-    means = [_mean(rows[name].to_numpy(float), counts[n]) for name in MEANS]
-    ends = wilson_interval(wrong, n)
+    group = group_numbers(rows.filter(["group"]).astype(object))
+    groups = len(np.unique(group))
+    if groups not in counts:
+        counts[groups] = _drawn(groups, resamples, seed)
+    means = [_mean(rows[name].to_numpy(float), group, counts[groups]) for name in MEANS]
+    wrong = [np.nan] * 3
+    if len(rows):
+        negative = (rows["slope"] < 0).to_numpy(float)
+        wrong = [float(end[0]) for end in rate_interval(negative, np.zeros(len(rows), int), group)]
     spread, fit = rows["slope"].std(), rows["r_squared"].median()
-    return [n, *means[0], *means[1], float(share(wrong, n)), *map(float, ends), float(spread), float(fit)]
+    return [len(rows), *means[0], *means[1], *wrong, float(spread), float(fit)]
 
 
-def _drawn(n: int, resamples: int, seed: int) -> Int[np.ndarray, "draw n"]:
-    """How often each of n prompts comes up when as many are drawn with replacement."""
-    if not n:
+def _drawn(groups: int, resamples: int, seed: int) -> Int[np.ndarray, "draw group"]:
+    """How often each group comes up when as many are drawn with replacement."""
+    if not groups:
         return np.zeros((resamples, 0), int)
-    return generator(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
+    return generator(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
 
 
-def _mean(values: Float[np.ndarray, " n"], counts: Int[np.ndarray, "draw n"]) -> tuple[float, float, float]:
-    """Mean, low and high; NaN where a value is, or where there are fewer than two."""
+def _mean(
+    values: Float[np.ndarray, " n"], group: Int[np.ndarray, " n"], counts: Int[np.ndarray, "draw group"]
+) -> tuple[float, float, float]:
+    """Mean, low and high; NaN where a value is, or where there are fewer than two groups."""
     from scipy.special import ndtr
     from scipy.stats import t
 
-    n = len(values)
-    if not n:
+    if not len(values):
         return np.nan, np.nan, np.nan
+    size = np.bincount(group)
+    n = size.sum() ** 2 / (size**2).sum()  # as in `statistics.mean_interval`
     if n == 1:
-        return float(values[0]), np.nan, np.nan
+        return float(values.mean()), np.nan, np.nan
     confidence = 2 * ndtr(np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1)) - 1
-    low, high = percentile_interval(counts @ values / n, float(confidence))
+    drawn = counts @ np.bincount(group, values) / (counts @ size)
+    low, high = percentile_interval(drawn, float(confidence))
     return float(values.mean()), float(low), float(high)

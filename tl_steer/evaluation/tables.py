@@ -10,6 +10,7 @@ from jaxtyping import Int, Shaped
 from ..arguments import holds_numbers
 from ..prompts import group_numbers
 from ..seeds import generator
+from ..statistics import nested
 from .reading import read_answer
 
 CELL = ("vector", "control", "operation", "layers", "hook", "multiplier")
@@ -223,6 +224,18 @@ def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def in_cells(rows: pd.DataFrame, by: Sequence[str]) -> "pd.api.typing.DataFrameGroupBy":
     """Rows by cell and factors, in the table's order; NaN (a projection's multiplier) is a key like any."""
     return rows.groupby([*CELL, *by], dropna=False, sort=False, observed=True)
+
+
+def samples_and_groups(
+    cells: "pd.api.typing.DataFrameGroupBy",
+) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
+    """Number of each row's cell, and of its group within the cell, as `statistics.mean_interval` takes them.
+
+    Args:
+        cells: rows by cell. Without a column "group" each row is a group of its own.
+    """
+    sample = cells.ngroup().to_numpy()
+    return sample, nested(sample, group_numbers(cells.obj))
 
 
 def require_one_row_a_prompt(table: pd.DataFrame, by: Sequence[str] = ()) -> None:

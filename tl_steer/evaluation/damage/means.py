@@ -6,8 +6,15 @@ import numpy as np
 import pandas as pd
 
 from ...arguments import checked
-from ...statistics import t_interval, wilson_interval
-from ..tables import CELL, factors_of, in_cells, require_columns, require_one_row_a_prompt
+from ...statistics import mean_interval, rate_interval
+from ..tables import (
+    CELL,
+    factors_of,
+    in_cells,
+    require_columns,
+    require_one_row_a_prompt,
+    samples_and_groups,
+)
 
 AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
 
@@ -23,8 +30,9 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
     Returns:
         The cell's columns, `dose`, the factors, n (passages or texts), and of each measure that the table has
         (kl, loss, loss_change; words, distinct_1, distinct_2, distinct_3, unreadable) the mean, with its 95 %
-        interval in `…_low` and `…_high`: Student's t, and Wilson's for the share `unreadable`. Where there is
-        a `loss`, perplexity too: exp of the mean loss.
+        interval in `…_low` and `…_high`: Student's t, and Wilson's for the share `unreadable`; passages of
+        one `group` are taken together, as in `effectiveness`. Where there is a `loss`, perplexity too: exp of
+        the mean loss.
 
     Raises:
         ValueError: columns are missing, or a prompt is in a cell twice.
@@ -42,16 +50,11 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
     )
     cells = in_cells(rows, by)
     result = cells.agg(dose=("dose", "first"), n=("prompt_id", "size"))
+    samples = samples_and_groups(cells)
     for name in measures:
-        mean, deviation, n = (cells[name].agg(what).to_numpy(float) for what in ("mean", "std", "count"))
-        result[name] = mean
-        result[f"{name}_low"], result[f"{name}_high"] = _interval(name, mean, deviation, n)
+        interval = rate_interval if name == "unreadable" else mean_interval
+        ends = interval(rows[name].to_numpy(), *samples)
+        result[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
     if "loss" in measures:
         result["perplexity"] = np.exp(result["loss"])
     return result.reset_index()[[*CELL, "dose", *by, *result.columns[1:]]]
-
-
-def _interval(name: str, mean: np.ndarray, deviation: np.ndarray, n: np.ndarray) -> tuple:
-    if name == "unreadable":
-        return wilson_interval(np.rint(np.nan_to_num(mean) * n), n)
-    return t_interval(mean, deviation, n)

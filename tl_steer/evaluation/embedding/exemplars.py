@@ -25,7 +25,8 @@ def exemplar_accuracy(exemplars: Exemplars, *, embedder: Embedder | None = None)
     Returns:
         One row: n_positive, n_negative;
         accuracy: share of exemplars nearer to the others of their own kind (a tie counts half), with Wilson's
-            95 % interval in accuracy_low and accuracy_high; about 0.5 where the kinds do not differ;
+            95 % interval in accuracy_low and accuracy_high, which takes exemplars as independent; about 0.5
+            where the kinds do not differ;
         auc: probability that a positive exemplar scores higher than a negative one;
         d_prime: difference of the kinds' mean scores over their pooled standard deviation.
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from ...arguments import checked
-from ...statistics import share, wilson_interval
-from ..tables import CELL, factors_of, require_columns
+from ...statistics import rate_interval, share
+from ..tables import CELL, factors_of, require_columns, samples_and_groups
 
 VERDICTS = ("verdict", "reply", "first_shown", "cached")
 
@@ -34,6 +34,7 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
         consistent: share of prompts, those of identical texts left out, whose two orders agree.
         first_share: share of the replies preferring some answer that prefer the first shown; 0.5 shows no
             bias of position. Wilson interval, of prompts and not replies, two of which depend on each other.
+        Prompts of one `group` are taken together in the intervals, as in `effectiveness`.
 
     Raises:
         ValueError: columns are missing, or a prompt is not there in both orders once.
@@ -48,13 +49,12 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
         raise ValueError(f"by={wrong} are what the judge said: split by factors of the prompts.")
     keys = [*CELL, "against", *by]
     prompts = _prompts(table, keys)
-    cells = prompts.groupby(keys, dropna=False, sort=False, observed=True)
-    sums = cells.agg(dose=("dose", "first"), **{name: (name, "sum") for name in COUNTED})
-    result = _measured(sums)
+    result = _measured(prompts.groupby(keys, dropna=False, sort=False, observed=True))
     return result.reset_index()[[*CELL, "dose", "against", *by, *(name for name in result if name != "dose")]]
 
 
-COUNTED = ("n", "unreadable", "identical", "ties", "disagreeing", "wins", "losses", "biased", "first")
+COUNTED = ("n", "unreadable", "identical", "ties", "disagreeing", "decided")
+RATES = ("preference", "win_rate", "first_share")
 
 
 def _prompts(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -64,7 +64,8 @@ def _prompts(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         table["verdict"].isin(["negative", "unsteered"]),
     )
     picks = (ours | theirs).to_numpy()
-    rows = table[[*keys, "prompt_id", "dose", "first_shown"]].assign(
+    known = dict.fromkeys([*keys, *(["group"] if "group" in table else [])])
+    rows = table[[*known, "prompt_id", "dose", "first_shown"]].assign(
         # 1 the plus text, 0 the other, ½ a tie
         value=np.select([ours, theirs, table["verdict"].eq("tie").fillna(False)], [1, 0, 0.5], np.nan),
         first=np.where(picks, table["verdict"].eq(table["first_shown"]).fillna(False), np.nan),
@@ -78,7 +79,8 @@ def _prompts(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         low=("value", "min"),
         high=("value", "max"),
         alike=("alike", "all"),
-        first=("first", "mean"),
+        first_share=("first", "mean"),
+        **{name: (name, "first") for name in known if name not in keys},
     )
     if not (pairs[["orders", "replies"]] == 2).all(axis=None):
         raise ValueError(
@@ -89,36 +91,28 @@ def _prompts(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def _counted(pairs: pd.DataFrame) -> pd.DataFrame:
-    """What is counted, prompt by prompt."""
+    """What is counted and averaged, prompt by prompt; NaN in prompts that do not count."""
     readable, agreed = pairs["read"] == 2, pairs["low"] == pairs["high"]
+    decided = readable & agreed & (pairs["low"] != 0.5)
     return pairs.assign(
         n=readable,
         unreadable=~readable,
         identical=readable & pairs["alike"],
-        ties=readable & agreed & (pairs["low"] == 0.5),
+        ties=readable & agreed & ~decided,
         disagreeing=readable & ~agreed,
-        wins=readable & (pairs["low"] == 1),
-        losses=readable & (pairs["high"] == 0),
-        biased=pairs["first"].notna(),
-        first=pairs["first"].fillna(0),
+        decided=decided,
+        preference=pairs["low"].where(decided, 0.5).where(readable),
+        win_rate=pairs["low"].where(decided),
     )
 
 
-def _measured(sums: pd.DataFrame) -> pd.DataFrame:
-    n, wins = sums["n"].to_numpy(float), sums["wins"].to_numpy(float)
-    decided = wins + sums["losses"].to_numpy()
-    result = sums[["dose", "n", "unreadable", "identical", "ties", "disagreeing"]].assign(
-        decided=decided.astype(int)
-    )
-    shares = {
-        "preference": (wins + (n - decided) / 2, n),
-        "win_rate": (wins, decided),
-        "first_share": (sums["first"].to_numpy(float), sums["biased"].to_numpy(float)),
-    }
-    for name, (successes, trials) in shares.items():
-        result[name] = share(successes, trials)
-        result[f"{name}_low"], result[f"{name}_high"] = wilson_interval(successes, trials)
-    asked = n - sums["identical"].to_numpy()
-    consistent = share(asked - sums["disagreeing"].to_numpy(), asked)
+def _measured(cells: "pd.api.typing.DataFrameGroupBy") -> pd.DataFrame:
+    result = cells.agg(dose=("dose", "first"), **{name: (name, "sum") for name in COUNTED})
+    samples = samples_and_groups(cells)
+    for name in RATES:
+        ends = rate_interval(cells.obj[name].to_numpy(float), *samples)
+        result[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
+    different = (result["n"] - result["identical"]).to_numpy()
+    consistent = share(different - result["disagreeing"].to_numpy(), different)
     result.insert(result.columns.get_loc("first_share"), "consistent", consistent)
     return result

@@ -1,0 +1,383 @@
+"""Rows of a group belong together in every interval: each against a loop over groups."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import tl_steer as ts
+from tl_steer import statistics
+from tl_steer.analysis import mean_projections, mean_traces, projections, separation
+from tl_steer.directions import mean_difference
+from tl_steer.evaluation import effectiveness, embedding_effect, mean_damage, preference, steerability
+from tl_steer.evaluation.effectiveness import flips
+from tl_steer.evaluation.scores import measure_of
+
+from .conftest import make_pairs
+from .test_evaluation_tables import cell, row_of, unsteered
+
+NAN = float("nan")
+GROUPS = np.repeat(np.arange(20), [1, 2, 4, 3] * 5)  # 50 rows
+
+
+def by_group(values, groups):
+    """The known values of each group that has any."""
+    parts = [[v for v, g in zip(values, groups, strict=True) if g == group and not np.isnan(v)]
+             for group in dict.fromkeys(groups)]  # fmt: skip
+    return [part for part in parts if part]
+
+
+def t_by_loop(values, groups):
+    """Mean, low and high, and the number of groups that counts."""
+    parts = by_group(values, groups)
+    n = sum(map(len, parts))
+    mean = sum(map(sum, parts)) / n
+    variance = sum((sum(part) - len(part) * mean) ** 2 / (1 - len(part) / n) for part in parts) / n**2
+    counted = n**2 / sum(len(part) ** 2 for part in parts)
+    half = stats.t.ppf(0.975, counted - 1) * variance**0.5
+    return mean, mean - half, mean + half, counted
+
+
+def wilson_by_loop(values, groups):
+    rate, low, high, counted = t_by_loop(values, groups)
+    rows = np.array([v for v in values if not np.isnan(v)])
+    if len(set(rows)) == 1:
+        effective = counted
+    else:
+        alone = stats.t.interval(0.95, len(rows) - 1, scale=stats.sem(rows))
+        effective = len(rows) * min(1, (alone[1] / ((high - low) / 2)) ** 2) if high > low else len(rows)
+    z = stats.norm.ppf(0.975)
+    roots = np.roots([1 + z**2 / effective, -2 * rate - z**2 / effective, rate**2])
+    return rate, *np.sort(roots.real)
+
+
+def ends(row, name):
+    return pytest.approx([row[f"{name}{end}"] for end in ("", "_low", "_high")], nan_ok=True)
+
+
+def drawn(seed=0, kind="normal"):
+    """Rows that partly agree within their group; three are missing."""
+    rng = np.random.default_rng(seed)
+    shared, own = rng.normal(size=20)[GROUPS], rng.normal(size=50)
+    values = shared + own if kind == "normal" else (shared + own > -0.5).astype(float)
+    values[[3, 11, 40]] = NAN
+    return values
+
+
+# the arithmetic
+
+
+@pytest.mark.parametrize("kind", ["normal", "binary"])
+def test_intervals_of_several_samples_are_those_of_a_loop_over_groups(kind):
+    order = np.random.default_rng(1).permutation(100)
+    values = np.concatenate([drawn(0, kind), drawn(1, kind)])[order]
+    sample, group = (np.concatenate(each)[order] for each in ([0 * GROUPS, 0 * GROUPS + 1], [GROUPS, GROUPS]))
+    interval, loop = {
+        "normal": (statistics.mean_interval, t_by_loop),
+        "binary": (statistics.rate_interval, wilson_by_loop),
+    }[kind]
+    found = np.stack(interval(values, sample, statistics.nested(sample, group)), 1)
+    for number in (0, 1):
+        expected = loop(values[sample == number], group[sample == number])
+        assert found[number] == pytest.approx(expected[:3], rel=1e-12)
+
+
+def test_with_a_row_per_group_they_are_scipys():
+    values = drawn()
+    known = values[~np.isnan(values)]
+    one, rows = np.zeros(50, int), np.random.default_rng(0).permutation(50)
+    oracle = stats.ttest_1samp(known, 0).confidence_interval(0.95)
+    assert np.ravel(statistics.mean_interval(values, one, rows)) == pytest.approx([known.mean(), *oracle])
+    right = drawn(kind="binary")
+    count = int(np.nansum(right))
+    oracle = stats.binomtest(count, 47).proportion_ci(method="wilson")
+    assert np.ravel(statistics.rate_interval(right, one, rows)) == pytest.approx([count / 47, *oracle])
+
+
+@pytest.mark.parametrize("copies", [2, 4])
+def test_copies_of_a_row_are_one_row(copies):
+    values, right = drawn(3), drawn(3, "binary")
+    one, rows = np.zeros(50, int), np.arange(50)
+    alone = statistics.mean_interval(values, one, rows)
+    copied = (np.repeat(each, copies) for each in (values, one, rows))
+    assert np.ravel(statistics.mean_interval(*copied)) == pytest.approx(np.ravel(alone))
+    rate, low, high = statistics.rate_interval(right, one, rows)
+    copied = [np.repeat(each, copies) for each in (right, one, rows)]
+    again, lower, higher = statistics.rate_interval(*copied)
+    assert again == pytest.approx(rate)
+    # how many rows are independent is estimated too
+    assert 1 < (higher - lower) / (high - low) < 1.03
+    certain = statistics.rate_interval(np.ones(50 * copies), *copied[1:])
+    assert np.ravel(certain) == pytest.approx(np.ravel(statistics.rate_interval(np.ones(50), one, rows)))
+
+
+def test_few_groups_leave_few_numbers_and_balanced_ones_are_not_certain():
+    one, none = np.zeros(4, int), np.zeros(0, int)
+    values = np.array([0.0, 1.0, 1.0, 1.0])
+    mean, low, high = statistics.mean_interval(values, one, one)
+    assert mean == 0.75
+    assert np.isnan([low, high]).all()
+    alone = stats.binomtest(1, 1).proportion_ci(method="wilson")
+    assert np.ravel(statistics.rate_interval(np.ones(4), one, one)) == pytest.approx([1, *alone])
+    assert np.isnan(statistics.mean_interval(values * NAN, one, np.arange(4))).all()
+    assert np.isnan(statistics.rate_interval(values * NAN, one, np.arange(4))).all()
+    assert all(len(end) == 0 for end in statistics.mean_interval(np.zeros(0), none, none))
+    balanced = np.tile([0.0, 1.0], 20)
+    _, low, high = statistics.rate_interval(balanced, np.zeros(40, int), np.arange(40) // 2)
+    assert (low[0], high[0]) == pytest.approx(stats.binomtest(20, 40).proportion_ci(method="wilson"))
+
+
+def test_a_difference_is_welchs_of_separate_groups_and_paired_of_shared_ones():
+    first, second = np.random.default_rng(0).normal(size=(2, 9))
+    one, nothing = np.zeros(18, int), np.full(9, NAN)
+    sides = np.concatenate([first, nothing]), np.concatenate([nothing, second])
+    for group, test in (
+        (np.arange(18), stats.ttest_ind(first, second, equal_var=False)),
+        (np.tile(np.arange(9), 2), stats.ttest_rel(first, second)),
+    ):
+        found = np.ravel(statistics.difference_interval(*sides, one, group))
+        assert found == pytest.approx([first.mean() - second.mean(), *test.confidence_interval(0.95)])
+    twice = [np.repeat(each, 3) for each in (*sides, one, group)]
+    assert np.ravel(statistics.difference_interval(*twice)) == pytest.approx(found)
+
+
+# the tables
+
+
+def grouped_sweep(seed=0):
+    """An unsteered cell, two multipliers and a projection; prompts of a group partly agree."""
+    rng = np.random.default_rng(seed)
+    answers = rng.integers(0, 2, 50)
+
+    def outcomes_of(mean):
+        logits = mean + rng.normal(size=20)[GROUPS] + rng.normal(size=50)
+        choices = np.where(logits > 0, 0, 1).astype(object)
+        choices[rng.random(50) < 0.1] = None
+        return {"choices": list(choices), "answers": answers, "logits": logits}
+
+    cells = [
+        unsteered(**outcomes_of(0)),
+        cell(**outcomes_of(0.5)),
+        cell(**outcomes_of(-0.5), multiplier=-1.0),
+    ]
+    cells += [cell(**outcomes_of(0.2), operation="project_out", multiplier=NAN, dose=NAN)]
+    named = [f"claim {number}" for number in GROUPS]
+    table = pd.concat([each.assign(group=named) for each in cells], ignore_index=True)
+    return table.sample(frac=1, random_state=seed)
+
+
+def outcomes(rows, before):
+    """What each prompt of a cell counts as, by name."""
+    result = []
+    for row, then in zip(
+        rows.to_dict("records"), before.loc[rows["prompt_id"]].to_dict("records"), strict=True
+    ):
+        choice, known = row["choice"], not pd.isna(row["choice"])
+        both = known and not pd.isna(then["choice"])
+        result.append(
+            {
+                "accuracy": float(known and choice == row["answer"]),
+                "signal_rate": float(choice == 0) if known else NAN,
+                "flipped": float(choice != then["choice"]) if both else NAN,
+                "logit_difference": row["logit_difference"],
+                "shift": row["logit_difference"] - then["logit_difference"],
+            }
+        )
+    return pd.DataFrame(result).assign(group=rows["group"].to_numpy())
+
+
+@pytest.mark.parametrize("by", [[], ["topic"], ["split"]])
+def test_effectiveness_and_flips_take_groups_whole(by):
+    table = grouped_sweep()
+    before = table[table["vector"] == "none"].set_index("prompt_id")
+    found, flipped = effectiveness(table, by=by), flips(table, by)
+    assert len(found) == len(flipped) == 4 * 2 ** len(by)
+    for row, flip in zip(found.to_dict("records"), flipped.to_dict("records"), strict=True):
+        same = [table[name].isna() if row[name] != row[name] else table[name] == row[name]
+                for name in ("vector", "operation", "multiplier", *by)]  # fmt: skip
+        counted = outcomes(table[np.logical_and.reduce(same)], before)
+        for name in ("accuracy", "signal_rate"):
+            assert wilson_by_loop(counted[name], counted["group"]) == ends(row, name)
+        for name in ("logit_difference", "shift"):
+            assert t_by_loop(counted[name], counted["group"])[:3] == ends(row, name)
+        assert wilson_by_loop(counted["flipped"], counted["group"]) == ends(flip, "flipped")
+        assert flip["flipped"] == pytest.approx(row["flipped"])
+
+
+def test_a_group_that_is_split_by_a_factor_is_one_in_each_level():
+    """One prompt of each claim per topic: within a topic every prompt is alone."""
+    table = grouped_sweep()
+    alone = table.assign(group=table["prompt_id"] // 2)
+    expected = effectiveness(table.drop(columns="group"), by="topic")
+    pd.testing.assert_frame_equal(effectiveness(alone, by="topic"), expected)
+    assert not np.allclose(
+        effectiveness(alone)["shift_low"], effectiveness(table.drop(columns="group"))["shift_low"]
+    )
+
+
+def test_embedding_effect_and_mean_damage_take_groups_whole():
+    table = grouped_sweep().assign(embedding_score=lambda rows: rows["logit_difference"])
+    found = row_of(embedding_effect(table), multiplier=1.0)
+    rows = table[table["multiplier"] == 1.0]
+    assert t_by_loop(rows["embedding_score"], rows["group"])[:3] == ends(found, "score")
+    damaged = table.assign(kl=table["logit_difference"] ** 2, unreadable=table["choice"].isna())
+    found = row_of(mean_damage(damaged), multiplier=1.0)
+    assert t_by_loop(rows["logit_difference"] ** 2, rows["group"])[:3] == ends(found, "kl")
+    assert wilson_by_loop(rows["choice"].isna().astype(float), rows["group"]) == ends(found, "unreadable")
+
+
+def test_preference_takes_groups_whole():
+    rng = np.random.default_rng(0)
+    table = grouped_sweep().query("multiplier == 1").assign(against="opposite", reply="", cached=False)
+    table = table.assign(text="a", other_text="b")
+    shared = rng.normal(size=20)
+    orders = []
+    for first in ("positive", "negative"):
+        signs = shared[table["group"].str.split().str[1].astype(int)] + rng.normal(size=50)
+        verdict = np.select([signs > 0.3, signs < -0.6, signs < 0.2], ["positive", "negative", "tie"], "?")
+        orders.append(
+            table.assign(first_shown=first, verdict=pd.Series(verdict, table.index).replace("?", None))
+        )
+    both = pd.concat(orders)
+    (row,) = preference(both).to_dict("records")
+    counted = []
+    for _, pair in both.groupby("prompt_id"):
+        votes = [{"positive": 1, "negative": 0, "tie": 0.5}.get(each, NAN) for each in pair["verdict"]]
+        agreed = votes[0] == votes[1] != 0.5
+        shown = [each == first for each, first in zip(pair["verdict"], pair["first_shown"], strict=True)
+                 if each in ("positive", "negative")]  # fmt: skip
+        counted.append(
+            {
+                "preference": NAN if np.isnan(votes).any() else votes[0] if agreed else 0.5,
+                "win_rate": votes[0] if agreed else NAN,
+                "first_share": np.mean(shown) if shown else NAN,
+                "group": pair["group"].iloc[0],
+            }
+        )
+    counted = pd.DataFrame(counted)
+    for name in ("preference", "win_rate", "first_share"):
+        assert wilson_by_loop(counted[name], counted["group"]) == ends(row, name)
+    without = preference(both.drop(columns="group")).loc[0]
+    assert without["preference_low"] > row["preference_low"]
+
+
+def test_steerability_draws_groups_and_copies_of_prompts_change_nothing():
+    table = grouped_sweep(1)
+    table = table.assign(group=table["prompt_id"])
+    copies = pd.concat([table, table.assign(prompt_id=table["prompt_id"] + 50)])
+    alone, twice = (steerability(each, resamples=4000).loc[0] for each in (table, copies))
+    for name in ("slope", "slope_per_dose"):
+        assert [alone[f"{name}{end}"] for end in ("", "_low", "_high")] == ends(twice, name)
+    naive = steerability(copies.drop(columns="group"), resamples=4000).loc[0]
+    assert naive["slope_high"] - naive["slope_low"] < 0.8 * (twice["slope_high"] - twice["slope_low"])
+
+    table = grouped_sweep(1)
+    found = steerability(table, resamples=4000).loc[0]
+    slopes = ts.prompt_slopes(table)
+    _, low, high, _ = t_by_loop(slopes["slope"], slopes["group"])
+    assert [found["slope_low"], found["slope_high"]] == pytest.approx([low, high], abs=0.05 * (high - low))
+    assert wilson_by_loop((slopes["slope"] < 0).astype(float), slopes["group"]) == ends(found, "wrong")
+
+
+def test_a_score_given_as_a_function_sees_whole_groups_with_both_answers():
+    """One group of two rows has answer 1: drawn among all, it would often be left out."""
+    table = grouped_sweep()
+    table["answer"] = (table["group"] == "claim 1").astype("Int64")
+    sizes = table[table["multiplier"] == 1.0].groupby("group").size()
+    seen = []
+
+    def accuracy(rows):
+        seen.append(rows)
+        return float(rows["choice"].eq(rows["answer"]).fillna(False).mean())
+
+    measure, _ = measure_of(accuracy)
+    measure(table, 50, 0)
+    assert len({len(rows) for rows in seen}) > 1
+    for rows in seen:
+        assert set(rows["answer"]) == {0, 1}
+        counts = rows.groupby("group").size()
+        assert (counts % sizes.loc[counts.index] == 0).all()
+
+
+def grouped_projections():
+    sides = (
+        np.random.default_rng(0).normal(size=(2, 50, 1, 4))
+        + np.random.default_rng(1).normal(size=(20, 1, 4))[GROUPS]
+    )
+    sides[0] += 0.5
+    pairs = make_pairs(*sides, factors=pd.DataFrame({"group": GROUPS, "topic": np.arange(50) % 2}))
+    return pairs, projections(pairs, mean_difference(pairs))
+
+
+def test_mean_projections_take_groups_or_else_pairs_whole():
+    _, table = grouped_projections()
+    sided = {side: rows.set_index("pair") for side, rows in table.groupby("side")}
+    sided["difference"] = (
+        sided["positive"][["projection", "cosine"]] - sided["negative"][["projection", "cosine"]]
+    )
+    means = mean_projections(table.sample(frac=1, random_state=0)).set_index("side")
+    for side, rows in sided.items():
+        for name in ("projection", "cosine"):
+            assert t_by_loop(rows[name], GROUPS)[:3] == ends(means.loc[side], name)
+    # Both sides of a pair are in each topic.
+    for unit in ("group", "pair"):
+        for row in mean_projections(
+            table if unit == "group" else table.drop(columns="group"), by="topic"
+        ).to_dict("records"):
+            rows = table[table["topic"] == row["topic"]]
+            assert t_by_loop(rows["projection"], rows[unit])[:3] == ends(row, "projection")
+
+
+def test_separation_takes_groups_whole():
+    sides = np.random.default_rng(0).normal(size=(2, 50, 2, 4))
+    sides[0] += 0.3 * np.random.default_rng(1).normal(1, 1, size=(20, 1, 4))[GROUPS]
+    pairs = make_pairs(*sides, factors=pd.DataFrame({"group": GROUPS}))
+    vectors = mean_difference(pairs)
+    table = separation(pairs, estimator=lambda _: vectors, shuffles=0)
+    right = np.einsum("pld,ld->lp", sides[0] - sides[1], vectors.values.numpy()) > 0
+    for row, values in zip(table.to_dict("records"), right.astype(float), strict=True):
+        assert wilson_by_loop(values, GROUPS) == ends(row, "paired_accuracy")
+
+
+def test_traces_take_groups_whole_and_know_those_of_both_levels():
+    rng = np.random.default_rng(0)
+    persona = np.where(np.arange(50) % 3 > 0, "honest", "dishonest")
+    rows = [
+        {"prompt_id": prompt, "prompt": "", "layer": layer, "position": 0, "token_id": 7, "token": "x",
+         "persona": persona[prompt], "group": GROUPS[prompt], "cosine": 0.0,
+         "projection": rng.normal() + 2 * np.cos(GROUPS[prompt])}
+        for prompt in range(50) for layer in (3, 5)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows).sample(frac=1, random_state=0)
+    means = mean_traces(table, by="persona", difference=("honest", "dishonest"))
+    for row in means.to_dict("records"):
+        here = table[table["layer"] == row["layer"]]
+        if not row["difference"]:
+            rows = here[here["persona"] == row["persona"]]
+            assert t_by_loop(rows["projection"], rows["group"])[:3] == ends(row, "projection")
+            continue
+        variance = 0.0
+        sides = [here[here["persona"] == each] for each in ("honest", "dishonest")]
+        for group in range(20):
+            part = 0.0
+            for sign, side in zip((1, -1), sides, strict=True):
+                mine = side.loc[side["group"] == group, "projection"]
+                error = (mine - side["projection"].mean()).sum()
+                part += sign * error / len(side) / (1 - len(mine) / len(side)) ** 0.5
+            variance += part**2
+        counted = [len(side) ** 2 / (side.groupby("group").size() ** 2).sum() for side in sides]
+        half = stats.t.ppf(0.975, min(counted) - 1) * variance**0.5
+        mean = sides[0]["projection"].mean() - sides[1]["projection"].mean()
+        assert [mean, mean - half, mean + half] == ends(row, "projection")
+
+
+def test_differences_within_pairs_take_groups_whole():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"prompt_id": range(100), "prompt": "", "layer": 3, "position": 0, "token_id": 7, "token": "x",
+         "persona": ["honest"] * 50 + ["dishonest"] * 50, "group": np.tile(GROUPS, 2),
+         "pair": np.tile(np.arange(50), 2), "projection": rng.normal(size=100), "cosine": 0.0}
+    )  # fmt: skip
+    means = mean_traces(table, by="persona", difference=("honest", "dishonest"), pair="pair")
+    values = table["projection"].to_numpy()
+    assert t_by_loop(values[:50] - values[50:], GROUPS)[:3] == ends(means.iloc[-1], "projection")
