@@ -17,7 +17,7 @@ BETTER = 4  # of these cells, the one with an effect: layer 4, multiplier 1
 SCORES = ("accuracy", "d_prime", "shift")
 
 
-def cells_of(vector, outcomes, answers, plan=PLAN, control=False):
+def cells_of(vector, outcomes, answers, plan=PLAN, control=False, control_of=""):
     """Rows of a vector's cells; `outcomes` gives the logit differences of each, NaN where unreadable."""
     n = len(answers)
     logits = np.concatenate(outcomes)
@@ -29,6 +29,7 @@ def cells_of(vector, outcomes, answers, plan=PLAN, control=False):
         "prompt": "a prompt",
         "vector": vector,
         "control": control,
+        "control_of": control_of,
         "operation": np.repeat([operation for operation, *_ in plan], n),
         "layers": np.repeat([layers for _, layers, _ in plan], n),
         "hook": "" if vector == "none" else "resid_post",
@@ -65,7 +66,7 @@ def noise_sweep(n=40, seed=0, *, effect=0.0, controls=0, unreadable=0.1, vectors
         made.append(cells_of(vector, drawn(effect), answers, plan))
         for number in range(controls):
             name = f"random {number + 1}" + f" ({vector})" * (len(vectors) > 1)
-            made.append(cells_of(name, drawn(0.0), answers, plan, control=True))
+            made.append(cells_of(name, drawn(0.0), answers, plan, control=True, control_of=vector))
     return pd.concat(made, ignore_index=True)
 
 
@@ -328,10 +329,13 @@ def test_cells_that_only_a_control_has_do_not_help_it():
 
 def test_each_of_several_vectors_is_compared_with_its_own_controls_and_those_that_are_for_all():
     table = noise_sweep(vectors=("honesty", "tone"), controls=2, plan=PLAN[:3])
-    shared = table.replace({"vector": {"random 2 (tone)": "shuffled"}})
+    for_all = table["vector"] == "random 2 (tone)"
+    shared = table.assign(control_of=table["control_of"].mask(for_all, ""))
     found = choose(shared, on="one", report="two", resamples=1, splits=0).set_index("vector")
     assert set(found.loc["honesty", "controls"]) == {3}, "its own two, and the one that is for all"
     assert set(found.loc["tone", "controls"]) == {2}
+    older = choose(table.drop(columns="control_of"), on="one", report="two", resamples=1, splits=0)
+    assert set(older["controls"]) == {4}, "a table of an older version: every control serves every vector"
 
 
 def test_the_order_of_rows_decides_nothing_but_ties():
@@ -342,7 +346,7 @@ def test_the_order_of_rows_decides_nothing_but_ties():
         for each in (table, shuffled)
     )
     pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
-    assert set(CELL) - {"control"} <= set(one)
+    assert set(CELL) - {"control", "control_of"} <= set(one)
 
 
 # the figure

@@ -22,6 +22,7 @@ def cell(choices, answers, *, vector="honesty", layers="3", multiplier=1.0, dose
         "topic": ["sea", "sky"] * (n // 2) + ["sea"] * (n % 2),
         "vector": vector,
         "control": False,
+        "control_of": "",
         "operation": "add",
         "layers": layers,
         "hook": "resid_post",
@@ -369,13 +370,13 @@ def test_a_row_does_not_depend_on_the_other_cells():
 
 def test_signal_detection_keeps_projections_and_splits_by_factors():
     result = signal_detection(random_sweep(), by=("topic", "layers"), resamples=20)
-    assert list(result.columns[:8]) == [*CELL, "dose", "topic"]
+    assert list(result.columns[:9]) == [*CELL, "dose", "topic"]
     names = ["hit_rate", "false_alarm_rate", "d_prime", "criterion", "covered", "d_prime_change",
              "criterion_change", "change_covered"]  # fmt: skip
     intervals = [
         name + end for name in names for end in (("",) if "covered" in name else ("", "_low", "_high"))
     ]
-    assert list(result.columns[8:]) == ["n_signal", "n_noise", "unreadable", *intervals]
+    assert list(result.columns[9:]) == ["n_signal", "n_noise", "unreadable", *intervals]
     assert len(result) == 14
     assert len(result[result["multiplier"].isna()]) == 2
 

@@ -21,8 +21,8 @@ NAN = float("nan")
 MODEL = make_model(word_tokenizer())
 PROMPTS = ["a b c :", "d :", "e f g h :", "i j :", "k :", "l m n :", "o p :", "q r :"]
 COLUMNS = [
-    "prompt_id", "prompt", "kind", "vector", "control", "operation", "layers", "hook", "multiplier", "dose",
-    "split", "answer", "choice", "logit_difference", "probability", "mass", "text",
+    "prompt_id", "prompt", "kind", "vector", "control", "control_of", "operation", "layers", "hook", "multiplier",
+    "dose", "split", "answer", "choice", "logit_difference", "probability", "mass", "text",
 ]  # fmt: skip
 
 
@@ -199,6 +199,9 @@ def test_no_two_controls_of_several_vectors_are_the_same():
     assert len(names) == 24
     effects = cell(table, control=True, prompt_id=0)["logit_difference"].round(7)
     assert effects.nunique() == 24
+    owners = cell(table, control=True).drop_duplicates("vector")["control_of"].tolist()
+    assert owners == ["one"] * 12 + ["two"] * 12
+    assert set(cell(table, control=False)["control_of"]) == {""}
 
 
 def test_controls_by_name_are_marked_and_used():
@@ -208,6 +211,7 @@ def test_controls_by_name_are_marked_and_used():
         cell(table, control=True, vector="shuffled"),
         choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(control[1], 2.0)),
     )
+    assert set(table["control_of"]) == {""}
 
 
 def test_several_vectors_keep_their_names_hooks_and_layers():

@@ -12,9 +12,9 @@ from .tables import (
     UNSTEERED,
     beside_unsteered,
     in_cell,
-    is_for,
-    require_columns,
     require_one_row_a_prompt,
+    serves,
+    sweep_table,
 )
 
 LABELS = ("vector", "operation", "layers", "hook", "multiplier", "dose", "split", "n", "score")
@@ -82,6 +82,7 @@ def choose(
     Bioinformatics 7, 91; the p value, Phipson & Smyth 2010, section 3.
     """
     measure, name = measure_of(score)
+    table = sweep_table(table, "prompt_id", "split")
     _require_splits(table, on, report, splits)
     both = table[table["split"].isin([on, report])]
     require_one_row_a_prompt(both)
@@ -93,11 +94,10 @@ def choose(
     halves = halvings(before, splits, seed)
     found = []
     steered = wanted[wanted["vector"] != UNSTEERED]
-    names = steered["vector"].unique()
     for (vector, operation), rows in steered.groupby(["vector", "operation"], sort=False):
         cells = candidates(rows, before, score)
         place = _place(cells, parts)
-        mates = is_control & (both["operation"] == operation) & is_for(both["vector"], vector, names)
+        mates = is_control & (both["operation"] == operation) & serves(both, vector)
         about = tried(cells, halves, place) | compared(cells, both[mates], before, score, parts)
         chosen = wanted[in_cell(wanted, cells.labels.iloc[place]) | (wanted["vector"] == UNSTEERED)]
         for split in (on, report):
@@ -117,7 +117,6 @@ def _place(cells: Candidates, parts: Bool[np.ndarray, "2 prompt"]) -> int:
 
 
 def _require_splits(table: pd.DataFrame, on: str, report: str, splits: int) -> None:
-    require_columns(table, "prompt_id", *CELL, "split")
     if splits < 0:
         raise ValueError(f"splits={splits} is negative: give how often to halve the prompts, 0 for never.")
     if on == report:

@@ -12,7 +12,7 @@ from ..statistics import false_discovery, permutation_p_value
 from .effectiveness import effectiveness, flips
 from .scores import TIE, measure_of
 from .signal_detection import signal_detection
-from .tables import CELL, UNSTEERED, factors_of, is_for, require_columns
+from .tables import CELL, UNSTEERED, factors_of, serves, sweep_table
 
 EFFECT = ("effect", "effect_low", "effect_high")
 TESTED = ("controls", "null_low", "null_high", "null_mean", "p_value", "q_value")
@@ -40,7 +40,7 @@ def against_controls(
         n: prompts; for d′ and the criterion those that are readable;
         value: its name;
         effect, effect_low, effect_high: with its 95 % interval over prompts;
-        controls: control vectors with a cell of the same operation, hook, layers and multiplier, or its
+        controls: its control vectors with a cell of the same operation, hook, layers and multiplier, or its
             opposite: a random direction has no sign, so both are its cells (NaN goes with NaN);
         null_low, null_high, null_mean: lowest and highest of these cells' effects, since they are few, and
             their mean;
@@ -61,14 +61,14 @@ def against_controls(
     count them as two would call chance too often.
 
     Random, shuffled and orthogonal controls count alike: to compare with one kind, give the table without the
-    others' rows. Where the sweep has several vectors, controls whose names end in one of these in brackets
-    ("random 1 (honesty)") are for that one alone.
+    others' rows. A vector is compared with the controls whose `control_of` is its name or "", which serve all
+    vectors.
 
     Source: the p value, Phipson & Smyth 2010, section 3; false discovery, Benjamini & Hochberg 1995.
     """
     if value not in EFFECTS:
         raise ValueError(f"value={value!r} is unknown: use one of {', '.join(EFFECTS)}.")
-    require_columns(table, *CELL)
+    table = sweep_table(table)
     by = factors_of(table, by, {"n", "value", *EFFECT, *TESTED})
     _require_controls(table)
     effects = EFFECTS[value](table, by)
@@ -105,10 +105,9 @@ def _beside_controls(effects: pd.DataFrame, by: Sequence[str], *, one_way: bool)
     is_control = effects["control"].astype(bool)
     controls = dict(list(effects[is_control].groupby(place[is_control])))
     studied, nothing = effects[~is_control], effects.iloc[:0]
-    names = list(studied["vector"].unique())
     beside = (controls.get(where, nothing) for where in place[~is_control])
     tested = [
-        _tested(row, there[is_for(there["vector"], row["vector"], names)], one_way=one_way)
+        _tested(row, there[serves(there, row["vector"])], one_way=one_way)
         for row, there in zip(studied.to_dict("records"), beside, strict=True)
     ]
     return studied.reset_index(drop=True).join(pd.DataFrame(tested))

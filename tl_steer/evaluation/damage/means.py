@@ -7,7 +7,7 @@ import pandas as pd
 
 from ...arguments import checked
 from ...statistics import t_interval, wilson_interval
-from ..tables import CELL, factors_of, in_cells, require_columns, require_one_row_a_prompt
+from ..tables import CELL, factors_of, in_cells, require_one_row_a_prompt, sweep_table
 
 AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
 
@@ -31,7 +31,9 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
 
     A passage counts once, however long it is, and one without a value (NaN) not at all.
     """
-    require_columns(table, "prompt_id", *CELL, "dose", maker="damage or text_damage", numbers=AVERAGED[:-1])
+    table = sweep_table(
+        table, "prompt_id", "dose", maker="damage or text_damage", numbers=AVERAGED[:-1]
+    )
     by = factors_of(table, by, {"n", "perplexity", *AVERAGED})
     measures = [name for name in AVERAGED if name in table]
     if not measures:
