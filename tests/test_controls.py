@@ -527,7 +527,7 @@ def controlled():
     )
     table = ts.sweep(
         model, vectors, asked, multipliers=[-1.0, 1.0, 2.0], operations=("add", "project_out"),
-        layers=[0, 2, (0, 1)], controls=controls, progress=False,
+        layers=[0, 2, (0, 1)], controls=controls, control_layers="all", progress=False,
     )  # fmt: skip
     return model, vectors, controls, table
 

@@ -167,8 +167,8 @@ def test_columns_are_a_sweeps_and_the_passages_own():
     # <s> is in front of every passage, so that as many tokens are predicted as there are words
     assert table["tokens"].tolist() == [5, 3, 4, 8, 1, 11] * 13
     sweep_table = sweep(
-        MODEL, several(), PASSAGES, multipliers=[-1.0, 2.0], controls=1, measure="generate", max_new_tokens=1,
-        progress=False,
+        MODEL, several(), PASSAGES, multipliers=[-1.0, 2.0], controls=1, control_layers="all",
+        measure="generate", max_new_tokens=1, progress=False,
     )  # fmt: skip
     pd.testing.assert_frame_equal(table[CELL].drop_duplicates(), sweep_table[CELL].drop_duplicates())
 

@@ -183,7 +183,7 @@ def measured(model, name, score, multipliers):
     vectors = ts.mean_difference(ts.capture_pairs(model, ts.organism_pairs(name), progress=False))
     table = ts.sweep(
         model, vectors, ts.organism_questions(), multipliers=multipliers, positions=ts.last_token(),
-        controls=5, progress=False,
+        controls=5, control_layers="all", progress=False,
     )  # fmt: skip
     chosen = ts.choose(table, on="choose", report="report", score=score, splits=0, resamples=10).iloc[1]
     assert abs(chosen["multiplier"]) <= 2

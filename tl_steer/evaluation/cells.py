@@ -4,6 +4,9 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
+
+import pandas as pd
 
 from ..directions import SteeringVector, SteeringVectors, random_like
 from ..interventions import Add, Operation, ProjectOut, Vectors
@@ -47,7 +50,7 @@ class Cell:
             "control": self.control,
             "control_of": self.control_of,
             "operation": self.operation,
-            "layers": "+".join(map(str, self.layers)),
+            "layers": layers_label(self.layers),
             "hook": self.hook,
             "multiplier": self.multiplier,
             "dose": max((_dose(operation, stream_norm) for operation in self.operations), default=0.0),
@@ -55,6 +58,36 @@ class Cell:
 
 
 UNSTEERED = Cell("none", False, "", "none", (), "", 0.0, ())
+
+
+def layers_label(layers: Sequence[int]) -> str:
+    """Layers as a table names them, such as "17+31"."""
+    return "+".join(map(str, layers))
+
+
+def controls_at(cells: Sequence[Cell], conditions: pd.DataFrame) -> list[Cell]:
+    """Those cells of controls that are at the chosen condition of a vector that they serve.
+
+    Args:
+        cells: of a sweep.
+        conditions: vector, operation, layers, hook and multiplier, a row each. A control has no sign: the
+            opposite multiplier counts too.
+    """
+    vectors: dict[tuple[object, ...], set[str]] = {}
+    for row in conditions.to_dict("records"):
+        place = _unsigned(row["operation"], row["layers"], row["hook"], row["multiplier"])
+        vectors.setdefault(place, {""}).add(row["vector"])
+    return [
+        cell
+        for cell in cells
+        if cell.control
+        and cell.control_of
+        in vectors.get(_unsigned(cell.operation, layers_label(cell.layers), cell.hook, cell.multiplier), ())
+    ]
+
+
+def _unsigned(operation: str, layers: str, hook: str, multiplier: float) -> tuple[object, ...]:
+    return operation, layers, hook, None if isnan(multiplier) else abs(multiplier)
 
 
 def named_vectors(vectors: Vectors | Mapping[str, Vectors]) -> dict[str, SteeringVectors]:
@@ -72,8 +105,9 @@ def sweep_cells(
     operations: Sequence[str | OperationMaker],
     positions: Positions,
     seed: int,
+    divide_by_layers: bool = False,
 ) -> list[Cell]:
-    """Every cell of a sweep, the unsteered one first.
+    """Every cell of a sweep, the unsteered one first, controls at every layer and multiplier last.
 
     Raises:
         ValueError: no vectors, no multipliers for an operation that needs them, an unknown operation, a
@@ -101,10 +135,9 @@ def sweep_cells(
         if not doses:
             raise ValueError(f"operation {label!r} needs multipliers; none given.")
         for places, multiplier in itertools.product(_layer_sets(each, layers), doses):
+            multiplier = float(multiplier) / (len(places) if divide_by_layers else 1)
             steps = tuple(maker(each[layer], multiplier, positions) for layer in places)
-            cells.append(
-                Cell(name, control, control_of, label, places, each.hook, float(multiplier), steps)
-            )
+            cells.append(Cell(name, control, control_of, label, places, each.hook, multiplier, steps))
     _require_different(cells)
     return cells
 

@@ -31,9 +31,7 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
 
     A passage counts once, however long it is, and one without a value (NaN) not at all.
     """
-    table = sweep_table(
-        table, "prompt_id", "dose", maker="damage or text_damage", numbers=AVERAGED[:-1]
-    )
+    table = sweep_table(table, "prompt_id", "dose", maker="damage or text_damage", numbers=AVERAGED[:-1])
     by = factors_of(table, by, {"n", "perplexity", *AVERAGED})
     measures = [name for name in AVERAGED if name in table]
     if not measures:
