@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from tl_steer import plots
 from tl_steer.evaluation.choosing import choose
@@ -14,7 +15,7 @@ NAN = float("nan")
 PLAN = [("add", layers, multiplier) for layers in ("3", "4", "3+4") for multiplier in (-1.0, 1.0, 2.0)]
 PLAN += [("project_out", layers, NAN) for layers in ("3", "4")]
 BETTER = 4  # of these cells, the one with an effect: layer 4, multiplier 1
-SCORES = ("accuracy", "d_prime", "shift")
+SCORES = ("accuracy", "readable_accuracy", "d_prime", "shift")
 
 
 def cells_of(vector, outcomes, answers, plan=PLAN, control=False, control_of=""):
@@ -253,6 +254,63 @@ def test_halves_without_a_score_are_left_out():
     found = choose(table, on="one", report="two", resamples=5, splits=5)
     assert found["honest"].isna().all()
     assert found["naive"].eq(1.0).any()
+
+
+def test_accuracy_rewards_readable_answers_and_the_result_says_so():
+    """Unsteered, half of the answers are unreadable and the others right at chance; steered, all are readable
+    and right at chance: accuracy doubles, that of readable answers does not change."""
+    answers = np.array([0, 0, 1, 1] * 20)
+    right = np.where(answers == 0, 1.0, -1.0)
+    chance = np.where(np.arange(80) % 8 < 4, right, -right)
+    table = pd.concat([
+        cells_of("none", [np.where(np.arange(80) % 16 < 8, chance, NAN)], answers, [("none", "", 0.0)]),
+        cells_of("honesty", [chance], answers, [("add", "3", 1.0)]),
+    ])  # fmt: skip
+    found = {
+        score: choose(table, on="one", report="two", score=score, splits=0, resamples=200).iloc[1]
+        for score in ("accuracy", "readable_accuracy")
+    }
+    for row in found.values():
+        assert (row["unreadable"], row["unreadable_unsteered"]) == (0.0, 0.5)
+    assert (found["accuracy"]["unsteered"], found["accuracy"]["value"]) == (0.25, 0.5)
+    assert found["accuracy"]["change_low"] > 0
+    row = found["readable_accuracy"]
+    assert (row["unsteered"], row["value"], row["change"]) == (0.5, 0.5, 0.0)
+    assert row["change_low"] <= 0 <= row["change_high"]
+
+
+def test_readable_accuracy_its_interval_and_change_are_those_of_a_plain_count():
+    table = noise_sweep(unreadable=0.3, effect=1.0)
+    found = measure_of("readable_accuracy")[0](table, 200, 0)
+    before = table[table["vector"] == "none"].set_index("prompt_id")
+    for row in found.to_dict("records"):
+        rows = [
+            each for each in table.to_dict("records")
+            if all(each[name] == row[name] or (each[name] != each[name] and row[name] != row[name])
+                   for name in ("vector", "operation", "layers", "multiplier"))
+        ]  # fmt: skip
+        read = [each for each in rows if not pd.isna(each["choice"])]
+        right = sum(each["choice"] == each["answer"] for each in read)
+        oracle = stats.binomtest(right, len(read)).proportion_ci(method="wilson")
+        assert row["value"] == pytest.approx(right / len(read))
+        assert (row["low"], row["high"]) == pytest.approx((oracle.low, oracle.high))
+        both = [each for each in read if not pd.isna(before.loc[each["prompt_id"], "choice"])]
+        then = [before.loc[each["prompt_id"], "choice"] == each["answer"] for each in both]
+        gained = [
+            int(each["choice"] == each["answer"]) - int(old) for each, old in zip(both, then, strict=True)
+        ]
+        assert row["change"] == pytest.approx(np.mean(gained))
+        assert row["change_low"] < row["change"] < row["change_high"]
+
+
+def test_a_condition_without_a_readable_answer_has_no_readable_accuracy_and_is_not_chosen():
+    table = noise_sweep()
+    silent = (table["vector"] == "honesty") & (table["layers"] != "4")
+    table["choice"] = table["choice"].mask(silent)
+    found = choose(table, on="one", report="two", score="readable_accuracy", splits=2, resamples=5)
+    assert set(found["layers"]) == {"4"}
+    measured = measure_of("readable_accuracy")[0](table, 20, 0)
+    assert measured.loc[measured["layers"] != "4", ["value", "change", "change_low"]].isna().all(axis=None)
 
 
 # controls, chosen the same way

@@ -39,7 +39,7 @@ def candidates(rows: pd.DataFrame, before: pd.DataFrame, score: Score) -> Candid
     Args:
         rows: of one vector and operation; every cell has each of the prompts once.
         before: the unsteered row of each prompt; the order of the prompts is theirs.
-        score: "accuracy", "d_prime", "shift" or a function of rows, as for `choose`.
+        score: the name of a score, or a function of rows, as for `choose`.
 
     Of cells with equal scores the one with the smallest |dose| is taken, then the one with the earlier layer,
     then the one that comes first in the table.
@@ -190,6 +190,11 @@ def _accuracy(rows: pd.DataFrame, before: pd.DataFrame) -> Scorer:
     return lambda sets: share(_sums(sets, choice == answer), _sums(sets, ~np.isnan(answer)))
 
 
+def _readable_accuracy(rows: pd.DataFrame, before: pd.DataFrame) -> Scorer:
+    answer, choice = (_matrix(rows[name], before) for name in ("answer", "choice"))
+    return lambda sets: share(_sums(sets, choice == answer), _sums(sets, ~np.isnan(answer + choice)))
+
+
 def _d_prime(rows: pd.DataFrame, before: pd.DataFrame) -> Scorer:
     answer, choice = (_matrix(rows[name], before) for name in ("answer", "choice"))
     said, read = choice == 0, ~np.isnan(choice)
@@ -210,7 +215,13 @@ def _flipped(rows: pd.DataFrame, before: pd.DataFrame) -> Scorer:
     return lambda sets: share(_sums(sets, both & (choice != then)), _sums(sets, both))
 
 
-_SCORERS = {"accuracy": _accuracy, "d_prime": _d_prime, "shift": _shift, "flipped": _flipped}
+_SCORERS = {
+    "accuracy": _accuracy,
+    "readable_accuracy": _readable_accuracy,
+    "d_prime": _d_prime,
+    "shift": _shift,
+    "flipped": _flipped,
+}
 
 
 def _matrix(column: pd.Series, before: pd.DataFrame) -> Float[np.ndarray, "cell prompt"]:
