@@ -129,7 +129,8 @@ class Damage:
         max_tokens: of each passage.
         positions: steered tokens; by default every one, whatever [sweep] steers, since that is the most that
             a vector can do.
-        controls: random directions of the same length beside it.
+        controls: random directions of the same length beside it. No p value is computed of damage, so that a
+            few are enough.
     """
 
     data: str = "neutral"
