@@ -138,6 +138,7 @@ def long_sweep(out, count=100, **options):
     from .test_sweep import MODEL, questions, several
 
     defaults = {"multipliers": [number / 10 for number in range(1, count + 1)], "controls": 1}
+    defaults["control_layers"] = "all"
     return sweep(MODEL, several(), questions(), out=out, progress=False, **defaults | options)
 
 

@@ -78,14 +78,14 @@ class Materials:
         multipliers = [-2.0, -1.0, 1.0, 2.0]
         return ts.sweep(
             MODEL, self.named_vectors, self.questions, layers=[0, 1, 2, 3], multipliers=multipliers,
-            controls=2, progress=False,
+            controls=2, control_layers="all", progress=False,
         )  # fmt: skip
 
     @functools.cached_property
     def texts(self) -> pd.DataFrame:
         table = ts.sweep(
             MODEL, self.named_vectors, list(self.questions.prompts), layers=[0, 1], multipliers=[-2.0, 2.0],
-            controls=1, measure="generate", max_new_tokens=3, progress=False,
+            controls=1, control_layers="all", measure="generate", max_new_tokens=3, progress=False,
         )  # fmt: skip
         return table.assign(text=[f"{text} {row}{self.mark}" for row, text in enumerate(table["text"])])
 
@@ -265,7 +265,8 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
             seed=0),
         "sweep": run(ts.sweep, vectors=vectors, questions=m.questions, layers=[0, (0, 2)], multipliers=[-1.0,
             1.0], operations=["add", "project_out"], positions=every, measure="choice", max_new_tokens=2,
-            controls=1, seed=0, out=folder / "table.parquet", progress=False, memory=None),
+            controls=1, control_layers="chosen", divide_by_layers=False, seed=0, out=folder / "table.parquet",
+            progress=False, memory=None),
         "text_damage": call(ts.text_damage, table=m.texts, model=MODEL, progress=False, memory=None),
         "token": previewed(ts.token, i=1),
         "tokenize": run(ts.tokenize, text="a b", bos=None),

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from tl_steer import plots
 from tl_steer.evaluation.choosing import choose
@@ -14,10 +15,10 @@ NAN = float("nan")
 PLAN = [("add", layers, multiplier) for layers in ("3", "4", "3+4") for multiplier in (-1.0, 1.0, 2.0)]
 PLAN += [("project_out", layers, NAN) for layers in ("3", "4")]
 BETTER = 4  # of these cells, the one with an effect: layer 4, multiplier 1
-SCORES = ("accuracy", "d_prime", "shift")
+SCORES = ("accuracy", "readable_accuracy", "d_prime", "shift")
 
 
-def cells_of(vector, outcomes, answers, plan=PLAN, control=False):
+def cells_of(vector, outcomes, answers, plan=PLAN, control=False, control_of=""):
     """Rows of a vector's cells; `outcomes` gives the logit differences of each, NaN where unreadable."""
     n = len(answers)
     logits = np.concatenate(outcomes)
@@ -29,6 +30,7 @@ def cells_of(vector, outcomes, answers, plan=PLAN, control=False):
         "prompt": "a prompt",
         "vector": vector,
         "control": control,
+        "control_of": control_of,
         "operation": np.repeat([operation for operation, *_ in plan], n),
         "layers": np.repeat([layers for _, layers, _ in plan], n),
         "hook": "" if vector == "none" else "resid_post",
@@ -65,7 +67,7 @@ def noise_sweep(n=40, seed=0, *, effect=0.0, controls=0, unreadable=0.1, vectors
         made.append(cells_of(vector, drawn(effect), answers, plan))
         for number in range(controls):
             name = f"random {number + 1}" + f" ({vector})" * (len(vectors) > 1)
-            made.append(cells_of(name, drawn(0.0), answers, plan, control=True))
+            made.append(cells_of(name, drawn(0.0), answers, plan, control=True, control_of=vector))
     return pd.concat(made, ignore_index=True)
 
 
@@ -254,6 +256,63 @@ def test_halves_without_a_score_are_left_out():
     assert found["naive"].eq(1.0).any()
 
 
+def test_accuracy_rewards_readable_answers_and_the_result_says_so():
+    """Unsteered, half of the answers are unreadable and the others right at chance; steered, all are readable
+    and right at chance: accuracy doubles, that of readable answers does not change."""
+    answers = np.array([0, 0, 1, 1] * 20)
+    right = np.where(answers == 0, 1.0, -1.0)
+    chance = np.where(np.arange(80) % 8 < 4, right, -right)
+    table = pd.concat([
+        cells_of("none", [np.where(np.arange(80) % 16 < 8, chance, NAN)], answers, [("none", "", 0.0)]),
+        cells_of("honesty", [chance], answers, [("add", "3", 1.0)]),
+    ])  # fmt: skip
+    found = {
+        score: choose(table, on="one", report="two", score=score, splits=0, resamples=200).iloc[1]
+        for score in ("accuracy", "readable_accuracy")
+    }
+    for row in found.values():
+        assert (row["unreadable"], row["unreadable_unsteered"]) == (0.0, 0.5)
+    assert (found["accuracy"]["unsteered"], found["accuracy"]["value"]) == (0.25, 0.5)
+    assert found["accuracy"]["change_low"] > 0
+    row = found["readable_accuracy"]
+    assert (row["unsteered"], row["value"], row["change"]) == (0.5, 0.5, 0.0)
+    assert row["change_low"] <= 0 <= row["change_high"]
+
+
+def test_readable_accuracy_its_interval_and_change_are_those_of_a_plain_count():
+    table = noise_sweep(unreadable=0.3, effect=1.0)
+    found = measure_of("readable_accuracy")[0](table, 200, 0)
+    before = table[table["vector"] == "none"].set_index("prompt_id")
+    for row in found.to_dict("records"):
+        rows = [
+            each for each in table.to_dict("records")
+            if all(each[name] == row[name] or (each[name] != each[name] and row[name] != row[name])
+                   for name in ("vector", "operation", "layers", "multiplier"))
+        ]  # fmt: skip
+        read = [each for each in rows if not pd.isna(each["choice"])]
+        right = sum(each["choice"] == each["answer"] for each in read)
+        oracle = stats.binomtest(right, len(read)).proportion_ci(method="wilson")
+        assert row["value"] == pytest.approx(right / len(read))
+        assert (row["low"], row["high"]) == pytest.approx((oracle.low, oracle.high))
+        both = [each for each in read if not pd.isna(before.loc[each["prompt_id"], "choice"])]
+        then = [before.loc[each["prompt_id"], "choice"] == each["answer"] for each in both]
+        gained = [
+            int(each["choice"] == each["answer"]) - int(old) for each, old in zip(both, then, strict=True)
+        ]
+        assert row["change"] == pytest.approx(np.mean(gained))
+        assert row["change_low"] < row["change"] < row["change_high"]
+
+
+def test_a_condition_without_a_readable_answer_has_no_readable_accuracy_and_is_not_chosen():
+    table = noise_sweep()
+    silent = (table["vector"] == "honesty") & (table["layers"] != "4")
+    table["choice"] = table["choice"].mask(silent)
+    found = choose(table, on="one", report="two", score="readable_accuracy", splits=2, resamples=5)
+    assert set(found["layers"]) == {"4"}
+    measured = measure_of("readable_accuracy")[0](table, 20, 0)
+    assert measured.loc[measured["layers"] != "4", ["value", "change", "change_low"]].isna().all(axis=None)
+
+
 # controls, chosen the same way
 
 
@@ -328,10 +387,13 @@ def test_cells_that_only_a_control_has_do_not_help_it():
 
 def test_each_of_several_vectors_is_compared_with_its_own_controls_and_those_that_are_for_all():
     table = noise_sweep(vectors=("honesty", "tone"), controls=2, plan=PLAN[:3])
-    shared = table.replace({"vector": {"random 2 (tone)": "shuffled"}})
+    for_all = table["vector"] == "random 2 (tone)"
+    shared = table.assign(control_of=table["control_of"].mask(for_all, ""))
     found = choose(shared, on="one", report="two", resamples=1, splits=0).set_index("vector")
     assert set(found.loc["honesty", "controls"]) == {3}, "its own two, and the one that is for all"
     assert set(found.loc["tone", "controls"]) == {2}
+    older = choose(table.drop(columns="control_of"), on="one", report="two", resamples=1, splits=0)
+    assert set(older["controls"]) == {4}, "a table of an older version: every control serves every vector"
 
 
 def test_the_order_of_rows_decides_nothing_but_ties():
@@ -342,7 +404,7 @@ def test_the_order_of_rows_decides_nothing_but_ties():
         for each in (table, shuffled)
     )
     pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
-    assert set(CELL) - {"control"} <= set(one)
+    assert set(CELL) - {"control", "control_of"} <= set(one)
 
 
 # the figure

@@ -31,7 +31,7 @@ from .tiny_model import Change, hook_name, made_vector, make_model, run_alone, w
 
 MODEL = make_model(word_tokenizer())
 PASSAGES = ["a b c d e", "f g h", "a b c k", "i j k l m n o p", "q", "r s t u v w x y z A B"]
-CELL = ["vector", "control", "operation", "layers", "hook", "multiplier"]
+CELL = ["vector", "control", "control_of", "operation", "layers", "hook", "multiplier"]
 
 
 def several(model=MODEL, *, layers=(0, 1, 2), scale=4.0, seed=0, hook="resid_post"):
@@ -167,8 +167,8 @@ def test_columns_are_a_sweeps_and_the_passages_own():
     # <s> is in front of every passage, so that as many tokens are predicted as there are words
     assert table["tokens"].tolist() == [5, 3, 4, 8, 1, 11] * 13
     sweep_table = sweep(
-        MODEL, several(), PASSAGES, multipliers=[-1.0, 2.0], controls=1, measure="generate", max_new_tokens=1,
-        progress=False,
+        MODEL, several(), PASSAGES, multipliers=[-1.0, 2.0], controls=1, control_layers="all",
+        measure="generate", max_new_tokens=1, progress=False,
     )  # fmt: skip
     pd.testing.assert_frame_equal(table[CELL].drop_duplicates(), sweep_table[CELL].drop_duplicates())
 
@@ -504,7 +504,7 @@ def test_means_are_taken_cell_by_cell_with_students_interval():
     split = mean_damage(table, by="topic")
     assert len(split) == 26
     assert split["n"].tolist() == [3] * 26
-    assert list(split)[7:9] == ["topic", "n"]
+    assert list(split)[8:10] == ["topic", "n"]
 
 
 def test_damage_that_is_no_number_is_refused_and_missing_of_any_kind_left_out():
@@ -537,11 +537,12 @@ def test_means_refuse_what_is_no_damage():
 # Effect beside damage
 
 
-def cells_of(rows, *, vector="made", control=False, layers="3", operation="add"):
+def cells_of(rows, *, vector="made", control=False, control_of="", layers="3", operation="add"):
     """(multiplier, …) to a row a cell."""
     named = {
         "vector": vector,
         "control": control,
+        "control_of": control_of,
         "operation": operation,
         "layers": layers,
         "hook": "resid_post",
@@ -552,6 +553,7 @@ def cells_of(rows, *, vector="made", control=False, layers="3", operation="add")
 UNSTEERED = {
     "vector": "none",
     "control": False,
+    "control_of": "",
     "operation": "none",
     "layers": "",
     "hook": "",
@@ -573,7 +575,7 @@ def effects_of(*cells, spread=0.1):
 def damages_of(*cells):
     """A table of damage of two passages that differ a little: each cell's kl and loss change."""
     rows = [
-        {key: row[key] for key in UNSTEERED}
+        {key: row[key] for key in UNSTEERED if key in row}
         | {"prompt_id": passage, "dose": 9.0, "loss": 3.0}
         | {"kl": row.get("kl", 0.0), "loss_change": row.get("loss", 0.0) + (passage - 0.5) * 1e-4}
         for row in [UNSTEERED, *cells]
@@ -691,10 +693,16 @@ def test_an_effect_that_random_directions_have_too_is_none():
 def test_controls_of_another_vector_or_layer_do_not_count():
     two = [*cells_of([RISING[1]], vector="a"), *cells_of([RISING[1]], vector="b")]
     two = [dict(row, vector=name) for row, name in zip(two, "ab", strict=True)]
-    controls = cells_of([{"multiplier": 2.0, "effect": 9.0}], vector="random 1 (b)", control=True)
+    controls = cells_of(
+        [{"multiplier": 2.0, "effect": 9.0}], vector="random 1 (a)", control=True, control_of="b"
+    )
     controls += cells_of([{"multiplier": 2.0, "effect": 9.0}], vector="random 2", control=True, layers="4")
     table = joined(two, extra=controls)
     assert table.set_index("vector").loc[["a", "b"], "why"].tolist() == ["", "no effect"]
+    older = [{name: value for name, value in row.items() if name != "control_of"} for row in controls]
+    effects, damages = effects_of(*two, *controls), damages_of(*two, *older)
+    table = effect_and_damage(effects.drop(columns="control_of"), damages.drop(columns="control_of"))
+    assert table.set_index("vector").loc[["a", "b"], "why"].tolist() == ["no effect"] * 2
 
 
 def test_the_pareto_set_equals_a_comparison_of_every_pair():

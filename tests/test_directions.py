@@ -365,6 +365,22 @@ def test_random_controls_have_the_length_of_what_they_control(planted):
     assert control.info["seed"] == 4
 
 
+def test_a_random_control_is_one_direction_at_all_layers_and_one_for_each_position(planted):
+    vectors = mean_difference(planted[0])
+    control = random_like(vectors, seed=4)
+    first, *others = control.values / control.values.norm(dim=-1, keepdim=True)
+    for each in others:
+        torch.testing.assert_close(each, first)
+    assert abs(float(random_like(vectors, seed=5).cosine_similarity(control)[0])) < 0.9
+    shape = (len(vectors.layers), 3, vectors.values.shape[-1])
+    by_position = replace(vectors, values=torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    drawn = random_like(by_position, seed=4).values
+    torch.testing.assert_close(drawn.norm(dim=-1), by_position.values.norm(dim=-1))
+    units = drawn / drawn.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(units, units[:1].expand_as(units))
+    assert (torch.linalg.matrix_rank(units[0]) == 3).all()
+
+
 def test_estimates_say_where_they_come_from_and_change_nothing(planted):
     pairs, _ = planted
     before = pairs.positive.values.clone(), pairs.negative.values.clone()

@@ -458,6 +458,7 @@ def swept(model, *, reuse, **options):
         factors=pd.DataFrame({"kind": ["x", "y", "y"] * 2, "group": [2, 0, 1, 1, 0, 2]}),
     )
     options = {"controls": 1, "progress": False, "multipliers": [-1.0, 2.0]} | options
+    options = {"control_layers": "all"} | options
     return sweep(model, options.pop("vectors"), asked, reuse=reuse, **options)
 
 

@@ -428,7 +428,8 @@ def test_tokens_of_a_choice_are_fed_once_for_choices_that_share_them(counted):
 def test_the_prompts_of_a_sweep_are_run_once_for_all_cells(counted):
     asked = ChoiceQuestions(["a b c", "a b d"], [(" yes", " no")] * 2)
     vectors = made_vector(MODEL, 1).at(layers=[0, 1])
-    options = {"multipliers": [-1.0, 1.0, 2.0], "controls": 2, "progress": False}
+    options = {"multipliers": [-1.0, 1.0, 2.0], "controls": 2, "control_layers": "all"}
+    options["progress"] = False
     sweep(MODEL, vectors, asked, positions=last_token(), **options)
     assert counted[:LAST] == [5, 5 + 2 * 3 * 3]
     reset(counted)

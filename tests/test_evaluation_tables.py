@@ -22,6 +22,7 @@ def cell(choices, answers, *, vector="honesty", layers="3", multiplier=1.0, dose
         "topic": ["sea", "sky"] * (n // 2) + ["sea"] * (n % 2),
         "vector": vector,
         "control": False,
+        "control_of": "",
         "operation": "add",
         "layers": layers,
         "hook": "resid_post",
@@ -369,7 +370,7 @@ def test_a_row_does_not_depend_on_the_other_cells():
 
 def test_signal_detection_keeps_projections_and_splits_by_factors():
     result = signal_detection(random_sweep(), by=("topic", "layers"), resamples=20)
-    assert list(result.columns[:8]) == [*CELL, "dose", "topic"]
+    assert list(result.columns[:9]) == [*CELL, "dose", "topic"]
     names = ["hit_rate", "false_alarm_rate", "d_prime", "criterion", "covered", "d_prime_change",
              "criterion_change", "change_covered"]  # fmt: skip
     intervals = [
@@ -377,7 +378,7 @@ def test_signal_detection_keeps_projections_and_splits_by_factors():
     ]
     logits = [name + end for name in ("auc", "auc_change", "shift") for end in ("", "_low", "_high")]
     logits += ["signal_shift", "noise_shift", "verdict"]
-    assert list(result.columns[8:]) == ["n_signal", "n_noise", "unreadable", *intervals, *logits]
+    assert list(result.columns[9:]) == ["n_signal", "n_noise", "unreadable", *intervals, *logits]
     assert len(result) == 14
     assert len(result[result["multiplier"].isna()]) == 2
 
@@ -438,7 +439,8 @@ def test_every_vector_and_operation_gets_its_best_cell_and_controls_none():
         ("honesty", "project_out", "one"),
         ("honesty", "project_out", "two"),
     ]
-    expected = "vector operation layers hook multiplier dose split n score value low high unsteered change"
+    expected = "vector operation layers hook multiplier dose split n unreadable unreadable_unsteered"
+    expected += " score value low high unsteered change"
     about = "naive honest optimism optimism_low optimism_high again controls null_low null_high p_value"
     assert list(result.columns) == [*expected.split(), "change_low", "change_high", *about.split()]
 

@@ -519,7 +519,7 @@ def test_what_fits_is_not_refused(tmp_path, organism):
 def organism_run(name, folder, multipliers):
     """An experiment of the package with fewer controls and multipliers."""
     text = (resources.files("tl_steer.experiments") / f"{name}.toml").read_text(encoding="utf-8")
-    for few in (("\ncontrols = 9", "\ncontrols = 3"), ("shuffled = 9", "shuffled = 2"), ("= 60", "= 12")):
+    for few in (("\ncontrols = 10", "\ncontrols = 3"), ("shuffled = 10", "shuffled = 2"), ("= 60", "= 12")):
         assert few[0] in text
         text = text.replace(*few)
     text = text.replace("\n\n[directions]", "\nlimit = 60\n\n[directions]")

@@ -17,6 +17,7 @@ from tl_steer.activations import PairedActivations
 from tl_steer.directions import SteeringVectors, mean_difference
 from tl_steer.evaluation import choose, effectiveness, signal_detection
 from tl_steer.evaluation.answer_shifts import answer_shifts
+from tl_steer.evaluation.digests import digest
 from tl_steer.experiments import (
     Results,
     UnfinishedRunError,
@@ -614,16 +615,28 @@ def test_controls_are_run_for_the_chosen_condition_of_the_best_operation(tmp_pat
     pairs, vectors = planted[0], mean_difference(planted[0])
     table = asking.asked_table(experiment, None, vectors, pairs, progress=False)
     asking.damage_table(experiment, None, vectors, pairs, table, progress=False)
-    first, controls, damaged = calls
-    assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"], ["add"]]
-    assert controls["layers"] == damaged["layers"] == [7]
-    assert controls["multipliers"] == [-0.2, 0.2]
-    assert first["controls"] == 0
-    assert set(damaged["controls"]) >= set(controls["vectors"]) == {"random 1"}
+    asked, damaged = calls
+    assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"]]
+    (condition,) = asked["control_layers"](table).to_dict("records")
+    assert (condition["operation"], condition["layers"]) == ("add", "7")
+    assert abs(condition["multiplier"]) == 0.2
+    assert damaged["layers"] == [7]
+    assert set(damaged["controls"]) >= set(asked["controls"]) == {"random 1"}
     # one name is one direction, in the sweep and in the damage
     torch.testing.assert_close(
-        controls["vectors"]["random 1"].values, damaged["controls"]["random 1"].values, rtol=0, atol=0
+        asked["controls"]["random 1"].values, damaged["controls"]["random 1"].values, rtol=0, atol=0
     )
+
+
+def test_a_run_goes_on_wherever_its_file_lies(tmp_path, calls, planted):
+    """The selection of the controls' condition is part of what a sweep was begun with."""
+    digests = set()
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        experiment = read_experiment(written(tmp_path / folder, ASKING))
+        asking.asked_table(experiment, None, mean_difference(planted[0]), planted[0], progress=False)
+        digests.add(digest(calls[-1]["control_layers"]))
+    assert len(digests) == 1
 
 
 def test_texts_are_written_at_the_layers_of_the_best_operation_first(tmp_path, calls, planted):

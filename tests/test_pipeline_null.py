@@ -63,7 +63,7 @@ def p_value_of(model, pairs, questions, seed):
     controls = ts.control_vectors(pairs, random=0, shuffled=19, orthogonal=0, seed=seed)
     table = ts.sweep(
         model, vectors, questions, multipliers=[-1.0, 1.0], positions=ts.last_token(), controls=controls,
-        mass=False, progress=False,
+        control_layers="all", mass=False, progress=False,
     )  # fmt: skip
     chosen = ts.choose(table, on="choose", report="report", score="shift", resamples=1, splits=0)
     return chosen.set_index("split").loc["report", "p_value"]

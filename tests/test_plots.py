@@ -624,6 +624,8 @@ def test_several_vectors_get_panels_with_their_own_controls():
     table["vector"] = table["vector"].replace(
         {"random 0": "random 1 (honesty)", "random 1": "random 1 (lda)"}
     )
+    owners = {"random 1 (honesty)": "honesty", "random 1 (lda)": "lda"}
+    table["control_of"] = table["vector"].map(owners).fillna("")
     for name, extra in (("random 1 (honesty)", 1), ("random 1 (lda)", -1)):
         table.loc[table["vector"] == name, "accuracy"] += extra
     figure = plots.effectiveness(table)

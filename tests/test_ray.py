@@ -67,7 +67,12 @@ def cluster(tmp_path_factory):
 
 
 def swept(executor=in_order, **options):
-    options = {"multipliers": MULTIPLIERS, "controls": 1, "progress": False} | options
+    options = {
+        "multipliers": MULTIPLIERS,
+        "controls": 1,
+        "control_layers": "all",
+        "progress": False,
+    } | options
     return sweep(MODEL, VECTORS, QUESTIONS, executor=executor, **options)
 
 

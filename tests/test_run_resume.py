@@ -154,7 +154,7 @@ def test_a_run_that_is_killed_gives_the_same_tables(fork_server, file, uninterru
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
                 ("replace", "begun.json"), ("replace", "experiment.toml"), ("replace", "vectors.safetensors"),
-                ("replace", "controls.parquet"), ("replace", "damage.parquet"), ("replace", "sweep.parquet"),
+                ("replace", "00001-"), ("replace", "damage.parquet"), ("replace", "sweep.parquet"),
                 ("content", "versions.json"), ("replace", "report.html"), ("removal", "unfinished"),
             ]
         ),

@@ -22,6 +22,7 @@ def cell(logits, *, vector="honesty", layers="3", multiplier=1.0, norm=0.1, **mo
         "topic": ["sea", "sky", "land"] * (n // 3) + ["sea"] * (n % 3),
         "vector": vector,
         "control": vector.startswith("random"),
+        "control_of": "",
         "operation": "add",
         "layers": layers,
         "hook": "resid_post",
@@ -352,8 +353,8 @@ def test_a_steerability_figure_has_a_panel_for_each_value_of_a_factor():
 def test_vectors_with_controls_of_their_own_have_a_band_each():
     table = steered()
     other = table[table["vector"] == "honesty"].assign(vector="tone")
-    owned = table.replace({"vector": {"random 1": "random 1 (honesty)"}})
-    mate = table[table["vector"] == "random 1"].assign(vector="random 1 (tone)")
+    owned = table.assign(control_of=table["control"].map({True: "honesty", False: ""}))
+    mate = table[table["vector"] == "random 1"].assign(vector="random 2", control_of="tone")
     figure = plots.steerability(steerability(pd.concat([owned, other, mate])))
     bands = [trace for trace in figure.data if trace.name == "controls, ±"]
     assert len({trace.line.color for trace in bands}) == 2

@@ -174,7 +174,7 @@ def small_chunks(request, monkeypatch):
 
 
 def small(out, asked=None, model=MODEL, vectors=None, **options):
-    options = {"multipliers": [1.0, 2.0], "controls": 1, "progress": False} | options
+    options = {"multipliers": [1.0, 2.0], "controls": 1, "control_layers": "all", "progress": False} | options
     return sweep(model, vectors or several(), asked or questions(), out=out, **options)
 
 
@@ -227,6 +227,41 @@ def test_finished_chunks_are_not_computed_again_and_progress_starts_after_them(t
     require_same(pd.read_parquet(out), whole)
 
 
+def test_a_sweep_with_controls_at_chosen_layers_continues_to_the_same_table(tmp_path):
+    """7 conditions in 2 chunks, then 8 of controls in 2."""
+    options = {"control_layers": "chosen", "controls": 4, "multipliers": [1.0, -1.0], "layers": [0, 1, 2]}
+    expected = small(tmp_path / "whole.parquet", **options)
+    require_same(small(None, executor=chunks.in_order, **options), expected)
+    assert expected.loc[expected["control"], "vector"].nunique() == 4
+    assert len(expected) == 8 * (7 + 8)
+    out = tmp_path / "table.parquet"
+    interrupt(out, after=1, **options)  # in both parts after the first chunk
+    assert sorted(name[:5] for name in finished_chunks(out)) == ["00000"]
+    with pytest.raises(StoppedError):
+        small(out, executor=stopping_in_call(2), **options)
+    before = finished_chunks(out)
+    assert sorted(name[:5] for name in before) == ["00000", "00001"]
+    with pytest.raises(StoppedError):
+        small(out, executor=stopping(1), **options)
+    assert sorted(name[:5] for name in finished_chunks(out)) == ["00000", "00001", "00002"]
+    assert before.items() <= finished_chunks(out).items()
+    require_same(small(out, **options), expected)
+    require_finished(out, expected)
+
+
+def stopping_in_call(number):
+    """Executor that raises StoppedError before the first chunk of a call."""
+    calls = []
+
+    def executor(model, ask, waiting):
+        calls.append(waiting)
+        if len(calls) == number:
+            raise StoppedError
+        yield from chunks.in_order(model, ask, waiting)
+
+    return executor
+
+
 def test_chunks_may_come_in_any_order(tmp_path, whole):
     def reversed_order(model, ask, waiting):
         for number in reversed(waiting):
@@ -277,6 +312,8 @@ OTHER_ARGUMENTS = [
     ({"layers": [0, (1, 2)]}, r"layers: \[0, 1, 2\] against \[0, 1\+2\]"),
     ({"vectors": several(5)}, r"vectors made: 3 layers at resid_post \(\w+\) against 3 layers"),
     ({"controls": 2}, "controls: 1 against 2"),
+    ({"control_layers": "chosen"}, "control_layers: all against chosen"),
+    ({"layers": [0, (1, 2)], "divide_by_layers": True}, r"layers: \[0, 1, 2\] against \[0, 1\+2\]"),
     ({"asked": questions(prompts=["a b :"] * 8)}, r"questions prompts: 8 \(\w+\) against 8"),
     ({"asked": questions(choices=[(" no", " yes")] * 8)}, r"questions choices: 8 \(\w+\) against 8"),
     ({"asked": questions(answers=None)}, r"questions answers: 8 \(\w+\) against nothing"),
@@ -451,7 +488,7 @@ def test_an_operation_without_a_digest_is_refused_before_anything_is_run(tmp_pat
 
 def test_whole_multipliers_are_the_same_sweep(tmp_path):
     out, unchecked = tmp_path / "table.parquet", inspect.unwrap(sweep)  # the tests' type checks refuse ints
-    options = {"controls": 1, "progress": False, "out": out}
+    options = {"controls": 1, "control_layers": "all", "progress": False, "out": out}
     with pytest.raises(StoppedError):
         unchecked(MODEL, several(), questions(), multipliers=[1, 2], executor=stopping(2), **options)
     small(out, multipliers=[1.0, 2.0])

@@ -7,6 +7,8 @@ import torch
 
 from tl_steer.choices import choice_logits
 from tl_steer.directions import SteeringVectors
+from tl_steer.evaluation import against_controls, choose
+from tl_steer.evaluation.chunks import in_order
 from tl_steer.evaluation.reading import read_answer
 from tl_steer.evaluation.sweep import sweep
 from tl_steer.generation import generate
@@ -21,8 +23,8 @@ NAN = float("nan")
 MODEL = make_model(word_tokenizer())
 PROMPTS = ["a b c :", "d :", "e f g h :", "i j :", "k :", "l m n :", "o p :", "q r :"]
 COLUMNS = [
-    "prompt_id", "prompt", "kind", "vector", "control", "operation", "layers", "hook", "multiplier", "dose",
-    "split", "answer", "choice", "logit_difference", "probability", "mass", "text",
+    "prompt_id", "prompt", "kind", "vector", "control", "control_of", "operation", "layers", "hook",
+    "multiplier", "dose", "split", "answer", "choice", "logit_difference", "probability", "mass", "text",
 ]  # fmt: skip
 
 
@@ -44,7 +46,12 @@ def several(seed=0, *, hook="resid_post", layers=(0, 1, 2), scale=4.0):
 
 
 def swept(vectors=None, asked=None, **options):
-    options = {"multipliers": [-1.0, 2.0], "controls": 0, "progress": False} | options
+    options = {
+        "multipliers": [-1.0, 2.0],
+        "controls": 0,
+        "control_layers": "all",
+        "progress": False,
+    } | options
     return sweep(MODEL, several() if vectors is None else vectors, asked or questions(), **options)
 
 
@@ -199,6 +206,9 @@ def test_no_two_controls_of_several_vectors_are_the_same():
     assert len(names) == 24
     effects = cell(table, control=True, prompt_id=0)["logit_difference"].round(7)
     assert effects.nunique() == 24
+    owners = cell(table, control=True).drop_duplicates("vector")["control_of"].tolist()
+    assert owners == ["one"] * 12 + ["two"] * 12
+    assert set(cell(table, control=False)["control_of"]) == {""}
 
 
 def test_controls_by_name_are_marked_and_used():
@@ -208,6 +218,137 @@ def test_controls_by_name_are_marked_and_used():
         cell(table, control=True, vector="shuffled"),
         choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(control[1], 2.0)),
     )
+    assert set(table["control_of"]) == {""}
+
+
+def best_by_hand(table, score):
+    """(vector, operation) to the (layers, |multiplier|) that does best on the choosing half."""
+    half = table[(table["split"] == "choose") & ~table["control"]].assign(score=score)
+    best = {}
+    for keys, rows in half[half["vector"] != "none"].groupby(["vector", "operation"], sort=False):
+        means = rows.groupby(["layers", "multiplier", "dose"], dropna=False)["score"].mean().reset_index()
+        top = means[means["score"] >= means["score"].max() - 1e-9].copy()
+        top["first"] = [int(layers.split("+")[0]) for layers in top["layers"]]
+        row = top.sort_values(["dose", "first"], kind="stable").iloc[0]
+        best[keys] = row["layers"], None if np.isnan(row["multiplier"]) else abs(row["multiplier"])
+    return best
+
+
+def at_best(table, best):
+    """The rows of a sweep with controls everywhere that one with chosen layers has."""
+    rows = []
+    for place, row in enumerate(table.to_dict("records")):
+        size = None if np.isnan(row["multiplier"]) else abs(row["multiplier"])
+        vectors = {vector for (vector, operation), at in best.items()
+                   if operation == row["operation"] and at == (row["layers"], size)}  # fmt: skip
+        if not row["control"] or row["control_of"] in vectors or (row["control_of"] == "" and vectors):
+            rows.append(place)
+    return table.iloc[rows].reset_index(drop=True)
+
+
+def right(table):
+    return (table["choice"] == table["answer"]).fillna(False).astype(float)
+
+
+def direction(table):
+    unsteered = table[table["vector"] == "none"].set_index("prompt_id")["logit_difference"]
+    moved = table["logit_difference"] - table["prompt_id"].map(unsteered)
+    return moved * np.sign(table["multiplier"]).fillna(1)
+
+
+def changed(table):
+    unsteered = table[table["vector"] == "none"].set_index("prompt_id")["text"]
+    return (table["text"] != table["prompt_id"].map(unsteered)).astype(float)
+
+
+RULES = {
+    "accuracy": (questions(), {}, right),
+    "shift": (questions(answers=None), {}, direction),
+    "texts": (PROMPTS, {"measure": "generate", "max_new_tokens": 2}, changed),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shared", [False, True])
+def test_controls_are_run_at_the_condition_that_does_best_on_the_choosing_half(rule, shared):
+    asked, options, score = RULES[rule]
+    controls = {"own": several(70), "other": several(80)} if shared else 3
+    vectors = {"one": several(0), "two": several(50)}
+    options |= {"layers": [0, 2, (0, 1)], "multipliers": [-2.0, -1.0, 1.0], "controls": controls}
+    options |= {"operations": ("add", "project_out")}
+    everywhere = swept(vectors, asked, control_layers="all", **options)
+    best = best_by_hand(everywhere, score(everywhere))
+    assert len(best) == 4
+    expected = at_best(everywhere, best)
+    assert expected["control"].sum() < everywhere["control"].sum() / 2
+    for executor in (None, in_order):
+        table = swept(vectors, asked, control_layers="chosen", executor=executor, **options)
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
+    for name in vectors:
+        sizes = table.loc[table["control_of"].isin(["", name]) & table["control"], "multiplier"].abs()
+        assert sizes.isna().any(), "controls of the projection"
+        assert sizes.notna().any()
+
+
+def test_controls_run_at_the_opposite_multiplier_only_where_it_is_one_of_the_sweeps():
+    chosen = {"vector": "made", "operation": "add", "layers": "0", "hook": "resid_post"}
+    for multiplier, signs in ((1.0, {-1.0, 1.0}), (2.0, {2.0})):
+        table = swept(
+            controls=2, multipliers=[-1.0, 1.0, 2.0],
+            control_layers=lambda table, m=multiplier: pd.DataFrame([chosen | {"multiplier": m}]),
+        )  # fmt: skip
+        assert set(table.loc[table["control"], "multiplier"]) == signs
+        assert set(table.loc[table["control"], "layers"]) == {"0"}
+
+
+def test_a_function_selects_from_the_table_without_controls_and_must_name_conditions():
+    tables = []
+
+    def by_shift(table):
+        tables.append(table)
+        return choose(table, on="choose", report="report", score="shift", splits=0, resamples=1)
+
+    table = swept(controls=20, control_layers=by_shift)
+    pd.testing.assert_frame_equal(tables[0], table[~table["control"]])
+    chosen = by_shift(tables[0]).iloc[0]
+    controls = table[table["control"]]
+    assert set(controls["layers"]) == {chosen["layers"]}
+    assert set(controls["multiplier"]) == {chosen["multiplier"]}
+    found = against_controls(table).set_index(["layers", "multiplier"])
+    assert found.loc[(chosen["layers"], chosen["multiplier"]), "controls"] == 20
+    with pytest.raises(ValueError, match="lacks the columns operation, layers, hook, multiplier"):
+        swept(controls=1, control_layers=lambda table: pd.DataFrame({"vector": ["made"]}))
+
+
+def test_by_default_there_are_enough_controls_for_p_below_5_percent_at_the_chosen_condition():
+    table = sweep(MODEL, several(), questions(), multipliers=[-1.0, 2.0], progress=False)
+    assert table.loc[table["control"], "vector"].nunique() == 20
+    assert table.loc[table["control"], ["layers"]].drop_duplicates().shape == (1, 1)
+    found = against_controls(table)
+    assert found["controls"].max() == 20
+    assert 1 / (1 + found["controls"].max()) < 0.05
+
+
+def test_where_no_prompt_has_the_choosing_split_all_prompts_decide():
+    own = questions(factors=pd.DataFrame({"split": ["train", "test"] * 4}))
+    table = swept(asked=own, controls=1, control_layers="chosen")
+    ((layers, size),) = best_by_hand(table.assign(split="choose"), right(table)).values()
+    controls = table[table["control"]]
+    assert (set(controls["layers"]), set(controls["multiplier"].abs())) == ({layers}, {size})
+
+
+def test_divided_by_layers_the_multiplier_and_dose_are_those_of_the_quotient():
+    table = swept(layers=[1, (0, 2)], multipliers=[2.0], divide_by_layers=True, controls=1)
+    assert set(cell(table, vector="made", layers="1")["multiplier"]) == {2.0}
+    both = cell(table, vector="made", layers="0+2")
+    assert set(both["multiplier"]) == {1.0}
+    vectors = several()
+    require_cell(
+        both, choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(vectors[0], 1.0), Add(vectors[2], 1.0))
+    )
+    doses = [4.0 / median_norm("resid_post", layer) for layer in (0, 2)]
+    np.testing.assert_allclose(both["dose"], max(doses), rtol=1e-4)
+    assert set(cell(table, control=True, layers="0+2")["multiplier"]) == {1.0}
 
 
 def test_several_vectors_keep_their_names_hooks_and_layers():

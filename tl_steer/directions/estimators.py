@@ -153,19 +153,28 @@ def lda_direction(pairs: PairedActivations) -> SteeringVectors:
 
 @checked
 def random_direction(pairs: PairedActivations, *, seed: int) -> SteeringVectors:
-    """Directions drawn uniformly from the sphere, with the shapes of `pairs`: a control, not an estimate.
+    """Directions drawn uniformly from the sphere, with the shapes of `pairs`: a baseline, not an estimate.
 
     Args:
         pairs: give layers, hook and shapes; their values are not looked at.
         seed: of the draw; recorded in `info`.
+
+    Drawn anew for each layer. As a control of layers that are steered together use `control_vectors`, which
+    draws one direction for all of them.
     """
     drawn = _drawn((len(pairs.layers), pairs.positive.values.shape[-1]), seed)
     return _vectors(pairs, drawn, "random_direction", seed=int(seed))
 
 
 def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
-    """Random directions with the length, layers and hook of given vectors: the control for those."""
-    values = _drawn(vectors.values.shape, seed).float() * vectors.values.norm(dim=-1, keepdim=True)
+    """One random direction with the lengths, layers and hook of given vectors: the control for those.
+
+    It is the same at every layer (one for each position, where the vectors have positions). Directions drawn
+    anew for each of k layers that are steered together add up as √k, those of a vector whose layers agree
+    as k: such a control would be too weak.
+    """
+    drawn = _drawn((1, *vectors.values.shape[1:]), seed)
+    values = drawn.float() * vectors.values.norm(dim=-1, keepdim=True)
     return SteeringVectors(
         values,
         vectors.layers,

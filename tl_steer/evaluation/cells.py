@@ -1,8 +1,12 @@
 """The cells of a sweep: one vector, operation, set of layers and multiplier each."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
+
+import pandas as pd
 
 from ..directions import SteeringVector, SteeringVectors, random_like
 from ..interventions import Add, Operation, ProjectOut, Vectors
@@ -21,6 +25,8 @@ class Cell:
     Attributes:
         vector: name of the vector.
         control: whether it is a control, not the vector under study.
+        control_of: name of the studied vector that a control belongs to; "" for a control that serves all
+            vectors, and for what is no control.
         operation: "add", "project_out", a callable's name, or "none".
         layers: steered together.
         hook: short hook name.
@@ -30,6 +36,7 @@ class Cell:
 
     vector: str
     control: bool
+    control_of: str
     operation: str
     layers: tuple[int, ...]
     hook: str
@@ -41,15 +48,46 @@ class Cell:
         return {
             "vector": self.vector,
             "control": self.control,
+            "control_of": self.control_of,
             "operation": self.operation,
-            "layers": "+".join(map(str, self.layers)),
+            "layers": layers_label(self.layers),
             "hook": self.hook,
             "multiplier": self.multiplier,
             "dose": max((_dose(operation, stream_norm) for operation in self.operations), default=0.0),
         }
 
 
-UNSTEERED = Cell("none", False, "none", (), "", 0.0, ())
+UNSTEERED = Cell("none", False, "", "none", (), "", 0.0, ())
+
+
+def layers_label(layers: Sequence[int]) -> str:
+    """Layers as a table names them, such as "17+31"."""
+    return "+".join(map(str, layers))
+
+
+def controls_at(cells: Sequence[Cell], conditions: pd.DataFrame) -> list[Cell]:
+    """Those cells of controls that are at the chosen condition of a vector that they serve.
+
+    Args:
+        cells: of a sweep.
+        conditions: vector, operation, layers, hook and multiplier, a row each. A control has no sign: the
+            opposite multiplier counts too.
+    """
+    vectors: dict[tuple[object, ...], set[str]] = {}
+    for row in conditions.to_dict("records"):
+        place = _unsigned(row["operation"], row["layers"], row["hook"], row["multiplier"])
+        vectors.setdefault(place, {""}).add(row["vector"])
+    return [
+        cell
+        for cell in cells
+        if cell.control
+        and cell.control_of
+        in vectors.get(_unsigned(cell.operation, layers_label(cell.layers), cell.hook, cell.multiplier), ())
+    ]
+
+
+def _unsigned(operation: str, layers: str, hook: str, multiplier: float) -> tuple[object, ...]:
+    return operation, layers, hook, None if isnan(multiplier) else abs(multiplier)
 
 
 def named_vectors(vectors: Vectors | Mapping[str, Vectors]) -> dict[str, SteeringVectors]:
@@ -67,8 +105,9 @@ def sweep_cells(
     operations: Sequence[str | OperationMaker],
     positions: Positions,
     seed: int,
+    divide_by_layers: bool = False,
 ) -> list[Cell]:
-    """Every cell of a sweep, the unsteered one first.
+    """Every cell of a sweep, the unsteered one first, controls at every layer and multiplier last.
 
     Raises:
         ValueError: no vectors, no multipliers for an operation that needs them, an unknown operation, a
@@ -87,27 +126,28 @@ def sweep_cells(
     made = _control_vectors(vectors, controls, seed)
     if taken := sorted({UNSTEERED.vector, *vectors} & set(made)):
         raise ValueError(f"controls named {taken}: a vector, or the unsteered cell, has that name already.")
-    studied = [(name, each, False) for name, each in vectors.items()]
-    studied += [(name, each, True) for name, each in made.items()]
+    named = [(name, each, False, "") for name, each in vectors.items()]
+    named += [(name, each, True, control_of) for name, (each, control_of) in made.items()]
     cells = [UNSTEERED]
-    for (name, each, control), operation in itertools.product(studied, operations):
+    for (name, each, control, control_of), operation in itertools.product(named, operations):
         maker, label = _maker(operation)
         doses = [NAN] if operation == "project_out" else list(multipliers)
         if not doses:
             raise ValueError(f"operation {label!r} needs multipliers; none given.")
         for places, multiplier in itertools.product(_layer_sets(each, layers), doses):
+            multiplier = float(multiplier) / (len(places) if divide_by_layers else 1)
             steps = tuple(maker(each[layer], multiplier, positions) for layer in places)
-            cells.append(Cell(name, control, label, places, each.hook, float(multiplier), steps))
+            cells.append(Cell(name, control, control_of, label, places, each.hook, multiplier, steps))
     _require_different(cells)
     return cells
 
 
 def _require_different(cells: Sequence[Cell]) -> None:
     """Tables tell cells apart by their labels alone."""
-    labels = [
+    labels = Counter(
         str((cell.vector, cell.operation, tuple(sorted(cell.layers)), cell.multiplier)) for cell in cells
-    ]
-    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+    )
+    if repeated := sorted(label for label, count in labels.items() if count > 1):
         raise ValueError(
             f"asked for twice (vector, operation, layers, multiplier): {'; '.join(repeated)}. "
             "Name callables differently, and each layer and multiplier once."
@@ -116,15 +156,17 @@ def _require_different(cells: Sequence[Cell]) -> None:
 
 def _control_vectors(
     vectors: Mapping[str, SteeringVectors], controls: int | Mapping[str, SteeringVectors], seed: int
-) -> dict[str, SteeringVectors]:
+) -> dict[str, tuple[SteeringVectors, str]]:
+    """Controls by name, each with the vector that it belongs to; "" for those that the caller gave."""
     if isinstance(controls, Mapping):
-        return dict(controls)
+        return {name: (each, "") for name, each in controls.items()}
     if controls < 0:
         raise ValueError(f"controls={controls}: give how many random directions, 0 for none.")
     several = len(vectors) > 1
     return {
-        f"random {number + 1}" + (f" ({name})" if several else ""): random_like(
-            each, seed=derived_seed(seed, place, number)
+        f"random {number + 1}" + (f" ({name})" if several else ""): (
+            random_like(each, seed=derived_seed(seed, place, number)),
+            name,
         )
         for place, (name, each) in enumerate(vectors.items())
         for number in range(controls)

@@ -12,12 +12,15 @@ from .tables import (
     UNSTEERED,
     beside_unsteered,
     in_cell,
-    is_for,
-    require_columns,
     require_one_row_a_prompt,
+    serves,
+    sweep_table,
 )
 
-LABELS = ("vector", "operation", "layers", "hook", "multiplier", "dose", "split", "n", "score")
+UNREADABLE = ("unreadable", "unreadable_unsteered")
+LABELS = (
+    "vector", "operation", "layers", "hook", "multiplier", "dose", "split", "n", *UNREADABLE, "score",
+)  # fmt: skip
 
 
 @checked
@@ -37,9 +40,11 @@ def choose(
         table: a sweep's table; its column `split` tells the prompts apart.
         on: the split on which layer and multiplier are chosen.
         report: the split that had no part in the choice. Its row is the result; the other one is flattered.
-        score: "accuracy"; "d_prime"; "shift", the mean change of the logit difference times the sign of the
-            multiplier (a projection has none and counts as plus); "flipped", the share of choices that are
-            another than unsteered, whichever way; or a function of a cell's rows.
+        score: "accuracy", in which an unreadable answer is wrong: it rewards vectors that make answers
+            readable; "readable_accuracy", of the readable answers alone; "d_prime"; "shift", the mean change
+            of the logit difference times the sign of the multiplier (a projection has none and counts as
+            plus); "flipped", the share of choices that are another than unsteered, whichever way; or a
+            function of a cell's rows.
         resamples: bootstrap draws.
         seed: of the draws and of the halvings.
         splits: random halvings of all these prompts, in which the choice is made again; 0 leaves NaN. A
@@ -48,11 +53,13 @@ def choose(
     Returns:
         Two rows (split `on`, then `report`) for each vector and operation, controls left out: vector,
         operation, layers, hook, multiplier, dose, split, n, score (its name), and
+        unreadable, unreadable_unsteered: shares of these prompts whose answer could not be read, under the
+            condition and unsteered. Where the second is larger, accuracy may have risen for that alone.
         value, low, high: the score and its 95 % interval: Wilson's for accuracy and flips, that of
             `signal_detection` for d′, the paired t interval for the shift; for a function, by bootstrap.
         unsteered: the same score of the unsteered model on the same prompts.
-        change, change_low, change_high: against unsteered, by paired bootstrap over prompts. For d′ on the
-            prompts readable in both; a shift is a change already.
+        change, change_low, change_high: against unsteered, by paired bootstrap over prompts. For d′ and
+            readable accuracy on the prompts readable in both; a shift is a change already.
         And, the same on both rows, about the choice itself:
         naive: the score of the cell chosen on all prompts of both splits, on the same prompts.
         honest: the mean, over the halvings, of the score on one half of what was chosen on the other. Each
@@ -82,6 +89,7 @@ def choose(
     Bioinformatics 7, 91; the p value, Phipson & Smyth 2010, section 3.
     """
     measure, name = measure_of(score)
+    table = sweep_table(table, "prompt_id", "split")
     _require_splits(table, on, report, splits)
     both = table[table["split"].isin([on, report])]
     require_one_row_a_prompt(both)
@@ -93,17 +101,23 @@ def choose(
     halves = halvings(before, splits, seed)
     found = []
     steered = wanted[wanted["vector"] != UNSTEERED]
-    names = steered["vector"].unique()
     for (vector, operation), rows in steered.groupby(["vector", "operation"], sort=False):
         cells = candidates(rows, before, score)
         place = _place(cells, parts)
-        mates = is_control & (both["operation"] == operation) & is_for(both["vector"], vector, names)
+        mates = is_control & (both["operation"] == operation) & serves(both, vector)
         about = tried(cells, halves, place) | compared(cells, both[mates], before, score, parts)
         chosen = wanted[in_cell(wanted, cells.labels.iloc[place]) | (wanted["vector"] == UNSTEERED)]
         for split in (on, report):
             measured = measure(chosen[chosen["split"] == split], resamples, seed)
-            found.append(measured.assign(split=split, score=name, **about))
+            shares = _unreadable(chosen[chosen["split"] == split])
+            found.append(measured.assign(split=split, score=name, **shares, **about))
     return pd.concat(found)[[*LABELS, *MEASURED, *TRIED, *NULL]].reset_index(drop=True)
+
+
+def _unreadable(rows: pd.DataFrame) -> dict[str, float]:
+    unsteered, unread = rows["vector"] == UNSTEERED, rows["choice"].isna()
+    shares = (float(unread[~unsteered].mean()), float(unread[unsteered].mean()))
+    return dict(zip(UNREADABLE, shares, strict=True))
 
 
 def _place(cells: Candidates, parts: Bool[np.ndarray, "2 prompt"]) -> int:
@@ -117,7 +131,6 @@ def _place(cells: Candidates, parts: Bool[np.ndarray, "2 prompt"]) -> int:
 
 
 def _require_splits(table: pd.DataFrame, on: str, report: str, splits: int) -> None:
-    require_columns(table, "prompt_id", *CELL, "split")
     if splits < 0:
         raise ValueError(f"splits={splits} is negative: give how often to halve the prompts, 0 for never.")
     if on == report:

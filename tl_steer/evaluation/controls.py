@@ -12,12 +12,12 @@ from ..statistics import false_discovery, permutation_p_value
 from .effectiveness import effectiveness, flips
 from .scores import TIE, measure_of
 from .signal_detection import signal_detection
-from .tables import CELL, UNSTEERED, factors_of, is_for, require_columns
+from .tables import CELL, UNSTEERED, factors_of, serves, sweep_table
 
 EFFECT = ("effect", "effect_low", "effect_high")
 TESTED = ("controls", "null_low", "null_high", "null_mean", "p_value", "q_value")
 RESAMPLES = 2000  # of the accuracy's bootstrap
-ONE_WAY = ("accuracy", "d_prime")  # which any push tends to lower, whatever its sign
+ONE_WAY = ("accuracy", "readable_accuracy", "d_prime")  # which any push tends to lower, whatever its sign
 
 
 @checked
@@ -32,7 +32,9 @@ def against_controls(
         value: what the effect is, always against the unsteered model on the same prompts:
             "shift", of the mean logit difference (t interval);
             "flipped", the share of choices that differ (Wilson interval);
-            "accuracy", its change; "d_prime" and "criterion", theirs (paired bootstrap intervals).
+            "accuracy", its change, an unreadable answer counting as wrong; "readable_accuracy", the same of
+            the prompts whose answers are readable both times; "d_prime" and "criterion", theirs (paired
+            bootstrap intervals).
 
     Returns:
         A row a cell that is no control (and within it for each combination of factors): the cell's columns,
@@ -40,7 +42,7 @@ def against_controls(
         n: prompts; for d′ and the criterion those that are readable;
         value: its name;
         effect, effect_low, effect_high: with its 95 % interval over prompts;
-        controls: control vectors with a cell of the same operation, hook, layers and multiplier, or its
+        controls: its control vectors with a cell of the same operation, hook, layers and multiplier, or its
             opposite: a random direction has no sign, so both are its cells (NaN goes with NaN);
         null_low, null_high, null_mean: lowest and highest of these cells' effects, since they are few, and
             their mean;
@@ -56,19 +58,20 @@ def against_controls(
 
     The range is not symmetric: an effect just outside it may be nearer to zero than its other end.
 
-    With m controls no p value, nor q value, gets below 1 / (m + 1): 0.17 with 5, and it takes 19 to reach
-    0.05. Both cells of a control vector say nearly the same, so they count once, by the larger effect; to
-    count them as two would call chance too often.
+    With m controls no p value, nor q value, gets below 1 / (m + 1): 0.17 with 5, 0.05 with 19, and 0.048 with
+    the 20 that `sweep` runs by default, at the chosen condition alone. Both cells of a control vector say
+    nearly the same, so they count once, by the larger effect; to count them as two would call chance too
+    often.
 
     Random, shuffled and orthogonal controls count alike: to compare with one kind, give the table without the
-    others' rows. Where the sweep has several vectors, controls whose names end in one of these in brackets
-    ("random 1 (honesty)") are for that one alone.
+    others' rows. A vector is compared with the controls whose `control_of` is its name or "", which serve all
+    vectors.
 
     Source: the p value, Phipson & Smyth 2010, section 3; false discovery, Benjamini & Hochberg 1995.
     """
     if value not in EFFECTS:
         raise ValueError(f"value={value!r} is unknown: use one of {', '.join(EFFECTS)}.")
-    require_columns(table, *CELL)
+    table = sweep_table(table)
     by = factors_of(table, by, {"n", "value", *EFFECT, *TESTED})
     _require_controls(table)
     effects = EFFECTS[value](table, by)
@@ -88,7 +91,7 @@ def against_controls(
 def _require_controls(table: pd.DataFrame) -> None:
     if not table["control"].astype(bool).any():
         raise ValueError(
-            "the table has no controls: sweep(…, controls=19) adds random directions of the same length, and "
+            "the table has no controls: sweep(…, controls=20) adds random directions of the same length, and "
             "controls=control_vectors(pairs_activations) shuffled labels and an orthogonal one too."
         )
     if not (table["vector"] == UNSTEERED).any():
@@ -105,10 +108,9 @@ def _beside_controls(effects: pd.DataFrame, by: Sequence[str], *, one_way: bool)
     is_control = effects["control"].astype(bool)
     controls = dict(list(effects[is_control].groupby(place[is_control])))
     studied, nothing = effects[~is_control], effects.iloc[:0]
-    names = list(studied["vector"].unique())
     beside = (controls.get(where, nothing) for where in place[~is_control])
     tested = [
-        _tested(row, there[is_for(there["vector"], row["vector"], names)], one_way=one_way)
+        _tested(row, there[serves(there, row["vector"])], one_way=one_way)
         for row, there in zip(studied.to_dict("records"), beside, strict=True)
     ]
     return studied.reset_index(drop=True).join(pd.DataFrame(tested))
@@ -137,8 +139,8 @@ def _flipped(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return _named(flips(table, by), "flipped")
 
 
-def _accuracy(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    measure, _ = measure_of("accuracy")
+def _accuracy(table: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:
+    measure, _ = measure_of(name)
     parts = table.groupby(by, dropna=False, sort=False, observed=True) if by else [((), table)]
     changes = [
         measure(rows, RESAMPLES, 0)[[*CELL, "change", "change_low", "change_high"]].assign(
@@ -163,7 +165,8 @@ def _named(table: pd.DataFrame, name: str) -> pd.DataFrame:
 EFFECTS: dict[str, Callable[[pd.DataFrame, Sequence[str]], pd.DataFrame]] = {
     "shift": _shift,
     "flipped": _flipped,
-    "accuracy": _accuracy,
+    "accuracy": partial(_accuracy, name="accuracy"),
+    "readable_accuracy": partial(_accuracy, name="readable_accuracy"),
     "d_prime": partial(_detected, name="d_prime"),
     "criterion": partial(_detected, name="criterion"),
 }

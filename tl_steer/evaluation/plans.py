@@ -17,7 +17,7 @@ from .cells import Cell
 from .chunks import CELLS
 from .digests import counted, digest
 
-FORMAT = 3
+FORMAT = 4
 Plan = Mapping[str, Any]  # plain JSON
 # Names of settings that change no number, or that are told by themselves.
 NOT_RUN_BY = (
@@ -144,7 +144,8 @@ def _vectors(vectors: SteeringVectors) -> str:
 
 
 def _made(cell: Cell) -> list[Any]:
-    return [cell.vector, cell.control, cell.operation, cell.layers, cell.multiplier, cell.operations]
+    labels = [cell.vector, cell.control, cell.control_of, cell.operation, cell.layers, cell.multiplier]
+    return [*labels, cell.operations]
 
 
 def _plain(value: Any) -> Any:

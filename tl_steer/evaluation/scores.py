@@ -9,12 +9,13 @@ from jaxtyping import Int
 
 from ..prompts import group_numbers
 from ..seeds import generator
-from ..statistics import joint_counts, percentile_interval, share_change
+from ..statistics import joint_counts, percentile_interval, share, share_change, wilson_interval
 from .effectiveness import FLIPPED, effectiveness, flips
 from .signal_detection import signal_detection
 from .tables import CELL, UNSTEERED, beside_unsteered, in_cells, prompt_groups
 
-Score = str | Callable[[pd.DataFrame], float]  # "accuracy", "d_prime", "shift", "flipped", or a function
+# "accuracy", "readable_accuracy", "d_prime", "shift", "flipped", or a function
+Score = str | Callable[[pd.DataFrame], float]
 Measure = Callable[[pd.DataFrame, int, int], pd.DataFrame]  # rows, resamples, seed
 TIE = 1e-9  # scores of equal counts may differ by rounding: they are tied
 MEASURED = ("value", "low", "high", "unsteered", "change", "change_low", "change_high")
@@ -26,7 +27,13 @@ def measure_of(score: Score) -> tuple[Measure, str]:
     Raises:
         ValueError: an unknown name.
     """
-    named = {"accuracy": _accuracy, "d_prime": _d_prime, "shift": _shift, "flipped": _flipped}
+    named = {
+        "accuracy": _accuracy,
+        "readable_accuracy": _readable_accuracy,
+        "d_prime": _d_prime,
+        "shift": _shift,
+        "flipped": _flipped,
+    }
     if callable(score):
         return partial(_function, score), getattr(score, "__name__", type(score).__name__)
     if score not in named:
@@ -55,6 +62,22 @@ def _accuracy_change(cell: pd.DataFrame, resamples: int, seed: int) -> tuple[flo
     joint = joint_counts(now, then, prompt_groups(answered))
     _, low, high = share_change(joint, resamples=resamples, rng=generator(seed), grouped=True)
     return float(low), float(high)
+
+
+def _readable_accuracy(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
+    """Of the answers that can be read; the change is of the prompts that are readable in both."""
+    results = effectiveness(rows)[[*CELL, "dose", "n"]]
+    values, changes = [], []
+    for _, cell in in_cells(beside_unsteered(rows, []), []):
+        read = cell[cell["answer"].notna() & cell["choice"].notna()]
+        right = int(read["choice"].eq(read["answer"]).sum())
+        values.append([float(share(right, len(read))), *map(float, wilson_interval(right, len(read)))])
+        both = read[read["unsteered_choice"].notna()]
+        now, then = (both[name].eq(both["answer"]).to_numpy(bool) for name in ("choice", "unsteered_choice"))
+        change = share_change(joint_counts(now, then), resamples=resamples, rng=generator(seed))
+        changes.append([float(each) for each in change])
+    results[["value", "low", "high"]] = values
+    return _steered(results, pd.DataFrame(changes, columns=["change", "change_low", "change_high"]))
 
 
 def _d_prime(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from ..seeds import generator
 from ..statistics import d_prime, percentile_interval, permutation_p_value, share
 from .scores import TIE, Score
-from .tables import CELL, in_cells
+from .tables import CELL, UNSTEERED, in_cells
 
 Sets = Bool[np.ndarray, "set prompt"]  # some sets of prompts
 Scores = Float[np.ndarray, "set cell"]
@@ -39,7 +39,7 @@ def candidates(rows: pd.DataFrame, before: pd.DataFrame, score: Score) -> Candid
     Args:
         rows: of one vector and operation; every cell has each of the prompts once.
         before: the unsteered row of each prompt; the order of the prompts is theirs.
-        score: "accuracy", "d_prime", "shift" or a function of rows, as for `choose`.
+        score: the name of a score, or a function of rows, as for `choose`.
 
     Of cells with equal scores the one with the smallest |dose| is taken, then the one with the earlier layer,
     then the one that comes first in the table.
@@ -60,6 +60,37 @@ def best(scores: Scores) -> Int[np.ndarray, " set"]:
     known = np.where(np.isnan(scores), -np.inf, scores)
     reached = known >= known.max(-1, keepdims=True) - TIE
     return np.where(np.isnan(scores).all(-1), -1, reached.argmax(-1))
+
+
+def best_conditions(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each vector and operation the condition that does best on the split "choose", a row each.
+
+    Args:
+        table: a sweep's, without controls; where no prompt has that split, all prompts decide.
+
+    Returns:
+        The conditions' columns and dose. The score is the first of these that the conditions have: accuracy;
+        the shift of the logit difference in the multiplier's direction; the share of choices that differ from
+        the unsteered ones; the share of texts that do. Ties as for `candidates`.
+    """
+    half = table[table["split"] == "choose"]
+    table = table if half.empty else half
+    before = table[table["vector"] == UNSTEERED]
+    texts = before.set_index("prompt_id")["text"]
+
+    def changed_texts(rows: pd.DataFrame) -> float:
+        return float((rows["text"].to_numpy() != texts.loc[rows["prompt_id"]].to_numpy()).mean())
+
+    everything = np.ones((1, len(before)), bool)
+    chosen = []
+    for _, rows in table[table["vector"] != UNSTEERED].groupby(["vector", "operation"], sort=False):
+        for score in ("accuracy", "shift", "flipped", changed_texts):
+            cells = candidates(rows, before, score)
+            (place,) = best(cells.scores(everything))
+            if place >= 0:
+                chosen.append(cells.labels.iloc[place])
+                break
+    return pd.DataFrame(chosen, columns=[*CELL, "dose"])
 
 
 def halvings(asked: pd.DataFrame, splits: int, seed: int) -> Bool[np.ndarray, "split prompt"]:
@@ -159,6 +190,11 @@ def _accuracy(rows: pd.DataFrame, before: pd.DataFrame) -> Scorer:
     return lambda sets: share(_sums(sets, choice == answer), _sums(sets, ~np.isnan(answer)))
 
 
+def _readable_accuracy(rows: pd.DataFrame, before: pd.DataFrame) -> Scorer:
+    answer, choice = (_matrix(rows[name], before) for name in ("answer", "choice"))
+    return lambda sets: share(_sums(sets, choice == answer), _sums(sets, ~np.isnan(answer + choice)))
+
+
 def _d_prime(rows: pd.DataFrame, before: pd.DataFrame) -> Scorer:
     answer, choice = (_matrix(rows[name], before) for name in ("answer", "choice"))
     said, read = choice == 0, ~np.isnan(choice)
@@ -179,7 +215,13 @@ def _flipped(rows: pd.DataFrame, before: pd.DataFrame) -> Scorer:
     return lambda sets: share(_sums(sets, both & (choice != then)), _sums(sets, both))
 
 
-_SCORERS = {"accuracy": _accuracy, "d_prime": _d_prime, "shift": _shift, "flipped": _flipped}
+_SCORERS = {
+    "accuracy": _accuracy,
+    "readable_accuracy": _readable_accuracy,
+    "d_prime": _d_prime,
+    "shift": _shift,
+    "flipped": _flipped,
+}
 
 
 def _matrix(column: pd.Series, before: pd.DataFrame) -> Float[np.ndarray, "cell prompt"]:

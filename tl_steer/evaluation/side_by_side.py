@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from ..arguments import checked
-from .tables import CELL, UNSTEERED, require_columns, require_one_row_a_prompt
+from .tables import CELL, UNSTEERED, require_one_row_a_prompt, sweep_table
 
 
 @checked
@@ -35,7 +35,7 @@ def side_by_side(
         ValueError: columns are missing, there are no texts, a value is asked for that is not there, or a
             prompt is in a cell twice.
     """
-    require_columns(table, "prompt_id", "prompt", *CELL, "text")
+    table = sweep_table(table, "prompt_id", "prompt", "text")
     if not table["text"].notna().any():
         raise ValueError(
             "the table has no texts: sweep with measure='generate', or give what read_recorded reads."

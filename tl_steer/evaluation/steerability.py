@@ -12,7 +12,7 @@ from ..seeds import generator
 from ..statistics import percentile_interval, rate_interval, share
 from .tables import FIXED, UNSTEERED, beside_unsteered, factors_of, require_columns
 
-LINE = ("vector", "control", "operation", "hook", "layers")  # a cell but for its multiplier
+LINE = ("vector", "control", "control_of", "operation", "hook", "layers")  # a cell but for its multiplier
 SLOPES = ("toward", "multipliers", "slope", "r_squared", "slope_per_dose")
 MEANS = ("slope", "slope_per_dose")
 ENDS = ("", "_low", "_high")
@@ -80,8 +80,8 @@ def steerability(
         seed: of the draws; every row starts from it, so that it does not depend on the others.
 
     Returns:
-        vector, control, operation, hook, layers, toward, the factors, and, with 95 % intervals in `…_low` and
-        `…_high`:
+        vector, control, control_of, operation, hook, layers, toward, the factors, and, with 95 % intervals in
+        `…_low` and `…_high`:
         n: prompts that have a slope.
         slope, slope_per_dose: their means. Bootstrap over groups, expanded percentile interval.
         wrong: share of prompts whose slope is negative: those that the vector moves the wrong way. Wilson

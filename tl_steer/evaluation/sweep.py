@@ -1,7 +1,8 @@
 """The same questions under every vector, layer and multiplier, as one tidy table."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +20,13 @@ from ..models import HookedModel, exclusive
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
 from .asking import asker, steered_sites
-from .cells import Cell, OperationMaker, named_vectors, sweep_cells
-from .checkpoints import checkpoints, require_free, require_writable
+from .cells import Cell, OperationMaker, controls_at, named_vectors, sweep_cells
+from .checkpoints import Checkpoints, checkpoints, require_free, require_writable
 from .chunks import Answers, Ask, Executor, answered, in_chunks, in_order
+from .digests import digest
 from .plans import sweep_plan
-from .tables import asked_table, assembled
+from .selection import best_conditions
+from .tables import asked_table, assembled, require_columns
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,9 @@ def sweep(
     measure: Literal["choice", "generate"] = "choice",
     max_new_tokens: int = 30,
     min_new_tokens: int = 0,
-    controls: int | Mapping[str, SteeringVectors] = 5,
+    controls: int | Mapping[str, SteeringVectors] = 20,
+    control_layers: Literal["chosen", "all"] | Callable[[pd.DataFrame], pd.DataFrame] = "chosen",
+    divide_by_layers: bool = False,
     seed: int = 0,
     out: str | Path | None = None,
     executor: Executor | None = None,
@@ -65,7 +70,20 @@ def sweep(
         positions: at which tokens; by default `all_tokens()`.
         measure: "choice" scores the two continuations, "generate" writes text (greedily) and reads it.
         max_new_tokens, min_new_tokens: length of the texts; each ends at the end of its turn.
-        controls: how many random directions of the same length, or control vectors by name.
+        controls: how many random directions of the same length for each vector, or control vectors by name,
+            which serve all vectors. With fewer than 19, no p value can be below .05.
+        control_layers: "chosen" runs controls after everything else, and for each vector and operation only
+            at the condition that does best on the split "choose" (on all prompts, where none has that split):
+            its layers, its multiplier, and the opposite one where it is among the multipliers. The score is
+            accuracy where answers are known, else the shift of the logit difference in the multiplier's
+            direction, else (texts) the share of choices, or of texts where no choice is read, that differ
+            from the unsteered ones. "all" runs them under every condition, as `choose` needs for its p value,
+            and costs as many times the rest as there are controls. Or a function that is given the table
+            without controls and returns the conditions (vector, operation, layers, hook, multiplier), such as
+            `partial(choose, on="choose", report="report", score="shift")`.
+        divide_by_layers: divide each multiplier by the number of layers that are steered together. The
+            table's `multiplier` and `dose` are of the quotient: what was added at each layer is `multiplier`
+            times its vector.
         seed: of the random directions and of the split.
         out: a Parquet file to write; it may not exist yet. Finished cells are kept beside it in `out`.cells,
             32 at a time: the same call goes on where a killed one was, and gives the same table to the bit
@@ -82,9 +100,11 @@ def sweep(
             by default half of what is free, and on a CPU at most 512 MiB. With less, more passes are made.
 
     Returns:
-        A row a prompt and cell: prompt_id, prompt, the factors, vector, control, operation, layers ("17+31"),
-        hook, multiplier, dose, split ("choose" or "report", balanced over factors and answers, unless the
-        factors have a column of that name), answer, choice, logit_difference, probability, mass, text.
+        A row a prompt and cell: prompt_id, prompt, the factors, vector, control, control_of (the vector that
+        a control belongs to; "" for one that serves all vectors, and for what is no control), operation,
+        layers ("17+31"), hook, multiplier, dose (of several layers the largest), split ("choose" or "report",
+        balanced over factors and answers, unless the factors have a column of that name), answer, choice,
+        logit_difference, probability, mass, text.
         `choice` is missing where a text could not be read, or neither choice is likelier.
 
     Raises:
@@ -109,6 +129,7 @@ def sweep(
         operations=operations,
         positions=positions,
         seed=seed,
+        divide_by_layers=divide_by_layers,
     )
     if out is not None:
         require_free(Path(out))
@@ -125,40 +146,75 @@ def sweep(
         return asker(questions, measure, decoding, mass=mass, sites=sites, options=options)
 
     ask = asking(memory)
-    logger.info("%d cells of %d questions", len(cells), len(asked))
-    if out is None:
-        chunks = {0: cells} if executor is None else in_chunks(cells)
-        with bar("sweeping", len(cells), shown=progress) as tick:
-            found = dict(_answers(model, ask, chunks, executor, tick))
-        return _table(asked, cells, [found[number] for number in chunks])
-    settings = {
-        "positions": positions.label,
-        "measure": measure,
-        "max_new_tokens": max_new_tokens if measure == "generate" else None,
-        "min_new_tokens": min_new_tokens if measure == "generate" else None,
-        "mass": mass,
-        "seed": seed,
-        "reuse": reuse,
-        "allow_empty": allow_empty,
-    }
-    plan = sweep_plan(model, named, controls, cells, questions, settings)
-    chunks = in_chunks(cells)
-    with checkpoints(Path(out), plan, bytes_allowed(model, memory)) as kept:
-        done = kept.finished()
-        left = {number: chunk for number, chunk in chunks.items() if number not in done}
-        if executor is None and not isinstance(memory, int):  # what is free is no longer what it was
-            ask = asking(kept.memory)
-        with bar("sweeping", len(cells), shown=progress) as tick:
+    first = cells if control_layers == "all" else [cell for cell in cells if not cell.control]
+    logger.info("%d conditions of %d questions", len(first), len(asked))
+    opening = nullcontext()
+    if out is not None:
+        settings = {
+            "positions": positions.label,
+            "measure": measure,
+            "max_new_tokens": max_new_tokens if measure == "generate" else None,
+            "min_new_tokens": min_new_tokens if measure == "generate" else None,
+            "mass": mass,
+            "control_layers": control_layers if isinstance(control_layers, str) else digest(control_layers),
+            "seed": seed,
+            "reuse": reuse,
+            "allow_empty": allow_empty,
+        }
+        plan = sweep_plan(model, named, controls, cells, questions, settings)
+        opening = checkpoints(Path(out), plan, bytes_allowed(model, memory))
+    with opening as files:
+        if files is not None and executor is None and not isinstance(memory, int):
+            ask = asking(files.memory)  # what is free is no longer what it was
+        answer = partial(_answered, model, ask, executor=executor, files=files, progress=progress)
+        answers = answer(first)
+        table = _table(asked, first, answers)
+        if len(first) < len(cells):
+            select = best_conditions if control_layers == "chosen" else control_layers
+            chosen = controls_at(cells, _conditions(select(table)))
+            logger.info("%d conditions of controls", len(chosen))
+            answers += answer(chosen, start=len(in_chunks(first)))
+            table = _table(asked, [*first, *chosen], answers)
+        if files is not None:
+            files.finish(table)
+            logger.info("wrote %s", out)
+    return table
+
+
+def _conditions(selected: pd.DataFrame) -> pd.DataFrame:
+    columns = ("vector", "operation", "layers", "hook", "multiplier")
+    require_columns(selected, *columns, maker="choose, or conditions of the table that control_layers gets")
+    return selected
+
+
+def _answered(
+    model: Any,
+    ask: Ask,
+    cells: Sequence[Cell],
+    *,
+    executor: Executor | None,
+    files: Checkpoints | None,
+    progress: bool,
+    start: int = 0,
+) -> list[Answers]:
+    """The answers of each chunk, in order, numbered from `start`; read where their file is there."""
+    whole = files is None and executor is None
+    parts = {0: cells} if whole else in_chunks(cells)
+    chunks = {start + number: part for number, part in parts.items() if part}
+    done = set() if files is None else files.finished() & set(chunks)
+    left = {number: chunk for number, chunk in chunks.items() if number not in done}
+    results = {}
+    with bar("sweeping", len(cells), shown=progress) as tick:
+        if done:
             before = sum(len(chunks[number]) for number in done)
             tick(before)
-            if before:
-                logger.info("%s was begun before: %d of %d cells are done", out, before, len(cells))
-            for number, answers in _answers(model, ask, left, executor, tick):
-                kept.keep(number, answers)
-        table = _table(asked, cells, [kept.answers(number) for number in chunks])
-        kept.finish(table)
-    logger.info("wrote %s", out)
-    return table
+            logger.info("%s was begun before: %d of %d conditions are done", files.out, before, len(cells))
+        for number, answers in _answers(model, ask, left, executor, tick):
+            if files is None:
+                results[number] = answers
+            else:
+                files.keep(number, answers)
+    return [results[number] if files is None else files.answers(number) for number in chunks]
 
 
 def _answers(

@@ -13,7 +13,7 @@ from ..seeds import generator
 from ..statistics import nested
 from .reading import read_answer
 
-CELL = ("vector", "control", "operation", "layers", "hook", "multiplier")
+CELL = ("vector", "control", "control_of", "operation", "layers", "hook", "multiplier")
 OUTCOMES = ("choice", "logit_difference", "probability", "mass", "text")
 UNSTEERED = "none"  # the name of its vector
 # Columns of numbers, where they are there; of those that are true, 0 and 1 alone.
@@ -113,6 +113,21 @@ def assembled(
     return table[["prompt_id", "prompt", *factors, *FIXED[2:]]]
 
 
+def sweep_table(
+    table: pd.DataFrame, *names: str, maker: str = "a sweep", numbers: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The table, checked to have the columns of a condition and `names`; arguments as `require_columns`.
+
+    Tables that were written before `control_of` existed get it here, "": each control serves every vector.
+
+    Raises as `require_columns`.
+    """
+    if "control_of" not in table:
+        table = table.assign(control_of="")
+    require_columns(table, *CELL, *names, maker=maker, numbers=numbers)
+    return table
+
+
 def require_columns(
     table: pd.DataFrame, *names: str, maker: str = "a sweep", numbers: Sequence[str] = ()
 ) -> None:
@@ -151,7 +166,7 @@ def _require_kinds(table: pd.DataFrame, numbers: Sequence[str]) -> None:
             )
     if "prompt_id" in table and pd.api.types.infer_dtype(table["prompt_id"]).startswith("mixed"):
         raise ValueError("the table's column 'prompt_id' must be numbers or texts, not both.")
-    for name in ("text", "other_text", "verdict", "first_shown", "why"):
+    for name in ("control_of", "text", "other_text", "verdict", "first_shown", "why"):
         if name in table and (wrong := [each for each in table[name].dropna() if not isinstance(each, str)]):
             raise ValueError(f"the table's column {name!r} must be text, and has {wrong[0]!r:.60}.")
     if "control" in table and not table["control"].map(lambda each: isinstance(each, bool | np.bool_)).all():
@@ -185,10 +200,9 @@ def factors_of(table: pd.DataFrame, by: str | Sequence[str], results: Iterable[s
     return factors
 
 
-def is_for(controls: pd.Series, vector: str, vectors: Iterable[str]) -> pd.Series:
-    """Whether controls of these names are this vector's: beside several, they are "random 1 (vector)"."""
-    others = tuple(f"({name})" for name in vectors if name != vector)
-    return ~controls.str.endswith(others) | controls.str.endswith(f"({vector})")
+def serves(controls: pd.DataFrame, vector: str) -> pd.Series:
+    """Whether each row of controls serves this vector: `control_of` is its name, or "" for all vectors."""
+    return controls["control_of"].isin(["", vector])
 
 
 def prompt_groups(rows: pd.DataFrame) -> Int[np.ndarray, " row"]:
@@ -212,7 +226,7 @@ def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
     Rows are as many and in the same order; NaN where the prompt has no unsteered row.
     """
-    require_columns(table, "prompt_id", *CELL, "dose", "answer", "choice", "logit_difference")
+    table = sweep_table(table, "prompt_id", "dose", "answer", "choice", "logit_difference")
     require_one_row_a_prompt(table, by)
     keys = list(dict.fromkeys(["prompt_id", *by]))
     rows = table.astype({"answer": "Int64", "choice": "Int64", "logit_difference": float})

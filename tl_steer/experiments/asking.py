@@ -1,6 +1,8 @@
 """What a run asks: its questions in every cell, neutral text and open prompts at the layers that do best."""
 
 import logging
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +33,17 @@ def asked_table(
     memory: Memory = None,
     progress: bool,
 ) -> pd.DataFrame:
-    """The sweep of the questions, and where it was asked for, controls at the chosen cell alone.
+    """The sweep of the questions, with controls at all layers or at the chosen condition.
 
-    `work` is the folder where the sweeps are kept as they go; what is there is not asked again. `memory` is
+    `work` is the folder where the sweep is kept as it goes; what is there is not asked again. `memory` is
     that of `sweep`, here and in the other tables.
     """
     asked = experiment.sweep
     questions = questions_of(experiment, model)
-    common = {
-        "positions": parse_positions(asked.positions),
-        "measure": asked.measure,
-        "max_new_tokens": asked.max_new_tokens,
-        "seed": experiment.seed,
-        "memory": memory,
-        "progress": progress,
-    }
-    controls = _controls(experiment, vectors, pairs)
-    everywhere = asked.control_layers == "all"
     logger.info("asking %d questions", len(questions))
-    table = _swept(
+    # A run goes on wherever its file lies now.
+    select = partial(_chosen_conditions, replace(experiment, folder=Path()))
+    return _swept(
         work and work / "questions.parquet",
         model,
         vectors,
@@ -57,31 +51,19 @@ def asked_table(
         layers=None if asked.layers == "all" else asked.layers,
         multipliers=asked.multipliers,
         operations=asked.operations,
-        controls=controls if everywhere else 0,
-        **common,
+        controls=_controls(experiment, vectors, pairs),
+        control_layers="all" if asked.control_layers == "all" else select,
+        positions=parse_positions(asked.positions),
+        measure=asked.measure,
+        max_new_tokens=asked.max_new_tokens,
+        seed=experiment.seed,
+        memory=memory,
+        progress=progress,
     )
-    if everywhere or not controls:
-        return table
-    best = chosen_cell(experiment, table)
-    sizes = [
-        each
-        for each in asked.multipliers
-        if pd.isna(best["multiplier"]) or abs(each) == abs(best["multiplier"])
-    ]
-    logger.info("asking under %d control vectors", len(controls))
-    controlled = _swept(
-        work and work / "controls.parquet",
-        model,
-        controls,
-        questions,
-        layers=[_layers(best["layers"])],
-        multipliers=sizes,
-        operations=[best["operation"]],
-        controls=0,
-        **common,
-    )
-    controlled = controlled[controlled["vector"] != UNSTEERED].assign(control=True)
-    return pd.concat([table, controlled], ignore_index=True)
+
+
+def _chosen_conditions(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
+    return chosen_cell(experiment, table).to_frame().T
 
 
 def _swept(out: Path | None, *arguments: Any, **options: Any) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from ..evaluation.sampled_choices import sampled_choices
 from ..evaluation.scores import measure_of
 from ..evaluation.signal_detection import signal_detection
 from ..evaluation.steerability import prompt_slopes, steerability
-from ..evaluation.tables import CELL, UNSTEERED, rows_of
+from ..evaluation.tables import CELL, UNSTEERED, rows_of, sweep_table
 from .files.experiment import Experiment
 from .files.reading import read_experiment
 from .materials import can_be_halved, estimator_of
@@ -66,7 +66,7 @@ def score_of(table: pd.DataFrame, score: str) -> str:
 
 def _table(path: Path) -> pd.DataFrame:
     """A table of a run, empty where the experiment did not ask for it."""
-    return pd.read_parquet(path) if path.is_file() else pd.DataFrame({"split": []})
+    return sweep_table(pd.read_parquet(path)) if path.is_file() else pd.DataFrame({"split": []})
 
 
 @dataclass(frozen=True, eq=False)

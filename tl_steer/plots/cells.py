@@ -95,7 +95,8 @@ def panels_of(table: pd.DataFrame, facet: str | None, *, figure: str) -> list[Pa
             f"plots.{figure}: {len(sources)} vectors × {len(names)} values of {facet!r} are too many panels, "
             f"at most {MOST_PANELS} can be read: select some rows first."
         )
-    mates = _controls_of(list(real["vector"].unique()), list(table.loc[is_control, "vector"].unique()))
+    # Tables of older versions do not say which vector a control belongs to: each serves every vector.
+    control_of = table["control_of"] if "control_of" in table else pd.Series("", table.index)
     found = []
     for vector, hook in sources:
         for name in names:
@@ -105,7 +106,7 @@ def panels_of(table: pd.DataFrame, facet: str | None, *, figure: str) -> list[Pa
                 Panel(
                     _title(vector, hook, sources, facet, name),
                     table[mine & ~is_control & (table["vector"] == vector)],
-                    table[mine & is_control & table["vector"].isin(mates[vector])],
+                    table[mine & is_control & control_of.isin(["", vector])],
                     table[here & is_unsteered],
                 )
             )
@@ -216,13 +217,6 @@ def cell_hover(row: dict[str, Any], value: str) -> str:
 
 def _has_null(row: dict[str, Any]) -> bool:
     return "null_low" in row and not pd.isna(row["null_low"])
-
-
-def _controls_of(vectors: list[str], controls: list[str]) -> dict[str, list[str]]:
-    """The controls of each vector; a sweep of several calls them "random 1 (vector)"; others are for all."""
-    owned = {vector: [name for name in controls if name.endswith(f"({vector})")] for vector in vectors}
-    shared = [name for name in controls if not any(name in names for names in owned.values())]
-    return {vector: [*names, *shared] for vector, names in owned.items()}
 
 
 def _numbers(layers: str) -> tuple[int, ...]:

@@ -5,11 +5,13 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from ...arguments import checked
-from ..tables import CELL, UNSTEERED, in_cells, is_for, require_columns
+from ..tables import CELL, UNSTEERED, in_cells, require_columns, serves, sweep_table
 from .means import mean_damage
 
 COSTS = ("kl", "loss_change")
 ENDS = ("", "_low", "_high")
+# Without control_of: of either table the caller may have given the controls by name, for all vectors.
+KEYS = [name for name in CELL if name != "control_of"]
 
 
 @checked
@@ -71,10 +73,11 @@ def effect_and_damage(
     """
     if cost not in COSTS:
         raise ValueError(f"cost={cost!r} is unknown: use one of {', '.join(COSTS)}.")
-    table = _joined(_effects(effects, effect), _damages(damage_table))
+    effects = _effects(effects, effect)
+    table = _joined(effects, _damages(damage_table))
     texts = _texts(text, table)
-    table = table.merge(texts, how="left", on=list(CELL))
-    table["control_effect"] = _control_effects(effects, effect, table, directed)
+    table = table.merge(texts, how="left", on=KEYS)
+    table["control_effect"] = _control_effects(effects, table, directed)
     sign = np.sign(table["multiplier"]).fillna(0)
     gain, surely = _gains(table, sign) if directed else (table["effect"], table["effect_low"] > 0)
     table["pareto"] = _pareto(table, sign, gain, cost)
@@ -99,7 +102,7 @@ def effect_and_damage(
 
 def _effects(effects: pd.DataFrame, effect: str) -> pd.DataFrame:
     names = [f"{effect}{end}" for end in ENDS]
-    require_columns(effects, *CELL, "dose", "n", *names, maker="effectiveness", numbers=names)
+    effects = sweep_table(effects, "dose", "n", *names, maker="effectiveness", numbers=names)
     if effects.duplicated(list(CELL)).any():
         raise ValueError(
             "a cell is twice in the effects, as where they are split by a factor: select one value of it, "
@@ -112,11 +115,11 @@ def _effects(effects: pd.DataFrame, effect: str) -> pd.DataFrame:
 def _damages(damage_table: pd.DataFrame) -> pd.DataFrame:
     require_columns(damage_table, *COSTS, maker="damage", numbers=COSTS)
     means = mean_damage(damage_table).rename(columns={"n": "passages"})
-    return means[[*CELL, "passages", *(f"{name}{end}" for name in COSTS for end in ENDS)]]
+    return means[[*KEYS, "passages", *(f"{name}{end}" for name in COSTS for end in ENDS)]]
 
 
 def _joined(effects: pd.DataFrame, damages: pd.DataFrame) -> pd.DataFrame:
-    table = effects.merge(damages, on=list(CELL), validate="one_to_one")
+    table = effects.merge(damages, on=KEYS, validate="one_to_one")
     if not ((table["vector"] != UNSTEERED) & ~table["control"].astype(bool)).any():
         raise ValueError(
             "no steered cell is in both tables: measure effect and damage with the same vectors (by the same "
@@ -129,26 +132,22 @@ def _texts(text: pd.DataFrame | None, table: pd.DataFrame) -> pd.DataFrame:
     """Means of the texts' measures, cell by cell."""
     measures = ["words", "distinct_2", "unreadable", "empty"]
     if text is None:
-        return table[list(CELL)].assign(**dict.fromkeys(measures, np.nan))
-    require_columns(text, *CELL, *measures[:3], maker="text_damage")
+        return table[KEYS].assign(**dict.fromkeys(measures, np.nan))
+    text = sweep_table(text, *measures[:3], maker="text_damage")
     rows = text.assign(empty=text["words"] == 0).astype(dict.fromkeys(measures, float))
-    return in_cells(rows, [])[measures].mean().reset_index()
+    return in_cells(rows, [])[measures].mean().reset_index().drop(columns="control_of")
 
 
-def _control_effects(effects: pd.DataFrame, effect: str, table: pd.DataFrame, directed: bool) -> list[float]:
-    """The largest |effect|, or effect, of the controls in each cell's place.
-
-    Those named for another vector are not its.
-    """
+def _control_effects(effects: pd.DataFrame, table: pd.DataFrame, directed: bool) -> list[float]:
+    """The largest |effect|, or effect, of each vector's controls under the same condition."""
     place = ["operation", "layers", "hook", "size"]
     controls = effects[effects["control"].astype(bool)]
-    reach = controls[effect].abs() if directed else controls[effect]
+    reach = controls["effect"].abs() if directed else controls["effect"]
     controls = controls.assign(size=controls["multiplier"].abs().fillna(-1), reach=reach)
     names = effects.loc[~effects["control"].astype(bool), "vector"].unique()
-    reached = {}
-    for name in names:
-        mine = controls[is_for(controls["vector"], name, names)]
-        reached[name] = mine.groupby(place)["reach"].max().to_dict()
+    reached = {
+        name: controls[serves(controls, name)].groupby(place)["reach"].max().to_dict() for name in names
+    }
     sizes = table["multiplier"].abs().fillna(-1)
     everyone = controls.groupby(place)["reach"].max().to_dict()
     keys = zip(table["operation"], table["layers"], table["hook"], sizes, strict=True)

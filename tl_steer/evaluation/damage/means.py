@@ -11,9 +11,9 @@ from ..tables import (
     CELL,
     factors_of,
     in_cells,
-    require_columns,
     require_one_row_a_prompt,
     samples_and_groups,
+    sweep_table,
 )
 
 AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
@@ -39,7 +39,7 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
 
     A passage counts once, however long it is, and one without a value (NaN) not at all.
     """
-    require_columns(table, "prompt_id", *CELL, "dose", maker="damage or text_damage", numbers=AVERAGED[:-1])
+    table = sweep_table(table, "prompt_id", "dose", maker="damage or text_damage", numbers=AVERAGED[:-1])
     by = factors_of(table, by, {"n", "perplexity", *AVERAGED})
     measures = [name for name in AVERAGED if name in table]
     if not measures:

@@ -34,7 +34,7 @@ def damage(
     multipliers: Sequence[float],
     operations: Sequence[str | OperationMaker] = ("add",),
     positions: Positions | None = None,
-    controls: int | Mapping[str, SteeringVectors] = 2,
+    controls: int | Mapping[str, SteeringVectors] | None = None,
     seed: int = 0,
     max_tokens: int = 64,
     force: bool = False,
@@ -51,8 +51,10 @@ def damage(
 
     Args:
         model: a `HookedTransformer` or a `TransformerBridge`.
-        vectors, layers, multipliers, operations, controls, seed, force, progress, reuse, memory: as for
-            `sweep`; with the same `seed`, the controls are the same directions.
+        vectors, layers, multipliers, operations, seed, force, progress, reuse, memory: as for `sweep`.
+        controls: as for `sweep`, at all of these layers and multipliers; with the same `seed`, they are the
+            same directions. By default 20 where `layers` is given, and none where it is left out: at every
+            layer they would make the call 21 times as long.
         passages: texts or token lists, or a table such as `read_neutral()`: its column `passage` is read, and
             the others are kept.
         positions: by default `all_tokens()`.
@@ -75,6 +77,8 @@ def damage(
     passage itself less likely, and may be negative. Both are per token: exp(0.1) is 10.5 % more perplexity.
     """
     positions = all_tokens() if positions is None else positions
+    if controls is None:
+        controls = 0 if layers is None else 20
     named = named_vectors(vectors)
     unsteered, *cells = sweep_cells(
         named,

@@ -13,7 +13,7 @@ from ...engine import Memory, Row, bar
 from ...generation import require_room
 from ...models import HookedModel, tokenize
 from ...positions import PromptTokens
-from ..tables import CELL, OUTCOMES, require_columns, require_one_row_a_prompt
+from ..tables import OUTCOMES, require_one_row_a_prompt, sweep_table
 from .distributions import losses, row_means
 from .streams import Streams, read_streams
 
@@ -56,7 +56,7 @@ def text_damage(
     alone and appended to the prompt's tokens, which need not be the tokens that were written; the token that
     ended the text is not among them. Source: distinct n-grams, Li et al. 2016, section 5.
     """
-    require_columns(table, "prompt_id", "prompt", *CELL, "choice", "answer", "text")
+    table = sweep_table(table, "prompt_id", "prompt", "choice", "answer", "text")
     require_one_row_a_prompt(table)
     texts = table["text"].astype("string")
     if texts.isna().all():

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ...arguments import checked
 from ..effectiveness import effectiveness
-from ..tables import CELL, factors_of, in_cells, require_columns
+from ..tables import CELL, factors_of, in_cells, require_columns, sweep_table
 from .embedder import Embedder, unit_embeddings
 from .exemplars import Exemplars, exemplar_embeddings
 
@@ -76,7 +76,7 @@ def embedding_effect(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd
     Raises:
         ValueError: columns are missing, `by` names an outcome, or a prompt is in a cell twice.
     """
-    require_columns(table, *CELL, SCORE)
+    table = sweep_table(table, SCORE)
     found = effectiveness(table.assign(logit_difference=table[SCORE]), by=by)
     factors = factors_of(table, by)
     rows = in_cells(table, factors)[SCORE].agg(["count", "size"])  # in the same order

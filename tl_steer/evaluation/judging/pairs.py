@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ...seeds import generator
-from ..tables import CELL, OUTCOMES, UNSTEERED, require_columns
+from ..tables import CELL, OUTCOMES, UNSTEERED, sweep_table
 
 Against = Literal["opposite", "unsteered"]
 # The text under study comes first, the one it is compared with second.
@@ -43,7 +43,7 @@ def answer_pairs(
 
 
 def _with_texts(table: pd.DataFrame) -> pd.DataFrame:
-    require_columns(table, "prompt_id", "prompt", *CELL, "dose", "text")
+    table = sweep_table(table, "prompt_id", "prompt", "dose", "text")
     if clash := [name for name in TAKEN if name in table]:
         raise ValueError(f"the columns {clash} are what a judge adds: rename them first.")
     rows = table[table["text"].notna()]

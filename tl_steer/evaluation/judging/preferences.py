@@ -7,7 +7,7 @@ import pandas as pd
 
 from ...arguments import checked
 from ...statistics import rate_interval, share
-from ..tables import CELL, factors_of, require_columns, samples_and_groups
+from ..tables import CELL, factors_of, samples_and_groups, sweep_table
 
 VERDICTS = ("verdict", "reply", "first_shown", "cached")
 
@@ -43,7 +43,7 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
         raise ValueError(
             f"this is no judge's table, it has {', '.join(map(str, table))}: give what judge makes."
         )
-    require_columns(table, "prompt_id", *CELL, "dose")
+    table = sweep_table(table, "prompt_id", "dose")
     by = [name for name in factors_of(table, by) if name != "against"]
     if wrong := [name for name in by if name in (*VERDICTS, "other_text")]:
         raise ValueError(f"by={wrong} are what the judge said: split by factors of the prompts.")

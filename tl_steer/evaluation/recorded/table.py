@@ -103,6 +103,7 @@ def _labels(cell: RecordedCell, vector: str, hook: str) -> dict[str, object]:
     return {
         "vector": vector if steered else UNSTEERED,
         "control": False,
+        "control_of": "",
         "operation": cell.operation,
         "layers": cell.layers,
         "hook": hook if steered else "",
