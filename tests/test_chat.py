@@ -316,7 +316,9 @@ def test_an_end_of_turn_that_is_no_token_does_not_stop_at_the_unknown_one():
 def test_a_broken_template_gives_one_clear_error_wherever_it_is_used(template, error):
     model = make_model(tokenizer := word_tokenizer())
     tokenizer.chat_template = template
-    message = rf"chat template is broken \(({error}): .*set model.tokenizer.chat_template to a working template"
+    message = (
+        rf"chat template is broken \(({error}): .*set model.tokenizer.chat_template to a working template"
+    )
     for use in (
         lambda: chat_format(model).render("a"),
         lambda: chat_format(model).end_of_turn(),
