@@ -18,13 +18,13 @@ SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not a script's own
 # What tables hold numbers of, with the ends of their intervals.
 NUMBERS = {
-    "PC", "accuracy", "auc", "change", "coordinate", "correlation", "cosine", "criterion", "criterion_change",
-    "d_prime", "d_prime_change", "dose", "effect", "explained", "false_alarm_rate", "first_share", "flipped",
-    "hit_rate", "kl", "layer", "logit", "logit_difference", "loss", "loss_change", "multiplier", "n", "null",
-    "null_max", "null_mean", "p_corrected", "p_value", "paired_accuracy", "perplexity", "position",
-    "preference", "probability", "projection", "q_value", "r_squared", "rank", "shift", "signal_rate", "slope", "slope_per_dose",
-    "split_half", "win_rate", "value", "low", "high", "naive", "honest", "optimism", "share", "spread",
-    "kurtosis", "place",
+    "PC", "accuracy", "auc", "change", "coordinate", "correlation", "cosine", "criterion",
+    "criterion_change", "d_prime", "d_prime_change", "dose", "effect", "explained", "false_alarm_rate",
+    "first_share", "flipped", "hit_rate", "kl", "layer", "logit", "logit_difference", "loss", "loss_change",
+    "multiplier", "n", "null", "null_max", "null_mean", "p_corrected", "p_value", "paired_accuracy",
+    "perplexity", "position", "preference", "probability", "projection", "q_value", "r_squared", "rank",
+    "shift", "signal_rate", "slope", "slope_per_dose", "split_half", "win_rate", "value", "low", "high",
+    "naive", "honest", "optimism", "share", "spread", "kurtosis", "place",
 }  # fmt: skip
 # Names that factors may have too: numbers where a figure is drawn of them.
 NEEDED_NUMBERS = {
