@@ -212,7 +212,8 @@ def prediction_finding(table: pd.DataFrame) -> str:
 
 def by_p_value(table: pd.DataFrame) -> pd.DataFrame:
     """The measures of `prediction` that have a p value, smallest first, of equal ones the most correlated."""
-    known = table.dropna(subset="p_value").assign(size=table["correlation"].abs())
+    known = table.dropna(subset="p_value")
+    known = known.assign(size=known["correlation"].abs())
     return known.sort_values(["p_value", "size"], ascending=[True, False], kind="stable")
 
 

@@ -75,11 +75,15 @@ def choice_finding(choices: pd.DataFrame) -> str:
     by = SCORES.get(on["score"], on["score"])
     picked = f"Chosen by {by} on {int(on['n'])} questions: {place(on)}, with {best}"
     other = f"On the other {int(report['n'])} it is {result} {around}"
+    again = "" if pd.isna(on["again"]) else f", and again in {on['again']:.0%} of random halves"
     if on["score"] in ("shift", "flipped"):  # a change already
-        return f"{picked}. {other}{_unless_zero(report)}."
+        return f"{picked}{again}. {other}{_unless_zero(report)}."
+    caution = " A bias that makes answers alike moves d′ too: the verdict says which it is."
     return (
-        f"{picked} (unsteered {shown(on['unsteered'])}). {other}, unsteered {shown(report['unsteered'])}: "
-        f"a change of {interval(report, 'change')}{_unless_zero(report)}."
+        f"{picked} (unsteered {shown(on['unsteered'])}){again}. {other}, unsteered "
+        f"{shown(report['unsteered'])}: a change of {interval(report, 'change')}{_unless_zero(report)}."
+        + caution
+        * (on["score"] == "d_prime")
     )
 
 
