@@ -14,7 +14,16 @@ import pytest
 from tl_steer import plots
 from tl_steer.plots import template
 from tl_steer.plots.cells import layer_places, panels_of
-from tl_steer.plots.labels import LONGEST, counted, escape, levels, number, require_columns, wrapped
+from tl_steer.plots.labels import (
+    LONGEST,
+    controls_text,
+    counted,
+    escape,
+    levels,
+    number,
+    require_columns,
+    wrapped,
+)
 from tl_steer.plots.multiplier_lines import control_lines, multiplier_axis
 
 from .conftest import assert_raises
@@ -302,6 +311,26 @@ def test_multipliers_diverge_blue_and_red_and_deepen_with_size():
     assert all(channels[key][2] > channels[key][0] for key in (-8, -2))
     assert all(channels[key][0] > channels[key][2] for key in (2, 8))
     assert set(colours) == {-8, -2, 0, 2, 8}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, ""),
+        (1, "; grey: 1 control direction (p ≥ 0.5)"),
+        (18, "; grey: 18 control directions (p ≥ 0.053)"),
+        (19, "; grey: 19 control directions"),
+    ],
+)
+def test_subtitles_say_which_p_value_so_few_controls_can_reach(count, text):
+    assert controls_text(count) == text
+
+
+def test_figures_with_few_controls_say_so(pooled, detected):
+    few = counted([pooled.loc[pooled["control"], "vector"].nunique()], "control direction")
+    floor = f"{few} (p ≥ "
+    assert floor in plots.effectiveness(pooled, value="shift").layout.title.subtitle.text
+    assert floor in plots.dose_response(pooled, value="shift").layout.title.subtitle.text
 
 
 # --- separation --------------------------------------------------------------------------------------------
@@ -841,6 +870,14 @@ def test_signal_detection_shows_one_layers_path_in_the_order_of_the_multiplier(d
         assert len(controls.x) == 3 * 5
     assert figure.layout.sliders[0].active == 1
     assert [trace.visible for trace in figure.data] == figure.layout.sliders[0].steps[1].args[0]["visible"]
+
+
+def test_signal_detection_says_the_auc_and_the_verdict_where_they_are_known(detected):
+    scored = detected.assign(auc=0.9, auc_low=0.85, auc_high=0.95, verdict="bias")
+    for table, known in ((detected, False), (scored, True), (scored.assign(auc=np.nan, verdict=""), False)):
+        texts = [text for trace in plots.signal_detection(table).data for text in trace.hovertext]
+        for part in ("AUC 0.9 [0.85, 0.95]", "verdict: bias"):
+            assert all((part in text) == known for text in texts)
 
 
 def test_signal_detection_keeps_its_axes_over_layers_and_says_what_they_mean(detected):

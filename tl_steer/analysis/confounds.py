@@ -114,7 +114,8 @@ def _simultaneous_bounds(
     squares = ((null**2).sum(0) - null**2) / (count - 1) - means**2
     spread = np.sqrt(squares.clip(0))
     scaled = np.divide(null - means, spread, out=np.zeros_like(null), where=spread > 1e-6)
-    return null.mean(0) + simultaneous_threshold(scaled.max((1, 2))) * null.std(0)
+    bounds = null.mean(0) + simultaneous_threshold(scaled.max((1, 2))) * null.std(0)
+    return bounds.clip(max=1.0)  # no cosine is beyond 1
 
 
 def _permuted(

@@ -178,12 +178,12 @@ def confounds_finding(table: pd.DataFrame, layer: int) -> str:
         )
     elif factors["cosine"].notna().any():
         others = "the others" if sided else "these"
-        jointly = ""
+        largest, jointly = factors.loc[factors["cosine"].abs().idxmax()], ""
         if together["differs"].any():
             jointly = f", but along all of them together (cosine {signed(together['cosine'].iloc[0])})"
         parts.append(
             f"At layer {layer} the vector lies along none of {others} farther than along factors that mean "
-            f"nothing{jointly}."
+            f"nothing (the largest cosine is {signed(largest['cosine'])}, with {largest['factor']}){jointly}."
         )
     return " ".join(parts)
 
