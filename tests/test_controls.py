@@ -246,7 +246,7 @@ def layered_pairs(*, strength=1.0, seed=0):
 
 
 def test_the_corrected_p_value_is_a_loop_over_the_best_layer_of_each_shuffle():
-    """The null itself is the accuracy of pairs with exchanged sides, without shuffles of its own."""
+    """The null itself is the accuracy of pairs with shuffled labels, without shuffles of its own."""
     pairs, shuffles = layered_pairs(), 39
     table = separation(pairs, folds=3, shuffles=shuffles)
     assert list(table)[9:13] == ["p_value", "p_corrected", "null_max", "pairs"]

@@ -253,7 +253,7 @@ def test_separation_with_few_shuffles_says_how_many_are_needed():
 
 def test_without_shuffled_labels_separation_has_no_comparison():
     text = separation_finding(separations([0.9], null_max=np.nan, p_corrected=np.nan))
-    assert "no exchanged labels were run" in text
+    assert "no shuffled labels were run" in text
     assert numbers(text) == pytest.approx([0.9, 0.82, 0.98, 0, 100, 5])
 
 

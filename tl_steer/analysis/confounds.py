@@ -74,8 +74,8 @@ def confounds(
         raise ValueError("no factor varies among these pairs: give contrast_pairs(…, factors=…) some.")
     if shuffles < 1:
         raise ValueError(f"shuffles={shuffles}: give 1 or more.")
-    told = [each for each in factors if each.weights is not None]
-    weights = np.reshape([each.weights for each in told], (len(told), 2, len(pairs_activations)))
+    balanced = [each for each in factors if each.weights is not None]
+    weights = np.reshape([each.weights for each in balanced], (len(balanced), 2, len(pairs_activations)))
     permuted = _permuted(weights, pairs_activations.factors, shuffles, seed)
     both = np.stack([side.double().numpy() for side in pairs_activations.sides()])
     observed, drawn = [], []
@@ -87,10 +87,10 @@ def confounds(
     highest = _simultaneous_bounds(np.abs(np.stack(drawn, 1)))
     rows = []
     for layer, cosines, bounds in zip(layers, observed, highest, strict=True):
-        numbers = {each.name: (cosines[k], bounds[k]) for k, each in enumerate(told)}
+        numbers = {each.name: (cosines[k], bounds[k]) for k, each in enumerate(balanced)}
         missing = (np.nan, np.nan)
         rows += [(layer, each.name, each.contrast, *numbers.get(each.name, missing)) for each in factors]
-        rows.append((layer, ALL, "", *((cosines[-1], bounds[-1]) if told else missing)))
+        rows.append((layer, ALL, "", *((cosines[-1], bounds[-1]) if balanced else missing)))
     table = pd.DataFrame(rows, columns=["layer", "factor", "contrast", "cosine", "null_high"])
     table.insert(4, "share", table["cosine"] ** 2)
     confounded = {each.name for each in factors if each.weights is None}
@@ -105,7 +105,7 @@ def confounds(
 def _simultaneous_bounds(
     null: Float[np.ndarray, "order layer cosine"],
 ) -> Float[np.ndarray, "layer cosine"]:
-    """What only 5 % of draws exceed anywhere, as many standard deviations from the mean in each place."""
+    """|cosines| that only 5 % of draws exceed at any layer, the same standard deviations above each mean."""
     count = len(null)
     if count < FEWEST:
         return np.full(null.shape[1:], np.nan)

@@ -46,7 +46,7 @@ def separation(
         auc: probability that a positive projects higher than a negative, of any pairs;
         d_prime: difference of the sides' mean projections over their pooled standard deviation;
         null_low, null_high, null_mean: 2.5 % and 97.5 % percentile and mean of the paired accuracy with
-            exchanged sides, of each layer alone (pointwise);
+            shuffled labels, of each layer alone (pointwise);
         p_value: of each layer alone, (b + 1) / (m + 1), where b of the m shuffles reach its paired accuracy
             (Phipson & Smyth 2010);
         p_corrected: the same against the maximum over the layers of this table in each shuffle (Westfall &

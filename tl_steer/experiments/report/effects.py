@@ -95,8 +95,8 @@ def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], 
     also = f"along with {shift}" if verdict == "both" else "without a measurable shift of bias"
     if _is_reversed(row, before):
         return (
-            f"This reverses the answers, {also}: right and wrong are still told apart, and the opposite is "
-            f"said: {measured}."
+            f"This reverses the answers, {also}: right and wrong are still distinguished, but the opposite "
+            f"is said: {measured}."
         )
     change = (
         "an improvement" if row["auc_change" if scored else "d_prime_change"] > 0 else "a loss of sensitivity"
@@ -118,7 +118,7 @@ def _bias_measure(row: Row) -> str:
 
 
 def _sensitivity_measure(row: Row, before: Row) -> str:
-    """The numbers that decide about sensitivity: how well the kinds are told apart."""
+    """The numbers that decide about sensitivity: how well the kinds are distinguished."""
     if pd.isna(row["auc_change"]):
         return f"d′ changes by {interval(row, 'd_prime_change')}"
     change = interval(row, "auc_change", show=partial(signed, digits=3))
@@ -126,7 +126,7 @@ def _sensitivity_measure(row: Row, before: Row) -> str:
 
 
 def _is_reversed(row: Row, before: Row) -> bool:
-    """Whether the kinds were told apart rightly, and are now told apart the wrong way."""
+    """Whether the kinds were distinguished rightly, and are now distinguished the wrong way round."""
     if pd.isna(row["auc_change"]):
         return direction(before, "d_prime") > 0 > direction(row, "d_prime")
     return bool(before["auc_low"] > 0.5 > row["auc_high"])

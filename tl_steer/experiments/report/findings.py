@@ -20,7 +20,7 @@ SCORES = {
 
 
 def separation_finding(table: pd.DataFrame) -> str:
-    """Where held-out pairs separate better than under exchanged labels.
+    """Where held-out pairs separate better than with shuffled labels.
 
     Args:
         table: from `analysis.separation`.
@@ -30,14 +30,14 @@ def separation_finding(table: pd.DataFrame) -> str:
     n = f"{int(table['pairs'].iloc[0])} pairs, {int(table['folds'].iloc[0])}-fold"
     best = _highest(table)
     if table["p_corrected"].isna().all():
-        return f"Held-out paired accuracy: {best} ({n}); no exchanged labels were run to compare it with."
+        return f"Held-out paired accuracy: {best} ({n}); no shuffled labels were run to compare it with."
     if table["null_max"].isna().all():
         return (
-            f"Held-out paired accuracy: {best} ({n}). With so few exchanged labels no layer can reach "
+            f"Held-out paired accuracy: {best} ({n}). With so few shuffles no layer can reach "
             f"p ≤ {ALPHA}: 19 shuffles or more are needed."
         )
     chance = (
-        f"exchanged labels exceed {plain(table['null_max'].iloc[0])} at any layer in 5 % of shuffles ({n})"
+        f"shuffled labels exceed {plain(table['null_max'].iloc[0])} at any layer in 5 % of shuffles ({n})"
     )
     clear = table[table["p_corrected"] <= ALPHA]
     if len(clear):
