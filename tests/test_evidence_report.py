@@ -56,14 +56,14 @@ def beside_controls(*, p_value=0.05, controls=19, effect=2.0, value="shift", **c
 
 @pytest.mark.parametrize(
     ("as_far", "controls", "verdict"),
-    [(0, 19, ""), (0, 18, "19 or more"), (0, 2, "19 or more"), (1, 19, "may be chance"), (1, 59, "")],
+    [(0, 19, ""), (0, 18, "19 or more"), (0, 2, "19 or more"), (1, 19, "may be chance"), (1, 59, ""), (6, 6, "may be chance")],
 )  # fmt: skip
 def test_an_effect_stands_beside_its_controls_and_its_p(as_far, controls, verdict):
     """Nothing stronger than the p value is said."""
     p, floor = (as_far + 1) / (controls + 1), 1 / (controls + 1)
     text = controls_finding(beside_controls(p_value=p, controls=controls), CHOSEN)
     expected = [7, 0.2, 0.21, 2, 1.75, 2.25, *[as_far] * (as_far > 0), controls, -0.41, 0.62, p]
-    expected += [controls, floor, 19, 0.05] * (controls < 19)
+    expected += [controls, floor, 19, 0.05] * (verdict == "19 or more")
     assert numbers(text) == pytest.approx(expected, rel=0.04)
     assert ("under none of" in text) == (as_far == 0)
     assert [each for each in ("19 or more", "may be chance") if each in text] == (
@@ -448,6 +448,13 @@ def test_without_logits_the_verdict_has_d_prime_and_criterion(table, verdicts, w
     names = ("criterion_change", "d_prime_change")
     expected = [table.loc[1, f"{name}{end}"] for name in names for end in ("", "_low", "_high")]
     assert numbers(text) == pytest.approx(expected, abs=0.005)
+
+
+def test_kinds_that_move_opposite_ways_are_no_shift_of_bias_though_their_mean_moves():
+    for name, shift, opposite in (("neither", 0.2, True), ("sensitivity", 0.2, True), ("bias", 0.2, False)):
+        text, _ = verdict(detected(name, shift=shift))
+        assert ("do not move the same way" in text) == opposite
+        assert ("over both kinds" in text) != opposite
 
 
 def test_what_cannot_be_told_has_its_reason_and_no_number():

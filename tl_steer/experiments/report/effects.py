@@ -114,7 +114,10 @@ def _bias_measure(row: Row) -> str:
     """The numbers that decide about bias."""
     if pd.isna(row["shift"]):
         return f"the criterion changes by {interval(row, 'criterion_change')}"
-    return f"over both kinds the logit difference changes by {interval(row, 'shift')}"
+    change = f"the logit difference changes by {interval(row, 'shift')}"
+    if row["verdict"] not in ("bias", "both") and direction(row, "shift"):
+        return f"the kinds do not move the same way (on average {change})"
+    return f"over both kinds {change}"
 
 
 def _sensitivity_measure(row: Row, before: Row) -> str:

@@ -49,7 +49,7 @@ def controls_finding(table: pd.DataFrame, cell: pd.Series) -> str:
     compared = f"{what}; {reached} {far} ({span}): p = {row['p_value']:.2g}"
     if row["p_value"] <= ALPHA:
         return f"{compared}."
-    if number < FEWEST:
+    if number < FEWEST and not as_far:
         few = f"With {of} p cannot be below {1 / (number + 1):.2g}: {FEWEST} or more can reach {ALPHA}."
         return f"{compared}. {few}"
     return f"{compared}, so this may be chance."
