@@ -56,7 +56,10 @@ def beside_controls(*, p_value=0.05, controls=19, effect=2.0, value="shift", **c
 
 @pytest.mark.parametrize(
     ("as_far", "controls", "verdict"),
-    [(0, 19, ""), (0, 18, "19 or more"), (0, 2, "19 or more"), (1, 19, "may be chance"), (1, 59, ""), (6, 6, "may be chance")],
+    [
+        (0, 19, ""), (0, 18, "19 or more"), (0, 2, "19 or more"), (1, 19, "may be chance"), (1, 59, ""),
+        (6, 6, "may be chance"),
+    ],
 )  # fmt: skip
 def test_an_effect_stands_beside_its_controls_and_its_p(as_far, controls, verdict):
     """Nothing stronger than the p value is said."""
