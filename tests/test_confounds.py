@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binom
 
 from tl_steer import plots
 from tl_steer.analysis import balanced_folds, confounds
@@ -246,10 +247,17 @@ def test_the_share_of_all_is_that_of_the_span():
     assert (confounds(left, pairs, shuffles=5)["cosine"].abs() < 1e-6).all()
 
 
-def test_the_null_is_a_loop_over_contrasts_of_noise():
-    """Residuals of a regression within sides; pairs take the factors of others, those of a pair together."""
-    pairs, made = planted_pairs(noise=1.0), mean_difference(planted_pairs(seed=1))
-    high = confounds(made, pairs, shuffles=400, seed=1).set_index("factor")["null_high"]
+def spanned(vector, directions):
+    """Cosine of a vector with the nearest one in the span of directions."""
+    span = np.stack([np.ravel(each) for each in directions]).T
+    return np.linalg.norm(span @ np.linalg.lstsq(span, vector, rcond=None)[0]) / np.linalg.norm(vector)
+
+
+def noise_of(pairs, vector, shuffles):
+    """|cosines| with factors that mean nothing, a row a shuffle: residuals of a regression within sides.
+
+    Pairs take the factors of others, those of a pair together.
+    """
     tokens, truth = pairs.positive.prompt_lengths, pairs.factors["truth"].to_numpy()
     design_matrix = np.stack([np.ones(80), truth, tokens.numpy()], axis=1)  # the letter goes with truth
     noise = []
@@ -257,29 +265,51 @@ def test_the_null_is_a_loop_over_contrasts_of_noise():
         rows = side[:, 0].double().numpy()
         noise.append(rows - design_matrix @ np.linalg.pinv(design_matrix) @ rows)
     rng, drawn = np.random.default_rng(9), []
-    for _ in range(400):
+    for _ in range(shuffles):
         order = rng.permutation(80)
         factors = pairs.factors.iloc[order].reset_index(drop=True)
         shuffled = make_pairs(*(rows[:, None] for rows in noise), factors=factors)
         for side in (shuffled.positive, shuffled.negative):
             side.prompt_lengths.copy_(tokens[order])
-        found = factor_directions(shuffled)
-        drawn.append([abs(cosine(made.values[0], each.values[0])) for each in found.values()])
-    for name, each in zip(("letter", "truth", "tokens"), np.quantile(drawn, 0.975, axis=0), strict=True):
-        assert high[name] == pytest.approx(each, abs=0.06), name
+        found = [each.values[0].numpy() for each in factor_directions(shuffled).values()]
+        drawn.append([*(abs(cosine(vector, each)) for each in found), spanned(vector, found)])
+    return np.array(drawn)
+
+
+def test_the_null_is_a_loop_over_the_farthest_contrast_of_noise():
+    pairs, made = planted_pairs(noise=1.0), mean_difference(planted_pairs(seed=1))
+    high = confounds(made, pairs, shuffles=2000, seed=1).set_index("factor")["null_high"]
+    drawn = noise_of(pairs, made.values[0].double().numpy(), 599)
+    means, spreads = drawn.mean(0), drawn.std(0)
+    farthest = sorted(max((row - means) / spreads) for row in drawn)[-30]  # 30 of 600 are 5 %
+    for name, each in zip(("letter", "truth", "tokens", "all"), means + farthest * spreads, strict=True):
+        assert high[name] == pytest.approx(each, abs=0.04), name
+        assert high[name] > np.quantile(drawn[:, list(high.index).index(name)], 0.975)
 
 
 @pytest.mark.statistics
-def test_one_cell_in_forty_differs_by_chance():
-    """A vector of one half, asked with the other, of factors without any direction."""
+def test_one_table_in_twenty_has_a_row_that_differs_by_chance(draws):
+    """A vector of one half, asked with the other, of factors without any direction; layers are alike."""
     rng, found = np.random.default_rng(0), []
-    for _ in range(12):
+    tables = draws(200)
+    for _ in range(tables):
         factors, _ = design(60)
-        pairs = make_pairs(*rng.normal(size=(2, 60, 10, WIDTH)), factors=factors)
+        sides = rng.normal(size=(2, 60, 10, WIDTH)) + 2 * rng.normal(size=(2, 60, 1, WIDTH))
+        pairs = make_pairs(*sides, factors=factors)
         half = balanced_folds(factors, folds=2)
         one, other = (pairs.subset(np.flatnonzero(half == each).tolist()) for each in (0, 1))
-        found.append(confounds(mean_difference(one), other)["differs"].mean())
-    assert 0 < np.mean(found) < 0.06
+        found.append(confounds(mean_difference(one), other, shuffles=99)["differs"].any())
+    low, high = binom.ppf([0.005, 0.995], tables, 0.05)
+    assert low <= sum(found) <= high
+
+
+def test_with_few_shuffles_nothing_can_differ():
+    pairs, made = planted_pairs(), mean_difference(planted_pairs(seed=1))
+    for shuffles, known in ((18, False), (19, True)):
+        table = confounds(made, pairs, shuffles=shuffles)
+        assert table["null_high"].notna().all() == table["differs"].any() == known
+    text = plots.confounds(confounds(made, pairs, shuffles=18)).layout.title.subtitle.text
+    assert "19 shuffles or more are needed" in text
 
 
 def test_a_factor_between_the_sides_only_is_marked_and_has_no_number():

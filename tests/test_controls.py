@@ -250,16 +250,40 @@ def step_up(p_values):
     return found
 
 
-def test_separation_says_the_false_discovery_rate_over_its_layers():
+def layered_pairs(*, strength=1.0, seed=0):
+    """Seven layers, each with a stronger difference between the sides than the one before."""
+    shift = np.linspace(0, strength, 7)[None, :, None]
+    noise = np.random.default_rng(seed).normal(size=(2, 24, 7, 5))
+    return make_pairs(noise[0] + shift, noise[1])
+
+
+def test_the_corrected_p_value_is_a_loop_over_the_best_layer_of_each_shuffle():
+    """The null itself is the accuracy of pairs with shuffled labels, without shuffles of its own."""
+    pairs, shuffles = layered_pairs(), 39
+    table = separation(pairs, folds=3, shuffles=shuffles)
+    assert list(table)[9:13] == ["p_value", "p_corrected", "null_max", "pairs"]
     rng = np.random.default_rng(0)
-    shift = np.linspace(0, 1.2, 7)[None, :, None]
-    noise = rng.normal(size=(2, 24, 7, 5))
-    table = separation(make_pairs(noise[0] + shift, noise[1]), folds=3, shuffles=39)
-    assert list(table)[9:12] == ["p_value", "q_value", "pairs"]
-    np.testing.assert_allclose(table["q_value"], step_up(table["p_value"]))
-    assert (table["q_value"] >= table["p_value"]).all()
-    assert table["q_value"].nunique() > 1
-    assert separation(make_pairs(*noise), shuffles=0)["q_value"].isna().all()
+    best = []
+    for _ in range(shuffles):
+        swapped = pairs.swapped(coin_flips(pairs.factors, rng).tolist())
+        best.append(max(separation(swapped, folds=3, shuffles=0)["paired_accuracy"]))
+    for row in table.to_dict("records"):
+        reached = sum(each >= row["paired_accuracy"] for each in best)
+        assert row["p_corrected"] == pytest.approx((1 + reached) / (1 + shuffles))
+        assert row["p_corrected"] >= row["p_value"]
+        assert (row["paired_accuracy"] > row["null_max"]) == (row["p_corrected"] <= 0.05)
+    assert table["p_corrected"].nunique() > 2
+    assert 0 < (table["p_corrected"] <= 0.05).sum() < (table["p_value"] <= 0.05).sum()
+    assert table["null_max"].tolist() == [sorted(best)[-2]] * 7  # one shuffle of 39 may reach it
+
+
+@pytest.mark.parametrize(("shuffles", "known"), [(18, False), (19, True), (20, True)])
+def test_twenty_shuffles_are_enough_for_any_number_of_layers(shuffles, known):
+    table = separation(layered_pairs(strength=4.0), folds=3, shuffles=shuffles)
+    assert table["p_corrected"].min() == pytest.approx(1 / (shuffles + 1))
+    assert table["null_max"].notna().all() == known
+    none = separation(layered_pairs(), folds=3, shuffles=0)
+    assert none[["p_corrected", "null_max"]].isna().all(axis=None)
 
 
 # --- effects beside controls -------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tl_steer.evaluation import effectiveness, signal_detection
 from tl_steer.experiments import Results, asking, read_experiment, run
 from tl_steer.experiments.checks import require_runnable
 from tl_steer.experiments.report.effects import effect_finding
@@ -51,24 +50,29 @@ def beside_controls(*, p_value=0.05, controls=19, effect=2.0, value="shift", **c
     row = CHOSEN.to_dict() | {
         "n": 60, "value": value, "effect": effect, "effect_low": effect - 0.25, "effect_high": effect + 0.25,
         "controls": controls, "null_low": -0.41, "null_high": 0.62, "null_mean": 0.03, "p_value": p_value,
-        "q_value": 0.04,
     }  # fmt: skip
     return pd.DataFrame([row | changes])
 
 
 @pytest.mark.parametrize(
     ("as_far", "controls", "verdict"),
-    [(0, 19, ""), (0, 3, "too few"), (1, 19, "may be chance"), (7, 19, "may be chance"),
-     (1, 59, "rarely by chance")],
+    [
+        (0, 19, ""), (0, 18, "19 or more"), (0, 2, "19 or more"), (1, 19, "may be chance"), (1, 59, ""),
+        (6, 6, "may be chance"),
+    ],
 )  # fmt: skip
 def test_an_effect_stands_beside_its_controls_and_its_p(as_far, controls, verdict):
+    """Nothing stronger than the p value is said."""
     p, floor = (as_far + 1) / (controls + 1), 1 / (controls + 1)
     text = controls_finding(beside_controls(p_value=p, controls=controls), CHOSEN)
-    expected = [controls, -0.41, 0.62, p, controls, floor, 1, 0.05, 1]
-    assert numbers(text) == pytest.approx([2, 1.75, 2.25, *[as_far] * (as_far > 0), *expected], rel=0.03)
+    expected = [7, 0.2, 0.21, 2, 1.75, 2.25, *[as_far] * (as_far > 0), controls, -0.41, 0.62, p]
+    expected += [controls, floor, 19, 0.05] * (verdict == "19 or more")
+    assert numbers(text) == pytest.approx(expected, rel=0.04)
     assert ("under none of" in text) == (as_far == 0)
-    verdicts = ("too few", "may be chance", "rarely by chance")
-    assert [each for each in verdicts if each in text] == ([verdict] if verdict else [])
+    assert [each for each in ("19 or more", "may be chance") if each in text] == (
+        [verdict] if verdict else []
+    )
+    assert not re.search(r"farther|beyond|more than|q is", text)
 
 
 @pytest.mark.parametrize(
@@ -86,20 +90,22 @@ def test_without_controls_at_the_chosen_condition_there_are_no_numbers():
     for missing in (beside_controls(controls=0, p_value=np.nan), beside_controls(p_value=np.nan)):
         text = controls_finding(missing, CHOSEN)
         assert "no controls" in text
-        assert numbers(text) == []
+        assert numbers(text) == [7, 0.2, 0.21]  # where
+    assert "no controls" in controls_finding(beside_controls(), CHOSEN.replace(0.2, -0.2))
 
 
-def test_the_controls_table_has_each_condition_and_marks_those_with_a_small_q():
+def test_the_controls_table_marks_what_its_sentence_calls_significant():
     both = pd.concat(
-        [beside_controls(), beside_controls(multiplier=-0.2, q_value=0.3, effect=-0.5)], ignore_index=True
+        [beside_controls(), beside_controls(multiplier=-0.2, p_value=0.1, effect=-0.5)], ignore_index=True
     )
     table = controls_table(both, both)
     assert table.marked == [True, False]
-    assert table.rows[0] == [
-        "add", "+0.20", "0.21", "+2.00 [+1.75, +2.25]", "−0.41 to +0.62", "19", "0.05", "0.04",
-    ]  # fmt: skip
+    assert table.rows[0] == ["add", "+0.20", "0.21", "+2.00 [+1.75, +2.25]", "−0.41 to +0.62", "19", "0.05"]
     assert "shift (nats)" in table.columns
-    assert "over 2 cells" in table.note
+    assert "cannot be below" not in table.note
+    few = beside_controls(controls=4, p_value=0.2)
+    assert controls_table(few, few).marked == [False]
+    assert "With 4 controls p cannot be below 0.2: 19 can reach 0.05" in controls_table(few, few).note
     removed = beside_controls(operation="project_out", multiplier=np.nan, dose=np.nan)
     assert controls_table(removed, removed).rows[0][:3] == ["project out", "", "–"]
 
@@ -204,6 +210,9 @@ def test_the_cost_table_has_every_condition_but_controls_and_the_reason():
     assert [row[:2] for row in table.rows] == [["+0.20", "usable"], ["+0.40", "the text suffers"]]
     assert table.marked == [True, False]
     assert "change of d′" in table.columns
+    assert "the 1 control (too few for p ≤ 0.05)" in table.note
+    many = cost_table(cost(controls=[0.3] * 19), effect="change of d′").note
+    assert "beyond that of the 19 controls, the" in many
     assert table.rows[0][2:] == ["0.21", "+2.00 [+1.50, +2.50]", "0.12 [0.10, 0.14]", "+0.05 [+0.03, +0.07]"]
 
 
@@ -281,19 +290,24 @@ ALL = ("all", "", 0.52, 0.3, True, False)
     ("rows", "expected", "named"),
     [
         ([ALONG, BESIDE, ALL], [7, 0.5], ["length"]),
-        ([BESIDE, ALL], [7], []),
-        ([("length", "per unit", 0.05, 0.01, True, True)], [7], []),  # beyond chance, but tiny
-        ([SIDED, BESIDE, ALL], [7], ["letter"]),
+        ([BESIDE, ("all", "", 0.25, 0.3, False, True)], [7, 0.1], []),
+        ([("length", "per unit", 0.05, 0.01, True, True)], [7, 0.05], ["length"]),  # beyond chance, but tiny
+        ([BESIDE, ("all", "", 0.52, 0.3, True, True)], [7, 0.1, 0.52], []),  # none alone, but together
+        ([SIDED, BESIDE, ALL], [7, 0.1, 0.52], ["letter"]),
         ([SIDED], [], ["letter"]),  # no cosine
     ],
 )
 def test_confounds_name_the_factors_that_the_vector_lies_along_or_cannot_be_told_from(rows, expected, named):
     text = confounds_finding(confounded(rows), 7)
     assert numbers(text) == expected
-    assert [each for each in ("length", "topic", "letter", "all (") if each in text] == named
+    assert [each for each in ("length", "letter", "all (") if each in text] == named
+    assert ("with topic" in text) == (0.1 in expected)
     assert ("may be chance" in text) == (named == ["length"])
     assert ("cannot tell letter" in text) == (named == ["letter"])
     assert ("along none of" in text) == (7 in expected and named != ["length"])
+    assert ("together" in text) == (0.52 in expected)
+    assert ("project it out" in text) == (0.5 in expected)
+    assert ("less than a hundredth" in text) == (0.05 in expected)
 
 
 def test_the_confounds_table_has_dashes_where_there_is_no_direction():
@@ -306,133 +320,198 @@ def test_the_confounds_table_has_dashes_where_there_is_no_direction():
     assert "one side alone" not in confounds_table(confounded([ALONG])).note
 
 
-def predicted(p_value, *, n=30):
+def predicted(*p_values, n=30):
     return pd.DataFrame(
-        {"measure": ["split_half", "single", "between"], "correlation": [0.8, 0.2, np.nan],
-         "p_value": [p_value, 0.9, np.nan], "n": [n, n, 0]}
+        {"measure": ["single", "split_half", "between"], "correlation": [-0.2, 0.8, np.nan],
+         "p_value": [*p_values, np.nan], "n": [n, n, 0]}
     )  # fmt: skip
 
 
-def test_a_prediction_has_its_p_and_the_number_of_measures():
-    text = prediction_finding(predicted(1 / 30))
-    assert numbers(text) == [0.8, 0.033, 2, 30, 0.033]
-    assert "split half" in text
+def test_a_prediction_names_the_first_measure_of_its_table():
+    text = prediction_finding(predicted(0.9, 1 / 30))
+    assert numbers(text) == [0.8, 0.033, 2, 30]
+    assert text.startswith("The smallest p is split half")
     assert "flattered" in text
-    assert prediction_finding(predicted(0.2)).startswith("None does so measurably; the nearest is split half")
-    assert numbers(prediction_finding(predicted(0.2).assign(p_value=np.nan))) == []
-    assert [row[0] for row in prediction_table(predicted(0.2)).rows] == ["split half", "single"]
+    few = prediction_finding(predicted(0.1, 0.1, n=10))
+    assert numbers(few) == [2, 0.8, 0.1, 2, 10, 0.1, 20, 0.05]
+    assert "tie" in few
+    for table in (predicted(0.9, 1 / 30), predicted(0.1, 0.1), predicted(0.3, 0.2)):
+        assert [row[0] for row in prediction_table(table).rows] == ["split half", "single"]
+        assert "is split half" in prediction_finding(table)
+    assert prediction_finding(predicted(0.2, 0.9)).startswith(
+        "None does so measurably. The smallest p is single"
+    )
+    assert numbers(prediction_finding(predicted(np.nan, np.nan))) == []
 
 
 # The verdict
 
 
-def answers(right_before, right_after, *, toward=0, n=60, control_moves=0.0):
-    """A sweep's rows: shares of right answers of either kind before and after; one vector, one control.
-
-    Of either kind the first answers are right; `toward` answers of each kind more say the signal.
-    """
-    kind = np.repeat(["positive", "negative"], n)
-    answer = np.repeat([0, 1], n)
-    sign = np.where(answer == 0, 1.0, -1.0)
-
-    def choices(right):
-        is_right = np.tile(np.arange(n) < round(right * n), 2)
-        return np.where(is_right, answer, 1 - answer)
-
-    def rows(vector, choice, moved, **labels):
-        return pd.DataFrame(
-            {"prompt_id": range(2 * n), "prompt": "p", "kind": kind, "split": "report", "vector": vector,
-             "control": vector == "random 1", "hook": "resid_post", "mass": 0.9, "probability": 0.5,
-             "answer": pd.array(answer, dtype="Int64"), "choice": pd.array(choice, dtype="Int64"),
-             "logit_difference": sign + moved} | labels
-        )  # fmt: skip
-
-    after = choices(right_after)
-    for each in (0, 1):
-        after[np.flatnonzero((after == 1) & (answer == each))[:toward]] = 0
-    steered = {"operation": "add", "layers": "7", "multiplier": 0.2, "dose": 0.21}
-    apart = 1.0 if right_after > right_before else -1.0
-    noise = np.tile([0.0, 0.02], n)
-    return pd.concat(
-        [
-            rows("none", choices(right_before), 0.0, operation="none", layers="", multiplier=0.0, dose=0.0),
-            rows("v", after, apart * sign + noise, **steered),
-            rows("random 1", choices(right_before), control_moves * sign + noise, **steered),
-        ],
-        ignore_index=True,
-    )
+def detected(verdict, *, auc=(0.9, 0.9), shift=2.0, d_prime=(2.0, 1.0), criterion=-1.0, logits=True):
+    """Two rows as `signal_detection` returns them: unsteered and steered; intervals of ±0.05."""
+    values = {
+        "auc": auc, "auc_change": (0.0, auc[1] - auc[0]), "shift": (0.0, shift), "d_prime": d_prime,
+        "d_prime_change": (0.0, d_prime[1] - d_prime[0]), "criterion": (0.3, 0.3 + criterion),
+        "criterion_change": (0.0, criterion),
+    }  # fmt: skip
+    unsteered = CHOSEN.to_dict() | {"vector": "none", "operation": "none", "layers": "", "multiplier": 0.0}
+    rows = []
+    for step, cell in enumerate((unsteered, CHOSEN.to_dict())):
+        row = {**cell, "n_signal": 60, "n_noise": 50, "covered": True, "change_covered": True}
+        row["verdict"] = verdict if step else ""
+        for name, both in values.items():
+            known = logits or name not in ("auc", "auc_change", "shift")
+            for end, off in (("", 0.0), ("_low", -0.05), ("_high", 0.05)):
+                row[f"{name}{end}"] = both[step] + off if known else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-VERDICTS = ["reverses the answers", "loss of sensitivity", "is an improvement", "is a shift of bias"]
+def moved(positive, negative):
+    """Two rows as `effectiveness` by kind returns them."""
+    rows = [
+        {
+            **CHOSEN.to_dict(),
+            "kind": kind,
+            "shift": shift,
+            "shift_low": shift - 0.1,
+            "shift_high": shift + 0.1,
+        }
+        for kind, shift in (("positive", positive), ("negative", negative))
+    ]
+    return pd.DataFrame(rows)
 
 
-def verdict(table):
-    """The finding, and its verdict."""
-    shifts, detection = effectiveness(table, by="kind"), signal_detection(table)
-    text = effect_finding(shifts, detection, CHOSEN, factor="kind", signal=["positive"], written=False)
-    return text, [each for each in VERDICTS if each in text]
+VERDICTS = {
+    "reverses the answers": (-1, 0), "a loss of sensitivity": (-1, 0), "an improvement": (1, 0),
+    "a shift of bias": (0, 1), "neither a shift of bias nor a change": (0, 0),
+    "cannot tell bias from sensitivity": (0, 0), "cannot be told apart": (0, 0), "Too few": (0, 0),
+}  # fmt: skip
 
 
-def test_a_reversal_has_the_numbers_of_its_table():
-    table = answers(0.8, 0.2)
-    text, verdicts = verdict(table)
-    assert verdicts == ["reverses the answers"]
-    assert "without a measurable shift of bias" in text
-    row = signal_detection(table).set_index("vector").loc["v"]
-    shown = re.search(r"d′ is (\S+) \[(\S+), (\S+)\]; d′ changes by (\S+) \[(\S+), (\S+)\]", text)
-    names = ["", "_low", "_high", "_change", "_change_low", "_change_high"]
-    expected = [row[f"d_prime{name}"] for name in names]
-    assert numbers(" ".join(shown.groups())) == pytest.approx(expected, abs=0.005)
+def verdict(table, *, shifts=(1.0, 1.0), signal=("positive",), written=False):
+    """The finding without what moved, and its verdicts."""
+    text = effect_finding(moved(*shifts), table, CHOSEN, factor="kind", signal=list(signal), written=written)
+    sentence = text[text.index("). ") + 3 :]
+    return sentence, [each for each in VERDICTS if each in sentence]
+
+
+BIAS, LOSS, GAIN, TURN = "a shift of bias", "a loss of sensitivity", "an improvement", "reverses the answers"
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "toward", "expected"),
+    ("table", "verdicts", "words"),
     [
-        (0.8, 0.2, 10, "reverses the answers"),
-        (0.8, 0.5, 0, "loss of sensitivity"),  # either side may be chance: no reversal
-        (0.8, 0.48, 0, "loss of sensitivity"),
-        (0.45, 0.05, 0, "loss of sensitivity"),
-        (0.5, 0.9, 0, "is an improvement"),
+        # d′ says a loss, and the AUC that nothing is lost
+        ({"verdict": "bias"}, [BIAS], ["toward “positive”", "without a measurable change of sensitivity"]),
+        ({"verdict": "bias", "shift": -2.0}, [BIAS], ["away from “positive”"]),
+        ({"verdict": "sensitivity", "auc": (0.9, 0.7), "shift": 0.0, "d_prime": (1.0, 2.0)}, [LOSS],
+         ["without a measurable shift of bias"]),
+        ({"verdict": "sensitivity", "auc": (0.7, 0.9), "shift": 0.0}, [GAIN], ["shift of bias"]),
+        ({"verdict": "both", "auc": (0.9, 0.7)}, [LOSS, BIAS], ["along with a shift of bias toward"]),
+        ({"verdict": "both", "auc": (0.9, 0.1)}, [TURN, BIAS], ["along with a shift of bias toward"]),
+        ({"verdict": "sensitivity", "auc": (0.9, 0.1), "shift": 0.0}, [TURN], ["without a measurable"]),
+        ({"verdict": "sensitivity", "auc": (0.9, 0.48), "shift": 0.0}, [LOSS], []),  # either side of 0.5
+        ({"verdict": "sensitivity", "auc": (0.45, 0.1), "shift": 0.0}, [LOSS], []),  # not told apart before
+        ({"verdict": "neither", "shift": 0.0}, ["neither a shift of bias nor a change"], ["110 answers"]),
+        ({"verdict": "cannot tell"}, ["cannot tell bias from sensitivity"], ["110 answers"]),
+    ],
+)  # fmt: skip
+def test_the_verdict_is_one_sentence_of_the_numbers_it_was_decided_by(table, verdicts, words):
+    table = detected(**table)
+    text, found = verdict(table)
+    expected = [each for each in VERDICTS if each in verdicts]
+    found = [each for each in found if not (each == BIAS and f"without a measurable {BIAS[2:]}" in text)]
+    assert [each for each in found if each in expected] == expected
+    assert all(each in text for each in words)
+    assert "d′" not in text
+    before, after = table.to_dict("records")
+    shown = [after[f"shift{end}"] for end in ("", "_low", "_high")]
+    shown += [before["auc"], after["auc"], *(after[f"auc_change{end}"] for end in ("", "_low", "_high"))]
+    number_of_answers = [110] * ("110" in text)
+    assert numbers(text) == pytest.approx([*number_of_answers, *shown], abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("table", "verdicts", "words"),
+    [
+        ({"verdict": "bias", "d_prime": (2.0, 2.0)}, [BIAS], ["toward “positive”"]),
+        ({"verdict": "bias", "d_prime": (2.0, 2.0), "criterion": 1.0}, [BIAS], ["away from “positive”"]),
+        ({"verdict": "sensitivity", "criterion": 0.0}, [LOSS], []),
+        ({"verdict": "sensitivity", "d_prime": (1.0, 2.0), "criterion": 0.0}, [GAIN], []),
+        ({"verdict": "both", "d_prime": (1.0, -1.0)}, [TURN], ["along with a shift of bias toward"]),
     ],
 )
-def test_a_reversal_needs_measurable_sensitivity_before_and_after(before, after, toward, expected):
-    text, verdicts = verdict(answers(before, after, toward=toward))
-    assert verdicts == [expected]
-    assert ("along with a shift of bias" in text) == (toward > 0)
-    assert ("“positive” is said more often" in text) == (toward > 0)
+def test_without_logits_the_verdict_has_d_prime_and_criterion(table, verdicts, words):
+    table = detected(**table, logits=False)
+    text, found = verdict(table, written=True)
+    assert set(verdicts) <= set(found)
+    assert all(each in text for each in words)
+    assert "AUC" not in text
+    names = ("criterion_change", "d_prime_change")
+    expected = [table.loc[1, f"{name}{end}"] for name in names for end in ("", "_low", "_high")]
+    assert numbers(text) == pytest.approx(expected, abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("moves", "expected", "unsure"), [(0.0, [2.0, 1], False), (1.5, [3.0], True), (-1.5, [3.0], True)]
-)
-def test_kinds_moved_apart_are_compared_with_how_far_controls_move_them_apart(moves, expected, unsure):
-    text, _ = verdict(answers(0.5, 0.9, control_moves=moves))
-    assert "1 control vector" in text
-    assert set(expected) <= set(numbers(text))
-    assert ("need not be the vector's" in text) == unsure
+def test_kinds_that_move_opposite_ways_are_no_shift_of_bias_though_their_mean_moves():
+    for name, shift, opposite in (("neither", 0.2, True), ("sensitivity", 0.2, True), ("bias", 0.2, False)):
+        text, _ = verdict(detected(name, shift=shift))
+        assert ("do not move the same way" in text) == opposite
+        assert ("over both kinds" in text) != opposite
 
 
-def test_controls_without_readable_answers_are_not_compared_with():
-    table = answers(0.5, 0.9)
-    table.loc[table["vector"] == "random 1", "logit_difference"] = np.nan
-    text, _ = verdict(table)
-    assert "too few answers can be read" in text
-    assert "nan" not in text
+def test_what_cannot_be_told_has_its_reason_and_no_number():
+    text, found = verdict(detected("cannot tell", logits=False), written=True)
+    assert found == ["cannot tell bias from sensitivity"]
+    assert "too few of some kind" in text
+    assert numbers(text) == [110]
+    unread = detected("cannot tell", logits=False)
+    unread[[name for name in unread if name.startswith("d_prime")]] = np.nan
+    assert verdict(unread, written=True)[1] == ["Too few"]
+    assert verdict(detected("cannot tell"), signal=["positive", "negative"])[1] == ["cannot be told apart"]
 
 
-def test_the_detection_table_marks_what_is_not_covered_and_sums_up_controls():
-    table = answers(0.8, 0.2)
-    found, accuracy = signal_detection(table), effectiveness(table)
+def test_what_moved_is_told_by_kind_and_without_controls():
+    for shifts, words in (
+        ((1.0, 1.0), "both kinds of questions toward “positive”"), ((1.0, -1.0), "its own right answer"),
+        ((-1.0, 1.0), "its own wrong answer"), ((0.0, 0.0), "no kind of question measurably"),
+        ((0.0, -1.0), "negative away from “positive”, and positive not measurably"),
+    ):  # fmt: skip
+        text = effect_finding(
+            moved(*shifts), detected("bias"), CHOSEN, factor="kind", signal=["positive"], written=False
+        )
+        assert words in text
+        assert "control" not in text
+        shown = [value for shift in shifts for value in (shift, shift - 0.1, shift + 0.1)]
+        assert numbers(text)[3:9] == pytest.approx(shown)
+
+
+def detection_tables():
+    found = pd.concat([detected("both"), detected("").iloc[1:]], ignore_index=True)
+    found.loc[2, ["vector", "control"]] = ["random 1", True]
+    accuracy = found.assign(accuracy=0.8, accuracy_low=0.7, accuracy_high=0.9)
+    return found, accuracy
+
+
+def test_the_detection_table_has_the_verdict_and_marks_what_is_not_covered():
+    found, accuracy = detection_tables()
     shown = detection_table(found, accuracy)
-    assert [row[0] for row in shown.rows] == ["unsteered", "v", "1 control"]
+    assert [row[:3] for row in shown.rows] == [
+        ["unsteered", "", ""], ["v", "both", "+0.20"], ["1 control", "", "+0.20"],
+    ]  # fmt: skip
     assert shown.marked == [True, False, False]
     assert "†" not in str(shown.rows) + shown.note
-    control = found.set_index("vector").loc["random 1"]
-    assert float(shown.rows[2][3]) == pytest.approx(control["d_prime"], abs=0.005)
+    by_name = dict(zip(shown.columns, shown.rows[1], strict=True))
+    assert by_name["AUC"] == "0.900 [0.850, 0.950]"
+    assert by_name["change of AUC"] == "+0.000 [−0.050, +0.050]"
+    assert by_name["change of d′"] == "−1.00 [−1.05, −0.95]"
+    assert shown.rows[2][4:7] == ["0.900", "+0.000", "1.00"]
     change = np.where(found["vector"] == "v", False, found["change_covered"])
     marked = detection_table(found.assign(change_covered=change), accuracy)
-    assert [cell[-1] == "†" for cell in marked.rows[1]] == [False] * 5 + [True] * 2
-    assert "† Fewer than 5" in marked.note
+    assert [cell[-1:] == "†" for cell in marked.rows[1]] == [False] * 8 + [True] * 2
+    assert "not known to cover, and is not used for the verdict" in marked.note
+    unscored = found.assign(auc=np.nan, auc_change=np.nan)
+    assert detection_table(unscored, accuracy).rows[1][4:6] == ["–", "–"]
 
 
 # What is refused before the model works

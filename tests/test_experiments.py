@@ -1,7 +1,6 @@
 """Experiment files, findings made of tables whose truth is known, and what a run's folder holds."""
 
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
+from tl_steer import plots
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import SteeringVectors, mean_difference
-from tl_steer.evaluation import choose, effectiveness, signal_detection
+from tl_steer.evaluation import choose
 from tl_steer.evaluation.answer_shifts import answer_shifts
 from tl_steer.evaluation.digests import digest
 from tl_steer.experiments import (
@@ -31,9 +30,7 @@ from tl_steer.experiments.checks import require_runnable
 from tl_steer.experiments.materials import in_unit, pairs_of, questions_of, steered_with
 from tl_steer.experiments.report import (
     choice_finding,
-    effect_finding,
     mass_finding,
-    ranking_finding,
     separation_finding,
     text_finding,
     unreadable_finding,
@@ -207,17 +204,19 @@ def test_a_file_that_is_not_there_is_told_with_the_names_there_are():
 # --- findings -------------------------------------------------------------------------------------------
 
 
-def separations(accuracies, *, high=0.6, pairs=100):
-    """A table as `separation` makes it; intervals as wide as 100 pairs give."""
+def separations(accuracies, *, null_max=0.6, p_corrected=None, pairs=100):
+    """A table as `separation` makes it; the interval is as wide as 100 pairs give."""
     half = 0.08
+    p_corrected = (
+        np.where(np.greater(accuracies, null_max), 0.01, 0.3) if p_corrected is None else p_corrected
+    )
     return pd.DataFrame(
         {
             "layer": range(len(accuracies)),
             "paired_accuracy": accuracies,
             "paired_accuracy_low": np.subtract(accuracies, half),
             "paired_accuracy_high": np.minimum(np.add(accuracies, half), 1),
-            "null_low": 1 - high, "null_high": high, "null_mean": 0.5,
-            "pairs": pairs, "folds": 5,
+            "p_corrected": p_corrected, "null_max": null_max, "pairs": pairs, "folds": 5,
         }
     )  # fmt: skip
 
@@ -225,23 +224,38 @@ def separations(accuracies, *, high=0.6, pairs=100):
 @pytest.mark.parametrize(
     ("accuracies", "start", "expected"),
     [
-        ([0.5, 0.55, 0.9, 0.95, 0.5, 0.8], "Held-out pairs separate",
-         [3, 6, 2, 3, 5, 3, 0.95, 0.87, 1, 0.4, 0.6, 100, 5]),
-        # the interval reaches into the null band
-        ([0.5, 0.62, 0.5], "Held-out pairs do not clearly separate",
-         [1, 3, 1, 0.08, 1, 0.62, 0.54, 0.7, 0.4, 0.6, 100, 5]),
-        ([0.48, 0.51, 0.5], "The pairs do not separate",
-         [3, 0.48, 0.51, 1, 0.51, 0.43, 0.59, 0.4, 0.6, 100, 5]),
+        ([0.5, 0.62, 0.9, 0.95, 0.5, 0.8], "Held-out pairs separate",
+         [4, 6, 1, 3, 5, 0.05, 0.95, 0.87, 1, 3, 0.6, 5, 100, 5]),
+        ([0.95, 0.5, 0.95, 0.95], "Held-out pairs separate",
+         [3, 4, 0, 2, 3, 0.05, 3, 0.95, 0.87, 1, 0, 0.6, 5, 100, 5]),
+        ([0.48, 0.6, 0.5], "The pairs are not shown to separate",
+         [3, 0.3, 0.6, 0.52, 0.68, 1, 0.6, 5, 100, 5]),
     ],
 )  # fmt: skip
-def test_separation_needs_intervals_above_the_null_band(accuracies, start, expected):
-    text = separation_finding(separations(accuracies))
+def test_separation_counts_the_layers_that_the_figure_counts(accuracies, start, expected):
+    table = separations(accuracies)
+    text = separation_finding(table)
     assert text.startswith(start)
     assert numbers(text) == pytest.approx(expected)
+    ties = accuracies.count(max(accuracies))
+    assert (f"{ties} layers tie for the highest" in text) == (ties > 1)
+    drawn = table.assign(
+        auc=0.9, d_prime=1.0, null_low=0.4, null_high=0.55, null_mean=0.5, p_value=0.01, method="m"
+    )
+    count = (table["p_corrected"] <= 0.05).sum()
+    assert f"at {count} of {len(table)} layers" in plots.separation(drawn).layout.title.subtitle.text
+
+
+def test_separation_with_few_shuffles_says_how_many_are_needed():
+    text = separation_finding(separations([0.5, 0.95], null_max=np.nan, p_corrected=1 / 11))
+    assert "19 shuffles or more are needed" in text
+    assert numbers(text) == pytest.approx([0.95, 0.87, 1, 1, 100, 5, 0.05, 19])
 
 
 def test_without_shuffled_labels_separation_has_no_comparison():
-    assert numbers(separation_finding(separations([0.9], high=np.nan))) == [0.9, 0.9, 100, 5]
+    text = separation_finding(separations([0.9], null_max=np.nan, p_corrected=np.nan))
+    assert "no shuffled labels were run" in text
+    assert numbers(text) == pytest.approx([0.9, 0.82, 0.98, 0, 100, 5])
 
 
 def swept(effect, *, controls=0.0, n=40, seed=0):
@@ -277,66 +291,6 @@ def swept(effect, *, controls=0.0, n=40, seed=0):
     return pd.concat(frames, ignore_index=True)
 
 
-VERDICTS = [
-    "a shift of bias and not measurably an improvement", "This is an improvement", "a loss of sensitivity",
-    "reverses the answers", "neither a shift of bias nor an improvement", "cannot be told apart", "Too few",
-]  # fmt: skip
-
-
-def effect_of(table, *, written=False):
-    """The finding at the positive multiplier or projection, its verdict, and the shifts of the kinds."""
-    half = table[table["split"] == "report"]
-    chosen = half[(half["vector"] == "mean_difference") & ~(half["multiplier"] < 0)].iloc[0]
-    shifts = answer_shifts(half, by="kind") if written else effectiveness(half, by="kind")
-    kinds = {"factor": "kind", "signal": ["positive"], "written": written}
-    text = effect_finding(shifts, signal_detection(half), chosen, **kinds)
-    here = shifts[(shifts["vector"] == chosen["vector"]) & (shifts["multiplier"] == chosen["multiplier"])]
-    return text, [each for each in VERDICTS if each in text], here
-
-
-@pytest.mark.parametrize(
-    ("positive", "negative", "moved", "verdict"),
-    [
-        (1.0, 1.0, "both kinds", 0), (2.0, -2.0, "toward its own right answer", 1),
-        (-0.75, 0.75, "toward its own wrong answer", 2), (-2.0, 2.0, "toward its own wrong answer", 3),
-        (0.0, 0.0, "moves no kind", 4),
-    ],
-)  # fmt: skip
-def test_the_verdict_follows_from_how_the_kinds_move(positive, negative, moved, verdict):
-    text, verdicts, shifts = effect_of(swept(lambda kind: positive if kind == "positive" else negative, n=80))
-    assert moved in text
-    assert verdicts == [VERDICTS[verdict]]
-    for row in shifts.to_dict("records"):
-        shown = text[text.index(f"{row['kind']} {row['shift']:+.2f}".replace("-", "−")) :]
-        assert numbers(shown)[1:3] == [round(row["shift_low"], 2), round(row["shift_high"], 2)]
-
-
-def test_a_vector_that_moves_one_kind_names_it_and_the_one_that_stays():
-    text, _, _ = effect_of(swept(lambda kind: 0.8 if kind == "negative" else 0.0))
-    assert re.search("negative (toward|away from) “positive”, and positive not measurably", text)
-
-
-@pytest.mark.parametrize(
-    ("effect", "controls", "words", "doubt"),
-    [
-        (1.0, 0.0, "farther than 1 control vector of the same length", False),
-        (1.0, -1.5, "1 control vector of the same length moves them as far", True),
-        (0.0, 0.0, "1 control vector of the same length moves them by at most", False),
-    ],
-)
-def test_controls_that_move_as_far_raise_doubt(effect, controls, words, doubt):
-    text, _, _ = effect_of(swept(lambda kind: effect, controls=controls))
-    assert words in text
-    assert ("need not be the vector's doing" in text) == doubt
-
-
-def test_questions_with_one_right_answer_have_no_verdict_and_no_ranking():
-    table = swept(lambda kind: 1.0)
-    assert effect_of(table[table["kind"] == "positive"])[1] == ["cannot be told apart"]
-    chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
-    assert ranking_finding(table[table["kind"] == "positive"], chosen) is None
-
-
 def projected(table):
     """The same table with a projection in place of each addition of a positive multiplier."""
     kept = table[table["multiplier"] >= 0].copy()
@@ -344,12 +298,6 @@ def projected(table):
     kept.loc[steered, "operation"] = "project_out"
     kept.loc[steered, ["multiplier", "dose"]] = np.nan
     return kept
-
-
-def test_a_projection_has_no_length():
-    text, _, _ = effect_of(projected(swept(lambda kind: 1.0)))
-    assert "farther than 1 control vector (at most" in text
-    assert "length" not in text
 
 
 def test_the_best_operation_is_chosen_on_the_choosing_half_whichever_is_listed_first():
@@ -402,31 +350,9 @@ def test_the_shift_of_texts_is_the_paired_change_of_the_share_that_says_the_sign
         assert (row["shift_high"] - row["shift_low"]) / 2 == pytest.approx(spread, rel=0.2)
 
 
-def test_a_shift_of_bias_shows_in_texts_too():
-    text, verdicts, _ = effect_of(as_texts(swept(lambda kind: 5.0)), written=True)
-    assert verdicts == [VERDICTS[0]]
-    assert "share that says “positive”" in text
-    assert "logit" not in text
-
-
-@pytest.mark.parametrize(
-    ("effect", "unreadable"),
-    [
-        (0.0, lambda rows: (rows["multiplier"] > 0) & (rows["prompt_id"] % 2 > 0)),
-        (5.0, lambda rows: rows["multiplier"] > 0),
-        (5.0, lambda rows: rows["prompt_id"] >= 0),
-    ],
-)
-def test_unreadable_texts_have_no_verdict(effect, unreadable):
-    table = as_texts(swept(lambda kind: effect), unreadable=unreadable)
-    text, verdicts, _ = effect_of(table, written=True)
-    assert "moves no kind" in text if effect == 0 else verdicts == ["Too few"]
-
-
-def test_texts_have_no_ranking_and_no_mass():
+def test_texts_have_no_mass():
     table = as_texts(swept(lambda kind: 1.0))
     chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1]
-    assert ranking_finding(table, chosen) is None
     assert mass_finding(table, chosen) is None
 
 
@@ -445,34 +371,20 @@ def test_unreadable_texts_are_counted_per_condition():
     assert numbers(unreadable_finding(as_texts(swept(lambda kind: 1.0)), [chosen])) == []
 
 
-def test_the_ranking_is_the_auc_of_the_logit_differences():
-    table = swept(lambda kind: 5.0)  # so far that all answers are alike
-    chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
-    half = table[table["split"] == "report"]
-    before, after, change, low, high = numbers(ranking_finding(half, chosen))
-    steered = (half["vector"] == chosen["vector"]) & (half["multiplier"] == chosen["multiplier"])
-    oracle = [
-        roc_auc_score((cell["answer"] == 0).astype(int), cell["logit_difference"])
-        for cell in (half[half["vector"] == "none"], half[steered])
-    ]
-    np.testing.assert_allclose([before, after], oracle, atol=6e-4)
-    assert low <= change <= high
-    assert low <= 0 <= high
-    table = swept(lambda kind: 2.0 if kind == "positive" else -2.0, n=80)
-    chosen = choose(table, on="choose", report="report", score="d_prime").iloc[1]
-    assert numbers(ranking_finding(table[table["split"] == "report"], chosen))[3] > 0
-
-
 def test_the_choice_is_reported_with_both_halves():
     choices = choose(swept(lambda kind: 1.0), on="choose", report="report", score="accuracy")
     text = choice_finding(choices)
     on, report = choices.iloc[0], choices.iloc[1]
-    expected = [on["n"], 7, on["multiplier"], on["dose"], on["value"], on["unsteered"], report["n"]]
+    expected = [on["n"], 7, on["multiplier"], on["dose"], on["value"], on["unsteered"]]
+    expected += [round(100 * on["again"]), report["n"]]
     expected += [report[each] for each in ("value", "low", "high", "unsteered", "change")]
     shown = numbers(text)
     assert shown[: len(expected)] == pytest.approx(expected, abs=0.005)
     assert shown[len(expected) :] == pytest.approx([report["change_low"], report["change_high"]], abs=0.005)
     assert ("may be no change" in text) == (report["change_low"] <= 0 <= report["change_high"])
+    assert "again" not in choice_finding(choices.assign(again=np.nan))
+    for score, caution in (("accuracy", False), ("d_prime", True)):
+        assert ("the verdict says" in choice_finding(choices.assign(score=score))) == caution
 
 
 def test_choices_with_little_probability_give_a_caution():

@@ -77,7 +77,7 @@ def test_true_labels_are_significant(model, activations, questions):
     assert p_value_of(model, activations, questions, seed=0) == 1 / 20
     table = separated(activations, seed=0)
     assert (table["paired_accuracy"] == 1).all()
-    assert table["q_value"].tolist() == [1 / 40] * len(LAYERS)
+    assert table["p_corrected"].tolist() == [1 / 40] * len(LAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_false_alarms_of_the_separation_over_all_layers(activations, seeds):
         [separated(with_shuffled_labels(activations, seed), seed).assign(seed=seed) for seed in seeds]
     )
     fewest, most = expected(seeds, LEVEL, 0.98)
-    assert fewest <= (table.groupby("seed")["q_value"].min() <= LEVEL).sum() <= most
+    assert fewest <= (table.groupby("seed")["p_corrected"].min() <= LEVEL).sum() <= most
     for _, layer in table.groupby("layer"):
         assert (layer["p_value"] <= LEVEL).sum() <= most
         low, high = expected(seeds, 0.5, 0.9999)

@@ -14,7 +14,16 @@ import pytest
 from tl_steer import plots
 from tl_steer.plots import template
 from tl_steer.plots.cells import layer_places, panels_of
-from tl_steer.plots.labels import LONGEST, counted, escape, levels, number, require_columns, wrapped
+from tl_steer.plots.labels import (
+    LONGEST,
+    controls_text,
+    counted,
+    escape,
+    levels,
+    number,
+    require_columns,
+    wrapped,
+)
 from tl_steer.plots.multiplier_lines import control_lines, multiplier_axis
 
 from .conftest import assert_raises
@@ -32,7 +41,7 @@ def separated():
     table["paired_accuracy_low"], table["paired_accuracy_high"] = accuracy - 0.1, accuracy + 0.05
     return table.assign(
         auc=rng.uniform(size=6), d_prime=rng.normal(size=6), null_low=0.35, null_high=0.62, null_mean=0.5,
-        p_value=0.0099, q_value=[0.01, 0.02, 0.03, 0.049, 0.05, 0.2], pairs=60, folds=5,
+        p_value=0.0099, p_corrected=[0.01, 0.02, 0.03, 0.05, 0.051, 0.2], null_max=0.71, pairs=60, folds=5,
         method="mean_difference",
     )  # fmt: skip
 
@@ -304,6 +313,26 @@ def test_multipliers_diverge_blue_and_red_and_deepen_with_size():
     assert set(colours) == {-8, -2, 0, 2, 8}
 
 
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, ""),
+        (1, "; grey: 1 control direction (p ≥ 0.5)"),
+        (18, "; grey: 18 control directions (p ≥ 0.053)"),
+        (19, "; grey: 19 control directions"),
+    ],
+)
+def test_subtitles_say_which_p_value_so_few_controls_can_reach(count, text):
+    assert controls_text(count) == text
+
+
+def test_figures_with_few_controls_say_so(pooled, detected):
+    few = counted([pooled.loc[pooled["control"], "vector"].nunique()], "control direction")
+    floor = f"{few} (p ≥ "
+    assert floor in plots.effectiveness(pooled, value="shift").layout.title.subtitle.text
+    assert floor in plots.dose_response(pooled, value="shift").layout.title.subtitle.text
+
+
 # --- separation --------------------------------------------------------------------------------------------
 
 
@@ -312,35 +341,46 @@ def test_separation_shows_the_curve_its_band_the_null_and_chance(separated):
     line = named(figure, "mean_difference")
     assert list(line.x) == list(range(6))
     assert list(line.y) == list(separated["paired_accuracy"])
-    null, _, band, _ = figure.data
+    null, _, threshold, band, _ = figure.data
     assert list(band.y) == [*separated["paired_accuracy_high"], *separated["paired_accuracy_low"][::-1]]
     assert list(null.y) == [0.62] * 6 + [0.35] * 6
+    assert list(threshold.y) == [0.71] * 2
+    assert "at each layer" in null.name
+    assert "at all layers together" in threshold.name
     assert figure.layout.shapes[0].y0 == figure.layout.shapes[0].y1 == 0.5
     low, high = figure.layout.yaxis.range
     assert low < min(separated["paired_accuracy_low"].min(), 0.35)
     assert high >= 1
-    for part in ("AUC", "d′", "p = 0.0099", "over all layers q = 0.01", "layer 0"):
+    for part in ("AUC", "d′", "p = 0.0099 for this layer alone", "for all layers p = 0.01", "layer 0"):
         assert part in line.hovertext[0]
-    assert figure.layout.title.subtitle.text.endswith("; q < 0.05 at 4 of 6 layers")
+    assert figure.layout.title.subtitle.text.endswith(
+        "; p ≤ 0.05, corrected for all layers, at 4 of 6 layers"
+    )
 
 
 def test_separation_gives_each_method_a_line_and_the_null_one_legend_entry(separated):
-    other = separated.assign(method="lda_direction", paired_accuracy=0.5, q_value=[0.01, *[0.9] * 5])
+    other = separated.assign(method="lda_direction", paired_accuracy=0.5, p_corrected=[0.01, *[0.9] * 5])
     figure = plots.separation(pd.concat([separated, other]))
-    assert "q < 0.05 at 4 and 1 of 6 layers, line by line" in figure.layout.title.subtitle.text
+    assert "at 4 and 1 of 6 layers, line by line" in figure.layout.title.subtitle.text
     assert set(named(figure, "lda_direction").y) == {0.5}
     assert named(figure, "mean_difference").line.color != named(figure, "lda_direction").line.color
-    assert sum("shuffled" in (trace.name or "") and trace.showlegend for trace in figure.data) == 1
+    assert sum("at each layer" in (trace.name or "") and trace.showlegend for trace in figure.data) == 1
+    assert sum("together" in (trace.name or "") for trace in figure.data) == 2
     by_vector = plots.separation(separated.assign(vector=["a", "b"] * 3))
     assert list(named(by_vector, "b").x) == [1, 3, 5]
 
 
 def test_separation_without_shuffles_has_no_null_band(separated):
-    figure = plots.separation(
-        separated.assign(null_low=np.nan, null_high=np.nan, null_mean=np.nan, p_value=np.nan, q_value=np.nan)
-    )
-    assert "q <" not in figure.layout.title.subtitle.text
+    tested = ["null_low", "null_high", "null_mean", "p_value", "p_corrected", "null_max"]
+    figure = plots.separation(separated.assign(**dict.fromkeys(tested, np.nan)))
+    assert "p ≤" not in figure.layout.title.subtitle.text
     assert not any("shuffled" in (trace.name or "") for trace in figure.data)
+
+
+def test_separation_says_that_few_shuffles_cannot_be_significant(separated):
+    figure = plots.separation(separated.assign(null_max=np.nan, p_corrected=1 / 11))
+    assert figure.layout.title.subtitle.text.endswith("; 19 shuffles or more are needed to reach p ≤ 0.05")
+    assert not any("together" in (trace.name or "") for trace in figure.data)
 
 
 # --- pca ---------------------------------------------------------------------------------------------------
@@ -832,6 +872,14 @@ def test_signal_detection_shows_one_layers_path_in_the_order_of_the_multiplier(d
         assert len(controls.x) == 3 * 5
     assert figure.layout.sliders[0].active == 1
     assert [trace.visible for trace in figure.data] == figure.layout.sliders[0].steps[1].args[0]["visible"]
+
+
+def test_signal_detection_says_the_auc_and_the_verdict_where_they_are_known(detected):
+    scored = detected.assign(auc=0.9, auc_low=0.85, auc_high=0.95, verdict="bias")
+    for table, known in ((detected, False), (scored, True), (scored.assign(auc=np.nan, verdict=""), False)):
+        texts = [text for trace in plots.signal_detection(table).data for text in trace.hovertext]
+        for part in ("AUC 0.9 [0.85, 0.95]", "verdict: bias"):
+            assert all((part in text) == known for text in texts)
 
 
 def test_signal_detection_keeps_its_axes_over_layers_and_says_what_they_mean(detected):

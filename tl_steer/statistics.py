@@ -483,6 +483,20 @@ def permutation_p_value(observed: Numbers, null: Num[np.ndarray, " draw *cell"])
     return (reached + 1) / (len(null) + 1)
 
 
+def simultaneous_threshold(maxima: Num[np.ndarray, " draw"]) -> float:
+    """The value above which a statistic's p value against a null of maxima is at most 0.05.
+
+    Args:
+        maxima: of each draw of the null, the maximum over all tests.
+
+    Returns:
+        The k-th largest of the m maxima, k = (m + 1) / 20 rounded down, which the p value (b + 1) / (m + 1)
+        of `permutation_p_value` makes so. NaN with fewer than 19 draws, which cannot reach 0.05.
+    """
+    rank = (len(maxima) + 1) // 20
+    return float(np.sort(maxima)[-rank]) if rank else float("nan")
+
+
 def false_discovery(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """q values: the share of false discoveries among all tests with a p value as small, controlled.
 

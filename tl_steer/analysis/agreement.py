@@ -72,8 +72,8 @@ def agreement(
         split_half_low, split_half_high: the middle 95 % of splits. These share pairs: it is no confidence
             interval. Below 0 is chance like a little above: two halves scatter to opposite sides of the mean
             of all.
-        split_half_null: the 97.5 % percentile of it where in each half the sides of every second group are
-            exchanged, so that what the labels say cancels.
+        split_half_null: the 97.5 % percentile of it, of each layer alone, where in each half the sides of
+            every second group are exchanged, so that what the labels say cancels.
         reliability: of mean_difference, √(2r / (1 + r)) of r = split_half: the cosine to expect between the
             vector of all pairs and that of infinitely many such pairs. NaN where r ≤ 0.
         single: mean cosine of single pairs' differences with the vector of all;

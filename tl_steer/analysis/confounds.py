@@ -9,9 +9,11 @@ from ..arguments import checked
 from ..directions import SteeringVectors
 from ..directions.factors import factor_contrasts
 from ..seeds import generator
+from ..statistics import simultaneous_threshold
 from .along import shared_layers
 from .resampling import permuted_rows
 
+FEWEST = 19  # shuffles with which a p value can be 0.05
 ALL = "all"  # the row of the span of all factors together
 
 
@@ -25,7 +27,7 @@ def confounds(
         vectors: of any method, one vector a layer.
         pairs_activations: with the factors to ask about; better not those that the vectors were made from
             (see below).
-        shuffles: permutations for the null.
+        shuffles: permutations for the null; with fewer than 19 nothing can differ.
         seed: of these.
 
     Returns:
@@ -33,8 +35,10 @@ def confounds(
         layer; factor, as `factor_directions` names it; contrast, what its direction leads from and to;
         cosine of the vector with the factor's direction; for "all" with the nearest direction in their span;
         share: its square, the part of the vector's squared length that lies along it;
-        null_high: the 97.5 % percentile of |cosine| for factors that mean nothing (see below);
-        differs: whether |cosine| is above it;
+        null_high: the |cosine| up to which factors that mean nothing reach (see below): in 95 % of shuffles
+            none of the table's rows is above its own. NaN with fewer than 19 shuffles;
+        differs: whether |cosine| is above it: the p value, corrected for all layers and factors of the table,
+            is at most 0.05;
         balanced: False where the factor varies between the sides only (A always positive, B always
             negative): its direction cannot be told from the vector, and the numbers are NaN. For "all", False
             where any such factor is left out;
@@ -49,19 +53,20 @@ def confounds(
     within each side), then each pair is given the factors of another, whole groups at a time. These are
     contrasts of the same activations, which vary along few directions, so their cosines with anything are far
     larger than those of random directions. Were the factors' effects left in, a chance contrast would hold
-    some of each, most of the strongest. One cell in forty differs by chance, and neighbouring layers do so
-    together.
+    some of each, most of the strongest. Each |cosine| is compared in standard deviations from its own null's
+    mean, and null_high is where the maximum of these over all rows of the table has its 95 % point. So a
+    table of factors that mean nothing has a row that differs in 5 % of cases, however many layers it has.
 
     A vector and a factor's direction of the same pairs share these pairs' noise, which gives them a cosine
-    where it is larger on some prompts than on others (those that end in B, say): for the embedded model and
-    50 claims, one cell in nine differs then, one in a hundred with 50 other claims. So make the vectors of
-    one half of the pairs (`balanced_folds`) and ask with the other.
+    where it is larger on some prompts than on others (those that end in B, say), and the null does not have
+    it. So make the vectors of one half of the pairs (`balanced_folds`) and ask with the other.
 
     A cosine says where the vector points, not what it does. For that, split the effect by the factor,
     `effectiveness(sweep_table, by=…)`, and sweep with the vector `without_factors`. Directions estimated from
     few pairs are partly noise, so the cosine with the true one is larger.
 
-    Source: permuted residuals, Freedman & Lane 1983 (Journal of Business & Economic Statistics 1:292).
+    Source: permuted residuals, Freedman & Lane 1983 (Journal of Business & Economic Statistics 1:292); the
+    maximum over tests, Westfall & Young 1993, chapter 2.
     """
     layers = shared_layers(pairs_activations, vectors)
     factors = factor_contrasts(pairs_activations)
@@ -69,21 +74,23 @@ def confounds(
         raise ValueError("no factor varies among these pairs: give contrast_pairs(…, factors=…) some.")
     if shuffles < 1:
         raise ValueError(f"shuffles={shuffles}: give 1 or more.")
-    told = [each for each in factors if each.weights is not None]
-    weights = np.reshape([each.weights for each in told], (len(told), 2, len(pairs_activations)))
+    balanced = [each for each in factors if each.weights is not None]
+    weights = np.reshape([each.weights for each in balanced], (len(balanced), 2, len(pairs_activations)))
     permuted = _permuted(weights, pairs_activations.factors, shuffles, seed)
     both = np.stack([side.double().numpy() for side in pairs_activations.sides()])
-    rows = []
+    observed, drawn = [], []
     for layer in layers:
         stream = both[:, :, pairs_activations.layers.index(layer)]
         vector = vectors[layer].values.double().numpy()
-        (observed,) = _cosines(np.tensordot(weights, stream, axes=2)[None], vector)
-        drawn = _cosines(np.tensordot(permuted, _noise(stream, weights), axes=2), vector)
-        null = np.percentile(np.abs(drawn), 97.5, axis=0)
-        numbers = {each.name: (observed[k], null[k]) for k, each in enumerate(told)}
+        observed.append(_cosines(np.tensordot(weights, stream, axes=2)[None], vector)[0])
+        drawn.append(_cosines(np.tensordot(permuted, _noise(stream, weights), axes=2), vector))
+    highest = _simultaneous_bounds(np.abs(np.stack(drawn, 1)))
+    rows = []
+    for layer, cosines, bounds in zip(layers, observed, highest, strict=True):
+        numbers = {each.name: (cosines[k], bounds[k]) for k, each in enumerate(balanced)}
         missing = (np.nan, np.nan)
         rows += [(layer, each.name, each.contrast, *numbers.get(each.name, missing)) for each in factors]
-        rows.append((layer, ALL, "", *((observed[-1], null[-1]) if told else missing)))
+        rows.append((layer, ALL, "", *((cosines[-1], bounds[-1]) if balanced else missing)))
     table = pd.DataFrame(rows, columns=["layer", "factor", "contrast", "cosine", "null_high"])
     table.insert(4, "share", table["cosine"] ** 2)
     confounded = {each.name for each in factors if each.weights is None}
@@ -93,6 +100,22 @@ def confounds(
         pairs=len(pairs_activations),
         method=vectors.method,
     )
+
+
+def _simultaneous_bounds(
+    null: Float[np.ndarray, "order layer cosine"],
+) -> Float[np.ndarray, "layer cosine"]:
+    """|cosines| that only 5 % of draws exceed at any layer, the same standard deviations above each mean."""
+    count = len(null)
+    if count < FEWEST:
+        return np.full(null.shape[1:], np.nan)
+    # Each draw is scaled by the others, as the observed cosines are by all: its own would shorten its tail.
+    means = (null.sum(0) - null) / (count - 1)
+    squares = ((null**2).sum(0) - null**2) / (count - 1) - means**2
+    spread = np.sqrt(squares.clip(0))
+    scaled = np.divide(null - means, spread, out=np.zeros_like(null), where=spread > 1e-6)
+    bounds = null.mean(0) + simultaneous_threshold(scaled.max((1, 2))) * null.std(0)
+    return bounds.clip(max=1.0)  # no cosine is beyond 1
 
 
 def _permuted(

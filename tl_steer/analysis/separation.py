@@ -11,10 +11,10 @@ from ..prompts import group_numbers
 from ..seeds import generator, require_seed
 from ..statistics import (
     auc,
-    false_discovery,
     nested,
     permutation_p_value,
     rate_interval,
+    simultaneous_threshold,
     standardised_difference,
 )
 from .resampling import group_kinds
@@ -36,7 +36,7 @@ def separation(
         estimator: from pairs to one vector a layer; called on the training pairs of each fold.
         folds: parts of the cross-validation.
         shuffles: repetitions of the whole cross-validation with the sides of random pairs exchanged; 0 for
-            none.
+            none. 19 or more, or no layer can be significant.
         seed: of the folds and the exchanges.
 
     Returns:
@@ -46,9 +46,14 @@ def separation(
             interval in paired_accuracy_low and _high (groups whole, `statistics.rate_interval`);
         auc: probability that a positive projects higher than a negative, of any pairs;
         d_prime: difference of the sides' mean projections over their pooled standard deviation;
-        null_low, null_high, null_mean: 2.5 % and 97.5 % percentile and mean of it with exchanged sides;
-        p_value: how often these reach the paired accuracy, (b + 1) / (m + 1) (Phipson & Smyth 2010);
-        q_value: false discovery over the layers of this table (Benjamini & Hochberg 1995);
+        null_low, null_high, null_mean: 2.5 % and 97.5 % percentile and mean of the paired accuracy with
+            shuffled labels, of each layer alone (pointwise);
+        p_value: of each layer alone, (b + 1) / (m + 1), where b of the m shuffles reach its paired accuracy
+            (Phipson & Smyth 2010);
+        p_corrected: the same against the maximum over the layers of this table in each shuffle (Westfall &
+            Young 1993, section 2.3.1): the probability that chance reaches this paired accuracy at any layer;
+        null_max: the paired accuracy above which p_corrected is at most 0.05, the same in every row. NaN with
+            fewer than 19 shuffles, which cannot reach 0.05;
         pairs, folds, method.
 
     Raises:
@@ -62,9 +67,12 @@ def separation(
     tend to be right or wrong together: exchanging them one by one would lose that and make the null too
     narrow. It would also undo what the pairs of a group balance (the letter, say).
 
-    The p value is of one layer. Of the layers whose q value is below 0.05, at most 5 % are expected to be
-    false; with m shuffles neither gets below 1 / (m + 1). A layer picked as the best of many still flatters
-    itself: report it on other pairs.
+    Report p_corrected: with many layers, p_value is small somewhere by chance. The paired accuracies of all
+    layers are shares of the same pairs, so that their maximum needs no scaling. Where one layer's null is
+    wider than the others', it makes the correction of all of them stricter, never too weak.
+
+    With m shuffles neither gets below 1 / (m + 1). A layer picked as the best of many still flatters itself:
+    report its accuracy on other pairs.
     """
     pairs = pairs_activations
     if shuffles < 0:
@@ -155,12 +163,14 @@ def _null(
 def _beside_chance(
     accuracy: Float[np.ndarray, " layer"], null: Float[np.ndarray, "shuffle layer"]
 ) -> dict[str, Float[np.ndarray, " layer"]]:
-    names = ("null_low", "null_high", "null_mean", "p_value", "q_value")
+    names = ("null_low", "null_high", "null_mean", "p_value", "p_corrected", "null_max")
     if not len(null):
         return {name: np.full_like(accuracy, np.nan) for name in names}
     low, high = np.quantile(null, [0.025, 0.975], axis=0)
-    p_value = permutation_p_value(accuracy, null)
-    return dict(zip(names, (low, high, null.mean(0), p_value, false_discovery(p_value)), strict=True))
+    maxima = null.max(1)
+    tests = (permutation_p_value(accuracy, each) for each in (null, maxima[:, None]))
+    threshold = np.full_like(accuracy, simultaneous_threshold(maxima))
+    return dict(zip(names, (low, high, null.mean(0), *tests, threshold), strict=True))
 
 
 def _paired_accuracy(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, " layer"]:

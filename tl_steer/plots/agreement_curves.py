@@ -58,7 +58,7 @@ def agreement(table: pd.DataFrame) -> go.Figure:
     legend = {"orientation": "h", "x": 0, "y": -0.13 if tall else -0.22, "yanchor": "top"}
     figure.update_layout(legend=legend, margin={"t": 104, "r": 24})
     bands = "; bands: the middle 95% of splits and of pairs" * (len(colours) == 1)
-    dotted = f"{counted(table['pairs'], 'pair')}; dotted: 97.5% of halves with exchanged sides"
+    dotted = f"{counted(table['pairs'], 'pair')}; dotted: 97.5% with shuffled labels, at each layer alone"
     return styled(figure, "Do vectors of these pairs agree?", dotted + bands, height=660 if tall else 420)
 
 

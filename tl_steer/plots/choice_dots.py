@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ..arguments import checked
 from .effectiveness_curves import whiskers
-from .labels import counted, escape, interval, number, require_columns, signed
+from .labels import controls_text, counted, escape, interval, number, require_columns, signed
 from .template import BLUE, CONTROL, INK, VERMILLION, styled, translucent
 
 COLUMNS = (
@@ -176,5 +176,5 @@ def _hover(row: dict[str, Any], mark: Mark) -> str:
 def _subtitle(rows: pd.DataFrame) -> str:
     chosen, reported = (counted(rows.loc[rows["reported"] == half, "n"], "prompt") for half in (False, True))
     controls = int(rows["controls"].max())
-    grey = f"; grey: {counted([controls], 'control')}" if controls else ""
+    grey = controls_text(controls, "control")
     return f"chosen on {chosen}, reported on {reported}; whiskers: 95% intervals{grey}"

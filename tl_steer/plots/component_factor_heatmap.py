@@ -62,7 +62,9 @@ def component_factors(table: pd.DataFrame, *, layer: int | None = None) -> go.Fi
     count = f"{counted(table['n'], 'prompt')}, {counted(table['units'], 'independent unit')}"
     height = min(560, max(420, 230 + 60 * len(components)))
     title = "What the components go with"
-    return styled(figure, title, f"{count}; bold: the 95% interval excludes 0", height=height)
+    return styled(
+        figure, title, f"{count}; bold: the 95% interval of that cell alone excludes 0", height=height
+    )
 
 
 def _require_readable(table: pd.DataFrame, factors: list[str], components: list[int]) -> None:

@@ -65,7 +65,10 @@ def confounds(table: pd.DataFrame) -> go.Figure:
         range=[-0.5, len(names) - 0.5],
     )  # fmt: skip
     methods = ", ".join(escape(level(name)) for name in table["method"].unique())
-    subtitle = f"{methods}, {counted(table['pairs'], 'pair')}; dot: beyond 97.5% of factors that mean nothing"
+    dots = "dot: p ≤ 0.05, corrected for all layers and factors"
+    if table["null_high"].isna().all() and table["cosine"].notna().any():
+        dots = "19 shuffles or more are needed to reach p ≤ 0.05"
+    subtitle = f"{methods}, {counted(table['pairs'], 'pair')}; {dots}"
     height = min(700, 220 + 34 * len(names))
     return styled(figure, "What else does the vector point along?", subtitle, height=height)
 
@@ -115,5 +118,5 @@ def _hover(cell: dict[str, Any]) -> str:
     if pd.isna(cell["cosine"]):
         return "<br>".join([*lines, "varies between the sides only: cannot be told from the vector"])
     lines.append(f"cosine {number(cell['cosine'])}, {number(100 * cell['share'])}% of the squared length")
-    lines.append(f"factors that mean nothing: up to ±{number(cell['null_high'])}")
+    lines.append(f"factors that mean nothing, at any layer: up to ±{number(cell['null_high'])}")
     return "<br>".join(lines)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from ..arguments import checked
 from .cells import CELL, Panel, cell_hover, layer_looks, panels_of
 from .effectiveness_curves import unsteered, whiskers
-from .labels import counted, require_columns
+from .labels import controls_text, counted, require_columns
 from .panel_grid import PanelGrid
 from .template import CONTROL, styled, translucent
 
@@ -149,5 +149,5 @@ def _heading(value: str) -> str:
 def _subtitle(table: pd.DataFrame, value: str) -> str:
     noun = "passage" if value in ("kl", "loss_change") else "text"
     vectors = table.loc[table["control"].astype(bool), "vector"].nunique()
-    controls = f"; grey: {counted([vectors], 'control direction')}" if vectors else ""
-    return f"{counted(table['n'], noun)} a point; solid: added, dotted: subtracted; 95% intervals{controls}"
+    lines = "solid: added, dotted: subtracted; 95% intervals"
+    return f"{counted(table['n'], noun)} a point; {lines}{controls_text(vectors)}"

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from ..arguments import checked
 from .cells import CELL, Panel, cell_hover, layer_looks, panels_of
 from .damage_curves import VALUES, log_axis
-from .labels import counted, escape, interval, number, require_columns, signed
+from .labels import controls_text, counted, escape, interval, number, require_columns, signed
 from .panel_grid import PanelGrid
 from .template import CONTROL, INK, styled, translucent
 
@@ -197,4 +197,4 @@ def _subtitle(table: pd.DataFrame) -> str:
     counts = f"{counted(table['n'], 'prompt')}, {counted(table['passages'], 'passage')} a point"
     counts += "; numbers: multipliers"
     vectors = table.loc[table["control"].astype(bool), "vector"].nunique()
-    return counts + (f"; grey: {counted([vectors], 'control direction')}" if vectors else "")
+    return counts + controls_text(vectors)

@@ -19,7 +19,7 @@ from .cells import (
     panels_of,
     steps_between,
 )
-from .labels import counted, escape, interval, require_columns
+from .labels import controls_text, counted, escape, interval, require_columns
 from .marks import UNSIZED, layer_axis, layer_bands, rings, shades, to_scale
 from .panel_grid import PanelGrid
 from .template import INK, styled, translucent
@@ -92,8 +92,7 @@ def check_values(table: pd.DataFrame, value: str, facet: str | None, *, figure: 
 def subtitle(table: pd.DataFrame) -> str:
     """How many prompts and control vectors, and what the whiskers are."""
     vectors = table.loc[table["control"].astype(bool), "vector"].nunique()
-    controls = f"; grey: {counted([vectors], 'control direction')}" if vectors else ""
-    return f"{counted(table['n'], 'prompt')} a point; whiskers: 95% intervals{controls}"
+    return f"{counted(table['n'], 'prompt')} a point; whiskers: 95% intervals{controls_text(vectors)}"
 
 
 def _subtitle(table: pd.DataFrame) -> str:

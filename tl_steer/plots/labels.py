@@ -18,13 +18,13 @@ SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not a script's own
 # What tables hold numbers of, with the ends of their intervals.
 NUMBERS = {
-    "PC", "accuracy", "auc", "change", "coordinate", "correlation", "cosine", "criterion", "criterion_change",
-    "d_prime", "d_prime_change", "dose", "effect", "explained", "false_alarm_rate", "first_share", "flipped",
-    "hit_rate", "kl", "layer", "logit", "logit_difference", "loss", "loss_change", "multiplier", "n", "null",
-    "null_mean", "p_value", "paired_accuracy", "perplexity", "position", "preference", "probability",
-    "projection", "q_value", "r_squared", "rank", "shift", "signal_rate", "slope", "slope_per_dose",
-    "split_half", "win_rate", "value", "low", "high", "naive", "honest", "optimism", "share", "spread",
-    "kurtosis", "place",
+    "PC", "accuracy", "auc", "change", "coordinate", "correlation", "cosine", "criterion",
+    "criterion_change", "d_prime", "d_prime_change", "dose", "effect", "explained", "false_alarm_rate",
+    "first_share", "flipped", "hit_rate", "kl", "layer", "logit", "logit_difference", "loss", "loss_change",
+    "multiplier", "n", "null", "null_max", "null_mean", "p_corrected", "p_value", "paired_accuracy",
+    "perplexity", "position", "preference", "probability", "projection", "q_value", "r_squared", "rank",
+    "shift", "signal_rate", "slope", "slope_per_dose", "split_half", "win_rate", "value", "low", "high",
+    "naive", "honest", "optimism", "share", "spread", "kurtosis", "place",
 }  # fmt: skip
 # Names that factors may have too: numbers where a figure is drawn of them.
 NEEDED_NUMBERS = {
@@ -83,6 +83,17 @@ def counted(numbers: Iterable[Any], noun: str) -> str:
     known = [f"{count:.12g}" for count in sorted(each for each in numbers if not pd.isna(each))] or ["no"]
     low, high = known[0], known[-1]
     return f"{low if low == high else f'{low} to {high}'} {noun if high == '1' else noun + 's'}"
+
+
+def controls_text(count: int, noun: str = "control direction") -> str:
+    """How many controls a figure shows, for its subtitle: "; grey: 2 control directions (p ≥ 0.33)".
+
+    With m controls no p value is below 1 / (m + 1). With 19 or more it can reach 0.05, and is left out.
+    """
+    if not count:
+        return ""
+    floor = "" if count >= 19 else f" (p ≥ {number(1 / (count + 1), 2)})"
+    return f"; grey: {counted([count], noun)}{floor}"
 
 
 def levels(values: pd.Series) -> list[str]:

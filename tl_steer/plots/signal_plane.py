@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from ..arguments import checked
 from .cells import CELL, cell_hover, layer_places, require_cells
-from .labels import counted, escape, require_columns, signed, start_of
+from .labels import counted, escape, interval, require_columns, signed, start_of
 from .marks import layer_slider
 from .template import CONTROL, GREEN, INK, SYMBOLS, multiplier_colours, styled, translucent
 
@@ -28,8 +28,11 @@ def signal_detection(table: pd.DataFrame, *, layer: int | str | None = None) -> 
     Raises:
         ValueError: no rows, columns are missing, an unknown layer, or rows that share a cell.
 
-    Sideways is a change of bias, upwards of sensitivity. All layers have the same axes. Source of d′ and c:
-    Macmillan & Creelman 2005, "Detection Theory", chapters 1 and 2.
+    Sideways is a change of bias, upwards of sensitivity, but a strong bias takes d′ toward 0 as well, since
+    it makes all answers alike. The hover has the AUC, which a mere bias does not move, and the verdict. All
+    layers have the same axes.
+
+    Source of d′ and c: Macmillan & Creelman 2005, "Detection Theory", chapters 1 and 2.
     """
     maker = "evaluation.signal_detection(sweep_table)"
     require_columns(table, COLUMNS, figure="signal_detection", maker=maker)
@@ -170,7 +173,12 @@ def _cross(rows: pd.DataFrame, value: str) -> dict[str, object]:
 def _hover(row: dict[str, Any]) -> str:
     criterion = cell_hover(row, "criterion").rsplit("<br>", 1)[1]
     rates = f"hits {row['hit_rate']:.0%}, false alarms {row['false_alarm_rate']:.0%}"
-    return "<br>".join([cell_hover(row, "d_prime"), criterion, rates])
+    lines = [cell_hover(row, "d_prime"), criterion, rates]
+    if pd.notna(row.get("auc")):
+        lines.append(f"AUC {interval(*(row[f'auc{end}'] for end in ('', '_low', '_high')))}")
+    if row.get("verdict"):
+        lines.append(f"verdict: {escape(row['verdict'])}")
+    return "<br>".join(lines)
 
 
 def _name(key: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:

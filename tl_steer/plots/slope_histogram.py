@@ -9,7 +9,18 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from ..arguments import checked
-from .labels import counted, escape, level, levels, number, require_columns, start_of, target_of, wrapped
+from .labels import (
+    controls_text,
+    counted,
+    escape,
+    level,
+    levels,
+    number,
+    require_columns,
+    start_of,
+    target_of,
+    wrapped,
+)
 from .marks import layer_slider, rounded
 from .template import CONTROL, INK, level_colours, styled, translucent
 
@@ -225,8 +236,7 @@ def _wrong(values: Float[np.ndarray, " n"], name: str) -> str:
 def _subtitle(table: pd.DataFrame) -> str:
     is_control = table["control"].astype(bool)
     controls = table.loc[is_control, "vector"].nunique()
-    grey = f"; grey: {counted([controls], 'control direction')}" if controls else ""
     prompts = counted([table["prompt_id"].nunique()], "prompt")
     target = target_of(table, figure="slopes")
     points = counted(table["multipliers"], "multiplier")
-    return f"{prompts}, each a line over {points}; positive: toward {target}{grey}"
+    return f"{prompts}, each a line over {points}; positive: toward {target}{controls_text(controls)}"

@@ -9,7 +9,17 @@ import plotly.graph_objects as go
 from ..arguments import checked
 from .cells import Panel, layer_places, panels_of
 from .effectiveness_curves import whiskers
-from .labels import counted, escape, interval, level, levels, number, require_columns, target_of
+from .labels import (
+    controls_text,
+    counted,
+    escape,
+    interval,
+    level,
+    levels,
+    number,
+    require_columns,
+    target_of,
+)
 from .marks import layer_axis, layer_bands, rings
 from .panel_grid import PanelGrid
 from .template import CONTROL, INK, level_colours, styled, translucent
@@ -173,5 +183,5 @@ def _reach(controls: pd.DataFrame, value: str) -> pd.DataFrame:
 
 def _subtitle(table: pd.DataFrame) -> str:
     vectors = table.loc[table["control"].astype(bool), "vector"].nunique()
-    controls = f"; grey: reach of {counted([vectors], 'control direction')}, either sign" if vectors else ""
-    return f"{counted(table['n'], 'prompt')} a point; whiskers: 95% intervals{controls}"
+    sign = ", either sign" if vectors else ""
+    return f"{counted(table['n'], 'prompt')} a point; whiskers: 95% intervals{controls_text(vectors)}{sign}"

@@ -1,6 +1,6 @@
 """A run's numbers as one page: sections with figures and tables, and sentences no surer than the numbers."""
 
-from .effects import effect_finding, ranking_finding
+from .effects import effect_finding
 from .findings import (
     choice_finding,
     mass_finding,
@@ -16,7 +16,6 @@ __all__ = [
     "effect_finding",
     "mass_finding",
     "prompts_finding",
-    "ranking_finding",
     "report_html",
     "separation_finding",
     "text_finding",

@@ -5,9 +5,9 @@ import pandas as pd
 
 from ...evaluation.controls import ONE_WAY
 from ...evaluation.tables import UNSTEERED, rows_of
-from .wording import Row, direction, interval, plain, signed
+from .wording import ALPHA, Row, direction, interval, place, plain, signed
 
-ALPHA = 0.05
+FEWEST = 19  # controls with which a p value can reach ALPHA
 ALONG = 0.1  # a cosine below this is a hundredth of the vector, whether chance or not
 VALUES = {
     "shift": "the logit difference changes by",
@@ -24,34 +24,35 @@ UNTIL = {
     "damage": "at the next the text suffers",
     "collapse": "at the next the text falls apart",
     "no effect": "at the next the effect is not clear",
-    "largest tried": "no larger one was tried",
+    "largest tried": "no larger one was tried on the questions",
 }
 
 
-def controls_finding(table: pd.DataFrame, chosen: pd.Series) -> str:
-    """Whether the chosen cell does more than control vectors there.
+def controls_finding(table: pd.DataFrame, cell: pd.Series) -> str:
+    """A cell's effect next to that of control vectors, with its p value.
 
     Args:
         table: from `against_controls`, of the questions that had no part in choosing.
-        chosen: the chosen cell.
+        cell: the chosen cell, or its opposite.
     """
-    (row,) = rows_of(table, chosen).to_dict("records")
+    rows = rows_of(table, cell)
+    if rows.empty or not rows["controls"].iloc[0] or pd.isna(rows["p_value"].iloc[0]):
+        return f"At {place(cell)} there are no controls to compare with."
+    (row,) = rows.to_dict("records")
     number = int(row["controls"])
-    if not number or pd.isna(row["p_value"]):
-        return "At the chosen cell there are no controls to compare with."
     as_far = round(row["p_value"] * (number + 1)) - 1
     of, span = _many(number, "control vector"), f"{signed(row['null_low'])} to {signed(row['null_high'])}"
-    p = f"p = {row['p_value']:.2g} (with {number} it cannot be below {1 / (number + 1):.2g})"
-    tried, clear = int(table["p_value"].notna().sum()), int((table["q_value"] < ALPHA).sum())
-    q = f"Over all {_many(tried, 'cell')} with controls, q is below {ALPHA} in {clear}."
-    what = f"At the chosen cell {VALUES[row['value']]} {interval(row, 'effect')}"
+    what = f"At {place(cell)} {VALUES[row['value']]} {interval(row, 'effect')}"
     # Any push lowers accuracy and d′, so there the controls' mean stands for nothing done.
     far = "as far from the controls' mean" if row["value"] in ONE_WAY else "as far from zero"
-    if not as_far:
-        few = ", so there are too few to tell" if row["p_value"] > ALPHA else ""
-        return f"{what}; under none of {of} is it {far} ({span}): {p}{few}. {q}"
-    chance = "this may be chance" if row["p_value"] > ALPHA else "rarely by chance"
-    return f"{what}; under {as_far} of {of} it is {far} ({span}): {p}, so {chance}. {q}"
+    reached = f"under {as_far} of {of} it is" if as_far else f"under none of {of} is it"
+    compared = f"{what}; {reached} {far} ({span}): p = {row['p_value']:.2g}"
+    if row["p_value"] <= ALPHA:
+        return f"{compared}."
+    if number < FEWEST and not as_far:
+        few = f"With {of} p cannot be below {1 / (number + 1):.2g}: {FEWEST} or more can reach {ALPHA}."
+        return f"{compared}. {few}"
+    return f"{compared}, so this may be chance."
 
 
 def steerability_finding(table: pd.DataFrame, layers: str, vector: str) -> str:
@@ -154,9 +155,10 @@ def agreement_finding(table: pd.DataFrame, layer: int) -> str:
 
 def confounds_finding(table: pd.DataFrame, layer: int) -> str:
     """Along which factors the vector lies at a layer, and which cannot be told from it."""
-    here = table[(table["layer"] == layer) & (table["factor"] != "all")]
-    sided = ", ".join(here.loc[~here["balanced"].astype(bool), "factor"])
-    along = here[here["differs"].astype(bool) & (here["cosine"].abs() >= ALONG)]
+    here = table[table["layer"] == layer]
+    factors, together = here[here["factor"] != "all"], here[here["factor"] == "all"]
+    sided = ", ".join(factors.loc[~factors["balanced"].astype(bool), "factor"])
+    along = factors[factors["differs"].astype(bool)]
     parts = []
     if sided:
         parts.append(
@@ -164,37 +166,55 @@ def confounds_finding(table: pd.DataFrame, layer: int) -> str:
             "whatever the vector does may be its doing."
         )
     if len(along):
-        cosines = [f"{row['factor']} (cosine {signed(row['cosine'])})" for row in along.to_dict("records")]
-        told = ", ".join(cosines)
-        parts.append(
-            f"At layer {layer} the vector lies along {told}, farther than along factors that mean "
-            "nothing: split the effect by it, or project it out (`without_factors`). These pairs made the "
-            "vector, so some of this may be chance."
+        cosines = ", ".join(
+            f"{row['factor']} (cosine {signed(row['cosine'])})" for _, row in along.iterrows()
         )
-    elif here["cosine"].notna().any():
+        is_small = along["cosine"].abs().max() < ALONG
+        parts.append(
+            f"At layer {layer} the vector lies along {cosines}, farther than along factors that mean "
+            + ("nothing, but by less than a hundredth of its squared length." if is_small else "nothing: ")
+            + "split the effect by it, or project it out (`without_factors`)." * (not is_small)
+            + " These pairs made the vector, so some of this may be chance."
+        )
+    elif factors["cosine"].notna().any():
         others = "the others" if sided else "these"
+        largest, jointly = factors.loc[factors["cosine"].abs().idxmax()], ""
+        if together["differs"].any():
+            jointly = f", but along all of them together (cosine {signed(together['cosine'].iloc[0])})"
         parts.append(
             f"At layer {layer} the vector lies along none of {others} farther than along factors that mean "
-            "nothing."
+            f"nothing (the largest cosine is {signed(largest['cosine'])}, with {largest['factor']}){jointly}."
         )
     return " ".join(parts)
 
 
 def prediction_finding(table: pd.DataFrame) -> str:
     """Whether any measure goes with the effect, and how many were tried."""
-    known = table.dropna(subset="p_value")
+    known = by_p_value(table)
     if known.empty:
         return "No measure varies over the layers."
-    best = known.loc[known["p_value"].idxmin()]
-    n = int(best["n"])
-    told = f"{best['measure'].replace('_', ' ')} (rank correlation {signed(best['correlation'])}, p = "
-    told += f"{best['p_value']:.2g})"
-    tried = f"{_many(len(known), 'measure')} {'was' if len(known) == 1 else 'were'} tried over {n} layers, "
-    tried += f"with which no p can be below {1 / n:.2g}"
-    if best["p_value"] > ALPHA:
-        return f"None does so measurably; the nearest is {told}. {tried}."
+    first = known.iloc[0]
+    n = int(first["n"])
+    ties = int((known["p_value"] == first["p_value"]).sum())
+    least = (
+        "The smallest p is" if ties == 1 else f"{ties} measures tie at the smallest p, the most correlated is"
+    )
+    named = f"{least} {first['measure'].replace('_', ' ')} (rank correlation {signed(first['correlation'])}, "
+    named += f"p = {first['p_value']:.2g})"
+    tried = f"{_many(len(known), 'measure')} {'was' if len(known) == 1 else 'were'} tried over {n} layers"
+    if 1 / n > ALPHA:
+        return f"{named}. {tried}, with which no p can be below {1 / n:.2g}: 20 layers can reach {ALPHA}."
+    if first["p_value"] > ALPHA:
+        return f"None does so measurably. {named}. {tried}."
     flattered = "" if len(known) == 1 else ", so the best of them is flattered"
-    return f"The nearest is {told}. {tried}{flattered}."
+    return f"{named}. {tried}{flattered}."
+
+
+def by_p_value(table: pd.DataFrame) -> pd.DataFrame:
+    """The measures of `prediction` that have a p value, smallest first, of equal ones the most correlated."""
+    known = table.dropna(subset="p_value")
+    known = known.assign(size=known["correlation"].abs())
+    return known.sort_values(["p_value", "size"], ascending=[True, False], kind="stable")
 
 
 def _many(count: int, what: str) -> str:

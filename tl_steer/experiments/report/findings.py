@@ -6,7 +6,7 @@ import pandas as pd
 
 from ...directions import SteeringVectors
 from ...evaluation.tables import UNSTEERED, rows_of
-from .wording import direction, interval, place, plain, signed
+from .wording import ALPHA, direction, interval, place, plain, signed
 
 # Below this share of all probability, two choices say little about what the model would say.
 LITTLE_MASS = 0.5
@@ -20,42 +20,46 @@ SCORES = {
 
 
 def separation_finding(table: pd.DataFrame) -> str:
-    """Where held-out pairs separate better than under exchanged labels.
+    """Where held-out pairs separate better than with shuffled labels.
 
     Args:
         table: from `analysis.separation`.
 
-    A layer counts as clear where the interval of its paired accuracy lies above the null band. Where only
-    points lie above it, the sentence says how many would by chance: 2.5 % of the layers.
+    A layer counts where p_corrected is at most 0.05, as in the figure.
     """
-    best = table.loc[table["paired_accuracy"].idxmax()]
-    n = f"{int(best['pairs'])} pairs, {int(best['folds'])}-fold"
-    span = f"{plain(table['paired_accuracy'].min())} to {plain(best['paired_accuracy'])}"
-    if table["null_high"].isna().all():
-        return f"Held-out paired accuracy is {span} ({n}); no exchanged labels were run to compare it with."
-    above = table[table["paired_accuracy"] > table["null_high"]]
-    clear = table[table["paired_accuracy_low"] > table["null_high"]]
-    around = f"[{plain(best['paired_accuracy_low'])}, {plain(best['paired_accuracy_high'])}]"
-    top = (
-        f"the best is layer {int(best['layer'])} with {plain(best['paired_accuracy'])} {around}, "
-        f"where exchanged labels give {plain(best['null_low'])} to {plain(best['null_high'])} ({n})"
+    n = f"{int(table['pairs'].iloc[0])} pairs, {int(table['folds'].iloc[0])}-fold"
+    best = _highest(table)
+    if table["p_corrected"].isna().all():
+        return f"Held-out paired accuracy: {best} ({n}); no shuffled labels were run to compare it with."
+    if table["null_max"].isna().all():
+        return (
+            f"Held-out paired accuracy: {best} ({n}). With so few shuffles no layer can reach "
+            f"p ≤ {ALPHA}: 19 shuffles or more are needed."
+        )
+    chance = (
+        f"shuffled labels exceed {plain(table['null_max'].iloc[0])} at any layer in 5 % of shuffles ({n})"
     )
+    clear = table[table["p_corrected"] <= ALPHA]
     if len(clear):
         return (
-            f"Held-out pairs separate at {len(clear)} of {len(table)} layers ({_runs(clear['layer'])}), "
-            f"beyond what exchanged labels give: {top}."
-        )
-    if len(above):
-        return (
-            f"Held-out pairs do not clearly separate at any layer: at {len(above)} of {len(table)} "
-            f"({_runs(above['layer'])}) the paired accuracy lies above the band of exchanged labels, but its "
-            f"interval reaches into it, and about {0.025 * len(table):.1g} would lie above by chance; {top}."
+            f"Held-out pairs separate at {len(clear)} of {len(table)} layers ({_runs(clear['layer'])}; "
+            f"p ≤ {ALPHA}, corrected for all layers): {best}; {chance}."
         )
     return (
-        f"The pairs do not separate in this model: at none of {len(table)} layers does the held-out paired "
-        f"accuracy ({span}) rise above what exchanged labels give; {top}. A vector made of such pairs is not "
-        "shown to carry what they were meant to differ in."
+        f"The pairs are not shown to separate at any of {len(table)} layers (p ≥ "
+        f"{table['p_corrected'].min():.2g}, corrected for all layers): {best}; {chance}. A vector made "
+        "of such pairs is not shown to carry what they were meant to differ in."
     )
+
+
+def _highest(table: pd.DataFrame) -> str:
+    """The highest paired accuracy, and at which layers it is."""
+    best = table[table["paired_accuracy"] == table["paired_accuracy"].max()]
+    first = best.iloc[0]
+    accuracy = interval(first, "paired_accuracy", show=plain)
+    if len(best) == 1:
+        return f"the highest is {accuracy}, at layer {int(first['layer'])}"
+    return f"{len(best)} layers tie for the highest, {accuracy}, layer {int(best['layer'].min())} the first"
 
 
 def choice_finding(choices: pd.DataFrame) -> str:
@@ -71,11 +75,15 @@ def choice_finding(choices: pd.DataFrame) -> str:
     by = SCORES.get(on["score"], on["score"])
     picked = f"Chosen by {by} on {int(on['n'])} questions: {place(on)}, with {best}"
     other = f"On the other {int(report['n'])} it is {result} {around}"
+    again = "" if pd.isna(on["again"]) else f", and again in {on['again']:.0%} of random halves"
     if on["score"] in ("shift", "flipped"):  # a change already
-        return f"{picked}. {other}{_unless_zero(report)}."
+        return f"{picked}{again}. {other}{_unless_zero(report)}."
+    caution = " A bias that makes answers alike moves d′ too: the verdict says which it is."
     return (
-        f"{picked} (unsteered {shown(on['unsteered'])}). {other}, unsteered {shown(report['unsteered'])}: "
-        f"a change of {interval(report, 'change')}{_unless_zero(report)}."
+        f"{picked} (unsteered {shown(on['unsteered'])}){again}. {other}, unsteered "
+        f"{shown(report['unsteered'])}: a change of {interval(report, 'change')}{_unless_zero(report)}."
+        + caution
+        * (on["score"] == "d_prime")
     )
 
 

@@ -7,8 +7,9 @@ from markupsafe import Markup
 
 from ...writing import atomic
 from ..results import REPORT, Results
-from .effects import effect_finding, ranking_finding
+from .effects import effect_finding
 from .evidence import evidence_sections
+from .evidence_findings import controls_finding
 from .findings import (
     choice_finding,
     mass_finding,
@@ -86,11 +87,11 @@ def _question_findings(results: Results) -> list[str]:
         "written": results.experiment.sweep.is_written,
     }
     cells = [cell for cell in (results.chosen, results.opposite) if cell is not None]
-    found = []
-    for cell in cells:
-        effect = effect_finding(shifts, detection, cell, **kinds)
-        ranking = ranking_finding(rows, cell, seed=results.experiment.seed)
-        found.append(" ".join(filter(None, (effect, ranking))))
+    found = [effect_finding(shifts, detection, cell, **kinds) for cell in cells]
+    if results.against_controls is None:
+        found.append("No control vectors were run, so any vector of this length might do the same.")
+    else:
+        found += [controls_finding(results.against_controls, cell) for cell in cells]
     if results.score != results.experiment.sweep.score:
         found.append(
             "Layer and multiplier were to be chosen by d′, for which too few answers can be read on the half "

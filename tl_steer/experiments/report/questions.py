@@ -64,8 +64,9 @@ def _detection(results: Results) -> Section | None:
         return None
     read = (
         "All questions in the figure. Higher is better at telling the kinds apart; further left is readier "
-        f"to say the signal, whatever is asked. The table: the chosen layer ({results.chosen['layers']}), on "
-        "the half of the questions that had no part in choosing."
+        "to say the signal, whatever is asked. A strong bias takes d′ toward 0 as well, since all answers "
+        "become alike: the table's verdict goes by the AUC where that is known. The table: the chosen layer "
+        f"({results.chosen['layers']}), on the half of the questions that had no part in choosing."
     )
     half = results.detection(split=REPORT)
     half = half[half["layers"].isin(["", results.chosen["layers"]])]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,9 @@ import pandas as pd
 from ...evaluation.controls import ONE_WAY
 from ...evaluation.signal_detection import FEWEST
 from ...evaluation.tables import UNSTEERED
-from .wording import interval, plain, signed
+from .evidence_findings import FEWEST as CONTROLS
+from .evidence_findings import by_p_value
+from .wording import ALPHA, interval, plain, signed
 
 DAGGER = "†"
 EFFECTS = {
@@ -72,18 +75,26 @@ def detection_table(detection: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     own = both[~is_control].sort_values(["multiplier", "vector"], kind="stable").to_dict("records")
     cells = both[is_control].groupby(["operation", "multiplier"], dropna=False)
     rows = [_detected(row) for row in own] + [_controls_detected(rows) for _, rows in cells]
-    columns = ["vector", "multiplier", "accuracy", "d′", "criterion c", "change of d′", "change of c"]
+    columns = [
+        "vector", "verdict", "multiplier", "accuracy", "AUC", "change of AUC", "d′", "criterion c",
+        "change of d′", "change of c",
+    ]  # fmt: skip
     first = both.iloc[0] if len(both) else {"n_signal": 0, "n_noise": 0}
     note = (
         f"{first['n_signal']} questions whose right answer is the signal, {first['n_noise']} whose is not; "
-        "95 % intervals. A negative criterion says the signal more often."
+        "95 % intervals. A negative criterion says the signal more often. Verdict: where logit differences "
+        "are known, their AUC decides about sensitivity and their change about bias; else d′ and c do, where "
+        "their intervals are known to cover."
     )
     if len(cells):
         note += " Of control vectors: the lowest and the highest value."
     if any(DAGGER in cell for row in rows for cell in row):
-        note += f" {DAGGER} Fewer than {FEWEST} answers of some kind: such an interval may be too wide."
+        note += (
+            f" {DAGGER} Fewer than {FEWEST} answers of some kind: the interval is not known to cover, and is "
+            "not used for the verdict."
+        )
     marked = [row["vector"] == UNSTEERED for row in own]
-    return Table(columns, rows, 1, marked + [False] * len(cells), note)
+    return Table(columns, rows, 2, marked + [False] * len(cells), note)
 
 
 def _detected(row: Mapping[str, Any]) -> list[str]:
@@ -92,8 +103,11 @@ def _detected(row: Mapping[str, Any]) -> list[str]:
     now, then = ("" if row[name] else DAGGER for name in ("covered", "change_covered"))
     return [
         row["vector"] if steered else "unsteered",
+        row["verdict"],
         _how(row["multiplier"]) if steered else "",
         interval(row, "accuracy", show=plain),
+        _auc_of(row, "auc", show=partial(plain, digits=3)),
+        _auc_of(row, "auc_change", show=partial(signed, digits=3)) if steered else "",
         interval(row, "d_prime", show=plain) + now,
         interval(row, "criterion") + now,
         interval(row, "d_prime_change") + then if steered else "",
@@ -101,13 +115,19 @@ def _detected(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _auc_of(row: Mapping[str, Any], name: str, *, show: Callable[[float], str]) -> str:
+    return "–" if pd.isna(row[name]) else interval(row, name, show=show)
+
+
 def _controls_detected(rows: pd.DataFrame) -> list[str]:
     """All controls of an operation and multiplier, from the lowest to the highest value."""
-    shown = {"accuracy": plain, "d_prime": plain}
-    names = ["accuracy", "d_prime", "criterion", "d_prime_change", "criterion_change"]
+    shown = {"accuracy": plain, "d_prime": plain, "auc": partial(plain, digits=3)}
+    shown["auc_change"] = partial(signed, digits=3)
+    names = ["accuracy", "auc", "auc_change", "d_prime", "criterion", "d_prime_change", "criterion_change"]
     count = rows["vector"].nunique()
     return [
         f"{count} control{'s' if count > 1 else ''}",
+        "",
         _how(rows["multiplier"].iloc[0]),
         *(_range(rows[name], shown.get(name, signed)) for name in names),
     ]
@@ -146,7 +166,7 @@ def optimism_table(choices: pd.DataFrame) -> Table:
         "other, mean of repeated halvings. Optimism: how much better a choice looks where it was made; in "
         "brackets the middle 95 % of halvings. Controls' choices: control vectors put through the same "
         "choice, where they were tried at all the same cells; p: the share that does as well, the vector "
-        "itself counted."
+        f"itself counted, which takes {CONTROLS} controls or more to reach {ALPHA}."
     )
     return Table(columns, rows, 2, [False] * len(rows), note)
 
@@ -177,7 +197,7 @@ def controls_table(here: pd.DataFrame, table: pd.DataFrame) -> Table:
 
     Args:
         here: rows of `against_controls` at that layer.
-        table: all of its rows, over which q is taken.
+        table: all of its rows.
     """
     rows = [
         [
@@ -188,20 +208,22 @@ def controls_table(here: pd.DataFrame, table: pd.DataFrame) -> Table:
             f"{signed(row['null_low'])} to {signed(row['null_high'])}",
             str(int(row["controls"])),
             plain(row["p_value"]),
-            plain(row["q_value"]),
         ]
         for row in here.to_dict("records")
     ]
     value = EFFECTS[table["value"].iloc[0]]
-    columns = ["operation", "multiplier", "dose", value, "controls' range", "controls", "p", "q"]
-    marked = [bool(row["q_value"] < 0.05) for row in here.to_dict("records")]
-    tried = int(table["p_value"].notna().sum())
+    columns = ["operation", "multiplier", "dose", value, "controls' range", "controls", "p"]
+    marked = [bool(row["p_value"] <= ALPHA) for row in here.to_dict("records")]
+    fewest = int(here["controls"].min())
     one_way = table["value"].iloc[0] in ONE_WAY
     far = "that go as far from the mean of all" if one_way else "that go as far, either way"
     note = (
         "Controls' range: over control vectors, with the same multiplier and its opposite. p: the share of "
-        f"them {far}, the vector itself counted. q: false discovery over {tried} cells; marked below 0.05."
+        f"them {far}, the vector itself counted; marked at {ALPHA} or less. It is of each cell alone."
     )
+    if fewest < CONTROLS:
+        floor = f"{1 / (fewest + 1):.2g}"
+        note += f" With {fewest} controls p cannot be below {floor}: {CONTROLS} can reach {ALPHA}."
     return Table(columns, rows, 1, marked, note)
 
 
@@ -219,8 +241,8 @@ def confounds_table(here: pd.DataFrame) -> Table:
     ]
     columns = ["factor", "direction", "cosine", "share of length²", "chance up to"]
     note = (
-        f"At layer {int(here['layer'].iloc[0])}; all: the span of all of them. Chance: 97.5 % of factors "
-        "that mean nothing are below; marked beyond."
+        f"At layer {int(here['layer'].iloc[0])}; all: the span of all of them. Chance: in 95 % of shuffles "
+        "no factor that means nothing is beyond it, at any layer; marked beyond."
     )
     if not here["balanced"].all():
         note += " Without numbers: each level is on one side alone, which is the vector's own difference."
@@ -244,10 +266,19 @@ def cost_table(cost: pd.DataFrame, *, effect: str) -> Table:
     columns = ["multiplier", "", "dose", effect, "KL (nats)", "loss change (nats)"]
     note = (
         "Usable (marked): the effect's interval is beyond zero (of a shift, on the multiplier's side), the "
-        "effect beyond that of the controls, the loss change's upper end at most 0.1 nats (a tenth more "
-        "perplexity). The text falls apart where the loss changes by more than 2 nats."
+        f"effect beyond that of {_number_of_controls(cost)}, the loss change's upper end at most 0.1 nats (a "
+        "tenth more perplexity). The text falls apart where the loss changes by more than 2 nats."
     )
     return Table(columns, rows, 2, here["usable"].astype(bool).tolist(), note)
+
+
+def _number_of_controls(cost: pd.DataFrame) -> str:
+    """With how many controls an effect is compared, and whether that could be significant."""
+    number = cost.loc[cost["control"].astype(bool), "vector"].nunique()
+    if not number:
+        return "controls, of which there are none here"
+    few = f" (too few for p ≤ {ALPHA})" if number < CONTROLS else ""
+    return f"the {number} control{'s' if number > 1 else ''}{few}"
 
 
 def prediction_table(table: pd.DataFrame) -> Table:
@@ -259,10 +290,11 @@ def prediction_table(table: pd.DataFrame) -> Table:
             plain(row["p_value"]),
             str(int(row["n"])),
         ]
-        for row in table.dropna(subset="p_value").to_dict("records")
+        for row in by_p_value(table).to_dict("records")
     ]
     note = (
-        "Spearman's correlation over layers with the size of the mean slope per dose; p by shifting layers."
+        "Spearman's correlation over layers with the size of the mean slope per dose; p by shifting layers, "
+        "of each measure alone; smallest p first."
     )
     return Table(["measure", "correlation", "p", "layers"], rows, 1, [False] * len(rows), note)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import pandas as pd
 
 Row = pd.Series | Mapping
+ALPHA = 0.05  # the largest p value that counts as significant, in every sentence and table
 
 
 def direction(row: Row, name: str) -> int:
@@ -18,14 +19,14 @@ def interval(row: Row, name: str, *, show: Callable[[float], str] | None = None)
     return f"{show(row[name])} [{show(row[f'{name}_low'])}, {show(row[f'{name}_high'])}]"
 
 
-def signed(number: float) -> str:
+def signed(number: float, digits: int = 2) -> str:
     """Two decimals with a sign; a dash where there is no number."""
-    return "–" if pd.isna(number) else f"{number:+.2f}".replace("-", "−")
+    return "–" if pd.isna(number) else f"{number:+.{digits}f}".replace("-", "−")
 
 
-def plain(number: float) -> str:
+def plain(number: float, digits: int = 2) -> str:
     """Two decimals; a dash where there is no number."""
-    return "–" if pd.isna(number) else f"{number:.2f}".replace("-", "−")
+    return "–" if pd.isna(number) else f"{number:.{digits}f}".replace("-", "−")
 
 
 def place(cell: pd.Series) -> str:
