@@ -182,6 +182,14 @@ def test_adding_nothing_changes_nothing(reuse):
         assert (table["kl"] >= 0).all()
 
 
+def test_by_default_there_are_20_controls_at_given_layers_and_none_without_layers():
+    options = {"multipliers": [1.0], "progress": False}
+    given = damage(MODEL, several(), PASSAGES[:2], layers=[1], **options)
+    assert given.loc[given["control"], "vector"].nunique() == 20
+    assert set(given.loc[given["control"], "control_of"]) == {"made"}
+    assert not damage(MODEL, several(), PASSAGES[:2], **options)["control"].any()
+
+
 def test_controls_are_random_directions_of_the_same_length_and_take_the_seed():
     first, again, other = (measured(controls=2, seed=seed, layers=[1]) for seed in (0, 0, 1))
     pd.testing.assert_frame_equal(first, again)
