@@ -74,7 +74,7 @@ def synthetic_sweep(text=HOSTILE, n=20):
             "choice": pd.array((moved <= 0).astype(int), dtype="Int64"),
             "logit_difference": moved, "probability": 0.5, "mass": 0.9, "text": None,
         }  # fmt: skip
-        frames.append(pd.DataFrame(rows).assign(**dict(zip(names, cell, strict=True))))
+        frames.append(pd.DataFrame(rows).assign(control_of="", **dict(zip(names, cell, strict=True))))
     for multiplier in (-0.3, 0.0, 0.3):
         cell = cells[0] if multiplier == 0 else (*cells[1][:3], "2", "resid_post", multiplier, 0.3)
         rows = {
@@ -84,7 +84,7 @@ def synthetic_sweep(text=HOSTILE, n=20):
             "logit_difference": np.nan, "probability": np.nan, "mass": np.nan,
             "text": [f"said at {multiplier} {text}", "line one\nline two"],
         }  # fmt: skip
-        frames.append(pd.DataFrame(rows).assign(**dict(zip(names, cell, strict=True))))
+        frames.append(pd.DataFrame(rows).assign(control_of="", **dict(zip(names, cell, strict=True))))
     return pd.concat(frames, ignore_index=True).astype({"text": "string", "kind": "string", "said": "string"})
 
 

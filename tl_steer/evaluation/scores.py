@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from ..prompts import group_numbers
 from ..seeds import generator
-from ..statistics import joint_counts, percentile_interval, share, share_change, wilson_interval
+from ..statistics import joint_counts, percentile_interval, rate_interval, share_change
 from .effectiveness import FLIPPED, effectiveness, flips
 from .signal_detection import signal_detection
 from .tables import CELL, UNSTEERED, beside_unsteered, in_cells, prompt_groups
@@ -70,11 +70,13 @@ def _readable_accuracy(rows: pd.DataFrame, resamples: int, seed: int) -> pd.Data
     values, changes = [], []
     for _, cell in in_cells(beside_unsteered(rows, []), []):
         read = cell[cell["answer"].notna() & cell["choice"].notna()]
-        right = int(read["choice"].eq(read["answer"]).sum())
-        values.append([float(share(right, len(read))), *map(float, wilson_interval(right, len(read)))])
+        right = read["choice"].eq(read["answer"]).to_numpy(float)
+        rate = rate_interval(right, np.zeros(len(read), int), prompt_groups(read))
+        values.append([float(each[0]) for each in rate] if len(read) else [np.nan] * 3)
         both = read[read["unsteered_choice"].notna()]
         now, then = (both[name].eq(both["answer"]).to_numpy(bool) for name in ("choice", "unsteered_choice"))
-        change = share_change(joint_counts(now, then), resamples=resamples, rng=generator(seed))
+        joint = joint_counts(now, then, prompt_groups(both))
+        change = share_change(joint, resamples=resamples, rng=generator(seed), grouped=True)
         changes.append([float(each) for each in change])
     results[["value", "low", "high"]] = values
     return _steered(results, pd.DataFrame(changes, columns=["change", "change_low", "change_high"]))

@@ -14,10 +14,9 @@ from ..statistics import (
     bias,
     interval_around,
     mean_of_kinds,
+    rate_interval,
     resampled_weights,
     sensitivity,
-    share,
-    wilson_interval,
     z_of_weights,
     z_rates,
 )
@@ -226,9 +225,8 @@ def _detected(cell: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
         "n_noise": int(total[1].sum()),
         "unreadable": float(cell["choice"].isna().mean()),
     }
-    rates = share(total[:, 0], total.sum(-1)), *wilson_interval(total[:, 0], total.sum(-1))
     for kind, name in enumerate(("hit_rate", "false_alarm_rate")):
-        detected |= _columns(name, *(each[kind] for each in rates))
+        detected |= _columns(name, *_rate(counts[:, kind]))
     for name, interval in measures(counts, resamples=resamples, seed=seed, grouped=True).items():
         detected |= _columns(name, *interval)
     detected["covered"] = bool(is_covered((counts > 0).sum(0)))
@@ -254,6 +252,15 @@ def _counted(
     outcome = 2 * choice[both].astype(int) + before[both].astype(int)
     np.add.at(joint, (group[both], 1 - signal[both], outcome), 1)
     return counts, joint
+
+
+def _rate(counts: Int[np.ndarray, "group 2"]) -> tuple[float, float, float]:
+    """Share of the prompts that said the signal, groups whole."""
+    group, value = (np.repeat(each, counts.ravel()) for each in np.indices(counts.shape).reshape(2, -1))
+    if not len(group):
+        return np.nan, np.nan, np.nan
+    rate, low, high = rate_interval(1.0 - value, np.zeros(len(group), int), pd.factorize(group)[0])
+    return float(rate[0]), float(low[0]), float(high[0])
 
 
 def _of_logits(cell: pd.DataFrame, is_unsteered: bool) -> dict[str, float]:

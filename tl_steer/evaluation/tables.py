@@ -206,12 +206,10 @@ def serves(controls: pd.DataFrame, vector: str) -> pd.Series:
 
 
 def prompt_groups(rows: pd.DataFrame) -> Int[np.ndarray, " row"]:
-    """Number of the group of each row, from 0: rows of one `group`, else of one prompt."""
-    labels = rows["prompt_id"].astype(object)
-    if "group" in rows:
-        prompts = "prompt " + labels.map(str)  # a prompt without a group is its own
-        labels = ("group " + rows["group"].astype(object).map(str)).where(rows["group"].notna(), prompts)
-    return pd.factorize(labels)[0]
+    """Number of the group of each row, from 0: rows of one `group`, else of one prompt, else each row."""
+    if "group" in rows or "prompt_id" not in rows:
+        return group_numbers(rows)
+    return pd.factorize(rows["prompt_id"])[0]
 
 
 def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -246,10 +244,10 @@ def samples_and_groups(
     """Number of each row's cell, and of its group within the cell, as `statistics.mean_interval` takes them.
 
     Args:
-        cells: rows by cell. Without a column "group" each row is a group of its own.
+        cells: rows by cell. Without a column "group" each prompt is a group of its own.
     """
     sample = cells.ngroup().to_numpy()
-    return sample, nested(sample, group_numbers(cells.obj))
+    return sample, nested(sample, prompt_groups(cells.obj))
 
 
 def require_one_row_a_prompt(table: pd.DataFrame, by: Sequence[str] = ()) -> None:
