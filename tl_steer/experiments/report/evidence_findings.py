@@ -42,7 +42,7 @@ def controls_finding(table: pd.DataFrame, cell: pd.Series) -> str:
     number = int(row["controls"])
     as_far = round(row["p_value"] * (number + 1)) - 1
     of, span = _many(number, "control vector"), f"{signed(row['null_low'])} to {signed(row['null_high'])}"
-    what = f"At {place(cell)} {VALUES[row['value']]} {interval(row, 'effect')}"
+    what = f"At {place(cell)} {VALUES[row['value']]} {signed(row['effect'])}"
     # Any push lowers accuracy and d′, so there the controls' mean stands for nothing done.
     far = "as far from the controls' mean" if row["value"] in ONE_WAY else "as far from zero"
     reached = f"under {as_far} of {of} it is" if as_far else f"under none of {of} is it"
