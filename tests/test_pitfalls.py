@@ -139,6 +139,25 @@ TESTS = {
         "test_conversion.py::test_every_setting_is_loaded_equal_or_refused",
         "test_verify.py::test_a_dropped_setting_is_detected_in_half_precision",
     ],
+    "a constant added to all logit differences is reported as lost sensitivity": [
+        "test_verdicts.py::test_a_constant_leaves_the_auc_and_moves_both_kinds",
+        "test_verdicts.py::test_a_constant_shift_is_bias_and_no_change_of_sensitivity",
+        "test_organisms.py::test_steering_the_bias_organism_moves_the_criterion_and_leaves_what_it_knows",
+    ],
+    "few shuffles or controls cannot be significant, and no layer is found": [
+        "test_sweep.py::test_by_default_there_are_enough_controls_for_p_below_5_percent_at_the_chosen_condition",
+        "test_plots.py::test_separation_says_that_few_shuffles_cannot_be_significant",
+        "test_plots.py::test_subtitles_say_which_p_value_so_few_controls_can_reach",
+    ],
+    "prompts of one group are resampled one by one": [
+        "test_groups.py::test_copies_of_a_row_are_one_row",
+        "test_groups.py::test_effectiveness_and_flips_take_groups_whole",
+        "test_verdicts.py::test_groups_of_d_prime_and_criterion_count_as_one_prompt_each",
+    ],
+    "a caption and a sentence use two criteria": [
+        "test_evidence_report.py::test_the_controls_table_marks_what_its_sentence_calls_significant",
+        "test_evidence_report.py::test_the_verdict_is_one_sentence_of_the_numbers_it_was_decided_by",
+    ],
     "an adapter is dropped": [
         "test_models.py::test_adapters_are_merged_into_a_copy",
         "test_models.py::test_a_folder_with_an_adapter_is_the_adapted_model_or_refused",
