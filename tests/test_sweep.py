@@ -222,7 +222,7 @@ def test_controls_by_name_are_marked_and_used():
 
 
 def best_by_hand(table, score):
-    """(vector, operation) to the (layers, |multiplier|) that does best on the choosing half."""
+    """(vector, operation) to the (layers, multiplier) that does best on the choosing half."""
     half = table[(table["split"] == "choose") & ~table["control"]].assign(score=score)
     best = {}
     for keys, rows in half[half["vector"] != "none"].groupby(["vector", "operation"], sort=False):
@@ -230,7 +230,7 @@ def best_by_hand(table, score):
         top = means[means["score"] >= means["score"].max() - 1e-9].copy()
         top["first"] = [int(layers.split("+")[0]) for layers in top["layers"]]
         row = top.sort_values(["dose", "first"], kind="stable").iloc[0]
-        best[keys] = row["layers"], None if np.isnan(row["multiplier"]) else abs(row["multiplier"])
+        best[keys] = row["layers"], None if np.isnan(row["multiplier"]) else row["multiplier"]
     return best
 
 
@@ -238,9 +238,9 @@ def at_best(table, best):
     """The rows of a sweep with controls everywhere that one with chosen layers has."""
     rows = []
     for place, row in enumerate(table.to_dict("records")):
-        size = None if np.isnan(row["multiplier"]) else abs(row["multiplier"])
+        multiplier = None if np.isnan(row["multiplier"]) else row["multiplier"]
         vectors = {vector for (vector, operation), at in best.items()
-                   if operation == row["operation"] and at == (row["layers"], size)}  # fmt: skip
+                   if operation == row["operation"] and at == (row["layers"], multiplier)}  # fmt: skip
         if not row["control"] or row["control_of"] in vectors or (row["control_of"] == "" and vectors):
             rows.append(place)
     return table.iloc[rows].reset_index(drop=True)
@@ -290,15 +290,15 @@ def test_controls_are_run_at_the_condition_that_does_best_on_the_choosing_half(r
         assert sizes.notna().any()
 
 
-def test_controls_run_at_the_opposite_multiplier_only_where_it_is_one_of_the_sweeps():
-    chosen = {"vector": "made", "operation": "add", "layers": "0", "hook": "resid_post"}
-    for multiplier, signs in ((1.0, {-1.0, 1.0}), (2.0, {2.0})):
-        table = swept(
-            controls=2, multipliers=[-1.0, 1.0, 2.0],
-            control_layers=lambda table, m=multiplier: pd.DataFrame([chosen | {"multiplier": m}]),
-        )  # fmt: skip
-        assert set(table.loc[table["control"], "multiplier"]) == signs
-        assert set(table.loc[table["control"], "layers"]) == {"0"}
+def test_controls_of_the_chosen_multiplier_serve_the_opposite_one_too():
+    chosen = {"vector": "made", "operation": "add", "layers": "0", "hook": "resid_post", "multiplier": 1.0}
+    table = swept(
+        controls=2, multipliers=[-1.0, 1.0, 2.0], control_layers=lambda table: pd.DataFrame([chosen])
+    )
+    assert set(table.loc[table["control"], "multiplier"]) == {1.0}
+    assert set(table.loc[table["control"], "layers"]) == {"0"}
+    result = against_controls(table).set_index(["layers", "multiplier"])["controls"]
+    assert [result["0", each] for each in (-1.0, 1.0, 2.0)] == [2, 2, 0]
 
 
 def test_a_function_selects_from_the_table_without_controls_and_must_name_conditions():
@@ -334,7 +334,7 @@ def test_where_no_prompt_has_the_choosing_split_all_prompts_decide():
     table = swept(asked=own, controls=1, control_layers="chosen")
     ((layers, size),) = best_by_hand(table.assign(split="choose"), right(table)).values()
     controls = table[table["control"]]
-    assert (set(controls["layers"]), set(controls["multiplier"].abs())) == ({layers}, {size})
+    assert (set(controls["layers"]), set(controls["multiplier"])) == ({layers}, {size})
 
 
 def test_divided_by_layers_the_multiplier_and_dose_are_those_of_the_quotient():

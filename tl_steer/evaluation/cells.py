@@ -70,24 +70,23 @@ def controls_at(cells: Sequence[Cell], conditions: pd.DataFrame) -> list[Cell]:
 
     Args:
         cells: of a sweep.
-        conditions: vector, operation, layers, hook and multiplier, a row each. A control has no sign: the
-            opposite multiplier counts too.
+        conditions: vector, operation, layers, hook and multiplier, a row each.
     """
     vectors: dict[tuple[object, ...], set[str]] = {}
     for row in conditions.to_dict("records"):
-        place = _unsigned(row["operation"], row["layers"], row["hook"], row["multiplier"])
+        place = _place(row["operation"], row["layers"], row["hook"], row["multiplier"])
         vectors.setdefault(place, {""}).add(row["vector"])
     return [
         cell
         for cell in cells
         if cell.control
         and cell.control_of
-        in vectors.get(_unsigned(cell.operation, layers_label(cell.layers), cell.hook, cell.multiplier), ())
+        in vectors.get(_place(cell.operation, layers_label(cell.layers), cell.hook, cell.multiplier), ())
     ]
 
 
-def _unsigned(operation: str, layers: str, hook: str, multiplier: float) -> tuple[object, ...]:
-    return operation, layers, hook, None if isnan(multiplier) else abs(multiplier)
+def _place(operation: str, layers: str, hook: str, multiplier: float) -> tuple[object, ...]:
+    return operation, layers, hook, None if isnan(multiplier) else multiplier
 
 
 def named_vectors(vectors: Vectors | Mapping[str, Vectors]) -> dict[str, SteeringVectors]:

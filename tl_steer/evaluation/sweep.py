@@ -71,10 +71,10 @@ def sweep(
         measure: "choice" scores the two continuations, "generate" writes text (greedily) and reads it.
         max_new_tokens, min_new_tokens: length of the texts; each ends at the end of its turn.
         controls: how many random directions of the same length for each vector, or control vectors by name,
-            which serve all vectors. With fewer than 19, no p value can be below .05.
+            which serve all vectors. With fewer than 19, no p value can reach .05.
         control_layers: "chosen" runs controls after everything else, and for each vector and operation only
-            at the condition that does best on the split "choose" (on all prompts, where none has that split):
-            its layers, its multiplier, and the opposite one where it is among the multipliers. The score is
+            at the condition that does best on the split "choose" (on all prompts, where none has that split).
+            A random direction has no sign, so these controls serve the opposite multiplier too. The score is
             accuracy where answers are known, else the shift of the logit difference in the multiplier's
             direction, else (texts) the share of choices, or of texts where no choice is read, that differ
             from the unsteered ones. "all" runs them under every condition, as `choose` needs for its p value,
