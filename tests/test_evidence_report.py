@@ -414,7 +414,7 @@ BIAS, LOSS, GAIN, TURN = "a shift of bias", "a loss of sensitivity", "an improve
         ({"verdict": "sensitivity", "auc": (0.9, 0.48), "shift": 0.0}, [LOSS], []),  # either side of 0.5
         ({"verdict": "sensitivity", "auc": (0.45, 0.1), "shift": 0.0}, [LOSS], []),  # not told apart before
         ({"verdict": "neither", "shift": 0.0}, ["neither a shift of bias nor a change"], ["110 answers"]),
-        ({"verdict": "cannot tell"}, ["cannot tell bias from sensitivity"], ["110 answers"]),
+        ({"verdict": "cannot tell"}, ["cannot tell bias from sensitivity"], ["110 answers", "d′ changes by"]),
     ],
 )  # fmt: skip
 def test_the_verdict_is_one_sentence_of_the_numbers_it_was_decided_by(table, verdicts, words):
@@ -424,10 +424,12 @@ def test_the_verdict_is_one_sentence_of_the_numbers_it_was_decided_by(table, ver
     found = [each for each in found if not (each == BIAS and f"without a measurable {BIAS[2:]}" in text)]
     assert [each for each in found if each in expected] == expected
     assert all(each in text for each in words)
-    assert "d′" not in text
+    cannot_tell = table["verdict"].iloc[1] == "cannot tell"
+    assert ("d′" in text) == cannot_tell
     before, after = table.to_dict("records")
     shown = [after[f"shift{end}"] for end in ("", "_low", "_high")]
     shown += [before["auc"], after["auc"], *(after[f"auc_change{end}"] for end in ("", "_low", "_high"))]
+    shown += [after[f"d_prime_change{end}"] for end in ("", "_low", "_high")] if cannot_tell else []
     number_of_answers = [110] * ("110" in text)
     assert numbers(text) == pytest.approx([*number_of_answers, *shown], abs=0.005)
 

@@ -288,6 +288,21 @@ def test_where_one_kind_or_the_unsteered_rows_are_missing_nothing_can_be_told():
         assert np.isnan([row["auc_change"], row["shift"], row["d_prime_change"]]).all()
 
 
+def test_at_a_perfect_ranking_a_covered_loss_of_d_prime_cannot_be_told():
+    """Drawn choices: all logit differences halve, so that more are wrong and none changes its rank."""
+    answers = np.repeat([0, 1], 100)
+    then = np.where(answers == 0, 2.0, -2.0)
+    wrong, more = np.arange(200) % 100 < 8, np.arange(200) % 100 < 30
+    table = table_of(then, then / 2, answers)
+    drawn = [np.where(each, 1 - answers, answers) for each in (wrong, more)]
+    table["choice"] = pd.array(np.concatenate(drawn), dtype="Int64")
+    row = row_of(signal_detection(table, resamples=300), vector="honesty")
+    assert (row["auc"], row["auc_change"], row["verdict"]) == (1.0, 0.0, "cannot tell")
+    assert row["d_prime_change_high"] < 0
+    still = row_of(signal_detection(table_of(then, then / 2, answers), resamples=20), vector="honesty")
+    assert still["verdict"] == "neither"
+
+
 # any factor as the signal
 
 

@@ -81,9 +81,12 @@ def signal_detection(
         shift: paired change of the logit difference toward the signal (nats), mean of both kinds' means. t
             interval. signal_shift, noise_shift: those means, without intervals.
         verdict: "sensitivity" if the interval of the AUC's change excludes zero; "bias" if that of the shift
-            does and both kinds moved in the same direction; "both", "neither". Without logit differences,
-            the changes of d′ and c decide where `change_covered`; else "cannot tell". "" for the unsteered
-            condition. "neither" and "bias" do not show that sensitivity is unchanged: see the interval.
+            does and both kinds moved in the same direction; "both", "neither". "cannot tell" if it would be
+            "neither", but the AUC is 1 in both and d′ changed where `change_covered` (drawn choices can
+            show a loss that a perfect ranking hides). Without logit differences, the changes of d′ and c
+            decide where `change_covered`, which takes both kinds to vary alike; else "cannot tell". "" for
+            the unsteered condition. "neither" and "bias" do not show that sensitivity is unchanged: see the
+            interval.
         NaN where one kind of prompts, for changes the unsteered condition, or for AUC and shift the logit
         difference is missing.
 
@@ -286,6 +289,9 @@ def _of_unsteered(interval: Any, is_unsteered: bool) -> Any:
 def _verdict(row: dict[str, Any]) -> str:
     if not np.isnan(row["auc_change"]):
         is_bias = _excludes_zero(row, "shift") and row["signal_shift"] * row["noise_shift"] > 0
+        at_ceiling = row["auc"] == 1 and row["auc_change"] == 0
+        if at_ceiling and not is_bias and row["change_covered"] and _excludes_zero(row, "d_prime_change"):
+            return "cannot tell"
         return VERDICTS[_excludes_zero(row, "auc_change"), is_bias]
     if row["change_covered"]:
         return VERDICTS[_excludes_zero(row, "d_prime_change"), _excludes_zero(row, "criterion_change")]

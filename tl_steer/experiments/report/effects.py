@@ -82,7 +82,10 @@ def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], 
     measured = f"{_bias_measure(row)}; {_sensitivity_measure(row, before)}"
     number = int(row["n_signal"] + row["n_noise"])
     if verdict == "cannot tell":
-        reason = measured if scored else "too few of some kind for the intervals of d′ and criterion to cover"
+        reason = "too few of some kind for the intervals of d′ and criterion to cover"
+        if scored:
+            lost = interval(row, "d_prime_change")
+            reason = f"{measured}: the ranking is perfect in both, and d′ changes by {lost}"
         return f"These {number} answers cannot tell bias from sensitivity: {reason}."
     if verdict == "neither":
         return (
