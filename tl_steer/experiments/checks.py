@@ -16,7 +16,7 @@ from .files.experiment import Experiment
 from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts
 
 MOST_UNKNOWN = 0.5  # of the tokens of neutral text; with more, nothing is predicted that means anything
-MEASURED = ("projection", "cosine", *(f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3)))
+MEASURED = ("projection", "cosine", "decomposed", *(f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3)))
 
 
 def require_runnable(experiment: Experiment, model: Any) -> None:
@@ -87,7 +87,7 @@ def _require_component(experiment: Experiment, factors: pd.DataFrame) -> None:
         return
     fold = balanced_folds(factors, folds=folds, seed=experiment.seed)
     left = int(len(factors) - np.bincount(fold).max())
-    available = 2 * left - 1 if asked.of == "pooled" else left
+    available = {"pooled": 2 * left - 1, "centred_differences": left - 1}.get(asked.of, left)
     for component in asked.components:
         if not 1 <= component <= available:
             raise ValueError(

@@ -57,7 +57,7 @@ def estimator_of(experiment: Experiment) -> Estimator:
     """The estimator of [directions] with its options, without unit and weights; it must be one of pairs."""
     asked = experiment.directions
     if asked.method == "principal_component":
-        return partial(principal_component, component=asked.component, of=asked.of)
+        return partial(principal_component, component=asked.component, of=asked.of, sign=asked.sign)
     if asked.method == "logistic_direction":
         return partial(logistic_direction, C=asked.C)
     return {"mean_difference": mean_difference, "lda_direction": lda_direction}[asked.method]
@@ -69,7 +69,8 @@ def can_be_halved(experiment: Experiment, factors: pd.DataFrame) -> bool:
     if groups < FEWEST:
         return False
     asked = experiment.directions
-    return asked.method != "principal_component" or max(asked.components) <= len(factors) // 4
+    # A quarter of the pairs less one: as many components as centred differences have.
+    return asked.method != "principal_component" or max(asked.components) < len(factors) // 4
 
 
 def in_unit(vectors: SteeringVectors, experiment: Experiment) -> SteeringVectors:
