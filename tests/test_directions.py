@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import (
+    SteeringVectors,
     digest,
     lda_direction,
     logistic_direction,
@@ -568,8 +569,34 @@ def test_a_prompt_shorter_than_the_vectors_is_named_with_both_lengths():
 
 
 def test_activation_addition_refuses_nothing_against_nothing():
-    with pytest.raises(ValueError, match="both empty"):
-        activation_addition(BYTES, "", "")
+    for empty in ([""], ["", ""], ["", None]):
+        with pytest.raises(ValueError, match="positive is empty, and negative too or not given"):
+            activation_addition(BYTES, *empty)
+    for same in (["Love", "Love"], ["Love", "Love  "]):
+        with pytest.raises(ValueError, match=r"'Love' and 'Love *' are the same tokens"):
+            activation_addition(BYTES, *same)
+
+
+def test_one_prompt_is_added_as_it_is_with_nothing_subtracted():
+    names = [hook_name("resid_pre", layer) for layer in (0, 2)]
+    ids = BYTES.tokenizer("Shopping")["input_ids"]
+    seen = run_alone(BYTES, ids, len(ids), reads=names)[1]
+    vectors = activation_addition(BYTES, "Shopping", layers=[0, 2])
+    expected = torch.stack([seen[name] for name in names])
+    torch.testing.assert_close(vectors.values, expected, rtol=1e-4, atol=1e-4)
+    spaces = activation_addition(BYTES, "Shopping", "", layers=[0, 2])
+    assert not torch.allclose(vectors.values, spaces.values, atol=0.1)
+    assert vectors.info["arguments"] == {"positive": "Shopping", "negative": None}
+    assert vectors.info["positions"] == 8
+    assert vectors.info["data"] != spaces.info["data"]
+    words = make_model(word_tokenizer())  # puts <s> in front
+    assert activation_addition(words, "a b").values.shape[1] == 3
+
+
+def test_one_prompt_survives_its_file(tmp_path):
+    vectors = activation_addition(BYTES, "Shopping", layers=1)
+    vectors.save(tmp_path / "one.safetensors")
+    assert SteeringVectors.load(tmp_path / "one.safetensors").info == vectors.info
 
 
 def test_an_empty_side_keeps_the_bos_that_the_other_side_has():

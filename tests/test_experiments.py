@@ -119,6 +119,12 @@ def test_two_words_need_no_more_than_themselves(tmp_path):
     assert experiment.pairs.hook == "resid_pre"
 
 
+def test_one_word_is_enough_and_nothing_is_subtracted(tmp_path):
+    experiment = read_experiment(written(tmp_path, WORDS.replace('negative = "Hate"\n', "")))
+    assert experiment.has_prompts
+    assert experiment.pairs.negative is None
+
+
 def test_whole_numbers_stand_for_numbers(tmp_path):
     text = ASKING.replace("[-0.2, 0.2]", "[-1, 2]")
     assert read_experiment(written(tmp_path, text)).sweep.multipliers == (-1.0, 2.0)
@@ -184,7 +190,8 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (WORDS + "[separation]\nfolds = 3", r"\[capture\] and \[separation\] are about pairs"),
         (WORDS.replace("layers", "operations = ['project_out']\nlayers"), r"\[text\] operations: one vector"),
         (WORDS[: WORDS.index("[text]")], r"kind = \"prompts\" needs \[text\], or \[questions\]"),
-        (WORDS.replace("Love", "").replace("Hate", ""), r"\[pairs\] positive and negative are both empty"),
+        (WORDS.replace("Love", "").replace("Hate", ""), r"\[pairs\] positive is empty, and negative too"),
+        (WORDS.replace("Love", "").replace('negative = "Hate"\n', ""), "positive is empty, and negative too or not"),
         (WORDS.replace("positive", "hook = 'resid'\npositive"), r"\[pairs\] hook = 'resid' is unknown"),
         (SMALLEST + "limit = 0", r"\[pairs\] limit = 0: give 1 or more"),
         (SMALLEST + "[separation]\nfolds = 1", r"\[separation\] .*folds = 1"),

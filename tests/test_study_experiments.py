@@ -164,6 +164,22 @@ def test_the_words_vector_is_added_where_the_words_were(gpt2, tmp_path):
 
 
 @pytest.mark.integration
+def test_one_word_is_added_alone(gpt2, tmp_path):
+    """As the study did with "Shopping": without `negative` nothing is subtracted."""
+    changes = ("Love", "Shopping"), ("negative = .*", "")
+    experiment = shortened(tmp_path, "activation_addition_gpt2_xl", *changes)
+    out = run(experiment, tmp_path / "out", model=gpt2, progress=False)
+    vectors = SteeringVectors.load(out / "vectors.safetensors")
+    with torch.no_grad():
+        ids = gpt2.tokenizer("<|endoftext|>Shopping")["input_ids"]
+        _, cache = gpt2.run_with_cache(torch.tensor([ids]))
+    torch.testing.assert_close(
+        vectors[6].values, cache["blocks.6.hook_resid_pre"][0], rtol=1e-4, atol=1e-4
+    )
+    assert "nothing subtracted" in (out / "report.html").read_text("utf-8")
+
+
+@pytest.mark.integration
 def test_a_prompt_shorter_than_the_words_is_refused_with_both_lengths(gpt2, tmp_path):
     short = shortened(tmp_path, "activation_addition_gpt2_xl", (r"<\|endoftext\|>I think dogs are", "I"))
     with pytest.raises(ValueError, match=r"\[text\] the prompt 'I' has 1 tokens, fewer than the \d vectors"):

@@ -11,7 +11,7 @@ from ..analysis.separation import balanced_folds
 from ..directions.controls import FEWEST
 from ..models import resolve_layers, tokenize_all
 from ..prompts import ChoiceQuestions, sided_factors
-from ..recipes import padded_sides
+from ..recipes import padded_prompts
 from .files.experiment import Experiment
 from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts
 
@@ -46,7 +46,7 @@ def require_runnable(experiment: Experiment, model: Any) -> None:
 
 def _require_room(experiment: Experiment, model: Any) -> None:
     """Every prompt has a token for each vector, of which there is one a position of the words in [pairs]."""
-    count = len(padded_sides(model, experiment.pairs.positive, experiment.pairs.negative)[0])
+    count = len(padded_prompts(model, experiment.pairs.positive, experiment.pairs.negative)[0])
     asked = [("questions", questions_of(experiment, model).prompts)] if experiment.questions else []
     asked += [("text", said_prompts(experiment, model))] if experiment.text else []
     for name, prompts in asked:
@@ -54,8 +54,8 @@ def _require_room(experiment: Experiment, model: Any) -> None:
             if len(ids) < count:
                 raise ValueError(
                     f"[{name}] the prompt {prompt!r} has {len(ids)} tokens, fewer than the {count} vectors "
-                    "(one for each token of the longer of [pairs] positive and negative): give a longer "
-                    "prompt, or a shorter pair."
+                    "(one for each token of [pairs] positive, or of negative if that is longer): give a "
+                    "longer prompt, or shorter ones in [pairs]."
                 )
 
 

@@ -97,25 +97,26 @@ class OrganismPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptPair:
-    """[pairs] kind = "prompts": one word or phrase against another, for `activation_addition`.
+    """[pairs] kind = "prompts": one word or phrase, or one against another, for `activation_addition`.
 
     There is one vector for each of the first tokens, and nothing to cross-validate: such a run has no audit,
     no activations and none of the sections about pairs.
 
     Attributes:
-        positive, negative: what is run; the shorter is padded with spaces. Either may be empty, not both.
+        positive, negative: the prompts; the shorter is padded with spaces. Without `negative` nothing is
+            subtracted. Either may be empty, not both.
         hook: short hook name, by default each block's input.
     """
 
     kind: Literal["prompts"]
     positive: str
-    negative: str
+    negative: str | None = None
     hook: str = "resid_pre"
 
     def __post_init__(self) -> None:
         _require_hook(self.hook)
         if not (self.positive or self.negative):
-            raise ValueError("positive and negative are both empty: there is nothing to add.")
+            raise ValueError("positive is empty, and negative too or not given: there is nothing to add.")
 
 
 @dataclass(frozen=True, kw_only=True)
