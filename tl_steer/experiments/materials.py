@@ -49,7 +49,7 @@ def pairs_of(experiment: Experiment, model: Any) -> ContrastPairs:
         rows = _drawn(pairs.factors.drop(columns=list(pairs.factors)), asked.limit, experiment.seed)
         return pairs.subset(list(rows.index))
     claims = _drawn(read_claims(data), asked.limit, experiment.seed).reset_index(drop=True)
-    options = {"style": asked.style, "shared": asked.shared, "persona": asked.persona}
+    options = {name: getattr(asked, name) for name in ("style", "shared", "persona", "wording")}
     return honesty_pairs(claims, chat_of(experiment, model), **options)
 
 
@@ -99,7 +99,8 @@ def questions_of(experiment: Experiment, model: Any) -> ChoiceQuestions:
     if asked.kind == "sentiment":
         return sentiment_questions(table)
     make = {"claims": claim_questions, "misconceptions": misconception_questions}[asked.kind]
-    return make(table, chat_of(experiment, model), free_text=experiment.sweep.is_written)
+    options = {"free_text": experiment.sweep.is_written, "wording": asked.wording}
+    return make(table, chat_of(experiment, model), **options)
 
 
 def passages_of(experiment: Experiment) -> list[str]:

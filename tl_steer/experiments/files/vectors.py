@@ -62,7 +62,7 @@ class HonestyPairs:
 
     Attributes:
         data, limit: as for CSV pairs; the limit counts claims and takes as many of each label.
-        style, shared, persona: see `honesty_pairs`.
+        style, shared, persona, wording: see `honesty_pairs`.
     """
 
     kind: Literal["honesty"]
@@ -71,6 +71,7 @@ class HonestyPairs:
     style: Literal["letters", "words"] = "letters"
     shared: Literal["claim", "letter"] = "claim"
     persona: bool = False
+    wording: Literal["plain", "study"] = "plain"
 
     def __post_init__(self) -> None:
         require_positive(limit=self.limit)
