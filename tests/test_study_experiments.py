@@ -99,6 +99,10 @@ def test_the_files_together_say_what_the_study_did():
     assert (min(claims), max(claims)) == (4, 16)
     assert (min(misconceptions), max(misconceptions)) == (8, 40)
     assert max(max(each.text.multipliers) for each in files if each.text) == 50
+    assert {each.wording for each in (*pairs, *(each.questions for each in asked))} == {"study"}
+    components = [file.directions for file in files if file.directions.method == "principal_component"]
+    assert {(each.of, each.sign) for each in components} == {("centred_differences", "vote")}
+    assert [each.component for each in components if isinstance(each.component, int)] == [2, 2]
     assert {each.persona for each in pairs} == {False, True}
     assert {each.shared for each in pairs} == {"claim", "letter"}
     assert {each.style for each in pairs} == {"letters", "words"}
@@ -143,6 +147,18 @@ def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
     if experiment.text is not None:
         assert set(results.texts["multiplier"].dropna()) == {0.0, *experiment.text.multipliers}
         assert 'id="texts"' in html
+
+
+@pytest.mark.integration
+def test_training_claims_are_labelled_in_the_report_and_the_table(llama, tmp_path):
+    changes = ("limit = 60\n", ""), ("limit = 40 .*", "")
+    out = run(
+        shortened(tmp_path, "training_claims", *changes), tmp_path / "out", model=llama, progress=False
+    )
+    results, html = Results.load(out), (out / "report.html").read_text("utf-8")
+    assert set(results.questions["claims"]) == {"training"}
+    assert results.questions["prompt_id"].nunique() == 4
+    assert html.count("Training claims: these made the vector") == 2
 
 
 @pytest.mark.integration

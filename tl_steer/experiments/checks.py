@@ -13,7 +13,7 @@ from ..models import resolve_layers, tokenize_all
 from ..prompts import ChoiceQuestions, sided_factors
 from ..recipes import padded_prompts
 from .files.experiment import Experiment
-from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts
+from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts, shared_claims
 
 MOST_UNKNOWN = 0.5  # of the tokens of neutral text; with more, nothing is predicted that means anything
 MEASURED = ("projection", "cosine", "decomposed", *(f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3)))
@@ -35,6 +35,7 @@ def require_runnable(experiment: Experiment, model: Any) -> None:
         _require_shuffles(experiment, factors)
     _require_captured(experiment, model.cfg.n_layers)
     if experiment.questions is not None:
+        _require_other_claims(experiment)
         _require_score(experiment, questions_of(experiment, model))
         if experiment.damage.passages and not experiment.has_prompts:
             _require_readable(passages_of(experiment), model)
@@ -157,6 +158,15 @@ def _resolved(
         return resolve_layers(layers, n_layers)
     except (IndexError, ValueError) as error:
         raise type(error)(f"[{table}] {key}: {error}") from error
+
+
+def _require_other_claims(experiment: Experiment) -> None:
+    """Effects on the claims that made a vector do not pass for effects on new ones."""
+    if shared := shared_claims(experiment):
+        raise ValueError(
+            f"[questions] asks {len(shared)} claims of which the vectors are made, such as {shared[0]!r:.80}: "
+            "give data with other claims, or training = true, so that the report labels them."
+        )
 
 
 def _require_score(experiment: Experiment, questions: ChoiceQuestions) -> None:

@@ -18,6 +18,11 @@ SCORES = {
     "flipped": "the share of answers that change",
 }
 
+TRAINING_FINDING = (
+    "Training claims: these made the vector. What is reported of their answers is in-sample, on both halves "
+    "of the questions, and may be larger than on claims that had no part in it."
+)
+
 
 def separation_finding(table: pd.DataFrame) -> str:
     """Where held-out pairs separate better than with shuffled labels.
