@@ -189,7 +189,7 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (SMALLEST + "[directions]\nmethod = 'principal_component'\ncomponent = {}",
          r"\[directions\] component = \{\}: give one or more"),
         (SMALLEST + "[model]\nprocessing = { fold = true }",
-         r"\[model\] processing: \['fold'\] is unknown; TransformerLens has fold_ln, center_writing_we"),
+         r"\[model\] processing: \['fold'\] is unknown: expected any of fold_ln, center_writing_we"),
         (SMALLEST + "[model]\ntemplate_variables = { a = [1] }",
          r"\[model\] template_variables = \{'a': \[1\]\} is not allowed; use a table of text to true or"),
         (SMALLEST + "[model]\nprocessing = 3", r"processing = 3 is not allowed; use true or false, or"),

@@ -20,7 +20,7 @@ class Model:
         dtype: of the weights.
         device: "cpu", "cuda"; by default CUDA where there is one.
         processing: `false` leaves the weights as they are, `true` is TransformerLens's usual folding and
-            centring, a table sets each by its name: { center_writing_weights = true }.
+            centring, a table sets each by its name: { scalar_centring = true }.
         template_variables: values for the model's chat template, { enable_thinking = false }; see
             `chat_format`. If the template writes the current date, a run sets `strftime_now` to its start.
     """
@@ -34,9 +34,7 @@ class Model:
     def __post_init__(self) -> None:
         unknown = [] if isinstance(self.processing, bool) else sorted(set(self.processing) - set(PROCESSING))
         if unknown:
-            raise ValueError(
-                f"processing: {unknown} is unknown; TransformerLens has {', '.join(PROCESSING)}."
-            )
+            raise ValueError(f"processing: {unknown} is unknown: expected any of {', '.join(PROCESSING)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
