@@ -216,6 +216,12 @@ def test_vectors_one_a_position_have_random_and_orthogonal_controls_only():
         control_vectors(pairs, vectors=several)
 
 
+def test_nothing_is_orthogonal_to_one_number():
+    pairs = make_pairs(*np.random.default_rng(0).standard_normal((2, 6, 1, 1)))
+    with pytest.raises(ValueError, match="nothing is orthogonal to a vector of one number"):
+        control_vectors(pairs, random=0, shuffled=0, orthogonal=1)
+
+
 def test_controls_that_cannot_be_made_are_refused():
     pairs = some_pairs()
     with pytest.raises(ValueError, match=r"'shuffled': -1.*0 or more"):

@@ -48,7 +48,7 @@ def control_vectors(
         A control has, layer by layer, the length of the vectors under study.
 
     Raises:
-        ValueError: a negative number; or, of shuffled ones, fewer than four groups, vectors at a hook or
+        ValueError: a negative number; an orthogonal one of vectors of one number; or, of shuffled ones, fewer than four groups, vectors at a hook or
             layer that the pairs do not have, or an estimator that does not see which side is which: a
             principal component of exchanged pairs is the same one, not a control; one of centred
             differences is the behaviour itself, whose mean the exchange turns into variance.
@@ -135,6 +135,8 @@ def _shuffled(
 
 
 def _orthogonal(studied: SteeringVectors, seed: int) -> SteeringVectors:
+    if studied.values.shape[-1] < 2:
+        raise ValueError("nothing is orthogonal to a vector of one number: give orthogonal=0.")
     drawn, along = random_like(studied, seed=seed).values.double(), studied.values.double()
     square = (along**2).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     rest = drawn - (drawn * along).sum(-1, keepdim=True) / square * along
