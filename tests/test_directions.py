@@ -129,7 +129,8 @@ def study_like(shift, *, honesty=0.6, pairs=400):
     topic = rng.standard_normal((pairs, 32))
     half = said * 2.0 * letter + said * rng.normal(0, 4.0, (pairs, 1)) * fact
     half = half + rng.normal(shift, honesty, (pairs, 1)) * honest + rng.normal(0, 0.05, (pairs, 32))
-    return make_pairs((topic + half)[:, None], (topic - half)[:, None], factors=factors), (letter, fact, honest)
+    activations = make_pairs((topic + half)[:, None], (topic - half)[:, None], factors=factors)
+    return activations, (letter, fact, honest)
 
 
 def test_centring_removes_the_behaviours_mean_so_that_it_is_not_the_first_component():

@@ -171,7 +171,8 @@ def test_another_model_of_the_same_shapes_is_refused_unless_forced(make_hf_model
 
 
 @pytest.mark.parametrize(
-    "processing", [True, {"fold_ln": True}, {"center_writing_weights": True}, {"scalar_centring": True}],
+    "processing",
+    [True, {"fold_ln": True}, {"center_writing_weights": True}, {"scalar_centring": True}],
 )
 def test_other_processing_is_refused_even_if_forced(make_hf_model, processing):
     hf_model = make_hf_model("gpt2")

@@ -324,7 +324,7 @@ def biased_gpt2(make_hf_model):
 
 
 def scalar_centred(hf_model):
-    """The study's change, in plain Hugging Face, on a copy: its unembedding is tied to wte and moves along."""
+    """The study's change, in plain Hugging Face, on a copy: the unembedding is tied to wte and moves too."""
     changed = copy.deepcopy(hf_model)
     with torch.no_grad():
         for name, weight in changed.named_parameters():
@@ -346,14 +346,12 @@ def test_scalar_centring_subtracts_one_mean_from_each_weight_as_the_study_did(ma
         moved = before - mine  # one constant over d_model, at every position another
         torch.testing.assert_close(moved, moved[..., :1].expand_as(moved), atol=1e-4, rtol=1e-4)
         assert (mine.mean(-1).abs() > 1e-3).any()  # not TransformerLens's centring
-    # The study's tied unembedding moves all logits of a position by one constant, ours none: predictions agree.
+    # The study's tied unembedding moves all logits of a position by one constant: predictions agree.
     torch.testing.assert_close(our_logits, plain_logits, atol=1e-3, rtol=1e-4)
     shift = their_logits - plain_logits
     assert shift.abs().max() > 0.1
     torch.testing.assert_close(shift, shift[..., :1].expand_as(shift), atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(
-        our_logits.log_softmax(-1), their_logits.log_softmax(-1), atol=1e-3, rtol=1e-4
-    )
+    torch.testing.assert_close(our_logits.log_softmax(-1), their_logits.log_softmax(-1), atol=1e-3, rtol=1e-4)
 
 
 def test_scalar_centring_is_left_out_without_a_layernorm_and_refused_next_to_the_other(make_hf_model, caplog):

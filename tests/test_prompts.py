@@ -38,8 +38,8 @@ CLAIMS = pd.DataFrame(
 TRUTH = dict(zip(CLAIMS["statement"], CLAIMS["label"], strict=True))
 PARTS = {
     "study, letters": re.compile(
-        r"^Question: Is the following claim true or false\? (?P<claim>.*)\n\nChoices:\n \(A\) True\n \(B\) False"
-        r"\n\nAnswer:\n\((?P<answer>[AB])$"
+        r"^Question: Is the following claim true or false\? (?P<claim>.*)\n\n"
+        r"Choices:\n \(A\) True\n \(B\) False\n\nAnswer:\n\((?P<answer>[AB])$"
     ),
     "study, words": re.compile(
         r"^Question: Is the following claim true or false\? (?P<claim>.*)\n\nAnswer:\n(?P<answer>True|False)$"
@@ -590,7 +590,7 @@ def recorded(study_data, name):
     return [item["sentence"] for item in json.loads((study_data / f"recorded/{name}.json").read_text())]
 
 
-LLAMA = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))  # a tokenizer puts <s> before recorded prompts
+LLAMA = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))  # recorded prompts have no BOS of their own
 
 
 def test_study_wording_gives_the_recorded_prompts_of_all_claims(study_data):

@@ -152,9 +152,7 @@ def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
 @pytest.mark.integration
 def test_training_claims_are_labelled_in_the_report_and_the_table(llama, tmp_path):
     changes = ("limit = 60\n", ""), ("limit = 40 .*", "")
-    out = run(
-        shortened(tmp_path, "training_claims", *changes), tmp_path / "out", model=llama, progress=False
-    )
+    out = run(shortened(tmp_path, "training_claims", *changes), tmp_path / "out", model=llama, progress=False)
     results, html = Results.load(out), (out / "report.html").read_text("utf-8")
     assert set(results.questions["claims"]) == {"training"}
     assert results.questions["prompt_id"].nunique() == 4
@@ -189,9 +187,7 @@ def test_one_word_is_added_alone(gpt2, tmp_path):
     with torch.no_grad():
         ids = gpt2.tokenizer("<|endoftext|>Shopping")["input_ids"]
         _, cache = gpt2.run_with_cache(torch.tensor([ids]))
-    torch.testing.assert_close(
-        vectors[6].values, cache["blocks.6.hook_resid_pre"][0], rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(vectors[6].values, cache["blocks.6.hook_resid_pre"][0], rtol=1e-4, atol=1e-4)
     assert "nothing subtracted" in (out / "report.html").read_text("utf-8")
 
 

@@ -303,7 +303,9 @@ DAMAGE = {
     r"and 1 norms are not": lambda told: told.update(stream_norm=[1.0]),
     r"at \$: 'model' is a required property": lambda told: told.pop("model"),
     r"at \$\.model: 'd_head' is a required property": lambda told: told["model"].pop("d_head"),
-    r"at \$\.model.centred: 'no' is not one of \[False, True, 'scalar'\]": lambda told: told["model"].update(centred="no"),
+    r"at \$\.model.centred: 'no' is not one of \[False, True, 'scalar'\]": lambda told: told["model"].update(
+        centred="no"
+    ),
     r"2 layers with 17 numbers each": lambda told: told["model"].update(d_model=17),
     r"at \$: 'units' is a required property": lambda told: told.pop("units"),
     r"at \$\.saved: 'yesterday' does not match": lambda told: told.update(saved="yesterday"),

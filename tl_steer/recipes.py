@@ -65,8 +65,8 @@ def activation_addition(
         reuse, memory: as in `capture`.
 
     Raises:
-        ValueError: there is nothing to add (empty prompts, or the same tokens twice), or prompts of unequal length
-            and a tokenizer without a token for a space.
+        ValueError: there is nothing to add (empty prompts, or the same tokens twice), or the prompts are of
+            unequal length and the tokenizer has no token for a space.
 
     Without `negative`, a tokenizer's BOS is the first position of the vectors, and added to the first token
     of a steered prompt, which is usually the BOS itself: there the activations are often much longer than

@@ -12,6 +12,8 @@ from ..arguments import checked
 from ..models import resolve_layers
 from .labels import a_row_an_activation, side_labels
 
+Side = Float[np.ndarray, "pair layer d_hook"]
+
 
 @checked
 def pca(
@@ -34,7 +36,8 @@ def pca(
     Returns:
         One row per layer, pair and side: layer, pair, side ("positive", "negative"), prompt, the factors
         (those that differ between the sides as one column), decomposed (`of`), PC1 … PCk, explained_1 …
-        explained_k. PC1 … are the coordinates of the activation minus the common mean of both sides, in the stream's units.
+        explained_k. PC1 … are the coordinates of the activation minus the common mean of both sides, in the
+        residual stream's units.
         explained_1 … are each component's share of the sum of squares of the decomposed rows (of centred
         rows, of their variance), the same in all rows of a layer.
 
@@ -42,16 +45,14 @@ def pca(
         ValueError: fewer components exist, a layer was not captured, or the differences of a layer, which is
             named, vary in fewer directions.
 
-    Both sides of every pair are projected, whatever is decomposed. What pairs share (the topic) is in the
-    pooled components next to what tells the sides apart; differences do not have it. The sign of a component
-    is arbitrary: it is set so that the positive side has the higher mean, or, in a tie, so that the largest
+    Both sides of every pair are projected, whatever is decomposed. Pooled components are also those of what
+    pairs share (the topic); components of differences are not fitted to it. The sign of a component is
+    arbitrary: it is set so that the positive side has the higher mean, or, in a tie, so that the largest
     coordinate is positive.
     """
     chosen = _captured(pairs_activations, layers)
     sides = [side.double().numpy() for side in pairs_activations.sides()]
-    both = np.concatenate(sides)
-    rows = both if of == "pooled" else sides[0] - sides[1]
-    rows = rows if of == "differences" else rows - rows.mean(0)
+    both, rows = np.concatenate(sides), _rows(*sides, of)
     available = min(len(rows) - (of != "differences"), rows.shape[-1])
     if not 1 <= components <= available:
         raise ValueError(
@@ -76,10 +77,16 @@ def pca(
     return pd.concat(tables, ignore_index=True)
 
 
+def _rows(positive: Side, negative: Side, of: str) -> Float[np.ndarray, "row layer d_hook"]:
+    """What is decomposed."""
+    rows = np.concatenate([positive, negative]) if of == "pooled" else positive - negative
+    return rows if of == "differences" else rows - rows.mean(0)
+
+
 def _components(
     rows: Float[np.ndarray, "row d_hook"], components: int, rounding: float
 ) -> tuple[Float[np.ndarray, "component d_hook"], Float[np.ndarray, " component"]]:
-    """Axes of the rows as they are, and their shares of the sum of squares, 0 up to a length of `rounding`."""
+    """Axes of the rows as they are, and their shares of the sum of squares; up to `rounding` is 0."""
     _, singular, axes = np.linalg.svd(rows, full_matrices=False)
     squares = np.where(singular > rounding, singular**2, 0.0)
     total = squares.sum()

@@ -48,10 +48,10 @@ def control_vectors(
         A control has, layer by layer, the length of the vectors under study.
 
     Raises:
-        ValueError: a negative number; an orthogonal one of vectors of one number; or, of shuffled ones, fewer than four groups, vectors at a hook or
-            layer that the pairs do not have, or an estimator that does not see which side is which: a
-            principal component of exchanged pairs is the same one, not a control; one of centred
-            differences is the behaviour itself, whose mean the exchange turns into variance.
+        ValueError: a negative number; an orthogonal one of vectors of one number; or, of shuffled ones, fewer
+            than four groups, vectors at a hook or layer that the pairs do not have, or an estimator that does
+            not see which side is which: a principal component of exchanged pairs is the same one, not a
+            control; one of centred differences is the behaviour itself, whose mean becomes variance.
 
     They answer different questions: random ones, what a push of this length does; shuffled ones, what a
     direction does along which these prompts vary, whatever it means. The stream varies along few directions,
@@ -118,8 +118,8 @@ def _shuffled(
     made = apply_estimator(estimator, pairs.swapped(exchanged.tolist()).subset(kept.tolist()))
     if made.info.get("arguments", {}).get("of") == "centred_differences":
         raise ValueError(
-            f"{made.method} of shuffled labels is not a control: the mean difference, which centring removes, "
-            "is variance where half of the sides are exchanged. Give shuffled=0."
+            f"{made.method} of shuffled labels is not a control: the mean difference, which centring "
+            "removes, is variance where half of the sides are exchanged. Give shuffled=0."
         )
     values = made.values[[made.layers.index(layer) for layer in studied.layers]].clone()
     nothing = values.norm(dim=-1) == 0

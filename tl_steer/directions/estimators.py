@@ -101,8 +101,6 @@ def principal_component(
         raise ValueError(f"component={component!r:.200}: weights must be finite numbers.")
     if not weights or 0 in weights.values():
         raise ValueError(f"component={weights}: give one component or more, with weights other than 0.")
-    if sign not in ("mean", "vote"):
-        raise ValueError(f"sign={sign!r} is unknown: use 'mean' or 'vote'.")
     if missing := [number for number in weights if not 1 <= number <= available]:
         raise ValueError(f"component {missing[0]} does not exist: {len(pairs)} pairs give 1 to {available}.")
     axes = _axes(rows.transpose(0, 1), max(weights))
@@ -296,8 +294,8 @@ def _require_varying(
         layers = [layer for layer, same in zip(pairs.layers, constant.tolist(), strict=True) if same]
         raise ValueError(
             f"principal_component(of={of!r}): {pairs.hook} at layers {layers} varies in fewer than "
-            f"{axes.shape[1]} directions, so that component {axes.shape[1]} is arbitrary. Capture other layers "
-            "or positions, or use a lower component."
+            f"{axes.shape[1]} directions, so that component {axes.shape[1]} is arbitrary. Capture other "
+            "layers or positions, or use a lower component."
         )
 
 

@@ -148,8 +148,8 @@ def _require_length(name: str, vectors: SteeringVectors, layers: Sequence[int]) 
     """Refuse to add a vector of length zero: its conditions would be the unsteered one under other names."""
     if zero := [layer for layer in layers if not bool(vectors[layer].values.any())]:
         raise ValueError(
-            f"the vectors {name!r} have length zero at layers {zero}: adding them changes nothing. Leave these "
-            "layers out."
+            f"the vectors {name!r} have length zero at layers {zero}: adding them changes nothing. Leave "
+            "these layers out."
         )
 
 

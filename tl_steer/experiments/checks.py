@@ -16,7 +16,8 @@ from .files.experiment import Experiment
 from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts, shared_claims
 
 MOST_UNKNOWN = 0.5  # of the tokens of neutral text; with more, nothing is predicted that means anything
-MEASURED = ("projection", "cosine", "decomposed", *(f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3)))
+COMPONENTS = (f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3))
+MEASURED = ("projection", "cosine", "decomposed", *COMPONENTS)
 
 
 def require_runnable(experiment: Experiment, model: Any) -> None:
@@ -164,8 +165,9 @@ def _require_other_claims(experiment: Experiment) -> None:
     """Effects on the claims that made a vector do not pass for effects on new ones."""
     if shared := shared_claims(experiment):
         raise ValueError(
-            f"[questions] asks {len(shared)} claims of which the vectors are made, such as {shared[0]!r:.80}: "
-            "give data with other claims, or training = true, so that the report labels them."
+            f"[questions] asks {len(shared)} claims of which the vectors are made, such as "
+            f"{shared[0]!r:.80}: give data with other claims, or training = true, so that the report labels "
+            "them."
         )
 
 

@@ -80,7 +80,8 @@ def load_model(
             is TransformerLens's usual folding and centring; a mapping sets each by TransformerLens's name, or
             "scalar_centring" (backend "hooked" only), what the study did to gpt2-xl: from each embedding, and
             from each weight and bias that writes to the residual stream, its one mean over all entries is
-            subtracted. Logits stay the same, the residual stream and vectors do not. Steps that would change an architecture's predictions are left out, with a log message.
+            subtracted. Logits stay the same, the residual stream and vectors do not. Steps that would change
+            an architecture's predictions are left out, with a log message.
         layout: store a `HookedTransformer`'s weights with the strides the components ask for, which makes a
             decode step two to three times faster and changes no number.
             `safetensors.save_file(model.state_dict())` then needs `restore_layout(model)` first.

@@ -1,4 +1,4 @@
-"""Processing of weights: TransformerLens's steps and one of the study's, where they leave predictions alone."""
+"""Processing of weights: TransformerLens's steps, one of the study's, and which leave predictions alone."""
 
 import logging
 from collections.abc import Mapping, MutableMapping

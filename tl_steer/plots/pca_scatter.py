@@ -65,8 +65,8 @@ def pca(
     require_same_rows(table, figure="pca")
     if (several := table["decomposed"].unique()).size > 1 or several[0] not in DECOMPOSED:
         raise ValueError(
-            f"column decomposed: got {list(several)}: expected one of {', '.join(DECOMPOSED)} in all rows. Give "
-            "the table of one call of pca."
+            f"column decomposed: got {list(several)}: expected one of {', '.join(DECOMPOSED)} in all rows. "
+            "Give the table of one call of pca."
         )
     table = table.sort_values(["layer", "pair", "side"])
     layers = [str(value) for value in table["layer"].unique()]
@@ -80,7 +80,8 @@ def pca(
     _apply(figure, changes[start])
     figure.update_layout(legend_title_text=escape(colour if symbol is None else f"{colour}, {symbol}"))
     count = counted([table["pair"].nunique()], "pair")
-    return styled(figure, "Principal components of both sides", f"{count}; {DECOMPOSED[several[0]][0]}", height=560)
+    subtitle = f"{count}; {DECOMPOSED[several[0]][0]}"
+    return styled(figure, "Principal components of both sides", subtitle, height=560)
 
 
 def _columns(x: int, y: int) -> list[str]:

@@ -1,6 +1,7 @@
 """The study's counterbalanced design: what differs between the sides is only whether the answer is true."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import pandas as pd
@@ -73,22 +74,8 @@ def honesty_pairs(
     if not claims["label"].isin([0, 1]).all():
         raise ValueError(f"labels must be 1 (true) or 0 (false); got {claims['label'].unique().tolist()}.")
     rows = _sharing_claim(claims) if shared == "claim" else _sharing_letter(claims)
-    said = {True: "(A", False: "(B"} if style == "letters" else {True: "True", False: "False"}
-
-    def prompts(side: str, system: str) -> list[str]:
-        return [
-            answered_prompt(
-                claim_question(row[f"claim_{side}"], style=style, wording=wording),
-                said[row[f"answer_{side}"]],
-                chat,
-                wording,
-                system=system if persona else None,
-            )
-            for row in rows
-        ]
-
-    factors = _factors(rows, style, shared)
-    return contrast_pairs(prompts("positive", HONEST), prompts("negative", DISHONEST), factors=factors)
+    prompts = partial(_prompts, rows, chat, style, persona, wording)
+    return contrast_pairs(prompts("positive"), prompts("negative"), factors=_factors(rows, style, shared))
 
 
 def claim_question(claim: str, *, style: Style = "letters", wording: Wording = "plain") -> str:
@@ -143,6 +130,23 @@ def _sharing_letter(claims: pd.DataFrame) -> list[dict]:
         for group, (yes, no) in enumerate(zip(true, false, strict=True))
         for answer, right, wrong in ((True, yes, no), (False, no, yes))
     ]  # fmt: skip
+
+
+def _prompts(
+    rows: list[dict], chat: ChatFormat, style: Style, persona: bool, wording: Wording, side: str
+) -> list[str]:
+    answers = {True: "(A", False: "(B"} if style == "letters" else {True: "True", False: "False"}
+    system = (HONEST if side == "positive" else DISHONEST) if persona else None
+    return [
+        answered_prompt(
+            claim_question(row[f"claim_{side}"], style=style, wording=wording),
+            answers[row[f"answer_{side}"]],
+            chat,
+            wording,
+            system=system,
+        )
+        for row in rows
+    ]
 
 
 def _factors(rows: list[dict], style: str, shared: str) -> pd.DataFrame:

@@ -39,7 +39,7 @@ def rows_for(
     if vectors.identity.centred and not force:
         raise ValueError(
             f"these vectors are of {vectors.identity.name} with centred weights, whose stream lacks a mean "
-            f"that the model's has in {to}. Added there they give the same logits; projected out there they do "
+            f"that it has in {to}. Added there they give the same logits; projected out there they do "
             "not. Load the model with processing=False and make them anew, or give force=True."
         )
     rows = vectors.values.detach().float().cpu().reshape(len(vectors.layers), -1)

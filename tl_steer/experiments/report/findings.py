@@ -133,11 +133,11 @@ def prompts_finding(vectors: SteeringVectors) -> str:
     """What the vectors of one or two prompts are."""
     made = {**vectors.info, **vectors.info.get("arguments", {})}  # older runs have no "arguments"
     positive, negative, count = (made[key] for key in ("positive", "negative", "positions"))
-    where = f"at {vectors.hook}: one vector for each of the first {count} tokens, which is where they are added."
+    where = f"at {vectors.hook}: one vector for each of the first {count} tokens, where they are added."
     if negative is None:
         return (
-            f"The vector is the residual stream on {positive!r}, nothing subtracted, {where} It holds whatever "
-            "the model computes on such a prompt, also what it computes on any prompt."
+            f"The vector is the residual stream on {positive!r}, nothing subtracted, {where} It holds "
+            "whatever the model computes on such a prompt, also what it computes on any prompt."
         )
     return (
         f"The vector is the residual stream on {positive!r} minus that on {negative!r}, {where} Two prompts "
