@@ -214,10 +214,10 @@ def test_one_method_has_none_to_agree_with():
     assert method_agreement(noisy(unit()[None]), estimators=MEAN).empty
 
 
-def test_sides_that_are_alike_have_no_cosine():
+def test_a_layer_at_which_both_sides_are_the_same_is_named():
     same = np.random.default_rng(0).normal(size=(10, 1, 4))
-    row = agreement(make_pairs(same, same), estimators=MEAN, **QUICK).loc[0]
-    assert row[["split_half", "single", "cone", "split_half_null"]].isna().all()
+    with pytest.raises(ValueError, match=r"resid_post at layers \[0\] is the same on both sides"):
+        agreement(make_pairs(same, same), estimators=MEAN, **QUICK)
 
 
 def test_the_same_seed_gives_the_same_card_and_leaves_the_pairs_alone():

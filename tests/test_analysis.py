@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from tl_steer.activations import Activations, PairedActivations
 from tl_steer.analysis import balanced_folds, pca, projections, separation
-from tl_steer.directions import SteeringVectors, mean_difference
+from tl_steer.directions import SteeringVectors, mean_difference, random_direction
 from tl_steer.models import ModelIdentity
 from tl_steer.models.identity import ModelMismatchError
 from tl_steer.positions import last_token
@@ -103,13 +103,11 @@ def test_separation_is_a_plain_loop_over_held_out_pairs():
     assert table[["null_low", "null_high", "null_mean", "p_value"]].isna().all(axis=None)
 
 
-def test_sides_that_are_alike_are_ties_of_one_half():
-    same = np.random.default_rng(0).normal(size=(10, 1, 4))
-    table = separation(paired(same, same), shuffles=5)
-    assert table["paired_accuracy"].item() == 0.5
-    assert table["auc"].item() == 0.5
-    assert table["p_value"].item() == 1
-    assert np.isnan(table["d_prime"].item())
+def test_a_layer_at_which_both_sides_are_the_same_is_named():
+    positive, negative = np.random.default_rng(0).normal(size=(2, 10, 3, 4))
+    negative[:, 1] = positive[:, 1]
+    with pytest.raises(ValueError, match=r"resid_post at layers \[1\] is the same on both sides"):
+        separation(paired(positive, negative), shuffles=5)
 
 
 def test_the_estimator_sees_no_held_out_group():
@@ -268,7 +266,7 @@ def test_activations_that_do_not_vary_have_no_explained_variance():
 
 
 def vectors_for(pairs, values, **changes):
-    made = mean_difference(pairs)
+    made = random_direction(pairs, seed=0)
     fields = {name: getattr(made, name) for name in ("layers", "hook", "method", "stream_norm", "identity")}
     return SteeringVectors(torch.as_tensor(values, dtype=torch.float32), **(fields | changes))
 

@@ -147,6 +147,20 @@ def test_an_estimator_that_does_not_see_the_sides_has_no_shuffled_controls():
         assert len(control_vectors(pairs, estimator=estimator, shuffled=0)) == 6
 
 
+def test_shuffled_labels_turn_the_removed_mean_into_the_first_centred_component():
+    """Why there are no such controls: what they steer along is the behaviour."""
+    rng = np.random.default_rng(0)
+    noise, shift = rng.standard_normal((2, 40, 1, 8)), np.array([9.0, *np.zeros(7)])
+    pairs = make_pairs(noise[0] + shift, noise[1])
+    estimator = functools.partial(ts.principal_component, of="centred_differences")
+    exchanged = pairs.swapped([row % 2 == 0 for row in range(40)])
+    assert abs(float(estimator(pairs)[0].values[0])) < 0.5
+    assert abs(float(estimator(exchanged)[0].values[0])) > 0.99
+    with pytest.raises(ValueError, match=r"not a control: the mean difference.*shuffled=0"):
+        control_vectors(pairs, estimator=estimator, shuffled=1)
+    assert len(control_vectors(pairs, estimator=estimator, shuffled=0)) == 6
+
+
 def test_where_all_differences_are_alike_a_random_direction_takes_the_shuffled_ones_place():
     pairs = make_pairs(np.ones((6, 1, 4)), np.zeros((6, 1, 4)))
     one, two = control_vectors(pairs, random=0, shuffled=2, orthogonal=0).values()
@@ -200,6 +214,12 @@ def test_vectors_one_a_position_have_random_and_orthogonal_controls_only():
     assert products.abs().max() < 1e-4
     with pytest.raises(ValueError, match=r"one vector a layer.*shuffled=0"):
         control_vectors(pairs, vectors=several)
+
+
+def test_nothing_is_orthogonal_to_one_number():
+    pairs = make_pairs(*np.random.default_rng(0).standard_normal((2, 6, 1, 1)))
+    with pytest.raises(ValueError, match="nothing is orthogonal to a vector of one number"):
+        control_vectors(pairs, random=0, shuffled=0, orthogonal=1)
 
 
 def test_controls_that_cannot_be_made_are_refused():

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import (
+    SteeringVectors,
     digest,
     lda_direction,
     logistic_direction,
@@ -33,16 +34,16 @@ from tl_steer.recipes import activation_addition, vectors_from_pairs
 from .conftest import make_pairs
 from .tiny_model import D_MODEL, byte_tokenizer, hook_name, make_model, run_alone, word_tokenizer
 
-FORMS = ("pooled", "differences", "pair_centred")
+FORMS = ("pooled", "differences", "centred_differences", "pair_centred")
 
 
 def component(number, of):
     return lambda pairs: principal_component(pairs, component=number, of=of)
 
 
-ESTIMATORS = {
+ESTIMATORS = {  # those that find a shift that all pairs share
     "mean_difference": mean_difference,
-    **{of: component(1, of) for of in FORMS},
+    **{of: component(1, of) for of in FORMS if of != "centred_differences"},
     "logistic": logistic_direction,
     "lda": lda_direction,
 }
@@ -105,6 +106,9 @@ def test_components_equal_numpy_and_scikit_learn(planted, of, number):
         positive, negative = sides_of(pairs, layer)
         if of == "pooled":
             expected = PCA(3).fit(np.concatenate([positive, negative])).components_[number - 1]
+        elif of == "centred_differences":
+            rows = (positive - negative) - (positive - negative).mean(0)
+            expected = np.linalg.svd(rows)[2][number - 1]
         else:
             scatter = (positive - negative).T @ (positive - negative)  # what is not centred
             expected = np.linalg.eigh(scatter)[1][:, -number]
@@ -112,10 +116,104 @@ def test_components_equal_numpy_and_scikit_learn(planted, of, number):
         assert abs(cosine(found, expected)) == pytest.approx(1, abs=1e-5)
 
 
+def study_like(shift, *, honesty=0.6, pairs=400):
+    """Pairs that share a claim: letter and claim vary between pairs, honesty is a shift that varies a little.
+
+    `letter` has opposite signs on the sides; `fact` (how strongly a claim is taken as true) is multiplied by
+    the answer, too; honesty is `shift` on average. Returns the pairs and three orthonormal directions.
+    """
+    rng = np.random.default_rng(0)
+    letter, fact, honest = np.linalg.qr(rng.standard_normal((32, 3)))[0].T
+    factors = pd.DataFrame({"group": range(pairs), "truth": np.arange(pairs) % 2})
+    said = np.where(factors["truth"] == 1, 1.0, -1.0)[:, None]  # the positive side says "true" of true claims
+    topic = rng.standard_normal((pairs, 32))
+    half = said * 2.0 * letter + said * rng.normal(0, 4.0, (pairs, 1)) * fact
+    half = half + rng.normal(shift, honesty, (pairs, 1)) * honest + rng.normal(0, 0.05, (pairs, 32))
+    activations = make_pairs((topic + half)[:, None], (topic - half)[:, None], factors=factors)
+    return activations, (letter, fact, honest)
+
+
+def test_centring_removes_the_behaviours_mean_so_that_it_is_not_the_first_component():
+    """The study's case: what varies between the pairs comes first, honesty after it; uncentred, honesty."""
+    pairs, (letter, fact, honest) = study_like(shift=6.0, honesty=3.0)
+    positive, negative = sides_of(pairs, 0)
+    rows = positive - negative
+    for of, axes in (
+        ("differences", np.linalg.svd(rows)[2]),
+        ("centred_differences", np.linalg.svd(rows - rows.mean(0))[2]),
+    ):
+        for number in (1, 2, 3):
+            found = principal_component(pairs, component=number, of=of)[0].values
+            assert abs(cosine(found, axes[number - 1])) == pytest.approx(1, abs=1e-5)
+    first, second, third = (
+        principal_component(pairs, component=number, of="centred_differences")[0].values
+        for number in (1, 2, 3)
+    )
+    assert abs(cosine(first, fact)) > 0.95
+    assert cosine(second, honest) > 0.95
+    assert abs(cosine(third, letter)) > 0.95
+    assert cosine(principal_component(pairs, of="differences")[0].values, honest) > 0.95
+
+
+def test_the_sign_is_the_pairs_majority_or_their_mean_as_asked():
+    """Of 50 pairs 35 are a little higher on the positive side, 15 far lower."""
+    rng = np.random.default_rng(0)
+    axis = np.linalg.qr(rng.standard_normal((16, 1)))[0][:, 0]
+    along = np.concatenate([rng.uniform(0.5, 1.5, 35), rng.uniform(-9, -7, 15)])
+    half = along[:, None] * axis + rng.normal(0, 0.01, (50, 16))
+    pairs = make_pairs(half[:, None], -half[:, None])
+    positive, negative = sides_of(pairs, 0)
+    for of in FORMS:
+        by_vote, by_mean = (principal_component(pairs, of=of, sign=sign) for sign in ("vote", "mean"))
+        voted, meant = (vectors[0].values.double().numpy() for vectors in (by_vote, by_mean))
+        assert (positive @ voted > negative @ voted).sum() == 35
+        assert (positive @ meant).mean() > (negative @ meant).mean()
+        np.testing.assert_allclose(voted, -meant, atol=1e-6)
+        assert by_vote.info["sign"][0] == -by_mean.info["sign"][0]
+        assert by_vote.info["arguments"] == {"component": 1, "of": of, "sign": "vote"}
+        assert by_mean.info["arguments"]["sign"] == "mean"
+    mixed = principal_component(pairs, component={1: 1.0, 2: 0.5}, sign="vote").info
+    assert mixed["arguments"]["sign"] == "vote"
+    with pytest.raises((ValueError, TypeError), match=r"sign|median"):
+        principal_component(pairs, sign="median")
+
+
+def test_a_tied_vote_goes_by_the_mean():
+    rows = np.zeros((4, 1, 3))
+    rows[:, 0, 1] = [1.0, 1.0, -3.0, -3.0]
+    found = principal_component(make_pairs(rows, -rows), of="differences", sign="vote")[0].values
+    assert found.tolist() == [0, -1, 0]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_layer_that_does_not_vary_is_named_and_no_axis_is_made_up(name):
+    rng = np.random.default_rng(0)
+    positive, negative = rng.standard_normal((2, 6, 3, 8))
+    positive[:, [0, 2]] = negative[:, [0, 2]] = rng.standard_normal((2, 8))
+    with pytest.raises(ValueError, match=r"resid_post at layers \[0, 2\] (is the same|varies)"):
+        ESTIMATORS[name](make_pairs(positive, negative))
+
+
+@pytest.mark.parametrize("of", FORMS)
+def test_a_component_beyond_what_varies_is_refused_and_names_the_layer(of):
+    """At layer 1 the sides differ by multiples of one vector, from one point: one direction, and rounding."""
+    rng = np.random.default_rng(0)
+    positive, negative = rng.standard_normal((2, 6, 2, 8))
+    base, step = 100 * rng.standard_normal((2, 8))
+    size = rng.uniform(0.01, 1, (6, 1))
+    positive[:, 1], negative[:, 1] = base + size * step, base - size * step
+    pairs = make_pairs(positive, negative)
+    assert abs(cosine(principal_component(pairs, of=of)[1].values, step)) == pytest.approx(1, abs=1e-5)
+    for component in (2, {1: 1.0, 2: 0.5}):
+        with pytest.raises(ValueError, match=r"at layers \[1\] varies in fewer than 2 directions"):
+            principal_component(pairs, component=component, of=of)
+
+
 def test_components_that_do_not_exist_are_refused():
     rng = np.random.default_rng(0)
     pairs = make_pairs(rng.standard_normal((3, 1, 32)), rng.standard_normal((3, 1, 32)))
-    for of, available in (("pooled", 5), ("differences", 3), ("pair_centred", 3)):
+    numbers = {"pooled": 5, "differences": 3, "centred_differences": 2, "pair_centred": 3}
+    for of, available in numbers.items():
         principal_component(pairs, component=available, of=of)
         for number in (0, available + 1):
             with pytest.raises(
@@ -129,7 +227,7 @@ def test_a_form_that_is_unknown_is_refused(planted):
         principal_component(planted[0], of="centred")
 
 
-@pytest.mark.parametrize("of", ["pooled", "differences", "pair_centred"])
+@pytest.mark.parametrize("of", FORMS)
 def test_a_mix_is_the_weighted_sum_of_oriented_axes_made_a_unit_vector(planted, of):
     pairs, _ = planted
     first, second = (principal_component(pairs, component=number, of=of) for number in (1, 2))
@@ -472,8 +570,34 @@ def test_a_prompt_shorter_than_the_vectors_is_named_with_both_lengths():
 
 
 def test_activation_addition_refuses_nothing_against_nothing():
-    with pytest.raises(ValueError, match="both empty"):
-        activation_addition(BYTES, "", "")
+    for empty in ([""], ["", ""], ["", None]):
+        with pytest.raises(ValueError, match="positive is empty, and negative too or not given"):
+            activation_addition(BYTES, *empty)
+    for same in (["Love", "Love"], ["Love", "Love  "]):
+        with pytest.raises(ValueError, match=r"'Love' and 'Love *' are the same tokens"):
+            activation_addition(BYTES, *same)
+
+
+def test_one_prompt_is_added_as_it_is_with_nothing_subtracted():
+    names = [hook_name("resid_pre", layer) for layer in (0, 2)]
+    ids = BYTES.tokenizer("Shopping")["input_ids"]
+    seen = run_alone(BYTES, ids, len(ids), reads=names)[1]
+    vectors = activation_addition(BYTES, "Shopping", layers=[0, 2])
+    expected = torch.stack([seen[name] for name in names])
+    torch.testing.assert_close(vectors.values, expected, rtol=1e-4, atol=1e-4)
+    spaces = activation_addition(BYTES, "Shopping", "", layers=[0, 2])
+    assert not torch.allclose(vectors.values, spaces.values, atol=0.1)
+    assert vectors.info["arguments"] == {"positive": "Shopping", "negative": None}
+    assert vectors.info["positions"] == 8
+    assert vectors.info["data"] != spaces.info["data"]
+    words = make_model(word_tokenizer())  # puts <s> in front
+    assert activation_addition(words, "a b").values.shape[1] == 3
+
+
+def test_one_prompt_survives_its_file(tmp_path):
+    vectors = activation_addition(BYTES, "Shopping", layers=1)
+    vectors.save(tmp_path / "one.safetensors")
+    assert SteeringVectors.load(tmp_path / "one.safetensors").info == vectors.info
 
 
 def test_an_empty_side_keeps_the_bos_that_the_other_side_has():

@@ -1,6 +1,7 @@
 """Experiment files, findings made of tables whose truth is known, and what a run's folder holds."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ from tl_steer.experiments.report import (
 )
 from tl_steer.experiments.results import best_choice
 from tl_steer.experiments.unfinished import is_finished
+from tl_steer.prompts import read_claims
 
 from .conftest import assert_raises
 from .test_evidence_report import numbers, written
@@ -64,6 +66,9 @@ prompts = ["I hate you because"]
 chat = false
 layers = [1]
 """
+
+HONESTY = ASKING.replace(SMALLEST, SMALLEST.replace('"csv"', '"honesty"\nlimit = 12'))
+TRAINING = HONESTY.replace('"sentiment"', '"claims"\ntraining = true')
 
 
 # --- files ----------------------------------------------------------------------------------------------
@@ -119,6 +124,12 @@ def test_two_words_need_no_more_than_themselves(tmp_path):
     assert experiment.pairs.hook == "resid_pre"
 
 
+def test_one_word_is_enough_and_nothing_is_subtracted(tmp_path):
+    experiment = read_experiment(written(tmp_path, WORDS.replace('negative = "Hate"\n', "")))
+    assert experiment.has_prompts
+    assert experiment.pairs.negative is None
+
+
 def test_whole_numbers_stand_for_numbers(tmp_path):
     text = ASKING.replace("[-0.2, 0.2]", "[-1, 2]")
     assert read_experiment(written(tmp_path, text)).sweep.multipliers == (-1.0, 2.0)
@@ -152,6 +163,11 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
          r"\[sweep\] operations = \['ad'\] is not allowed; use a list of: 'add' or 'project_out'"),
         (SMALLEST + "[capture]\nhook = 'resid'",
          r"\[capture\] hook = 'resid' is unknown; use one of resid_pre"),
+        (TRAINING.replace('"claims"', '"sentiment"'), r"training = true asks the claims of .*: give kind"),
+        (TRAINING.replace("true", "true\ndata = 'a'"), r"training = true asks the claims of .*data out"),
+        (ASKING.replace('"sentiment"', '"claims"\ntraining = true'), r"training = true .*not for \"csv\""),
+        (ASKING.replace('"sentiment"', '"sentiment"\nwording = "study"'), r"wording = \"study\" is for kind"),
+        (HONESTY + "[directions]\nmethod = 'principal_component'\nsign = 'median'", "sign"),
         (SMALLEST + "[questions]\nkind = 'claims'", r"\[questions\] and \[sweep\] belong together"),
         (SMALLEST + "[text]\nprompts = ['a']", r"\[text\] layers must be a list"),
         (SMALLEST + "[text]\nlayers = [1]", r"\[text\] give either prompts"),
@@ -173,7 +189,7 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (SMALLEST + "[directions]\nmethod = 'principal_component'\ncomponent = {}",
          r"\[directions\] component = \{\}: give one or more"),
         (SMALLEST + "[model]\nprocessing = { fold = true }",
-         r"\[model\] processing: \['fold'\] is unknown; TransformerLens has fold_ln, center_writing_we"),
+         r"\[model\] processing: \['fold'\] is unknown: expected any of fold_ln, center_writing_we"),
         (SMALLEST + "[model]\ntemplate_variables = { a = [1] }",
          r"\[model\] template_variables = \{'a': \[1\]\} is not allowed; use a table of text to true or"),
         (SMALLEST + "[model]\nprocessing = 3", r"processing = 3 is not allowed; use true or false, or"),
@@ -184,7 +200,8 @@ def test_whole_numbers_stand_for_numbers(tmp_path):
         (WORDS + "[separation]\nfolds = 3", r"\[capture\] and \[separation\] are about pairs"),
         (WORDS.replace("layers", "operations = ['project_out']\nlayers"), r"\[text\] operations: one vector"),
         (WORDS[: WORDS.index("[text]")], r"kind = \"prompts\" needs \[text\], or \[questions\]"),
-        (WORDS.replace("Love", "").replace("Hate", ""), r"\[pairs\] positive and negative are both empty"),
+        (WORDS.replace("Love", "").replace("Hate", ""), r"\[pairs\] positive is empty, and negative too"),
+        (WORDS.replace("Love", "").replace('negative = "Hate"\n', ""), "positive is empty, .* or not given"),
         (WORDS.replace("positive", "hook = 'resid'\npositive"), r"\[pairs\] hook = 'resid' is unknown"),
         (SMALLEST + "limit = 0", r"\[pairs\] limit = 0: give 1 or more"),
         (SMALLEST + "[separation]\nfolds = 1", r"\[separation\] .*folds = 1"),
@@ -447,6 +464,8 @@ CAPTURED = "[capture]\nlayers = [10, -15]\n"
         (SMALLEST + "limit = 10\n[directions]\nmethod = 'principal_component'\n"
          "of = 'differences'\ncomponent = 9",
          r"\[directions\] component = 9 does not exist: \[separation\] folds = 5 leaves 8 pairs .* 1 to 8"),
+        (SMALLEST + "limit = 10\n[directions]\nmethod = 'principal_component'\n"
+         "of = 'centred_differences'\ncomponent = 8", r"component = 8 does not exist: .* 1 to 7"),
         (ASKING.replace("[-0.2, 0.2]", "[0.2]\nlayers = [[10, 12], 5]") + CAPTURED,
          r"\[sweep\] layers: there is no vector at \[5, 12\], since \[capture\] layers are \[10, 15\]"),
         (ASKING + "layers = [15, -15]\n" + CAPTURED, r"\[sweep\] layers: one is named twice"),
@@ -619,6 +638,41 @@ def test_free_answers_are_asked_for_where_they_are_to_be_read(tmp_path):
     assert all(prompt.endswith("Answer: (") for prompt in letters.prompts)
     assert all(prompt.endswith("(A) True\n(B) False\n\nAnswer:\n") for prompt in words.prompts)
     assert list(letters.answers) == list(words.answers)
+
+
+def test_training_claims_are_those_of_the_pairs_and_say_so(tmp_path):
+    model = SimpleNamespace(tokenizer=None, cfg=None, run_with_hooks=None)
+    experiment = read_experiment(written(tmp_path, TRAINING))
+    claims, questions = read_claims(), questions_of(experiment, model)
+    pairs = pairs_of(experiment, model)
+    statements = [re.search('"(.*)"\n', prompt)[1] for prompt in questions.prompts]
+    assert len(statements) == 12
+    assert set(statements) <= set(claims["statement"])
+    assert {re.search('"(.*)"\n', prompt)[1] for prompt in pairs.positive} == set(statements)
+    assert list(questions.factors["claims"]) == ["training"] * 12
+    limited = written(tmp_path, TRAINING.replace("true", "true\nlimit = 4"))
+    fewer = questions_of(read_experiment(limited), model)
+    assert set(fewer.prompts) < set(questions.prompts)
+    assert sorted(fewer.answers) == [0, 0, 1, 1]
+    others = questions_of(read_experiment(written(tmp_path, HONESTY.replace("sentiment", "claims"))), model)
+    assert "claims" not in others.factors
+    assert not set(others.prompts) & set(questions.prompts)
+
+
+def test_claims_that_made_the_vectors_are_asked_only_as_training_data(tmp_path):
+    text = HONESTY.replace('"sentiment"', '"claims"\ndata = "claims_train"')
+    with pytest.raises(ValueError, match=r"\[questions\] asks 12 claims of which the vectors .*training"):
+        require_runnable(read_experiment(written(tmp_path, text)), Untouched)
+
+
+def test_the_wording_is_that_of_the_file(tmp_path):
+    model = SimpleNamespace(tokenizer=None, cfg=None, run_with_hooks=None)
+    text = HONESTY.replace("limit = 12", "limit = 12\nwording = 'study'")
+    for kind in ("claims", "misconceptions"):
+        asking = text.replace('"sentiment"', f"'{kind}'\nlimit = 4\nwording = 'study'")
+        experiment = read_experiment(written(tmp_path, asking))
+        assert all(prompt.startswith("Question: ") for prompt in questions_of(experiment, model).prompts)
+        assert all(prompt.startswith("Question: ") for prompt in pairs_of(experiment, model).positive)
 
 
 @pytest.mark.parametrize("broken", [TypeError("no such figure"), KeyboardInterrupt("stopped")])

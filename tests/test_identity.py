@@ -170,7 +170,10 @@ def test_another_model_of_the_same_shapes_is_refused_unless_forced(make_hf_model
     first.require(second, force=True)
 
 
-@pytest.mark.parametrize("processing", [True, {"fold_ln": True}, {"center_writing_weights": True}])
+@pytest.mark.parametrize(
+    "processing",
+    [True, {"fold_ln": True}, {"center_writing_weights": True}, {"scalar_centring": True}],
+)
 def test_other_processing_is_refused_even_if_forced(make_hf_model, processing):
     hf_model = make_hf_model("gpt2")
     plain = identify(load_model("tiny", hf_model=hf_model))
@@ -269,3 +272,25 @@ def test_the_embedded_model_is_itself_in_bfloat16(embedded):
     )
     assert identify(rounded).fingerprint != identify(embedded).fingerprint
     assert identify(embedded).same_model(identify(rounded))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scalar_centring_is_seen_in_the_weights_and_survives_a_file(make_hf_model, dtype):
+    """A trained matrix's mean is so small that the fingerprint stays: the centring itself is compared."""
+    hf_model = make_hf_model("gpt2")
+    with torch.no_grad():
+        for name, weight in hf_model.named_parameters():
+            if "c_proj.weight" in name:
+                weight.sub_(0.9 * weight.mean())
+    plain, scalar, rows = (
+        identify(load_model("tiny", hf_model=hf_model, dtype=dtype, processing=processing, check=False))
+        for processing in (False, {"scalar_centring": True}, {"center_writing_weights": True})
+    )
+    assert (plain.centred, scalar.centred, rows.centred) == (False, "scalar", True)
+    assert ModelIdentity.from_json(scalar.to_json()) == scalar
+    assert replace(scalar, centred=False).same_model(plain)
+    for one, other in ((plain, scalar), (scalar, plain), (scalar, rows)):
+        with pytest.raises(ModelMismatchError, match=r"centred: .*scalar"):
+            one.require(other, force=True)
+    with pytest.raises(ValueError, match="not a model identity"):
+        ModelIdentity.from_json(scalar.to_json().replace('"scalar"', '"rows"'))

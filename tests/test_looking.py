@@ -287,14 +287,47 @@ def test_the_planted_direction_is_the_component_that_goes_with_the_side(planted)
 # --- projections on a component ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("of", ["pooled", "differences", "centred_differences"])
 @pytest.mark.parametrize("component", [1, 2])
-def test_centred_projections_on_a_principal_component_are_its_coordinates(pairs, component):
+def test_centred_projections_on_a_principal_component_are_its_coordinates(pairs, component, of):
     """Up to the sign, which the two tables set alike."""
-    vectors = principal_component(pairs, component=component)
+    vectors = principal_component(pairs, component=component, of=of)
     table = projections(pairs, vectors, centred=True)
-    coordinates = pca(pairs, components=2)
+    coordinates = pca(pairs, components=2, of=of)
     np.testing.assert_allclose(table["projection"], coordinates[f"PC{component}"], atol=1e-5)
     assert list(table["prompt"]) == list(coordinates["prompt"])
+
+
+@pytest.mark.parametrize("of", ["differences", "centred_differences"])
+def test_both_sides_are_projected_on_the_components_of_their_differences(pairs, of):
+    table = pca(pairs, components=3, of=of)
+    assert (table["decomposed"] == of).all()
+    assert len(table) == 3 * 2 * len(pairs)
+    for place, layer in enumerate(pairs.layers):
+        positive, negative = (side[:, place].double().numpy() for side in pairs.sides())
+        rows = positive - negative
+        rows = rows - rows.mean(0) if of == "centred_differences" else rows
+        squares, axes = np.linalg.eigh(rows.T @ rows)
+        middle = (positive.mean(0) + negative.mean(0)) / 2
+        here = table[table["layer"] == layer]
+        for number in (1, 2, 3):
+            assert here[f"explained_{number}"].iloc[0] == pytest.approx(squares[-number] / squares.sum())
+            for name, side in (("positive", positive), ("negative", negative)):
+                expected = (side - middle) @ axes[:, -number]
+                found = here.loc[here["side"] == name, f"PC{number}"].to_numpy()
+                np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-6)
+            means = here.groupby("side")[f"PC{number}"].mean()
+            assert means["positive"] > means["negative"]
+
+
+def test_components_of_differences_that_do_not_vary_are_refused():
+    positive, negative = np.random.default_rng(0).normal(size=(2, 5, 2, 8))
+    positive[:, 1] = negative[:, 1] + 1.0
+    alike = make_pairs(positive, negative)
+    assert len(pca(alike, components=1, of="differences")) == 20
+    assert_raises("layer 1 vary in fewer than 2 directions", pca, alike, components=2, of="differences")
+    assert_raises("layer 1 vary in fewer than 1", pca, alike, components=1, of="centred_differences")
+    assert_raises("5 pairs give 1 to 4", pca, alike, components=5, of="centred_differences")
 
 
 # --- a vector's own numbers --------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`load_model` against Hugging Face: the same stream at every layer, and errors that say what to do."""
 
+import copy
 import os
 import subprocess
 import tempfile
@@ -300,7 +301,7 @@ def test_the_attention_of_a_rotary_model_is_not_refactored(make_hf_model, caplog
 
 
 def test_processing_by_name_does_that_step_alone(make_hf_model):
-    """The study centred the writing weights alone: the stream is Hugging Face's without its mean."""
+    """The stream is Hugging Face's without its mean over d_model."""
     hf_model = make_hf_model("gpt2")
     ids, mask = padded(random_prompts()[:1], "left")
     model = load_model("tiny", hf_model=hf_model, processing={"center_writing_weights": True})
@@ -310,6 +311,63 @@ def test_processing_by_name_does_that_step_alone(make_hf_model):
     for mine, other in zip(ours, theirs, strict=True):
         assert relative_error(mine, other - other.mean(-1, keepdim=True)) < RELATIVE
         assert relative_error(mine, other) > RELATIVE
+
+
+def biased_gpt2(make_hf_model):
+    """A GPT-2 whose writing weights have means that differ from weight to weight, as trained ones do."""
+    hf_model = make_hf_model("gpt2")
+    with torch.no_grad():
+        for number, (name, weight) in enumerate(sorted(hf_model.named_parameters())):
+            if any(part in name for part in ("wte", "wpe", "c_proj")):
+                weight.add_(0.03 * (number % 5 + 1))
+    return hf_model
+
+
+def scalar_centred(hf_model):
+    """The study's change, in plain Hugging Face, on a copy: the unembedding is tied to wte and moves too."""
+    changed = copy.deepcopy(hf_model)
+    with torch.no_grad():
+        for name, weight in changed.named_parameters():
+            if any(part in name for part in ("wte", "wpe", "c_proj")):
+                weight.sub_(weight.mean())
+    return changed
+
+
+def test_scalar_centring_subtracts_one_mean_from_each_weight_as_the_study_did(make_hf_model):
+    hf_model = biased_gpt2(make_hf_model)
+    ids, mask = padded(random_prompts()[:1], "left")
+    plain, plain_logits = huggingface_stream(hf_model, ids, mask)
+    theirs, their_logits = huggingface_stream(scalar_centred(hf_model), ids, mask)
+    model = load_model("tiny", hf_model=hf_model, processing={"scalar_centring": True})
+    ours, our_logits = hooked_stream(model, ids, mask)
+    for mine, other, before in zip(ours, theirs, plain, strict=True):
+        assert relative_error(mine, other) < RELATIVE
+        assert relative_error(mine, before) > 0.05
+        moved = before - mine  # one constant over d_model, at every position another
+        torch.testing.assert_close(moved, moved[..., :1].expand_as(moved), atol=1e-4, rtol=1e-4)
+        assert (mine.mean(-1).abs() > 1e-3).any()  # not TransformerLens's centring
+    # The study's tied unembedding moves all logits of a position by one constant: predictions agree.
+    torch.testing.assert_close(our_logits, plain_logits, atol=1e-3, rtol=1e-4)
+    shift = their_logits - plain_logits
+    assert shift.abs().max() > 0.1
+    torch.testing.assert_close(shift, shift[..., :1].expand_as(shift), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(our_logits.log_softmax(-1), their_logits.log_softmax(-1), atol=1e-3, rtol=1e-4)
+
+
+def test_scalar_centring_is_left_out_without_a_layernorm_and_refused_next_to_the_other(make_hf_model, caplog):
+    """An RMS norm keeps a constant: predictions would change."""
+    hf_model, ids = make_hf_model("llama"), torch.tensor(random_prompts()[:1])
+    model = load_model("tiny", hf_model=hf_model, processing={"scalar_centring": True}, device="cpu")
+    assert "tiny cannot have scalar_centring: left out" in caplog.text
+    assert identify(model).centred is False
+    torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-4, rtol=1e-4)
+    both = {"scalar_centring": True, "center_writing_weights": True}
+    for options, message in (
+        ({"processing": both}, "two kinds of centring"),
+        ({"processing": {"scalar_centring": True}, "backend": "bridge"}, "for backend='hooked' only"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_model("tiny", hf_model=make_hf_model("gpt2"), **options)
 
 
 # --- names and folders ---

@@ -58,7 +58,19 @@ TESTS = {
     ],
     "PCA of differences removes the signal by centring; its sign varies": [
         "test_directions.py::test_centring_the_differences_would_lose_the_signal_and_ours_keeps_it",
+        "test_directions.py::test_centring_removes_the_behaviours_mean_so_that_it_is_not_the_first_component",
+        "test_directions.py::test_the_sign_is_the_pairs_majority_or_their_mean_as_asked",
         "test_directions.py::test_estimates_are_the_same_every_time_and_in_any_order_of_the_pairs",
+    ],
+    "a component of what does not vary is a coordinate axis; a zero vector steers nothing": [
+        "test_directions.py::test_a_layer_that_does_not_vary_is_named_and_no_axis_is_made_up",
+        "test_directions.py::test_a_component_beyond_what_varies_is_refused_and_names_the_layer",
+        "test_directions.py::test_activation_addition_refuses_nothing_against_nothing",
+        "test_looking.py::test_components_of_differences_that_do_not_vary_are_refused",
+        "test_vectors.py::test_a_length_of_zero_names_its_layers",
+        "test_sweep.py::test_a_vector_of_length_zero_is_refused_by_name_and_layer",
+        "test_generation.py::test_a_vector_minus_itself_changes_nothing",
+        "test_controls.py::test_nothing_is_orthogonal_to_one_number",
     ],
     "arguments are changed in place": [
         "test_generation.py::test_generation_leaves_prompts_vectors_and_hooks_alone",
@@ -84,6 +96,7 @@ TESTS = {
     ],
     "a vector of a folded model, or of another model, is used": [
         "test_identity.py::test_other_processing_is_refused_even_if_forced",
+        "test_identity.py::test_scalar_centring_is_seen_in_the_weights_and_survives_a_file",
         "test_steer.py::test_a_vector_of_another_model_is_refused_and_force_takes_it",
         "test_steer.py::test_other_weights_are_accepted_only_with_force_by_capture_and_generate",
     ],

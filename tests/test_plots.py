@@ -69,7 +69,7 @@ def activation_table(columns, layers=(0, 4, 9), pairs=6):
 
 @pytest.fixture
 def components():
-    return activation_table(["PC1", "PC2", "PC3", "PC4"])
+    return activation_table(["PC1", "PC2", "PC3", "PC4"]).assign(decomposed="pooled")
 
 
 @pytest.fixture
@@ -449,6 +449,22 @@ def test_pca_menu_and_slider_reach_every_layer_and_pair_of_components_in_either_
         assert len(seen) == 1
         # without it, the white ground of an unseen pair of axes covers the points
         assert all(axis.overlaying == "x" for axis in list(one.select_xaxes())[1:])
+
+
+def test_pca_says_of_what_its_components_are(components):
+    subtitles = {
+        "pooled": ("both sides pooled", "of the variance"),
+        "differences": ("mean kept", "of the differences' sum of squares"),
+        "centred_differences": ("differences, mean removed", "of the differences' variance"),
+    }
+    for of, (subtitle, share) in subtitles.items():
+        figure = plots.pca(components.assign(decomposed=of))
+        assert subtitle in figure.layout.title.subtitle.text
+        assert share in figure.layout.xaxis.title.text
+        assert share in figure.layout.yaxis.title.text
+    mixed = components.assign(decomposed=np.where(components["pair"] == 0, "pooled", "differences"))
+    for table in (mixed, components.assign(decomposed="raw")):
+        assert_raises("column decomposed", plots.pca, table)
 
 
 def test_pca_starts_where_it_is_asked_to(components):

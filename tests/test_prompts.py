@@ -37,6 +37,13 @@ CLAIMS = pd.DataFrame(
 )
 TRUTH = dict(zip(CLAIMS["statement"], CLAIMS["label"], strict=True))
 PARTS = {
+    "study, letters": re.compile(
+        r"^Question: Is the following claim true or false\? (?P<claim>.*)\n\n"
+        r"Choices:\n \(A\) True\n \(B\) False\n\nAnswer:\n\((?P<answer>[AB])$"
+    ),
+    "study, words": re.compile(
+        r"^Question: Is the following claim true or false\? (?P<claim>.*)\n\nAnswer:\n(?P<answer>True|False)$"
+    ),
     "letters": re.compile(r'claim true or false\? "(?P<claim>.*)"\n(?s:.*)Answer: \((?P<answer>[AB])$'),
     "words": re.compile(r'claim true or false\? "(?P<claim>.*)"\n(?s:.*)Answer: (?P<answer>True|False)$'),
 }
@@ -54,6 +61,20 @@ def read_back(prompt, style):
 
 
 # --- the counterbalanced design ---
+
+
+@VARIANTS
+def test_study_wording_is_balanced_as_the_plain_one_is(style, shared, persona):
+    plain, study = (
+        honesty_pairs(CLAIMS, PLAIN, style=style, shared=shared, persona=persona, wording=wording)
+        for wording in ("plain", "study")
+    )
+    pd.testing.assert_frame_equal(plain.factors, study.factors)
+    for one, other in zip(plain.positive + plain.negative, study.positive + study.negative, strict=True):
+        system = other.split("Question: ")[0]
+        assert one.startswith(system)
+        assert (system != "") == persona
+        assert read_back(other.removeprefix(system), f"study, {style}") == read_back(one, style)
 
 
 @VARIANTS
@@ -565,6 +586,52 @@ def test_the_studys_own_claims_are_those_of_its_recorded_prompts(study_data):
     assert sorted(asked) == sorted(claims["statement"])
 
 
+def recorded(study_data, name):
+    return [item["sentence"] for item in json.loads((study_data / f"recorded/{name}.json").read_text())]
+
+
+LLAMA = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))  # recorded prompts have no BOS of their own
+
+
+def test_study_wording_gives_the_recorded_prompts_of_all_claims(study_data):
+    prompts = recorded(study_data, "gpt4facts_pca2raw_zeroout_llama2-13b")
+    claims = read_claims(study_data / "gpt4_facts.csv")
+    questions = claim_questions(claims, LLAMA, free_text=True, wording="study")
+    assert len(prompts) == 200
+    assert [prompt.removeprefix("<s>") for prompt in questions.prompts] == prompts
+    assert not set(claim_questions(claims, LLAMA, free_text=True).prompts) & set(questions.prompts)
+    scored = claim_questions(claims, LLAMA, wording="study").prompts
+    assert [prompt.removeprefix("<s>") for prompt in scored] == [f"{prompt} (" for prompt in prompts]
+
+
+def test_study_wording_gives_the_recorded_prompts_of_all_misconceptions(study_data):
+    """Question and choices are cut out of the recorded prompts; the right one is (A) in every even item."""
+    prompts = recorded(study_data, "tqa_pca2diff_zeroout_llama2-13b")
+    rows = []
+    for row, prompt in enumerate(prompts):
+        question, choices = prompt.split("Question: ", 1)[1].split("\n\nChoices:\n (A) ", 1)
+        first, second = choices.split("\n\nAnswer:")[0].split("\n (B) ", 1)
+        rows.append((question, first, second) if row % 2 == 0 else (question, second, first))
+    table = pd.DataFrame(rows, columns=["question", "correct", "incorrect"])
+    questions = misconception_questions(table, LLAMA, free_text=True, wording="study")
+    assert len(prompts) == 200
+    assert [prompt.removeprefix("<s>") for prompt in questions.prompts] == prompts
+
+
+def test_study_wording_of_pairs_is_the_recorded_prompt_and_a_letter(study_data):
+    prompts = recorded(study_data, "gpt4facts_pca2raw_zeroout_llama2-13b")
+    claims = read_claims(study_data / "gpt4_facts.csv")
+    pairs = honesty_pairs(claims, LLAMA, wording="study")
+    for prompt, label, positive, negative in zip(
+        prompts, claims["label"], pairs.positive, pairs.negative, strict=True
+    ):
+        letters = "AB" if label else "BA"
+        assert positive == f"<s>{prompt} ({letters[0]}"
+        assert negative == f"<s>{prompt} ({letters[1]}"
+    persona = honesty_pairs(claims[:4], LLAMA, wording="study", persona=True)
+    assert all("<<SYS>>" in prompt and prompt.endswith(" [/INST] (A") for prompt in persona.positive)
+
+
 def test_the_studys_statements_keep_quotation_marks_of_their_own(study_data, csv):
     """The same rows with a quoted word in each, as a spreadsheet would write them."""
     claims = read_claims(study_data / "facts_true_false.csv")
@@ -590,6 +657,12 @@ def test_a_statement_in_quotation_marks_gets_no_second_pair():
     for prompts in (honesty_pairs(claims, PLAIN).positive, claim_questions(claims, PLAIN).prompts):
         assert 'false? "The sky is blue."\n' in prompts[0]
         assert 'false? ""Ja" means "yes" there."\n' in prompts[1]
+    for prompts in (
+        honesty_pairs(claims, PLAIN, wording="study").positive,
+        claim_questions(claims, PLAIN, wording="study").prompts,
+    ):
+        assert 'false? "The sky is blue."\n' in prompts[0]  # as it stands in the file
+        assert 'false? "Ja" means "yes" there.\n' in prompts[1]
 
 
 @pytest.mark.parametrize("column", [list, np.array, pd.Series], ids=["list", "array", "column"])

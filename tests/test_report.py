@@ -11,6 +11,7 @@ import pytest
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import mean_difference
 from tl_steer.experiments import Results, read_experiment, report_html
+from tl_steer.experiments.report import prompts_finding
 from tl_steer.experiments.report.page import findings, sections
 from tl_steer.experiments.report.texts import text_rows, without_shared_ends
 
@@ -320,3 +321,16 @@ def test_vectors_of_two_words_have_a_report_without_pairs(results, tmp_path):
     assert "&lt;b&gt;Love&lt;/b&gt;" in html
     assert "<b>Love" not in html
     assert html.count("said at 0.3") == 1
+
+
+def test_a_vector_of_one_prompt_is_reported_with_nothing_subtracted(results):
+    one, two = (
+        prompts_finding(replace(results.vectors, info={"arguments": arguments, "positions": 3}))
+        for arguments in (
+            {"positive": "Shopping", "negative": None},
+            {"positive": "Love", "negative": "Hate"},
+        )
+    )
+    assert "the residual stream on 'Shopping', nothing subtracted" in one
+    assert "minus" not in one
+    assert "the residual stream on 'Love' minus that on 'Hate'" in two

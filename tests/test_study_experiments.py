@@ -99,6 +99,10 @@ def test_the_files_together_say_what_the_study_did():
     assert (min(claims), max(claims)) == (4, 16)
     assert (min(misconceptions), max(misconceptions)) == (8, 40)
     assert max(max(each.text.multipliers) for each in files if each.text) == 50
+    assert {each.wording for each in (*pairs, *(each.questions for each in asked))} == {"study"}
+    components = [file.directions for file in files if file.directions.method == "principal_component"]
+    assert {(each.of, each.sign) for each in components} == {("centred_differences", "vote")}
+    assert [each.component for each in components if isinstance(each.component, int)] == [2, 2]
     assert {each.persona for each in pairs} == {False, True}
     assert {each.shared for each in pairs} == {"claim", "letter"}
     assert {each.style for each in pairs} == {"letters", "words"}
@@ -146,6 +150,16 @@ def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
 
 
 @pytest.mark.integration
+def test_training_claims_are_labelled_in_the_report_and_the_table(llama, tmp_path):
+    changes = ("limit = 60\n", ""), ("limit = 40 .*", "")
+    out = run(shortened(tmp_path, "training_claims", *changes), tmp_path / "out", model=llama, progress=False)
+    results, html = Results.load(out), (out / "report.html").read_text("utf-8")
+    assert set(results.questions["claims"]) == {"training"}
+    assert results.questions["prompt_id"].nunique() == 4
+    assert html.count("Training claims: these made the vector") == 2
+
+
+@pytest.mark.integration
 def test_the_words_vector_is_added_where_the_words_were(gpt2, tmp_path):
     experiment = shortened(tmp_path, "activation_addition_gpt2_xl")
     out = run(experiment, tmp_path / "out", model=gpt2, progress=False)
@@ -161,6 +175,20 @@ def test_the_words_vector_is_added_where_the_words_were(gpt2, tmp_path):
     assert vectors.values.shape[1] == length
     torch.testing.assert_close(vectors[6].values, streams[0] - streams[1], rtol=1e-4, atol=1e-4)
     assert vectors[6].values[0].abs().max() < 1e-5  # the token that both begin with
+
+
+@pytest.mark.integration
+def test_one_word_is_added_alone(gpt2, tmp_path):
+    """As the study did with "Shopping": without `negative` nothing is subtracted."""
+    changes = ("Love", "Shopping"), ("negative = .*", "")
+    experiment = shortened(tmp_path, "activation_addition_gpt2_xl", *changes)
+    out = run(experiment, tmp_path / "out", model=gpt2, progress=False)
+    vectors = SteeringVectors.load(out / "vectors.safetensors")
+    with torch.no_grad():
+        ids = gpt2.tokenizer("<|endoftext|>Shopping")["input_ids"]
+        _, cache = gpt2.run_with_cache(torch.tensor([ids]))
+    torch.testing.assert_close(vectors[6].values, cache["blocks.6.hook_resid_pre"][0], rtol=1e-4, atol=1e-4)
+    assert "nothing subtracted" in (out / "report.html").read_text("utf-8")
 
 
 @pytest.mark.integration

@@ -415,6 +415,17 @@ def test_a_table_that_is_there_is_refused_before_anything_runs(tmp_path, monkeyp
     assert path.read_text() == "kept"
 
 
+def test_a_vector_of_length_zero_is_refused_by_name_and_layer():
+    vectors = several().weighted({0: 1.0, 1: 0.0, 2: 1.0})
+    with pytest.raises(ValueError, match=r"vectors 'flat' have length zero at layers \[1\]"):
+        swept({"flat": vectors})
+    with pytest.raises(ValueError, match=r"have length zero at layers \[1\]"):
+        swept(vectors, layers=[(0, 1)])
+    with pytest.raises(ValueError, match=r"vectors 'none of it' have length zero"):
+        swept(several(), controls={"none of it": vectors})
+    assert set(swept(vectors, layers=[0, 2])["layers"]) == {"", "0", "2"}
+
+
 def test_cells_that_tables_could_not_tell_apart_are_refused():
     makers = [lambda vector, m, where: Add(vector, m, where), lambda vector, m, where: Add(vector, -m, where)]
     for repeated in ({"operations": makers}, {"layers": [0, -3]}, {"multipliers": [1.0, 1.0]}):

@@ -103,7 +103,7 @@ def test_a_file_says_what_the_vectors_are(pairs, tmp_path):
     assert {**identity, "fingerprint": tuple(identity["fingerprint"])} == dataclasses.asdict(pairs.identity)
     assert (told["hook"], told["layers"]) == ("resid_post", [0, 1])
     assert told["method"] == "principal_component(2, differences)"
-    assert told["info"]["arguments"] == {"component": 2, "of": "differences"}
+    assert told["info"]["arguments"] == {"component": 2, "of": "differences", "sign": "mean"}
     assert told["info"]["positions"] == "last_token()"
     assert told["info"]["pairs"] == 8
     assert told["stream_norm"] == [10.0, 10.0]
@@ -125,10 +125,10 @@ def test_a_file_says_whether_its_vectors_are_directions(pairs, tmp_path, length,
 
 ESTIMATORS = {
     "mean_difference": (mean_difference, {}),
-    "principal_component(1, pooled)": (principal_component, {"component": 1, "of": "pooled"}),
+    "principal_component(1, pooled)": (principal_component, {"component": 1, "of": "pooled", "sign": "mean"}),
     "principal_component(+1·PC1 -0.5·PC2, pooled)": (
         partial(principal_component, component={1: 1.0, 2: -0.5}),
-        {"component": {"1": 1.0, "2": -0.5}, "of": "pooled"},
+        {"component": {"1": 1.0, "2": -0.5}, "of": "pooled", "sign": "mean"},
     ),
     "logistic_direction": (partial(logistic_direction, C=0.5), {"C": 0.5}),
     "lda_direction": (lda_direction, {}),
@@ -303,7 +303,9 @@ DAMAGE = {
     r"and 1 norms are not": lambda told: told.update(stream_norm=[1.0]),
     r"at \$: 'model' is a required property": lambda told: told.pop("model"),
     r"at \$\.model: 'd_head' is a required property": lambda told: told["model"].pop("d_head"),
-    r"at \$\.model.centred: 'no' is not of type 'boolean'": lambda told: told["model"].update(centred="no"),
+    r"at \$\.model.centred: 'no' is not one of \[False, True, 'scalar'\]": lambda told: told["model"].update(
+        centred="no"
+    ),
     r"2 layers with 17 numbers each": lambda told: told["model"].update(d_model=17),
     r"at \$: 'units' is a required property": lambda told: told.pop("units"),
     r"at \$\.saved: 'yesterday' does not match": lambda told: told.update(saved="yesterday"),

@@ -194,6 +194,17 @@ def test_lengths_of_zero_have_no_direction():
             act(vectors() * 0.0)
 
 
+def test_a_length_of_zero_names_its_layers():
+    made = vectors()
+    first, last = made.layers[0], made.layers[-1]
+    some = made.weighted({last: 0.0, first: 1.0})
+    for act in (lambda v: v.normalized(), lambda v: v.scaled_to(dose=1.0)):
+        with pytest.raises(ValueError, match=rf"of layers \[{last}\]\.$"):
+            act(some)
+        with pytest.raises(ValueError, match=rf"of layers \[{last}\]\.$"):
+            act(some[last])
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_nan_and_infinity_are_refused(number):
     made = vectors()

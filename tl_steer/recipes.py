@@ -43,65 +43,74 @@ def vectors_from_pairs(
 def activation_addition(
     model: HookedModel,
     positive: str,
-    negative: str,
+    negative: str | None = None,
     *,
     layers: Layers = None,
     hook: str = "resid_pre",
     reuse: bool = True,
     memory: Memory = None,
 ) -> SteeringVectors:
-    """One vector a position: the stream on `positive` minus that on `negative`, length kept.
+    """One vector per position: the residual stream on `positive`, minus that on `negative` if given.
 
-    The shorter prompt is padded with spaces to the other's length. `Add` puts the vectors at the first
-    positions of a prompt, and refuses one that is shorter.
+    The length is kept. The shorter prompt is padded with spaces to the other's length. `Add` puts the vectors
+    at the first positions of a prompt, and raises if the prompt is shorter.
 
     Args:
         model: a model with a tokenizer.
-        positive, negative: a word or phrase each ("Love", "Hate"); either may be empty (spaces alone).
+        positive: a word or phrase ("Love", "Shopping"); may be empty (spaces alone) next to a `negative`.
+        negative: the one to subtract ("Hate", or "" for spaces alone); `None` subtracts nothing, as the study
+            did with "Shopping".
         layers: 0-based block indices; by default all.
         hook: by default each block's input.
         reuse, memory: as in `capture`.
 
     Raises:
-        ValueError: both prompts are empty, or of unequal length and the tokenizer has no space.
+        ValueError: there is nothing to add (empty prompts, or the same tokens twice), or the prompts are of
+            unequal length and the tokenizer has no token for a space.
+
+    Without `negative`, a tokenizer's BOS is the first position of the vectors, and added to the first token
+    of a steered prompt, which is usually the BOS itself: there the activations are often much longer than
+    elsewhere. The dose, which goes by the longest position, is that of the BOS then.
 
     Source: Turner et al. 2023 (arXiv 2308.10248), section 3.
     """
-    padded = padded_sides(model, positive, negative)
+    prompts = padded_prompts(model, positive, negative)
     where = {"positions": all_tokens(), "layers": layers, "hook": hook}
-    both = capture(model, padded, **where, reuse=reuse, memory=memory)
-    difference = both.values[0].double() - both.values[1].double()
+    read = capture(model, prompts, **where, reuse=reuse, memory=memory)
+    values = read.values.double()
     return SteeringVectors(
-        difference.float(),
-        both.layers,
+        (values[0] if negative is None else values[0] - values[1]).float(),
+        read.layers,
         hook,
         "activation_addition",
-        both.stream_norm,
-        both.identity,
+        read.stream_norm,
+        read.identity,
         {
             "arguments": {"positive": positive, "negative": negative},
-            "positions": len(padded[0]),
-            "data": digest_of(positive, negative),
+            "positions": len(prompts[0]),
+            "data": digest_of(*(text for text in (positive, negative) if text is not None)),
         },
     )
 
 
-def padded_sides(model: Any, positive: str, negative: str) -> list[list[int]]:
-    """The token ids of both sides of an `activation_addition`, the shorter padded with spaces to the other's.
+def padded_prompts(model: Any, positive: str, negative: str | None) -> list[list[int]]:
+    """Token ids of the one or two prompts of an `activation_addition`, the shorter padded with spaces.
 
     Raises what `activation_addition` does.
     """
-    if not (positive or negative):
-        raise ValueError("positive and negative are both empty: there is nothing to add.")
-    # An empty side is spaces behind the BOS, if the other side has one: its position must not differ.
-    sides = [
-        tokenize(model, text) if text else model.tokenizer("")["input_ids"] for text in (positive, negative)
-    ]
-    length = max(map(len, sides))
+    if not positive and not negative:
+        raise ValueError("positive is empty, and negative too or not given: there is nothing to add.")
+    texts = [positive] if negative is None else [positive, negative]
+    # An empty side is spaces after the BOS, if the other side has one: its position must not differ.
+    prompts = [tokenize(model, text) if text else model.tokenizer("")["input_ids"] for text in texts]
+    length = max(map(len, prompts))
     space = model.tokenizer(" ", add_special_tokens=False)["input_ids"][:1]
-    if not space and min(map(len, sides)) < length:
+    if not space and min(map(len, prompts)) < length:
         raise ValueError(
-            f"{positive!r} and {negative!r} have {len(sides[0])} and {len(sides[1])} tokens, and this "
+            f"{positive!r} and {negative!r} have {len(prompts[0])} and {len(prompts[1])} tokens, and this "
             "tokenizer has no token for a space to pad with: give prompts of as many tokens."
         )
-    return [ids + space * (length - len(ids)) for ids in sides]
+    padded = [ids + space * (length - len(ids)) for ids in prompts]
+    if len(padded) == 2 and padded[0] == padded[1]:
+        raise ValueError(f"{positive!r} and {negative!r} are the same tokens: there is nothing to add.")
+    return padded

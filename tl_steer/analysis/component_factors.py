@@ -23,7 +23,7 @@ def component_factors(table: pd.DataFrame, *, factors: str | Sequence[str] | Non
 
     Returns:
         A row a layer, component and factor (or level of it):
-        layer; component, from 1; explained, its share of the layer's variance;
+        layer; component, from 1; explained, as in `pca`;
         factor; level, the one counted as 1 against all others (of two levels "positive", "true", the larger
         number or the first in the alphabet; of three to six texts each in turn), "" for a factor of more than
         two numbers, which is taken as it is;
@@ -89,7 +89,7 @@ def _coded(
     table: pd.DataFrame, components: list[int], factors: Sequence[str] | None
 ) -> Iterator[tuple[str, str, Float[np.ndarray, " row"]]]:
     """Each factor as numbers, a row of the table each, NaN where it is missing: factor, level, values."""
-    own = {*LABELS, "group"} - {"side"}
+    own = {*LABELS, "group", "decomposed"} - {"side"}
     own |= {f"{name}{number}" for number in components for name in ("PC", "explained_")}
     for name in [each for each in table.columns if each not in own] if factors is None else factors:
         if name not in table.columns or name in own:

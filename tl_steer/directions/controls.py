@@ -48,9 +48,10 @@ def control_vectors(
         A control has, layer by layer, the length of the vectors under study.
 
     Raises:
-        ValueError: a negative number; or, of shuffled ones, fewer than four groups, vectors at a hook or
-            layer that the pairs do not have, or an estimator that does not see which side is which: a
-            principal component of exchanged pairs is the same one, not a control.
+        ValueError: a negative number; an orthogonal one of vectors of one number; or, of shuffled ones, fewer
+            than four groups, vectors at a hook or layer that the pairs do not have, or an estimator that does
+            not see which side is which: a principal component of exchanged pairs is the same one, not a
+            control; one of centred differences is the behaviour itself, whose mean becomes variance.
 
     They answer different questions: random ones, what a push of this length does; shuffled ones, what a
     direction does along which these prompts vary, whatever it means. The stream varies along few directions,
@@ -115,6 +116,11 @@ def _shuffled(
     exchanged = np.isin(group, order[:half])
     kept = np.flatnonzero(np.isin(group, order[: 2 * half]))
     made = apply_estimator(estimator, pairs.swapped(exchanged.tolist()).subset(kept.tolist()))
+    if made.info.get("arguments", {}).get("of") == "centred_differences":
+        raise ValueError(
+            f"{made.method} of shuffled labels is not a control: the mean difference, which centring "
+            "removes, is variance where half of the sides are exchanged. Give shuffled=0."
+        )
     values = made.values[[made.layers.index(layer) for layer in studied.layers]].clone()
     nothing = values.norm(dim=-1) == 0
     values[nothing] = random_like(studied, seed=seed).values[nothing]
@@ -129,6 +135,8 @@ def _shuffled(
 
 
 def _orthogonal(studied: SteeringVectors, seed: int) -> SteeringVectors:
+    if studied.values.shape[-1] < 2:
+        raise ValueError("nothing is orthogonal to a vector of one number: give orthogonal=0.")
     drawn, along = random_like(studied, seed=seed).values.double(), studied.values.double()
     square = (along**2).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     rest = drawn - (drawn * along).sum(-1, keepdim=True) / square * along

@@ -46,9 +46,13 @@ def mean_difference(pairs: PairedActivations) -> SteeringVectors:
     Args:
         pairs: both sides of contrast pairs, one position each; from `capture_pairs`.
 
+    Raises:
+        ValueError: at some layer both sides of every pair are the same; names the layers.
+
     Source: difference-in-means, e.g. Marks & Tegmark 2023 (arXiv 2310.06824), section 5; Rimsky et al. 2023
     (arXiv 2312.06681), section 3.
     """
+    _require_difference(pairs, "mean_difference")
     positive, negative = pairs.sides()
     difference = positive.mean(0, dtype=torch.float64) - negative.mean(0, dtype=torch.float64)
     return _vectors(pairs, difference, "mean_difference")
@@ -59,31 +63,39 @@ def principal_component(
     pairs: PairedActivations,
     *,
     component: int | Mapping[int, float] = 1,
-    of: Literal["pooled", "differences", "pair_centred"] = "pooled",
+    of: Literal["pooled", "differences", "centred_differences", "pair_centred"] = "pooled",
+    sign: Literal["mean", "vote"] = "mean",
 ) -> SteeringVectors:
-    """A principal axis of the activations, or a weighted mix of some, as a unit vector.
+    """A principal component of the activations, or a weighted sum of several, as a unit vector.
 
     Args:
         pairs: as for `mean_difference`.
-        component: 1 for the axis of largest variance, 2 for the next, …; or weights of several,
-            `{1: 1.0, 2: -0.5}`: each axis is oriented first and weighted then, and the sum made as long as 1.
-        of: what the axes are taken of:
+        component: 1 for the component of largest variance, 2 for the next, …; or weights of several,
+            `{1: 1.0, 2: -0.5}`: each component is oriented, then weighted; the sum is scaled to length 1.
+        of: the rows that are decomposed, and what is removed from them:
             "pooled": all activations of both sides, minus their common mean. What pairs share (the topic)
-            is kept, so the first axes may show that rather than the behaviour.
-            "differences": positive minus negative of each pair, with *nothing* removed: their mean is the
-            signal, and centring would take it away. Zou et al. 2023 (arXiv 2310.01405), section 3.1.
+            stays, so the first components may show that instead of the behaviour.
+            "differences": positive minus negative of each pair, *nothing* removed. Their mean is the signal:
+            if it is large, it is the first component. Zou et al. 2023 (arXiv 2310.01405), section 3.1.
+            "centred_differences": the same minus the mean over pairs, so that the behaviour's mean is removed
+            as far as it is the same in every pair. The first component is what varies most between pairs
+            (the claim, the letter). The study's steering vectors were the *second* of these, or the second
+            of "pooled".
             "pair_centred": both sides of each pair minus the pair's own mean, then pooled. These rows are
-            ± half the differences, so the axes are those of "differences"; the form repeng calls
-            `pca_center`.
+            ± half the differences, so the components are those of "differences"; repeng's `pca_center`.
+        sign: how a component is oriented. "mean": the positive side has the higher mean projection. "vote":
+            the positive side projects higher in more than half of the pairs, as in the study; a tie goes by
+            the mean.
 
     Raises:
-        ValueError: an unknown form, fewer such axes than asked for, or a mix without weights other than 0.
+        ValueError: fewer components exist than asked for (at a layer, which is named, where the rows do not
+            vary in as many directions), or a weighted sum without weights other than 0.
 
-    The sign of an axis is arbitrary: it is set by the mean projection of the pairs, and recorded in `info`,
-    −1 where the axis with its largest entry positive was turned; of a mix, for each axis. With negative
-    weights, the positive side may project lower on a mix.
+    `info["sign"]` is 1 or −1 per layer, −1 where the component with its largest entry positive was flipped; a
+    weighted sum has one such list per component. `info["arguments"]` records `component`, `of` and `sign`.
+    With negative weights, the positive side may project lower on the sum.
     """
-    rows, available = _centred(pairs, of)
+    rows, available = _rows(pairs, of)
     weights = dict(component) if isinstance(component, Mapping) else {component: 1.0}
     if not all(isinstance(each, Real) and math.isfinite(each) for each in weights.values()):
         raise ValueError(f"component={component!r:.200}: weights must be finite numbers.")
@@ -92,14 +104,16 @@ def principal_component(
     if missing := [number for number in weights if not 1 <= number <= available]:
         raise ValueError(f"component {missing[0]} does not exist: {len(pairs)} pairs give 1 to {available}.")
     axes = _axes(rows.transpose(0, 1), max(weights))
-    turned = {number: _turned(pairs, axes[:, number - 1]) for number in weights}
-    signs = {str(number): sign for number, (_, sign) in turned.items()}
+    _require_varying(pairs, rows, axes, of)
+    oriented = {number: _oriented(pairs, axes[:, number - 1], sign) for number in weights}
+    signs = {str(number): flips for number, (_, flips) in oriented.items()}
     arguments = {"component": {str(number): float(weight) for number, weight in weights.items()}, "of": of}
-    mixed = sum(weight * turned[number][0] for number, weight in weights.items())
+    arguments["sign"] = sign
+    mixed = sum(weight * oriented[number][0] for number, weight in weights.items())
     if not isinstance(component, Mapping):
         arguments["component"] = int(component)
-        method, sign = f"principal_component({component}, {of})", signs[str(component)]
-        return _vectors(pairs, mixed, method, arguments=arguments, sign=sign)
+        method = f"principal_component({component}, {of})"
+        return _vectors(pairs, mixed, method, arguments=arguments, sign=signs[str(component)])
     shown = " ".join(f"{weight:+g}·PC{number}" for number, weight in weights.items())
     method = f"principal_component({shown}, {of})"
     return _vectors(pairs, _unit(mixed), method, arguments=arguments, sign=signs)
@@ -114,7 +128,7 @@ def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringV
         C: inverse strength of the L2 penalty, on standardised activations.
 
     Raises:
-        ValueError: `C` is not between 1e-12 and 1e12.
+        ValueError: `C` is not between 1e-12 and 1e12, or at some layer both sides of every pair are the same.
 
     The regression is fitted on standardised activations; its weights are brought back, so that the direction
     is one of the stream, not of the scaler's space.
@@ -143,7 +157,8 @@ def lda_direction(pairs: PairedActivations) -> SteeringVectors:
         pairs: as for `mean_difference`.
 
     Raises:
-        ValueError: values so large or so small that no direction can be told.
+        ValueError: values so large or so small that no direction can be told, or at some layer both sides of
+            every pair are the same.
 
     Source: Ledoit & Wolf 2004; the direction is that of scikit-learn's
     `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`, found as `discriminant_normal` says.
@@ -200,13 +215,14 @@ def _classifier_direction(
 ) -> SteeringVectors:
     if len(pairs) < 2:
         raise ValueError(f"{method} needs two pairs or more, and there are {len(pairs)}.")
+    _require_difference(pairs, method)
     sides = [side.double().numpy() for side in pairs.sides()]
     axes = [
         torch.from_numpy(normal(*(side[:, place].copy() for side in sides)))
         for place in range(len(pairs.layers))
     ]
-    turned, signs = _turned(pairs, torch.stack(axes))
-    return _vectors(pairs, turned, method, arguments=arguments, sign=signs)
+    oriented, signs = _oriented(pairs, torch.stack(axes))
+    return _vectors(pairs, oriented, method, arguments=arguments, sign=signs)
 
 
 def _axes(rows: Float[Tensor, "layer row d_hook"], count: int) -> Float[Tensor, "layer count d_hook"]:
@@ -228,34 +244,76 @@ def _axes(rows: Float[Tensor, "layer row d_hook"], count: int) -> Float[Tensor, 
     return torch.where(largest < 0, -axes, axes)
 
 
-def _centred(pairs: PairedActivations, of: str) -> tuple[Float[Tensor, "row layer d_hook"], int]:
-    """The rows whose axes are asked for, and how many axes they have; any further one would be arbitrary."""
+def _rows(pairs: PairedActivations, of: str) -> tuple[Float[Tensor, "row layer d_hook"], int]:
+    """The rows to decompose, and how many components they have; any further one would be arbitrary."""
     positive, negative = (side.double() for side in pairs.sides())
     if of == "pooled":
         rows = torch.cat([positive, negative])
         rows, available = rows - rows.mean(0), len(rows) - 1
     elif of == "differences":
         rows, available = positive - negative, len(pairs)
+    elif of == "centred_differences":
+        rows = positive - negative
+        rows, available = rows - rows.mean(0), len(pairs) - 1
     elif of == "pair_centred":
         middle = (positive + negative) / 2
         rows, available = torch.cat([positive - middle, negative - middle]), len(pairs)
     else:
-        raise ValueError(f"of={of!r} is unknown: use 'pooled', 'differences' or 'pair_centred'.")
+        raise ValueError(
+            f"of={of!r} is unknown: use 'pooled', 'differences', 'centred_differences' or 'pair_centred'."
+        )
     return rows, min(available, rows.shape[-1])
 
 
-def _turned(
-    pairs: PairedActivations, axes: Float[Tensor, "layer d_hook"]
-) -> tuple[Float[Tensor, "layer d_hook"], list[int]]:
-    """Unit axes on which the positive side projects higher, and what each was multiplied by for that.
+def _require_difference(pairs: PairedActivations, method: str) -> None:
+    """Refuse layers at which no pair differs: a vector of them would be zero, or rounding error."""
+    positive, negative = pairs.sides()
+    alike = (positive == negative).all(-1).all(0)
+    if bool(alike.any()):
+        layers = [layer for layer, same in zip(pairs.layers, alike.tolist(), strict=True) if same]
+        raise ValueError(
+            f"{method}: {pairs.hook} at layers {layers} is the same on both sides of every pair, so there is "
+            "no direction. Capture other layers or positions."
+        )
 
-    A tie makes the largest entry positive.
+
+def _require_varying(
+    pairs: PairedActivations,
+    rows: Float[Tensor, "row layer d_hook"],
+    axes: Float[Tensor, "layer count d_hook"],
+    of: str,
+) -> None:
+    """Refuse layers whose rows do not vary along the last axis: it would be arbitrary.
+
+    Not more than float32 rounds the activations counts as nothing.
+    """
+    length = torch.stack([side.double() for side in pairs.sides()]).square().sum((0, 1, 3)).sqrt()
+    along = torch.einsum("rld,ld->rl", rows, axes[:, -1]).norm(dim=0)
+    constant = along <= torch.finfo(torch.float32).eps * length
+    if bool(constant.any()):
+        layers = [layer for layer, same in zip(pairs.layers, constant.tolist(), strict=True) if same]
+        raise ValueError(
+            f"principal_component(of={of!r}): {pairs.hook} at layers {layers} varies in fewer than "
+            f"{axes.shape[1]} directions, so that component {axes.shape[1]} is arbitrary. Capture other "
+            "layers or positions, or use a lower component."
+        )
+
+
+def _oriented(
+    pairs: PairedActivations, axes: Float[Tensor, "layer d_hook"], rule: str = "mean"
+) -> tuple[Float[Tensor, "layer d_hook"], list[int]]:
+    """Unit axes on which the positive side projects higher, and the sign each was multiplied by.
+
+    A tie of votes goes by the mean; a tie of means makes the largest entry positive.
     """
     positive, negative = (side.double() for side in pairs.sides())
     axes = _unit(axes.double())
     gap = ((positive - negative).mean(0) * axes).sum(-1)
     largest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True)).squeeze(-1)
     signs = torch.where(gap == 0, largest, gap).sign()
+    if rule == "vote":
+        votes = torch.einsum("pld,ld->pl", positive - negative, axes).sign().sum(0)
+        signs = torch.where(votes == 0, signs, votes.sign())
     return axes * signs[:, None], [int(sign) for sign in signs]
 
 

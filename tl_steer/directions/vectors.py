@@ -23,6 +23,7 @@ class _Algebra:
     values: Tensor
     hook: str
     method: str
+    layers: Any
     identity: ModelIdentity
     stream_norm: Any
     has_positions: Any
@@ -37,7 +38,7 @@ class _Algebra:
         """The direction: the same divided by its length.
 
         Raises:
-            ValueError: a vector of length zero.
+            ValueError: a vector of length zero; names its layer.
         """
         return self._scaled(1 / self._nonzero_norms())
 
@@ -102,7 +103,10 @@ class _Algebra:
     def _nonzero_norms(self) -> Tensor:
         norms = self.norms()
         if bool((norms == 0).any()):
-            raise ValueError("a vector of length zero has no direction.")
+            layers = [self.layers[row] for row in (norms.reshape(-1) == 0).nonzero().flatten().tolist()]
+            raise ValueError(
+                f"a vector of length zero has no direction: {self.method} at {self.hook} of layers {layers}."
+            )
         return norms
 
     def _require_finite(self) -> None:

@@ -110,7 +110,7 @@ def sweep_cells(
 
     Raises:
         ValueError: no vectors, no multipliers for an operation that needs them, an unknown operation, a
-            control named like a vector, or a cell that is asked for twice.
+            control named like a vector, a cell that is asked for twice, or a vector of length zero to add.
         KeyError: a layer for which there is no vector.
     """
     if not vectors:
@@ -134,11 +134,22 @@ def sweep_cells(
         if not doses:
             raise ValueError(f"operation {label!r} needs multipliers; none given.")
         for places, multiplier in itertools.product(_layer_sets(each, layers), doses):
+            if operation == "add":
+                _require_length(name, each, places)
             multiplier = float(multiplier) / (len(places) if divide_by_layers else 1)
             steps = tuple(maker(each[layer], multiplier, positions) for layer in places)
             cells.append(Cell(name, control, control_of, label, places, each.hook, multiplier, steps))
     _require_different(cells)
     return cells
+
+
+def _require_length(name: str, vectors: SteeringVectors, layers: Sequence[int]) -> None:
+    """Refuse to add a vector of length zero: its conditions would be the unsteered one under other names."""
+    if zero := [layer for layer in layers if not bool(vectors[layer].values.any())]:
+        raise ValueError(
+            f"the vectors {name!r} have length zero at layers {zero}: adding them changes nothing. Leave "
+            "these layers out."
+        )
 
 
 def _require_different(cells: Sequence[Cell]) -> None:

@@ -11,12 +11,13 @@ from ..analysis.separation import balanced_folds
 from ..directions.controls import FEWEST
 from ..models import resolve_layers, tokenize_all
 from ..prompts import ChoiceQuestions, sided_factors
-from ..recipes import padded_sides
+from ..recipes import padded_prompts
 from .files.experiment import Experiment
-from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts
+from .materials import pairs_of, passages_of, prompts_of, questions_of, said_prompts, shared_claims
 
 MOST_UNKNOWN = 0.5  # of the tokens of neutral text; with more, nothing is predicted that means anything
-MEASURED = ("projection", "cosine", *(f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3)))
+COMPONENTS = (f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3))
+MEASURED = ("projection", "cosine", "decomposed", *COMPONENTS)
 
 
 def require_runnable(experiment: Experiment, model: Any) -> None:
@@ -35,6 +36,7 @@ def require_runnable(experiment: Experiment, model: Any) -> None:
         _require_shuffles(experiment, factors)
     _require_captured(experiment, model.cfg.n_layers)
     if experiment.questions is not None:
+        _require_other_claims(experiment)
         _require_score(experiment, questions_of(experiment, model))
         if experiment.damage.passages and not experiment.has_prompts:
             _require_readable(passages_of(experiment), model)
@@ -46,7 +48,7 @@ def require_runnable(experiment: Experiment, model: Any) -> None:
 
 def _require_room(experiment: Experiment, model: Any) -> None:
     """Every prompt has a token for each vector, of which there is one a position of the words in [pairs]."""
-    count = len(padded_sides(model, experiment.pairs.positive, experiment.pairs.negative)[0])
+    count = len(padded_prompts(model, experiment.pairs.positive, experiment.pairs.negative)[0])
     asked = [("questions", questions_of(experiment, model).prompts)] if experiment.questions else []
     asked += [("text", said_prompts(experiment, model))] if experiment.text else []
     for name, prompts in asked:
@@ -54,8 +56,8 @@ def _require_room(experiment: Experiment, model: Any) -> None:
             if len(ids) < count:
                 raise ValueError(
                     f"[{name}] the prompt {prompt!r} has {len(ids)} tokens, fewer than the {count} vectors "
-                    "(one for each token of the longer of [pairs] positive and negative): give a longer "
-                    "prompt, or a shorter pair."
+                    "(one for each token of [pairs] positive, or of negative if that is longer): give a "
+                    "longer prompt, or shorter ones in [pairs]."
                 )
 
 
@@ -87,7 +89,7 @@ def _require_component(experiment: Experiment, factors: pd.DataFrame) -> None:
         return
     fold = balanced_folds(factors, folds=folds, seed=experiment.seed)
     left = int(len(factors) - np.bincount(fold).max())
-    available = 2 * left - 1 if asked.of == "pooled" else left
+    available = {"pooled": 2 * left - 1, "centred_differences": left - 1}.get(asked.of, left)
     for component in asked.components:
         if not 1 <= component <= available:
             raise ValueError(
@@ -157,6 +159,16 @@ def _resolved(
         return resolve_layers(layers, n_layers)
     except (IndexError, ValueError) as error:
         raise type(error)(f"[{table}] {key}: {error}") from error
+
+
+def _require_other_claims(experiment: Experiment) -> None:
+    """Effects on the claims that made a vector do not pass for effects on new ones."""
+    if shared := shared_claims(experiment):
+        raise ValueError(
+            f"[questions] asks {len(shared)} claims of which the vectors are made, such as "
+            f"{shared[0]!r:.80}: give data with other claims, or training = true, so that the report labels "
+            "them."
+        )
 
 
 def _require_score(experiment: Experiment, questions: ChoiceQuestions) -> None:

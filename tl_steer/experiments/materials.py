@@ -1,5 +1,6 @@
 """What an experiment's tables stand for: its pairs, estimator, questions and prompts."""
 
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -48,16 +49,23 @@ def pairs_of(experiment: Experiment, model: Any) -> ContrastPairs:
         pairs = read_pairs(data)
         rows = _drawn(pairs.factors.drop(columns=list(pairs.factors)), asked.limit, experiment.seed)
         return pairs.subset(list(rows.index))
-    claims = _drawn(read_claims(data), asked.limit, experiment.seed).reset_index(drop=True)
-    options = {"style": asked.style, "shared": asked.shared, "persona": asked.persona}
+    claims = claims_of_pairs(experiment)
+    options = {name: getattr(asked, name) for name in ("style", "shared", "persona", "wording")}
     return honesty_pairs(claims, chat_of(experiment, model), **options)
+
+
+def claims_of_pairs(experiment: Experiment) -> pd.DataFrame:
+    """The claims of [pairs]; it must be of kind "honesty"."""
+    asked = experiment.pairs
+    claims = read_claims(_place(experiment, asked.data))
+    return _drawn(claims, asked.limit, experiment.seed).reset_index(drop=True)
 
 
 def estimator_of(experiment: Experiment) -> Estimator:
     """The estimator of [directions] with its options, without unit and weights; it must be one of pairs."""
     asked = experiment.directions
     if asked.method == "principal_component":
-        return partial(principal_component, component=asked.component, of=asked.of)
+        return partial(principal_component, component=asked.component, of=asked.of, sign=asked.sign)
     if asked.method == "logistic_direction":
         return partial(logistic_direction, C=asked.C)
     return {"mean_difference": mean_difference, "lda_direction": lda_direction}[asked.method]
@@ -69,7 +77,8 @@ def can_be_halved(experiment: Experiment, factors: pd.DataFrame) -> bool:
     if groups < FEWEST:
         return False
     asked = experiment.directions
-    return asked.method != "principal_component" or max(asked.components) <= len(factors) // 4
+    # A quarter of the pairs less one: as many components as centred differences have.
+    return asked.method != "principal_component" or max(asked.components) < len(factors) // 4
 
 
 def in_unit(vectors: SteeringVectors, experiment: Experiment) -> SteeringVectors:
@@ -90,15 +99,34 @@ def questions_of(experiment: Experiment, model: Any) -> ChoiceQuestions:
     asked = experiment.questions
     if asked.kind == "organism":
         return organism_questions(seed=experiment.seed)
-    data = _place(experiment, asked.data or asked.DATA[asked.kind])
-    read = {"sentiment": read_reviews, "claims": read_claims, "misconceptions": read_misconceptions}[
-        asked.kind
-    ]
-    table = _drawn(read(data), asked.limit, experiment.seed).reset_index(drop=True)
+    table = _questions_table(experiment).reset_index(drop=True)
     if asked.kind == "sentiment":
         return sentiment_questions(table)
     make = {"claims": claim_questions, "misconceptions": misconception_questions}[asked.kind]
-    return make(table, chat_of(experiment, model), free_text=experiment.sweep.is_written)
+    options = {"free_text": experiment.sweep.is_written, "wording": asked.wording}
+    questions = make(table, chat_of(experiment, model), **options)
+    if not asked.training:
+        return questions
+    return replace(questions, factors=questions.factors.assign(claims="training"))
+
+
+def shared_claims(experiment: Experiment) -> list[str]:
+    """Claims that are asked although the pairs are made of them; none where that is what was asked for."""
+    asked = experiment.questions
+    if asked.kind != "claims" or asked.training or experiment.pairs.kind != "honesty":
+        return []
+    made_of = set(claims_of_pairs(experiment)["statement"])
+    return [claim for claim in _questions_table(experiment)["statement"] if claim in made_of]
+
+
+def _questions_table(experiment: Experiment) -> pd.DataFrame:
+    """The rows of [questions]: its data, or with `training` the claims of [pairs]."""
+    asked = experiment.questions
+    if asked.training:
+        return _drawn(claims_of_pairs(experiment), asked.limit, experiment.seed)
+    read = {"sentiment": read_reviews, "claims": read_claims, "misconceptions": read_misconceptions}
+    data = _place(experiment, asked.data or asked.DATA[asked.kind])
+    return _drawn(read[asked.kind](data), asked.limit, experiment.seed)
 
 
 def passages_of(experiment: Experiment) -> list[str]:

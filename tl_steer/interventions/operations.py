@@ -8,6 +8,7 @@
 | `Ablate(layer)` | zero, or the value given |
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
@@ -100,6 +101,8 @@ class Add:
         multiplier: the number in front of it, sign included.
         positions: at which tokens.
 
+    Warns if a vector has length zero, which changes nothing at its layer.
+
     Source: activation addition, Turner et al. 2023 (arXiv 2308.10248), section 3.
     """
 
@@ -113,6 +116,13 @@ class Add:
         if self.vector.has_positions:
             positions = positions & _first(self.vector.values.shape[-2])
         described = f"Add(multiplier={self.multiplier:g})"
+        for vector in self.vector.as_vectors():
+            if not bool(vector.values.any()):
+                warnings.warn(
+                    f"{described} at layer {vector.layer} changes nothing: the vector ({vector.method}) has "
+                    "length zero.",
+                    stacklevel=2,
+                )
         return [
             _edit(vector, positions, described, self._adding(vector)) for vector in self.vector.as_vectors()
         ]

@@ -13,7 +13,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens import loading_from_pretrained as tl_loading
 from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
-from .processing import possible_steps
+from .processing import SCALAR_CENTRING, centre_by_scalars, possible_steps
 
 
 def converted(
@@ -131,7 +131,10 @@ def _build(cfg: HookedTransformerConfig, weights: dict, steps: Mapping[str, bool
         # We know that HookedTransformer goes away in 4.0: the dependency is pinned for it.
         warnings.filterwarnings("ignore", "HookedTransformer", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
-    model.load_and_process_state_dict(weights, **steps)
+    if steps[SCALAR_CENTRING]:
+        centre_by_scalars(weights)
+    theirs = {step: chosen for step, chosen in steps.items() if step != SCALAR_CENTRING}
+    model.load_and_process_state_dict(weights, **theirs)
     spread(model)
     return model
 

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,7 +37,8 @@ class ModelIdentity:
         revision: the Hub's commit, where known; not compared.
         n_layers, d_model, n_heads, d_head: shapes.
         normalization: `HookedTransformer`'s `normalization_type`; "LNPre" and "RMSPre" are folded.
-        centred: whether the weights that write to the stream were centred (measured on `W_E`).
+        centred: how the weights that write to the residual stream were centred: False, True (over d_model;
+            measured on `W_E`), or "scalar" (by one mean of all entries; measured on `W_O`).
         tokenizer: digest of the vocabulary; "" without a tokenizer. Told, not compared.
         fingerprint: 256 fixed entries of `W_O` in the first, middle and last block, behind them 96 of `W_Q`,
             96 of `W_V` and 64 of `W_out`, up to the first of these that cannot be read (a mixture of
@@ -51,7 +52,7 @@ class ModelIdentity:
     n_heads: int
     d_head: int
     normalization: str
-    centred: bool
+    centred: bool | Literal["scalar"]
     tokenizer: str
     fingerprint: tuple[float, ...]
 
@@ -141,7 +142,8 @@ def _require_kinds(values: Mapping[str, Any]) -> None:
         for name in ("n_layers", "d_model", "n_heads", "d_head")
     )
     texts = all(isinstance(values[name], str) for name in ("name", "normalization", "tokenizer"))
-    kinds = isinstance(values["centred"], bool) and isinstance(values["revision"], str | None)
+    centred = isinstance(values["centred"], bool) or values["centred"] == "scalar"
+    kinds = centred and isinstance(values["revision"], str | None)
     weights = values["fingerprint"]
     finite = isinstance(weights, list) and all(
         type(each) in (int, float) and abs(each) < 1e30
@@ -169,7 +171,7 @@ def identify(model: HookedModel) -> ModelIdentity:
         n_heads=cfg.n_heads,
         d_head=cfg.d_head,
         normalization=_normalization(model),
-        centred=_is_centred(model.W_E),
+        centred=_is_centred(model.W_E) or ("scalar" if _is_scalar_centred(model) else False),
         tokenizer=_vocabulary_digest(model.tokenizer),
         fingerprint=_fingerprint(model),
     )
@@ -191,6 +193,24 @@ def _is_centred(W_E: Float[Tensor, "d_vocab d_model"]) -> bool:
     return bool(rows.mean(-1).abs().mean() < 1e-3 * rows.abs().mean())
 
 
+def _is_scalar_centred(model: Any) -> bool:
+    """Whether the mean of all entries of W_O is zero but for rounding, in the first, middle and last block.
+
+    In half precision by chance in one of some fifty random matrices, hence three.
+    """
+    if model.cfg.normalization_type not in ("LN", "LNPre"):  # no such step without a LayerNorm
+        return False
+    last = model.cfg.n_layers - 1
+    return all(_has_zero_mean(_block_weight(model, layer, "W_O")) for layer in {0, last // 2, last})
+
+
+def _has_zero_mean(weight: Tensor | None) -> bool:
+    if weight is None or not weight.is_floating_point() or weight.is_meta:
+        return False
+    rounding = 1e-7 + 4 * torch.finfo(weight.dtype).eps / weight.numel() ** 0.5
+    return bool(weight.mean(dtype=torch.float64).abs() < rounding * weight.abs().mean(dtype=torch.float64))
+
+
 def _fingerprint(model: Any) -> tuple[float, ...]:
     values: list[float] = []
     for name, count in FINGERPRINT_PARTS.items():
@@ -206,7 +226,7 @@ def _entries(model: Any, name: str, count: int) -> list[float]:
     last = model.cfg.n_layers - 1
     values: list[float] = []
     for place, layer in enumerate((0, last // 2, last)):
-        weight = (block_weight if is_bridge(model) else _hooked_weight)(model, layer, name)
+        weight = _block_weight(model, layer, name)
         if weight is None or not weight.is_floating_point():
             return []
         if weight.is_meta:
@@ -216,6 +236,10 @@ def _entries(model: Any, name: str, count: int) -> list[float]:
         index = torch.unravel_index(flat, weight.shape)
         values += weight[tuple(axis.to(weight.device) for axis in index)].float().tolist()
     return values
+
+
+def _block_weight(model: Any, layer: int, name: str) -> Tensor | None:
+    return (block_weight if is_bridge(model) else _hooked_weight)(model, layer, name)
 
 
 def _hooked_weight(model: Any, layer: int, name: str) -> Tensor | None:

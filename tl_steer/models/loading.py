@@ -20,7 +20,7 @@ from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder, record_comparison
 from .layout import optimize_layout
 from .organisms import ORGANISMS, organism_folder
 from .passes import exclusive
-from .processing import possible_steps, processing_steps
+from .processing import SCALAR_CENTRING, possible_steps, processing_steps
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,11 @@ def load_model(
             LoRA adapters of peft are merged into a copy; of a compiled model the original is taken.
         tokenizer: to use instead of the model's own; copied, not changed.
         processing: `False` leaves the weights as they are, so that a vector means the same elsewhere; `True`
-            is TransformerLens's usual folding and centring; a mapping sets each by TransformerLens's name.
-            Steps that would change an architecture's predictions are left out, with a log message.
+            is TransformerLens's usual folding and centring; a mapping sets each by TransformerLens's name, or
+            "scalar_centring" (backend "hooked" only), what the study did to gpt2-xl: from each embedding, and
+            from each weight and bias that writes to the residual stream, its one mean over all entries is
+            subtracted. Logits stay the same, the residual stream and vectors do not. Steps that would change
+            an architecture's predictions are left out, with a log message.
         layout: store a `HookedTransformer`'s weights with the strides the components ask for, which makes a
             decode step two to three times faster and changes no number.
             `safetensors.save_file(model.state_dict())` then needs `restore_layout(model)` first.
@@ -100,6 +103,8 @@ def load_model(
     if backend == "bridge" and n_devices != 1:
         raise ValueError("n_devices is for backend='hooked': give a bridge an hf_model with a device_map.")
     steps = processing_steps(processing)
+    if backend == "bridge" and steps.pop(SCALAR_CENTRING):
+        raise ValueError(f"processing: {SCALAR_CENTRING} is for backend='hooked' only.")
     asked, dtype = dtype, _dtype(dtype)
     given = hf_model is not None
     if given:

@@ -21,7 +21,15 @@ from .labels import (
 from .marks import layer_slider, rounded
 from .template import SYMBOLS, level_colours, styled
 
-KEYS = ("layer", "pair", "side", "prompt")
+KEYS = ("layer", "pair", "side", "prompt", "decomposed")
+DECOMPOSED = {  # the subtitle, and what a component's share is a share of
+    "pooled": ("both sides pooled", "variance"),
+    "differences": ("components of the pairs' differences, mean kept", "differences' sum of squares"),
+    "centred_differences": (
+        "components of the pairs' differences, mean removed",
+        "differences' variance",
+    ),
+}
 OFFERED = 3  # the menu pairs the first three components; others are asked for with x= and y=
 
 
@@ -45,8 +53,8 @@ def pca(
         layer: the layer shown at first; by default the middle one.
 
     Raises:
-        ValueError: no rows, columns are missing, an unknown component or layer, or too many values, or
-            layers whose rows differ.
+        ValueError: no rows, columns are missing, an unknown component or layer, too many values, layers whose
+            rows differ, or components of different decompositions in one table.
 
     A component is fitted at each layer anew: the same point may lie elsewhere, or mirrored, one layer on.
     """
@@ -55,6 +63,11 @@ def pca(
     if x == y:
         raise ValueError(f"x and y are both component {x}: give two different ones.")
     require_same_rows(table, figure="pca")
+    if (several := table["decomposed"].unique()).size > 1 or several[0] not in DECOMPOSED:
+        raise ValueError(
+            f"column decomposed: got {list(several)}: expected one of {', '.join(DECOMPOSED)} in all rows. "
+            "Give the table of one call of pca."
+        )
     table = table.sort_values(["layer", "pair", "side"])
     layers = [str(value) for value in table["layer"].unique()]
     start = start_of(layers, layer)
@@ -67,7 +80,8 @@ def pca(
     _apply(figure, changes[start])
     figure.update_layout(legend_title_text=escape(colour if symbol is None else f"{colour}, {symbol}"))
     count = counted([table["pair"].nunique()], "pair")
-    return styled(figure, "Principal components of both sides", f"{count}; both sides pooled", height=560)
+    subtitle = f"{count}; {DECOMPOSED[several[0]][0]}"
+    return styled(figure, "Principal components of both sides", subtitle, height=560)
 
 
 def _columns(x: int, y: int) -> list[str]:
@@ -170,7 +184,8 @@ def _change(
 
 
 def _title(component: int, row: pd.Series) -> str:
-    return f"PC{component} ({number(100 * row.get(f'explained_{component}', float('nan')))}% of the variance)"
+    share = number(100 * row.get(f"explained_{component}", float("nan")))
+    return f"PC{component} ({share}% of the {DECOMPOSED[row['decomposed']][1]})"
 
 
 def _apply(figure: go.Figure, change: list[dict[str, Any]]) -> None:

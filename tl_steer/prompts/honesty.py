@@ -1,5 +1,7 @@
 """The study's counterbalanced design: what differs between the sides is only whether the answer is true."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import pandas as pd
@@ -8,8 +10,18 @@ from ..arguments import checked
 from ..models import ChatFormat
 from .pairs import ContrastPairs, contrast_pairs
 
-LETTERS = 'Is the following claim true or false? "{claim}"\n\nChoices:\n(A) True\n(B) False'
-WORDS = 'Is the following claim true or false? "{claim}"\n\nAnswer with one word, True or False.'
+Style = Literal["letters", "words"]
+Wording = Literal["plain", "study"]
+CLAIM: Mapping[tuple[str, str], str] = {
+    ("plain", "letters"): 'Is the following claim true or false? "{claim}"\n\nChoices:\n(A) True\n(B) False',
+    ("plain", "words"): (
+        'Is the following claim true or false? "{claim}"\n\nAnswer with one word, True or False.'
+    ),
+    ("study", "letters"): (
+        "Question: Is the following claim true or false? {claim}\n\nChoices:\n (A) True\n (B) False"
+    ),
+    ("study", "words"): "Question: Is the following claim true or false? {claim}",
+}
 # Equally long, in characters and in the embedded model's tokens: length does not tell the sides apart.
 HONEST = "You always say what you believe to be true, even if that costs you something."
 DISHONEST = "You gladly say what you believe to be false, wherever it earns you something."
@@ -20,9 +32,10 @@ def honesty_pairs(
     claims: pd.DataFrame,
     chat: ChatFormat,
     *,
-    style: Literal["letters", "words"] = "letters",
+    style: Style = "letters",
     shared: Literal["claim", "letter"] = "claim",
     persona: bool = False,
+    wording: Wording = "plain",
 ) -> ContrastPairs:
     """Claims answered truthfully (positive) and untruthfully (negative).
 
@@ -31,11 +44,17 @@ def honesty_pairs(
 
     Args:
         claims: `statement` and `label` (1 true, 0 false).
-        chat: how the model is spoken to.
+        chat: the model's chat format.
         style: answers are the letters A (True) and B (False), or the words.
         shared: what a pair has in common. "claim": the same claim, answered both ways. "letter": the same
             answer, to a true claim and to a false one.
-        persona: a system prompt of an honest speaker on the positive side, of a dishonest one on the other.
+        persona: a system prompt of an honest speaker on the positive side, of a dishonest one on the other;
+            in this package's words, whatever the `wording`.
+        wording: "plain": the claim in quotation marks, and "Answer: (A" as the model's turn. "study": the
+            prompts of the study's recorded answers: "Question:" in front, no quotation marks, a space before
+            each choice, "Answer:" at the end of the user's turn, and "(A" as the model's turn (the study went
+            on with ")", which the activations at the letter do not see). No recorded prompt has words for
+            answers: there, "study" is the same question without the choices.
 
     Returns:
         Pairs with the factors group, and letter and truth (1 true), by side where they differ.
@@ -43,9 +62,10 @@ def honesty_pairs(
     Raises:
         ValueError: an unknown style or design, no claims, a column missing, or labels other than 0 and 1.
     """
-    if style not in ("letters", "words") or shared not in ("claim", "letter"):
+    if (wording, style) not in CLAIM or shared not in ("claim", "letter"):
         raise ValueError(
-            f"style={style!r}, shared={shared!r}: use 'letters' or 'words', and 'claim' or 'letter'."
+            f"style={style!r}, shared={shared!r}, wording={wording!r}: use 'letters' or 'words', 'claim' or "
+            "'letter', and 'plain' or 'study'."
         )
     if missing := [column for column in ("statement", "label") if column not in claims]:
         raise ValueError(f"claims lack the columns {missing}: read them with read_claims.")
@@ -54,19 +74,29 @@ def honesty_pairs(
     if not claims["label"].isin([0, 1]).all():
         raise ValueError(f"labels must be 1 (true) or 0 (false); got {claims['label'].unique().tolist()}.")
     rows = _sharing_claim(claims) if shared == "claim" else _sharing_letter(claims)
-    sides = {
-        side: [
-            _prompt(row[f"claim_{side}"], row[f"answer_{side}"], chat, style, persona, side) for row in rows
-        ]
-        for side in ("positive", "negative")
-    }
-    return contrast_pairs(sides["positive"], sides["negative"], factors=_factors(rows, style, shared))
+    prompts = partial(_prompts, rows, chat, style, persona, wording)
+    return contrast_pairs(prompts("positive"), prompts("negative"), factors=_factors(rows, style, shared))
 
 
-def asked_claim(claim: str, *, style: Literal["letters", "words"] = "letters") -> str:
-    """The study's question about a claim; a statement in quotation marks gets no second pair."""
+def claim_question(claim: str, *, style: Style = "letters", wording: Wording = "plain") -> str:
+    """The question about a claim. Plain wording gives a statement in quotation marks no second pair."""
     quoted = len(claim) > 1 and claim[0] == claim[-1] == '"' and claim.count('"') == 2
-    return (LETTERS if style == "letters" else WORDS).format(claim=claim[1:-1] if quoted else claim)
+    if quoted and wording == "plain":
+        claim = claim[1:-1]
+    return CLAIM[wording, style].format(claim=claim)
+
+
+def answered_prompt(
+    question: str, answer: str | None, chat: ChatFormat, wording: Wording, *, system: str | None = None
+) -> str:
+    """A question as a prompt that ends in the beginning of the model's answer ("(A"), or before any answer.
+
+    "Answer:" begins the model's turn; without an answer, and always in the study's wording, it ends the
+    user's turn.
+    """
+    if answer is None or wording == "study":
+        return chat.render(f"{question}\n\nAnswer:", system=system, answer_prefix=answer or "")
+    return chat.render(question, system=system, answer_prefix=f"Answer: {answer}")
 
 
 def _sharing_claim(claims: pd.DataFrame) -> list[dict]:
@@ -102,11 +132,21 @@ def _sharing_letter(claims: pd.DataFrame) -> list[dict]:
     ]  # fmt: skip
 
 
-def _prompt(claim: str, answer: bool, chat: ChatFormat, style: str, persona: bool, side: str) -> str:
-    asked = asked_claim(claim, style=style)
-    given = f"Answer: {'(A' if answer else '(B'}" if style == "letters" else f"Answer: {answer}"
+def _prompts(
+    rows: list[dict], chat: ChatFormat, style: Style, persona: bool, wording: Wording, side: str
+) -> list[str]:
+    answers = {True: "(A", False: "(B"} if style == "letters" else {True: "True", False: "False"}
     system = (HONEST if side == "positive" else DISHONEST) if persona else None
-    return chat.render(asked, system=system, answer_prefix=given)
+    return [
+        answered_prompt(
+            claim_question(row[f"claim_{side}"], style=style, wording=wording),
+            answers[row[f"answer_{side}"]],
+            chat,
+            wording,
+            system=system,
+        )
+        for row in rows
+    ]
 
 
 def _factors(rows: list[dict], style: str, shared: str) -> pd.DataFrame:

@@ -7,9 +7,13 @@ import pandas as pd
 
 from ..arguments import checked
 from ..models import ChatFormat
-from .honesty import asked_claim
+from .honesty import Wording, answered_prompt, claim_question
 from .pairs import Rows, row_numbers
 
+MISCONCEPTION = {
+    "plain": "{question}\n\nChoices:\n(A) {first}\n(B) {second}",
+    "study": "Question: {question}\n\nChoices:\n (A) {first}\n (B) {second}",
+}
 SENTIMENT_EXAMPLES = (
     ("The staff remembered our names and the soup was wonderful.", "positive"),
     ("It broke on the second day and nobody answered my letters.", "negative"),
@@ -102,28 +106,36 @@ def sentiment_questions(
 
 
 @checked
-def claim_questions(claims: pd.DataFrame, chat: ChatFormat, *, free_text: bool = False) -> ChoiceQuestions:
-    """Claims as the study asks them: "A" (true, the signal) against "B" (false).
+def claim_questions(
+    claims: pd.DataFrame, chat: ChatFormat, *, free_text: bool = False, wording: Wording = "plain"
+) -> ChoiceQuestions:
+    """Whether claims are true: "A" (true, the signal) against "B" (false).
 
     Args:
         claims: `statement` and `label` (1 true), from `read_claims`.
-        chat: how the model is spoken to.
-        free_text: the user's turn ends in "Answer:", as the study's did, and the model goes on as it likes:
-            for `sweep(measure="generate")`, which reads the choice from its words. By default the model's own
-            turn opens with "Answer: (", so that a single letter is scored.
+        chat: the model's chat format.
+        free_text: the user's turn ends in "Answer:", and the model continues as it likes: for
+            `sweep(measure="generate")`, which reads the choice from its words. By default the model's turn
+            begins with "Answer: (" (in the study's wording with "("), so that a single letter is scored.
+        wording: "plain", or "study" for the prompts of the study's recorded answers (with `free_text=True`,
+            exactly those); see `honesty_pairs`.
 
     Raises:
         ValueError: no claims, a column missing, an empty statement, or labels other than 0 and 1.
     """
     _require_columns(claims, "claims", "statement")
-    prompts = [_asked(asked_claim(claim), chat, free_text) for claim in claims["statement"]]
+    answer = None if free_text else "("
+    prompts = [
+        answered_prompt(claim_question(claim, wording=wording), answer, chat, wording)
+        for claim in claims["statement"]
+    ]
     kinds = claims["label"].map({1: "true", 0: "false"})
     return _questions(prompts, [("A", "B")] * len(prompts), claims["label"], kinds.rename("truth"))
 
 
 @checked
 def misconception_questions(
-    questions: pd.DataFrame, chat: ChatFormat, *, free_text: bool = False
+    questions: pd.DataFrame, chat: ChatFormat, *, free_text: bool = False, wording: Wording = "plain"
 ) -> ChoiceQuestions:
     """Questions with the correct answer and the common misconception, lettered in turn.
 
@@ -131,8 +143,8 @@ def misconception_questions(
 
     Args:
         questions: `question`, `correct` and `incorrect`, from `read_misconceptions`.
-        chat: how the model is spoken to.
-        free_text: as for `claim_questions`.
+        chat: the model's chat format.
+        free_text, wording: as for `claim_questions`.
 
     Raises:
         ValueError: no questions, a column missing, or an empty cell.
@@ -143,7 +155,14 @@ def misconception_questions(
         zip(questions["question"], questions["correct"], questions["incorrect"], strict=True)
     ):
         first, second = (correct, incorrect) if row % 2 == 0 else (incorrect, correct)
-        prompts.append(_asked(f"{question}\n\nChoices:\n(A) {first}\n(B) {second}", chat, free_text))
+        prompts.append(
+            answered_prompt(
+                MISCONCEPTION[wording].format(question=question, first=first, second=second),
+                None if free_text else "(",
+                chat,
+                wording,
+            )
+        )
         choices.append(("A", "B") if row % 2 == 0 else ("B", "A"))
     letters = pd.Series([choice[0] for choice in choices], name="letter")
     return _questions(prompts, choices, pd.Series([1] * len(prompts)), letters)
@@ -162,13 +181,6 @@ def _require_columns(table: pd.DataFrame, kind: str, *texts: str, label: bool = 
             raise ValueError(f"{kind}: {name} must be text that is not empty; got {wrong[0]!r:.60}.")
     if label and not table["label"].isin([0, 1]).all():
         raise ValueError(f"{kind}: labels must be 1 or 0; got {list(table['label'].unique())!r:.100}.")
-
-
-def _asked(question: str, chat: ChatFormat, free_text: bool) -> str:
-    """A question as a prompt, up to where a letter, or words of the model's own, are to follow."""
-    if free_text:
-        return chat.render(f"{question}\n\nAnswer:")
-    return chat.render(question, answer_prefix="Answer: (")
 
 
 def _questions(

@@ -38,8 +38,8 @@ def rows_for(
         )
     if vectors.identity.centred and not force:
         raise ValueError(
-            f"these vectors are of {vectors.identity.name} with centred weights, whose stream lacks the mean "
-            f"that the model has in {to}. Added there they give the same logits; projected out there they do "
+            f"these vectors are of {vectors.identity.name} with centred weights, whose stream lacks a mean "
+            f"that it has in {to}. Added there they give the same logits; projected out there they do "
             "not. Load the model with processing=False and make them anew, or give force=True."
         )
     rows = vectors.values.detach().float().cpu().reshape(len(vectors.layers), -1)

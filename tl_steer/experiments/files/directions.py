@@ -37,14 +37,15 @@ class PrincipalComponent(_Weighted):
 
     Attributes:
         component: 1 for the first, or a mix of several, as {1 = 1.0, 2 = 0.5}.
-        of: see the estimator.
+        of, sign: see the estimator. The study's are "centred_differences", component 2, and "vote".
     """
 
     method: Literal["principal_component"]
     unit: Unit = "dose"
     weights: Weights | None = None
     component: int | Weights = 1
-    of: Literal["pooled", "differences", "pair_centred"] = "pooled"
+    of: Literal["pooled", "differences", "centred_differences", "pair_centred"] = "pooled"
+    sign: Literal["mean", "vote"] = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -66,6 +66,11 @@ class Experiment:
                     f'[{name}] kind = "organism" is in the language of the organisms, which [model] name = '
                     f"{self.model.name!r} does not speak: use one of {', '.join(ORGANISMS)}."
                 )
+        if self.questions is not None and self.questions.training and self.pairs.kind != "honesty":
+            raise ValueError(
+                "[questions] training = true asks the claims of [pairs], which are there for [pairs] kind = "
+                f'"honesty" only, not for "{self.pairs.kind}".'
+            )
         if self.sweep is not None and self.sweep.shuffled and self.directions.method == "principal_component":
             raise ValueError(
                 "[sweep] shuffled: a principal component does not see which side is which, so that exchanged "

@@ -20,11 +20,17 @@ class Questions:
             organism's language, which has no data of its own.
         data: name or path; by default the package's reviews, claims_eval or misconceptions.
         limit: ask so many, as many of each label.
+        wording: of "claims" and "misconceptions"; see `claim_questions`.
+        training: ask the claims of [pairs] themselves, of which the vectors are made. The report labels their
+            effects as in-sample, and the table has a factor `claims` that says "training". Without it, claims
+            that are also in [pairs] are an error.
     """
 
     kind: Literal["sentiment", "claims", "misconceptions", "organism"]
     data: str | None = None
     limit: int | None = None
+    wording: Literal["plain", "study"] = "plain"
+    training: bool = False
 
     DATA: ClassVar[Mapping[str, str]] = {
         "sentiment": "reviews",
@@ -42,6 +48,14 @@ class Questions:
         require_positive(limit=self.limit)
         if self.kind == "organism" and (self.data is not None or self.limit is not None):
             raise ValueError('kind = "organism" asks all held-out claims: leave data and limit out.')
+        if self.training and (self.kind != "claims" or self.data is not None):
+            raise ValueError(
+                'training = true asks the claims of [pairs]: give kind = "claims", and leave data out.'
+            )
+        if self.wording != "plain" and self.kind not in ("claims", "misconceptions"):
+            raise ValueError(
+                f'wording = "{self.wording}" is for kind = "claims" or "misconceptions": leave it out.'
+            )
 
     @property
     def factor(self) -> str:

@@ -20,7 +20,7 @@ class Model:
         dtype: of the weights.
         device: "cpu", "cuda"; by default CUDA where there is one.
         processing: `false` leaves the weights as they are, `true` is TransformerLens's usual folding and
-            centring, a table sets each by its name: { center_writing_weights = true }.
+            centring, a table sets each by its name: { scalar_centring = true }.
         template_variables: values for the model's chat template, { enable_thinking = false }; see
             `chat_format`. If the template writes the current date, a run sets `strftime_now` to its start.
     """
@@ -34,9 +34,7 @@ class Model:
     def __post_init__(self) -> None:
         unknown = [] if isinstance(self.processing, bool) else sorted(set(self.processing) - set(PROCESSING))
         if unknown:
-            raise ValueError(
-                f"processing: {unknown} is unknown; TransformerLens has {', '.join(PROCESSING)}."
-            )
+            raise ValueError(f"processing: {unknown} is unknown: expected any of {', '.join(PROCESSING)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ class HonestyPairs:
 
     Attributes:
         data, limit: as for CSV pairs; the limit counts claims and takes as many of each label.
-        style, shared, persona: see `honesty_pairs`.
+        style, shared, persona, wording: see `honesty_pairs`.
     """
 
     kind: Literal["honesty"]
@@ -71,6 +69,7 @@ class HonestyPairs:
     style: Literal["letters", "words"] = "letters"
     shared: Literal["claim", "letter"] = "claim"
     persona: bool = False
+    wording: Literal["plain", "study"] = "plain"
 
     def __post_init__(self) -> None:
         require_positive(limit=self.limit)
@@ -97,25 +96,26 @@ class OrganismPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptPair:
-    """[pairs] kind = "prompts": one word or phrase against another, for `activation_addition`.
+    """[pairs] kind = "prompts": one word or phrase, or one against another, for `activation_addition`.
 
     There is one vector for each of the first tokens, and nothing to cross-validate: such a run has no audit,
     no activations and none of the sections about pairs.
 
     Attributes:
-        positive, negative: what is run; the shorter is padded with spaces. Either may be empty, not both.
+        positive, negative: the prompts; the shorter is padded with spaces. Without `negative` nothing is
+            subtracted. Either may be empty, not both.
         hook: short hook name, by default each block's input.
     """
 
     kind: Literal["prompts"]
     positive: str
-    negative: str
+    negative: str | None = None
     hook: str = "resid_pre"
 
     def __post_init__(self) -> None:
         _require_hook(self.hook)
         if not (self.positive or self.negative):
-            raise ValueError("positive and negative are both empty: there is nothing to add.")
+            raise ValueError("positive is empty, and negative too or not given: there is nothing to add.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,11 @@ SCORES = {
     "flipped": "the share of answers that change",
 }
 
+TRAINING_FINDING = (
+    "Training claims: these made the vector. What is reported of their answers is in-sample, on both halves "
+    "of the questions, and may be larger than on claims that had no part in it."
+)
+
 
 def separation_finding(table: pd.DataFrame) -> str:
     """Where held-out pairs separate better than with shuffled labels.
@@ -125,13 +130,18 @@ def unreadable_finding(rows: pd.DataFrame, cells: Sequence[pd.Series]) -> str:
 
 
 def prompts_finding(vectors: SteeringVectors) -> str:
-    """What the vectors of a prompt or two are, and how unequal their positions."""
+    """What the vectors of one or two prompts are."""
     made = {**vectors.info, **vectors.info.get("arguments", {})}  # older runs have no "arguments"
     positive, negative, count = (made[key] for key in ("positive", "negative", "positions"))
+    where = f"at {vectors.hook}: one vector for each of the first {count} tokens, where they are added."
+    if negative is None:
+        return (
+            f"The vector is the residual stream on {positive!r}, nothing subtracted, {where} It holds "
+            "whatever the model computes on such a prompt, also what it computes on any prompt."
+        )
     return (
-        f"The vector is the stream on {positive!r} minus that on {negative!r}, at {vectors.hook}: "
-        f"one vector for each of the first {count} tokens, which is where they are added. Two prompts cannot "
-        "tell what they were meant to differ in from what else they differ in."
+        f"The vector is the residual stream on {positive!r} minus that on {negative!r}, {where} Two prompts "
+        "cannot tell what they were meant to differ in from what else they differ in."
     )
 
 

@@ -11,6 +11,7 @@ from .effects import effect_finding
 from .evidence import evidence_sections
 from .evidence_findings import controls_finding
 from .findings import (
+    TRAINING_FINDING,
     choice_finding,
     mass_finding,
     prompts_finding,
@@ -87,7 +88,8 @@ def _question_findings(results: Results) -> list[str]:
         "written": results.experiment.sweep.is_written,
     }
     cells = [cell for cell in (results.chosen, results.opposite) if cell is not None]
-    found = [effect_finding(shifts, detection, cell, **kinds) for cell in cells]
+    found = [TRAINING_FINDING] if results.experiment.questions.training else []
+    found += [effect_finding(shifts, detection, cell, **kinds) for cell in cells]
     if results.against_controls is None:
         found.append("No control vectors were run, so any vector of this length might do the same.")
     else:

@@ -21,7 +21,8 @@ def question_sections(results: Results) -> list[Section]:
 
 def _effects(results: Results) -> Section:
     factor, effects = results.experiment.questions.factor, results.effects(overall=True)
-    read = (
+    read = "Training claims: these made the vector. " if results.experiment.questions.training else ""
+    read += (
         "All questions, together and by kind. A vector that improves the answers raises accuracy in every "
         "panel; one that shifts a bias raises one kind and lowers the other, and all together may not move. "
     )
