@@ -513,7 +513,9 @@ def test_choose_refuses_tables_that_do_not_compare_like_with_like():
         choose(table[table["vector"] != "none"], on="one", report="two")
     with pytest.raises(ValueError, match="nothing to choose from"):
         choose(table[table["control"] | (table["vector"] == "none")], on="one", report="two")
-    with pytest.raises(ValueError, match="is unknown: use 'accuracy', 'readable_accuracy', 'd_prime', 'shift'"):
+    with pytest.raises(
+        ValueError, match="is unknown: use 'accuracy', 'readable_accuracy', 'd_prime', 'shift'"
+    ):
         choose(table, on="one", report="two", score="precision")
     with pytest.raises(ValueError, match="no cell of 'honesty' has a score"):
         choose(table.assign(logit_difference=NAN), on="one", report="two", score="shift")
