@@ -143,7 +143,11 @@ def test_every_draw_of_a_sweep_equals_a_direct_call_with_its_seed(reuse):
     assert table["draw"].tolist() == [0, 1, 2] * 8 * 3
     assert (table.groupby("prompt_id")[["prompt", "split", "answer", "kind"]].nunique() == 1).all(axis=None)
     seeds = [3, derived_seed(3, 1), derived_seed(3, 2)]
-    for multiplier, operations in ((0.0, ()), (-1.0, (Add(vectors[1], -1.0),)), (2.0, (Add(vectors[1], 2.0),))):
+    for multiplier, operations in (
+        (0.0, ()),
+        (-1.0, (Add(vectors[1], -1.0),)),
+        (2.0, (Add(vectors[1], 2.0),)),
+    ):
         rows = cell(table, multiplier=multiplier)
         for draw, seed in enumerate(seeds):
             direct = generate(MODEL, PROMPTS, *operations, max_new_tokens=4, seed=seed, **SAMPLING)

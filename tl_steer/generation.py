@@ -79,8 +79,8 @@ class Decoding:
             )
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(
-                f"repetition_penalty={self.repetition_penalty}: expected a number above 0. 1 changes nothing, "
-                "above 1 makes repetition less likely."
+                f"repetition_penalty={self.repetition_penalty}: expected a number above 0. "
+                "1 changes nothing, above 1 makes repetition less likely."
             )
         if self.draws < 1 or (self.draws > 1 and self.temperature == 0):
             raise ValueError(

@@ -16,8 +16,8 @@ def answer_shifts(rows: pd.DataFrame, *, by: str, resamples: int = 2000, seed: i
     Args:
         rows: a sweep's table with `choice`, the unsteered cell among it.
         by: the factor that tells the kinds of questions apart.
-        resamples, seed: of the paired bootstrap over groups (without them, prompts with all their draws), `statistics.share_change`; every row
-            starts from the seed.
+        resamples, seed: of the paired bootstrap over groups (without them, prompts with all their draws),
+            `statistics.share_change`; every row starts from the seed.
 
     Returns:
         A row a cell and kind: the cell's columns, `dose`, the factor,

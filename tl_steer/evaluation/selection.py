@@ -97,7 +97,8 @@ def halvings(asked: pd.DataFrame, splits: int, seed: int) -> Bool[np.ndarray, "s
     """The first halves of random splits: each half has as many prompts of each answer.
 
     Args:
-        asked: a row a prompt, or draw of it; prompts of one `group`, where there is such a column, go to the same half.
+        asked: a row a prompt, or draw of it; prompts of one `group`, where there is such a column, go to the
+            same half.
         splits: how many.
         seed: of the draws.
     """

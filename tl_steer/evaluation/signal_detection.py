@@ -95,13 +95,13 @@ def signal_detection(
     A constant added to every logit difference is a pure bias. It leaves the AUC as it is, and moves d′ where
     variances are unequal or rates are near 0 or 1; so the AUC decides wherever it is known.
 
-    Prompts of one `group`, and draws of one prompt, are resampled together, within each kind, since the numbers of prompts of each kind
-    are the experimenter's; `statistics.resampled_weights` says how. In simulations with 20 to 200 prompts of
-    each kind, rates of .01 to .99, 95 % intervals contained the truth in 93 to 97 % where 5 prompts per
-    choice were to be expected, elsewhere in 92 to 100 %: there most are wider than they need be. A percentile
-    bootstrap with the same correction fails there: 78 % at rates .99 and .43 of 100 prompts, 0 % at .99 and
-    .01 of 20. Wilson's intervals go by jumps: 93 to 97 % with at least 100 prompts and rates of .2 to .8, 91
-    to 98 % elsewhere. `tests/coverage_table.py` prints the whole table.
+    Prompts of one `group`, and draws of one prompt, are resampled together, within each kind, since the
+    numbers of prompts of each kind are the experimenter's; `statistics.resampled_weights` says how. In
+    simulations with 20 to 200 prompts of each kind, rates of .01 to .99, 95 % intervals contained the truth
+    in 93 to 97 % where 5 prompts per choice were to be expected, elsewhere in 92 to 100 %: there most are
+    wider than they need be. A percentile bootstrap with the same correction fails there: 78 % at rates .99
+    and .43 of 100 prompts, 0 % at .99 and .01 of 20. Wilson's intervals go by jumps: 93 to 97 % with at least
+    100 prompts and rates of .2 to .8, 91 to 98 % elsewhere. `tests/coverage_table.py` prints the whole table.
 
     Source: Macmillan & Creelman 2005, chapters 1 to 3; correction of Hautus 1995; the bootstrap: Rubin 1981,
     with Jeffreys' prior on each rate (Brown, Cai & DasGupta 2001).

@@ -62,7 +62,7 @@ def repeated(asked: pd.DataFrame, draws: int) -> pd.DataFrame:
 
 
 def text_keys(table: pd.DataFrame) -> list[str]:
-    """The columns that tell the rows of a condition apart: the prompt, and its draw where there are several."""
+    """The columns that tell the rows of a condition apart: the prompt, and its draw where there is one."""
     return ["prompt_id", *([DRAW] if DRAW in table else [])]
 
 

@@ -18,9 +18,9 @@ from ..capture import capture_pairs
 from ..directions import SteeringVectors
 from ..engine import Memory
 from ..evaluation.checkpoints import package_versions, write_whole
+from ..evaluation.tables import DRAW
 from ..models import identify, load_model
 from ..positions import parse_positions
-from ..evaluation.tables import DRAW
 from ..prompts import audit
 from ..recipes import activation_addition
 from ..writing import atomic

@@ -17,7 +17,7 @@ TAKEN = ("other_text", "against", "question", "judge", "first_shown", "reply", "
 def answer_pairs(
     table: pd.DataFrame, against: str, *, limit: int | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """A row a prompt (or draw of it) and pair of texts: prompt, factors, cell, dose, against, text, other_text.
+    """A row a prompt (or draw) and pair of texts: prompt, factors, cell, dose, against, text, other_text.
 
     Args:
         table: a sweep's table with texts.

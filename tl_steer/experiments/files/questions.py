@@ -100,8 +100,8 @@ class Sweep:
         require_positive(max_new_tokens=self.max_new_tokens, draws=self.draws)
         if not self.is_written and sampling_of(self) != SAMPLING:
             raise ValueError(
-                "temperature, top_p, repetition_penalty and draws are of texts, which measure = 'choice' does "
-                "not write: leave them out, or use measure = 'generate'."
+                "temperature, top_p, repetition_penalty and draws are of texts, which measure = 'choice' "
+                "does not write: leave them out, or use measure = 'generate'."
             )
         Decoding(self.max_new_tokens, **sampling_of(self))
         if self.score is None:

@@ -30,7 +30,7 @@ class TextLayer:
 
 
 def text_rows(texts: pd.DataFrame) -> list[TextLayer]:
-    """Open prompts (or draws of them) with their texts, layer by layer: additions from lowest to highest, then projections."""
+    """Open prompts, or draws of them, with their texts, layer by layer: additions from lowest to highest."""
     layers = [] if texts.empty else [name for name in texts["layers"].unique() if name]
     return [_layer(texts, layer) for layer in layers]
 
@@ -40,9 +40,7 @@ def _layer(texts: pd.DataFrame, layer: str) -> TextLayer:
     by_cell = here.groupby(["operation", "multiplier"], sort=False, dropna=False)
     sides = [rows.set_index(text_keys(rows)) for _, rows in by_cell]
     several = DRAW in texts and texts[DRAW].nunique() > 1
-    said = [
-        row["said"] + (f" (draw {place[1]})" if several else "") for place, row in sides[0].iterrows()
-    ]
+    said = [row["said"] + (f" (draw {place[1]})" if several else "") for place, row in sides[0].iterrows()]
     answers = [[str(side["text"][place]) for side in sides] for place in sides[0].index]
     rows = list(zip(said, answers, strict=True))
     plain = [side["vector"].iloc[0] for side in sides].index(UNSTEERED)
