@@ -15,7 +15,7 @@ from tl_steer.analysis.token_texts import token_texts
 from tl_steer.directions import SteeringVectors
 from tl_steer.models import identify, load_model
 from tl_steer.models.identity import ModelMismatchError
-from tl_steer.positions import all_tokens, last_token, token
+from tl_steer.positions import all_tokens, last_token, span
 
 from .conftest import VOCABULARY
 from .tiny_model import all_hooks, byte_tokenizer, made_vector, make_model, weights_of, word_tokenizer
@@ -165,7 +165,7 @@ def test_the_bias_of_the_unembedding_counts():
 
 def test_activations_with_positions_by_layer_are_read_at_their_own():
     model = make_model(word_tokenizer())
-    positions = {1: last_token(), 0: token(0) | token(1)}
+    positions = {1: last_token(), 0: span(0, 2)}
     found = logit_lens(model, capture(model, ["a b c", "d"], positions=positions), top=2)
     alone = [
         logit_lens(model, capture(model, ["a b c", "d"], positions=each, layers=layer), top=2)
