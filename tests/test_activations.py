@@ -202,6 +202,18 @@ def test_single_finds_the_one_position_wherever_it_lies():
         tokens=torch.tensor([[7, -1], [-1, 7]]),
     )
     assert moved.single()[:, 0, 0].tolist() == [1.0, 2.0]
+    both = dataclasses.replace(
+        moved,
+        values=torch.cat([values, values.flip(2) * 10], dim=1),
+        layers=(0, 1),
+        stream_norm=torch.ones(2),
+        positions={0: token(3), 1: token(4)},
+        **{
+            name: torch.stack([getattr(moved, name), getattr(moved, name).flip(1)], 1)
+            for name in ("token_index", "tokens")
+        },
+    )
+    assert both.single()[:, :, 0].tolist() == [[1.0, 10.0], [2.0, 20.0]]
 
 
 @pytest.mark.parametrize(

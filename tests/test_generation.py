@@ -311,11 +311,24 @@ def test_the_repetition_penalty_is_hugging_face_s(make_hf_model, make_tokenizer,
         assert generate(model, prompts, **options, **more, repetition_penalty=penalty) == expected
 
 
+@pytest.mark.parametrize("penalty", [0.7, 1.1, 2.5])
+def test_logits_of_either_sign_are_penalized_as_by_hugging_face_s_processor(penalty):
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    module = importlib.import_module("tl_steer.generation")
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[0, 3, 4, 4, 5, 9], [7, 7, 7, 7, 7, 7], [1, 2, 3, 30, 31, 1]])
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits.clone())
+    module._penalize(logits, [set(row) for row in tokens.tolist()], penalty)
+    assert torch.equal(logits, expected)
+
+
 def test_a_penalized_sample_follows_the_distribution_of_the_penalized_logits():
     from scipy.stats import chisquare
 
-    prompt, penalty = [0, 3, 4, 4], 2.0
-    logits = run_alone(MODEL, prompt, 4)[0][-1].double().numpy()
+    prompt, penalty = [0, 3, 4, 4, 5, 6, 7, 8, 9], 2.0
+    logits = run_alone(MODEL, prompt, len(prompt))[0][-1].double().numpy()
+    assert {True, False} == set((logits[prompt] < 0).tolist())
     for token_id in set(prompt):
         logits[token_id] = logits[token_id] * penalty if logits[token_id] < 0 else logits[token_id] / penalty
     expected = oracle_sample_distribution(logits, 1.0, 1.0)
@@ -328,7 +341,9 @@ def test_a_penalized_sample_follows_the_distribution_of_the_penalized_logits():
 
 
 @pytest.mark.parametrize("options", [{}, {"memory": 1}, {"reuse": False}])
-def test_each_draw_is_the_text_of_a_seed_of_its_own_whatever_the_condition(options):
+def test_each_draw_is_the_text_of_a_seed_of_its_own_whatever_the_condition(options, monkeypatch):
+    module = importlib.import_module("tl_steer.generation")
+    monkeypatch.setattr(module, "batches", functools.partial(batches, budget=20))  # parts a prompt's draws
     vector = made_vector(MODEL, 1, scale=8.0)
     cells = [(), (Add(vector),)]
     decoding = Decoding(5, temperature=1.0, top_p=0.9, repetition_penalty=1.3, draws=3, seed=7)

@@ -385,12 +385,14 @@ def test_draws_of_a_prompt_count_as_its_group_everywhere():
     for name, rows in found.items():
         pd.testing.assert_frame_equal(rows, expected[name], obj=name)
     independent = scored_tables(alone)
-    for name, column in {
-        "effectiveness": "accuracy_low", "flips": "flipped_low", "signal_detection": "hit_rate_low",
-        "answer_shifts": "shift_low", "embedding": "shift_low", "damage": "words_low",
-        "preference": "preference_low", "choose accuracy": "change_low",
-        "choose readable_accuracy": "low", "choose function": "low", "controls accuracy": "effect_low",
-    }.items():  # fmt: skip
+    for name, column in (
+        ("effectiveness", "accuracy_low"), ("flips", "flipped_low"), ("signal_detection", "hit_rate_low"),
+        ("signal_detection", "d_prime_change_low"), ("answer_shifts", "shift_low"),
+        ("embedding", "shift_low"), ("damage", "words_low"), ("preference", "preference_low"),
+        ("choose accuracy", "low"), ("choose accuracy", "change_low"), ("choose d_prime", "change_low"),
+        ("choose readable_accuracy", "low"), ("choose readable_accuracy", "change_low"),
+        ("choose flipped", "low"), ("choose function", "low"), ("controls accuracy", "effect_low"),
+    ):  # fmt: skip
         assert not np.allclose(found[name][column], independent[name][column], equal_nan=True), name
 
 
