@@ -46,6 +46,42 @@ def require_same(a, b):
         assert getattr(a, name) == getattr(b, name), name
 
 
+def by_layer(pairs):
+    """The same with positions of its own at each of the two layers."""
+
+    def side(each):
+        count = len(each)
+        index = torch.tensor([[[0, 3], [2, -1]]]).expand(count, -1, -1)
+        values = each.values.expand(-1, -1, 2, -1).clone()
+        values[:, 1, 1] = torch.nan
+        told = {"token_index": index, "tokens": index + 5 * (index >= 0), "values": values}
+        return dataclasses.replace(each, **told, positions={0: token(0) | token(3), 1: token(2)})
+
+    return PairedActivations(side(pairs.positive), side(pairs.negative), pairs.factors)
+
+
+def test_positions_by_layer_come_back_from_a_file(pairs, tmp_path):
+    made = by_layer(pairs)
+    made.save(tmp_path / "pairs.safetensors")
+    loaded = PairedActivations.load(tmp_path / "pairs.safetensors")
+    require_same(loaded.positive, made.positive)
+    require_same(loaded.negative, made.negative)
+    assert loaded.positive.token_index.shape == (4, 2, 2)
+    assert "{0: (token(0) | token(3)), 1: token(2)}" in repr(loaded)
+    rewritten(tmp_path / "pairs.safetensors", lambda told: told["positions"].pop("1"))
+    with pytest.raises(ValueError, match=r"damaged .*positions of the layers \[0\], not of \[0, 1\]"):
+        PairedActivations.load(tmp_path / "pairs.safetensors")
+
+
+def rewritten(path, change):
+    """Write a file anew with another description."""
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    told = json.loads(metadata["description"])
+    change(told)
+    save_file(tensors, path, metadata=metadata | {"description": json.dumps(told)})
+
+
 def test_a_subset_has_the_rows_in_the_order_given(pairs):
     part = pairs.subset([3, 0, 0])
     assert len(part) == 3
@@ -166,6 +202,18 @@ def test_single_finds_the_one_position_wherever_it_lies():
         tokens=torch.tensor([[7, -1], [-1, 7]]),
     )
     assert moved.single()[:, 0, 0].tolist() == [1.0, 2.0]
+    both = dataclasses.replace(
+        moved,
+        values=torch.cat([values, values.flip(2) * 10], dim=1),
+        layers=(0, 1),
+        stream_norm=torch.ones(2),
+        positions={0: token(3), 1: token(4)},
+        **{
+            name: torch.stack([getattr(moved, name), getattr(moved, name).flip(1)], 1)
+            for name in ("token_index", "tokens")
+        },
+    )
+    assert both.single()[:, :, 0].tolist() == [[1.0, 10.0], [2.0, 20.0]]
 
 
 @pytest.mark.parametrize(

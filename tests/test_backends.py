@@ -185,6 +185,19 @@ def test_blocks_behind_the_last_layer_asked_for_are_not_run(pair):
     assert ran == [0, 1]
 
 
+def test_positions_by_layer_are_one_capture_per_layer_joined(llama):
+    positions = {2: token(1) | generated_tokens(), 0: last_token()}
+    found = capture(llama.model, PROMPTS, positions=positions, max_new_tokens=3)
+    for place, (layer, each) in enumerate(positions.items()):
+        alone = capture(llama.model, PROMPTS, positions=each, layers=layer, max_new_tokens=3)
+        own = alone.values.shape[2]
+        torch.testing.assert_close(
+            found.values[:, place, :own], alone.values[:, 0], rtol=1e-4, atol=1e-4, equal_nan=True
+        )
+        assert torch.equal(found.token_index[:, place, :own], alone.token_index)
+        assert (found.token_index[:, place, own:] == -1).all()
+
+
 def test_what_is_generated_is_read_as_one_pass_over_it_reads_it(llama):
     found = capture(llama.model, PROMPTS, positions=generated_tokens(), max_new_tokens=4)
     for row, ids in enumerate(PROMPTS):

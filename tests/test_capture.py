@@ -225,13 +225,125 @@ def test_only_the_selected_positions_are_kept_while_it_runs(monkeypatch):
     recorder = importlib.import_module("tl_steer.capture")._Recorder
     kept = []
 
-    def assembled(self, sequences, whole=recorder.assembled):
+    def assembled(self, sequences, whole=recorder.assembled, **options):
         kept.extend(tensor.untyped_storage().nbytes() for each in self.values.values() for tensor in each)
-        return whole(self, sequences)
+        return whole(self, sequences, **options)
 
     monkeypatch.setattr(recorder, "assembled", assembled)
     capture(MODEL, [list(range(40)), list(range(30))], layers=[0, 1])
     assert sum(kept) == 2 * 2 * D_MODEL * 4
+
+
+WORDS = [[0, 3, 4, 5, 6], [0, 7, 8], [0, 1, 1, 9]]
+
+
+def require_joined(found, alone):
+    """One capture with positions by layer is a capture per layer with those positions."""
+    assert found.layers == tuple(alone)
+    assert found.positions == {layer: each.positions for layer, each in alone.items()}
+    width = max(each.values.shape[2] for each in alone.values())
+    assert found.values.shape[:3] == found.token_index.shape == found.tokens.shape
+    assert found.values.shape[2] == width
+    for place, each in enumerate(alone.values()):
+        own = each.values.shape[2]
+        torch.testing.assert_close(
+            found.values[:, place, :own], each.values[:, 0], rtol=1e-4, atol=1e-4, equal_nan=True
+        )
+        assert found.values[:, place, own:].isnan().all()
+        for name in ("token_index", "tokens"):
+            assert torch.equal(getattr(found, name)[:, place, :own], getattr(each, name))
+            assert (getattr(found, name)[:, place, own:] == -1).all()
+        torch.testing.assert_close(found.stream_norm[place], each.stream_norm[0], rtol=1e-4, atol=1e-4)
+        index, tokens = found.at_layer(place)
+        assert torch.equal(index[:, :own], each.token_index)
+        assert torch.equal(tokens[:, :own], each.tokens)
+        assert found.completion_tokens == each.completion_tokens
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("new", [0, 4])
+@pytest.mark.parametrize("small", [True, False])
+def test_positions_by_layer_are_one_capture_per_layer_joined(reuse, new, small, monkeypatch):
+    if small:
+        module = importlib.import_module("tl_steer.capture")
+        monkeypatch.setattr(module, "batches", functools.partial(batches, budget=12))
+    positions = {2: token(1) | token(-1), 0: current_token(), 1: token(1) | token(-1)}
+    operations = [Add(made_vector(MODEL, 0), 2.0, token(0)), Add(made_vector(MODEL, 1), 1.0, current_token())]
+    options = {"max_new_tokens": new, "reuse": reuse, **({"memory": 1} if small and reuse else {})}
+    found = capture(MODEL, WORDS, *operations, positions=positions, **options)
+    alone = {
+        layer: capture(MODEL, WORDS, *operations, positions=each, layers=layer, **options)
+        for layer, each in positions.items()
+    }
+    require_joined(found, alone)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    prompts=PROMPTS,
+    written=st.lists(st.sampled_from(list(TABLE)), min_size=1, max_size=N_LAYERS),
+    hook=st.sampled_from(list(NAMES)),
+)
+def test_positions_by_layer_equal_each_prompt_alone(prompts, written, hook):
+    positions = {layer: parse_positions(each) for layer, each in enumerate(written)}
+    found = capture(MODEL, prompts, positions=positions, hook=hook, allow_empty=True)
+    for row, ids in enumerate(prompts):
+        for layer, each in enumerate(written):
+            where = TABLE[each](len(ids), len(ids))
+            index = found.token_index[row, layer]
+            assert index.tolist() == where + [-1] * (len(index) - len(where))
+            alone = held(ids, hook, layer)[where]
+            torch.testing.assert_close(found.values[row, layer, : len(where)], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_by_layer_run_the_model_once(monkeypatch):
+    passes = []
+    block = MODEL.blocks[0]
+    handle = block.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        capture(MODEL, WORDS, positions={1: token(1), -1: all_tokens()}, reuse=False)
+    finally:
+        handle.remove()
+    assert len(passes) == 1
+    found = capture(MODEL, WORDS, positions={1: token(1), -1: all_tokens()}, layers=[1, 2])
+    assert found.layers == (1, 2)
+
+
+def test_a_single_position_by_layer_makes_vectors_of_pairs():
+    pairs = contrast_pairs(["a b good", "c good"], ["a b bad", "c bad"])
+    positions = {0: token(-2), 2: last_token()}
+    found = capture_pairs(MODEL, pairs, positions=positions)
+    for place, (layer, each) in enumerate(positions.items()):
+        alone = capture_pairs(MODEL, pairs, positions=each, layers=layer)
+        torch.testing.assert_close(found.positive.single()[:, place], alone.positive.single()[:, 0])
+        torch.testing.assert_close(mean_difference(found)[layer].values, mean_difference(alone)[layer].values)
+    part = found.subset([1])
+    assert part.positive.token_index.tolist() == [[[1], [2]]]
+    swapped = found.swapped([True, False])
+    assert torch.equal(swapped.positive.single()[0], found.negative.single()[0])
+    assert torch.equal(swapped.positive.token_index[0], found.negative.token_index[0])
+    wide = capture_pairs(MODEL, pairs, positions={0: token(1) | token(2), 2: last_token()})
+    with pytest.raises(
+        ValueError, match=r"but \(token\(1\) \| token\(2\)\) at layer 0 selected 2 of prompt 0"
+    ):
+        wide.positive.single()
+    with pytest.raises(ValueError, match="one of the two sides alone"):
+        PairedActivations(found.positive, capture(MODEL, ["a", "b"], layers=[0, 2]), found.factors)
+
+
+def test_positions_by_layer_are_told_what_is_wrong():
+    with pytest.raises(ValueError, match=r"layers=\[0, 1\] and positions of the layers \[1, 2\]"):
+        capture(MODEL, WORDS, positions={1: token(0), 2: token(1)}, layers=[0, 1])
+    with pytest.raises(ValueError, match="name the same block twice"):
+        capture(MODEL, WORDS, positions={2: token(0), -1: token(1)})
+    with pytest.raises(IndexError, match="layer 7 is out of range"):
+        capture(MODEL, WORDS, positions={7: token(0)})
+    with pytest.raises(ValueError, match="no layers given"):
+        capture(MODEL, WORDS, positions={})
+    with pytest.raises(EmptySelectionError, match=r"token\(4\) selects no token of prompt 1"):
+        capture(MODEL, WORDS, positions={0: token(0), 1: token(4)})
+    with pytest.raises(TypeError, match="positions must be"):
+        capture(MODEL, WORDS, positions={0: 3})
 
 
 def test_no_logits_are_computed_and_no_block_behind_the_last_layer_runs(monkeypatch):

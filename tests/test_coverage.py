@@ -11,8 +11,9 @@ from scipy import stats
 
 from tl_steer import statistics
 from tl_steer.analysis.separation import separation
-from tl_steer.evaluation import choose, signal_detection
+from tl_steer.evaluation import choose, effectiveness, signal_detection
 from tl_steer.evaluation.answer_shifts import answer_shifts
+from tl_steer.evaluation.scores import measure_of
 from tl_steer.evaluation.signal_detection import (
     changes,
     is_change_covered,
@@ -338,3 +339,51 @@ def test_separation_of_noise_has_uniform_p_values():
     assert uniform(p_values, 19)
     assert 0.02 <= (p_values <= 0.05).mean() <= 0.08
     assert 0.42 <= (p_values <= 0.5).mean() <= 0.56
+
+
+# several texts sampled per prompt
+
+
+def sampled_twice(worlds, prompts=40, draws=4):
+    """A sweep in each world, in which steering changes nothing: every text is a sample of its own.
+
+    A prompt is answered right with a probability of its own, .5 on average.
+    """
+    rng = np.random.default_rng(0)
+    world, prompt, draw = (each.ravel() for each in np.indices((worlds, prompts, draws)))
+    right = rng.beta(1.5, 1.5, (worlds, prompts))[world, prompt]
+    answers = prompt % 2
+
+    def sampled():
+        return np.where(rng.random(len(world)) < right, answers, 1 - answers)
+
+    about = {"prompt_id": world * prompts + prompt, "draw": draw, "world": world, "split": "one"}
+    cells = [unsteered(sampled(), answers), cell(sampled(), answers)]
+    return pd.concat([each.assign(**about, logit_difference=np.nan) for each in cells], ignore_index=True)
+
+
+def holding(table, name, truth):
+    """How often the intervals of the steered rows hold the truth."""
+    rows = table[table["vector"] != "none"]
+    return ((rows[f"{name}_low"] <= truth) & (truth <= rows[f"{name}_high"])).mean()
+
+
+@pytest.mark.statistics
+def test_with_several_draws_nothing_is_found_where_nothing_was_steered(draws):
+    table = sampled_twice(draws(1000))
+    right = table["choice"].eq(table["answer"]).groupby([table["world"], table["vector"]]).mean().unstack()
+    assert (right["honesty"] != right["none"]).mean() > 0.9  # two samples differ
+    coverage = holding(effectiveness(table, by="world"), "accuracy", 0.5)
+    assert promised({"accuracy": coverage}), coverage
+    alone = table.drop(columns="draw").assign(prompt_id=4 * table["prompt_id"] + table["draw"])
+    assert holding(effectiveness(alone, by="world"), "accuracy", 0.5) < 0.9
+    # Of changes at least what they say: the prior is of whole prompts, whose draws agree less than that.
+    some = table[table["world"] < draws(200)]
+    assert holding(answer_shifts(some, by="world", resamples=RESAMPLES), "shift", 0) >= 0.93
+    measure, _ = measure_of("accuracy")
+    found = pd.concat([measure(rows, RESAMPLES, 0) for _, rows in some.groupby("world")])
+    assert holding(found, "change", 0) >= 0.93
+    detected = signal_detection(some, by="world", resamples=RESAMPLES)
+    for name in ("d_prime_change", "criterion_change"):
+        assert holding(detected, name, 0) >= 0.93
+    assert detected["verdict"].isin(["", "neither", "cannot tell"]).mean() >= 0.93

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl_steer.engine import batches
-from tl_steer.generation import generate
+from tl_steer.generation import Decoding, generate, write_cells
 from tl_steer.interventions import Add
 from tl_steer.models import chat_format, load_model
 from tl_steer.positions import EmptySelectionError, generated_tokens, parse_positions, token
+from tl_steer.seeds import derived_seed
 
 from .tiny_model import (
     N_LAYERS,
@@ -65,13 +66,18 @@ def test_the_vector_of_that_test_does_change_what_is_said():
     layer=st.integers(0, N_LAYERS - 1),
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
     top_p=st.sampled_from([0.5, 1.0]),
+    penalty=st.sampled_from([1.0, 1.1, 3.0]),
 )
-def test_a_batch_equals_its_rows_alone_also_when_sampling(prompts, written, layer, temperature, top_p):
+def test_a_batch_equals_its_rows_alone_also_when_sampling(
+    prompts, written, layer, temperature, top_p, penalty
+):
     options = {"max_new_tokens": 5, "temperature": temperature, "top_p": top_p, "seed": 3}
+    options["repetition_penalty"] = penalty
     operation = Add(made_vector(MODEL, layer, scale=8.0), 1.0, parse_positions(written))
     together = new_tokens(prompts, operation, **options)
     assert together == [new_tokens([ids], operation, **options)[0] for ids in prompts]
     assert together == new_tokens(prompts, operation, **options, use_cache=False)
+    assert together == new_tokens(prompts, operation, **options, reuse=False)
 
 
 def test_many_small_batches_give_the_rows_in_the_order_of_the_prompts(monkeypatch):
@@ -169,7 +175,7 @@ def drawn_first_tokens(prompt, count, options):
     logits = run_alone(MODEL, prompt, len(prompt))[0][-1][None]
     decodings = (module.Decoding(**options, seed=seed) for seed in range(count))
     drawn = [
-        int(module._next_tokens(logits, decoding, [module._generator(decoding.seed, prompt)])[0])
+        int(module._next_tokens(logits, decoding, [decoding.generator(prompt, 0)])[0])
         for decoding in decodings
     ]
     assert [drawn[seed] for seed in range(3)] == [
@@ -245,6 +251,8 @@ def test_generation_leaves_prompts_vectors_and_hooks_alone():
         (["a"], {"temperature": 1.0, "top_p": 1.1}, ValueError, r"top_p lies in \(0, 1\]"),
         (["a"], {"temperature": float("nan")}, ValueError, "temperature=nan"),
         (["a"], {"temperature": float("inf")}, ValueError, "temperature=inf"),
+        (["a"], {"repetition_penalty": 0.0}, ValueError, "repetition_penalty=0.0: expected a number above 0"),
+        (["a"], {"repetition_penalty": float("nan")}, ValueError, "repetition_penalty=nan"),
         (["a"], {"temperature": 1.0, "seed": -1}, ValueError, "seed=-1: give a whole number"),
         ([[0, 99]], {}, ValueError, "token ids must lie in 0 to"),
     ],
@@ -291,12 +299,71 @@ def test_the_minimum_means_what_it_means_to_hugging_face(make_hf_model, make_tok
     assert found == expected
 
 
-def hugging_face_greedy(hf_model, ids, count, end, min_new_tokens):
+@pytest.mark.parametrize("penalty", [0.7, 1.1, 2.5])
+def test_the_repetition_penalty_is_hugging_face_s(make_hf_model, make_tokenizer, penalty):
+    hf_model, tokenizer = make_hf_model("llama", seed=4), make_tokenizer()
+    end = tokenizer.eos_token_id
+    model = load_model("tiny-llama", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
+    prompts = [[1, *range(3, 3 + length), 5, 5] for length in (2, 9, 4, 6, 3)]
+    options = {"max_new_tokens": 10, "min_new_tokens": 10, "return_tokens": True}
+    expected = [hugging_face_greedy(hf_model, ids, 10, end, 10, penalty) for ids in prompts]
+    assert expected != generate(model, prompts, **options)
+    for more in ({}, {"use_cache": False}, {"reuse": False}):
+        assert generate(model, prompts, **options, **more, repetition_penalty=penalty) == expected
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.1, 2.5])
+def test_logits_of_either_sign_are_penalized_as_by_hugging_face_s_processor(penalty):
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    module = importlib.import_module("tl_steer.generation")
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[0, 3, 4, 4, 5, 9], [7, 7, 7, 7, 7, 7], [1, 2, 3, 30, 31, 1]])
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits.clone())
+    module._penalize(logits, [set(row) for row in tokens.tolist()], penalty)
+    assert torch.equal(logits, expected)
+
+
+def test_a_penalized_sample_follows_the_distribution_of_the_penalized_logits():
+    from scipy.stats import chisquare
+
+    prompt, penalty = [0, 3, 4, 4, 5, 6, 7, 8, 9], 2.0
+    logits = run_alone(MODEL, prompt, len(prompt))[0][-1].double().numpy()
+    assert {True, False} == set((logits[prompt] < 0).tolist())
+    for token_id in set(prompt):
+        logits[token_id] = logits[token_id] * penalty if logits[token_id] < 0 else logits[token_id] / penalty
+    expected = oracle_sample_distribution(logits, 1.0, 1.0)
+    decoding = Decoding(1, temperature=1.0, repetition_penalty=penalty, draws=3000)
+    ((*drawn,),) = write_cells(MODEL, [prompt], [()], decoding)
+    seen = np.bincount([token_id for (token_id,) in drawn], minlength=len(expected))
+    common = expected * 3000 >= 5
+    observed = [*seen[common], seen[~common].sum()]
+    assert chisquare(observed, [*3000 * expected[common], 3000 * expected[~common].sum()]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"memory": 1}, {"reuse": False}])
+def test_each_draw_is_the_text_of_a_seed_of_its_own_whatever_the_condition(options, monkeypatch):
+    module = importlib.import_module("tl_steer.generation")
+    monkeypatch.setattr(module, "batches", functools.partial(batches, budget=20))  # parts a prompt's draws
+    vector = made_vector(MODEL, 1, scale=8.0)
+    cells = [(), (Add(vector),)]
+    decoding = Decoding(5, temperature=1.0, top_p=0.9, repetition_penalty=1.3, draws=3, seed=7)
+    written = write_cells(MODEL, PROMPTS, cells, decoding, **options)
+    seeds = [7, derived_seed(7, 1), derived_seed(7, 2)]
+    settings = {"max_new_tokens": 5, "temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.3}
+    for cell, found in zip(cells, written, strict=True):
+        alone = [new_tokens(PROMPTS, *cell, **settings, seed=seed) for seed in seeds]
+        assert found == [alone[draw][row] for row in range(len(PROMPTS)) for draw in range(3)]
+    assert len({tuple(text) for text in written[0]}) > 6
+
+
+def hugging_face_greedy(hf_model, ids, count, end, min_new_tokens, repetition_penalty=1.0):
     tokens = torch.tensor([ids])
     with torch.no_grad():
         out = hf_model.generate(
             tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=count,
             min_new_tokens=min_new_tokens, eos_token_id=end, pad_token_id=end,
+            repetition_penalty=repetition_penalty,
         )  # fmt: skip
     return out[0, len(ids) :].tolist()
 

@@ -9,9 +9,20 @@ import tl_steer as ts
 from tl_steer import statistics
 from tl_steer.analysis import mean_projections, mean_traces, projections, separation
 from tl_steer.directions import mean_difference
-from tl_steer.evaluation import effectiveness, embedding_effect, mean_damage, preference, steerability
+from tl_steer.evaluation import (
+    effectiveness,
+    embedding_effect,
+    mean_damage,
+    preference,
+    side_by_side,
+    steerability,
+    text_damage,
+)
+from tl_steer.evaluation.answer_shifts import answer_shifts
 from tl_steer.evaluation.effectiveness import flips
+from tl_steer.evaluation.judging.pairs import answer_pairs
 from tl_steer.evaluation.scores import measure_of
+from tl_steer.evaluation.selection import best_conditions
 
 from .conftest import make_pairs
 from .test_evaluation_tables import cell, row_of, unsteered
@@ -297,6 +308,117 @@ def test_a_score_given_as_a_function_sees_whole_groups_with_both_answers():
         assert set(rows["answer"]) == {0, 1}
         counts = rows.groupby("group").size()
         assert (counts % sizes.loc[counts.index] == 0).all()
+
+
+def drawn_sweep(seed=0, draws=3):
+    """Thirty prompts, their draws partly alike, with texts; a draw of the unsteered model beside each."""
+    rng = np.random.default_rng(seed)
+    prompt, draw = (each.ravel() for each in np.indices((30, draws)))
+    answers, split = (np.arange(30) % 2)[prompt], np.where(prompt % 4 < 2, "choose", "report")
+    shared = rng.normal(size=30)[prompt]
+
+    def outcomes_of(mean):
+        logits = mean * (1 - 2 * answers) + shared + rng.normal(size=len(prompt))
+        choices = np.where(logits > 0, 0, 1).astype(object)
+        choices[rng.random(len(prompt)) < 0.1] = None
+        texts = ["x" * number + str(number) for number in rng.integers(0, 5, len(prompt))]
+        return {"choices": list(choices), "answers": answers, "text": texts, "split": split}
+
+    cells = [unsteered(**outcomes_of(0))]
+    cells += [cell(**outcomes_of(mean), layers=layers, multiplier=mean)
+              for layers in "34" for mean in (-0.5, 0.5)]  # fmt: skip
+    cells += [cell(**outcomes_of(0), layers=layers, multiplier=mean, vector=f"random {number}", control=True)
+              for number in range(3) for layers in "34" for mean in (-0.5, 0.5)]  # fmt: skip
+    about = {"prompt_id": prompt, "draw": draw, "prompt": [f"prompt {row}" for row in prompt]}
+    table = pd.concat([each.assign(**about, topic=prompt % 3) for each in cells], ignore_index=True)
+    return table.assign(logit_difference=NAN)
+
+
+def judged(table):
+    rng = np.random.default_rng(0)
+    rows = table[table["multiplier"] == 0.5].assign(against="opposite", reply="", cached=False, other_text="")
+    return pd.concat(
+        [rows.assign(first_shown=each, verdict=rng.choice(["positive", "negative", "tie"], len(rows)))
+         for each in ("positive", "negative")], ignore_index=True,
+    )  # fmt: skip
+
+
+def scored_tables(table):
+    """Every table that is made of texts, without the columns that name prompts."""
+    with_scores = table.assign(embedding_score=table["text"].str[-1].astype(float))
+    found = {
+        "effectiveness": effectiveness(table, by="topic"),
+        "flips": flips(table, []),
+        "signal_detection": ts.signal_detection(table, resamples=50),
+        "answer_shifts": answer_shifts(table, by="topic", resamples=50),
+        "embedding": embedding_effect(with_scores),
+        "damage": mean_damage(table.assign(words=table["text"].str.len())),
+        "preference": preference(judged(table)),
+        "best": best_conditions(table[~table["control"]]),
+        "texts alone": best_conditions(table[~table["control"]].assign(choice=pd.NA, answer=pd.NA)),
+        "pairs": answer_pairs(table, "opposite"),
+        "against unsteered": answer_pairs(table, "unsteered"),
+        "text damage": text_damage(table),
+        "texts": side_by_side(table[table["layers"].isin(["", "3"])]),
+    }
+    for score in ("accuracy", "readable_accuracy", "d_prime", "flipped", read_right):
+        name = score if isinstance(score, str) else "function"
+        found[f"choose {name}"] = ts.choose(
+            table, on="choose", report="report", score=score, resamples=50, splits=4
+        )
+    for value in ("flipped", "accuracy", "d_prime", "readable_accuracy"):
+        found[f"controls {value}"] = ts.against_controls(table, value=value)
+    naming = ["prompt_id", "draw", "group"]
+    return {name: each.drop(columns=naming, errors="ignore") for name, each in found.items()}
+
+
+def read_right(rows):
+    return float(rows["choice"].eq(rows["answer"]).fillna(False).mean())
+
+
+def test_draws_of_a_prompt_count_as_its_group_everywhere():
+    """As prompts of their own in one group they give the same tables, and others without the group."""
+    table = drawn_sweep()
+    table = table.sample(frac=1, random_state=0).sort_values(["multiplier", "vector"], kind="stable")
+    alone = table.drop(columns="draw").assign(prompt_id=3 * table["prompt_id"] + table["draw"])
+    found, expected = scored_tables(table), scored_tables(alone.assign(group=table["prompt_id"]))
+    for name, rows in found.items():
+        pd.testing.assert_frame_equal(rows, expected[name], obj=name)
+    independent = scored_tables(alone)
+    for name, column in (
+        ("effectiveness", "accuracy_low"), ("flips", "flipped_low"), ("signal_detection", "hit_rate_low"),
+        ("signal_detection", "d_prime_change_low"), ("answer_shifts", "shift_low"),
+        ("embedding", "shift_low"), ("damage", "words_low"), ("preference", "preference_low"),
+        ("choose accuracy", "low"), ("choose accuracy", "change_low"), ("choose d_prime", "change_low"),
+        ("choose readable_accuracy", "low"), ("choose readable_accuracy", "change_low"),
+        ("choose flipped", "low"), ("choose function", "low"), ("controls accuracy", "effect_low"),
+    ):  # fmt: skip
+        assert not np.allclose(found[name][column], independent[name][column], equal_nan=True), name
+
+
+def test_hit_rates_and_readable_accuracy_take_groups_whole():
+    table = drawn_sweep().query("~control")
+    row = row_of(ts.signal_detection(table, resamples=5), multiplier=0.5, layers="3")
+    rows = table[(table["multiplier"] == 0.5) & (table["layers"] == "3")]
+    rows = rows[rows["choice"].notna()]
+    for kind, name in ((0, "hit_rate"), (1, "false_alarm_rate")):
+        some = rows[rows["answer"] == kind]
+        assert wilson_by_loop(some["choice"].eq(0).astype(float), some["prompt_id"]) == ends(row, name)
+    measure, _ = measure_of("readable_accuracy")
+    found = measure(table, 50, 0).query("multiplier == 0.5 and layers == '3'").iloc[0]
+    expected = wilson_by_loop(rows["choice"].eq(rows["answer"]).astype(float), rows["prompt_id"])
+    assert expected == pytest.approx([found["value"], found["low"], found["high"]])
+
+
+def test_a_draw_that_is_there_twice_is_named():
+    table = drawn_sweep()
+    with pytest.raises(ValueError, match="prompt_id 0 is twice in the cell draw=0, vector=none"):
+        effectiveness(pd.concat([table, table]))
+
+
+def test_slopes_of_sampled_texts_are_refused_as_those_of_other_texts():
+    with pytest.raises(ValueError, match="slopes need a sweep with measure='choice'"):
+        steerability(drawn_sweep())
 
 
 def grouped_projections():

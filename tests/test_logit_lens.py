@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -14,7 +15,7 @@ from tl_steer.analysis.token_texts import token_texts
 from tl_steer.directions import SteeringVectors
 from tl_steer.models import identify, load_model
 from tl_steer.models.identity import ModelMismatchError
-from tl_steer.positions import all_tokens
+from tl_steer.positions import all_tokens, last_token, span
 
 from .conftest import VOCABULARY
 from .tiny_model import all_hooks, byte_tokenizer, made_vector, make_model, weights_of, word_tokenizer
@@ -160,6 +161,17 @@ def test_the_bias_of_the_unembedding_counts():
 
 
 # --- what is read ------------------------------------------------------------------------------------------
+
+
+def test_activations_with_positions_by_layer_are_read_at_their_own():
+    model = make_model(word_tokenizer())
+    positions = {1: last_token(), 0: span(0, 2)}
+    found = logit_lens(model, capture(model, ["a b c", "d"], positions=positions), top=2)
+    alone = [
+        logit_lens(model, capture(model, ["a b c", "d"], positions=each, layers=layer), top=2)
+        for layer, each in positions.items()
+    ]
+    pd.testing.assert_frame_equal(found, pd.concat(alone, ignore_index=True), rtol=1e-4)
 
 
 def test_every_position_of_every_prompt_is_read_alone_and_padding_never():

@@ -171,6 +171,11 @@ TESTS = {
         "test_evidence_report.py::test_the_controls_table_marks_what_its_sentence_calls_significant",
         "test_evidence_report.py::test_the_verdict_is_one_sentence_of_the_numbers_it_was_decided_by",
     ],
+    "text drawn once is compared with one other draw, and the difference is called the effect": [
+        "test_sweep.py::test_every_draw_of_a_sweep_equals_a_direct_call_with_its_seed",
+        "test_groups.py::test_draws_of_a_prompt_count_as_its_group_everywhere",
+        "test_coverage.py::test_with_several_draws_nothing_is_found_where_nothing_was_steered",
+    ],
     "an adapter is dropped": [
         "test_models.py::test_adapters_are_merged_into_a_copy",
         "test_models.py::test_a_folder_with_an_adapter_is_the_adapted_model_or_refused",

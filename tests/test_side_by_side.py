@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import tl_steer as ts
+from tl_steer.experiments.report.texts import text_rows
 from tl_steer.plots import text_table
 
 from .conftest import assert_raises
@@ -54,6 +55,30 @@ def test_a_prompt_has_one_row_with_the_text_of_every_cell():
         assert row["unsteered"] == f"none none  0.0 {number}"
         assert row["−0.5"] == f"honesty add 18 -0.5 {number}"
         assert row["+16"] == f"honesty add 18 16.0 {number}"
+
+
+def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
+    one = written(*added((-1.0, 1.0)))
+    table = pd.concat([one.assign(draw=draw, text=one["text"] + f" draw {draw}") for draw in (0, 1)])
+    wide = ts.side_by_side(table.sample(frac=1, random_state=0))
+    assert list(wide) == ["prompt_id", "draw", "prompt", "−1", "unsteered", "+1"]
+    assert len(wide) == 6
+    for _, row in wide.iterrows():
+        number = row["prompt_id"] - 4
+        assert row["prompt"] == PROMPTS[number]
+        assert row["+1"] == f"honesty add 18 1.0 {number} draw {row['draw']}"
+    figure = ts.plots.texts(wide)
+    names = figure.data[0].header.values
+    assert [re.sub("<.*?>", "", name) for name in names] == ["prompt", "−1", "unsteered", "+1"]
+    prompts = [re.sub("<.*?>", " ", text) for text in figure.data[0].cells.values[0]]
+    assert sorted(prompts) == sorted(f"{prompt} (draw {draw})" for prompt in PROMPTS for draw in (0, 1))
+    assert "6 draws" in figure.layout.title.subtitle.text
+    (layer,) = text_rows(table.assign(said=table["prompt"], dose=0.1))
+    assert dict(layer.rows)["Who is there? (draw 1)"] == [
+        "honesty add 18 -1.0 1 draw 1", "none none  0.0 1 draw 1", "honesty add 18 1.0 1 draw 1",
+    ]  # fmt: skip
+    (layer,) = text_rows(one.assign(said=one["prompt"], dose=0.1, draw=0))
+    assert [said for said, _ in layer.rows] == PROMPTS
 
 
 def test_cells_go_from_minus_through_unsteered_to_plus():

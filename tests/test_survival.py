@@ -328,6 +328,11 @@ OTHER_ARGUMENTS = [
     ({"mass": False}, "mass: True against False"),
     ({"measure": "generate", "max_new_tokens": 2}, "measure: choice against generate"),
     ({"reuse": False}, "reuse: True against False"),
+    (
+        {"measure": "generate", "temperature": 0.5, "draws": 2, "repetition_penalty": 1.1},
+        "temperature: None against 0.5; top_p: None against 1.0; repetition_penalty: None against 1.1; "
+        "draws: None against 2",
+    ),
 ]
 
 

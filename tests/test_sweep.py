@@ -16,6 +16,7 @@ from tl_steer.interventions import Add, ProjectOut
 from tl_steer.models import identify
 from tl_steer.positions import EmptySelectionError, all_tokens, last_token, token
 from tl_steer.prompts import ChoiceQuestions
+from tl_steer.seeds import derived_seed
 
 from .tiny_model import D_MODEL, favouring, hook_name, made_vector, make_model, run_alone, word_tokenizer
 
@@ -127,6 +128,78 @@ def test_every_cell_of_a_generating_sweep_equals_a_direct_call():
     assert cell(table, vector="none")["text"].tolist() == generate(MODEL, PROMPTS, max_new_tokens=4)
     assert table[["answer", "choice", "logit_difference", "probability", "mass"]].isna().all(axis=None)
     assert table["text"].nunique() > 8
+
+
+SAMPLING = {"temperature": 1.2, "top_p": 0.9, "repetition_penalty": 1.3}
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_every_draw_of_a_sweep_equals_a_direct_call_with_its_seed(reuse):
+    vectors = several(scale=9.0)
+    options = {"measure": "generate", "max_new_tokens": 4, "layers": [1], "seed": 3}
+    table = swept(vectors, draws=3, reuse=reuse, **options, **SAMPLING)
+    assert list(table) == [*COLUMNS[:2], "draw", *COLUMNS[2:]]
+    assert table["prompt_id"].tolist() == [row for row in range(8) for _ in range(3)] * 3
+    assert table["draw"].tolist() == [0, 1, 2] * 8 * 3
+    assert (table.groupby("prompt_id")[["prompt", "split", "answer", "kind"]].nunique() == 1).all(axis=None)
+    seeds = [3, derived_seed(3, 1), derived_seed(3, 2)]
+    for multiplier, operations in (
+        (0.0, ()),
+        (-1.0, (Add(vectors[1], -1.0),)),
+        (2.0, (Add(vectors[1], 2.0),)),
+    ):
+        rows = cell(table, multiplier=multiplier)
+        for draw, seed in enumerate(seeds):
+            direct = generate(MODEL, PROMPTS, *operations, max_new_tokens=4, seed=seed, **SAMPLING)
+            assert cell(rows, draw=draw)["text"].tolist() == direct
+    read = [read_answer(text, (" yes", " no"), prompt)
+            for text, prompt in zip(table["text"], table["prompt"], strict=True)]  # fmt: skip
+    assert table["choice"].astype(object).where(table["choice"].notna(), None).tolist() == read
+    assert table["choice"].notna().sum() > 3
+    doses = [each.groupby("multiplier")["dose"].first() for each in (table, swept(vectors, **options))]
+    np.testing.assert_allclose(*doses, rtol=1e-5)
+
+
+def test_a_penalty_alone_is_greedy_and_one_draw_has_no_column():
+    vectors = several(scale=9.0)
+    options = {"measure": "generate", "max_new_tokens": 6, "layers": [1]}
+    table = swept(vectors, repetition_penalty=2.0, **options)
+    assert list(table) == COLUMNS
+    direct = generate(MODEL, PROMPTS, Add(vectors[1], 2.0), max_new_tokens=6, repetition_penalty=2.0)
+    assert cell(table, multiplier=2.0)["text"].tolist() == direct
+    assert table["text"].tolist() != swept(vectors, **options)["text"].tolist()
+
+
+def test_sampled_texts_of_plain_prompts_are_the_same_in_chunks_and_from_a_file(tmp_path):
+    options = {"measure": "generate", "max_new_tokens": 3, "draws": 2, "controls": 2, **SAMPLING}
+    whole = swept(asked=PROMPTS, **options, control_layers="chosen")
+    pd.testing.assert_frame_equal(
+        swept(asked=PROMPTS, **options, control_layers="chosen", executor=in_order), whole
+    )
+    pd.testing.assert_frame_equal(
+        swept(asked=PROMPTS, **options, control_layers="chosen", out=tmp_path / "table.parquet"), whole
+    )
+    assert whole["control"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measure": "generate", "draws": 2}, "draws=2, temperature=0.0: .* temperature above 0 for several"),
+        ({"measure": "generate", "draws": 0, "temperature": 1.0}, "draws=0, .*: expected one draw or more"),
+        ({"draws": 2, "temperature": 1.0}, "temperature=1.0, draws=2 with measure='choice'"),
+        ({"temperature": 0.5}, "temperature=0.5 with measure='choice', which scores"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1 with measure='choice'"),
+        ({"measure": "generate", "repetition_penalty": -1.0}, "repetition_penalty=-1.0: expected a number"),
+        (
+            {"asked": questions(factors=pd.DataFrame({"draw": range(8)}))},
+            r"factors may not be named \['draw'\]",
+        ),
+    ],
+)
+def test_settings_of_sampling_that_have_no_meaning_are_rejected(options, message):
+    with pytest.raises(ValueError, match=message):
+        swept(**options)
 
 
 def test_texts_of_choice_questions_are_read():

@@ -175,6 +175,20 @@ def test_every_prompt_s_last_token_is_at_minus_one_and_its_first_new_one_at_zero
     assert table["position"].max() == 2  # of four new tokens, three are fed back
 
 
+def test_each_layer_may_have_positions_of_its_own():
+    positions = {0: token(1) | generated_tokens(), 2: all_tokens()}
+    options = {"max_new_tokens": 4}
+    found = traces(capture(MODEL, PROMPTS, positions=positions, **options), made_vectors(MODEL))
+    alone = [
+        traces(capture(MODEL, PROMPTS, positions=each, layers=layer, **options), made_vectors(MODEL))
+        for layer, each in positions.items()
+    ]
+    expected = pd.concat(alone).sort_values(["prompt_id", "layer", "position"], ignore_index=True)
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"no token in the window \(-3, -3\) at layer 0; captured"):
+        traces(capture(MODEL, PROMPTS, positions={0: token(-1)}), made_vectors(MODEL), window=(-3, -3))
+
+
 def test_a_window_keeps_both_of_its_ends():
     found = capture(MODEL, PROMPTS, positions=all_tokens(), max_new_tokens=5)
     whole = traces(found, made_vectors(MODEL))

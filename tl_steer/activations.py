@@ -34,12 +34,13 @@ class Activations:
 
     Attributes:
         values: float32 on the CPU, positions padded on the right with NaN.
-        token_index: each position's index in its unpadded prompt and completion, −1 where empty.
-        tokens: the token id there, −1 where empty.
+        token_index: each position's index in its unpadded prompt and completion, −1 where empty; with a layer
+            axis where layers have different positions.
+        tokens: the token id there, −1 where empty; shaped alike.
         prompt_lengths: tokens in each prompt.
         layers: 0-based block indices, in the order of the axis.
         hook: short hook name, "resid_post".
-        positions: what was selected.
+        positions: what was selected, or what at each layer.
         prompts: the prompts as they were given, as text.
         stream_norm: typical norm at each layer: the median, over prompts, of each prompt's median norm over
             its positions except the first (where attention sinks are a hundred times larger); NaN where every
@@ -52,12 +53,12 @@ class Activations:
     """
 
     values: Float[Tensor, "prompt layer pos d_hook"]
-    token_index: Int[Tensor, "prompt pos"]
-    tokens: Int[Tensor, "prompt pos"]
+    token_index: Int[Tensor, "prompt pos"] | Int[Tensor, "prompt layer pos"]
+    tokens: Int[Tensor, "prompt pos"] | Int[Tensor, "prompt layer pos"]
     prompt_lengths: Int[Tensor, " prompt"]
     layers: tuple[int, ...]
     hook: str
-    positions: Positions
+    positions: Positions | Mapping[int, Positions]
     prompts: tuple[str, ...]
     stream_norm: Float[Tensor, " layer"]
     identity: ModelIdentity
@@ -72,22 +73,32 @@ class Activations:
         return f"Activations({len(self)} prompts at {self.positions}, {_where(self)})"
 
     def single(self) -> Float[Tensor, "prompt layer d_hook"]:
-        """The values where each prompt has exactly one position.
+        """The values where each prompt has exactly one position at each layer.
 
         Raises:
             ValueError: some prompt has another number of positions.
         """
-        counts = (self.token_index >= 0).sum(-1)
+        known = self.token_index >= 0
+        counts = known.sum(-1)
         if not bool((counts == 1).all()):
-            row = int((counts != 1).nonzero()[0])
+            row, *place = (int(each) for each in (counts != 1).nonzero()[0])
+            layer = self.layers[place[0]] if place else None
+            selected = self.positions if layer is None else f"{self.positions[layer]} at layer {layer}"
+            count = int(counts[row, *place])
             raise ValueError(
-                f"single() needs one position a prompt, but {self.positions} selected {int(counts[row])} of "
-                f"prompt {row}: use .values, or capture at last_token()."
+                f"single() needs one position a prompt, but {selected} selected {count} of prompt {row}: use "
+                ".values, or capture at last_token()."
             )
         if self.values.shape[2] == 1:
             return self.values[:, :, 0]
-        where = (self.token_index >= 0).int().argmax(-1)
-        return self.values[torch.arange(len(self)), :, where]
+        where = known.int().argmax(-1).reshape(len(self), -1).expand(-1, len(self.layers))
+        return self.values[torch.arange(len(self))[:, None], torch.arange(len(self.layers)), where]
+
+    def at_layer(self, place: int) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt pos"]]:
+        """`token_index` and `tokens` of the layer at a place of the layer axis."""
+        if self.token_index.ndim == 2:
+            return self.token_index, self.tokens
+        return self.token_index[:, place], self.tokens[:, place]
 
     @checked
     def subset(self, rows: Rows) -> "Activations":
@@ -114,6 +125,19 @@ def _plain(value: Any) -> Any:
     return None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
 
 
+def _written(positions: Positions | Mapping[int, Positions]) -> str | dict[str, str]:
+    """Positions as a file has them: as they are written, or so by layer."""
+    if isinstance(positions, Mapping):
+        return {str(layer): each.label for layer, each in positions.items()}
+    return positions.label
+
+
+def _read(written: str | dict[str, str]) -> Positions | dict[int, Positions]:
+    if isinstance(written, dict):
+        return {int(layer): parse_positions(each) for layer, each in written.items()}
+    return parse_positions(written)
+
+
 def _where(held: "Activations | PairedActivations") -> str:
     layers = f"layer {held.layers[0]}" if len(held.layers) == 1 else f"{len(held.layers)} layers"
     return f"{held.hook} of {layers}, {held.identity.name}"
@@ -127,10 +151,14 @@ def _require_shapes(held: Activations) -> None:
         raise ValueError("prompts, completions, edits and the hook must be text")
     prompts, layers = len(held), len(held.layers)
     positions = held.values.shape[2] if held.values.ndim == 4 else -1
+    by_layer = isinstance(held.positions, Mapping)
+    if by_layer and tuple(held.positions) != held.layers:
+        raise ValueError(f"positions of the layers {list(held.positions)}, not of {list(held.layers)}")
+    indexed = (prompts, layers, positions) if by_layer else (prompts, positions)
     wanted = {
         "values": (prompts, layers, positions, held.values.shape[-1]),
-        "token_index": (prompts, positions),
-        "tokens": (prompts, positions),
+        "token_index": indexed,
+        "tokens": indexed,
         "prompt_lengths": (prompts,),
         "stream_norm": (layers,),
     }
@@ -162,6 +190,10 @@ class PairedActivations:
         for name in ("layers", "hook"):
             if getattr(self.positive, name) != getattr(self.negative, name):
                 raise ValueError(f"the two sides were captured at different {name}.")
+        if self.positive.token_index.ndim != self.negative.token_index.ndim:
+            raise ValueError(
+                "one of the two sides alone was captured at positions of its own for each layer."
+            )
         self.positive.identity.require(self.negative.identity, what="the positive side")
 
     def __len__(self) -> int:
@@ -270,7 +302,7 @@ class PairedActivations:
         described = {
             "layers": self.layers,
             "hook": self.hook,
-            "positions": self.positive.positions.label,
+            "positions": _written(self.positive.positions),
             "positive": self.positive.prompts,
             "negative": self.negative.prompts,
             "completions": {"positive": self.positive.completions, "negative": self.negative.completions},
@@ -320,7 +352,7 @@ class PairedActivations:
         shared = {
             "layers": tuple(described["layers"]),
             "hook": described["hook"],
-            "positions": parse_positions(described["positions"]),
+            "positions": _read(described["positions"]),
             "stream_norm": tensors["stream_norm"],
             "identity": ModelIdentity.from_json(metadata["identity"]),
         }

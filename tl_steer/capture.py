@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +49,7 @@ def capture(
     model: HookedModel,
     prompts: Prompt | Sequence[Prompt],
     *operations: Operation,
-    positions: Positions | None = None,
+    positions: Positions | Mapping[int, Positions] | None = None,
     layers: Layers = None,
     hook: str = "resid_post",
     max_new_tokens: int = 0,
@@ -69,8 +69,10 @@ def capture(
         model: a `HookedTransformer` or a `TransformerBridge`.
         prompts: texts or token lists.
         operations: the model runs, and generates, under these; the hook is read after them.
-        positions: which tokens; by default `last_token()`.
-        layers: 0-based block indices, negatives from the end; by default all.
+        positions: which tokens; by default `last_token()`. Or different ones per layer, in one run:
+            `{5: token(2) | token(3), 17: current_token()}`. Then `token_index` and `tokens` have an axis of
+            layers.
+        layers: 0-based block indices, negatives from the end; by default all, or those of `positions`.
         hook: short hook name.
         max_new_tokens: generate (greedily) so many tokens, and read the hook there too. The last new token is
             never fed back and has no activation.
@@ -87,35 +89,38 @@ def capture(
         EmptySelectionError: a prompt of which nothing is selected.
         NonFiniteError: an activation is NaN or infinite; names layer and prompt.
         HookDidNotFireError: a bridge's hook that its architecture's own blocks pass by.
-        ValueError, IndexError: no prompts, an unknown hook, a layer out of range; completions that are not
-            one a prompt, or do not fit the context behind it.
+        ValueError, IndexError: no prompts, an unknown hook, a layer out of range, `layers` other than those
+            of `positions`; completions that are not one a prompt, or do not fit the context behind it.
 
     To compare two runs token by token, let the second read what the first has written:
     `capture(model, prompts, completions=steered.completion_tokens)`. The texts, `steered.completions`, lack
     the token that ended them, and may be tokenized in another way than they were written.
     """
-    positions = last_token() if positions is None else positions
     ids = tokenize_all(model, prompts)
-    layers = resolve_layers(layers, model.cfg.n_layers)
+    at = _positions_by_layer(positions, layers, model.cfg.n_layers)
+    layers = tuple(at)
+    positions = at if isinstance(positions, Mapping) else next(iter(at.values()))
     given = _given(model, ids, completions, max_new_tokens)
     asked = _Asked(ids, given, operations, max_new_tokens, allow_empty, force)
     for prompt, text in zip(ids, given, strict=True):
         require_room(model, [prompt], max_new_tokens or len(text))
     if not allow_empty:
         feeding = [max_new_tokens > 1 or len(text) > 1 for text in given]
-        _require_some(model, ids, positions, feeding)
+        for each in dict.fromkeys(at.values()):
+            _require_some(model, ids, each, feeding)
     tokens = [
         PromptTokens(len(prompt), tuple(prompt), model.tokenizer, number) for number, prompt in enumerate(ids)
     ]
-    recorder = _Recorder(layers, positions, tokens)
+    recorder = _Recorder(at, tokens)
     begun = time.monotonic()
     with bar("capturing", 1, shown=progress) as tick, exclusive(model), torch.no_grad():
         run = _record_together if shares(model, reuse) else _record_plainly
         new = run(model, asked, recorder, hook, memory, tick)
     told = (hook, len(ids), positions, len(layers), time.monotonic() - begun)
     logger.info("captured %s of %d prompts at %s of %d layers in %.1f s", *told)
+    sequences = [prompt + text for prompt, text in zip(ids, new, strict=True)]
     return Activations(
-        **recorder.assembled([prompt + text for prompt, text in zip(ids, new, strict=True)]),
+        **recorder.assembled(sequences, by_layer=isinstance(positions, Mapping)),
         prompt_lengths=torch.tensor([len(prompt) for prompt in ids]),
         layers=layers,
         hook=hook,
@@ -132,7 +137,7 @@ def capture_pairs(
     model: HookedModel,
     pairs: ContrastPairs,
     *operations: Operation,
-    positions: Positions | None = None,
+    positions: Positions | Mapping[int, Positions] | None = None,
     layers: Layers = None,
     hook: str = "resid_post",
     max_new_tokens: int = 0,
@@ -166,6 +171,23 @@ def capture_pairs(
     count = len(pairs)
     sides = both.subset(range(count)), both.subset(range(count, 2 * count))
     return PairedActivations(*sides, pairs.factors)
+
+
+def _positions_by_layer(
+    positions: Positions | Mapping[int, Positions] | None, layers: Layers, n_layers: int
+) -> dict[int, Positions]:
+    """The positions to read at each layer, in the order of the layers."""
+    if not isinstance(positions, Mapping):
+        return dict.fromkeys(
+            resolve_layers(layers, n_layers), last_token() if positions is None else positions
+        )
+    own = resolve_layers(list(positions), n_layers)
+    if layers is not None and (given := resolve_layers(layers, n_layers)) != own:
+        raise ValueError(
+            f"layers={list(given)} and positions of the layers {list(own)}: expected the same layers in the "
+            "same order. Leave layers out."
+        )
+    return dict(zip(own, positions.values(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -244,16 +266,14 @@ def _record_plainly(
 
 
 class _Recorder:
-    """Collects what a hook holds at the selected positions, pass by pass."""
+    """Collects what a hook holds at the positions selected at each layer, pass by pass."""
 
-    def __init__(
-        self, layers: tuple[int, ...], positions: Positions, prompts: Sequence[PromptTokens]
-    ) -> None:
-        self.layers, self.positions, self.prompts = layers, positions, prompts
-        self.values: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-        self.rows: list[Tensor] = []
-        self.index: list[Tensor] = []
-        self.norms = torch.full((len(prompts), len(layers)), torch.nan)
+    def __init__(self, positions: Mapping[int, Positions], prompts: Sequence[PromptTokens]) -> None:
+        self.layers, self.positions, self.prompts = tuple(positions), positions, prompts
+        self.values: dict[int, list[Tensor]] = {layer: [] for layer in positions}
+        # Prompts and absolute positions that were read in each pass, once for layers with the same positions.
+        self.places: dict[Positions, list[tuple[Tensor, Tensor]]] = {each: [] for each in positions.values()}
+        self.norms = torch.full((len(prompts), len(positions)), torch.nan)
 
     @contextmanager
     def reading(self, model: Any, hook: str, clock: Clock, rows: Sequence[int]) -> Iterator[None]:
@@ -266,13 +286,16 @@ class _Recorder:
             yield
 
     def _reader(self, place: int, layer: int, clock: Clock, prompts: Tensor) -> Any:
+        positions = self.positions[layer]
+        is_first = layer == next(each for each in self.layers if self.positions[each] == positions)
+
         def read(_module: Any, _inputs: tuple, x: Tensor) -> None:
             stream = clock.slots_of(x)
-            selected = clock.mask(self.positions)
+            selected = clock.mask(positions)
             self.values[layer].append(stream[selected.to(x.device)].float().cpu())
-            if place == 0:
-                self.rows.append(prompts[selected.nonzero()[:, 0].cpu()])
-                self.index.append(clock.index[selected].cpu())
+            if is_first:
+                places = prompts[selected.nonzero()[:, 0].cpu()], clock.index[selected].cpu()
+                self.places[positions].append(places)
             if clock.passes == 1:
                 self.norms[prompts, place] = _typical_norms(stream, clock)
 
@@ -280,22 +303,29 @@ class _Recorder:
 
     def walk(self, model: Any, hook: str, wave: Wave, *, stop: int) -> None:
         """Walk a wave of one cell, and record it."""
-        paths = wave.plan.trunk.growth.paths
-        chosen = [torch.from_numpy(row.selected(self.positions)).nonzero()[:, 0] for row in wave.plan.rows]
-        numbers = [torch.from_numpy(path)[places] for path, places in zip(paths, chosen, strict=True)]
-        needed, held = torch.cat(numbers).unique(return_inverse=True)
+        rows, paths = torch.tensor(wave.rows), wave.plan.trunk.growth.paths
+        numbers, places = {}, {}
+        for positions in self.places:
+            chosen = [torch.from_numpy(row.selected(positions)).nonzero()[:, 0] for row in wave.plan.rows]
+            numbers[positions] = torch.cat(
+                [torch.from_numpy(path)[some] for path, some in zip(paths, chosen, strict=True)]
+            )
+            counts = torch.tensor([len(some) for some in chosen])
+            places[positions] = rows.repeat_interleave(counts), torch.cat(chosen)
+        needed = torch.cat([*numbers.values()]).unique()
         reading = Reading([(layer, hook) for layer in self.layers], needed.numpy())
         with reading.of(model, wave):
             wave.walk.up(stop, count=wave.count)
-        rows = torch.tensor(wave.rows)
-        rows_read = rows.repeat_interleave(torch.tensor([len(places) for places in chosen]))
-        for layer in self.layers:
-            self._require_finite(layer, reading.values[layer, hook][held], rows_read)
-        self.rows.append(rows_read)
-        self.index.append(torch.cat(chosen))
+        values = {}
+        for layer, positions in self.positions.items():
+            # `pop`: what other layers need of a layer's tokens is not kept.
+            values[layer] = reading.values.pop((layer, hook))[torch.searchsorted(needed, numbers[positions])]
+            self._require_finite(layer, values[layer], places[positions][0])
+        for positions, read in places.items():
+            self.places[positions].append(read)
         norms = reading.typical_norms(wave)
         for place, layer in enumerate(self.layers):
-            self.values[layer].append(reading.values[layer, hook][held])
+            self.values[layer].append(values[layer])
             self.norms[rows, place] = norms[layer, hook]
 
     def require_read(self, hook: str) -> None:
@@ -304,25 +334,27 @@ class _Recorder:
         if unread:
             raise HookDidNotFireError(f"hook {hook!r} did not fire at layers {unread}: nothing was read.")
 
-    def assembled(self, sequences: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """Everything recorded, by prompt and padded; `sequences` are the prompts with what was generated."""
-        rows, index = torch.cat(self.rows), torch.cat(self.index)
-        order = torch.argsort(rows * (int(index.max()) + 1 if len(index) else 1) + index)
-        rows, index = rows[order], index[order]
-        counts = torch.bincount(rows, minlength=len(sequences))
-        slots = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-        shape = (len(sequences), int(counts.max()))
-        token_index, tokens = torch.full(shape, -1), torch.full(shape, -1)
-        token_index[rows, slots] = index
-        tokens[rows, slots] = torch.tensor(
-            [sequences[row][place] for row, place in zip(rows, index, strict=True)]
-        ).long()
+    def assembled(self, sequences: Sequence[Sequence[int]], *, by_layer: bool) -> dict[str, Tensor]:
+        """Everything recorded, by prompt and padded.
+
+        Args:
+            sequences: the prompts with what was generated.
+            by_layer: whether `token_index` and `tokens` have a layer axis.
+        """
+        layouts = {positions: _Layout(places, sequences) for positions, places in self.places.items()}
+        shape = (len(sequences), len(self.layers), max(each.width for each in layouts.values()))
         width = next(iter(self.values.values()))[0].shape[-1]
-        values = torch.full((len(sequences), len(self.layers), shape[1], width), torch.nan)
-        for place, layer in enumerate(self.layers):
-            held = torch.cat(self.values.pop(layer))[order]
-            self._require_finite(layer, held, rows)
-            values[rows, place, slots] = held
+        values = torch.full((*shape, width), torch.nan)
+        token_index, tokens = torch.full(shape, -1), torch.full(shape, -1)
+        for place, (layer, positions) in enumerate(self.positions.items()):
+            layout = layouts[positions]
+            where = layout.rows, torch.full_like(layout.rows, place), layout.slots
+            held = torch.cat(self.values.pop(layer))[layout.order]
+            self._require_finite(layer, held, layout.rows)
+            values[where] = held
+            token_index[where], tokens[where] = layout.index, layout.tokens
+        if not by_layer:
+            token_index, tokens = token_index[:, 0].clone(), tokens[:, 0].clone()
         stream_norm = torch.nanquantile(self.norms, 0.5, dim=0)
         return {"values": values, "token_index": token_index, "tokens": tokens, "stream_norm": stream_norm}
 
@@ -334,6 +366,27 @@ class _Recorder:
         if not bool(finite.all()):
             prompt = self.prompts[int(rows[~finite][0])].named()
             raise NonFiniteError(f"layer {layer}, {prompt}: the activation is NaN or infinite.")
+
+
+class _Layout:
+    """Where what was read at some positions belongs: sorted by prompt and absolute position.
+
+    Attributes:
+        order: of what was read, pass by pass.
+        rows, slots: prompt and padded position of each, in this order.
+        index, tokens: its absolute position and token id.
+        width: the most positions that a prompt has.
+    """
+
+    def __init__(self, places: Sequence[tuple[Tensor, Tensor]], sequences: Sequence[Sequence[int]]) -> None:
+        rows, index = (torch.cat(part) for part in zip(*places, strict=True))
+        self.order = torch.argsort(rows * (int(index.max()) + 1 if len(index) else 1) + index)
+        self.rows, self.index = rows[self.order], index[self.order]
+        counts = torch.bincount(rows, minlength=len(sequences))
+        self.slots = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[self.rows]
+        self.width = int(counts.max())
+        pairs = zip(self.rows.tolist(), self.index.tolist(), strict=True)
+        self.tokens = torch.tensor([sequences[row][place] for row, place in pairs]).long()
 
 
 def _last_layer(layers: Sequence[int], edits: Sequence[Edit]) -> int:

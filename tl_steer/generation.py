@@ -41,7 +41,7 @@ from .models import (
     unembedded,
 )
 from .positions import PromptTokens
-from .seeds import require_seed
+from .seeds import derived_seed, require_seed
 
 logger = logging.getLogger(__name__)
 LOGIT_ROWS = 256  # texts whose next token is chosen at once
@@ -50,12 +50,14 @@ LEAVING = 0.875  # texts that have ended leave when so small a share goes on: le
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the next tokens are chosen; the arguments of `generate`."""
+    """How the next tokens are chosen: the arguments of `generate`, and the number of texts per prompt."""
 
     max_new_tokens: int = 64
     min_new_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    draws: int = 1
     seed: int = 0
     use_cache: bool = True
 
@@ -75,7 +77,23 @@ class Decoding:
                 f"temperature={self.temperature}, top_p={self.top_p}: temperature is 0 (greedy) or more, "
                 "top_p lies in (0, 1]."
             )
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty}: expected a number above 0. "
+                "1 changes nothing, above 1 makes repetition less likely."
+            )
+        if self.draws < 1 or (self.draws > 1 and self.temperature == 0):
+            raise ValueError(
+                f"draws={self.draws}, temperature={self.temperature}: expected one draw or more, and a "
+                "temperature above 0 for several, since greedy texts are all the same."
+            )
         require_seed(self.seed)
+
+    def generator(self, prompt: Sequence[int], draw: int) -> torch.Generator:
+        """The random generator of one text: draw 0 is that of `generate` with the same seed."""
+        seed = derived_seed(self.seed, draw) if draw else self.seed
+        digest = hashlib.sha256(f"{seed}:{list(prompt)}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 @checked
@@ -87,6 +105,7 @@ def generate(
     min_new_tokens: int = 0,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     use_cache: bool = True,
     return_tokens: bool = False,
@@ -105,6 +124,8 @@ def generate(
         max_new_tokens, min_new_tokens: a row ends at the end of its turn, not before the minimum.
         temperature: 0 is greedy; otherwise logits are divided by it and a token is drawn.
         top_p: draw from the smallest set of tokens that holds this much probability.
+        repetition_penalty: the logit of each token of the prompt or the new text is divided by this where it
+            is positive, and multiplied by it where it is negative, before anything else. 1 changes nothing.
         seed: each row draws from a generator of its own, made of the seed and its prompt, so that a batch
             equals its rows alone. The same prompt twice gives the same text: vary the seed.
         use_cache: `False` runs the whole sequence for each token; the same tokens, slower.
@@ -119,9 +140,21 @@ def generate(
         The new text of each prompt, special tokens left out.
 
     Raises:
-        ValueError: a prompt that is empty or does not leave room for the new tokens; see `steer` for more.
+        ValueError: a prompt that is empty or does not leave room for the new tokens, or a setting out of its
+            range; see `steer` for more.
+
+    Source of the penalty: Keskar et al. 2019, "CTRL", arXiv 1909.05858, section 4.1, as Hugging Face's
+    `generate` has it: the prompt's tokens count, and a token counts once, however often it occurs.
     """
-    decoding = Decoding(max_new_tokens, min_new_tokens, temperature, top_p, seed, use_cache)
+    decoding = Decoding(
+        max_new_tokens,
+        min_new_tokens,
+        temperature,
+        top_p,
+        repetition_penalty,
+        seed=seed,
+        use_cache=use_cache,
+    )
     begun = time.monotonic()
     with bar("generating", 1, shown=progress) as tick:
         (rows,) = write_cells(
@@ -156,6 +189,8 @@ def write_cells(
 ) -> list[list[list[int]]]:
     """New tokens of every prompt under every cell's operations; raises as `generate`.
 
+    With `decoding.draws`, each prompt has so many rows, one after another.
+
     Args:
         norms: filled on the way, if tokens are shared and some cell has no operations.
         tick: called with the number of cells done, in parts.
@@ -181,14 +216,21 @@ def _written_plainly(
     written = []
     for operations in cells:
         new: dict[int, list[int]] = {}
-        for batch in batches(prompts, device=input_device(model), extra=decoding.max_new_tokens):
-            asked = [prompts[row] for row in batch.rows]
-            known = {"prompts": asked, "numbers": batch.rows, "generating": decoding.feeds}
+        rows = _drawn(prompts, decoding)
+        for batch in batches(rows, device=input_device(model), extra=decoding.max_new_tokens):
+            asked = [rows[row] for row in batch.rows]
+            numbers = [row // decoding.draws for row in batch.rows]
+            known = {"prompts": asked, "numbers": numbers, "generating": decoding.feeds}
             with steer(model, *operations, **known, **options):
                 new |= dict(zip(batch.rows, decode(model, batch, decoding), strict=True))
-            tick(len(batch.rows) / len(prompts))
-        written.append([new[row] for row in range(len(prompts))])
+            tick(len(batch.rows) / len(rows))
+        written.append([new[row] for row in range(len(rows))])
     return written
+
+
+def _drawn(prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[Sequence[int]]:
+    """Each prompt as often as it is answered; row r is draw r % draws."""
+    return [ids for ids in prompts for _ in range(decoding.draws)]
 
 
 def _written_together(
@@ -203,8 +245,8 @@ def _written_together(
 ) -> list[list[list[int]]]:
     """All cells' texts at once: one walk through the prompts, then a token at a time for those not ended."""
     rows = [
-        Row(tuple(ids), PromptTokens(len(ids), tuple(ids), model.tokenizer, number))
-        for number, ids in enumerate(prompts)
+        Row(tuple(ids), PromptTokens(len(ids), tuple(ids), model.tokenizer, row // decoding.draws))
+        for row, ids in enumerate(_drawn(prompts, decoding))
     ]
     written: list[list[list[int]]] = [[[] for _ in rows] for _ in cells]
     room = decoding.max_new_tokens - 1
@@ -213,7 +255,9 @@ def _written_together(
         decoder = Decoder(model, wave, room)
         with nullcontext() if norms is None else norms.of(model, wave):
             stream = decoder.start()
-        texts = _Texts(model, [wave.plan.rows[row].ids for _, row in decoder.members], decoding)
+        members = [row for _, row in decoder.members]
+        numbers = [wave.rows[row] for row in members]
+        texts = _Texts(model, [wave.plan.rows[row].ids for row in members], numbers, decoding)
         _go_on(decoder, texts, stream)
         for (cell, row), new in zip(product(wave.cells, wave.rows), texts.new, strict=True):
             written[cell][row] = new
@@ -270,7 +314,7 @@ def decode(model: Any, batch: Batch, decoding: Decoding) -> list[list[int]]:
     A row that has ended is masked from then on, so that nothing after its end is steered or captured.
     """
     pairs = zip(batch.tokens, batch.mask, strict=True)
-    texts = _Texts(model, [row[kept].tolist() for row, kept in pairs], decoding)
+    texts = _Texts(model, [row[kept].tolist() for row, kept in pairs], batch.rows, decoding)
     cache = new_cache(model, len(batch.rows)) if decoding.use_cache else None
     everyone = list(range(len(batch.rows)))
     while True:
@@ -283,14 +327,24 @@ def decode(model: Any, batch: Batch, decoding: Decoding) -> list[list[int]]:
 
 
 class _Texts:
-    """What has been written of each prompt, and which go on."""
+    """What has been written of each prompt, and which go on.
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> None:
+    Args:
+        rows: the number of each text's row, as `_drawn` numbers them.
+    """
+
+    def __init__(
+        self, model: Any, prompts: Sequence[Sequence[int]], rows: Sequence[int], decoding: Decoding
+    ) -> None:
         self.model, self.decoding = model, decoding
         self.stops = stop_tokens(model)
-        self.draws = [_generator(decoding.seed, prompt) for prompt in prompts]
+        self.generators = [
+            decoding.generator(prompt, row % decoding.draws)
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
         self.new: list[list[int]] = [[] for _ in prompts]
         self.alive = set(range(len(prompts)))
+        self.seen = [set(prompt) for prompt in prompts]  # tokens of the prompt and the new text
 
     def take(self, fed: Sequence[int], stream: Float[Tensor, "fed d_model"]) -> Int[Tensor, " fed"]:
         """Choose each fed text's next token, and keep those of the texts that go on."""
@@ -303,6 +357,7 @@ class _Texts:
         for text, token in zip(fed, chosen.tolist(), strict=True):
             if text in self.alive:
                 self.new[text].append(token)
+                self.seen[text].add(token)
                 if token in self.stops or len(self.new[text]) == self.decoding.max_new_tokens:
                     self.alive.remove(text)
         return chosen
@@ -310,10 +365,12 @@ class _Texts:
     def _chosen(self, fed: Sequence[int], stream: Float[Tensor, "fed d_model"]) -> Int[Tensor, " fed"]:
         # The model's own, rounded as it rounds them: what Hugging Face's `generate` chooses from.
         logits = unembedded(self.model, stream).float()
+        if self.decoding.repetition_penalty != 1:
+            _penalize(logits, [self.seen[text] for text in fed], self.decoding.repetition_penalty)
         for place, text in enumerate(fed):
             if len(self.new[text]) < self.decoding.min_new_tokens:
                 logits[place, self.stops] = -torch.inf
-        return _next_tokens(logits, self.decoding, [self.draws[text] for text in fed])
+        return _next_tokens(logits, self.decoding, [self.generators[text] for text in fed])
 
 
 def stop_tokens(model: Any) -> list[int]:
@@ -336,8 +393,16 @@ def _fed(batch: Batch, chosen: Int[Tensor, " batch"], alive: Tensor, *, keep: bo
     return replace(batch, tokens=tokens, mask=mask)
 
 
+def _penalize(logits: Float[Tensor, "batch d_vocab"], seen: Sequence[set[int]], penalty: float) -> None:
+    """Change, in place, the logits of the tokens that each row has seen."""
+    places = torch.tensor([(row, token) for row, tokens in enumerate(seen) for token in tokens])
+    rows, tokens = places.T.to(logits.device)
+    before = logits[rows, tokens]
+    logits[rows, tokens] = torch.where(before < 0, before * penalty, before / penalty)
+
+
 def _next_tokens(
-    logits: Float[Tensor, "batch d_vocab"], decoding: Decoding, draws: Sequence[torch.Generator]
+    logits: Float[Tensor, "batch d_vocab"], decoding: Decoding, generators: Sequence[torch.Generator]
 ) -> Int[Tensor, " batch"]:
     if decoding.temperature == 0:
         return logits.argmax(-1).cpu()
@@ -347,11 +412,8 @@ def _next_tokens(
     before = ordered.cumsum(-1) - ordered
     nucleus = torch.where(before < decoding.top_p, ordered, 0).cumsum(-1)
     # One uniform number a row and step, looked up in the row's own cumulative distribution.
-    uniform = torch.stack([torch.rand(1, generator=draw, dtype=torch.float64) for draw in draws])
+    uniform = torch.stack(
+        [torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators]
+    )
     place = torch.searchsorted(nucleus, uniform * nucleus[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
     return order.gather(-1, place).squeeze(-1)
-
-
-def _generator(seed: int, prompt: Sequence[int]) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{list(prompt)}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -126,17 +126,19 @@ def _of_activations(
     activations: Activations, places: Sequence[int]
 ) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
     """Activations in the order layer, prompt, position, without the padding."""
-    prompt, slot = (activations.token_index >= 0).nonzero(as_tuple=True)
-    where = pd.DataFrame(
-        {
+    tables, values = [], []
+    for place in places:
+        index, _ = activations.at_layer(place)
+        prompt, slot = (index >= 0).nonzero(as_tuple=True)
+        columns = {
+            "layer": activations.layers[place],
             "prompt_id": prompt.numpy(),
             "prompt": [activations.prompts[row] for row in prompt],
-            "token_index": activations.token_index[prompt, slot].numpy(),
+            "token_index": index[prompt, slot].numpy(),
         }
-    )
-    tables = [where.assign(layer=activations.layers[place]) for place in places]
-    labels = pd.concat(tables, ignore_index=True)[["layer", *where.columns]]
-    return labels, torch.cat([activations.values[prompt, place, slot] for place in places])
+        tables.append(pd.DataFrame(columns))
+        values.append(activations.values[prompt, place, slot])
+    return pd.concat(tables, ignore_index=True), torch.cat(values)
 
 
 def _logits(

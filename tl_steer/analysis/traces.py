@@ -53,10 +53,14 @@ def traces(
     """
     layers = shared_layers(activations, vectors)
     directions = vectors.normalized()
-    rows, slots, labels = _tokens(activations, factors, tokenizer, window)
+    if factors is not None:
+        _require_factors(factors, len(activations))
     tables = []
     for layer in layers:
-        stream = activations.values[rows, activations.layers.index(layer), slots].double().numpy()
+        place = activations.layers.index(layer)
+        if not tables or activations.token_index.ndim == 3:
+            rows, slots, labels = _tokens(activations, place, factors, tokenizer, window)
+        stream = activations.values[rows, place, slots].double().numpy()
         tables.append(labels.assign(layer=layer).join(along(stream, directions[layer])))
     table = pd.concat(tables).sort_values(PLACE, ignore_index=True)
     names = [] if factors is None else list(factors.columns)
@@ -158,19 +162,21 @@ def mean_traces(
 
 def _tokens(
     activations: Activations,
+    place: int,
     factors: pd.DataFrame | None,
     tokenizer: Any,
     window: tuple[int, int] | None,
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Which prompt and slot each kept token has, and what a row says of it."""
-    index = activations.token_index.numpy()
+    """Which prompt and slot each kept token of a layer has, and what a row says of it."""
+    index, tokens = (each.numpy() for each in activations.at_layer(place))
     position = np.where(index >= 0, index - activations.prompt_lengths.numpy()[:, None], np.nan)
     first, last = (-np.inf, np.inf) if window is None else window
     rows, slots = ((position >= first) & (position <= last)).nonzero()
     if not len(rows):
         held = f"{np.nanmin(position):g} to {np.nanmax(position):g}" if (index >= 0).any() else "none"
-        raise ValueError(f"no token in the window {window}; captured positions: {held}.")
-    ids = activations.tokens.numpy()[rows, slots]
+        layer = f" at layer {activations.layers[place]}" * (activations.token_index.ndim == 3)
+        raise ValueError(f"no token in the window {window}{layer}; captured positions: {held}.")
+    ids = tokens[rows, slots]
     different, which = np.unique(ids, return_inverse=True)
     texts = np.array(token_texts(tokenizer, different.tolist()), dtype=object)
     labels = pd.DataFrame(
@@ -183,7 +189,6 @@ def _tokens(
         }
     )
     if factors is not None:
-        _require_factors(factors, len(activations))
         labels = labels.join(factors.iloc[rows].reset_index(drop=True))
     return rows, slots, labels
 

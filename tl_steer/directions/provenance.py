@@ -28,7 +28,7 @@ def described(
     return {
         "arguments": dict(arguments or {}),
         "pairs": len(pairs),
-        "positions": pairs.positive.positions.label,
+        "positions": str(pairs.positive.positions),
         "data": digest(pairs),
         **({"under": under} if any(under.values()) else {}),
         **more,

@@ -16,12 +16,12 @@ def answer_shifts(rows: pd.DataFrame, *, by: str, resamples: int = 2000, seed: i
     Args:
         rows: a sweep's table with `choice`, the unsteered cell among it.
         by: the factor that tells the kinds of questions apart.
-        resamples, seed: of the paired bootstrap over groups of prompts, `statistics.share_change`; every row
-            starts from the seed.
+        resamples, seed: of the paired bootstrap over groups (without them, prompts with all their draws),
+            `statistics.share_change`; every row starts from the seed.
 
     Returns:
         A row a cell and kind: the cell's columns, `dose`, the factor,
-        n: prompts.
+        n: prompts; with several draws per prompt, all draws.
         compared: those whose answer could be read both unsteered and steered; all else is of these.
         shift, shift_low, shift_high: change of the share of choice 0 against the unsteered cell, from −1 to
             1, with its 95 % interval; NaN where nothing can be compared, zero for the unsteered cell.

@@ -1,4 +1,4 @@
-"""Questions under some cells: scores of their choices, or texts, a row a prompt and cell."""
+"""Questions under some cells: scores of their choices, or texts, a row a prompt (or draw of it) and cell."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -104,17 +104,19 @@ def _texts(
     tick: Tick = _unseen,
 ) -> Answers:
     ids = tokenize_all(model, questions.prompts if isinstance(questions, ChoiceQuestions) else questions)
-    norms = StreamNorms(sites, range(len(ids)))
+    norms = StreamNorms(sites, [row // decoding.draws for row in range(len(ids) * decoding.draws)])
     operations = [cell.operations for cell in cells]
     written = write_cells(model, ids, operations, decoding, norms=norms, tick=tick, **options)
     texts = [completion_text(model, new) for cell in written for new in cell]
-    return Answers(_written(texts, questions), _typical(model, cells, norms, ids))
+    return Answers(_written(texts, questions, decoding.draws), _typical(model, cells, norms, ids))
 
 
-def _written(texts: list[str], questions: ChoiceQuestions | list[str]) -> pd.DataFrame:
+def _written(texts: list[str], questions: ChoiceQuestions | list[str], draws: int) -> pd.DataFrame:
     if isinstance(questions, ChoiceQuestions):
-        return written_answers(texts, questions.prompts, questions.choices)
-    return written_answers(texts, questions, None)
+        prompts, choices = ([each for each in part for _ in range(draws)] for part in
+                            (questions.prompts, questions.choices))  # fmt: skip
+        return written_answers(texts, prompts, choices)
+    return written_answers(texts, [prompt for prompt in questions for _ in range(draws)], None)
 
 
 def _scored(scores: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from .tables import (
     require_one_row_a_prompt,
     serves,
     sweep_table,
+    text_keys,
 )
 
 UNREADABLE = ("unreadable", "unreadable_unsteered")
@@ -154,7 +155,8 @@ def _require_complete(wanted: pd.DataFrame) -> None:
         raise ValueError("the table has no steered cell but controls: there is nothing to choose from.")
     cells = len(wanted[list(CELL)].drop_duplicates())
     unsteered = wanted.loc[~steered, "prompt_id"]
-    if len(rows) != cells * rows["prompt_id"].nunique() or not rows["prompt_id"].isin(unsteered).all():
+    texts = len(rows[text_keys(rows)].drop_duplicates())
+    if len(rows) != cells * texts or not rows["prompt_id"].isin(unsteered).all():
         raise ValueError(
             "every cell, the unsteered one too, needs all prompts of both splits: give the whole sweep."
         )

@@ -23,13 +23,13 @@ def effectiveness(
     """A row for each cell of a sweep, and within it for each combination of factors.
 
     Args:
-        table: a sweep's table, a row a prompt and cell.
+        table: a sweep's table, a row a prompt (or draw of it) and cell.
         by: factors of the prompts to split by ("label", "answer", "split"). Cells are never pooled.
         overall: put rows of all prompts together first, in which the one factor of `by` is "all".
 
     Returns:
         The cell's columns, `dose`, the factors, and, with 95 % intervals in `…_low` and `…_high`:
-        n: prompts.
+        n: prompts; with several draws per prompt, all draws.
         unreadable: share of them whose answer could not be read (choice NA).
         accuracy: share of right answers where the right one is known, else NaN; an unreadable answer is not
             right. Wilson interval.
@@ -44,8 +44,9 @@ def effectiveness(
         ValueError: columns are missing, `by` names an outcome or a result, a prompt is in a cell twice; or
             `overall` where `by` is not one factor, or one that has a value "all".
 
-    Prompts that share a value of the factor `group` are not independent: intervals take groups whole
-    (`statistics.mean_interval`, `statistics.rate_interval`). With one prompt per group these are Student's t
+    Prompts that share a value of the factor `group` are not independent, nor are the draws of a prompt:
+    intervals take groups, and without them prompts, whole (`statistics.mean_interval`,
+    `statistics.rate_interval`). With one row per group these are Student's t
     and Wilson's interval. They hold for one number each, not for the best of many cells: see `choose`.
     """
     by = factors_of(table, by, RESULTS)
@@ -108,5 +109,5 @@ def _outcomes(rows: pd.DataFrame) -> pd.DataFrame:
 def _cells(table: pd.DataFrame, by: Sequence[str]) -> "pd.api.typing.DataFrameGroupBy":
     """The outcomes of each cell and factor."""
     rows = beside_unsteered(table, by)
-    kept = dict.fromkeys([*CELL, "dose", *by, *(["group"] if "group" in rows else [])])
+    kept = dict.fromkeys([*CELL, "dose", *by, "prompt_id", *(["group"] if "group" in rows else [])])
     return in_cells(pd.concat([rows[[*kept]], _outcomes(rows)], axis=1), by)

@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from ..prompts import group_numbers
 from ..seeds import generator
 from ..statistics import joint_counts, percentile_interval, rate_interval, share_change
 from .effectiveness import FLIPPED, effectiveness, flips
 from .signal_detection import signal_detection
-from .tables import CELL, UNSTEERED, beside_unsteered, in_cells, prompt_groups
+from .tables import CELL, UNSTEERED, beside_unsteered, in_cells, prompt_groups, text_index
 
 # "accuracy", "readable_accuracy", "d_prime", "shift", "flipped", or a function
 Score = str | Callable[[pd.DataFrame], float]
@@ -70,9 +69,7 @@ def _readable_accuracy(rows: pd.DataFrame, resamples: int, seed: int) -> pd.Data
     values, changes = [], []
     for _, cell in in_cells(beside_unsteered(rows, []), []):
         read = cell[cell["answer"].notna() & cell["choice"].notna()]
-        right = read["choice"].eq(read["answer"]).to_numpy(float)
-        rate = rate_interval(right, np.zeros(len(read), int), prompt_groups(read))
-        values.append([float(each[0]) for each in rate] if len(read) else [np.nan] * 3)
+        values.append(_rate(read["choice"].eq(read["answer"]), prompt_groups(read)))
         both = read[read["unsteered_choice"].notna()]
         now, then = (both[name].eq(both["answer"]).to_numpy(bool) for name in ("choice", "unsteered_choice"))
         joint = joint_counts(now, then, prompt_groups(both))
@@ -80,6 +77,12 @@ def _readable_accuracy(rows: pd.DataFrame, resamples: int, seed: int) -> pd.Data
         changes.append([float(each) for each in change])
     results[["value", "low", "high"]] = values
     return _steered(results, pd.DataFrame(changes, columns=["change", "change_low", "change_high"]))
+
+
+def _rate(right: pd.Series, group: Int[np.ndarray, " row"]) -> list[float]:
+    """The share with its Wilson interval, groups whole; NaN of no rows."""
+    ends = rate_interval(right.to_numpy(float), np.zeros(len(right), int), group)
+    return [float(end[0]) for end in ends] if len(right) else [np.nan] * 3
 
 
 def _d_prime(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
@@ -110,10 +113,11 @@ def _flipped(rows: pd.DataFrame, resamples: int, seed: int) -> pd.DataFrame:
 def _function(
     score: Callable[[pd.DataFrame], float], rows: pd.DataFrame, resamples: int, seed: int
 ) -> pd.DataFrame:
-    unsteered = rows[rows["vector"] == UNSTEERED].set_index("prompt_id", drop=False)
+    unsteered = rows[rows["vector"] == UNSTEERED]
+    unsteered = unsteered.set_index(text_index(unsteered))
     found = []
     for _, cell in in_cells(rows, []):
-        before = unsteered.loc[cell["prompt_id"]].reset_index(drop=True)
+        before = unsteered.loc[text_index(cell)].reset_index(drop=True)
         draws = _redrawn(cell, resamples, seed)
         scores = np.array([[score(side.iloc[draw]) for side in (cell, before)] for draw in draws], float)
         value, then = score(cell), score(before)
@@ -128,10 +132,10 @@ def _function(
 def _redrawn(cell: pd.DataFrame, resamples: int, seed: int) -> Iterator[Int[np.ndarray, " row"]]:
     """Rows drawn with replacement, groups whole, within the groups of the same answers (or unknown ones).
 
-    So every draw has both answers. Without a column "group" each row is a group of its own.
+    So every draw has both answers. Without a column "group" each prompt is a group of its own.
     """
     rng = generator(seed)
-    group = group_numbers(cell.filter(["group"]).astype(object))
+    group = prompt_groups(cell)
     kinds = cell["answer"].map(str).groupby(group).agg(lambda answers: " ".join(sorted(set(answers))))
     rows = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
     strata = [np.flatnonzero(kinds == kind) for kind in sorted(set(kinds))]

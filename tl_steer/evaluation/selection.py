@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from ..seeds import generator
 from ..statistics import d_prime, percentile_interval, permutation_p_value, share
 from .scores import TIE, Score
-from .tables import CELL, UNSTEERED, in_cells
+from .tables import CELL, UNSTEERED, in_cells, text_index
 
 Sets = Bool[np.ndarray, "set prompt"]  # some sets of prompts
 Scores = Float[np.ndarray, "set cell"]
@@ -37,8 +37,8 @@ def candidates(rows: pd.DataFrame, before: pd.DataFrame, score: Score) -> Candid
     """Cells that can be chosen from.
 
     Args:
-        rows: of one vector and operation; every cell has each of the prompts once.
-        before: the unsteered row of each prompt; the order of the prompts is theirs.
+        rows: of one vector and operation; every cell has each of the prompts (and draws) once.
+        before: the unsteered row of each prompt, or draw of it; the order of the prompts is theirs.
         score: the name of a score, or a function of rows, as for `choose`.
 
     Of cells with equal scores the one with the smallest |dose| is taken, then the one with the earlier layer,
@@ -49,7 +49,7 @@ def candidates(rows: pd.DataFrame, before: pd.DataFrame, score: Score) -> Candid
     dose = labels["dose"].abs().fillna(np.inf)
     layer = [min(map(int, layers.split("+"))) for layers in labels["layers"]]
     order = np.lexsort((layer, dose))
-    place = pd.Index(before["prompt_id"]).get_indexer(rows["prompt_id"])
+    place = text_index(before).get_indexer(text_index(rows))
     rows = rows.iloc[np.lexsort((place, np.argsort(order)[number]))]
     scorer = _looped(score, rows, len(labels)) if callable(score) else _SCORERS[score](rows, before)
     return Candidates(labels.iloc[order].reset_index(drop=True), scorer)
@@ -76,10 +76,10 @@ def best_conditions(table: pd.DataFrame) -> pd.DataFrame:
     half = table[table["split"] == "choose"]
     table = table if half.empty else half
     before = table[table["vector"] == UNSTEERED]
-    texts = before.set_index("prompt_id")["text"]
+    texts = pd.Series(before["text"].to_numpy(), text_index(before))
 
     def changed_texts(rows: pd.DataFrame) -> float:
-        return float((rows["text"].to_numpy() != texts.loc[rows["prompt_id"]].to_numpy()).mean())
+        return float((rows["text"].to_numpy() != texts.loc[text_index(rows)].to_numpy()).mean())
 
     everything = np.ones((1, len(before)), bool)
     chosen = []
@@ -97,7 +97,8 @@ def halvings(asked: pd.DataFrame, splits: int, seed: int) -> Bool[np.ndarray, "s
     """The first halves of random splits: each half has as many prompts of each answer.
 
     Args:
-        asked: a row a prompt; prompts of one `group`, where there is such a column, go to the same half.
+        asked: a row a prompt, or draw of it; prompts of one `group`, where there is such a column, go to the
+            same half.
         splits: how many.
         seed: of the draws.
     """

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from ..arguments import checked
-from .tables import CELL, UNSTEERED, require_one_row_a_prompt, sweep_table
+from .tables import CELL, UNSTEERED, require_one_row_a_prompt, sweep_table, text_keys
 
 
 @checked
@@ -18,7 +18,7 @@ def side_by_side(
     vector: str | Sequence[str] | None = None,
     controls: bool = False,
 ) -> pd.DataFrame:
-    """The texts of a sweep, a row a prompt and a column a cell.
+    """The texts of a sweep, a row a prompt (or draw of it) and a column a cell.
 
     Args:
         table: of `sweep(…, measure="generate")` or `read_recorded`.
@@ -27,9 +27,10 @@ def side_by_side(
         controls: whether control vectors are shown too.
 
     Returns:
-        prompt_id, prompt, and the texts from the most negative multiplier through "unsteered" to the most
-        positive, then operations without one. A column's name is what tells it from the others: "−16",
-        "layer 18, −16", "layer 18, zeroedout_pos +16". NA where a cell lacks a prompt.
+        prompt_id, draw (where the table has it), prompt, and the texts from the most negative multiplier
+        through "unsteered" to the most positive, then operations without one. A column's name is what tells
+        it from the others: "−16", "layer 18, −16", "layer 18, zeroedout_pos +16". NA where a cell lacks a
+        prompt.
 
     Raises:
         ValueError: columns are missing, there are no texts, a value is asked for that is not there, or a
@@ -45,7 +46,8 @@ def side_by_side(
     for column, wanted in asked.items():
         rows = _selected(rows, column, wanted)
     require_one_row_a_prompt(rows)
-    prompts = rows.drop_duplicates("prompt_id")[["prompt_id", "prompt"]].set_index("prompt_id")
+    keys = text_keys(rows)
+    prompts = rows.drop_duplicates(keys)[[*keys, "prompt"]].set_index(keys)
     cells = _in_order(rows[list(CELL)].drop_duplicates())
     texts = {name: _texts_of(rows, cell) for name, cell in zip(_names(cells), _records(cells), strict=True)}
     return prompts.join(pd.DataFrame(texts, index=prompts.index)).reset_index()
@@ -104,7 +106,7 @@ def _texts_of(rows: pd.DataFrame, cell: dict[str, object]) -> pd.Series:
     same = pd.Series(True, rows.index)
     for name, value in cell.items():
         same &= rows[name].isna() if pd.isna(value) else rows[name] == value
-    return rows[same].set_index("prompt_id")["text"]
+    return rows[same].set_index(text_keys(rows))["text"]
 
 
 def _records(cells: pd.DataFrame) -> list[dict[str, object]]:

@@ -65,9 +65,10 @@ def signal_detection(
 
     Returns:
         The condition's columns, `dose`, the factors, and, with 95 % intervals in `…_low` and `…_high`:
-        n_signal, n_noise: readable prompts of each kind.
+        n_signal, n_noise: readable prompts of each kind; with several draws per prompt, readable draws.
         unreadable: share of the prompts with an answer whose choice is NA; they are left out.
-        hit_rate, false_alarm_rate: share of each kind where the choice says the signal. Wilson interval.
+        hit_rate, false_alarm_rate: share of each kind where the choice says the signal. Wilson interval,
+            groups whole (`statistics.rate_interval`).
         d_prime: z(H) − z(F), rates log-linear corrected. Bayesian bootstrap.
         criterion: −½(z(H) + z(F)), negative says the signal more often. Bayesian bootstrap.
         covered: whether the intervals of d′ and c are known to contain the truth in 93 to 97 %: at least 5
@@ -97,13 +98,13 @@ def signal_detection(
     A constant added to every logit difference is a pure bias. It leaves the AUC as it is, and moves d′ where
     variances are unequal or rates are near 0 or 1; so the AUC decides wherever it is known.
 
-    Prompts of one `group` are resampled together, within each kind, since the numbers of prompts of each kind
-    are the experimenter's; `statistics.resampled_weights` says how. In simulations with 20 to 200 prompts of
-    each kind, rates of .01 to .99, 95 % intervals contained the truth in 93 to 97 % where 5 prompts per
-    choice were to be expected, elsewhere in 92 to 100 %: there most are wider than they need be. A percentile
-    bootstrap with the same correction fails there: 78 % at rates .99 and .43 of 100 prompts, 0 % at .99 and
-    .01 of 20. Wilson's intervals go by jumps: 93 to 97 % with at least 100 prompts and rates of .2 to .8, 91
-    to 98 % elsewhere. `tests/coverage_table.py` prints the whole table.
+    Prompts of one `group`, and draws of one prompt, are resampled together, within each kind, since the
+    numbers of prompts of each kind are the experimenter's; `statistics.resampled_weights` says how. In
+    simulations with 20 to 200 prompts of each kind, rates of .01 to .99, 95 % intervals contained the truth
+    in 93 to 97 % where 5 prompts per choice were to be expected, elsewhere in 92 to 100 %: there most are
+    wider than they need be. A percentile bootstrap with the same correction fails there: 78 % at rates .99
+    and .43 of 100 prompts, 0 % at .99 and .01 of 20. Wilson's intervals go by jumps: 93 to 97 % with at least
+    100 prompts and rates of .2 to .8, 91 to 98 % elsewhere. `tests/coverage_table.py` prints the whole table.
 
     Source: Macmillan & Creelman 2005, chapters 1 to 3; correction of Hautus 1995; the bootstrap: Rubin 1981,
     with Jeffreys' prior on each rate (Brown, Cai & DasGupta 2001).
@@ -228,8 +229,8 @@ def _detected(cell: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
         "n_noise": int(total[1].sum()),
         "unreadable": float(cell["choice"].isna().mean()),
     }
-    for kind, name in enumerate(("hit_rate", "false_alarm_rate")):
-        detected |= _columns(name, *_rate(counts[:, kind]))
+    for kind, name in ((True, "hit_rate"), (False, "false_alarm_rate")):
+        detected |= _columns(name, *_rate(cell[cell["_signal"] == kind]))
     for name, interval in measures(counts, resamples=resamples, seed=seed, grouped=True).items():
         detected |= _columns(name, *interval)
     detected["covered"] = bool(is_covered((counts > 0).sum(0)))
@@ -239,6 +240,15 @@ def _detected(cell: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
     detected["change_covered"] = bool(known if is_unsteered else is_change_covered((joint > 0).sum(0)))
     detected |= _of_logits(cell, is_unsteered)
     return detected | {"verdict": "" if is_unsteered else _verdict(detected)}
+
+
+def _rate(rows: pd.DataFrame) -> Sequence[float]:
+    """How often the choices say the signal, with its interval."""
+    read = rows[rows["choice"].notna()]
+    if read.empty:
+        return [np.nan] * 3
+    said, group = read["choice"].eq(0).to_numpy(float), pd.factorize(read["_group"])[0]
+    return [each[0] for each in rate_interval(said, np.zeros(len(read), int), group)]
 
 
 def _counted(
@@ -255,15 +265,6 @@ def _counted(
     outcome = 2 * choice[both].astype(int) + before[both].astype(int)
     np.add.at(joint, (group[both], 1 - signal[both], outcome), 1)
     return counts, joint
-
-
-def _rate(counts: Int[np.ndarray, "group 2"]) -> tuple[float, float, float]:
-    """Share of the prompts that said the signal, groups whole."""
-    group, value = (np.repeat(each, counts.ravel()) for each in np.indices(counts.shape).reshape(2, -1))
-    if not len(group):
-        return np.nan, np.nan, np.nan
-    rate, low, high = rate_interval(1.0 - value, np.zeros(len(group), int), pd.factorize(group)[0])
-    return float(rate[0]), float(low[0]), float(high[0])
 
 
 def _of_logits(cell: pd.DataFrame, is_unsteered: bool) -> dict[str, float]:

@@ -7,10 +7,18 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from ..arguments import checked
-from ..prompts import group_numbers
 from ..seeds import generator
 from ..statistics import percentile_interval, rate_interval, share
-from .tables import FIXED, UNSTEERED, beside_unsteered, factors_of, require_columns
+from .tables import (
+    DRAW,
+    FIXED,
+    UNSTEERED,
+    beside_unsteered,
+    factors_of,
+    prompt_groups,
+    require_columns,
+    text_keys,
+)
 
 LINE = ("vector", "control", "control_of", "operation", "hook", "layers")  # a cell but for its multiplier
 SLOPES = ("toward", "multipliers", "slope", "r_squared", "slope_per_dose")
@@ -50,7 +58,7 @@ def prompt_slopes(table: pd.DataFrame, *, toward: str = "signal") -> pd.DataFram
     """
     rows = _moved(table, toward)
     rows = rows.assign(toward=toward)
-    keys = [*LINE, "toward", "prompt_id"]
+    keys = [*LINE, "toward", *text_keys(rows)]
     group = rows.groupby(keys, sort=False, observed=True).ngroup().to_numpy()
     about = [*keys, "prompt", *_factors(table), *(name for name in ("answer", "split") if name in table)]
     result = rows.drop_duplicates(keys)[about].reset_index(drop=True)
@@ -136,7 +144,7 @@ def _moved(table: pd.DataFrame, toward: str) -> pd.DataFrame:
 
 
 def _factors(table: pd.DataFrame) -> list[str]:
-    return [name for name in table if name not in FIXED]
+    return [name for name in table if name not in (*FIXED, DRAW)]
 
 
 def _lines(
@@ -162,7 +170,7 @@ def _summary(
     rows: pd.DataFrame, counts: dict[int, Int[np.ndarray, "draw group"]], resamples: int, seed: int
 ) -> list[float | int]:
     rows = rows[rows["slope"].notna()]
-    group = group_numbers(rows.filter(["group"]).astype(object))
+    group = prompt_groups(rows)
     groups = len(np.unique(group))
     if groups not in counts:
         counts[groups] = _drawn(groups, resamples, seed)

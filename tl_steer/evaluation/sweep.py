@@ -26,7 +26,7 @@ from .chunks import Answers, Ask, Executor, answered, in_chunks, in_order
 from .digests import digest
 from .plans import sweep_plan
 from .selection import best_conditions
-from .tables import asked_table, assembled, require_columns
+from .tables import asked_table, assembled, repeated, require_columns
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,10 @@ def sweep(
     measure: Literal["choice", "generate"] = "choice",
     max_new_tokens: int = 30,
     min_new_tokens: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    draws: int = 1,
     controls: int | Mapping[str, SteeringVectors] = 20,
     control_layers: Literal["chosen", "all"] | Callable[[pd.DataFrame], pd.DataFrame] = "chosen",
     divide_by_layers: bool = False,
@@ -68,8 +72,13 @@ def sweep(
         operations: "add", "project_out" (once a layer, multiplier NaN), or a callable that makes an operation
             of a vector, a multiplier and positions.
         positions: at which tokens; by default `all_tokens()`.
-        measure: "choice" scores the two continuations, "generate" writes text (greedily) and reads it.
+        measure: "choice" scores the two continuations, "generate" writes text and reads it.
         max_new_tokens, min_new_tokens: length of the texts; each ends at the end of its turn.
+        temperature, top_p, repetition_penalty: how texts are sampled, as for `generate`; by default greedily.
+        draws: how many texts are sampled per prompt and condition. The same draw of the same prompt uses the
+            same random numbers in every condition, and draw 0 is the text of `generate` with this `seed`.
+            One draw compared with another differs where nothing is steered: sample several, since intervals
+            are over both prompts and draws, with all draws of a prompt taken together.
         controls: how many random directions of the same length for each vector, or control vectors by name,
             which serve all vectors. With fewer than 19, no p value can reach .05.
         control_layers: "chosen" runs controls after everything else, and for each vector and operation only
@@ -84,7 +93,7 @@ def sweep(
         divide_by_layers: divide each multiplier by the number of layers that are steered together. The
             table's `multiplier` and `dose` are of the quotient: what was added at each layer is `multiplier`
             times its vector.
-        seed: of the random directions and of the split.
+        seed: of the random directions, of the split and of the samples.
         out: a Parquet file to write; it may not exist yet. Finished cells are kept beside it in `out`.cells,
             32 at a time: the same call goes on where a killed one was, and gives the same table to the bit
             (on the same machine, with as many threads).
@@ -100,7 +109,8 @@ def sweep(
             by default half of what is free, and on a CPU at most 512 MiB. With less, more passes are made.
 
     Returns:
-        A row a prompt and cell: prompt_id, prompt, the factors, vector, control, control_of (the vector that
+        A row a prompt and cell (with several draws, one per draw): prompt_id, prompt, draw (from 0, only with
+        several draws), the factors, vector, control, control_of (the vector that
         a control belongs to; "" for one that serves all vectors, and for what is no control), operation,
         layers ("17+31"), hook, multiplier, dose (of several layers the largest), split ("choose" or "report",
         balanced over factors and answers, unless the factors have a column of that name), answer, choice,
@@ -108,7 +118,8 @@ def sweep(
         `choice` is missing where a text could not be read, or neither choice is likelier.
 
     Raises:
-        ValueError: plain prompts with "choice", a factor that has one of the table's names, no multipliers;
+        ValueError: plain prompts or settings of sampling with "choice", several draws of greedy text, a
+            factor that has one of the table's names, no multipliers;
             with `out`, a factor that Parquet cannot hold, an operation that cannot be told from another, or
             hooks of your own on the model, which a later call could lack.
         FileExistsError: `out` exists, or was begun with other arguments; the message says which.
@@ -120,6 +131,12 @@ def sweep(
     their last bits and are then other vectors: save and load them.
     """
     positions = all_tokens() if positions is None else positions
+    sampling = {
+        "temperature": temperature, "top_p": top_p, "repetition_penalty": repetition_penalty, "draws": draws,
+    }  # fmt: skip
+    decoding = Decoding(max_new_tokens, min_new_tokens, **sampling, seed=seed)
+    if measure == "choice":
+        _require_no_sampling(sampling)
     named = named_vectors(vectors)
     cells = sweep_cells(
         named,
@@ -135,11 +152,10 @@ def sweep(
         require_free(Path(out))
         with exclusive(model):  # another thread's steer is gone before a chunk runs
             require_unhooked(model)
-    asked = _asked(questions, seed)
+    asked = repeated(_asked(questions, seed), draws)
     if out is not None:
         require_writable(asked)
     sites = steered_sites(model, cells)
-    decoding = Decoding(max_new_tokens, min_new_tokens)
 
     def asking(memory: Memory) -> Ask:
         options = {"allow_empty": allow_empty, "force": force, "reuse": reuse, "memory": memory}
@@ -147,7 +163,7 @@ def sweep(
 
     ask = asking(memory)
     first = cells if control_layers == "all" else [cell for cell in cells if not cell.control]
-    logger.info("%d conditions of %d questions", len(first), len(asked))
+    logger.info("%d conditions of %d questions", len(first), len(asked) // draws)
     opening = nullcontext()
     if out is not None:
         settings = {
@@ -155,6 +171,7 @@ def sweep(
             "measure": measure,
             "max_new_tokens": max_new_tokens if measure == "generate" else None,
             "min_new_tokens": min_new_tokens if measure == "generate" else None,
+            **{name: value if measure == "generate" else None for name, value in sampling.items()},
             "mass": mass,
             "control_layers": control_layers if isinstance(control_layers, str) else digest(control_layers),
             "seed": seed,
@@ -179,6 +196,16 @@ def sweep(
             files.finish(table)
             logger.info("wrote %s", out)
     return table
+
+
+def _require_no_sampling(sampling: Mapping[str, float]) -> None:
+    usual = Decoding()
+    given = [f"{name}={value}" for name, value in sampling.items() if value != getattr(usual, name)]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} with measure='choice', which scores answers and samples nothing: expected "
+            "measure='generate'. `sampled_choices` draws from the scores."
+        )
 
 
 def _conditions(selected: pd.DataFrame) -> pd.DataFrame:

@@ -16,10 +16,11 @@ from .reading import read_answer
 CELL = ("vector", "control", "control_of", "operation", "layers", "hook", "multiplier")
 OUTCOMES = ("choice", "logit_difference", "probability", "mass", "text")
 UNSTEERED = "none"  # the name of its vector
+DRAW = "draw"  # the column of tables with several texts per prompt
 # Columns of numbers, where they are there; of those that are true, 0 and 1 alone.
 NUMBERS = {
     "multiplier": False, "dose": False, "logit_difference": False, "probability": False, "mass": False,
-    "answer": True, "choice": True,
+    "draw": False, "answer": True, "choice": True,
 }  # fmt: skip
 FIXED = ("prompt_id", "prompt", *CELL, "dose", "split", "answer", *OUTCOMES)
 
@@ -45,10 +46,29 @@ def asked_table(
     asked = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": list(prompts)})
     asked["answer"] = pd.array([pd.NA] * len(asked) if answers is None else list(answers), dtype="Int64")
     if factors is not None:
-        if clash := sorted(set(factors) & (set(FIXED) - {"split"})):
+        if clash := sorted(set(factors) & ({*FIXED, DRAW} - {"split"})):
             raise ValueError(f"factors may not be named {clash}: the table has columns of that name.")
         asked = asked.join(factors.reset_index(drop=True))
     return asked if "split" in asked else asked.assign(split=balanced_halves(asked, seed))
+
+
+def repeated(asked: pd.DataFrame, draws: int) -> pd.DataFrame:
+    """A row per prompt and draw, with a column `draw` behind the prompt; as it is for a single draw."""
+    if draws == 1:
+        return asked
+    rows = asked.loc[np.repeat(asked.index, draws)].reset_index(drop=True)
+    rows.insert(2, DRAW, np.tile(np.arange(draws), len(asked)))
+    return rows
+
+
+def text_keys(table: pd.DataFrame) -> list[str]:
+    """The columns that tell the rows of a condition apart: the prompt, and its draw where there is one."""
+    return ["prompt_id", *([DRAW] if DRAW in table else [])]
+
+
+def text_index(rows: pd.DataFrame) -> pd.Index:
+    """The rows by `text_keys`."""
+    return pd.MultiIndex.from_frame(rows[text_keys(rows)]) if DRAW in rows else pd.Index(rows["prompt_id"])
 
 
 def balanced_halves(asked: pd.DataFrame, seed: int) -> Shaped[np.ndarray, " prompt"]:
@@ -101,7 +121,7 @@ def assembled(
     """A sweep's table, cell by cell, in the order of columns that all of them have.
 
     Args:
-        asked: what `asked_table` makes.
+        asked: what `asked_table` makes, or `repeated`.
         cells: the columns of each cell, and its dose.
         outcomes: a row a prompt and cell, all prompts of the first cell first.
     """
@@ -213,20 +233,20 @@ def prompt_groups(rows: pd.DataFrame) -> Int[np.ndarray, " row"]:
 
 
 def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The table with `unsteered_choice` and `unsteered_logit_difference` of the same prompt in each row.
+    """The table with `unsteered_choice` and `unsteered_logit_difference` of the same prompt and draw.
 
     Args:
         table: a sweep's table.
         by: factors within which a `prompt_id` is unique.
 
     Raises:
-        ValueError: columns are missing, or a prompt is in a cell twice.
+        ValueError: columns are missing, or a prompt (or a draw of it) is in a cell twice.
 
     Rows are as many and in the same order; NaN where the prompt has no unsteered row.
     """
     table = sweep_table(table, "prompt_id", "dose", "answer", "choice", "logit_difference")
     require_one_row_a_prompt(table, by)
-    keys = list(dict.fromkeys(["prompt_id", *by]))
+    keys = list(dict.fromkeys([*text_keys(table), *by]))
     rows = table.astype({"answer": "Int64", "choice": "Int64", "logit_difference": float})
     unsteered = rows.loc[rows["vector"] == UNSTEERED, [*keys, *(set(OUTCOMES[:2]) - set(keys))]]
     unsteered = unsteered.rename(columns={name: f"unsteered_{name}" for name in OUTCOMES[:2]})
@@ -244,22 +264,22 @@ def samples_and_groups(
     """Number of each row's cell, and of its group within the cell, as `statistics.mean_interval` takes them.
 
     Args:
-        cells: rows by cell. Without a column "group" each prompt is a group of its own.
+        cells: rows by cell, with `prompt_id`, and with `group` where there is one.
     """
     sample = cells.ngroup().to_numpy()
     return sample, nested(sample, prompt_groups(cells.obj))
 
 
 def require_one_row_a_prompt(table: pd.DataFrame, by: Sequence[str] = ()) -> None:
-    """Refuse a table in which a prompt is in a cell twice, unless the factors `by` tell the rows apart.
+    """Refuse a table in which a prompt, or a draw of it, is in a cell twice, unless `by` tells rows apart.
 
     Raises:
         ValueError: names the first such prompt and cell.
     """
-    twice = table.duplicated(list(dict.fromkeys(["prompt_id", *CELL, *by])))
+    twice = table.duplicated(list(dict.fromkeys([*text_keys(table), *CELL, *by])))
     if twice.any():
         row = table[twice].iloc[0]
-        cell = ", ".join(f"{name}={row[name]}" for name in CELL)
+        cell = ", ".join(f"{name}={row[name]}" for name in (*text_keys(table)[1:], *CELL))
         raise ValueError(
             f"prompt_id {row['prompt_id']} is twice in the cell {cell}: give one sweep's table, "
             "or name in by=… the column that tells the sweeps apart."

@@ -17,6 +17,7 @@ from ..evaluation.sweep import sweep
 from ..evaluation.tables import UNSTEERED
 from ..positions import parse_positions
 from .files.experiment import Experiment
+from .files.questions import sampling_of
 from .materials import estimator_of, passages_of, prompts_of, questions_of, said_prompts
 from .results import CHOOSE, REPORT, TEXT, answered, best_choice, score_of
 
@@ -56,6 +57,7 @@ def asked_table(
         positions=parse_positions(asked.positions),
         measure=asked.measure,
         max_new_tokens=asked.max_new_tokens,
+        **sampling_of(asked),
         seed=experiment.seed,
         memory=memory,
         progress=progress,
@@ -176,6 +178,7 @@ def written_table(
         positions=parse_positions(_text_positions(experiment)),
         measure="generate",
         max_new_tokens=asked.max_new_tokens,
+        **sampling_of(asked),
         controls=0,
         seed=experiment.seed,
         memory=memory,

@@ -18,6 +18,7 @@ from ..capture import capture_pairs
 from ..directions import SteeringVectors
 from ..engine import Memory
 from ..evaluation.checkpoints import package_versions, write_whole
+from ..evaluation.tables import DRAW
 from ..models import identify, load_model
 from ..positions import parse_positions
 from ..prompts import audit
@@ -161,7 +162,13 @@ def _work(
             lambda: text_damage_table(model, tables[-1], **options),
         )
     if tables:
-        _table(out / "sweep.parquet", lambda: pd.concat(tables, ignore_index=True))
+        _table(out / "sweep.parquet", lambda: _together(tables))
+
+
+def _together(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all tables; what has one draw per prompt has draw 0 where another table has several."""
+    together = pd.concat(tables, ignore_index=True)
+    return together.assign(draw=together[DRAW].fillna(0).astype(int)) if DRAW in together else together
 
 
 def _table(path: Path, make: Callable[[], pd.DataFrame]) -> None:

@@ -32,7 +32,7 @@ OTHER, WIDE = 570, 1020
 
 @checked
 def texts(table: pd.DataFrame, *, most: int = 8, longest: int = 400) -> go.Figure:
-    """A table of texts: a row a prompt, a column a cell, as high as its lines need.
+    """A table of texts: a row a prompt (or draw of it), a column a cell, as high as its lines need.
 
     Args:
         table: what `evaluation.side_by_side` makes; 3 to 5 columns of texts read best.
@@ -49,6 +49,8 @@ def texts(table: pd.DataFrame, *, most: int = 8, longest: int = 400) -> go.Figur
         raise ValueError(f"plots.texts: most={most} must be at least 1, and longest={longest} at least 20.")
     shown, names = _shown(table, most)
     prompts, is_short = _own_parts([_tidy(prompt) for prompt in shown["prompt"]])
+    if "draw" in shown:
+        prompts = [f"{prompt}\n(draw {draw})" for prompt, draw in zip(prompts, shown["draw"], strict=True)]
     columns = [prompts, *([_tidy(text) for text in shown[name]] for name in names)]
     room = (WIDTH - 2 * SIDE) / len(columns) - 2 * PADDING
     header = [_broken(name, room, bold=True) for name in ("prompt", *names)]
@@ -66,7 +68,8 @@ def texts(table: pd.DataFrame, *, most: int = 8, longest: int = 400) -> go.Figur
             },
         )
     )
-    figure = styled(figure, "Texts side by side", _subtitle(len(shown), len(table), is_short))
+    rows = "draw" if "draw" in shown else "prompt"
+    figure = styled(figure, "Texts side by side", _subtitle(len(shown), len(table), rows, is_short))
     height = TOP + sum(heights) + 2 * SIDE
     figure.update_layout(height=height, margin={"l": SIDE, "r": SIDE, "t": TOP, "b": SIDE})
     return figure.update_layout(title_y=1 - SIDE / height)  # a share of a height that varies
@@ -75,7 +78,7 @@ def texts(table: pd.DataFrame, *, most: int = 8, longest: int = 400) -> go.Figur
 def _shown(table: pd.DataFrame, most: int) -> tuple[pd.DataFrame, list[str]]:
     """The rows to show, and the names of the columns of texts."""
     require_columns(table, ["prompt"], figure="texts", maker="evaluation.side_by_side(sweep_table)")
-    names = [name for name in table.columns if name not in ("prompt_id", "prompt")]
+    names = [name for name in table.columns if name not in ("prompt_id", "draw", "prompt")]
     if not names:
         raise ValueError("plots.texts: the table has no column of texts.")
     if "multiplier" in names:
@@ -105,8 +108,8 @@ def _header(header: list[list[str]], names: Sequence[str]) -> dict[str, object]:
     }
 
 
-def _subtitle(shown: int, there: int, is_short: bool) -> str:
-    count = f"{shown} of {there} prompts" if shown < there else f"{there} prompt{'s' * (there > 1)}"
+def _subtitle(shown: int, there: int, rows: str, is_short: bool) -> str:
+    count = f"{shown} of {there} {rows}s" if shown < there else f"{there} {rows}{'s' * (there > 1)}"
     return count + ("; what they all begin and end with is left out" if is_short else "")
 
 

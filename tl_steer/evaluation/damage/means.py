@@ -31,8 +31,8 @@ def mean_damage(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.Data
         The cell's columns, `dose`, the factors, n (passages or texts), and of each measure that the table has
         (kl, loss, loss_change; words, distinct_1, distinct_2, distinct_3, unreadable) the mean, with its 95 %
         interval in `…_low` and `…_high`: Student's t, and Wilson's for the share `unreadable`; passages of
-        one `group` are taken together, as in `effectiveness`. Where there is a `loss`, perplexity too: exp of
-        the mean loss.
+        one `group`, and draws of one prompt, are taken together, as in `effectiveness`. Where there is a
+        `loss`, perplexity too: exp of the mean loss.
 
     Raises:
         ValueError: columns are missing, or a prompt is in a cell twice.

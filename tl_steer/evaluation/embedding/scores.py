@@ -69,9 +69,10 @@ def embedding_effect(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd
         n: texts with a score.
         blank: texts without one.
         score: mean embedding score. Student's t interval.
-        shift: mean change against the unsteered text of the same prompt. t interval of the paired
+        shift: mean change against the unsteered text of the same prompt and draw. t interval of the paired
             differences; NaN where there is no unsteered text.
-        Prompts of one `group` are taken together in the intervals, as in `effectiveness`.
+        Prompts of one `group`, and draws of one prompt, are taken together in the intervals, as in
+        `effectiveness`.
 
     Raises:
         ValueError: columns are missing, `by` names an outcome, or a prompt is in a cell twice.

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from ...seeds import generator
-from ..tables import CELL, OUTCOMES, UNSTEERED, sweep_table
+from ..tables import CELL, OUTCOMES, UNSTEERED, sweep_table, text_keys
 
 Against = Literal["opposite", "unsteered"]
 # The text under study comes first, the one it is compared with second.
@@ -17,12 +17,12 @@ TAKEN = ("other_text", "against", "question", "judge", "first_shown", "reply", "
 def answer_pairs(
     table: pd.DataFrame, against: str, *, limit: int | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """A row a prompt and pair of texts: prompt, factors, cell, dose, against, text, other_text.
+    """A row a prompt (or draw) and pair of texts: prompt, factors, cell, dose, against, text, other_text.
 
     Args:
         table: a sweep's table with texts.
         against: "opposite" pairs the text at +m with that at −m, "unsteered" each steered text with the
-            unsteered one. Cells without a multiplier (`project_out`) have no opposite.
+            unsteered one, of the same draw. Cells without a multiplier (`project_out`) have no opposite.
         limit: so many prompts, drawn by `seed`, the same ones for every cell; by default all.
 
     Raises:
@@ -49,7 +49,7 @@ def _with_texts(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[table["text"].notna()]
     if rows.empty:
         raise ValueError("the table has no texts to judge: make it with sweep(…, measure='generate').")
-    twice = rows.duplicated(["prompt_id", *CELL])
+    twice = rows.duplicated([*text_keys(rows), *CELL])
     if twice.any():
         raise ValueError(
             f"prompt_id {rows.loc[twice, 'prompt_id'].iloc[0]} is twice in a cell: judge one sweep at a time."
@@ -67,7 +67,7 @@ def _some(prompt_ids: list[Any], limit: int, seed: int) -> list[Any]:
 def _opposites(rows: pd.DataFrame) -> pd.DataFrame:
     steered = rows[(rows["vector"] != UNSTEERED) & rows["multiplier"].notna() & (rows["multiplier"] != 0)]
     steered = steered.assign(_size=steered["multiplier"].abs())
-    keys = ["prompt_id", *(name for name in CELL if name != "multiplier"), "_size"]
+    keys = [*text_keys(steered), *(name for name in CELL if name != "multiplier"), "_size"]
     minus = steered.loc[steered["multiplier"] < 0, [*keys, "text"]].rename(columns={"text": "other_text"})
     plus = steered[steered["multiplier"] > 0]
     pairs = plus.merge(minus, on=keys, validate="one_to_one")
@@ -86,11 +86,10 @@ def _opposites(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _beside_unsteered(rows: pd.DataFrame) -> pd.DataFrame:
-    unsteered = rows.loc[rows["vector"] == UNSTEERED, ["prompt_id", "text"]]
+    keys = text_keys(rows)
+    unsteered = rows.loc[rows["vector"] == UNSTEERED, [*keys, "text"]]
     steered = rows[rows["vector"] != UNSTEERED]
-    pairs = steered.merge(
-        unsteered.rename(columns={"text": "other_text"}), on="prompt_id", validate="many_to_one"
-    )
+    pairs = steered.merge(unsteered.rename(columns={"text": "other_text"}), on=keys, validate="many_to_one")
     if pairs.empty:
         raise ValueError("no prompt has both a steered and an unsteered text: give the whole sweep's table.")
     if alone := len(steered) - len(pairs):

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ...arguments import checked
 from ...statistics import rate_interval, share
-from ..tables import CELL, factors_of, samples_and_groups, sweep_table
+from ..tables import CELL, factors_of, samples_and_groups, sweep_table, text_keys
 
 VERDICTS = ("verdict", "reply", "first_shown", "cached")
 
@@ -22,7 +22,7 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
 
     Returns:
         The cell's columns, `dose`, `against`, the factors, and, with 95 % intervals in `…_low`, `…_high`:
-        n: prompts whose two replies can both be read.
+        n: prompts (with several draws per prompt, draws) whose two replies can both be read.
         unreadable: prompts of which a reply cannot; the other one counts in `first_share` only.
         identical: of n, prompts whose two texts are the same.
         ties: of n, prompts with a tie in both orders, identical texts among them.
@@ -34,7 +34,8 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
         consistent: share of prompts, those of identical texts left out, whose two orders agree.
         first_share: share of the replies preferring some answer that prefer the first shown; 0.5 shows no
             bias of position. Wilson interval, of prompts and not replies, two of which depend on each other.
-        Prompts of one `group` are taken together in the intervals, as in `effectiveness`.
+        Prompts of one `group`, and draws of one prompt, are taken together in the intervals, as in
+        `effectiveness`.
 
     Raises:
         ValueError: columns are missing, or a prompt is not there in both orders once.
@@ -58,20 +59,21 @@ RATES = ("preference", "win_rate", "first_share")
 
 
 def _prompts(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """A row a prompt and pair, from its two replies."""
+    """A row a prompt (or draw of it) and pair, from its two replies."""
     ours, theirs = (
         table["verdict"].isin(["positive", "steered"]),
         table["verdict"].isin(["negative", "unsteered"]),
     )
     picks = (ours | theirs).to_numpy()
     known = dict.fromkeys([*keys, *(["group"] if "group" in table else [])])
-    rows = table[[*known, "prompt_id", "dose", "first_shown"]].assign(
+    texts = [name for name in text_keys(table) if name not in known]
+    rows = table[[*known, *texts, "dose", "first_shown"]].assign(
         # 1 the plus text, 0 the other, ½ a tie
         value=np.select([ours, theirs, table["verdict"].eq("tie").fillna(False)], [1, 0, 0.5], np.nan),
         first=np.where(picks, table["verdict"].eq(table["first_shown"]).fillna(False), np.nan),
         alike=table["text"] == table["other_text"],
     )
-    pairs = rows.groupby([*keys, "prompt_id"], dropna=False, sort=False, observed=True).agg(
+    pairs = rows.groupby([*keys, *texts], dropna=False, sort=False, observed=True).agg(
         dose=("dose", "first"),
         orders=("first_shown", "nunique"),
         replies=("first_shown", "size"),

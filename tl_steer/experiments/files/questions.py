@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ...generation import Decoding
 from ...positions import parse_positions
 from .vectors import require_different, require_positive
 
 Operation = Literal["add", "project_out"]
 Layers = tuple[int | tuple[int, ...], ...] | Literal["all"]
+SAMPLING = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0, "draws": 1}  # the defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,8 @@ class Sweep:
         measure: "choice" scores the two answers; "generate" lets the model write and reads the answer from
             its words, which costs more and may find none. Then there are no logits, hence no shift.
         max_new_tokens: length of the texts of "generate".
+        temperature, top_p, repetition_penalty: how texts of "generate" are sampled; greedily by default.
+        draws: how many texts are sampled per question and condition.
         layers: "all" captured ones, or a list, in which [17, 31] are steered together.
         operations: "add", "project_out".
         positions: steered tokens.
@@ -91,6 +95,10 @@ class Sweep:
     multipliers: tuple[float, ...]
     measure: Literal["choice", "generate"] = "choice"
     max_new_tokens: int = 30
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    draws: int = 1
     layers: Layers = "all"
     operations: tuple[Operation, ...] = ("add",)
     positions: str = "all_tokens()"
@@ -103,7 +111,13 @@ class Sweep:
 
     def __post_init__(self) -> None:
         parse_positions(self.positions)
-        require_positive(max_new_tokens=self.max_new_tokens)
+        require_positive(max_new_tokens=self.max_new_tokens, draws=self.draws)
+        if not self.is_written and sampling_of(self) != SAMPLING:
+            raise ValueError(
+                "temperature, top_p, repetition_penalty and draws are of texts, which measure = 'choice' "
+                "does not write: leave them out, or use measure = 'generate'."
+            )
+        Decoding(self.max_new_tokens, **sampling_of(self))
         if self.score is None:
             object.__setattr__(self, "score", "accuracy" if self.is_written else "shift")
         if self.is_written and self.score == "shift":
@@ -183,6 +197,8 @@ class Text:
         operations: "add", "project_out".
         positions: steered tokens; by default those of [sweep], else all.
         max_new_tokens: length of each text.
+        temperature, top_p, repetition_penalty: how texts are sampled; greedily by default.
+        draws: how many texts are sampled per prompt and condition.
     """
 
     prompts: tuple[str, ...] = ()
@@ -194,9 +210,14 @@ class Text:
     operations: tuple[Operation, ...] = ("add",)
     positions: str | None = None
     max_new_tokens: int = 30
+    temperature: float = 0.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    draws: int = 1
 
     def __post_init__(self) -> None:
-        require_positive(limit=self.limit, max_new_tokens=self.max_new_tokens)
+        require_positive(limit=self.limit, max_new_tokens=self.max_new_tokens, draws=self.draws)
+        Decoding(self.max_new_tokens, **sampling_of(self))
         if bool(self.prompts) == (self.data is not None):
             raise ValueError('give either prompts = ["…"] or data = "dilemmas".')
         if any(not prompt.strip() for prompt in self.prompts):
@@ -213,3 +234,8 @@ class Text:
             require_positive(layers=self.layers)
         if self.layers == ():
             raise ValueError('layers must not be empty; without a list, it is "chosen".')
+
+
+def sampling_of(table: Sweep | Text) -> dict[str, float]:
+    """How [sweep] or [text] samples texts, as arguments of `sweep`."""
+    return {name: getattr(table, name) for name in SAMPLING}

@@ -101,6 +101,12 @@ def _question_findings(results: Results) -> list[str]:
         )
     by_operation = results.choices.groupby(["score", "vector", "operation"], sort=False)
     found += [choice_finding(choices) for _, choices in by_operation]
+    if (draws := results.experiment.sweep.draws) > 1:
+        found.append(
+            f"Each question was answered {draws} times per condition, at temperature "
+            f"{results.experiment.sweep.temperature:g}: numbers of questions here are numbers of answers, "
+            "and intervals take the answers to one question together."
+        )
     if kinds["written"]:
         found.append(unreadable_finding(rows, cells))
     return [*found, *filter(None, [mass_finding(rows, results.chosen)])]

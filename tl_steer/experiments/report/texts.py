@@ -7,7 +7,7 @@ from itertools import takewhile
 
 import pandas as pd
 
-from ...evaluation.tables import UNSTEERED, rows_of
+from ...evaluation.tables import DRAW, UNSTEERED, rows_of, text_keys
 from .tables import Table
 from .wording import signed
 
@@ -30,7 +30,7 @@ class TextLayer:
 
 
 def text_rows(texts: pd.DataFrame) -> list[TextLayer]:
-    """Open prompts with their texts, layer by layer: additions from lowest to highest, then projections."""
+    """Open prompts, or draws of them, with their texts, layer by layer: additions from lowest to highest."""
     layers = [] if texts.empty else [name for name in texts["layers"].unique() if name]
     return [_layer(texts, layer) for layer in layers]
 
@@ -38,8 +38,11 @@ def text_rows(texts: pd.DataFrame) -> list[TextLayer]:
 def _layer(texts: pd.DataFrame, layer: str) -> TextLayer:
     here = texts[texts["layers"].isin(["", layer])].sort_values("multiplier", kind="stable")
     by_cell = here.groupby(["operation", "multiplier"], sort=False, dropna=False)
-    sides = [rows.set_index("prompt_id") for _, rows in by_cell]
-    rows = [(said, [str(side["text"][place]) for side in sides]) for place, said in sides[0]["said"].items()]
+    sides = [rows.set_index(text_keys(rows)) for _, rows in by_cell]
+    several = DRAW in texts and texts[DRAW].nunique() > 1
+    said = [row["said"] + (f" (draw {place[1]})" if several else "") for place, row in sides[0].iterrows()]
+    answers = [[str(side["text"][place]) for side in sides] for place in sides[0].index]
+    rows = list(zip(said, answers, strict=True))
     plain = [side["vector"].iloc[0] for side in sides].index(UNSTEERED)
     return TextLayer(layer, [_head(side.iloc[0]) for side in sides], rows, plain)
 
@@ -52,8 +55,9 @@ def answer_table(rows: pd.DataFrame, cells: Sequence[pd.Series], *, factor: str,
         cells: steered cells, shown beside the unsteered one.
         factor: tells the kinds of questions apart.
         each: so many questions of each kind, the first there are, and as many whose answer cannot be read in
-            the first of the cells.
+            the first of the cells. Of several draws the first is shown.
     """
+    rows = rows[rows[DRAW] == 0] if DRAW in rows else rows
     unsteered = rows[rows["vector"] == UNSTEERED].set_index("prompt_id")
     steered = [rows_of(rows, cell).set_index("prompt_id") for cell in cells]
     unread = unsteered[steered[0]["choice"].reindex(unsteered.index).isna()]
