@@ -112,7 +112,7 @@ def wrong_calls(folder):
         (lambda: sweep(layers=[(0, 1), (1, 0)]), "asked for twice"),
         (lambda: ts.sweep("gpt2", v, questions, multipliers=[1]), "or TransformerBridge; got 'gpt2'"),
         (lambda: ts.capture("gpt2", "a"), "HookedTransformer or TransformerBridge; got 'gpt2'"),
-        (lambda: ts.capture(m, "a", positions=-1), "Positions or None; got -1"),
+        (lambda: ts.capture(m, "a", positions=-1), "Positions, Mapping[int, Positions] or None; got -1"),
         (lambda: ts.capture(m, "a", positions="last"), "got 'last'"),
         (lambda: ts.capture(m, "a", positions=[0, 1]), "got [0, 1]"),
         (lambda: ts.capture(m, "a", positions=ts.last_token), "mean to call it, last_token(…)?"),

@@ -94,6 +94,7 @@ class Activations:
         where = known.int().argmax(-1).reshape(len(self), -1).expand(-1, len(self.layers))
         return self.values[torch.arange(len(self))[:, None], torch.arange(len(self.layers)), where]
 
+    @checked
     def at_layer(self, place: int) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt pos"]]:
         """`token_index` and `tokens` of the layer at a place of the layer axis."""
         if self.token_index.ndim == 2:
