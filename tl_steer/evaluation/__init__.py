@@ -10,7 +10,7 @@ from .judging import JudgeCost, JudgeError, judge, judge_cost, preference
 from .prediction import prediction
 from .ray_cluster import ray_executor
 from .reading import read_choice
-from .recorded import read_recorded
+from .recorded import against_baselines, read_recorded
 from .sampled_choices import sampled_choices
 from .side_by_side import side_by_side
 from .signal_detection import signal_detection
@@ -21,6 +21,7 @@ __all__ = [
     "InUseError",
     "JudgeCost",
     "JudgeError",
+    "against_baselines",
     "against_controls",
     "choose",
     "damage",
