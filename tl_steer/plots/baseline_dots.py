@@ -50,7 +50,9 @@ def baselines(table: pd.DataFrame, *, value: str = "d_prime") -> go.Figure:
     for place, panel in enumerate(panels):
         together = panel.steered["draw"].isna()
         grid.add(place, _draws(panel.steered[~together], change, axis), "one unsteered draw")
-        grid.add(place, _together(panel.steered[together].sort_values("multiplier"), change, axis), "all draws")
+        grid.add(
+            place, _together(panel.steered[together].sort_values("multiplier"), change, axis), "all draws"
+        )
     grid.figure.update_xaxes(**axis.layout())
     grid.figure.add_hline(y=0, line={"color": INK, "width": 1, "dash": "dash"})
     grid.figure.update_layout(legend_title_text="against")

@@ -1,4 +1,4 @@
-"""Answers that were recorded elsewhere, as the table that a sweep makes, and several unsteered draws of them."""
+"""Answers recorded elsewhere, as the table that a sweep makes, and several unsteered draws of them."""
 
 from .baselines import against_baselines
 from .table import read_recorded

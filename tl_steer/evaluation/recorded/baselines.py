@@ -50,7 +50,9 @@ def against_baselines(
     observation.
     """
     table = sweep_table(table, "prompt_id", "prompt", "answer", "choice", "dose")
-    require_columns(baselines, "prompt_id", "prompt", "draw", "choice", maker="read_recorded, of several draws")
+    require_columns(
+        baselines, "prompt_id", "prompt", "draw", "choice", maker="read_recorded, of several draws"
+    )
     prompts = _prompts(table, baselines)
     unsteered = {draw: _shares(rows, prompts) for draw, rows in baselines.groupby("draw", sort=True)}
     names = {} if "recording" not in baselines else baselines.groupby("draw")["recording"].first().to_dict()
@@ -126,4 +128,4 @@ def _changes(
         low, high = interval_around(change, measure(*drawn_change.T))
         result |= {name: float(measure(*now)), f"{name}_unsteered": float(measure(*then))}
         result |= {f"{name}_change": change, f"{name}_change_low": low, f"{name}_change_high": high}
-    return result | {"change_covered": bool(is_change_covered(counts.sum(0) / size))}
+    return result | {"change_covered": bool(is_change_covered(np.rint(counts.sum(0) / size).astype(int)))}

@@ -108,7 +108,9 @@ def recorded_draws(text: str, file: str) -> tuple[list[str], dict[str, list[str]
             raise ValueError("it has no prompts or no recordings.")
         for name, texts in answers.items():
             if len(texts) != len(prompts):
-                raise ValueError(f"the recording {name!r} has {len(texts)} answers to {len(prompts)} prompts.")
+                raise ValueError(
+                    f"the recording {name!r} has {len(texts)} answers to {len(prompts)} prompts."
+                )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from error
     return prompts, answers

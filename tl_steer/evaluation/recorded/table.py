@@ -98,9 +98,7 @@ def _without_copies(
     removals = [cell for cell in cells if cell.is_removal]
     smallest = {cell.layers: cell.multiplier for cell in sorted(removals, key=lambda cell: -cell.multiplier)}
     first = [texts[cell] for cell in removals if cell.multiplier == smallest[cell.layers]]
-    copies = {
-        cell for cell in removals if cell.multiplier > smallest[cell.layers] and texts[cell] in first
-    }
+    copies = {cell for cell in removals if cell.multiplier > smallest[cell.layers] and texts[cell] in first}
     if copies:
         logger.info("%s: %d zeroed-out conditions repeat others and are left out", file, len(copies))
     kept = [cell for cell in cells if cell not in copies]
