@@ -292,7 +292,9 @@ def figure_calls(m: Materials) -> dict[str, Call]:
     tables = {
         "agreement": m.agreement,
         "baselines": ts.evaluation.against_baselines(
-            m.sweep[~m.sweep["control"]], m.sweep[m.sweep["vector"] == "none"].assign(draw=0), resamples=5
+            m.sweep[~m.sweep["control"]],
+            m.sweep[m.sweep["vector"] == "none"].assign(draw=0, recording=f"r{m.mark}"),
+            resamples=5,
         ),
         "choices": ts.choose(m.sweep, on="choose", report="report", resamples=5, splits=3),
         "component_factors": ts.component_factors(m.pca),

@@ -1,4 +1,4 @@
-"""A language model as judge of two texts, asked in both orders, and as writer of exemplar answers."""
+"""A language model as judge of two texts, shown in both orders, and as writer of exemplar answers."""
 
 from .asking import judge, judge_cost
 from .cost import JudgeCost

@@ -95,7 +95,7 @@ def judge(
         )
     known = {key for key in plan.rows["key"].dropna() if key in plan.cache}
     patience = Patience(max_retries, rng=generator(seed), sleep=sleep)
-    ask_all(plan, patience, progress=progress)
+    send_requests(plan, patience, progress=progress)
     return _judged(plan, question, known)
 
 
@@ -178,15 +178,15 @@ def _plan(
     return Plan(asked, cache_of(asked, cache), _in_both_orders(pairs, question, asked), len(pairs))
 
 
-def cache_of(asked: Judge, cache: str | Path | bool) -> ReplyCache:
+def cache_of(client: Judge, cache: str | Path | bool) -> ReplyCache:
     """The cache that `cache=…` names.
 
     Raises:
         ValueError: a cache for a function without a name.
     """
-    if cache is False or (cache is True and asked.model is None):
+    if cache is False or (cache is True and client.model is None):
         return ReplyCache(None)
-    if asked.model is None:
+    if client.model is None:
         raise ValueError('a function\'s replies are kept under its name: give model="…" beside cache.')
     return ReplyCache(cache_folder() / "judge.jsonl" if cache is True else Path(cache))
 
@@ -202,7 +202,7 @@ def _in_both_orders(pairs: pd.DataFrame, question: str, asked: Judge) -> pd.Data
     return rows.assign(first_shown=[*sides] * len(pairs), request=requests, key=keys)
 
 
-def ask_all(plan: Plan, patience: Patience, *, progress: bool, verb: str = "judging") -> None:
+def send_requests(plan: Plan, patience: Patience, *, progress: bool, verb: str = "judging") -> None:
     """Make every request that the cache lacks, and keep each reply.
 
     Raises:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ...arguments import checked, require_characters
 from ...seeds import generator
-from .asking import Client, Plan, Price, ask_all, cache_of
+from .asking import Client, Plan, Price, cache_of, send_requests
 from .clients import judge_of
 from .cost import JudgeCost
 from .retries import Patience
@@ -81,8 +81,8 @@ def write_exemplars(
             f"{cost.calls:,} calls are more than max_calls={max_calls:,} ({cost}): give fewer prompts, or "
             "raise max_calls."
         )
-    patience = Patience(max_retries, rng=generator(seed), sleep=sleep)
-    ask_all(plan, patience, progress=progress, verb="writing exemplars")
+    policy = Patience(max_retries, rng=generator(seed), sleep=sleep)
+    send_requests(plan, policy, progress=progress, verb="writing exemplars")
     return _exemplars(plan, behaviour)
 
 

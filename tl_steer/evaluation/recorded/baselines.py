@@ -64,9 +64,9 @@ def against_baselines(
         labels = cell.iloc[0][[*CELL, "dose"]].to_dict()
         for draw in (None, *unsteered):
             then = list(unsteered.values()) if draw is None else [unsteered[draw]]
-            told = {"recording": names.get(draw)} if names else {}
+            source = {"recording": names.get(draw)} if names else {}
             changes = _changes([_joint(now, each) for each in then], prompts, weights, generator(seed))
-            found.append(labels | {"draw": draw} | told | changes)
+            found.append(labels | {"draw": draw} | source | changes)
     return pd.DataFrame(found).astype({"draw": "Int64"})
 
 
