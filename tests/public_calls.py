@@ -295,6 +295,11 @@ def figure_calls(m: Materials) -> dict[str, Call]:
     facets = {"effectiveness": "kind", "steerability": "kind", "traces": "prompt_id"}
     tables = {
         "agreement": m.agreement,
+        "baselines": ts.evaluation.against_baselines(
+            m.sweep[~m.sweep["control"]],
+            m.sweep[m.sweep["vector"] == "none"].assign(draw=0, recording=f"r{m.mark}"),
+            resamples=5,
+        ),
         "choices": ts.choose(m.sweep, on="choose", report="report", resamples=5, splits=3),
         "component_factors": ts.component_factors(m.pca),
         "confounds": ts.confounds(vectors, activations, shuffles=3),

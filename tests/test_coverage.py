@@ -11,7 +11,7 @@ from scipy import stats
 
 from tl_steer import statistics
 from tl_steer.analysis.separation import separation
-from tl_steer.evaluation import choose, effectiveness, signal_detection
+from tl_steer.evaluation import against_baselines, choose, effectiveness, signal_detection
 from tl_steer.evaluation.answer_shifts import answer_shifts
 from tl_steer.evaluation.scores import measure_of
 from tl_steer.evaluation.signal_detection import (
@@ -98,6 +98,59 @@ def test_intervals_of_paired_changes_cover_as_they_say(then, now, correlation):
 @pytest.mark.parametrize("n", [20, 100])
 def test_the_t_interval_of_a_mean_covers_as_it_says(n):
     assert promised({"normal": mean_coverage(n, lambda rng, shape: rng.normal(size=shape))})
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("n", [12, 50, 200])
+@pytest.mark.parametrize(
+    ("draw", "spread"),
+    [
+        (lambda rng, shape: rng.normal(size=shape), 1.0),
+        (lambda rng, shape: rng.random(shape), np.sqrt(1 / 12)),
+        (lambda rng, shape: rng.choice([-2, 2], shape) + rng.normal(size=shape), np.sqrt(5)),
+    ],
+)
+def test_the_interval_of_a_spread_covers_as_it_says(n, draw, spread, draws):
+    values = draw(np.random.default_rng(0), (draws(8000), n))
+    sample = np.repeat(np.arange(len(values)), n)
+    _, low, high = statistics.spread_interval(values.ravel(), sample, np.arange(values.size))
+    assert promised({"spread": ((low <= spread) & (spread <= high)).mean()})
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("baselines", [1, 11])
+@pytest.mark.parametrize("change", [0.0, 0.6])
+def test_changes_against_several_unsteered_draws_cover_as_they_say(baselines, change, draws):
+    """100 prompts of each class, each with a probability of its own, changed by a bias of `change`."""
+    rng = np.random.default_rng(0)
+    answer = np.arange(200) % 2
+    ability = np.where(answer == 0, 0.8, -0.8)
+    grid = stats.norm.ppf((np.arange(2000) + 0.5) / 2000)
+    rates = [[stats.norm.cdf(mean + shift + grid).mean() for mean in (0.8, -0.8)] for shift in (change, 0)]
+    now, then = (stats.norm.ppf(rate) for rate in rates)
+    truth = {"d_prime": now[0] - now[1] - then[0] + then[1], "criterion": -(now - then).sum() / 2}
+    hits = dict.fromkeys(truth, 0)
+    simulations = draws(400)
+    for _ in range(simulations):
+        logits = ability + rng.normal(size=200)
+
+        def said(shift, times, logits=logits):
+            return (rng.random((times, 200)) > stats.norm.cdf(logits + shift)).astype(int)
+
+        labels = {
+            "prompt": "x", "control": False, "control_of": "", "operation": "add", "layers": "3",
+            "hook": "resid_post", "multiplier": 1.0, "dose": 0.1, "vector": "v",
+        }  # fmt: skip
+        rows = pd.DataFrame(
+            {"prompt_id": range(200), "answer": answer, "choice": said(change, 1)[0]} | labels
+        )
+        unsteered = enumerate(said(0, baselines))
+        many = pd.concat([rows.assign(draw=draw, choice=each, vector="none") for draw, each in unsteered])
+        row = against_baselines(rows, many, resamples=300).iloc[0]
+        for name, value in truth.items():
+            hits[name] += row[f"{name}_change_low"] <= value <= row[f"{name}_change_high"]
+    # 400 simulations have a standard error of 1.1 points
+    assert all(0.92 <= count / simulations <= 0.98 for count in hits.values()), hits
 
 
 @pytest.mark.statistics

@@ -102,6 +102,41 @@ def test_different_texts_are_embedded_once_in_batches():
     pd.testing.assert_frame_equal(found, scored(table, batch_size=1))
 
 
+def per_prompt(n=8, extra=0):
+    """An exemplar of each side per prompt, of drawn letters; `extra` more for the first prompt."""
+    rng = np.random.default_rng(1)
+    prompts = [f"Question {row}?" for row in [*range(n), *[0] * extra]]
+    sides = {side: ["".join(rng.choice(list("abcdefgh"), 6)) for _ in prompts] for side in LETTERS}
+    return pd.DataFrame({"prompt": prompts, **sides, "default": "cab"})
+
+
+def test_with_exemplars_per_prompt_each_text_is_compared_with_those_of_its_own_prompt():
+    embed, exemplars = ByLetters(), per_prompt(extra=2)
+    table = swept().sample(frac=1, random_state=0)
+    found = ts.embedding_scores(table, exemplars.sample(frac=1, random_state=1), embedder=ByLetters())
+    assert list(found["text"]) == list(table["text"])
+    for row in found.to_dict("records"):
+        (mine,) = embed([row["text"]])
+        own = exemplars[exemplars["prompt"] == row["prompt"]]
+        means = [np.mean([cosine(mine, other) for other in embed(list(own[side]))]) for side in LETTERS]
+        assert [row["cosine_positive"], row["cosine_negative"]] == pytest.approx(means, abs=1e-12)
+        assert row["embedding_score"] == pytest.approx(means[0] - means[1], abs=1e-12)
+    assert ts.embedding_effect(found)["n"].eq(8).all()
+
+
+def test_exemplars_per_prompt_that_do_not_fit_are_refused():
+    def score(exemplars):
+        return ts.embedding_scores(swept(), exemplars, embedder=ByLetters())
+
+    exemplars = per_prompt()
+    assert_raises(
+        r"lack the columns \['negative'\].*write_exemplars", score, exemplars[["prompt", "positive"]]
+    )
+    assert_raises("2 prompts have no exemplars, the first is 'Question 6", score, exemplars.head(6))
+    assert_raises("exemplar of the prompt 'Question 0.*blank", score, exemplars.assign(positive=" "))
+    assert_raises("are the same text", score, exemplars.assign(negative=exemplars["positive"]))
+
+
 @pytest.mark.parametrize("blank", ["", " \n\t", None])
 def test_blank_texts_have_no_score(blank):
     table = swept()

@@ -450,6 +450,19 @@ def test_mean_projections_take_groups_or_else_pairs_whole():
             assert t_by_loop(rows["projection"], rows[unit])[:3] == ends(row, "projection")
 
 
+def test_the_spread_s_interval_takes_groups_whole():
+    """Four copies of each row in one group: the interval of one row each, up to the SD's own n − 1."""
+    rng = np.random.default_rng(0)
+    values, none = rng.normal(size=40), np.zeros(40, int)
+    alone = np.ravel(statistics.spread_interval(values, none, np.arange(40)))
+    copied = np.ravel(
+        statistics.spread_interval(np.repeat(values, 4), np.zeros(160, int), np.repeat(np.arange(40), 4))
+    )
+    assert copied == pytest.approx(alone * np.sqrt(39 / 40 * 160 / 159))
+    apart = np.ravel(statistics.spread_interval(np.repeat(values, 4), np.zeros(160, int), np.arange(160)))
+    assert apart[2] - apart[1] < 0.6 * (alone[2] - alone[1])
+
+
 def test_separation_takes_groups_whole():
     sides = np.random.default_rng(0).normal(size=(2, 50, 2, 4))
     sides[0] += 0.3 * np.random.default_rng(1).normal(1, 1, size=(20, 1, 4))[GROUPS]

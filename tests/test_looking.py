@@ -11,6 +11,8 @@ from tl_steer.directions import SteeringVectors, mean_difference, principal_comp
 
 from .conftest import assert_raises, make_identity, make_pairs
 
+SIDES = ("positive", "negative")
+
 
 @pytest.fixture
 def factors():
@@ -78,6 +80,37 @@ def test_the_difference_is_a_paired_one(projected):
             assert found[value] == pytest.approx(sides[0][value].mean() - sides[1][value].mean())
         t = stats.ttest_rel(*(side["projection"] for side in sides)).statistic
         assert found["effect"] == pytest.approx(t / np.sqrt(12))
+
+
+def test_the_spread_is_the_standard_deviation_of_each_side_and_of_the_differences(projected):
+    table = mean_projections(projected)
+    for layer in (1, 2, 4):
+        rows = projected[projected["layer"] == layer].sort_values("pair")
+        sides = {side: rows.loc[rows["side"] == side, "projection"].to_numpy() for side in SIDES}
+        sides["difference"] = sides["positive"] - sides["negative"]
+        for side, values in sides.items():
+            found = only(table, layer=layer, side=side)
+            squares = (values - values.mean()) ** 2 * 12 / 11
+            half = stats.t.ppf(0.975, 11) * squares.std(ddof=1) / np.sqrt(12) / squares.mean() / 2
+            correction = 12 / (12 - stats.norm.ppf(0.975))  # Bonett 2006
+            middle = np.sqrt(correction) * values.std(ddof=1)
+            assert found["spread"] == pytest.approx(values.std(ddof=1))
+            ends = middle * np.exp([-half * correction, half * correction])
+            assert (found["spread_low"], found["spread_high"]) == pytest.approx(ends)
+
+
+def test_a_peaked_side_has_the_smaller_spread():
+    """Planted: the positive side varies four times less along the direction."""
+    rng = np.random.default_rng(1)
+    sides = rng.normal(size=(2, 200, 1, 6))
+    sides[0, ..., 0] = 3 + sides[0, ..., 0] / 4
+    many = make_pairs(*sides, layers=(1,), factors=pd.DataFrame(index=range(200)))
+    means = np.zeros_like(sides)
+    means[0, ..., 0] = 3
+    vector = mean_difference(make_pairs(*means, layers=(1,), factors=pd.DataFrame(index=range(200))))
+    table = mean_projections(projections(many, vector)).set_index("side")
+    assert table.loc["positive", "spread"] == pytest.approx(0.25, rel=0.2)
+    assert table.loc["positive", "spread_high"] < table.loc["negative", "spread_low"]
 
 
 def test_on_the_mean_difference_itself_the_difference_is_its_length(pairs, projected):

@@ -112,19 +112,33 @@ def test_layers_that_are_not_there_are_refused(name, request):
 @pytest.mark.parametrize("value", ["projection", "cosine"])
 def test_means_show_both_sides_and_the_difference_below(means, value):
     figure = plots.mean_projections(means, value=value)
-    for name, axis in (("positive", "y"), ("negative", "y"), ("difference", "y2")):
+    below = "y3" if value == "projection" else "y2"
+    for name, axis in (("positive", "y"), ("negative", "y"), ("difference", below)):
         rows = means[means["side"] == name].sort_values("layer")
         line = named(figure, name)
         assert (line.yaxis or "y") == axis
         assert list(line.x) == [0, 4, 9]
         assert list(line.y) == list(rows[value])
-        (around,) = [trace for trace in figure.data if trace.name == name and trace.fill == "toself"]
+        around = next(trace for trace in figure.data if trace.name == name and trace.fill == "toself")
         assert list(around.y) == [*rows[f"{value}_high"], *rows[f"{value}_low"][::-1]]
         assert f"{value} {rows[value].iloc[0]:.3g}".replace("-", "−") in line.hovertext[0]
     assert named(figure, "positive").line.color == template.MEANINGS["positive"]
     assert named(figure, "negative").line.color == template.MEANINGS["negative"]
-    assert figure.layout.xaxis2.title.text == "layer"
+    assert figure.layout[below.replace("y", "xaxis")].title.text == "layer"
     assert "6 pairs" in figure.layout.title.subtitle.text
+
+
+def test_the_spread_of_each_side_has_a_panel_between(means):
+    figure = plots.mean_projections(means)
+    for side in SIDES:
+        rows = means[means["side"] == side].sort_values("layer")
+        around, line = (each for each in figure.data if each.name == side and each.yaxis == "y2")
+        assert list(line.y) == list(rows["spread"])
+        assert list(around.y) == [*rows["spread_high"], *rows["spread_low"][::-1]]
+        assert line.showlegend is False
+        assert f"spread {rows['spread'].iloc[0]:.3g}" in line.hovertext[0]
+    assert figure.layout.yaxis2.title.text == "spread (SD)"
+    assert_raises("needs the columns", plots.mean_projections, means.drop(columns="spread_low"))
 
 
 def test_the_first_ranks_are_written_at_the_differences_of_projections_only(projected):
@@ -153,7 +167,7 @@ def test_a_factor_beside_the_side_is_told_apart_by_dashes(projected):
 def test_means_of_one_factor_have_no_difference(projected):
     figure = plots.mean_projections(means_table(projected, by="truth"))
     assert named(figure, "True").line.color == template.MEANINGS["true"]
-    assert not list(figure.select_yaxes(row=2))
+    assert [axis.title.text for axis in figure.select_yaxes()][1:] == ["spread (SD)"]
     assert "6 prompts" in figure.layout.title.subtitle.text
 
 

@@ -537,6 +537,42 @@ def test_projection_histograms_hold_the_layers_values_and_share_their_bins(proje
     assert sum(trace.showlegend is not False for trace in figure.data) == 2
 
 
+@pytest.mark.parametrize(("facet", "panels"), [(None, 1), ("truth", 3)])
+def test_all_layers_on_one_sheet_are_histograms_of_their_own(projected, facet, panels):
+    figure = plots.projections(projected, layers="all", facet=facet, overall=bool(facet))
+    assert not figure.layout.sliders
+    cells = [(layer, truth) for layer in (0, 4, 9) for truth in (None, True, False)[:panels]]
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles[:2] == (["layer 0", "layer 4"] if panels == 1 else ["layer 0, all", "layer 0, truth: True"])
+    assert len(figure.data) == 2 * len(cells)
+    for (layer, truth), traces in zip(
+        cells, zip(figure.data[::2], figure.data[1::2], strict=True), strict=True
+    ):
+        rows = projected[projected["layer"] == layer]
+        ends = rows["projection"].agg(["min", "max"])
+        rows = rows if truth is None else rows[rows["truth"] == truth]
+        for side, trace in zip(("positive", "negative"), traces, strict=True):
+            edges, counts = np.array(trace.x[::2], float), np.array(trace.y[1:-1:2])
+            assert trace.name == side
+            np.testing.assert_allclose(edges[[0, -1]], ends, rtol=1e-4)
+            mine = rows.loc[rows["side"] == side, "projection"]
+            assert counts.sum() == len(mine)
+            exact = np.linspace(*ends, len(edges))
+            expected = [((mine >= low) & (mine < high)).sum() for low, high in itertools.pairwise(exact)]
+            expected[-1] += (mine == exact[-1]).sum()
+            assert list(counts) == expected
+    ranges = {axis.range for axis in figure.select_xaxes() if axis.range}
+    assert len(ranges) == 3  # of each layer, common to its panels
+
+
+def test_a_sheet_takes_some_layers_and_refuses_unknown_ones(projected):
+    figure = plots.projections(projected, layers=[9, 0])
+    assert [note.text for note in figure.layout.annotations][:2] == ["layer 9", "layer 0"]
+    assert_raises("no layer 5 in the table; it has 0, 4, 9", plots.projections, projected, layers=[5])
+    assert_raises("is empty", plots.projections, projected, layers=[])
+    assert_raises("layer=… is where the slider starts", plots.projections, projected, layer=0, layers="all")
+
+
 def test_projections_refuse_more_panels_than_fit(projected):
     with pytest.raises(ValueError, match="at most 4 panels"):
         plots.projections(projected.assign(topic=projected["pair"]), facet="topic")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from importlib import resources
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 import tl_steer as ts
 from tl_steer.directions import SteeringVectors
@@ -128,17 +130,79 @@ def test_columns_and_types_are_those_of_a_sweep(written):
     pd.testing.assert_series_equal(one, other)
 
 
-def test_zeroed_out_answers_have_operations_of_their_own_and_keep_their_multiplier(written):
+def test_zeroed_out_answers_are_removals_without_a_multiplier_and_the_signs_are_draws(written):
     whole = [item(layer3_mult2=("plus", "minus", "zero plus", "zero minus"))]
     table = ts.read_recorded(written(whole), choices=None)
-    found = {(row.operation, row.multiplier): row.text for row in table.itertuples()}
-    assert found == {
-        ("none", 0.0): "True", ("add", 2.0): "plus", ("add", -2.0): "minus",
-        ("zeroedout_pos", 2.0): "zero plus", ("zeroedout_neg", 2.0): "zero minus",
-    }  # fmt: skip
+    rows = [(row.operation, row.layers, row.draw, row.text) for row in table.itertuples()]
+    assert rows == [
+        ("none", "", 0, "True"), ("add", "3", 0, "plus"), ("add", "3", 0, "minus"),
+        ("project_out", "3", 0, "zero plus"), ("project_out", "3", 1, "zero minus"),
+    ]  # fmt: skip
+    assert rows_of(table, operation="project_out")["multiplier"].isna().all()
     whole[0]["steered"]["layer3_mult2"] = {"answer_zeroedout": "zero"}
     table = ts.read_recorded(written(whole), choices=None)
-    assert rows_of(table, operation="zeroedout")["multiplier"].tolist() == [2.0]
+    assert rows_of(table, operation="project_out")["text"].tolist() == ["zero"]
+    assert "draw" not in table
+
+
+def test_zeroed_out_answers_that_repeat_those_of_a_smaller_multiplier_are_left_out(written):
+    """As in the study's files: later multipliers repeat what the last set of layers left."""
+
+    def cell(*zeroed):
+        return dict(zip(("answer_zeroedout_pos", "answer_zeroedout_neg"), zeroed, strict=True))
+
+    cells = {
+        "layer1_mult4": cell("one", "two"), "layer2_mult4": cell("same", "same"),
+        "layer1,2_mult4": cell("five", "six"), "layer1_mult6": cell("five", "six"),
+        "layer2_mult6": cell("five", "other"), "layer1,2_mult6": cell("five", "six"),
+    }  # fmt: skip
+    for order in (cells, dict(reversed(cells.items()))):
+        whole = [item() | {"steered": order}, item("Another?") | {"steered": order}]
+        table = ts.read_recorded(written(whole), choices=None)
+        found = rows_of(table, operation="project_out", prompt_id=0)
+        assert sorted(zip(found["layers"], found["text"], strict=True)) == [
+            ("1", "one"), ("1", "two"), ("1+2", "five"), ("1+2", "six"),
+            ("2", "other"), ("2", "same"), ("2", "same"),
+        ]  # fmt: skip
+        draws = found.groupby("layers")["draw"].apply(sorted).to_dict()
+        assert draws == {"1": [0, 1], "1+2": [0, 1], "2": [0, 1, 2]}
+
+
+def drawn(prompts=("Bats fly.", "Cats fly."), **answers):
+    return {"prompts": list(prompts), "answers": answers or {"one": ["True", "False"], "two": ["True", "?"]}}
+
+
+def test_several_recordings_of_the_unsteered_answers_are_draws(written):
+    table = ts.read_recorded(written(drawn()), CLAIMS)
+    assert table["prompt_id"].tolist() == [0, 1, 0, 1]
+    assert table["draw"].tolist() == [0, 0, 1, 1]
+    assert table["recording"].tolist() == ["one", "one", "two", "two"]
+    assert table["answer"].tolist() == [0, 1, 0, 1]
+    assert [None if pd.isna(each) else each for each in table["choice"]] == [0, 1, 0, None]
+    assert set(table["operation"]) == {"none"}
+    single = ts.read_recorded(
+        written([item(each, "True") for each in drawn()["prompts"]], "list.json"), CLAIMS
+    )
+    labels = ["prompt", "truth", "topic", "split"]
+    pd.testing.assert_frame_equal(
+        table.loc[table["draw"] == 1, labels].reset_index(drop=True), single[labels]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (drawn(one=["True"]), "the recording 'one' has 1 answers to 2 prompts"),
+        (drawn(one=["True", 3]), "entry 1 has .*one.* that must be text, not a number"),
+        (drawn() | {"answers": {}}, "no prompts or no recordings"),
+        ({"prompts": [], "answers": {"one": []}}, "no prompts or no recordings"),
+        ({"prompts": ["a"]}, "'answers' must be an object, not null"),
+        (drawn() | {"model": "x"}, "unknown key 'model'; known are prompts, answers"),
+        ('{"prompts": ["a"], "answers": {"one": ["a"]', "answers.json: .*line 1"),
+    ],
+)
+def test_wrong_files_of_draws_are_refused(written, content, message):
+    assert_raises(message, ts.read_recorded, written(content))
 
 
 @pytest.mark.parametrize(
@@ -428,11 +492,12 @@ def test_a_corrupted_file_is_refused_or_read_whole(tmp_path_factory, edits):
 
 def test_the_made_up_file_tells_the_study_s_story():
     table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
-    assert len(table) == 12 * (1 + 2 * 2 * 4)
+    assert len(table) == 12 * (1 + 2 * 2 * 2 + 2 * 2)
     assert table.groupby("truth")["prompt_id"].nunique().to_dict() == {"true": 6, "false": 6}
     assert set(table["layers"]) == {"", "17", "17+31"}
-    assert set(table["multiplier"].abs()) == {0.0, 4.0, 16.0}
-    assert set(table["operation"]) == {"none", "add", "zeroedout_pos", "zeroedout_neg"}
+    assert set(table["multiplier"].abs().dropna()) == {0.0, 4.0, 16.0}
+    assert set(table["operation"]) == {"none", "add", "project_out"}
+    table = table[table["draw"] == 0]
     effects = rows_of(ts.effectiveness(table, by="truth"), layers="17+31", operation="add", multiplier=16.0)
     before = rows_of(ts.effectiveness(table, by="truth"), operation="none")
     now, then = (rows.set_index("truth")["accuracy"] for rows in (effects, before))
@@ -445,6 +510,7 @@ def test_the_made_up_file_tells_the_study_s_story():
 
 def test_a_recorded_table_goes_through_everything_a_sweep_s_does():
     table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
+    table = table[table["draw"] == 0]
     effects = ts.effectiveness(table, by="truth", overall=True)
     plus = effects[effects["operation"].isin(["none", "add"])]
     figures = (
@@ -456,13 +522,14 @@ def test_a_recorded_table_goes_through_everything_a_sweep_s_does():
     titles = [note.text for note in figures[0].layout.annotations]
     assert titles[:3] == ["truth: all", "truth: true", "truth: false"]
     chosen = ts.choose(table, on="choose", report="report", resamples=50)
-    assert set(chosen["operation"]) == {"add", "zeroedout_pos", "zeroedout_neg"}
+    assert set(chosen["operation"]) == {"add", "project_out"}
     assert np.isfinite(chosen["value"]).all()
 
 
 def test_every_answer_of_the_made_up_file_but_one_can_be_read():
     table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
     assert table["choice"].isna().sum() == 1
+    assert table["draw"].value_counts().to_dict() == {0: 12 * 11, 1: 12 * 2}
     content = (resources.files("tl_steer.data") / "recorded_example.json").read_text(encoding="utf-8")
     assert len(json.loads(content)) == 12
 
@@ -476,7 +543,8 @@ def study():
     if not folder:
         pytest.skip("TL_STEER_STUDY_DATA is not set: it names the folder with the study's recorded answers")
     folder = Path(folder)
-    names = ["gpt4facts_pca2raw_zeroout_llama2-13b", "tqa_pca2diff_zeroout_llama2-13b", "agree_word_gpt2-xl",
+    names = ["gpt4facts_pca2raw_zeroout_llama2-13b", "gpt4facts_unsteered_11_draws_llama2-13b",
+             "tqa_pca2diff_zeroout_llama2-13b", "agree_word_gpt2-xl",
              "dilemmas_llama2-13b"]  # fmt: skip
     files = ["gpt4_facts.csv", *(f"recorded/{name}.json" for name in names)]
     if missing := [name for name in files if not (folder / name).is_file()]:
@@ -507,17 +575,19 @@ def test_the_published_accuracies_come_out(facts):
 
 
 def test_every_answer_of_the_claims_file_is_in_its_place(study, facts):
-    """35 places and multipliers with four answers each, beside the unsteered one, for 200 claims."""
-    assert len(facts) == 200 * (1 + 35 * 4)
+    """35 layers and multipliers, plus and minus; five removals, twice; the unsteered condition."""
+    assert len(facts) == 200 * (1 + 35 * 2 + 5 * 2)
     recorded = json.loads((study / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json").read_text())
-    texts = facts.set_index(["prompt_id", "operation", "layers", "multiplier"])["text"]
+    texts = facts.fillna({"multiplier": -1.0}).set_index(
+        ["prompt_id", "operation", "layers", "multiplier", "draw"]
+    )["text"]
     for row in (0, 77, 199):
-        assert texts[row, "none", "", 0.0] == recorded[row]["answer_neut"]
+        assert texts[row, "none", "", 0.0, 0] == recorded[row]["answer_neut"]
         cells = recorded[row]["steered"]
-        assert texts[row, "add", "17", 4.0] == cells["layer17_mult4"]["answer_pos"]
-        assert texts[row, "add", "17+31", -16.0] == cells["layer17,31_mult16"]["answer_neg"]
-        assert texts[row, "zeroedout_pos", "31", 8.0] == cells["layer31_mult8"]["answer_zeroedout_pos"]
-        assert texts[row, "zeroedout_neg", "19", 6.0] == cells["layer19_mult6"]["answer_zeroedout_neg"]
+        assert texts[row, "add", "17", 4.0, 0] == cells["layer17_mult4"]["answer_pos"]
+        assert texts[row, "add", "17+31", -16.0, 0] == cells["layer17,31_mult16"]["answer_neg"]
+        assert texts[row, "project_out", "31", -1.0, 0] == cells["layer31_mult4"]["answer_zeroedout_pos"]
+        assert texts[row, "project_out", "19", -1.0, 1] == cells["layer19_mult4"]["answer_zeroedout_neg"]
     assert facts.groupby("truth")["prompt_id"].nunique().to_dict() == {"true": 100, "false": 100}
 
 
@@ -532,14 +602,17 @@ def test_misconceptions_are_read_by_letter_and_by_words(study, written):
     some = written(recorded[:20])
     first, second = ("A", "B"), ("B", "A")
     by_letter = ts.read_recorded(some, letters[:20], choices=first, rule="study")
-    assert len(by_letter) == 20 * (1 + 25 * 4)
+    assert len(by_letter) == 20 * (1 + 25 * 2 + 5 * 2)
+    added = by_letter[by_letter["operation"] != "project_out"]
     right_first = ts.read_recorded(some, 0 * letters[:20], choices=[first, second] * 10, rule="study")
-    accuracy = [ts.effectiveness(each)["accuracy"] for each in (by_letter, right_first)]
+    again = right_first[right_first["operation"] != "project_out"]
+    accuracy = [ts.effectiveness(each)["accuracy"] for each in (added, again)]
     assert accuracy[0].nunique() > 3
     pd.testing.assert_series_equal(*accuracy)
 
 
 def test_free_texts_of_gpt2_and_dilemmas_are_read(study):
+    """The dilemmas are those of gpt2-medium, whatever their file is called."""
     words = ts.read_recorded(study / "recorded/agree_word_gpt2-xl.json", choices=None, hook="resid_pre")
     assert len(words) == 36 * (1 + 288 * 2)
     assert set(words["multiplier"]) == {0.0, *(sign * m / 2 for sign in (1, -1) for m in range(1, 7))}
@@ -548,8 +621,8 @@ def test_free_texts_of_gpt2_and_dilemmas_are_read(study):
     assert words["choice"].isna().all()
     dilemmas = ts.read_recorded(study / "recorded/dilemmas_llama2-13b.json", choices=("A", "B"))
     assert len(dilemmas) == 14 * 4
-    assert set(dilemmas["operation"]) == {"none", "add", "zeroedout"}
-    assert rows_of(dilemmas, operation="zeroedout")["multiplier"].eq(12).all()
+    assert set(dilemmas["operation"]) == {"none", "add", "project_out"}
+    assert rows_of(dilemmas, operation="project_out")["multiplier"].isna().all()
 
 
 def added(table):
@@ -590,3 +663,171 @@ def test_at_the_largest_multiplier_the_criterion_falls_at_every_layer(detected):
     assert (strongest["criterion_change_high"] < 0).all()
     assert (strongest["criterion_change"] < -0.8).sum() == 4  # all but layer 31
     assert (strongest["d_prime_change_high"] > 0).all()
+
+
+# several unsteered draws
+
+
+@pytest.fixture(scope="module")
+def unsteered(study):
+    path = study / "recorded/gpt4facts_unsteered_11_draws_llama2-13b.json"
+    return ts.read_recorded(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
+
+
+@pytest.fixture(scope="module")
+def compared(facts, unsteered):
+    chosen = facts[(facts["multiplier"] > 0) | (facts["operation"] == "project_out")]
+    return ts.evaluation.against_baselines(chosen, unsteered)
+
+
+def test_the_recordings_of_the_same_prompts_differ_as_the_study_says(facts, unsteered):
+    texts = unsteered.pivot(index="prompt_id", columns="recording", values="text")
+    same = [int((texts[one] == texts[other]).sum()) for one, other in combinations(texts, 2)]
+    assert (min(same), max(same)) == (60, 84)
+    own = rows_of(facts, operation="none").set_index("prompt_id")["text"]
+    assert [name for name in texts if (texts[name] == own).all()] == ["nonorm_gpt4facts_pca2raw_zeroout"]
+    detected = ts.signal_detection(unsteered, by="draw", resamples=10)
+    assert detected["d_prime"].agg(["min", "mean", "std"]).tolist() == pytest.approx(
+        [2.12, 2.30, 0.15], abs=0.01
+    )
+    lowest = unsteered.groupby("draw")["recording"].first()[int(detected["d_prime"].idxmin())]
+    assert lowest == "nonorm_gpt4facts_pca2raw_zeroout"
+
+
+def test_how_many_conditions_rise_depends_on_the_baseline_s_draw(compared):
+    """Between 1 and 15 of 35, as `data/README.md` says; MC error moves intervals that end at zero."""
+    plus = compared[compared["operation"] == "add"]
+    rises = (plus["d_prime_change_low"] > 0).groupby(plus["draw"]).sum()
+    assert len(rises) == 11
+    assert (rises.min(), rises.median()) == (1, 1)
+    assert 11 <= rises.max() <= 16
+    together = plus[plus["draw"].isna()]
+    assert len(together) == 35
+    assert 3 <= (together["d_prime_change_low"] > 0).sum() <= 7
+    assert (together["criterion_change_high"] < 0).sum() > 25
+
+
+def test_plain_removal_leaves_sensitivity_and_makes_true_a_little_rarer(compared):
+    removed = compared[(compared["operation"] == "project_out") & compared["draw"].isna()]
+    assert removed["layers"].tolist() == ["17", "18", "19", "31", "17+31"]
+    assert ((removed["d_prime_change_low"] < 0) & (removed["d_prime_change_high"] > 0)).all()
+    assert removed["criterion_change"].between(0.15, 0.35).all()
+    assert (removed["criterion_change_low"] > 0).all()
+
+
+def made_draws(seed=0, n=40, draws=3):
+    """A steered condition and several unsteered draws, sampled; some answers unreadable."""
+    rng = np.random.default_rng(seed)
+    rate = np.where(np.arange(n) % 2 == 0, rng.uniform(0.5, 0.9, n), rng.uniform(0.1, 0.4, n))
+
+    def rows(p, draw, vector):
+        choice = pd.array(np.where(rng.random(n) < p, 0, 1), dtype="Int64")
+        choice[rng.random(n) < 0.05] = pd.NA
+        return pd.DataFrame(
+            {
+                "prompt_id": range(n), "prompt": [f"Is it {row}?" for row in range(n)], "vector": vector,
+                "control": False, "control_of": "", "operation": "none" if vector == "none" else "add",
+                "layers": "" if vector == "none" else "3", "hook": "resid_post", "multiplier": 2.0,
+                "dose": 0.1, "answer": pd.array(np.arange(n) % 2, dtype="Int64"), "choice": choice,
+                "logit_difference": np.nan, "draw": draw,
+            }
+        )  # fmt: skip
+
+    steered = rows(np.clip(rate + 0.2, 0, 1), 0, "honesty")
+    unsteered = pd.concat([rows(rate, draw, "none") for draw in range(draws)], ignore_index=True)
+    return steered, unsteered
+
+
+def test_against_one_draw_it_is_signal_detection():
+    steered, unsteered = made_draws()
+    found = ts.evaluation.against_baselines(steered, unsteered, resamples=20_000)
+    assert [None if pd.isna(draw) else draw for draw in found["draw"]] == [None, 0, 1, 2]
+    for draw in range(3):
+        table = pd.concat([steered, rows_of(unsteered, draw=draw).assign(draw=0)])
+        (expected,) = (
+            ts.signal_detection(table, resamples=20_000).query("vector == 'honesty'").to_dict("records")
+        )
+        (row,) = rows_of(found, draw=draw).to_dict("records")
+        both = ("d_prime_change", "criterion_change")
+        assert [row[name] for name in both] == pytest.approx([expected[name] for name in both])
+        ends = [f"{name}{end}" for name in both for end in ("_low", "_high")]
+        assert [row[name] for name in ends] == pytest.approx([expected[name] for name in ends], abs=0.04)
+        assert row["change_covered"] == expected["change_covered"]
+
+
+def test_all_draws_together_are_each_prompt_s_mean():
+    """By hand: mean of a prompt's unsteered answers, on the prompts readable in both; rates corrected."""
+    steered, unsteered = made_draws(draws=4)
+    row = ts.evaluation.against_baselines(steered, unsteered, resamples=10).iloc[0]
+    z = stats.norm.ppf
+    sums = {0: [0.0, 0.0, 0], 1: [0.0, 0.0, 0]}
+    for prompt, (answer, choice) in enumerate(zip(steered["answer"], steered["choice"], strict=True)):
+        before = [each for each in rows_of(unsteered, prompt_id=prompt)["choice"] if not pd.isna(each)]
+        if not pd.isna(choice) and before:
+            sums[answer][0] += choice == 0
+            sums[answer][1] += sum(each == 0 for each in before) / len(before)
+            sums[answer][2] += 1
+    (hit, hit_before, n), (false, false_before, m) = sums[0], sums[1]
+    rates = [
+        z((said + 0.5) / (count + 1))
+        for said, count in ((hit, n), (false, m), (hit_before, n), (false_before, m))
+    ]
+    assert (row["n_signal"], row["n_noise"]) == (n, m)
+    assert row["d_prime"] == pytest.approx(rates[0] - rates[1])
+    assert row["d_prime_unsteered"] == pytest.approx(rates[2] - rates[3])
+    assert row["d_prime_change"] == pytest.approx(rates[0] - rates[1] - rates[2] + rates[3])
+    assert row["criterion_change"] == pytest.approx(-(rates[0] + rates[1] - rates[2] - rates[3]) / 2)
+
+
+def test_repeating_a_draw_adds_nothing():
+    steered, unsteered = made_draws(draws=1)
+    copies = pd.concat([unsteered.assign(draw=draw) for draw in range(5)])
+    once, often = (ts.evaluation.against_baselines(steered, each).iloc[0] for each in (unsteered, copies))
+    numbers = [name for name in once.index if "change" in name]
+    assert once[numbers].tolist() == pytest.approx(often[numbers].tolist())
+
+
+def test_groups_of_prompts_are_drawn_whole():
+    """Each prompt four times over with the same answers: the interval is that of one each."""
+    steered, unsteered = made_draws()
+    often = [
+        pd.concat(
+            [
+                each.assign(prompt_id=each["prompt_id"] + 100 * copy, group=each["prompt_id"])
+                for copy in range(4)
+            ]
+        )
+        for each in (steered, unsteered)
+    ]
+    one = ts.evaluation.against_baselines(steered, unsteered, resamples=4000).iloc[0]
+    four = ts.evaluation.against_baselines(*often, resamples=4000).iloc[0]
+    for name in ("d_prime_change", "criterion_change"):
+        width = [row[f"{name}_high"] - row[f"{name}_low"] for row in (one, four)]
+        assert width[1] == pytest.approx(width[0], rel=0.1)
+
+
+def test_baselines_that_do_not_fit_are_refused():
+    steered, unsteered = made_draws()
+    compare = ts.evaluation.against_baselines
+    assert_raises("lacks the columns draw", compare, steered, unsteered.drop(columns="draw"))
+    assert_raises("have steered rows", compare, steered, steered)
+    assert_raises("prompt twice in a draw", compare, steered, unsteered.assign(draw=0))
+    assert_raises("is another prompt: 'Is it", compare, steered.assign(prompt="What?"), unsteered)
+    assert_raises("has no answers", compare, steered.assign(answer=pd.NA), unsteered)
+    assert_raises("all answers are the same", compare, steered.assign(answer=0), unsteered)
+
+
+def test_the_figure_shows_each_draw_and_all_together():
+    steered, unsteered = made_draws()
+    more = steered.assign(layers="3+5")
+    table = ts.evaluation.against_baselines(pd.concat([steered, more]), unsteered, resamples=50)
+    for value in ("d_prime", "criterion"):
+        figure = ts.plots.baselines(table, value=value)
+        assert [note.text for note in figure.layout.annotations][:2] == ["layer 3", "layer 3+5"]
+        draws, together = figure.data[:2]
+        rows = rows_of(table, layers="3")
+        assert list(draws.y) == rows.loc[rows["draw"].notna(), f"{value}_change"].tolist()
+        assert list(together.y) == rows.loc[rows["draw"].isna(), f"{value}_change"].tolist()
+        assert "3 unsteered draws" in figure.layout.title.subtitle.text
+    assert_raises("use one of d_prime, criterion", ts.plots.baselines, table, value="auc")
+    assert_raises("same draw twice", ts.plots.baselines, pd.concat([table, table]))

@@ -1,4 +1,4 @@
-"""Mean projections of both sides by layer, and the difference of the same pairs."""
+"""Mean and spread of the projections of both sides by layer, and the difference of the same pairs."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,17 @@ import pandas as pd
 
 from ..arguments import checked
 from ..prompts import SIDES, group_numbers
-from ..statistics import mean_interval, nested
+from ..statistics import mean_interval, nested, spread_interval
 from .kinds import require_kinds
 
 VALUES = ("projection", "cosine")
+SPREAD = ("spread", "spread_low", "spread_high")
 NEEDED = ("layer", "pair", "side", *VALUES)
 
 
 @checked
 def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -> pd.DataFrame:
-    """Mean projection and cosine at each layer, and by how much the sides of the same pairs differ.
+    """Mean and spread of projections at each layer, and by how much the sides of the same pairs differ.
 
     Args:
         table: what `projections` makes.
@@ -26,10 +27,13 @@ def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -
         A row a layer and level of `by`:
         layer, the columns of `by`, n;
         projection, cosine: means, with Student's 95 % intervals in …_low and …_high.
+        spread: standard deviation of the projections (ddof 1), with a 95 % interval in spread_low and
+        spread_high (`statistics.spread_interval`). Small where a side's projections are peaked; it grows with
+        the norm of the residual stream, so compare sides within a layer.
 
         Where `by` has "side", also a row with side "difference", of n whole pairs: the mean of positive minus
-        negative with a paired interval, and beside it
-        effect: the projection's mean difference over the standard deviation of the pairs' differences;
+        negative with a paired interval; `spread` is there the pairs' differences' own, and
+        effect: the projection's mean difference over this spread;
         rank: the layer's place by effect, 1 for the largest;
         projection_rank: its place by the difference itself.
 
@@ -85,7 +89,8 @@ def _summarised(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     for name in VALUES:
         ends = mean_interval(table[name].to_numpy(float), sample, group)
         found[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
-    return found
+    spread = spread_interval(table["projection"].to_numpy(float), sample, group)
+    return found.assign(**dict(zip(SPREAD, spread, strict=True)))
 
 
 def _differences(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -96,7 +101,7 @@ def _differences(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     gaps = positive.sub(negative.assign(_group=0).reindex(positive.index))  # keeps the positive side's group
     gaps = gaps[positive.index.isin(negative.index)].reset_index()
     found = _summarised(gaps, keys).assign(side="difference")
-    deviation = gaps.groupby(keys, dropna=False, observed=True)["projection"].std().to_numpy()
+    deviation = found["spread"].to_numpy()
     # A tie of rounding errors is no spread: pairs that all differ alike have no effect to speak of.
     known = deviation > 1e-12 * np.abs(found["projection"].to_numpy())
     return found.assign(effect=np.where(known, found["projection"] / np.where(known, deviation, 1.0), np.nan))

@@ -6,11 +6,11 @@ from .controls import against_controls
 from .damage import damage, effect_and_damage, mean_damage, text_damage, usable_range
 from .effectiveness import effectiveness
 from .embedding import embedding_effect, embedding_scores, exemplar_accuracy
-from .judging import JudgeCost, JudgeError, judge, judge_cost, preference
+from .judging import JudgeCost, JudgeError, exemplar_cost, judge, judge_cost, preference, write_exemplars
 from .prediction import prediction
 from .ray_cluster import ray_executor
 from .reading import read_choice
-from .recorded import read_recorded
+from .recorded import against_baselines, read_recorded
 from .sampled_choices import sampled_choices
 from .side_by_side import side_by_side
 from .signal_detection import signal_detection
@@ -21,6 +21,7 @@ __all__ = [
     "InUseError",
     "JudgeCost",
     "JudgeError",
+    "against_baselines",
     "against_controls",
     "choose",
     "damage",
@@ -29,6 +30,7 @@ __all__ = [
     "embedding_effect",
     "embedding_scores",
     "exemplar_accuracy",
+    "exemplar_cost",
     "judge",
     "judge_cost",
     "mean_damage",
@@ -45,4 +47,5 @@ __all__ = [
     "sweep",
     "text_damage",
     "usable_range",
+    "write_exemplars",
 ]

@@ -29,8 +29,7 @@ def side_by_side(
     Returns:
         prompt_id, draw (where the table has it), prompt, and the texts from the most negative multiplier
         through "unsteered" to the most positive, then operations without one. A column's name is what tells
-        it from the others: "−16", "layer 18, −16", "layer 18, zeroedout_pos +16". NA where a cell lacks a
-        prompt.
+        it from the others: "−16", "layer 18, −16", "layer 18, project out". NA where a cell lacks a prompt.
 
     Raises:
         ValueError: columns are missing, there are no texts, a value is asked for that is not there, or a

@@ -226,10 +226,14 @@ def serves(controls: pd.DataFrame, vector: str) -> pd.Series:
 
 
 def prompt_groups(rows: pd.DataFrame) -> Int[np.ndarray, " row"]:
-    """Number of the group of each row, from 0: rows of one `group`, else of one prompt, else each row."""
-    if "group" in rows or "prompt_id" not in rows:
+    """Number of the group of each row, from 0: rows of one `group`, else all draws of one prompt."""
+    if "prompt_id" not in rows:
         return group_numbers(rows)
-    return pd.factorize(rows["prompt_id"])[0]
+    labels = rows["prompt_id"].astype(object)
+    if "group" in rows:
+        prompts = "prompt " + labels.map(str)  # a prompt without a group is its own
+        labels = ("group " + rows["group"].astype(object).map(str)).where(rows["group"].notna(), prompts)
+    return pd.factorize(labels)[0]
 
 
 def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .agreement_curves import agreement
+    from .baseline_dots import baselines
     from .choice_dots import choices
     from .component_factor_heatmap import component_factors
     from .confound_heatmap import confounds
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "agreement",
+    "baselines",
     "choices",
     "component_factors",
     "confounds",
@@ -60,6 +62,7 @@ __all__ = [
 # No module is named like its function: importing it would put the module in the function's place.
 _HOMES = {
     "agreement": "agreement_curves",
+    "baselines": "baseline_dots",
     "choices": "choice_dots",
     "component_factors": "component_factor_heatmap",
     "confounds": "confound_heatmap",

@@ -75,6 +75,38 @@ def exemplar_embeddings(
     return embedded[:positives], embedded[positives:]
 
 
+def exemplar_embeddings_per_prompt(
+    exemplars: pd.DataFrame, prompts: Sequence[str], embedder: Embedder | None
+) -> tuple[Float[np.ndarray, "prompt d"], Float[np.ndarray, "prompt d"]]:
+    """Mean of the unit vectors of each prompt's positive and of its negative exemplars.
+
+    Args:
+        exemplars: one row or several per prompt: prompt, positive, negative.
+        prompts: different prompts, in the order of the result.
+
+    Raises:
+        ValueError: missing columns, blank exemplars, a prompt without any, or with one text on both sides.
+    """
+    if missing := [name for name in ("prompt", *KINDS) if name not in exemplars]:
+        raise ValueError(
+            f"exemplars per prompt lack the columns {missing}: expected prompt, positive and negative, as "
+            "evaluation.write_exemplars returns them."
+        )
+    if absent := [prompt for prompt in prompts if not exemplars["prompt"].eq(prompt).any()]:
+        raise ValueError(f"{len(absent)} prompts have no exemplars, the first is {absent[0]!r:.80}.")
+    rows = exemplars[exemplars["prompt"].isin(prompts)]
+    for row in rows.to_dict("records"):
+        if not all(isinstance(row[kind], str) and row[kind].strip() for kind in KINDS):
+            raise ValueError(f"an exemplar of the prompt {row['prompt']!r:.80} is blank: expected a text.")
+        if row["positive"] == row["negative"]:
+            raise ValueError(f"positive and negative exemplar of {row['prompt']!r:.80} are the same text.")
+    places, texts = pd.factorize(rows[[*KINDS]].to_numpy().ravel())
+    embedded = unit_embeddings(list(texts), embedder)[places.reshape(-1, 2)]  # "row side d"
+    members = (np.asarray(prompts, object)[:, None] == rows["prompt"].to_numpy()[None]).astype(float)
+    means = np.tensordot(members / members.sum(1, keepdims=True), embedded, 1)
+    return means[:, 0], means[:, 1]
+
+
 def _left_out(own: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"]) -> Float[np.ndarray, " n"]:
     """Mean cosine of each with the others of its kind, minus that with the other kind."""
     cosines = own @ own.T

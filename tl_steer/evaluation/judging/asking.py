@@ -95,7 +95,7 @@ def judge(
         )
     known = {key for key in plan.rows["key"].dropna() if key in plan.cache}
     patience = Patience(max_retries, rng=generator(seed), sleep=sleep)
-    _ask_all(plan, patience, progress)
+    send_requests(plan, patience, progress=progress)
     return _judged(plan, question, known)
 
 
@@ -125,11 +125,19 @@ def judge_cost(
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be asked: pairs in both orders, with prompt and key (NA where the two texts are alike)."""
+    """Requests to a language model, and the cache of its replies.
+
+    Attributes:
+        judge: answers the requests.
+        cache: of its replies.
+        rows: one row per request: `request`, `key` (NA where the two texts of a pair are alike), and labels.
+        pairs: pairs of texts that are compared, each in both orders; 0 where nothing is compared.
+    """
 
     judge: Judge
     cache: ReplyCache
     rows: pd.DataFrame
+    pairs: int = 0
 
     def missing(self) -> dict[str, str]:
         """Keys and prompts that the cache lacks, each once."""
@@ -141,7 +149,7 @@ class Plan:
         missing = self.missing()
         return cost_of(
             list(missing.values()),
-            pairs=len(self.rows) // 2,
+            pairs=self.pairs,
             identical=int(self.rows["key"].isna().sum()) // 2,
             cached=self.rows["key"].nunique() - len(missing),
             max_tokens=self.judge.max_tokens,
@@ -167,13 +175,18 @@ def _plan(
     require_characters(model or "", "model")
     asked = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
     pairs = answer_pairs(table, against, limit=limit, seed=seed)
-    return Plan(asked, _cache_of(asked, cache), _in_both_orders(pairs, question, asked))
+    return Plan(asked, cache_of(asked, cache), _in_both_orders(pairs, question, asked), len(pairs))
 
 
-def _cache_of(asked: Judge, cache: str | Path | bool) -> ReplyCache:
-    if cache is False or (cache is True and asked.model is None):
+def cache_of(client: Judge, cache: str | Path | bool) -> ReplyCache:
+    """The cache that `cache=…` names.
+
+    Raises:
+        ValueError: a cache for a function without a name.
+    """
+    if cache is False or (cache is True and client.model is None):
         return ReplyCache(None)
-    if asked.model is None:
+    if client.model is None:
         raise ValueError('a function\'s replies are kept under its name: give model="…" beside cache.')
     return ReplyCache(cache_folder() / "judge.jsonl" if cache is True else Path(cache))
 
@@ -189,10 +202,15 @@ def _in_both_orders(pairs: pd.DataFrame, question: str, asked: Judge) -> pd.Data
     return rows.assign(first_shown=[*sides] * len(pairs), request=requests, key=keys)
 
 
-def _ask_all(plan: Plan, patience: Patience, progress: bool) -> None:
+def send_requests(plan: Plan, patience: Patience, *, progress: bool, verb: str = "judging") -> None:
+    """Make every request that the cache lacks, and keep each reply.
+
+    Raises:
+        JudgeError: with where the finished replies are.
+    """
     missing = plan.missing()
     requests = plan.rows["key"].nunique()
-    with tqdm(total=len(missing), desc="judging", unit="call", disable=not (progress and missing)) as bar:
+    with tqdm(total=len(missing), desc=verb, unit="call", disable=not (progress and missing)) as bar:
         for done, (key, prompt) in enumerate(missing.items()):
             try:
                 plan.cache.keep(key, ask_patiently(plan.judge, prompt, patience))

@@ -1,4 +1,4 @@
-"""What asking a judge will take, before it is asked."""
+"""Calls, tokens and dollars of the requests to a judge or writer, before the first call."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ CHARACTERS_A_TOKEN = 4  # of English prose, roughly; other scripts take more tok
 
 @dataclass(frozen=True)
 class JudgeCost:
-    """How much a judge is asked, and what it comes to.
+    """Number of requests to a language model, and their cost.
 
     Attributes:
-        pairs: pairs of texts in all.
-        identical: of these, pairs of the same text, about which nobody is asked.
-        requests: different requests for the others, two a pair.
+        pairs: pairs of texts to compare; 0 for exemplars, which are written one by one.
+        identical: of these, pairs of the same text, for which no request is made.
+        requests: different requests: two for each other pair, or one per exemplar.
         cached: of these, those answered in the cache.
         calls: requests that are left to make; retries come on top.
         characters: in the prompts of these calls.
@@ -35,8 +35,9 @@ class JudgeCost:
     def __str__(self) -> str:
         alike = f", {self.identical} of them alike" if self.identical else ""
         money = "" if self.dollars is None else f", at most about ${self.dollars:,.2f}"
+        pairs = f"{self.pairs:,} pairs of texts{alike}, " if self.pairs else ""
         return (
-            f"{self.pairs:,} pairs of texts{alike}, {self.requests:,} requests, {self.cached:,} in the "
+            f"{pairs}{self.requests:,} requests, {self.cached:,} in the "
             f"cache: {self.calls:,} calls, {self.characters:,} characters (about {self.tokens_in:,} tokens) "
             f"in, at most {self.tokens_out:,} tokens out{money}"
         )

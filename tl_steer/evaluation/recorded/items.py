@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...arguments import require_characters
 
-# What each recorded answer is called in a table, and the sign of its multiplier.
+# The operation of each recorded answer, and the sign of its multiplier.
 ANSWERS = {
     "answer_pos": ("add", 1),
     "answer_neg": ("add", -1),
@@ -19,17 +19,23 @@ ANSWERS = {
     "answer_zeroedout": ("zeroedout", 1),
 }
 KEYS = ("sentence", "answer_neut", "steered")
+DRAWS_KEYS = ("prompts", "answers")
 NUMBER = r"[-+]?(?:[.0-9]+(?:e[-+]?[0-9]+)?|nan|inf(?:inity)?)"
 CELL_NAME = re.compile(rf"layer([0-9]{{1,5}}(?:,[0-9]{{1,5}})*)_mult({NUMBER})", re.I)
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class RecordedCell(NamedTuple):
-    """What was done to the model, named as a sweep's table names it."""
+    """A recorded condition, as the file distinguishes them."""
 
     operation: str
     layers: str
     multiplier: float
+
+    @property
+    def is_removal(self) -> bool:
+        """Whether the answers were "zeroed out": written with the projection on the direction removed."""
+        return self.operation.startswith("zeroedout")
 
     def __str__(self) -> str:
         return f"{self.operation} {self.multiplier:+g} at layer {self.layers}"
@@ -78,6 +84,42 @@ def recorded_items(text: str, file: str) -> Iterator[Item]:
     place = _after_space(text, place + 1)
     if place < len(text):
         raise ValueError(f"{file} is not JSON: {text[place : place + 20]!r} follows the end of the list.")
+
+
+def recorded_draws(text: str, file: str) -> tuple[list[str], dict[str, list[str]]] | None:
+    """The prompts and, per recording, the unsteered answers of a file of several draws; `None` for a list.
+
+    Args:
+        text: content of the file.
+        file: its name, for messages.
+
+    Raises:
+        ValueError: the layout differs, or a recording has more or fewer answers than there are prompts.
+    """
+    if not re.match(r'[ \t\r\n]*\{[ \t\r\n]*"(prompts|answers)"', text):
+        return None
+    try:
+        parsed = json.loads(text, object_pairs_hook=_object)
+        _require_object(parsed, "it", DRAWS_KEYS)
+        prompts = _texts(parsed.get("prompts"), "'prompts'")
+        _require_object(parsed.get("answers"), "'answers'")
+        answers = {name: _texts(texts, repr(name)) for name, texts in parsed["answers"].items()}
+        if not prompts or not answers:
+            raise ValueError("it has no prompts or no recordings.")
+        for name, texts in answers.items():
+            if len(texts) != len(prompts):
+                raise ValueError(
+                    f"the recording {name!r} has {len(texts)} answers to {len(prompts)} prompts."
+                )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    return prompts, answers
+
+
+def _texts(values: Any, name: str) -> list[str]:
+    if not isinstance(values, list):
+        raise ValueError(f"{name} must be a list of texts, not {_kind(values)}.")
+    return [_text({name: value}, name, f"entry {row}") for row, value in enumerate(values)]
 
 
 def _decoded(text: str, place: int) -> tuple[Any, int]:

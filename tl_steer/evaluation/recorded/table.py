@@ -1,17 +1,21 @@
 """Answers that the study's scripts recorded, as the table that a sweep makes."""
 
+import logging
 import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ...arguments import checked
 from ..reading import read_answer
 from ..tables import UNSTEERED, asked_table, assembled, written_answers
-from .items import UNSTEERED_CELL, Item, RecordedCell, naming_item, recorded_items
+from .items import UNSTEERED_CELL, Item, RecordedCell, naming_item, recorded_draws, recorded_items
 from .labels import labels_of_items
+
+logger = logging.getLogger(__name__)
 
 Choices = Sequence[str] | Sequence[Sequence[str]] | None
 
@@ -34,6 +38,8 @@ def read_recorded(
             made up to try things out; no model gave them. A file is a list with an object a prompt:
             {"sentence": prompt, "answer_neut": unsteered text, "steered": {"layer17,31_mult4": {"answer_pos":
             text, "answer_neg": text, "answer_zeroedout_pos": text, …}, …}}; old files have no "steered".
+            Or an object with the unsteered answers of several recordings of the same prompts: {"prompts":
+            [prompt, …], "answers": {recording: [text, …], …}}.
         labels: what is known of the prompts. Claims, `statement` and `label` (1 true): an item's claim is the
             longest statement in its sentence, its answer 0 where true and 1 where false, and the factors are
             `truth` ("true", "false") and the further columns. Or a row an item, in their order: `answer` (0
@@ -46,28 +52,58 @@ def read_recorded(
 
     Returns:
         The columns of `sweep`. The plus and minus answers are operation "add" at +m and −m, the zeroed-out
-        ones "zeroedout_pos", "zeroedout_neg" or "zeroedout" at +m. The scores are NaN, and so is each steered
-        cell's dose: the stream's norm was not recorded.
+        ones "project_out" with multiplier NaN. The scores are NaN, and so is the dose of each steered
+        condition: the norm of the residual stream was not recorded. Where a condition has several answers per
+        prompt, also `draw`, from 0, and of several recordings `recording`, its name in the file.
 
     Raises:
         FileNotFoundError: neither a file nor a name.
         ValueError: a file that breaks off or has another layout, items whose cells differ, labels or choices
             that do not fit; names the file, the item (counted from 0, as `prompt_id`) and what is wrong.
 
-    The zeroed-out answers are not "project_out": in the study's files they vary with sign and multiplier,
-    which those of a plain removal of the projection cannot, and what was run is not known.
+    The study's answers were sampled, so that one recording is one draw per prompt, and all steered conditions
+    of a file are compared with the same unsteered draw: `against_baselines` compares with several.
+
+    Removing a projection has no multiplier. Of the zeroed-out answers those at the smallest multiplier are
+    read, "pos" and "neg" as two draws of one condition. Those at larger multipliers are left out where they
+    repeat the answers of a smaller one word for word: the study's scripts wrote those of the last set of
+    layers again for every later multiplier.
     """
     if vector == UNSTEERED:
         raise ValueError(f"{vector!r} is the name of the unsteered cell: give the vector another.")
-    file = str(path)
-    items = list(recorded_items(_content(path), file))
-    prompts = [prompt for prompt, _ in items]
-    cells = _same_cells(items, file)
+    file, content = str(path), _content(path)
+    if draws := recorded_draws(content, file):
+        prompts, recordings = draws
+        cells, texts = [UNSTEERED_CELL] * len(recordings), list(recordings.values())
+        more = {"draw": list(range(len(recordings))), "recording": list(recordings)}
+    else:
+        items = list(recorded_items(content, file))
+        prompts = [prompt for prompt, _ in items]
+        cells, numbers = _without_copies(items, _same_cells(items, file), file)
+        texts = [[answered[cell] for _, answered in items] for cell in cells]
+        more = {"draw": numbers} if any(numbers) else {}
     answers, factors = (None, None) if labels is None else labels_of_items(prompts, labels, file)
     asked = asked_table(prompts, answers=answers, factors=factors, seed=seed)
-    texts = [answered[cell] for cell in cells for _, answered in items]
-    outcomes = written_answers(texts, prompts, _pairs(choices, prompts, rule, file), rule=rule)
-    return assembled(asked, [_labels(cell, vector, hook) for cell in cells], outcomes)
+    written = [text for column in texts for text in column]
+    outcomes = written_answers(written, prompts, _pairs(choices, prompts, rule, file), rule=rule)
+    table = assembled(asked, [_labels(cell, vector, hook) for cell in cells], outcomes)
+    return table.assign(**{name: np.repeat(values, len(prompts)) for name, values in more.items()})
+
+
+def _without_copies(
+    items: Sequence[Item], cells: Sequence[RecordedCell], file: str
+) -> tuple[list[RecordedCell], list[int]]:
+    """The cells without removals that repeat those of a smaller multiplier, and the draw of each."""
+    texts = {cell: [answered[cell] for _, answered in items] for cell in cells}
+    removals = [cell for cell in cells if cell.is_removal]
+    smallest = {cell.layers: cell.multiplier for cell in sorted(removals, key=lambda cell: -cell.multiplier)}
+    first = [texts[cell] for cell in removals if cell.multiplier == smallest[cell.layers]]
+    copies = {cell for cell in removals if cell.multiplier > smallest[cell.layers] and texts[cell] in first}
+    if copies:
+        logger.info("%s: %d zeroed-out conditions repeat others and are left out", file, len(copies))
+    kept = [cell for cell in cells if cell not in copies]
+    layers = [cell.layers if cell.is_removal else cell for cell in kept]
+    return kept, [layers[:place].count(each) for place, each in enumerate(layers)]
 
 
 def _same_cells(items: Sequence[Item], file: str) -> list[RecordedCell]:
@@ -104,10 +140,10 @@ def _labels(cell: RecordedCell, vector: str, hook: str) -> dict[str, object]:
         "vector": vector if steered else UNSTEERED,
         "control": False,
         "control_of": "",
-        "operation": cell.operation,
+        "operation": "project_out" if cell.is_removal else cell.operation,
         "layers": cell.layers,
         "hook": hook if steered else "",
-        "multiplier": cell.multiplier,
+        "multiplier": math.nan if cell.is_removal else cell.multiplier,
         "dose": math.nan if steered else 0.0,
     }
 
