@@ -842,6 +842,15 @@ def test_dose_response_shows_what_controls_of_either_sign_reach_at_each_dose_and
     assert sum(bool(trace.showlegend) for trace in figure.data if trace.name == "controls") == 1
 
 
+def test_controls_of_one_sign_have_a_band_on_both_sides(swept):
+    half = swept[~swept["control"] | (swept["multiplier"] > 0)]
+    figure = plots.dose_response(half, facet="truth")
+    (band, *_) = (trace for trace in figure.data if trace.name == "controls")
+    places = np.array(band.x)
+    assert places.min() == pytest.approx(-places.max())
+    assert places.max() > 0
+
+
 def test_a_dose_within_its_own_layers_controls_is_a_ring(pooled):
     figure = plots.dose_response(pooled)
     for layers in LAYERS:

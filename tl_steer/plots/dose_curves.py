@@ -107,13 +107,15 @@ def _line(path: pd.DataFrame, value: str, look: dict[str, str], *, thin: bool) -
 
 
 def _null_bands(panel: Panel, null: pd.DataFrame, value: str) -> Iterator[go.Scatter]:
-    """A band a layer from the most negative dose to the most positive, all of one opaque grey.
+    """A band per layer from the most negative dose to the most positive, all of one opaque grey.
 
-    So together they look like one: what the controls of any layer reach at a dose.
+    So together they look like one: what the controls of any layer reach at a dose or, having no sign, at its
+    opposite.
     """
     unsteered = panel.unsteered.assign(null_low=panel.unsteered[value], null_high=panel.unsteered[value])
     for _, cells in beside_null(panel.controls, null).groupby(["operation", "layers"]):
-        rows = pd.concat([cells, unsteered])[["place", "null_low", "null_high"]].dropna()
+        opposite = cells.assign(place=-cells["place"])
+        rows = pd.concat([cells, opposite, unsteered])[["place", "null_low", "null_high"]].dropna()
         rows = rows.drop_duplicates("place").sort_values("place")
         yield band(rows["place"], rows["null_low"], rows["null_high"], UNSIZED, name="controls")
 
