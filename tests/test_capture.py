@@ -310,7 +310,7 @@ def test_positions_by_layer_run_the_model_once(monkeypatch):
 
 
 def test_a_single_position_by_layer_makes_vectors_of_pairs():
-    pairs = contrast_pairs(["a b good", "c good"], ["a b bad", "c bad"])
+    pairs = contrast_pairs(["a b good", "c good"], ["d b bad", "d bad"])
     positions = {0: token(-2), 2: last_token()}
     found = capture_pairs(MODEL, pairs, positions=positions)
     for place, (layer, each) in enumerate(positions.items()):

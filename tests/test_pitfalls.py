@@ -172,6 +172,7 @@ TESTS = {
         "test_evidence_report.py::test_the_verdict_is_one_sentence_of_the_numbers_it_was_decided_by",
     ],
     "text drawn once is compared with one other draw, and the difference is called the effect": [
+        "test_recorded.py::test_how_many_conditions_rise_depends_on_the_baseline_s_draw",
         "test_sweep.py::test_every_draw_of_a_sweep_equals_a_direct_call_with_its_seed",
         "test_groups.py::test_draws_of_a_prompt_count_as_its_group_everywhere",
         "test_coverage.py::test_with_several_draws_nothing_is_found_where_nothing_was_steered",

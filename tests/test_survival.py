@@ -229,10 +229,10 @@ def test_finished_chunks_are_not_computed_again_and_progress_starts_after_them(t
 
 def test_a_sweep_with_controls_at_chosen_layers_continues_to_the_same_table(tmp_path):
     """7 conditions in 2 chunks, then 8 of controls in 2."""
-    options = {"control_layers": "chosen", "controls": 4, "multipliers": [1.0, -1.0], "layers": [0, 1, 2]}
+    options = {"control_layers": "chosen", "controls": 8, "multipliers": [1.0, -1.0], "layers": [0, 1, 2]}
     expected = small(tmp_path / "whole.parquet", **options)
     require_same(small(None, executor=chunks.in_order, **options), expected)
-    assert expected.loc[expected["control"], "vector"].nunique() == 4
+    assert expected.loc[expected["control"], "vector"].nunique() == 8
     assert len(expected) == 8 * (7 + 8)
     out = tmp_path / "table.parquet"
     interrupt(out, after=1, **options)  # in both parts after the first chunk

@@ -208,7 +208,9 @@ def _has_zero_mean(weight: Tensor | None) -> bool:
     if weight is None or not weight.is_floating_point() or weight.is_meta:
         return False
     rounding = 1e-7 + 4 * torch.finfo(weight.dtype).eps / weight.numel() ** 0.5
-    return bool(weight.mean(dtype=torch.float64).abs() < rounding * weight.abs().mean(dtype=torch.float64))
+    # Rows on the weight's device, which may lack float64.
+    mean, size = (each.float().mean(-1).cpu().double().mean() for each in (weight, weight.abs()))
+    return bool(mean.abs() < rounding * size)
 
 
 def _fingerprint(model: Any) -> tuple[float, ...]:
