@@ -92,6 +92,7 @@ def test_the_files_together_say_what_the_study_did():
         assert each.sweep.measure == "generate"
         assert each.sweep.max_new_tokens == 30
         assert each.sweep.layers == (17, 18, 19, 31, (17, 31))
+        assert (each.sweep.temperature, each.sweep.top_p) == (0.6, 0.9)  # Llama-2-chat's own
     claims, misconceptions = (
         {abs(size) for each in asked if each.questions.kind == kind for size in each.sweep.multipliers}
         for kind in ("claims", "misconceptions")
@@ -103,6 +104,8 @@ def test_the_files_together_say_what_the_study_did():
     components = [file.directions for file in files if file.directions.method == "principal_component"]
     assert {(each.of, each.sign) for each in components} == {("centred_differences", "vote")}
     assert [each.component for each in components if isinstance(each.component, int)] == [2, 2]
+    (words,) = (each.text for each in files if each.directions.method == "activation_addition")
+    assert (words.temperature, words.repetition_penalty, words.max_new_tokens) == (1.0, 1.1, 60)
     assert {each.persona for each in pairs} == {False, True}
     assert {each.shared for each in pairs} == {"claim", "letter"}
     assert {each.style for each in pairs} == {"letters", "words"}
