@@ -361,7 +361,7 @@ def test_the_first_page_s_code_runs(embedded, monkeypatch, capsys):
     by_kind = names["effects"].query("layers == '17' and multiplier > 0 and not control")["shift"]
     assert len(by_kind) == 2
     assert (by_kind > 0).all()  # as the page says: both kinds move the same way
-    assert "criterion_change" in capsys.readouterr().out
+    assert "bias" in capsys.readouterr().out  # the verdict
     assert names["figure"].data
 
 

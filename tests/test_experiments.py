@@ -802,9 +802,7 @@ def test_a_runs_sweep_has_its_cells_and_texts_of_their_own(tiny_run):
     table = pd.read_parquet(tiny_run / "sweep.parquet")
     asked, texts = table[table["split"] != "text"], table[table["split"] == "text"]
     cells = asked[["vector", "layers", "multiplier"]].drop_duplicates()
-    assert (
-        len(cells) == 1 + 4 + 2
-    )  # unsteered, two layers at two multipliers, one control at the chosen layer
+    assert len(cells) == 1 + 4 + 1  # unsteered, two layers at two multipliers, a control at the chosen one
     assert (asked.groupby(["vector", "layers", "multiplier"]).size() == 12).all()
     assert asked.loc[asked["vector"] == "random 1", "control"].all()
     assert not set(asked["prompt_id"]) & set(texts["prompt_id"])

@@ -238,13 +238,10 @@ def test_steering_the_bias_organism_moves_the_criterion_and_leaves_what_it_knows
 def test_drawn_choices_are_as_often_right_as_the_probabilities_say(biased):
     """And the same draw serves all cells, so equal probabilities give equal choices."""
     questions = ts.organism_questions(persona="agreeable")
-    vectors = ts.planted_direction(load("organism-planted"))
-    zero = ts.SteeringVectors(
-        vectors.values * 0, vectors.layers, vectors.hook, "zero", vectors.stream_norm, ts.identify(biased)
+    vectors = ts.mean_difference(
+        ts.capture_pairs(biased, ts.organism_pairs("organism-bias"), layers=0, progress=False)
     )
-    table = ts.sweep(
-        biased, zero, questions, layers=[0], multipliers=[1.0], controls=0, mass=False, progress=False
-    )
+    table = ts.sweep(biased, vectors, questions, multipliers=[0.0], controls=0, mass=False, progress=False)
     drawn = ts.sampled_choices(table, seed=4)
     assert table["choice"].eq(0).mean() > drawn["choice"].eq(0).mean() + 0.02
     for _, half in drawn.groupby(["vector", "split", "answer"]):
