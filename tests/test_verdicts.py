@@ -182,16 +182,33 @@ def influence_of(values, signal):
     return result
 
 
-def test_the_interval_of_an_auc_is_wilsons_of_the_prompts_that_have_its_variance(ranked):
+@pytest.mark.parametrize("gap", [0.0, 2.5])
+def test_the_interval_of_an_auc_is_wilsons_of_the_prompts_that_have_its_variance(ranked, gap):
+    """At most as many as there are: 50, which near the ceiling (a gap of 2.5) is fewer."""
     values, signal = ranked
+    values = values + gap * signal
     areas, covariance = delong(values, signal)
     (_, low, high), _ = statistics.auc_intervals(values, signal, np.arange(50))
     _, freedom = statistics.kinds_covariance(influence_of(values, signal), signal, np.arange(50))
     for time, area in enumerate(areas):
-        n = min(area * (1 - area) / covariance[time, time], 50)
+        n = area * (1 - area) / covariance[time, time]
+        assert (n > 50) == (gap > 0)
         z = stats.t.ppf(0.975, freedom[time])
         for end in (low[time], high[time]):  # the score equation, of which both ends are roots
-            assert (end - area) ** 2 == pytest.approx(z**2 * end * (1 - end) / n)
+            assert (end - area) ** 2 == pytest.approx(z**2 * end * (1 - end) / min(n, 50))
+
+
+def test_the_interval_of_the_change_joins_both_as_zou_and_donner_do(ranked):
+    values, signal = ranked
+    areas, covariance = delong(values, signal)
+    (_, low, high), change = statistics.auc_intervals(values, signal, np.arange(50))
+    together = covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+    assert together > 0.5
+    ends = []
+    for now, then in ((areas[0] - low[0], high[1] - areas[1]), (high[0] - areas[0], areas[1] - low[1])):
+        ends.append(np.sqrt(now**2 - 2 * together * now * then + then**2))
+    difference = areas[0] - areas[1]
+    np.testing.assert_allclose(change, [difference, difference - ends[0], difference + ends[1]])
 
 
 def test_repeated_prompts_of_one_group_say_no_more_than_one(ranked):
@@ -247,6 +264,10 @@ def test_four_prompts_of_one_group_do_not_make_an_interval_covered():
     assert row_of(signal_detection(table, resamples=10), vector="honesty")["covered"]
     grouped = table.assign(group=table["prompt_id"] // 4)  # two groups
     assert not row_of(signal_detection(grouped, resamples=10), vector="honesty")["covered"]
+    before = np.where(np.arange(80) % 40 >= 32, 1 - answers, answers)  # another eight
+    table = pd.concat([unsteered(list(before), answers), cell(list(choices), answers)])
+    for rows, is_covered in ((table, True), (table.assign(group=table["prompt_id"] // 4), False)):
+        assert row_of(signal_detection(rows, resamples=10), vector="honesty")["change_covered"] == is_covered
 
 
 def test_a_constant_leaves_the_auc_and_moves_both_kinds():
@@ -267,6 +288,7 @@ def test_a_constant_leaves_the_auc_and_moves_both_kinds():
         (lambda then, side: then + 1, "bias"),
         (lambda then, side: then - 3 * side, "sensitivity"),
         (lambda then, side: then - 3 * side + 4, "both"),
+        (lambda then, side: then - 4 * side + 1, "sensitivity"),  # the kinds move apart, by 1 on average
     ],
 )
 def test_what_moved_is_what_the_verdict_says(move, verdict):
