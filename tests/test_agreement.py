@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from tl_steer import plots
-from tl_steer.analysis import agreement, balanced_folds, method_agreement
+from tl_steer.analysis import agreement, balanced_folds, method_agreement, separation
 from tl_steer.analysis.resampling import bootstrap_rows, permuted_rows
 from tl_steer.directions import logistic_direction, mean_difference, principal_component
 from tl_steer.evaluation import prediction
@@ -70,6 +70,44 @@ def test_split_halves_are_a_plain_loop_over_halves():
         assert row["split_half_low"] == pytest.approx(np.quantile(cosines, 0.025), abs=1e-6)
         assert row["split_half_high"] == pytest.approx(np.quantile(cosines, 0.975), abs=1e-6)
         assert row["reliability"] == pytest.approx(np.sqrt(2 / (1 + 1 / np.mean(cosines))), abs=1e-6)
+
+
+OPTIONS = [{}] + [
+    {"component": component, "of": of, "sign": sign}
+    for component in (1, 2)
+    for of in ("pooled", "differences", "centred_differences", "pair_centred")
+    for sign in ("mean", "vote")
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+def test_the_shortcut_through_inner_products_equals_estimates_from_activations(options):
+    """The estimator inside a lambda is not recognised, so it runs on the activations of each draw."""
+    width = 10 if options.get("sign") == "vote" else 90
+    factors = pd.DataFrame({"group": np.arange(24) // 2, "letter": ["A", "B"] * 12})
+    pairs = noisy(np.stack([unit(width), 0 * unit(width)]), pairs=24, width=width, factors=factors)
+    estimator = partial(principal_component, **options) if options else mean_difference
+    tables = [
+        (
+            agreement(pairs, estimators={"it": each}, **QUICK).drop(columns="reliability"),
+            separation(pairs, estimator=each, shuffles=20),
+        )
+        for each in (estimator, lambda pairs: estimator(pairs))
+    ]
+    for shortcut, activations in zip(*tables, strict=True):
+        pd.testing.assert_frame_equal(shortcut, activations, atol=2e-5, rtol=0)
+
+
+def test_a_draw_without_a_direction_is_refused_as_by_the_estimator():
+    """One pair in five differs, so that some resampled set has none of them."""
+    rng = np.random.default_rng(0)
+    positive = np.repeat(rng.normal(size=(1, 1, 6)), 8, axis=0)
+    negative = positive.copy()
+    negative[0] += 1
+    for estimator in (mean_difference, partial(principal_component, of="differences")):
+        for each in (estimator, lambda pairs, estimator=estimator: estimator(pairs)):
+            with pytest.raises(ValueError, match=r"layers \[0\]"):
+                agreement(make_pairs(positive, negative), estimators={"it": each}, **QUICK)
 
 
 def test_halves_keep_groups_whole_and_kinds_balanced():
@@ -182,7 +220,7 @@ def test_slow_methods_are_drawn_less_often_and_say_so():
     pairs = noisy(unit()[None])
     table = agreement(pairs, estimators={"slow": logistic_direction, "quick": counting}, **QUICK)
     table = table.set_index("method")
-    assert len(calls) == 1 + 2 * 20 + 2 * 20 + 20
+    assert len(calls) == 1 + 2 * 20 + 2 * 20 + 20 + 1
     percentiles = ["split_half_low", "split_half_high", "split_half_null", "cone"]
     assert table.loc["slow", percentiles].isna().all()
     assert table.loc["quick", percentiles].notna().all()

@@ -299,6 +299,17 @@ def test_a_long_value_is_shortened_in_the_message():
     assert len(str(raised.value)) < 600
 
 
+def test_a_wrong_item_of_a_long_list_is_refused_and_a_wrong_token_by_tokenize():
+    with pytest.raises(TypeError, match=r"where item 1500 is 1\.5"):
+        example(numbers=[1] * 1500 + [1.5] + [2] * 500)
+    with pytest.raises(TypeError, match=r"where item 'k900' is None"):
+        example(by_name={f"k{number}": 1 for number in range(900)} | {"k900": None})
+    for wrong in (1.5, None, "3", True):
+        prompts = [[1, 2]] * 100 + [[1, wrong]] + [[1, 2]] * 100
+        with pytest.raises(TypeError, match=re.escape(repr(wrong))):
+            ts.generate(MODEL, prompts, max_new_tokens=1, progress=False)
+
+
 def test_numbers_of_a_table_are_layers_and_multipliers():
     first, second = made_vector(MODEL, 1), made_vector(MODEL, 2)
     values = torch.stack([first.values, second.values])

@@ -140,12 +140,25 @@ def test_half_an_emoji_s_bytes_all_count_as_the_emoji():
     assert chosen(after("😀"), prompt_of("a😀é")) == [5, 6]
 
 
+def test_a_replacement_character_that_was_written_belongs_to_its_own_tokens():
+    """Decoded, it looks like the beginning of a character that later tokens complete."""
+    assert chosen(tokens_matching("\ufffd"), prompt_of("a\ufffdb")) == [1, 2, 3]
+    assert chosen(tokens_matching("b"), prompt_of("a\ufffdb")) == [4]
+
+
+def test_tokens_that_the_text_does_not_lead_back_to_have_spans_of_their_own():
+    merged = byte_tokenizer([("a", "b")])
+    separate = PromptTokens(3, tuple(merged.convert_tokens_to_ids(["a", "b", "c"])), merged)
+    assert chosen(tokens_matching("b"), separate) == [1]
+    assert chosen(after("b"), separate) == [2]
+
+
 def test_a_token_with_the_end_of_one_character_and_the_next_overlaps_both():
     last_byte, exclamation = BYTES.convert_ids_to_tokens(BYTES("é!")["input_ids"])[1:]
     tokenizer = byte_tokenizer([(last_byte, exclamation)])
     prompt = prompt_of("aé!", tokenizer)
     assert prompt.length == 3
-    assert prompt.spans == [(0, 1), (1, 2), (1, 3)]
+    assert prompt.spans.tolist() == [[0, 1], [1, 2], [1, 3]]
     assert chosen(tokens_matching("é"), prompt) == [1, 2]
     assert chosen(tokens_matching("!"), prompt) == [2]
     assert chosen(after("a"), prompt) == [1, 2]

@@ -21,6 +21,7 @@ from typeguard import CollectionCheckStrategy, ForwardRefPolicy, TypeCheckError,
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
+SAMPLED = 64  # items from which on a collection is represented by one item of each type
 
 
 def checked(public: Checked) -> Checked:
@@ -90,11 +91,11 @@ def _fits(value: Any, hint: Any) -> bool:
         return True  # most of all, and soonest told
     if isinstance(value, str | bytes) and not _takes(type(value), hint):
         return False  # a sequence of letters, or of numbers, but nobody means that
-    if _truths(value) and not _names(hint) & {bool, Any, object}:
+    if _truths(_sample(value)) and not _names(hint) & {bool, Any, object}:
         return False  # a mask where indices are meant would be the indices 1 and 0
     try:
         check_type(
-            value,
+            _sample(value),
             hint,
             forward_ref_policy=ForwardRefPolicy.IGNORE,
             collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS,
@@ -102,6 +103,22 @@ def _fits(value: Any, hint: Any) -> bool:
     except TypeCheckError:
         return False
     return True
+
+
+def _sample(value: Any) -> Any:
+    """A value with long lists, tuples and dicts reduced to one item of each type, at every depth.
+
+    Only the outermost collection is looked at as a whole, so the time does not grow with what its items hold.
+    """
+    if type(value) not in (list, tuple, dict):
+        return value
+    items = list(value.items()) if isinstance(value, dict) else value
+    if len(items) > SAMPLED:
+        types_of = (lambda item: (type(item[0]), type(item[1]))) if isinstance(value, dict) else type
+        items = list(dict(zip(map(types_of, items), items, strict=True)).values())
+    if isinstance(value, dict):
+        return {key: _sample(item) for key, item in items}
+    return type(value)(map(_sample, items))
 
 
 def _takes(text: type, hint: Any) -> bool:

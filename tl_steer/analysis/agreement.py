@@ -1,5 +1,6 @@
 """How far vectors of the same pairs agree: halves, single pairs, methods, draws."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,6 +18,7 @@ from ..directions import (
     lda_direction,
     logistic_direction,
     mean_difference,
+    pair_gram,
     principal_component,
 )
 from ..prompts import group_numbers
@@ -37,7 +39,11 @@ FEWEST = 20  # draws of which a percentile is taken
 Vectors = Float[np.ndarray, "layer d_hook"]
 Drawn = Float[np.ndarray, "draw layer"]
 Layerwise = Float[np.ndarray, " layer"]
-Draw = Callable[[PairedActivations, Estimator, int], Layerwise]
+Signs = Float[np.ndarray, " pair"] | None
+Estimate = Callable[..., Vectors]
+Half = tuple[Int[np.ndarray, " row"], Signs]
+Draw = Callable[[pd.DataFrame, int], list[Half]]
+Cosine = Callable[[Vectors, Vectors], Layerwise]
 
 
 @checked
@@ -108,20 +114,19 @@ def agreement(
     difference = np.subtract(*(side.double().numpy() for side in pairs.sides()))
     tables = []
     for name, estimator in methods.items():
-        most = (
-            slow_draws if getattr(estimator, "func", estimator) in SLOW else max(splits, resamples, shuffles)
-        )
-        draws = partial(_draws, pairs, estimator, seed=seed)
-        halves = draws(_half_cosines, min(splits, most))
+        slow = getattr(estimator, "func", estimator) in SLOW
+        most = slow_draws if slow else max(splits, resamples, shuffles)
+        draws = partial(_draws, pairs, *_estimate(pairs, estimator), seed=seed)
+        halves = draws(_halves, min(splits, most))
         singles = _cosines(difference, whole[name])
         table = {
             "layer": pairs.layers,
             "method": name,
             **_summary("split_half", halves),
-            "split_half_null": _percentile(draws(_null_cosines, min(shuffles, most), FEWEST), 97.5),
+            "split_half_null": _percentile(draws(_null_halves, min(shuffles, most), FEWEST), 97.5),
             "reliability": _reliability(halves.mean(0), made[name].method),
             **_summary("single", singles),
-            "cone": _cone(draws(partial(_resampled_cosines, whole[name]), min(resamples, most), FEWEST)),
+            "cone": _cone(draws(_resampled, min(resamples, most), FEWEST)),
             "between": [others.get((name, layer), np.nan) for layer in pairs.layers],
         }
         tables.append(pd.DataFrame(table))
@@ -189,36 +194,65 @@ def _compared(pairs: PairedActivations, whole: Mapping[str, Vectors]) -> pd.Data
     return pd.DataFrame(rows, columns=columns).astype({"cosine": float})
 
 
+def _estimate(pairs: PairedActivations, estimator: Estimator) -> tuple[Estimate, Cosine]:
+    """Functions for the vector of some pairs, and for the cosine of two such vectors.
+
+    Vectors are weights of the rows of a Gram matrix where the estimator allows it.
+    """
+    gram = pair_gram(pairs, estimator)
+    if gram is None:
+
+        def estimate(rows: Int[np.ndarray, " row"], signs: Signs = None) -> Vectors:
+            drawn = pairs if signs is None else pairs.swapped((signs < 0).tolist())
+            return _values(apply_estimator(estimator, drawn.subset(rows.tolist())))
+
+        return estimate, _cosines
+
+    def cosine(one: Vectors, other: Vectors) -> Layerwise:
+        products = [
+            np.einsum("lr,lr->l", (left[:, None] @ gram.values)[:, 0], right)
+            for left, right in ((one, other), (one, one), (other, other))
+        ]
+        return products[0] / np.sqrt(products[1] * products[2])
+
+    return gram.weights, cosine
+
+
 def _draws(
-    pairs: PairedActivations, estimator: Estimator, draw: Draw, count: int, least: int = 1, *, seed: int
+    pairs: PairedActivations,
+    estimate: Estimate,
+    cosine: Cosine,
+    draw: Draw,
+    count: int,
+    least: int = 1,
+    *,
+    seed: int,
 ) -> Drawn:
-    """Cosines of `count` draws, the same pairs for every method; none where they are fewer than `least`."""
+    """Cosines of `count` draws, the same pairs for every method; none if `count` is below `least`."""
     seeds = np.random.SeedSequence(require_seed(seed)).generate_state(count if count >= least else 0)
-    found = [draw(pairs, estimator, int(each)) for each in seeds]
-    return np.array(found).reshape(len(seeds), len(pairs.layers))
+    drawn = np.empty((len(seeds), len(pairs.layers)))
+    everything = functools.cache(lambda: estimate(np.arange(len(pairs))))
+    for row, each in enumerate(seeds):
+        first, *second = (estimate(*half) for half in draw(pairs.factors, int(each)))
+        drawn[row] = cosine(first, second[0] if second else everything())
+    return drawn
 
 
-def _half_cosines(pairs: PairedActivations, estimator: Estimator, seed: int) -> Layerwise:
-    half = balanced_folds(pairs.factors, folds=2, seed=seed)
-    return _cosines(*(_of(pairs, estimator, np.flatnonzero(half == each)) for each in (0, 1)))
+def _halves(factors: pd.DataFrame, seed: int) -> list[Half]:
+    half = balanced_folds(factors, folds=2, seed=seed)
+    return [(np.flatnonzero(half == each), None) for each in (0, 1)]
 
 
-def _null_cosines(pairs: PairedActivations, estimator: Estimator, seed: int) -> Layerwise:
-    """Of two halves, in each of which the sides of half the groups of each kind are exchanged."""
-    quarter = balanced_folds(pairs.factors, folds=4, seed=seed)
-    exchanged = pairs.swapped((quarter % 2 == 1).tolist())
-    return _cosines(*(_of(exchanged, estimator, np.flatnonzero(quarter // 2 == each)) for each in (0, 1)))
+def _null_halves(factors: pd.DataFrame, seed: int) -> list[Half]:
+    """Two halves, in each of which the sides of half the groups of each kind are exchanged."""
+    quarter = balanced_folds(factors, folds=4, seed=seed)
+    signs = np.where(quarter % 2 == 1, -1.0, 1.0)
+    return [(np.flatnonzero(quarter // 2 == each), signs) for each in (0, 1)]
 
 
-def _resampled_cosines(
-    whole: Vectors, pairs: PairedActivations, estimator: Estimator, seed: int
-) -> Layerwise:
-    rows = bootstrap_rows(pairs.factors, generator(seed))
-    return _cosines(_of(pairs, estimator, rows), whole)
-
-
-def _of(pairs: PairedActivations, estimator: Estimator, rows: Int[np.ndarray, " row"]) -> Vectors:
-    return _values(apply_estimator(estimator, pairs.subset(rows.tolist())))
+def _resampled(factors: pd.DataFrame, seed: int) -> list[Half]:
+    """Resampled pairs, to be compared with all pairs."""
+    return [(bootstrap_rows(factors, generator(seed)), None)]
 
 
 def _cosines(

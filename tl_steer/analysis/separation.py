@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 
 from ..activations import PairedActivations
 from ..arguments import checked
-from ..directions import Estimator, SteeringVectors, apply_estimator, coin_flips, mean_difference
+from ..directions import Estimator, SteeringVectors, apply_estimator, coin_flips, mean_difference, pair_gram
 from ..prompts import group_numbers
 from ..seeds import generator, require_seed
 from ..statistics import (
@@ -152,12 +152,22 @@ def _null(
     shuffles: int,
     seed: int,
 ) -> Float[np.ndarray, "shuffle layer"]:
+    """Paired accuracy of the whole cross-validation, repeated with the sides of random groups exchanged."""
     rng = generator(seed)
-    null = np.empty((shuffles, len(pairs.layers)))
-    for row in range(shuffles):
-        swapped = pairs.swapped(coin_flips(pairs.factors, rng).tolist())
-        null[row] = _paired_accuracy(_held_out(swapped, estimator, fold)[0])
-    return null
+    flips = [coin_flips(pairs.factors, rng) for _ in range(shuffles)]
+    gram = pair_gram(pairs, estimator) if shuffles else None
+    if gram is None:
+        shuffled = (pairs.swapped(each.tolist()) for each in flips)
+        null = [_right(_held_out(each, estimator, fold)[0]).mean(-1) for each in shuffled]
+        return np.reshape(null, (shuffles, len(pairs.layers)))
+    signs = np.where(flips, -1.0, 1.0)
+    right = np.zeros((len(pairs.layers), shuffles))
+    for part in range(fold.max() + 1):
+        train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
+        weights = np.stack([gram.weights(train, each) for each in signs], axis=1)
+        projected = signs[:, test] * (weights @ gram.values[:, :, test])
+        right += ((1 + np.sign(projected)) / 2).sum(-1)
+    return right.T / len(pairs)
 
 
 def _beside_chance(
@@ -171,10 +181,6 @@ def _beside_chance(
     tests = (permutation_p_value(accuracy, each) for each in (null, maxima[:, None]))
     threshold = np.full_like(accuracy, simultaneous_threshold(maxima))
     return dict(zip(names, (low, high, null.mean(0), *tests, threshold), strict=True))
-
-
-def _paired_accuracy(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, " layer"]:
-    return _right(projected).mean(-1)
 
 
 def _accuracy_interval(

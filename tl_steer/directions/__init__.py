@@ -22,11 +22,13 @@ from .exchange import (
     to_steering_vectors,
 )
 from .factors import factor_directions, without_factors
+from .gram import PairGram, pair_gram
 from .provenance import digest, digest_of
 from .vectors import SteeringVector, SteeringVectors
 
 __all__ = [
     "Estimator",
+    "PairGram",
     "SteeringVector",
     "SteeringVectors",
     "apply_estimator",
@@ -42,6 +44,7 @@ __all__ = [
     "load_pt",
     "logistic_direction",
     "mean_difference",
+    "pair_gram",
     "principal_component",
     "random_direction",
     "random_like",

@@ -174,8 +174,9 @@ def _hover(row: dict[str, Any]) -> str:
     criterion = cell_hover(row, "criterion").rsplit("<br>", 1)[1]
     rates = f"hits {row['hit_rate']:.0%}, false alarms {row['false_alarm_rate']:.0%}"
     lines = [cell_hover(row, "d_prime"), criterion, rates]
-    if pd.notna(row.get("auc")):
-        lines.append(f"AUC {interval(*(row[f'auc{end}'] for end in ('', '_low', '_high')))}")
+    auc = [row.get(f"auc{end}") for end in ("", "_low", "_high")]
+    if all(map(pd.notna, auc)):
+        lines.append(f"AUC {interval(*auc)}")
     if row.get("verdict"):
         lines.append(f"verdict: {escape(row['verdict'])}")
     return "<br>".join(lines)

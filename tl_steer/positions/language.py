@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..arguments import checked
@@ -49,8 +50,16 @@ class PromptTokens:
     number: int | None = field(default=None, compare=False)
 
     @cached_property
-    def spans(self) -> list[tuple[int, int]]:
+    def spans(self) -> Int[np.ndarray, "pos 2"]:
         """First character and end of each token in the decoded prompt."""
+        if getattr(self.tokenizer, "is_fast", False):
+            # The tokenizer's own offsets, where the text leads back to the same tokens. They may leave out a
+            # token's leading space.
+            again = self.tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=True)
+            if tuple(again["input_ids"]) == self.ids:
+                start, end = np.reshape(again["offset_mapping"], (-1, 2)).T
+                before = np.maximum.accumulate(np.concatenate([[0], end[:-1]]))
+                return np.column_stack([np.minimum(start, before), end])
         # A token may hold part of a character, which decodes to U+FFFD until the next tokens complete it:
         # characters that are whole, and those that are begun, after each token.
         whole, begun = [0], [0]
@@ -58,7 +67,8 @@ class PromptTokens:
             text = self._decode(self.ids and self.ids[:count])
             whole.append(len(text.rstrip("\ufffd")))
             begun.append(whole[-1] + (whole[-1] < len(text)))
-        return [(min(start, end - 1), end) for start, end in zip(whole[:-1], begun[1:], strict=True)]
+        spans = [(min(start, end - 1), end) for start, end in zip(whole[:-1], begun[1:], strict=True)]
+        return np.reshape(spans, (-1, 2))
 
     @cached_property
     def text(self) -> str:
@@ -248,17 +258,17 @@ def _where(prompt: PromptTokens, index: slice) -> Bool[Tensor, " pos"]:
 
 
 def _matching(prompt: PromptTokens, text: str) -> Bool[Tensor, " pos"]:
-    found = [match.span() for match in re.finditer(f"(?={re.escape(_not_empty(text))})", prompt.text)]
-    found = [(start, start + len(text)) for start, _ in found]
-    return torch.tensor(
-        [any(a < stop and start < b for start, stop in found) for a, b in prompt.spans], dtype=torch.bool
-    )
+    matches = re.finditer(f"(?={re.escape(_not_empty(text))})", prompt.text)
+    starts = np.array([match.start() for match in matches], dtype=int)
+    first, end = prompt.spans.T
+    begun = np.searchsorted(starts, end)  # occurrences that start before the token ends
+    over = np.searchsorted(starts, first - len(text), side="right")  # those that end before it starts
+    return torch.from_numpy(begun > over)
 
 
 def _after(prompt: PromptTokens, text: str) -> Bool[Tensor, " pos"]:
     begins = prompt.text.rfind(_not_empty(text))
-    behind = begins + len(text)
-    return torch.tensor([begins >= 0 and start >= behind for start, _ in prompt.spans], dtype=torch.bool)
+    return torch.from_numpy((begins >= 0) & (prompt.spans[:, 0] >= begins + len(text)))
 
 
 def _place(index: int) -> int:
