@@ -27,7 +27,7 @@ def cells_of(vector, outcomes, answers, plan=PLAN, control=False, control_of="")
     choice[np.isnan(logits)] = pd.NA
     values = {
         "prompt_id": np.tile(np.arange(50, 50 + n), len(plan)),
-        "prompt": "a prompt",
+        "prompt": [f"prompt {row}" for row in range(n)] * len(plan),
         "vector": vector,
         "control": control,
         "control_of": control_of,
@@ -233,6 +233,8 @@ def test_halves_hold_as_many_prompts_of_each_answer_and_keep_groups_together():
     assert halves.mean(0).max() < 0.7, "and now in the other"
     together = halvings(asked.assign(group=asked["prompt_id"] // 3), 50, 0)
     assert (together.reshape(50, 10, 3) == together.reshape(50, 10, 3)[:, :, :1]).all()
+    same_text = halvings(asked.assign(prompt=(asked["prompt_id"] // 3).map("prompt {}".format)), 50, 0)
+    assert (same_text == together).all()
 
 
 def test_no_halvings_leave_nan_and_the_rest_as_it_was():

@@ -27,7 +27,7 @@ from tl_steer.evaluation import asking, chunks, digests, plans
 from tl_steer.evaluation.checkpoints import LOCK, InUseError
 from tl_steer.evaluation.sweep import sweep
 from tl_steer.interventions import Add
-from tl_steer.models import identify
+from tl_steer.models import identify, weights
 from tl_steer.models.weights import weight_digests
 from tl_steer.positions import last_token
 
@@ -408,6 +408,26 @@ def test_weights_on_meta_have_no_digest_and_packed_ones_do():
     packed = torch.nn.Module()
     packed.weight = torch.nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
     assert weight_digests(packed) == {"weight": hashlib.sha256(bytes(range(6))).hexdigest()[:16]}
+
+
+@pytest.mark.parametrize("edit", ["data", "numpy", "rows", "assigned"])
+def test_weights_are_hashed_once_and_again_after_an_edit_in_place(edit, monkeypatch):
+    layer = torch.nn.Linear(3, 2)
+    before = weight_digests(layer)
+    monkeypatch.setattr(weights, "hashlib", None)
+    assert weight_digests(layer) == before
+    monkeypatch.undo()
+    if edit == "data":
+        layer.weight.data[1, 2] += 1
+    elif edit == "numpy":
+        layer.weight.detach().numpy()[1, 2] = 7
+    elif edit == "rows":
+        layer.weight.data[[0, 1]] = layer.weight.data[[1, 0]]
+    else:
+        layer.weight = torch.nn.Parameter(torch.zeros(2, 3))
+    content = layer.weight.detach().numpy().tobytes()
+    expected = {"weight": hashlib.sha256(content).hexdigest()[:16], "bias": before["bias"]}
+    assert weight_digests(layer) == expected != before
 
 
 def closure(factor):

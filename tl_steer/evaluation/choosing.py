@@ -140,11 +140,13 @@ def _require_splits(table: pd.DataFrame, on: str, report: str, splits: int) -> N
     for split in (on, report):
         if split not in known:
             raise ValueError(f"there is no split {split!r}; the table has {sorted(map(str, known))}.")
-    prompts = [set(table.loc[table["split"] == split, "prompt_id"]) for split in (on, report)]
-    if shared := prompts[0] & prompts[1]:
-        raise ValueError(
-            f"prompt_ids {sorted(shared)[:5]} are in both {on!r} and {report!r}: part the prompts."
-        )
+    for column in table.columns.intersection(["prompt_id", "prompt"]):
+        prompts = [set(table.loc[table["split"] == split, column]) for split in (on, report)]
+        if shared := prompts[0] & prompts[1]:
+            raise ValueError(
+                f"{column} {sorted(shared)[:5]!r:.200} in both {on!r} and {report!r}: expected prompts that "
+                "are in one of them, by their text too. Give repeated prompts the same split."
+            )
 
 
 def _require_complete(wanted: pd.DataFrame) -> None:

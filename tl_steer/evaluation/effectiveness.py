@@ -109,5 +109,5 @@ def _outcomes(rows: pd.DataFrame) -> pd.DataFrame:
 def _cells(table: pd.DataFrame, by: Sequence[str]) -> "pd.api.typing.DataFrameGroupBy":
     """The outcomes of each cell and factor."""
     rows = beside_unsteered(table, by)
-    kept = dict.fromkeys([*CELL, "dose", *by, "prompt_id", *(["group"] if "group" in rows else [])])
+    kept = dict.fromkeys([*CELL, "dose", *by, *rows.columns.intersection(["prompt_id", "prompt", "group"])])
     return in_cells(pd.concat([rows[[*kept]], _outcomes(rows)], axis=1), by)
