@@ -44,7 +44,7 @@ def effectiveness(
         ValueError: columns are missing, `by` names an outcome or a result, a prompt is in a cell twice; or
             `overall` where `by` is not one factor, or one that has a value "all".
 
-    Prompts that share a value of the factor `group` are not independent, nor are the draws of a prompt:
+    Prompts that share a `group` or their text are not independent, nor are the draws of a prompt:
     intervals take groups, and without them prompts, whole (`statistics.mean_interval`,
     `statistics.rate_interval`). With one row per group these are Student's t
     and Wilson's interval. They hold for one number each, not for the best of many cells: see `choose`.

@@ -100,7 +100,7 @@ def steerability(
     Raises:
         ValueError: as for `prompt_slopes`, no resamples, or `by` names an outcome or a result.
 
-    Prompts that share a value of the factor `group` are drawn together; without it each is its own group.
+    Prompts that share a `group` or their text are drawn together; others each on their own.
     A control's sign is arbitrary: compare with its slope's size, and with both `wrong` and 1 − `wrong`.
     Source of the interval: Hesterberg 2015, The American Statistician 69, section 4: percentiles further out,
     by as much as Student's t interval is wider than one from a normal distribution and the variance over n.
