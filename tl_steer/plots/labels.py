@@ -16,22 +16,19 @@ from ..arguments import holds_numbers
 WRAP = 72
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not a script's own
-# What tables hold numbers of, with the ends of their intervals.
+# Numbers, with the ends of their intervals, where a figure is drawn of columns of these names.
 NUMBERS = {
-    "PC", "accuracy", "auc", "change", "coordinate", "correlation", "cosine", "criterion",
-    "criterion_change", "d_prime", "d_prime_change", "dose", "effect", "explained", "false_alarm_rate",
-    "first_share", "flipped", "hit_rate", "kl", "layer", "logit", "logit_difference", "loss", "loss_change",
-    "multiplier", "n", "null", "null_max", "null_mean", "p_corrected", "p_value", "paired_accuracy",
-    "perplexity", "position", "preference", "probability", "projection", "q_value", "r_squared", "rank",
-    "shift", "signal_rate", "slope", "slope_per_dose", "split_half", "win_rate", "value", "low", "high",
-    "naive", "honest", "optimism", "share", "spread", "kurtosis", "place",
-}  # fmt: skip
-# Names that factors may have too: numbers where a figure is drawn of them.
-NEEDED_NUMBERS = {
-    "again", "between", "blank", "component", "cone", "consistent", "control_effect", "controls", "decided",
-    "disagreeing", "distinct", "folds", "half", "identical", "multipliers", "n_noise", "n_signal", "pairs",
-    "passages", "projection_rank", "reliability", "single", "split_half_null", "ties", "units", "unreadable",
-    "unsteered", "words", "wrong",
+    "accuracy", "again", "auc", "between", "blank", "change", "component", "cone", "consistent",
+    "control_effect", "controls", "coordinate", "correlation", "cosine", "criterion", "criterion_change",
+    "d_prime", "d_prime_change", "decided", "disagreeing", "distinct", "dose", "effect", "explained",
+    "false_alarm_rate", "first_share", "flipped", "folds", "half", "high", "hit_rate", "honest",
+    "identical", "kl", "kurtosis", "layer", "logit", "logit_difference", "loss", "loss_change", "low",
+    "multiplier", "multipliers", "n", "n_noise", "n_signal", "naive", "null", "null_max", "null_mean",
+    "optimism", "p_corrected", "p_value", "paired_accuracy", "pairs", "passages", "PC", "perplexity",
+    "place", "position", "preference", "probability", "projection", "projection_rank", "q_value",
+    "r_squared", "rank", "reliability", "share", "shift", "signal_rate", "single", "slope",
+    "slope_per_dose", "split_half", "split_half_null", "spread", "ties", "units", "unreadable", "unsteered",
+    "value", "win_rate", "words", "wrong",
 }  # fmt: skip
 TEXTS = {"factor", "vector", "operation", "layers", "hook", "token", "toward"}
 WHOLE = {"layer", "component"}
@@ -171,10 +168,11 @@ def require_columns(
                 f"plots.{figure}: the column {name!r} must be whole numbers in every row, and is "
                 f"{table[name].dtype}: give it as table.astype({{{name!r}: int}})."
             )
-    for name in table.columns:
+    for name in columns:
         plain = name.removesuffix("_low").removesuffix("_high").rstrip("0123456789").removesuffix("_")
-        is_number = plain in NUMBERS or (name in columns and plain in NEEDED_NUMBERS)
-        if is_number and (wrong := _no_numbers(table[name].dropna() if plain in SOME else table[name])):
+        if plain in NUMBERS and (
+            wrong := _no_numbers(table[name].dropna() if plain in SOME else table[name])
+        ):
             raise ValueError(
                 f"plots.{figure}: the column {name!r} has {wrong[0]!r:.60} where numbers belong: "
                 f"give it the table that {maker} makes."
