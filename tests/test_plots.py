@@ -4,6 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import plotly.graph_objects as go
 import pytest
 
 from tl_steer import plots
+from tl_steer.evaluation import prompt_slopes, steerability
 from tl_steer.plots import template
 from tl_steer.plots.cells import layer_places, panels_of
 from tl_steer.plots.labels import (
@@ -27,6 +29,7 @@ from tl_steer.plots.labels import (
 from tl_steer.plots.multiplier_lines import control_lines, multiplier_axis
 
 from .conftest import assert_raises
+from .test_groups import grouped_sweep
 
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
 LAYERS = ("3", "5", "10", "3+5")
@@ -964,3 +967,42 @@ def test_what_is_no_table_and_a_factor_that_is_not_there_are_named(swept):
     assert_raises("has no column 'politeness'; it has", plots.effectiveness, swept, facet="politeness")
     with pytest.raises(ValueError, match="side by side first"):
         plots.texts(pd.DataFrame({"prompt_id": [0], "prompt": ["a"], "multiplier": [1.0], "text": ["b"]}))
+
+
+# Words that figures and tables use for columns of their own.
+FACTORS = (
+    "honest",
+    "value",
+    "rank",
+    "level",
+    "count",
+    "low",
+    "label",
+    "place",
+    "group",
+    "size",
+    "name",
+    "again",
+)
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_factor_may_have_any_name_and_only_drawn_columns_are_checked(name, swept, projected, components):
+    sweep = grouped_sweep().drop(columns="group")
+    slopes, lines = (
+        steerable(sweep.astype({"topic": str}), **options)
+        for steerable, options in ((prompt_slopes, {}), (steerability, {"by": "topic", "resamples": 5}))
+    )
+    for draw, table, factor in (
+        (partial(plots.effectiveness, facet=name), swept, "truth"),
+        (partial(plots.dose_response, facet=name), swept, "truth"),
+        (partial(plots.slopes, facet=name), slopes, "topic"),
+        (partial(plots.steerability, facet=name), lines, "topic"),
+        (partial(plots.projections, facet=name), projected, "truth"),
+        (partial(plots.pca, colour=name), components, "truth"),
+    ):
+        as_text = table.assign(**{factor: table[factor].map("level {}".format)})
+        (option,) = draw.keywords
+        expected = draw.func(as_text.rename(columns={factor: "zz"}), **{option: "zz"}).to_json()
+        renamed = as_text.rename(columns={factor: name})
+        assert draw(renamed).to_json() == expected.replace("zz", name), draw.func.__name__
