@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,7 @@ TEXTS = {"factor", "vector", "operation", "layers", "hook", "token", "toward"}
 WHOLE = {"layer", "component"}
 TARGETS = {"signal": "the signal", "answer": "the right answer"}  # of a table of slopes, by `toward`
 SOME = {"rank", "projection_rank"}  # whole numbers that not every row has
+SPECIAL = r"<[^<>\s]{1,60}>|\[/?INST\]"  # tokens of chat formats, such as <|im_end|>
 LONGEST = 600  # characters of a prompt in a hover; a longer one keeps its two ends
 
 
@@ -53,11 +55,20 @@ def _turns(sign: str) -> bool:
 
 def wrapped(text: object) -> str:
     """A text for a hover: escaped, broken into lines; of a long one the middle is left out."""
-    text = str(text)
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} […] {text[-LONGEST // 2 :]}"
+    text = shortened(str(text), LONGEST)
     lines = [line for part in text.splitlines() for line in textwrap.wrap(part, WRAP) or [""]]
     return "<br>".join(escape(line) for line in lines)
+
+
+def shortened(text: str, longest: int) -> str:
+    """The two ends of a long text, cut before or after special tokens, never within one."""
+    if len(text) <= longest:
+        return text
+    start, stop = longest // 2, len(text) - longest // 2
+    for token in re.finditer(SPECIAL, text):
+        start = token.start() if token.start() < start < token.end() else start
+        stop = token.end() if token.start() < stop < token.end() else stop
+    return f"{text[:start].rstrip()} […] {text[stop:].lstrip()}"
 
 
 def number(value: Any, digits: int = 3) -> str:
