@@ -15,9 +15,7 @@ from .cells import Cell
 
 Norms = Mapping[tuple[str, int], float]  # the unsteered stream's typical norm by hook and layer
 CELLS = 32  # in a chunk, at most
-SECONDS = (
-    5.0  # estimated, per chunk: what a kill loses; in more, smaller chunks more clean passes are repeated
-)
+SECONDS = 10.0  # estimated, per chunk: what a kill loses; each chunk repeats the clean pass
 # Floating-point operations per second, on the slow side: the same for every machine, so that chunks are too.
 SPEED = {"cpu": 1e11, "cuda": 1e13}
 
