@@ -27,7 +27,7 @@ def cells_of(vector, outcomes, answers, plan=PLAN, control=False, control_of="")
     choice[np.isnan(logits)] = pd.NA
     values = {
         "prompt_id": np.tile(np.arange(50, 50 + n), len(plan)),
-        "prompt": "a prompt",
+        "prompt": [f"prompt {row}" for row in range(n)] * len(plan),
         "vector": vector,
         "control": control,
         "control_of": control_of,
@@ -233,6 +233,8 @@ def test_halves_hold_as_many_prompts_of_each_answer_and_keep_groups_together():
     assert halves.mean(0).max() < 0.7, "and now in the other"
     together = halvings(asked.assign(group=asked["prompt_id"] // 3), 50, 0)
     assert (together.reshape(50, 10, 3) == together.reshape(50, 10, 3)[:, :, :1]).all()
+    same_text = halvings(asked.assign(prompt=(asked["prompt_id"] // 3).map("prompt {}".format)), 50, 0)
+    assert (same_text == together).all()
 
 
 def test_no_halvings_leave_nan_and_the_rest_as_it_was():
@@ -477,3 +479,29 @@ def test_a_control_that_ties_has_done_as_well_whatever_rounding_makes_of_it():
 
 def test_of_scores_that_differ_by_rounding_the_first_is_best():
     assert best(np.array([[0.1 + 0.2 - 0.3, 0.0, 1e-12], [0.5, 0.7 - 1e-15, 0.7]])).tolist() == [0, 1]
+
+
+def test_the_result_has_a_summary_that_a_notebook_shows_and_parquet_keeps(tmp_path, capsys):
+    table = noise_sweep(effect=3.0, controls=4, vectors=("honesty", "<b>"))
+    chosen = choose(table, on="one", report="two", resamples=50, splits=0)
+    lines = chosen.attrs["summary"].splitlines()
+    assert lines[0].startswith("honesty, add × 1 at resid_post of layer 4: ")
+    assert lines[1].startswith(f"honesty, project_out at resid_post of layer {chosen['layers'][2]}: ")
+    assert [line.split(",")[0] for line in lines] == ["honesty", "honesty", "<b>", "<b>"]
+    on, report = chosen.to_dict("records")[:2]
+    assert lines[0].partition(": ")[2] == (
+        f"best accuracy on 20 prompts (one), {on['value']:.3g}; on 20 others (two) {report['value']:.3g} "
+        f"[{report['low']:.3g}, {report['high']:.3g}], change {report['change']:+.3g} "
+        f"[{report['change_low']:.3g}, {report['change_high']:.3g}]; p = 0.2 against 4 controls"
+    )
+    assert "&lt;b&gt;, add × 1 at" in chosen._repr_html_()
+    assert type(chosen.query("split == 'two'")) is pd.DataFrame
+    chosen.to_parquet(tmp_path / "chosen.parquet")
+    again = pd.read_parquet(tmp_path / "chosen.parquet")
+    assert again.attrs == chosen.attrs
+    pd.testing.assert_frame_equal(again, pd.DataFrame(chosen))
+    shift = choose(table, on="one", report="two", score="shift", splits=0).attrs["summary"]
+    assert "change" not in shift
+    without = choose(table.query("~control"), on="one", report="two", splits=0).attrs["summary"]
+    assert "no p value against 0 controls" in without
+    assert capsys.readouterr() == ("", "")

@@ -138,7 +138,8 @@ def test_changes_against_several_unsteered_draws_cover_as_they_say(baselines, ch
             return (rng.random((times, 200)) > stats.norm.cdf(logits + shift)).astype(int)
 
         labels = {
-            "prompt": "x", "control": False, "control_of": "", "operation": "add", "layers": "3",
+            "prompt": [f"prompt {row}" for row in range(200)],
+            "control": False, "control_of": "", "operation": "add", "layers": "3",
             "hook": "resid_post", "multiplier": 1.0, "dose": 0.1, "vector": "v",
         }  # fmt: skip
         rows = pd.DataFrame(
@@ -327,9 +328,8 @@ def test_answer_shifts_and_choosing_by_accuracy_give_the_simulated_interval():
     found = answer_shifts(table, by="kind", resamples=300, seed=4)
     for kind, joint in zip(("signal", "noise"), JOINT, strict=True):
         assert interval_of(row_of(found, vector="honesty", kind=kind), "shift") == expected(joint)
-    halves = pd.concat(
-        [table.assign(split="a"), table.assign(split="b", prompt_id=table["prompt_id"] + 1000)]
-    )
+    other = table.assign(split="b", prompt_id=table["prompt_id"] + 1000, prompt="other " + table["prompt"])
+    halves = pd.concat([table.assign(split="a"), other])
     row = choose(halves, on="a", report="b", resamples=300, seed=4).iloc[1]
     # noise is right where choice 0 was not taken
     both = JOINT[0] + JOINT[1][::-1]

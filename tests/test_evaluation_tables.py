@@ -501,7 +501,10 @@ def test_choose_refuses_splits_that_would_flatter():
         choose(table, on="one", report="three")
     leaking = table.copy()
     leaking.loc[leaking["prompt_id"] == 5, "prompt_id"] = 2
-    with pytest.raises(ValueError, match=r"prompt_ids \[2\] are in both"):
+    with pytest.raises(ValueError, match=r"prompt_id \[2\] in both"):
+        choose(leaking, on="one", report="two")
+    leaking = table.assign(prompt=table["prompt_id"].replace({5: 2}).map("prompt {}".format))
+    with pytest.raises(ValueError, match=r"prompt \['prompt 2'\] in both"):
         choose(leaking, on="one", report="two")
 
 

@@ -279,6 +279,9 @@ def test_steerability_draws_groups_and_copies_of_prompts_change_nothing():
     alone, twice = (steerability(each, resamples=4000).loc[0] for each in (table, copies))
     for name in ("slope", "slope_per_dose"):
         assert [alone[f"{name}{end}"] for end in ("", "_low", "_high")] == ends(twice, name)
+    for by_text in (copies.drop(columns="group"), copies.assign(group=copies["prompt_id"])):
+        pd.testing.assert_series_equal(steerability(by_text, resamples=4000).loc[0], twice)
+    copies["prompt"] += copies["prompt_id"].astype(str)
     naive = steerability(copies.drop(columns="group"), resamples=4000).loc[0]
     assert naive["slope_high"] - naive["slope_low"] < 0.8 * (twice["slope_high"] - twice["slope_low"])
 
@@ -377,13 +380,17 @@ def read_right(rows):
 
 
 def test_draws_of_a_prompt_count_as_its_group_everywhere():
-    """As prompts of their own in one group they give the same tables, and others without the group."""
+    """As prompts of their own in one group, or of one text, they give the same tables; else others."""
     table = drawn_sweep()
     table = table.sample(frac=1, random_state=0).sort_values(["multiplier", "vector"], kind="stable")
-    alone = table.drop(columns="draw").assign(prompt_id=3 * table["prompt_id"] + table["draw"])
+    same_text = table.drop(columns="draw").assign(prompt_id=3 * table["prompt_id"] + table["draw"])
+    alone = same_text.assign(prompt=table["prompt"] + " " + table["draw"].astype(str))
     found, expected = scored_tables(table), scored_tables(alone.assign(group=table["prompt_id"]))
+    repeated = scored_tables(same_text)
     for name, rows in found.items():
-        pd.testing.assert_frame_equal(rows, expected[name], obj=name)
+        texts = rows.filter(["prompt"])  # of the copies their own
+        pd.testing.assert_frame_equal(rows, expected[name].assign(**texts), obj=name)
+        pd.testing.assert_frame_equal(rows, repeated[name], obj=name)
     independent = scored_tables(alone)
     for name, column in (
         ("effectiveness", "accuracy_low"), ("flips", "flipped_low"), ("signal_detection", "hit_rate_low"),

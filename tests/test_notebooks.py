@@ -2,9 +2,12 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
+
+from .test_evaluation_tables import random_sweep
 
 # A judge is any function from a prompt to a reply: the user writes it.
 OWN_FUNCTIONS = {"05_reading_free_text": {"small_judge", "counting_judge"}}
@@ -79,3 +82,17 @@ def test_the_recorded_notebook_shows_the_study_s_own_answers(notebooks):
     printed = "".join("".join(output.get("text", "")) for output in recorded.outputs)
     assert "the study's recorded answers" in printed
     assert "MADE UP" not in printed
+
+
+@pytest.mark.integration
+def test_one_command_draws_every_picture_of_the_readme(tmp_path, monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(root / "docs")
+    import pictures
+
+    table = random_sweep().rename(columns={"topic": "kind"})
+    table.to_parquet(tmp_path / "sweep.parquet")
+    written = {path.relative_to(tmp_path).name for path in pictures.draw(tmp_path, tmp_path)}
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert written == set(re.findall(r"\(notebooks/figures/(\w+\.png)\)", readme))
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in written)

@@ -162,6 +162,15 @@ TESTS = {
         "test_plots.py::test_separation_says_that_few_shuffles_cannot_be_significant",
         "test_plots.py::test_subtitles_say_which_p_value_so_few_controls_can_reach",
     ],
+    "the same prompt is in the half that chooses and in the half that reports": [
+        "test_sweep.py::test_the_same_prompt_twice_is_never_split_between_the_halves",
+        "test_choosing.py::test_halves_hold_as_many_prompts_of_each_answer_and_keep_groups_together",
+        "test_evaluation_tables.py::test_choose_refuses_splits_that_would_flatter",
+        "test_groups.py::test_draws_of_a_prompt_count_as_its_group_everywhere",
+    ],
+    "a figure refuses a user's factor because of its name": [
+        "test_plots.py::test_a_factor_may_have_any_name_and_only_drawn_columns_are_checked",
+    ],
     "prompts of one group are resampled one by one": [
         "test_groups.py::test_copies_of_a_row_are_one_row",
         "test_groups.py::test_effectiveness_and_flips_take_groups_whole",

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import plotly.graph_objects as go
 import pytest
 
 from tl_steer import plots
+from tl_steer.evaluation import prompt_slopes, steerability
 from tl_steer.plots import template
 from tl_steer.plots.cells import layer_places, panels_of
 from tl_steer.plots.labels import (
@@ -24,9 +27,11 @@ from tl_steer.plots.labels import (
     require_columns,
     wrapped,
 )
+from tl_steer.plots.marks import layer_axis
 from tl_steer.plots.multiplier_lines import control_lines, multiplier_axis
 
 from .conftest import assert_raises
+from .test_groups import grouped_sweep
 
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
 LAYERS = ("3", "5", "10", "3+5")
@@ -964,3 +969,72 @@ def test_what_is_no_table_and_a_factor_that_is_not_there_are_named(swept):
     assert_raises("has no column 'politeness'; it has", plots.effectiveness, swept, facet="politeness")
     with pytest.raises(ValueError, match="side by side first"):
         plots.texts(pd.DataFrame({"prompt_id": [0], "prompt": ["a"], "multiplier": [1.0], "text": ["b"]}))
+
+
+# Words that figures and tables use for columns of their own.
+FACTORS = (
+    "honest",
+    "value",
+    "rank",
+    "level",
+    "count",
+    "low",
+    "label",
+    "place",
+    "group",
+    "size",
+    "name",
+    "again",
+)
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_factor_may_have_any_name_and_only_drawn_columns_are_checked(name, swept, projected, components):
+    sweep = grouped_sweep().drop(columns="group")
+    slopes, lines = (
+        steerable(sweep.astype({"topic": str}), **options)
+        for steerable, options in ((prompt_slopes, {}), (steerability, {"by": "topic", "resamples": 5}))
+    )
+    for draw, table, factor in (
+        (partial(plots.effectiveness, facet=name), swept, "truth"),
+        (partial(plots.dose_response, facet=name), swept, "truth"),
+        (partial(plots.slopes, facet=name), slopes, "topic"),
+        (partial(plots.steerability, facet=name), lines, "topic"),
+        (partial(plots.projections, facet=name), projected, "truth"),
+        (partial(plots.pca, colour=name), components, "truth"),
+    ):
+        as_text = table.assign(**{factor: table[factor].map("level {}".format)})
+        (option,) = draw.keywords
+        expected = draw.func(as_text.rename(columns={factor: "zz"}), **{option: "zz"}).to_json()
+        renamed = as_text.rename(columns={factor: name})
+        assert draw(renamed).to_json() == expected.replace("zz", name), draw.func.__name__
+
+
+@pytest.mark.parametrize("n_panels", [2, 3, 4])
+def test_long_titles_of_panels_do_not_run_into_each_other(n_panels):
+    """At 700 pixels a panel has 540 / columns of them, and a character of the title about 6.8."""
+    figure = plots.dose_response(sweep_table(kinds=tuple("abcdef"[:n_panels])), facet="truth")
+    titles = [axis.title.text for axis in figure.select_xaxes() if axis.title.text]
+    assert "stream norm), signed" in titles[0].replace("<br>", " ")
+    longest = max(len(line) for title in titles for line in title.split("<br>"))
+    assert 6.8 * longest * len(titles) <= 560
+
+
+@pytest.mark.parametrize("n_layers", [12, 30, 48, 80])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_layer_axes_have_a_few_ticks_of_whole_layers(n_layers, columns):
+    places = {str(layer): float(layer) for layer in range(n_layers)} | {"17+31": n_layers + 9.0}
+    *singles, layer_set = layer_axis(places, columns)["ticktext"]
+    assert layer_set == "17+31"
+    assert 4 <= len(singles) <= 12
+    assert np.ptp(np.diff(list(map(int, singles)))) == 0
+
+
+@pytest.mark.parametrize("longest", range(20, 60))
+def test_long_texts_are_not_cut_or_broken_within_a_special_token(longest):
+    text = "Hello you<|im_end|>\n<|im_start|>assistant\n" + "x" * 40 + "<|im_end|>" * 3 + " [/INST] good bye"
+    table = pd.DataFrame({"prompt_id": [0], "prompt": [text], **{name: [text] for name in "abcdef"}})
+    (column, *_) = plots.texts(table, longest=longest).data[0].cells["values"]
+    shown = column[0].replace("&lt;", "<").replace("&gt;", ">").replace("<br>", "⏎")
+    rest = re.sub(r"<\|im_(end|start)\|>|\[/INST\]", "", shown)
+    assert not set(rest.replace("[…]", "")) & set("<|>[]/_I"), shown

@@ -24,12 +24,13 @@ from filelock import FileLock
 from tokenizers import processors
 
 from tl_steer.evaluation import asking, chunks, digests, plans
+from tl_steer.evaluation.cells import sweep_cells
 from tl_steer.evaluation.checkpoints import LOCK, InUseError
 from tl_steer.evaluation.sweep import sweep
 from tl_steer.interventions import Add
-from tl_steer.models import identify
+from tl_steer.models import identify, weights
 from tl_steer.models.weights import weight_digests
-from tl_steer.positions import last_token
+from tl_steer.positions import all_tokens, last_token
 
 from .fork_server import long_sweep, wait_for
 from .test_sweep import MODEL, questions, several
@@ -129,8 +130,7 @@ def test_a_sweep_that_is_killed_while_it_writes_continues(
 def test_a_sweep_that_is_killed_after_its_table_is_written_is_finished(fork_server, uninterrupted, tmp_path):
     process, out = stop_sweep(fork_server, tmp_path, "removal", "cells")
     assert fork_server.kill(process)
-    with pytest.raises(FileExistsError, match="give another name"):
-        long_sweep(out)
+    require_same(long_sweep(out), uninterrupted)
     require_finished(out, uninterrupted)
 
 
@@ -186,17 +186,97 @@ def whole():
         return small(None, executor=chunks.in_order)
 
 
+def test_the_same_call_on_a_finished_file_returns_its_table_and_runs_nothing(tmp_path, whole, monkeypatch):
+    out = tmp_path / "table.parquet"
+    require_same(small(out), whole)
+    monkeypatch.setattr(MODEL, "forward", lambda *_, **__: pytest.fail("the model ran"))
+    require_same(small(out, executor=stopping(0)), whole)
+    with pytest.raises(
+        FileExistsError, match=r"exists.* another sweep: multipliers: \[1.0, 2.0\] against \[1.0\] "
+    ):
+        small(out, multipliers=[1.0])
+    whole.to_parquet(out)
+    with pytest.raises(FileExistsError, match="exists, and is not the table of a sweep"):
+        small(out)
+
+
+@pytest.mark.parametrize("measure", ["choice", "generate"])
+def test_an_interrupt_says_how_many_conditions_are_kept_and_the_same_call_continues(tmp_path, measure):
+    out, options = tmp_path / "table.parquet", {"measure": measure, "max_new_tokens": 2}
+    with pytest.raises(
+        KeyboardInterrupt, match=f"8 of 13 conditions are kept in .*{out.name}.cells: the same"
+    ):
+        small(out, executor=stopping(2, KeyboardInterrupt), **options)
+    table = small(out, **options)
+    assert len(table) == 8 * 13
+    with pytest.raises(KeyboardInterrupt, match="none of 13 conditions is kept: give out="):
+        small(None, executor=stopping(2, KeyboardInterrupt), **options)
+    chosen = {"control_layers": "chosen", "controls": 3}
+    with pytest.raises(KeyboardInterrupt, match="7 of 10 conditions are kept"):
+        small(
+            tmp_path / "other.parquet", executor=stopping_in_call(2, KeyboardInterrupt), **options, **chosen
+        )
+
+
+def test_chunks_are_small_where_conditions_take_long(monkeypatch, tmp_path):
+    for speed, expected in ((1e30, [4, 4, 4, 1]), (1e-30, [3] * 4 + [1])):
+        monkeypatch.setattr(chunks, "SPEED", {"cpu": speed, "cuda": 1e13})
+        sizes = []
+
+        def recording(model, ask, waiting, sizes=sizes):
+            sizes += [len(cells) for cells in waiting.values()]
+            yield from chunks.in_order(model, ask, waiting)
+
+        small(tmp_path / f"{speed}.parquet", executor=recording)
+        assert sizes == expected
+
+
+def test_the_cost_of_a_condition_is_of_the_tokens_and_layers_that_it_changes():
+    def cost(layer, positions, new=0):
+        cells = sweep_cells({"made": several()}, 0, layers=[layer], multipliers=[1.0], operations=["add"],
+                            positions=positions, seed=0)  # fmt: skip
+        found = chunks.estimated_cost(MODEL, [[0, 1, 2, 3], [0, 1, 2, 4], [0, 5]], cells, new)
+        return found.clean / unit, 2 * found.cell / unit  # the unsteered condition is one of two
+
+    n_layers = MODEL.cfg.n_layers
+    unit = 2 * sum(weight.numel() for weight in MODEL.blocks.parameters()) / n_layers / chunks.SPEED["cpu"]
+    clean = pytest.approx(6 * n_layers)  # tokens, without those that the prompts share
+    assert cost(0, all_tokens()) == (clean, pytest.approx(6 * (n_layers - 1)))
+    assert cost(1, all_tokens()) == (clean, pytest.approx(6 * (n_layers - 2)))
+    assert cost(0, last_token()) == (clean, pytest.approx(3 * (n_layers - 1)))
+    assert cost(1, last_token(), new=5) == (clean, pytest.approx(3 * (n_layers - 2) + 2 * 3 * 5 * n_layers))
+
+
+def test_a_long_sweep_says_so_at_its_start_and_what_remains(monkeypatch, caplog, tmp_path):
+    sweeping = sys.modules["tl_steer.evaluation.sweep"]
+    monkeypatch.setattr(sweeping, "SECONDS", 0.0)
+    for speed, out, level in (
+        (1e12, None, "INFO"),
+        (1.0, None, "WARNING"),
+        (1.0, tmp_path / "t.parquet", "INFO"),
+    ):
+        monkeypatch.setattr(chunks, "SPEED", {"cpu": speed, "cuda": 1e13})
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            small(out)
+        start, *later = [record for record in caplog.records if record.name == sweeping.__name__]
+        assert start.levelname == level
+        assert "13 conditions (46 % controls) of 8 questions, about" in start.getMessage()
+        assert ("without out=… nothing is kept" in start.getMessage()) == (out is None)
+        assert [record for record in later if "minutes remain" in record.getMessage()]
+
+
 class StoppedError(Exception):
     pass
 
 
-def stopping(after):
-    """Executor that raises StoppedError after `after` chunks."""
+def stopping(after, error=StoppedError):
+    """Executor that raises an error after `after` chunks."""
 
     def executor(model, ask, waiting):
         for done, (number, cells) in enumerate(waiting.items()):
             if done == after:
-                raise StoppedError
+                raise error
             yield number, ask(model, cells)
 
     return executor
@@ -249,14 +329,14 @@ def test_a_sweep_with_controls_at_chosen_layers_continues_to_the_same_table(tmp_
     require_finished(out, expected)
 
 
-def stopping_in_call(number):
-    """Executor that raises StoppedError before the first chunk of a call."""
+def stopping_in_call(number, error=StoppedError):
+    """Executor that raises an error before the first chunk of a call."""
     calls = []
 
     def executor(model, ask, waiting):
         calls.append(waiting)
         if len(calls) == number:
-            raise StoppedError
+            raise error
         yield from chunks.in_order(model, ask, waiting)
 
     return executor
@@ -410,6 +490,26 @@ def test_weights_on_meta_have_no_digest_and_packed_ones_do():
     assert weight_digests(packed) == {"weight": hashlib.sha256(bytes(range(6))).hexdigest()[:16]}
 
 
+@pytest.mark.parametrize("edit", ["data", "numpy", "rows", "assigned"])
+def test_weights_are_hashed_once_and_again_after_an_edit_in_place(edit, monkeypatch):
+    layer = torch.nn.Linear(3, 2)
+    before = weight_digests(layer)
+    monkeypatch.setattr(weights, "hashlib", None)
+    assert weight_digests(layer) == before
+    monkeypatch.undo()
+    if edit == "data":
+        layer.weight.data[1, 2] += 1
+    elif edit == "numpy":
+        layer.weight.detach().numpy()[1, 2] = 7
+    elif edit == "rows":
+        layer.weight.data[[0, 1]] = layer.weight.data[[1, 0]]
+    else:
+        layer.weight = torch.nn.Parameter(torch.zeros(2, 3))
+    content = layer.weight.detach().numpy().tobytes()
+    expected = {"weight": hashlib.sha256(content).hexdigest()[:16], "bias": before["bias"]}
+    assert weight_digests(layer) == expected != before
+
+
 def closure(factor):
     def operation(vector, multiplier, positions):
         return SimpleNamespace(edits=lambda n: Add(vector, factor * multiplier, positions).edits(n))
@@ -557,11 +657,10 @@ def test_chunks_of_a_finished_sweep_are_removed_unless_they_are_locked(tmp_path,
     out, folder = not_removed
     before = finished_chunks(out)
     assert len(before) == 4
-    with FileLock(folder / LOCK), pytest.raises(FileExistsError, match="give another name"):
+    with FileLock(folder / LOCK):
         small(out)
     assert finished_chunks(out) == before
-    with pytest.raises(FileExistsError, match="give another name"):
-        small(out)
+    small(out)
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -574,8 +673,7 @@ def test_chunks_that_another_process_removes_at_the_same_time_are_no_error(not_r
         return unlink(path, **options)
 
     monkeypatch.setattr(Path, "unlink", unlink_twice)
-    with pytest.raises(FileExistsError, match="give another name"):
-        small(out)
+    small(out)
     assert not folder.exists()
 
 
@@ -676,7 +774,7 @@ def test_other_package_versions_are_a_warning(tmp_path):
     begun = json.loads(plan.read_text())
     begun["packages"]["torch"] = "0.0"
     plan.write_text(json.dumps(begun))
-    with pytest.warns(UserWarning, match=r"other packages than it was begun with: torch: 0\.0 against "):
+    with pytest.warns(UserWarning, match=r"begun with other packages: torch: 0\.0 against "):
         small(out)
 
 

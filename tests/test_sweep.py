@@ -433,7 +433,8 @@ def test_several_vectors_keep_their_names_hooks_and_layers():
 
 
 def many(count, **factors):
-    prompts = [f"{'abcdefghijklmnopqrstuvwxyz'[row % 26]} :" for row in range(count)]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    prompts = [f"{letters[row // 26]} {letters[row % 26]} :" for row in range(count)]
     return ChoiceQuestions(
         prompts,
         [(" yes", " no")] * count,
@@ -513,6 +514,18 @@ def test_prompts_of_a_group_go_to_the_same_half():
     split = cell(swept(asked=asked, layers=[0]), vector="none").groupby("group")["split"]
     assert (split.nunique() == 1).all()
     assert sorted(split.first()) == ["choose", "choose", "report", "report"]
+
+
+def test_the_same_prompt_twice_is_never_split_between_the_halves():
+    """Nor are groups that share a text: 1 and 4 are "b :", 0 and 7 are "a :"."""
+    texts = [f"{word} :" for word in "abcdbefa"]
+    for seed in range(6):
+        once = cell(swept(asked=questions(prompts=texts), layers=[0], seed=seed), vector="none")
+        assert (once.groupby("prompt")["split"].nunique() == 1).all()
+        assert once.drop_duplicates("prompt")["split"].value_counts().tolist() == [3, 3]
+        grouped = questions(prompts=texts, factors=pd.DataFrame({"group": list("aabbccdd")}))
+        split = cell(swept(asked=grouped, layers=[0], seed=seed), vector="none")["split"]
+        assert split.iloc[[0, 1, 4, 5, 6, 7]].nunique() == 1
 
 
 @pytest.mark.parametrize("missing", [None, NAN, pd.NA])

@@ -249,7 +249,8 @@ def test_groups_of_d_prime_and_criterion_count_as_one_prompt_each():
     for name in ("d_prime", "criterion", "d_prime_change", "criterion_change"):
         width, widths = (row[f"{name}_high"] - row[f"{name}_low"] for row in (one, four))
         assert widths == pytest.approx(width, rel=0.1), name
-    ungrouped = row_of(signal_detection(repeated.drop(columns="group"), resamples=1000), vector="honesty")
+    own_texts = repeated.assign(prompt=repeated["prompt_id"].map("prompt {}".format)).drop(columns="group")
+    ungrouped = row_of(signal_detection(own_texts, resamples=1000), vector="honesty")
     assert ungrouped["d_prime_high"] - ungrouped["d_prime_low"] < 0.6 * (
         four["d_prime_high"] - four["d_prime_low"]
     )

@@ -81,7 +81,8 @@ class Checkpoints:
         Raises:
             OSError: the table could not be written; the chunks are all there.
         """
-        write_whole(self.out, _parquet(table, {"plan": self.plan}), self.folder)
+        begun = json.loads((self.folder / PLAN).read_text("utf-8"))
+        write_whole(self.out, _parquet(table, begun), self.folder)
         _removed(self.folder)
 
     def _number(self, path: Path) -> int | None:
@@ -109,7 +110,8 @@ def checkpoints(out: Path, plan: Plan, memory: int) -> Iterator[Checkpoints]:
     plan = json.loads(json.dumps(plan))
     with only_writer(folder, out):
         try:
-            require_free(out)
+            if out.exists():
+                raise FileExistsError(f"{out} exists: give another name, or move it away first.")
             for scratch in [*folder.glob(".*.part"), *out.parent.glob(f".{out.name}.*.part")]:
                 scratch.unlink(missing_ok=True)  # of a process that was killed while it wrote
             memory = _begun(folder, out, plan, memory)
@@ -133,13 +135,43 @@ def _begun(folder: Path, out: Path, plan: Plan, memory: int) -> int:
             f"{out} was begun with another sweep, part of which is done: {told} now. Give what it was begun "
             f"with to go on, write this one elsewhere, or delete {folder} to begin anew."
         )
-    if told := differences(begun["packages"], packages):
-        warnings.warn(
-            f"{out} goes on with other packages than it was begun with: {told}. Where numbers must not "
-            "depend on them, install those again, or begin anew elsewhere.",
-            stacklevel=5,
-        )
+    _warn_of_packages(out, begun["packages"], stacklevel=6)
     return begun["memory"]
+
+
+def _warn_of_packages(out: Path, begun: Mapping[str, str], *, stacklevel: int) -> None:
+    if message := differences(begun, package_versions(PACKAGES)):
+        warnings.warn(
+            f"{out} was begun with other packages: {message} now. Where numbers must not depend on them, "
+            "install those again, or begin anew elsewhere.",
+            stacklevel=stacklevel,
+        )
+
+
+def finished_table(out: Path, plan: Plan) -> pd.DataFrame | None:
+    """The table of a finished sweep with this plan, `None` where `out` does not exist.
+
+    Raises:
+        FileExistsError: `out` is something else; the message says what differs.
+    """
+    if not out.exists():
+        return None
+    try:
+        table, begun = _read(out.read_bytes())
+        differing = differences(begun["plan"], json.loads(json.dumps(plan)))
+    except Exception as error:  # whatever pyarrow makes of another file
+        raise FileExistsError(
+            f"{out} exists, and is not the table of a sweep ({error!r:.80}): give another name, or move it "
+            "away first."
+        ) from error
+    if differing:
+        raise FileExistsError(
+            f"{out} exists, with the table of another sweep: {differing} now. Give another name, or move it "
+            "away first."
+        )
+    _warn_of_packages(out, begun["packages"], stacklevel=5)
+    _remove_outlived(begun["plan"], out.with_name(f"{out.name}.cells"))
+    return table
 
 
 @contextmanager
@@ -201,32 +233,24 @@ def not_written(path: Path, error: Exception, kept: Path, size: str = "") -> OSE
     return told
 
 
-def require_free(out: Path) -> None:
+def require_parquet_name(out: Path) -> None:
     """Before anything is run: a table that cannot be kept is lost work.
 
     Raises:
-        FileExistsError: the table is there.
         ValueError: a folder, or a name that says another kind of file.
     """
     if out.is_dir() or out.suffix in OTHER_KINDS:
         raise ValueError(f"out={str(out)!r}: give the name of a Parquet file, such as 'sweep.parquet'.")
-    if out.exists():
-        _remove_outlived(out, out.with_name(f"{out.name}.cells"))
-        raise FileExistsError(f"{out} exists: give another name, or move it away first.")
 
 
-def _remove_outlived(out: Path, folder: Path) -> None:
-    """The chunks of a table that was written by a process killed right after it; not of one that still lives.
-
-    Called with the lock held, too: the same process does not get it twice, and leaves the chunks to itself.
-    """
+def _remove_outlived(plan: Plan, folder: Path) -> None:
+    """Remove the chunks of a finished sweep whose process was killed before it did."""
     from filelock import FileLock, Timeout
 
     if not (folder / PLAN).exists():
         return
     with suppress(OSError, ValueError, KeyError, Timeout), FileLock(folder / LOCK, blocking=False):
-        begun = json.loads((folder / PLAN).read_text("utf-8"))
-        if _read(out.read_bytes())[1]["plan"] == digest(begun["plan"]):
+        if json.loads((folder / PLAN).read_text("utf-8"))["plan"] == plan:
             _removed(folder)
 
 

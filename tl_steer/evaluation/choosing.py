@@ -1,5 +1,9 @@
 """The layer and dose that do best on one half of the prompts, measured on the other half."""
 
+import html
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
@@ -52,7 +56,8 @@ def choose(
             function is called for each half of each cell: with one that is slow, take fewer.
 
     Returns:
-        Two rows (split `on`, then `report`) for each vector and operation, controls left out: vector,
+        With a line of words per vector and operation in `attrs["summary"]`, which a notebook shows, two rows
+        (split `on`, then `report`) for each vector and operation, controls left out: vector,
         operation, layers, hook, multiplier, dose, split, n, score (its name), and
         unreadable, unreadable_unsteered: shares of these prompts whose answer could not be read, under the
             condition and unsteered. Where the second is larger, accuracy may have risen for that alone.
@@ -112,7 +117,31 @@ def choose(
             measured = measure(chosen[chosen["split"] == split], resamples, seed)
             shares = _unreadable(chosen[chosen["split"] == split])
             found.append(measured.assign(split=split, score=name, **shares, **about))
-    return pd.concat(found)[[*LABELS, *MEASURED, *TRIED, *NULL]].reset_index(drop=True)
+    chosen = _Chosen(pd.concat(found)[[*LABELS, *MEASURED, *TRIED, *NULL]].reset_index(drop=True))
+    rows = chosen.to_dict("records")
+    chosen.attrs["summary"] = "\n".join(map(_summary, rows[::2], rows[1::2]))
+    return chosen
+
+
+class _Chosen(pd.DataFrame):
+    """The table of `choose`: a notebook shows the summary above it; what is selected from it is plain."""
+
+    def _repr_html_(self) -> str | None:
+        table = super()._repr_html_()
+        return table and f"<pre>{html.escape(self.attrs.get('summary', ''))}</pre>{table}"
+
+
+def _summary(on: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """The choice in a line: the condition, its score where it was chosen and on the other prompts, and p."""
+    multiplier = "" if pd.isna(on["multiplier"]) else f" × {on['multiplier']:g}"
+    reported = "{value:.3g} [{low:.3g}, {high:.3g}]".format(**report)
+    if report["score"] != "shift":
+        reported += ", change {change:+.3g} [{change_low:.3g}, {change_high:.3g}]".format(**report)
+    p_value = f"p = {report['p_value']:.2g}" if report["controls"] else "no p value"
+    where = f"{on['vector']}, {on['operation']}{multiplier} at {on['hook']} of layer {on['layers']}"
+    chosen = f"best {on['score']} on {on['n']:g} prompts ({on['split']}), {on['value']:.3g}"
+    others = f"on {report['n']:g} others ({report['split']}) {reported}"
+    return f"{where}: {chosen}; {others}; {p_value} against {report['controls']:g} controls"
 
 
 def _unreadable(rows: pd.DataFrame) -> dict[str, float]:
@@ -140,11 +169,13 @@ def _require_splits(table: pd.DataFrame, on: str, report: str, splits: int) -> N
     for split in (on, report):
         if split not in known:
             raise ValueError(f"there is no split {split!r}; the table has {sorted(map(str, known))}.")
-    prompts = [set(table.loc[table["split"] == split, "prompt_id"]) for split in (on, report)]
-    if shared := prompts[0] & prompts[1]:
-        raise ValueError(
-            f"prompt_ids {sorted(shared)[:5]} are in both {on!r} and {report!r}: part the prompts."
-        )
+    for column in table.columns.intersection(["prompt_id", "prompt"]):
+        prompts = [set(table.loc[table["split"] == split, column]) for split in (on, report)]
+        if shared := prompts[0] & prompts[1]:
+            raise ValueError(
+                f"{column} {sorted(shared)[:5]!r:.200} in both {on!r} and {report!r}: expected prompts that "
+                "are in one of them, by their text too. Give repeated prompts the same split."
+            )
 
 
 def _require_complete(wanted: pd.DataFrame) -> None:

@@ -5,11 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 
+from ..engine.sharing import Plan, Row
+from ..engine.waves import plan_work
+from ..interventions import edits_of
+from ..positions import PromptTokens
 from .cells import Cell
 
 Norms = Mapping[tuple[str, int], float]  # the unsteered stream's typical norm by hook and layer
-CELLS = 32  # a chunk: what is lost by a kill, and how often the clean passes below the cells are done again
+CELLS = 32  # in a chunk, at most
+SECONDS = 10.0  # estimated, per chunk: what a kill loses; each chunk repeats the clean pass
+# Floating-point operations per second, on the slow side: the same for every machine, so that chunks are too.
+SPEED = {"cpu": 1e11, "cuda": 1e13}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +50,51 @@ def in_order(model: Any, ask: Ask, chunks: Mapping[int, Sequence[Cell]]) -> Iter
         yield number, ask(model, cells)
 
 
-def in_chunks(cells: Sequence[Cell]) -> dict[int, tuple[Cell, ...]]:
+@dataclass(frozen=True)
+class Cost:
+    """Estimated seconds of a chunk's passes, the same on every machine.
+
+    Attributes:
+        clean: without any operation, which each chunk repeats.
+        cell: for each cell, on average.
+    """
+
+    clean: float
+    cell: float
+
+    @property
+    def size(self) -> int:
+        """Cells in a chunk: as many as take ten seconds, and enough to take as long as the clean pass."""
+        seconds = max(SECONDS - self.clean, self.clean)
+        return max(1, min(CELLS, int(seconds / self.cell)))
+
+
+def estimated_cost(model: Any, ids: Sequence[Sequence[int]], cells: Sequence[Cell], new: int) -> Cost:
+    """The cost of conditions by the size of the model and the tokens that each of them changes.
+
+    Args:
+        ids: token ids of each prompt.
+        cells: the unsteered one first.
+        new: tokens that are generated per prompt, over all draws.
+    """
+    n_layers = model.cfg.n_layers
+    prompts = [PromptTokens(len(each), tuple(each), model.tokenizer, row) for row, each in enumerate(ids)]
+    rows = [Row(prompt.ids, prompt) for prompt in prompts]
+    plan = Plan(rows, [edits_of(cell.operations, n_layers) for cell in cells])
+    clean = len(plan.trunk.growth) * n_layers
+    changed = (plan_work(model, plan, new) - clean) / len(plan.cells)
+    per_layer = sum(weight.numel() for weight in model.blocks.parameters()) / n_layers
+    speed = SPEED.get(torch.device(model.cfg.device).type, SPEED["cuda"])
+    return Cost(*(2 * per_layer * layers_and_tokens / speed for layers_and_tokens in (clean, changed)))
+
+
+def in_chunks(cells: Sequence[Cell], size: int) -> dict[int, tuple[Cell, ...]]:
     """The cells by chunk, in their order: by their number alone, so that a resumed sweep cuts them alike.
 
     Which cells share a batch decides the last bits of a number; hence the same chunks, the same table.
     """
-    starts = range(0, len(cells), CELLS)
-    return {number: tuple(cells[start : start + CELLS]) for number, start in enumerate(starts)}
+    starts = range(0, len(cells), size)
+    return {number: tuple(cells[start : start + size]) for number, start in enumerate(starts)}
 
 
 def answered(

@@ -44,7 +44,7 @@ def effectiveness(
         ValueError: columns are missing, `by` names an outcome or a result, a prompt is in a cell twice; or
             `overall` where `by` is not one factor, or one that has a value "all".
 
-    Prompts that share a value of the factor `group` are not independent, nor are the draws of a prompt:
+    Prompts that share a `group` or their text are not independent, nor are the draws of a prompt:
     intervals take groups, and without them prompts, whole (`statistics.mean_interval`,
     `statistics.rate_interval`). With one row per group these are Student's t
     and Wilson's interval. They hold for one number each, not for the best of many cells: see `choose`.
@@ -109,5 +109,5 @@ def _outcomes(rows: pd.DataFrame) -> pd.DataFrame:
 def _cells(table: pd.DataFrame, by: Sequence[str]) -> "pd.api.typing.DataFrameGroupBy":
     """The outcomes of each cell and factor."""
     rows = beside_unsteered(table, by)
-    kept = dict.fromkeys([*CELL, "dose", *by, "prompt_id", *(["group"] if "group" in rows else [])])
+    kept = dict.fromkeys([*CELL, "dose", *by, *rows.columns.intersection(["prompt_id", "prompt", "group"])])
     return in_cells(pd.concat([rows[[*kept]], _outcomes(rows)], axis=1), by)

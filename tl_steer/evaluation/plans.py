@@ -14,10 +14,9 @@ from ..models import Prompt, identify, tokenize_all
 from ..models.weights import weight_digests
 from ..prompts import ChoiceQuestions
 from .cells import Cell
-from .chunks import CELLS
 from .digests import counted, digest
 
-FORMAT = 4
+FORMAT = 5
 Plan = Mapping[str, Any]  # plain JSON
 # Names of settings that change no number, or that are told by themselves.
 NOT_RUN_BY = (
@@ -68,7 +67,6 @@ def sweep_plan(
         "multipliers": list(dict.fromkeys(str(cell.multiplier) for cell in steered)),
         **{name: _plain(value) for name, value in settings.items()},
         WHOLE: counted([_made(cell) for cell in cells]),
-        "cells in a chunk": CELLS,
     }
 
 

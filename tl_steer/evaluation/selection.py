@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from ..seeds import generator
 from ..statistics import d_prime, percentile_interval, permutation_p_value, share
 from .scores import TIE, Score
-from .tables import CELL, UNSTEERED, in_cells, text_index
+from .tables import CELL, UNSTEERED, in_cells, same_text_together, text_index
 
 Sets = Bool[np.ndarray, "set prompt"]  # some sets of prompts
 Scores = Float[np.ndarray, "set cell"]
@@ -97,12 +97,13 @@ def halvings(asked: pd.DataFrame, splits: int, seed: int) -> Bool[np.ndarray, "s
     """The first halves of random splits: each half has as many prompts of each answer.
 
     Args:
-        asked: a row a prompt, or draw of it; prompts of one `group`, where there is such a column, go to the
-            same half.
+        asked: a row a prompt, or draw of it; prompts of one `group`, where there is such a column, and
+            prompts of the same text go to the same half.
         splits: how many.
         seed: of the draws.
     """
     unit, _ = pd.factorize(asked["group" if "group" in asked else "prompt_id"], use_na_sentinel=False)
+    unit = same_text_together(unit, asked)
     kinds = asked["answer"].map(str).groupby(unit).agg(lambda answers: " ".join(sorted(answers)))
     drawn = generator(seed).random((int(splits), len(kinds)))
     # sorted by kind, shuffled within, dealt out

@@ -56,13 +56,13 @@ def prompt_slopes(table: pd.DataFrame, *, toward: str = "signal") -> pd.DataFram
     2407.12404. Points far from the middle weigh most in a line: where a large multiplier breaks the answers,
     it decides the slope. Leave such multipliers out, and look at `r_squared`.
     """
-    rows = _moved(table, toward)
+    rows, moved = _moved(table, toward)
     rows = rows.assign(toward=toward)
     keys = [*LINE, "toward", *text_keys(rows)]
     group = rows.groupby(keys, sort=False, observed=True).ngroup().to_numpy()
     about = [*keys, "prompt", *_factors(table), *(name for name in ("answer", "split") if name in table)]
     result = rows.drop_duplicates(keys)[about].reset_index(drop=True)
-    moved, multiplier = (rows[name].to_numpy(float) for name in ("moved", "multiplier"))
+    multiplier = rows["multiplier"].to_numpy(float)
     result["multipliers"] = 1 + np.bincount(group, ~np.isnan(moved)).astype(int)
     result["slope"], result["r_squared"] = _lines(multiplier, moved, group)
     dose = np.sign(multiplier) * rows["dose"].to_numpy(float)
@@ -100,7 +100,7 @@ def steerability(
     Raises:
         ValueError: as for `prompt_slopes`, no resamples, or `by` names an outcome or a result.
 
-    Prompts that share a value of the factor `group` are drawn together; without it each is its own group.
+    Prompts that share a `group` or their text are drawn together; others each on their own.
     A control's sign is arbitrary: compare with its slope's size, and with both `wrong` and 1 − `wrong`.
     Source of the interval: Hesterberg 2015, The American Statistician 69, section 4: percentiles further out,
     by as much as Student's t interval is wider than one from a normal distribution and the variance over n.
@@ -117,12 +117,12 @@ def steerability(
     return labels.join(pd.DataFrame(found, columns=RESULTS))
 
 
-def _moved(table: pd.DataFrame, toward: str) -> pd.DataFrame:
-    """The steered rows with `moved`, how far each prompt is from its unsteered self."""
+def _moved(table: pd.DataFrame, toward: str) -> tuple[pd.DataFrame, Float[np.ndarray, " row"]]:
+    """The steered rows, and how far each prompt is from its unsteered self."""
     if toward not in ("signal", "answer"):
         raise ValueError(f"toward={toward!r} is unknown: use 'signal' or 'answer'.")
     require_columns(table, "prompt", "dose")
-    if taken := sorted(set(_factors(table)) & {*SLOPES, "moved"}):
+    if taken := sorted(set(_factors(table)) & set(SLOPES)):
         raise ValueError(f"the factors {taken} have the names of results: rename these columns first.")
     rows = beside_unsteered(table, [])
     before = rows.loc[rows["vector"] == UNSTEERED, "prompt_id"]
@@ -140,7 +140,7 @@ def _moved(table: pd.DataFrame, toward: str) -> pd.DataFrame:
         if rows["answer"].isna().all():
             raise ValueError("toward='answer' needs prompts whose right answer is known; no row has one.")
         moved *= rows["answer"].map({0: 1.0, 1: -1.0}).astype(float)
-    return rows.assign(moved=moved)
+    return rows, moved.to_numpy(float)
 
 
 def _factors(table: pd.DataFrame) -> list[str]:

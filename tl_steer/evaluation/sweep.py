@@ -1,8 +1,9 @@
 """The same questions under every vector, layer and multiplier, as one tidy table."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,19 +17,20 @@ from ..engine.support import require_unhooked
 from ..engine.waves import bytes_allowed
 from ..generation import Decoding
 from ..interventions import Vectors
-from ..models import HookedModel, exclusive
+from ..models import HookedModel, exclusive, tokenize_all
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
 from .asking import asker, steered_sites
 from .cells import Cell, OperationMaker, controls_at, named_vectors, sweep_cells
-from .checkpoints import Checkpoints, checkpoints, require_free, require_writable
-from .chunks import Answers, Ask, Executor, answered, in_chunks, in_order
+from .checkpoints import Checkpoints, checkpoints, finished_table, require_parquet_name, require_writable
+from .chunks import SECONDS, Answers, Ask, Cost, Executor, answered, estimated_cost, in_chunks, in_order
 from .digests import digest
 from .plans import sweep_plan
 from .selection import best_conditions
 from .tables import asked_table, assembled, repeated, require_columns
 
 logger = logging.getLogger(__name__)
+LONG = 60.0  # seconds
 
 
 @checked
@@ -94,9 +96,11 @@ def sweep(
             table's `multiplier` and `dose` are of the quotient: what was added at each layer is `multiplier`
             times its vector.
         seed: of the random directions, of the split and of the samples.
-        out: a Parquet file to write; it may not exist yet. Finished cells are kept beside it in `out`.cells,
-            32 at a time: the same call goes on where a killed one was, and gives the same table to the bit
-            (on the same machine, with as many threads).
+        out: a Parquet file to write. Finished cells are kept next to it in `out`.cells, in chunks of at most
+            32 that take about ten seconds by the size of the model and the prompts, or twice as long as the
+            clean pass that each chunk repeats. The same call continues where a killed one was, and gives the
+            same table to the bit (on the same machine, with as many threads); of a finished table it returns
+            the table.
         executor: who answers the chunks of cells, `ray_executor(…)`; by default this process.
         mass: `False` leaves the column mass empty, and does not compute the whole vocabulary's logits where
             the choices' own are enough.
@@ -122,7 +126,8 @@ def sweep(
             factor that has one of the table's names, no multipliers;
             with `out`, a factor that Parquet cannot hold, an operation that cannot be told from another, or
             hooks of your own on the model, which a later call could lack.
-        FileExistsError: `out` exists, or was begun with other arguments; the message says which.
+        FileExistsError: `out` is another file, or was begun with other arguments; the message says which.
+        KeyboardInterrupt: says how many cells are kept.
         InUseError: another process writes `out`.
         OSError: the disk is full; what is finished is kept.
 
@@ -149,7 +154,7 @@ def sweep(
         divide_by_layers=divide_by_layers,
     )
     if out is not None:
-        require_free(Path(out))
+        require_parquet_name(Path(out))
         with exclusive(model):  # another thread's steer is gone before a chunk runs
             require_unhooked(model)
     asked = repeated(_asked(questions, seed), draws)
@@ -163,7 +168,9 @@ def sweep(
 
     ask = asking(memory)
     first = cells if control_layers == "all" else [cell for cell in cells if not cell.control]
-    logger.info("%d conditions of %d questions", len(first), len(asked) // draws)
+    ids = tokenize_all(model, list(asked["prompt"].iloc[::draws]))
+    cost = estimated_cost(model, ids, first, max_new_tokens * draws * (measure == "generate"))
+    n_conditions = _log_start(cells, first, len(ids), cost, kept=out is not None)
     opening = nullcontext()
     if out is not None:
         settings = {
@@ -177,25 +184,72 @@ def sweep(
             "seed": seed,
             "reuse": reuse,
             "allow_empty": allow_empty,
+            "conditions in a chunk": cost.size,
         }
         plan = sweep_plan(model, named, controls, cells, questions, settings)
+        if (table := finished_table(Path(out), plan)) is not None:
+            logger.info("%s is finished", out)
+            return table
         opening = checkpoints(Path(out), plan, bytes_allowed(model, memory))
-    with opening as files:
+    with opening as files, _interruption(files, len(asked), n_conditions):
         if files is not None and executor is None and not isinstance(memory, int):
             ask = asking(files.memory)  # what is free is no longer what it was
-        answer = partial(_answered, model, ask, executor=executor, files=files, progress=progress)
+        answer = partial(
+            _answered, model, ask, size=cost.size, executor=executor, files=files, progress=progress
+        )
         answers = answer(first)
         table = _table(asked, first, answers)
         if len(first) < len(cells):
             select = best_conditions if control_layers == "chosen" else control_layers
             chosen = controls_at(cells, _conditions(select(table)))
             logger.info("%d conditions of controls", len(chosen))
-            answers += answer(chosen, start=len(in_chunks(first)))
+            answers += answer(chosen, start=len(in_chunks(first, cost.size)))
             table = _table(asked, [*first, *chosen], answers)
         if files is not None:
             files.finish(table)
             logger.info("wrote %s", out)
     return table
+
+
+def _log_start(
+    cells: Sequence[Cell], first: Sequence[Cell], n_prompts: int, cost: Cost, *, kept: bool
+) -> int:
+    """Log what a sweep will run and for about how long; a long one that keeps nothing as a warning.
+
+    Returns:
+        The number of conditions; of controls at chosen conditions about as many as there will be.
+    """
+    controls = {(cell.vector, cell.operation) for cell in cells if cell.control}
+    n_controls = sum(cell.control for cell in first) or len(controls)
+    count = len(first) + (0 if len(first) == len(cells) else n_controls)
+    seconds = cost.clean + cost.cell * count
+    logger.log(
+        logging.WARNING if seconds > LONG and not kept else logging.INFO,
+        "%d conditions (%.0f %% controls) of %d questions, about %.1f minutes%s",
+        count,
+        100 * n_controls / count,
+        n_prompts,
+        seconds / 60,
+        "" if kept else "; without out=… nothing is kept where the sweep is interrupted",
+    )
+    return count
+
+
+@contextmanager
+def _interruption(files: Checkpoints | None, n_rows: int, n_conditions: int) -> Iterator[None]:
+    """Say in a KeyboardInterrupt how many conditions are kept, and how to continue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if files is None:
+            raise KeyboardInterrupt(
+                f"none of {n_conditions} conditions is kept: give out='sweep.parquet' to keep finished ones "
+                "and to continue with the same call."
+            ) from None
+        finished = sum(len(files.answers(number).outcomes) // n_rows for number in files.finished())
+        raise KeyboardInterrupt(
+            f"{finished} of {n_conditions} conditions are kept in {files.folder}: the same call continues."
+        ) from None
 
 
 def _require_no_sampling(sampling: Mapping[str, float]) -> None:
@@ -219,6 +273,7 @@ def _answered(
     ask: Ask,
     cells: Sequence[Cell],
     *,
+    size: int,
     executor: Executor | None,
     files: Checkpoints | None,
     progress: bool,
@@ -226,7 +281,7 @@ def _answered(
 ) -> list[Answers]:
     """The answers of each chunk, in order, numbered from `start`; read where their file is there."""
     whole = files is None and executor is None
-    parts = {0: cells} if whole else in_chunks(cells)
+    parts = {0: cells} if whole else in_chunks(cells, size)
     chunks = {start + number: part for number, part in parts.items() if part}
     done = set() if files is None else files.finished() & set(chunks)
     left = {number: chunk for number, chunk in chunks.items() if number not in done}
@@ -236,12 +291,29 @@ def _answered(
             before = sum(len(chunks[number]) for number in done)
             tick(before)
             logger.info("%s was begun before: %d of %d conditions are done", files.out, before, len(cells))
+        tick = _logging_remaining(tick, sum(map(len, left.values())))
         for number, answers in _answers(model, ask, left, executor, tick):
             if files is None:
                 results[number] = answers
             else:
                 files.keep(number, answers)
     return [results[number] if files is None else files.answers(number) for number in chunks]
+
+
+def _logging_remaining(tick: Tick, n_conditions: int) -> Tick:
+    """`tick`, which once logs the remaining time, after the first conditions that took a few seconds."""
+    started, done, is_logged = time.monotonic(), 0.0, False
+
+    def logging_tick(conditions: float) -> None:
+        nonlocal done, is_logged
+        tick(conditions)
+        done, elapsed = done + conditions, time.monotonic() - started
+        if elapsed > SECONDS and not is_logged:
+            remaining = elapsed * (n_conditions / done - 1) / 60
+            logger.info("%.0f of %d conditions: %.1f minutes remain", done, n_conditions, remaining)
+            is_logged = True
+
+    return logging_tick
 
 
 def _answers(

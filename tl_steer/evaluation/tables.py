@@ -74,12 +74,13 @@ def text_index(rows: pd.DataFrame) -> pd.Index:
 def balanced_halves(asked: pd.DataFrame, seed: int) -> Shaped[np.ndarray, " prompt"]:
     """ "choose" or "report" a prompt, equally many of each kind: sorted by kind, shuffled within, dealt out.
 
-    Prompts of one `group` go to the same half; those without one are a group of their own. A kind is made of
+    Prompts of one `group` go to the same half, and those with the same text; prompts without a group are one
+    group of their own. A kind is made of
     the factors with at least two prompts a level: what is another one in nearly every prompt (a number, a
     name) describes prompts, and would leave no two of a kind to be dealt out.
     """
     # As objects: a categorical's order, and those of its groups that no prompt has, do not count.
-    group = group_numbers(asked.filter(["group"]).astype(object))
+    group = same_text_together(group_numbers(asked.filter(["group"]).astype(object)), asked)
     labels = asked.drop(columns=["prompt_id", "prompt", "group"], errors="ignore").map(str)
     labels = labels.loc[:, (labels.columns == "answer") | (labels.nunique() * 2 <= len(labels))]
     kinds = labels.agg("\x00".join, axis=1).groupby(group).agg(lambda kinds: "\x01".join(sorted(kinds)))
@@ -226,14 +227,28 @@ def serves(controls: pd.DataFrame, vector: str) -> pd.Series:
 
 
 def prompt_groups(rows: pd.DataFrame) -> Int[np.ndarray, " row"]:
-    """Number of the group of each row, from 0: rows of one `group`, else all draws of one prompt."""
+    """Group number per row, from 0: draws of a prompt, prompts of one `group`, prompts of the same text."""
     if "prompt_id" not in rows:
-        return group_numbers(rows)
+        return same_text_together(group_numbers(rows), rows)
     labels = rows["prompt_id"].astype(object)
     if "group" in rows:
         prompts = "prompt " + labels.map(str)  # a prompt without a group is its own
         labels = ("group " + rows["group"].astype(object).map(str)).where(rows["group"].notna(), prompts)
-    return pd.factorize(labels)[0]
+    return same_text_together(pd.factorize(labels)[0], rows)
+
+
+def same_text_together(group: Int[np.ndarray, " row"], rows: pd.DataFrame) -> Int[np.ndarray, " row"]:
+    """Merge groups that share the text of a prompt, directly or through other groups; the order stays."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if "prompt" not in rows or rows.empty:
+        return group
+    n = group.max() + 1
+    text = n + pd.factorize(rows["prompt"], use_na_sentinel=False)[0]
+    size = text.max() + 1
+    shared = coo_array((np.ones(len(group)), (group, text)), shape=(size, size))
+    return connected_components(shared, directed=False)[1][group]
 
 
 def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -44,8 +45,10 @@ def dose_response(
     vector's length over the stream's typical norm, as reported by the sweep.
     """
     check_values(table, value, facet, figure="dose_response")
-    table, x = _scaled(table, x)
-    panels = panels_of(table, facet, figure="dose_response")
+    table = table.reset_index(drop=True)
+    places, x = _places(table, x)
+    table = table[places.notna()]
+    panels = [_placed(panel, places) for panel in panels_of(table, facet, figure="dose_response")]
     grid = PanelGrid(panels, x_title=X_TITLES[x], y_title=VALUES[value], y_range=RANGES.get(value))
     lines = layer_looks(panels, legend_lines=LEGEND_LINES)
     many = len(lines) > LEGEND_LINES
@@ -69,22 +72,30 @@ def dose_response(
     return styled(grid.figure, title, f"{subtitle(table)}{ringed}", height=grid.height)
 
 
-def _scaled(table: pd.DataFrame, x: str | None) -> tuple[pd.DataFrame, str]:
-    """The rows that have a place on the x axis, in a column `place`, and what that axis is."""
+def _places(table: pd.DataFrame, x: str | None) -> tuple["pd.Series[float]", str]:
+    """Each row's x coordinate, NaN without one, and which axis it is of.
+
+    Raises:
+        ValueError: an unknown axis, or no steered row has a coordinate.
+    """
     if x not in (None, *X_TITLES):
         raise ValueError(f"x={x!r} is unknown: use 'dose' or 'multiplier'.")
-    table = table[table["multiplier"].notna()]
+    steered = table["operation"] != "none"
+    multiplier, dose = (table[name].astype(float) for name in ("multiplier", "dose"))
     if x is None:
-        steered = table["operation"] != "none"
-        x = "dose" if table.loc[steered, "dose"].notna().any() else "multiplier"
-    sign = (table["multiplier"] > 0).astype(float) - (table["multiplier"] < 0).astype(float)
-    table = table.assign(place=table["multiplier"] if x == "multiplier" else table["dose"] * sign)
-    table = table[table["place"].notna()]
-    if (table["operation"] == "none").all():
+        x = "dose" if dose[steered & multiplier.notna()].notna().any() else "multiplier"
+    places = multiplier if x == "multiplier" else dose * np.sign(multiplier)
+    if places[steered].isna().all():
         raise ValueError(
             f"plots.dose_response: no steered row has a {x}; operations without a multiplier have none."
         )
-    return table, x
+    return places, x
+
+
+def _placed(panel: Panel, places: "pd.Series[float]") -> Panel:
+    """The panel, its rows with a column `place`: once facets are split, no factor is called that."""
+    parts = (panel.steered, panel.controls, panel.unsteered)
+    return Panel(panel.title, *(rows.assign(place=places.loc[rows.index]) for rows in parts))
 
 
 def _path(rows: pd.DataFrame, panel: Panel) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import html
 import math
+import re
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -16,27 +17,25 @@ from ..arguments import holds_numbers
 WRAP = 72
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not a script's own
-# What tables hold numbers of, with the ends of their intervals.
+# Numbers, with the ends of their intervals, where a figure is drawn of columns of these names.
 NUMBERS = {
-    "PC", "accuracy", "auc", "change", "coordinate", "correlation", "cosine", "criterion",
-    "criterion_change", "d_prime", "d_prime_change", "dose", "effect", "explained", "false_alarm_rate",
-    "first_share", "flipped", "hit_rate", "kl", "layer", "logit", "logit_difference", "loss", "loss_change",
-    "multiplier", "n", "null", "null_max", "null_mean", "p_corrected", "p_value", "paired_accuracy",
-    "perplexity", "position", "preference", "probability", "projection", "q_value", "r_squared", "rank",
-    "shift", "signal_rate", "slope", "slope_per_dose", "split_half", "win_rate", "value", "low", "high",
-    "naive", "honest", "optimism", "share", "spread", "kurtosis", "place",
-}  # fmt: skip
-# Names that factors may have too: numbers where a figure is drawn of them.
-NEEDED_NUMBERS = {
-    "again", "between", "blank", "component", "cone", "consistent", "control_effect", "controls", "decided",
-    "disagreeing", "distinct", "folds", "half", "identical", "multipliers", "n_noise", "n_signal", "pairs",
-    "passages", "projection_rank", "reliability", "single", "split_half_null", "ties", "units", "unreadable",
-    "unsteered", "words", "wrong",
+    "accuracy", "again", "auc", "between", "blank", "change", "component", "cone", "consistent",
+    "control_effect", "controls", "coordinate", "correlation", "cosine", "criterion", "criterion_change",
+    "d_prime", "d_prime_change", "decided", "disagreeing", "distinct", "dose", "effect", "explained",
+    "false_alarm_rate", "first_share", "flipped", "folds", "half", "high", "hit_rate", "honest",
+    "identical", "kl", "kurtosis", "layer", "logit", "logit_difference", "loss", "loss_change", "low",
+    "multiplier", "multipliers", "n", "n_noise", "n_signal", "naive", "null", "null_max", "null_mean",
+    "optimism", "p_corrected", "p_value", "paired_accuracy", "pairs", "passages", "PC", "perplexity",
+    "place", "position", "preference", "probability", "projection", "projection_rank", "q_value",
+    "r_squared", "rank", "reliability", "share", "shift", "signal_rate", "single", "slope",
+    "slope_per_dose", "split_half", "split_half_null", "spread", "ties", "units", "unreadable", "unsteered",
+    "value", "win_rate", "words", "wrong",
 }  # fmt: skip
 TEXTS = {"factor", "vector", "operation", "layers", "hook", "token", "toward"}
 WHOLE = {"layer", "component"}
 TARGETS = {"signal": "the signal", "answer": "the right answer"}  # of a table of slopes, by `toward`
 SOME = {"rank", "projection_rank"}  # whole numbers that not every row has
+SPECIAL = r"<[^<>\s]{1,60}>|\[/?INST\]"  # tokens of chat formats, such as <|im_end|>
 LONGEST = 600  # characters of a prompt in a hover; a longer one keeps its two ends
 
 
@@ -56,11 +55,20 @@ def _turns(sign: str) -> bool:
 
 def wrapped(text: object) -> str:
     """A text for a hover: escaped, broken into lines; of a long one the middle is left out."""
-    text = str(text)
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} […] {text[-LONGEST // 2 :]}"
+    text = shortened(str(text), LONGEST)
     lines = [line for part in text.splitlines() for line in textwrap.wrap(part, WRAP) or [""]]
     return "<br>".join(escape(line) for line in lines)
+
+
+def shortened(text: str, longest: int) -> str:
+    """The two ends of a long text, cut before or after special tokens, never within one."""
+    if len(text) <= longest:
+        return text
+    start, stop = longest // 2, len(text) - longest // 2
+    for token in re.finditer(SPECIAL, text):
+        start = token.start() if token.start() < start < token.end() else start
+        stop = token.end() if token.start() < stop < token.end() else stop
+    return f"{text[:start].rstrip()} […] {text[stop:].lstrip()}"
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -171,10 +179,11 @@ def require_columns(
                 f"plots.{figure}: the column {name!r} must be whole numbers in every row, and is "
                 f"{table[name].dtype}: give it as table.astype({{{name!r}: int}})."
             )
-    for name in table.columns:
+    for name in columns:
         plain = name.removesuffix("_low").removesuffix("_high").rstrip("0123456789").removesuffix("_")
-        is_number = plain in NUMBERS or (name in columns and plain in NEEDED_NUMBERS)
-        if is_number and (wrong := _no_numbers(table[name].dropna() if plain in SOME else table[name])):
+        if plain in NUMBERS and (
+            wrong := _no_numbers(table[name].dropna() if plain in SOME else table[name])
+        ):
             raise ValueError(
                 f"plots.{figure}: the column {name!r} has {wrong[0]!r:.60} where numbers belong: "
                 f"give it the table that {maker} makes."

@@ -80,7 +80,7 @@ def rings(rows: pd.DataFrame, value: str) -> go.Scatter:
     )
 
 
-def layer_step(layers: Iterable[int], most: int = 20) -> int:
+def layer_step(layers: Iterable[int], most: int = 10) -> int:
     """Layers from one tick to the next, so that there are at most about `most` ticks."""
     layers = list(layers)
     span = max(layers) - min(layers)
@@ -95,8 +95,8 @@ def to_scale(places: Mapping[str, float]) -> bool:
 def layer_axis(places: Mapping[str, float], columns: int) -> dict[str, object]:
     """The x axis of layers that stand at `places`, with as many ticks as can be read in so many columns."""
     singles = [int(name) for name in places if name.isdigit()]
-    few = len(singles) <= 24 // columns
-    step = 1 if few or not to_scale(places) else layer_step(singles, most=24 // columns)
+    most = min(12, 24 // columns)
+    step = 1 if len(singles) <= most or not to_scale(places) else layer_step(singles, most=min(10, most))
     shown = {name: place for name, place in places.items() if not name.isdigit() or int(name) % step == 0}
     low, high = min(places.values()), max(places.values())
     margin = max(0.6, (0.02 if len(singles) == len(places) else 0.05) * (high - low))

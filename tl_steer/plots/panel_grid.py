@@ -1,6 +1,7 @@
 """Small multiples with shared axes, for the figures of a sweep."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -9,6 +10,7 @@ from .cells import Panel
 from .template import HEIGHT
 
 ROW = 340  # pixels of each further row of panels
+CHARACTERS = 78  # of an axis title, across a figure that is 700 pixels wide
 
 
 class PanelGrid:
@@ -42,7 +44,11 @@ class PanelGrid:
         )
         self.figure.update_annotations(font_size=13)  # the panels' titles
         self.figure.update_layout(margin_t=76 if len(panels) == 1 else 100)
-        self.figure.update_xaxes(title_text=x_title, row=self.rows)
+        # A long title under each of several panels would run into the next.
+        is_long = len(x_title) > CHARACTERS // self.columns
+        middle = 2 if is_long and self.columns == 3 else None
+        lines = wrap(x_title, CHARACTERS // 2) if is_long and self.columns == 2 else [x_title]
+        self.figure.update_xaxes(title_text="<br>".join(lines), row=self.rows, col=middle)
         self.figure.update_yaxes(title_text=y_title, col=1)
         # Said outright: plotly.js does not find the range of matched axes beside x axes whose range is set.
         self.figure.update_yaxes(range=y_range, autorange=y_range is None)

@@ -58,13 +58,15 @@ def slopes(
     require_columns(table, COLUMNS, figure="slopes", maker=maker, factors=[facet])
     if value not in UNITS:
         raise ValueError(f"value={value!r} is unknown: use one of {', '.join(UNITS)}.")
-    table = table.assign(group=_groups(table)).sort_values("prompt_id", kind="stable")
+    table = table.sort_values("prompt_id", kind="stable", ignore_index=True)
+    groups = _groups(table)
+    panels = {name: rows.assign(group=groups[rows.index]) for name, rows in _panels(table, facet).items()}
+    table = table.assign(group=groups)
     _require_same_prompts(table)
     layers = sorted(
         table["layers"].unique(), key=lambda name: (not name.isdigit(), *map(int, name.split("+")))
     )
     start = start_of(layers, layer)
-    panels = _panels(table, facet)
     colours = level_colours(name for name in dict.fromkeys(table["group"]) if name != CONTROLS)
     # behind the vectors, and after them in the words
     shades = {CONTROLS: CONTROL, **colours} if (table["group"] == CONTROLS).any() else colours

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..arguments import checked
-from .labels import escape, require_columns
+from .labels import SPECIAL, escape, require_columns, shortened
 from .template import GRID, INK, WIDTH, multiplier_colours, styled, translucent
 
 SIZE = 11  # of the font, in pixels
@@ -54,7 +54,7 @@ def texts(table: pd.DataFrame, *, most: int = 8, longest: int = 400) -> go.Figur
     columns = [prompts, *([_tidy(text) for text in shown[name]] for name in names)]
     room = (WIDTH - 2 * SIDE) / len(columns) - 2 * PADDING
     header = [_broken(name, room, bold=True) for name in ("prompt", *names)]
-    cells = [[_broken(_cut(text, longest), room) for text in column] for column in columns]
+    cells = [[_broken(shortened(text, longest), room) for text in column] for column in columns]
     heights = [_height([header]), *(_height([row]) for row in zip(*cells, strict=True))]
     figure = go.Figure(
         go.Table(
@@ -121,12 +121,6 @@ def _tidy(text: object) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _cut(text: str, longest: int) -> str:
-    """Of a long text the two ends."""
-    half = longest // 2
-    return text if len(text) <= longest else f"{text[:half].rstrip()} […] {text[-half:].lstrip()}"
-
-
 def _own_parts(prompts: list[str]) -> tuple[list[str], bool]:
     """The prompts without the whole words they all begin and end with; whether that was worth it."""
     start, stop = _common(prompts), _common([prompt[::-1] for prompt in prompts])
@@ -144,13 +138,15 @@ def _common(prompts: list[str]) -> int:
 
 
 def _broken(text: str, room: float, *, bold: bool = False) -> list[str]:
-    """A text in lines of at most `room` pixels; a word that is longer is broken."""
+    """A text in lines of at most `room` pixels; a word that is longer is broken, but not
+    within a special token."""
     scale = SIZE * (1.1 if bold else 1.0) / 1000
     found = []
     for paragraph in text.split("\n"):
         line, used = "", 0.0
         for piece in re.findall(r"\S+\s*", paragraph):
-            for part in [piece] if _width(piece) * scale <= room else list(piece):
+            fits = _width(piece) * scale <= room
+            for part in [piece] if fits else re.findall(f"{SPECIAL}|.", piece):
                 width = _width(part) * scale
                 if line and used + _width(part.rstrip()) * scale > room:
                     found.append(line.rstrip())

@@ -65,7 +65,7 @@ def _prompts(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         table["verdict"].isin(["negative", "unsteered"]),
     )
     picks = (ours | theirs).to_numpy()
-    known = dict.fromkeys([*keys, *(["group"] if "group" in table else [])])
+    known = dict.fromkeys([*keys, *table.columns.intersection(["prompt", "group"])])
     texts = [name for name in text_keys(table) if name not in known]
     rows = table[[*known, *texts, "dose", "first_shown"]].assign(
         # 1 the plus text, 0 the other, ½ a tie

@@ -1,0 +1,55 @@
+"""Draw the README's pictures: `python docs/pictures.py RUN` after `tl-steer demo`, whose folder RUN is.
+
+Two are figures of the committed notebooks, the third is of the demo's sweep.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from tl_steer import plots
+from tl_steer.evaluation import effectiveness
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+PICTURES = NOTEBOOKS / "figures"
+# By picture: the notebook, the function that draws it there (first call), and the height in pixels.
+DRAWN = {
+    "recorded_accuracy": ("06_recorded_llama2_13b", "plots.effectiveness(plus", 400),
+    "ground_truth_estimators": ("07_ground_truth", "plots.estimators(compared", 800),
+}
+
+
+def draw(run: Path, folder: Path = PICTURES) -> list[Path]:
+    """Write the pictures as PNG.
+
+    Args:
+        run: the folder of a run of the demo.
+        folder: where to write.
+    """
+    figures = {
+        name: (notebook_figure(notebook, call), height) for name, (notebook, call, height) in DRAWN.items()
+    }
+    table = pd.read_parquet(run / "sweep.parquet")
+    answered = effectiveness(table[table["answer"].notna()], by="kind")
+    figures["demo_accuracy_by_kind"] = (plots.effectiveness(answered, facet="kind"), 420)
+    paths = []
+    for name, (figure, height) in figures.items():
+        paths.append(folder / f"{name}.png")
+        figure.write_image(paths[-1], width=900, height=height, scale=1.5)
+    return paths
+
+
+def notebook_figure(notebook: str, call: str) -> go.Figure:
+    """The figure in the output of the first cell whose source has this call."""
+    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text("utf-8"))["cells"]
+    cell = next(cell for cell in cells if call in "".join(cell["source"]))
+    data = (output.get("data", {}).get("application/vnd.plotly.v1+json") for output in cell["outputs"])
+    figure = next(each for each in data if each)
+    return go.Figure({"data": figure["data"], "layout": figure["layout"]})
+
+
+if __name__ == "__main__":
+    draw(Path(sys.argv[1]))
