@@ -6,11 +6,13 @@ where a number or a list of Python's is wanted.
 
 import functools
 import inspect
+import os
 import re
 import reprlib
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterator, MappingView
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -74,7 +76,12 @@ def _checking(function: Checked, name: str) -> Checked:
 
 
 def _taken(value: Any, *, hint: Any, where: str) -> Any:
-    """The value, or what it is in Python's own numbers and lists, where the hint allows one of them."""
+    """The value, or what it is in Python's own numbers and lists, where the hint allows one of them.
+
+    The `~` of a path becomes the user's home folder.
+    """
+    if isinstance(value, str | Path) and Path in _kinds(hint):
+        value = type(value)(os.path.expanduser(value))
     if _fits(value, hint):
         return value
     plain = _plain(value)
@@ -88,7 +95,7 @@ def _taken(value: Any, *, hint: Any, where: str) -> Any:
 def _fits(value: Any, hint: Any) -> bool:
     if type(value) in _kinds(hint):
         return True  # most of all, and soonest told
-    if isinstance(value, str | bytes) and not _takes(type(value), hint):
+    if isinstance(value, str | bytes) and not _takes(str if isinstance(value, str) else bytes, hint):
         return False  # a sequence of letters, or of numbers, but nobody means that
     if _truths(value) and not _names(hint) & {bool, Any, object}:
         return False  # a mask where indices are meant would be the indices 1 and 0

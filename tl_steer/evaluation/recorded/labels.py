@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ...prompts.pairs import truth_labels
 from .items import naming_item
 
 QUOTATION_MARKS = "\"'“”‘’"
@@ -27,7 +28,8 @@ def labels_of_items(
     if {"statement", "label"} <= set(labels):
         rows = _claims_of(prompts, labels["statement"].tolist(), file)
         claims = labels.iloc[rows].reset_index(drop=True)
-        answers = [1 - label for label in _zeros_and_ones(claims["label"], file)]
+        known = truth_labels(claims["label"])
+        answers = [1 - label for label in _zeros_and_ones(claims["label"].where(known.isna(), known), file)]
         truth = pd.Series(["false" if answer else "true" for answer in answers], name="truth")
         further = claims.drop(columns=["statement", "label"])
         if "truth" in further:

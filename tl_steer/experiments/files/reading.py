@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from ...writing import read_text
 from .experiment import Experiment
 
 NOT_IN_FILES = ("source", "folder")
@@ -29,7 +30,7 @@ def read_experiment(path: str | Path) -> Experiment:
     """
     file, folder = _found(path)
     try:
-        source = file.read_bytes().decode("utf-8")
+        source = read_text(file)
         values = tomllib.loads(source)
     except RecursionError as error:
         raise ValueError(f"{file.name} is nested too deeply for a TOML file of experiments.") from error
