@@ -43,7 +43,8 @@ def logit_lens(
     Returns:
         A row a layer, multiplier and rank (of vectors; of one vector a position, also a token_index) or a
         layer, prompt_id, prompt, label (the message that a prompt was rendered from, else the prompt),
-        token_index (in the unpadded prompt and completion) and rank (of activations): these, then token_id; token, its text; logit; probability, among all tokens.
+        token_index (in the unpadded prompt and completion) and rank (of activations): these, then token_id;
+        token, its text; logit; probability, among all tokens.
 
     Raises:
         ModelMismatchError: the source belongs to another model.

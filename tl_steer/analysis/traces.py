@@ -40,8 +40,9 @@ def traces(
 
     Returns:
         A row a prompt, shared layer and token: prompt_id (its place among the activations), prompt, label
-        (its message, where it was rendered from one), the factors, layer, position, token_id, token (as text, without a tokenizer the id), projection (x · d, d
-        the unit direction, in the stream's units) and cosine. Positions count from the prompt's end: −1 is
+        (its message, where it was rendered from one), the factors, layer, position, token_id, token (as text,
+        without a tokenizer the id), projection (x · d, d the unit direction, in the stream's units) and
+        cosine. Positions count from the prompt's end: −1 is
         its last token, 0 the first new one, so that prompts of unequal length lie end to end.
 
     Raises:

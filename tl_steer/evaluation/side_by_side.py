@@ -27,9 +27,10 @@ def side_by_side(
         controls: whether control vectors are shown too.
 
     Returns:
-        prompt_id, draw and label (where the table has them), prompt, and the texts from the most negative multiplier
-        through "unsteered" to the most positive, then operations without one. A column's name is what tells
-        it from the others: "−16", "layer 18, −16", "layer 18, project out". NA where a cell lacks a prompt.
+        prompt_id, draw and label (where the table has them), prompt, and the texts from the most negative
+        multiplier through "unsteered" to the most positive, then operations without one. A column's name is
+        what tells it from the others: "−16", "layer 18, −16", "layer 18, project out". NA where a cell lacks
+        a prompt.
 
     Raises:
         ValueError: columns are missing, there are no texts, a value is asked for that is not there, or a

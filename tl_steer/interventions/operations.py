@@ -22,6 +22,7 @@ from ..arguments import checked
 from ..directions import SteeringVector, SteeringVectors
 from ..models import ModelIdentity, resolve_layers
 from ..positions import Positions, PromptTokens, all_tokens, span
+from ..reprs import short_repr
 
 Vectors = SteeringVector | SteeringVectors
 Change = Callable[
@@ -110,6 +111,8 @@ class Add:
     multiplier: float = 1.0
     positions: Positions = field(default_factory=all_tokens)
 
+    __repr__ = short_repr
+
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
         positions = self.positions
@@ -151,6 +154,8 @@ class ProjectOut:
     strength: float = 1.0
     positions: Positions = field(default_factory=all_tokens)
 
+    __repr__ = short_repr
+
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
         return [
@@ -181,6 +186,8 @@ class SetProjection:
     vector: Vectors
     value: float
     positions: Positions = field(default_factory=all_tokens)
+
+    __repr__ = short_repr
 
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
@@ -213,6 +220,8 @@ class Ablate:
     heads: Sequence[int] | None = field(default=None, kw_only=True)
     to: Literal["zero"] | Float[Tensor, " d_hook"] | Activations = field(default="zero", kw_only=True)
     positions: Positions = field(default_factory=all_tokens, kw_only=True)
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.heads is not None and self.hook != "z":

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ..arguments import checked
+from ..reprs import short_repr
 from .backend import HookedModel
 from .chat_template import DATE, answer_gap, depends_on_date, first_tag, render_template, space
 from .processing import architecture_of
@@ -95,6 +96,8 @@ class ChatFormat:
             _require_variable(self, name, value)
         copied = json.loads(json.dumps(dict(self.template_variables)))
         object.__setattr__(self, "template_variables", MappingProxyType(dict(sorted(copied.items()))))
+
+    __repr__ = short_repr
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A read-only mapping can be neither pickled nor copied deeply.

@@ -19,7 +19,6 @@ from .pairs import SIDES, ContrastPairs, truth_labels
 from .questions import ChoiceQuestions
 
 BEHAVIOURS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
-SEPARATORS = (",", ";", "\t")
 
 
 @checked
@@ -33,7 +32,7 @@ def read_claims(path_or_name: str | Path = "claims_train") -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: neither a file nor a name.
-        ValueError: another format or encoding, a column is missing, a cell empty, or a label other than these.
+        ValueError: another format or encoding, a column is missing, a cell empty, or another label.
 
     Warns of claims that are repeated, and of those that are repeated with the other label.
     """
@@ -200,7 +199,7 @@ def _table(path_or_name: str | Path, columns: tuple[str, ...], other: tuple[str,
     is_json = content.lstrip()[:1] in ("{", "[")
     try:
         table = _json_rows(content) if is_json else _csv_rows(content, columns, other)
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error) as error:
         kind = "JSON" if is_json else "CSV"
         raise ValueError(f"{path_or_name} cannot be read as {kind}: {error}") from error
     if other and set(other) <= set(table) and not set(columns) <= set(table):
@@ -229,26 +228,21 @@ def _table(path_or_name: str | Path, columns: tuple[str, ...], other: tuple[str,
 def _csv_rows(content: str, columns: tuple[str, ...], other: tuple[str, ...]) -> pd.DataFrame:
     if "\x00" in content:
         raise pd.errors.ParserError("there are NUL characters in it; save it as CSV in UTF-8.")
+    names = {*columns, *other}
     # The header decides: texts contain commas, semicolons and tabs of their own.
-    headers = {
-        separator: next(csv.reader(io.StringIO(content), delimiter=separator), []) for separator in SEPARATORS
-    }
-    fits = (
-        sep
-        for sep, names in headers.items()
-        if any(set(each) <= set(names) for each in (columns, other) if each)
+    separator = max(
+        (",", ";", "\t"),
+        key=lambda each: len(names & {*next(csv.reader(io.StringIO(content), delimiter=each), [])}),
     )
-    separator = next(fits, ",")
     # Empty cells are an error, and "None" or "NA" may be an answer: nothing is read as missing.
     options = {"keep_default_na": False, "index_col": False, "sep": separator}
     with warnings.catch_warnings():
         # A comma outside quotation marks: pandas would shift the columns, or cut the row with a warning.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        texts = dict.fromkeys([*columns, *other], str)
-        table = pd.read_csv(io.StringIO(content), dtype=texts, **options)
+        table = pd.read_csv(io.StringIO(content), dtype=dict.fromkeys(names, str), **options)
         header = pd.read_csv(io.StringIO(content), dtype=str, header=None, nrows=1, **options).iloc[0]
     # pandas renames the second of two columns
-    if twice := [column for column in (*columns, *other) if (header == column).sum() > 1]:
+    if twice := [column for column in names if (header == column).sum() > 1]:
         raise pd.errors.ParserError(f"it has several columns {twice[0]!r}; leave one, or rename them.")
     return table
 

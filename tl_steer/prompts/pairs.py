@@ -10,18 +10,19 @@ import pandas as pd
 from jaxtyping import Int
 
 from ..arguments import checked
+from ..reprs import short_repr
 
 SIDES = ("positive", "negative")
 Rows = Iterable[Any]  # their numbers, or true and false a row: a list, an array, a column
 
 
 @checked
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False)
 class ContrastPairs:
     """Positive and negative prompts, pair by pair.
 
     Attributes:
-        positive, negative: the two sides, as text. A `ChatPrompt` keeps the message that it was rendered from.
+        positive, negative: the two sides, as text. A `ChatPrompt` keeps the message that it is made of.
         factors: one row per pair. What differs between the sides has two columns (`letter_positive`,
             `letter_negative`); `group` names what a split keeps together. Without a column `group`, each
             pair is a group of its own, and so are copies of a pair.
@@ -60,6 +61,8 @@ class ContrastPairs:
 
     def __len__(self) -> int:
         return len(self.positive)
+
+    __repr__ = short_repr
 
     @checked
     def subset(self, rows: Rows) -> "ContrastPairs":

@@ -10,6 +10,7 @@ import pandas as pd
 
 from ..arguments import checked
 from ..models import ChatFormat, ChatPrompt, prompt_label
+from ..reprs import short_repr
 from .honesty import Wording, answered_prompt, claim_question
 from .pairs import Rows, row_numbers, truth_labels
 
@@ -73,6 +74,8 @@ class ChoiceQuestions:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    __repr__ = short_repr
+
     @property
     def labels(self) -> tuple[str, ...]:
         """What tables and figures call each prompt: its user message, or the prompt itself."""
@@ -111,8 +114,8 @@ class ChoiceQuestions:
             raise ValueError(f"choices={list(choices)}: expected the names of two columns.")
         if wrong := [name for name in names if list(table.columns).count(name) != 1]:
             raise ValueError(
-                f"the table needs one column each of {wrong}; it has {list(table.columns)}: name its columns in "
-                "prompt=…, choices=…, answer=… and factors=…."
+                f"the table needs one column each of {wrong}; it has {list(table.columns)}: "
+                "name its columns in prompt=…, choices=…, answer=… and factors=…."
             )
         for name in names[:3]:
             if wrong := [(row, cell) for row, cell in enumerate(table[name]) if not isinstance(cell, str)]:
@@ -154,9 +157,9 @@ def _index(row: int, answer: Any, pair: tuple[str, str]) -> int:
     if len(indices) != 1:
         problem = "could be either" if indices else "is neither an index nor a choice"
         raise ValueError(
-            f"row {row}: the answer {answer!r:.60} to the choices {pair!r:.60} {problem}: expected 0 or 1, the "
-            "index of the right choice, or its text. Of a label that is true where the first choice is right, "
-            "the index is 1 - label."
+            f"row {row}: the answer {answer!r:.60} to the choices {pair!r:.60} {problem}: expected 0 or 1, "
+            "the index of the right choice, or its text. Of a label (1: the first choice is right), "
+            "give the column 1 - label."
         )
     return indices.pop()
 

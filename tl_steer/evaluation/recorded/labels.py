@@ -28,8 +28,9 @@ def labels_of_items(
     if {"statement", "label"} <= set(labels):
         rows = _claims_of(prompts, labels["statement"].tolist(), file)
         claims = labels.iloc[rows].reset_index(drop=True)
-        known = truth_labels(claims["label"])
-        answers = [1 - label for label in _zeros_and_ones(claims["label"].where(known.isna(), known), file)]
+        known = claims["label"].astype(object)
+        known = truth_labels(known).where(truth_labels(known).notna(), known)
+        answers = [1 - label for label in _zeros_and_ones(known, file)]
         truth = pd.Series(["false" if answer else "true" for answer in answers], name="truth")
         further = claims.drop(columns=["statement", "label"])
         if "truth" in further:
