@@ -18,7 +18,8 @@ SHORT.maxtuple = SHORT.maxlist = SHORT.maxdict = SHORT.maxlevel = 3
 
 def short_repr(instance: Any) -> str:
     """The repr of a dataclass in at most ten lines, for its `__repr__`."""
-    parts = [f"{each.name}={_summary(getattr(instance, each.name))}" for each in fields(instance) if each.repr]
+    shown = [each.name for each in fields(instance) if each.repr]
+    parts = [f"{name}={_summary(getattr(instance, name))}" for name in shown]
     name, most = type(instance).__name__, LINES - 2
     if len(line := f"{name}({', '.join(parts)})") <= WIDTH:
         return line
