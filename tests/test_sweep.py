@@ -24,7 +24,7 @@ NAN = float("nan")
 MODEL = make_model(word_tokenizer())
 PROMPTS = ["a b c :", "d :", "e f g h :", "i j :", "k :", "l m n :", "o p :", "q r :"]
 COLUMNS = [
-    "prompt_id", "prompt", "kind", "vector", "control", "control_of", "operation", "layers", "hook",
+    "prompt_id", "prompt", "label", "kind", "vector", "control", "control_of", "operation", "layers", "hook",
     "multiplier", "dose", "split", "answer", "choice", "logit_difference", "probability", "mass", "text",
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ WIDTH = 100
 LINES = 10
 MOST_LEVELS = 4
 SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 60
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
 SHORT.maxtuple = SHORT.maxlist = SHORT.maxdict = SHORT.maxlevel = 3
 
 

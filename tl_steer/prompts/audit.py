@@ -36,8 +36,8 @@ def audit(pairs: ContrastPairs, *, tokenizer: Any = None) -> pd.DataFrame:
         last word or sign. More than 20 of them are one row, "commoner on the positive side", which counts
         the prompts on either side that end in such a token.
 
-        "repeated text" counts the prompts whose text occurs again on the same side, or on "both sides" (the
-        same prompt is then positive and negative); rows that would count nothing are left out.
+        "repeated text" counts the prompts whose text occurs again on the "same side" or on "both sides": such
+        a prompt is positive and negative. It has no difference, and without any such prompt no row.
 
     Source: standardised differences as a measure of balance, Austin 2009 (Statistics in Medicine 28:3083).
     """
@@ -86,8 +86,9 @@ def _repeats(sides: Sequence[Sequence[str]]) -> list[tuple]:
     counts = [Counter(side) for side in texts]
     own = [[count[text] > 1 for text in side] for side, count in zip(texts, counts, strict=True)]
     other = [[text in count for text in side] for side, count in zip(texts, reversed(counts), strict=True)]
-    hits = {"same side": own, "both sides": other}
-    return [_counted("repeated text", level, *each) for level, each in hits.items() if any(map(any, each))]
+    hits = {"same side": map(sum, own), "both sides": map(sum, other)}
+    rows = [("repeated text", level, *counts, np.nan) for level, counts in hits.items()]
+    return [row for row in rows if row[2] or row[3]]
 
 
 def _counted(factor: str, level: str, positive: Sequence[bool], negative: Sequence[bool]) -> tuple:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..arguments import checked
+from ..arguments import checked, warn
 from ..models import ChatFormat
 from ..models.chat_template import space
 from ..writing import read_text
@@ -102,12 +102,11 @@ def read_pairs(
             for name in BEHAVIOURS[1:]
         ]
     pairs = ContrastPairs(*sides, table.drop(columns=[*columns]))
-    _warn_of_repeats(["\n".join(pair) for pair in zip(*sides, strict=True)], None, path_or_name, stacklevel=4)
+    _warn_of_repeats(["\n".join(pair) for pair in zip(*sides, strict=True)], None, path_or_name)
     if same := [row for row, (one, other) in enumerate(zip(*sides, strict=True)) if one == other]:
-        warnings.warn(
+        warn(
             f"{path_or_name}: {len(same)} of {len(pairs)} pairs have the same text on both sides, first row "
-            f"{same[0] + 1} ({sides[0][same[0]]!r:.60}), and say nothing about the behaviour. Remove them.",
-            stacklevel=3,
+            f"{same[0] + 1} ({sides[0][same[0]]!r:.60}), and say nothing about the behaviour. Remove them."
         )
     return pairs
 
@@ -154,7 +153,7 @@ def read_questions(
     )
     right = questions.answers or [0] * len(questions)
     answers = [pair[place] for pair, place in zip(questions.choices, right, strict=True)]
-    _warn_of_repeats(list(table[columns[0]]), answers, path, stacklevel=4)
+    _warn_of_repeats(list(table[columns[0]]), answers, path)
     return questions
 
 
@@ -169,13 +168,11 @@ def _read(path_or_name: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
     """The rows of a file. Warns of texts in the first column that are repeated."""
     table = _table(path_or_name, columns)
     answer = {"statement": "label", "review": "label", "question": "correct"}.get(columns[0])
-    _warn_of_repeats(list(table[columns[0]]), answer and list(table[answer]), path_or_name, stacklevel=5)
+    _warn_of_repeats(list(table[columns[0]]), answer and list(table[answer]), path_or_name)
     return table
 
 
-def _warn_of_repeats(
-    texts: Sequence[str], answers: Sequence[Any] | None, source: str | Path, *, stacklevel: int
-) -> None:
+def _warn_of_repeats(texts: Sequence[str], answers: Sequence[Any] | None, source: str | Path) -> None:
     rows: dict[str, list[int]] = {}
     for row, text in enumerate(texts):
         rows.setdefault(" ".join(text.split()), []).append(row)
@@ -187,10 +184,7 @@ def _warn_of_repeats(
             for each, what in ((repeated, "repeated"), (opposed, "repeated with different answers"))
             if each
         ]
-        warnings.warn(
-            f"{source}: {'; '.join(counts)}. Remove the copies and correct the answers.",
-            stacklevel=stacklevel,
-        )
+        warn(f"{source}: {'; '.join(counts)}. Remove the copies and correct the answers.")
 
 
 def _table(path_or_name: str | Path, columns: tuple[str, ...], other: tuple[str, ...] = ()) -> pd.DataFrame:
