@@ -705,9 +705,7 @@ def test_one_text_is_not_taken_for_its_letters():
 
 def test_repeated_and_contradictory_claims_are_reported(csv):
     path = csv("statement,label\nIce is cold.,1\nCats bark.,0\nIce  is cold.,0\nCats bark.,0\n")
-    with pytest.warns(
-        UserWarning, match=r"2 repeated.*\[1, 3\].*1 repeated with different answers"
-    ) as caught:
+    with pytest.warns(UserWarning, match=r"2 repeated.*\[1, 3\].*1 repeated with different answers"):
         claims = read_claims(path)
     table = audit(honesty_pairs(claims, PLAIN)).set_index(["factor", "level"])
     # "Cats bark." twice on either side; "Ice is cold." as written differs in its space

@@ -11,12 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from ...arguments import checked
 from ...writing import read_text
 from .experiment import Experiment
 
 NOT_IN_FILES = ("source", "folder")
 
 
+@checked
 def read_experiment(path: str | Path) -> Experiment:
     """Read and check an experiment file.
 
