@@ -887,6 +887,7 @@ def test_rendered_prompts_keep_their_message():
         assert all(
             label.startswith("Is the following") and label.endswith("(B) False") for label in questions.labels
         )
+    assert sentiment_questions(read_reviews()).labels[0].startswith('Review: "')
     pairs = honesty_pairs(CLAIMS, chat, persona=True)
     prompt = pairs.positive[0]
     assert '"Snow is cold."' in prompt.user

@@ -181,7 +181,8 @@ def sentiment_questions(
     _require_columns(reviews, "reviews", "review")
     labels = truth_labels(reviews["label"])
     shown = "".join(f'Review: "{review}"\nSentiment: {answer}\n\n' for review, answer in examples)
-    prompts = [f'{shown}Review: "{review}"\nSentiment:' for review in reviews["review"]]
+    asked = [f'Review: "{review}"\nSentiment:' for review in reviews["review"]]
+    prompts = [ChatPrompt(shown + each, each) for each in asked]
     kinds = labels.map({1: "positive", 0: "negative"})
     return _questions(prompts, [(" positive", " negative")] * len(prompts), labels, kinds.rename("kind"))
 
