@@ -93,7 +93,7 @@ def _coded(
     own |= {f"{name}{number}" for number in components for name in ("PC", "explained_")}
     known = [each for each in table.columns if each not in own]
     if "label" in known and isinstance(table["label"].iloc[0], str):
-        known.remove("label")  # the prompt's message; a text factor of that name is counted when asked for
+        known.remove("label")  # the prompt's message; a text factor of that name counts only if named
     for name in known if factors is None else factors:
         if name not in table.columns or name in own:
             raise ValueError(f"{name!r} is no factor of this table; it has {known}.")

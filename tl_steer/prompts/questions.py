@@ -181,8 +181,8 @@ def sentiment_questions(
     _require_columns(reviews, "reviews", "review")
     labels = truth_labels(reviews["label"])
     shown = "".join(f'Review: "{review}"\nSentiment: {answer}\n\n' for review, answer in examples)
-    asked = [f'Review: "{review}"\nSentiment:' for review in reviews["review"]]
-    prompts = [ChatPrompt(shown + each, each) for each in asked]
+    requests = [f'Review: "{review}"\nSentiment:' for review in reviews["review"]]
+    prompts = [ChatPrompt(shown + each, each) for each in requests]
     kinds = labels.map({1: "positive", 0: "negative"})
     return _questions(prompts, [(" positive", " negative")] * len(prompts), labels, kinds.rename("kind"))
 
