@@ -15,6 +15,7 @@ import types
 import typing
 import warnings
 from collections.abc import Callable, Hashable, Iterator, MappingView
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +29,12 @@ Checked = TypeVar("Checked", bound=Callable[..., Any])
 RUNNERS = ("contextlib", "functools", "pandas", "torch", "transformer_lens", "transformers")
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
+REPR_WIDTH = 100
+REPR_LINES = 10
+MOST_LEVELS = 4
+BRIEF = reprlib.Repr()
+BRIEF.maxstring = BRIEF.maxother = BRIEF.maxlong = 80
+BRIEF.maxtuple = BRIEF.maxlist = BRIEF.maxdict = BRIEF.maxlevel = 3
 
 
 def checked(public: Checked) -> Checked:
@@ -234,3 +241,37 @@ def _named(hint: Any) -> str:
     if inside and isinstance(origin, type):
         return f"{origin.__name__}[{', '.join('…' if each is ... else _named(each) for each in inside)}]"
     return getattr(hint, "__name__", str(hint))
+
+
+def short_repr(instance: Any) -> str:
+    """The repr of a dataclass in at most ten lines, for its `__repr__`."""
+    shown = [each.name for each in fields(instance) if each.repr]
+    parts = [f"{name}={_summary(getattr(instance, name))}" for name in shown]
+    name, most = type(instance).__name__, REPR_LINES - 2
+    if len(line := f"{name}({', '.join(parts)})") <= REPR_WIDTH:
+        return line
+    if len(parts) > most:
+        parts[most - 1 :] = [", ".join(parts[most - 1 :])]
+    return "\n".join([f"{name}(", *(f"    {_cut(part)}," for part in parts), ")"])
+
+
+def _summary(value: Any) -> str:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, pd.DataFrame):
+        columns = ", ".join(f"{name} ({_levels(column)})" for name, column in value.items())
+        return f"{len(value)} rows" + f": {columns}" * bool(columns)
+    if isinstance(value, tuple | list) and len(value) > BRIEF.maxtuple:
+        return f"{len(value)}: {_summary(value[0])}, …"
+    if is_dataclass(value) and not isinstance(value, type):
+        return repr(value) if "\n" not in repr(value) else f"{type(value).__name__}(…)"
+    return " ".join(BRIEF.repr(value).split())
+
+
+def _levels(column: pd.Series) -> str:
+    texts = column.astype(str).drop_duplicates()
+    return "/".join(texts) if len(texts) <= MOST_LEVELS else f"{len(texts)} levels"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= REPR_WIDTH else f"{text[: REPR_WIDTH - 1]}…"

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..activations import PairedActivations
 from ..analysis import agreement, confounds, pca, projections, separation
-from ..arguments import checked
+from ..arguments import checked, short_repr
 from ..directions import SteeringVectors
 from ..directions.factors import factor_contrasts
 from ..evaluation.answer_shifts import answer_shifts
@@ -25,7 +25,6 @@ from ..evaluation.scores import measure_of
 from ..evaluation.signal_detection import signal_detection
 from ..evaluation.steerability import prompt_slopes, steerability
 from ..evaluation.tables import CELL, UNSTEERED, rows_of, sweep_table
-from ..reprs import short_repr
 from .files.experiment import Experiment
 from .files.reading import read_experiment
 from .materials import can_be_halved, estimator_of

@@ -18,11 +18,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations import Activations
-from ..arguments import checked
+from ..arguments import checked, short_repr
 from ..directions import SteeringVector, SteeringVectors
 from ..models import ModelIdentity, resolve_layers
 from ..positions import Positions, PromptTokens, all_tokens, span
-from ..reprs import short_repr
 
 Vectors = SteeringVector | SteeringVectors
 Change = Callable[

@@ -9,8 +9,7 @@ from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..arguments import checked
-from ..reprs import short_repr
+from ..arguments import checked, short_repr
 from .backend import HookedModel
 from .chat_template import DATE, answer_gap, depends_on_date, first_tag, render_template, space
 from .processing import architecture_of

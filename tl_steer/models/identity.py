@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import checked
-from ..reprs import short_repr
+from ..arguments import checked, short_repr
 from .backend import HookedModel, is_bridge
 from .bridge import block_weight, is_folded, not_in_memory
 

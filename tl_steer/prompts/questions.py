@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import checked
+from ..arguments import checked, short_repr
 from ..models import ChatFormat, ChatPrompt, prompt_label
-from ..reprs import short_repr
 from .honesty import Wording, answered_prompt, claim_question
 from .pairs import Rows, row_numbers, truth_labels
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...arguments import short_repr
 from ...models import ORGANISMS
-from ...reprs import short_repr
 from .directions import ActivationAddition, Directions, MeanDifference
 from .questions import Damage, Questions, Sweep, Text
 from .vectors import Capture, CsvPairs, HonestyPairs, Model, OrganismPairs, PromptPair, Separation
