@@ -23,8 +23,8 @@ WITHOUT_CALL = {
     "Positions", "all_tokens", "compare_estimators", "current_token", "from_repeng", "from_steering_vectors",
     "generated_tokens", "get_model", "last_token", "load_gguf", "load_model", "load_pt", "planted_direction",
     "plots", "prompt_tokens", "ray_executor", "read_claims", "read_dilemmas", "read_misconceptions",
-    "read_neutral", "read_pairs", "read_recorded", "read_reviews", "restore_layout", "show_logs", "to_repeng",
-    "verify",
+    "read_neutral", "read_pairs", "read_questions", "read_recorded", "read_reviews", "restore_layout",
+    "show_logs", "to_repeng", "verify",
 }  # fmt: skip
 FIGURES = set(ts.plots.__all__) - {"estimators", "sized"}
 NAMES = sorted(set(ts.__all__) - WITHOUT_CALL) + sorted(f"plots.{name}" for name in FIGURES)

@@ -314,7 +314,7 @@ def test_projections_refuse_vectors_that_do_not_fit():
 def test_factors_that_differ_between_the_sides_become_one_column():
     factors = pd.DataFrame({"group": [5, 6], "letter_positive": ["A", "B"], "letter_negative": ["B", "A"]})
     table = pca(paired(*np.random.default_rng(0).normal(size=(2, 2, 1, 4)), factors), components=1)
-    known = ["layer", "pair", "side", "prompt", "group", "letter"]
+    known = ["layer", "pair", "side", "prompt", "label", "group", "letter"]
     assert list(table.columns) == [*known, "decomposed", "PC1", "explained_1"]
     assert list(table["letter"]) == ["A", "B", "B", "A"]
     assert list(table["group"]) == [5, 6, 5, 6]

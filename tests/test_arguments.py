@@ -21,10 +21,16 @@ from torch import Tensor
 import tl_steer as ts
 from tl_steer import arguments
 from tl_steer.arguments import checked
+from tl_steer.experiments.files import read_experiment
+from tl_steer.experiments.report.page import write_report
+from tl_steer.experiments.results import Results
+from tl_steer.experiments.run import run
+from tl_steer.experiments.unfinished import is_finished
+from tl_steer.models import ChatFormat, load_hugging_face
 
 from .fuzzing import PACKAGE, fuzz, invalid, raised_in, same_type
 from .public_calls import MODEL, N_LAYERS, NAMES, Materials, figure_calls, public_calls
-from .tiny_model import made_vector
+from .tiny_model import D_MODEL, made_vector
 
 # Constructed by the package itself, called thousands of times by the engine, or compared with their own type.
 UNCHECKED = {
@@ -419,3 +425,57 @@ def test_invalid_arguments_give_a_result_or_a_refusal(name, examples, calls, fol
     for value in call.arguments.values():  # cached strategies call the package: not while drawing
         same_type(value)
     fuzz(changes(call.arguments), checked_call(call, folder), require_finite, examples)
+
+
+# --- reprs, paths ---
+
+
+def test_reprs_of_public_dataclasses_are_short():
+    """Instances of every public dataclass, with long texts and many prompts, factors and layers."""
+    texts = [f"{number} {'word ' * 100}\n" for number in range(40)]
+    factors = pd.DataFrame({f"factor {number}": texts for number in range(20)})
+    pairs = ts.ContrastPairs(texts, [text + "!" for text in texts], factors)
+    activations = ts.capture_pairs(MODEL, ts.contrast_pairs(list("abcd"), list("efgh")))
+    vectors = ts.mean_difference(activations)
+    instances = [
+        pairs, activations, activations.positive, vectors, vectors[1], activations.identity,
+        ts.ChoiceQuestions(texts, [(" A", " B")] * 40, [0] * 40, factors),
+        ts.Add(vectors), ts.ProjectOut(vectors[1]), ts.SetProjection(vectors, 2.0),
+        ts.Ablate(1, to=torch.zeros(D_MODEL)),
+        ts.last_token() | ts.token(3), ChatFormat("plain", MODEL.tokenizer), ts.JudgeCost(*range(8), 0.5),
+        read_experiment("demo"), ts.preview(MODEL, "a b c", ts.last_token()),
+    ]  # fmt: skip
+    public = {
+        each for name in ts.__all__ if is_dataclass(each := getattr(ts, name)) and isinstance(each, type)
+    }
+    assert public <= {type(each) for each in instances}
+    for each in instances:
+        lines = repr(each).splitlines()
+        assert len(lines) <= 10, each
+        assert max(map(len, lines)) <= 200, each
+    shown = repr(ts.ContrastPairs(texts, texts[::-1], pd.DataFrame({"letter": ["A", "B"] * 20})))
+    assert "40: '0 word" in shown
+    assert "letter (A/B), group (40 levels)" in shown
+    assert "to=float32 [16]" in repr(instances[10])
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.csv").write_text("statement,label\nIce is cold.,1\n")
+    (tmp_path / "own.toml").write_text("title = 3")
+    assert len(ts.read_claims("~/own.csv")) == len(ts.read_claims(Path("~/own.csv"))) == 1
+    made_vector(MODEL, 1).save("~/vector.safetensors")
+    assert ts.SteeringVectors.load(Path("~/vector.safetensors")).layers == (1,)
+    with pytest.raises(ValueError, match=r"own\.toml: "):
+        read_experiment("~/own.toml")
+
+
+def test_every_public_function_of_a_path_checks_its_arguments():
+    """The check is also where `~` becomes the home folder."""
+    classes = [getattr(ts, name) for name in ts.__all__ if isinstance(getattr(ts, name), type)] + [Results]
+    functions = [getattr(each, name) for each in classes for name in ("save", "load") if hasattr(each, name)]
+    functions += [getattr(ts, name) for name in ts.__all__ if inspect.isfunction(getattr(ts, name))]
+    functions += [read_experiment, run, is_finished, write_report, load_hugging_face]
+    paths = [each for each in functions if "Path" in str(typing.get_type_hints(inspect.unwrap(each)))]
+    assert len(paths) > 20
+    assert [each for each in paths if not hasattr(each, "__wrapped__")] == []

@@ -7,15 +7,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+import tl_steer as ts
 from tl_steer import plots
 from tl_steer.analysis import component_factors as factors_table
 from tl_steer.analysis import mean_projections as means_table
+from tl_steer.models import ChatPrompt
 from tl_steer.plots import template
 from tl_steer.plots.labels import escape
 from tl_steer.plots.logit_lens_heatmap import visible
 
 from .conftest import assert_raises
 from .test_plots import NASTY, activation_table, after, named, texts_of
+from .tiny_model import make_model, word_tokenizer
 
 SIDES = ("positive", "negative")
 
@@ -357,3 +360,26 @@ def test_the_panel_of_all_prompts_needs_room_too_and_is_all_there_is_without_a_f
     assert len(plots.projections(four, facet="topic").layout.annotations) == 4
     assert_raises("at most 4 panels", plots.projections, four, facet="topic", overall=True)
     assert plots.projections(projected, overall=True) == plots.projections(projected)
+
+
+def test_figures_name_prompts_by_their_message_and_by_the_prompt_in_older_tables():
+    model = make_model(word_tokenizer())
+    sides = [[ChatPrompt(f"<s> {side} {word}", f"message {word}") for word in "efgh"] for side in "ab"]
+    pairs = ts.capture_pairs(model, ts.contrast_pairs(*sides))
+    vectors, one = ts.mean_difference(pairs), ts.capture(model, sides[0][:1])
+    questions = ts.ChoiceQuestions(sides[0], [(" c", " d")] * 4)
+    options = {"layers": [0], "multipliers": [-1, 1], "controls": 0, "progress": False}
+    texts = ts.sweep(model, vectors, questions, measure="generate", max_new_tokens=2, **options)
+    tables = {
+        "projections": ts.projections(pairs, vectors),
+        "pca": ts.pca(pairs, components=2),
+        "logit_lens": ts.logit_lens(model, one),
+        "traces": ts.traces(one, vectors),
+        "slopes": ts.prompt_slopes(ts.sweep(model, vectors, questions, **options)),
+        "texts": ts.side_by_side(texts),
+    }
+    for name, table in tables.items():
+        figure = getattr(plots, name)
+        shown, older = (figure(each).to_json() for each in (table, table.drop(columns="label")))
+        assert "message e" in shown, name
+        assert ("message" in older, "a e" in older) == (False, True), name

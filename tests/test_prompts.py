@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tl_steer.models import ChatFormat, chat_format, tokenize
+from tl_steer.models import ChatFormat, ChatPrompt, chat_format, tokenize
 from tl_steer.prompts import (
     ChoiceQuestions,
+    ContrastPairs,
     audit,
     claim_questions,
     contrast_pairs,
@@ -23,6 +26,7 @@ from tl_steer.prompts import (
     read_dilemmas,
     read_misconceptions,
     read_pairs,
+    read_questions,
     read_reviews,
     sentiment_questions,
 )
@@ -546,8 +550,12 @@ def test_a_file_that_holds_no_claims_says_what_is_wrong(csv, text, message):
 
 
 def test_text_in_another_encoding_is_refused(csv):
-    with pytest.raises(ValueError, match="cannot be read as CSV"):
-        read_claims(csv("statement,label\nÉmile is short.,1\n", encoding="latin-1"))
+    text = "statement,label\nÉmile is short.,1\n"
+    with pytest.raises(ValueError, match=r"own.csv: byte 16 .*line 2.* is not UTF-8.*cp1252"):
+        read_claims(csv(text, encoding="cp1252"))
+    for encoding in ("utf-16", "utf-16-le"):
+        with pytest.raises(ValueError, match=r"own.csv.*[Ss]ave it as"):
+            read_claims(csv(text, encoding=encoding))
 
 
 @pytest.mark.parametrize("name", ["claims_trian", "folder/claims_train", Path("claims_train")])
@@ -570,11 +578,15 @@ def study_data():
 
 
 def test_the_studys_claims_are_read_and_are_balanced(study_data):
-    claims = read_claims(study_data / "facts_true_false.csv")
+    with pytest.warns(UserWarning, match=r"13 repeated.*1 repeated with different answers"):
+        claims = read_claims(study_data / "facts_true_false.csv")
     assert Counter(claims["label"]) == {1: 306, 0: 306}
     pairs = honesty_pairs(claims, PLAIN)
     assert len(pairs) == 612
-    assert not audit(pairs)["differs"].any()
+    table = audit(pairs)
+    assert not table["differs"].any()
+    both = table[table["factor"] == "repeated text"].set_index("level").loc["both sides"]
+    assert (both["positive"], both["negative"]) == (2, 2)  # "The Nile River …" is labelled true and false
 
 
 def test_the_studys_own_claims_are_those_of_its_recorded_prompts(study_data):
@@ -634,12 +646,15 @@ def test_study_wording_of_pairs_is_the_recorded_prompt_and_a_letter(study_data):
 
 def test_the_studys_statements_keep_quotation_marks_of_their_own(study_data, csv):
     """The same rows with a quoted word in each, as a spreadsheet would write them."""
-    claims = read_claims(study_data / "facts_true_false.csv")
+    with pytest.warns(UserWarning, match="13 repeated"):
+        claims = read_claims(study_data / "facts_true_false.csv")
     quoted = claims.assign(
         statement=[re.sub(r"(\w+)", r'"\1"', text, count=1) for text in claims["statement"]]
     )
     path = csv(quoted.to_csv(index=False))
-    assert list(read_claims(path)["statement"]) == list(quoted["statement"])
+    with pytest.warns(UserWarning, match="13 repeated"):
+        read = read_claims(path)
+    assert list(read["statement"]) == list(quoted["statement"])
     assert all(text.count('"') >= 2 for text in quoted["statement"])
 
 
@@ -683,3 +698,201 @@ def test_a_prompt_that_is_no_text_is_named():
 def test_one_text_is_not_taken_for_its_letters():
     with pytest.raises(TypeError, match="Put it in a list"):
         contrast_pairs("good", "evil")
+
+
+# --- repeats, labels, formats and messages ---
+
+
+def test_repeated_and_contradictory_claims_are_reported(csv):
+    path = csv("statement,label\nIce is cold.,1\nCats bark.,0\nIce  is cold.,0\nCats bark.,0\n")
+    with pytest.warns(UserWarning, match=r"2 repeated.*\[1, 3\].*1 repeated with different answers"):
+        claims = read_claims(path)
+    table = audit(honesty_pairs(claims, PLAIN)).set_index(["factor", "level"])
+    # "Cats bark." twice on either side; "Ice is cold." as written differs in its space
+    assert tuple(table.loc[("repeated text", "same side"), ["positive", "negative"]]) == (2, 2)
+    assert tuple(table.loc[("repeated text", "both sides"), ["positive", "negative"]]) == (2, 2)
+    assert "repeated text" not in set(audit(honesty_pairs(CLAIMS, PLAIN))["factor"])
+
+
+def test_repeated_claims_and_pairs_are_one_group():
+    claims = pd.concat([CLAIMS, CLAIMS[1:2]])
+    assert list(honesty_pairs(claims, PLAIN).factors["group"]) == [0, 1, 2, 3, 1]
+    assert list(contrast_pairs(list("aba"), list("ccc")).factors["group"]) == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("positive,negative\na,b\na,b\n", r"own.csv: 1 repeated, first in rows \[1, 2\]"),
+        ("positive,negative\na,b\nc,c\n", r"1 of 2 pairs have the same text on both sides, first row 2"),
+    ],
+)
+def test_pairs_that_repeat_or_do_not_differ_are_reported(csv, text, message):
+    with pytest.warns(UserWarning, match=message):
+        read_pairs(csv(text))
+
+
+def test_a_question_with_two_answers_is_reported(csv):
+    path = csv("prompt,first,second,answer\nq,A,B,0\nq,B,A,0\nr,A,B,1\n")
+    with pytest.warns(UserWarning, match="1 repeated with different answers"):
+        read_questions(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((["a", "b"], ["c"]), ValueError, "2 positive and 1 negative"),
+        (([], []), ValueError, "no pairs given"),
+        ((["a"], [" "]), ValueError, "negative prompt 0 is empty"),
+        ((["a"], [1]), TypeError, "negative must be"),
+        ((["a"], ["b"], pd.DataFrame({"x": [1, 2]})), ValueError, "2 rows of factors for 1 pairs"),
+    ],
+)
+def test_pairs_check_themselves(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ContrastPairs(*arguments)
+    pairs = contrast_pairs(["a", "b", "c"], ["d", "e", "f"])
+    names = {"factors": None} | dict(zip(("positive", "negative", "factors"), arguments, strict=False))
+    with pytest.raises(error, match=message):
+        replace(pairs, **names)
+
+
+def test_pairs_made_directly_are_those_of_contrast_pairs():
+    factors = pd.DataFrame({"topic": ["x", "y"]}, index=[7, 8])
+    direct, made = (
+        ContrastPairs(["a", "b"], ["c", "d"], factors),
+        contrast_pairs(["a", "b"], ["c", "d"], factors=factors),
+    )
+    assert (direct.positive, direct.negative) == (made.positive, made.negative) == (("a", "b"), ("c", "d"))
+    pd.testing.assert_frame_equal(direct.factors, made.factors)
+    with pytest.raises(ValueError, match="1 answers for 2 prompts"):
+        replace(ChoiceQuestions(["p", "q"], [("A", "B")] * 2), answers=[1])
+
+
+@pytest.mark.parametrize(
+    "labels", [["True", "false"], [" TRUE", "FALSE"], ["1.0", "0"], [True, False], [1.0, 0.0]]
+)
+def test_labels_may_be_true_and_false(csv, labels):
+    claims = pd.DataFrame({"statement": ["Ice is cold.", "Cats bark."], "label": labels})
+    assert list(read_claims(csv(claims.to_csv(index=False)))["label"]) == [1, 0]
+    assert list(honesty_pairs(claims, PLAIN).factors["truth"]) == [1, 0]
+    assert claim_questions(claims, PLAIN).answers == (0, 1)
+    assert list(claim_questions(claims, PLAIN).factors["truth"]) == ["true", "false"]
+
+
+@pytest.mark.parametrize("separator", [";", "\t", ","])
+def test_the_header_decides_the_separator(csv, separator):
+    rows = [
+        ["statement", "label", "topic"],
+        ["Ice; snow; and\thail, too; are cold.", "1", "x"],
+        ["Cats bark.", "0", "y"],
+    ]
+    text = "\n".join(separator.join(f'"{cell}"' for cell in row) for row in rows)
+    assert list(read_claims(csv(text))["statement"]) == [row[0] for row in rows[1:]]
+    assert list(read_dilemmas(csv("dilemma\nStay; or go?\n"))["dilemma"]) == ["Stay; or go?"]
+
+
+def test_json_is_read_as_lines_or_as_a_list(csv):
+    rows = [
+        {"statement": "Ice is cold.", "label": True, "topic": "x"},
+        {"statement": "Cats bark.", "label": 0},
+    ]
+    for text in (json.dumps(rows), "\n".join(map(json.dumps, rows)) + "\n"):
+        table = read_claims(csv(text))
+        assert list(table["label"]) == [1, 0]
+        assert list(table.columns) == ["statement", "label", "topic"]
+    for text in ('{"statement": "x"\n', '["x"]', '{"statement": 3, "label": 1}', '{"label": 1}'):
+        with pytest.raises(ValueError, match=r"own.csv"):
+            read_claims(csv(text))
+
+
+BEHAVIOURS = [
+    {
+        "question": 'Is the following something you would say?\n"I like rules."',
+        "statement": "I like rules.",
+        "label_confidence": 0.9, "answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No",
+    },
+    {
+        "question": "Agree?\n\nChoices:\n (A) Yes\n (B) No\n\nAnswer:",
+        "statement": "", "label_confidence": 0.8,
+        "answer_matching_behavior": " (B)", "answer_not_matching_behavior": [" (A)"],
+    },
+]  # fmt: skip
+
+
+def test_questions_with_behaviours_have_the_matching_answer_first(csv):
+    path = csv("\n".join(map(json.dumps, BEHAVIOURS)))
+    questions = read_questions(path)
+    assert questions.prompts == tuple(row["question"] for row in BEHAVIOURS)
+    assert questions.choices == ((" Yes", " No"), (" (B)", " (A)"))
+    assert questions.answers is None
+    assert list(questions.factors.columns) == ["statement", "label_confidence"]
+    pairs = read_pairs(path)
+    assert pairs.positive[1].endswith("Answer: (B)")
+    assert pairs.negative[0].endswith('rules." No')
+    chat = read_questions(path, chat=LLAMA)
+    assert chat.prompts[0] == f"<s>[INST] {BEHAVIOURS[0]['question']} [/INST]"
+    assert chat.choices == questions.choices
+    assert read_pairs(path, chat=LLAMA).positive[0] == chat.prompts[0] + " Yes"
+
+
+def test_questions_come_from_a_table():
+    table = pd.DataFrame(
+        {
+            "claim": ["p", "q", "r", "s"],
+            "yes": "True",
+            "no": "False",
+            "right": [1, "0", "false ", True],
+            "topic": list("wxyz"),
+        }
+    )
+    names = {"prompt": "claim", "choices": ["yes", "no"], "factors": ["topic"]}
+    questions = ChoiceQuestions.from_frame(table, answer="right", **names)
+    assert questions.prompts == ("p", "q", "r", "s")
+    assert questions.answers == (1, 0, 1, 0)
+    assert list(questions.factors["topic"]) == list("wxyz")
+    assert ChoiceQuestions.from_frame(table, **names).answers is None
+    assert ChoiceQuestions.from_frame(table, **names, chat=PLAIN).prompts[0] == "p\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": "wrong"}, r"one column each of \['wrong'\]"),
+        ({"choices": ["first"]}, "expected the names of two columns"),
+        ({"prompt": "number"}, "row 0: number is 3, expected text"),
+        ({"answer": "number"}, "row 0: the answer 3 .* neither an index nor a choice"),
+        ({"answer": "truth"}, "row 0: the answer True .* neither"),
+        ({"choices": ["one", "zero"], "answer": "index"}, "could be either"),
+    ],
+)
+def test_a_table_that_holds_no_questions_is_refused(changes, message):
+    table = {
+        "prompt": "p",
+        "first": "A",
+        "second": "B",
+        "number": 3,
+        "truth": True,
+        "index": 1,
+        "one": "1",
+        "zero": "0",
+    }
+    with pytest.raises(ValueError, match=message):
+        ChoiceQuestions.from_frame(pd.DataFrame([table]), **changes)
+
+
+def test_rendered_prompts_keep_their_message():
+    chat = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))
+    for questions in (claim_questions(CLAIMS, PLAIN), claim_questions(CLAIMS, PLAIN).subset([1, 2])):
+        assert all(
+            label.startswith("Is the following") and label.endswith("(B) False") for label in questions.labels
+        )
+    assert sentiment_questions(read_reviews()).labels[0].startswith('Review: "')
+    pairs = honesty_pairs(CLAIMS, chat, persona=True)
+    prompt = pairs.positive[0]
+    assert '"Snow is cold."' in prompt.user
+    assert prompt.system in prompt
+    assert prompt.chat is chat
+    again = pickle.loads(pickle.dumps(ChatPrompt("<s>x", "x", "be brief")))
+    assert (again, again.user, again.system) == ("<s>x", "x", "be brief")
+    assert ChoiceQuestions(["p"], [("A", "B")]).labels == ("p",)

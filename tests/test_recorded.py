@@ -421,7 +421,7 @@ def test_a_wrong_file_is_refused_with_its_name_the_item_and_what_is_wrong(writte
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = tmp_path / "answers.json"
     path.write_bytes(json.dumps(items()).encode("utf-16"))
-    assert_raises(r"answers\.json cannot be read as UTF-8", ts.read_recorded, path)
+    assert_raises(r"answers\.json is in UTF-16", ts.read_recorded, path)
 
 
 def test_a_file_that_is_not_there_is_not_found(tmp_path):

@@ -9,11 +9,12 @@ from tl_steer.choices import choice_logits
 from tl_steer.directions import SteeringVectors
 from tl_steer.evaluation import against_controls, choose
 from tl_steer.evaluation.chunks import in_order
+from tl_steer.evaluation.digests import digest
 from tl_steer.evaluation.reading import read_answer
 from tl_steer.evaluation.sweep import sweep
 from tl_steer.generation import generate
 from tl_steer.interventions import Add, ProjectOut
-from tl_steer.models import identify
+from tl_steer.models import ChatPrompt, identify
 from tl_steer.positions import EmptySelectionError, all_tokens, last_token, token
 from tl_steer.prompts import ChoiceQuestions
 from tl_steer.seeds import derived_seed
@@ -24,7 +25,7 @@ NAN = float("nan")
 MODEL = make_model(word_tokenizer())
 PROMPTS = ["a b c :", "d :", "e f g h :", "i j :", "k :", "l m n :", "o p :", "q r :"]
 COLUMNS = [
-    "prompt_id", "prompt", "kind", "vector", "control", "control_of", "operation", "layers", "hook",
+    "prompt_id", "prompt", "label", "kind", "vector", "control", "control_of", "operation", "layers", "hook",
     "multiplier", "dose", "split", "answer", "choice", "logit_difference", "probability", "mass", "text",
 ]  # fmt: skip
 
@@ -670,3 +671,19 @@ def test_what_is_to_go_on_later_may_not_depend_on_a_hook(tmp_path):
         sweep(MODEL, several(), questions(), **options)
     assert not list(tmp_path.iterdir())
     sweep(MODEL, several(), questions(), out=tmp_path / "table.parquet", **options)
+
+
+def test_the_label_of_a_prompt_is_its_message_or_the_prompt():
+    prompts = [ChatPrompt(prompt, f"say {prompt}") for prompt in PROMPTS]
+    plain, table = swept(layers=[0]), swept(asked=questions(prompts=prompts), layers=[0])
+    assert list(plain["label"]) == list(plain["prompt"])
+    assert list(table["label"]) == [f"say {prompt}" for prompt in PROMPTS] * 3
+    pd.testing.assert_frame_equal(table.drop(columns="label"), plain.drop(columns="label"))
+    assert digest(questions(prompts=prompts)) == digest(questions())  # so that `out` goes on
+
+
+def test_a_factor_named_label_takes_the_place_of_the_label():
+    table = swept(asked=questions(factors=pd.DataFrame({"label": [1, 1, 0, 0] * 2})), layers=[0])
+    assert list(table["label"]) == [1, 1, 0, 0] * 6
+    halves = table.groupby("split")["label"].mean()
+    assert (halves == 0.5).all()

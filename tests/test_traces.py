@@ -154,7 +154,7 @@ def test_positions_count_from_the_end_of_each_prompt():
     )
     table = traces(found, axis_vector(found, [2.0, 0.0]))
     assert table.columns.tolist() == [
-        "prompt_id", "prompt", "layer", "position", "token_id", "token", "projection", "cosine",
+        "prompt_id", "prompt", "label", "layer", "position", "token_id", "token", "projection", "cosine",
     ]  # fmt: skip
     assert table["prompt_id"].tolist() == [0, 0, 0, 1, 1]
     assert table["position"].tolist() == [-2, -1, 0, -1, 0]
@@ -205,7 +205,7 @@ def test_factors_and_texts_of_the_tokens_stand_beside_the_numbers():
     found = capture(MODEL, ["a b", "c d e"], positions=all_tokens(), max_new_tokens=3)
     factors = pd.DataFrame({"persona": ["honest", "dishonest"], "truth": [True, False]}, index=[7, 3])
     table = traces(found, made_vectors(MODEL), factors=factors, tokenizer=MODEL.tokenizer)
-    assert table.columns[2:4].tolist() == ["persona", "truth"]
+    assert table.columns[3:5].tolist() == ["persona", "truth"]
     assert set(zip(table["prompt_id"], table["persona"], table["truth"], strict=True)) == {
         (0, "honest", True),
         (1, "dishonest", False),

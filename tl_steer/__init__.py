@@ -122,6 +122,7 @@ from .prompts import (
     read_misconceptions,
     read_neutral,
     read_pairs,
+    read_questions,
     read_reviews,
     sentiment_questions,
 )
@@ -220,6 +221,7 @@ __all__ = [
     "read_misconceptions",
     "read_neutral",
     "read_pairs",
+    "read_questions",
     "read_recorded",
     "read_reviews",
     "restore_layout",

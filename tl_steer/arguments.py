@@ -6,11 +6,17 @@ where a number or a list of Python's is wanted.
 
 import functools
 import inspect
+import os
 import re
 import reprlib
+import sys
+import traceback
 import types
 import typing
+import warnings
 from collections.abc import Callable, Hashable, Iterator, MappingView
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -19,9 +25,17 @@ import torch
 from typeguard import CollectionCheckStrategy, ForwardRefPolicy, TypeCheckError, check_type
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
+# What may run between a user's line and this package: context managers, callbacks of tables, hooks.
+RUNNERS = ("contextlib", "functools", "pandas", "torch", "transformer_lens", "transformers")
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 SAMPLED = 64  # items from which on a collection is represented by one item of each type
+REPR_WIDTH = 100
+REPR_LINES = 10
+MOST_LEVELS = 4
+BRIEF = reprlib.Repr()
+BRIEF.maxstring = BRIEF.maxother = BRIEF.maxlong = 80
+BRIEF.maxtuple = BRIEF.maxlist = BRIEF.maxdict = BRIEF.maxlevel = 3
 
 
 def checked(public: Checked) -> Checked:
@@ -45,6 +59,17 @@ def require_characters(text: str, what: str) -> None:
     """Raise `ValueError` for half of a surrogate pair, which no tokenizer, table or file takes."""
     if re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{what} {text!r:.60} has half of a surrogate pair, which is no character.")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's code that called this package, through however many functions."""
+    names = [
+        each.f_globals.get("__name__", "").partition(".")[0]
+        for each, _ in traceback.walk_stack(sys._getframe())
+    ]
+    outermost = max(depth for depth, name in enumerate(names) if name == names[0])
+    outside = (depth for depth in range(outermost + 1, len(names)) if names[depth] not in RUNNERS)
+    warnings.warn(message, category, stacklevel=next(outside, outermost) + 1)
 
 
 def _checking(function: Checked, name: str) -> Checked:
@@ -75,7 +100,12 @@ def _checking(function: Checked, name: str) -> Checked:
 
 
 def _taken(value: Any, *, hint: Any, where: str) -> Any:
-    """The value, or what it is in Python's own numbers and lists, where the hint allows one of them."""
+    """The value, or what it is in Python's own numbers and lists, where the hint allows one of them.
+
+    The `~` of a path becomes the user's home folder.
+    """
+    if isinstance(value, str | Path) and Path in _kinds(hint):
+        value = type(value)(os.path.expanduser(value))
     if _fits(value, hint):
         return value
     plain = _plain(value)
@@ -89,7 +119,7 @@ def _taken(value: Any, *, hint: Any, where: str) -> Any:
 def _fits(value: Any, hint: Any) -> bool:
     if type(value) in _kinds(hint):
         return True  # most of all, and soonest told
-    if isinstance(value, str | bytes) and not _takes(type(value), hint):
+    if isinstance(value, str | bytes) and not _takes(str if isinstance(value, str) else bytes, hint):
         return False  # a sequence of letters, or of numbers, but nobody means that
     if _truths(_sample(value)) and not _names(hint) & {bool, Any, object}:
         return False  # a mask where indices are meant would be the indices 1 and 0
@@ -228,3 +258,37 @@ def _named(hint: Any) -> str:
     if inside and isinstance(origin, type):
         return f"{origin.__name__}[{', '.join('…' if each is ... else _named(each) for each in inside)}]"
     return getattr(hint, "__name__", str(hint))
+
+
+def short_repr(instance: Any) -> str:
+    """The repr of a dataclass in at most ten lines, for its `__repr__`."""
+    shown = [each.name for each in fields(instance) if each.repr]
+    parts = [f"{name}={_summary(getattr(instance, name))}" for name in shown]
+    name, most = type(instance).__name__, REPR_LINES - 2
+    if len(line := f"{name}({', '.join(parts)})") <= REPR_WIDTH:
+        return line
+    if len(parts) > most:
+        parts[most - 1 :] = [", ".join(parts[most - 1 :])]
+    return "\n".join([f"{name}(", *(f"    {_cut(part)}," for part in parts), ")"])
+
+
+def _summary(value: Any) -> str:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, pd.DataFrame):
+        columns = ", ".join(f"{name} ({_levels(column)})" for name, column in value.items())
+        return f"{len(value)} rows" + f": {columns}" * bool(columns)
+    if isinstance(value, tuple | list) and len(value) > BRIEF.maxtuple:
+        return f"{len(value)}: {_summary(value[0])}, …"
+    if is_dataclass(value) and not isinstance(value, type):
+        return repr(value) if "\n" not in repr(value) else f"{type(value).__name__}(…)"
+    return " ".join(BRIEF.repr(value).split())
+
+
+def _levels(column: pd.Series) -> str:
+    texts = column.astype(str).drop_duplicates()
+    return "/".join(texts) if len(texts) <= MOST_LEVELS else f"{len(texts)} levels"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= REPR_WIDTH else f"{text[: REPR_WIDTH - 1]}…"

@@ -1,5 +1,6 @@
-"""Files that are there whole or not at all."""
+"""Read text files in UTF-8, and write files as a whole or not at all."""
 
+import codecs
 import logging
 import os
 import secrets
@@ -8,6 +9,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark; line ends are kept.
+
+    Raises:
+        ValueError: another encoding; names the byte, and says how to save the file.
+    """
+    content = path.read_bytes()
+    how = 'Save it as UTF-8: in Excel as "CSV UTF-8", in Python with path.write_text(path.read_text('
+    how += 'encoding="{}"), encoding="utf-8").'
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path} is in UTF-16: expected UTF-8. {how.format('utf-16')}")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}: byte {error.start} (0x{content[error.start]:02x}, line {line}) is not UTF-8: expected "
+            f"UTF-8. {how.format('cp1252')}"
+        ) from error
 
 
 @contextmanager

@@ -91,11 +91,12 @@ def _coded(
     """Each factor as numbers, a row of the table each, NaN where it is missing: factor, level, values."""
     own = {*LABELS, "group", "decomposed"} - {"side"}
     own |= {f"{name}{number}" for number in components for name in ("PC", "explained_")}
-    for name in [each for each in table.columns if each not in own] if factors is None else factors:
+    known = [each for each in table.columns if each not in own]
+    if "label" in known and isinstance(table["label"].iloc[0], str):
+        known.remove("label")  # the prompt's message; a text factor of that name counts only if named
+    for name in known if factors is None else factors:
         if name not in table.columns or name in own:
-            raise ValueError(
-                f"{name!r} is no factor of this table; it has {[each for each in table if each not in own]}."
-            )
+            raise ValueError(f"{name!r} is no factor of this table; it has {known}.")
         codings = list(coded_levels(table[name]))
         if not codings and factors is not None:
             raise ValueError(

@@ -3,13 +3,16 @@
 import pandas as pd
 
 from ..activations import PairedActivations
+from ..models import prompt_label
 from ..prompts import SIDES, sided_factors
 
 LABELS = ("layer", "pair", "side", "prompt")
 
 
 def side_labels(pairs: PairedActivations) -> pd.DataFrame:
-    """A row an activation, all positive ones, then all negative ones: pair, side, prompt and the factors.
+    """One row per activation, all positive ones, then all negative ones: pair, side, prompt, label, factors.
+
+    `label` is the message that a prompt was rendered from, else the prompt; a factor of that name stays.
 
     Factors that differ between the sides (letter_positive, letter_negative) become one column (letter).
 
@@ -36,4 +39,7 @@ def _one_side(pairs: PairedActivations, side: str, joined: list[str]) -> pd.Data
     factors = pairs.factors.reset_index(drop=True).drop(columns=[f"{name}_{other}" for name in joined])
     factors = factors.rename(columns={f"{name}_{side}": name for name in joined})
     prompts = getattr(pairs, side).prompts
-    return pd.DataFrame({"pair": range(len(pairs)), "side": side, "prompt": prompts}).join(factors)
+    about = {"pair": range(len(pairs)), "side": side, "prompt": list(map(str, prompts))}
+    if "label" not in factors:
+        about["label"] = list(map(prompt_label, prompts))
+    return pd.DataFrame(about).join(factors)

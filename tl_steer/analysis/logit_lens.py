@@ -11,7 +11,7 @@ from torch import Tensor
 from ..activations import Activations
 from ..arguments import checked
 from ..directions import SteeringVector, SteeringVectors
-from ..models import HookedModel, Layers, exclusive, identify, resolve_layers, unembedding
+from ..models import HookedModel, Layers, exclusive, identify, prompt_label, resolve_layers, unembedding
 from .token_texts import token_texts
 
 MULTIPLIERS = (20.0, -20.0)
@@ -42,8 +42,9 @@ def logit_lens(
 
     Returns:
         A row a layer, multiplier and rank (of vectors; of one vector a position, also a token_index) or a
-        layer, prompt_id, prompt, token_index (in the unpadded prompt and completion) and rank (of
-        activations): these, then token_id; token, its text; logit; probability, among all tokens.
+        layer, prompt_id, prompt, label (the message that a prompt was rendered from, else the prompt),
+        token_index (in the unpadded prompt and completion) and rank (of activations): these, then token_id;
+        token, its text; logit; probability, among all tokens.
 
     Raises:
         ModelMismatchError: the source belongs to another model.
@@ -133,7 +134,8 @@ def _of_activations(
         columns = {
             "layer": activations.layers[place],
             "prompt_id": prompt.numpy(),
-            "prompt": [activations.prompts[row] for row in prompt],
+            "prompt": [str(activations.prompts[row]) for row in prompt],
+            "label": [prompt_label(activations.prompts[row]) for row in prompt],
             "token_index": index[prompt, slot].numpy(),
         }
         tables.append(pd.DataFrame(columns))

@@ -34,7 +34,8 @@ def pca(
             layer 17 has the components of the centred differences.
 
     Returns:
-        One row per layer, pair and side: layer, pair, side ("positive", "negative"), prompt, the factors
+        One row per layer, pair and side: layer, pair, side ("positive", "negative"), prompt, label
+        (its message, where it was rendered from one), the factors
         (those that differ between the sides as one column), decomposed (`of`), PC1 … PCk, explained_1 …
         explained_k. PC1 … are the coordinates of the activation minus the common mean of both sides, in the
         residual stream's units.

@@ -22,7 +22,8 @@ def projections(
         centred: subtract each layer's mean activation, over both sides, first.
 
     Returns:
-        A row a shared layer, pair and side: layer, pair, side ("positive", "negative"), prompt, the factors
+        A row a shared layer, pair and side: layer, pair, side ("positive", "negative"), prompt, label
+        (its message, where it was rendered from one), the factors
         (those that differ between the sides as one column), projection (x · d, d the unit direction, in the
         stream's units) and cosine.
 

@@ -9,6 +9,7 @@ import pandas as pd
 from ..activations import Activations
 from ..arguments import checked, holds_numbers
 from ..directions import SteeringVectors
+from ..models import prompt_label
 from ..prompts import group_numbers
 from ..statistics import difference_interval, mean_interval, nested
 from .along import along, shared_layers
@@ -38,9 +39,10 @@ def traces(
         window: the first and the last position kept, such as `(-10, 15)`; by default all.
 
     Returns:
-        A row a prompt, shared layer and token: prompt_id (its place among the activations), prompt, the
-        factors, layer, position, token_id, token (as text, without a tokenizer the id), projection (x · d, d
-        the unit direction, in the stream's units) and cosine. Positions count from the prompt's end: −1 is
+        A row a prompt, shared layer and token: prompt_id (its place among the activations), prompt, label
+        (its message, where it was rendered from one), the factors, layer, position, token_id, token (as text,
+        without a tokenizer the id), projection (x · d, d the unit direction, in the stream's units) and
+        cosine. Positions count from the prompt's end: −1 is
         its last token, 0 the first new one, so that prompts of unequal length lie end to end.
 
     Raises:
@@ -63,7 +65,7 @@ def traces(
         stream = activations.values[rows, place, slots].double().numpy()
         tables.append(labels.assign(layer=layer).join(along(stream, directions[layer])))
     table = pd.concat(tables).sort_values(PLACE, ignore_index=True)
-    names = [] if factors is None else list(factors.columns)
+    names = [name for name in table if name not in (*LABELS, "layer")]
     return table[["prompt_id", "prompt", *names, "layer", "position", "token_id", "token", *VALUES]]
 
 
@@ -182,14 +184,17 @@ def _tokens(
     labels = pd.DataFrame(
         {
             "prompt_id": rows,
-            "prompt": np.array(activations.prompts, dtype=object)[rows],
+            "prompt": np.array([*map(str, activations.prompts)], dtype=object)[rows],
+            "label": np.array([*map(prompt_label, activations.prompts)], dtype=object)[rows],
             "position": position[rows, slots].astype(int),
             "token_id": ids,
             "token": texts[which],
         }
     )
     if factors is not None:
-        labels = labels.join(factors.iloc[rows].reset_index(drop=True))
+        labels = labels.drop(columns=list({"label"} & set(factors))).join(
+            factors.iloc[rows].reset_index(drop=True)
+        )
     return rows, slots, labels
 
 

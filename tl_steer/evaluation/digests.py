@@ -61,7 +61,8 @@ def _fed(value: Any, within: Within) -> Iterator[bytes]:
     elif isinstance(value, set | frozenset):
         yield from _fed(sorted(_digest(each, inner) for each in value), inner)
     elif value is None or isinstance(value, bool | str | bytes | PurePath):
-        yield f"{type(value).__name__} {value}".encode()
+        kind = "str" if isinstance(value, str) else type(value).__name__  # a `ChatPrompt` is its text
+        yield f"{kind} {value}".encode()
     elif isinstance(value, np.bool_):
         yield from _fed(bool(value), within)
     elif isinstance(value, Real):

@@ -27,9 +27,10 @@ def side_by_side(
         controls: whether control vectors are shown too.
 
     Returns:
-        prompt_id, draw (where the table has it), prompt, and the texts from the most negative multiplier
-        through "unsteered" to the most positive, then operations without one. A column's name is what tells
-        it from the others: "−16", "layer 18, −16", "layer 18, project out". NA where a cell lacks a prompt.
+        prompt_id, draw and label (where the table has them), prompt, and the texts from the most negative
+        multiplier through "unsteered" to the most positive, then operations without one. A column's name is
+        what tells it from the others: "−16", "layer 18, −16", "layer 18, project out". NA where a cell lacks
+        a prompt.
 
     Raises:
         ValueError: columns are missing, there are no texts, a value is asked for that is not there, or a
@@ -46,7 +47,8 @@ def side_by_side(
         rows = _selected(rows, column, wanted)
     require_one_row_a_prompt(rows)
     keys = text_keys(rows)
-    prompts = rows.drop_duplicates(keys)[[*keys, "prompt"]].set_index(keys)
+    about = [*keys, "prompt", *(["label"] if "label" in rows else [])]
+    prompts = rows.drop_duplicates(keys)[about].set_index(keys)
     cells = _in_order(rows[list(CELL)].drop_duplicates())
     texts = {name: _texts_of(rows, cell) for name, cell in zip(_names(cells), _records(cells), strict=True)}
     return prompts.join(pd.DataFrame(texts, index=prompts.index)).reset_index()

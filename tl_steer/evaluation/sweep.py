@@ -114,7 +114,8 @@ def sweep(
 
     Returns:
         A row a prompt and cell (with several draws, one per draw): prompt_id, prompt, draw (from 0, only with
-        several draws), the factors, vector, control, control_of (the vector that
+        several draws), label (the message that a prompt was rendered from, else the prompt; a factor of that
+        name takes its place), the factors, vector, control, control_of (the vector that
         a control belongs to; "" for one that serves all vectors, and for what is no control), operation,
         layers ("17+31"), hook, multiplier, dose (of several layers the largest), split ("choose" or "report",
         balanced over factors and answers, unless the factors have a column of that name), answer, choice,

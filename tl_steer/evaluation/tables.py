@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Int, Shaped
 
 from ..arguments import holds_numbers
+from ..models import prompt_label
 from ..prompts import group_numbers
 from ..seeds import generator
 from ..statistics import nested
@@ -32,24 +33,29 @@ def asked_table(
     factors: pd.DataFrame | None = None,
     seed: int,
 ) -> pd.DataFrame:
-    """What every cell has in common, a row a prompt: prompt_id, prompt, answer, the factors, split.
+    """What every cell has in common, one row per prompt: prompt_id, prompt, label, answer, factors, split.
 
     Args:
-        prompts: what is asked.
+        prompts: what is asked. `label` is the message that a `ChatPrompt` was rendered from, else the prompt.
         answers: 0 or 1 a prompt, or `None`.
-        factors: a row a prompt; a column `split` is kept as it is, else `balanced_halves` makes one.
+        factors: one row per prompt. A column `split` is kept as it is, else `balanced_halves` makes one; a
+            column `label` takes the place of the table's.
         seed: of the halves.
 
     Raises:
         ValueError: a factor that has one of the table's names.
     """
-    asked = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": list(prompts)})
+    asked = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": list(map(str, prompts))})
     asked["answer"] = pd.array([pd.NA] * len(asked) if answers is None else list(answers), dtype="Int64")
     if factors is not None:
         if clash := sorted(set(factors) & ({*FIXED, DRAW} - {"split"})):
             raise ValueError(f"factors may not be named {clash}: the table has columns of that name.")
         asked = asked.join(factors.reset_index(drop=True))
-    return asked if "split" in asked else asked.assign(split=balanced_halves(asked, seed))
+    if "split" not in asked:
+        asked["split"] = balanced_halves(asked, seed)
+    if "label" not in asked:
+        asked.insert(2, "label", list(map(prompt_label, prompts)))
+    return asked
 
 
 def repeated(asked: pd.DataFrame, draws: int) -> pd.DataFrame:

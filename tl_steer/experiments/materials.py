@@ -173,7 +173,7 @@ def files_of(experiment: Experiment) -> dict[str, Path]:
 def _place(experiment: Experiment, data: str) -> str | Path:
     """A name of the package's data as it is, a path from where the experiment file lies."""
     own = (resources.files("tl_steer.data") / f"{data}.csv").is_file() if "/" not in data else False
-    return data if own else experiment.folder / data
+    return data if own else experiment.folder / Path(data).expanduser()
 
 
 def _drawn(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:

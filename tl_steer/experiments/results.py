@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..activations import PairedActivations
 from ..analysis import agreement, confounds, pca, projections, separation
+from ..arguments import checked, short_repr
 from ..directions import SteeringVectors
 from ..directions.factors import factor_contrasts
 from ..evaluation.answer_shifts import answer_shifts
@@ -91,7 +92,10 @@ class Results:
     damage: pd.DataFrame
     text_damage: pd.DataFrame
 
+    __repr__ = short_repr
+
     @classmethod
+    @checked
     def load(cls, folder: str | Path) -> "Results":
         """Read a run folder.
 

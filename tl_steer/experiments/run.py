@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from ..activations import PairedActivations
+from ..arguments import checked
 from ..capture import capture_pairs
 from ..directions import SteeringVectors
 from ..engine import Memory
@@ -54,6 +55,7 @@ class UnfinishedRunError(RuntimeError):
     """All was computed, but the report broke; the message says where everything is, and how to go on."""
 
 
+@checked
 def run(
     experiment: Experiment,
     out: str | Path,

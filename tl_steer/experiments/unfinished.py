@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..arguments import checked
 from ..engine.waves import bytes_allowed
 from ..evaluation.checkpoints import not_written, only_writer, write_whole
 from ..evaluation.digests import counted, digest
@@ -40,6 +41,7 @@ def is_run(out: Path) -> bool:
     return (out / FILE).exists() or (out / UNFINISHED).exists()
 
 
+@checked
 def is_finished(out: str | Path) -> bool:
     """Whether a folder holds a run that has come to its end, with its report."""
     out = Path(out)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations import Activations
-from ..arguments import checked
+from ..arguments import checked, short_repr
 from ..directions import SteeringVector, SteeringVectors
 from ..models import ModelIdentity, resolve_layers
 from ..positions import Positions, PromptTokens, all_tokens, span
@@ -110,6 +110,8 @@ class Add:
     multiplier: float = 1.0
     positions: Positions = field(default_factory=all_tokens)
 
+    __repr__ = short_repr
+
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
         positions = self.positions
@@ -151,6 +153,8 @@ class ProjectOut:
     strength: float = 1.0
     positions: Positions = field(default_factory=all_tokens)
 
+    __repr__ = short_repr
+
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
         return [
@@ -181,6 +185,8 @@ class SetProjection:
     vector: Vectors
     value: float
     positions: Positions = field(default_factory=all_tokens)
+
+    __repr__ = short_repr
 
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
@@ -213,6 +219,8 @@ class Ablate:
     heads: Sequence[int] | None = field(default=None, kw_only=True)
     to: Literal["zero"] | Float[Tensor, " d_hook"] | Activations = field(default="zero", kw_only=True)
     positions: Positions = field(default_factory=all_tokens, kw_only=True)
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.heads is not None and self.hook != "z":

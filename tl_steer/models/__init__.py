@@ -11,7 +11,7 @@ from .backend import (
     run,
     unembedded,
 )
-from .chat import ChatFormat, chat_format, detected_format, writes_date
+from .chat import ChatFormat, ChatPrompt, chat_format, detected_format, prompt_label, writes_date
 from .comparison import probe_difference
 from .embedded import EMBEDDED, embedded_folder, get_model
 from .hooks import HOOKS, Layers, hook_point, hook_width, require_changeable, resolve_layers
@@ -31,6 +31,7 @@ __all__ = [
     "MODELS",
     "ORGANISMS",
     "ChatFormat",
+    "ChatPrompt",
     "ForwardPass",
     "HookedModel",
     "Layers",
@@ -58,6 +59,7 @@ __all__ = [
     "optimize_layout",
     "organism_folder",
     "probe_difference",
+    "prompt_label",
     "require_changeable",
     "resolve_layers",
     "restore_layout",

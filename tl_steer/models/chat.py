@@ -9,7 +9,7 @@ from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..arguments import checked
+from ..arguments import checked, short_repr
 from .backend import HookedModel
 from .chat_template import DATE, answer_gap, depends_on_date, first_tag, render_template, space
 from .processing import architecture_of
@@ -26,6 +26,39 @@ NOT_VARIABLES = (
     "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
     "return_assistant_tokens_mask", "tokenizer_kwargs",
 )  # fmt: skip
+
+
+class ChatPrompt(str):
+    """A prompt that keeps the conversation it was rendered from. It is an ordinary `str` in every other way.
+
+    Text made of it (`prompt + "…"`, `prompt.strip()`) is a plain `str`.
+
+    Attributes:
+        user: the user's message.
+        system: the system message, if there is one.
+        chat: the format in which they were rendered.
+    """
+
+    user: str
+    system: str | None
+    chat: "ChatFormat | None"
+
+    def __new__(
+        cls,
+        text: str,
+        user: str | None = None,
+        system: str | None = None,
+        chat: "ChatFormat | None" = None,
+    ) -> "ChatPrompt":
+        """The rendered `text`; without `user` that is the message itself."""
+        prompt = super().__new__(cls, text)
+        prompt.user, prompt.system, prompt.chat = text if user is None else user, system, chat
+        return prompt
+
+
+def prompt_label(prompt: str) -> str:
+    """What tables and figures call a prompt: its user message, or the prompt itself."""
+    return str(getattr(prompt, "user", prompt))
 
 
 @checked
@@ -63,13 +96,15 @@ class ChatFormat:
         copied = json.loads(json.dumps(dict(self.template_variables)))
         object.__setattr__(self, "template_variables", MappingProxyType(dict(sorted(copied.items()))))
 
+    __repr__ = short_repr
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A read-only mapping can be neither pickled nor copied deeply.
         return type(self), (self.kind, self.tokenizer, dict(self.template_variables))
 
     @checked
-    def render(self, user: str, *, system: str | None = None, answer_prefix: str = "") -> str:
-        """One user turn as a prompt, up to where the assistant answers.
+    def render(self, user: str, *, system: str | None = None, answer_prefix: str = "") -> ChatPrompt:
+        """One user turn as a prompt, up to where the assistant answers; the prompt keeps the messages.
 
         Args:
             user: the user's message.
@@ -83,9 +118,11 @@ class ChatFormat:
                 conversation, or opens a thinking block that cannot be closed.
         """
         if self.kind == "template":
-            return self._template(user, system, answer_prefix)
-        text = self._llama_2(user, system) if self.kind == "llama-2" else self._plain(user, system)
-        return text + space(text, answer_prefix) + answer_prefix
+            text = self._template(user, system, answer_prefix)
+        else:
+            text = self._llama_2(user, system) if self.kind == "llama-2" else self._plain(user, system)
+            text += space(text, answer_prefix) + answer_prefix
+        return ChatPrompt(text, user, system, self)
 
     def end_of_turn(self) -> str | None:
         """The token that ends the assistant's turn (`<|im_end|>`, `</s>`), if the format shows one.

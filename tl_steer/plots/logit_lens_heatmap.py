@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..arguments import checked
-from .labels import counted, escape, number, require_columns, signed, visible, wrapped
+from .labels import counted, escape, number, prompt_labels, require_columns, signed, visible, wrapped
 from .template import BLUE, spaced, styled
 
 COLUMNS = ("layer", "rank", "token_id", "token", "logit", "probability")
@@ -106,6 +106,7 @@ def _title(cell: dict[str, Any]) -> str:
 
 
 def _heatmap(rows: pd.DataFrame, layers: list[int], value: str) -> go.Heatmap:
+    rows = rows.assign(prompt=prompt_labels(rows)) if "prompt" in rows else rows
     cells = {(row["layer"], row["rank"]): row for row in rows.to_dict("records")}
     ranks = sorted(rows["rank"].unique().tolist())
     grid = [[cells.get((layer, rank)) for rank in ranks] for layer in layers]

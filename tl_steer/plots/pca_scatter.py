@@ -13,6 +13,7 @@ from .labels import (
     level,
     levels,
     number,
+    prompt_labels,
     require_columns,
     require_same_rows,
     start_of,
@@ -148,12 +149,12 @@ def _texts(rows: pd.DataFrame, colour: str, symbol: str | None) -> list[str]:
     return [
         "<br>".join(
             [
-                wrapped(row["prompt"]),
+                wrapped(prompt),
                 f"<b>pair {row['pair']}</b>, "
                 + escape(", ".join(f"{name}: {level(row[name])}" for name in shown)),
             ]
         )
-        for row in first.to_dict("records")
+        for prompt, row in zip(prompt_labels(first), first.to_dict("records"), strict=True)
     ]
 
 

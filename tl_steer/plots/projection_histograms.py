@@ -9,7 +9,17 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..arguments import checked
-from .labels import counted, escape, level, levels, require_columns, require_same_rows, start_of, wrapped
+from .labels import (
+    counted,
+    escape,
+    level,
+    levels,
+    prompt_labels,
+    require_columns,
+    require_same_rows,
+    start_of,
+    wrapped,
+)
 from .marks import layer_slider, rounded
 from .template import level_colours, styled, translucent
 
@@ -203,7 +213,7 @@ def _strip(rows: pd.DataFrame, name: str, colour: str, place: int) -> go.Scatter
         legendgroup=name,
         showlegend=False,
         marker={"symbol": "line-ns-open", "size": 10, "color": colour, "line": {"width": 1.2}},
-        hovertext=[_hover(row, name) for row in first.to_dict("records")],
+        hovertext=[_hover(row, name) for row in first.assign(prompt=prompt_labels(first)).to_dict("records")],
         hovertemplate="%{hovertext}<br>projection %{x:.4g}, cosine %{customdata:.3f}<extra></extra>",
     )
 

@@ -16,6 +16,7 @@ from .labels import (
     level,
     levels,
     number,
+    prompt_labels,
     require_columns,
     start_of,
     target_of,
@@ -160,7 +161,7 @@ def _strip(rows: pd.DataFrame, colour: str) -> go.Scatter:
         mode="markers",
         showlegend=False,
         marker={"symbol": "line-ns-open", "size": 10, "color": colour, "line": {"width": 1.2}},
-        hovertext=[wrapped(prompt) for prompt in first["prompt"]],
+        hovertext=[wrapped(prompt) for prompt in prompt_labels(first)],
         hovertemplate="%{hovertext}<br><b>slope %{x:.4g}</b>, r² %{customdata:.2f}<extra></extra>",
     )
 

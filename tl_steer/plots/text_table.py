@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ..arguments import checked
-from .labels import SPECIAL, escape, require_columns, shortened
+from .labels import SPECIAL, escape, prompt_labels, require_columns, shortened
 from .template import GRID, INK, WIDTH, multiplier_colours, styled, translucent
 
 SIZE = 11  # of the font, in pixels
@@ -48,7 +48,7 @@ def texts(table: pd.DataFrame, *, most: int = 8, longest: int = 400) -> go.Figur
     if most < 1 or longest < 20:
         raise ValueError(f"plots.texts: most={most} must be at least 1, and longest={longest} at least 20.")
     shown, names = _shown(table, most)
-    prompts, is_short = _own_parts([_tidy(prompt) for prompt in shown["prompt"]])
+    prompts, is_short = _own_parts([_tidy(prompt) for prompt in prompt_labels(shown)])
     if "draw" in shown:
         prompts = [f"{prompt}\n(draw {draw})" for prompt, draw in zip(prompts, shown["draw"], strict=True)]
     columns = [prompts, *([_tidy(text) for text in shown[name]] for name in names)]
@@ -78,7 +78,7 @@ def texts(table: pd.DataFrame, *, most: int = 8, longest: int = 400) -> go.Figur
 def _shown(table: pd.DataFrame, most: int) -> tuple[pd.DataFrame, list[str]]:
     """The rows to show, and the names of the columns of texts."""
     require_columns(table, ["prompt"], figure="texts", maker="evaluation.side_by_side(sweep_table)")
-    names = [name for name in table.columns if name not in ("prompt_id", "draw", "prompt")]
+    names = [name for name in table.columns if name not in ("prompt_id", "draw", "prompt", "label")]
     if not names:
         raise ValueError("plots.texts: the table has no column of texts.")
     if "multiplier" in names:

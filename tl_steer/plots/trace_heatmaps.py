@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..arguments import checked
-from .labels import counted, escape, interval, level, number, require_columns, visible, wrapped
+from .labels import counted, escape, interval, level, number, prompt_labels, require_columns, visible, wrapped
 from .marks import layer_step
 from .template import DIVERGING, INK, spaced, styled
 
@@ -120,7 +120,7 @@ def _empty(panels: dict[str, pd.DataFrame]) -> go.Figure:
 
 
 def _heatmap(rows: pd.DataFrame, name: str, value: str, grid: _Grid) -> go.Heatmap:
-    prompts = rows["prompt"].unique() if "prompt" in rows else []
+    prompts = prompt_labels(rows)[~rows["prompt"].duplicated()].tolist() if "prompt" in rows else []
     below = f"<br>{wrapped(prompts[0])}" if len(prompts) == 1 else ""
     return go.Heatmap(
         x=grid.positions,

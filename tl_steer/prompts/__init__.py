@@ -7,6 +7,7 @@ from .data import (
     read_misconceptions,
     read_neutral,
     read_pairs,
+    read_questions,
     read_reviews,
 )
 from .honesty import honesty_pairs
@@ -36,6 +37,7 @@ __all__ = [
     "read_misconceptions",
     "read_neutral",
     "read_pairs",
+    "read_questions",
     "read_reviews",
     "sentiment_questions",
     "sided_factors",

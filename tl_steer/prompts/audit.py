@@ -36,6 +36,9 @@ def audit(pairs: ContrastPairs, *, tokenizer: Any = None) -> pd.DataFrame:
         last word or sign. More than 20 of them are one row, "commoner on the positive side", which counts
         the prompts on either side that end in such a token.
 
+        "repeated text" counts the prompts whose text occurs again on the "same side" or on "both sides": such
+        a prompt is positive and negative. It has no difference, and without any such prompt no row.
+
     Source: standardised differences as a measure of balance, Austin 2009 (Statistics in Medicine 28:3083).
     """
     rows = [
@@ -51,7 +54,7 @@ def audit(pairs: ContrastPairs, *, tokenizer: Any = None) -> pd.DataFrame:
     else:
         ids = [[tokenizer(text, add_special_tokens=False)["input_ids"] for text in side] for side in sides]
         ends = [[_shown(tokenizer.decode(each[-1:])) for each in side] for side in ids]
-    rows += _last_tokens(*ends)
+    rows += _last_tokens(*ends) + _repeats(sides)
     rows.append(_sizes("length (characters)", sides))
     if ids is not None:
         rows.append(_sizes("tokens", ids))
@@ -75,6 +78,17 @@ def _last_tokens(positive: Sequence[str], negative: Sequence[str]) -> list[tuple
     commoner = Counter(positive) - Counter(negative)
     hits = ([token in commoner for token in side] for side in (positive, negative))
     return [_counted(LAST_TOKEN, "commoner on the positive side", *hits)]
+
+
+def _repeats(sides: Sequence[Sequence[str]]) -> list[tuple]:
+    """Rows of the prompts whose text occurs again on the same side, and on the other side."""
+    texts = [[" ".join(text.split()) for text in side] for side in sides]
+    counts = [Counter(side) for side in texts]
+    own = [[count[text] > 1 for text in side] for side, count in zip(texts, counts, strict=True)]
+    other = [[text in count for text in side] for side, count in zip(texts, reversed(counts), strict=True)]
+    hits = {"same side": map(sum, own), "both sides": map(sum, other)}
+    rows = [("repeated text", level, *counts, np.nan) for level, counts in hits.items()]
+    return [row for row in rows if row[2] or row[3]]
 
 
 def _counted(factor: str, level: str, positive: Sequence[bool], negative: Sequence[bool]) -> tuple:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..arguments import checked
 from ..models import ChatFormat
-from .pairs import ContrastPairs, contrast_pairs
+from .pairs import ContrastPairs, contrast_pairs, truth_labels
 
 Style = Literal["letters", "words"]
 Wording = Literal["plain", "study"]
@@ -71,8 +71,9 @@ def honesty_pairs(
         raise ValueError(f"claims lack the columns {missing}: read them with read_claims.")
     if wrong := [each for each in claims["statement"] if not isinstance(each, str)]:
         raise ValueError(f"claims must be texts, and {wrong[0]!r:.60} is none.")
-    if not claims["label"].isin([0, 1]).all():
+    if (labels := truth_labels(claims["label"])).isna().any():
         raise ValueError(f"labels must be 1 (true) or 0 (false); got {claims['label'].unique().tolist()}.")
+    claims = claims.assign(label=labels.astype(int))
     rows = _sharing_claim(claims) if shared == "claim" else _sharing_letter(claims)
     prompts = partial(_prompts, rows, chat, style, persona, wording)
     return contrast_pairs(prompts("positive"), prompts("negative"), factors=_factors(rows, style, shared))
@@ -100,15 +101,16 @@ def answered_prompt(
 
 
 def _sharing_claim(claims: pd.DataFrame) -> list[dict]:
-    """Each claim once, answered rightly and wrongly."""
+    """Each claim once, answered rightly and wrongly; a claim that is repeated stays in one group."""
+    groups = {claim: group for group, claim in enumerate(dict.fromkeys(claims["statement"]))}
     return [
         {
-            "group": group,
+            "group": groups[claim.statement],
             "claim_positive": claim.statement, "claim_negative": claim.statement,
             "truth_positive": claim.label, "truth_negative": claim.label,
             "answer_positive": bool(claim.label), "answer_negative": not claim.label,
         }
-        for group, claim in enumerate(claims.itertuples())
+        for claim in claims.itertuples()
     ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from ..arguments import checked
+from ..arguments import checked, short_repr
 
 SIDES = ("positive", "negative")
 Rows = Iterable[Any]  # their numbers, or true and false a row: a list, an array, a column
@@ -21,26 +21,56 @@ class ContrastPairs:
     """Positive and negative prompts, pair by pair.
 
     Attributes:
-        positive, negative: the two sides, as text.
-        factors: a row a pair. What differs between the sides has two columns (`letter_positive`,
-            `letter_negative`); `group` names what a split keeps together.
+        positive, negative: the two sides, as text. A `ChatPrompt` keeps the message that it is made of.
+        factors: one row per pair. What differs between the sides has two columns (`letter_positive`,
+            `letter_negative`); `group` names what a split keeps together. Without a column `group`, each
+            pair is a group of its own, and so are copies of a pair.
+
+    Raises:
+        ValueError: no pairs, unequal numbers, an empty prompt, or factors of another length.
     """
 
-    positive: tuple[str, ...]
-    negative: tuple[str, ...]
-    factors: pd.DataFrame
+    positive: Sequence[str]
+    negative: Sequence[str]
+    factors: pd.DataFrame | None = None
+
+    def __post_init__(self) -> None:
+        positive, negative = (tuple(getattr(self, side)) for side in SIDES)
+        count = len(positive)
+        if count != len(negative):
+            raise ValueError(
+                f"{count} positive and {len(negative)} negative prompts: pairs need as many of each."
+            )
+        if not count:
+            raise ValueError("no pairs given; pass at least one positive and one negative prompt.")
+        for side, prompts in (("positive", positive), ("negative", negative)):
+            for row, prompt in enumerate(prompts):
+                if not prompt.strip():
+                    raise ValueError(f"{side} prompt {row} is empty.")
+        known = pd.DataFrame(index=range(count)) if self.factors is None else self.factors
+        if len(known) != count:
+            raise ValueError(f"{len(known)} rows of factors for {count} pairs: expected one row per pair.")
+        known = known.reset_index(drop=True)
+        if "group" not in known:
+            numbers: dict[tuple[str, str], int] = {}
+            sides = zip(positive, negative, strict=True)
+            known = known.assign(group=[numbers.setdefault(pair, len(numbers)) for pair in sides])
+        for name, value in (("positive", positive), ("negative", negative), ("factors", known)):
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.positive)
 
+    __repr__ = short_repr
+
     @checked
     def subset(self, rows: Rows) -> "ContrastPairs":
-        """Some of the pairs: `rows` counted from 0, in the order given, or true and false a pair."""
+        """Some of the pairs: `rows` counted from 0, in the order given, or true and false per pair."""
         rows = row_numbers(rows, len(self))
         return ContrastPairs(
-            tuple(self.positive[row] for row in rows),
-            tuple(self.negative[row] for row in rows),
-            self.factors.iloc[rows].reset_index(drop=True),
+            [self.positive[row] for row in rows],
+            [self.negative[row] for row in rows],
+            self.factors.iloc[rows],
         )
 
 
@@ -55,28 +85,19 @@ def contrast_pairs(
 
     Args:
         positive, negative: as many of each.
-        factors: a row a pair, of what is known of it; see `ContrastPairs`. Without a column `group`, each
-            pair is a group of its own.
+        factors: one row per pair, of what is known of it; see `ContrastPairs`.
 
     Raises:
-        ValueError: no pairs, unequal numbers, an empty prompt, or factors of another length.
+        ValueError: as `ContrastPairs`.
     """
-    if len(positive) != len(negative):
-        raise ValueError(
-            f"{len(positive)} positive and {len(negative)} negative prompts: pairs need as many of each."
-        )
-    if not positive:
-        raise ValueError("no pairs given; pass at least one positive and one negative prompt.")
-    for side, prompts in (("positive", positive), ("negative", negative)):
-        for row, prompt in enumerate(prompts):
-            if not prompt.strip():
-                raise ValueError(f"{side} prompt {row} is empty.")
-    known = pd.DataFrame(index=range(len(positive))) if factors is None else factors.reset_index(drop=True)
-    if len(known) != len(positive):
-        raise ValueError(f"{len(known)} rows of factors for {len(positive)} pairs: give a row a pair.")
-    if "group" not in known:
-        known = known.assign(group=range(len(positive)))
-    return ContrastPairs(tuple(positive), tuple(negative), known.copy())
+    return ContrastPairs(positive, negative, factors)
+
+
+def truth_labels(labels: pd.Series) -> pd.Series:
+    """Labels as 1 and 0, from numbers, booleans, or "true" and "false" in any case; NaN for anything else."""
+    texts = labels.astype(str).str.strip().str.casefold().replace({"true": "1", "false": "0"})
+    numbers = pd.to_numeric(texts, errors="coerce")
+    return numbers.where(numbers.isin([0, 1]))
 
 
 def row_numbers(rows: Rows, count: int) -> list[int]:

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from ..arguments import checked
-from ..models import ChatFormat
+from ..arguments import checked, short_repr
+from ..models import ChatFormat, ChatPrompt, prompt_label
 from .honesty import Wording, answered_prompt, claim_question
-from .pairs import Rows, row_numbers
+from .pairs import Rows, row_numbers, truth_labels
 
 MISCONCEPTION = {
     "plain": "{question}\n\nChoices:\n(A) {first}\n(B) {second}",
@@ -26,7 +29,7 @@ class ChoiceQuestions:
     """Prompts, each with two choices that are appended exactly as written.
 
     Args:
-        prompts: what is asked.
+        prompts: what is asked. A `ChatPrompt` keeps the message that it was rendered from.
         choices: a pair a prompt. The first is the *signal* meaning ("true", "positive"), whatever letter it
             wears.
         answers: 0 or 1 a prompt, which of its choices is right; `None` where none is.
@@ -70,6 +73,60 @@ class ChoiceQuestions:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    __repr__ = short_repr
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What tables and figures call each prompt: its user message, or the prompt itself."""
+        return tuple(map(prompt_label, self.prompts))
+
+    @classmethod
+    @checked
+    def from_frame(
+        cls,
+        table: pd.DataFrame,
+        *,
+        prompt: str = "prompt",
+        choices: Sequence[str] = ("first", "second"),
+        answer: str | None = None,
+        factors: Sequence[str] = (),
+        chat: ChatFormat | None = None,
+    ) -> "ChoiceQuestions":
+        """Questions from a table, one per row.
+
+        Args:
+            table: any table of yours.
+            prompt: the column of prompts.
+            choices: the two columns of choices, that of the signal first.
+            answer: the column that says which choice is right: its index (0 or 1), or its text, where case
+                and the space around it do not count.
+            factors: the columns to keep as factors.
+            chat: renders each prompt as a user message. Each choice then begins the model's turn, so that the
+                space around it is that of the format instead of its own.
+
+        Raises:
+            ValueError: a column that is not there or there twice, a prompt or choice that is not text, an
+                answer that is neither an index nor a choice, or could be either; and as the constructor.
+        """
+        names = [prompt, *choices, *([] if answer is None else [answer]), *factors]
+        if len(choices) != 2:
+            raise ValueError(f"choices={list(choices)}: expected the names of two columns.")
+        if wrong := [name for name in names if list(table.columns).count(name) != 1]:
+            raise ValueError(
+                f"the table needs one column each of {wrong}; it has {list(table.columns)}: "
+                "name its columns in prompt=…, choices=…, answer=… and factors=…."
+            )
+        for name in names[:3]:
+            if wrong := [(row, cell) for row, cell in enumerate(table[name]) if not isinstance(cell, str)]:
+                raise ValueError(f"row {wrong[0][0]}: {name} is {wrong[0][1]!r:.60}, expected text.")
+        prompts, pairs = list(table[prompt]), list(zip(*(table[name] for name in choices), strict=True))
+        if chat is not None:
+            prompts, pairs = map(list, zip(*map(partial(_in_chat, chat), prompts, pairs), strict=True))
+        answers = None
+        if answer is not None:
+            answers = [_index(row, *both) for row, both in enumerate(zip(table[answer], pairs, strict=True))]
+        return cls(prompts, pairs, answers, table[list(factors)] if factors else None)
+
     @checked
     def subset(self, rows: Rows) -> "ChoiceQuestions":
         """Some of the questions: `rows` counted from 0, in the order given, or true and false a question."""
@@ -80,6 +137,30 @@ class ChoiceQuestions:
             answers=None if self.answers is None else [self.answers[row] for row in rows],
             factors=None if self.factors is None else self.factors.iloc[rows].reset_index(drop=True),
         )
+
+
+def _in_chat(chat: ChatFormat, message: str, pair: tuple[str, str]) -> tuple[str, tuple[str, ...]]:
+    """A message as a prompt, and its choices as they continue it: a space between them is the choices'."""
+    choices = [choice.strip() for choice in pair]
+    rendered = [chat.render(message, answer_prefix=choice) for choice in choices]
+    prompt = rendered[0].removesuffix(choices[0]).rstrip(" ")
+    return ChatPrompt(prompt, user=message, chat=chat), tuple(text.removeprefix(prompt) for text in rendered)
+
+
+def _index(row: int, answer: Any, pair: tuple[str, str]) -> int:
+    """Which of two choices an answer is, by its index or its text."""
+    texts = [choice.strip().casefold() for choice in pair]
+    is_index = not isinstance(answer, bool | np.bool_) and answer in (0, 1, "0", "1")
+    indices = {index for index in (0, 1) if texts[index] == str(answer).strip().casefold()}
+    indices |= {int(answer)} if is_index else set()
+    if len(indices) != 1:
+        problem = "could be either" if indices else "is neither an index nor a choice"
+        raise ValueError(
+            f"row {row}: the answer {answer!r:.60} to the choices {pair!r:.60} {problem}: expected 0 or 1, "
+            "the index of the right choice, or its text. Of a label (1: the first choice is right), "
+            "give the column 1 - label."
+        )
+    return indices.pop()
 
 
 @checked
@@ -97,12 +178,12 @@ def sentiment_questions(
         ValueError: no reviews, a column missing, an empty review, or labels other than 0 and 1.
     """
     _require_columns(reviews, "reviews", "review")
+    labels = truth_labels(reviews["label"])
     shown = "".join(f'Review: "{review}"\nSentiment: {answer}\n\n' for review, answer in examples)
-    prompts = [f'{shown}Review: "{review}"\nSentiment:' for review in reviews["review"]]
-    kinds = reviews["label"].map({1: "positive", 0: "negative"})
-    return _questions(
-        prompts, [(" positive", " negative")] * len(prompts), reviews["label"], kinds.rename("kind")
-    )
+    requests = [f'Review: "{review}"\nSentiment:' for review in reviews["review"]]
+    prompts = [ChatPrompt(shown + each, each) for each in requests]
+    kinds = labels.map({1: "positive", 0: "negative"})
+    return _questions(prompts, [(" positive", " negative")] * len(prompts), labels, kinds.rename("kind"))
 
 
 @checked
@@ -129,8 +210,9 @@ def claim_questions(
         answered_prompt(claim_question(claim, wording=wording), answer, chat, wording)
         for claim in claims["statement"]
     ]
-    kinds = claims["label"].map({1: "true", 0: "false"})
-    return _questions(prompts, [("A", "B")] * len(prompts), claims["label"], kinds.rename("truth"))
+    labels = truth_labels(claims["label"])
+    kinds = labels.map({1: "true", 0: "false"})
+    return _questions(prompts, [("A", "B")] * len(prompts), labels, kinds.rename("truth"))
 
 
 @checked
@@ -179,7 +261,7 @@ def _require_columns(table: pd.DataFrame, kind: str, *texts: str, label: bool = 
     for name in texts:
         if wrong := [cell for cell in table[name] if not isinstance(cell, str) or not cell.strip()]:
             raise ValueError(f"{kind}: {name} must be text that is not empty; got {wrong[0]!r:.60}.")
-    if label and not table["label"].isin([0, 1]).all():
+    if label and truth_labels(table["label"]).isna().any():
         raise ValueError(f"{kind}: labels must be 1 or 0; got {list(table['label'].unique())!r:.100}.")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ...prompts.pairs import truth_labels
 from .items import naming_item
 
 QUOTATION_MARKS = "\"'“”‘’"
@@ -27,7 +28,9 @@ def labels_of_items(
     if {"statement", "label"} <= set(labels):
         rows = _claims_of(prompts, labels["statement"].tolist(), file)
         claims = labels.iloc[rows].reset_index(drop=True)
-        answers = [1 - label for label in _zeros_and_ones(claims["label"], file)]
+        known = claims["label"].astype(object)
+        known = truth_labels(known).where(truth_labels(known).notna(), known)
+        answers = [1 - label for label in _zeros_and_ones(known, file)]
         truth = pd.Series(["false" if answer else "true" for answer in answers], name="truth")
         further = claims.drop(columns=["statement", "label"])
         if "truth" in further:

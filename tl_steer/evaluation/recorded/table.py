@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ...arguments import checked
+from ...writing import read_text
 from ..reading import read_answer
 from ..tables import UNSTEERED, asked_table, assembled, written_answers
 from .items import UNSTEERED_CELL, Item, RecordedCell, naming_item, recorded_draws, recorded_items
@@ -154,7 +155,4 @@ def _content(path: str | Path) -> str:
         return own.read_text(encoding="utf-8")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is neither a file nor 'recorded_example'.")
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} cannot be read as UTF-8: {error}") from error
+    return read_text(Path(path))

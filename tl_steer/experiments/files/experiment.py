@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...arguments import short_repr
 from ...models import ORGANISMS
 from .directions import ActivationAddition, Directions, MeanDifference
 from .questions import Damage, Questions, Sweep, Text
@@ -40,6 +41,8 @@ class Experiment:
     separation: Separation = field(default_factory=Separation)
     source: str = field(default="", repr=False)
     folder: Path = field(default_factory=Path)
+
+    __repr__ = short_repr
 
     def __post_init__(self) -> None:
         if self.directions is None:

@@ -11,11 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from ...arguments import checked
+from ...writing import read_text
 from .experiment import Experiment
 
 NOT_IN_FILES = ("source", "folder")
 
 
+@checked
 def read_experiment(path: str | Path) -> Experiment:
     """Read and check an experiment file.
 
@@ -29,7 +32,7 @@ def read_experiment(path: str | Path) -> Experiment:
     """
     file, folder = _found(path)
     try:
-        source = file.read_bytes().decode("utf-8")
+        source = read_text(file)
         values = tomllib.loads(source)
     except RecursionError as error:
         raise ValueError(f"{file.name} is nested too deeply for a TOML file of experiments.") from error

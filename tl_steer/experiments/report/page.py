@@ -5,6 +5,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from ...arguments import checked
 from ...writing import atomic
 from ..results import REPORT, Results
 from .effects import effect_finding
@@ -25,6 +26,7 @@ from .sections import Section
 from .texts import text_rows
 
 
+@checked
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` into a run folder, from the files that lie there.
 

@@ -71,6 +71,10 @@ def _some_layers(results: Results) -> list[int]:
 def _factor_by_side(table: pd.DataFrame) -> str | None:
     """A factor that differs between the sides of a pair (the letter), to be told apart from the behaviour."""
     known = list(table.columns)
-    factors = [name for name in known[known.index("prompt") + 1 : known.index("PC1")] if name != "group"]
+    factors = [
+        name
+        for name in known[known.index("prompt") + 1 : known.index("PC1")]
+        if name not in ("group", "label")
+    ]
     few = [name for name in factors if 2 <= table[name].nunique() <= MOST_MARKERS]
     return next((name for name in few if table.groupby(["layer", "pair"])[name].nunique().max() > 1), None)

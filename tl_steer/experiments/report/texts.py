@@ -8,6 +8,7 @@ from itertools import takewhile
 import pandas as pd
 
 from ...evaluation.tables import DRAW, UNSTEERED, rows_of, text_keys
+from ...plots.labels import prompt_labels
 from .tables import Table
 from .wording import signed
 
@@ -63,7 +64,7 @@ def answer_table(rows: pd.DataFrame, cells: Sequence[pd.Series], *, factor: str,
     unread = unsteered[steered[0]["choice"].reindex(unsteered.index).isna()]
     shown = pd.concat([unsteered.groupby(factor).head(each), unread.head(each)])
     shown = shown[~shown.index.duplicated()].sort_values(factor, kind="stable")
-    told = dict(zip(unsteered.index, without_shared_ends(list(unsteered["prompt"])), strict=True))
+    told = dict(zip(unsteered.index, without_shared_ends(list(prompt_labels(unsteered))), strict=True))
     answers = [
         [told[place], row[factor], *(_read(side.loc[place], row) for side in (unsteered, *steered))]
         for place, row in shown.iterrows()
