@@ -16,8 +16,9 @@ from .cells import Cell
 Norms = Mapping[tuple[str, int], float]  # the unsteered stream's typical norm by hook and layer
 CELLS = 32  # in a chunk, at most
 SECONDS = 10.0  # estimated, per chunk: what a kill loses; each chunk repeats the clean pass
-# Floating-point operations per second, on the slow side: the same for every machine, so that chunks are too.
-SPEED = {"cpu": 1e11, "cuda": 1e13}
+# Assumed floating-point operations per second (two cores; a large GPU). Not measured, so that a sweep has the
+# same chunks on every machine.
+SPEED = {"cpu": 2e11, "cuda": 1e14}
 
 
 @dataclass(frozen=True, eq=False)
