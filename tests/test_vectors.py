@@ -127,6 +127,21 @@ def test_weighted_takes_the_layers_named_with_their_weights():
         made.weighted({3: 1.0, -1: 1.0})
     with pytest.raises(ValueError, match="no layers given"):
         made.weighted({})
+    with pytest.raises(IndexError, match="layer 4 is out of range"):
+        made.weighted({4: 1.0})
+    with pytest.raises(TypeError):
+        made.weighted({3: "1"})
+    for weight in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"weights=\{{3: {weight}\}}: expected finite numbers"):
+            made.weighted({3: weight})
+
+
+def test_in_asks_for_a_layer():
+    made = vectors()
+    for layer in (1, 3, -1, -3, np.int64(3)):
+        assert layer in made
+    for other in (0, 2, -2, 4, -5, True, 1.0, "1", None, made[1], [1]):
+        assert other not in made
 
 
 def test_a_vector_is_placed_elsewhere_with_its_provenance():

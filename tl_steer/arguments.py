@@ -8,8 +8,11 @@ import functools
 import inspect
 import re
 import reprlib
+import sys
+import traceback
 import types
 import typing
+import warnings
 from collections.abc import Callable, Hashable, Iterator, MappingView
 from typing import Any, Literal, TypeVar
 
@@ -19,6 +22,8 @@ import torch
 from typeguard import CollectionCheckStrategy, ForwardRefPolicy, TypeCheckError, check_type
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
+# Between a user's line and this package: context managers, hooks, tables, run-time checks of tests.
+RUNNERS = ("contextlib", "jaxtyping", "pandas", "torch", "transformer_lens", "transformers", "typeguard")
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 
@@ -44,6 +49,17 @@ def require_characters(text: str, what: str) -> None:
     """Raise `ValueError` for half of a surrogate pair, which no tokenizer, table or file takes."""
     if re.search("[\ud800-\udfff]", text):
         raise ValueError(f"{what} {text!r:.60} has half of a surrogate pair, which is no character.")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the user's code that called this package, through however many functions."""
+    names = [
+        each.f_globals.get("__name__", "").partition(".")[0]
+        for each, _ in traceback.walk_stack(sys._getframe())
+    ]
+    outermost = max(depth for depth, name in enumerate(names) if name == names[0])
+    outside = (depth for depth in range(outermost + 1, len(names)) if names[depth] not in RUNNERS)
+    warnings.warn(message, category, stacklevel=next(outside, outermost) + 1)
 
 
 def _checking(function: Checked, name: str) -> Checked:

@@ -5,15 +5,22 @@ from numbers import Integral
 import numpy as np
 
 
-def require_seed(seed: int) -> int:
-    """The seed, if it is one that all generators take.
+def require_seed(seed: int, *, bits: int | None = None) -> int:
+    """The seed as a Python integer.
+
+    Args:
+        seed: of any size.
+        bits: that a generator takes (32 for pandas, 64 for torch): larger seeds are hashed to as many.
 
     Raises:
-        ValueError: no whole number, a negative one, or one of more than 63 bits.
+        ValueError: not a whole number, or a negative one.
     """
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!s:.40}: give a whole number from 0 to 2**63 - 1.")
-    return int(seed)
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed={seed!s:.40}: expected a whole number. Give 0 or more.")
+    seed = int(seed)
+    if bits is None or seed < 2**bits:
+        return seed
+    return int.from_bytes(np.random.SeedSequence(seed).generate_state(bits // 32).tobytes(), "little")
 
 
 def derived_seed(seed: int, *places: int) -> int:

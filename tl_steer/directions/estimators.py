@@ -203,7 +203,7 @@ def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
 
 def _drawn(shape: Sequence[int], seed: int) -> Float[Tensor, "*batch d_hook"]:
     """Unit vectors, each uniform on the sphere."""
-    generator = torch.Generator().manual_seed(require_seed(seed))
+    generator = torch.Generator().manual_seed(require_seed(seed, bits=64))
     return _unit(torch.randn(tuple(shape), generator=generator, dtype=torch.float64))
 
 

@@ -1,8 +1,9 @@
 """Steering vectors as immutable values that know which model, hook and layers they belong to."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -269,6 +270,12 @@ class SteeringVectors(_Algebra):
     def __repr__(self) -> str:
         return f"SteeringVectors({self._told()}, layers {list(self.layers)}, {self.identity.name})"
 
+    def __contains__(self, layer: object) -> bool:
+        """Whether there is a vector at a layer; negatives count from the model's end."""
+        n_layers = self.identity.n_layers
+        counts = isinstance(layer, Integral) and not isinstance(layer, bool)
+        return counts and -n_layers <= layer < n_layers and layer % n_layers in self.layers
+
     def __iter__(self) -> Iterator[SteeringVector]:
         return (self[layer] for layer in self.layers)
 
@@ -291,11 +298,14 @@ class SteeringVectors(_Algebra):
         """Only the layers named in `weights`, each vector times its weight (`{17: 1.0, 31: -0.5}`).
 
         Raises:
-            IndexError: a layer that the model does not have, or that has no vector here.
-            TypeError: a weight that is no number.
-            ValueError: no layer, or one named twice.
+            IndexError: a layer that the model does not have.
+            KeyError: a layer that has no vector here.
+            TypeError: a weight that is not a number.
+            ValueError: no layers, one named twice, or a weight that is not finite.
         """
         rows = [self._row(layer) for layer in resolve_layers(tuple(weights), self.identity.n_layers)]
+        if not all(map(math.isfinite, weights.values())):
+            raise ValueError(f"weights={weights!r:.200}: expected finite numbers. Give 0.0 for no vector.")
         factors = torch.tensor([_number(weight) for weight in weights.values()])
         layers = tuple(self.layers[row] for row in rows)
         chosen = replace(self, values=self.values[rows], layers=layers, stream_norm=self.stream_norm[rows])

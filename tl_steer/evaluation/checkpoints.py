@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import socket
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..arguments import warn
 from ..writing import atomic
 from .chunks import Answers
 from .digests import digest
@@ -134,10 +134,9 @@ def _begun(folder: Path, out: Path, plan: Plan, memory: int) -> int:
             f"with to go on, write this one elsewhere, or delete {folder} to begin anew."
         )
     if told := differences(begun["packages"], packages):
-        warnings.warn(
+        warn(
             f"{out} goes on with other packages than it was begun with: {told}. Where numbers must not "
             "depend on them, install those again, or begin anew elsewhere.",
-            stacklevel=5,
         )
     return begun["memory"]
 

@@ -2,14 +2,13 @@
 
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..arguments import checked
+from ..arguments import checked, warn
 from .backend import HookedModel
 from .chat_template import DATE, answer_gap, depends_on_date, first_tag, render_template, space
 from .processing import architecture_of
@@ -145,17 +144,15 @@ def chat_format(model: HookedModel, **template_variables: Any) -> ChatFormat:
     """
     chat = detected_format(model, template_variables)
     if writes_date(chat):
-        warnings.warn(
+        warn(
             "this model's chat template writes the current date: prompts differ from day to day. Set the "
             f'date with chat_format(model, strftime_now="{date.today().isoformat()}").',
-            stacklevel=3,
         )
     if chat.kind == "plain" and _may_be_llama_2_chat(model):
-        warnings.warn(
+        warn(
             f"no chat format was recognised for {model.cfg.model_name!r}, which has Llama-2's tokenizer and "
             'no chat template: prompts are plain text. For Llama-2-chat, use ChatFormat("llama-2", '
             'model.tokenizer); for a base model, ChatFormat("plain", model.tokenizer).',
-            stacklevel=3,
         )
     return chat
 

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..arguments import checked
+from ..arguments import checked, warn
 from . import bridge
 from .adapters import merged, require_peft
 from .backend import BACKENDS, DEFAULT_BACKEND, HookedTransformer
@@ -205,9 +204,8 @@ def _require_equal(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]
     try:
         problem = shortfall(model, hf_model, float32_twin)
     except torch.OutOfMemoryError:
-        warnings.warn(
+        warn(
             f"{model.cfg.model_name} was not compared with the Hugging Face model: out of memory.",
-            stacklevel=5,
         )
         return
     except (RuntimeError, AttributeError, LookupError, AssertionError, TypeError) as error:
