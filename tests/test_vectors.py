@@ -154,7 +154,7 @@ def test_a_vector_is_placed_elsewhere_with_its_provenance():
     assert (placed.method, placed.identity) == (made.method, made.identity)
     assert placed.stream_norm.isnan().all()
     with pytest.raises(
-        ValueError, match=r"norm is not known at these layers: give \.at\(…, stream_norm=…\) one"
+        ValueError, match=r"norm at layers \[0, 3\] is not known.*prompts=….*\.at\(layers=…, stream_norm=…\)"
     ):
         placed.scaled_to(dose=0.3)
     known = made.at(layers=2, stream_norm=[20.0]).scaled_to(dose=0.3)
@@ -162,6 +162,27 @@ def test_a_vector_is_placed_elsewhere_with_its_provenance():
     assert float(known.values.norm()) == pytest.approx(6.0, rel=1e-5)
     with pytest.raises(IndexError, match="out of range"):
         made.at(layers=4)
+
+
+def test_stream_norms_are_looked_up_by_layer():
+    made = vectors()[1]
+    norms = {3: 40.0, 0: 7.0, 2: 20.0}
+    source = vectors(layers=(3, 0, 2), norms=tuple(norms.values()))
+    for known in (norms, {-1: 40.0, 0: 7.0, -2: 20.0}, source):
+        placed = made.at(layers=[0, 2, 3], stream_norm=known)
+        assert placed.stream_norm.tolist() == [7.0, 20.0, 40.0]
+        assert placed.scaled_to(dose=0.5).norms().tolist() == pytest.approx([3.5, 10.0, 20.0])
+        with pytest.raises(KeyError, match=r"expected layers \[1\] too"):
+            made.at(layers=[1, 0], stream_norm=known)
+    assert made.at(layers=[3, 0], stream_norm=[1.0, 2.0]).stream_norm.tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"has 3 numbers: expected one for each of layers \[0\]"):
+        made.at(layers=0, stream_norm=source.stream_norm)
+    with pytest.raises(ValueError, match="expected norms of resid_pre"):
+        made.at(layers=0, hook="resid_pre", stream_norm=source)
+    for part in (source.weighted({2: 1.0, 3: 1.0}), source[2] + source[2], source * 2.0, -source, source[-2]):
+        assert dict(
+            zip(part.layers, torch.as_tensor(part.stream_norm).reshape(-1).tolist(), strict=True)
+        ) == {layer: norms[layer] for layer in part.layers}
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ import torch
 from typeguard import CollectionCheckStrategy, ForwardRefPolicy, TypeCheckError, check_type
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
-# Between a user's line and this package: context managers, hooks, tables, run-time checks of tests.
-RUNNERS = ("contextlib", "jaxtyping", "pandas", "torch", "transformer_lens", "transformers", "typeguard")
+# What may run between a user's line and this package: context managers, callbacks of tables, hooks.
+RUNNERS = ("contextlib", "functools", "pandas", "torch", "transformer_lens", "transformers")
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 
@@ -190,6 +190,8 @@ def _tip(value: Any, hint: Any) -> str:
         return f" Put it in a list: [{_shown(value)}]."
     if isinstance(value, list | tuple) and len(value) == 1 and _fits(value[0], hint):
         return " Take it out of its list."
+    if isinstance(value, list | tuple | dict):
+        return next((each.from_numbers for each in _kinds(hint) if hasattr(each, "from_numbers")), "")
     return ""
 
 

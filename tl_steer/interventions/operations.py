@@ -8,7 +8,6 @@
 | `Ablate(layer)` | zero, or the value given |
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations import Activations
-from ..arguments import checked
+from ..arguments import checked, warn
 from ..directions import SteeringVector, SteeringVectors
 from ..models import ModelIdentity, resolve_layers
 from ..positions import Positions, PromptTokens, all_tokens, span
@@ -100,8 +99,12 @@ class Add:
         vector: one vector, or one for each of several layers.
         multiplier: the number in front of it, sign included.
         positions: at which tokens.
+        allow_zero: accept vectors of length zero, which change nothing at their layer.
 
-    Warns if a vector has length zero, which changes nothing at its layer.
+    Raises:
+        ValueError: a vector of length zero; names its layer.
+
+    Warns if the doses of several layers sum to more than 1, where the stream norms are known.
 
     Source: activation addition, Turner et al. 2023 (arXiv 2308.10248), section 3.
     """
@@ -109,6 +112,23 @@ class Add:
     vector: Vectors
     multiplier: float = 1.0
     positions: Positions = field(default_factory=all_tokens)
+    allow_zero: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        vectors = self.vector.as_vectors()
+        zero = [vector.layer for vector in vectors if not bool(vector.values.any())]
+        if zero and not self.allow_zero:
+            raise ValueError(
+                f"Add: the vector ({vectors.method}) has length zero at layers {zero}: expected one that "
+                "changes something. Leave these layers out, or give allow_zero=True."
+            )
+        doses = abs(self.multiplier) * vectors.norms() / vectors.stream_norm
+        if len(vectors) > 1 and (total := float(doses.nansum())) > 1:
+            warn(
+                f"Add(multiplier={self.multiplier:g}) at {len(vectors)} layers at once: their doses sum to "
+                f"{total:.2g}, more than the residual stream's own norm. Divide the multiplier by "
+                f"{len(vectors)}, or scale the vectors with scaled_to(dose={1 / len(vectors):.2g}) or less."
+            )
 
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
@@ -116,13 +136,6 @@ class Add:
         if self.vector.has_positions:
             positions = positions & _first(self.vector.values.shape[-2])
         described = f"Add(multiplier={self.multiplier:g})"
-        for vector in self.vector.as_vectors():
-            if not bool(vector.values.any()):
-                warnings.warn(
-                    f"{described} at layer {vector.layer} changes nothing: the vector ({vector.method}) has "
-                    "length zero.",
-                    stacklevel=2,
-                )
         return [
             _edit(vector, positions, described, self._adding(vector)) for vector in self.vector.as_vectors()
         ]
@@ -144,12 +157,18 @@ class ProjectOut:
         strength: 1 removes, 2 reflects.
         positions: at which tokens.
 
+    Raises:
+        ValueError: a vector of length zero, which has no direction; names its layer.
+
     Source: directional ablation, Arditi et al. 2024 (arXiv 2406.11717), section 2.4.
     """
 
     vector: Vectors
     strength: float = 1.0
     positions: Positions = field(default_factory=all_tokens)
+
+    def __post_init__(self) -> None:
+        self.vector.normalized()
 
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
@@ -176,11 +195,17 @@ class SetProjection:
         vector: its length does not matter.
         value: in the stream's units.
         positions: at which tokens.
+
+    Raises:
+        ValueError: a vector of length zero, which has no direction; names its layer.
     """
 
     vector: Vectors
     value: float
     positions: Positions = field(default_factory=all_tokens)
+
+    def __post_init__(self) -> None:
+        self.vector.normalized()
 
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
