@@ -19,6 +19,7 @@ from .directions import (
     digest_of,
     mean_difference,
 )
+from .directions.estimators import with_direction
 from .directions.exchange.checks import imported
 from .directions.vectors import Norms, norms_at
 from .engine import Memory
@@ -132,6 +133,7 @@ def activation_addition(
         reuse, memory: as in `capture`.
 
     Raises:
+        NoDirectionError: at some layer the activations on both prompts are the same; names the layers.
         ValueError: there is nothing to add (empty prompts, or the same tokens twice), or the prompts are of
             unequal length and the tokenizer has no token for a space.
 
@@ -145,7 +147,7 @@ def activation_addition(
     where = {"positions": all_tokens(), "layers": layers, "hook": hook}
     read = capture(model, prompts, **where, reuse=reuse, memory=memory)
     values = read.values.double()
-    return SteeringVectors(
+    vectors = SteeringVectors(
         (values[0] if negative is None else values[0] - values[1]).float(),
         read.layers,
         hook,
@@ -158,6 +160,7 @@ def activation_addition(
             "data": digest_of(*(text for text in (positive, negative) if text is not None)),
         },
     )
+    return with_direction(vectors)
 
 
 def padded_prompts(model: Any, positive: str, negative: str | None) -> list[list[int]]:

@@ -218,7 +218,7 @@ def _resampled_cosines(
 
 
 def _of(pairs: PairedActivations, estimator: Estimator, rows: Int[np.ndarray, " row"]) -> Vectors:
-    return _values(apply_estimator(estimator, pairs.subset(rows.tolist())))
+    return _values(apply_estimator(estimator, pairs.subset(rows.tolist()), allow_zero=True))
 
 
 def _cosines(

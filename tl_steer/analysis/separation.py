@@ -122,7 +122,11 @@ def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[n
 
 
 def _held_out(
-    pairs: PairedActivations, estimator: Estimator, fold: Int[np.ndarray, " pair"]
+    pairs: PairedActivations,
+    estimator: Estimator,
+    fold: Int[np.ndarray, " pair"],
+    *,
+    allow_zero: bool = False,
 ) -> tuple[Float[np.ndarray, "side layer pair"], str]:
     """Projections of every pair's sides on the unit direction of the other folds' pairs, from those' mean."""
     both = np.stack([side.numpy() for side in pairs.sides()])
@@ -130,7 +134,7 @@ def _held_out(
     projected = np.empty((2, len(pairs.layers), len(pairs)))
     for part in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
-        vectors = apply_estimator(estimator, pairs.subset(train.tolist()))
+        vectors = apply_estimator(estimator, pairs.subset(train.tolist()), allow_zero=allow_zero)
         held = both[:, test].astype(np.float64)
         middle = (total - held.sum((0, 1))) / (2 * len(train))
         projected[:, :, test] = np.einsum("spld,ld->slp", held - middle, _unit_directions(vectors))
@@ -156,7 +160,7 @@ def _null(
     null = np.empty((shuffles, len(pairs.layers)))
     for row in range(shuffles):
         swapped = pairs.swapped(coin_flips(pairs.factors, rng).tolist())
-        null[row] = _paired_accuracy(_held_out(swapped, estimator, fold)[0])
+        null[row] = _paired_accuracy(_held_out(swapped, estimator, fold, allow_zero=True)[0])
     return null
 
 

@@ -117,7 +117,9 @@ def _shuffled(
     half = len(order) // 2
     exchanged = np.isin(group, order[:half])
     kept = np.flatnonzero(np.isin(group, order[: 2 * half]))
-    made = apply_estimator(estimator, pairs.swapped(exchanged.tolist()).subset(kept.tolist()))
+    made = apply_estimator(
+        estimator, pairs.swapped(exchanged.tolist()).subset(kept.tolist()), allow_zero=True
+    )
     if made.info.get("arguments", {}).get("of") == "centred_differences":
         raise ValueError(
             f"{made.method} of shuffled labels is not a control: the mean difference, which centring "

@@ -33,7 +33,7 @@ class _Algebra:
 
     def norms(self) -> Tensor:
         """Length of each vector; where there is one a position, that of the longest."""
-        lengths = self.values.norm(dim=-1)
+        lengths = self.values.double().norm(dim=-1).float()  # squares of small numbers vanish in float32
         return lengths.amax(-1) if self.has_positions else lengths
 
     def normalized(self: VectorT) -> VectorT:
