@@ -14,10 +14,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from tl_steer.activations import PairedActivations
+from tl_steer.analysis import separation
 from tl_steer.directions import (
     NoDirectionError,
     SteeringVectors,
     apply_estimator,
+    control_vectors,
     digest,
     lda_direction,
     logistic_direction,
@@ -498,6 +500,25 @@ def test_random_directions_take_a_seed_and_are_spread_over_the_sphere(planted):
     many = np.stack([random_direction(pairs, seed=seed)[0].values for seed in range(400)])
     assert np.abs(many.mean(0)).max() < 5 * (1 / 32 / 400) ** 0.5
     np.testing.assert_allclose((many**2).mean(0), 1 / 32, rtol=0.5)
+
+
+def test_seeds_of_any_size_are_taken_and_negative_ones_are_not(planted):
+    pairs = planted[0].subset(range(40))
+    model = make_model(word_tokenizer())
+    calls = {
+        "random": lambda seed: random_direction(pairs, seed=seed).values.tolist(),
+        "controls": lambda seed: control_vectors(pairs, random=1, seed=seed)["random 1"].values.tolist(),
+        "separation": lambda seed: separation(pairs, shuffles=1, seed=seed).to_dict(),
+        "generate": lambda seed: generate(model, "a b", max_new_tokens=9, temperature=2.0, seed=seed),
+    }
+    seeds = [0, 1, 2**31, 2**32, 2**63, np.uint64(2**64 - 1), 2**64, 2**64 + 1, 2**200]
+    for name, call in calls.items():
+        results = [str(call(seed)) for seed in seeds]
+        assert str(call(np.int64(1))) == results[1]
+        assert len(set(results)) > (1 if name == "separation" else len(seeds) - 1), name
+        for bad in (-1, -(2**70)):
+            with pytest.raises(ValueError, match=f"seed={bad}: expected a whole number"):
+                call(bad)
 
 
 def test_random_controls_have_the_length_of_what_they_control(planted):

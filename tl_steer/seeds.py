@@ -5,22 +5,23 @@ from numbers import Integral
 import numpy as np
 
 
-def require_seed(seed: int, *, bits: int | None = None) -> int:
-    """The seed as a Python integer.
-
-    Args:
-        seed: of any size.
-        bits: that a generator takes (32 for pandas, 64 for torch): larger seeds are hashed to as many.
+def require_seed(seed: int) -> int:
+    """The seed, of any size, as a Python integer.
 
     Raises:
         ValueError: not a whole number, or a negative one.
     """
     if not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed={seed!s:.40}: expected a whole number. Give 0 or more.")
-    seed = int(seed)
-    if bits is None or seed < 2**bits:
-        return seed
-    return int.from_bytes(np.random.SeedSequence(seed).generate_state(bits // 32).tobytes(), "little")
+    return int(seed)
+
+
+def short_seed(seed: int) -> int:
+    """The seed for generators that read 32 bits (pandas, torch); a larger one is hashed to as many.
+
+    torch takes 64 bits and reads 32 of them: 2**32 would draw as 0 does. Raises as `require_seed`.
+    """
+    return require_seed(seed) if seed < 2**32 else derived_seed(seed)
 
 
 def derived_seed(seed: int, *places: int) -> int:

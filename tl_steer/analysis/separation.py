@@ -8,7 +8,7 @@ from ..activations import PairedActivations
 from ..arguments import checked
 from ..directions import Estimator, SteeringVectors, apply_estimator, coin_flips, mean_difference
 from ..prompts import group_numbers
-from ..seeds import generator, require_seed
+from ..seeds import generator, short_seed
 from ..statistics import (
     auc,
     nested,
@@ -114,7 +114,7 @@ def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[n
     kinds = group_kinds(factors, fewest=folds)
     if folds < 2 or len(kinds) < folds:
         raise ValueError(f"folds={folds} with {len(kinds)} groups of pairs: give 2 to {len(kinds)} folds.")
-    shuffled = kinds.sample(frac=1, random_state=require_seed(seed, bits=32)).sort_values(kind="stable")
+    shuffled = kinds.sample(frac=1, random_state=short_seed(seed)).sort_values(kind="stable")
     sizes = shuffled.map(shuffled.value_counts())
     common, rare = shuffled[sizes >= folds], shuffled[sizes < folds]
     dealt = pd.concat([common.groupby(common).cumcount(), pd.Series(range(len(rare)), rare.index)])

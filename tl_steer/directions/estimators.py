@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..activations import PairedActivations
 from ..arguments import checked
-from ..seeds import require_seed
+from ..seeds import short_seed
 from .discriminant import Normal, Side, discriminant_normal
 from .provenance import described
 from .vectors import SteeringVectors
@@ -228,7 +228,7 @@ def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
 
 def _drawn(shape: Sequence[int], seed: int) -> Float[Tensor, "*batch d_hook"]:
     """Unit vectors, each uniform on the sphere."""
-    generator = torch.Generator().manual_seed(require_seed(seed, bits=64))
+    generator = torch.Generator().manual_seed(short_seed(seed))
     return _unit(torch.randn(tuple(shape), generator=generator, dtype=torch.float64))
 
 

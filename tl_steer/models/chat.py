@@ -167,6 +167,15 @@ def detected_format(model: Any, template_variables: Mapping[str, Any] = MappingP
     return ChatFormat(kind, model.tokenizer, template_variables)
 
 
+def begins_with_bos(chat: ChatFormat) -> bool:
+    """Whether prompts begin with the BOS; not where the template cannot be rendered."""
+    bos = getattr(chat.tokenizer, "bos_token", None)
+    try:
+        return bool(bos) and chat.render("question").startswith(bos)
+    except ValueError:
+        return False
+
+
 def writes_date(chat: ChatFormat) -> bool:
     """Whether prompts contain the current date."""
     return chat.kind == "template" and depends_on_date(chat.tokenizer, chat.template_variables)
