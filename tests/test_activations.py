@@ -68,7 +68,9 @@ def test_positions_by_layer_come_back_from_a_file(pairs, tmp_path):
     require_same(loaded.negative, made.negative)
     assert loaded.positive.token_index.shape == (4, 2, 2)
     assert "{0: (token(0) | token(3)), 1: token(2)}" in repr(loaded)
-    rewritten(tmp_path / "pairs.safetensors", lambda told: told["positions"]["positive"].pop("1"))
+    rewritten(
+        tmp_path / "pairs.safetensors", lambda description: description["positions"]["positive"].pop("1")
+    )
     with pytest.raises(ValueError, match=r"damaged .*positions of the layers \[0\], not of \[0, 1\]"):
         PairedActivations.load(tmp_path / "pairs.safetensors")
 

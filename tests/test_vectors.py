@@ -487,6 +487,8 @@ def test_a_steering_vector_s_stream_norm_is_given_looked_up_or_measured():
         (torch.ones(D_MODEL), 3, IndexError, "layer 3 is out of range"),
         (torch.full((D_MODEL,), torch.nan), 0, ValueError, "NaN or infinite"),
         (np.ones(D_MODEL, dtype=complex), 0, ValueError, "complex128: expected real numbers"),
+        (torch.ones(D_MODEL, dtype=torch.complex64), 0, ValueError, "complex64: expected real numbers"),
+        (torch.ones(D_MODEL, dtype=torch.bool), 0, ValueError, "bool: expected real numbers"),
         (["a"] * D_MODEL, 0, ValueError, "expected real numbers"),
     ],
 )

@@ -90,7 +90,9 @@ def steering_vector(
     if stream_norm is not None and prompts is not None:
         raise ValueError("stream_norm and prompts: expected one of them. Leave out the other.")
     (layer,) = resolve_layers(layer, model.cfg.n_layers)
-    values = tensor.detach().float().cpu().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor)
+    if isinstance(tensor, Tensor):
+        tensor = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
+    values = np.asarray(tensor)
     if values.ndim != 1 or values.dtype.kind not in "iuf":
         raise ValueError(
             f"a tensor of shape {values.shape}, {values.dtype}: expected real numbers, one axis d_hook. Give "

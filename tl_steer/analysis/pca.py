@@ -65,9 +65,8 @@ def pca(
         points = both[:, index] - both[:, index].mean(0)
         rounding = np.finfo(np.float32).eps * np.linalg.norm(both[:, index])
         axes, explained = _components(rows[:, index], components, rounding)
-        needed = 1 if of == "pooled" else components
+        what, needed = ("activations", 1) if of == "pooled" else ("differences", components)
         if not explained[needed - 1]:
-            what = "activations" if of == "pooled" else "differences"
             raise ValueError(
                 f"the {what} at layer {layer} vary in fewer than {needed} directions: capture other "
                 "layers or positions, or give fewer components."

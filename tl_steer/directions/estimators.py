@@ -181,7 +181,7 @@ def lda_direction(pairs: PairedActivations) -> SteeringVectors:
         pairs: as for `mean_difference`.
 
     Raises:
-        ValueError: values so large or so small that no direction can be told.
+        ValueError: values so large or so small that no direction can be computed.
         NoDirectionError: as for `mean_difference`, or at some layer nothing varies within the
             sides.
 
@@ -304,7 +304,7 @@ def _mean_gap(
 
 def with_direction(vectors: SteeringVectors) -> SteeringVectors:
     """The vectors; raises NoDirectionError where one has length zero."""
-    if zero := [vector.layer for vector in vectors if not bool(vector.values.any())]:
+    if zero := vectors.zero_layers():
         raise NoDirectionError(
             f"{vectors.method}: {vectors.hook} at layers {zero} is the same on both sides, pair by pair or "
             "on average, or does not vary within them, so there is no direction. Capture other layers or "

@@ -147,7 +147,7 @@ def sweep_cells(
 
 def _require_length(name: str, vectors: SteeringVectors, layers: Sequence[int]) -> None:
     """Refuse to add a vector of length zero: its conditions would be the unsteered one under other names."""
-    if zero := [layer for layer in layers if not bool(vectors[layer].values.any())]:
+    if zero := [layer for layer in vectors.zero_layers() if layer in layers]:
         raise ValueError(
             f"the vectors {name!r} have length zero at layers {zero}: adding them changes nothing. Leave "
             "these layers out, or give allow_zero=True."

@@ -115,19 +115,19 @@ class Add:
     allow_zero: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        vectors = self.vector.as_vectors()
-        zero = [vector.layer for vector in vectors if not bool(vector.values.any())]
-        if zero and not self.allow_zero:
+        if not self.allow_zero and (zero := self.vector.zero_layers()):
             raise ValueError(
-                f"Add: the vector ({vectors.method}) has length zero at layers {zero}: expected one that "
+                f"Add: the vector ({self.vector.method}) has length zero at layers {zero}: expected one that "
                 "changes something. Leave these layers out, or give allow_zero=True."
             )
-        doses = abs(self.multiplier) * vectors.norms() / vectors.stream_norm
-        if len(vectors) > 1 and (total := float(doses.nansum())) > 1:
+        if (count := len(self.vector.layers)) == 1:
+            return
+        doses = abs(self.multiplier) * self.vector.norms() / self.vector.stream_norm
+        if (total := float(doses.nansum())) > 1:
             warn(
-                f"Add(multiplier={self.multiplier:g}) at {len(vectors)} layers at once: their doses sum to "
-                f"{total:.2g}, more than the residual stream's own norm. Divide the multiplier by "
-                f"{len(vectors)}, or scale the vectors with scaled_to(dose={1 / len(vectors):.2g}) or less."
+                f"Add(multiplier={self.multiplier:g}) at {count} layers at once: their doses sum to "
+                f"{total:.2g}, more than the residual stream's own norm. Divide the multiplier by {count}, "
+                f"or scale the vectors with scaled_to(dose={1 / count:.2g}) or less."
             )
 
     def edits(self, n_layers: int) -> list[Edit]:
@@ -153,12 +153,9 @@ class ProjectOut:
     """Remove the projection on a direction: x − strength·(x·d)d, with d the unit direction.
 
     Args:
-        vector: its length does not matter.
+        vector: its length does not matter, but for zero, which raises ValueError.
         strength: 1 removes, 2 reflects.
         positions: at which tokens.
-
-    Raises:
-        ValueError: a vector of length zero, which has no direction; names its layer.
 
     Source: directional ablation, Arditi et al. 2024 (arXiv 2406.11717), section 2.4.
     """
@@ -192,12 +189,9 @@ class SetProjection:
     """Set the projection on a direction: afterwards x·d = value, with d the unit direction.
 
     Args:
-        vector: its length does not matter.
+        vector: its length does not matter, but for zero, which raises ValueError.
         value: in the stream's units.
         positions: at which tokens.
-
-    Raises:
-        ValueError: a vector of length zero, which has no direction; names its layer.
     """
 
     vector: Vectors
