@@ -52,7 +52,7 @@ class _Algebra:
             ValueError: a layer whose stream norm is not known (NaN), or a vector of length zero.
         """
         norm = torch.as_tensor(self.stream_norm)
-        if unknown := self.layers_where(norm.isnan()):
+        if unknown := self._layers_where(norm.isnan()):
             raise ValueError(
                 f"the stream norm at layers {unknown} is not known: expected a number. Measure it with "
                 "steering_vector(…, prompts=…), or give .at(layers=…, stream_norm=…) one."
@@ -105,18 +105,17 @@ class _Algebra:
 
     def zero_layers(self) -> list[int]:
         """The layers at which the vector has length zero."""
-        return self.layers_where(~self.values.reshape(len(self.layers), -1).any(-1))
+        return self._layers_where(~self.values.reshape(len(self.layers), -1).any(-1))
 
     def _nonzero_norms(self) -> Tensor:
         norms = self.norms()
-        if zero := self.layers_where(norms == 0):
+        if zero := self._layers_where(norms == 0):
             raise ValueError(
                 f"a vector of length zero has no direction: {self.method} at {self.hook} of layers {zero}."
             )
         return norms
 
-    def layers_where(self, mask: Tensor) -> list[int]:
-        """The layers for which a mask over them is true."""
+    def _layers_where(self, mask: Tensor) -> list[int]:
         return [layer for layer, true in zip(self.layers, mask.reshape(-1).tolist(), strict=True) if true]
 
     def _require_finite(self) -> None:

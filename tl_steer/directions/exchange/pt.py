@@ -47,6 +47,7 @@ def load_pt(
         Method "imported", the identity of `model`, `stream_norm` NaN (`capture` measures it).
 
     Raises:
+        IndexError: a position that the tensor does not have.
         ValueError: a file with anything but tensors (a pickle with code is refused, and not run), other
             shapes than these, layers or a width that the model does not have.
 
