@@ -46,7 +46,7 @@ MODEL = make_model(word_tokenizer())
 def vectors_of(model=MODEL, *, layers=(2, 1), hook="resid_post", norms=None, seed=0, scale=1.0):
     width = model.cfg.d_model
     drawn = torch.randn(len(layers), width, generator=torch.Generator().manual_seed(seed)) * scale
-    norms = [70.25 + layer for layer in layers] if norms is None else norms
+    norms = [700.25 + layer for layer in layers] if norms is None else norms
     info = {"arguments": {"C": 1.0}, "data": "00ff", "seed": seed}
     return SteeringVectors(drawn, layers, hook, "made", torch.tensor(norms), identify(model), info)
 
