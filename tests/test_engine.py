@@ -93,7 +93,7 @@ def vectors(model, layers, hook="resid_post", *, seed=0, scale=4.0, places=None)
     values = torch.randn(shape, generator=torch.Generator().manual_seed(50 + seed))
     values = scale * values / values.norm(dim=-1, keepdim=True)
     return SteeringVectors(
-        values, tuple(layers), hook, "made", torch.full((len(layers),), 10.0), identify(model)
+        values, tuple(layers), hook, "made", torch.full((len(layers),), 100.0), identify(model)
     )
 
 

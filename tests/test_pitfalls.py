@@ -42,6 +42,7 @@ TESTS = {
     ],
     "padded rows of ids are read as text": [
         "test_tokenizing.py::test_padded_rows_of_ids_warn",
+        "test_tokenizing.py::test_padded_completions_warn_and_those_that_end_in_an_eos_or_not_do_not",
         "test_tokenizing.py::test_a_pad_token_that_is_nothing_else_warns_wherever_it_stands",
     ],
     "the last layer is the output of the final norm": [

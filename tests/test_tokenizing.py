@@ -1,5 +1,6 @@
 """`tokenize`: the tokenizer's own ids, one BOS where the model has one, and messages for what cannot be."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -162,7 +163,6 @@ def test_padded_rows_of_ids_warn(rows, message):
     ids = torch.tensor(rows) if len(set(map(len, rows))) == 1 else rows
     for call in (
         lambda: capture(model, ids, layers=0),
-        lambda: capture(model, [[0, 5]] * len(ids), completions=ids, layers=0),
         lambda: generate(model, ids, max_new_tokens=1),
         lambda: choice_logits(model, ids, (" a", " b")),
     ):
@@ -171,6 +171,17 @@ def test_padded_rows_of_ids_warn(rows, message):
         else:
             with pytest.warns(UserWarning, match=message):
                 call()
+
+
+def test_padded_completions_warn_and_those_that_end_in_an_eos_or_not_do_not():
+    from tl_steer import capture
+
+    from .tiny_model import make_model, word_tokenizer
+
+    read = functools.partial(capture, make_model(word_tokenizer()), ["a", "b"], layers=0)
+    with pytest.warns(UserWarning, match="row 1 .* ends with 2 times the pad token 1"):
+        read(completions=torch.tensor([[5, 6, 7], [5, 1, 1]]))
+    read(completions=[(5, 6, 7), (5, 6, 1)])
 
 
 def test_a_pad_token_that_is_nothing_else_warns_wherever_it_stands(without_bos):

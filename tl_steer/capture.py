@@ -423,7 +423,7 @@ def _given(
         raise ValueError(f"{len(given)} completions for {len(ids)} prompts: give one for each.")
     ids = [_completion_ids(model, completion) for completion in given]
     if not any(isinstance(completion, str) for completion in given):
-        warn_of_padding(model, ids)
+        warn_of_padding(model, ids, completions=True)
     return ids
 
 

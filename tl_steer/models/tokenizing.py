@@ -87,10 +87,11 @@ def tokenize_all(model: Any, prompts: Prompt | Iterable[Prompt]) -> list[list[in
     return ids
 
 
-def warn_of_padding(model: Any, rows: Sequence[Sequence[int]]) -> None:
+def warn_of_padding(model: Any, rows: Sequence[Sequence[int]], *, completions: bool = False) -> None:
     """Warn if rows of one length begin or end in what looks like padding, which is read as text.
 
-    Any pad token does, unless it is the BOS or EOS too: then a run of two, or unequal runs.
+    Any pad token does, unless it is the BOS or EOS too: then a run of two, or unequal runs (of completions,
+    which may end in an EOS or not, a run of two only).
     """
     tokenizer = model.tokenizer
     pad = getattr(tokenizer, "pad_token_id", None)
@@ -99,7 +100,7 @@ def warn_of_padding(model: Any, rows: Sequence[Sequence[int]]) -> None:
     allowed = int(pad in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     for side, order, cut in (("begins", 1, "row[-length:]"), ("ends", -1, "row[:length]")):
         runs = [sum(1 for _ in itertools.takewhile(pad.__eq__, row[::order])) for row in rows]
-        if max(runs) > allowed or (allowed and len(set(runs)) > 1):
+        if max(runs) > allowed or (allowed and not completions and len(set(runs)) > 1):
             warn(
                 f"row {runs.index(max(runs))} of the token ids {side} with {max(runs)} times the pad token "
                 f"{pad}, which is read as text: expected unpadded ids. Give a list of rows, each cut to its "
