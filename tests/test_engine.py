@@ -54,6 +54,9 @@ from tl_steer.prompts import ChoiceQuestions, contrast_pairs
 
 from .tiny_model import NAMES, TABLE, all_hooks, favouring, hook_name, make_model, run_alone, word_tokenizer
 
+# Ids are drawn at random, and may look padded.
+pytestmark = pytest.mark.filterwarnings("ignore:row . of the token ids")
+
 MODEL = make_model(word_tokenizer())
 CLOSE = 1e-4
 POSITIONS = [
