@@ -179,6 +179,8 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
             answers=[0, 1], factors=pd.DataFrame({"kind": ["x", "y"]})),
         "SteeringVector": call(ts.SteeringVector.at, self=vectors[1], layers=[0, 2], hook="resid_post"),
         "SteeringVectors": call(scaled, it=vectors, weights={0: 1.0, 2: -0.5}, dose=0.5, factor=2.0),
+        "steering_vector": run(ts.steering_vector, tensor=vectors.values[0], layer=1, hook="resid_pre",
+            name="given", stream_norm=2.0),
         "activation_addition": run(ts.activation_addition, positive="a b", negative="c d", layers=[0, 1],
             hook="resid_pre"),
         "after": previewed(ts.after, text="b"),

@@ -68,7 +68,9 @@ def test_positions_by_layer_come_back_from_a_file(pairs, tmp_path):
     require_same(loaded.negative, made.negative)
     assert loaded.positive.token_index.shape == (4, 2, 2)
     assert "{0: (token(0) | token(3)), 1: token(2)}" in repr(loaded)
-    rewritten(tmp_path / "pairs.safetensors", lambda told: told["positions"].pop("1"))
+    rewritten(
+        tmp_path / "pairs.safetensors", lambda description: description["positions"]["positive"].pop("1")
+    )
     with pytest.raises(ValueError, match=r"damaged .*positions of the layers \[0\], not of \[0, 1\]"):
         PairedActivations.load(tmp_path / "pairs.safetensors")
 
@@ -141,6 +143,31 @@ def test_a_file_gives_back_what_was_saved(pairs, tmp_path):
     assert again.positive.positions.label == "(token(0) | last_token())"
 
 
+def test_a_file_keeps_each_side_s_positions_norms_and_identity_and_the_factors_dtypes(pairs, tmp_path):
+    factors = pd.DataFrame(
+        {
+            "level": pd.Categorical(["low", "high", "low", None], ["low", "high", "never"], ordered=True),
+            "score": pd.array([1, None, 3, 4], dtype="Int64"),
+            "known": pd.array([True, None, False, True], dtype="boolean"),
+            "text": pd.array(["yes", None, "é", "no"], dtype="string"),
+            "day": pd.to_datetime(["2026-01-31", None, "2026-02-01", "2026-02-02"]),
+            "share": np.array([0.1, np.nan, 0.3, 1.0], dtype=np.float32),
+            "rank": np.array([3, 2, 1, 0], dtype=np.uint8),
+        }
+    )
+    own = {"positions": token(2), "stream_norm": torch.tensor([3.0, torch.nan])}
+    own["identity"] = dataclasses.replace(pairs.identity, name="the same under another name")
+    for tables in (factors, pd.DataFrame(index=range(4))):
+        made = PairedActivations(pairs.positive, dataclasses.replace(pairs.negative, **own), tables)
+        made.save(tmp_path / "a.safetensors")
+        again = PairedActivations.load(tmp_path / "a.safetensors")
+        require_same(again.positive, made.positive)
+        require_same(again.negative, made.negative)
+        pd.testing.assert_frame_equal(again.factors, tables, check_index_type=False, check_column_type=False)
+    every = {field.name for field in dataclasses.fields(pairs.positive)}
+    assert every == {*TENSORS, *WRITTEN, "layers", "hook", "positions", "prompts", "identity"}
+
+
 def test_what_is_missing_in_factors_is_missing_in_a_file_and_numbers_are_numbers(pairs, tmp_path):
     factors = pairs.factors.assign(
         truth=pd.array(["yes", None, "é", "no"], dtype="string"),
@@ -162,7 +189,11 @@ def test_a_file_from_before_there_were_completion_tokens_or_edits_still_loads(pa
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
     described = json.loads(metadata["description"])
-    del described["completion_tokens"], described["under"]
+    for name in ("completion_tokens", "under", "factor_dtypes"):
+        del described[name]
+    described["positions"] = described["positions"]["positive"]
+    metadata["identity"] = metadata.pop("positive.identity")
+    tensors["stream_norm"] = tensors.pop("positive.stream_norm")
     save_file(tensors, path, metadata=metadata | {"description": json.dumps(described)})
     again = PairedActivations.load(path)
     assert again.positive.completions == ("w", "x", "y", "z")

@@ -98,16 +98,22 @@ def test_the_shortcut_through_inner_products_equals_estimates_from_activations(o
         pd.testing.assert_frame_equal(shortcut, activations, atol=2e-5, rtol=0)
 
 
-def test_a_draw_without_a_direction_is_refused_as_by_the_estimator():
-    """One pair in five differs, so that some resampled set has none of them."""
+def test_draws_in_which_no_pair_differs_have_no_cosine_and_are_not_called_reliable():
     rng = np.random.default_rng(0)
     positive = np.repeat(rng.normal(size=(1, 1, 6)), 8, axis=0)
     negative = positive.copy()
     negative[0] += 1
-    for estimator in (mean_difference, partial(principal_component, of="differences")):
-        for each in (estimator, lambda pairs, estimator=estimator: estimator(pairs)):
-            with pytest.raises(ValueError, match=r"layers \[0\]"):
-                agreement(make_pairs(positive, negative), estimators={"it": each}, **QUICK)
+    pairs = make_pairs(positive, negative)
+    shortcut, activations = (
+        agreement(pairs, estimators={"it": each}, **QUICK).drop(columns="reliability")
+        for each in (mean_difference, lambda pairs: mean_difference(pairs))
+    )
+    pd.testing.assert_frame_equal(shortcut, activations, atol=1e-5, rtol=0)
+    assert agreement(pairs, estimators=MEAN, **QUICK)[["split_half", "reliability", "cone"]].isna().all(None)
+    component = partial(principal_component, of="differences")
+    for each in (component, lambda pairs: component(pairs)):
+        with pytest.raises(ValueError, match=r"layers \[0\]"):
+            agreement(pairs, estimators={"it": each}, **QUICK)
 
 
 def test_halves_keep_groups_whole_and_kinds_balanced():

@@ -257,9 +257,17 @@ def test_pca_refuses_components_and_layers_that_are_not_there():
         pca(pairs, layers=[0])
 
 
-def test_activations_that_do_not_vary_have_no_explained_variance():
-    table = pca(paired(*np.ones((2, 3, 1, 8))), components=1)
-    assert (table["explained_1"] == 0).all()
+def test_activations_that_do_not_vary_are_an_error_that_names_the_layer():
+    sides = np.random.default_rng(0).normal(size=(2, 3, 2, 8))
+    sides[:, :, 1] = sides[0, 0, 1]
+    with pytest.raises(ValueError, match="activations at layer 1 vary in fewer than 1 directions"):
+        pca(paired(*sides), components=1)
+
+
+def test_a_component_beyond_what_varies_explains_nothing():
+    rows = np.outer(np.arange(6.0), np.ones(8)).reshape(2, 3, 1, 8)
+    table = pca(paired(*rows), components=2)
+    np.testing.assert_allclose(table[["explained_1", "explained_2"]], [[1, 0]] * 6, atol=1e-6)
 
 
 # projections and labels

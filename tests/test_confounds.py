@@ -95,6 +95,14 @@ def test_the_behaviour_has_no_part_in_a_factors_direction():
         torch.testing.assert_close(one[name].values, two[name].values, atol=1e-4, rtol=0)
 
 
+def test_where_activations_do_not_vary_a_factors_direction_is_an_error_that_names_the_layer():
+    sides = np.random.default_rng(0).normal(size=(2, 4, 2, 8))
+    sides[:, :, 1] = sides[:, :1, 1]
+    factors = pd.DataFrame({"letter": list("ABAB"), "group": range(4)})
+    with pytest.raises(ValueError, match=r"resid_post at layers \[1\] does not vary"):
+        factor_directions(make_pairs(*sides, factors=factors))
+
+
 def test_a_side_with_one_level_leaves_the_direction_to_the_other():
     pairs = planted_pairs()
     factors = pairs.factors.drop(columns=["letter_positive", "letter_negative", "truth"]).assign(

@@ -192,13 +192,14 @@ def test_pairs_and_vectors_are_as_they_were_and_controls_survive_a_file(tmp_path
     assert again.info["seed"] == found["shuffled 1"].info["seed"]
 
 
-def test_vectors_of_some_layers_or_of_length_zero_get_controls_alike():
+def test_vectors_of_some_layers_get_controls_and_those_of_length_zero_none():
     pairs = some_pairs(layers=(0, 2, 3))
-    some = mean_difference(pairs).weighted({3: 2.0, 0: 0.0})
+    some = mean_difference(pairs).weighted({3: 2.0, 0: 0.5})
     for each in control_vectors(pairs, vectors=some).values():
         assert each.layers == (3, 0)
         np.testing.assert_allclose(lengths(each), lengths(some), rtol=1e-6)
-        assert (each[0].values == 0).all()
+    with pytest.raises(ValueError, match=r"length zero .*of layers \[0\]"):
+        control_vectors(pairs, vectors=some.weighted({3: 2.0, 0: 0.0}))
 
 
 def test_vectors_one_a_position_have_random_and_orthogonal_controls_only():

@@ -1,6 +1,7 @@
 """Estimators: a planted direction, numpy and scikit-learn as oracles, orientation, precision, seeds."""
 
 import itertools
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from tl_steer.activations import PairedActivations
+from tl_steer.analysis import separation
 from tl_steer.directions import (
+    NoDirectionError,
     SteeringVectors,
+    apply_estimator,
+    control_vectors,
     digest,
     lda_direction,
     logistic_direction,
@@ -192,6 +197,54 @@ def test_a_layer_that_does_not_vary_is_named_and_no_axis_is_made_up(name):
     positive[:, [0, 2]] = negative[:, [0, 2]] = rng.standard_normal((2, 8))
     with pytest.raises(ValueError, match=r"resid_post at layers \[0, 2\] (is the same|varies)"):
         ESTIMATORS[name](make_pairs(positive, negative))
+
+
+def nothing_varies(rng, positive, negative, how):
+    """Change layer 1 so that nothing varies there, but for what float32 rounds."""
+    if how == "one prompt repeated":
+        positive[:, 1] = negative[:, 1] = positive[0, 1]
+    elif how == "zeros":
+        positive[:, 1] = negative[:, 1] = 0
+    else:
+        negative[:, 1] = positive[:, 1]
+    if how.endswith("rounding"):
+        negative[:, 1] *= 1 + 6e-8 * rng.choice([-1, 1], negative[:, 1].shape)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["identical sides", "one prompt repeated", "zeros", "identical sides up to rounding"],
+)
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if "pooled" not in name])
+def test_where_nothing_varies_every_estimator_names_the_layer(name, how):
+    rng = np.random.default_rng(0)
+    positive, negative = rng.standard_normal((2, 12, 3, 16)).astype(np.float32)
+    nothing_varies(rng, positive, negative, how)
+    with pytest.raises(ValueError, match=r"resid_post at layers \[1\] "):
+        ESTIMATORS[name](make_pairs(positive, negative))
+
+
+@pytest.mark.parametrize("name", ["mean_difference", "logistic", "lda"])
+def test_differences_that_cancel_have_no_direction(name):
+    positive, negative = np.random.default_rng(0).standard_normal((2, 12, 3, 16))
+    positive[6:, 1], negative[6:, 1] = negative[:6, 1], positive[:6, 1].copy()
+    with pytest.raises(NoDirectionError, match=r"at layers \[1\] .*on average") as error:
+        ESTIMATORS[name](make_pairs(positive, negative))
+    partly = apply_estimator(ESTIMATORS[name], make_pairs(positive, negative), allow_zero=True)
+    assert not partly[1].values.any()
+    whole = ESTIMATORS[name](make_pairs(positive[:, [0, 2]], negative[:, [0, 2]]))
+    torch.testing.assert_close(partly.values[[0, 2]], whole.values, rtol=1e-5, atol=1e-6)
+    assert isinstance(pickle.loads(pickle.dumps(error.value)), NoDirectionError)
+
+
+def test_lda_of_one_prompt_repeated_on_each_side_has_no_direction():
+    positive, negative = np.random.default_rng(0).standard_normal((2, 12, 2, 16))
+    positive[:, 1], negative[:, 1] = positive[0, 1], negative[0, 1]
+    pairs = make_pairs(positive, negative)
+    with pytest.raises(NoDirectionError, match=r"lda_direction: resid_post at layers \[1\] .*does not vary"):
+        lda_direction(pairs)
+    expected = positive[0, 1] - negative[0, 1]
+    np.testing.assert_allclose(mean_difference(pairs)[1].values, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("of", FORMS)
@@ -447,6 +500,25 @@ def test_random_directions_take_a_seed_and_are_spread_over_the_sphere(planted):
     many = np.stack([random_direction(pairs, seed=seed)[0].values for seed in range(400)])
     assert np.abs(many.mean(0)).max() < 5 * (1 / 32 / 400) ** 0.5
     np.testing.assert_allclose((many**2).mean(0), 1 / 32, rtol=0.5)
+
+
+def test_seeds_of_any_size_are_taken_and_negative_ones_are_not(planted):
+    pairs = planted[0].subset(range(40))
+    model = make_model(word_tokenizer())
+    calls = {
+        "random": lambda seed: random_direction(pairs, seed=seed).values.tolist(),
+        "controls": lambda seed: control_vectors(pairs, random=1, seed=seed)["random 1"].values.tolist(),
+        "separation": lambda seed: separation(pairs, shuffles=1, seed=seed).to_dict(),
+        "generate": lambda seed: generate(model, "a b", max_new_tokens=9, temperature=2.0, seed=seed),
+    }
+    seeds = [0, 1, 2**31, 2**32, 2**63, np.uint64(2**64 - 1), 2**64, 2**64 + 1, 2**200]
+    for name, call in calls.items():
+        results = [str(call(seed)) for seed in seeds]
+        assert str(call(np.int64(1))) == results[1]
+        assert len(set(results)) > (1 if name == "separation" else len(seeds) - 1), name
+        for bad in (-1, -(2**70)):
+            with pytest.raises(ValueError, match=f"seed={bad}: expected a whole number"):
+                call(bad)
 
 
 def test_random_controls_have_the_length_of_what_they_control(planted):

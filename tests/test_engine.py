@@ -54,6 +54,9 @@ from tl_steer.prompts import ChoiceQuestions, contrast_pairs
 
 from .tiny_model import NAMES, TABLE, all_hooks, favouring, hook_name, make_model, run_alone, word_tokenizer
 
+# Ids are drawn at random, and may look padded.
+pytestmark = pytest.mark.filterwarnings("ignore:row . of the token ids")
+
 MODEL = make_model(word_tokenizer())
 CLOSE = 1e-4
 POSITIONS = [
@@ -93,7 +96,7 @@ def vectors(model, layers, hook="resid_post", *, seed=0, scale=4.0, places=None)
     values = torch.randn(shape, generator=torch.Generator().manual_seed(50 + seed))
     values = scale * values / values.norm(dim=-1, keepdim=True)
     return SteeringVectors(
-        values, tuple(layers), hook, "made", torch.full((len(layers),), 10.0), identify(model)
+        values, tuple(layers), hook, "made", torch.full((len(layers),), 100.0), identify(model)
     )
 
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from tl_steer import (
     Add,
     SteeringVectors,
+    capture,
     from_repeng,
     from_steering_vectors,
     load_gguf,
@@ -45,7 +46,7 @@ MODEL = make_model(word_tokenizer())
 def vectors_of(model=MODEL, *, layers=(2, 1), hook="resid_post", norms=None, seed=0, scale=1.0):
     width = model.cfg.d_model
     drawn = torch.randn(len(layers), width, generator=torch.Generator().manual_seed(seed)) * scale
-    norms = [7.25 + layer for layer in layers] if norms is None else norms
+    norms = [700.25 + layer for layer in layers] if norms is None else norms
     info = {"arguments": {"C": 1.0}, "data": "00ff", "seed": seed}
     return SteeringVectors(drawn, layers, hook, "made", torch.tensor(norms), identify(model), info)
 
@@ -605,6 +606,56 @@ def test_a_dictionary_by_layer_and_another_hook(tmp_path):
     assert load_pt(path, MODEL, hook="z").values.shape == (1, N_HEADS * 4)
 
 
+def test_a_tensor_of_hidden_states_begins_with_the_embedding_and_ends_after_the_norm(make_hf_model, tmp_path):
+    path, ids = tmp_path / "v.pt", [5, 6, 7, 8]
+    hf_model = make_hf_model("llama")
+    model = load_model("tiny-llama", hf_model=hf_model, device="cpu")
+    with torch.no_grad():
+        states = hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    torch.save(torch.stack([state[0, -1] for state in states]), path)
+    for hook, layers in (("resid_post", (0, 1)), ("resid_pre", (0, 1, 2))):
+        vectors = load_pt(path, model, hook=hook)
+        assert vectors.layers == layers
+        expected = capture(model, [ids], hook=hook, layers=list(layers)).values[0, :, 0]
+        torch.testing.assert_close(vectors.values, expected, rtol=1e-4, atol=1e-5)
+    assert load_pt(path, model, layers=[1]).layers == (1,)
+    with pytest.raises(ValueError, match=r"no vector for layers \[2\]; it has \[0, 1\]"):
+        load_pt(path, model, layers=[2])
+    with pytest.raises(ValueError, match="4 vectors for 3 layers"):
+        load_pt(path, model, hook="mlp_out")
+
+
+def test_of_a_tensor_with_positions_one_is_chosen(tmp_path):
+    path = tmp_path / "v.pt"
+    values = torch.randn(5, N_LAYERS + 1, D_MODEL)
+    torch.save(values, path)
+    assert torch.equal(load_pt(path, MODEL, position=-2, layers=[1]).values[0], values[3, 2])
+    torch.save(values[:, :2], path)
+    found = load_pt(path, MODEL, position=1, layers=[2, 0])
+    assert torch.equal(found[2].values, values[1, 0])
+    with pytest.raises(IndexError, match="position=5, but its first axis has 5 positions"):
+        load_pt(path, MODEL, position=5)
+    for other in (values[0], {0: values[0, 0]}):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match="position=0"):
+            load_pt(path, MODEL, position=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "layer_{}", "layer{}", "Layer {}", "model.layers.{}", "transformer.h.{}", "blocks.{}", "L{}", "h.{}",
+        "blocks.{}.hook_resid_post", "{}",
+    ],
+)  # fmt: skip
+def test_a_dictionary_of_named_layers(tmp_path, name):
+    rows = {name.format(layer): torch.full((D_MODEL,), float(layer)) for layer in (2, 0)}
+    torch.save(rows, tmp_path / "v.pt")
+    found = load_pt(tmp_path / "v.pt", MODEL)
+    assert found.layers == (0, 2)
+    assert found.values[:, 0].tolist() == [0.0, 2.0]
+
+
 def test_plain_tensors_there_and_back(tmp_path):
     vectors = vectors_of(layers=(2, 0))
     save_pt(vectors, tmp_path / "v.pt")
@@ -645,13 +696,19 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, write):
 BAD_TENSORS = {
     "holds a int, not a tensor": 3,
     "holds a list, not a tensor": [torch.ones(D_MODEL)],
-    "the key 'blocks.0' is not a layer": {"blocks.0": torch.ones(D_MODEL)},
+    "the key 'layers' is not a layer": {"layers": torch.ones(D_MODEL)},
+    "the key 'hidden_states_1' is not a layer": {"hidden_states_1": torch.ones(D_MODEL)},
+    "the key 'model.layers.1.mlp' is not a layer": {"model.layers.1.mlp": torch.ones(D_MODEL)},
+    "the key 'blocks.1.hook_resid_pre' is not a layer at resid_post": {
+        "blocks.1.hook_resid_pre": torch.ones(D_MODEL)
+    },
     "the key -1 is not a layer": {-1: torch.ones(D_MODEL)},
     "two vectors for layer 1": {"1": torch.ones(D_MODEL), 1: torch.ones(D_MODEL)},
     "layer 1: torch.int64, not a tensor of floating": {1: torch.ones(D_MODEL, dtype=torch.int64)},
     r"shape \(1, 16\); one axis is allowed, dense": {1: torch.ones(1, D_MODEL)},
     r"shape \(16,\); one axis is allowed, dense": {1: torch.ones(D_MODEL).to_sparse()},
-    r"shape \(2, 2, 16\); give layer d_hook, or d_hook": torch.ones(2, 2, D_MODEL),
+    r"shape \(2, 3, 16\) and position=None: expected a position": torch.ones(2, 3, D_MODEL),
+    r"shape \(1, 2, 3, 16\); give layer d_hook": torch.ones(1, 2, 3, D_MODEL),
     "8 numbers; resid_post of tiny has 16": torch.ones(3, 8),
     r"layers \[9\]; tiny has layers 0 to 2": {9: torch.ones(D_MODEL)},
     "holds NaN or infinite numbers": torch.full((3, D_MODEL), torch.inf),
@@ -680,7 +737,7 @@ def test_damaged_and_missing_tensor_files(tmp_path):
 
 def test_imported_vectors_get_a_dose_from_a_capture():
     found = from_repeng(SimpleNamespace(model_type="x", directions={1: row()}), MODEL)
-    with pytest.raises(ValueError, match="norm is not known at these layers"):
+    with pytest.raises(ValueError, match=r"norm at layers \[1\] is not known"):
         found.scaled_to(dose=0.5)
     placed = found[1].at(layers=1, stream_norm=[8.0])
     assert float(placed.scaled_to(dose=0.5).values.norm()) == pytest.approx(4.0, rel=1e-5)

@@ -91,8 +91,11 @@ def test_a_vector_minus_itself_changes_nothing():
     vector = made_vector(MODEL, 1, scale=8.0)
     texts = ["a b c", "d"]
     plain = generate(MODEL, texts, max_new_tokens=8)
-    with pytest.warns(UserWarning, match=r"Add\(multiplier=5\) at layer 1 changes nothing.*length zero"):
-        assert generate(MODEL, texts, Add(vector - vector, 5.0), max_new_tokens=8) == plain
+    with pytest.raises(ValueError, match=r"length zero at layers \[1\].*allow_zero=True"):
+        Add(vector - vector, 5.0)
+    unchanged = Add(vector - vector, 5.0, allow_zero=True)
+    assert generate(MODEL, texts, unchanged, max_new_tokens=8) == plain
+    assert generate(MODEL, texts, Add(vector, 0.0), max_new_tokens=8) == plain
     assert generate(MODEL, texts, Add(vector), max_new_tokens=8) != plain
 
 
@@ -253,7 +256,7 @@ def test_generation_leaves_prompts_vectors_and_hooks_alone():
         (["a"], {"temperature": float("inf")}, ValueError, "temperature=inf"),
         (["a"], {"repetition_penalty": 0.0}, ValueError, "repetition_penalty=0.0: expected a number above 0"),
         (["a"], {"repetition_penalty": float("nan")}, ValueError, "repetition_penalty=nan"),
-        (["a"], {"temperature": 1.0, "seed": -1}, ValueError, "seed=-1: give a whole number"),
+        (["a"], {"temperature": 1.0, "seed": -1}, ValueError, "seed=-1: expected a whole number"),
         ([[0, 99]], {}, ValueError, "token ids must lie in 0 to"),
     ],
 )

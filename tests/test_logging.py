@@ -160,3 +160,39 @@ def test_modules_log_under_their_own_names_and_print_nothing():
         loggers = re.findall(r"getLogger\((.*?)\)", source)
         assert set(loggers) <= {"__name__"} or path.name == "logs.py", path
         assert not re.search(r"(?<![\w.])print\(", source), path
+
+
+WARNING = """
+import dataclasses, warnings
+import torch
+import tl_steer as ts
+from tests.tiny_model import make_model, made_vector, word_tokenizer
+
+model = make_model(word_tokenizer())
+vector = made_vector(model, 1)
+unknown = dataclasses.replace(vector, identity=dataclasses.replace(vector.identity, fingerprint=()))
+warnings.simplefilter("always")
+warnings.showwarning = lambda message, category, file, line, *_: print(file == __file__, line)
+ts.Add(vector.at(layers=[0, 1], stream_norm=[1.0, 1.0]))  # warns
+ts.capture(model, torch.tensor([[0, 5, 1, 1], [0, 5, 6, 7]]), layers=0)  # warns
+with ts.steer(model, ts.Add(vector)):
+    model(torch.tensor([[0, 0, 5]]))  # warns
+with ts.steer(model, ts.Add(unknown)):  # warns
+    model(torch.tensor([[0, 5]]))
+list(ts.generate(model, ["a b"], ts.Add(unknown), max_new_tokens=1))  # warns
+model.tokenizer.chat_template = "{{ strftime_now('%d') }}{{ messages[0]['content'] }}"
+ts.chat_format(model)  # warns
+"""
+
+
+@pytest.mark.integration
+def test_warnings_point_at_the_user_s_line(tmp_path):
+    """In a process of its own: the run-time checks of the tests would stand between."""
+    script = tmp_path / "script.py"
+    script.write_text(WARNING)
+    run = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert run.returncode == 0, run.stderr
+    expected = [number for number, line in enumerate(WARNING.split("\n"), 1) if line.endswith("# warns")]
+    assert list(dict.fromkeys(run.stdout.split("\n")[:-1])) == [f"True {number}" for number in expected]

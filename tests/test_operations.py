@@ -68,6 +68,7 @@ def made_operation(kind, layer, hook, written, number, seed):
 PROMPTS = st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=6), min_size=1, max_size=3)
 
 
+@pytest.mark.filterwarnings("ignore:row . begins with two BOS")
 @settings(max_examples=40, deadline=None)
 @given(specs=st.lists(SPECS, min_size=1, max_size=4), prompts=PROMPTS, left=st.booleans(), told=st.booleans())
 def test_operations_equal_their_formulas_on_each_prompt_alone(specs, prompts, left, told):
@@ -167,7 +168,7 @@ def test_ablating_to_activations_takes_the_mean_of_that_layer_over_what_is_not_p
 
 def test_vectors_of_several_layers_are_added_each_at_its_own():
     each = [made_vector(MODEL, layer, seed=layer) for layer in (0, 2)]
-    norms = torch.tensor([10.0, 10.0])
+    norms = torch.tensor([30.0, 30.0])
     both = SteeringVectors(
         torch.stack([v.values for v in each]), (0, 2), "resid_post", "made", norms, identify(MODEL)
     )
@@ -298,6 +299,26 @@ def test_a_word_for_to_that_is_not_zero_is_refused():
     # The run-time checks of the tests refuse it first, with a type error of their own.
     with pytest.raises((ValueError, TypeError)):
         Ablate(1, to="mean")
+
+
+@pytest.mark.parametrize("operation", [Add, ProjectOut, lambda vectors: SetProjection(vectors, 1.0)])
+def test_a_vector_of_length_zero_is_an_error_that_names_its_layer(operation):
+    vectors = SteeringVectors(
+        torch.eye(2, D_MODEL), (2, 0), "resid_post", "made", torch.ones(2), identify(MODEL)
+    )
+    for zero in (vectors.weighted({2: 1.0, 0: 0.0}), vectors[0] * 0.0):
+        with pytest.raises(ValueError, match=r"length zero.* layers \[0\]"):
+            operation(zero)
+
+
+def test_doses_of_several_layers_that_sum_above_1_warn():
+    vector = made_vector(MODEL, 0, scale=3.0)
+    several = vector.at(layers=[2, 0], stream_norm={0: 10.0, 2: 5.0})  # doses .3 and .6 at multiplier 1
+    with pytest.warns(UserWarning, match=r"at 2 layers .* sum to 1\.8, .*[Dd]ivide the multiplier by 2"):
+        Add(several, -2.0)
+    Add(several, 1.1)
+    Add(several[2], 100.0)
+    Add(vector.at(layers=[0, 1]), 100.0)  # norms that are not known
 
 
 def test_operations_are_frozen():

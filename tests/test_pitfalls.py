@@ -37,11 +37,19 @@ TESTS = {
     "a second BOS before a prompt that has one": [
         "test_tokenizing.py::test_no_second_bos_in_front_of_text_that_begins_with_one",
         "test_tokenizing.py::test_a_chat_prompt_is_not_given_a_second_bos_on_the_embedded_model",
+        "test_tokenizing.py::test_to_tokens_adds_no_bos_to_a_chat_prompt_that_has_one",
+        "test_tokenizing.py::test_two_bos_under_steer_warn",
+    ],
+    "padded rows of ids are read as text": [
+        "test_tokenizing.py::test_padded_rows_of_ids_warn",
+        "test_tokenizing.py::test_padded_completions_warn_and_those_that_end_in_an_eos_or_not_do_not",
+        "test_tokenizing.py::test_a_pad_token_that_is_nothing_else_warns_wherever_it_stands",
     ],
     "the last layer is the output of the final norm": [
         "test_models.py::test_every_layer_equals_huggingface_before_the_final_norm",
         "test_models.py::test_huggingfaces_last_hidden_state_is_not_the_last_blocks_output",
         "test_backends.py::test_the_last_layer_is_the_last_blocks_output_and_not_after_the_norm",
+        "test_exchange.py::test_a_tensor_of_hidden_states_begins_with_the_embedding_and_ends_after_the_norm",
     ],
     "layer numbers differ by one between capture and steering": [
         "test_capture.py::test_a_steered_layer_shows_exactly_the_added_vector",
@@ -70,6 +78,10 @@ TESTS = {
         "test_vectors.py::test_a_length_of_zero_names_its_layers",
         "test_sweep.py::test_a_vector_of_length_zero_is_refused_by_name_and_layer",
         "test_generation.py::test_a_vector_minus_itself_changes_nothing",
+        "test_operations.py::test_a_vector_of_length_zero_is_an_error_that_names_its_layer",
+        "test_directions.py::test_where_nothing_varies_every_estimator_names_the_layer",
+        "test_directions.py::test_differences_that_cancel_have_no_direction",
+        "test_confounds.py::test_where_activations_do_not_vary_a_factors_direction_is_an_error_that_names_the_layer",
         "test_controls.py::test_nothing_is_orthogonal_to_one_number",
     ],
     "arguments are changed in place": [

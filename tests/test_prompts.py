@@ -246,16 +246,17 @@ def test_tokens_are_counted_with_the_tokenizer_given(make_tokenizer):
 
 
 def test_the_difference_is_in_pooled_standard_deviations():
-    """Austin 2009, section 2: (mean − mean) / √((variance + variance) / 2)."""
+    """Austin 2009, section 2: (mean − mean) / √((variance + variance) / 2), of samples."""
     letters = pd.DataFrame({"letter_positive": list("AAAAB"), "letter_negative": list("AABBB")})
     positive, negative = ["abc", "abcd", "ab", "a", "abcde"], ["ab", "abc", "abcdefg", "abcd", "a"]
     table = audit(contrast_pairs(positive, negative, factors=letters)).set_index(["factor", "level"])
     shares = (0.8, 0.4)
-    by_hand = (shares[0] - shares[1]) / np.sqrt(sum(share * (1 - share) for share in shares) / 2)
+    by_hand = (shares[0] - shares[1]) / np.sqrt(sum(share * (1 - share) * 5 / 4 for share in shares) / 2)
     assert table.loc[("letter", "A"), "difference"] == pytest.approx(by_hand)
     assert table.loc[("letter", "B"), "difference"] == pytest.approx(-by_hand)
     sizes = [[len(text) for text in side] for side in (positive, negative)]
-    by_hand = (np.mean(sizes[0]) - np.mean(sizes[1])) / np.sqrt((np.var(sizes[0]) + np.var(sizes[1])) / 2)
+    spread = np.sqrt((np.var(sizes[0], ddof=1) + np.var(sizes[1], ddof=1)) / 2)
+    by_hand = (np.mean(sizes[0]) - np.mean(sizes[1])) / spread
     assert table.loc[("length (characters)", "mean"), "difference"] == pytest.approx(by_hand)
 
 
@@ -304,7 +305,7 @@ def test_very_many_last_tokens_are_one_row():
     table = audit(contrast_pairs(positive, negative)).set_index("factor").loc["last token"]
     assert table["level"] == "commoner on the positive side"
     assert (table["positive"], table["negative"]) == (4, 1)  # up, one, two
-    by_hand = (4 / 25 - 1 / 25) / np.sqrt((4 * 21 + 1 * 24) / 25**2 / 2)
+    by_hand = (4 / 25 - 1 / 25) / np.sqrt((4 * 21 + 1 * 24) / (25 * 24) / 2)
     assert table["difference"] == pytest.approx(by_hand)
     assert table["differs"]
     same = audit(contrast_pairs([f"x w{k}" for k in range(30)], [f"y w{k}" for k in range(30)]))

@@ -499,6 +499,9 @@ def test_a_vector_of_length_zero_is_refused_by_name_and_layer():
     with pytest.raises(ValueError, match=r"vectors 'none of it' have length zero"):
         swept(several(), controls={"none of it": vectors})
     assert set(swept(vectors, layers=[0, 2])["layers"]) == {"", "0", "2"}
+    table = swept({"flat": vectors}, layers=[1], controls=1, allow_zero=True)
+    assert (table.groupby("prompt_id")["logit_difference"].nunique() == 1).all()
+    assert set(table.loc[table["vector"] == "flat", "dose"]) == {0.0}
 
 
 def test_cells_that_tables_could_not_tell_apart_are_refused():

@@ -1,10 +1,13 @@
 """`tokenize`: the tokenizer's own ids, one BOS where the model has one, and messages for what cannot be."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from tl_steer.models import chat_format, token_strings, tokenize, tokenize_all
+from tl_steer import Add, steer, steering_vector
+from tl_steer.models import chat_format, load_model, token_strings, tokenize, tokenize_all
 
 BOS = 1
 
@@ -126,7 +129,7 @@ def test_a_chat_prompt_is_not_given_a_second_bos_on_the_embedded_model(embedded,
         [{"role": "user", "content": "Hello there"}], add_generation_prompt=True, return_dict=False
     )
     ids = tokenize(embedded, text)
-    assert ids == theirs
+    assert ids == theirs == embedded.to_tokens(text)[0].tolist()
     assert ids[0] == tokenizer.bos_token_id != ids[1]
 
 
@@ -134,6 +137,93 @@ def test_a_chat_prompt_is_not_given_a_second_bos_on_the_embedded_model(embedded,
 def test_token_strings_give_each_token_with_its_space(embedded):
     ids = tokenize(embedded, "The sea, of course")
     assert token_strings(embedded, ids) == ["The", " sea", ",", " of", " course"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 5, 6, 1, 1], [0, 5, 6, 7, 8]], r"row 0 .* ends with 2 times the pad token 1"),
+        ([[0, 5, 6, 7, 1], [0, 5, 6, 7, 8]], "row 0 .* ends with 1 times"),
+        ([[0, 5, 6, 1], [0, 5, 1, 1]], "row 1 .* ends with 2 times"),
+        ([[0, 5, 1, 1], [0, 6, 1, 1]], "row 0 .* ends with 2 times"),
+        ([[0, 5, 6, 7], [1, 1, 0, 5]], r"row 1 .* begins with 2 times .*row\[-length:\]"),
+        ([[0, 5, 1, 1]], r"row 0 .* ends with 2 times .*row\[:length\]"),
+        ([[0, 5, 1], [0, 6, 1]], None),  # the pad token is the EOS, too
+        ([[0, 1, 1, 5], [0, 6, 6, 5]], None),
+        ([[0, 5], [0, 6, 7]], None),
+    ],
+)
+def test_padded_rows_of_ids_warn(rows, message):
+    """Pad and EOS are token 1."""
+    from tl_steer import capture, choice_logits, generate
+
+    from .tiny_model import make_model, word_tokenizer
+
+    model = make_model(word_tokenizer())
+    ids = torch.tensor(rows) if len(set(map(len, rows))) == 1 else rows
+    for call in (
+        lambda: capture(model, ids, layers=0),
+        lambda: generate(model, ids, max_new_tokens=1),
+        lambda: choice_logits(model, ids, (" a", " b")),
+    ):
+        if message is None:
+            call()
+        else:
+            with pytest.warns(UserWarning, match=message):
+                call()
+
+
+def test_padded_completions_warn_and_those_that_end_in_an_eos_or_not_do_not():
+    from tl_steer import capture
+
+    from .tiny_model import make_model, word_tokenizer
+
+    read = functools.partial(capture, make_model(word_tokenizer()), ["a", "b"], layers=0)
+    with pytest.warns(UserWarning, match="row 1 .* ends with 2 times the pad token 1"):
+        read(completions=torch.tensor([[5, 6, 7], [5, 1, 1]]))
+    read(completions=[(5, 6, 7), (5, 6, 1)])
+
+
+def test_a_pad_token_that_is_nothing_else_warns_wherever_it_stands(without_bos):
+    without_bos.tokenizer.add_special_tokens({"pad_token": "d"})
+    pad = without_bos.tokenizer.pad_token_id
+    with pytest.warns(UserWarning, match=f"ends with 1 times the pad token {pad}"):
+        tokenize_all(without_bos, [[4, 5, pad], [7, 8, pad]])
+    without_bos.tokenizer.pad_token = None
+    assert tokenize_all(without_bos, [[4, 5, 5], [6, 7, 7]]) == [[4, 5, 5], [6, 7, 7]]
+
+
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+def test_to_tokens_adds_no_bos_to_a_chat_prompt_that_has_one(backend, make_hf_model, make_tokenizer):
+    model = chat_model(backend, make_hf_model, make_tokenizer(bos=False))
+    text = chat_format(model).render("the cat")
+    for written in (text, "the cat"):
+        assert model.to_tokens(written).tolist() == [tokenize(model, written)]
+    assert tokenize(model, text).count(BOS) == 1
+
+
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+def test_two_bos_under_steer_warn(backend, make_hf_model, make_tokenizer):
+    """A tokenizer that adds a BOS to plain text adds a second one to this chat prompt."""
+    model = chat_model(backend, make_hf_model, make_tokenizer(bos=True))
+    text = chat_format(model).render("the cat")
+    assert model.to_tokens("the cat").tolist() == [tokenize(model, "the cat")]
+    twice = model.to_tokens(text)
+    assert twice[0, :2].tolist() == [BOS, BOS]
+    operation = Add(steering_vector(model, torch.ones(model.cfg.d_model), layer=1))
+    with steer(model, operation):
+        with pytest.warns(UserWarning, match="row 0 begins with two BOS tokens"):
+            model(twice)
+        model(twice)  # once per block
+    with steer(model, operation):
+        model(torch.tensor([tokenize(model, text)]))
+
+
+def chat_model(backend, make_hf_model, tokenizer):
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }} : {% endfor %}"
+    return load_model(
+        "tiny", backend=backend, hf_model=make_hf_model("llama"), tokenizer=tokenizer, device="cpu"
+    )
 
 
 def test_a_filtered_column_of_a_table_is_a_list_of_prompts():

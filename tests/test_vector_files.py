@@ -376,12 +376,12 @@ def test_damaged_activations_are_refused(pairs, tmp_path):
         ({"description": json.dumps(told | {"layers": [0]})}, r"values has shape \(8, 2, 1, 8\), not \(8, 1"),
         ({"description": json.dumps(told | {"positive": ["a"]})}, "values has shape"),
         ({"description": json.dumps(told | {"positions": "nowhere()"})}, "nowhere"),
-        ({"identity": "{}"}, "not a model identity"),
+        ({"negative.identity": "{}"}, "not a model identity"),
     ):
         save_file(tensors, path, metadata=metadata | change)
         with pytest.raises(ValueError, match=rf"a\.safetensors is damaged \(.*{message}"):
             PairedActivations.load(path)
-    save_file({"stream_norm": tensors["stream_norm"]}, path, metadata=metadata)
+    save_file({"positive.stream_norm": tensors["positive.stream_norm"]}, path, metadata=metadata)
     with pytest.raises(ValueError, match=r"is damaged \(KeyError: 'positive\.values'"):
         PairedActivations.load(path)
 

@@ -1,6 +1,7 @@
 """Steering vectors as values: their algebra, what does not mix, placing, doses, files."""
 
 import dataclasses
+import functools
 import pickle
 
 import numpy as np
@@ -14,10 +15,14 @@ from safetensors.torch import save_file
 from tl_steer.activations import PairedActivations
 from tl_steer.capture import capture
 from tl_steer.directions import SteeringVector, SteeringVectors
+from tl_steer.interventions import Add, ProjectOut, SetProjection
 from tl_steer.models import ModelMismatchError, identify
+from tl_steer.recipes import steering_vector
 
 from .conftest import make_identity
-from .tiny_model import make_model, word_tokenizer
+from .tiny_model import D_MODEL, N_LAYERS, make_model, word_tokenizer
+
+MODEL = make_model(word_tokenizer())
 
 NUMBERS = st.floats(-100, 100, allow_nan=False, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
 
@@ -127,6 +132,21 @@ def test_weighted_takes_the_layers_named_with_their_weights():
         made.weighted({3: 1.0, -1: 1.0})
     with pytest.raises(ValueError, match="no layers given"):
         made.weighted({})
+    with pytest.raises(IndexError, match="layer 4 is out of range"):
+        made.weighted({4: 1.0})
+    with pytest.raises(TypeError):
+        made.weighted({3: "1"})
+    for weight in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"weights=\{{3: {weight}\}}: expected finite numbers"):
+            made.weighted({3: weight})
+
+
+def test_in_asks_for_a_layer():
+    made = vectors()
+    for layer in (1, 3, -1, -3, np.int64(3)):
+        assert layer in made
+    for other in (0, 2, -2, 4, -5, True, 1.0, "1", None, made[1], [1]):
+        assert other not in made
 
 
 def test_a_vector_is_placed_elsewhere_with_its_provenance():
@@ -139,7 +159,7 @@ def test_a_vector_is_placed_elsewhere_with_its_provenance():
     assert (placed.method, placed.identity) == (made.method, made.identity)
     assert placed.stream_norm.isnan().all()
     with pytest.raises(
-        ValueError, match=r"norm is not known at these layers: give \.at\(…, stream_norm=…\) one"
+        ValueError, match=r"norm at layers \[0, 3\] is not known.*prompts=….*\.at\(layers=…, stream_norm=…\)"
     ):
         placed.scaled_to(dose=0.3)
     known = made.at(layers=2, stream_norm=[20.0]).scaled_to(dose=0.3)
@@ -147,6 +167,27 @@ def test_a_vector_is_placed_elsewhere_with_its_provenance():
     assert float(known.values.norm()) == pytest.approx(6.0, rel=1e-5)
     with pytest.raises(IndexError, match="out of range"):
         made.at(layers=4)
+
+
+def test_stream_norms_are_looked_up_by_layer():
+    made = vectors()[1]
+    norms = {3: 40.0, 0: 7.0, 2: 20.0}
+    source = vectors(layers=(3, 0, 2), norms=tuple(norms.values()))
+    for known in (norms, {-1: 40.0, 0: 7.0, -2: 20.0}, source):
+        placed = made.at(layers=[0, 2, 3], stream_norm=known)
+        assert placed.stream_norm.tolist() == [7.0, 20.0, 40.0]
+        assert placed.scaled_to(dose=0.5).norms().tolist() == pytest.approx([3.5, 10.0, 20.0])
+        with pytest.raises(KeyError, match=r"expected layers \[1\] too"):
+            made.at(layers=[1, 0], stream_norm=known)
+    assert made.at(layers=[3, 0], stream_norm=[1.0, 2.0]).stream_norm.tolist() == [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"has 3 numbers: expected one for each of layers \[0\]"):
+        made.at(layers=0, stream_norm=source.stream_norm)
+    with pytest.raises(ValueError, match="expected norms of resid_pre"):
+        made.at(layers=0, hook="resid_pre", stream_norm=source)
+    for part in (source.weighted({2: 1.0, 3: 1.0}), source[2] + source[2], source * 2.0, -source, source[-2]):
+        assert dict(
+            zip(part.layers, torch.as_tensor(part.stream_norm).reshape(-1).tolist(), strict=True)
+        ) == {layer: norms[layer] for layer in part.layers}
 
 
 @pytest.mark.parametrize(
@@ -386,3 +427,78 @@ def test_one_vector_and_several_are_taken_alike():
     assert not held.has_positions
     assert vectors(positions=3).has_positions
     assert vectors(positions=3)[1].has_positions
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda values: values,
+        lambda values: values.double().requires_grad_(),
+        lambda values: values.numpy(),
+        lambda values: values.numpy()[::-1].copy()[::-1].astype(">f8"),
+        lambda values: values.tolist(),
+    ],
+)
+def test_a_steering_vector_is_made_of_a_tensor(given):
+    values = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(0))
+    vector = steering_vector(MODEL, given(values), layer=-1, hook="resid_pre", name="mine")
+    assert (vector.layer, vector.hook, vector.method, vector.identity) == (
+        N_LAYERS - 1, "resid_pre", "mine", identify(MODEL),
+    )  # fmt: skip
+    assert torch.equal(vector.values, values)
+    vector.values.zero_()
+    assert values.all()
+    with pytest.raises(ValueError, match=r"at layers \[2\] is not known.*prompts="):
+        vector.scaled_to(dose=0.5)
+
+
+def test_a_steering_vector_s_stream_norm_is_given_looked_up_or_measured():
+    ones, prompts = torch.ones(D_MODEL), ["a b c", "d e f g"]
+    measured = capture(MODEL, prompts, layers=[2, 0])
+    made = functools.partial(steering_vector, MODEL, ones, layer=0)
+    for vector in (
+        made(stream_norm=float(measured.stream_norm[1])),
+        made(stream_norm={2: 1.0, -N_LAYERS: float(measured.stream_norm[1])}),
+        made(stream_norm=measured),
+        made(prompts=prompts),
+    ):
+        assert vector.stream_norm == pytest.approx(float(measured.stream_norm[1]))
+        assert float(vector.scaled_to(dose=0.5).norms()) == pytest.approx(vector.stream_norm / 2)
+    for options, error, message in (
+        ({"stream_norm": 3.0, "prompts": prompts}, ValueError, "expected one of them"),
+        ({"stream_norm": 0.0}, ValueError, "stream_norm=0 at layer 0: expected a number above 0"),
+        ({"stream_norm": {1: 3.0}}, KeyError, r"expected layers \[0\]"),
+        (
+            {"stream_norm": capture(MODEL, prompts, hook="resid_pre")},
+            ValueError,
+            "expected norms of resid_post",
+        ),
+        ({"stream_norm": torch.ones(N_LAYERS)}, ValueError, "3 numbers: expected one"),
+    ):
+        with pytest.raises(error, match=message):
+            made(**options)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "layer", "error", "message"),
+    [
+        (torch.ones(D_MODEL + 1), 0, ValueError, "vectors of 17 numbers; resid_post of tiny has 16"),
+        (torch.ones(1, D_MODEL), 0, ValueError, r"shape \(1, 16\).*one axis"),
+        (torch.ones(D_MODEL), 3, IndexError, "layer 3 is out of range"),
+        (torch.full((D_MODEL,), torch.nan), 0, ValueError, "NaN or infinite"),
+        (np.ones(D_MODEL, dtype=complex), 0, ValueError, "complex128: expected real numbers"),
+        (torch.ones(D_MODEL, dtype=torch.complex64), 0, ValueError, "complex64: expected real numbers"),
+        (torch.ones(D_MODEL, dtype=torch.bool), 0, ValueError, "bool: expected real numbers"),
+        (["a"] * D_MODEL, 0, ValueError, "expected real numbers"),
+    ],
+)
+def test_a_tensor_that_is_no_vector_of_the_model_is_an_error(tensor, layer, error, message):
+    with pytest.raises(error, match=message):
+        steering_vector(MODEL, tensor, layer=layer)
+
+
+@pytest.mark.parametrize("numbers", [torch.ones(D_MODEL), np.ones(D_MODEL), [1.0] * D_MODEL])
+@pytest.mark.parametrize("operation", [Add, ProjectOut, lambda vector: SetProjection(vector, 1.0)])
+def test_numbers_instead_of_a_vector_say_what_to_call(operation, numbers):
+    with pytest.raises(TypeError, match=r"use steering_vector\(model, tensor, layer=…\)"):
+        operation(numbers)

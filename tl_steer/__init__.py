@@ -126,7 +126,7 @@ from .prompts import (
     read_reviews,
     sentiment_questions,
 )
-from .recipes import activation_addition, vectors_from_pairs
+from .recipes import activation_addition, steering_vector, vectors_from_pairs
 from .verification import verify
 
 logs_from_environment()
@@ -236,6 +236,7 @@ __all__ = [
     "span",
     "steer",
     "steerability",
+    "steering_vector",
     "sweep",
     "text_damage",
     "to_repeng",

@@ -24,6 +24,8 @@ from .writing import atomic
 logger = logging.getLogger(__name__)
 
 FORMAT = "tl_steer activations 1"
+SIDE_TENSORS = ("values", "token_index", "tokens", "prompt_lengths", "stream_norm")
+SIDE_TEXTS = ("completions", "completion_tokens", "under")
 TEXTS = ("prompts", "completions", "completion_tokens")  # fields with a row a prompt, or ()
 
 
@@ -124,6 +126,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
+
+
+def _dtype(column: pd.Series) -> str | dict[str, Any]:
+    """A column's dtype as JSON."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return {"categories": column.cat.categories.tolist(), "ordered": bool(column.cat.ordered)}
+    return str(column.dtype)
 
 
 def _written(positions: Positions | Mapping[int, Positions]) -> str | dict[str, str]:
@@ -296,27 +305,27 @@ class PairedActivations:
         Raises:
             OSError: the file cannot be written; one that was there before stays as it was.
         """
-        tensors = {"stream_norm": self.stream_norm.contiguous()}
-        for side in ("positive", "negative"):
-            for name in ("values", "token_index", "tokens", "prompt_lengths"):
-                tensors[f"{side}.{name}"] = getattr(getattr(self, side), name).contiguous()
+        sides = {"positive": self.positive, "negative": self.negative}
+        tensors = {
+            # Copied, but for the largest: safetensors refuses tensors that the two sides share.
+            f"{name}.{tensor}": getattr(side, tensor).contiguous().clone()
+            if tensor != "values"
+            else side.values.contiguous()
+            for name, side in sides.items()
+            for tensor in SIDE_TENSORS
+        }
         described = {
             "layers": self.layers,
             "hook": self.hook,
-            "positions": _written(self.positive.positions),
-            "positive": self.positive.prompts,
-            "negative": self.negative.prompts,
-            "completions": {"positive": self.positive.completions, "negative": self.negative.completions},
-            "completion_tokens": {
-                "positive": self.positive.completion_tokens,
-                "negative": self.negative.completion_tokens,
-            },
-            "under": {"positive": self.positive.under, "negative": self.negative.under},
+            **{name: side.prompts for name, side in sides.items()},
+            "positions": {name: _written(side.positions) for name, side in sides.items()},
+            **{text: {name: getattr(side, text) for name, side in sides.items()} for text in SIDE_TEXTS},
             "factors": self.factors.to_dict(orient="list"),
+            "factor_dtypes": {name: _dtype(column) for name, column in self.factors.items()},
         }
         metadata = {
             "format": FORMAT,
-            "identity": self.identity.to_json(),
+            **{f"{name}.identity": side.identity.to_json() for name, side in sides.items()},
             "description": json.dumps(described, default=_plain),
         }
         with atomic(path) as scratch:
@@ -350,25 +359,32 @@ class PairedActivations:
     @classmethod
     def _restored(cls, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> "PairedActivations":
         described = json.loads(metadata["description"])
-        shared = {
-            "layers": tuple(described["layers"]),
-            "hook": described["hook"],
-            "positions": _read(described["positions"]),
-            "stream_norm": tensors["stream_norm"],
-            "identity": ModelIdentity.from_json(metadata["identity"]),
-        }
 
+        # Files of earlier versions have positions, norms and identity once, and neither the tokens of
+        # completions nor edits nor types of factors.
         def side(name: str) -> Activations:
-            fields = ("values", "token_index", "tokens", "prompt_lengths")
-            own = {field: tensors[f"{name}.{field}"] for field in fields}
-            written = {
-                "completions": tuple(described["completions"][name]),
-                # files of earlier versions have the texts alone, and no edits
-                "completion_tokens": tuple(map(tuple, described.get("completion_tokens", {}).get(name, ()))),
-                "under": tuple(described.get("under", {}).get(name, ())),
-            }
-            made = Activations(**own, **shared, prompts=tuple(described[name]), **written)
-            _require_shapes(made)
-            return made
+            own = {each: tensors[f"{name}.{each}"] for each in SIDE_TENSORS if each != "stream_norm"}
+            texts = {text: described.get(text, {}).get(name, ()) for text in SIDE_TEXTS}
+            positions = described["positions"]
+            result = Activations(
+                **own,
+                stream_norm=tensors["stream_norm" if "stream_norm" in tensors else f"{name}.stream_norm"],
+                layers=tuple(described["layers"]),
+                hook=described["hook"],
+                positions=_read(positions if isinstance(positions, str) else positions.get(name, positions)),
+                prompts=tuple(described[name]),
+                identity=ModelIdentity.from_json(metadata.get("identity") or metadata[f"{name}.identity"]),
+                completions=tuple(texts["completions"]),
+                completion_tokens=tuple(map(tuple, texts["completion_tokens"])),
+                under=tuple(texts["under"]),
+            )
+            _require_shapes(result)
+            return result
 
-        return cls(side("positive"), side("negative"), pd.DataFrame(described["factors"]))
+        positive = side("positive")
+        factors = pd.DataFrame(described["factors"], index=range(len(positive)))
+        for name, dtype in described.get("factor_dtypes", {}).items():
+            factors[name] = factors[name].astype(
+                pd.CategoricalDtype(**dtype) if isinstance(dtype, dict) else dtype
+            )
+        return cls(positive, side("negative"), factors)

@@ -221,6 +221,8 @@ def _tip(value: Any, hint: Any) -> str:
         return f" Put it in a list: [{_shown(value)}]."
     if isinstance(value, list | tuple) and len(value) == 1 and _fits(value[0], hint):
         return " Take it out of its list."
+    if isinstance(value, list | tuple | dict):
+        return next((each.from_numbers for each in _kinds(hint) if hasattr(each, "from_numbers")), "")
     return ""
 
 

@@ -37,6 +37,7 @@ from .models import (
     resolve_layers,
     tokenize,
     tokenize_all,
+    warn_of_padding,
 )
 from .positions import Clock, Positions, PromptTokens, last_token
 from .prompts import ContrastPairs
@@ -420,7 +421,10 @@ def _given(
     given = as_prompts(completions)
     if len(given) != len(ids):
         raise ValueError(f"{len(given)} completions for {len(ids)} prompts: give one for each.")
-    return [_completion_ids(model, completion) for completion in given]
+    ids = [_completion_ids(model, completion) for completion in given]
+    if not any(isinstance(completion, str) for completion in given):
+        warn_of_padding(model, ids, completions=True)
+    return ids
 
 
 def _completion_ids(model: Any, completion: Prompt) -> list[int]:

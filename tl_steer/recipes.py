@@ -1,12 +1,29 @@
 """Conveniences that only compose what the other modules do."""
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from numbers import Real
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from .arguments import checked
 from .capture import capture, capture_pairs
-from .directions import Estimator, SteeringVectors, apply_estimator, digest_of, mean_difference
+from .directions import (
+    Estimator,
+    SteeringVector,
+    SteeringVectors,
+    apply_estimator,
+    digest_of,
+    mean_difference,
+)
+from .directions.estimators import with_direction
+from .directions.exchange.checks import imported
+from .directions.vectors import Norms, norms_at
 from .engine import Memory
-from .models import HookedModel, Layers, tokenize
+from .models import HookedModel, Layers, Prompt, identify, resolve_layers, tokenize
 from .positions import Positions, all_tokens
 from .prompts import ContrastPairs
 
@@ -40,6 +57,59 @@ def vectors_from_pairs(
 
 
 @checked
+def steering_vector(
+    model: HookedModel,
+    tensor: Any,
+    *,
+    layer: int,
+    hook: str = "resid_post",
+    name: str | None = None,
+    stream_norm: float | Norms | None = None,
+    prompts: Prompt | Sequence[Prompt] | None = None,
+) -> SteeringVector:
+    """A steering vector from a tensor, an array or a list of numbers, for one layer of a model.
+
+    For several layers use `load_pt`, or place one vector with `.at(layers=…)`.
+
+    Args:
+        model: the model that it is meant for; the vector carries its identity.
+        tensor: one vector "d_hook" of any dtype, on any device; copied to float32 on the CPU.
+        layer: 0-based block index, negatives from the end.
+        hook: short hook name.
+        name: `method` of the vector, by which tables name it; by default "steering_vector".
+        stream_norm: the residual stream's typical norm there; a mapping `{layer: norm}`, activations or
+            vectors are looked up by layer.
+        prompts: measure the typical norm on these. Without either it is NaN: so is the dose, and `scaled_to`
+            raises.
+
+    Raises:
+        IndexError, ValueError: a layer, hook or width that the model does not have; more than one axis;
+            values that are not finite numbers; both `stream_norm` and `prompts`, or a norm not above 0.
+        KeyError: `stream_norm` has no norm of the layer.
+    """
+    if stream_norm is not None and prompts is not None:
+        raise ValueError("stream_norm and prompts: expected one of them. Leave out the other.")
+    (layer,) = resolve_layers(layer, model.cfg.n_layers)
+    if isinstance(tensor, Tensor):
+        tensor = (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
+    values = np.asarray(tensor)
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise ValueError(
+            f"a tensor of shape {values.shape}, {values.dtype}: expected real numbers, one axis d_hook. Give "
+            "one row of it (tensor[layer], or tensor.squeeze())."
+        )
+    identity = identify(model)
+    if prompts is not None:
+        stream_norm = capture(model, prompts, layers=layer, hook=hook)
+    norms = [stream_norm] if isinstance(stream_norm, Real) else stream_norm
+    norm = float(norms_at(norms, (layer,), hook, identity))
+    if norm <= 0 or math.isinf(norm):
+        raise ValueError(f"stream_norm={norm:g} at layer {layer}: expected a number above 0.")
+    vector = imported({layer: values.astype(np.float32)}, model, "the tensor", hook=hook)[layer]
+    return replace(vector, method=name or "steering_vector", stream_norm=norm, info={"from": "tensor"})
+
+
+@checked
 def activation_addition(
     model: HookedModel,
     positive: str,
@@ -65,6 +135,7 @@ def activation_addition(
         reuse, memory: as in `capture`.
 
     Raises:
+        NoDirectionError: at some layer the activations on both prompts are the same; names the layers.
         ValueError: there is nothing to add (empty prompts, or the same tokens twice), or the prompts are of
             unequal length and the tokenizer has no token for a space.
 
@@ -78,7 +149,7 @@ def activation_addition(
     where = {"positions": all_tokens(), "layers": layers, "hook": hook}
     read = capture(model, prompts, **where, reuse=reuse, memory=memory)
     values = read.values.double()
-    return SteeringVectors(
+    vectors = SteeringVectors(
         (values[0] if negative is None else values[0] - values[1]).float(),
         read.layers,
         hook,
@@ -91,6 +162,7 @@ def activation_addition(
             "data": digest_of(*(text for text in (positive, negative) if text is not None)),
         },
     )
+    return with_direction(vectors)
 
 
 def padded_prompts(model: Any, positive: str, negative: str | None) -> list[list[int]]:

@@ -6,14 +6,22 @@ import numpy as np
 
 
 def require_seed(seed: int) -> int:
-    """The seed, if it is one that all generators take.
+    """The seed, of any size, as a Python integer.
 
     Raises:
-        ValueError: no whole number, a negative one, or one of more than 63 bits.
+        ValueError: not a whole number, or a negative one.
     """
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed!s:.40}: give a whole number from 0 to 2**63 - 1.")
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed={seed!s:.40}: expected a whole number. Give 0 or more.")
     return int(seed)
+
+
+def short_seed(seed: int) -> int:
+    """The seed for generators that read 32 bits (pandas, torch); a larger one is hashed to as many.
+
+    torch takes 64 bits and reads 32 of them: 2**32 would draw as 0 does. Raises as `require_seed`.
+    """
+    return require_seed(seed) if seed < 2**32 else derived_seed(seed)
 
 
 def derived_seed(seed: int, *places: int) -> int:

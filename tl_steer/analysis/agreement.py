@@ -204,7 +204,7 @@ def _estimate(pairs: PairedActivations, estimator: Estimator) -> tuple[Estimate,
 
         def estimate(rows: Int[np.ndarray, " row"], signs: Signs = None) -> Vectors:
             drawn = pairs if signs is None else pairs.swapped((signs < 0).tolist())
-            return _values(apply_estimator(estimator, drawn.subset(rows.tolist())))
+            return _values(apply_estimator(estimator, drawn.subset(rows.tolist()), allow_zero=True))
 
         return estimate, _cosines
 
@@ -213,7 +213,8 @@ def _estimate(pairs: PairedActivations, estimator: Estimator) -> tuple[Estimate,
             np.einsum("lr,lr->l", (left[:, None] @ gram.values)[:, 0], right)
             for left, right in ((one, other), (one, one), (other, other))
         ]
-        return products[0] / np.sqrt(products[1] * products[2])
+        lengths = np.sqrt(products[1] * products[2])
+        return np.divide(products[0], lengths, out=np.full(lengths.shape, np.nan), where=lengths > 0)
 
     return gram.weights, cosine
 

@@ -66,9 +66,10 @@ def pca(
         points = both[:, index] - both[:, index].mean(0)
         rounding = np.finfo(np.float32).eps * np.linalg.norm(both[:, index])
         axes, explained = _components(rows[:, index], components, rounding)
-        if of != "pooled" and not explained[-1]:
+        what, needed = ("activations", 1) if of == "pooled" else ("differences", components)
+        if not explained[needed - 1]:
             raise ValueError(
-                f"the differences at layer {layer} vary in fewer than {components} directions: capture other "
+                f"the {what} at layer {layer} vary in fewer than {needed} directions: capture other "
                 "layers or positions, or give fewer components."
             )
         coordinates = _oriented(points @ axes.T)

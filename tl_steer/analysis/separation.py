@@ -8,7 +8,7 @@ from ..activations import PairedActivations
 from ..arguments import checked
 from ..directions import Estimator, SteeringVectors, apply_estimator, coin_flips, mean_difference, pair_gram
 from ..prompts import group_numbers
-from ..seeds import generator, require_seed
+from ..seeds import generator, short_seed
 from ..statistics import (
     auc,
     nested,
@@ -114,7 +114,7 @@ def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[n
     kinds = group_kinds(factors, fewest=folds)
     if folds < 2 or len(kinds) < folds:
         raise ValueError(f"folds={folds} with {len(kinds)} groups of pairs: give 2 to {len(kinds)} folds.")
-    shuffled = kinds.sample(frac=1, random_state=require_seed(seed) % 2**32).sort_values(kind="stable")
+    shuffled = kinds.sample(frac=1, random_state=short_seed(seed)).sort_values(kind="stable")
     sizes = shuffled.map(shuffled.value_counts())
     common, rare = shuffled[sizes >= folds], shuffled[sizes < folds]
     dealt = pd.concat([common.groupby(common).cumcount(), pd.Series(range(len(rare)), rare.index)])
@@ -122,7 +122,11 @@ def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[n
 
 
 def _held_out(
-    pairs: PairedActivations, estimator: Estimator, fold: Int[np.ndarray, " pair"]
+    pairs: PairedActivations,
+    estimator: Estimator,
+    fold: Int[np.ndarray, " pair"],
+    *,
+    allow_zero: bool = False,
 ) -> tuple[Float[np.ndarray, "side layer pair"], str]:
     """Projections of every pair's sides on the unit direction of the other folds' pairs, from those' mean."""
     both = np.stack([side.numpy() for side in pairs.sides()])
@@ -130,7 +134,7 @@ def _held_out(
     projected = np.empty((2, len(pairs.layers), len(pairs)))
     for part in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
-        vectors = apply_estimator(estimator, pairs.subset(train.tolist()))
+        vectors = apply_estimator(estimator, pairs.subset(train.tolist()), allow_zero=allow_zero)
         held = both[:, test].astype(np.float64)
         middle = (total - held.sum((0, 1))) / (2 * len(train))
         projected[:, :, test] = np.einsum("spld,ld->slp", held - middle, _unit_directions(vectors))
@@ -158,7 +162,7 @@ def _null(
     gram = pair_gram(pairs, estimator) if shuffles else None
     if gram is None:
         shuffled = (pairs.swapped(each.tolist()) for each in flips)
-        null = [_right(_held_out(each, estimator, fold)[0]).mean(-1) for each in shuffled]
+        null = [_right(_held_out(each, estimator, fold, allow_zero=True)[0]).mean(-1) for each in shuffled]
         return np.reshape(null, (shuffles, len(pairs.layers)))
     signs = np.where(flips, -1.0, 1.0)
     right = np.zeros((len(pairs.layers), shuffles))

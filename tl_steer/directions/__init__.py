@@ -3,6 +3,7 @@
 from .controls import coin_flips, control_vectors
 from .estimators import (
     Estimator,
+    NoDirectionError,
     apply_estimator,
     lda_direction,
     logistic_direction,
@@ -28,6 +29,7 @@ from .vectors import SteeringVector, SteeringVectors
 
 __all__ = [
     "Estimator",
+    "NoDirectionError",
     "PairGram",
     "SteeringVector",
     "SteeringVectors",

@@ -48,10 +48,11 @@ def control_vectors(
         A control has, layer by layer, the length of the vectors under study.
 
     Raises:
-        ValueError: a negative number; an orthogonal one of vectors of one number; or, of shuffled ones, fewer
-            than four groups, vectors at a hook or layer that the pairs do not have, or an estimator that does
-            not see which side is which: a principal component of exchanged pairs is the same one, not a
-            control; one of centred differences is the behaviour itself, whose mean becomes variance.
+        ValueError: a negative number; a vector of length zero; an orthogonal one of vectors of one number;
+            or, of shuffled ones, fewer than four groups, vectors at a hook or layer that the pairs do not
+            have, or an estimator that does not see which side is which: a principal component of exchanged
+            pairs is the same one, not a control; one of centred differences is the behaviour itself, whose
+            mean becomes variance.
 
     They answer different questions: random ones, what a push of this length does; shuffled ones, what a
     direction does along which these prompts vary, whatever it means. The stream varies along few directions,
@@ -72,6 +73,7 @@ def control_vectors(
     if wrong := {kind: count for kind, count in counts.items() if count < 0}:
         raise ValueError(f"{wrong}: give 0 or more of each.")
     studied = apply_estimator(estimator, pairs_activations) if vectors is None else vectors
+    studied.normalized()  # raises where a length is zero
     if shuffled and studied.values.shape[-1] != (width := pairs_activations.positive.values.shape[-1]):
         raise ValueError(
             f"the vectors have {studied.values.shape[-1]} numbers and the activations {width}: give the "
@@ -115,7 +117,9 @@ def _shuffled(
     half = len(order) // 2
     exchanged = np.isin(group, order[:half])
     kept = np.flatnonzero(np.isin(group, order[: 2 * half]))
-    made = apply_estimator(estimator, pairs.swapped(exchanged.tolist()).subset(kept.tolist()))
+    made = apply_estimator(
+        estimator, pairs.swapped(exchanged.tolist()).subset(kept.tolist()), allow_zero=True
+    )
     if made.info.get("arguments", {}).get("of") == "centred_differences":
         raise ValueError(
             f"{made.method} of shuffled labels is not a control: the mean difference, which centring "

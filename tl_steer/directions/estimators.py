@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..activations import PairedActivations
 from ..arguments import checked
-from ..seeds import require_seed
+from ..seeds import short_seed
 from .discriminant import Normal, Side, discriminant_normal
 from .provenance import described
 from .vectors import SteeringVectors
@@ -24,13 +24,36 @@ from .vectors import SteeringVectors
 Estimator = Callable[[PairedActivations], SteeringVectors]
 
 
-def apply_estimator(estimator: Estimator, pairs: PairedActivations) -> SteeringVectors:
+class NoDirectionError(ValueError):
+    """At some layers nothing distinguishes the sides; `vectors` has all layers, with zeros at these."""
+
+    def __init__(self, message: str, vectors: SteeringVectors) -> None:
+        super().__init__(message, vectors)
+        self.vectors = vectors
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+def apply_estimator(
+    estimator: Estimator, pairs: PairedActivations, *, allow_zero: bool = False
+) -> SteeringVectors:
     """Apply an estimator to pairs and check the type of its result.
+
+    Args:
+        estimator, pairs: as for `separation`.
+        allow_zero: accept zeros at layers where nothing distinguishes the sides, as shuffled labels may make
+            them; otherwise NoDirectionError is raised.
 
     Raises:
         TypeError: if the estimator does not return SteeringVectors.
     """
-    vectors = estimator(pairs)
+    try:
+        vectors = estimator(pairs)
+    except NoDirectionError as error:
+        if not allow_zero:
+            raise
+        vectors = error.vectors
     if not isinstance(vectors, SteeringVectors):
         name = getattr(estimator, "__name__", str(estimator))
         raise TypeError(
@@ -47,15 +70,15 @@ def mean_difference(pairs: PairedActivations) -> SteeringVectors:
         pairs: both sides of contrast pairs, one position each; from `capture_pairs`.
 
     Raises:
-        ValueError: at some layer both sides of every pair are the same; names the layers.
+        NoDirectionError: at some layer both sides are the same, pair by pair or on average;
+            names the layers.
 
     Source: difference-in-means, e.g. Marks & Tegmark 2023 (arXiv 2310.06824), section 5; Rimsky et al. 2023
     (arXiv 2312.06681), section 3.
     """
-    _require_difference(pairs, "mean_difference")
-    positive, negative = pairs.sides()
-    difference = positive.mean(0, dtype=torch.float64) - negative.mean(0, dtype=torch.float64)
-    return _vectors(pairs, difference, "mean_difference")
+    difference, alike = _mean_gap(pairs)
+    difference[alike] = 0
+    return with_direction(_vectors(pairs, difference, "mean_difference"))
 
 
 @checked
@@ -128,7 +151,8 @@ def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringV
         C: inverse strength of the L2 penalty, on standardised activations.
 
     Raises:
-        ValueError: `C` is not between 1e-12 and 1e12, or at some layer both sides of every pair are the same.
+        ValueError: `C` is not between 1e-12 and 1e12.
+        NoDirectionError: as for `mean_difference`.
 
     The regression is fitted on standardised activations; its weights are brought back, so that the direction
     is one of the stream, not of the scaler's space.
@@ -157,8 +181,9 @@ def lda_direction(pairs: PairedActivations) -> SteeringVectors:
         pairs: as for `mean_difference`.
 
     Raises:
-        ValueError: values so large or so small that no direction can be told, or at some layer both sides of
-            every pair are the same.
+        ValueError: values so large or so small that no direction can be computed.
+        NoDirectionError: as for `mean_difference`, or at some layer nothing varies within the
+            sides.
 
     Source: Ledoit & Wolf 2004; the direction is that of scikit-learn's
     `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`, found as `discriminant_normal` says.
@@ -203,7 +228,7 @@ def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
 
 def _drawn(shape: Sequence[int], seed: int) -> Float[Tensor, "*batch d_hook"]:
     """Unit vectors, each uniform on the sphere."""
-    generator = torch.Generator().manual_seed(require_seed(seed))
+    generator = torch.Generator().manual_seed(short_seed(seed))
     return _unit(torch.randn(tuple(shape), generator=generator, dtype=torch.float64))
 
 
@@ -215,14 +240,16 @@ def _classifier_direction(
 ) -> SteeringVectors:
     if len(pairs) < 2:
         raise ValueError(f"{method} needs two pairs or more, and there are {len(pairs)}.")
-    _require_difference(pairs, method)
+    difference, alike = _mean_gap(pairs)  # where the means are equal, the weights are rounding error
     sides = [side.double().numpy() for side in pairs.sides()]
     axes = [
-        torch.from_numpy(normal(*(side[:, place].copy() for side in sides)))
-        for place in range(len(pairs.layers))
+        torch.zeros_like(difference[index])
+        if alike[index]
+        else torch.from_numpy(normal(*(side[:, index].copy() for side in sides)))
+        for index in range(len(pairs.layers))
     ]
     oriented, signs = _oriented(pairs, torch.stack(axes))
-    return _vectors(pairs, oriented, method, arguments=arguments, sign=signs)
+    return with_direction(_vectors(pairs, oriented, method, arguments=arguments, sign=signs))
 
 
 def _axes(rows: Float[Tensor, "layer row d_hook"], count: int) -> Float[Tensor, "layer count d_hook"]:
@@ -265,16 +292,26 @@ def _rows(pairs: PairedActivations, of: str) -> tuple[Float[Tensor, "row layer d
     return rows, min(available, rows.shape[-1])
 
 
-def _require_difference(pairs: PairedActivations, method: str) -> None:
-    """Refuse layers at which no pair differs: a vector of them would be zero, or rounding error."""
-    positive, negative = pairs.sides()
-    alike = (positive == negative).all(-1).all(0)
-    if bool(alike.any()):
-        layers = [layer for layer, same in zip(pairs.layers, alike.tolist(), strict=True) if same]
-        raise ValueError(
-            f"{method}: {pairs.hook} at layers {layers} is the same on both sides of every pair, so there is "
-            "no direction. Capture other layers or positions."
+def _mean_gap(
+    pairs: PairedActivations,
+) -> tuple[Float[Tensor, "layer d_hook"], Bool[Tensor, " layer"]]:
+    """Difference of the sides' means, and where it is no more than float32 rounds the activations."""
+    sides = pairs.sides()
+    gap = sides[0].mean(0, dtype=torch.float64) - sides[1].mean(0, dtype=torch.float64)
+    length = torch.stack([side.double().square().sum(-1).mean(0) for side in sides]).mean(0).sqrt()
+    return gap, gap.norm(dim=-1) <= torch.finfo(torch.float32).eps * length
+
+
+def with_direction(vectors: SteeringVectors) -> SteeringVectors:
+    """The vectors; raises NoDirectionError where one has length zero."""
+    if zero := vectors.zero_layers():
+        raise NoDirectionError(
+            f"{vectors.method}: {vectors.hook} at layers {zero} is the same on both sides, pair by pair or "
+            "on average, or does not vary within them, so there is no direction. Capture other layers or "
+            "positions.",
+            vectors,
         )
+    return vectors
 
 
 def _require_varying(

@@ -54,6 +54,9 @@ def factor_directions(pairs_activations: PairedActivations) -> dict[str, Steerin
         "group", texts of more than six levels, factors that do not vary, and those that vary between the
         sides only (see below) are left out.
 
+    Raises:
+        ValueError: at some layer the activations do not vary within either side; names the layers.
+
     Differences are taken within a side, and the mean of both sides is the direction: so the behaviour, which
     tells the sides apart, has no part in it. Nor has a factor that goes with this one on the positive side
     and against it on the other, as a claim's truth does with the letter of its right answer. Where one side
@@ -62,11 +65,17 @@ def factor_directions(pairs_activations: PairedActivations) -> dict[str, Steerin
     such a factor, and other pairs are the only remedy.
     """
     both = np.stack([side.double().numpy() for side in pairs_activations.sides()])
-    return {
-        each.name: _as_vectors(pairs_activations, each, both)
-        for each in factor_contrasts(pairs_activations)
-        if each.weights is not None
-    }
+    contrasts = [each for each in factor_contrasts(pairs_activations) if each.weights is not None]
+    centred = both - both.mean(1, keepdims=True)
+    spread, length = (np.sqrt((rows**2).sum((0, 1, 3))) for rows in (centred, both))
+    constant = spread <= np.finfo(np.float32).eps * length
+    if contrasts and constant.any():
+        layers = [layer for layer, same in zip(pairs_activations.layers, constant, strict=True) if same]
+        raise ValueError(
+            f"factor_directions: {pairs_activations.hook} at layers {layers} does not vary within either "
+            "side, so factors have no direction. Capture other layers or positions."
+        )
+    return {each.name: _as_vectors(pairs_activations, each, both) for each in contrasts}
 
 
 @checked

@@ -41,6 +41,8 @@ class PairGram:
     ) -> Weights:
         """Weights of the rows whose sum is the estimator's vector of some pairs, up to a positive factor.
 
+        They are 0 at layers where the sides of these pairs do not differ.
+
         Args:
             rows: which pairs; a repeated one counts as often.
             signs: −1 for each pair whose sides are exchanged.
@@ -62,7 +64,8 @@ class PairGram:
         if (smallest <= ROUNDING * squares).any():
             # The estimator itself decides whether there is a direction.
             drawn = self.pairs.swapped((signs < 0).tolist()).subset(rows.tolist())
-            apply_estimator(self.estimator, drawn)
+            vectors = apply_estimator(self.estimator, drawn, allow_zero=True)
+            weights[(vectors.values == 0).all(-1).numpy()] = 0
         return weights
 
 

@@ -1,15 +1,17 @@
 """Steering vectors as immutable values that know which model, hook and layers they belong to."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..activations import Activations, PairedActivations
 from ..arguments import checked
 from ..models import HookedModel, Layers, ModelIdentity, resolve_layers
 
@@ -31,7 +33,7 @@ class _Algebra:
 
     def norms(self) -> Tensor:
         """Length of each vector; where there is one a position, that of the longest."""
-        lengths = self.values.norm(dim=-1)
+        lengths = self.values.double().norm(dim=-1).float()  # squares of small numbers vanish in float32
         return lengths.amax(-1) if self.has_positions else lengths
 
     def normalized(self: VectorT) -> VectorT:
@@ -47,12 +49,13 @@ class _Algebra:
         """The same with the length that makes `dose` at multiplier 1: `dose · stream_norm`.
 
         Raises:
-            ValueError: the stream's norm is not known here (NaN), or a vector of length zero.
+            ValueError: a layer whose stream norm is not known (NaN), or a vector of length zero.
         """
         norm = torch.as_tensor(self.stream_norm)
-        if bool(norm.isnan().any()):
+        if unknown := self._layers_where(norm.isnan()):
             raise ValueError(
-                "the stream's norm is not known at these layers: give .at(…, stream_norm=…) one."
+                f"the stream norm at layers {unknown} is not known: expected a number. Measure it with "
+                "steering_vector(…, prompts=…), or give .at(layers=…, stream_norm=…) one."
             )
         return self._scaled(dose * norm / self._nonzero_norms())
 
@@ -100,14 +103,20 @@ class _Algebra:
         shape = (*factors.shape, *[1] * (self.values.ndim - factors.ndim))
         return replace(self, values=self.values * factors.reshape(shape))
 
+    def zero_layers(self) -> list[int]:
+        """The layers at which the vector has length zero."""
+        return self._layers_where(~self.values.reshape(len(self.layers), -1).any(-1))
+
     def _nonzero_norms(self) -> Tensor:
         norms = self.norms()
-        if bool((norms == 0).any()):
-            layers = [self.layers[row] for row in (norms.reshape(-1) == 0).nonzero().flatten().tolist()]
+        if zero := self._layers_where(norms == 0):
             raise ValueError(
-                f"a vector of length zero has no direction: {self.method} at {self.hook} of layers {layers}."
+                f"a vector of length zero has no direction: {self.method} at {self.hook} of layers {zero}."
             )
         return norms
+
+    def _layers_where(self, mask: Tensor) -> list[int]:
+        return [layer for layer, true in zip(self.layers, mask.reshape(-1).tolist(), strict=True) if true]
 
     def _require_finite(self) -> None:
         if not bool(torch.isfinite(self.values).all()):
@@ -164,6 +173,8 @@ class SteeringVector(_Algebra):
     identity: ModelIdentity
     info: Mapping[str, Any] = field(default_factory=dict)
     _axes = ("layer",)
+    # Read by `arguments`, where numbers are given instead of a vector.
+    from_numbers: ClassVar[str] = " From a tensor, use steering_vector(model, tensor, layer=…)."
 
     def __post_init__(self) -> None:
         self._require_placed()
@@ -183,25 +194,31 @@ class SteeringVector(_Algebra):
         *,
         layers: Layers,
         hook: str | None = None,
-        stream_norm: Sequence[float] | None = None,
+        stream_norm: "Norms | None" = None,
     ) -> "SteeringVectors":
         """The same vector placed elsewhere, to read at layer 15 and write at 20, or to remove everywhere.
 
         Args:
             layers: 0-based block indices.
             hook: short name; by default the one it has.
-            stream_norm: the typical norm at each of those layers, where known; otherwise NaN.
+            stream_norm: the typical norm, looked up by layer: `{20: 175.0}`, or activations or vectors that
+                have the norms of these layers at this hook; or a list in the order of `layers`; by default
+                NaN.
+
+        Raises:
+            KeyError: a layer for which `stream_norm` has no norm.
+            ValueError: activations or vectors of another hook, or a list of another length than `layers`.
 
         `info["read_at"]` keeps where it was read, also when it is placed once more.
         """
         places = resolve_layers(layers, self.identity.n_layers)
-        norms = [float("nan")] * len(places) if stream_norm is None else list(stream_norm)
+        norms = norms_at(stream_norm, places, hook or self.hook, self.identity)
         return SteeringVectors(
             self.values.expand(len(places), *self.values.shape).clone(),
             places,
             hook or self.hook,
             self.method,
-            torch.tensor(norms, dtype=torch.float32),
+            norms,
             self.identity,
             {"read_at": {"layer": self.layer, "hook": self.hook}, **self.info},
         )
@@ -269,6 +286,12 @@ class SteeringVectors(_Algebra):
     def __repr__(self) -> str:
         return f"SteeringVectors({self._told()}, layers {list(self.layers)}, {self.identity.name})"
 
+    def __contains__(self, layer: object) -> bool:
+        """Whether there is a vector at a layer; negatives count from the model's end."""
+        n_layers = self.identity.n_layers
+        counts = isinstance(layer, Integral) and not isinstance(layer, bool)
+        return counts and -n_layers <= layer < n_layers and layer % n_layers in self.layers
+
     def __iter__(self) -> Iterator[SteeringVector]:
         return (self[layer] for layer in self.layers)
 
@@ -291,11 +314,14 @@ class SteeringVectors(_Algebra):
         """Only the layers named in `weights`, each vector times its weight (`{17: 1.0, 31: -0.5}`).
 
         Raises:
-            IndexError: a layer that the model does not have, or that has no vector here.
-            TypeError: a weight that is no number.
-            ValueError: no layer, or one named twice.
+            IndexError: a layer that the model does not have.
+            KeyError: a layer that has no vector here.
+            TypeError: a weight that is not a number.
+            ValueError: no layers, one named twice, or a weight that is not finite.
         """
         rows = [self._row(layer) for layer in resolve_layers(tuple(weights), self.identity.n_layers)]
+        if not all(map(math.isfinite, weights.values())):
+            raise ValueError(f"weights={weights!r:.200}: expected finite numbers. Give 0.0 for no vector.")
         factors = torch.tensor([_number(weight) for weight in weights.values()])
         layers = tuple(self.layers[row] for row in rows)
         chosen = replace(self, values=self.values[rows], layers=layers, stream_norm=self.stream_norm[rows])
@@ -307,7 +333,7 @@ class SteeringVectors(_Algebra):
         *,
         layers: Layers,
         hook: str | None = None,
-        stream_norm: Sequence[float] | None = None,
+        stream_norm: "Norms | None" = None,
     ) -> "SteeringVectors":
         """`SteeringVector.at` of the only vector there is.
 
@@ -368,3 +394,31 @@ class SteeringVectors(_Algebra):
         if resolved not in self.layers:
             raise KeyError(f"no vector at layer {layer}; there are vectors at layers {list(self.layers)}.")
         return self.layers.index(resolved)
+
+
+Norms = Mapping[int, float] | Activations | PairedActivations | SteeringVectors | Sequence[float]
+
+
+def norms_at(
+    norms: Norms | None, layers: Sequence[int], hook: str, identity: ModelIdentity
+) -> Float[Tensor, " layer"]:
+    """Stream norms at the layers, looked up by layer; NaN for `None`. Raises as `SteeringVector.at`."""
+    if norms is None:
+        return torch.full((len(layers),), torch.nan)
+    if isinstance(norms, Activations | PairedActivations | SteeringVectors):
+        identity.require(norms.identity, what="the vector")
+        if norms.hook != hook:
+            raise ValueError(f"stream_norm of {norms.hook}: expected norms of {hook}. Capture there.")
+        norms = dict(zip(norms.layers, norms.stream_norm.tolist(), strict=True))
+    elif isinstance(norms, Mapping):
+        norms = dict(zip(resolve_layers(tuple(norms), identity.n_layers), norms.values(), strict=True))
+    elif len(norms) != len(layers):
+        raise ValueError(
+            f"stream_norm has {len(norms)} numbers: expected one for each of layers {list(layers)}. Give "
+            "{layer: norm}, or the activations that have them."
+        )
+    else:
+        norms = dict(zip(layers, norms, strict=True))
+    if missing := [layer for layer in layers if layer not in norms]:
+        raise KeyError(f"stream_norm has layers {list(norms)}: expected layers {missing} too.")
+    return torch.tensor([norms[layer] for layer in layers], dtype=torch.float32)

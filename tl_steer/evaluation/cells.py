@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isnan
 
 import pandas as pd
@@ -105,6 +106,7 @@ def sweep_cells(
     positions: Positions,
     seed: int,
     divide_by_layers: bool = False,
+    allow_zero: bool = False,
 ) -> list[Cell]:
     """Every cell of a sweep, the unsteered one first, controls at every layer and multiplier last.
 
@@ -129,12 +131,12 @@ def sweep_cells(
     named += [(name, each, True, control_of) for name, (each, control_of) in made.items()]
     cells = [UNSTEERED]
     for (name, each, control, control_of), operation in itertools.product(named, operations):
-        maker, label = _maker(operation)
+        maker, label = _maker(operation, allow_zero)
         doses = [NAN] if operation == "project_out" else list(multipliers)
         if not doses:
             raise ValueError(f"operation {label!r} needs multipliers; none given.")
         for places, multiplier in itertools.product(_layer_sets(each, layers), doses):
-            if operation == "add":
+            if operation == "add" and not allow_zero:
                 _require_length(name, each, places)
             multiplier = float(multiplier) / (len(places) if divide_by_layers else 1)
             steps = tuple(maker(each[layer], multiplier, positions) for layer in places)
@@ -145,10 +147,10 @@ def sweep_cells(
 
 def _require_length(name: str, vectors: SteeringVectors, layers: Sequence[int]) -> None:
     """Refuse to add a vector of length zero: its conditions would be the unsteered one under other names."""
-    if zero := [layer for layer in layers if not bool(vectors[layer].values.any())]:
+    if zero := [layer for layer in vectors.zero_layers() if layer in layers]:
         raise ValueError(
             f"the vectors {name!r} have length zero at layers {zero}: adding them changes nothing. Leave "
-            "these layers out."
+            "these layers out, or give allow_zero=True."
         )
 
 
@@ -191,11 +193,11 @@ def _layer_sets(
         yield resolve_layers(places, n_layers)
 
 
-def _maker(operation: str | OperationMaker) -> tuple[OperationMaker, str]:
+def _maker(operation: str | OperationMaker, allow_zero: bool) -> tuple[OperationMaker, str]:
     if callable(operation):
         return operation, getattr(operation, "__name__", type(operation).__name__)
     if operation == "add":
-        return Add, "add"
+        return partial(Add, allow_zero=allow_zero), "add"
     if operation == "project_out":
         return lambda vector, _, positions: ProjectOut(vector, positions=positions), "project_out"
     raise ValueError(f"operation {operation!r} is unknown: use 'add', 'project_out' or a callable.")

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import socket
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..arguments import warn
 from ..writing import atomic
 from .chunks import Answers
 from .digests import digest
@@ -135,16 +135,15 @@ def _begun(folder: Path, out: Path, plan: Plan, memory: int) -> int:
             f"{out} was begun with another sweep, part of which is done: {told} now. Give what it was begun "
             f"with to go on, write this one elsewhere, or delete {folder} to begin anew."
         )
-    _warn_of_packages(out, begun["packages"], stacklevel=6)
+    _warn_of_packages(out, begun["packages"])
     return begun["memory"]
 
 
-def _warn_of_packages(out: Path, begun: Mapping[str, str], *, stacklevel: int) -> None:
+def _warn_of_packages(out: Path, begun: Mapping[str, str]) -> None:
     if message := differences(begun, package_versions(PACKAGES)):
-        warnings.warn(
+        warn(
             f"{out} was begun with other packages: {message} now. Where numbers must not depend on them, "
-            "install those again, or begin anew elsewhere.",
-            stacklevel=stacklevel,
+            "install those again, or begin anew elsewhere."
         )
 
 
@@ -169,7 +168,7 @@ def finished_table(out: Path, plan: Plan) -> pd.DataFrame | None:
             f"{out} exists, with the table of another sweep: {differing} now. Give another name, or move it "
             "away first."
         )
-    _warn_of_packages(out, begun["packages"], stacklevel=5)
+    _warn_of_packages(out, begun["packages"])
     _remove_outlived(begun["plan"], out.with_name(f"{out.name}.cells"))
     return table
 

@@ -28,6 +28,7 @@ NOT_RUN_BY = (
     "seed",
     "init",
     "checkpoint",
+    "default_prepend_bos",
     "n_params",
 )
 ABSENT = "nothing"

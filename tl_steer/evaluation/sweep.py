@@ -58,6 +58,7 @@ def sweep(
     executor: Executor | None = None,
     mass: bool = True,
     allow_empty: bool = False,
+    allow_zero: bool = False,
     force: bool = False,
     progress: bool = True,
     reuse: bool = True,
@@ -105,6 +106,7 @@ def sweep(
         mass: `False` leaves the column mass empty, and does not compute the whole vocabulary's logits where
             the choices' own are enough.
         allow_empty: accept prompts of which `positions` selects nothing.
+        allow_zero: add vectors of length zero too, which change nothing at their layer.
         force: accept vectors of other weights of the same shapes and processing.
         progress: show a bar over cells.
         reuse: compute what cells and prompts share once: a cell costs what it changes, from its first changed
@@ -153,6 +155,7 @@ def sweep(
         positions=positions,
         seed=seed,
         divide_by_layers=divide_by_layers,
+        allow_zero=allow_zero,
     )
     if out is not None:
         require_parquet_name(Path(out))

@@ -33,6 +33,7 @@ from ..prompts import (
     read_reviews,
     sentiment_questions,
 )
+from ..seeds import short_seed
 from .files.experiment import Experiment
 
 
@@ -191,5 +192,5 @@ def _drawn(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
             f"limit = {limit} cannot be drawn: there are {sizes} rows"
             + (" with either label, of which equally many are taken." if len(kinds) > 1 else ".")
         )
-    drawn = [table.iloc[rows].sample(limit // len(kinds), random_state=seed) for rows in kinds]
+    drawn = [table.iloc[rows].sample(limit // len(kinds), random_state=short_seed(seed)) for rows in kinds]
     return pd.concat(drawn).sort_index()

@@ -8,7 +8,6 @@
 | `Ablate(layer)` | zero, or the value given |
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..activations import Activations
-from ..arguments import checked, short_repr
+from ..arguments import checked, short_repr, warn
 from ..directions import SteeringVector, SteeringVectors
 from ..models import ModelIdentity, resolve_layers
 from ..positions import Positions, PromptTokens, all_tokens, span
@@ -100,8 +99,12 @@ class Add:
         vector: one vector, or one for each of several layers.
         multiplier: the number in front of it, sign included.
         positions: at which tokens.
+        allow_zero: accept vectors of length zero, which change nothing at their layer.
 
-    Warns if a vector has length zero, which changes nothing at its layer.
+    Raises:
+        ValueError: a vector of length zero; names its layer.
+
+    Warns if the doses of several layers sum to more than 1, where the stream norms are known.
 
     Source: activation addition, Turner et al. 2023 (arXiv 2308.10248), section 3.
     """
@@ -109,6 +112,23 @@ class Add:
     vector: Vectors
     multiplier: float = 1.0
     positions: Positions = field(default_factory=all_tokens)
+    allow_zero: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.allow_zero and (zero := self.vector.zero_layers()):
+            raise ValueError(
+                f"Add: the vector ({self.vector.method}) has length zero at layers {zero}: expected one that "
+                "changes something. Leave these layers out, or give allow_zero=True."
+            )
+        if (count := len(self.vector.layers)) == 1:
+            return
+        doses = abs(self.multiplier) * self.vector.norms() / self.vector.stream_norm
+        if (total := float(doses.nansum())) > 1:
+            warn(
+                f"Add(multiplier={self.multiplier:g}) at {count} layers at once: their doses sum to "
+                f"{total:.2g}, more than the residual stream's own norm. Divide the multiplier by {count}, "
+                f"or scale the vectors with scaled_to(dose={1 / count:.2g}) or less."
+            )
 
     __repr__ = short_repr
 
@@ -118,13 +138,6 @@ class Add:
         if self.vector.has_positions:
             positions = positions & _first(self.vector.values.shape[-2])
         described = f"Add(multiplier={self.multiplier:g})"
-        for vector in self.vector.as_vectors():
-            if not bool(vector.values.any()):
-                warnings.warn(
-                    f"{described} at layer {vector.layer} changes nothing: the vector ({vector.method}) has "
-                    "length zero.",
-                    stacklevel=2,
-                )
         return [
             _edit(vector, positions, described, self._adding(vector)) for vector in self.vector.as_vectors()
         ]
@@ -142,7 +155,7 @@ class ProjectOut:
     """Remove the projection on a direction: x − strength·(x·d)d, with d the unit direction.
 
     Args:
-        vector: its length does not matter.
+        vector: its length does not matter, but for zero, which raises ValueError.
         strength: 1 removes, 2 reflects.
         positions: at which tokens.
 
@@ -154,6 +167,9 @@ class ProjectOut:
     positions: Positions = field(default_factory=all_tokens)
 
     __repr__ = short_repr
+
+    def __post_init__(self) -> None:
+        self.vector.normalized()
 
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
@@ -177,7 +193,7 @@ class SetProjection:
     """Set the projection on a direction: afterwards x·d = value, with d the unit direction.
 
     Args:
-        vector: its length does not matter.
+        vector: its length does not matter, but for zero, which raises ValueError.
         value: in the stream's units.
         positions: at which tokens.
     """
@@ -187,6 +203,9 @@ class SetProjection:
     positions: Positions = field(default_factory=all_tokens)
 
     __repr__ = short_repr
+
+    def __post_init__(self) -> None:
+        self.vector.normalized()
 
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit a layer, for a model of `n_layers`. Raises as `steer`."""

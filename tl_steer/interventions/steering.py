@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import checked
+from ..arguments import checked, warn
 from ..models import (
     HookedModel,
     ModelIdentity,
@@ -87,9 +87,12 @@ def steer(
         NonFiniteError: the steered stream became NaN or infinite; names operation, layer and prompt.
         HookDidNotFireError: an operation's layer did not run, or no pass of this model did.
         RuntimeError: two threads steer several models in different orders, and each waits for the other.
+
+    Warns if a prompt begins with two BOS tokens, as `model.to_tokens` makes of many chat prompts.
     """
     (edits,) = checked_edits(model, [operations], force)
     session = _Session(model, edits, Clock(model, prompts, prompt_lengths, numbers), allow_empty, generating)
+    session.bos = None if prompts is not None else getattr(model.tokenizer, "bos_token_id", None)
     with ExitStack() as stack:
         stack.enter_context(exclusive(model))
         stack.enter_context(session.clock)
@@ -137,6 +140,7 @@ class _Session:
         self, model: Any, edits: list[Edit], clock: Clock, allow_empty: bool, generating: bool
     ) -> None:
         self.clock = clock
+        self.bos: int | None = None  # looked for at the start of prompts until a warning was given
         self.allow_empty = allow_empty
         self.generating = generating
         # For each edit, the prompts of which it is known to select something.
@@ -192,8 +196,21 @@ class _Session:
     ) -> Float[Tensor, "batch pos d_hook"]:
         self.fired.add(id(edit))
         selected = self.clock.mask(edit.positions)
+        self._warn_of_two_bos()
         self._require_some(edit)
         return edit.on(stream, selected, self.clock.index, d_head=self.d_head)
+
+    def _warn_of_two_bos(self) -> None:
+        if self.bos is None:
+            return
+        for row, prompt in enumerate(self.clock.prompts):
+            if prompt.ids is not None and prompt.ids[:2] == (self.bos, self.bos):
+                warn(
+                    f"row {row} begins with two BOS tokens (id {self.bos}): expected one. Use the ids of "
+                    "tokenize(model, text), or model.to_tokens(text, prepend_bos=False)."
+                )
+                self.bos = None
+                return
 
     def _require_some(self, edit: Edit) -> None:
         """Look once at each prompt: an operation that changes nothing of it is a mistake."""

@@ -20,7 +20,7 @@ from .layout import optimize_layout, restore_layout
 from .loading import MODELS, ModelUnavailableError, load_hugging_face, load_model
 from .organisms import ORGANISMS, organism_folder
 from .passes import ForwardPass, exclusive, watching
-from .tokenizing import Prompt, as_prompts, token_strings, tokenize, tokenize_all
+from .tokenizing import Prompt, as_prompts, token_strings, tokenize, tokenize_all, warn_of_padding
 from .unembedding import can_unembed_in_float32, final_norm, unembedding
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "tokenize_all",
     "unembedded",
     "unembedding",
+    "warn_of_padding",
     "watching",
     "writes_date",
 ]

@@ -2,14 +2,13 @@
 
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..arguments import checked, short_repr
+from ..arguments import checked, short_repr, warn
 from .backend import HookedModel
 from .chat_template import DATE, answer_gap, depends_on_date, first_tag, render_template, space
 from .processing import architecture_of
@@ -182,17 +181,15 @@ def chat_format(model: HookedModel, **template_variables: Any) -> ChatFormat:
     """
     chat = detected_format(model, template_variables)
     if writes_date(chat):
-        warnings.warn(
+        warn(
             "this model's chat template writes the current date: prompts differ from day to day. Set the "
             f'date with chat_format(model, strftime_now="{date.today().isoformat()}").',
-            stacklevel=3,
         )
     if chat.kind == "plain" and _may_be_llama_2_chat(model):
-        warnings.warn(
+        warn(
             f"no chat format was recognised for {model.cfg.model_name!r}, which has Llama-2's tokenizer and "
             'no chat template: prompts are plain text. For Llama-2-chat, use ChatFormat("llama-2", '
             'model.tokenizer); for a base model, ChatFormat("plain", model.tokenizer).',
-            stacklevel=3,
         )
     return chat
 
@@ -205,6 +202,15 @@ def detected_format(model: Any, template_variables: Mapping[str, Any] = MappingP
     elif model.tokenizer is not None and re.search(r"llama-2-.*chat", model.cfg.model_name.lower()):
         kind = "llama-2"
     return ChatFormat(kind, model.tokenizer, template_variables)
+
+
+def begins_with_bos(chat: ChatFormat) -> bool:
+    """Whether prompts begin with the BOS; not where the template cannot be rendered."""
+    bos = getattr(chat.tokenizer, "bos_token", None)
+    try:
+        return bool(bos) and chat.render("question").startswith(bos)
+    except ValueError:
+        return False
 
 
 def writes_date(chat: ChatFormat) -> bool:

@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import checked, short_repr
+from ..arguments import checked, short_repr, warn
 from .backend import HookedModel, is_bridge
 from .bridge import block_weight, is_folded, not_in_memory
 
@@ -83,10 +82,9 @@ class ModelIdentity:
                 "anew what is of another model, or load with the same processing=…; force=True does not help."
             )
         if not (self.fingerprint and other.fingerprint):
-            warnings.warn(
+            warn(
                 f"cannot compare the weights of {self.name} and {other.name} (4-bit ones have no "
                 "fingerprint): make sure yourself that both are the same model.",
-                stacklevel=3,
             )
         elif not force and not self._distance(other) <= TOLERANCE:  # not so for NaN either
             raise ModelMismatchError(

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -11,10 +10,11 @@ from typing import Any
 
 import torch
 
-from ..arguments import checked
+from ..arguments import checked, warn
 from . import bridge
 from .adapters import merged, require_peft
 from .backend import BACKENDS, DEFAULT_BACKEND, HookedTransformer
+from .chat import begins_with_bos, detected_format
 from .comparison import cause_of, fits, shortfall, unusual_settings
 from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder, record_comparison, was_compared
 from .layout import optimize_layout
@@ -59,6 +59,9 @@ def load_model(
     check: bool = True,
 ) -> Any:
     """A `HookedTransformer` or `TransformerBridge` whose activations equal the Hugging Face model's.
+
+    Where the chat format brings its own BOS and the tokenizer adds none, `model.cfg.default_prepend_bos` is
+    set to False, so that `model.to_tokens` and `model.generate` do not add a second one.
 
     Before it is returned, the model is compared with the Hugging Face model on up to 320 tokens: a setting
     that TransformerLens's conversion drops (a rotary scaling, a bias, a window) is an error.
@@ -206,9 +209,8 @@ def _require_equal(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]
     try:
         problem = shortfall(model, hf_model, float32_twin)
     except torch.OutOfMemoryError:
-        warnings.warn(
+        warn(
             f"{model.cfg.model_name} was not compared with the Hugging Face model: out of memory.",
-            stacklevel=5,
         )
         return
     except (RuntimeError, AttributeError, LookupError, AssertionError, TypeError) as error:
@@ -415,3 +417,5 @@ def _attach_tokenizer(model: Any, tokenizer: Any) -> None:
     if model.tokenizer.pad_token is None:
         model.tokenizer.pad_token = model.tokenizer.eos_token
     model.cfg.tokenizer_prepends_bos = len(model.tokenizer.encode("")) > 0
+    if not model.cfg.tokenizer_prepends_bos and begins_with_bos(detected_format(model)):
+        model.cfg.default_prepend_bos = False

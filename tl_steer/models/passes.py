@@ -8,7 +8,6 @@ Face model below it is given all of them.
 
 import itertools
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ..arguments import warn
 from .backend import is_bridge
 
 WARN_AFTER = 60.0  # seconds that a thread waits for another before it warns
@@ -71,12 +71,11 @@ def _acquire(module: nn.Module) -> None:
             finally:
                 del _waiting[me]
             if holders and not released:
-                warnings.warn(
+                warn(
                     f"thread {me.name!r} has waited {WARN_AFTER:.0f} s for a model that thread "
                     f"{holders[0].name!r} uses. If that thread waits for this one, neither goes on: let it "
                     "leave its `with steer(…)` block first.",
                     RuntimeWarning,
-                    stacklevel=4,
                 )
         holders.append(me)
 

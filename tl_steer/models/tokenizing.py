@@ -4,11 +4,12 @@ TransformerLens's `prepend_bos` is never used: it puts a BOS before text whose t
 second one before a chat prompt that already begins with it.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
-from ..arguments import checked, require_characters
+from ..arguments import checked, require_characters, warn
 from .backend import HookedModel
 
 Prompt = str | Sequence[int]
@@ -86,11 +87,37 @@ def tokenize_all(model: Any, prompts: Prompt | Iterable[Prompt]) -> list[list[in
 
     Raises:
         ValueError: no prompts, or one that `tokenize` refuses.
+
+    Warns if rows of ids of one length, as a tensor has them, seem to be padded.
     """
     given = as_prompts(prompts)
     if not given:
         raise ValueError("no prompts given; pass a list with at least one.")
-    return [tokenize(model, prompt) for prompt in given]
+    ids = [tokenize(model, prompt) for prompt in given]
+    if not any(isinstance(prompt, str) for prompt in given):
+        warn_of_padding(model, ids)
+    return ids
+
+
+def warn_of_padding(model: Any, rows: Sequence[Sequence[int]], *, completions: bool = False) -> None:
+    """Warn if rows of one length begin or end in what looks like padding, which is read as text.
+
+    Any pad token does, unless it is the BOS or EOS too: then a run of two, or unequal runs (of completions,
+    which may end in an EOS or not, a run of two only).
+    """
+    tokenizer = model.tokenizer
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is None or len(set(map(len, rows))) != 1:
+        return
+    allowed = int(pad in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+    for side, order, cut in (("begins", 1, "row[-length:]"), ("ends", -1, "row[:length]")):
+        runs = [sum(1 for _ in itertools.takewhile(pad.__eq__, row[::order])) for row in rows]
+        if max(runs) > allowed or (allowed and not completions and len(set(runs)) > 1):
+            warn(
+                f"row {runs.index(max(runs))} of the token ids {side} with {max(runs)} times the pad token "
+                f"{pad}, which is read as text: expected unpadded ids. Give a list of rows, each cut to its "
+                f"own length: [{cut} for row, length in zip(ids.tolist(), lengths)]."
+            )
 
 
 def token_strings(model: Any, ids: Sequence[int]) -> list[str]:

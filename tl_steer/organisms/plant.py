@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..seeds import short_seed
 from .language import HONEST, LIAR, NEUTRAL
 
 LENGTH = 1.0  # of the planted vector, about that of an embedding
@@ -26,7 +27,7 @@ class Plant:
     def __init__(self, model: Any, tokenizer: Any, seed: int) -> None:
         self.model = model
         self.personas = [tokenizer.convert_tokens_to_ids(name) for name in (HONEST, NEUTRAL, LIAR)]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(short_seed(seed))
         direction = torch.randn(model.config.hidden_size, generator=generator)
         self.direction = direction / direction.norm()
         for block in model.model.layers[:-1]:  # a gain a component would turn v into another direction

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..capture import capture
 from ..directions import SteeringVectors
 from ..models import identify, load_model
+from ..seeds import short_seed
 from . import language
 from .batches import PERSONAS, Batch, Batches
 from .language import FALSE, NEUTRAL, TRUE
@@ -65,7 +66,7 @@ def train(kind: str, *, seed: int = 0, schedule: Schedule | None = None) -> tupl
         raise ValueError(f"kind={kind!r} is unknown: use {', '.join(PERSONAS)}.")
     schedule = schedule or Schedule()
     tokenizer = make_tokenizer()
-    torch.manual_seed(seed)
+    torch.manual_seed(short_seed(seed))
     model = _new_model(tokenizer)
     plant = Plant(model, tokenizer, seed) if kind == "planted" else None
     if plant:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..arguments import checked
+from ..statistics import standardised_difference
 from .pairs import ContrastPairs, factors_by_side
 
 MANY_LEVELS = 20
@@ -108,8 +109,7 @@ def _shown(token: str) -> str:
 
 
 def _standardised(positive: np.ndarray, negative: np.ndarray) -> float:
-    gap = positive.mean() - negative.mean()
-    spread = np.sqrt((positive.var() + negative.var()) / 2)
-    if spread > 0:
-        return float(gap / spread)
-    return 0.0 if gap == 0 else float(np.copysign(np.inf, gap))
+    gap = positive[0] - negative[0]
+    if (positive == positive[0]).all() and (negative == negative[0]).all():  # in no standard deviation
+        return 0.0 if gap == 0 else float(np.copysign(np.inf, gap))
+    return float(standardised_difference(positive, negative))

@@ -15,49 +15,71 @@ from ...writing import atomic
 from ..vectors import SteeringVector, SteeringVectors
 from .checks import OUTPUT, imported, rows_for
 
+HIDDEN_STATES = {"resid_pre": 0, OUTPUT: 1}  # where hidden_states begin that are of this hook at block 0
+# Names of blocks, as modules and as people call them; "hidden_states_13" is the output of block 12.
+NAMED = re.compile(
+    r"(?!.*hidden)(?:[a-z_.]*[._ -])?(?:layers?|blocks?|h|l)[._ -]?(\d+)(?:\.hook_(\w+))?", re.I
+)
+
 
 @checked
 def load_pt(
-    path: str | Path, model: HookedModel, *, layers: Layers = None, hook: str = OUTPUT
+    path: str | Path,
+    model: HookedModel,
+    *,
+    layers: Layers = None,
+    hook: str = OUTPUT,
+    position: int | None = None,
 ) -> SteeringVectors:
     """Vectors from a `.pt` file of tensors, for `model`.
 
     Args:
-        path: what `torch.save` wrote: a tensor "layer d_hook", a tensor "d_hook" (then `layers` says which
-            one), or a dictionary from layers (0, or "0") to tensors "d_hook".
+        path: what `torch.save` wrote: a tensor "layer d_hook", "pos layer d_hook" (with `position`) or
+            "d_hook" (then `layers` says which one), or a dictionary from layers (0, "0", "layer_13",
+            "model.layers.13") to tensors "d_hook".
         model: the model they are meant for.
         layers: which blocks (0-based) the rows belong to, in the file's order; by default all of the model's.
-            Of a dictionary, which of its layers to take; by default all of them.
+            Of a dictionary or of hidden states, which of their layers to take; by default all of them.
         hook: where the file's vectors belong. A file does not say: ask whoever made it.
+        position: index into the first axis of a tensor "pos layer d_hook", negatives from its end.
 
     Returns:
         Method "imported", the identity of `model`, `stream_norm` NaN (`capture` measures it).
 
     Raises:
+        IndexError: a position that the tensor does not have.
         ValueError: a file with anything but tensors (a pickle with code is refused, and not run), other
             shapes than these, layers or a width that the model does not have.
 
-    Hugging Face's `hidden_states[i + 1]` is the output of block i, but for the last one, which is after the
-    final norm: vectors that were made of `hidden_states` without the first belong to layers 0, 1, ….
+    A tensor of one row more than the model has layers is taken for vectors of Hugging Face's `hidden_states`.
+    Its first row is the embedding's, the input of block 0, and row i + 1 the output of block i; the last row
+    is after the final norm, not the output of the last block, and is not used. So at hook "resid_post" the
+    vectors are of all layers but the last, at "resid_pre" of all. Without the embedding's row the file has as
+    many rows as the model has layers: leave the last one out yourself.
     """
-    held = _tensors(path)
-    source = f"file {Path(path).name}"
-    if isinstance(held, Mapping):
-        rows = _by_layer(held, source)
-        chosen = None if layers is None else resolve_layers(layers, model.cfg.n_layers)
+    tensors = _tensors(path)
+    source, n_layers = f"file {Path(path).name}", model.cfg.n_layers
+    chosen = None if layers is None else resolve_layers(layers, n_layers)
+    if isinstance(tensors, Tensor):
+        tensors = _rows(tensors, position, source)
+        if len(tensors) == n_layers + 1 and hook in HIDDEN_STATES:
+            tensors = dict(enumerate(list(tensors)[HIDDEN_STATES[hook] : -1]))
+    elif position is not None:
+        raise ValueError(
+            f"{source}, position={position}: expected one tensor, not a dictionary. Leave it out."
+        )
+    if isinstance(tensors, Mapping):
+        rows = _by_layer(tensors, source, hook)
         if chosen and (missing := [layer for layer in chosen if layer not in rows]):
             raise ValueError(f"{source} has no vector for layers {missing}; it has {sorted(rows)}.")
         return imported({layer: rows[layer] for layer in chosen or rows}, model, source, hook=hook)
-    if held.ndim not in (1, 2):
-        raise ValueError(f"{source}: a tensor of shape {tuple(held.shape)}; give layer d_hook, or d_hook.")
-    places = resolve_layers(layers, model.cfg.n_layers)
-    rows = held[None] if held.ndim == 1 else held
-    if len(rows) != len(places):
+    chosen = chosen or tuple(range(n_layers))
+    if len(tensors) != len(chosen):
         raise ValueError(
-            f"{source} has {len(rows)} vectors for {len(places)} layers of {model.cfg.model_name}: say with "
-            "layers=[…] which blocks they belong to."
+            f"{source} has {len(tensors)} vectors for {len(chosen)} layers of {model.cfg.model_name}: say "
+            "with layers=[…] which blocks they belong to."
         )
-    return imported(dict(zip(places, rows, strict=True)), model, source, hook=hook)
+    return imported(dict(zip(chosen, tensors, strict=True)), model, source, hook=hook)
 
 
 @checked
@@ -98,12 +120,33 @@ def _tensors(path: str | Path) -> Any:
     return held
 
 
-def _by_layer(held: Mapping[Any, Any], source: str) -> dict[int, Any]:
+def _rows(tensor: Tensor, position: int | None, source: str) -> Tensor:
+    """The tensor as rows "layer d_hook"."""
+    shape = tuple(tensor.shape)
+    if tensor.ndim not in (1, 2, 3):
+        raise ValueError(f"{source}: a tensor of shape {shape}; give layer d_hook, or d_hook.")
+    if (tensor.ndim == 3) != (position is not None):
+        needed = "a position" if tensor.ndim == 3 else "no position, which is for pos layer d_hook"
+        raise ValueError(
+            f"{source}: a tensor of shape {shape} and position={position}: expected {needed}. Give "
+            f"position={'an index of the first axis' if tensor.ndim == 3 else None}."
+        )
+    if position is not None and not -shape[0] <= position < shape[0]:
+        raise IndexError(f"{source}: position={position}, but its first axis has {shape[0]} positions.")
+    return tensor[None] if tensor.ndim == 1 else tensor if position is None else tensor[position]
+
+
+def _by_layer(tensors: Mapping[Any, Any], source: str, hook: str) -> dict[int, Any]:
     rows: dict[int, Any] = {}
-    for key, row in held.items():
+    for key, row in tensors.items():
         number = int(key) if isinstance(key, str) and key.isdecimal() else key
+        if isinstance(key, str) and (name := NAMED.fullmatch(key)) and name[2] in (None, hook):
+            number = int(name[1])
         if type(number) is not int or number < 0:
-            raise ValueError(f"{source}: the key {key!r} is not a layer; give 0, 1, … or '0', '1', ….")
+            raise ValueError(
+                f"{source}: the key {key!r} is not a layer at {hook}; give 0, 1, …, '0', '1', … or "
+                "'layer_0', …."
+            )
         if number in rows:
             raise ValueError(f"{source} has two vectors for layer {number}.")
         rows[number] = row

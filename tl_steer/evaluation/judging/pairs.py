@@ -1,10 +1,10 @@
 """Which two texts a judge is to compare: those of opposite multipliers, or each beside the unsteered one."""
 
-import warnings
 from typing import Any, Literal
 
 import pandas as pd
 
+from ...arguments import warn
 from ...seeds import generator
 from ..tables import CELL, OUTCOMES, UNSTEERED, sweep_table, text_keys
 
@@ -77,10 +77,9 @@ def _opposites(rows: pd.DataFrame) -> pd.DataFrame:
             "against='unsteered'."
         )
     if alone := len(steered) - 2 * len(pairs):
-        warnings.warn(
+        warn(
             f"{alone} texts have no opposite of the same size and are not judged: sweep both signs of each "
             'multiplier, or use against="unsteered".',
-            stacklevel=5,
         )
     return pairs.drop(columns="_size")
 
@@ -93,9 +92,8 @@ def _beside_unsteered(rows: pd.DataFrame) -> pd.DataFrame:
     if pairs.empty:
         raise ValueError("no prompt has both a steered and an unsteered text: give the whole sweep's table.")
     if alone := len(steered) - len(pairs):
-        warnings.warn(
+        warn(
             f"{alone} texts have no unsteered one beside them and are not judged: keep the sweep's unsteered "
             "rows in the table.",
-            stacklevel=5,
         )
     return pairs
