@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import mean_difference
-from tl_steer.models import ModelMismatchError
+from tl_steer.models import ChatPrompt, ModelMismatchError
 from tl_steer.positions import last_token, token
 
 from .conftest import make_pairs
@@ -157,12 +157,14 @@ def test_a_file_keeps_each_side_s_positions_norms_and_identity_and_the_factors_d
     )
     own = {"positions": token(2), "stream_norm": torch.tensor([3.0, torch.nan])}
     own["identity"] = dataclasses.replace(pairs.identity, name="the same under another name")
+    own["prompts"] = (ChatPrompt("<user> hi", "hi"), *pairs.negative.prompts[1:])
     for tables in (factors, pd.DataFrame(index=range(4))):
         made = PairedActivations(pairs.positive, dataclasses.replace(pairs.negative, **own), tables)
         made.save(tmp_path / "a.safetensors")
         again = PairedActivations.load(tmp_path / "a.safetensors")
         require_same(again.positive, made.positive)
         require_same(again.negative, made.negative)
+        assert again.negative.prompts[0].user == "hi"
         pd.testing.assert_frame_equal(again.factors, tables, check_index_type=False, check_column_type=False)
     every = {field.name for field in dataclasses.fields(pairs.positive)}
     assert every == {*TENSORS, *WRITTEN, "layers", "hook", "positions", "prompts", "identity"}

@@ -16,7 +16,7 @@ from safetensors.torch import save as safetensors_of
 from torch import Tensor
 
 from .arguments import checked
-from .models import ModelIdentity
+from .models import ChatPrompt, ModelIdentity, prompt_label
 from .positions import Positions, parse_positions
 from .prompts.pairs import Rows, row_numbers
 from .writing import atomic
@@ -318,6 +318,7 @@ class PairedActivations:
             "layers": self.layers,
             "hook": self.hook,
             **{name: side.prompts for name, side in sides.items()},
+            "labels": {name: [prompt_label(each) for each in side.prompts] for name, side in sides.items()},
             "positions": {name: _written(side.positions) for name, side in sides.items()},
             **{text: {name: getattr(side, text) for name, side in sides.items()} for text in SIDE_TEXTS},
             "factors": self.factors.to_dict(orient="list"),
@@ -360,19 +361,23 @@ class PairedActivations:
     def _restored(cls, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> "PairedActivations":
         described = json.loads(metadata["description"])
 
-        # Files of earlier versions have positions, norms and identity once, and neither the tokens of
-        # completions nor edits nor types of factors.
+        # Files of earlier versions have positions, norms and identity once, and neither labels, the tokens of
+        # completions, edits nor types of factors.
         def side(name: str) -> Activations:
             own = {each: tensors[f"{name}.{each}"] for each in SIDE_TENSORS if each != "stream_norm"}
             texts = {text: described.get(text, {}).get(name, ()) for text in SIDE_TEXTS}
             positions = described["positions"]
+            labels = described.get("labels", {}).get(name, described[name])
             result = Activations(
                 **own,
                 stream_norm=tensors["stream_norm" if "stream_norm" in tensors else f"{name}.stream_norm"],
                 layers=tuple(described["layers"]),
                 hook=described["hook"],
                 positions=_read(positions if isinstance(positions, str) else positions.get(name, positions)),
-                prompts=tuple(described[name]),
+                prompts=tuple(
+                    prompt if prompt == label else ChatPrompt(prompt, label)
+                    for prompt, label in zip(described[name], labels, strict=True)
+                ),
                 identity=ModelIdentity.from_json(metadata.get("identity") or metadata[f"{name}.identity"]),
                 completions=tuple(texts["completions"]),
                 completion_tokens=tuple(map(tuple, texts["completion_tokens"])),
