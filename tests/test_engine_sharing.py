@@ -5,6 +5,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from tl_steer.capture import capture, capture_pairs
 from tl_steer.choices import choice_logits, plan_choices, score_cells
-from tl_steer.engine import Plan, Row, in_waves
+from tl_steer.engine import CleanStreams, Plan, Row, in_waves
 from tl_steer.engine.decoding import Decoder
 from tl_steer.engine.sharing import first_layer
+from tl_steer.evaluation import chunks
 from tl_steer.evaluation.sweep import sweep
 from tl_steer.generation import Decoding, generate, write_cells
 from tl_steer.interventions import Ablate, Add, ProjectOut
@@ -435,6 +437,69 @@ def test_the_prompts_of_a_sweep_are_run_once_for_all_cells(counted):
     reset(counted)
     sweep(MODEL, vectors, asked, positions=last_token(), reuse=False, **options)
     assert counted[0] > 8 * 18
+
+
+def streams_kept(*layers):
+    return CleanStreams(frozenset(layers))
+
+
+EVERYWHERE = [
+    [at_last(layer, hook, all_tokens())] for layer in (0, 1) for hook in ("resid_pre", "resid_post")
+]
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_later_chunks_do_not_run_the_unsteered_prompts_again_and_have_the_same_bits(counted, chunk):
+    cells = EVERYWHERE[chunk] * 3
+    clean = streams_kept(0, 1, 2)
+    scored(UNLIKE, [(), *cells], clean=clean)
+    reset(counted)
+    later = scored(UNLIKE, cells, clean=clean)
+    first = 0 if chunk == 0 else (chunk + 1) // 2
+    steered = [12 * 3 if layer >= first else 0 for layer in range(LAST)]
+    assert counted == [*steered, 3 * len(UNLIKE)]
+    alone = scored(UNLIKE, cells, clean=streams_kept(0, 1, 2))  # as after a kill
+    plain = scored(UNLIKE, cells, reuse=False)
+    for one, other, whole in zip(later, alone, plain, strict=True):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+        pd.testing.assert_frame_equal(one, whole, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [(), at_last(0, positions=all_tokens())],  # the unsteered prompts are read
+        [at_last(1, positions=all_tokens())],  # of one condition the trunk itself is steered
+        [at_last(0), at_last(1)],  # what is steered looks back on unsteered tokens
+        [at_last(LAST, positions=all_tokens())] * 2,  # starts after the last layer
+    ],
+    ids=["unsteered", "single", "last token", "last layer"],
+)
+def test_unsteered_prompts_are_run_where_more_is_needed_than_was_kept(cells):
+    clean = streams_kept(0, 1, 2, 3)
+    scored(UNLIKE, [(), at_last(0, positions=all_tokens())], clean=clean)
+    for one, whole in zip(
+        scored(UNLIKE, cells, clean=clean), scored(UNLIKE, cells, reuse=False), strict=True
+    ):
+        pd.testing.assert_frame_equal(one, whole, atol=1e-4, rtol=0)
+    later = scored(UNLIKE, EVERYWHERE[1] * 2, clean=clean)
+    expected = scored(UNLIKE, EVERYWHERE[1] * 2, reuse=False)
+    pd.testing.assert_frame_equal(later[0], expected[0], atol=1e-4, rtol=0)
+
+
+def test_streams_that_would_take_too_much_memory_are_not_kept(counted):
+    clean = streams_kept(0, 1, 2)
+    scored(UNLIKE, [(), *EVERYWHERE[1]], clean=clean, memory=9_000)
+    assert clean.kept == {}
+
+
+def test_a_sweep_in_chunks_runs_the_unsteered_prompts_once(counted, tmp_path, monkeypatch):
+    monkeypatch.setattr(chunks, "CELLS", 3)
+    asked = ChoiceQuestions(["a b c", "d e f"], [(" yes", " no")] * 2)
+    vectors = made_vector(MODEL, 0).at(layers=[0, 1])
+    options = {"multipliers": [-1.0, 1.0, 2.0], "controls": 0, "progress": False}
+    sweep(MODEL, vectors, asked, out=tmp_path / "sweep.parquet", **options)
+    assert counted[:LAST] == [7, 7 + 3 * 7]
 
 
 def test_the_prompts_of_a_generating_sweep_are_run_once_for_all_cells(counted):

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .arguments import checked
 from .engine import (
+    CleanStreams,
     Memory,
     Row,
     StreamNorms,
@@ -161,19 +162,21 @@ def score_cells(
     reuse: bool = True,
     memory: Memory = None,
     tick: Tick = lambda cells: None,
+    clean: CleanStreams | None = None,
 ) -> list[pd.DataFrame]:
     """`choice_logits` without the prompts' column, of planned questions, under every cell's operations.
 
     Args:
         norms: of the plan's reads; filled on the way, if tokens are shared and a cell has no operations.
         tick: called with the number of cells done, in parts.
+        clean: keeps unsteered streams from call to call.
     """
     scores = np.zeros((len(cells), len(plan.prompts), 2))
     options = {"allow_empty": allow_empty, "force": force}
     with exclusive(model):
         if shares(model, reuse):
             edits = checked_edits(model, cells, force)
-            _score_together(model, plan, edits, scores, norms, mass, allow_empty, memory, tick)
+            _score_together(model, plan, edits, scores, norms, mass, allow_empty, memory, tick, clean)
         else:
             for cell, operations in enumerate(cells):
                 _score_plainly(model, plan, operations, scores[cell], tick, options)
@@ -190,6 +193,7 @@ def _score_together(
     allow_empty: bool,
     memory: Memory,
     tick: Tick,
+    clean: CleanStreams | None,
 ) -> None:
     """All cells at once: one walk, and the logits of what is read."""
     prompts = [
@@ -219,7 +223,8 @@ def _score_together(
 
     normalised = mass or not plan.read_together
     fed = any(len(read.ids) > len(plan.prompts[read.question]) for read in plan.reads)
-    in_waves(model, rows, cells, score, memory=memory, tick=tick, generating=fed, allow_empty=allow_empty)
+    options = {"memory": memory, "tick": tick, "generating": fed, "allow_empty": allow_empty, "clean": clean}
+    in_waves(model, rows, cells, score, **options)
 
 
 def _score_plainly(

@@ -12,11 +12,12 @@ from .progress import Tick, bar
 from .reading import Reading, Site, StreamNorms
 from .sharing import Plan, Row
 from .support import shares
-from .walk import Walk
+from .walk import CleanStreams, Walk
 from .waves import Memory, Wave, in_waves
 
 __all__ = [
     "Batch",
+    "CleanStreams",
     "Decoder",
     "Memory",
     "Plan",

@@ -100,7 +100,7 @@ class Packer:
 
     def parcels(self) -> Iterator[Parcel]:
         """The whole plan, in the order of its numbers; those that join at one layer are of about one size."""
-        for _, branches in groupby(self.plan.all, key=lambda branch: branch.born):
+        for _, branches in groupby(self.plan.all, key=lambda each: (each is self.plan.trunk, each.born)):
             segments = [(branch, segment) for branch in branches for segment in branch.growth.segments]
             total = sum(segment.stop - segment.start for _, segment in segments)
             size = total / max(1, ceil(total / self.budget))

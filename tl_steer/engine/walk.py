@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,23 @@ from .sharing import NOWHERE, Branch, Plan
 CACHED_TOKENS = 2048
 PASS_TOKENS = 8192
 LEAST_TOKENS = 64  # below this a pass is bound by reading weights
+
+
+@dataclass(frozen=True)
+class CleanStreams:
+    """Residual streams of unsteered prompts where conditions start, kept for later chunks of a sweep.
+
+    So that a number does not depend on what was kept, the unsteered tokens then share no pass with others.
+
+    Attributes:
+        layers: the layers before which a condition of any chunk starts.
+        kept: by the prompts' ids, then by layer, the streams of the trunk's tokens.
+    """
+
+    layers: frozenset[int]
+    kept: dict[tuple[tuple[int, ...], ...], dict[int, Float[Tensor, "token d_model"]]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True)
@@ -53,8 +70,21 @@ class Walk(Runs):
     stream: Float[Tensor, "token d_model"]
     now: Pass
 
-    def __init__(self, model: Any, plan: Plan, steering: CellSteering, *, budget: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        plan: Plan,
+        steering: CellSteering,
+        *,
+        budget: int,
+        clean: CleanStreams | None = None,
+    ) -> None:
         self.model, self.plan, self.steering = model, plan, steering
+        looking_back = any(len(each.trunk) for branch in plan.branches for each in branch.growth.segments)
+        # Of a single condition the trunk is steered.
+        self.clean = None if looking_back or plan.trunk.cell != NOWHERE else clean
+        ids = tuple(row.ids for row in plan.rows)
+        self._kept = {} if self.clean is None else self.clean.kept.setdefault(ids, {})
         cfg = model.cfg
         self.budget = budget
         self.stream = model.W_E.new_empty(plan.size, cfg.d_model)
@@ -84,10 +114,17 @@ class Walk(Runs):
         """
         trunk = self.plan.trunk
         extend_rotary(self.model, int(self._packer.places.max(initial=0)) + 1)
-        tokens = torch.from_numpy(trunk.growth.tokens).to(self.places.device)
-        self.stream[: trunk.stop] = embedded(self.model, tokens, self.places[: trunk.stop])
+        if self._is_kept(wanted):
+            self._parcels = [parcel for parcel in self._parcels if parcel.start >= trunk.stop]
+            self.stream[: trunk.stop] = 0
+            count(trunk.stop * stop)
+        else:
+            tokens = torch.from_numpy(trunk.growth.tokens).to(self.places.device)
+            self.stream[: trunk.stop] = embedded(self.model, tokens, self.places[: trunk.stop])
         with attending(self.model, self):
             for layer in range(stop):
+                if self.clean is not None and layer in self.clean.layers and layer not in self._kept:
+                    self._kept[layer] = self.stream[: trunk.stop].clone()
                 self._join(layer)
                 edited = self.steering.cells_at(layer)
                 some = None
@@ -161,12 +198,22 @@ class Walk(Runs):
         }
         return Part(branch.cell, slice(first - start, last - start), self.places[first:last], selected)
 
+    def _is_kept(self, wanted: Int[np.ndarray, " token"] | None) -> bool:
+        """Whether earlier walks kept the trunk's streams where branches start, and nothing else is needed."""
+        return (
+            self.clean is not None
+            and wanted is not None
+            and not (wanted < self.plan.trunk.stop).any()
+            and all(branch.born in self._kept for branch in self.plan.branches)
+        )
+
     def _join(self, layer: int) -> None:
         """Begin the branches whose first change this layer is given: where the trunk is, changed."""
+        trunk = self._kept.get(layer, self.stream)
         for branch in self.plan.branches:
             if branch.born == layer and len(branch.growth):
                 source = torch.from_numpy(branch.growth.source).to(self.places.device)
-                stream = self.stream[source][None]
+                stream = trunk[source][None]
                 if layer:
                     part = self._part(branch, branch.base, branch.stop, branch.base)
                     stream = self.steering.changed(layer - 1, "resid_post", stream, [part])
@@ -182,7 +229,9 @@ class Walk(Runs):
         for parcel in self._parcels:
             if parcel.born > layer:
                 break
-            if together and parcel.stop - together[0].start > self.budget:
+            start = together[0].start if together else parcel.start
+            apart = self.clean is not None and start < self.plan.trunk.stop <= parcel.start
+            if apart or (parcel.stop - start > self.budget and together):
                 yield Pass(together)
                 together = []
             together.append(parcel if wanted is None else self._packer.only(parcel, wanted))

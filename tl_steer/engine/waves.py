@@ -12,7 +12,7 @@ from ..interventions import Edit, NonFiniteError, steer_cells
 from .packing import PADDED
 from .progress import Tick
 from .sharing import Plan, Row, require_some
-from .walk import LEAST_TOKENS, Walk, tokens_a_pass
+from .walk import LEAST_TOKENS, CleanStreams, Walk, tokens_a_pass
 
 logger = logging.getLogger(__name__)
 Memory = int | float | None  # bytes, or a share of what is free
@@ -47,6 +47,7 @@ def in_waves(
     tick: Tick = lambda cells: None,
     generating: bool = False,
     allow_empty: bool = False,
+    clean: CleanStreams | None = None,
 ) -> None:
     """Do `work` for every cell and row, as many at once as the memory allows.
 
@@ -61,6 +62,7 @@ def in_waves(
         tick: called with the number of cells done, in parts.
         generating: whether tokens will be fed back behind the rows.
         allow_empty: accept rows of which an edit selects nothing.
+        clean: unsteered streams to keep for later calls, if they take at most a quarter of the memory.
 
     Raises:
         EmptySelectionError: an edit's positions select nothing of a row.
@@ -73,7 +75,10 @@ def in_waves(
     while waiting:
         mine, asked = waiting.pop()
         plan = Plan([rows[row] for row in asked], [cells[cell] for cell in mine])
-        size = plan_bytes(model, plan, new_tokens)
+        streams = plan.trunk.stop * model.cfg.d_model * model.W_E.element_size()
+        kept = 0 if clean is None else streams * len(clean.layers)
+        keeping = clean if kept <= limit // 4 else None
+        size = plan_bytes(model, plan, new_tokens) + (kept if keeping else 0)
         halves = _halves(mine, asked)
         if halves and size > limit:
             waiting += halves
@@ -82,7 +87,8 @@ def in_waves(
         told = (len(mine), len(asked), plan.size, size / 2**20, limit / 2**20, budget)
         logger.debug("%d cells of %d prompts: %d tokens, %.1f of %.0f MiB kept, %d tokens a pass", *told)
         try:
-            _run(model, plan, budget, work, mine, asked, lambda tokens, share=share: tick(share * tokens))
+            count = lambda tokens, share=share: tick(share * tokens)  # noqa: E731
+            _run(model, plan, budget, work, mine, asked, count, keeping)
             continue
         except NonFiniteError:
             if not halves:
@@ -114,11 +120,12 @@ def _run(
     cells: tuple[int, ...],
     rows: tuple[int, ...],
     count: Tick,
+    clean: CleanStreams | None,
 ) -> None:
     """One wave; what it held is free when this returns."""
     alone = plan.rows[0].prompt if len(rows) == 1 else None
     with steer_cells(model, plan.cells, alone) as steering:
-        work(Wave(cells, rows, plan, Walk(model, plan, steering, budget=budget), count))
+        work(Wave(cells, rows, plan, Walk(model, plan, steering, budget=budget, clean=clean), count))
 
 
 def bytes_allowed(model: Any, memory: Memory) -> int:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..capture import capture
 from ..choices import plan_choices, score_cells
-from ..engine import Memory, Site, StreamNorms, Tick
+from ..engine import CleanStreams, Memory, Site, StreamNorms, Tick
 from ..generation import Decoding, completion_text, write_cells
 from ..interventions import edits_of
 from ..models import tokenize_all
@@ -42,6 +42,8 @@ def asker(
             raise ValueError(
                 "measure='choice' needs ChoiceQuestions; a list of prompts goes with measure='generate'."
             )
+        starts = frozenset(layer + (hook == "resid_post") for layer, hook in sites)
+        options = {**options, "clean": CleanStreams(starts)}
         return partial(_scores, questions=questions, mass=mass, sites=sites, options=options)
     if measure == "generate":
         return partial(_texts, questions=questions, decoding=decoding, sites=sites, options=options)

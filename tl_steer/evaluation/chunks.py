@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -15,10 +17,10 @@ from .cells import Cell
 
 Norms = Mapping[tuple[str, int], float]  # the unsteered stream's typical norm by hook and layer
 CELLS = 32  # in a chunk, at most
-SECONDS = 10.0  # estimated, per chunk: what a kill loses; each chunk repeats the clean pass
+SECONDS = 10.0  # estimated, per chunk: what a kill loses
 # Assumed floating-point operations per second (two cores; a large GPU). Not measured, so that a sweep has the
 # same chunks on every machine.
-SPEED = {"cpu": 2e11, "cuda": 1e14}
+SPEED = {"cpu": 1e11, "cuda": 1e14}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +92,12 @@ def estimated_cost(model: Any, ids: Sequence[Sequence[int]], cells: Sequence[Cel
 
 
 def in_chunks(cells: Sequence[Cell], size: int) -> dict[int, tuple[Cell, ...]]:
-    """The cells by chunk, in their order: by their number alone, so that a resumed sweep cuts them alike.
+    """The cells by chunk, in their order, of about equal size: the same when a sweep is resumed.
 
     Which cells share a batch decides the last bits of a number; hence the same chunks, the same table.
     """
-    starts = range(0, len(cells), size)
-    return {number: tuple(cells[start : start + size]) for number, start in enumerate(starts)}
+    parts = np.array_split(np.arange(len(cells)), ceil(len(cells) / size))
+    return {number: tuple(cells[place] for place in part) for number, part in enumerate(parts)}
 
 
 def answered(
