@@ -174,7 +174,7 @@ def sweep(
     first = cells if control_layers == "all" else [cell for cell in cells if not cell.control]
     ids = tokenize_all(model, list(asked["prompt"].iloc[::draws]))
     cost = estimated_cost(model, ids, first, max_new_tokens * draws * (measure == "generate"))
-    n_conditions = _log_start(cells, first, len(ids), cost, kept=out is not None)
+    n_conditions, level = _log_start(cells, first, len(ids), cost, kept=out is not None)
     opening = nullcontext()
     if out is not None:
         settings = {
@@ -199,7 +199,14 @@ def sweep(
         if files is not None and executor is None and not isinstance(memory, int):
             ask = asking(files.memory)  # what is free is no longer what it was
         answer = partial(
-            _answered, model, ask, size=cost.size, executor=executor, files=files, progress=progress
+            _answered,
+            model,
+            ask,
+            size=cost.size,
+            executor=executor,
+            files=files,
+            progress=progress,
+            level=level,
         )
         answers = answer(first)
         table = _table(asked, first, answers)
@@ -217,18 +224,20 @@ def sweep(
 
 def _log_start(
     cells: Sequence[Cell], first: Sequence[Cell], n_prompts: int, cost: Cost, *, kept: bool
-) -> int:
+) -> tuple[int, int]:
     """Log what a sweep will run and for about how long; a long one that keeps nothing as a warning.
 
     Returns:
-        The number of conditions; of controls at chosen conditions about as many as there will be.
+        The number of conditions, of controls at chosen conditions about as many as there will be; and the
+        level of the messages.
     """
     controls = {(cell.vector, cell.operation) for cell in cells if cell.control}
     n_controls = sum(cell.control for cell in first) or len(controls)
     count = len(first) + (0 if len(first) == len(cells) else n_controls)
     seconds = cost.clean + cost.cell * count
+    level = logging.WARNING if seconds > LONG and not kept else logging.INFO
     logger.log(
-        logging.WARNING if seconds > LONG and not kept else logging.INFO,
+        level,
         "%d conditions (%.0f %% controls) of %d questions, about %.1f minutes%s",
         count,
         100 * n_controls / count,
@@ -236,7 +245,7 @@ def _log_start(
         seconds / 60,
         "" if kept else "; without out=… nothing is kept where the sweep is interrupted",
     )
-    return count
+    return count, level
 
 
 @contextmanager
@@ -281,6 +290,7 @@ def _answered(
     executor: Executor | None,
     files: Checkpoints | None,
     progress: bool,
+    level: int,
     start: int = 0,
 ) -> list[Answers]:
     """The answers of each chunk, in order, numbered from `start`; read where their file is there."""
@@ -295,7 +305,7 @@ def _answered(
             before = sum(len(chunks[number]) for number in done)
             tick(before)
             logger.info("%s was begun before: %d of %d conditions are done", files.out, before, len(cells))
-        tick = _logging_remaining(tick, sum(map(len, left.values())))
+        tick = _logging_remaining(tick, sum(map(len, left.values())), level)
         for number, answers in _answers(model, ask, left, executor, tick):
             if files is None:
                 results[number] = answers
@@ -304,7 +314,7 @@ def _answered(
     return [results[number] if files is None else files.answers(number) for number in chunks]
 
 
-def _logging_remaining(tick: Tick, n_conditions: int) -> Tick:
+def _logging_remaining(tick: Tick, n_conditions: int, level: int) -> Tick:
     """`tick`, which once logs the remaining time, after the first conditions that took a few seconds."""
     started, done, is_logged = time.monotonic(), 0.0, False
 
@@ -314,7 +324,7 @@ def _logging_remaining(tick: Tick, n_conditions: int) -> Tick:
         done, elapsed = done + conditions, time.monotonic() - started
         if elapsed > SECONDS and not is_logged:
             remaining = elapsed * (n_conditions / done - 1) / 60
-            logger.info("%.0f of %d conditions: %.1f minutes remain", done, n_conditions, remaining)
+            logger.log(level, "%.0f of %d conditions: %.1f minutes remain", done, n_conditions, remaining)
             is_logged = True
 
     return logging_tick
