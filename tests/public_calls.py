@@ -171,7 +171,7 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
     # fmt: off
     return {
         "Ablate": call(ts.Ablate, layer=1, hook="z", heads=[0], to="zero", positions=last),
-        "Add": call(ts.Add, vector=vectors, multiplier=1.0, positions=first),
+        "Add": call(ts.Add, vector=vectors, multiplier=0.5, positions=first),
         "ProjectOut": call(ts.ProjectOut, vector=vectors, strength=1.0, positions=first),
         "SetProjection": call(ts.SetProjection, vector=vectors, value=1.0, positions=first),
         "ChatFormat": call(chat_prompt, kind="llama-2", user="a", system="b", answer_prefix="c"),

@@ -441,7 +441,7 @@ def test_reprs_of_public_dataclasses_are_short():
     instances = [
         pairs, activations, activations.positive, vectors, vectors[1], activations.identity,
         ts.ChoiceQuestions(texts, [(" A", " B")] * 40, [0] * 40, factors),
-        ts.Add(vectors), ts.ProjectOut(vectors[1]), ts.SetProjection(vectors, 2.0),
+        ts.Add(vectors, 0.1), ts.ProjectOut(vectors[1]), ts.SetProjection(vectors, 2.0),
         ts.Ablate(1, to=torch.zeros(D_MODEL)),
         ts.last_token() | ts.token(3), ChatFormat("plain", MODEL.tokenizer), ts.JudgeCost(*range(8), 0.5),
         read_experiment("demo"), ts.preview(MODEL, "a b c", ts.last_token()),

@@ -422,6 +422,7 @@ TARGETS = {
 @pytest.mark.integration
 @pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.filterwarnings("ignore:.* (repeated|have the same text)")  # all its pairs have
 def test_a_bad_file_is_read_correctly_or_refused(name, examples, tmp_path):
     inputs, read, check = TARGETS[name]
     if name == "tables":  # three functions read each one

@@ -82,7 +82,7 @@ def test_info_lists_the_work_with_time_level_and_module_and_no_prompt(monkeypatc
     for message in (
         "INFO    tl_steer.models.loading: organism-bias: 3 layers of width",
         "INFO    tl_steer.capture: captured resid_post of 8 prompts",
-        "INFO    tl_steer.evaluation.sweep: 2 conditions of 4 questions",
+        "INFO    tl_steer.evaluation.sweep: 3 conditions (33 % controls) of 4 questions, about 0.0 minutes\n",
         "INFO    tl_steer.evaluation.sweep: 1 conditions of controls",
         "sweep.parquet",
         "vectors.safetensors",

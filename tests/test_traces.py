@@ -689,4 +689,4 @@ def test_a_long_text_is_numbered_now_and_then():
     long = pd.concat([one[:1].assign(position=position) for position in range(-90, 30)])
     axis = plots.traces(long).layout.xaxis
     assert axis.ticktext is None
-    assert list(axis.tickvals) == list(range(-90, 30, 10))
+    assert list(axis.tickvals) == list(range(-80, 30, 20))

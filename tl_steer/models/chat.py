@@ -42,6 +42,7 @@ class ChatPrompt(str):
     system: str | None
     chat: "ChatFormat | None"
 
+    @checked
     def __new__(
         cls,
         text: str,

@@ -72,10 +72,13 @@ def shortened(text: str, longest: int) -> str:
 
 
 def prompt_labels(rows: pd.DataFrame) -> pd.Series:
-    """What to call the prompts of a table: its texts `label`; without these, as in older tables, `prompt`."""
-    if "label" in rows and rows["label"].map(lambda label: isinstance(label, str)).all():
-        return rows["label"]
-    return rows["prompt"]
+    """What to call the prompts of a table: their messages, `label`, else `prompt`.
+
+    Older tables have no such column; where a factor has its name, the values are not part of the prompts.
+    """
+    pairs = zip(rows["label"], rows["prompt"], strict=True) if "label" in rows else [(None, "")]
+    is_message = all(isinstance(label, str) and label.strip() in prompt for label, prompt in pairs)
+    return rows["label" if is_message else "prompt"]
 
 
 def number(value: Any, digits: int = 3) -> str:
