@@ -137,11 +137,13 @@ def _summary(on: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     reported = "{value:.3g} [{low:.3g}, {high:.3g}]".format(**report)
     if report["score"] != "shift":
         reported += ", change {change:+.3g} [{change_low:.3g}, {change_high:.3g}]".format(**report)
-    p_value = f"p = {report['p_value']:.2g}" if report["controls"] else "no p value"
+    p_value = "no p value (it needs controls at all these conditions)"
+    if report["controls"]:
+        p_value = f"p = {report['p_value']:.2g} against {report['controls']:g} controls"
     where = f"{on['vector']}, {on['operation']}{multiplier} at {on['hook']} of layer {on['layers']}"
     chosen = f"best {on['score']} on {on['n']:g} prompts ({on['split']}), {on['value']:.3g}"
     others = f"on {report['n']:g} others ({report['split']}) {reported}"
-    return f"{where}: {chosen}; {others}; {p_value} against {report['controls']:g} controls"
+    return f"{where}: {chosen}; {others}; {p_value}"
 
 
 def _unreadable(rows: pd.DataFrame) -> dict[str, float]:
