@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from .test_evaluation_tables import random_sweep
@@ -98,3 +99,25 @@ def test_one_command_draws_every_picture_of_the_readme(tmp_path, monkeypatch):
     readme = (root / "README.md").read_text(encoding="utf-8")
     assert written == set(re.findall(r"\(notebooks/figures/(\w+\.png)\)", readme))
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in written)
+
+
+@pytest.mark.integration
+@pytest.mark.model
+def test_the_notebook_of_own_data_runs_twice_and_reads_its_finished_sweep(embedded, tmp_path):
+    """The second time every cell runs again in the same folder, and no sweep is interrupted."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = Path(__file__).parents[1] / "notebooks" / "08_own_data.ipynb"
+    printed = []
+    for _ in range(2):
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        printed.append(
+            "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
+        )
+    written = tmp_path / "runs" / "own_data" / "sweep.parquet"
+    assert len(pd.read_parquet(written)) == 16 * (1 + 10 * 4 + 20)
+    assert "conditions" in printed[0]  # of the interruption
+    assert "the same call continues" not in printed[1]
