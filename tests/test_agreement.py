@@ -109,11 +109,26 @@ def test_draws_in_which_no_pair_differs_have_no_cosine_and_are_not_called_reliab
         for each in (mean_difference, lambda pairs: mean_difference(pairs))
     )
     pd.testing.assert_frame_equal(shortcut, activations, atol=1e-5, rtol=0)
-    assert agreement(pairs, estimators=MEAN, **QUICK)[["split_half", "reliability", "cone"]].isna().all(axis=None)
+    assert (
+        agreement(pairs, estimators=MEAN, **QUICK)[["split_half", "reliability", "cone"]]
+        .isna()
+        .all(axis=None)
+    )
     component = partial(principal_component, of="differences")
     for each in (component, lambda pairs: component(pairs)):
         with pytest.raises(ValueError, match=r"layers \[0\]"):
             agreement(pairs, estimators={"it": each}, **QUICK)
+
+
+def test_shuffled_labels_that_cancel_to_rounding_are_ties_in_the_null():
+    """Differences of one, two and three times a direction cancel, but for what float32 rounds."""
+    positive = np.float32([1, 2, 3] * 4)[:, None, None] * np.random.default_rng(0).normal(size=6).astype("f")
+    pairs = make_pairs(positive, 0 * positive)
+    shortcut, activations = (
+        separation(pairs, estimator=each, folds=4, shuffles=50)
+        for each in (mean_difference, lambda pairs: mean_difference(pairs))
+    )
+    pd.testing.assert_frame_equal(shortcut, activations, atol=1e-12, rtol=0)
 
 
 def test_halves_keep_groups_whole_and_kinds_balanced():

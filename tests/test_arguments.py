@@ -312,7 +312,7 @@ def test_a_wrong_item_of_a_long_list_is_refused_and_a_wrong_token_by_tokenize():
     with pytest.raises(TypeError, match=r"where item 'k900' is None"):
         example(by_name={f"k{number}": 1 for number in range(900)} | {"k900": None})
     for wrong in (1.5, None, "3", True):
-        prompts = [[1, 2]] * 100 + [[1, wrong]] + [[1, 2]] * 100
+        prompts = [[1, 2]] * 100 + [[1] * 40 + [wrong] + [2] * 40] + [[1, 2]] * 100
         with pytest.raises(TypeError, match=re.escape(repr(wrong))):
             ts.generate(MODEL, prompts, max_new_tokens=1, progress=False)
 

@@ -476,15 +476,28 @@ def test_later_chunks_do_not_run_the_unsteered_prompts_again_and_have_the_same_b
     ids=["unsteered", "single", "last token", "last layer"],
 )
 def test_unsteered_prompts_are_run_where_more_is_needed_than_was_kept(cells):
-    clean = streams_kept(0, 1, 2, 3)
-    scored(UNLIKE, [(), at_last(0, positions=all_tokens())], clean=clean)
-    for one, whole in zip(
-        scored(UNLIKE, cells, clean=clean), scored(UNLIKE, cells, reuse=False), strict=True
-    ):
-        pd.testing.assert_frame_equal(one, whole, atol=1e-4, rtol=0)
-    later = scored(UNLIKE, EVERYWHERE[1] * 2, clean=clean)
-    expected = scored(UNLIKE, EVERYWHERE[1] * 2, reuse=False)
-    pd.testing.assert_frame_equal(later[0], expected[0], atol=1e-4, rtol=0)
+    plain = scored(UNLIKE, cells, reuse=False)
+    every = [(), *EVERYWHERE[1]]
+    for filled in (False, True):
+        clean = streams_kept(0, 1, 2, 3)
+        if filled:
+            scored(UNLIKE, every, clean=clean)
+        for one, whole in zip(scored(UNLIKE, cells, clean=clean), plain, strict=True):
+            pd.testing.assert_frame_equal(one, whole, atol=1e-4, rtol=0)
+        for chunk in EVERYWHERE:
+            later, expected = scored(UNLIKE, chunk * 2, clean=clean), scored(UNLIKE, chunk, reuse=False)
+            pd.testing.assert_frame_equal(later[0], expected[0], atol=1e-4, rtol=0)
+
+
+def test_unsteered_tokens_that_are_kept_share_no_pass_with_others(monkeypatch):
+    """Or what is kept would depend on the chunk that it was computed in, to the last bit."""
+    sizes = []
+    forward = MODEL.blocks[1].forward
+    monkeypatch.setattr(
+        MODEL.blocks[1], "forward", lambda x, *args, **kw: sizes.append(x.shape[1]) or forward(x, *args, **kw)
+    )
+    scored(UNLIKE, EVERYWHERE[0] * 2, clean=streams_kept(0, 1))
+    assert sizes == [12, 24]
 
 
 def test_streams_that_would_take_too_much_memory_are_not_kept(counted):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from tl_steer.positions import (
     EmptySelectionError,
@@ -144,6 +145,14 @@ def test_a_replacement_character_that_was_written_belongs_to_its_own_tokens():
     """Decoded, it looks like the beginning of a character that later tokens complete."""
     assert chosen(tokens_matching("\ufffd"), prompt_of("a\ufffdb")) == [1, 2, 3]
     assert chosen(tokens_matching("b"), prompt_of("a\ufffdb")) == [4]
+
+
+def test_a_token_s_leading_space_belongs_to_it_where_the_tokenizer_s_offsets_leave_it_out():
+    tokenizer = byte_tokenizer([("Ġ", "b")])
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    prompt = prompt_of("a b", tokenizer)
+    assert prompt.length == 2
+    assert chosen(tokens_matching(" "), prompt) == [1]
 
 
 def test_tokens_that_the_text_does_not_lead_back_to_have_spans_of_their_own():

@@ -120,8 +120,9 @@ def _component(
         return np.zeros(len(gram)), 0.0
     rows = gram[np.ix_(used, used)]
     if centred.any():
-        along, shift, part = (gram @ share)[used], centred[used], share[used]
-        rows = rows - np.outer(shift, along) - np.outer(along, shift) + part @ along * np.outer(shift, shift)
+        # The mean's own square is left out: it changes the smallest eigenvalue, the constant row's, alone.
+        along, shift = (gram @ share)[used], centred[used]
+        rows = rows - np.outer(shift, along) - np.outer(along, shift)
     last = len(used) - component
     rows = rows * scale[used] * scale[used, None]
     eigenvalues, vectors = eigh(rows, subset_by_index=[last, last], check_finite=False)
