@@ -306,7 +306,7 @@ def test_a_long_value_is_shortened_in_the_message():
     assert len(str(raised.value)) < 600
 
 
-def test_a_wrong_item_of_a_long_list_is_refused_and_a_wrong_token_by_tokenize():
+def test_a_wrong_item_of_a_long_list_is_refused():
     with pytest.raises(TypeError, match=r"where item 1500 is 1\.5"):
         example(numbers=[1] * 1500 + [1.5] + [2] * 500)
     with pytest.raises(TypeError, match=r"where item 'k900' is None"):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from ..activations import PairedActivations
 from .estimators import Estimator, apply_estimator, mean_difference, principal_component
 
-ROUNDING = 1e-10  # share of the rows' squared length below which a vector may be rounding error
+ROUNDING = 2 * np.finfo(np.float32).eps  # of the activations' length, below which no vector is looked for
 
 Weights = Float[np.ndarray, "layer row"]
 
@@ -28,12 +28,14 @@ class PairGram:
         values: products of the rows: the difference of each pair; for pooled components then the midpoint of
             each pair, minus the mean of all midpoints.
         estimator: as it was given.
+        squares: the squared length of each pair's activations, the mean of both sides.
         arguments: keywords of `principal_component`; `None` for `mean_difference`.
     """
 
     pairs: PairedActivations
     values: Float[np.ndarray, "layer row row"]
     estimator: Estimator
+    squares: Float[np.ndarray, "layer pair"]
     arguments: dict[str, Any] | None
 
     def weights(
@@ -60,8 +62,7 @@ class PairGram:
         else:
             layers = [_component(gram, count, signs, mean, **self.arguments) for gram in self.values]
             weights, smallest = (np.stack(each) for each in zip(*layers, strict=True))
-        squares = np.diagonal(self.values, axis1=1, axis2=2) @ abs(mean) / len(rows)
-        if (smallest <= ROUNDING * squares).any():
+        if (smallest <= ROUNDING**2 * (self.squares @ count) / len(rows)).any():
             # The estimator itself decides whether there is a direction.
             drawn = self.pairs.swapped((signs < 0).tolist()).subset(rows.tolist())
             vectors = apply_estimator(self.estimator, drawn, allow_zero=True)
@@ -79,16 +80,16 @@ def pair_gram(pairs: PairedActivations, estimator: Estimator) -> PairGram | None
     elif function is not principal_component or not isinstance(arguments.get("component", 1), int):
         return None
     pooled = arguments is not None and arguments.get("of", "pooled") == "pooled"
-    values = []
-    for positive, negative in zip(
-        *(side.transpose(0, 1).double().numpy() for side in pairs.sides()), strict=True
-    ):
+    values, squares = [], []
+    for sides in zip(*(side.transpose(0, 1).double().numpy() for side in pairs.sides()), strict=True):
+        positive, negative = sides
         rows = positive - negative
         if pooled:
             middle = (positive + negative) / 2
             rows = np.concatenate([rows, middle - middle.mean(0)])
         values.append(rows @ rows.T)
-    return PairGram(pairs, np.stack(values), estimator, arguments)
+        squares.append(np.square(sides).sum(-1).mean(0))
+    return PairGram(pairs, np.stack(values), estimator, np.stack(squares), arguments)
 
 
 def _component(

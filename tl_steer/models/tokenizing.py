@@ -31,9 +31,8 @@ def tokenize(model: HookedModel, text: Prompt, *, bos: bool | None = None) -> li
     Raises:
         ValueError: no tokens, more than the model's context, an id outside the vocabulary, or a string
             where the model has no tokenizer.
-        TypeError: an id that is not a whole number.
     """
-    ids = encode(model, text, bos) if isinstance(text, str) else _whole_numbers(text)
+    ids = encode(model, text, bos) if isinstance(text, str) else [int(token) for token in text]
     if not ids:
         raise ValueError(f"the prompt {text!r} is empty: it has no tokens. Give it at least one.")
     if len(ids) > model.cfg.n_ctx:
@@ -44,17 +43,6 @@ def tokenize(model: HookedModel, text: Prompt, *, bos: bool | None = None) -> li
     if not 0 <= min(ids) <= max(ids) < model.cfg.d_vocab:
         raise ValueError(f"token ids must lie in 0 to {model.cfg.d_vocab - 1}; got {min(ids)} to {max(ids)}.")
     return ids
-
-
-def _whole_numbers(ids: Sequence[int]) -> list[int]:
-    if set(map(type, ids)) == {int}:
-        return list(ids)
-    for index, each in enumerate(ids):
-        if isinstance(each, bool) or not hasattr(each, "__index__"):
-            raise TypeError(
-                f"token {index} of a prompt is {each!r:.60}: expected a token id, a whole number."
-            )
-    return list(map(int, ids))
 
 
 def encode(model: Any, text: str, bos: bool | None = None) -> list[int]:
