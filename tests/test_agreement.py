@@ -121,13 +121,13 @@ def test_draws_in_which_no_pair_differs_have_no_cosine_and_are_not_called_reliab
 
 
 def test_shuffled_labels_that_cancel_to_rounding_are_ties_in_the_null():
-    """Differences of one, two and three times a direction, of far longer activations in float32."""
+    """Twelve times the same difference, of far longer activations in float32; eight train."""
     rng = np.random.default_rng(0)
     topic = 1000 * rng.normal(size=(12, 1, 30))
-    positive = (topic + np.reshape([1, 2, 3] * 4, (12, 1, 1)) * rng.normal(size=30)).astype(np.float32)
+    positive = (topic + rng.normal(size=30)).astype(np.float32)
     pairs = make_pairs(positive, topic.astype(np.float32))
     shortcut, activations = (
-        separation(pairs, estimator=each, folds=4, shuffles=100)
+        separation(pairs, estimator=each, folds=3, shuffles=100)
         for each in (mean_difference, lambda pairs: mean_difference(pairs))
     )
     pd.testing.assert_frame_equal(shortcut, activations, atol=1e-12, rtol=0)
