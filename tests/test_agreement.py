@@ -109,7 +109,11 @@ def test_draws_in_which_no_pair_differs_have_no_cosine_and_are_not_called_reliab
         for each in (mean_difference, lambda pairs: mean_difference(pairs))
     )
     pd.testing.assert_frame_equal(shortcut, activations, atol=1e-5, rtol=0)
-    assert agreement(pairs, estimators=MEAN, **QUICK)[["split_half", "reliability", "cone"]].isna().all(axis=None)
+    assert (
+        agreement(pairs, estimators=MEAN, **QUICK)[["split_half", "reliability", "cone"]]
+        .isna()
+        .all(axis=None)
+    )
     component = partial(principal_component, of="differences")
     for each in (component, lambda pairs: component(pairs)):
         with pytest.raises(ValueError, match=r"layers \[0\]"):

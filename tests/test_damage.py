@@ -469,8 +469,8 @@ def test_without_a_model_there_is_no_loss_and_the_columns_are_the_same():
     table = written()
     bare, full = text_damage(table), text_damage(table, MODEL, progress=False)
     assert list(bare) == list(full) == [
-        "prompt_id", "prompt", "label", *CELL, "dose", "split", "answer", "text", "words", "distinct_1", "distinct_2",
-        "distinct_3", "unreadable", "tokens", "loss",
+        "prompt_id", "prompt", "label", *CELL, "dose", "split", "answer", "text", "words", "distinct_1",
+        "distinct_2", "distinct_3", "unreadable", "tokens", "loss",
     ]  # fmt: skip
     assert bare[["tokens", "loss"]].isna().all(axis=None)
     pd.testing.assert_frame_equal(
