@@ -561,11 +561,9 @@ def projected_rows(factor):
     return table.assign(projection=np.sin(np.arange(len(table)) ** 2), cosine=0.5)
 
 
-def traced_rows():
-    keys = [
-        (topic, prompt, position) for topic in ("sea", "sky") for prompt in range(3) for position in (-1, 0)
-    ]
-    table = pd.DataFrame(keys, columns=["topic", "prompt_id", "position"])
+def traced_rows(factor):
+    keys = [(topic, prompt, at) for topic in ("sea", "sky") for prompt in range(3) for at in (-1, 0)]
+    table = pd.DataFrame(keys, columns=[factor, "prompt_id", "position"])
     values = np.sin(np.arange(len(table)) ** 2)
     return table.assign(layer=1, token_id=table["position"] + 5, token="a", projection=values, cosine=0.5)
 

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from tl_steer import plots, capture, logit_lens
+from tl_steer import capture, logit_lens, plots
 from tl_steer.analysis import logit_lens as exported
 from tl_steer.analysis.token_texts import token_texts
 from tl_steer.directions import SteeringVectors
