@@ -258,7 +258,7 @@ def check_activations(result, content):
         prompts, layers, width, _ = side.values.shape
         assert (prompts, layers) == (len(side.prompts), len(side.layers))
         assert tuple(side.token_index.shape) == tuple(side.tokens.shape) == (prompts, width)
-        assert all(type(prompt) is str for prompt in side.prompts)
+        assert all(isinstance(prompt, str) for prompt in side.prompts)
     assert len(result.factors) == len(result)
     repr(result)
     if bool((result.positive.token_index >= 0).all()):

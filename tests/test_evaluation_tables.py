@@ -1,12 +1,17 @@
 """Effectiveness, signal detection and choosing, each against a plain loop or a known library."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from tl_steer.analysis import mean_projections, mean_traces
+from tl_steer.evaluation import against_controls, steerability
 from tl_steer.evaluation.choosing import choose
 from tl_steer.evaluation.effectiveness import effectiveness
+from tl_steer.evaluation.judging.pairs import answer_pairs
 from tl_steer.evaluation.signal_detection import signal_detection
 from tl_steer.evaluation.tables import CELL, require_columns
 
@@ -530,3 +535,65 @@ def test_a_factor_may_be_called_what_is_counted_inside(name):
     pd.testing.assert_frame_equal(found, effectiveness(table, by="topic"))
     with pytest.raises(ValueError, match="names of results"):
         effectiveness(table.assign(n=table["topic"]), by="n")
+
+
+TABLES_BY = {
+    "effectiveness": lambda table, by: effectiveness(table, by=by, overall=True),
+    "signal_detection": lambda table, by: signal_detection(table, by=by, resamples=10),
+    "signal": lambda table, by: signal_detection(table, signal=by, resamples=10),
+    "accuracy": lambda table, by: against_controls(table, by=by, value="accuracy"),
+    "steerability": lambda table, by: steerability(table, by=by, resamples=10),
+    "choose": lambda table, by: choose(table, on="one", report="two", splits=2, resamples=10),
+    "opposites": lambda table, by: answer_pairs(table[~table["control"]], "opposite"),
+    "mean_projections": lambda table, by: mean_projections(projected_rows(by)),
+    "by side": lambda table, by: mean_projections(projected_rows(by), by=["side", by]),
+    "traces": lambda table, by: mean_traces(traced_rows(by), by=by),
+    "pairs of traces": lambda table, by: mean_traces(
+        traced_rows(by), by=by, difference=("sea", "sky"), pair="prompt_id"
+    ),
+}  # fmt: skip
+
+
+def projected_rows(factor):
+    keys = [(layer, pair, side) for layer in (1, 2) for pair in range(8) for side in ("positive", "negative")]
+    table = pd.DataFrame(keys, columns=["layer", "pair", "side"])
+    table[factor] = np.where(table["pair"] % 2, "sea", "sky")
+    return table.assign(projection=np.sin(np.arange(len(table)) ** 2), cosine=0.5)
+
+
+def traced_rows(factor):
+    keys = [(topic, prompt, at) for topic in ("sea", "sky") for prompt in range(3) for at in (-1, 0)]
+    table = pd.DataFrame(keys, columns=[factor, "prompt_id", "position"])
+    values = np.sin(np.arange(len(table)) ** 2)
+    return table.assign(layer=1, token_id=table["position"] + 5, token="a", projection=values, cosine=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.* texts have no opposite")
+@pytest.mark.parametrize("function", TABLES_BY)
+@pytest.mark.parametrize(
+    "name", ["_group", "_accuracy", "_signal", "_order", "_size", "place", "self", "token_second"]
+)
+def test_factors_may_have_the_names_of_temporary_columns(function, name):
+    table = random_sweep(n=40)
+    expected = TABLES_BY[function](table.rename(columns={"topic": "zz"}), "zz")
+    result = TABLES_BY[function](table.rename(columns={"topic": name}), name)
+    pd.testing.assert_frame_equal(result, expected.rename(columns={"zz": name}))
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        ("effectiveness", "accuracy_low"),
+        ("signal_detection", "unsteered_choice"),
+        ("signal", "unsteered_logit_difference"),
+        ("steerability", "unsteered_choice"),
+        ("by side", "spread_high"),
+        ("traces", "n"),
+    ],
+)  # fmt: skip
+def test_factors_with_the_names_of_results_are_refused(function, name):
+    with pytest.raises(ValueError, match=rf"'{name}'.* names? of (a )?result.* rename"):
+        TABLES_BY[function](random_sweep(n=20).rename(columns={"topic": name}), name)
+    table = random_sweep(n=40)
+    for each in (effectiveness, partial(choose, on="one", report="two", splits=2)):
+        pd.testing.assert_frame_equal(each(table.assign(**{name: "x"})), each(table))

@@ -224,7 +224,9 @@ def test_judge_refuses_what_it_cannot_compare():
     assert_raises("measure='generate'", ask, table.assign(text=pd.NA), truthful)
     assert_raises("prompt_id 0 is twice in a cell", ask, pd.concat([table, table]), truthful)
     assert_raises("lacks the columns prompt,", ask, table.drop(columns=["prompt", "text"]), truthful)
-    assert_raises(r"\['question'\] are what a judge adds", ask, table.assign(question="mine"), truthful)
+    assert_raises(
+        r"\['question'\] have names that judging uses", ask, table.assign(question="mine"), truthful
+    )
     with pytest.raises(ValueError, match=r"question '\\ud800' has half of a surrogate pair"):
         ts.judge(table, "\ud800", client=truthful)
     assert_raises("question must be a text", ts.judge, table, " ", client=truthful)

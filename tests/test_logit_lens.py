@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from tl_steer import capture, logit_lens
+from tl_steer import capture, logit_lens, plots
 from tl_steer.analysis import logit_lens as exported
 from tl_steer.analysis.token_texts import token_texts
 from tl_steer.directions import SteeringVectors
@@ -307,3 +307,10 @@ def test_the_embedded_models_last_layer_says_what_it_says(embedded, embedded_hf)
     assert table["token_id"].tolist() == expected.indices.tolist()
     np.testing.assert_allclose(table["probability"], expected.values, atol=1e-4)
     assert table["token"].iloc[0] == tokenizer.decode(expected.indices[0])
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_a_single_layer_is_drawn(panels):
+    rows = {"layer": 3, "rank": 1, "token_id": 5, "token": "a", "logit": 1.0, "probability": 0.5}
+    figure = plots.logit_lens(pd.DataFrame([rows | {"multiplier": panel} for panel in range(panels)]))
+    assert [list(each.y) for each in figure.data] == [["3"]] * panels

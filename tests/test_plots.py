@@ -1030,6 +1030,12 @@ def test_layer_axes_have_a_few_ticks_of_whole_layers(n_layers, columns):
     assert np.ptp(np.diff(list(map(int, singles)))) == 0
 
 
+def test_layer_axes_of_every_other_layer_have_ticks():
+    assert layer_axis({str(layer): float(layer) for layer in range(1, 18, 2)}, 3)["ticktext"] == [
+        "1", "5", "9", "13", "17",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("longest", range(20, 60))
 def test_long_texts_are_not_cut_or_broken_within_a_special_token(longest):
     text = "Hello you<|im_end|>\n<|im_start|>assistant\n" + "x" * 40 + "<|im_end|>" * 3 + " [/INST] good bye"

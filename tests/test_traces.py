@@ -690,3 +690,7 @@ def test_a_long_text_is_numbered_now_and_then():
     axis = plots.traces(long).layout.xaxis
     assert axis.ticktext is None
     assert list(axis.tickvals) == list(range(-80, 30, 20))
+    figure = plots.traces(pd.concat([one[:1].assign(layer=layer) for layer in range(1, 27, 2)]))
+    assert figure.layout.yaxis.tickvals == ("5", "15", "25")  # none is a multiple of 2
+    figure = plots.traces(pd.concat([one[:1].assign(position=position) for position in range(3000)]))
+    assert len(figure.layout.xaxis.tickvals) == 6

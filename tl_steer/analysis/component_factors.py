@@ -1,6 +1,7 @@
 """What principal components go with: their correlation with each factor of the pairs."""
 
 from collections.abc import Iterator, Sequence
+from itertools import count, takewhile
 
 import numpy as np
 import pandas as pd
@@ -69,15 +70,12 @@ def component_factors(table: pd.DataFrame, *, factors: str | Sequence[str] | Non
 
 
 def _components(table: pd.DataFrame) -> list[int]:
-    numbers = (name.removeprefix("PC") for name in map(str, table.columns) if name.startswith("PC"))
-    return sorted(int(number) for number in numbers if number.isdigit())
+    """Numbers of the components, without a gap: a factor may be named PC9."""
+    return list(takewhile(lambda number: {f"PC{number}", f"explained_{number}"} <= {*table}, count(1)))
 
 
 def _require_rows(table: pd.DataFrame, components: list[int]) -> None:
     missing = [name for name in LABELS if name not in table.columns]
-    missing += [
-        name for name in (f"explained_{number}" for number in components) if name not in table.columns
-    ]
     if missing or not components or table.empty:
         raise ValueError(
             f"the table has {len(table)} rows and the columns {list(table.columns)}: "
@@ -92,8 +90,9 @@ def _coded(
     own = {*LABELS, "group", "decomposed"} - {"side"}
     own |= {f"{name}{number}" for number in components for name in ("PC", "explained_")}
     known = [each for each in table.columns if each not in own]
-    if "label" in known and isinstance(table["label"].iloc[0], str):
-        known.remove("label")  # the prompt's message; a text factor of that name counts only if named
+    pairs = zip(table["label"], table["prompt"], strict=True) if "label" in table else ()
+    if all(isinstance(label, str) and label.strip() in prompt for label, prompt in pairs):
+        known = [each for each in known if each != "label"]  # the prompts' messages, not a factor
     for name in known if factors is None else factors:
         if name not in table.columns or name in own:
             raise ValueError(f"{name!r} is no factor of this table; it has {known}.")

@@ -30,7 +30,13 @@ def side_labels(pairs: PairedActivations) -> pd.DataFrame:
 
 
 def a_row_an_activation(labels: pd.DataFrame, layer: int, values: pd.DataFrame) -> pd.DataFrame:
-    """The labels of both sides with a layer's values beside them."""
+    """The labels of both sides with a layer's values beside them.
+
+    Raises:
+        ValueError: a factor has the name of a value.
+    """
+    if taken := sorted(set(labels) & set(values)):
+        raise ValueError(f"the factors {taken} have the names of results: rename them first.")
     return pd.concat([pd.DataFrame({"layer": layer}, index=labels.index), labels, values], axis=1)
 
 

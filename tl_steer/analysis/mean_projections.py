@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from ..arguments import checked
 from ..prompts import SIDES, group_numbers
@@ -52,18 +53,16 @@ def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -
     """
     by = [by] if isinstance(by, str) else list(by)
     _require(table, by)
-    table = table.assign(
-        _group=group_numbers(table if "group" in table else table.assign(group=table["pair"]))
-    )
-    means = _summarised(table, ["layer", *by])
+    group = group_numbers(table if "group" in table else table.assign(group=table["pair"]))
+    means = _summarised(table, ["layer", *by], group)
     if "side" not in by:
         return means.sort_values(["layer", *by], ignore_index=True)
     others = [name for name in by if name != "side"]
-    differences = _differences(table, ["layer", *others])
+    differences = _differences(table, ["layer", *others], group)
     both = pd.concat([means, _ranked(differences, others)], ignore_index=True)
-    order = both["side"].map({side: place for place, side in enumerate((*SIDES, "difference"))})
-    both = both.assign(_order=order).sort_values(["layer", *others, "_order"], ignore_index=True)
-    return both.drop(columns="_order")
+    both["side"] = pd.Categorical(both["side"], [*SIDES, "difference"])
+    both = both.sort_values(["layer", *others, "side"], ignore_index=True)
+    return both.astype({"side": table["side"].dtype})
 
 
 def _require(table: pd.DataFrame, by: Sequence[str]) -> None:
@@ -71,6 +70,10 @@ def _require(table: pd.DataFrame, by: Sequence[str]) -> None:
     if missing or table.empty:
         found = f"has no columns {missing}, only {list(table.columns)}" if missing else "has no rows"
         raise ValueError(f"the table {found}: give the one that projections(…) makes.")
+    results = {"n", "effect", "rank", "projection_rank", *SPREAD}
+    results |= {f"{name}{end}" for name in VALUES for end in ("", "_low", "_high")}
+    if taken := sorted(results & set(by)):
+        raise ValueError(f"by={taken} have the names of results: rename these factors first.")
     require_kinds(table, ("layer", "pair", *VALUES), maker="projections(…)")
     keys = ["layer", *[name for name in by if name != "side"], "pair", "side"]
     if table.duplicated(keys).any():
@@ -80,12 +83,12 @@ def _require(table: pd.DataFrame, by: Sequence[str]) -> None:
         )
 
 
-def _summarised(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+def _summarised(table: pd.DataFrame, keys: list[str], group: Int[np.ndarray, " row"]) -> pd.DataFrame:
     """n, and each value's mean with its interval, in each cell of `keys`."""
     cells = table.groupby(keys, dropna=False, observed=True)
     found = cells.size().rename("n").reset_index()
     sample = cells.ngroup().to_numpy()
-    group = nested(sample, table["_group"].to_numpy(int))
+    group = nested(sample, group)
     for name in VALUES:
         ends = mean_interval(table[name].to_numpy(float), sample, group)
         found[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
@@ -93,14 +96,13 @@ def _summarised(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return found.assign(**dict(zip(SPREAD, spread, strict=True)))
 
 
-def _differences(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+def _differences(table: pd.DataFrame, keys: list[str], group: Int[np.ndarray, " row"]) -> pd.DataFrame:
     """Positive minus negative of each pair that is whole within a cell of `keys`, summarised."""
     index = [*keys, "pair"]
-    columns = [*VALUES, "_group"]
-    positive, negative = (table[table["side"] == side].set_index(index)[columns] for side in SIDES)
-    gaps = positive.sub(negative.assign(_group=0).reindex(positive.index))  # keeps the positive side's group
-    gaps = gaps[positive.index.isin(negative.index)].reset_index()
-    found = _summarised(gaps, keys).assign(side="difference")
+    positive, negative = (table[table["side"] == side].set_index(index)[[*VALUES]] for side in SIDES)
+    whole = positive.index.isin(negative.index)
+    gaps = positive.sub(negative.reindex(positive.index))[whole].reset_index()
+    found = _summarised(gaps, keys, group[table["side"] == SIDES[0]][whole]).assign(side="difference")
     deviation = found["spread"].to_numpy()
     # A tie of rounding errors is no spread: pairs that all differ alike have no effect to speak of.
     known = deviation > 1e-12 * np.abs(found["projection"].to_numpy())

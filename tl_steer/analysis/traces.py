@@ -144,22 +144,23 @@ def mean_traces(
     needed = [by, *PLACE, "token", *VALUES, *([pair] if pair else [])]
     if missing := [column for column in needed if column not in table]:
         raise ValueError(f"the table lacks the columns {missing}: it has {list(table.columns)}.")
-    table = _unlike(table.assign(**{by: table[by].astype(str)}), list(dict.fromkeys([by, *PLACE])))
+    bounds = [f"{value}{end}" for value in VALUES for end in ("", "_low", "_high")]
+    results = ["layer", "position", "difference", "n", "token", "token_share", *bounds]
+    if by in results:
+        raise ValueError(f"by={by!r} is the name of a result: rename this factor first.")
+    table = _unlike(table.astype({by: str}), list(dict.fromkeys([by, *PLACE])))
     levels = {str(level): rows for level, rows in table.groupby(by, sort=False)}
-    parts = [
-        _means(rows).assign(**{by: level, "difference": _is_difference(rows)})
-        for level, rows in levels.items()
-    ]
+    parts = {level: _means(rows).assign(difference=_is_difference(rows)) for level, rows in levels.items()}
     if difference is not None:
         if len(difference) != 2:
             raise ValueError(f"difference={difference!r}: name two levels, the first minus the second.")
         sides = [_level(levels, by, str(level)) for level in difference]
         name = " − ".join(map(str, difference))
         compared = _paired(*sides, pair) if pair else _independent(*sides)
-        parts.append(compared.assign(**{by: name, "difference": True}))
-    bounds = [f"{value}{end}" for value in VALUES for end in ("", "_low", "_high")]
-    columns = [by, "layer", "position", "difference", "n", "token", "token_share", *bounds]
-    return pd.concat([part.reset_index() for part in parts], ignore_index=True)[columns]
+        parts[name] = compared.assign(difference=True)
+    means = pd.concat([part.reset_index()[results] for part in parts.values()], ignore_index=True)
+    means.insert(0, by, np.repeat([*parts], [len(part) for part in parts.values()]))
+    return means
 
 
 def _tokens(
@@ -262,6 +263,8 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, pair: str) -> pd.DataFram
             raise ValueError(f"{pair!r} does not pair the prompts: a level has several prompts of one value.")
     if set(first[pair]) != set(second[pair]):
         raise ValueError(f"{pair!r} does not pair the prompts: a value of it is in one level only.")
+    columns = list(dict.fromkeys([*place, "prompt_id", "token", *VALUES, *({"group"} & set(first))]))
+    first, second = first[columns], second[columns]
     both = first.merge(second, on=place, suffixes=("", "_second"))
     if both.empty:
         raise ValueError("no pair has a layer and position in both of its prompts: nothing can be compared.")

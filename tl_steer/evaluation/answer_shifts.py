@@ -5,7 +5,7 @@ import pandas as pd
 
 from ..seeds import generator
 from ..statistics import joint_counts, share_change
-from .tables import CELL, UNSTEERED, beside_unsteered, in_cells, prompt_groups
+from .tables import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups
 
 COLUMNS = ("n", "compared", "shift", "shift_low", "shift_high")
 
@@ -29,6 +29,7 @@ def answer_shifts(rows: pd.DataFrame, *, by: str, resamples: int = 2000, seed: i
     Answers that cannot be read are left out, not counted as the other choice: were they, a vector that only
     breaks the text would seem to move every kind away from the signal.
     """
+    factors_of(rows, by, COLUMNS)
     cells = list(in_cells(beside_unsteered(rows, [by]), [by]))
     found = pd.DataFrame([_shift(cell, resamples, seed) for _, cell in cells], columns=COLUMNS)
     labels = pd.concat([cell[[*CELL, "dose", by]].head(1) for _, cell in cells]).reset_index(drop=True)

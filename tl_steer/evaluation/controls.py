@@ -142,15 +142,14 @@ def _flipped(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 def _accuracy(table: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:
     measure, _ = measure_of(name)
     parts = table.groupby(by, dropna=False, sort=False, observed=True) if by else [((), table)]
-    changes = [
-        measure(rows, RESAMPLES, 0)[[*CELL, "change", "change_low", "change_high"]].assign(
-            **dict(zip(by, level, strict=True))
-        )
-        for level, rows in parts
-        if (rows["vector"] == UNSTEERED).any()
-    ]
+    changes = []
+    for level, rows in parts:
+        if (rows["vector"] == UNSTEERED).any():
+            change = _named(measure(rows, RESAMPLES, 0), "change")[[*CELL, *EFFECT]]
+            change[list(by)] = level
+            changes.append(change)
     cells = effectiveness(table, by=by)[[*CELL, "dose", *by, "n"]]
-    return _named(cells.merge(pd.concat(changes), how="left", on=[*CELL, *by]), "change")
+    return cells.merge(pd.concat(changes), how="left", on=[*CELL, *by])
 
 
 def _detected(table: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:

@@ -52,15 +52,16 @@ def effectiveness(
     by = factors_of(table, by, RESULTS)
     if overall:
         return _with_all(table, by)
-    cells = _cells(table, by)
-    result = cells.agg(dose=("dose", "first"), n=("_readable", "size"), unreadable=("_readable", "mean"))
-    result["unreadable"] = 1 - result["unreadable"]
+    cells, outcomes = _cells(table, by)
     samples = samples_and_groups(cells)
+    means = outcomes.groupby(samples[0]).mean()
+    result = cells.agg(dose=("dose", "first"), n=("dose", "size"))
+    result["unreadable"] = 1 - means["readable"].to_numpy()
     for name in (*RATES, *MEANS):
         interval = rate_interval if name in RATES else mean_interval
-        ends = interval(cells.obj[f"_{name}"].to_numpy(), *samples)
+        ends = interval(outcomes[name].to_numpy(), *samples)
         result[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
-    result["flipped"] = cells["_flipped"].mean()
+    result["flipped"] = means["flipped"].to_numpy()
     return result.reset_index()[[*CELL, "dose", *by, *result.columns[1:]]]
 
 
@@ -71,11 +72,11 @@ def flips(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
         The cell's columns, `dose`, the factors, n (prompts), compared (those readable with and without
         steering), flipped, flipped_low, flipped_high.
     """
-    cells = _cells(table, by)
-    result = cells.agg(dose=("dose", "first"), n=("_readable", "size"), compared=("_flipped", "count"))
-    result[[*FLIPPED]] = np.stack(
-        rate_interval(cells.obj["_flipped"].to_numpy(), *samples_and_groups(cells)), 1
-    )
+    cells, outcomes = _cells(table, by)
+    samples, flipped = samples_and_groups(cells), outcomes["flipped"]
+    result = cells.agg(dose=("dose", "first"), n=("dose", "size"))
+    result["compared"] = flipped.groupby(samples[0]).count().to_numpy()
+    result[[*FLIPPED]] = np.stack(rate_interval(flipped.to_numpy(), *samples), 1)
     return result.reset_index()[[*CELL, "dose", *by, "n", "compared", *FLIPPED]]
 
 
@@ -88,26 +89,27 @@ def _with_all(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     if table[factor].astype(str).eq(ALL).any():
         raise ValueError(f"{factor!r} has a value {ALL!r} already: rename it, or leave overall out.")
     split = effectiveness(table, by=by)
-    together = effectiveness(table).assign(**{factor: ALL})[list(split)]
-    return pd.concat([together, split.astype({factor: object})], ignore_index=True)
+    together = effectiveness(table)
+    together[factor] = ALL
+    return pd.concat([together[list(split)], split.astype({factor: object})], ignore_index=True)
 
 
 def _outcomes(rows: pd.DataFrame) -> pd.DataFrame:
-    """What is averaged, prompt by prompt, named like no factor; NaN in prompts that do not count."""
+    """What is averaged, prompt by prompt; NaN in prompts that do not count."""
     choice, before = rows["choice"], rows["unsteered_choice"]
     outcomes = {
-        "_accuracy": choice.eq(rows["answer"]).fillna(False).where(rows["answer"].notna()),
-        "_signal_rate": choice.eq(0),
-        "_flipped": choice.ne(before),  # NA where either is
-        "_logit_difference": rows["logit_difference"],
-        "_shift": rows["logit_difference"] - rows["unsteered_logit_difference"],
+        "accuracy": choice.eq(rows["answer"]).fillna(False).where(rows["answer"].notna()),
+        "signal_rate": choice.eq(0),
+        "flipped": choice.ne(before),  # NA where either is
+        "logit_difference": rows["logit_difference"],
+        "shift": rows["logit_difference"] - rows["unsteered_logit_difference"],
     }
     floats = {name: each.to_numpy(float, na_value=np.nan) for name, each in outcomes.items()}
-    return pd.DataFrame({"_readable": choice.notna(), **floats})
+    return pd.DataFrame({"readable": choice.notna(), **floats})
 
 
-def _cells(table: pd.DataFrame, by: Sequence[str]) -> "pd.api.typing.DataFrameGroupBy":
-    """The outcomes of each cell and factor."""
+def _cells(table: pd.DataFrame, by: Sequence[str]) -> tuple["pd.api.typing.DataFrameGroupBy", pd.DataFrame]:
+    """The rows of each cell and factor, and all rows' outcomes: apart, since factors may have their names."""
     rows = beside_unsteered(table, by)
     kept = dict.fromkeys([*CELL, "dose", *by, *rows.columns.intersection(["prompt_id", "prompt", "group"])])
-    return in_cells(pd.concat([rows[[*kept]], _outcomes(rows)], axis=1), by)
+    return in_cells(rows[[*kept]], by), _outcomes(rows)

@@ -20,7 +20,7 @@ from ..statistics import (
     z_of_weights,
     z_rates,
 )
-from .tables import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups, require_columns
+from .tables import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups
 
 MEASURES = {"d_prime": sensitivity, "criterion": bias}  # of the z of both kinds, or of its changes
 # Half a group for each choice is Jeffreys' prior of a rate. Added to the groups whose choice changed, it is
@@ -35,6 +35,7 @@ RESULTS = {f"{name}{end}" for name in OF_INTERVALS for end in ("", "_low", "_hig
     "n_signal", "n_noise", "unreadable", "covered", "change_covered", "signal_shift", "noise_shift",
     "verdict",
 }  # fmt: skip
+MEASURED = ("choice", "unsteered_choice", "logit_difference", "unsteered_logit_difference")
 FEWEST = 5  # groups of each kind with each choice, from which on intervals are known to cover
 VERDICTS = {
     (False, False): "neither", (True, False): "sensitivity", (False, True): "bias", (True, True): "both",
@@ -110,22 +111,19 @@ def signal_detection(
     with Jeffreys' prior on each rate (Brown, Cai & DasGupta 2001).
     """
     by = factors_of(table, by, RESULTS)
+    factors_of(table, signal)
     rows = beside_unsteered(table, by)
-    rows = rows[_require_answers(rows["answer"])]
-    rows = _toward_signal(rows, signal)
-    rows["_group"] = prompt_groups(rows)
-    labels = [*CELL, "dose", *by]
-    cells = [cell for _, cell in in_cells(rows, by)]
-    detected = pd.DataFrame([_detected(cell, resamples, seed) for cell in cells])
-    return pd.concat(
-        [pd.concat([cell[labels].head(1) for cell in cells]).reset_index(drop=True), detected], axis=1
-    )
+    rows = rows[_require_answers(rows["answer"]) & table[signal].notna().to_numpy()]
+    cells = in_cells(rows, by)
+    # Without the factors, which may have the names of the columns that are added.
+    measured = _toward_signal(rows, signal).assign(_group=prompt_groups(rows))
+    parts = measured.groupby(cells.ngroup().to_numpy())
+    detected = pd.DataFrame([_detected(part, resamples, seed) for _, part in parts])
+    return pd.concat([cells.head(1)[[*CELL, "dose", *by]].reset_index(drop=True), detected], axis=1)
 
 
 def _toward_signal(rows: pd.DataFrame, signal: str) -> pd.DataFrame:
-    """Rows with `_signal` (whether the prompt is signal), choices as 0 for the signal, evidence toward it."""
-    require_columns(rows, signal)
-    rows = rows[rows[signal].notna()]
+    """`_signal` (whether the prompt is signal), vector, choices as 0 for the signal, evidence toward it."""
     levels = (
         sorted(rows[signal].unique())
         if rows[signal].dtype != "category"
@@ -135,7 +133,7 @@ def _toward_signal(rows: pd.DataFrame, signal: str) -> pd.DataFrame:
         raise ValueError(f"signal={signal!r} has the levels {levels[:5]}: expected two, signal and noise.")
     first = rows[signal].eq(0 if signal == "answer" else levels[0])
     turned = (first != rows["answer"].eq(0)).to_numpy()  # the signal is choice 1
-    rows = rows.assign(_signal=first.to_numpy(bool))
+    rows = rows[["vector", *MEASURED]].assign(_signal=first.to_numpy(bool))
     for name in ("choice", "unsteered_choice"):
         rows[name] = rows[name].astype("Int64").mask(turned, 1 - rows[name].astype("Int64"))
     for name in ("logit_difference", "unsteered_logit_difference"):

@@ -10,6 +10,7 @@ from ..arguments import checked
 from ..seeds import generator
 from ..statistics import percentile_interval, rate_interval, share
 from .tables import (
+    BESIDE,
     DRAW,
     FIXED,
     UNSTEERED,
@@ -122,7 +123,7 @@ def _moved(table: pd.DataFrame, toward: str) -> tuple[pd.DataFrame, Float[np.nda
     if toward not in ("signal", "answer"):
         raise ValueError(f"toward={toward!r} is unknown: use 'signal' or 'answer'.")
     require_columns(table, "prompt", "dose")
-    if taken := sorted(set(_factors(table)) & set(SLOPES)):
+    if taken := sorted(set(_factors(table)) & {*SLOPES, *BESIDE}):
         raise ValueError(f"the factors {taken} have the names of results: rename these columns first.")
     rows = beside_unsteered(table, [])
     before = rows.loc[rows["vector"] == UNSTEERED, "prompt_id"]

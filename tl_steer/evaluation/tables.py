@@ -16,6 +16,7 @@ from .reading import read_answer
 
 CELL = ("vector", "control", "control_of", "operation", "layers", "hook", "multiplier")
 OUTCOMES = ("choice", "logit_difference", "probability", "mass", "text")
+BESIDE = ("unsteered_choice", "unsteered_logit_difference")  # what `beside_unsteered` adds
 UNSTEERED = "none"  # the name of its vector
 DRAW = "draw"  # the column of tables with several texts per prompt
 # Columns of numbers, where they are there; of those that are true, 0 and 1 alone.
@@ -222,9 +223,15 @@ def factors_of(table: pd.DataFrame, by: str | Sequence[str], results: Iterable[s
     if chosen:
         raise ValueError(f"by={chosen} are outcomes: split by factors of the prompts, 'answer' or 'split'.")
     factors = [name for name in names if name not in (*CELL, "dose")]
-    if taken := sorted(set(factors) & set(results)):
+    results = {*results, *BESIDE}
+    if taken := sorted(each for each in factors if _of_interval(each) in results):
         raise ValueError(f"by={taken} have the names of results: rename these factors first.")
     return factors
+
+
+def _of_interval(name: object) -> str:
+    """The column whose interval a column belongs to, or its own name."""
+    return str(name).removesuffix("_low").removesuffix("_high")
 
 
 def serves(controls: pd.DataFrame, vector: str) -> pd.Series:
@@ -270,11 +277,12 @@ def beside_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     Rows are as many and in the same order; NaN where the prompt has no unsteered row.
     """
     table = sweep_table(table, "prompt_id", "dose", "answer", "choice", "logit_difference")
+    table = table.drop(columns=[*BESIDE], errors="ignore")
     require_one_row_a_prompt(table, by)
     keys = list(dict.fromkeys([*text_keys(table), *by]))
     rows = table.astype({"answer": "Int64", "choice": "Int64", "logit_difference": float})
     unsteered = rows.loc[rows["vector"] == UNSTEERED, [*keys, *(set(OUTCOMES[:2]) - set(keys))]]
-    unsteered = unsteered.rename(columns={name: f"unsteered_{name}" for name in OUTCOMES[:2]})
+    unsteered = unsteered.rename(columns=dict(zip(OUTCOMES, BESIDE, strict=False)))
     return rows.merge(unsteered, how="left", on=keys, validate="many_to_one")
 
 

@@ -57,7 +57,7 @@ def logit_lens(
         rows=len(panels),
         cols=1,
         shared_xaxes=True,
-        vertical_spacing=GAP / (height - TOP - BOTTOM),
+        vertical_spacing=GAP / (height - TOP - BOTTOM) if len(panels) > 1 else 0,
         subplot_titles=list(panels),
     )
     for place, rows in enumerate(panels.values(), start=1):

@@ -1,6 +1,7 @@
 """Parts that several figures share: bands, what controls reach, ticks of layers, sliders."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import pandas as pd
@@ -84,7 +85,16 @@ def layer_step(layers: Iterable[int], most: int = 10) -> int:
     """Layers from one tick to the next, so that there are at most about `most` ticks."""
     layers = list(layers)
     span = max(layers) - min(layers)
-    return next((step for step in (1, 2, 5, 10, 20) if span <= most * step), 50)
+    steps = (factor * 10**power for power in count() for factor in (1, 2, 5))
+    return next(step for step in steps if span <= most * step)
+
+
+def layer_ticks(layers: Iterable[int], most: int) -> list[int]:
+    """Multiples of `layer_step` among the layers; where fewer than two are, every k-th layer."""
+    layers = sorted(layers)
+    step = layer_step(layers, min(most, 10))
+    multiples = [layer for layer in layers if layer % step == 0]
+    return multiples if len(multiples) > 1 else layers[:: -(-len(layers) // most)]
 
 
 def to_scale(places: Mapping[str, float]) -> bool:
@@ -96,8 +106,8 @@ def layer_axis(places: Mapping[str, float], columns: int) -> dict[str, object]:
     """The x axis of layers that stand at `places`, with as many ticks as can be read in so many columns."""
     singles = [int(name) for name in places if name.isdigit()]
     most = min(12, 24 // columns)
-    step = 1 if len(singles) <= most or not to_scale(places) else layer_step(singles, most=min(10, most))
-    shown = {name: place for name, place in places.items() if not name.isdigit() or int(name) % step == 0}
+    ticks = singles if len(singles) <= most or not to_scale(places) else layer_ticks(singles, most)
+    shown = {name: place for name, place in places.items() if not name.isdigit() or int(name) in ticks}
     low, high = min(places.values()), max(places.values())
     margin = max(0.6, (0.02 if len(singles) == len(places) else 0.05) * (high - low))
     return {

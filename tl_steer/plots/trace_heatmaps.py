@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from ..arguments import checked
 from .labels import counted, escape, interval, level, number, prompt_labels, require_columns, visible, wrapped
-from .marks import layer_step
+from .marks import layer_step, layer_ticks
 from .template import DIVERGING, INK, spaced, styled
 
 COLUMNS = ("layer", "position", "token")
@@ -196,14 +196,12 @@ def _scale(values: pd.Series, title: str, low: float, high: float) -> dict[str, 
 
 def _label(figure: go.Figure, table: pd.DataFrame, grid: _Grid) -> None:
     """Ticks, titles, and the line between the prompt and what is new."""
-    step = layer_step(grid.layers, 12)
-    few = len(grid.layers) <= 12
-    named = [str(layer) for layer in grid.layers if few or layer % step == 0]
+    named = grid.layers if len(grid.layers) <= 12 else layer_ticks(grid.layers, 12)
     figure.update_yaxes(
         type="category",
         categoryarray=grid.names,
         range=[-0.5, len(grid.names) - 0.5],
-        tickvals=named,
+        tickvals=list(map(str, named)),
         title_text="layer",
         showgrid=False,
     )

@@ -19,6 +19,7 @@ from .streams import Streams, read_streams
 
 UNIT = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]|\n")  # a word, a mark of punctuation, or the end of a line
 LONGEST = 3  # words in an n-gram
+MEASURED = {"words", "distinct_1", "distinct_2", "distinct_3", "unreadable", "tokens", "loss"}
 
 
 @checked
@@ -47,8 +48,8 @@ def text_damage(
             the perplexity is exp(loss). NA and NaN without a model; 0 and NaN for an empty text.
 
     Raises:
-        ValueError: columns are missing, no row has a text, a prompt is in a cell twice, or a text does not
-            fit the model's context behind its prompt.
+        ValueError: columns are missing or have names of the result, no row has a text, a prompt is in a cell
+            twice, or a text does not fit the model's context behind its prompt.
 
     Long texts repeat more than short ones, so distinct n-grams compare only between texts of about one
     length.
@@ -58,6 +59,8 @@ def text_damage(
     """
     table = sweep_table(table, "prompt_id", "prompt", "choice", "answer", "text")
     require_one_row_a_prompt(table)
+    if taken := sorted(set(table) & MEASURED):
+        raise ValueError(f"the table's columns {taken} have names of the result: rename or drop them first.")
     texts = table["text"].astype("string")
     if texts.isna().all():
         raise ValueError("the table has no texts: sweep with measure='generate'.")

@@ -90,8 +90,8 @@ def embedding_effect(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd
         ValueError: columns are missing, `by` names an outcome, or a prompt is in a cell twice.
     """
     table = sweep_table(table, SCORE)
-    found = effectiveness(table.assign(logit_difference=table[SCORE]), by=by)
-    factors = factors_of(table, by)
+    factors = factors_of(table, by, {"n", "blank", "score", "shift"})
+    found = effectiveness(table.assign(logit_difference=table[SCORE]), by=factors)
     rows = in_cells(table, factors)[SCORE].agg(["count", "size"])  # in the same order
     names = {f"logit_difference{end}": f"score{end}" for end in ("", "_low", "_high")}
     found = found.assign(n=rows["count"].to_numpy(), blank=(rows["size"] - rows["count"]).to_numpy())

@@ -11,7 +11,10 @@ from ..tables import CELL, OUTCOMES, UNSTEERED, sweep_table, text_keys
 Against = Literal["opposite", "unsteered"]
 # The text under study comes first, the one it is compared with second.
 SIDES = {"opposite": ("positive", "negative"), "unsteered": ("steered", "unsteered")}
-TAKEN = ("other_text", "against", "question", "judge", "first_shown", "reply", "verdict", "cached")
+TAKEN = (
+    "other_text", "against", "question", "judge", "first_shown", "request", "key", "reply", "verdict",
+    "cached",
+)  # fmt: skip
 
 
 def answer_pairs(
@@ -45,7 +48,7 @@ def answer_pairs(
 def _with_texts(table: pd.DataFrame) -> pd.DataFrame:
     table = sweep_table(table, "prompt_id", "prompt", "dose", "text")
     if clash := [name for name in TAKEN if name in table]:
-        raise ValueError(f"the columns {clash} are what a judge adds: rename them first.")
+        raise ValueError(f"the columns {clash} have names that judging uses: rename them first.")
     rows = table[table["text"].notna()]
     if rows.empty:
         raise ValueError("the table has no texts to judge: make it with sweep(…, measure='generate').")
@@ -66,9 +69,9 @@ def _some(prompt_ids: list[Any], limit: int, seed: int) -> list[Any]:
 
 def _opposites(rows: pd.DataFrame) -> pd.DataFrame:
     steered = rows[(rows["vector"] != UNSTEERED) & rows["multiplier"].notna() & (rows["multiplier"] != 0)]
-    steered = steered.assign(_size=steered["multiplier"].abs())
-    keys = [*text_keys(steered), *(name for name in CELL if name != "multiplier"), "_size"]
+    keys = [*text_keys(steered), *CELL]
     minus = steered.loc[steered["multiplier"] < 0, [*keys, "text"]].rename(columns={"text": "other_text"})
+    minus["multiplier"] *= -1
     plus = steered[steered["multiplier"] > 0]
     pairs = plus.merge(minus, on=keys, validate="one_to_one")
     if pairs.empty:
@@ -81,7 +84,7 @@ def _opposites(rows: pd.DataFrame) -> pd.DataFrame:
             f"{alone} texts have no opposite of the same size and are not judged: sweep both signs of each "
             'multiplier, or use against="unsteered".',
         )
-    return pairs.drop(columns="_size")
+    return pairs
 
 
 def _beside_unsteered(rows: pd.DataFrame) -> pd.DataFrame:

@@ -45,7 +45,7 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
             f"this is no judge's table, it has {', '.join(map(str, table))}: give what judge makes."
         )
     table = sweep_table(table, "prompt_id", "dose")
-    by = [name for name in factors_of(table, by) if name != "against"]
+    by = [name for name in factors_of(table, by, USED) if name != "against"]
     if wrong := [name for name in by if name in (*VERDICTS, "other_text")]:
         raise ValueError(f"by={wrong} are what the judge said: split by factors of the prompts.")
     keys = [*CELL, "against", *by]
@@ -56,6 +56,7 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
 
 COUNTED = ("n", "unreadable", "identical", "ties", "disagreeing", "decided")
 RATES = ("preference", "win_rate", "first_share")
+USED = {*COUNTED, *RATES, "consistent", "value", "first", "alike", "orders", "replies", "read", "low", "high"}
 
 
 def _prompts(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
