@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from tl_steer.analysis import mean_projections, mean_traces
-from tl_steer.evaluation import against_controls, steerability
+from tl_steer.evaluation import against_controls, preference, steerability
 from tl_steer.evaluation.choosing import choose
 from tl_steer.evaluation.effectiveness import effectiveness
 from tl_steer.evaluation.judging.pairs import answer_pairs
@@ -545,6 +545,17 @@ TABLES_BY = {
     "steerability": lambda table, by: steerability(table, by=by, resamples=10),
     "choose": lambda table, by: choose(table, on="one", report="two", splits=2, resamples=10),
     "opposites": lambda table, by: answer_pairs(table[~table["control"]], "opposite"),
+    "preference": lambda table, by: preference(
+        pd.concat(
+            [
+                answer_pairs(table[~table["control"]], "opposite").assign(
+                    first_shown=first, verdict="positive", reply="1", cached=False
+                )
+                for first in ("positive", "negative")
+            ]
+        ),
+        by=by,
+    ),
     "mean_projections": lambda table, by: mean_projections(projected_rows(by)),
     "by side": lambda table, by: mean_projections(projected_rows(by), by=["side", by]),
     "traces": lambda table, by: mean_traces(traced_rows(by), by=by),
@@ -571,7 +582,7 @@ def traced_rows(factor):
 @pytest.mark.filterwarnings("ignore:.* texts have no opposite")
 @pytest.mark.parametrize("function", TABLES_BY)
 @pytest.mark.parametrize(
-    "name", ["_group", "_accuracy", "_signal", "_order", "_size", "place", "self", "token_second"]
+    "name", ["_group", "_accuracy", "_signal", "_order", "_size", "low", "self", "token_second"]
 )
 def test_factors_may_have_the_names_of_temporary_columns(function, name):
     table = random_sweep(n=40)

@@ -376,7 +376,7 @@ class PairedActivations:
                 positions=_read(positions if isinstance(positions, str) else positions.get(name, positions)),
                 prompts=tuple(
                     prompt if prompt == label else ChatPrompt(prompt, label)
-                    for prompt, label in zip(described[name], labels, strict=True)
+                    for prompt, label in zip(described[name], labels, strict=False)  # counted below
                 ),
                 identity=ModelIdentity.from_json(metadata.get("identity") or metadata[f"{name}.identity"]),
                 completions=tuple(texts["completions"]),

@@ -45,37 +45,41 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
             f"this is no judge's table, it has {', '.join(map(str, table))}: give what judge makes."
         )
     table = sweep_table(table, "prompt_id", "dose")
-    by = [name for name in factors_of(table, by, USED) if name != "against"]
+    by = [name for name in factors_of(table, by, {*COUNTED, *RATES, "consistent"}) if name != "against"]
     if wrong := [name for name in by if name in (*VERDICTS, "other_text")]:
         raise ValueError(f"by={wrong} are what the judge said: split by factors of the prompts.")
     keys = [*CELL, "against", *by]
-    prompts = _prompts(table, keys)
-    result = _measured(prompts.groupby(keys, dropna=False, sort=False, observed=True))
+    prompts, outcomes = _prompts(table, keys)
+    result = _measured(prompts.groupby(keys, dropna=False, sort=False, observed=True), outcomes)
     return result.reset_index()[[*CELL, "dose", "against", *by, *(name for name in result if name != "dose")]]
 
 
 COUNTED = ("n", "unreadable", "identical", "ties", "disagreeing", "decided")
 RATES = ("preference", "win_rate", "first_share")
-USED = {*COUNTED, *RATES, "consistent", "value", "first", "alike", "orders", "replies", "read", "low", "high"}
 
 
-def _prompts(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """A row a prompt (or draw of it) and pair, from its two replies."""
+def _prompts(table: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row per prompt (or draw of it) and pair, and apart, since factors may have any name, its outcomes."""
     ours, theirs = (
         table["verdict"].isin(["positive", "steered"]),
         table["verdict"].isin(["negative", "unsteered"]),
     )
     picks = (ours | theirs).to_numpy()
-    known = dict.fromkeys([*keys, *table.columns.intersection(["prompt", "group"])])
-    texts = [name for name in text_keys(table) if name not in known]
-    rows = table[[*known, *texts, "dose", "first_shown"]].assign(
-        # 1 the plus text, 0 the other, ½ a tie
-        value=np.select([ours, theirs, table["verdict"].eq("tie").fillna(False)], [1, 0, 0.5], np.nan),
-        first=np.where(picks, table["verdict"].eq(table["first_shown"]).fillna(False), np.nan),
-        alike=table["text"] == table["other_text"],
+    texts = text_keys(table)
+    known = dict.fromkeys([*keys, *texts, "dose", *table.columns.intersection(["prompt", "group"])])
+    prompts = table[[*known]].groupby(
+        list(dict.fromkeys([*keys, *texts])), dropna=False, sort=False, observed=True
     )
-    pairs = rows.groupby([*keys, *texts], dropna=False, sort=False, observed=True).agg(
-        dose=("dose", "first"),
+    replies = pd.DataFrame(
+        {
+            "first_shown": table["first_shown"],
+            # 1 the plus text, 0 the other, ½ a tie
+            "value": np.select([ours, theirs, table["verdict"].eq("tie").fillna(False)], [1, 0, 0.5], np.nan),
+            "first": np.where(picks, table["verdict"].eq(table["first_shown"]).fillna(False), np.nan),
+            "alike": table["text"] == table["other_text"],
+        }
+    )
+    pairs = replies.groupby(prompts.ngroup().to_numpy()).agg(
         orders=("first_shown", "nunique"),
         replies=("first_shown", "size"),
         read=("value", "count"),
@@ -83,14 +87,13 @@ def _prompts(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         high=("value", "max"),
         alike=("alike", "all"),
         first_share=("first", "mean"),
-        **{name: (name, "first") for name in known if name not in keys},
     )
     if not (pairs[["orders", "replies"]] == 2).all(axis=None):
         raise ValueError(
             "every prompt of a cell must be there in both orders, once each: give whole tables of `judge`, "
             'and by=("question", "judge") where there are several.'
         )
-    return _counted(pairs.reset_index())
+    return prompts.head(1).reset_index(drop=True), _counted(pairs)
 
 
 def _counted(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -109,11 +112,12 @@ def _counted(pairs: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _measured(cells: "pd.api.typing.DataFrameGroupBy") -> pd.DataFrame:
-    result = cells.agg(dose=("dose", "first"), **{name: (name, "sum") for name in COUNTED})
+def _measured(cells: "pd.api.typing.DataFrameGroupBy", outcomes: pd.DataFrame) -> pd.DataFrame:
+    result = cells.agg(dose=("dose", "first"))
     samples = samples_and_groups(cells)
+    result[[*COUNTED]] = outcomes[[*COUNTED]].groupby(samples[0]).sum().to_numpy()
     for name in RATES:
-        ends = rate_interval(cells.obj[name].to_numpy(float), *samples)
+        ends = rate_interval(outcomes[name].to_numpy(float), *samples)
         result[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
     different = (result["n"] - result["identical"]).to_numpy()
     consistent = share(different - result["disagreeing"].to_numpy(), different)
