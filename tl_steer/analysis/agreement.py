@@ -66,10 +66,9 @@ def agreement(
         splits: random halves of the pairs, groups whole and kinds balanced as in `balanced_folds`.
         resamples: bootstrap draws for the cone, of whole groups within their kind.
         shuffles: halves with exchanged sides.
-        slow_draws: at most so many of each for `logistic_direction` and `lda_direction`. With 100 pairs, 30
-            layers and 576 numbers these take one to two seconds a fit, where a mean takes hundredths, and
-            most of the table's forty seconds on two cores. Percentiles of fewer than 20 draws (null, cone,
-            …_low, …_high) are NaN.
+        slow_draws: at most this many draws of each type for `logistic_direction` and `lda_direction`, which
+            are fitted anew for each draw; the other two are computed from inner products. Percentiles of
+            fewer than 20 draws (null, cone, …_low, …_high) are NaN.
         seed: of all draws.
 
     Returns:
@@ -113,10 +112,11 @@ def agreement(
     others = _compared(pairs, whole).groupby(["method", "layer"])["cosine"].mean()
     difference = np.subtract(*(side.double().numpy() for side in pairs.sides()))
     tables = []
+    drawn = functools.cache(lambda draw, seed: draw(pairs.factors, seed))  # the same for every method
     for name, estimator in methods.items():
         slow = getattr(estimator, "func", estimator) in SLOW
         most = slow_draws if slow else max(splits, resamples, shuffles)
-        draws = partial(_draws, pairs, *_estimate(pairs, estimator), seed=seed)
+        draws = partial(_draws, pairs, *_estimate(pairs, estimator), drawn=drawn, seed=seed)
         halves = draws(_halves, min(splits, most))
         singles = _cosines(difference, whole[name])
         table = {
@@ -227,16 +227,17 @@ def _draws(
     count: int,
     least: int = 1,
     *,
+    drawn: Callable[[Draw, int], list[Half]],
     seed: int,
 ) -> Drawn:
     """Cosines of `count` draws, the same pairs for every method; none if `count` is below `least`."""
     seeds = np.random.SeedSequence(require_seed(seed)).generate_state(count if count >= least else 0)
-    drawn = np.empty((len(seeds), len(pairs.layers)))
+    cosines = np.empty((len(seeds), len(pairs.layers)))
     everything = functools.cache(lambda: estimate(np.arange(len(pairs))))
     for row, each in enumerate(seeds):
-        first, *second = (estimate(*half) for half in draw(pairs.factors, int(each)))
-        drawn[row] = cosine(first, second[0] if second else everything())
-    return drawn
+        first, *second = (estimate(*half) for half in drawn(draw, int(each)))
+        cosines[row] = cosine(first, second[0] if second else everything())
+    return cosines
 
 
 def _halves(factors: pd.DataFrame, seed: int) -> list[Half]:
