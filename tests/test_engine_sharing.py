@@ -489,6 +489,20 @@ def test_unsteered_prompts_are_run_where_more_is_needed_than_was_kept(cells):
             pd.testing.assert_frame_equal(later[0], expected[0], atol=1e-4, rtol=0)
 
 
+def test_what_memory_held_before_reaches_no_number_where_unsteered_prompts_are_not_run(monkeypatch):
+    """Groups of unequal size are padded with keys of the first token, which is not run then."""
+    prompts, clean = [[3, *[4] * 39], [5, *[6] * 29]], streams_kept(0, 1)
+    expected = scored(prompts, [(), *EVERYWHERE[1] * 2], clean=clean)[1:]
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda *size, **kw: new_empty(*size, **kw).fill_(torch.nan)
+    )
+    counts = counting(MODEL, monkeypatch)
+    for one, other in zip(scored(prompts, EVERYWHERE[1] * 2, clean=clean), expected, strict=True):
+        pd.testing.assert_frame_equal(one, other, atol=1e-5, rtol=0)
+    assert counts[0] == 0  # a NaN would be looked for in every condition by itself
+
+
 def test_unsteered_tokens_that_are_kept_share_no_pass_with_others(monkeypatch):
     """Or what is kept would depend on the chunk that it was computed in, to the last bit."""
     sizes = []

@@ -116,7 +116,8 @@ class Walk(Runs):
         extend_rotary(self.model, int(self._packer.places.max(initial=0)) + 1)
         if self._is_kept(wanted):
             self._parcels = [parcel for parcel in self._parcels if parcel.start >= trunk.stop]
-            self.stream[: trunk.stop] = 0
+            for each in (self.stream, self.keys, self.values):  # padding points at the first token
+                each[: trunk.stop] = 0
             count(trunk.stop * stop)
         else:
             tokens = torch.from_numpy(trunk.growth.tokens).to(self.places.device)
