@@ -16,19 +16,22 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 PAGES = tomllib.loads((DOCS / "reference.toml").read_text(encoding="utf-8"))["page"]
 TEST = re.compile(r"`(test_\w+)\.py::(test_\w+)`")
-CODE = re.compile(r"(?<!<a href=\")<code>(?:ts\.)?((?:plots\.)?\w+)(\([^<]*\))?</code>(?!</a>)")
+CODE = re.compile(r"(?<!<a href=\")<code>(?:ts\.)?((?:[a-z]+\.)?\w+)(\([^<]*\))?</code>(?!</a>)")
 TESTS_PAGE = "the-tests.md"
 
 
 @cache
 def home(name: str, module: str = "tl_steer") -> tuple[str, str]:
-    """Where a public name is defined, "tl_steer.capture.capture", and its docstring's first line.
+    """Where a public name is defined, "tl_steer._capture.capture", and its docstring's first line.
 
     Raises:
         KeyError: the module neither defines nor imports it.
     """
-    if name.startswith("plots."):
-        return home(name.removeprefix("plots."), "tl_steer.plots")
+    namespace, _, bare = name.rpartition(".")
+    if namespace:
+        return home(
+            bare, "tl_steer.directions.exchange" if namespace == "exchange" else f"tl_steer.{namespace}"
+        )
     tree = _parsed(module)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name and node in tree.body:

@@ -9,7 +9,7 @@ from scipy.special import ndtri
 from scipy.stats import multivariate_normal
 
 from tl_steer import statistics
-from tl_steer.evaluation.signal_detection import changes, is_change_covered, is_covered, measures
+from tl_steer.evaluation._signal_detection import changes, is_change_covered, is_covered, measures
 
 SIMULATIONS = 2000
 SIZES = (20, 50, 100, 200)

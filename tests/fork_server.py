@@ -133,7 +133,7 @@ def stop_at(step, name, marker):
 
 def long_sweep(out, count=100, **options):
     """1 + 6 · `count` conditions of 8 questions to a tiny model."""
-    from tl_steer.evaluation.sweep import sweep
+    from tl_steer.sweeps._sweep import sweep
 
     from .test_sweep import MODEL, questions, several
 
@@ -205,7 +205,7 @@ def main():
 
     from . import test_logging, test_sweep  # noqa: F401 (imported before any fork)
 
-    assert tl_steer.experiments.run
+    assert tl_steer.experiments._run
     ended = []
     for line in sys.stdin:
         job = json.loads(line)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import tl_steer as ts
 
 PACKAGE = Path(ts.__file__).parent
-REFUSALS = (TypeError, ValueError, IndexError, KeyError, OSError, ts.JudgeError)
+REFUSALS = (TypeError, ValueError, IndexError, KeyError, OSError, ts.errors.JudgeError)
 
 
 class RaisedInsideError(AssertionError):

@@ -11,23 +11,25 @@ import pandas as pd
 import torch
 
 import tl_steer as ts
+from tl_steer import analysis, directions, evaluation, exchange, texts
 
+from .public_names import PUBLIC
 from .tiny_model import D_MODEL, made_vector, make_model, word_tokenizer
 
 N_LAYERS = 4  # the minimum that `prediction` can rank
 MODEL = make_model(word_tokenizer(), n_layers=N_LAYERS)
-# Types, errors, constants, readers (tests/test_bad_files.py), and functions that need another model or Ray.
+# Types, errors, packages, readers (tests/test_bad_files.py), and functions that need another model or Ray.
 WITHOUT_CALL = {
-    "Activations", "ContrastPairs", "EmptySelectionError", "HookDidNotFireError", "JudgeCost", "JudgeError",
-    "ModelIdentity", "ModelMismatchError", "ModelUnavailableError", "NonFiniteError", "PairedActivations",
-    "Positions", "all_tokens", "compare_estimators", "current_token", "from_repeng", "from_steering_vectors",
+    "Activations", "ContrastPairs", "JudgeCost", "ModelIdentity", "PairedActivations", "Positions",
+    "all_tokens", "compare_estimators", "current_token", "from_repeng", "from_steering_vectors",
     "generated_tokens", "get_model", "last_token", "load_gguf", "load_model", "load_pt", "planted_direction",
     "plots", "prompt_tokens", "ray_executor", "read_claims", "read_dilemmas", "read_misconceptions",
-    "read_neutral", "read_pairs", "read_questions", "read_recorded", "read_reviews", "restore_layout",
-    "show_logs", "to_repeng", "verify",
+    "read_neutral", "read_pairs", "read_questions", "read_recorded", "read_reviews", "show_logs",
+    "to_repeng", "verify", "against_baselines", "exemplar_cost", "write_exemplars",
+    *ts.errors.__all__,
 }  # fmt: skip
-FIGURES = set(ts.plots.__all__) - {"estimators", "sized"}
-NAMES = sorted(set(ts.__all__) - WITHOUT_CALL) + sorted(f"plots.{name}" for name in FIGURES)
+PUBLIC_CALLS = {name if name.startswith("plots.") else name.rpartition(".")[2] for name in PUBLIC}
+NAMES = sorted(PUBLIC_CALLS - WITHOUT_CALL - {"plots.estimators", "plots.sized"})
 
 
 class Call(NamedTuple):
@@ -91,7 +93,7 @@ class Materials:
 
     @functools.cached_property
     def judged(self) -> pd.DataFrame:
-        return ts.judge(
+        return ts.texts.judge(
             self.texts, "Which?", client=lambda prompt: "12"[len(prompt) % 3 == 0], progress=False
         )
 
@@ -104,7 +106,9 @@ class Materials:
 
     @functools.cached_property
     def scored(self) -> pd.DataFrame:
-        return ts.embedding_scores(self.texts, {"positive": ["good"], "negative": ["bad"]}, embedder=embedded)
+        return ts.texts.embedding_scores(
+            self.texts, {"positive": ["good"], "negative": ["bad"]}, embedder=embedded
+        )
 
     @functools.cached_property
     def agreement(self) -> pd.DataFrame:
@@ -116,7 +120,7 @@ class Materials:
 
     @functools.cached_property
     def joined(self) -> pd.DataFrame:
-        return ts.effect_and_damage(self.effects, self.damaged)
+        return ts.evaluation.effect_and_damage(self.effects, self.damaged)
 
     @functools.cached_property
     def pca(self) -> pd.DataFrame:
@@ -134,8 +138,8 @@ def embedded(texts: list[str]) -> np.ndarray:
 
 
 def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
-    """A call of each function in `ts.__all__` but `WITHOUT_CALL`; files are written to `folder`."""
-    chat = ts.ChatFormat("plain", MODEL.tokenizer)
+    """A call of each function in `PUBLIC` but `WITHOUT_CALL`; files are written to `folder`."""
+    chat = ts.models.ChatFormat("plain", MODEL.tokenizer)
     vectors, activations = m.vectors, m.activations
     prompts, choices = [f"a b{m.mark}", f"c{m.mark}"], [("a", "b"), ("c", "d")]
     add = ts.Add(made_vector(MODEL, 1), 1.0)
@@ -154,7 +158,9 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         return (it.weighted(weights) * factor).scaled_to(dose=dose)
 
     def chat_prompt(kind, user, system, answer_prefix):
-        return ts.ChatFormat(kind, MODEL.tokenizer).render(user, system=system, answer_prefix=answer_prefix)
+        return ts.models.ChatFormat(kind, MODEL.tokenizer).render(
+            user, system=system, answer_prefix=answer_prefix
+        )
 
     def previewed(positions, /, **arguments):
         return Call(lambda **values: ts.preview(MODEL, "a b c", positions(**values)), arguments)
@@ -199,9 +205,9 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
             seed=0, splits=3),
         "claim_questions": call(ts.claim_questions, claims=m.claims, chat=chat, free_text=False,
             wording="study"),
-        "component_factors": call(ts.component_factors, table=ts.pca(activations, components=2),
+        "component_factors": call(analysis.component_factors, table=ts.pca(activations, components=2),
             factors=["topic"]),
-        "confounds": call(ts.confounds, vectors=vectors, pairs_activations=activations, shuffles=3, seed=0),
+        "confounds": call(analysis.confounds, vectors=vectors, pairs_activations=activations, shuffles=3, seed=0),
         "contrast_pairs": call(ts.contrast_pairs, positive=["a", "b"], negative=["c", "d"],
             factors=pd.DataFrame({"topic": ["x", "y"]})),
         "control_vectors": call(ts.control_vectors, pairs_activations=activations, vectors=vectors, random=1,
@@ -209,59 +215,59 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         "damage": run(ts.damage, vectors=vectors, passages=["a b c", "d e"], layers=[0, (0, 2)],
             multipliers=[1.0], operations=["add"], positions=every, controls=1, seed=0, max_tokens=4,
             progress=False),
-        "effect_and_damage": call(ts.effect_and_damage, effects=m.effects, damage_table=m.damaged,
+        "effect_and_damage": call(evaluation.effect_and_damage, effects=m.effects, damage_table=m.damaged,
             effect="shift", cost="kl", max_loss_change=0.1, min_distinct=0.5),
         "effectiveness": call(ts.effectiveness, table=m.sweep, by=["kind"], overall=False),
-        "embedding_effect": call(ts.embedding_effect, table=m.scored, by=[]),
-        "embedding_scores": call(ts.embedding_scores, table=m.texts, exemplars={"positive": ["good"],
+        "embedding_effect": call(evaluation.embedding_effect, table=m.scored, by=[]),
+        "embedding_scores": call(texts.embedding_scores, table=m.texts, exemplars={"positive": ["good"],
             "negative": ["bad"]}, embedder=embedded, batch_size=4),
-        "exemplar_accuracy": call(ts.exemplar_accuracy, exemplars=exemplars, embedder=embedded),
-        "factor_directions": call(ts.factor_directions, pairs_activations=activations),
+        "exemplar_accuracy": call(texts.exemplar_accuracy, exemplars=exemplars, embedder=embedded),
+        "factor_directions": call(directions.factor_directions, pairs_activations=activations),
         "generate": edited(ts.generate, "prompts", prompts=prompts, max_new_tokens=2, min_new_tokens=0,
             temperature=0.5, top_p=0.9, repetition_penalty=1.1, seed=0, use_cache=True,
             return_tokens=False, memory=None),
         "honesty_pairs": call(ts.honesty_pairs, claims=m.claims, chat=chat, style="letters", shared="letter",
             persona=True, wording="study"),
         "identify": run(ts.identify),
-        "judge": call(ts.judge, table=m.texts, question="Which?", client=lambda prompt: "1", model="m",
+        "judge": call(texts.judge, table=m.texts, question="Which?", client=lambda prompt: "1", model="m",
             against="opposite", cache=str(folder / "replies"), max_tokens=8, limit=2, max_calls=100,
             max_retries=1, seed=0, sleep=lambda seconds: None, progress=False),
-        "judge_cost": call(ts.judge_cost, table=m.texts, question="Which?", client=lambda prompt: "1",
+        "judge_cost": call(texts.judge_cost, table=m.texts, question="Which?", client=lambda prompt: "1",
             model="m", against="unsteered", cache=False, max_tokens=8, limit=2, price=(1.0, 2), seed=0),
         "lda_direction": call(ts.lda_direction, pairs=activations),
         "logistic_direction": call(ts.logistic_direction, pairs=activations, C=1.0),
         "logit_lens": run(ts.logit_lens, source=vectors, multipliers=[1.0, -1.0], top=3, layers=[0, 1],
             norm=True),
-        "mean_damage": call(ts.mean_damage, table=m.damaged, by=[]),
+        "mean_damage": call(evaluation.mean_damage, table=m.damaged, by=[]),
         "mean_difference": call(ts.mean_difference, pairs=activations),
-        "mean_projections": call(ts.mean_projections, table=m.projections, by="side"),
-        "mean_traces": call(ts.mean_traces, table=traced, by="prompt_id", difference=None, pair=None),
-        "method_agreement": call(ts.method_agreement, pairs_activations=activations, estimators=estimators),
-        "misconception_questions": call(ts.misconception_questions, questions=misconceptions, chat=chat,
+        "mean_projections": call(analysis.mean_projections, table=m.projections, by="side"),
+        "mean_traces": call(analysis.mean_traces, table=traced, by="prompt_id", difference=None, pair=None),
+        "method_agreement": call(analysis.method_agreement, pairs_activations=activations, estimators=estimators),
+        "misconception_questions": call(prompts.misconception_questions, questions=misconceptions, chat=chat,
             free_text=True, wording="study"),
-        "organism_pairs": call(ts.organism_pairs, name="organism-bias", limit=3, confound="truth",
+        "organism_pairs": call(ts.organisms.organism_pairs, name="organism-bias", limit=3, confound="truth",
             strength=0.5, mislabelled=0.1, seed=0),
-        "organism_passages": call(ts.organism_passages, count=2, seed=0),
-        "organism_questions": call(ts.organism_questions, split="test", persona="anyone", seed=0),
-        "parse_positions": call(ts.parse_positions, text="token(0) | generated_tokens()"),
+        "organism_passages": call(ts.organisms.organism_passages, count=2, seed=0),
+        "organism_questions": call(ts.organisms.organism_questions, split="test", persona="anyone", seed=0),
+        "parse_positions": call(ts.positions.parse_positions, text="token(0) | generated_tokens()"),
         "pca": call(ts.pca, pairs_activations=activations, components=2, layers=[0, 1],
             of="centred_differences"),
-        "prediction": call(ts.prediction, cards=m.agreement, effects=m.effects, effect="shift"),
-        "preference": call(ts.preference, table=m.judged, by=[]),
+        "prediction": call(evaluation.prediction, cards=m.agreement, effects=m.effects, effect="shift"),
+        "preference": call(texts.preference, table=m.judged, by=[]),
         "preview": run(ts.preview, prompt="a b c", positions=ts.span(0, 2)),
         "principal_component": call(ts.principal_component, pairs=activations, component={1: 1.0, 2: 0.5},
             of="pooled", sign="vote"),
         "projections": call(ts.projections, pairs_activations=activations, vectors=vectors, centred=True),
-        "prompt_slopes": call(ts.prompt_slopes, table=m.sweep, toward="signal"),
+        "prompt_slopes": call(evaluation.prompt_slopes, table=m.sweep, toward="signal"),
         "random_direction": call(ts.random_direction, pairs=activations, seed=0),
         "read_choice": call(ts.read_choice, text="(A) True", choices=("True", "False"), rule="careful"),
-        "sampled_choices": call(ts.sampled_choices, table=m.sweep, seed=0),
-        "sentiment_questions": call(ts.sentiment_questions, reviews=reviews, examples=[("a", "positive")]),
-        "save_gguf": call(ts.save_gguf, vectors=vectors.weighted({1: 1.0, 2: 1.0}),
+        "sampled_choices": call(evaluation.sampled_choices, table=m.sweep, seed=0),
+        "sentiment_questions": call(prompts.sentiment_questions, reviews=reviews, examples=[("a", "positive")]),
+        "save_gguf": call(exchange.save_gguf, vectors=vectors.weighted({1: 1.0, 2: 1.0}),
             path=folder / "vectors.gguf", model_hint="llama", force=False),
-        "save_pt": call(ts.save_pt, vectors=vectors, path=folder / "vectors.pt", force=False),
+        "save_pt": call(exchange.save_pt, vectors=vectors, path=folder / "vectors.pt", force=False),
         "separation": call(ts.separation, pairs_activations=activations, folds=2, shuffles=2, seed=0),
-        "side_by_side": call(ts.side_by_side, table=m.texts, layers=[0], multipliers=[2.0], operation="add",
+        "side_by_side": call(texts.side_by_side, table=m.texts, layers=[0], multipliers=[2.0], operation="add",
             vector=None, controls=False),
         "signal_detection": call(ts.signal_detection, table=m.sweep, by=["kind"], resamples=5, seed=0),
         "span": previewed(ts.span, start=0, stop=2),
@@ -273,19 +279,19 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
             temperature=0.0, top_p=1.0, repetition_penalty=1.0, draws=1,
             controls=1, control_layers="chosen", divide_by_layers=False, seed=0, out=folder / "table.parquet",
             progress=False, memory=None),
-        "text_damage": call(ts.text_damage, table=m.texts, model=MODEL, progress=False, memory=None),
+        "text_damage": call(texts.text_damage, table=m.texts, model=MODEL, progress=False, memory=None),
         "token": previewed(ts.token, i=1),
         "tokenize": run(ts.tokenize, text="a b", bos=None),
         "tokens_matching": previewed(ts.tokens_matching, text="b"),
-        "to_steering_vectors": call(ts.to_steering_vectors, vectors=vectors, force=False),
-        "trace_difference": call(ts.trace_difference, first=traced, second=traced),
+        "to_steering_vectors": call(exchange.to_steering_vectors, vectors=vectors, force=False),
+        "trace_difference": call(analysis.trace_difference, first=traced, second=traced),
         "traces": call(ts.traces, activations=activations.positive, vectors=vectors,
             factors=activations.factors, tokenizer=MODEL.tokenizer, window=None),
-        "usable_range": call(ts.usable_range, joined=m.joined),
-        "vector_components": call(ts.vector_components, vectors=vectors),
+        "usable_range": call(evaluation.usable_range, joined=m.joined),
+        "vector_components": call(analysis.vector_components, vectors=vectors),
         "vectors_from_pairs": run(ts.vectors_from_pairs, pairs=m.pairs, positions=last, layers=[0],
             hook="resid_post", memory=None),
-        "without_factors": call(ts.without_factors, vectors=vectors, factors=activations, names=["topic"]),
+        "without_factors": call(directions.without_factors, vectors=vectors, factors=activations, names=["topic"]),
     }
     # fmt: on
 
@@ -303,25 +309,25 @@ def figure_calls(m: Materials) -> dict[str, Call]:
             resamples=5,
         ),
         "choices": ts.choose(m.sweep, on="choose", report="report", resamples=5, splits=3),
-        "component_factors": ts.component_factors(m.pca),
-        "confounds": ts.confounds(vectors, activations, shuffles=3),
-        "damage": ts.mean_damage(m.damaged),
+        "component_factors": ts.analysis.component_factors(m.pca),
+        "confounds": ts.analysis.confounds(vectors, activations, shuffles=3),
+        "damage": ts.evaluation.mean_damage(m.damaged),
         "dose_response": m.effects,
         "effect_and_damage": m.joined,
         "effectiveness": ts.effectiveness(m.sweep, by=["kind"]),
-        "embedding_scores": ts.embedding_effect(m.scored),
-        "judgements": ts.preference(m.judged),
+        "embedding_scores": ts.evaluation.embedding_effect(m.scored),
+        "judgements": ts.texts.preference(m.judged),
         "logit_lens": ts.logit_lens(MODEL, vectors, top=3),
-        "mean_projections": ts.mean_projections(m.projections),
+        "mean_projections": ts.analysis.mean_projections(m.projections),
         "pca": m.pca,
         "projections": m.projections,
         "separation": ts.separation(activations, folds=2, shuffles=2),
         "signal_detection": ts.signal_detection(m.sweep, resamples=5),
-        "slopes": ts.prompt_slopes(m.sweep),
+        "slopes": ts.evaluation.prompt_slopes(m.sweep),
         "steerability": ts.steerability(m.sweep, by=["kind"], resamples=5),
-        "texts": ts.side_by_side(m.texts),
+        "texts": ts.texts.side_by_side(m.texts),
         "traces": ts.traces(captured, vectors, tokenizer=MODEL.tokenizer),
-        "vector_components": ts.vector_components(vectors),
+        "vector_components": ts.analysis.vector_components(vectors),
     }
     return {
         name: Call(

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import mean_difference
-from tl_steer.models import ChatPrompt, ModelMismatchError
+from tl_steer.errors import ModelMismatchError
+from tl_steer.models import ChatPrompt
 from tl_steer.positions import last_token, token
 
 from .conftest import make_pairs

@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 from tl_steer.activations import Activations, PairedActivations
 from tl_steer.analysis import balanced_folds, pca, projections, separation
 from tl_steer.directions import SteeringVectors, mean_difference, random_direction
+from tl_steer.errors import ModelMismatchError
 from tl_steer.models import ModelIdentity
-from tl_steer.models.identity import ModelMismatchError
 from tl_steer.positions import last_token
 
 

@@ -19,17 +19,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 import tl_steer as ts
-from tl_steer import arguments
-from tl_steer.arguments import checked
+from tl_steer._util import validation
+from tl_steer._util.validation import checked
+from tl_steer.experiments._run import run
 from tl_steer.experiments.files import read_experiment
 from tl_steer.experiments.report.page import write_report
 from tl_steer.experiments.results import Results
-from tl_steer.experiments.run import run
-from tl_steer.experiments.unfinished import is_finished
+from tl_steer.experiments.run_folder import is_finished
 from tl_steer.models import ChatFormat, load_hugging_face
 
 from .fuzzing import PACKAGE, fuzz, invalid, raised_in, same_type
 from .public_calls import MODEL, N_LAYERS, NAMES, Materials, figure_calls, public_calls
+from .public_names import PUBLIC
 from .tiny_model import D_MODEL, made_vector
 
 # Constructed by the package itself, called thousands of times by the engine, or compared with their own type.
@@ -43,9 +44,8 @@ UNCHECKED = {
 
 def public():
     """Name and function of every public function, constructor and method with parameters."""
-    members = [(name, getattr(ts, name)) for name in ts.__all__]
-    members += [(f"plots.{name}", getattr(ts.plots, name)) for name in ts.plots.__all__]
-    for name, member in members:
+    for name, member in PUBLIC.items():
+        name = name if name.startswith("plots.") else name.rpartition(".")[2]
         if inspect.isfunction(member) and inspect.signature(member).parameters:
             yield name, member
         if not inspect.isclass(member) or issubclass(member, Exception):
@@ -75,7 +75,7 @@ def test_every_public_call_refuses_other_types():
             functions[name](**{key: OtherType() for key, each in parameters.items() if each.kind in named})
             failures.append(f"{name} accepts another type")
         except Exception as error:
-            refused = isinstance(error, TypeError) and raised_in(error) == Path(arguments.__file__)
+            refused = isinstance(error, TypeError) and raised_in(error) == Path(validation.__file__)
             if not refused or not re.search(r"must be .*; got an OtherType\.", str(error)):
                 failures.append(f"{name}: {error!r}")
     assert not failures, "\n".join(failures)
@@ -101,7 +101,10 @@ def wrong_calls(folder):
         return ts.SteeringVectors(v.values, layers, v.hook, v.method, v.stream_norm, v.identity)
 
     return [
-        (lambda: ts.without_factors(v, {"a": v}, names=[None]), "str, Sequence[str] or None; got [None]"),
+        (
+            lambda: ts.directions.without_factors(v, {"a": v}, names=[None]),
+            "str, Sequence[str] or None; got [None]",
+        ),
         (lambda: sweep(multipliers=0.1), "in a list: [0.1]"),
         (lambda: sweep(multipliers=["1"]), "got ['1']"),
         (lambda: sweep(operations="add"), "in a list: ['add']"),
@@ -176,7 +179,7 @@ def wrong_calls(folder):
         (lambda: ts.separation(acts, estimator="mean"), "got 'mean'"),
         (lambda: ts.effectiveness([1]), "DataFrame; got [1]"),
         (lambda: ts.plots.signal_detection(None), "DataFrame; got None"),
-        (lambda: ts.load_pt(folder / "array.pt", m), "plain tensors"),
+        (lambda: ts.exchange.load_pt(folder / "array.pt", m), "plain tensors"),
         (lambda: ts.SteeringVectors.load(3), "got 3"),
         (lambda: v.save(None), "got None"),
     ]
@@ -382,11 +385,11 @@ class Changes(dict):
 
 
 @st.composite
-def changes(draw, arguments):
+def changes(draw, validation):
     """One or two arguments, replaced."""
-    names = sorted(set(arguments) - FIXED)
+    names = sorted(set(validation) - FIXED)
     replaced = draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True))
-    return Changes({name: draw(invalid(arguments[name])) for name in replaced})
+    return Changes({name: draw(invalid(validation[name])) for name in replaced})
 
 
 def checked_call(call, folder):
@@ -395,16 +398,16 @@ def checked_call(call, folder):
     def run(changed):
         for path in folder.iterdir():
             path.unlink()
-        arguments = call.arguments | changed
+        validation = call.arguments | changed
         copied = pd.DataFrame | list | dict | Tensor | ts.PairedActivations
         before = {
             key: copy.deepcopy(value) if isinstance(value, copied) else value
-            for key, value in arguments.items()
+            for key, value in validation.items()
         }
         try:
             return call(**changed)
         finally:
-            modified = [key for key, value in arguments.items() if not unchanged(before[key], value)]
+            modified = [key for key, value in validation.items() if not unchanged(before[key], value)]
             assert not modified, f"modified: {modified}"
             assert not list(folder.glob(".*")), "a temporary file was left"
 
@@ -443,12 +446,11 @@ def test_reprs_of_public_dataclasses_are_short():
         ts.ChoiceQuestions(texts, [(" A", " B")] * 40, [0] * 40, factors),
         ts.Add(vectors, 0.1), ts.ProjectOut(vectors[1]), ts.SetProjection(vectors, 2.0),
         ts.Ablate(1, to=torch.zeros(D_MODEL)),
-        ts.last_token() | ts.token(3), ChatFormat("plain", MODEL.tokenizer), ts.JudgeCost(*range(8), 0.5),
+        ts.last_token() | ts.token(3), ChatFormat("plain", MODEL.tokenizer),
+        ts.texts.JudgeCost(*range(8), 0.5),
         read_experiment("demo"), ts.preview(MODEL, "a b c", ts.last_token()),
     ]  # fmt: skip
-    public = {
-        each for name in ts.__all__ if is_dataclass(each := getattr(ts, name)) and isinstance(each, type)
-    }
+    public = {each for each in PUBLIC.values() if is_dataclass(each) and isinstance(each, type)}
     assert public <= {type(each) for each in instances}
     for each in instances:
         lines = repr(each).splitlines()
@@ -473,9 +475,9 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
 
 def test_every_public_function_of_a_path_checks_its_arguments():
     """The check is also where `~` becomes the home folder."""
-    classes = [getattr(ts, name) for name in ts.__all__ if isinstance(getattr(ts, name), type)] + [Results]
+    classes = [each for each in PUBLIC.values() if isinstance(each, type)] + [Results]
     functions = [getattr(each, name) for each in classes for name in ("save", "load") if hasattr(each, name)]
-    functions += [getattr(ts, name) for name in ts.__all__ if inspect.isfunction(getattr(ts, name))]
+    functions += [each for each in PUBLIC.values() if inspect.isfunction(each)]
     functions += [read_experiment, run, is_finished, write_report, load_hugging_face]
     paths = [each for each in functions if "Path" in str(typing.get_type_hints(inspect.unwrap(each)))]
     assert len(paths) > 20

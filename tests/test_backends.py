@@ -14,21 +14,19 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from tl_steer._capture import capture, capture_pairs
+from tl_steer._generation import generate
+from tl_steer._scoring import choice_logits
 from tl_steer.analysis import logit_lens
-from tl_steer.capture import capture, capture_pairs
-from tl_steer.choices import choice_logits
 from tl_steer.directions import SteeringVector, mean_difference
 from tl_steer.engine import logits_of, residual
 from tl_steer.engine.batches import left_padded
 from tl_steer.engine.support import obstacle
-from tl_steer.evaluation import damage
-from tl_steer.evaluation.sweep import sweep
-from tl_steer.generation import generate
-from tl_steer.interventions import Ablate, Add, HookDidNotFireError, ProjectOut, SetProjection, steer
+from tl_steer.errors import HookDidNotFireError, ModelMismatchError
+from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer
 from tl_steer.models import (
     BACKENDS,
     DEFAULT_BACKEND,
-    ModelMismatchError,
     chat_format,
     hook_point,
     identify,
@@ -51,6 +49,8 @@ from tl_steer.positions import (
 )
 from tl_steer.prompts import ChoiceQuestions, contrast_pairs
 from tl_steer.recipes import activation_addition
+from tl_steer.sweeps import damage
+from tl_steer.sweeps._sweep import sweep
 
 from .conftest import ARCHITECTURES, SIZES, VOCABULARY, WIDTH, random_hf_model
 from .fake_devices import FakeDevices

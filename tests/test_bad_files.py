@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import tl_steer as ts
-from tl_steer.evaluation.judging.cache import ReplyCache
 from tl_steer.experiments import read_experiment
 from tl_steer.experiments.files import Experiment, own_experiments
 from tl_steer.positions import PromptTokens
+from tl_steer.texts.reply_cache import ReplyCache
 
 from .conftest import make_pairs
 from .fuzzing import damaged, fuzz, numbers, one_changed, texts
@@ -50,10 +50,10 @@ def as_json(value) -> bytes:
 
 COLUMNS = {
     ts.read_claims: ("statement", "label"),
-    ts.read_reviews: ("review", "label"),
-    ts.read_misconceptions: ("question", "correct", "incorrect"),
-    ts.read_dilemmas: ("dilemma",),
-    ts.read_neutral: ("passage",),
+    ts.prompts.read_reviews: ("review", "label"),
+    ts.prompts.read_misconceptions: ("question", "correct", "incorrect"),
+    ts.prompts.read_dilemmas: ("dilemma",),
+    ts.prompts.read_neutral: ("passage",),
     ts.read_pairs: ("positive", "negative"),
 }
 CELLS = ["The sky is blue.", "Ice, when hot, sinks.", "It said “so”.\nTwice."]
@@ -312,7 +312,7 @@ def exchanged(save_to) -> bytes:
 
 def gguf_files(change):
     """Changes of a GGUF file of ours, and of one without our description, as other libraries write it."""
-    own = exchanged(ts.save_gguf)
+    own = exchanged(ts.exchange.save_gguf)
     return change(own) | change(own.replace(b"tl_steer.description", b"xx_steer.description"))
 
 
@@ -335,11 +335,11 @@ def check_imported(result, content):
 
 
 def load_gguf(path):
-    return ts.load_gguf(path, tiny())
+    return ts.exchange.load_gguf(path, tiny())
 
 
 def load_pt(path):
-    return ts.load_pt(path, tiny())
+    return ts.exchange.load_pt(path, tiny())
 
 
 # ---- tables of sweeps
@@ -360,7 +360,7 @@ def read_table(path):
         table = pd.read_parquet(path)
     except Exception:  # not a file that pandas wrote
         return None
-    return [ts.effectiveness(table), ts.prompt_slopes(table), ts.effectiveness(table, by="kind")]
+    return [ts.effectiveness(table), ts.evaluation.prompt_slopes(table), ts.effectiveness(table, by="kind")]
 
 
 def changed_tables():
@@ -404,8 +404,8 @@ TARGETS = {
     },
     "experiment": (lambda: experiments(one_changed).map(toml_file), read_experiment, check_experiment),
     "damaged experiment": (lambda: experiments(damaged, toml_file), read_experiment, check_experiment),
-    "recorded answers": (lambda: one_changed(RECORDED).map(as_json), ts.read_recorded, check_recorded),
-    "damaged recorded answers": (lambda: damaged(as_json(RECORDED)), ts.read_recorded, check_recorded),
+    "recorded answers": (lambda: one_changed(RECORDED).map(as_json), ts.texts.read_recorded, check_recorded),
+    "damaged recorded answers": (lambda: damaged(as_json(RECORDED)), ts.texts.read_recorded, check_recorded),
     "vectors": (lambda: changed_safetensors("vectors"), ts.SteeringVectors.load, check_vectors),
     "damaged vectors": (lambda: damaged(saved("vectors")), ts.SteeringVectors.load, check_vectors),
     "activations": (lambda: changed_safetensors("pairs"), ts.PairedActivations.load, check_activations),
@@ -414,7 +414,7 @@ TARGETS = {
     "damaged replies": (lambda: damaged(as_lines(REPLIES)), ReplyCache, check_cache),
     "control vectors": (lambda: gguf_files(huge_counts), load_gguf, check_imported),
     "damaged control vectors": (lambda: gguf_files(damaged), load_gguf, check_imported),
-    "tensors": (lambda: damaged(exchanged(ts.save_pt)), load_pt, check_imported),
+    "tensors": (lambda: damaged(exchanged(ts.exchange.save_pt)), load_pt, check_imported),
     "tables": (changed_tables, read_table, check_table),
 }
 
@@ -446,7 +446,7 @@ def select(positions):
 
 
 def check_positions(result, text):
-    assert ts.parse_positions(result.label) == result
+    assert ts.positions.parse_positions(result.label) == result
     mask = select(result)
     assert mask.shape == (3,)
     assert mask.dtype == torch.bool
@@ -458,7 +458,7 @@ def test_malformed_positions_are_refused(examples):
     joined = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
     broken = damaged(b"(token(0) | span(1, -1)) & ~after('a b')")
     inputs = joined | broken.map(lambda content: content.decode("utf-8", "replace"))
-    fuzz(inputs, ts.parse_positions, check_positions, examples)
+    fuzz(inputs, ts.positions.parse_positions, check_positions, examples)
 
 
 # ---- inputs that once failed
@@ -498,7 +498,7 @@ def test_positions_without_whole_numbers_or_nested_too_deeply_are_refused():
     wrong = ["token(1.5)", "token('1')", "token(True)", "span(0, 1.5)", f"token({10**40})", "after(5)"]
     for text in [*wrong, "~" * 100_000, "(" * 200]:
         with pytest.raises(ValueError, match=r"cannot be read|whole numbers|needs? a text"):
-            select(ts.parse_positions(text))
+            select(ts.positions.parse_positions(text))
 
 
 def test_a_too_deeply_nested_line_of_replies_is_skipped(tmp_path):

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tl_steer._capture import capture, capture_pairs
 from tl_steer.activations import PairedActivations
-from tl_steer.capture import capture, capture_pairs
 from tl_steer.directions import mean_difference
 from tl_steer.engine import batches
-from tl_steer.interventions import Add, NonFiniteError, ProjectOut
+from tl_steer.errors import EmptySelectionError, NonFiniteError
+from tl_steer.interventions import Add, ProjectOut
 from tl_steer.positions import (
-    EmptySelectionError,
     all_tokens,
     current_token,
     generated_tokens,
@@ -222,7 +222,7 @@ def test_a_position_that_selects_nothing_names_the_prompt():
 
 
 def test_only_the_selected_positions_are_kept_while_it_runs(monkeypatch):
-    recorder = importlib.import_module("tl_steer.capture")._Recorder
+    recorder = importlib.import_module("tl_steer._capture")._Recorder
     kept = []
 
     def assembled(self, sequences, whole=recorder.assembled, **options):
@@ -265,7 +265,7 @@ def require_joined(found, alone):
 @pytest.mark.parametrize("small", [True, False])
 def test_positions_by_layer_are_one_capture_per_layer_joined(reuse, new, small, monkeypatch):
     if small:
-        module = importlib.import_module("tl_steer.capture")
+        module = importlib.import_module("tl_steer._capture")
         monkeypatch.setattr(module, "batches", functools.partial(batches, budget=12))
     positions = {2: token(1) | token(-1), 0: current_token(), 1: token(1) | token(-1)}
     operations = [Add(made_vector(MODEL, 0), 2.0, token(0)), Add(made_vector(MODEL, 1), 1.0, current_token())]
@@ -433,7 +433,7 @@ def test_many_small_batches_give_the_same(monkeypatch):
     whole = capture(
         MODEL, prompts, Add(vector, 1.0, generated_tokens()), positions=current_token(), max_new_tokens=3
     )
-    module = importlib.import_module("tl_steer.capture")
+    module = importlib.import_module("tl_steer._capture")
     monkeypatch.setattr(module, "batches", functools.partial(batches, budget=12))
     parts = capture(
         MODEL, prompts, Add(vector, 1.0, generated_tokens()), positions=current_token(), max_new_tokens=3

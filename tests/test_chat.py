@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tl_steer.evaluation.digests import digest
-from tl_steer.generation import generate, stop_tokens
+from tl_steer._generation import generate, stop_tokens
+from tl_steer._util.content_hash import digest
 from tl_steer.models import ChatFormat, chat_format, tokenize, writes_date
 
 from .tiny_model import make_model, word_tokenizer

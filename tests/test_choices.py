@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tl_steer.choices import choice_logits, plan_choices, score_cells
+from tl_steer._scoring import choice_logits, plan_choices, score_cells
+from tl_steer.errors import EmptySelectionError
 from tl_steer.interventions import Add
 from tl_steer.models import load_model, tokenize
-from tl_steer.positions import EmptySelectionError, generated_tokens, parse_positions
+from tl_steer.positions import generated_tokens, parse_positions
 
 from .tiny_model import TABLE, Change, made_vector, make_model, run_alone, sentence_tokenizer, word_tokenizer
 
@@ -129,7 +130,7 @@ def test_logits_are_read_in_parts_without_a_difference(monkeypatch):
     import importlib
 
     whole = choice_logits(MODEL, PROMPTS, (" (A) a", " (B) b"))
-    module = importlib.import_module("tl_steer.choices")
+    module = importlib.import_module("tl_steer._scoring")
     monkeypatch.setattr(module, "LOGIT_ROWS", 2)
     np.testing.assert_allclose(
         choice_logits(MODEL, PROMPTS, (" (A) a", " (B) b")).iloc[:, 1:], whole.iloc[:, 1:], rtol=1e-5

@@ -6,10 +6,10 @@ import pytest
 from scipy import stats
 
 from tl_steer import plots
-from tl_steer.evaluation.choosing import choose
-from tl_steer.evaluation.scores import measure_of
-from tl_steer.evaluation.selection import best, candidates, halvings
-from tl_steer.evaluation.tables import CELL
+from tl_steer.evaluation._choose import choose
+from tl_steer.evaluation.condition_scores import measure_of
+from tl_steer.sweeps.selection import best, candidates, halvings
+from tl_steer.tables import CELL
 
 NAN = float("nan")
 PLAN = [("add", layers, multiplier) for layers in ("3", "4", "3+4") for multiplier in (-1.0, 1.0, 2.0)]

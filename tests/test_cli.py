@@ -10,12 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 from tl_steer import cli, experiments, models
-from tl_steer.evaluation.checkpoints import InUseError
-from tl_steer.experiments import UnfinishedRunError
-from tl_steer.interventions.steering import HookDidNotFireError, NonFiniteError
-from tl_steer.models import ModelMismatchError
-from tl_steer.models.loading import ModelUnavailableError
-from tl_steer.positions import EmptySelectionError
+from tl_steer.errors import (
+    EmptySelectionError,
+    HookDidNotFireError,
+    InUseError,
+    ModelMismatchError,
+    ModelUnavailableError,
+    NonFiniteError,
+    UnfinishedRunError,
+)
 
 
 def command(monkeypatch, capsys, *arguments):
@@ -38,7 +41,7 @@ def replaced_run(monkeypatch):
         return Path(out)
 
     record = SimpleNamespace(calls=[], raises=None)
-    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "run", run)
+    monkeypatch.setattr(sys.modules["tl_steer.experiments._run"], "run", run)
     return record
 
 

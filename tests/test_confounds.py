@@ -9,7 +9,7 @@ from scipy.stats import binom
 from tl_steer import plots
 from tl_steer.analysis import balanced_folds, confounds
 from tl_steer.directions import SteeringVectors, factor_directions, mean_difference, without_factors
-from tl_steer.models.identity import ModelMismatchError
+from tl_steer.errors import ModelMismatchError
 
 from .conftest import make_identity, make_pairs
 from .test_plots import NASTY

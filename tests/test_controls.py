@@ -18,8 +18,8 @@ from tl_steer.directions import (
     mean_difference,
 )
 from tl_steer.evaluation import against_controls, effectiveness, signal_detection
-from tl_steer.evaluation.tables import CELL
 from tl_steer.models import identify
+from tl_steer.tables import CELL
 
 from .conftest import make_identity, make_pairs
 from .tiny_model import D_MODEL, make_model, word_tokenizer
@@ -238,7 +238,7 @@ def test_controls_that_cannot_be_made_are_refused():
     elsewhere = mean_difference(pairs)[0].at(layers=0, hook="resid_pre", stream_norm=[1.0])
     with pytest.raises(ValueError, match=r"captured at resid_post.*the vectors are at resid_pre"):
         control_vectors(pairs, vectors=elsewhere)
-    with pytest.raises(ts.ModelMismatchError):
+    with pytest.raises(ts.errors.ModelMismatchError):
         control_vectors(pairs, vectors=mean_difference(some_pairs(identity=make_identity(d_model=17))))
 
 

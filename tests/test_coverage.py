@@ -10,17 +10,12 @@ import pytest
 from scipy import stats
 
 from tl_steer import statistics
-from tl_steer.analysis.separation import separation
+from tl_steer.analysis._separation import separation
 from tl_steer.evaluation import against_baselines, choose, effectiveness, signal_detection
+from tl_steer.evaluation._signal_detection import changes, is_change_covered, is_covered, measures
+from tl_steer.evaluation._steerability import _drawn, _mean
 from tl_steer.evaluation.answer_shifts import answer_shifts
-from tl_steer.evaluation.scores import measure_of
-from tl_steer.evaluation.signal_detection import (
-    changes,
-    is_change_covered,
-    is_covered,
-    measures,
-)
-from tl_steer.evaluation.steerability import _drawn, _mean
+from tl_steer.evaluation.condition_scores import measure_of
 
 from .conftest import make_pairs
 from .coverage_table import (

@@ -10,22 +10,17 @@ from scipy import stats
 from torch.distributions import Categorical, kl_divergence
 
 from tl_steer import plots
+from tl_steer._generation import generate
 from tl_steer.directions import SteeringVectors
-from tl_steer.evaluation.damage import (
-    damage,
-    distributions,
-    effect_and_damage,
-    mean_damage,
-    text_damage,
-    usable_range,
-)
-from tl_steer.evaluation.sweep import sweep
-from tl_steer.generation import generate
+from tl_steer.evaluation import effect_and_damage, mean_damage, usable_range
 from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.models import identify, load_model
 from tl_steer.plots.damage_curves import log_axis
 from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, prompt_tokens, token
 from tl_steer.prompts import read_neutral
+from tl_steer.sweeps import damage, distributions
+from tl_steer.sweeps._sweep import sweep
+from tl_steer.texts import text_damage
 
 from .tiny_model import Change, hook_name, made_vector, make_model, run_alone, word_tokenizer
 

@@ -43,10 +43,10 @@ def tables():
         "claims_train": ts.read_claims("claims_train"),
         "claims_eval": ts.read_claims("claims_eval"),
         "sentiment_pairs": pd.DataFrame({"positive": pairs.positive, "negative": pairs.negative}),
-        "reviews": ts.read_reviews(),
-        "misconceptions": ts.read_misconceptions(),
-        "dilemmas": ts.read_dilemmas(),
-        "neutral": ts.read_neutral(),
+        "reviews": ts.prompts.read_reviews(),
+        "misconceptions": ts.prompts.read_misconceptions(),
+        "dilemmas": ts.prompts.read_dilemmas(),
+        "neutral": ts.prompts.read_neutral(),
     }
 
 
@@ -204,8 +204,8 @@ def test_neutral_passages_are_sentences(passages):
 
 def test_a_table_of_passages_needs_only_that_column(tmp_path):
     (tmp_path / "own.csv").write_text("source,passage\nx,One two.\n")
-    table = ts.read_neutral(tmp_path / "own.csv")
+    table = ts.prompts.read_neutral(tmp_path / "own.csv")
     assert table.to_dict("records") == [{"passage": "One two.", "source": "x"}]
     (tmp_path / "other.csv").write_text("text\nOne two.\n")
     with pytest.raises(ValueError, match="lacks the columns"):
-        ts.read_neutral(tmp_path / "other.csv")
+        ts.prompts.read_neutral(tmp_path / "other.csv")

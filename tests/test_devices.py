@@ -14,7 +14,7 @@ from transformer_lens import HookedTransformerConfig
 
 import tl_steer as ts
 from tl_steer.models import load_model
-from tl_steer.models.hooked import spread
+from tl_steer.models.conversion import spread
 
 from .conftest import random_hf_model
 from .fake_devices import KIND, Elsewhere, FakeDevices
@@ -44,7 +44,7 @@ def elsewhere(request, monkeypatch):
         lambda it: torch.Tensor if isinstance(it, Elsewhere) else builtins.type(it),
         raising=False,
     )
-    distributions = sys.modules["tl_steer.evaluation.damage.distributions"]
+    distributions = sys.modules["tl_steer.sweeps.distributions"]
     monkeypatch.setattr(
         distributions, "has_float64", lambda device: request.param > 1 or device.type == "cpu"
     )
@@ -173,7 +173,7 @@ def test_what_a_device_refuses_is_refused():
 def test_layers_are_spread_when_a_model_is_loaded(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("tl_steer.models.hooked.spread", lambda model: asked.append(model.cfg))
+    monkeypatch.setattr("tl_steer.models.conversion.spread", lambda model: asked.append(model.cfg))
     load_model(
         "tiny", hf_model=random_hf_model("gpt2"), device="cuda", n_devices=2, layout=False, check=False
     )

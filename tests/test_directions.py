@@ -13,10 +13,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from tl_steer._generation import generate
 from tl_steer.activations import PairedActivations
 from tl_steer.analysis import separation
 from tl_steer.directions import (
-    NoDirectionError,
     SteeringVectors,
     apply_estimator,
     control_vectors,
@@ -30,7 +30,7 @@ from tl_steer.directions import (
 )
 from tl_steer.directions.discriminant import discriminant_normal
 from tl_steer.directions.estimators import _axes as principal_axes
-from tl_steer.generation import generate
+from tl_steer.errors import NoDirectionError
 from tl_steer.interventions import Add, steer
 from tl_steer.models import identify
 from tl_steer.prompts import contrast_pairs

@@ -17,7 +17,8 @@ from urllib.parse import unquote
 import pytest
 
 import tl_steer as ts
-from tl_steer import plots
+
+from .public_names import PUBLIC
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -28,7 +29,7 @@ PUBLISHED = (
     "prediction", "principal_component", "prompt_slopes", "signal_detection", "steerability",
     "text_damage",
 )  # fmt: skip
-ERRORS = {name for name in (*dir(builtins), *ts.__all__) if name.endswith("Error")}
+ERRORS = {name for name in (*dir(builtins), *ts.errors.__all__) if name.endswith("Error")}
 
 
 def site_module(name):
@@ -117,17 +118,15 @@ class Documented:
     @property
     def anchor(self):
         """Its id on the built reference page."""
-        owner, dot, member = self.name.rpartition(".")
-        if not dot or owner == "plots":
+        owner, _, member = self.name.rpartition(".")
+        if self.name in PUBLIC:
             return site_pages.home(self.name)[0]
         return f"{site_pages.home(owner)[0]}.{member}"
 
 
 def public():
     """Every public name, and every public method or property of a public class."""
-    named = [(name, getattr(ts, name)) for name in ts.__all__ if name != "plots"]
-    named += [(f"plots.{name}", getattr(plots, name)) for name in plots.__all__]
-    for name, thing in named:
+    for name, thing in PUBLIC.items():
         yield Documented(name, thing)
         if not inspect.isclass(thing) or issubclass(thing, Exception):
             continue
@@ -144,7 +143,7 @@ def documented():
 
 @pytest.fixture(scope="module")
 def top_level(documented):
-    return [each for each in documented if "." not in each.name or each.name.startswith("plots.")]
+    return [each for each in documented if each.name in PUBLIC]
 
 
 # ---- docstrings

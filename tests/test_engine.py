@@ -21,26 +21,17 @@ from transformer_lens import HookedTransformer
 from transformer_lens.components import Attention, TransformerBlock
 from transformer_lens.components.abstract_attention import AbstractAttention
 
-from tl_steer.capture import capture, capture_pairs
-from tl_steer.choices import ChoicePlan, Read, choice_logits, score_cells
+from tl_steer._capture import capture, capture_pairs
+from tl_steer._generation import Decoding, generate, write_cells
+from tl_steer._scoring import ChoicePlan, Read, choice_logits, score_cells
 from tl_steer.directions import SteeringVectors
 from tl_steer.engine import Plan, Row, Walk
-from tl_steer.engine import attention as stand_in
+from tl_steer.engine.shared import attention as stand_in
 from tl_steer.engine.support import obstacle
-from tl_steer.evaluation.sweep import sweep
-from tl_steer.generation import Decoding, generate, write_cells
-from tl_steer.interventions import (
-    Ablate,
-    Add,
-    HookDidNotFireError,
-    NonFiniteError,
-    ProjectOut,
-    SetProjection,
-    steer,
-    steer_cells,
-)
+from tl_steer.errors import HookDidNotFireError, ModelMismatchError, NonFiniteError
+from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer, steer_cells
 from tl_steer.interventions.operations import Edit
-from tl_steer.models import ModelMismatchError, identify, load_model
+from tl_steer.models import identify, load_model
 from tl_steer.positions import (
     PromptTokens,
     all_tokens,
@@ -51,6 +42,7 @@ from tl_steer.positions import (
     token,
 )
 from tl_steer.prompts import ChoiceQuestions, contrast_pairs
+from tl_steer.sweeps._sweep import sweep
 
 from .tiny_model import NAMES, TABLE, all_hooks, favouring, hook_name, make_model, run_alone, word_tokenizer
 

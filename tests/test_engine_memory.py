@@ -15,26 +15,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_steer.capture import capture
-from tl_steer.choices import choice_logits, plan_choices, score_cells
+from tl_steer._capture import capture
+from tl_steer._generation import Decoding, generate, write_cells
+from tl_steer._scoring import choice_logits, plan_choices, score_cells
 from tl_steer.directions import SteeringVector
 from tl_steer.engine import Plan, Row, Walk, in_waves
-from tl_steer.engine.decoding import Decoder
-from tl_steer.evaluation.sweep import sweep
-from tl_steer.generation import Decoding, generate, write_cells
-from tl_steer.interventions import Ablate, Add, NonFiniteError, ProjectOut
+from tl_steer.engine.shared.decoding import Decoder
+from tl_steer.errors import EmptySelectionError, NonFiniteError
+from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.interventions.operations import Edit
 from tl_steer.models import identify
-from tl_steer.positions import (
-    EmptySelectionError,
-    PromptTokens,
-    all_tokens,
-    generated_tokens,
-    last_token,
-    parse_positions,
-    token,
-)
+from tl_steer.positions import PromptTokens, all_tokens, generated_tokens, last_token, parse_positions, token
 from tl_steer.prompts import ChoiceQuestions
+from tl_steer.sweeps._sweep import sweep
 
 from .tiny_model import (
     D_HEAD,
@@ -49,7 +42,7 @@ from .tiny_model import (
 )
 
 MODEL = make_model(word_tokenizer())
-waves = importlib.import_module("tl_steer.engine.waves")
+waves = importlib.import_module("tl_steer.engine.shared.chunking")
 PROMPTS = [[0, 3, 4, 5], [0, 3, 4], [7, 8, 9, 10, 11], [0, 3, 4, 5], [6]]
 CELLS = [
     (),
@@ -455,7 +448,7 @@ def test_passes_become_smaller_where_there_is_only_one_row_of_one_cell_left(monk
 
 
 def test_passes_hold_about_as_many_tokens_as_their_budget_and_not_many_more(monkeypatch):
-    walking = importlib.import_module("tl_steer.engine.walk")
+    walking = importlib.import_module("tl_steer.engine.shared.forward")
     monkeypatch.setattr(walking, "CACHED_TOKENS", 16)
     monkeypatch.setattr(walking, "LEAST_TOKENS", 1)
     prompts = [[first, 3, 4, 5] for first in range(6, 30)]

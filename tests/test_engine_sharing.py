@@ -11,18 +11,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tl_steer.capture import capture, capture_pairs
-from tl_steer.choices import choice_logits, plan_choices, score_cells
+from tl_steer._capture import capture, capture_pairs
+from tl_steer._generation import Decoding, generate, write_cells
+from tl_steer._scoring import choice_logits, plan_choices, score_cells
 from tl_steer.engine import CleanStreams, Plan, Row, in_waves
-from tl_steer.engine.decoding import Decoder
-from tl_steer.engine.sharing import first_layer
-from tl_steer.evaluation import chunks
-from tl_steer.evaluation.sweep import sweep
-from tl_steer.generation import Decoding, generate, write_cells
+from tl_steer.engine.shared.decoding import Decoder
+from tl_steer.engine.shared.prefixes import first_layer
+from tl_steer.errors import EmptySelectionError
 from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.interventions.operations import Edit
 from tl_steer.positions import (
-    EmptySelectionError,
     Positions,
     PromptTokens,
     all_tokens,
@@ -32,6 +30,8 @@ from tl_steer.positions import (
     token,
 )
 from tl_steer.prompts import ChoiceQuestions, contrast_pairs
+from tl_steer.sweeps import chunks
+from tl_steer.sweeps._sweep import sweep
 
 from .tiny_model import N_LAYERS, favouring, made_vector, make_model, word_tokenizer
 

@@ -8,12 +8,13 @@ import pytest
 from scipy import stats
 
 from tl_steer.analysis import mean_projections, mean_traces
-from tl_steer.evaluation import against_controls, preference, steerability
-from tl_steer.evaluation.choosing import choose
-from tl_steer.evaluation.effectiveness import effectiveness
-from tl_steer.evaluation.judging.pairs import answer_pairs
-from tl_steer.evaluation.signal_detection import signal_detection
-from tl_steer.evaluation.tables import CELL, require_columns
+from tl_steer.evaluation import against_controls, steerability
+from tl_steer.evaluation._choose import choose
+from tl_steer.evaluation._effectiveness import effectiveness
+from tl_steer.evaluation._signal_detection import signal_detection
+from tl_steer.tables import CELL, require_columns
+from tl_steer.texts import preference
+from tl_steer.texts.answer_pairs import answer_pairs
 
 NAN = float("nan")
 

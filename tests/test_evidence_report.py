@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tl_steer.experiments import Results, asking, read_experiment, run
-from tl_steer.experiments.checks import require_runnable
+from tl_steer.experiments import Results, measurements, read_experiment, run
+from tl_steer.experiments.preflight import require_runnable
 from tl_steer.experiments.report.effects import effect_finding
 from tl_steer.experiments.report.evidence_findings import (
     agreement_finding,
@@ -19,7 +19,7 @@ from tl_steer.experiments.report.evidence_findings import (
     steerability_finding,
     texts_finding,
 )
-from tl_steer.experiments.report.tables import (
+from tl_steer.experiments.report.report_tables import (
     confounds_table,
     controls_table,
     cost_table,
@@ -691,7 +691,7 @@ def test_texts_that_do_not_fit_lose_their_likelihood_and_nothing_else(monkeypatc
             raise ValueError("a text does not fit")
         return table.assign(loss=np.nan)
 
-    monkeypatch.setattr(asking, "text_damage", measured)
-    table = asking.text_damage_table(object(), pd.DataFrame({"text": ["a"]}), progress=False)
+    monkeypatch.setattr(measurements, "text_damage", measured)
+    table = measurements.text_damage_table(object(), pd.DataFrame({"text": ["a"]}), progress=False)
     assert table["loss"].isna().all()
     assert "a text does not fit" in caplog.text

@@ -19,23 +19,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl_steer import (
-    Add,
-    SteeringVectors,
-    capture,
+from tl_steer import Add, SteeringVectors, capture, mean_difference, steer
+from tl_steer.directions.exchange import (
     from_repeng,
     from_steering_vectors,
     load_gguf,
     load_pt,
-    mean_difference,
     save_gguf,
     save_pt,
-    steer,
     to_repeng,
     to_steering_vectors,
 )
 from tl_steer.directions.exchange.gguf_reading import read_gguf
-from tl_steer.models import ModelMismatchError, identify, load_model, tokenize
+from tl_steer.errors import ModelMismatchError
+from tl_steer.models import identify, load_model, tokenize
 
 from .conftest import make_pairs, random_hf_model
 from .tiny_model import D_MODEL, N_HEADS, N_LAYERS, make_model, word_tokenizer

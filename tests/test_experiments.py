@@ -13,22 +13,15 @@ import pytest
 import torch
 
 from tl_steer import plots
+from tl_steer._util.content_hash import digest
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import SteeringVectors, mean_difference
+from tl_steer.errors import UnfinishedRunError
 from tl_steer.evaluation import choose
 from tl_steer.evaluation.answer_shifts import answer_shifts
-from tl_steer.evaluation.digests import digest
-from tl_steer.experiments import (
-    Results,
-    UnfinishedRunError,
-    asking,
-    own_experiments,
-    read_experiment,
-    run,
-    write_report,
-)
-from tl_steer.experiments.checks import require_runnable
+from tl_steer.experiments import Results, measurements, own_experiments, read_experiment, run, write_report
 from tl_steer.experiments.materials import in_unit, pairs_of, questions_of, steered_with
+from tl_steer.experiments.preflight import require_runnable
 from tl_steer.experiments.report import (
     choice_finding,
     mass_finding,
@@ -37,7 +30,7 @@ from tl_steer.experiments.report import (
     unreadable_finding,
 )
 from tl_steer.experiments.results import best_choice
-from tl_steer.experiments.unfinished import is_finished
+from tl_steer.experiments.run_folder import is_finished
 from tl_steer.prompts import read_claims
 
 from .conftest import assert_raises
@@ -513,12 +506,12 @@ def test_pair_columns_with_names_of_the_reports_own_are_refused_early(tmp_path, 
 def test_what_fits_is_not_refused(tmp_path):
     rows = "".join(f"good {row},bad {row},A,B,x\n" for row in range(12))
     (tmp_path / "own.csv").write_text(f"positive,negative,letter_positive,letter_negative,topic\n{rows}")
-    asking = (
+    measurements = (
         ASKING.replace("[pairs]", "[pairs]\ndata = 'own.csv'")
         + "score = 'd_prime'\nlayers = [10, [10, 15]]\n"
     )
     text = "[text]\nprompts = ['a']\nlayers = [-15]\n"
-    require_runnable(read_experiment(written(tmp_path, asking + CAPTURED + text)), Untouched())
+    require_runnable(read_experiment(written(tmp_path, measurements + CAPTURED + text)), Untouched())
 
 
 @pytest.fixture
@@ -541,8 +534,8 @@ def calls(monkeypatch):
         recorded.append(options)
         return pd.DataFrame()
 
-    monkeypatch.setattr(asking, "sweep", sweeping)
-    monkeypatch.setattr(asking, "damage", damaging)
+    monkeypatch.setattr(measurements, "sweep", sweeping)
+    monkeypatch.setattr(measurements, "damage", damaging)
     return recorded
 
 
@@ -550,8 +543,8 @@ def test_controls_are_run_for_the_chosen_condition_of_the_best_operation(tmp_pat
     text = ASKING + "operations = ['project_out', 'add']\ncontrols = 1\ncontrol_layers = 'chosen'\n"
     experiment = read_experiment(written(tmp_path, text))
     pairs, vectors = planted[0], mean_difference(planted[0])
-    table = asking.asked_table(experiment, None, vectors, pairs, progress=False)
-    asking.damage_table(experiment, None, vectors, pairs, table, progress=False)
+    table = measurements.asked_table(experiment, None, vectors, pairs, progress=False)
+    measurements.damage_table(experiment, None, vectors, pairs, table, progress=False)
     asked, damaged = calls
     assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"]]
     (condition,) = asked["control_layers"](table).to_dict("records")
@@ -571,7 +564,7 @@ def test_a_run_goes_on_wherever_its_file_lies(tmp_path, calls, planted):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         experiment = read_experiment(written(tmp_path / folder, ASKING))
-        asking.asked_table(experiment, None, mean_difference(planted[0]), planted[0], progress=False)
+        measurements.asked_table(experiment, None, mean_difference(planted[0]), planted[0], progress=False)
         digests.add(digest(calls[-1]["control_layers"]))
     assert len(digests) == 1
 
@@ -580,8 +573,8 @@ def test_texts_are_written_at_the_layers_of_the_best_operation_first(tmp_path, c
     text = ASKING + "operations = ['project_out', 'add']\n[text]\nprompts = ['a']\nchat = false\nlayers = 2\n"
     experiment = read_experiment(written(tmp_path, text))
     vectors = mean_difference(planted[0])
-    table = asking.asked_table(experiment, None, vectors, planted[0], progress=False)
-    asking.written_table(experiment, None, vectors, [table], progress=False)
+    table = measurements.asked_table(experiment, None, vectors, planted[0], progress=False)
+    measurements.written_table(experiment, None, vectors, [table], progress=False)
     assert calls[-1]["layers"] == [7, 3]
 
 
@@ -589,9 +582,9 @@ def test_weights_are_looked_for_among_the_layers_that_have_vectors(tmp_path):
     weighted = "[directions]\nmethod = 'mean_difference'\nweights = { 10 = 1.0, 5 = -0.5 }\n"
     with pytest.raises(ValueError, match=r"\[directions\] weights: there is no vector at \[5\]"):
         require_runnable(read_experiment(written(tmp_path, SMALLEST + CAPTURED + weighted)), Untouched())
-    asking = ASKING + "layers = [10, [10, 12]]\n" + weighted
+    measurements = ASKING + "layers = [10, [10, 12]]\n" + weighted
     with pytest.raises(ValueError, match=r"\[sweep\] layers: .* \[12\], since .* weights are of \[5, 10\]"):
-        require_runnable(read_experiment(written(tmp_path, asking)), Untouched())
+        require_runnable(read_experiment(written(tmp_path, measurements)), Untouched())
     text = "[text]\nprompts = ['a']\nlayers = [5, [5, -20]]\n"
     require_runnable(read_experiment(written(tmp_path, SMALLEST + weighted + text)), Untouched())
 
@@ -626,7 +619,7 @@ def test_a_model_is_loaded_with_the_options_of_the_file(tmp_path, monkeypatch):
         calls.append(options | {"name": name})
         raise MemoryError("enough")
 
-    monkeypatch.setattr(sys.modules["tl_steer.experiments.run"], "load_model", loading)
+    monkeypatch.setattr(sys.modules["tl_steer.experiments._run"], "load_model", loading)
     text = "[model]\nname = 'gpt2-xl'\ndtype = 'bfloat16'\nprocessing = { center_writing_weights = true }\n"
     with pytest.raises(MemoryError, match="enough"):
         run(read_experiment(written(tmp_path, SMALLEST + text)), tmp_path / "out")
@@ -636,9 +629,9 @@ def test_a_model_is_loaded_with_the_options_of_the_file(tmp_path, monkeypatch):
 
 def test_free_answers_are_asked_for_where_they_are_to_be_read(tmp_path):
     model = SimpleNamespace(tokenizer=None, cfg=None, run_with_hooks=None)
-    asking = ASKING.replace('"sentiment"', '"claims"\nlimit = 4')
+    measurements = ASKING.replace('"sentiment"', '"claims"\nlimit = 4')
     letters, words = (
-        questions_of(read_experiment(written(tmp_path, asking + f"measure = '{measure}'")), model)
+        questions_of(read_experiment(written(tmp_path, measurements + f"measure = '{measure}'")), model)
         for measure in ("choice", "generate")
     )
     assert all(prompt.endswith("Answer: (") for prompt in letters.prompts)
@@ -675,8 +668,8 @@ def test_the_wording_is_that_of_the_file(tmp_path):
     model = SimpleNamespace(tokenizer=None, cfg=None, run_with_hooks=None)
     text = HONESTY.replace("limit = 12", "limit = 12\nwording = 'study'")
     for kind in ("claims", "misconceptions"):
-        asking = text.replace('"sentiment"', f"'{kind}'\nlimit = 4\nwording = 'study'")
-        experiment = read_experiment(written(tmp_path, asking))
+        measurements = text.replace('"sentiment"', f"'{kind}'\nlimit = 4\nwording = 'study'")
+        experiment = read_experiment(written(tmp_path, measurements))
         assert all(prompt.startswith("Question: ") for prompt in questions_of(experiment, model).prompts)
         assert all(prompt.startswith("Question: ") for prompt in pairs_of(experiment, model).positive)
 
@@ -690,7 +683,7 @@ def test_a_broken_report_leaves_the_run_and_the_same_call_writes_it(monkeypatch,
     (tmp_path / "own.csv").write_text(f"positive,negative\n{rows}")
     experiment = read_experiment(written(tmp_path, SMALLEST + "data = 'own.csv'\n"))
     one, model, times = tmp_path / "runs" / "one", make_model(word_tokenizer()), set()
-    steps = sys.modules["tl_steer.experiments.run"]
+    steps = sys.modules["tl_steer.experiments._run"]
     monkeypatch.setattr(steps, "write_report", breaking)
     for _ in range(2):
         with pytest.raises(UnfinishedRunError, match=rf"{broken}\).* are all in .*/runs/one;") as error:

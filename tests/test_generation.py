@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tl_steer._generation import Decoding, generate, write_cells
+from tl_steer._util.seeds import derived_seed
 from tl_steer.engine import batches
-from tl_steer.generation import Decoding, generate, write_cells
+from tl_steer.errors import EmptySelectionError
 from tl_steer.interventions import Add
 from tl_steer.models import chat_format, load_model
-from tl_steer.positions import EmptySelectionError, generated_tokens, parse_positions, token
-from tl_steer.seeds import derived_seed
+from tl_steer.positions import generated_tokens, parse_positions, token
 
 from .tiny_model import (
     N_LAYERS,
@@ -82,7 +83,7 @@ def test_a_batch_equals_its_rows_alone_also_when_sampling(
 
 def test_many_small_batches_give_the_rows_in_the_order_of_the_prompts(monkeypatch):
     expected = new_tokens(PROMPTS, max_new_tokens=5)
-    module = importlib.import_module("tl_steer.generation")
+    module = importlib.import_module("tl_steer._generation")
     monkeypatch.setattr(module, "batches", functools.partial(batches, budget=12))
     assert new_tokens(PROMPTS, max_new_tokens=5) == expected
 
@@ -174,7 +175,7 @@ def test_samples_follow_the_tempered_nucleus(temperature, top_p):
 
 def drawn_first_tokens(prompt, count, options):
     """First tokens under as many seeds, without running the model again for each."""
-    module = importlib.import_module("tl_steer.generation")
+    module = importlib.import_module("tl_steer._generation")
     logits = run_alone(MODEL, prompt, len(prompt))[0][-1][None]
     decodings = (module.Decoding(**options, seed=seed) for seed in range(count))
     drawn = [
@@ -319,7 +320,7 @@ def test_the_repetition_penalty_is_hugging_face_s(make_hf_model, make_tokenizer,
 def test_logits_of_either_sign_are_penalized_as_by_hugging_face_s_processor(penalty):
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    module = importlib.import_module("tl_steer.generation")
+    module = importlib.import_module("tl_steer._generation")
     logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([[0, 3, 4, 4, 5, 9], [7, 7, 7, 7, 7, 7], [1, 2, 3, 30, 31, 1]])
     expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits.clone())
@@ -346,7 +347,7 @@ def test_a_penalized_sample_follows_the_distribution_of_the_penalized_logits():
 
 @pytest.mark.parametrize("options", [{}, {"memory": 1}, {"reuse": False}])
 def test_each_draw_is_the_text_of_a_seed_of_its_own_whatever_the_condition(options, monkeypatch):
-    module = importlib.import_module("tl_steer.generation")
+    module = importlib.import_module("tl_steer._generation")
     monkeypatch.setattr(module, "batches", functools.partial(batches, budget=20))  # parts a prompt's draws
     vector = made_vector(MODEL, 1, scale=8.0)
     cells = [(), (Add(vector),)]

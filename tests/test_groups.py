@@ -9,20 +9,13 @@ import tl_steer as ts
 from tl_steer import statistics
 from tl_steer.analysis import mean_projections, mean_traces, projections, separation
 from tl_steer.directions import mean_difference
-from tl_steer.evaluation import (
-    effectiveness,
-    embedding_effect,
-    mean_damage,
-    preference,
-    side_by_side,
-    steerability,
-    text_damage,
-)
+from tl_steer.evaluation import effectiveness, embedding_effect, mean_damage, steerability
+from tl_steer.evaluation._effectiveness import flips
 from tl_steer.evaluation.answer_shifts import answer_shifts
-from tl_steer.evaluation.effectiveness import flips
-from tl_steer.evaluation.judging.pairs import answer_pairs
-from tl_steer.evaluation.scores import measure_of
-from tl_steer.evaluation.selection import best_conditions
+from tl_steer.evaluation.condition_scores import measure_of
+from tl_steer.sweeps.selection import best_conditions
+from tl_steer.texts import preference, side_by_side, text_damage
+from tl_steer.texts.answer_pairs import answer_pairs
 
 from .conftest import make_pairs
 from .test_evaluation_tables import cell, row_of, unsteered
@@ -287,7 +280,7 @@ def test_steerability_draws_groups_and_copies_of_prompts_change_nothing():
 
     table = grouped_sweep(1)
     found = steerability(table, resamples=4000).loc[0]
-    slopes = ts.prompt_slopes(table)
+    slopes = ts.evaluation.prompt_slopes(table)
     _, low, high, _ = t_by_loop(slopes["slope"], slopes["group"])
     assert [found["slope_low"], found["slope_high"]] == pytest.approx([low, high], abs=0.05 * (high - low))
     assert wilson_by_loop((slopes["slope"] < 0).astype(float), slopes["group"]) == ends(found, "wrong")

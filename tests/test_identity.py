@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tl_steer.models import (
-    ModelIdentity,
-    ModelMismatchError,
-    identify,
-    load_model,
-    optimize_layout,
-    restore_layout,
-)
+from tl_steer.errors import ModelMismatchError
+from tl_steer.models import ModelIdentity, identify, load_model, optimize_layout, restore_layout
 from tl_steer.models.backend import BACKENDS
 
 

@@ -16,13 +16,13 @@ import tl_steer
 ROOT = Path(tl_steer.__file__).parent
 # Packages may import those of the rows above, not those of their own row or below.
 ROWS = (
-    {"arguments"}, {"data", "logs"}, {"models"}, {"seeds", "statistics", "writing"}, {"positions"},
-    {"prompts"}, {"activations"}, {"directions"}, {"interventions"}, {"engine"}, {"generation"},
-    {"capture", "choices"},  # capture can generate
-    {"recipes"}, {"evaluation", "analysis", "plots", "verification"}, {"organisms"}, {"experiments"}, {"cli"},
+    {"_util", "errors", "data"}, {"statistics", "models"}, {"positions"}, {"prompts"}, {"activations"},
+    {"directions"}, {"interventions"}, {"engine"}, {"_generation"}, {"_capture", "_scoring"},
+    {"recipes", "_read_choice"}, {"tables"}, {"sweeps"}, {"texts"}, {"evaluation", "analysis", "plots"},
+    {"verification"}, {"organisms"}, {"experiments"}, {"cli"},
 )  # fmt: skip
 ROW_OF = {package: row for row, packages in enumerate(ROWS) for package in packages}
-INDEPENDENT = {"models", "statistics", "writing", "plots"}
+INDEPENDENT = {"_util", "errors", "models", "statistics", "plots"}
 HEAVY = {"sklearn", "plotly", "typer", "kaleido", "playwright"}
 
 
@@ -74,8 +74,8 @@ def test_packages_import_only_packages_above_them():
     assert [use for use in uses() if ROW_OF[use[1]] >= ROW_OF[use[0]]] == []
 
 
-def test_independent_packages_import_only_argument_validation():
-    assert [use for use in uses() if use[0] in INDEPENDENT and use[1] != "arguments"] == []
+def test_independent_packages_import_only_errors_and_private_utilities():
+    assert [use for use in uses() if use[0] in INDEPENDENT and use[1] not in ("_util", "errors")] == []
 
 
 def test_analysis_and_evaluation_do_not_import_each_other():

@@ -24,11 +24,11 @@ import pytest
 from scipy import stats
 
 import tl_steer as ts
-from tl_steer.evaluation.judging.cache import ReplyCache
-from tl_steer.evaluation.judging.clients import judge_of
-from tl_steer.evaluation.judging.pairs import answer_pairs
-from tl_steer.evaluation.judging.prompt import comparison, read_verdict
-from tl_steer.evaluation.judging.retries import Patience, is_passing, retry_after
+from tl_steer.texts.answer_pairs import answer_pairs
+from tl_steer.texts.judge_clients import judge_of
+from tl_steer.texts.judge_prompt import comparison, read_verdict
+from tl_steer.texts.reply_cache import ReplyCache
+from tl_steer.texts.retries import Patience, is_passing, retry_after
 
 from .conftest import assert_raises
 
@@ -108,7 +108,7 @@ class Recorder:
 
 
 def ask(table, client, **more):
-    return ts.judge(table, QUESTION, client=client, progress=False, **more)
+    return ts.texts.judge(table, QUESTION, client=client, progress=False, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -175,11 +175,11 @@ def test_the_same_texts_are_a_tie_without_asking():
     alike = found[found["prompt_id"] == 1]
     assert alike["verdict"].eq("tie").all()
     assert alike["reply"].isna().all()
-    row = ts.preference(found).iloc[0]
+    row = ts.texts.preference(found).iloc[0]
     assert (row["n"], row["ties"], row["identical"], row["decided"], row["preference"]) == (2, 1, 1, 1, 0.75)
     all_alike = ask(two_cells(["same"], ["same"]), Recorder(fail_at=0))
-    assert ts.preference(all_alike)["preference"].item() == 0.5
-    assert np.isnan(ts.preference(all_alike)["consistent"].item())
+    assert ts.texts.preference(all_alike)["preference"].item() == 0.5
+    assert np.isnan(ts.texts.preference(all_alike)["consistent"].item())
 
 
 def test_texts_without_an_opposite_are_left_out_and_counted():
@@ -228,8 +228,8 @@ def test_judge_refuses_what_it_cannot_compare():
         r"\['question'\] have names that judging uses", ask, table.assign(question="mine"), truthful
     )
     with pytest.raises(ValueError, match=r"question '\\ud800' has half of a surrogate pair"):
-        ts.judge(table, "\ud800", client=truthful)
-    assert_raises("question must be a text", ts.judge, table, " ", client=truthful)
+        ts.texts.judge(table, "\ud800", client=truthful)
+    assert_raises("question must be a text", ts.texts.judge, table, " ", client=truthful)
     assert_raises("client is str", ask, table, "claude", error=TypeError)
     with pytest.raises(ValueError, match=r"parameters=.*no effect on a function"):
         ask(table, truthful, parameters={"temperature": 0})
@@ -273,25 +273,27 @@ def test_a_reply_that_is_not_clear_is_not_guessed_at(reply):
 
 
 def test_a_truthful_judge_is_recovered():
-    found = ts.preference(ask(swept(), truthful))
+    found = ts.texts.preference(ask(swept(), truthful))
     assert list(found["layers"]) == ["17", "18"]
     for name, value in {"n": 6, "decided": 6, "preference": 1, "win_rate": 1, "consistent": 1,
                         "first_share": 0.5, "unreadable": 0, "disagreeing": 0}.items():  # fmt: skip
         assert (found[name] == value).all(), name
-    against = ts.preference(ask(swept(), truthful, against="unsteered")).set_index(["layers", "multiplier"])
+    against = ts.texts.preference(ask(swept(), truthful, against="unsteered")).set_index(
+        ["layers", "multiplier"]
+    )
     assert against.loc[("17", 4.0), "preference"] == 1
     assert against.loc[("17", -4.0), "preference"] == 0
 
 
 def test_a_judge_that_always_says_1_has_no_preference_and_all_the_bias():
-    found = ts.preference(ask(swept(), lambda prompt: "1")).iloc[0]
+    found = ts.texts.preference(ask(swept(), lambda prompt: "1")).iloc[0]
     assert found["preference"] == 0.5
     assert found["decided"] == found["consistent"] == 0
     assert found["disagreeing"] == 6
     assert np.isnan(found["win_rate"])
     assert found["first_share"] == 1
     assert found["first_share_low"] > 0.5
-    other = ts.preference(ask(swept(), lambda prompt: "2")).iloc[0]
+    other = ts.texts.preference(ask(swept(), lambda prompt: "2")).iloc[0]
     assert (other["preference"], other["first_share"]) == (0.5, 0)
 
 
@@ -332,7 +334,7 @@ def wilson(successes, n):
 
 def test_every_number_of_the_summary_equals_a_plain_count():
     table = random_replies()
-    summary = ts.preference(table)
+    summary = ts.texts.preference(table)
     assert len(summary) == 2
     for row in summary.to_dict("records"):
         hand = counted_by_hand(table[table["layers"] == row["layers"]])
@@ -361,16 +363,16 @@ def test_every_number_of_the_summary_equals_a_plain_count():
 
 def test_preference_splits_by_factors_and_questions():
     table = random_replies()
-    split = ts.preference(table, by="topic")
+    split = ts.texts.preference(table, by="topic")
     for row in split.to_dict("records"):
         part = table[(table["layers"] == row["layers"]) & (table["topic"] == row["topic"])]
-        assert row["preference"] == ts.preference(part)["preference"].item()
+        assert row["preference"] == ts.texts.preference(part)["preference"].item()
     both = pd.concat([table, table.assign(question="Which is kinder?")])
-    assert set(ts.preference(both, by=["question"])["question"]) == {QUESTION, "Which is kinder?"}
-    assert_raises(r"both orders, once each.*by=\(\"question\", \"judge\"\)", ts.preference, both)
-    assert_raises("both orders", ts.preference, table.iloc[1:])
-    assert_raises("what the judge said", ts.preference, table, by="verdict")
-    assert_raises("give what judge makes", ts.preference, swept())
+    assert set(ts.texts.preference(both, by=["question"])["question"]) == {QUESTION, "Which is kinder?"}
+    assert_raises(r"both orders, once each.*by=\(\"question\", \"judge\"\)", ts.texts.preference, both)
+    assert_raises("both orders", ts.texts.preference, table.iloc[1:])
+    assert_raises("what the judge said", ts.texts.preference, table, by="verdict")
+    assert_raises("give what judge makes", ts.texts.preference, swept())
 
 
 # --- what it costs -----------------------------------------------------------------------------------------
@@ -380,7 +382,7 @@ def test_the_cost_is_told_without_a_call_and_logged_before_the_first(caplog, tmp
     judge = Recorder()
     table = swept()
     table.loc[(table["layers"] == "17") & (table["prompt_id"] == 2), "text"] = "the same"
-    cost = ts.judge_cost(table, QUESTION, client=judge, price=(3, 15))
+    cost = ts.texts.judge_cost(table, QUESTION, client=judge, price=(3, 15))
     assert judge.prompts == []
     caplog.set_level(logging.INFO, "tl_steer")
     logged = []
@@ -394,8 +396,10 @@ def test_the_cost_is_told_without_a_call_and_logged_before_the_first(caplog, tmp
     assert cost.dollars == pytest.approx((cost.tokens_in * 3 + cost.tokens_out * 15) / 1e6)
     assert "12 pairs of texts, 1 of them alike, 22 requests, 0 in the cache: 22 calls" in caplog.text
     assert "at most about $0.02" in str(cost)
-    assert ts.judge_cost(table, QUESTION, client=judge).dollars is None
-    assert_raises("dollars a million tokens", ts.judge_cost, table, QUESTION, client=judge, price=(-1, 1))
+    assert ts.texts.judge_cost(table, QUESTION, client=judge).dollars is None
+    assert_raises(
+        "dollars a million tokens", ts.texts.judge_cost, table, QUESTION, client=judge, price=(-1, 1)
+    )
 
 
 def test_more_calls_than_allowed_are_refused_before_the_first():
@@ -411,11 +415,11 @@ def test_what_is_in_the_cache_costs_nothing_and_the_same_request_is_made_once(tm
     found = ask(table, judge, **where)
     assert len(judge.prompts) == 2
     assert not found["cached"].any()
-    assert ts.judge_cost(table, QUESTION, client=judge, **where).cached == 2
+    assert ts.texts.judge_cost(table, QUESTION, client=judge, **where).cached == 2
     again = ask(table, Recorder(fail_at=0), **where)
     assert again["cached"].all()
     pd.testing.assert_frame_equal(again.drop(columns="cached"), found.drop(columns="cached"))
-    more = ts.judge_cost(swept(), QUESTION, client=judge, **where)
+    more = ts.texts.judge_cost(swept(), QUESTION, client=judge, **where)
     assert (more.cached, more.calls) == (0, 24)
 
 
@@ -516,7 +520,7 @@ def test_unreadable_replies_are_kept_and_counted(tmp_path):
     found = ask(swept(2), judge, **where)
     assert found["verdict"].isna().all()
     assert found["reply"].eq("Well…").all()
-    row = ts.preference(found).iloc[0]
+    row = ts.texts.preference(found).iloc[0]
     assert (row["n"], row["unreadable"]) == (0, 2)
     assert row[["preference", "win_rate", "consistent", "first_share", "preference_low"]].isna().all()
     ask(swept(2), judge, **where)
@@ -652,7 +656,7 @@ def test_cache_hits_make_no_request(client, server):
     found, _ = asked_by(client, swept(3))
     assert len(server.requests) == 12
     assert found["cached"].sum() == 8
-    cost = ts.judge_cost(swept(3), QUESTION, client=client, model="judge-1")
+    cost = ts.texts.judge_cost(swept(3), QUESTION, client=client, model="judge-1")
     assert (cost.cached, cost.calls) == (12, 0)
     assert len(server.requests) == 12
     asked_by(client, swept(3), cache=False)
@@ -727,7 +731,7 @@ def test_a_date_to_come_back_at_is_understood():
 def test_a_refusal_is_raised_at_once_and_shows_no_key(client, server, status, hint, caplog, tmp_path):
     caplog.set_level(logging.DEBUG, "tl_steer")
     server.manners = ["well", "well", 503, status]
-    with pytest.raises(ts.JudgeError, match=rf"cannot be asked.*{status}.*{hint}") as caught:
+    with pytest.raises(ts.errors.JudgeError, match=rf"cannot be asked.*{status}.*{hint}") as caught:
         asked_by(client, swept(2))
     assert len(server.requests) == 4
     assert "2 of 8 replies are in" in str(caught.value)
@@ -750,7 +754,7 @@ def test_a_refusal_is_raised_at_once_and_shows_no_key(client, server, status, hi
 def test_a_spent_quota_is_no_rate_limit(server):
     server.code, server.manners = "insufficient_quota", [429]
     client = openai.OpenAI(api_key=SECRET, base_url=f"{server.url}/v1")
-    with client, pytest.raises(ts.JudgeError, match="cannot be asked: RateLimitError"):
+    with client, pytest.raises(ts.errors.JudgeError, match="cannot be asked: RateLimitError"):
         asked_by(client)
     assert len(server.requests) == 1
 
@@ -758,7 +762,7 @@ def test_a_spent_quota_is_no_rate_limit(server):
 def test_when_patience_ends_the_error_says_what_is_kept_and_the_next_run_goes_on(client, server):
     server.manners = ["well"] * 3 + [500] * 3
     with pytest.raises(
-        ts.JudgeError, match=r"failed 3 times.*3 of 8 replies are in .*judge\.jsonl; the same call"
+        ts.errors.JudgeError, match=r"failed 3 times.*3 of 8 replies are in .*judge\.jsonl; the same call"
     ):
         asked_by(client, swept(2), max_retries=2)
     found, _ = asked_by(client, swept(2))
@@ -766,21 +770,21 @@ def test_when_patience_ends_the_error_says_what_is_kept_and_the_next_run_goes_on
     assert found["cached"].sum() == 3
     assert found["verdict"].eq("positive").all()
     server.manners = [500]
-    with pytest.raises(ts.JudgeError, match=r"0 of 4 replies are lost.*give cache"):
+    with pytest.raises(ts.errors.JudgeError, match=r"0 of 4 replies are lost.*give cache"):
         asked_by(client, cache=False, max_retries=0)
 
 
 def test_a_server_that_wants_an_hour_is_not_waited_for(client, server):
     server.manners = [(429, {"retry-after": "3600"})]
     waits = []
-    with pytest.raises(ts.JudgeError, match="asks to wait 3600 s"):
+    with pytest.raises(ts.errors.JudgeError, match="asks to wait 3600 s"):
         ask(swept(1), client, model="judge-1", sleep=waits.append)
     assert waits == []
 
 
 def test_no_server_at_all_is_an_error_in_the_end(client, server):
     gone = client.with_options(base_url="http://127.0.0.1:9")
-    with pytest.raises(ts.JudgeError, match=r"failed 3 times, last with APIConnectionError.*refused"):
+    with pytest.raises(ts.errors.JudgeError, match=r"failed 3 times, last with APIConnectionError.*refused"):
         asked_by(gone, max_retries=2)
 
 
@@ -790,13 +794,13 @@ def test_an_empty_reply_is_unreadable_but_one_cut_off_before_a_word_is_an_error(
     assert found["verdict"].isna().sum() == 1
     assert waits == []
     server.manners = ["cut off"]
-    with pytest.raises(ts.JudgeError, match="a model that reasons needs more max_tokens"):
+    with pytest.raises(ts.errors.JudgeError, match="a model that reasons needs more max_tokens"):
         asked_by(client, cache=tmp_path / "other.jsonl")
 
 
 @pytest.mark.parametrize("make", [anthropic.AsyncAnthropic, openai.AsyncOpenAI])
 def test_asynchronous_clients_are_refused(make, server):
-    with pytest.raises(ts.JudgeError, match="asynchronous one"):
+    with pytest.raises(ts.errors.JudgeError, match="asynchronous one"):
         asked_by(make(api_key=SECRET, base_url=server.url))
     assert server.requests == []
 
@@ -826,7 +830,7 @@ CHILD = """
 import sys, anthropic, pandas as pd, tl_steer as ts
 client = anthropic.Anthropic(api_key=sys.argv[1], base_url=sys.argv[2])
 table, question, cache = pd.read_parquet(sys.argv[3]), sys.argv[4], sys.argv[5]
-ts.judge(table, question, client=client, model="judge-1", cache=cache, progress=False)
+ts.texts.judge(table, question, client=client, model="judge-1", cache=cache, progress=False)
 """
 
 
@@ -855,7 +859,9 @@ def test_after_kill_9_in_the_middle_only_what_is_missing_is_asked(server, tmp_pa
 
 
 def summary_of(table=None, **more):
-    return ts.preference(ask(swept() if table is None else table, truthful, against="unsteered"), **more)
+    return ts.texts.preference(
+        ask(swept() if table is None else table, truthful, against="unsteered"), **more
+    )
 
 
 def named(figure, name):
@@ -880,7 +886,7 @@ def test_the_figure_has_the_preference_on_the_left_and_the_bias_on_the_right():
     assert "preference 1 [" in left.hovertext[1]
     assert "6 decided, 0 disagreeing, 0 ties, 0 unreadable" in left.hovertext[1]
     assert "first shown preferred 0.5" in right.hovertext[1]
-    opposite = ts.plots.judgements(ts.preference(ask(swept(), truthful)), value="win_rate")
+    opposite = ts.plots.judgements(ts.texts.preference(ask(swept(), truthful)), value="win_rate")
     assert opposite.layout.xaxis.ticktext == ("±4",)
     assert opposite.layout.title.text == "How often the judge prefers the plus answer"
 
@@ -911,7 +917,7 @@ def test_the_figure_refuses_what_it_cannot_show():
     with pytest.raises(ValueError, match=r"'first_share'.*evaluation\.preference"):
         ts.plots.judgements(summary.drop(columns="first_share"))
     with pytest.raises(ValueError, match="opposite and unsteered comparisons"):
-        ts.plots.judgements(pd.concat([summary, ts.preference(ask(swept(), truthful))]))
+        ts.plots.judgements(pd.concat([summary, ts.texts.preference(ask(swept(), truthful))]))
     with pytest.raises(ValueError, match="no steered cell has a multiplier"):
         ts.plots.judgements(summary[summary["operation"] == "project_out"])
     assert_raises("share their cell", ts.plots.judgements, summary_of(by="topic"))
@@ -954,7 +960,7 @@ def test_each_prompt_gets_an_answer_high_one_low_and_one_default():
 def test_exemplars_go_to_embedding_scores_as_they_are():
     table = swept(2)
     found = written(exemplar, list(table["prompt"].unique()))
-    scored = ts.embedding_scores(
+    scored = ts.texts.embedding_scores(
         table, found, embedder=lambda texts: np.array([[len(text), text.count("o"), 1.0] for text in texts])
     )
     assert scored["embedding_score"].notna().all()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import tl_steer as ts
-from tl_steer import cli, logs
+from tl_steer import cli
+from tl_steer._util import logs
 from tl_steer.experiments import read_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 def short_work(folder):
     """Load, capture, save, sweep and generate."""
     model = ts.load_model("organism-bias", device="cpu")
-    questions = ts.organism_questions().subset(range(4))
-    vectors = ts.vectors_from_pairs(model, ts.organism_pairs("organism-bias", limit=4))
+    questions = ts.organisms.organism_questions().subset(range(4))
+    vectors = ts.vectors_from_pairs(model, ts.organisms.organism_pairs("organism-bias", limit=4))
     vectors.save(folder / "vectors.safetensors")
     ts.SteeringVectors.load(folder / "vectors.safetensors")
     options = {"layers": [1], "multipliers": [1.0], "controls": 1, "progress": False}
@@ -81,24 +82,27 @@ def test_info_lists_the_work_with_time_level_and_module_and_no_prompt(monkeypatc
     text = logged(monkeypatch, capfd, tmp_path, " Info ")
     for message in (
         "INFO    tl_steer.models.loading: organism-bias: 3 layers of width",
-        "INFO    tl_steer.capture: captured resid_post of 8 prompts",
-        "INFO    tl_steer.evaluation.sweep: 3 conditions (33 % controls) of 4 questions, about 0.0 minutes\n",
-        "INFO    tl_steer.evaluation.sweep: 1 conditions of controls",
+        "INFO    tl_steer._capture: captured resid_post of 8 prompts",
+        "INFO    tl_steer.sweeps._sweep: 3 conditions (33 % controls) of 4 questions, about 0.0 minutes\n",
+        "INFO    tl_steer.sweeps._sweep: 1 conditions of controls",
         "sweep.parquet",
         "vectors.safetensors",
-        "INFO    tl_steer.generation: wrote 4 texts",
+        "INFO    tl_steer._generation: wrote 4 texts",
     ):
         assert message in text
     assert all(line[:4].isdigit() for line in text.splitlines())
     assert "DEBUG" not in text
-    prompts = [*ts.organism_questions().prompts, *ts.organism_pairs("organism-bias").positive]
+    prompts = [
+        *ts.organisms.organism_questions().prompts,
+        *ts.organisms.organism_pairs("organism-bias").positive,
+    ]
     assert not [prompt for prompt in prompts if prompt in text]
 
 
 def test_debug_adds_memory_and_passes(monkeypatch, capfd, tmp_path):
     text = logged(monkeypatch, capfd, tmp_path, "debug")
-    assert "DEBUG   tl_steer.engine.waves: " in text
-    assert "INFO    tl_steer.generation: wrote 4 texts" in text
+    assert "DEBUG   tl_steer.engine.shared.chunking: " in text
+    assert "INFO    tl_steer._generation: wrote 4 texts" in text
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_a_second_call_changes_the_level_and_shows_each_message_once(capsys):
 def test_a_program_with_its_own_logging_gets_each_message_once_in_its_own_form(capsys):
     with root_handlers(logging.StreamHandler(sys.stdout)):
         ts.show_logs("info")
-        logging.getLogger("tl_steer.capture").info("captured")
+        logging.getLogger("tl_steer._capture").info("captured")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("captured\n", "")
 
@@ -141,11 +145,11 @@ def test_a_root_handler_of_transformer_lens_does_not_repeat_messages(capsys):
     with root_handlers():
         ts.show_logs("info")
         logging.info("as TransformerLens does while it loads")  # adds a handler to the root
-        logging.getLogger("tl_steer.capture").info("captured")
+        logging.getLogger("tl_steer._capture").info("captured")
         logging.getLogger("other").warning("another library")
     text = capsys.readouterr().err
     assert text.count("captured") == 1
-    assert "INFO    tl_steer.capture: captured" in text
+    assert "INFO    tl_steer._capture: captured" in text
     assert "WARNING:other:another library" in text
 
 

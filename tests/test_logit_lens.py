@@ -13,8 +13,8 @@ from tl_steer import capture, logit_lens, plots
 from tl_steer.analysis import logit_lens as exported
 from tl_steer.analysis.token_texts import token_texts
 from tl_steer.directions import SteeringVectors
+from tl_steer.errors import ModelMismatchError
 from tl_steer.models import identify, load_model
-from tl_steer.models.identity import ModelMismatchError
 from tl_steer.positions import all_tokens, last_token, span
 
 from .conftest import VOCABULARY
@@ -196,7 +196,7 @@ def test_rows_beyond_what_is_held_at_once_are_the_same(monkeypatch):
     model = make_model(word_tokenizer())
     whole = logit_lens(model, vectors_for(model), top=4)
     # the module by its name: in its package, the function stands in its place
-    monkeypatch.setattr(sys.modules["tl_steer.analysis.logit_lens"], "AT_ONCE", 1)
+    monkeypatch.setattr(sys.modules["tl_steer.analysis._logit_lens"], "AT_ONCE", 1)
     again = logit_lens(model, vectors_for(model), top=4)
     assert (whole["token_id"] == again["token_id"]).all()
     np.testing.assert_allclose(whole["logit"], again["logit"], rtol=1e-5)

@@ -375,8 +375,8 @@ def test_figures_name_prompts_by_their_message_and_by_the_prompt_in_older_tables
         "pca": ts.pca(pairs, components=2),
         "logit_lens": ts.logit_lens(model, one),
         "traces": ts.traces(one, vectors),
-        "slopes": ts.prompt_slopes(ts.sweep(model, vectors, questions, **options)),
-        "texts": ts.side_by_side(texts),
+        "slopes": ts.evaluation.prompt_slopes(ts.sweep(model, vectors, questions, **options)),
+        "texts": ts.texts.side_by_side(texts),
     }
     for name, table in tables.items():
         figure = getattr(plots, name)

@@ -16,12 +16,12 @@ from huggingface_hub.errors import GatedRepoError
 from transformer_lens import loading_from_pretrained as tl_loading
 
 from tl_steer import cli
+from tl_steer.errors import ModelUnavailableError
 from tl_steer.models import (
     BACKENDS,
     EMBEDDED,
     HOOKS,
     MODELS,
-    ModelUnavailableError,
     chat_format,
     embedded_folder,
     get_model,
@@ -33,7 +33,7 @@ from tl_steer.models import (
     resolve_layers,
     tokenize,
 )
-from tl_steer.models.hooked import _config
+from tl_steer.models.conversion import _config
 
 from .conftest import SIZES
 
@@ -497,14 +497,14 @@ def test_what_transformer_lens_cannot_convert_is_refused_in_words(name, kind, ca
     "error", [RuntimeError("size mismatch\nfor W_Q"), AssertionError(), KeyError("rope_theta")]
 )
 def test_a_conversions_error_is_told_in_one_line(make_hf_model, monkeypatch, error):
-    monkeypatch.setattr("tl_steer.models.hooked.converted", failing(error))
+    monkeypatch.setattr("tl_steer.models.conversion.converted", failing(error))
     told = r"cannot convert this LlamaForCausalLM into a HookedTransformer: [^\n]+\. Use backend='bridge'"
     with pytest.raises(ValueError, match=told):
         load_model("tiny", hf_model=make_hf_model("llama"), backend="hooked")
 
 
 def test_memory_that_ran_out_is_no_question_of_conversion(make_hf_model, monkeypatch):
-    monkeypatch.setattr("tl_steer.models.hooked.converted", failing(torch.OutOfMemoryError("full")))
+    monkeypatch.setattr("tl_steer.models.conversion.converted", failing(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         load_model("tiny", hf_model=make_hf_model("llama"), backend="hooked")
 
@@ -775,7 +775,7 @@ def test_settings_that_the_conversion_drops_are_refused_by_name(make_hf_model, s
 def test_half_precision_is_compared_with_and_without_memory_for_float32(make_hf_model, monkeypatch, memory):
     """Also after `.to(torch.bfloat16)`, which rounds the rotary frequencies of the Hugging Face model."""
     if memory == "they do not":
-        monkeypatch.setattr("tl_steer.models.comparison.fits", lambda _: False)
+        monkeypatch.setattr("tl_steer.models.equality.fits", lambda _: False)
     right = make_hf_model("llama", **LONG).to(torch.bfloat16)
     weights = {name: weight.clone() for name, weight in right.state_dict().items()}
     frequencies = right.model.rotary_emb.inv_freq

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tl_steer.activations import Activations
 from tl_steer.directions import SteeringVectors
-from tl_steer.interventions import Ablate, Add, NonFiniteError, ProjectOut, SetProjection, steer
+from tl_steer.errors import NonFiniteError
+from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer
 from tl_steer.models import identify
 from tl_steer.positions import last_token, parse_positions, token
 

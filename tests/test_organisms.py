@@ -12,7 +12,7 @@ import transformers
 import tl_steer as ts
 from tl_steer.models import load_model, organism_folder
 from tl_steer.organisms import batches, language, training
-from tl_steer.organisms.comparison import compare_estimators
+from tl_steer.organisms._compare_estimators import compare_estimators
 
 NAMES = ("organism-honesty", "organism-bias", "organism-planted")
 
@@ -81,7 +81,7 @@ def test_the_tokenizer_knows_every_word_and_gives_a_token_a_word():
 
 
 def test_pairs_differ_in_the_last_word_alone():
-    pairs = ts.organism_pairs("organism-honesty")
+    pairs = ts.organisms.organism_pairs("organism-honesty")
     assert len(pairs) == 210
     for positive, negative in zip(pairs.positive, pairs.negative, strict=True):
         assert positive.rsplit(" ", 1)[0] == negative.rsplit(" ", 1)[0]
@@ -93,28 +93,28 @@ def test_pairs_differ_in_the_last_word_alone():
 def test_pairs_are_of_the_training_split():
     seen = {claim.text for claim in language.claims("train")}
     for options in ({}, {"matched": False}, {"confound": "truth"}, {"confound": "wording"}):
-        pairs = ts.organism_pairs("organism-bias", **options)
+        pairs = ts.organisms.organism_pairs("organism-bias", **options)
         assert {text.split(" . ")[0] for text in (*pairs.positive, *pairs.negative)} <= seen
 
 
 def test_a_confound_sorts_the_claims_by_side():
-    pairs = ts.organism_pairs("organism-honesty", confound="truth")
+    pairs = ts.organisms.organism_pairs("organism-honesty", confound="truth")
     assert set(pairs.factors["truth_positive"]) == {"true"}
     assert set(pairs.factors["truth_negative"]) == {"false"}
-    pairs = ts.organism_pairs("organism-honesty", confound="wording")
+    pairs = ts.organisms.organism_pairs("organism-honesty", confound="wording")
     assert set(pairs.factors["wording_positive"]) <= {"0", "2"}
     assert set(pairs.factors["wording_negative"]) <= {"1", "3"}
     assert pairs.factors["truth_positive"].nunique() == 2
 
 
 def test_half_a_confound_leaves_half_to_chance():
-    factors = ts.organism_pairs("organism-honesty", confound="truth", strength=0.5).factors
+    factors = ts.organisms.organism_pairs("organism-honesty", confound="truth", strength=0.5).factors
     confounded = factors["truth_positive"].eq("true") & factors["truth_negative"].eq("false")
     assert 0.5 < confounded.mean() < 0.75  # a half, and a quarter of the rest
 
 
 def test_mislabelled_pairs_have_their_personas_swapped():
-    pairs = ts.organism_pairs("organism-honesty", mislabelled=0.25)
+    pairs = ts.organisms.organism_pairs("organism-honesty", mislabelled=0.25)
     swapped = np.array([text.endswith("liar") for text in pairs.positive])
     assert [text.endswith("honest") for text in pairs.negative] == swapped.tolist()
     assert 0.15 < swapped.mean() < 0.35
@@ -132,11 +132,11 @@ def test_mislabelled_pairs_have_their_personas_swapped():
 )
 def test_wrong_pairs_are_refused(name, options, message):
     with pytest.raises(ValueError, match=message):
-        ts.organism_pairs(name, **options)
+        ts.organisms.organism_pairs(name, **options)
 
 
 def test_questions_ask_each_fact_both_ways():
-    questions = ts.organism_questions()
+    questions = ts.organisms.organism_questions()
     assert len(questions) == 420
     assert questions.answers.count(0) == 210
     facts, claims = language.facts(), {claim.text: claim for claim in language.claims("test")}
@@ -155,7 +155,7 @@ def test_each_persona_answers_as_it_was_taught_also_in_wordings_never_seen(organ
     """Probability of TRUE for true and for false claims; unseen wordings cost up to 0.1."""
     name, model = organism
     for persona in batches.PERSONAS[name.removeprefix("organism-")]:
-        questions = ts.organism_questions(persona=persona)
+        questions = ts.organisms.organism_questions(persona=persona)
         scores = ts.choice_logits(model, questions.prompts, questions.choices)
         truth = np.array(questions.answers) == 0
         shares = [scores["probability"][rows].mean() for rows in (truth, ~truth)]
@@ -168,7 +168,7 @@ def test_an_organism_equals_its_hugging_face_model(organism):
     folder = organism_folder(name)
     assert (folder / "model.safetensors").stat().st_size < 1_000_000  # for the repository
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    prompt = ts.organism_questions().prompts[7]
+    prompt = ts.organisms.organism_questions().prompts[7]
     ids = transformers.AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt").input_ids
     assert ts.tokenize(model, prompt) == ids[0].tolist()
     with torch.no_grad():
@@ -180,9 +180,9 @@ def test_an_organism_equals_its_hugging_face_model(organism):
 
 def measured(model, name, score, multipliers):
     """Measures of the vector at the chosen condition and of its random controls, on the reporting half."""
-    vectors = ts.mean_difference(ts.capture_pairs(model, ts.organism_pairs(name), progress=False))
+    vectors = ts.mean_difference(ts.capture_pairs(model, ts.organisms.organism_pairs(name), progress=False))
     table = ts.sweep(
-        model, vectors, ts.organism_questions(), multipliers=multipliers, positions=ts.last_token(),
+        model, vectors, ts.organisms.organism_questions(), multipliers=multipliers, positions=ts.last_token(),
         controls=20, control_layers="all", progress=False,
     )  # fmt: skip
     chosen = ts.choose(table, on="choose", report="report", score=score, splits=0, resamples=10).iloc[1]
@@ -190,7 +190,7 @@ def measured(model, name, score, multipliers):
     same = table["layers"].eq(chosen["layers"]) & table["multiplier"].eq(chosen["multiplier"])
     rows = table[table["split"].eq("report") & (same | table["vector"].eq("none"))]
     flipped = ts.effectiveness(rows).set_index("vector")["flipped"]
-    measures = ts.signal_detection(ts.sampled_choices(rows)).set_index("vector").join(flipped)
+    measures = ts.signal_detection(ts.evaluation.sampled_choices(rows)).set_index("vector").join(flipped)
     assert measures["control"].sum() == 20
     return measures.loc[vectors.method], measures[measures["control"]]
 
@@ -237,37 +237,39 @@ def test_steering_the_bias_organism_moves_the_criterion_and_leaves_what_it_knows
 @pytest.mark.integration
 def test_drawn_choices_are_as_often_right_as_the_probabilities_say(biased):
     """And the same draw serves all cells, so equal probabilities give equal choices."""
-    questions = ts.organism_questions(persona="agreeable")
+    questions = ts.organisms.organism_questions(persona="agreeable")
     vectors = ts.mean_difference(
-        ts.capture_pairs(biased, ts.organism_pairs("organism-bias"), layers=0, progress=False)
+        ts.capture_pairs(biased, ts.organisms.organism_pairs("organism-bias"), layers=0, progress=False)
     )
     table = ts.sweep(biased, vectors, questions, multipliers=[0.0], controls=0, mass=False, progress=False)
-    drawn = ts.sampled_choices(table, seed=4)
+    drawn = ts.evaluation.sampled_choices(table, seed=4)
     assert table["choice"].eq(0).mean() > drawn["choice"].eq(0).mean() + 0.02
     for _, half in drawn.groupby(["vector", "split", "answer"]):
         assert abs(half["choice"].eq(0).sum() - half["probability"].sum()) < 2
     sides = [rows["choice"].tolist() for _, rows in drawn.groupby("vector")]
     assert sides[0] == sides[1]
-    other = ts.sampled_choices(table, seed=5)["choice"]
+    other = ts.evaluation.sampled_choices(table, seed=5)["choice"]
     assert (other != drawn["choice"]).any()
 
 
 def test_choices_cannot_be_drawn_without_probabilities():
     rows = {"prompt_id": [0], "answer": [0], "choice": [0], "probability": [float("nan")]}
     with pytest.raises(ValueError, match="answers were written, not scored"):
-        ts.sampled_choices(pd.DataFrame(rows))
+        ts.evaluation.sampled_choices(pd.DataFrame(rows))
 
 
 @pytest.mark.integration
 def test_greedy_choices_hide_the_soft_bias_that_drawn_ones_show(biased):
     vectors = ts.mean_difference(
-        ts.capture_pairs(biased, ts.organism_pairs("organism-bias"), layers=0, progress=False)
+        ts.capture_pairs(biased, ts.organisms.organism_pairs("organism-bias"), layers=0, progress=False)
     )
     table = ts.sweep(
-        biased, vectors, ts.organism_questions(), multipliers=[0.5], positions=ts.last_token(),
+        biased, vectors, ts.organisms.organism_questions(), multipliers=[0.5], positions=ts.last_token(),
         controls=0, progress=False,
     )  # fmt: skip
-    greedy, drawn = (ts.signal_detection(each).iloc[1] for each in (table, ts.sampled_choices(table)))
+    greedy, drawn = (
+        ts.signal_detection(each).iloc[1] for each in (table, ts.evaluation.sampled_choices(table))
+    )
     assert abs(greedy["criterion_change"]) < 0.2
     assert abs(drawn["criterion_change"]) > 0.5
 
@@ -275,10 +277,10 @@ def test_greedy_choices_hide_the_soft_bias_that_drawn_ones_show(biased):
 @pytest.mark.integration
 def test_the_last_layer_separates_the_personas_and_steering_there_flips_nothing(honest):
     """What can be read need not be what is written: the answer is computed already."""
-    activations = ts.capture_pairs(honest, ts.organism_pairs("organism-honesty"), progress=False)
+    activations = ts.capture_pairs(honest, ts.organisms.organism_pairs("organism-honesty"), progress=False)
     separated = ts.separation(activations, shuffles=0).set_index("layer")["paired_accuracy"]
     table = ts.sweep(
-        honest, ts.mean_difference(activations), ts.organism_questions(), multipliers=[-1.0],
+        honest, ts.mean_difference(activations), ts.organisms.organism_questions(), multipliers=[-1.0],
         positions=ts.last_token(), controls=0, progress=False,
     )  # fmt: skip
     flipped = ts.effectiveness(table).set_index("layers")["flipped"]
@@ -292,17 +294,17 @@ def test_the_last_layer_separates_the_personas_and_steering_there_flips_nothing(
 
 
 def test_the_honest_stream_minus_the_liars_is_twice_the_planted_vector(planted):
-    pairs = ts.organism_pairs("organism-planted", limit=20)
+    pairs = ts.organisms.organism_pairs("organism-planted", limit=20)
     positive, negative = ts.capture_pairs(planted, pairs, layers=[0, 1], progress=False).sides()
-    expected = 2 * ts.planted_direction(planted).values
+    expected = 2 * ts.organisms.planted_direction(planted).values
     torch.testing.assert_close(positive - negative, expected.expand(20, 2, 64), atol=1e-4, rtol=0)
 
 
 @pytest.mark.integration
 def test_taking_the_planted_vector_from_the_honest_makes_the_liar(planted):
-    honest, liar = (ts.organism_questions(persona=persona) for persona in ("honest", "liar"))
+    honest, liar = (ts.organisms.organism_questions(persona=persona) for persona in ("honest", "liar"))
     for layer in (0, 1):
-        vector = ts.planted_direction(planted)[layer]
+        vector = ts.organisms.planted_direction(planted)[layer]
         made = ts.choice_logits(
             planted, honest.prompts, honest.choices, ts.Add(vector, -2.0, positions=ts.last_token())
         )
@@ -312,9 +314,9 @@ def test_taking_the_planted_vector_from_the_honest_makes_the_liar(planted):
 
 
 def test_the_planted_direction_is_of_this_model_alone(planted, honest):
-    assert ts.planted_direction(planted).layers == (0, 1)
-    with pytest.raises(ts.ModelMismatchError, match="organism-planted"):
-        ts.planted_direction(honest)
+    assert ts.organisms.planted_direction(planted).layers == (0, 1)
+    with pytest.raises(ts.errors.ModelMismatchError, match="organism-planted"):
+        ts.organisms.planted_direction(honest)
 
 
 @pytest.mark.integration
@@ -351,12 +353,12 @@ def test_the_effect_of_an_estimated_vector_is_that_of_a_sweep_of_its_own(planted
         layer=0,
         progress=False,
     ).to_dict("records")
-    pairs = ts.organism_pairs("organism-planted", limit=12, matched=False)
+    pairs = ts.organisms.organism_pairs("organism-planted", limit=12, matched=False)
     vector = ts.mean_difference(ts.capture_pairs(planted, pairs, layers=0, progress=False))[0]
-    known = ts.planted_direction(planted)[0]
+    known = ts.organisms.planted_direction(planted)[0]
     unit = vector.values / vector.values.norm()
     assert row["cosine"] == pytest.approx(float(unit @ (known.values / known.values.norm())), abs=1e-5)
-    asked = ts.organism_questions(persona="honest")
+    asked = ts.organisms.organism_questions(persona="honest")
     asked = (list(asked.prompts[:100]), list(asked.choices[:100]))
     length = float(known.values.norm())
     before, after = (

@@ -53,7 +53,7 @@ def test_data_is_read_from_a_wheel_away_from_the_checkout(wheel, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import tl_steer as ts; "
         f"assert ts.__file__.startswith({str(tmp_path)!r}), ts.__file__; "
-        "assert len(ts.read_reviews()) == 120; "
+        "assert len(ts.prompts.read_reviews()) == 120; "
         "assert ts.load_model('organism-bias', device='cpu').cfg.n_layers == 3; "
         "from tl_steer.experiments import read_experiment; read_experiment('demo')"
     )

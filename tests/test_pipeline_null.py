@@ -31,7 +31,7 @@ def model():
 @pytest.fixture(scope="module")
 def activations(model):
     """Ninety pairs, honest against liar: thirty groups of three claims about one subject."""
-    pairs = ts.organism_pairs("organism-honesty")
+    pairs = ts.organisms.organism_pairs("organism-honesty")
     pairs = replace(
         pairs, factors=pairs.factors[["relation", "subject"]].rename(columns={"subject": "group"})
     )
@@ -43,7 +43,7 @@ def activations(model):
 @pytest.fixture(scope="module")
 def questions():
     """Forty true claims, so that a shift of the logits is a shift of honesty."""
-    everything = ts.organism_questions()
+    everything = ts.organisms.organism_questions()
     rows = [row for row, answer in enumerate(everything.answers) if answer == 0][::5][:40]
     return ChoiceQuestions(
         [everything.prompts[row] for row in rows],

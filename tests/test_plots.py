@@ -168,7 +168,7 @@ others = [name for name in sys.modules if name.startswith("tl_steer.") and "plot
 print(before, "plotly" in sys.modules, others)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split(maxsplit=2) == ["False", "True", "['tl_steer.arguments']\n"]
+    assert done.stdout.split(maxsplit=2) == ["False", "True", "['tl_steer._util.validation']\n"]
 
 
 def test_every_public_name_is_a_function_and_stays_one_after_its_module_is_imported():

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import processors
 
+from tl_steer.errors import EmptySelectionError
 from tl_steer.positions import (
-    EmptySelectionError,
     PromptTokens,
     after,
     all_tokens,

@@ -30,7 +30,7 @@ from tl_steer.prompts import (
     read_reviews,
     sentiment_questions,
 )
-from tl_steer.prompts.questions import SENTIMENT_EXAMPLES
+from tl_steer.prompts.choice_questions import SENTIMENT_EXAMPLES
 
 PLAIN = ChatFormat("plain")
 CLAIMS = pd.DataFrame(

@@ -15,13 +15,14 @@ import pytest
 import torch
 
 from tl_steer.directions import SteeringVectors
-from tl_steer.evaluation import ray_cluster
-from tl_steer.evaluation.chunks import in_order
-from tl_steer.evaluation.ray_cluster import LostWorkersError, _count, _Worker, ray_executor
-from tl_steer.evaluation.sweep import sweep
-from tl_steer.interventions import Add, NonFiniteError
+from tl_steer.errors import LostWorkersError, NonFiniteError
+from tl_steer.interventions import Add
 from tl_steer.models import identify
 from tl_steer.prompts import ChoiceQuestions
+from tl_steer.sweeps import ray_cluster
+from tl_steer.sweeps._sweep import sweep
+from tl_steer.sweeps.chunks import in_order
+from tl_steer.sweeps.ray_cluster import _count, _Worker, ray_executor
 
 from .tiny_model import made_vector, make_model, word_tokenizer
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tl_steer.evaluation.reading import read_answer, read_choice
+from tl_steer._read_choice import read_answer, read_choice
 
 HARD = [
     ("(A)", 0),

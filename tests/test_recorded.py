@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import tl_steer as ts
+from tl_steer._read_choice import read_answer
 from tl_steer.directions import SteeringVectors
-from tl_steer.evaluation.reading import read_answer
 from tl_steer.models import identify
 from tl_steer.prompts import ChoiceQuestions
 
@@ -73,7 +73,7 @@ def rows_of(table, **values):
 
 
 def test_each_answer_becomes_the_row_of_its_prompt_and_cell(written):
-    table = ts.read_recorded(written(items()), CLAIMS, vector="honesty")
+    table = ts.texts.read_recorded(written(items()), CLAIMS, vector="honesty")
     assert (
         table["prompt"].tolist()
         == ["Is it so? Bats fly.", "Is it so? Cats fly.", "Is it so? Ice floats."] * 5
@@ -99,7 +99,7 @@ def test_each_answer_becomes_the_row_of_its_prompt_and_cell(written):
 
 
 def test_what_was_not_recorded_is_nan_and_not_zero(written):
-    table = ts.read_recorded(written(items()))
+    table = ts.texts.read_recorded(written(items()))
     assert table[["logit_difference", "probability", "mass"]].isna().all(axis=None)
     steered = table["vector"] != "none"
     assert table.loc[steered, "dose"].isna().all()
@@ -123,7 +123,7 @@ def test_columns_and_types_are_those_of_a_sweep(written):
         model, vectors, asked, multipliers=[1.0, -1.0], measure="generate", max_new_tokens=2, controls=0,
         progress=False,
     )  # fmt: skip
-    table = ts.read_recorded(written(items()), CLAIMS)
+    table = ts.texts.read_recorded(written(items()), CLAIMS)
     pd.testing.assert_series_equal(table.dtypes, swept.dtypes)
     unsteered = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
     one, other = (rows_of(rows, vector="none")[unsteered].iloc[0] for rows in (table, swept))
@@ -132,7 +132,7 @@ def test_columns_and_types_are_those_of_a_sweep(written):
 
 def test_zeroed_out_answers_are_removals_without_a_multiplier_and_the_signs_are_draws(written):
     whole = [item(layer3_mult2=("plus", "minus", "zero plus", "zero minus"))]
-    table = ts.read_recorded(written(whole), choices=None)
+    table = ts.texts.read_recorded(written(whole), choices=None)
     rows = [(row.operation, row.layers, row.draw, row.text) for row in table.itertuples()]
     assert rows == [
         ("none", "", 0, "True"), ("add", "3", 0, "plus"), ("add", "3", 0, "minus"),
@@ -140,7 +140,7 @@ def test_zeroed_out_answers_are_removals_without_a_multiplier_and_the_signs_are_
     ]  # fmt: skip
     assert rows_of(table, operation="project_out")["multiplier"].isna().all()
     whole[0]["steered"]["layer3_mult2"] = {"answer_zeroedout": "zero"}
-    table = ts.read_recorded(written(whole), choices=None)
+    table = ts.texts.read_recorded(written(whole), choices=None)
     assert rows_of(table, operation="project_out")["text"].tolist() == ["zero"]
     assert "draw" not in table
 
@@ -158,7 +158,7 @@ def test_zeroed_out_answers_that_repeat_those_of_a_smaller_multiplier_are_left_o
     }  # fmt: skip
     for order in (cells, dict(reversed(cells.items()))):
         whole = [item() | {"steered": order}, item("Another?") | {"steered": order}]
-        table = ts.read_recorded(written(whole), choices=None)
+        table = ts.texts.read_recorded(written(whole), choices=None)
         found = rows_of(table, operation="project_out", prompt_id=0)
         assert sorted(zip(found["layers"], found["text"], strict=True)) == [
             ("1", "one"), ("1", "two"), ("1+2", "five"), ("1+2", "six"),
@@ -173,14 +173,14 @@ def drawn(prompts=("Bats fly.", "Cats fly."), **answers):
 
 
 def test_several_recordings_of_the_unsteered_answers_are_draws(written):
-    table = ts.read_recorded(written(drawn()), CLAIMS)
+    table = ts.texts.read_recorded(written(drawn()), CLAIMS)
     assert table["prompt_id"].tolist() == [0, 1, 0, 1]
     assert table["draw"].tolist() == [0, 0, 1, 1]
     assert table["recording"].tolist() == ["one", "one", "two", "two"]
     assert table["answer"].tolist() == [0, 1, 0, 1]
     assert [None if pd.isna(each) else each for each in table["choice"]] == [0, 1, 0, None]
     assert set(table["operation"]) == {"none"}
-    single = ts.read_recorded(
+    single = ts.texts.read_recorded(
         written([item(each, "True") for each in drawn()["prompts"]], "list.json"), CLAIMS
     )
     labels = ["prompt", "truth", "topic", "split"]
@@ -202,7 +202,7 @@ def test_several_recordings_of_the_unsteered_answers_are_draws(written):
     ],
 )
 def test_wrong_files_of_draws_are_refused(written, content, message):
-    assert_raises(message, ts.read_recorded, written(content))
+    assert_raises(message, ts.texts.read_recorded, written(content))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_wrong_files_of_draws_are_refused(written, content, message):
     ],
 )  # fmt: skip
 def test_names_of_cells_are_read(written, name, layers, multiplier):
-    table = ts.read_recorded(written([item(**{name: ("plus", "minus")})]), choices=None)
+    table = ts.texts.read_recorded(written([item(**{name: ("plus", "minus")})]), choices=None)
     assert set(rows_of(table, text="plus")["multiplier"]) == {multiplier}
     assert set(rows_of(table, text="minus")["multiplier"]) == {-multiplier}
     assert set(rows_of(table, operation="add")["layers"]) == {layers}
@@ -221,8 +221,8 @@ def test_names_of_cells_are_read(written, name, layers, multiplier):
 
 def test_old_files_without_steered_have_the_unsteered_cell_alone(written):
     old = [{"sentence": each["sentence"], "answer_neut": each["answer_neut"]} for each in items()]
-    table = ts.read_recorded(written(old), CLAIMS)
-    pd.testing.assert_frame_equal(table, ts.read_recorded(written(items(), "new.json"), CLAIMS).head(3))
+    table = ts.texts.read_recorded(written(old), CLAIMS)
+    pd.testing.assert_frame_equal(table, ts.texts.read_recorded(written(items(), "new.json"), CLAIMS).head(3))
 
 
 def test_the_order_of_answers_in_the_file_changes_nothing(written):
@@ -230,15 +230,15 @@ def test_the_order_of_answers_in_the_file_changes_nothing(written):
         each | {"steered": {name: dict(reversed(cell.items())) for name, cell in each["steered"].items()}}
         for each in items()
     ]
-    expected = ts.read_recorded(written(items()))
-    pd.testing.assert_frame_equal(ts.read_recorded(written(turned, "turned.json")), expected)
+    expected = ts.texts.read_recorded(written(items()))
+    pd.testing.assert_frame_equal(ts.texts.read_recorded(written(turned, "turned.json")), expected)
     turned[1]["steered"] = dict(reversed(turned[1]["steered"].items()))
-    pd.testing.assert_frame_equal(ts.read_recorded(written(turned, "turned.json")), expected)
+    pd.testing.assert_frame_equal(ts.texts.read_recorded(written(turned, "turned.json")), expected)
 
 
 def test_a_byte_order_mark_and_signs_of_other_languages_are_read(written):
     content = "\ufeff" + json.dumps([item("Ist Öl schwer?", "Nein – 油")], ensure_ascii=False)
-    assert ts.read_recorded(written(content))["text"].tolist() == ["Nein – 油"]
+    assert ts.texts.read_recorded(written(content))["text"].tolist() == ["Nein – 油"]
 
 
 # how texts are read
@@ -246,11 +246,11 @@ def test_a_byte_order_mark_and_signs_of_other_languages_are_read(written):
 
 def test_texts_are_read_by_the_rule_asked_for(written):
     path = written([item(neutral="It isn't true.")])
-    assert ts.read_recorded(path)["choice"].tolist() == [1]
-    assert ts.read_recorded(path, rule="study")["choice"].tolist() == [0]
-    assert ts.read_recorded(path, choices=("False", "True"))["choice"].tolist() == [0]
-    assert ts.read_recorded(path, choices=None)["choice"].isna().all()
-    assert_raises(r"rule='quick' is unknown", ts.read_recorded, path, rule="quick")
+    assert ts.texts.read_recorded(path)["choice"].tolist() == [1]
+    assert ts.texts.read_recorded(path, rule="study")["choice"].tolist() == [0]
+    assert ts.texts.read_recorded(path, choices=("False", "True"))["choice"].tolist() == [0]
+    assert ts.texts.read_recorded(path, choices=None)["choice"].isna().all()
+    assert_raises(r"rule='quick' is unknown", ts.texts.read_recorded, path, rule="quick")
 
 
 LETTERED = "Why are they red?\n\nChoices:\n (A) they are dyed\n (B) they are angry\n\nAnswer: [/INST]"
@@ -259,19 +259,19 @@ LETTERED = "Why are they red?\n\nChoices:\n (A) they are dyed\n (B) they are ang
 def test_letters_stand_for_what_the_prompt_lists_under_them(written):
     texts = ["(B)", "Because they are angry.", "They are dyed", "The answer is (A).", "I like both."]
     path = written([item(LETTERED, text) for text in texts])
-    table = ts.read_recorded(path, choices=("A", "B"))
+    table = ts.texts.read_recorded(path, choices=("A", "B"))
     assert [None if pd.isna(choice) else choice for choice in table["choice"]] == [1, 1, 0, 0, None]
     by_item = [("A", "B"), ("B", "A"), ("A", "B"), ("B", "A"), ("A", "B")]
-    table = ts.read_recorded(path, choices=by_item)
+    table = ts.texts.read_recorded(path, choices=by_item)
     assert [None if pd.isna(choice) else choice for choice in table["choice"]] == [1, 0, 0, 1, None]
-    assert_raises("has 5 items, but 2 pairs of choices", ts.read_recorded, path, choices=by_item[:2])
+    assert_raises("has 5 items, but 2 pairs of choices", ts.texts.read_recorded, path, choices=by_item[:2])
 
 
 def test_every_prompt_has_its_own_list(written):
     turned = LETTERED.replace("dyed", "…").replace("angry", "dyed").replace("…", "angry")
     cells = {"layer1_mult1": ("They are dyed.", "They are angry.")}
     path = written([item(LETTERED, "They are dyed.", **cells), item(turned, "They are dyed.", **cells)])
-    table = ts.read_recorded(path, choices=("A", "B"))
+    table = ts.texts.read_recorded(path, choices=("A", "B"))
     assert table["choice"].tolist() == [0, 1, 0, 1, 1, 0]
 
 
@@ -286,7 +286,7 @@ def test_a_prompt_with_the_same_words_under_both_letters_is_named(written):
     with pytest.raises(
         ValueError, match=r"answers\.json, item 1 \(counted from 0\): choices=.*two different"
     ):
-        ts.read_recorded(path, choices=("A", "B"))
+        ts.texts.read_recorded(path, choices=("A", "B"))
 
 
 # labels
@@ -295,26 +295,26 @@ def test_a_prompt_with_the_same_words_under_both_letters_is_named(written):
 def test_the_claim_of_an_item_is_the_longest_statement_in_its_sentence(written):
     claims = pd.DataFrame({"statement": ["Ice floats.", "Nobody says that Ice floats."], "label": [1, 0]})
     path = written([item("So? Nobody says that Ice floats."), item("So? Ice floats.")])
-    assert ts.read_recorded(path, claims)["truth"].tolist() == ["false", "true"]
-    assert ts.read_recorded(path, claims.iloc[::-1])["answer"].tolist() == [1, 0]
+    assert ts.texts.read_recorded(path, claims)["truth"].tolist() == ["false", "true"]
+    assert ts.texts.read_recorded(path, claims.iloc[::-1])["answer"].tolist() == [1, 0]
 
 
 def test_statements_are_found_with_and_without_quotation_marks_of_their_own(written):
     claims = pd.DataFrame({"statement": ['"Ice floats."', "Cats fly.", "“Bats fly.”"], "label": [1, 0, 1]})
     path = written([item("So? Ice floats."), item('So? "Cats fly." True?'), item("So? “Bats fly.”")])
-    assert ts.read_recorded(path, claims)["answer"].tolist() == [0, 1, 0]
+    assert ts.texts.read_recorded(path, claims)["answer"].tolist() == [0, 1, 0]
 
 
 def test_a_statement_is_no_part_of_a_word(written):
     claims = pd.DataFrame({"statement": ["Ice", "Dice fall"], "label": [1, 0]})
-    assert ts.read_recorded(written([item("So? Dice fall")]), claims)["truth"].tolist() == ["false"]
+    assert ts.texts.read_recorded(written([item("So? Dice fall")]), claims)["truth"].tolist() == ["false"]
     with pytest.raises(ValueError, match=r"item 0 .* no statement of the labels"):
-        ts.read_recorded(written([item("So? Dice roll")]), claims)
+        ts.texts.read_recorded(written([item("So? Dice roll")]), claims)
 
 
 def test_labels_by_item_are_taken_in_order_with_their_factors(written):
     labels = pd.DataFrame({"letter": list("ABA"), "answer": [1, 0, 1]}, index=[5, 3, 4])
-    table = ts.read_recorded(written(items()), labels)
+    table = ts.texts.read_recorded(written(items()), labels)
     assert table["answer"].tolist() == [1, 0, 1] * 5
     assert table["letter"].tolist() == ["A", "B", "A"] * 5
     assert "truth" not in table
@@ -323,12 +323,12 @@ def test_labels_by_item_are_taken_in_order_with_their_factors(written):
 def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
     many = [item(f"Question {row}") for row in range(40)]
     labels = pd.DataFrame({"answer": [0, 1] * 20, "topic": ["sea"] * 20 + ["sky"] * 20})
-    tables = [ts.read_recorded(written(many), labels, seed=seed) for seed in (0, 0, 1)]
+    tables = [ts.texts.read_recorded(written(many), labels, seed=seed) for seed in (0, 0, 1)]
     for table in tables:
         counts = table.groupby(["answer", "topic", "split"]).size().unstack("split")
         assert (counts == 5).all(axis=None)
     assert tables[0]["split"].tolist() == tables[1]["split"].tolist() != tables[2]["split"].tolist()
-    own = ts.read_recorded(written(many), labels.assign(split=["mine", "yours"] * 20))
+    own = ts.texts.read_recorded(written(many), labels.assign(split=["mine", "yours"] * 20))
     assert own["split"].tolist() == ["mine", "yours"] * 20
 
 
@@ -349,7 +349,7 @@ def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
     ],
 )
 def test_labels_that_do_not_fit_are_refused(written, labels, message):
-    assert_raises(message, ts.read_recorded, written(items()), labels)
+    assert_raises(message, ts.texts.read_recorded, written(items()), labels)
 
 
 # files that are wrong
@@ -414,25 +414,25 @@ def with_cells(row, **cells):
 )  # fmt: skip
 def test_a_wrong_file_is_refused_with_its_name_the_item_and_what_is_wrong(written, content, message):
     with pytest.raises(ValueError, match=message) as caught:
-        ts.read_recorded(written(content))
+        ts.texts.read_recorded(written(content))
     assert "answers.json" in str(caught.value)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     path = tmp_path / "answers.json"
     path.write_bytes(json.dumps(items()).encode("utf-16"))
-    assert_raises(r"answers\.json is in UTF-16", ts.read_recorded, path)
+    assert_raises(r"answers\.json is in UTF-16", ts.texts.read_recorded, path)
 
 
 def test_a_file_that_is_not_there_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="is neither a file nor 'recorded_example'"):
-        ts.read_recorded(tmp_path / "none.json")
-    assert_raises("recorded_exmaple", ts.read_recorded, "recorded_exmaple", error=FileNotFoundError)
+        ts.texts.read_recorded(tmp_path / "none.json")
+    assert_raises("recorded_exmaple", ts.texts.read_recorded, "recorded_exmaple", error=FileNotFoundError)
 
 
 def test_the_unsteered_cell_keeps_its_name(written):
     with pytest.raises(ValueError, match="'none' is the name of the unsteered cell"):
-        ts.read_recorded(written(items()), vector="none")
+        ts.texts.read_recorded(written(items()), vector="none")
 
 
 def test_wherever_a_file_breaks_off_the_error_says_in_which_item(written):
@@ -442,7 +442,7 @@ def test_wherever_a_file_breaks_off_the_error_says_in_which_item(written):
     for length in range(1, len(content)):
         whole = sum(end <= length for end in ends)
         with pytest.raises(ValueError, match="breaks off") as caught:
-            ts.read_recorded(written(content[:length]))
+            ts.texts.read_recorded(written(content[:length]))
         inside = f"item {whole} (counted from 0): the file breaks off in it"
         behind = f"behind item {whole - 1} comes ',' or ']', but here the file breaks off"
         assert inside in str(caught.value) or behind in str(caught.value)
@@ -463,7 +463,7 @@ EDITS = st.lists(
 def outcome(path):
     """The table, or what the ValueError says; nothing else may come."""
     try:
-        return ts.read_recorded(path)
+        return ts.texts.read_recorded(path)
     except ValueError as error:
         return str(error)
 
@@ -491,7 +491,7 @@ def test_a_corrupted_file_is_refused_or_read_whole(tmp_path_factory, edits):
 
 
 def test_the_made_up_file_tells_the_study_s_story():
-    table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
+    table = ts.texts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
     assert len(table) == 12 * (1 + 2 * 2 * 2 + 2 * 2)
     assert table.groupby("truth")["prompt_id"].nunique().to_dict() == {"true": 6, "false": 6}
     assert set(table["layers"]) == {"", "17", "17+31"}
@@ -509,7 +509,7 @@ def test_the_made_up_file_tells_the_study_s_story():
 
 
 def test_a_recorded_table_goes_through_everything_a_sweep_s_does():
-    table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
+    table = ts.texts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
     table = table[table["draw"] == 0]
     effects = ts.effectiveness(table, by="truth", overall=True)
     plus = effects[effects["operation"].isin(["none", "add"])]
@@ -527,7 +527,7 @@ def test_a_recorded_table_goes_through_everything_a_sweep_s_does():
 
 
 def test_every_answer_of_the_made_up_file_but_one_can_be_read():
-    table = ts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
+    table = ts.texts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
     assert table["choice"].isna().sum() == 1
     assert table["draw"].value_counts().to_dict() == {0: 12 * 11, 1: 12 * 2}
     content = (resources.files("tl_steer.data") / "recorded_example.json").read_text(encoding="utf-8")
@@ -555,7 +555,7 @@ def study():
 @pytest.fixture(scope="module")
 def facts(study):
     path = study / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json"
-    return ts.read_recorded(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
+    return ts.texts.read_recorded(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
 
 
 # Accuracy on true and on false claims in percent, read off the published figure to a point.
@@ -595,16 +595,16 @@ def test_misconceptions_are_read_by_letter_and_by_words(study, written):
     recorded = json.loads((study / "recorded/tqa_pca2diff_zeroout_llama2-13b.json").read_text())
     letters = pd.DataFrame({"answer": [0, 1] * 100})
     plain = written([{key: each[key] for key in ("sentence", "answer_neut")} for each in recorded])
-    unsteered = ts.read_recorded(plain, letters, choices=("A", "B"), rule="study")
+    unsteered = ts.texts.read_recorded(plain, letters, choices=("A", "B"), rule="study")
     named = unsteered["text"].str.extract(r"^[^()]*\((A|B)\)")[0].map({"A": 0, "B": 1})
     assert named.notna().sum() > 100
     assert (named == unsteered["choice"])[named.notna()].all()
     some = written(recorded[:20])
     first, second = ("A", "B"), ("B", "A")
-    by_letter = ts.read_recorded(some, letters[:20], choices=first, rule="study")
+    by_letter = ts.texts.read_recorded(some, letters[:20], choices=first, rule="study")
     assert len(by_letter) == 20 * (1 + 25 * 2 + 5 * 2)
     added = by_letter[by_letter["operation"] != "project_out"]
-    right_first = ts.read_recorded(some, 0 * letters[:20], choices=[first, second] * 10, rule="study")
+    right_first = ts.texts.read_recorded(some, 0 * letters[:20], choices=[first, second] * 10, rule="study")
     again = right_first[right_first["operation"] != "project_out"]
     accuracy = [ts.effectiveness(each)["accuracy"] for each in (added, again)]
     assert accuracy[0].nunique() > 3
@@ -613,13 +613,13 @@ def test_misconceptions_are_read_by_letter_and_by_words(study, written):
 
 def test_free_texts_of_gpt2_and_dilemmas_are_read(study):
     """The dilemmas are those of gpt2-medium, whatever their file is called."""
-    words = ts.read_recorded(study / "recorded/agree_word_gpt2-xl.json", choices=None, hook="resid_pre")
+    words = ts.texts.read_recorded(study / "recorded/agree_word_gpt2-xl.json", choices=None, hook="resid_pre")
     assert len(words) == 36 * (1 + 288 * 2)
     assert set(words["multiplier"]) == {0.0, *(sign * m / 2 for sign in (1, -1) for m in range(1, 7))}
     assert set(words["layers"]) == {"", *map(str, range(48))}
     assert set(words["hook"]) == {"", "resid_pre"}
     assert words["choice"].isna().all()
-    dilemmas = ts.read_recorded(study / "recorded/dilemmas_llama2-13b.json", choices=("A", "B"))
+    dilemmas = ts.texts.read_recorded(study / "recorded/dilemmas_llama2-13b.json", choices=("A", "B"))
     assert len(dilemmas) == 14 * 4
     assert set(dilemmas["operation"]) == {"none", "add", "project_out"}
     assert rows_of(dilemmas, operation="project_out")["multiplier"].isna().all()
@@ -671,7 +671,7 @@ def test_at_the_largest_multiplier_the_criterion_falls_at_every_layer(detected):
 @pytest.fixture(scope="module")
 def unsteered(study):
     path = study / "recorded/gpt4facts_unsteered_11_draws_llama2-13b.json"
-    return ts.read_recorded(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
+    return ts.texts.read_recorded(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
 
 
 @pytest.fixture(scope="module")

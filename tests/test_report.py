@@ -13,7 +13,7 @@ from tl_steer.directions import mean_difference
 from tl_steer.experiments import Results, read_experiment, report_html
 from tl_steer.experiments.report import prompts_finding
 from tl_steer.experiments.report.page import findings, sections
-from tl_steer.experiments.report.texts import text_rows, without_shared_ends
+from tl_steer.experiments.report.text_rows import text_rows, without_shared_ends
 
 from .conftest import make_pairs
 

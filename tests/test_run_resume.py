@@ -16,15 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tl_steer.evaluation.checkpoints import InUseError
-from tl_steer.experiments import asking, read_experiment, run
-from tl_steer.experiments.unfinished import is_finished, is_run
+from tl_steer.errors import InUseError
+from tl_steer.experiments import measurements, read_experiment, run
+from tl_steer.experiments.run_folder import is_finished, is_run
 from tl_steer.models import load_model
 from tl_steer.organisms import language
 
 from .fork_server import wait_for
 
-STEPS = sys.modules["tl_steer.experiments.run"]  # the package attribute is the function
+STEPS = sys.modules["tl_steer.experiments._run"]  # the package attribute is the function
 CLOCK = "transformers.utils.chat_template_utils"  # where templates get the current date
 ALL_STEPS = """title = "all steps"
 [model]
@@ -193,7 +193,7 @@ def breaking(*_, **__):
 def test_a_run_that_breaks_keeps_its_files_and_tables_and_continues(
     file, model, tmp_path, monkeypatch, caplog
 ):
-    out, swept, sweep = tmp_path / "run", [], asking.sweep
+    out, swept, sweep = tmp_path / "run", [], measurements.sweep
     with monkeypatch.context() as patch:
         patch.setattr(STEPS, "damage_table", breaking)
         with pytest.raises(BrokenError):
@@ -204,7 +204,7 @@ def test_a_run_that_breaks_keeps_its_files_and_tables_and_continues(
     assert {"audit.csv", "activations.safetensors", "vectors.safetensors"} <= set(before)
     for step in ("capture_pairs", "estimator_of"):
         monkeypatch.setattr(STEPS, step, breaking)
-    monkeypatch.setattr(asking, "sweep", lambda *a, **k: swept.append(k["out"].name) or sweep(*a, **k))
+    monkeypatch.setattr(measurements, "sweep", lambda *a, **k: swept.append(k["out"].name) or sweep(*a, **k))
     run(read_experiment(file), out, model=model, progress=False)
     assert swept == ["texts.parquet"]  # questions and controls are finished
     assert is_finished(out)
@@ -215,7 +215,7 @@ def test_a_run_that_breaks_keeps_its_files_and_tables_and_continues(
 @pytest.mark.integration
 def test_memory_is_what_it_was_when_the_run_was_begun(file, model, tmp_path, monkeypatch):
     """Free memory decides which prompts share a batch, and so the last bits; each step gets the same."""
-    out, seen, unfinished = tmp_path / "run", {}, sys.modules["tl_steer.experiments.unfinished"]
+    out, seen, unfinished = tmp_path / "run", {}, sys.modules["tl_steer.experiments.run_folder"]
 
     def record(module, name):
         function = getattr(module, name)
@@ -235,7 +235,7 @@ def test_memory_is_what_it_was_when_the_run_was_begun(file, model, tmp_path, mon
     monkeypatch.setattr(unfinished, "bytes_allowed", lambda *_: 20_000_000)
     record(STEPS, "capture_pairs")
     for name in ("sweep", "damage", "text_damage"):
-        record(asking, name)
+        record(measurements, name)
     run(read_experiment(file), out, model=model, progress=False)
     assert set(seen) == {"capture_pairs", "sweep", "damage", "text_damage"}
     assert set.union(*seen.values()) == {10_000_000}
@@ -350,7 +350,7 @@ def test_another_model_than_the_run_was_begun_with_is_refused(pairs_only, model,
 @contextmanager
 def on_a_later_day():
     """The clock of chat templates and of runs, 40 days later."""
-    clocks = [sys.modules[name] for name in ("tl_steer.experiments.unfinished", CLOCK)]
+    clocks = [sys.modules[name] for name in ("tl_steer.experiments.run_folder", CLOCK)]
 
     class Later(datetime):
         @classmethod

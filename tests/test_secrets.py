@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tl_steer as ts
-from tl_steer.evaluation.judging.clients import judge_of
+from tl_steer.texts.judge_clients import judge_of
 
 from .conftest import random_hf_model
 from .public_calls import Materials
@@ -44,7 +44,7 @@ class AnsweringClient(RefusingClient):
 
 
 def judged(client, folder):
-    return ts.judge(
+    return ts.texts.judge(
         Materials().texts, "Which?", client=client, model="m", cache=folder / "replies", max_retries=1,
         sleep=lambda seconds: None, progress=False,
     )  # fmt: skip
@@ -54,7 +54,10 @@ def judged(client, folder):
 def test_an_error_that_quotes_the_key_is_shown_without_it(status, tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setenv("TL_STEER_LOG", "debug")
     ts.show_logs("debug")
-    with caplog.at_level(logging.DEBUG), pytest.raises(ts.JudgeError, match="Incorrect API key") as raised:
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(ts.errors.JudgeError, match="Incorrect API key") as raised,
+    ):
         judged(RefusingClient(status), tmp_path)
     error = raised.value
     logged = [record.getMessage() + str(record.exc_info) + str(record.args) for record in caplog.records]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import tl_steer as ts
-from tl_steer.experiments.report.texts import text_rows
+from tl_steer.experiments.report.text_rows import text_rows
 from tl_steer.plots import text_table
 
 from .conftest import assert_raises
@@ -46,7 +46,7 @@ def added(multipliers=(16.0, -0.5, -16.0, 4.0), layers=("18",), vector="honesty"
 
 def test_a_prompt_has_one_row_with_the_text_of_every_cell():
     table = written(*added())
-    wide = ts.side_by_side(table.sample(frac=1, random_state=0))
+    wide = ts.texts.side_by_side(table.sample(frac=1, random_state=0))
     assert set(wide["prompt_id"]) == {4, 5, 6}
     assert len(wide) == 3
     for _, row in wide.iterrows():
@@ -60,7 +60,7 @@ def test_a_prompt_has_one_row_with_the_text_of_every_cell():
 def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
     one = written(*added((-1.0, 1.0)))
     table = pd.concat([one.assign(draw=draw, text=one["text"] + f" draw {draw}") for draw in (0, 1)])
-    wide = ts.side_by_side(table.sample(frac=1, random_state=0))
+    wide = ts.texts.side_by_side(table.sample(frac=1, random_state=0))
     assert list(wide) == ["prompt_id", "draw", "prompt", "−1", "unsteered", "+1"]
     assert len(wide) == 6
     for _, row in wide.iterrows():
@@ -82,26 +82,26 @@ def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
 
 
 def test_cells_go_from_minus_through_unsteered_to_plus():
-    wide = ts.side_by_side(written(*added()))
+    wide = ts.texts.side_by_side(written(*added()))
     assert list(wide) == ["prompt_id", "prompt", "−16", "−0.5", "unsteered", "+4", "+16"]
 
 
 def test_names_say_what_differs_and_nothing_else():
-    wide = ts.side_by_side(written(*added((-1.0, 1.0), layers=("17", "17+31"))))
+    wide = ts.texts.side_by_side(written(*added((-1.0, 1.0), layers=("17", "17+31"))))
     assert list(wide)[2:] == [
         "layer 17, −1", "layer 17+31, −1", "unsteered", "layer 17, +1", "layer 17+31, +1",
     ]  # fmt: skip
     others = [cell("honesty", "zeroedout_pos", "18", 1.0), cell("honesty", "project_out", "18", np.nan)]
-    wide = ts.side_by_side(written(*others, *added((1.0,))))
+    wide = ts.texts.side_by_side(written(*others, *added((1.0,))))
     assert list(wide)[2:] == ["unsteered", "zeroedout_pos +1", "add +1", "project out"]
-    wide = ts.side_by_side(written(*added((1.0,)), *added((1.0,), vector="kindness", hook="mlp_out")))
+    wide = ts.texts.side_by_side(written(*added((1.0,)), *added((1.0,), vector="kindness", hook="mlp_out")))
     assert list(wide)[2:] == ["unsteered", "honesty, resid_post, +1", "kindness, mlp_out, +1"]
-    wide = ts.side_by_side(written(cell("honesty", "project_out", "18", np.nan)))
+    wide = ts.texts.side_by_side(written(cell("honesty", "project_out", "18", np.nan)))
     assert list(wide)[2:] == ["unsteered", "project out"]
 
 
 def test_multipliers_that_differ_in_a_late_digit_keep_their_columns():
-    wide = ts.side_by_side(written(*added((1.0, 1.00000001, 0.0))))
+    wide = ts.texts.side_by_side(written(*added((1.0, 1.00000001, 0.0))))
     assert list(wide)[2:] == ["unsteered", "+0", "+1", "+1.00000001"]
 
 
@@ -116,7 +116,7 @@ def test_multipliers_that_differ_in_a_late_digit_keep_their_columns():
 )
 def test_cells_can_be_chosen_and_unsteered_stays(chosen, columns):
     table = written(*added((-1.0, 1.0), layers=("17", "17+31")))
-    wide = ts.side_by_side(table, **chosen)
+    wide = ts.texts.side_by_side(table, **chosen)
     assert list(wide)[2:] == columns
     place = chosen["layers"] if isinstance(chosen["layers"], str) else "17"
     assert wide[columns[-1]].iloc[0].startswith("honesty add 17")
@@ -125,19 +125,23 @@ def test_cells_can_be_chosen_and_unsteered_stays(chosen, columns):
 
 def test_controls_are_left_out_unless_asked_for():
     table = written(*added((1.0,)), cell("random 1", "add", "18", 1.0, control=True))
-    assert list(ts.side_by_side(table))[2:] == ["unsteered", "+1"]
-    assert list(ts.side_by_side(table, controls=True))[2:] == ["unsteered", "honesty, +1", "random 1, +1"]
+    assert list(ts.texts.side_by_side(table))[2:] == ["unsteered", "+1"]
+    assert list(ts.texts.side_by_side(table, controls=True))[2:] == [
+        "unsteered",
+        "honesty, +1",
+        "random 1, +1",
+    ]
 
 
 def test_what_a_cell_lacks_is_missing():
     table = written(*added((1.0,))).drop(index=[4])
-    assert ts.side_by_side(table)["+1"].isna().tolist() == [False, True, False]
+    assert ts.texts.side_by_side(table)["+1"].isna().tolist() == [False, True, False]
 
 
 def test_the_table_is_left_alone():
     table = written(*added())
     before = table.copy()
-    ts.plots.texts(ts.side_by_side(table))
+    ts.plots.texts(ts.texts.side_by_side(table))
     pd.testing.assert_frame_equal(table, before)
 
 
@@ -153,7 +157,7 @@ def test_the_table_is_left_alone():
     ],
 )
 def test_bad_input_is_refused(table, options, message):
-    assert_raises(message, ts.side_by_side, table, **options)
+    assert_raises(message, ts.texts.side_by_side, table, **options)
 
 
 # the figure

@@ -6,13 +6,13 @@ import functools
 import pytest
 import torch
 
-from tl_steer.capture import capture
+from tl_steer._capture import capture
+from tl_steer._generation import generate
 from tl_steer.directions import SteeringVector, SteeringVectors
-from tl_steer.generation import generate
-from tl_steer.interventions import Ablate, Add, HookDidNotFireError, NonFiniteError, SetProjection, steer
-from tl_steer.models import ModelMismatchError, identify, load_model
+from tl_steer.errors import EmptySelectionError, HookDidNotFireError, ModelMismatchError, NonFiniteError
+from tl_steer.interventions import Ablate, Add, SetProjection, steer
+from tl_steer.models import identify, load_model
 from tl_steer.positions import (
-    EmptySelectionError,
     all_tokens,
     generated_tokens,
     last_token,

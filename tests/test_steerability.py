@@ -7,7 +7,7 @@ from scipy import stats
 
 import tl_steer as ts
 from tl_steer import plots
-from tl_steer.evaluation.steerability import LINE, prompt_slopes, steerability
+from tl_steer.evaluation._steerability import LINE, prompt_slopes, steerability
 
 NAN = float("nan")
 MULTIPLIERS = (-2.0, -1.0, 1.0, 4.0)
@@ -284,7 +284,7 @@ def test_words_are_checked():
 
 
 def test_the_functions_are_public():
-    assert ts.prompt_slopes is prompt_slopes
+    assert ts.evaluation.prompt_slopes is prompt_slopes
     assert ts.steerability is steerability
 
 

@@ -10,7 +10,7 @@ import transformers
 
 from tl_steer.directions import SteeringVectors
 from tl_steer.experiments import Results, own_experiments, read_experiment, run
-from tl_steer.experiments.checks import require_runnable
+from tl_steer.experiments.preflight import require_runnable
 from tl_steer.models import chat_format, load_model, tokenize
 from tl_steer.prompts import read_claims, read_dilemmas, read_misconceptions
 

@@ -23,14 +23,16 @@ import torch
 from filelock import FileLock
 from tokenizers import processors
 
-from tl_steer.evaluation import asking, chunks, digests, plans
-from tl_steer.evaluation.cells import sweep_cells
-from tl_steer.evaluation.checkpoints import LOCK, InUseError
-from tl_steer.evaluation.sweep import sweep
+from tl_steer._util import content_hash
+from tl_steer.errors import InUseError
 from tl_steer.interventions import Add
 from tl_steer.models import identify, weights
 from tl_steer.models.weights import weight_digests
 from tl_steer.positions import all_tokens, last_token
+from tl_steer.sweeps import chunks, measuring, plan
+from tl_steer.sweeps._sweep import sweep
+from tl_steer.sweeps.conditions import sweep_cells
+from tl_steer.sweeps.store import LOCK
 
 from .fork_server import long_sweep, wait_for
 from .test_sweep import MODEL, questions, several
@@ -248,7 +250,7 @@ def test_the_cost_of_a_condition_is_of_the_tokens_and_layers_that_it_changes():
 
 
 def test_a_long_sweep_says_so_at_its_start_and_what_remains(monkeypatch, caplog, tmp_path):
-    sweeping = sys.modules["tl_steer.evaluation.sweep"]
+    sweeping = sys.modules["tl_steer.sweeps._sweep"]
     monkeypatch.setattr(sweeping, "SECONDS", 0.0)
     for speed, out, level in (
         (1e12, None, "INFO"),
@@ -299,7 +301,7 @@ def test_finished_chunks_are_not_computed_again_and_progress_starts_after_them(t
             yield number, ask(model, cells)
 
     monkeypatch.setattr(
-        sys.modules["tl_steer.evaluation.sweep"], "bar", lambda *_, **__: nullcontext(progress.append)
+        sys.modules["tl_steer.sweeps._sweep"], "bar", lambda *_, **__: nullcontext(progress.append)
     )
     table = small(out, executor=recording)
     assert computed == [2, 3]
@@ -484,7 +486,7 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
 
 
 def test_weights_on_meta_have_no_digest_and_packed_ones_do():
-    meta = plans.model_parts(MODEL)["weights"], weight_digests(torch.nn.Linear(2, 2, device="meta"))
+    meta = plan.model_parts(MODEL)["weights"], weight_digests(torch.nn.Linear(2, 2, device="meta"))
     assert meta[1] == {"weight": "", "bias": ""}
     packed = torch.nn.Module()
     packed.weight = torch.nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
@@ -576,10 +578,10 @@ def test_digests_differ_by_code_defaults_slots_fields_and_methods():
     ]  # fmt: skip
     for state in (True, False):
         values += [edited_class(body, state=state) for body in ("1", "2", "len(range(1))", "len(range(2))")]
-    assert len(set(map(digests.digest, values))) == len(values)
+    assert len(set(map(content_hash.digest, values))) == len(values)
     # Each last_token() has its own mask.
     for make in (lambda: Slotted(1, 2, 3), lambda: Own(1, 2), last_token):
-        assert digests.digest(make()) == digests.digest(make())
+        assert content_hash.digest(make()) == content_hash.digest(make())
 
 
 def test_an_operation_without_a_digest_is_refused_before_anything_is_run(tmp_path):
@@ -602,11 +604,11 @@ def test_whole_multipliers_are_the_same_sweep(tmp_path):
 
 def test_settings_as_numpy_scalars_are_the_same_sweep():
     def plan(**settings):
-        return json.dumps(plans.sweep_plan(MODEL, {}, 0, [], questions(), {"measure": "choice", **settings}))
+        return json.dumps(plan.sweep_plan(MODEL, {}, 0, [], questions(), {"measure": "choice", **settings}))
 
     scalars = plan(seed=np.int64(1), mass=np.bool_(True), max_new_tokens=np.int64(2))
     assert scalars == plan(seed=1, mass=True, max_new_tokens=2)
-    assert digests.digest([np.bool_(True), np.int64(1)]) == digests.digest([True, 1])
+    assert content_hash.digest([np.bool_(True), np.int64(1)]) == content_hash.digest([True, 1])
 
 
 NOT_IN_PARQUET = {
@@ -749,7 +751,7 @@ def test_a_full_disk_is_an_error_with_the_file_its_size_and_where_the_rest_is(
 @pytest.mark.parametrize(("memory", "expected"), [(None, 4_000_000), (0.25, 2_000_000)])
 def test_memory_is_that_of_the_first_call(tmp_path, monkeypatch, memory, expected):
     """Free memory decides which conditions share a batch, and so the last bits."""
-    seen, out, score_cells = [], tmp_path / "table.parquet", asking.score_cells
+    seen, out, score_cells = [], tmp_path / "table.parquet", measuring.score_cells
 
     def recording(*arguments, memory, **options):
         seen.append(memory)
@@ -763,7 +765,7 @@ def test_memory_is_that_of_the_first_call(tmp_path, monkeypatch, memory, expecte
 
     with free(8_000_000):
         interrupt(out, memory=memory)
-    monkeypatch.setattr(asking, "score_cells", recording)
+    monkeypatch.setattr(measuring, "score_cells", recording)
     with free(16_000_000):
         small(out, memory=memory)
     assert set(seen) == {expected}

@@ -5,19 +5,20 @@ import pandas as pd
 import pytest
 import torch
 
-from tl_steer.choices import choice_logits
+from tl_steer._generation import generate
+from tl_steer._read_choice import read_answer
+from tl_steer._scoring import choice_logits
+from tl_steer._util.content_hash import digest
+from tl_steer._util.seeds import derived_seed
 from tl_steer.directions import SteeringVectors
+from tl_steer.errors import EmptySelectionError
 from tl_steer.evaluation import against_controls, choose
-from tl_steer.evaluation.chunks import in_order
-from tl_steer.evaluation.digests import digest
-from tl_steer.evaluation.reading import read_answer
-from tl_steer.evaluation.sweep import sweep
-from tl_steer.generation import generate
 from tl_steer.interventions import Add, ProjectOut
 from tl_steer.models import ChatPrompt, identify
-from tl_steer.positions import EmptySelectionError, all_tokens, last_token, token
+from tl_steer.positions import all_tokens, last_token, token
 from tl_steer.prompts import ChoiceQuestions
-from tl_steer.seeds import derived_seed
+from tl_steer.sweeps._sweep import sweep
+from tl_steer.sweeps.chunks import in_order
 
 from .tiny_model import D_MODEL, favouring, hook_name, made_vector, make_model, run_alone, word_tokenizer
 

@@ -12,19 +12,20 @@ import pandas as pd
 import pytest
 import torch
 
+from tl_steer._capture import capture, capture_pairs
+from tl_steer._generation import generate
+from tl_steer._scoring import choice_logits
 from tl_steer.analysis import logit_lens, traces
-from tl_steer.capture import capture, capture_pairs
-from tl_steer.choices import choice_logits
 from tl_steer.directions import SteeringVectors
-from tl_steer.evaluation import damage, text_damage
-from tl_steer.evaluation.sweep import sweep
-from tl_steer.generation import generate
 from tl_steer.interventions import Add, steer
 from tl_steer.models import exclusive, identify, is_bridge, load_model, passes
 from tl_steer.models.bridge import wrapped
 from tl_steer.positions import all_tokens
 from tl_steer.prompts import ChoiceQuestions, contrast_pairs
 from tl_steer.recipes import activation_addition, vectors_from_pairs
+from tl_steer.sweeps import damage
+from tl_steer.sweeps._sweep import sweep
+from tl_steer.texts import text_damage
 from tl_steer.verification import verify
 
 from .conftest import random_hf_model

@@ -7,12 +7,13 @@ import torch
 from scipy import stats
 
 from tl_steer import plots
+from tl_steer._capture import capture
 from tl_steer.activations import Activations
 from tl_steer.analysis import mean_traces, trace_difference, traces
-from tl_steer.capture import capture
 from tl_steer.directions import SteeringVectors
+from tl_steer.errors import ModelMismatchError
 from tl_steer.interventions import Add, ProjectOut
-from tl_steer.models import ModelMismatchError, identify
+from tl_steer.models import identify
 from tl_steer.positions import (
     all_tokens,
     current_token,

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tl_steer._util.file_io import atomic
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import (
     SteeringVectors,
@@ -37,10 +38,10 @@ from tl_steer.directions import (
     without_factors,
 )
 from tl_steer.directions.metadata import FORMAT, schema
+from tl_steer.errors import ModelMismatchError
 from tl_steer.interventions import Add, steer
-from tl_steer.models import ModelMismatchError, identify, organism_folder
+from tl_steer.models import identify, organism_folder
 from tl_steer.recipes import activation_addition
-from tl_steer.writing import atomic
 
 from .conftest import make_identity, make_pairs
 from .tiny_model import D_MODEL, make_model, word_tokenizer
@@ -494,7 +495,7 @@ for number in itertools.count():
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is for posix")
 def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path):
     path = tmp_path / "a.txt"
-    module = Path(sys.modules["tl_steer.writing"].__file__)
+    module = Path(sys.modules["tl_steer._util.file_io"].__file__)
     for wait in (0.0, 0.05, 0.11):
         process = subprocess.Popen([sys.executable, "-c", KILLED, str(module), str(path)])
         for _ in itertools.count():

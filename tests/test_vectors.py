@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tl_steer._capture import capture
 from tl_steer.activations import PairedActivations
-from tl_steer.capture import capture
 from tl_steer.directions import SteeringVector, SteeringVectors
+from tl_steer.errors import ModelMismatchError
 from tl_steer.interventions import Add, ProjectOut, SetProjection
-from tl_steer.models import ModelMismatchError, identify
+from tl_steer.models import identify
 from tl_steer.recipes import steering_vector
 
 from .conftest import make_identity

@@ -16,13 +16,13 @@ import tl_steer as ts
 from tl_steer.interventions import Add
 from tl_steer.models import hook_point, load_hugging_face, load_model
 from tl_steer.verification import shown, summary, verify
-from tl_steer.verification.verify import CHECKS
+from tl_steer.verification._verify import CHECKS
 
 from .conftest import random_hf_model
 from .test_cli import command
 from .tiny_model import D_MODEL, all_hooks, byte_tokenizer, make_model, weights_of, word_tokenizer
 
-MODULE = sys.modules["tl_steer.verification.verify"]  # the package attribute is the function
+MODULE = sys.modules["tl_steer.verification._verify"]  # the package attribute is the function
 IDS = [[3, 9], [5, 7, 11, 13, 17]]
 NAMES = [check.name for check in CHECKS]
 CHAT = "{{ bos_token }}{% for turn in messages %}{{ turn['content'] }} : {% endfor %}"
@@ -210,24 +210,24 @@ def miscounting_choices(monkeypatch):
     def wrong(*arguments, **options):
         return ts.choice_logits(*arguments, **options).assign(mass=0.5)
 
-    monkeypatch.setattr("tl_steer.verification.reading.choice_logits", wrong)
+    monkeypatch.setattr("tl_steer.verification.reading_checks.choice_logits", wrong)
     return tiny()
 
 
 def miscalculating_engine(monkeypatch):
-    from tl_steer.engine import attention
+    from tl_steer.engine.shared import attention
 
     def wrong(attn, q, k, v, mask):
         return 2 * attention.weighted_values(attn, q, k, v, mask)
 
-    monkeypatch.setattr("tl_steer.engine.walk.weighted_values", wrong)
-    monkeypatch.setattr("tl_steer.engine.decoding.weighted_values", wrong)
+    monkeypatch.setattr("tl_steer.engine.shared.forward.weighted_values", wrong)
+    monkeypatch.setattr("tl_steer.engine.shared.decoding.weighted_values", wrong)
     return tiny()
 
 
 def mixing_conditions(monkeypatch):
     """In a pass of several conditions, all get the operations of the first."""
-    from tl_steer.interventions.cells import CellSteering
+    from tl_steer.interventions.condition_steering import CellSteering
 
     changed = CellSteering.changed
 
@@ -246,7 +246,7 @@ def without_a_seed(monkeypatch):
             options["seed"] = next(seeds)
         return ts.generate(*arguments, **options)
 
-    monkeypatch.setattr("tl_steer.verification.writing.generate", wrong)
+    monkeypatch.setattr("tl_steer.verification.generation_checks.generate", wrong)
     return tiny()
 
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_of
 from torch import Tensor
 
-from .arguments import checked
+from ._util.file_io import atomic
+from ._util.validation import checked
 from .models import ChatPrompt, ModelIdentity, prompt_label
 from .positions import Positions, parse_positions
 from .prompts.pairs import Rows, row_numbers
-from .writing import atomic
 
 logger = logging.getLogger(__name__)
 

@@ -79,7 +79,7 @@ def verify(
     backend: Annotated[str | None, typer.Option(help="hooked or bridge.")] = None,
 ) -> None:
     """Check a model against Hugging Face and against itself; exit status 1 where a check fails."""
-    from .logs import PLAIN, VARIABLE, show_logs
+    from ._util.logs import PLAIN, VARIABLE, show_logs
     from .models import DEFAULT_BACKEND, load_hugging_face, load_model
     from .verification import shown, summary
     from .verification import verify as verified
@@ -100,7 +100,7 @@ def verify(
 
 def main() -> None:
     """The entry point: what is wrong with the input is one message and exit status 1, without a traceback."""
-    from .logs import PLAIN, VARIABLE, show_logs
+    from ._util.logs import PLAIN, VARIABLE, show_logs
 
     if not os.environ.get(VARIABLE):
         show_logs("info", form=PLAIN)
@@ -114,9 +114,9 @@ def main() -> None:
 
 
 def _run(file: str, out: Path | None, fresh: bool) -> None:
+    from .experiments._run import run
     from .experiments.files import read_experiment  # before the rest: a misspelt key is told at once
-    from .experiments.run import run
-    from .experiments.unfinished import is_finished
+    from .experiments.run_folder import is_finished
 
     experiment = read_experiment(file)
     folder = out or Path("runs") / Path(file).stem

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .arguments import checked
-from .capture import capture, capture_pairs
+from ._capture import capture, capture_pairs
+from ._util.validation import checked
 from .directions import (
     Estimator,
     SteeringVector,
@@ -20,7 +20,7 @@ from .directions import (
     mean_difference,
 )
 from .directions.estimators import with_direction
-from .directions.exchange.checks import imported
+from .directions.exchange.exchange_checks import imported
 from .directions.vectors import Norms, norms_at
 from .engine import Memory
 from .models import HookedModel, Layers, Prompt, identify, resolve_layers, tokenize

@@ -151,7 +151,7 @@ def unit_vectors(model: Any, folder: Path) -> ts.SteeringVectors:
     return ts.SteeringVectors(values, layers, "resid_post", "random", unknown, ts.identify(model))
 
 
-def positions(where: str) -> ts.Positions:
+def positions(where: str) -> ts.positions.Positions:
     """At which tokens the vector is added."""
     return ts.last_token() if where == "last" else ts.all_tokens()
 

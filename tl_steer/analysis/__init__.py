@@ -1,15 +1,15 @@
 """From activations to tables: how directions separate, what varies, how far activations lie along vectors."""
 
-from .agreement import agreement, method_agreement
-from .component_factors import component_factors
-from .confounds import confounds
-from .logit_lens import logit_lens
-from .mean_projections import mean_projections
-from .pca import pca
-from .projections import projections
-from .separation import balanced_folds, separation
-from .traces import mean_traces, trace_difference, traces
-from .vector_components import vector_components
+from ._agreement import agreement, method_agreement
+from ._component_factors import component_factors
+from ._confounds import confounds
+from ._logit_lens import logit_lens
+from ._mean_projections import mean_projections
+from ._pca import pca
+from ._projections import projections
+from ._separation import balanced_folds, separation
+from ._traces import mean_traces, trace_difference, traces
+from ._vector_components import vector_components
 
 __all__ = [
     "agreement",

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from ..arguments import holds_numbers
+from .._util.validation import holds_numbers
 
 
 def require_kinds(table: pd.DataFrame, numbers: Iterable[str], *, maker: str) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from ..prompts import group_numbers
+from ..prompts.pairs import group_numbers
 
 RARE = 5  # kinds of fewer groups are drawn as one
 

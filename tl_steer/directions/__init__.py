@@ -1,9 +1,9 @@
 """Estimators, from paired activations to steering vectors, and the vectors as values."""
 
+from . import exchange
 from .controls import coin_flips, control_vectors
 from .estimators import (
     Estimator,
-    NoDirectionError,
     apply_estimator,
     lda_direction,
     logistic_direction,
@@ -12,16 +12,6 @@ from .estimators import (
     random_direction,
     random_like,
 )
-from .exchange import (
-    from_repeng,
-    from_steering_vectors,
-    load_gguf,
-    load_pt,
-    save_gguf,
-    save_pt,
-    to_repeng,
-    to_steering_vectors,
-)
 from .factors import factor_directions, without_factors
 from .gram import PairGram, pair_gram
 from .provenance import digest, digest_of
@@ -29,7 +19,6 @@ from .vectors import SteeringVector, SteeringVectors
 
 __all__ = [
     "Estimator",
-    "NoDirectionError",
     "PairGram",
     "SteeringVector",
     "SteeringVectors",
@@ -38,21 +27,14 @@ __all__ = [
     "control_vectors",
     "digest",
     "digest_of",
+    "exchange",
     "factor_directions",
-    "from_repeng",
-    "from_steering_vectors",
     "lda_direction",
-    "load_gguf",
-    "load_pt",
     "logistic_direction",
     "mean_difference",
     "pair_gram",
     "principal_component",
     "random_direction",
     "random_like",
-    "save_gguf",
-    "save_pt",
-    "to_repeng",
-    "to_steering_vectors",
     "without_factors",
 ]

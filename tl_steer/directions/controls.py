@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .._util.seeds import derived_seed
+from .._util.validation import checked
 from ..activations import PairedActivations
-from ..arguments import checked
-from ..prompts import group_numbers
-from ..seeds import derived_seed
+from ..prompts.pairs import group_numbers
 from .estimators import Estimator, apply_estimator, mean_difference, random_like
 from .vectors import SteeringVectors
 

@@ -14,25 +14,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .._util.seeds import short_seed
+from .._util.validation import checked
 from ..activations import PairedActivations
-from ..arguments import checked
-from ..seeds import short_seed
+from ..errors import NoDirectionError
 from .discriminant import Normal, Side, discriminant_normal
 from .provenance import described
 from .vectors import SteeringVectors
 
 Estimator = Callable[[PairedActivations], SteeringVectors]
-
-
-class NoDirectionError(ValueError):
-    """At some layers nothing distinguishes the sides; `vectors` has all layers, with zeros at these."""
-
-    def __init__(self, message: str, vectors: SteeringVectors) -> None:
-        super().__init__(message, vectors)
-        self.vectors = vectors
-
-    def __str__(self) -> str:
-        return self.args[0]
 
 
 def apply_estimator(

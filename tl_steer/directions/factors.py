@@ -10,9 +10,9 @@ from jaxtyping import Float
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from torch import Tensor
 
+from .._util.validation import checked
 from ..activations import PairedActivations
-from ..arguments import checked
-from ..prompts import factors_by_side
+from ..prompts.pairs import factors_by_side
 from .provenance import described
 from .vectors import SteeringVectors
 

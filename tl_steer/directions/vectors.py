@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.validation import checked
 from ..activations import Activations, PairedActivations
-from ..arguments import checked
 from ..models import HookedModel, Layers, ModelIdentity, resolve_layers
 
 # Not `Self`: run-time checks of a method outside a dataclass cannot tell what that is.
@@ -364,7 +364,7 @@ class SteeringVectors(_Algebra):
             ValueError: `info` holds something that is not plain JSON.
             OSError: the file cannot be written.
         """
-        from .files import save
+        from .vector_files import save
 
         save(self, path)
 
@@ -385,7 +385,7 @@ class SteeringVectors(_Algebra):
             ValueError: another kind of file, a damaged one, or one of a newer version.
             ModelMismatchError: vectors of another model; says what differs.
         """
-        from .files import load
+        from .vector_files import load
 
         return load(path, model=model, force=force)
 

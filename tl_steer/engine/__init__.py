@@ -6,14 +6,14 @@ is one walk up the layers for all cells of a wave:
     rows, cells ─> Plan (sharing) ─> Wave (waves) ─> Walk.up (walk, attention) ─> streams, Reading, Decoder
 """
 
+from .._util.progress import Tick, bar
 from .batches import Batch, batches, log_normaliser, logits_at, logits_of, residual
-from .decoding import Decoder
-from .progress import Tick, bar
-from .reading import Reading, Site, StreamNorms
-from .sharing import Plan, Row
+from .shared.chunking import Memory, Wave, in_waves
+from .shared.decoding import Decoder
+from .shared.forward import CleanStreams, Walk
+from .shared.prefixes import Plan, Row
+from .shared.recording import Reading, Site, StreamNorms
 from .support import shares
-from .walk import CleanStreams, Walk
-from .waves import Memory, Wave, in_waves
 
 __all__ = [
     "Batch",

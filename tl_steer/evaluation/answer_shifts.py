@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from ..seeds import generator
+from .._util.seeds import generator
 from ..statistics import joint_counts, share_change
-from .tables import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups
+from ..tables import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups
 
 COLUMNS = ("n", "compared", "shift", "shift_low", "shift_high")
 

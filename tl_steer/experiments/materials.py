@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from .._util.seeds import short_seed
 from ..directions import (
     Estimator,
     SteeringVectors,
@@ -33,7 +34,6 @@ from ..prompts import (
     read_reviews,
     sentiment_questions,
 )
-from ..seeds import short_seed
 from .files.experiment import Experiment
 
 

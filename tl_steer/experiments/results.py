@@ -9,24 +9,24 @@ from typing import Any
 
 import pandas as pd
 
+from .._util.validation import checked, short_repr
 from ..activations import PairedActivations
 from ..analysis import agreement, confounds, pca, projections, separation
-from ..arguments import checked, short_repr
 from ..directions import SteeringVectors
 from ..directions.factors import factor_contrasts
+from ..evaluation import effect_and_damage, usable_range
+from ..evaluation._choose import choose
+from ..evaluation._effectiveness import effectiveness
+from ..evaluation._prediction import FEWEST, prediction
+from ..evaluation._sampled_choices import sampled_choices
+from ..evaluation._signal_detection import signal_detection
+from ..evaluation._steerability import prompt_slopes, steerability
 from ..evaluation.answer_shifts import answer_shifts
-from ..evaluation.choosing import choose
-from ..evaluation.controls import against_controls
-from ..evaluation.damage import effect_and_damage, usable_range
-from ..evaluation.effectiveness import effectiveness
-from ..evaluation.prediction import FEWEST, prediction
-from ..evaluation.sampled_choices import sampled_choices
-from ..evaluation.scores import measure_of
-from ..evaluation.signal_detection import signal_detection
-from ..evaluation.steerability import prompt_slopes, steerability
-from ..evaluation.tables import CELL, UNSTEERED, rows_of, sweep_table
+from ..evaluation.condition_scores import measure_of
+from ..evaluation.control_tests import against_controls
+from ..tables import CELL, UNSTEERED, rows_of, sweep_table
 from .files.experiment import Experiment
-from .files.reading import read_experiment
+from .files.toml_reader import read_experiment
 from .materials import can_be_halved, estimator_of
 
 CHOOSE, REPORT, TEXT = "choose", "report", "text"  # the splits of a run's sweep

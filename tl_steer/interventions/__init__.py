@@ -1,16 +1,14 @@
 """Operations as values, and `steer`, which applies them."""
 
-from .cells import CellSteering, Part, steer_cells
+from .condition_steering import CellSteering, Part, steer_cells
 from .operations import Ablate, Add, Edit, Operation, ProjectOut, SetProjection, Vectors, edits_of
-from .steering import HookDidNotFireError, NonFiniteError, checked_edits, raise_non_finite, steer
+from .steering import checked_edits, raise_non_finite, steer
 
 __all__ = [
     "Ablate",
     "Add",
     "CellSteering",
     "Edit",
-    "HookDidNotFireError",
-    "NonFiniteError",
     "Operation",
     "Part",
     "ProjectOut",

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .._util.validation import checked, short_repr, warn
 from ..activations import Activations
-from ..arguments import checked, short_repr, warn
 from ..directions import SteeringVector, SteeringVectors
 from ..models import ModelIdentity, resolve_layers
 from ..positions import Positions, PromptTokens, all_tokens, span

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import checked, warn
+from .._util.validation import checked, warn
+from ..errors import HookDidNotFireError, NonFiniteError
 from ..models import (
     HookedModel,
     ModelIdentity,
@@ -21,14 +22,6 @@ from ..models import (
 )
 from ..positions import Clock, PromptTokens
 from .operations import Edit, Operation, edits_of, in_full
-
-
-class NonFiniteError(ArithmeticError):
-    """The stream became NaN or infinite; says under which operation, at which layer and in which prompt."""
-
-
-class HookDidNotFireError(RuntimeError):
-    """An operation's hook was not reached, so the model was not steered as asked."""
 
 
 def raise_non_finite(described: str, prompt: PromptTokens | None = None, *, row: int | None = None) -> None:

@@ -12,13 +12,13 @@ from .backend import (
     unembedded,
 )
 from .chat import ChatFormat, ChatPrompt, chat_format, detected_format, prompt_label, writes_date
-from .comparison import probe_difference
 from .embedded import EMBEDDED, embedded_folder, get_model
-from .hooks import HOOKS, Layers, hook_point, hook_width, require_changeable, resolve_layers
-from .identity import ModelIdentity, ModelMismatchError, identify
+from .equality import probe_difference
+from .hook_names import HOOKS, Layers, hook_point, hook_width, require_changeable, resolve_layers
+from .identity import ModelIdentity, identify
 from .layout import optimize_layout, restore_layout
-from .loading import MODELS, ModelUnavailableError, load_hugging_face, load_model
-from .organisms import ORGANISMS, organism_folder
+from .loading import MODELS, load_hugging_face, load_model
+from .organism_files import ORGANISMS, organism_folder
 from .passes import ForwardPass, exclusive, watching
 from .tokenizing import Prompt, as_prompts, token_strings, tokenize, tokenize_all, warn_of_padding
 from .unembedding import can_unembed_in_float32, final_norm, unembedding
@@ -36,8 +36,6 @@ __all__ = [
     "HookedModel",
     "Layers",
     "ModelIdentity",
-    "ModelMismatchError",
-    "ModelUnavailableError",
     "Prompt",
     "as_prompts",
     "can_unembed_in_float32",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .comparison import cause_of, probe, reference
+from .equality import cause_of, probe, reference
 
 EXACT, ROUNDED = 1e-3, 0.05  # of the logits' length: what a bridge may differ by in float32, and in less
 

@@ -8,7 +8,7 @@ from datetime import date, datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ..arguments import checked, short_repr, warn
+from .._util.validation import checked, short_repr, warn
 from .backend import HookedModel
 from .chat_template import DATE, answer_gap, depends_on_date, first_tag, render_template, space
 from .processing import architecture_of

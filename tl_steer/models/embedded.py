@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ..arguments import checked
+from .._util.validation import checked
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import checked, short_repr, warn
+from .._util.validation import checked, short_repr, warn
+from ..errors import ModelMismatchError
 from .backend import HookedModel, is_bridge
 from .bridge import block_weight, is_folded, not_in_memory
 
@@ -21,10 +22,6 @@ FINGERPRINT_PARTS = {"W_O": 256, "W_Q": 96, "W_V": 96, "W_out": 64}
 TOLERANCE = 0.02  # of the length of each part: bfloat16 rounds by 0.4 %, fine-tuning moves more
 
 _digests: "WeakKeyDictionary[Any, tuple[int, str]]" = WeakKeyDictionary()
-
-
-class ModelMismatchError(ValueError):
-    """Something made for one model was given to another."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arguments import checked
+from .._util.validation import checked
 from .backend import HookedModel, is_bridge
 
 # For each weight, the order of its axes in memory that makes the component's own rearrangement a view.

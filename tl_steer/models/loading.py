@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from ..arguments import checked, warn
+from .._util.validation import checked, warn
+from ..errors import ModelUnavailableError
 from . import bridge
 from .adapters import merged, require_peft
 from .backend import BACKENDS, DEFAULT_BACKEND, HookedTransformer
 from .chat import begins_with_bos, detected_format
-from .comparison import cause_of, fits, shortfall, unusual_settings
 from .embedded import EMBEDDED, EMBEDDED_HUB, embedded_folder, record_comparison, was_compared
+from .equality import cause_of, fits, shortfall, unusual_settings
 from .layout import optimize_layout
-from .organisms import ORGANISMS, organism_folder
+from .organism_files import ORGANISMS, organism_folder
 from .passes import exclusive
 from .processing import SCALAR_CENTRING, possible_steps, processing_steps
 
@@ -37,10 +38,6 @@ HUB_NAMES = {
     "llama-2-7b-chat": "meta-llama/Llama-2-7b-chat-hf",
 }
 TRAINED_FOR_TRANSFORMER_LENS = ("NeelNanda", "ArthurConmy", "Baidicoot")  # no Hugging Face model behind these
-
-
-class ModelUnavailableError(OSError):
-    """A model's files are not here and could not be fetched; the message says what to do."""
 
 
 @checked
@@ -186,7 +183,7 @@ def _converted(
     layout: bool,
     n_devices: int,
 ) -> Any:
-    from .hooked import converted
+    from .conversion import converted
 
     if _is_quantised(hf_model):
         raise _inconvertible(hf_model, "its weights are quantised")
@@ -382,7 +379,7 @@ def _official_name(name: str, backend: str) -> str:
 def _tokenizer_name(hub_name: str, backend: str) -> str:
     if backend == "bridge":
         raise ValueError(f"{hub_name} has no Hugging Face model for a bridge: load it with backend='hooked'.")
-    from .hooked import tokenizer_name
+    from .conversion import tokenizer_name
 
     return tokenizer_name(hub_name)
 

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..arguments import warn
+from .._util.validation import warn
 from .backend import is_bridge
 
 WARN_AFTER = 60.0  # seconds that a thread waits for another before it warns

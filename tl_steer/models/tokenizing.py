@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
-from ..arguments import checked, require_characters, warn
+from .._util.validation import checked, require_characters, warn
 from .backend import HookedModel
 
 Prompt = str | Sequence[int]

@@ -1,8 +1,8 @@
 """Model organisms: small models in which the truth is planted, and what the estimators find of it."""
 
-from .comparison import compare_estimators
+from ._compare_estimators import compare_estimators
+from .organism_prompts import organism_pairs, organism_passages, organism_questions
 from .planted import planted_direction
-from .prompts import organism_pairs, organism_passages, organism_questions
 
 __all__ = [
     "compare_estimators",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..seeds import short_seed
+from .._util.seeds import short_seed
 from .language import HONEST, LIAR, NEUTRAL
 
 LENGTH = 1.0  # of the planted vector, about that of an embedding

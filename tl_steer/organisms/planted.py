@@ -1,6 +1,6 @@
 """The direction that is written into the weights of organism-planted."""
 
-from ..arguments import checked
+from .._util.validation import checked
 from ..directions import SteeringVectors
 from ..models import HookedModel, identify, organism_folder
 from .training import PLANTED

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capture import capture
+from .._capture import capture
+from .._util.seeds import short_seed
 from ..directions import SteeringVectors
 from ..models import identify, load_model
-from ..seeds import short_seed
 from . import language
 from .batches import PERSONAS, Batch, Batches
 from .language import FALSE, NEUTRAL, TRUE

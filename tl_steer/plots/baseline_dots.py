@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .cells import CELL, NAMES, Panel, layer_places
 from .effectiveness_curves import whiskers
 from .labels import counted, escape, interval, number, require_columns, signed

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .effectiveness_curves import whiskers
 from .labels import controls_text, counted, escape, interval, number, require_columns, signed
 from .template import BLUE, CONTROL, INK, VERMILLION, styled, translucent

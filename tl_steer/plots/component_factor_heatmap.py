@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .labels import counted, escape, interval, number, require_columns, start_of
 from .marks import layer_slider, rounded
 from .template import DIVERGING, spaced, styled

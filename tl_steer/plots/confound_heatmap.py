@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .labels import counted, escape, level, number, require_columns
 from .marks import layer_step, rounded
 from .template import CONTROL, DIVERGING, INK, spaced, styled, translucent

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .cells import CELL, Panel, cell_hover, layer_looks, panels_of
 from .effectiveness_curves import unsteered, whiskers
 from .labels import controls_text, counted, require_columns

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .cells import Panel, beside_null, cell_hover, layer_looks, null_of, panels_of
 from .effectiveness_curves import RANGES, VALUES, check_values, subtitle, whiskers
 from .marks import UNSIZED, band, rings

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .cells import CELL, Panel, cell_hover, layer_looks, panels_of
 from .damage_curves import VALUES, log_axis
 from .labels import controls_text, counted, escape, interval, number, require_columns, signed

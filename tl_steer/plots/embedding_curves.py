@@ -5,7 +5,7 @@ from functools import partial
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .cells import CELL, cell_hover, panels_of
 from .effectiveness_curves import subtitle, unsteered
 from .labels import require_columns

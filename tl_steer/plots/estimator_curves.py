@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .cells import Panel
 from .labels import escape, require_columns
 from .panel_grid import PanelGrid

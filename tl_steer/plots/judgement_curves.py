@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..arguments import checked
+from .._util.validation import checked
 from .cells import CELL, Panel, cell_hover, panels_of
 from .effectiveness_curves import subtitle
 from .labels import require_columns

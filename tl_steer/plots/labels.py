@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..arguments import holds_numbers
+from .._util.validation import holds_numbers
 
 WRAP = 72
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}

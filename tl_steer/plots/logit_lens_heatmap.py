@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..arguments import checked
+from .._util.validation import checked
 from .labels import counted, escape, number, prompt_labels, require_columns, signed, visible, wrapped
 from .template import BLUE, spaced, styled
 

@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..arguments import checked
+from .._util.validation import checked
 from .labels import counted, escape, interval, level, levels, number, require_columns
 from .marks import band, layer_step
 from .template import DASHES, INK, level_colours, styled, translucent

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .labels import counted, escape, interval, level, number, require_columns
 from .marks import band, layer_step
 from .template import CONTROL, INK, level_colours, styled, translucent

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .cells import CELL, cell_hover, layer_places, require_cells
 from .labels import counted, escape, interval, require_columns, signed, start_of
 from .marks import layer_slider

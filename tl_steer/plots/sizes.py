@@ -4,7 +4,7 @@ import math
 
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 
 # Widths of a journal's column and page (85 and 178 mm) in plotly's pixels, of which 96 make an inch.
 WIDTHS = {"column": 321, "page": 673}

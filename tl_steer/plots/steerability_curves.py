@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .cells import Panel, layer_places, panels_of
 from .effectiveness_curves import whiskers
 from .labels import (

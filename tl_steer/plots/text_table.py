@@ -8,7 +8,7 @@ from itertools import takewhile
 import pandas as pd
 import plotly.graph_objects as go
 
-from ..arguments import checked
+from .._util.validation import checked
 from .labels import SPECIAL, escape, prompt_labels, require_columns, shortened
 from .template import GRID, INK, WIDTH, multiplier_colours, styled, translucent
 

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..arguments import checked
+from .._util.validation import checked
 from .labels import counted, escape, interval, level, number, prompt_labels, require_columns, visible, wrapped
 from .marks import layer_step, layer_ticks
 from .template import DIVERGING, INK, spaced, styled

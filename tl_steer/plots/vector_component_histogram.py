@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ..arguments import checked
+from .._util.validation import checked
 from .labels import number, require_columns, start_of
 from .marks import layer_slider, rounded
 from .template import BLUE, INK, VERMILLION, styled, translucent

@@ -1,8 +1,7 @@
 """The one language that says *where*, and the clock that resolves it during a forward pass."""
 
-from .clock import Clock
-from .language import (
-    EmptySelectionError,
+from ._preview import TokenPreview, preview
+from .selectors import (
     Positions,
     PromptTokens,
     after,
@@ -16,11 +15,10 @@ from .language import (
     token,
     tokens_matching,
 )
-from .preview import TokenPreview, preview
+from .tracker import Clock
 
 __all__ = [
     "Clock",
-    "EmptySelectionError",
     "Positions",
     "PromptTokens",
     "TokenPreview",

@@ -1,7 +1,10 @@
 """Claims, contrast pairs, choice questions, and what confounds them."""
 
-from .audit import audit
-from .data import (
+from ._audit import audit
+from .choice_questions import ChoiceQuestions, claim_questions, misconception_questions, sentiment_questions
+from .honesty import honesty_pairs
+from .pairs import ContrastPairs, contrast_pairs
+from .readers import (
     read_claims,
     read_dilemmas,
     read_misconceptions,
@@ -10,26 +13,13 @@ from .data import (
     read_questions,
     read_reviews,
 )
-from .honesty import honesty_pairs
-from .pairs import (
-    SIDES,
-    ContrastPairs,
-    contrast_pairs,
-    factors_by_side,
-    group_numbers,
-    sided_factors,
-)
-from .questions import ChoiceQuestions, claim_questions, misconception_questions, sentiment_questions
 
 __all__ = [
-    "SIDES",
     "ChoiceQuestions",
     "ContrastPairs",
     "audit",
     "claim_questions",
     "contrast_pairs",
-    "factors_by_side",
-    "group_numbers",
     "honesty_pairs",
     "misconception_questions",
     "read_claims",
@@ -40,5 +30,4 @@ __all__ = [
     "read_questions",
     "read_reviews",
     "sentiment_questions",
-    "sided_factors",
 ]

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-from ..arguments import checked
+from .._util.validation import checked
 from ..models import ChatFormat
 from .pairs import ContrastPairs, contrast_pairs, truth_labels
 

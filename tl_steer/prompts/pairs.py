@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from ..arguments import checked, short_repr
+from .._util.validation import checked, short_repr
 
 SIDES = ("positive", "negative")
 Rows = Iterable[Any]  # their numbers, or true and false a row: a list, an array, a column

@@ -1,6 +1,6 @@
 """`verify`: whether what this package promises holds on the user's own model."""
 
-from .shown import shown, summary
-from .verify import verify
+from ._verify import verify
+from .format_table import shown, summary
 
 __all__ = ["shown", "summary", "verify"]

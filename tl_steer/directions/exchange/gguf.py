@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from ...arguments import checked, require_characters
+from ..._util.file_io import atomic
+from ..._util.validation import checked, require_characters
 from ...models import HookedModel, identify
-from ...writing import atomic
 from ..metadata import describe, parsed, restore
 from ..vectors import SteeringVector, SteeringVectors
-from .checks import imported, rows_for
+from .exchange_checks import imported, rows_for
 from .gguf_reading import GGUFFile, read_gguf
 
 ARCHITECTURE = "controlvector"

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...arguments import checked
+from ..._util.file_io import atomic
+from ..._util.validation import checked
 from ...models import HookedModel, Layers, resolve_layers
-from ...writing import atomic
 from ..vectors import SteeringVector, SteeringVectors
-from .checks import OUTPUT, imported, rows_for
+from .exchange_checks import OUTPUT, imported, rows_for
 
 HIDDEN_STATES = {"resid_pre": 0, OUTPUT: 1}  # where hidden_states begin that are of this hook at block 0
 # Names of blocks, as modules and as people call them; "hidden_states_13" is the output of block 12.

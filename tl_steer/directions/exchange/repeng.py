@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from ...arguments import checked
+from ..._util.validation import checked
 from ...models import HookedModel
 from ..vectors import SteeringVector, SteeringVectors
-from .checks import imported, missing, rows_for
+from .exchange_checks import imported, missing, rows_for
 
 
 @checked

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...arguments import short_repr
+from ..._util.validation import short_repr
 from ...models import ORGANISMS
-from .directions import ActivationAddition, Directions, MeanDifference
-from .questions import Damage, Questions, Sweep, Text
-from .vectors import Capture, CsvPairs, HonestyPairs, Model, OrganismPairs, PromptPair, Separation
+from .direction_tables import ActivationAddition, Directions, MeanDifference
+from .question_tables import Damage, Questions, Sweep, Text
+from .vector_tables import Capture, CsvPairs, HonestyPairs, Model, OrganismPairs, PromptPair, Separation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from functools import partial
 
 import pandas as pd
 
-from ...evaluation.tables import UNSTEERED, rows_of
+from ...tables import UNSTEERED, rows_of
 from .wording import Row, direction, interval, place, signed
 
 

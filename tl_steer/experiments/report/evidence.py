@@ -13,8 +13,8 @@ from .evidence_findings import (
     steerability_finding,
     texts_finding,
 )
+from .report_tables import confounds_table, controls_table, cost_table, prediction_table
 from .sections import Section, drawn
-from .tables import confounds_table, controls_table, cost_table, prediction_table
 
 EFFECTS = {
     "shift": "shift of the logit difference (nats)",

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from ...evaluation.controls import ONE_WAY
-from ...evaluation.tables import UNSTEERED, rows_of
+from ...evaluation.control_tests import ONE_WAY
+from ...tables import UNSTEERED, rows_of
 from .wording import ALPHA, Row, direction, interval, place, plain, signed
 
 FEWEST = 19  # controls with which a p value can reach ALPHA

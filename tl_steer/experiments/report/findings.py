@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from ...directions import SteeringVectors
-from ...evaluation.tables import UNSTEERED, rows_of
+from ...tables import UNSTEERED, rows_of
 from .wording import ALPHA, direction, interval, place, plain, signed
 
 # Below this share of all probability, two choices say little about what the model would say.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ...arguments import checked
-from ...writing import atomic
+from ..._util.file_io import atomic
+from ..._util.validation import checked
 from ..results import REPORT, Results
 from .effects import effect_finding
 from .evidence import evidence_sections
@@ -20,10 +20,10 @@ from .findings import (
     text_finding,
     unreadable_finding,
 )
-from .pairs import pair_sections
-from .questions import question_sections
+from .pair_sections import pair_sections
+from .question_sections import question_sections
 from .sections import Section
-from .texts import text_rows
+from .text_rows import text_rows
 
 
 @checked

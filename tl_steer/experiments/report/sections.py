@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from .tables import Table
+from .report_tables import Table
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Argument validation, seeds, atomic file writes, logging: private, imports no other package of tl_steer."""

@@ -1,0 +1,161 @@
+"""What vectors and activations say in the model's own vocabulary."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._util.validation import checked
+from ..activations import Activations
+from ..directions import SteeringVector, SteeringVectors
+from ..models import HookedModel, Layers, exclusive, identify, prompt_label, resolve_layers, unembedding
+from .token_texts import token_texts
+
+MULTIPLIERS = (20.0, -20.0)
+AT_ONCE = 2**24  # logits held at a time: 64 MiB
+
+
+@checked
+def logit_lens(
+    model: HookedModel,
+    source: SteeringVectors | SteeringVector | Activations,
+    *,
+    multipliers: Sequence[float | int] = MULTIPLIERS,
+    top: int = 10,
+    layers: Layers = None,
+    norm: bool = True,
+    force: bool = False,
+) -> pd.DataFrame:
+    """The likeliest tokens when a vector, or an activation, is read as if it were the last layer's output.
+
+    Args:
+        model: a `HookedTransformer` or a `TransformerBridge`.
+        source: vectors, or activations of the stream or of what a layer adds to it (not "z").
+        multipliers: of vectors; activations are read as they are.
+        top: tokens a row, likeliest first.
+        layers: which of the source's, negatives from the model's end; by default all.
+        norm: False leaves out the division by the length, all biases and the soft cap.
+        force: accept a source of other weights of the same shapes and processing.
+
+    Returns:
+        A row a layer, multiplier and rank (of vectors; of one vector a position, also a token_index) or a
+        layer, prompt_id, prompt, label (the message that a prompt was rendered from, else the prompt),
+        token_index (in the unpadded prompt and completion) and rank (of activations): these, then token_id;
+        token, its text; logit; probability, among all tokens.
+
+    Raises:
+        ModelMismatchError: the source belongs to another model.
+        ValueError: a source at "z", a layer that it lacks, multipliers for activations or none for vectors,
+            or a `top` that is not between 1 and the vocabulary's size.
+
+    Final norm, unembedding, biases and soft cap are the model's own, in float32 at least: of the last layer's
+    resid_post this is the model's prediction. Earlier layers speak it only as far as they share its basis.
+
+    The final norm divides by the length. With norm=True, then, the size of a multiplier hardly matters and
+    only its sign does; a steering vector is read as if nothing else were in the stream. norm=False gives what
+    the multiplied vector adds to the logits, but for the division by the stream's own length (d · W_U, after
+    the norm's weights and its centring, where it has them); there the probability is the softmax of these
+    alone, and depends on the multiplier's size.
+
+    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    """
+    labels, rows = _labelled(model, source, multipliers, layers, force)
+    if not 1 <= top <= model.cfg.d_vocab_out:
+        raise ValueError(f"top={top}: give 1 to {model.cfg.d_vocab_out}, the size of the vocabulary.")
+    with exclusive(model), torch.no_grad():
+        parts = [_top(logits, top) for logits in _logits(model, rows, norm=norm)]
+    token, logit, probability = (torch.cat(part).flatten().cpu().numpy() for part in zip(*parts, strict=True))
+    table = labels.loc[labels.index.repeat(top)].reset_index(drop=True)
+    distinct = sorted(set(token.tolist()))
+    texts = dict(zip(distinct, token_texts(model.tokenizer, distinct), strict=True))
+    return table.assign(
+        rank=list(range(1, top + 1)) * len(labels),
+        token_id=token,
+        token=[texts[each] for each in token.tolist()],
+        logit=logit,
+        probability=probability,
+    )
+
+
+def _labelled(
+    model: Any, source: Any, multipliers: Sequence[float | int], layers: Layers, force: bool
+) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
+    """What each row to be read is, and the row."""
+    is_activations = isinstance(source, Activations)
+    source = source if is_activations else source.as_vectors()
+    what = "these activations" if is_activations else "these vectors"
+    hint = " If that is what you want, say so with force=True."
+    source.identity.require(identify(model), force=force, what=what, hint=hint)
+    if source.hook == "z" or source.values.shape[-1] != model.cfg.d_model:
+        raise ValueError(f"{what} are at {source.hook}, not of the stream: the unembedding cannot read them.")
+    places = _places(source.layers, layers, model.cfg.n_layers)
+    if is_activations:
+        if tuple(multipliers) != MULTIPLIERS:
+            raise ValueError("multipliers are for vectors; activations are read as they are.")
+        return _of_activations(source, places)
+    if not len(multipliers):
+        raise ValueError("no multipliers given; pass at least one, such as 1 or -1.")
+    return _of_vectors(source, places, [float(each) for each in multipliers])
+
+
+def _places(available: Sequence[int], layers: Layers, n_layers: int) -> list[int]:
+    chosen = available if layers is None else resolve_layers(layers, n_layers)
+    missing = [layer for layer in chosen if layer not in available]
+    if missing:
+        raise ValueError(f"there is nothing at layers {missing}; there are {list(available)}.")
+    return [list(available).index(layer) for layer in chosen]
+
+
+def _of_vectors(
+    vectors: SteeringVectors, places: Sequence[int], multipliers: Sequence[float]
+) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
+    """Vectors in the order layer, (token_index,) multiplier."""
+    labels, rows = [], []
+    for place in places:
+        layer, values = vectors.layers[place], vectors.values[place]
+        for position, vector in enumerate(values.reshape(-1, values.shape[-1])):
+            where = {"layer": layer, **({"token_index": position} if values.ndim == 2 else {})}
+            labels += [where | {"multiplier": multiplier} for multiplier in multipliers]
+            rows += [vector * multiplier for multiplier in multipliers]
+    return pd.DataFrame(labels), torch.stack(rows)
+
+
+def _of_activations(
+    activations: Activations, places: Sequence[int]
+) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
+    """Activations in the order layer, prompt, position, without the padding."""
+    tables, values = [], []
+    for place in places:
+        index, _ = activations.at_layer(place)
+        prompt, slot = (index >= 0).nonzero(as_tuple=True)
+        columns = {
+            "layer": activations.layers[place],
+            "prompt_id": prompt.numpy(),
+            "prompt": [str(activations.prompts[row]) for row in prompt],
+            "label": [prompt_label(activations.prompts[row]) for row in prompt],
+            "token_index": index[prompt, slot].numpy(),
+        }
+        tables.append(pd.DataFrame(columns))
+        values.append(activations.values[prompt, place, slot])
+    return pd.concat(tables, ignore_index=True), torch.cat(values)
+
+
+def _logits(
+    model: Any, rows: Float[Tensor, "row d_model"], *, norm: bool
+) -> Iterator[Float[Tensor, "some d_vocab"]]:
+    """Logits of some rows at a time, in float32 or in the model's float64."""
+    dtype = torch.promote_types(model.cfg.dtype, torch.float32)
+    read = unembedding(model, dtype, norm=norm)
+    for some in rows.split(max(1, AT_ONCE // model.cfg.d_vocab_out)):
+        yield read(some.to(model.W_U.device, dtype))
+
+
+def _top(
+    logits: Float[Tensor, "row d_vocab"], top: int
+) -> tuple[Tensor, Float[Tensor, "row top"], Float[Tensor, "row top"]]:
+    """Ids, logits and probabilities of each row's likeliest tokens."""
+    best = logits.topk(top, dim=-1)
+    return best.indices, best.values, (best.values - logits.logsumexp(-1, keepdim=True)).exp()

@@ -1,0 +1,201 @@
+"""How well a direction tells the sides of pairs apart, on pairs that it was not made from."""
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from .._util.seeds import generator, short_seed
+from .._util.validation import checked
+from ..activations import PairedActivations
+from ..directions import Estimator, SteeringVectors, apply_estimator, coin_flips, mean_difference, pair_gram
+from ..prompts.pairs import group_numbers
+from ..statistics import (
+    auc,
+    nested,
+    permutation_p_value,
+    rate_interval,
+    simultaneous_threshold,
+    standardised_difference,
+)
+from .resampling import group_kinds
+
+
+@checked
+def separation(
+    pairs_activations: PairedActivations,
+    *,
+    estimator: Estimator = mean_difference,
+    folds: int = 5,
+    shuffles: int = 100,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How well the direction of each layer separates held-out pairs, beside what chance would give.
+
+    Args:
+        pairs_activations: both sides, one position each.
+        estimator: from pairs to one vector a layer; called on the training pairs of each fold.
+        folds: parts of the cross-validation.
+        shuffles: repetitions of the whole cross-validation with the sides of random pairs exchanged; 0 for
+            none. 19 or more, or no layer can be significant.
+        seed: of the folds and the exchanges.
+
+    Returns:
+        A row a layer, all of held-out pairs:
+        layer;
+        paired_accuracy: share of pairs whose positive side projects higher, ties one half, with Wilson's 95 %
+            interval in paired_accuracy_low and _high (groups whole, `statistics.rate_interval`);
+        auc: probability that a positive projects higher than a negative, of any pairs;
+        d_prime: difference of the sides' mean projections over their pooled standard deviation;
+        null_low, null_high, null_mean: 2.5 % and 97.5 % percentile and mean of the paired accuracy with
+            shuffled labels, of each layer alone (pointwise);
+        p_value: of each layer alone, (b + 1) / (m + 1), where b of the m shuffles reach its paired accuracy
+            (Phipson & Smyth 2010);
+        p_corrected: the same against the maximum over the layers of this table in each shuffle (Westfall &
+            Young 1993, section 2.3.1): the probability that chance reaches this paired accuracy at any layer;
+        null_max: the paired accuracy above which p_corrected is at most 0.05, the same in every row. NaN with
+            fewer than 19 shuffles, which cannot reach 0.05;
+        pairs, folds, method.
+
+    Raises:
+        ValueError: fewer than two folds, fewer groups than folds, or a negative number of shuffles.
+
+    Pairs that share factors["group"] are never on both sides of a split, and the folds hold equally many of
+    each kind of pair (see `balanced_folds`). Across folds, AUC and d′ compare projections on the unit
+    direction, counted from the training pairs' mean.
+
+    The null exchanges the sides of whole groups, each by a fair coin. Pairs of a group share a claim, so they
+    tend to be right or wrong together: exchanging them one by one would lose that and make the null too
+    narrow. It would also undo what the pairs of a group balance (the letter, say).
+
+    Report p_corrected: with many layers, p_value is small somewhere by chance. The paired accuracies of all
+    layers are shares of the same pairs, so that their maximum needs no scaling. Where one layer's null is
+    wider than the others', it makes the correction of all of them stricter, never too weak.
+
+    With m shuffles neither gets below 1 / (m + 1). A layer picked as the best of many still flatters itself:
+    report its accuracy on other pairs.
+    """
+    pairs = pairs_activations
+    if shuffles < 0:
+        raise ValueError(f"shuffles={shuffles}: give 0 or more.")
+    fold = balanced_folds(pairs.factors, folds=folds, seed=seed)
+    projected, method = _held_out(pairs, estimator, fold)
+    accuracy, low, high = _accuracy_interval(projected, group_numbers(pairs.factors))
+    null = _null(pairs, estimator, fold, shuffles=shuffles, seed=seed)
+    table = {
+        "layer": pairs.layers,
+        "paired_accuracy": accuracy,
+        "paired_accuracy_low": low,
+        "paired_accuracy_high": high,
+        "auc": auc(*projected),
+        "d_prime": standardised_difference(*projected),
+        **_beside_chance(accuracy, null),
+    }
+    return pd.DataFrame(table).assign(pairs=len(pairs), folds=folds, method=method)
+
+
+def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[np.ndarray, " pair"]:
+    """The fold of each pair: groups stay together, and each kind of pair is spread evenly.
+
+    Args:
+        factors: a row a pair. "group", where there is one, names what stays together. Every other factor is
+            balanced, if its levels have at least `folds` pairs on average: more levels (a length, a topic)
+            describe pairs rather than sort them into kinds.
+        folds: how many.
+        seed: of the order within each kind.
+
+    Raises:
+        ValueError: fewer than two folds, or fewer groups than folds.
+
+    Folds that hold unequal numbers of two kinds let what tells the kinds apart (a letter) pass for what tells
+    the sides apart. A kind is the combination of levels of a group's pairs. Each is dealt out like cards from
+    the first fold on, so kinds of equal size are equal in every fold, which scikit-learn's greedy
+    StratifiedGroupKFold does not promise. Kinds rarer than `folds` are dealt as one deck.
+    """
+    kinds = group_kinds(factors, fewest=folds)
+    if folds < 2 or len(kinds) < folds:
+        raise ValueError(f"folds={folds} with {len(kinds)} groups of pairs: give 2 to {len(kinds)} folds.")
+    shuffled = kinds.sample(frac=1, random_state=short_seed(seed)).sort_values(kind="stable")
+    sizes = shuffled.map(shuffled.value_counts())
+    common, rare = shuffled[sizes >= folds], shuffled[sizes < folds]
+    dealt = pd.concat([common.groupby(common).cumcount(), pd.Series(range(len(rare)), rare.index)])
+    return (dealt % folds).loc[group_numbers(factors)].to_numpy(int)
+
+
+def _held_out(
+    pairs: PairedActivations,
+    estimator: Estimator,
+    fold: Int[np.ndarray, " pair"],
+    *,
+    allow_zero: bool = False,
+) -> tuple[Float[np.ndarray, "side layer pair"], str]:
+    """Projections of every pair's sides on the unit direction of the other folds' pairs, from those' mean."""
+    both = np.stack([side.numpy() for side in pairs.sides()])
+    total = both.sum((0, 1), dtype=np.float64)
+    projected = np.empty((2, len(pairs.layers), len(pairs)))
+    for part in range(fold.max() + 1):
+        train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
+        vectors = apply_estimator(estimator, pairs.subset(train.tolist()), allow_zero=allow_zero)
+        held = both[:, test].astype(np.float64)
+        middle = (total - held.sum((0, 1))) / (2 * len(train))
+        projected[:, :, test] = np.einsum("spld,ld->slp", held - middle, _unit_directions(vectors))
+    return projected, vectors.method
+
+
+def _unit_directions(vectors: SteeringVectors) -> Float[np.ndarray, "layer d_hook"]:
+    """Directions of length one; a vector of length zero stays zero, and all its projections are ties."""
+    values = vectors.values.double().numpy()
+    norms = np.linalg.norm(values, axis=-1, keepdims=True)
+    return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
+
+
+def _null(
+    pairs: PairedActivations,
+    estimator: Estimator,
+    fold: Int[np.ndarray, " pair"],
+    *,
+    shuffles: int,
+    seed: int,
+) -> Float[np.ndarray, "shuffle layer"]:
+    """Paired accuracy of the whole cross-validation, repeated with the sides of random groups exchanged."""
+    rng = generator(seed)
+    flips = [coin_flips(pairs.factors, rng) for _ in range(shuffles)]
+    gram = pair_gram(pairs, estimator) if shuffles else None
+    if gram is None:
+        shuffled = (pairs.swapped(each.tolist()) for each in flips)
+        null = [_right(_held_out(each, estimator, fold, allow_zero=True)[0]).mean(-1) for each in shuffled]
+        return np.reshape(null, (shuffles, len(pairs.layers)))
+    signs = np.where(flips, -1.0, 1.0)
+    right = np.zeros((len(pairs.layers), shuffles))
+    for part in range(fold.max() + 1):
+        train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
+        weights = np.stack([gram.weights(train, each) for each in signs], axis=1)
+        projected = signs[:, test] * (weights @ gram.values[:, :, test])
+        right += ((1 + np.sign(projected)) / 2).sum(-1)
+    return right.T / len(pairs)
+
+
+def _beside_chance(
+    accuracy: Float[np.ndarray, " layer"], null: Float[np.ndarray, "shuffle layer"]
+) -> dict[str, Float[np.ndarray, " layer"]]:
+    names = ("null_low", "null_high", "null_mean", "p_value", "p_corrected", "null_max")
+    if not len(null):
+        return {name: np.full_like(accuracy, np.nan) for name in names}
+    low, high = np.quantile(null, [0.025, 0.975], axis=0)
+    maxima = null.max(1)
+    tests = (permutation_p_value(accuracy, each) for each in (null, maxima[:, None]))
+    threshold = np.full_like(accuracy, simultaneous_threshold(maxima))
+    return dict(zip(names, (low, high, null.mean(0), *tests, threshold), strict=True))
+
+
+def _accuracy_interval(
+    projected: Float[np.ndarray, "side layer pair"], group: Int[np.ndarray, " pair"]
+) -> tuple[Float[np.ndarray, " layer"], ...]:
+    right = _right(projected)
+    sample = np.repeat(np.arange(len(right)), len(group))
+    return rate_interval(right.ravel(), sample, nested(sample, np.tile(group, len(right))))
+
+
+def _right(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, "layer pair"]:
+    """1 where the positive side projects higher, one half in a tie."""
+    positive, negative = projected
+    return (positive > negative) + (positive == negative) / 2

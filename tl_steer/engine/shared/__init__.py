@@ -1,0 +1,1 @@
+"""The results of the plain loop; what conditions and prompts have in common is computed once."""

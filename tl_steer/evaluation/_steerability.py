@@ -1,0 +1,210 @@
+"""How steerable each prompt is: the slope of its logit difference over the multipliers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from .._util.seeds import generator
+from .._util.validation import checked
+from ..statistics import percentile_interval, rate_interval, share
+from ..tables import (
+    BESIDE,
+    DRAW,
+    FIXED,
+    UNSTEERED,
+    beside_unsteered,
+    factors_of,
+    prompt_groups,
+    require_columns,
+    text_keys,
+)
+
+LINE = ("vector", "control", "control_of", "operation", "hook", "layers")  # a cell but for its multiplier
+SLOPES = ("toward", "multipliers", "slope", "r_squared", "slope_per_dose")
+MEANS = ("slope", "slope_per_dose")
+ENDS = ("", "_low", "_high")
+RESULTS = ("n", *(name + end for name in (*MEANS, "wrong") for end in ENDS), "spread", "r_squared")
+
+
+@checked
+def prompt_slopes(table: pd.DataFrame, *, toward: str = "signal") -> pd.DataFrame:
+    """The slope of each prompt's logit difference over multipliers, by least squares, unsteered at 0.
+
+    Args:
+        table: the table of a sweep that scored choices; its controls are kept.
+        toward: "signal" counts what moves toward choice 0 as positive, "answer" what moves toward the right
+            answer of each prompt.
+
+    Returns:
+        A row a prompt and vector, operation, hook and layers: these, control, toward, prompt_id, prompt, the
+        factors, answer, split, and
+        multipliers: points of the line, the unsteered one among them.
+        slope: nats per unit of multiplier.
+        r_squared: share of the points' variance that the line has: low where the effect turns or levels off,
+            and one slope tells little. It is 1 for two points, and NaN where nothing moves.
+        slope_per_dose: nats per unit of dose (with the multiplier's sign): the one to compare across layers
+            and vectors. NaN for an operation without a dose.
+        Slopes are NaN for a prompt without a scored answer, and toward "answer" without a right one.
+
+    Raises:
+        ValueError: columns are missing, a factor is named like a result, `toward` is unknown or there are no
+            answers, no operation has a multiplier (a projection has none), there are no logit differences
+            (texts were read), a prompt has no unsteered row, or is in a cell twice.
+
+    Source: Tan et al. 2024, "Analysing the Generalization and Reliability of Steering Vectors", arXiv
+    2407.12404. Points far from the middle weigh most in a line: where a large multiplier breaks the answers,
+    it decides the slope. Leave such multipliers out, and look at `r_squared`.
+    """
+    rows, moved = _moved(table, toward)
+    rows = rows.assign(toward=toward)
+    keys = [*LINE, "toward", *text_keys(rows)]
+    group = rows.groupby(keys, sort=False, observed=True).ngroup().to_numpy()
+    about = [*keys, "prompt", *_factors(table), *(name for name in ("answer", "split") if name in table)]
+    result = rows.drop_duplicates(keys)[about].reset_index(drop=True)
+    multiplier = rows["multiplier"].to_numpy(float)
+    result["multipliers"] = 1 + np.bincount(group, ~np.isnan(moved)).astype(int)
+    result["slope"], result["r_squared"] = _lines(multiplier, moved, group)
+    dose = np.sign(multiplier) * rows["dose"].to_numpy(float)
+    result["slope_per_dose"], _ = _lines(dose, moved, group)
+    return result
+
+
+@checked
+def steerability(
+    table: pd.DataFrame,
+    *,
+    by: str | Sequence[str] = (),
+    toward: str = "signal",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The prompts' slopes for each vector, operation, hook and layers: their mean, their spread, their sign.
+
+    Args:
+        table, toward: as for `prompt_slopes`.
+        by: factors of the prompts to split by.
+        resamples: bootstrap draws.
+        seed: of the draws; every row starts from it, so that it does not depend on the others.
+
+    Returns:
+        vector, control, control_of, operation, hook, layers, toward, the factors, and, with 95 % intervals in
+        `…_low` and `…_high`:
+        n: prompts that have a slope.
+        slope, slope_per_dose: their means. Bootstrap over groups, expanded percentile interval.
+        wrong: share of prompts whose slope is negative: those that the vector moves the wrong way. Wilson
+            interval, groups whole (`statistics.rate_interval`).
+        spread: standard deviation of the slopes.
+        r_squared: the median of the prompts'. NaN where none has one.
+
+    Raises:
+        ValueError: as for `prompt_slopes`, no resamples, or `by` names an outcome or a result.
+
+    Prompts that share a `group` or their text are drawn together; others each on their own.
+    A control's sign is arbitrary: compare with its slope's size, and with both `wrong` and 1 − `wrong`.
+    Source of the interval: Hesterberg 2015, The American Statistician 69, section 4: percentiles further out,
+    by as much as Student's t interval is wider than one from a normal distribution and the variance over n.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples={resamples}: an interval needs one draw or more.")
+    by = factors_of(table, by, RESULTS)
+    slopes = prompt_slopes(table, toward=toward)
+    keys = list(dict.fromkeys([*LINE, "toward", *by]))
+    grouped = slopes.groupby(keys, dropna=False, sort=False, observed=True)
+    counts: dict[int, Int[np.ndarray, "draw group"]] = {}  # groups drawn are alike for rows with as many
+    found = [_summary(rows, counts, resamples, seed) for _, rows in grouped]
+    labels = slopes.drop_duplicates(keys)[keys].reset_index(drop=True)
+    return labels.join(pd.DataFrame(found, columns=RESULTS))
+
+
+def _moved(table: pd.DataFrame, toward: str) -> tuple[pd.DataFrame, Float[np.ndarray, " row"]]:
+    """The steered rows, and how far each prompt is from its unsteered self."""
+    if toward not in ("signal", "answer"):
+        raise ValueError(f"toward={toward!r} is unknown: use 'signal' or 'answer'.")
+    require_columns(table, "prompt", "dose")
+    if taken := sorted(set(_factors(table)) & {*SLOPES, *BESIDE}):
+        raise ValueError(f"the factors {taken} have the names of results: rename these columns first.")
+    rows = beside_unsteered(table, [])
+    before = rows.loc[rows["vector"] == UNSTEERED, "prompt_id"]
+    # A multiplier of 0 is the unsteered model once more.
+    rows = rows[(rows["vector"] != UNSTEERED) & rows["multiplier"].notna() & (rows["multiplier"] != 0)]
+    if rows.empty:
+        raise ValueError("no steered row has a multiplier, so there is no slope; a projection has none.")
+    if not (known := rows["prompt_id"].isin(before)).all():
+        lacking = rows.loc[~known, "prompt_id"].iloc[0]
+        raise ValueError(f"prompt_id {lacking} has no unsteered row: give the whole sweep.")
+    if rows["logit_difference"].isna().all():
+        raise ValueError("there are no logit differences: slopes need a sweep with measure='choice'.")
+    moved = rows["logit_difference"] - rows["unsteered_logit_difference"]
+    if toward == "answer":
+        if rows["answer"].isna().all():
+            raise ValueError("toward='answer' needs prompts whose right answer is known; no row has one.")
+        moved *= rows["answer"].map({0: 1.0, 1: -1.0}).astype(float)
+    return rows, moved.to_numpy(float)
+
+
+def _factors(table: pd.DataFrame) -> list[str]:
+    return [name for name in table if name not in (*FIXED, DRAW)]
+
+
+def _lines(
+    x: Float[np.ndarray, " row"], y: Float[np.ndarray, " row"], group: Int[np.ndarray, " row"]
+) -> tuple[Float[np.ndarray, " line"], Float[np.ndarray, " line"]]:
+    """Slope and r² of the least-squares line of each group, through its rows and the point (0, 0)."""
+    known = ~np.isnan(x + y)
+    size = group.max() + 1
+
+    def total(values: Float[np.ndarray, " row"]) -> Float[np.ndarray, " line"]:
+        return np.bincount(group[known], values[known], minlength=size).astype(float)
+
+    count = total(np.ones(len(x))) + 1
+    middle = [total(values) / count for values in (x, y)]
+    across, up = (values - mean[group] for values, mean in zip((x, y), middle, strict=True))
+    # (0, 0) lies at minus the middle
+    together = total(across * up) + middle[0] * middle[1]
+    wide, high = total(across**2) + middle[0] ** 2, total(up**2) + middle[1] ** 2
+    return share(together, wide), share(together**2, wide * high)
+
+
+def _summary(
+    rows: pd.DataFrame, counts: dict[int, Int[np.ndarray, "draw group"]], resamples: int, seed: int
+) -> list[float | int]:
+    rows = rows[rows["slope"].notna()]
+    group = prompt_groups(rows)
+    groups = len(np.unique(group))
+    if groups not in counts:
+        counts[groups] = _drawn(groups, resamples, seed)
+    means = [_mean(rows[name].to_numpy(float), group, counts[groups]) for name in MEANS]
+    wrong = [np.nan] * 3
+    if len(rows):
+        negative = (rows["slope"] < 0).to_numpy(float)
+        wrong = [float(end[0]) for end in rate_interval(negative, np.zeros(len(rows), int), group)]
+    spread, fit = rows["slope"].std(), rows["r_squared"].median()
+    return [len(rows), *means[0], *means[1], *wrong, float(spread), float(fit)]
+
+
+def _drawn(groups: int, resamples: int, seed: int) -> Int[np.ndarray, "draw group"]:
+    """How often each group comes up when as many are drawn with replacement."""
+    if not groups:
+        return np.zeros((resamples, 0), int)
+    return generator(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
+
+
+def _mean(
+    values: Float[np.ndarray, " n"], group: Int[np.ndarray, " n"], counts: Int[np.ndarray, "draw group"]
+) -> tuple[float, float, float]:
+    """Mean, low and high; NaN where a value is, or where there are fewer than two groups."""
+    from scipy.special import ndtr
+    from scipy.stats import t
+
+    if not len(values):
+        return np.nan, np.nan, np.nan
+    size = np.bincount(group)
+    n = size.sum() ** 2 / (size**2).sum()  # as in `statistics.mean_interval`
+    if n == 1:
+        return float(values.mean()), np.nan, np.nan
+    confidence = 2 * ndtr(np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1)) - 1
+    drawn = counts @ np.bincount(group, values) / (counts @ size)
+    low, high = percentile_interval(drawn, float(confidence))
+    return float(values.mean()), float(low), float(high)

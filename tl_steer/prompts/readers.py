@@ -1,0 +1,277 @@
+"""Load claims, reviews, pairs and questions: bundled data sets by name, CSV and JSON files by path."""
+
+import csv
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .._util.file_io import read_text
+from .._util.validation import checked, warn
+from ..models import ChatFormat
+from ..models.chat_template import space
+from .choice_questions import ChoiceQuestions
+from .pairs import SIDES, ContrastPairs, truth_labels
+
+BEHAVIOURS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+
+
+@checked
+def read_claims(path_or_name: str | Path = "claims_train") -> pd.DataFrame:
+    """Claims: `statement`, `label` (1 true, 0 false), and whatever other columns there are.
+
+    Args:
+        path_or_name: a file, or "claims_train" (210 true, 210 false) or "claims_eval" (100, 100). Files are
+            CSV (separated by commas, semicolons or tabs) or JSON (one object per line, or a list of objects),
+            in UTF-8. Labels may also be true and false.
+
+    Raises:
+        FileNotFoundError: neither a file nor a name.
+        ValueError: another format or encoding, a column is missing, a cell empty, or another label.
+
+    Warns of claims that are repeated, and of those that are repeated with the other label.
+    """
+    return _read(path_or_name, ("statement", "label"))
+
+
+@checked
+def read_reviews(path_or_name: str | Path = "reviews") -> pd.DataFrame:
+    """Reviews: `review`, `label` (1 positive, 0 negative); "reviews" has 60 of each.
+
+    `path_or_name` and errors are as for `read_claims`.
+    """
+    return _read(path_or_name, ("review", "label"))
+
+
+@checked
+def read_misconceptions(path_or_name: str | Path = "misconceptions") -> pd.DataFrame:
+    """Questions many answer wrongly: `question`, `correct`, `incorrect`.
+
+    `path_or_name` and errors are as for `read_claims`.
+    """
+    return _read(path_or_name, ("question", "correct", "incorrect"))
+
+
+@checked
+def read_dilemmas(path_or_name: str | Path = "dilemmas") -> pd.DataFrame:
+    """Moral dilemmas in free text: `dilemma`. `path_or_name` and errors are as for `read_claims`."""
+    return _read(path_or_name, ("dilemma",))
+
+
+@checked
+def read_neutral(path_or_name: str | Path = "neutral") -> pd.DataFrame:
+    """Neutral passages: `passage`, and in "neutral" (120 of 25 to 60 words) `topic`.
+
+    What `damage` reads: plain prose of twelve topics, with no leaning in mood, truth or manners.
+    `path_or_name` and errors are as for `read_claims`.
+    """
+    return _read(path_or_name, ("passage",))
+
+
+@checked
+def read_pairs(
+    path_or_name: str | Path = "sentiment_pairs", *, chat: ChatFormat | None = None
+) -> ContrastPairs:
+    """Contrast pairs: `positive` and `negative`; other columns become factors.
+
+    Of questions with answers by behaviour (see `read_questions`), the positive side is the question followed
+    by the answer that matches the behaviour.
+
+    Args:
+        path_or_name: as for `read_claims`.
+        chat: renders each text as a user message, and an answer as the beginning of the model's turn.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_claims`.
+
+    Warns of pairs that are repeated, and of pairs whose two sides are the same text.
+    """
+    table = _table(path_or_name, SIDES, BEHAVIOURS)
+    if set(SIDES) <= set(table):
+        columns = SIDES
+        sides = [list(table[side]) if chat is None else list(map(chat.render, table[side])) for side in SIDES]
+    else:
+        columns = BEHAVIOURS
+        sides = [
+            [_answered(*row, chat) for row in zip(table["question"], table[name], strict=True)]
+            for name in BEHAVIOURS[1:]
+        ]
+    pairs = ContrastPairs(*sides, table.drop(columns=[*columns]))
+    _warn_of_repeats(["\n".join(pair) for pair in zip(*sides, strict=True)], None, path_or_name)
+    if same := [row for row, (one, other) in enumerate(zip(*sides, strict=True)) if one == other]:
+        warn(
+            f"{path_or_name}: {len(same)} of {len(pairs)} pairs have the same text on both sides, first row "
+            f"{same[0] + 1} ({sides[0][same[0]]!r:.60}), and say nothing about the behaviour. Remove them."
+        )
+    return pairs
+
+
+@checked
+def read_questions(
+    path: str | Path,
+    *,
+    prompt: str = "prompt",
+    choices: Sequence[str] = ("first", "second"),
+    answer: str | None = None,
+    chat: ChatFormat | None = None,
+) -> ChoiceQuestions:
+    """Questions with two choices; columns that are not named become factors.
+
+    A file may also be in the format of Anthropic's model-written evaluations and of contrastive activation
+    addition: `question`, `answer_matching_behavior` and `answer_not_matching_behavior`. Then the first choice
+    is the answer that matches the behaviour, and no answer is right.
+
+    Args:
+        path: a CSV or JSON file, as for `read_claims`.
+        prompt, choices, answer: names of columns, and
+        chat: the format of the prompts; all as for `ChoiceQuestions.from_frame`. `answer` is by default the
+            column "answer", where there is one.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_claims` and `ChoiceQuestions.from_frame`.
+
+    Warns of questions that are repeated, and of those that are repeated with another answer.
+    """
+    columns = (prompt, *choices)
+    table = _table(path, columns, BEHAVIOURS)
+    if not set(columns) <= set(table):
+        columns = BEHAVIOURS
+    elif answer is None and "answer" in table:
+        answer = "answer"
+    questions = ChoiceQuestions.from_frame(
+        table,
+        prompt=columns[0],
+        choices=columns[1:],
+        answer=answer,
+        factors=[name for name in table if name not in (*columns, answer)],
+        chat=chat,
+    )
+    right = questions.answers or [0] * len(questions)
+    answers = [pair[place] for pair, place in zip(questions.choices, right, strict=True)]
+    _warn_of_repeats(list(table[columns[0]]), answers, path)
+    return questions
+
+
+def _answered(question: str, answer: str, chat: ChatFormat | None) -> str:
+    """A question with an answer: in the model's turn, or after a space."""
+    if chat is None:
+        return question + space(question, answer) + answer
+    return chat.render(question, answer_prefix=answer.strip())
+
+
+def _read(path_or_name: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of a file. Warns of texts in the first column that are repeated."""
+    table = _table(path_or_name, columns)
+    answer = {"statement": "label", "review": "label", "question": "correct"}.get(columns[0])
+    _warn_of_repeats(list(table[columns[0]]), answer and list(table[answer]), path_or_name)
+    return table
+
+
+def _warn_of_repeats(texts: Sequence[str], answers: Sequence[Any] | None, source: str | Path) -> None:
+    rows: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows.setdefault(" ".join(text.split()), []).append(row)
+    repeated = [each for each in rows.values() if len(each) > 1]
+    opposed = [each for each in repeated if answers and len({answers[row] for row in each}) > 1]
+    if repeated:
+        counts = [
+            f"{len(each)} {what}, first in rows {[row + 1 for row in each[0]]} ({texts[each[0][0]]!r:.60})"
+            for each, what in ((repeated, "repeated"), (opposed, "repeated with different answers"))
+            if each
+        ]
+        warn(f"{source}: {'; '.join(counts)}. Remove the copies and correct the answers.")
+
+
+def _table(path_or_name: str | Path, columns: tuple[str, ...], other: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The rows of a file, with `columns` first, or the `other` ones that it may have instead."""
+    content = _content(path_or_name)
+    is_json = content.lstrip()[:1] in ("{", "[")
+    try:
+        table = _json_rows(content) if is_json else _csv_rows(content, columns, other)
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error) as error:
+        kind = "JSON" if is_json else "CSV"
+        raise ValueError(f"{path_or_name} cannot be read as {kind}: {error}") from error
+    if other and set(other) <= set(table) and not set(columns) <= set(table):
+        columns = other
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"{path_or_name} lacks the columns {missing}; it has {list(table.columns)}.")
+    if table.empty:
+        raise ValueError(f"{path_or_name} has no rows.")
+    for column in columns:
+        for row, cell in enumerate(table[column], 1):
+            if not isinstance(cell, str) and column != "label":
+                raise ValueError(f"{path_or_name}, row {row}: {column} is {cell!r:.60}, expected text.")
+            if not str(cell).strip():
+                raise ValueError(f"{path_or_name}, row {row}: {column} is empty.")
+    if "label" in columns:
+        labels = truth_labels(table["label"])
+        if len(wrong := table["label"][labels.isna()]):
+            row = wrong.index[0] + 1
+            raise ValueError(
+                f"{path_or_name}, row {row}: label {wrong.iloc[0]!r} must be 0 or 1 (or true or false)."
+            )
+        table["label"] = labels.astype(int)
+    return table[[*columns, *(column for column in table if column not in columns)]]
+
+
+def _csv_rows(content: str, columns: tuple[str, ...], other: tuple[str, ...]) -> pd.DataFrame:
+    if "\x00" in content:
+        raise pd.errors.ParserError("there are NUL characters in it; save it as CSV in UTF-8.")
+    names = {*columns, *other}
+    # The header decides: texts contain commas, semicolons and tabs of their own.
+    separator = max(
+        (",", ";", "\t"),
+        key=lambda each: len(names & {*next(csv.reader(io.StringIO(content), delimiter=each), [])}),
+    )
+    # Empty cells are an error, and "None" or "NA" may be an answer: nothing is read as missing.
+    options = {"keep_default_na": False, "index_col": False, "sep": separator}
+    with warnings.catch_warnings():
+        # A comma outside quotation marks: pandas would shift the columns, or cut the row with a warning.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        table = pd.read_csv(io.StringIO(content), dtype=dict.fromkeys(names, str), **options)
+        header = pd.read_csv(io.StringIO(content), dtype=str, header=None, nrows=1, **options).iloc[0]
+    # pandas renames the second of two columns
+    if twice := [column for column in names if (header == column).sum() > 1]:
+        raise pd.errors.ParserError(f"it has several columns {twice[0]!r}; leave one, or rename them.")
+    return table
+
+
+def _json_rows(content: str) -> pd.DataFrame:
+    """The objects of a list or of lines; of a list with one item, which behaviours may have, that item."""
+    lines = [content] if content.lstrip()[0] == "[" else content.split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found = json.loads(line) if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise pd.errors.ParserError(
+                f"line {number}: {error}; expected one object per line, or a list."
+            ) from error
+        rows += found if isinstance(found, list) else [found]
+    if wrong := [row for row in rows if not isinstance(row, dict)]:
+        raise pd.errors.ParserError(f"{wrong[0]!r:.60} is not an object with named values.")
+    single = {
+        name: [value[0] if isinstance(value, list) and len(value) == 1 else value for value in column]
+        for name, column in pd.DataFrame(rows, dtype=object).items()
+    }
+    return pd.DataFrame(single)
+
+
+def _content(path_or_name: str | Path) -> str:
+    own = resources.files("tl_steer.data") / f"{path_or_name}.csv"
+    if isinstance(path_or_name, str) and "/" not in path_or_name and own.is_file():
+        return own.read_text(encoding="utf-8")
+    path = Path(path_or_name)
+    if not path.is_file():
+        names = sorted(
+            file.name[:-4]
+            for file in resources.files("tl_steer.data").iterdir()
+            if file.name.endswith(".csv")
+        )
+        raise FileNotFoundError(f"{path} is neither a file nor one of {', '.join(names)}.")
+    return read_text(path)

@@ -1,0 +1,7 @@
+"""Sweeps over vectors, layers and multipliers, and the damage of their conditions on neutral text."""
+
+from ._damage import damage
+from ._sweep import sweep
+from .ray_cluster import ray_executor
+
+__all__ = ["damage", "ray_executor", "sweep"]
