@@ -9,7 +9,7 @@ from tl_steer import plots
 from tl_steer.evaluation._choose import choose
 from tl_steer.evaluation.condition_scores import measure_of
 from tl_steer.sweeps.selection import best, candidates, halvings
-from tl_steer.tables import CELL
+from tl_steer.sweeps.sweep_table import CELL
 
 NAN = float("nan")
 PLAN = [("add", layers, multiplier) for layers in ("3", "4", "3+4") for multiplier in (-1.0, 1.0, 2.0)]
@@ -111,11 +111,11 @@ def test_honest_and_optimism_are_a_plain_loop_of_choose_over_relabelled_halves(s
         )
         again = [cell_of(turn.iloc[0]) == cell_of(rows.iloc[0]) for pair in made for turn in pair]
         row = rows.iloc[0]
-        assert row["honest"] == pytest.approx(outside.mean())
+        assert row["held_out_score"] == pytest.approx(outside.mean())
         assert row["optimism"] == pytest.approx((inside - outside).mean())
         ends = np.quantile([np.mean(each) for each in inside - outside], [0.025, 0.975])
         assert (row["optimism_low"], row["optimism_high"]) == pytest.approx(tuple(ends))
-        assert row["again"] == np.mean(again)
+        assert row["selection_agreement"] == np.mean(again)
 
 
 def test_a_function_is_scored_on_the_same_halves_as_the_named_score():
@@ -128,7 +128,14 @@ def test_a_function_is_scored_on_the_same_halves_as_the_named_score():
         choose(table, on="one", report="two", score=score, resamples=2, splits=5)
         for score in (my_accuracy, "accuracy")
     )
-    for name in ("naive", "honest", "optimism", "optimism_low", "optimism_high", "again"):
+    for name in (
+        "in_sample_score",
+        "held_out_score",
+        "optimism",
+        "optimism_low",
+        "optimism_high",
+        "selection_agreement",
+    ):
         assert mine[name].to_list() == pytest.approx(named[name].to_list()), name
 
 
@@ -140,7 +147,7 @@ def test_naive_is_the_highest_score_of_all_prompts_together(score):
     found = choose(table, on="one", report="two", score=score, resamples=1, splits=0)
     for operation, rows in found.groupby("operation"):
         highest = cells.loc[cells["operation"] == operation, "value"].max()
-        assert rows["naive"].to_list() == pytest.approx([highest] * 2)
+        assert rows["in_sample_score"].to_list() == pytest.approx([highest] * 2)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -165,11 +172,11 @@ def test_pure_noise_looks_good_to_the_naive_choice_and_not_to_the_honest_one():
     table = noise_sweep(n=40, unreadable=0, vectors=[f"vector {k}" for k in range(30)], plan=PLAN[:9])
     found = choose(table, on="one", report="two", resamples=1, splits=20)
     found = found[found["split"] == "two"]
-    error = found["honest"].std() / len(found) ** 0.5
-    assert abs(found["honest"].mean() - 0.5) < 3 * error
+    error = found["held_out_score"].std() / len(found) ** 0.5
+    assert abs(found["held_out_score"].mean() - 0.5) < 3 * error
     assert error < 0.015, "or the test could not tell"
     assert abs(found["value"].mean() - 0.5) < 3 * found["value"].std() / len(found) ** 0.5
-    assert found["naive"].mean() > 0.58
+    assert found["in_sample_score"].mean() > 0.58
     assert found["optimism"].min() > 0
     assert found["optimism"].mean() > 0.1
 
@@ -178,9 +185,9 @@ def test_a_cell_that_is_really_better_is_chosen_again_and_little_is_optimism():
     table = noise_sweep(n=80, effect=2.5, unreadable=0)
     row = choose(table, on="one", report="two").iloc[1]
     assert (row["layers"], row["multiplier"]) == ("4", 1.0)
-    assert row["again"] == 1.0
+    assert row["selection_agreement"] == 1.0
     assert row["optimism"] == row["optimism_low"] == row["optimism_high"] == 0.0
-    assert row["honest"] == pytest.approx(row["naive"]) == pytest.approx(0.99, abs=0.02)
+    assert row["held_out_score"] == pytest.approx(row["in_sample_score"]) == pytest.approx(0.99, abs=0.02)
 
 
 @pytest.mark.statistics
@@ -210,7 +217,7 @@ def test_halves_break_ties_as_the_choice_itself_does(turn):
             else "9+11"
         )
         assert set(found["layers"]) == {first}
-        assert found["again"].to_list() == [1.0, 1.0]
+        assert found["selection_agreement"].to_list() == [1.0, 1.0]
 
 
 def test_the_first_of_the_highest_is_best_and_nan_never():
@@ -242,7 +249,7 @@ def test_no_halvings_leave_nan_and_the_rest_as_it_was():
     with_splits, without = (
         choose(table, on="one", report="two", resamples=5, splits=each) for each in (7, 0)
     )
-    tried = ["honest", "optimism", "optimism_low", "optimism_high", "again"]
+    tried = ["held_out_score", "optimism", "optimism_low", "optimism_high", "selection_agreement"]
     assert without[tried].isna().all(axis=None)
     pd.testing.assert_frame_equal(without.drop(columns=tried), with_splits.drop(columns=tried))
     with pytest.raises(ValueError, match=r"splits=-1 is negative: .* 0 for never"):
@@ -254,8 +261,8 @@ def test_halves_without_a_score_are_left_out():
     table = noise_sweep(unreadable=0)
     table["answer"] = table["answer"].where(table["prompt_id"] == 50)
     found = choose(table, on="one", report="two", resamples=5, splits=5)
-    assert found["honest"].isna().all()
-    assert found["naive"].eq(1.0).any()
+    assert found["held_out_score"].isna().all()
+    assert found["in_sample_score"].eq(1.0).any()
 
 
 def test_accuracy_rewards_readable_answers_and_the_result_says_so():
@@ -423,8 +430,8 @@ def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(cho
     figure = plots.choices(chosen)
     traces = {trace.name: trace for trace in figure.data}
     on, report = (chosen[chosen["split"] == split] for split in ("one", "two"))
-    assert list(traces["all prompts, chosen on them (naive)"].x) == report["naive"].to_list()
-    assert list(traces["halves, chosen on the other (honest)"].x) == report["honest"].to_list()
+    assert list(traces["all prompts, chosen on them (naive)"].x) == report["in_sample_score"].to_list()
+    assert list(traces["halves, chosen on the other (honest)"].x) == report["held_out_score"].to_list()
     for rows, name in ((on, "this choice, where it was made"), (report, "this choice, on the other prompts")):
         trace = traces[name]
         assert list(trace.x) == rows["value"].to_list()
@@ -450,8 +457,10 @@ def test_the_figure_stands_without_controls_and_without_halvings():
 
 
 def test_the_figure_needs_pairs_of_one_score(chosen):
-    with pytest.raises(ValueError, match=r"plots\.choices needs the columns \['naive'\].*evaluation\.choose"):
-        plots.choices(chosen.drop(columns="naive"))
+    with pytest.raises(
+        ValueError, match=r"plots\.choices needs the columns \['in_sample_score'\].*evaluation\.choose"
+    ):
+        plots.choices(chosen.drop(columns="in_sample_score"))
     with pytest.raises(ValueError, match=r"\['accuracy', 'shift'\] have no common axis: select one"):
         plots.choices(pd.concat([chosen, chosen.assign(score="shift")]))
     with pytest.raises(ValueError, match="needs two rows"):

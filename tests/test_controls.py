@@ -19,7 +19,7 @@ from tl_steer.directions import (
 )
 from tl_steer.evaluation import against_controls, effectiveness, signal_detection
 from tl_steer.models import identify
-from tl_steer.tables import CELL
+from tl_steer.sweeps.sweep_table import CELL
 
 from .conftest import make_identity, make_pairs
 from .tiny_model import D_MODEL, make_model, word_tokenizer

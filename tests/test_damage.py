@@ -618,7 +618,7 @@ def joined(cells=RISING, *, texts=None, extra=(), **options):
 
 def test_each_cell_is_told_usable_or_why_not():
     table = joined()
-    assert table["why"].tolist() == ["unsteered", "no effect", "", "", "damage", "collapse"]
+    assert table["reason"].tolist() == ["unsteered", "no effect", "", "", "damage", "collapse"]
     assert table["usable"].tolist() == [False, False, True, True, False, False]
     assert table["collapse"].tolist() == ["", "", "", "", "", "loss"]
     assert table["pareto"].tolist() == [True, True, True, True, True, False]
@@ -638,7 +638,7 @@ def test_the_intended_side_is_the_multipliers():
     )
     projected = cells_of([{"multiplier": np.nan, "effect": -0.5, "kl": 0.01}], operation="project_out")
     table = joined([*wrong, *projected])
-    assert table["why"].tolist() == ["unsteered", "", "no effect", "no effect", ""]
+    assert table["reason"].tolist() == ["unsteered", "", "no effect", "no effect", ""]
     assert table["pareto"].tolist() == [True, True, False, False, True]
 
 
@@ -652,10 +652,10 @@ def test_where_more_is_better_a_subtracted_vector_may_gain_and_harm_by_controls_
     )
     harm = cells_of([{"multiplier": 2.0, "effect": -0.5, "kl": 0.01}], vector="random 1", control=True)
     table = joined(cells, extra=harm, directed=False)
-    assert table["why"].tolist()[:3] == ["unsteered", "", "no effect"]
+    assert table["reason"].tolist()[:3] == ["unsteered", "", "no effect"]
     assert table["control_effect"].tolist()[1:3] == [-0.5, -0.5]
     better = cells_of([{"multiplier": 2.0, "effect": 0.6, "kl": 0.01}], vector="random 1", control=True)
-    assert joined(cells, extra=better, directed=False)["why"].tolist()[:3] == [
+    assert joined(cells, extra=better, directed=False)["reason"].tolist()[:3] == [
         "unsteered", "no effect", "no effect",
     ]  # fmt: skip
 
@@ -668,17 +668,17 @@ def test_texts_are_compared_with_the_unsteered_ones_though_the_effects_have_no_s
 
 
 def test_bounds_can_be_moved():
-    assert joined(max_loss_change=0.7)["why"].tolist()[-2:] == ["", "collapse"]
-    assert joined(max_loss_change=0.02)["why"].tolist()[2:4] == ["", "damage"]
-    assert joined(max_kl=0.02)["why"].tolist()[2:4] == ["", "damage"]
+    assert joined(max_loss_change=0.7)["reason"].tolist()[-2:] == ["", "collapse"]
+    assert joined(max_loss_change=0.02)["reason"].tolist()[2:4] == ["", "damage"]
+    assert joined(max_kl=0.02)["reason"].tolist()[2:4] == ["", "damage"]
     assert joined(collapse_loss=0.3)["collapsed"].tolist()[-2:] == [True, True]
-    assert joined(collapse_loss=5.0)["why"].tolist()[-1] == "damage"
+    assert joined(collapse_loss=5.0)["reason"].tolist()[-1] == "damage"
 
 
 def test_the_upper_end_of_the_loss_changes_interval_decides_and_one_passage_is_too_few():
     cells = cells_of([{"multiplier": 1.0, "effect": 1.0, "loss": 0.0999}])
     assert joined(cells)["loss_change"].iloc[1] < 0.1
-    assert joined(cells)["why"].tolist()[1] == "damage"
+    assert joined(cells)["reason"].tolist()[1] == "damage"
     one = damages_of(*RISING)
     one = one[one["prompt_id"] == 0]
     assert not effect_and_damage(effects_of(*RISING), one)["usable"].any()
@@ -687,9 +687,9 @@ def test_the_upper_end_of_the_loss_changes_interval_decides_and_one_passage_is_t
 def test_an_effect_that_random_directions_have_too_is_none():
     near = cells_of([{"multiplier": -2.0, "effect": 0.6, "kl": 0.01}], vector="random 1", control=True)
     table = joined(extra=near)
-    assert table.loc[table["multiplier"] == 2.0, "why"].tolist() == ["no effect"]
+    assert table.loc[table["multiplier"] == 2.0, "reason"].tolist() == ["no effect"]
     assert table.loc[table["multiplier"] == 2.0, "control_effect"].tolist() == pytest.approx([0.6])
-    assert table.loc[table["multiplier"] == 4.0, "why"].tolist() == [""]
+    assert table.loc[table["multiplier"] == 4.0, "reason"].tolist() == [""]
     assert table.loc[table["multiplier"] == 4.0, "control_effect"].isna().all()
     assert not table.loc[table["control"], "usable"].any()
 
@@ -702,11 +702,11 @@ def test_controls_of_another_vector_or_layer_do_not_count():
     )
     controls += cells_of([{"multiplier": 2.0, "effect": 9.0}], vector="random 2", control=True, layers="4")
     table = joined(two, extra=controls)
-    assert table.set_index("vector").loc[["a", "b"], "why"].tolist() == ["", "no effect"]
+    assert table.set_index("vector").loc[["a", "b"], "reason"].tolist() == ["", "no effect"]
     older = [{name: value for name, value in row.items() if name != "control_of"} for row in controls]
     effects, damages = effects_of(*two, *controls), damages_of(*two, *older)
     table = effect_and_damage(effects.drop(columns="control_of"), damages.drop(columns="control_of"))
-    assert table.set_index("vector").loc[["a", "b"], "why"].tolist() == ["no effect"] * 2
+    assert table.set_index("vector").loc[["a", "b"], "reason"].tolist() == ["no effect"] * 2
 
 
 def test_the_pareto_set_equals_a_comparison_of_every_pair():
@@ -768,15 +768,15 @@ def test_a_cell_whose_texts_fall_apart_has_collapsed_and_says_by_which_rule(text
     texts = texts_of({("none", 0.0): GOOD, ("made", 2.0): text, ("made", 4.0): GOOD})
     table = joined(texts=texts).set_index("multiplier")
     assert table.loc[2.0, "collapse"] == rule
-    assert table.loc[2.0, "why"] == ("collapse" if rule else "")
-    assert table.loc[4.0, "why"] == ""
+    assert table.loc[2.0, "reason"] == ("collapse" if rule else "")
+    assert table.loc[4.0, "reason"] == ""
     assert table.loc[4.0, ["words", "distinct_2", "unreadable"]].tolist() == [20, 0.9, 0]
     assert table.loc[8.0, ["words", "distinct_2", "unreadable"]].isna().all()
 
 
 def test_answers_that_were_unreadable_before_are_no_collapse():
     texts = texts_of({("none", 0.0): (20, 0.9, True), ("made", 2.0): (20, 0.9, True)})
-    assert joined(texts=texts)["why"].tolist()[2] == ""
+    assert joined(texts=texts)["reason"].tolist()[2] == ""
 
 
 def test_tables_that_do_not_fit_together_are_refused():
@@ -812,19 +812,19 @@ def ranged(*cells, **options):
 
 def test_the_range_goes_from_the_first_usable_cell_to_the_last_without_a_gap():
     row = ranged(*RISING).loc[1]
-    assert row["cells"] == 5
+    assert row["conditions"] == 5
     assert row["usable"] == 2
     assert (row["smallest_multiplier"], row["largest_multiplier"]) == (2.0, 4.0)
     assert (row["smallest_dose"], row["largest_dose"]) == pytest.approx((0.2, 0.4))
     assert (row["collapse_multiplier"], row["collapse_dose"]) == pytest.approx((16.0, 1.6))
-    assert row["why"] == "damage"
+    assert row["reason"] == "damage"
 
 
 def test_cells_behind_a_gap_are_not_in_the_range():
     harmful = dict(RISING[1], multiplier=3.0, loss=0.5)
     row = ranged(RISING[1], harmful, RISING[2]).loc[1]
     assert (row["smallest_multiplier"], row["largest_multiplier"], row["usable"]) == (2.0, 2.0, 1)
-    assert row["why"] == "damage"
+    assert row["reason"] == "damage"
     assert np.isnan(row["collapse_dose"])
 
 
@@ -832,11 +832,11 @@ def test_each_sign_has_its_range_in_the_order_of_size():
     negative = [dict(row, multiplier=-row["multiplier"], effect=-row["effect"]) for row in reversed(RISING)]
     table = ranged(*negative, *RISING[:3])
     assert table.loc[-1, ["smallest_multiplier", "largest_multiplier"]].tolist() == [-2.0, -4.0]
-    assert table.loc[1, "why"] == "largest tried"
+    assert table.loc[1, "reason"] == "largest tried"
 
 
 @pytest.mark.parametrize(
-    ("effects", "losses", "why"),
+    ("effects", "losses", "reason"),
     [
         ([0.0, 0.0], [0.0, 0.0], "no effect"),
         ([0.0, 1.0], [0.0, 0.5], "damage first"),
@@ -852,7 +852,7 @@ def test_an_empty_range_says_why(effects, losses, why):
         ]
     )
     row = ranged(*cells).loc[1]
-    assert row["why"] == why
+    assert row["reason"] == why
     assert row["usable"] == 0
     assert row[["smallest_multiplier", "largest_multiplier", "smallest_dose", "largest_dose"]].isna().all()
 
@@ -867,7 +867,7 @@ def test_projections_and_layers_have_rows_of_their_own_and_controls_have_none():
         ("add", "3", 1), ("project_out", "3", 0), ("add", "3+5", 1),
     ]  # fmt: skip
     assert table["usable"].tolist() == [2, 1, 1]
-    assert table["why"].tolist() == ["damage", "largest tried", "largest tried"]
+    assert table["reason"].tolist() == ["damage", "largest tried", "largest tried"]
     assert set(table["vector"]) == {"made"}
 
 

@@ -24,10 +24,10 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 # Methods published by others: the docstring names the source.
 PUBLISHED = (
-    "Add", "ProjectOut", "activation_addition", "against_controls", "agreement", "audit", "choose",
-    "component_factors", "confounds", "lda_direction", "logit_lens", "mean_difference", "mean_traces",
-    "prediction", "principal_component", "prompt_slopes", "signal_detection", "steerability",
-    "text_damage",
+    "Add", "ProjectOut", "activation_addition", "against_controls", "agreement",
+    "analysis.component_factors", "analysis.confounds", "analysis.mean_traces", "audit", "choose",
+    "evaluation.prediction", "evaluation.prompt_slopes", "lda_direction", "logit_lens", "mean_difference",
+    "principal_component", "signal_detection", "steerability", "texts.text_damage",
 )  # fmt: skip
 ERRORS = {name for name in (*dir(builtins), *ts.errors.__all__) if name.endswith("Error")}
 

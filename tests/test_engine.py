@@ -63,7 +63,8 @@ PAIRS = [((7,), (8,)), ((7, 9), (7, 8)), ((7, 8, 9), (7, 10, 9)), ((8,), (9, 10)
 # Equal and unequal lengths, a beginning of another, the same twice, one token alone.
 PROMPTS = [[0, 3, 5, 6, 1, 4], [0, 3, 5], [0, 4, 5, 3], [0, 3, 5, 6, 1, 4], [0], [6, 5, 4, 3, 3, 0, 1]]
 WALKING, PACKING, BATCHES = (
-    importlib.import_module(f"tl_steer.engine.{name}") for name in ("walk", "packing", "batches")
+    importlib.import_module(f"tl_steer.engine.{name}")
+    for name in ("shared.forward", "shared.packing", "batches")
 )
 
 

@@ -12,7 +12,7 @@ from tl_steer.evaluation import against_controls, steerability
 from tl_steer.evaluation._choose import choose
 from tl_steer.evaluation._effectiveness import effectiveness
 from tl_steer.evaluation._signal_detection import signal_detection
-from tl_steer.tables import CELL, require_columns
+from tl_steer.sweeps.sweep_table import CELL, require_columns
 from tl_steer.texts import preference
 from tl_steer.texts.answer_pairs import answer_pairs
 

@@ -115,7 +115,8 @@ def test_the_controls_table_marks_what_its_sentence_calls_significant():
 
 def slopes(*, slope=1.5, half=0.1, wrong=0.1, r_squared=0.9, control=None):
     row = {"vector": "v", "control": False, "layers": "7", "n": 80, "slope": slope, "slope_low": slope - half,
-           "slope_high": slope + half, "wrong": wrong, "wrong_low": wrong - 0.05, "wrong_high": wrong + 0.05,
+           "slope_high": slope + half, "anti_steerable": wrong, "anti_steerable_low": wrong - 0.05,
+           "anti_steerable_high": wrong + 0.05,
            "r_squared": r_squared}  # fmt: skip
     controls = [] if control is None else [row | {"vector": "random 1", "control": True, "slope": control}]
     return pd.DataFrame([row, *controls])
@@ -130,7 +131,7 @@ UNSURE, DIVIDED, BADLY = "not measurably move", "not speak for all", "badly"  # 
         ({}, [7, 1.5, 1.4, 1.6, 10, 5, 15, 80], []),
         ({"control": -0.7}, [7, 1.5, 1.4, 1.6, 0.7, 10, 5, 15, 80], []),
         ({"slope": 0.05}, [7, 0.05, -0.05, 0.15, 10, 5, 15, 80], [UNSURE]),
-        ({"wrong": 0.4}, [7, 1.5, 1.4, 1.6, 40, 35, 45, 80], [DIVIDED]),
+        ({"anti_steerable": 0.4}, [7, 1.5, 1.4, 1.6, 40, 35, 45, 80], [DIVIDED]),
         ({"r_squared": 0.3}, [7, 1.5, 1.4, 1.6, 10, 5, 15, 80, 0.3], [BADLY]),
         ({"r_squared": np.nan}, [7, 1.5, 1.4, 1.6, 10, 5, 15, 80], []),
     ],
@@ -148,7 +149,7 @@ def cost(*, loss=0.05, half=0.02, usable=True, why="", controls=()):
     row = CHOSEN.to_dict() | {
         "kl": 0.12, "kl_low": 0.1, "kl_high": 0.14, "loss_change": loss, "loss_change_low": loss - half,
         "loss_change_high": loss + half, "effect": 2.0, "effect_low": 1.5, "effect_high": 2.5,
-        "usable": usable, "why": why,
+        "usable": usable, "reason": why,
     }  # fmt: skip
     beside = [row | {"vector": f"random {k}", "control": True, "kl": kl} for k, kl in enumerate(controls)]
     return pd.DataFrame([row, *beside])
@@ -158,7 +159,7 @@ def usable(*, cells=2, why="largest tried", sign=1, ends=(0.1, 0.2)):
     low, high = ends if cells else (np.nan, np.nan)
     return pd.DataFrame(
         [{"sign": sign, "usable": cells, "smallest_multiplier": low, "largest_multiplier": high,
-          "largest_dose": high, "why": why}]
+          "largest_dose": high, "reason": why}]
     )  # fmt: skip
 
 
@@ -190,7 +191,7 @@ def test_projections_have_controls_and_a_range_too():
 
 
 @pytest.mark.parametrize(
-    ("cells", "why", "words"),
+    ("cells", "reason", "words"),
     [(0, "no effect", "no effect"), (0, "damage first", "suffers"), (0, "collapse first", "falls apart"),
      (2, "damage", "suffers"), (2, "collapse", "falls apart"), (2, "no effect", "not clear"),
      (2, "largest tried", "no larger")],

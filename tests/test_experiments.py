@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from tl_steer import plots
-from tl_steer._util.content_hash import digest
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import SteeringVectors, mean_difference
 from tl_steer.errors import UnfinishedRunError
@@ -32,6 +31,7 @@ from tl_steer.experiments.report import (
 from tl_steer.experiments.results import best_choice
 from tl_steer.experiments.run_folder import is_finished
 from tl_steer.prompts import read_claims
+from tl_steer.sweeps.content_hash import digest
 
 from .conftest import assert_raises
 from .test_evidence_report import numbers, written
@@ -392,13 +392,13 @@ def test_the_choice_is_reported_with_both_halves():
     text = choice_finding(choices)
     on, report = choices.iloc[0], choices.iloc[1]
     expected = [on["n"], 7, on["multiplier"], on["dose"], on["value"], on["unsteered"]]
-    expected += [round(100 * on["again"]), report["n"]]
+    expected += [round(100 * on["selection_agreement"]), report["n"]]
     expected += [report[each] for each in ("value", "low", "high", "unsteered", "change")]
     shown = numbers(text)
     assert shown[: len(expected)] == pytest.approx(expected, abs=0.005)
     assert shown[len(expected) :] == pytest.approx([report["change_low"], report["change_high"]], abs=0.005)
     assert ("may be no change" in text) == (report["change_low"] <= 0 <= report["change_high"])
-    assert "again" not in choice_finding(choices.assign(again=np.nan))
+    assert "selection_agreement" not in choice_finding(choices.assign(selection_agreement=np.nan))
     for score, caution in (("accuracy", False), ("d_prime", True)):
         assert ("the verdict says" in choice_finding(choices.assign(score=score))) == caution
 

@@ -113,7 +113,8 @@ def test_every_package_lists_its_public_names():
         if path.name == "__init__.py"
         and len(list(path.parent.glob("*.py"))) > 1
         and not any(
-            isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__" for node in tree.body
+            isinstance(node, ast.Assign | ast.AnnAssign) and "__all__" in ast.unparse(node)
+            for node in tree.body
         )
     ] == []
 

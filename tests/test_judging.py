@@ -476,7 +476,7 @@ def test_lines_of_something_else_within_are_skipped_and_files_of_something_else_
 WRITER = """
 import importlib, sys, types
 package = types.ModuleType("alone"); package.__path__ = [sys.argv[1]]; sys.modules["alone"] = package
-cache = importlib.import_module("alone.cache").ReplyCache(__import__("pathlib").Path(sys.argv[2]))
+cache = importlib.import_module("alone.reply_cache").ReplyCache(__import__("pathlib").Path(sys.argv[2]))
 for number in range(100):
     cache.keep(f"{sys.argv[3]} {number}", sys.argv[3] * 3000)
 """
@@ -930,7 +930,7 @@ BEHAVIOUR = "honesty: saying what one believes to be true"
 
 
 def written(client, prompts=("Where is {ice}?", "Who are you?"), **more):
-    return ts.evaluation.write_exemplars(prompts, BEHAVIOUR, client=client, progress=False, **more)
+    return ts.texts.write_exemplars(prompts, BEHAVIOUR, client=client, progress=False, **more)
 
 
 def level_of(request):
@@ -968,7 +968,7 @@ def test_exemplars_go_to_embedding_scores_as_they_are():
 
 def test_exemplars_are_cached_and_their_cost_is_known_before(tmp_path, caplog):
     options = {"model": "m", "cache": tmp_path / "replies.jsonl"}
-    cost = ts.evaluation.exemplar_cost(["a", "b"], BEHAVIOUR, client=exemplar, price=(1.0, 10), **options)
+    cost = ts.texts.exemplar_cost(["a", "b"], BEHAVIOUR, client=exemplar, price=(1.0, 10), **options)
     assert (cost.pairs, cost.requests, cost.calls, cost.tokens_out) == (0, 6, 6, 1200)
     assert "pairs" not in str(cost)
     assert "6 requests, 0 in the cache: 6 calls" in str(cost)
@@ -980,7 +980,7 @@ def test_exemplars_are_cached_and_their_cost_is_known_before(tmp_path, caplog):
     assert len(writer.prompts) == 6, "the first four are kept"
     assert "exemplars: 6 requests, 4 in the cache: 2 calls" in caplog.text
     pd.testing.assert_frame_equal(found, written(Recorder(fail_at=0), ["a", "b"], **options))
-    other = ts.evaluation.exemplar_cost(["a", "b"], "another", client=exemplar, **options)
+    other = ts.texts.exemplar_cost(["a", "b"], "another", client=exemplar, **options)
     assert other.calls == 4, "the default answers are the same"
 
 
@@ -992,7 +992,7 @@ def test_a_prompt_cannot_close_its_block_in_a_request_for_exemplars():
 
 
 def test_exemplars_refuse_what_cannot_be_asked():
-    assert_raises("behaviour is blank", ts.evaluation.write_exemplars, ["a"], " ", client=exemplar)
+    assert_raises("behaviour is blank", ts.texts.write_exemplars, ["a"], " ", client=exemplar)
     assert_raises("at least one prompt", written, exemplar, [])
     assert_raises("none may be blank", written, exemplar, ["a", " "])
     assert_raises(r"6 calls are more than max_calls=5", written, exemplar, max_calls=5)

@@ -107,7 +107,7 @@ def test_debug_adds_memory_and_passes(monkeypatch, capfd, tmp_path):
 
 @pytest.mark.parametrize(
     ("level", "pattern"),
-    [("", "{message}\n"), ("info", r".* INFO    tl_steer\.experiments\.run: {message}\n"), ("warning", "")],
+    [("", "{message}\n"), ("info", r".* INFO    tl_steer\.experiments\._run: {message}\n"), ("warning", "")],
 )
 def test_the_command_line_logs_plain_messages_unless_a_level_is_set(
     monkeypatch, capsys, tmp_path, level, pattern

@@ -382,9 +382,9 @@ def test_coordinates_their_shares_and_places():
     assert list(table["coordinate"]) == [0, 1, 2, 3]
     assert list(table["value"]) == [3, 0, -4, 0]
     np.testing.assert_allclose(table["share"], [9 / 25, 0, 16 / 25, 0])
-    assert list(table["place"]) == [2, 3, 1, 4]
+    assert list(table["rank"]) == [2, 3, 1, 4]
     assert set(table["spread"]) == {2.5}
-    assert set(table["half"]) == {1}
+    assert set(table["n_half_energy"]) == {1}
 
 
 def test_spread_and_kurtosis_are_scipys_and_half_is_counted_by_hand():
@@ -398,18 +398,18 @@ def test_spread_and_kurtosis_are_scipys_and_half_is_counted_by_hand():
         for square in sorted(vector**2, reverse=True):
             if left > 0:
                 left, count = left - square, count + 1
-        assert set(rows["half"]) == {count}
+        assert set(rows["n_half_energy"]) == {count}
 
 
 def test_a_random_direction_is_normal_and_an_eighth_of_it_carries_half():
     table = vector_components(vectors_of(np.random.default_rng(1).normal(size=(1, 20000))))
     assert table["kurtosis"].iloc[0] == pytest.approx(0, abs=0.1)
-    assert table["half"].iloc[0] / 20000 == pytest.approx(1 / 8, abs=0.003)
+    assert table["n_half_energy"].iloc[0] / 20000 == pytest.approx(1 / 8, abs=0.003)
 
 
 def test_equal_coordinates_need_half_of_them():
     for count in range(2, 60, 2):
-        assert set(vector_components(vectors_of(np.full((1, count), 0.1)))["half"]) == {count // 2}
+        assert set(vector_components(vectors_of(np.full((1, count), 0.1)))["n_half_energy"]) == {count // 2}
     assert vector_components(vectors_of(np.full((1, 10), 0.1)))["kurtosis"].isna().all()
 
 

@@ -115,7 +115,7 @@ def test_a_prompt_that_nothing_moves_has_a_slope_of_exactly_zero_and_is_not_coun
     cells = [cell(before, multiplier=multiplier) for multiplier in (0.1, 0.2, 0.3)]
     table = pd.concat([unsteered(before), *cells])
     assert prompt_slopes(table)["slope"].to_list() == [0.0, 0.0, 0.0]
-    assert steerability(table)["wrong"].to_list() == [0.0]
+    assert steerability(table)["anti_steerable"].to_list() == [0.0]
 
 
 def test_a_multiplier_of_zero_is_the_unsteered_point_and_counts_once():
@@ -183,9 +183,11 @@ def test_steerability_is_a_plain_loop_over_prompts(by):
         assert row["slope"] == pytest.approx(sum(mine["slope"]) / len(mine))
         assert row["slope_per_dose"] == pytest.approx(sum(mine["slope_per_dose"]) / len(mine))
         wrong = sum(slope < 0 for slope in mine["slope"])
-        assert row["wrong"] == wrong / len(mine)
+        assert row["anti_steerable"] == wrong / len(mine)
         oracle = stats.binomtest(wrong, len(mine)).proportion_ci(method="wilson")
-        assert (row["wrong_low"], row["wrong_high"]) == pytest.approx((oracle.low, oracle.high))
+        assert (row["anti_steerable_low"], row["anti_steerable_high"]) == pytest.approx(
+            (oracle.low, oracle.high)
+        )
         assert row["spread"] == pytest.approx(stats.tstd(mine["slope"]))
         assert row["r_squared"] == pytest.approx(np.median(mine["r_squared"]))
 
@@ -229,13 +231,13 @@ def test_one_prompt_has_a_slope_and_no_interval_and_an_unknown_answer_none():
     before = np.array([0.5])
     table = pd.concat([unsteered(before), cell(before - 1)])
     row = steerability(table).iloc[0]
-    assert (row["n"], row["slope"], row["wrong"]) == (1, -1.0, 1.0)
+    assert (row["n"], row["slope"], row["anti_steerable"]) == (1, -1.0, 1.0)
     assert row[["slope_low", "slope_high", "spread"]].isna().all()
     twelve = steered(n=12)
     twelve["answer"] = twelve["answer"].mask(twelve["topic"] == "sea")
     by_topic = steerability(twelve, by="topic", toward="answer").set_index("topic")
     assert by_topic.loc["sea", "n"].to_list() == [0, 0, 0]
-    assert by_topic.loc["sea", "wrong"].isna().all()
+    assert by_topic.loc["sea", "anti_steerable"].isna().all()
     assert by_topic.loc["sky", "n"].to_list() == [4, 4, 4]
 
 
@@ -244,9 +246,9 @@ def test_toward_the_answer_finds_the_bias_that_looks_like_steering():
     rng = np.random.default_rng(0)
     before = rng.normal(size=40)
     table = pd.concat([unsteered(before), cell(before + 2 + rng.normal(0, 0.1, 40), multiplier=1.0)])
-    assert steerability(table)["wrong"].to_list() == [0.0]
+    assert steerability(table)["anti_steerable"].to_list() == [0.0]
     honest = steerability(table, toward="answer").iloc[0]
-    assert honest["wrong"] == 0.5
+    assert honest["anti_steerable"] == 0.5
     assert honest["slope_low"] < 0 < honest["slope_high"]
 
 
@@ -301,7 +303,7 @@ def points(trace):
     return [(x, y) for x, y in zip(trace.x, trace.y, strict=True) if x is not None and x == x]
 
 
-@pytest.mark.parametrize("value", ["slope", "slope_per_dose", "wrong"])
+@pytest.mark.parametrize("value", ["slope", "slope_per_dose", "anti_steerable"])
 def test_a_vector_is_a_line_by_layer_and_its_controls_a_band_of_either_sign(value):
     table = steered()
     extra = table[table["vector"] == "random 1"]
@@ -327,11 +329,13 @@ def test_a_vector_is_a_line_by_layer_and_its_controls_a_band_of_either_sign(valu
     controls = found[found["control"]]
     for layer in ("3", "5"):
         numbers = controls.loc[controls["layers"] == layer, value]
-        mirrored = 1 - numbers if value == "wrong" else -numbers
+        mirrored = 1 - numbers if value == "anti_steerable" else -numbers
         both = [*numbers, *mirrored]
         heights = [y for x, y in zip(band.x, band.y, strict=True) if x == float(layer)]
         assert sorted(heights) == pytest.approx([min(both), max(both)])
-    assert figure.layout.yaxis.title.text.startswith("prompts with" if value == "wrong" else "mean slope")
+    assert figure.layout.yaxis.title.text.startswith(
+        "prompts with" if value == "anti_steerable" else "mean slope"
+    )
     assert figure.layout.title.text.endswith("the signal")
 
 
@@ -434,9 +438,9 @@ def test_figures_refuse_what_they_cannot_show():
     table = steered(n=12)
     found, lines = steerability(table), prompt_slopes(table)
     with pytest.raises(
-        ValueError, match=r"plots\.steerability needs the columns \['wrong_low'\].*steerability\("
+        ValueError, match=r"plots\.steerability needs the columns \['anti_steerable_low'\].*steerability\("
     ):
-        plots.steerability(found.drop(columns="wrong_low"))
+        plots.steerability(found.drop(columns="anti_steerable_low"))
     for draw, given in ((plots.steerability, found), (plots.slopes, lines)):
         with pytest.raises(ValueError, match=r"'toward' must be one of signal, answer.*it has \['x'\]"):
             draw(given.assign(toward="x"))
@@ -448,8 +452,8 @@ def test_figures_refuse_what_they_cannot_show():
         plots.steerability(found.assign(slope_per_dose=NAN), value="slope_per_dose")
     with pytest.raises(ValueError, match=r"plots\.slopes needs the columns \['toward'\].*prompt_slopes"):
         plots.slopes(lines.drop(columns="toward"))
-    with pytest.raises(ValueError, match="value='wrong' is unknown"):
-        plots.slopes(lines, value="wrong")
+    with pytest.raises(ValueError, match="value='anti_steerable' is unknown"):
+        plots.slopes(lines, value="anti_steerable")
     with pytest.raises(ValueError, match=r"no layer 9 in the table; it has 3, 4\+7"):
         plots.slopes(lines, layer=9)
     with pytest.raises(ValueError, match="has controls alone"):

@@ -23,13 +23,12 @@ import torch
 from filelock import FileLock
 from tokenizers import processors
 
-from tl_steer._util import content_hash
 from tl_steer.errors import InUseError
 from tl_steer.interventions import Add
 from tl_steer.models import identify, weights
 from tl_steer.models.weights import weight_digests
 from tl_steer.positions import all_tokens, last_token
-from tl_steer.sweeps import chunks, measuring, plan
+from tl_steer.sweeps import chunks, content_hash, measuring
 from tl_steer.sweeps._sweep import sweep
 from tl_steer.sweeps.conditions import sweep_cells
 from tl_steer.sweeps.store import LOCK
@@ -486,7 +485,7 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
 
 
 def test_weights_on_meta_have_no_digest_and_packed_ones_do():
-    meta = plan.model_parts(MODEL)["weights"], weight_digests(torch.nn.Linear(2, 2, device="meta"))
+    meta = plans.model_parts(MODEL)["weights"], weight_digests(torch.nn.Linear(2, 2, device="meta"))
     assert meta[1] == {"weight": "", "bias": ""}
     packed = torch.nn.Module()
     packed.weight = torch.nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
@@ -603,11 +602,11 @@ def test_whole_multipliers_are_the_same_sweep(tmp_path):
 
 
 def test_settings_as_numpy_scalars_are_the_same_sweep():
-    def plan(**settings):
-        return json.dumps(plan.sweep_plan(MODEL, {}, 0, [], questions(), {"measure": "choice", **settings}))
+    def plan_of(**settings):
+        return json.dumps(plans.sweep_plan(MODEL, {}, 0, [], questions(), {"measure": "choice", **settings}))
 
-    scalars = plan(seed=np.int64(1), mass=np.bool_(True), max_new_tokens=np.int64(2))
-    assert scalars == plan(seed=1, mass=True, max_new_tokens=2)
+    scalars = plan_of(seed=np.int64(1), mass=np.bool_(True), max_new_tokens=np.int64(2))
+    assert scalars == plan_of(seed=1, mass=True, max_new_tokens=2)
     assert content_hash.digest([np.bool_(True), np.int64(1)]) == content_hash.digest([True, 1])
 
 

@@ -8,7 +8,6 @@ import torch
 from tl_steer._generation import generate
 from tl_steer._read_choice import read_answer
 from tl_steer._scoring import choice_logits
-from tl_steer._util.content_hash import digest
 from tl_steer._util.seeds import derived_seed
 from tl_steer.directions import SteeringVectors
 from tl_steer.errors import EmptySelectionError
@@ -19,6 +18,7 @@ from tl_steer.positions import all_tokens, last_token, token
 from tl_steer.prompts import ChoiceQuestions
 from tl_steer.sweeps._sweep import sweep
 from tl_steer.sweeps.chunks import in_order
+from tl_steer.sweeps.content_hash import digest
 
 from .tiny_model import D_MODEL, favouring, hook_name, made_vector, make_model, run_alone, word_tokenizer
 

@@ -7,13 +7,12 @@ from ._logit_lens import logit_lens
 from ._mean_projections import mean_projections
 from ._pca import pca
 from ._projections import projections
-from ._separation import balanced_folds, separation
+from ._separation import separation
 from ._traces import mean_traces, trace_difference, traces
 from ._vector_components import vector_components
 
 __all__ = [
     "agreement",
-    "balanced_folds",
     "component_factors",
     "confounds",
     "logit_lens",

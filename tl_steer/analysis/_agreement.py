@@ -48,7 +48,7 @@ Cosine = Callable[[Vectors, Vectors], Layerwise]
 
 @checked
 def agreement(
-    pairs_activations: PairedActivations,
+    activations: PairedActivations,
     *,
     estimators: Mapping[str, Estimator] | None = None,
     splits: int = 20,
@@ -60,7 +60,7 @@ def agreement(
     """What can be known of vectors before steering: how well they agree with others of the same pairs.
 
     Args:
-        pairs_activations: both sides, one position each.
+        activations: both sides, one position each.
         estimators: by name; by default `mean_difference`, `principal_component` (of="differences"),
             `logistic_direction` and `lda_direction`.
         splits: random halves of the pairs, groups whole and kinds balanced as in `balanced_folds`.
@@ -105,7 +105,7 @@ def agreement(
     reliability of test theory. It holds for cosines of means, since in many dimensions the noise of two
     halves is orthogonal, and twice (in squared length) that of the whole.
     """
-    pairs, methods = pairs_activations, _named(estimators)
+    pairs, methods = activations, _named(estimators)
     _require(pairs, (splits, resamples, shuffles, slow_draws))
     made = {name: apply_estimator(estimator, pairs) for name, estimator in methods.items()}
     whole = {name: _values(vectors) for name, vectors in made.items()}
@@ -135,12 +135,12 @@ def agreement(
 
 @checked
 def method_agreement(
-    pairs_activations: PairedActivations, *, estimators: Mapping[str, Estimator] | None = None
+    activations: PairedActivations, *, estimators: Mapping[str, Estimator] | None = None
 ) -> pd.DataFrame:
     """Cosine of each method's vector with each other's, layer by layer.
 
     Args:
-        pairs_activations: both sides, one position each.
+        activations: both sides, one position each.
         estimators: by name; by default those of `agreement`.
 
     Returns:
@@ -153,10 +153,8 @@ def method_agreement(
     (of the sides' means it is the difference times an inverse covariance). A low cosine with the mean
     difference says that such directions lie in the mean difference, not that either is wrong.
     """
-    whole = {
-        name: _values(apply_estimator(each, pairs_activations)) for name, each in _named(estimators).items()
-    }
-    return _compared(pairs_activations, whole)
+    whole = {name: _values(apply_estimator(each, activations)) for name, each in _named(estimators).items()}
+    return _compared(activations, whole)
 
 
 def _named(estimators: Mapping[str, Estimator] | None) -> dict[str, Estimator]:

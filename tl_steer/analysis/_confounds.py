@@ -19,13 +19,13 @@ ALL = "all"  # the row of the span of all factors together
 
 @checked
 def confounds(
-    vectors: SteeringVectors, pairs_activations: PairedActivations, *, shuffles: int = 200, seed: int = 0
+    vectors: SteeringVectors, activations: PairedActivations, *, shuffles: int = 200, seed: int = 0
 ) -> pd.DataFrame:
     """How far vectors point along letter, length, truth: the audit of a direction, not of its prompts.
 
     Args:
         vectors: of any method, one vector a layer.
-        pairs_activations: with the factors to ask about; better not those that the vectors were made from
+        activations: with the factors to ask about; better not those that the vectors were made from
             (see below).
         shuffles: permutations for the null; with fewer than 19 nothing can differ.
         seed: of these.
@@ -68,19 +68,19 @@ def confounds(
     Source: permuted residuals, Freedman & Lane 1983 (Journal of Business & Economic Statistics 1:292); the
     maximum over tests, Westfall & Young 1993, chapter 2.
     """
-    layers = shared_layers(pairs_activations, vectors)
-    factors = factor_contrasts(pairs_activations)
+    layers = shared_layers(activations, vectors)
+    factors = factor_contrasts(activations)
     if not factors:
         raise ValueError("no factor varies among these pairs: give contrast_pairs(…, factors=…) some.")
     if shuffles < 1:
         raise ValueError(f"shuffles={shuffles}: give 1 or more.")
     balanced = [each for each in factors if each.weights is not None]
-    weights = np.reshape([each.weights for each in balanced], (len(balanced), 2, len(pairs_activations)))
-    permuted = _permuted(weights, pairs_activations.factors, shuffles, seed)
-    both = np.stack([side.double().numpy() for side in pairs_activations.sides()])
+    weights = np.reshape([each.weights for each in balanced], (len(balanced), 2, len(activations)))
+    permuted = _permuted(weights, activations.factors, shuffles, seed)
+    both = np.stack([side.double().numpy() for side in activations.sides()])
     observed, drawn = [], []
     for layer in layers:
-        stream = both[:, :, pairs_activations.layers.index(layer)]
+        stream = both[:, :, activations.layers.index(layer)]
         vector = vectors[layer].values.double().numpy()
         observed.append(_cosines(np.tensordot(weights, stream, axes=2)[None], vector)[0])
         drawn.append(_cosines(np.tensordot(permuted, _noise(stream, weights), axes=2), vector))
@@ -97,7 +97,7 @@ def confounds(
     return table.assign(
         differs=table["cosine"].abs() > table["null_high"],
         balanced=~table["factor"].isin(confounded | ({ALL} if confounded else set())),
-        pairs=len(pairs_activations),
+        pairs=len(activations),
         method=vectors.method,
     )
 

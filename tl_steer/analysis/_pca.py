@@ -17,7 +17,7 @@ Side = Float[np.ndarray, "pair layer d_hook"]
 
 @checked
 def pca(
-    pairs_activations: PairedActivations,
+    activations: PairedActivations,
     *,
     components: int = 3,
     layers: int | Sequence[int] | None = None,
@@ -26,7 +26,7 @@ def pca(
     """Coordinates of every activation on the first principal components of its layer.
 
     Args:
-        pairs_activations: both sides, one position each.
+        activations: both sides, one position each.
         components: how many.
         layers: which of the captured layers, negatives from the model's end; all by default.
         of: the rows that are decomposed, as for `principal_component`: both sides pooled, minus their common
@@ -51,18 +51,18 @@ def pca(
     arbitrary: it is set so that the positive side has the higher mean, or, in a tie, so that the largest
     coordinate is positive.
     """
-    chosen = _captured(pairs_activations, layers)
-    sides = [side.double().numpy() for side in pairs_activations.sides()]
+    chosen = _captured(activations, layers)
+    sides = [side.double().numpy() for side in activations.sides()]
     both, rows = np.concatenate(sides), _rows(*sides, of)
     available = min(len(rows) - (of != "differences"), rows.shape[-1])
     if not 1 <= components <= available:
         raise ValueError(
-            f"components={components} do not exist: {len(pairs_activations)} pairs give 1 to {available}."
+            f"components={components} do not exist: {len(activations)} pairs give 1 to {available}."
         )
-    labels = side_labels(pairs_activations)
+    labels = side_labels(activations)
     tables = []
     for layer in chosen:
-        index = pairs_activations.layers.index(layer)
+        index = activations.layers.index(layer)
         points = both[:, index] - both[:, index].mean(0)
         rounding = np.finfo(np.float32).eps * np.linalg.norm(both[:, index])
         axes, explained = _components(rows[:, index], components, rounding)

@@ -12,12 +12,12 @@ from .row_labels import a_row_an_activation, side_labels
 
 @checked
 def projections(
-    pairs_activations: PairedActivations, vectors: SteeringVectors, *, centred: bool = False
+    activations: PairedActivations, vectors: SteeringVectors, *, centred: bool = False
 ) -> pd.DataFrame:
     """Projection and cosine of every activation on the vector of its layer.
 
     Args:
-        pairs_activations: both sides, one position each.
+        activations: both sides, one position each.
         vectors: for some of the same layers, at the same hook. Their length does not matter.
         centred: subtract each layer's mean activation, over both sides, first.
 
@@ -39,15 +39,15 @@ def projections(
 
     Projections of the pairs that the vectors were made from are flattering: `separation` holds pairs out.
     """
-    shared = shared_layers(pairs_activations, vectors)
-    if not len(pairs_activations):
+    shared = shared_layers(activations, vectors)
+    if not len(activations):
         raise ValueError("no pairs to project: the activations are of none.")
-    both = np.concatenate([side.double().numpy() for side in pairs_activations.sides()])
+    both = np.concatenate([side.double().numpy() for side in activations.sides()])
     directions = vectors.normalized()
-    labels = side_labels(pairs_activations)
+    labels = side_labels(activations)
     tables = []
     for layer in shared:
-        rows = both[:, pairs_activations.layers.index(layer)]
+        rows = both[:, activations.layers.index(layer)]
         rows = rows - rows.mean(0) if centred else rows
         tables.append(a_row_an_activation(labels, layer, along(rows, directions[layer])))
     return pd.concat(tables, ignore_index=True)

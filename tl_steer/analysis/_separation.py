@@ -22,7 +22,7 @@ from .resampling import group_kinds
 
 @checked
 def separation(
-    pairs_activations: PairedActivations,
+    activations: PairedActivations,
     *,
     estimator: Estimator = mean_difference,
     folds: int = 5,
@@ -32,7 +32,7 @@ def separation(
     """How well the direction of each layer separates held-out pairs, beside what chance would give.
 
     Args:
-        pairs_activations: both sides, one position each.
+        activations: both sides, one position each.
         estimator: from pairs to one vector a layer; called on the training pairs of each fold.
         folds: parts of the cross-validation.
         shuffles: repetitions of the whole cross-validation with the sides of random pairs exchanged; 0 for
@@ -74,7 +74,7 @@ def separation(
     With m shuffles neither gets below 1 / (m + 1). A layer picked as the best of many still flatters itself:
     report its accuracy on other pairs.
     """
-    pairs = pairs_activations
+    pairs = activations
     if shuffles < 0:
         raise ValueError(f"shuffles={shuffles}: give 0 or more.")
     fold = balanced_folds(pairs.factors, folds=folds, seed=seed)

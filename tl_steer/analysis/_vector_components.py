@@ -18,11 +18,11 @@ def vector_components(vectors: SteeringVectors | SteeringVector) -> pd.DataFrame
     Returns:
         A row a layer and coordinate:
         layer; coordinate, its place in the stream (0-based); value, in the stream's units;
-        share, of the vector's squared length; place, 1 for the coordinate of largest size;
+        share, of the vector's squared length; rank, 1 for the coordinate of largest size;
         and of the whole vector, the same in all its rows:
         spread, the root mean square of its coordinates;
         kurtosis, the excess over a normal distribution's (0);
-        half, how many coordinates carry half of the squared length.
+        n_half_energy, how many coordinates carry half of the squared length.
 
     Raises:
         ValueError: one vector a position, or a vector of length zero.
@@ -58,9 +58,9 @@ def _described(layer: int, values: Float[np.ndarray, " d_hook"]) -> pd.DataFrame
             "coordinate": np.arange(len(values)),
             "value": values,
             "share": share,
-            "place": place,
+            "rank": place,
             "spread": np.sqrt(squares.mean()),
             "kurtosis": (centred**4).mean() / variance**2 - 3 if variance > 0 else np.nan,
-            "half": int(np.searchsorted(share[order].cumsum(), 0.5 * (1 - 1e-12)) + 1),
+            "n_half_energy": int(np.searchsorted(share[order].cumsum(), 0.5 * (1 - 1e-12)) + 1),
         }
     )

@@ -20,7 +20,7 @@ FEWEST = 4  # groups, of which a half is exchanged in more than one way
 
 @checked
 def control_vectors(
-    pairs_activations: PairedActivations,
+    activations: PairedActivations,
     *,
     estimator: Estimator = mean_difference,
     vectors: SteeringVectors | None = None,
@@ -32,7 +32,7 @@ def control_vectors(
     """Controls by name ("random 1", "shuffled 1", "orthogonal 1", …), for `sweep(…, controls=…)`.
 
     Args:
-        pairs_activations: both sides, one position each.
+        activations: both sides, one position each.
         estimator: what made the vectors under study; shuffled ones are made by it too.
         vectors: those under study, such as scaled ones; by default what `estimator` makes of the pairs.
         random: how many drawn uniformly from the sphere: one direction for all layers, so that layers that
@@ -72,22 +72,22 @@ def control_vectors(
     counts = {"random": random, "shuffled": shuffled, "orthogonal": orthogonal}
     if wrong := {kind: count for kind, count in counts.items() if count < 0}:
         raise ValueError(f"{wrong}: give 0 or more of each.")
-    studied = apply_estimator(estimator, pairs_activations) if vectors is None else vectors
+    studied = apply_estimator(estimator, activations) if vectors is None else vectors
     studied.normalized()  # raises where a length is zero
-    if shuffled and studied.values.shape[-1] != (width := pairs_activations.positive.values.shape[-1]):
+    if shuffled and studied.values.shape[-1] != (width := activations.positive.values.shape[-1]):
         raise ValueError(
             f"the vectors have {studied.values.shape[-1]} numbers and the activations {width}: give the "
             "pairs they were made of, or shuffled=0."
         )
     if shuffled:
-        _require_shuffles(pairs_activations, studied, shuffled)
+        _require_shuffles(activations, studied, shuffled)
 
     def made(kind: str, seed: int) -> SteeringVectors:
         if kind == "random":
             return random_like(studied, seed=seed)
         if kind == "orthogonal":
             return _orthogonal(studied, seed)
-        return _shuffled(studied, pairs_activations, estimator, seed)
+        return _shuffled(studied, activations, estimator, seed)
 
     return {
         f"{kind} {number + 1}": made(kind, derived_seed(seed, place, number))

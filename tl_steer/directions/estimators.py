@@ -26,12 +26,12 @@ Estimator = Callable[[PairedActivations], SteeringVectors]
 
 
 def apply_estimator(
-    estimator: Estimator, pairs: PairedActivations, *, allow_zero: bool = False
+    estimator: Estimator, activations: PairedActivations, *, allow_zero: bool = False
 ) -> SteeringVectors:
     """Apply an estimator to pairs and check the type of its result.
 
     Args:
-        estimator, pairs: as for `separation`.
+        estimator, activations: as for `separation`.
         allow_zero: accept zeros at layers where nothing distinguishes the sides, as shuffled labels may make
             them; otherwise NoDirectionError is raised.
 
@@ -39,7 +39,7 @@ def apply_estimator(
         TypeError: if the estimator does not return SteeringVectors.
     """
     try:
-        vectors = estimator(pairs)
+        vectors = estimator(activations)
     except NoDirectionError as error:
         if not allow_zero:
             raise
@@ -53,11 +53,11 @@ def apply_estimator(
 
 
 @checked
-def mean_difference(pairs: PairedActivations) -> SteeringVectors:
+def mean_difference(activations: PairedActivations) -> SteeringVectors:
     """Mean of positive minus negative activations, accumulated in float64; its length is kept.
 
     Args:
-        pairs: both sides of contrast pairs, one position each; from `capture_pairs`.
+        activations: both sides of contrast pairs, one position each; from `capture_pairs`.
 
     Raises:
         NoDirectionError: at some layer both sides are the same, pair by pair or on average;
@@ -66,14 +66,14 @@ def mean_difference(pairs: PairedActivations) -> SteeringVectors:
     Source: difference-in-means, e.g. Marks & Tegmark 2023 (arXiv 2310.06824), section 5; Rimsky et al. 2023
     (arXiv 2312.06681), section 3.
     """
-    difference, alike = _mean_gap(pairs)
+    difference, alike = _mean_gap(activations)
     difference[alike] = 0
-    return with_direction(_vectors(pairs, difference, "mean_difference"))
+    return with_direction(_vectors(activations, difference, "mean_difference"))
 
 
 @checked
 def principal_component(
-    pairs: PairedActivations,
+    activations: PairedActivations,
     *,
     component: int | Mapping[int, float] = 1,
     of: Literal["pooled", "differences", "centred_differences", "pair_centred"] = "pooled",
@@ -82,7 +82,7 @@ def principal_component(
     """A principal component of the activations, or a weighted sum of several, as a unit vector.
 
     Args:
-        pairs: as for `mean_difference`.
+        activations: as for `mean_difference`.
         component: 1 for the component of largest variance, 2 for the next, …; or weights of several,
             `{1: 1.0, 2: -0.5}`: each component is oriented, then weighted; the sum is scaled to length 1.
         of: the rows that are decomposed, and what is removed from them:
@@ -108,17 +108,18 @@ def principal_component(
     weighted sum has one such list per component. `info["arguments"]` records `component`, `of` and `sign`.
     With negative weights, the positive side may project lower on the sum.
     """
-    rows, available = _rows(pairs, of)
+    rows, available = _rows(activations, of)
     weights = dict(component) if isinstance(component, Mapping) else {component: 1.0}
     if not all(isinstance(each, Real) and math.isfinite(each) for each in weights.values()):
         raise ValueError(f"component={component!r:.200}: weights must be finite numbers.")
     if not weights or 0 in weights.values():
         raise ValueError(f"component={weights}: give one component or more, with weights other than 0.")
     if missing := [number for number in weights if not 1 <= number <= available]:
-        raise ValueError(f"component {missing[0]} does not exist: {len(pairs)} pairs give 1 to {available}.")
+        given = f"{len(activations)} pairs give 1 to {available}"
+        raise ValueError(f"component {missing[0]} does not exist: {given}.")
     axes = _axes(rows.transpose(0, 1), max(weights))
-    _require_varying(pairs, rows, axes, of)
-    oriented = {number: _oriented(pairs, axes[:, number - 1], sign) for number in weights}
+    _require_varying(activations, rows, axes, of)
+    oriented = {number: _oriented(activations, axes[:, number - 1], sign) for number in weights}
     signs = {str(number): flips for number, (_, flips) in oriented.items()}
     arguments = {"component": {str(number): float(weight) for number, weight in weights.items()}, "of": of}
     arguments["sign"] = sign
@@ -126,18 +127,18 @@ def principal_component(
     if not isinstance(component, Mapping):
         arguments["component"] = int(component)
         method = f"principal_component({component}, {of})"
-        return _vectors(pairs, mixed, method, arguments=arguments, sign=signs[str(component)])
+        return _vectors(activations, mixed, method, arguments=arguments, sign=signs[str(component)])
     shown = " ".join(f"{weight:+g}·PC{number}" for number, weight in weights.items())
     method = f"principal_component({shown}, {of})"
-    return _vectors(pairs, _unit(mixed), method, arguments=arguments, sign=signs)
+    return _vectors(activations, _unit(mixed), method, arguments=arguments, sign=signs)
 
 
 @checked
-def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringVectors:
+def logistic_direction(activations: PairedActivations, *, C: float = 1.0) -> SteeringVectors:
     """Normal of a logistic regression that tells the sides apart, in activation space.
 
     Args:
-        pairs: as for `mean_difference`.
+        activations: as for `mean_difference`.
         C: inverse strength of the L2 penalty, on standardised activations.
 
     Raises:
@@ -160,15 +161,15 @@ def logistic_direction(pairs: PairedActivations, *, C: float = 1.0) -> SteeringV
         fitted = LogisticRegression(C=C, max_iter=2000).fit((rows - rows.mean(0)) / scale, labels)
         return fitted.coef_[0] / scale
 
-    return _classifier_direction(pairs, normal, "logistic_direction", {"C": float(C)})
+    return _classifier_direction(activations, normal, "logistic_direction", {"C": float(C)})
 
 
 @checked
-def lda_direction(pairs: PairedActivations) -> SteeringVectors:
+def lda_direction(activations: PairedActivations) -> SteeringVectors:
     """Fisher's linear discriminant with Ledoit-Wolf shrinkage of the within-side covariance.
 
     Args:
-        pairs: as for `mean_difference`.
+        activations: as for `mean_difference`.
 
     Raises:
         ValueError: values so large or so small that no direction can be computed.
@@ -178,11 +179,11 @@ def lda_direction(pairs: PairedActivations) -> SteeringVectors:
     Source: Ledoit & Wolf 2004; the direction is that of scikit-learn's
     `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`, found as `discriminant_normal` says.
     """
-    return _classifier_direction(pairs, discriminant_normal, "lda_direction", {})
+    return _classifier_direction(activations, discriminant_normal, "lda_direction", {})
 
 
 @checked
-def random_direction(pairs: PairedActivations, *, seed: int) -> SteeringVectors:
+def random_direction(activations: PairedActivations, *, seed: int) -> SteeringVectors:
     """Directions drawn uniformly from the sphere, with the shapes of `pairs`: a baseline, not an estimate.
 
     Args:
@@ -192,8 +193,8 @@ def random_direction(pairs: PairedActivations, *, seed: int) -> SteeringVectors:
     Drawn anew for each layer. As a control of layers that are steered together use `control_vectors`, which
     draws one direction for all of them.
     """
-    drawn = _drawn((len(pairs.layers), pairs.positive.values.shape[-1]), seed)
-    return _vectors(pairs, drawn, "random_direction", seed=int(seed))
+    drawn = _drawn((len(activations.layers), activations.positive.values.shape[-1]), seed)
+    return _vectors(activations, drawn, "random_direction", seed=int(seed))
 
 
 def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
@@ -223,23 +224,23 @@ def _drawn(shape: Sequence[int], seed: int) -> Float[Tensor, "*batch d_hook"]:
 
 
 def _classifier_direction(
-    pairs: PairedActivations,
+    activations: PairedActivations,
     normal: Callable[[Side, Side], Normal],
     method: str,
     arguments: Mapping[str, Any],
 ) -> SteeringVectors:
-    if len(pairs) < 2:
-        raise ValueError(f"{method} needs two pairs or more, and there are {len(pairs)}.")
-    difference, alike = _mean_gap(pairs)  # where the means are equal, the weights are rounding error
-    sides = [side.double().numpy() for side in pairs.sides()]
+    if len(activations) < 2:
+        raise ValueError(f"{method} needs two pairs or more, and there are {len(activations)}.")
+    difference, alike = _mean_gap(activations)  # where the means are equal, the weights are rounding error
+    sides = [side.double().numpy() for side in activations.sides()]
     axes = [
         torch.zeros_like(difference[index])
         if alike[index]
         else torch.from_numpy(normal(*(side[:, index].copy() for side in sides)))
-        for index in range(len(pairs.layers))
+        for index in range(len(activations.layers))
     ]
-    oriented, signs = _oriented(pairs, torch.stack(axes))
-    return with_direction(_vectors(pairs, oriented, method, arguments=arguments, sign=signs))
+    oriented, signs = _oriented(activations, torch.stack(axes))
+    return with_direction(_vectors(activations, oriented, method, arguments=arguments, sign=signs))
 
 
 def _axes(rows: Float[Tensor, "layer row d_hook"], count: int) -> Float[Tensor, "layer count d_hook"]:
@@ -261,20 +262,20 @@ def _axes(rows: Float[Tensor, "layer row d_hook"], count: int) -> Float[Tensor, 
     return torch.where(largest < 0, -axes, axes)
 
 
-def _rows(pairs: PairedActivations, of: str) -> tuple[Float[Tensor, "row layer d_hook"], int]:
+def _rows(activations: PairedActivations, of: str) -> tuple[Float[Tensor, "row layer d_hook"], int]:
     """The rows to decompose, and how many components they have; any further one would be arbitrary."""
-    positive, negative = (side.double() for side in pairs.sides())
+    positive, negative = (side.double() for side in activations.sides())
     if of == "pooled":
         rows = torch.cat([positive, negative])
         rows, available = rows - rows.mean(0), len(rows) - 1
     elif of == "differences":
-        rows, available = positive - negative, len(pairs)
+        rows, available = positive - negative, len(activations)
     elif of == "centred_differences":
         rows = positive - negative
-        rows, available = rows - rows.mean(0), len(pairs) - 1
+        rows, available = rows - rows.mean(0), len(activations) - 1
     elif of == "pair_centred":
         middle = (positive + negative) / 2
-        rows, available = torch.cat([positive - middle, negative - middle]), len(pairs)
+        rows, available = torch.cat([positive - middle, negative - middle]), len(activations)
     else:
         raise ValueError(
             f"of={of!r} is unknown: use 'pooled', 'differences', 'centred_differences' or 'pair_centred'."
@@ -283,10 +284,10 @@ def _rows(pairs: PairedActivations, of: str) -> tuple[Float[Tensor, "row layer d
 
 
 def _mean_gap(
-    pairs: PairedActivations,
+    activations: PairedActivations,
 ) -> tuple[Float[Tensor, "layer d_hook"], Bool[Tensor, " layer"]]:
     """Difference of the sides' means, and where it is no more than float32 rounds the activations."""
-    sides = pairs.sides()
+    sides = activations.sides()
     gap = sides[0].mean(0, dtype=torch.float64) - sides[1].mean(0, dtype=torch.float64)
     length = torch.stack([side.double().square().sum(-1).mean(0) for side in sides]).mean(0).sqrt()
     return gap, gap.norm(dim=-1) <= torch.finfo(torch.float32).eps * length
@@ -305,7 +306,7 @@ def with_direction(vectors: SteeringVectors) -> SteeringVectors:
 
 
 def _require_varying(
-    pairs: PairedActivations,
+    activations: PairedActivations,
     rows: Float[Tensor, "row layer d_hook"],
     axes: Float[Tensor, "layer count d_hook"],
     of: str,
@@ -314,26 +315,26 @@ def _require_varying(
 
     Not more than float32 rounds the activations counts as nothing.
     """
-    length = torch.stack([side.double() for side in pairs.sides()]).square().sum((0, 1, 3)).sqrt()
+    length = torch.stack([side.double() for side in activations.sides()]).square().sum((0, 1, 3)).sqrt()
     along = torch.einsum("rld,ld->rl", rows, axes[:, -1]).norm(dim=0)
     constant = along <= torch.finfo(torch.float32).eps * length
     if bool(constant.any()):
-        layers = [layer for layer, same in zip(pairs.layers, constant.tolist(), strict=True) if same]
+        layers = [layer for layer, same in zip(activations.layers, constant.tolist(), strict=True) if same]
         raise ValueError(
-            f"principal_component(of={of!r}): {pairs.hook} at layers {layers} varies in fewer than "
+            f"principal_component(of={of!r}): {activations.hook} at layers {layers} varies in fewer than "
             f"{axes.shape[1]} directions, so that component {axes.shape[1]} is arbitrary. Capture other "
             "layers or positions, or use a lower component."
         )
 
 
 def _oriented(
-    pairs: PairedActivations, axes: Float[Tensor, "layer d_hook"], rule: str = "mean"
+    activations: PairedActivations, axes: Float[Tensor, "layer d_hook"], rule: str = "mean"
 ) -> tuple[Float[Tensor, "layer d_hook"], list[int]]:
     """Unit axes on which the positive side projects higher, and the sign each was multiplied by.
 
     A tie of votes goes by the mean; a tie of means makes the largest entry positive.
     """
-    positive, negative = (side.double() for side in pairs.sides())
+    positive, negative = (side.double() for side in activations.sides())
     axes = _unit(axes.double())
     gap = ((positive - negative).mean(0) * axes).sum(-1)
     largest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True)).squeeze(-1)
@@ -349,9 +350,9 @@ def _unit(axes: Float[Tensor, "*batch d_hook"]) -> Float[Tensor, "*batch d_hook"
 
 
 def _vectors(
-    pairs: PairedActivations, values: Float[Tensor, "layer d_hook"], method: str, **info: Any
+    activations: PairedActivations, values: Float[Tensor, "layer d_hook"], method: str, **info: Any
 ) -> SteeringVectors:
     return SteeringVectors(
-        values.float(), pairs.layers, pairs.hook, method, pairs.stream_norm, pairs.identity,
-        described(pairs, **info),
+        values.float(), activations.layers, activations.hook, method, activations.stream_norm,
+        activations.identity, described(activations, **info),
     )  # fmt: skip

@@ -38,11 +38,11 @@ class FactorContrast:
 
 
 @checked
-def factor_directions(pairs_activations: PairedActivations) -> dict[str, SteeringVectors]:
+def factor_directions(activations: PairedActivations) -> dict[str, SteeringVectors]:
     """For each factor of the pairs, the direction in which activations differ along with it, at each layer.
 
     Args:
-        pairs_activations: both sides, one position each, with their factors. Those that differ between the
+        activations: both sides, one position each, with their factors. Those that differ between the
             sides (letter_positive, letter_negative) are one factor (letter); the length of the prompts in
             tokens is one too ("tokens").
 
@@ -64,18 +64,18 @@ def factor_directions(pairs_activations: PairedActivations) -> dict[str, Steerin
     negative), the factor's direction is the vector itself, and no arithmetic can part them: `confounds` marks
     such a factor, and other pairs are the only remedy.
     """
-    both = np.stack([side.double().numpy() for side in pairs_activations.sides()])
-    contrasts = [each for each in factor_contrasts(pairs_activations) if each.weights is not None]
+    both = np.stack([side.double().numpy() for side in activations.sides()])
+    contrasts = [each for each in factor_contrasts(activations) if each.weights is not None]
     centred = both - both.mean(1, keepdims=True)
     spread, length = (np.sqrt((rows**2).sum((0, 1, 3))) for rows in (centred, both))
     constant = spread <= np.finfo(np.float32).eps * length
     if contrasts and constant.any():
-        layers = [layer for layer, same in zip(pairs_activations.layers, constant, strict=True) if same]
+        layers = [layer for layer, same in zip(activations.layers, constant, strict=True) if same]
         raise ValueError(
-            f"factor_directions: {pairs_activations.hook} at layers {layers} does not vary within either "
+            f"factor_directions: {activations.hook} at layers {layers} does not vary within either "
             "side, so factors have no direction. Capture other layers or positions."
         )
-    return {each.name: _as_vectors(pairs_activations, each, both) for each in contrasts}
+    return {each.name: _as_vectors(activations, each, both) for each in contrasts}
 
 
 @checked
@@ -122,10 +122,10 @@ def without_factors(
     )
 
 
-def factor_contrasts(pairs_activations: PairedActivations) -> list[FactorContrast]:
+def factor_contrasts(activations: PairedActivations) -> list[FactorContrast]:
     """Every factor that varies and can be counted, in the order of the columns, then the prompts' length."""
     found = []
-    for name, *sides in _by_side(pairs_activations):
+    for name, *sides in _by_side(activations):
         codings = list(coded_levels(pd.Series(sides[0] + sides[1])))
         for level, contrast, numbers in codings:
             told = name if len(codings) == 1 else f"{name} = {level}"

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 
 from .._util.validation import checked
 from ..sweeps.selection import NULL, TRIED, Candidates, Score, best, candidates, compared, halvings, tried
-from ..tables import (
+from ..sweeps.sweep_table import (
     CELL,
     UNSTEERED,
     beside_unsteered,
@@ -67,14 +67,14 @@ def choose(
         change, change_low, change_high: against unsteered, by paired bootstrap over prompts. For d′ and
             readable accuracy on the prompts readable in both; a shift is a change already.
         And, the same on both rows, about the choice itself:
-        naive: the score of the cell chosen on all prompts of both splits, on the same prompts.
-        honest: the mean, over the halvings, of the score on one half of what was chosen on the other. Each
-            half takes its turn.
+        in_sample_score: the score of the cell chosen on all prompts of both splits, on the same prompts.
+        held_out_score: the mean, over the halvings, of the score on one half of what was chosen on the other;
+            each half takes its turn.
         optimism: the mean, over the same, of how much better what was chosen looks on the half that it was
             chosen on. Never below 0: on each half its own choice is at least as good as the other's.
         optimism_low, optimism_high: between them lie 95 % of the halvings. A spread over splits of the same
             prompts, not a confidence interval.
-        again: share of choices on a half that fall on the very cell of these rows.
+        selection_agreement: share of choices on a half that fall on the very cell of these rows.
         controls: how many control vectors were put through the same choice: best cell on `on`, score on
             `report`. Those swept under the same operation at all the same cells; else there is no null.
         null_low, null_high: the lowest and the highest of their scores on `report`.

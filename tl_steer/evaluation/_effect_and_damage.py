@@ -5,7 +5,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from .._util.validation import checked
-from ..tables import CELL, UNSTEERED, in_cells, require_columns, serves, sweep_table
+from ..sweeps.sweep_table import CELL, UNSTEERED, in_cells, require_columns, serves, sweep_table
 from .damage_means import mean_damage
 
 COSTS = ("kl", "loss_change")
@@ -62,7 +62,7 @@ def effect_and_damage(
         usable: the effect's interval lies beyond zero (if directed, on the multiplier's side), the effect is
             beyond that of the controls, the damage within the bounds, and the text has not collapsed. At
             least two passages.
-        why: "" where it is usable, else "unsteered", "collapse", "no effect" or "damage".
+        reason: "" where it is usable, else "unsteered", "collapse", "no effect" or "damage".
 
     Raises:
         ValueError: columns are missing, a cell is twice in `effects` (split by a factor: select one value),
@@ -86,7 +86,7 @@ def effect_and_damage(
     table["collapse"] = _collapses(table, before, min_distinct, max_unreadable, collapse_loss)
     table["collapsed"] = table["collapse"] != ""
     kl_bound = np.inf if max_kl is None else max_kl
-    table["why"] = np.select(
+    table["reason"] = np.select(
         [
             table["vector"] == UNSTEERED,
             table["collapsed"],
@@ -96,7 +96,7 @@ def effect_and_damage(
         ["unsteered", "collapse", "no effect", "damage"],
         "",
     )
-    table["usable"] = table["why"] == ""
+    table["usable"] = table["reason"] == ""
     return table.drop(columns="empty")
 
 

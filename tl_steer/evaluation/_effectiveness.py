@@ -7,7 +7,7 @@ import pandas as pd
 
 from .._util.validation import checked
 from ..statistics import mean_interval, rate_interval
-from ..tables import CELL, beside_unsteered, factors_of, in_cells, samples_and_groups, sweep_table
+from ..sweeps.sweep_table import CELL, beside_unsteered, factors_of, in_cells, samples_and_groups, sweep_table
 
 ALL = "all"  # the level of a factor in rows of all prompts
 RESULTS = ("n", "unreadable", "accuracy", "signal_rate", "logit_difference", "shift", "flipped")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .._util.validation import checked, holds_numbers
-from ..tables import require_columns
+from ..sweeps.sweep_table import require_columns
 
 MEASURES = (
     "split_half", "reliability", "single", "cone", "between", "paired_accuracy", "auc", "d_prime",
@@ -96,7 +96,7 @@ def _cells(effects: pd.DataFrame, effect: str) -> list[tuple[tuple, pd.Series, t
 
 def _measured(card: pd.DataFrame, measures: Sequence[str]) -> list[tuple[str, str, pd.Series]]:
     """Each measure of each method of a card, by layer."""
-    _require_numbers(card, ("layer",), "agreement(pairs_activations)")
+    _require_numbers(card, ("layer",), "agreement(activations)")
     methods = card["method"] if "method" in card else pd.Series("", card.index)
     found = []
     for method, rows in card.groupby(methods, sort=False):

@@ -5,7 +5,7 @@ import pandas as pd
 
 from .._util.seeds import generator
 from .._util.validation import checked
-from ..tables import require_columns
+from ..sweeps.sweep_table import require_columns
 
 
 @checked

@@ -20,7 +20,7 @@ from ..statistics import (
     z_of_weights,
     z_rates,
 )
-from ..tables import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups
+from ..sweeps.sweep_table import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups
 
 MEASURES = {"d_prime": sensitivity, "criterion": bias}  # of the z of both kinds, or of its changes
 # Half a group for each choice is Jeffreys' prior of a rate. Added to the groups whose choice changed, it is

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from .._util.seeds import generator
 from .._util.validation import checked
 from ..statistics import percentile_interval, rate_interval, share
-from ..tables import (
+from ..sweeps.sweep_table import (
     BESIDE,
     DRAW,
     FIXED,
@@ -25,7 +25,7 @@ LINE = ("vector", "control", "control_of", "operation", "hook", "layers")  # a c
 SLOPES = ("toward", "multipliers", "slope", "r_squared", "slope_per_dose")
 MEANS = ("slope", "slope_per_dose")
 ENDS = ("", "_low", "_high")
-RESULTS = ("n", *(name + end for name in (*MEANS, "wrong") for end in ENDS), "spread", "r_squared")
+RESULTS = ("n", *(name + end for name in (*MEANS, "anti_steerable") for end in ENDS), "spread", "r_squared")
 
 
 @checked
@@ -93,7 +93,7 @@ def steerability(
         `…_low` and `…_high`:
         n: prompts that have a slope.
         slope, slope_per_dose: their means. Bootstrap over groups, expanded percentile interval.
-        wrong: share of prompts whose slope is negative: those that the vector moves the wrong way. Wilson
+        anti_steerable: share of prompts whose slope is negative: those moved the wrong way. Wilson
             interval, groups whole (`statistics.rate_interval`).
         spread: standard deviation of the slopes.
         r_squared: the median of the prompts'. NaN where none has one.
@@ -102,7 +102,8 @@ def steerability(
         ValueError: as for `prompt_slopes`, no resamples, or `by` names an outcome or a result.
 
     Prompts that share a `group` or their text are drawn together; others each on their own.
-    A control's sign is arbitrary: compare with its slope's size, and with both `wrong` and 1 − `wrong`.
+    A control's sign is arbitrary: compare with its slope's size, and with both
+    `anti_steerable` and 1 − `anti_steerable`.
     Source of the interval: Hesterberg 2015, The American Statistician 69, section 4: percentiles further out,
     by as much as Student's t interval is wider than one from a normal distribution and the variance over n.
     """

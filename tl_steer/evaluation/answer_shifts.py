@@ -5,7 +5,7 @@ import pandas as pd
 
 from .._util.seeds import generator
 from ..statistics import joint_counts, share_change
-from ..tables import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups
+from ..sweeps.sweep_table import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups
 
 COLUMNS = ("n", "compared", "shift", "shift_low", "shift_high")
 

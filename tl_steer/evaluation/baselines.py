@@ -9,7 +9,7 @@ from jaxtyping import Float
 from .._util.seeds import generator
 from .._util.validation import checked
 from ..statistics import bias, interval_around, sensitivity, z_of_weights, z_rates
-from ..tables import CELL, UNSTEERED, prompt_groups, require_columns, sweep_table
+from ..sweeps.sweep_table import CELL, UNSTEERED, prompt_groups, require_columns, sweep_table
 from ._signal_detection import JEFFREYS_OF_BOTH, is_change_covered, margins
 
 MEASURES = {"d_prime": sensitivity, "criterion": bias}  # of the z of both classes

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from .._util.seeds import generator
 from ..statistics import joint_counts, percentile_interval, rate_interval, share_change
 from ..sweeps.selection import Score
-from ..tables import CELL, UNSTEERED, beside_unsteered, in_cells, prompt_groups, text_index
+from ..sweeps.sweep_table import CELL, UNSTEERED, beside_unsteered, in_cells, prompt_groups, text_index
 from ._effectiveness import FLIPPED, effectiveness, flips
 from ._signal_detection import signal_detection
 

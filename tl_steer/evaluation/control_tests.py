@@ -10,7 +10,7 @@ import pandas as pd
 from .._util.validation import checked
 from ..statistics import false_discovery, permutation_p_value
 from ..sweeps.selection import TIE
-from ..tables import CELL, UNSTEERED, factors_of, serves, sweep_table
+from ..sweeps.sweep_table import CELL, UNSTEERED, factors_of, serves, sweep_table
 from ._effectiveness import effectiveness, flips
 from ._signal_detection import signal_detection
 from .condition_scores import measure_of
@@ -93,7 +93,7 @@ def _require_controls(table: pd.DataFrame) -> None:
     if not table["control"].astype(bool).any():
         raise ValueError(
             "the table has no controls: sweep(…, controls=20) adds random directions of the same length, and "
-            "controls=control_vectors(pairs_activations) shuffled labels and an orthogonal one too."
+            "controls=control_vectors(activations) shuffled labels and an orthogonal one too."
         )
     if not (table["vector"] == UNSTEERED).any():
         raise ValueError("the table has no unsteered cell, against which effects are: give the whole sweep.")

@@ -7,7 +7,14 @@ import pandas as pd
 
 from .._util.validation import checked
 from ..statistics import mean_interval, rate_interval
-from ..tables import CELL, factors_of, in_cells, require_one_row_a_prompt, samples_and_groups, sweep_table
+from ..sweeps.sweep_table import (
+    CELL,
+    factors_of,
+    in_cells,
+    require_one_row_a_prompt,
+    samples_and_groups,
+    sweep_table,
+)
 
 AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
 

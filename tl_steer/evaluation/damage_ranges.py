@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from .._util.validation import checked
-from ..tables import UNSTEERED, require_columns
+from ..sweeps.sweep_table import UNSTEERED, require_columns
 
 PLACE = ("vector", "operation", "layers", "hook", "sign")
 ENDINGS = {"damage": "damage first", "collapse": "collapse first"}
@@ -21,12 +21,12 @@ def usable_range(joined: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row each: vector, operation, layers, hook, sign (+1, −1, 0 without a multiplier), and
-        cells: how many were tried; usable: how many of them are in the range.
+        conditions: how many were tried; usable: how many of them are in the range.
         smallest_multiplier, largest_multiplier, smallest_dose, largest_dose: of the range, which goes from
             the usable cell of the smallest |multiplier| on as long as each next one is usable too; NaN where
             empty.
         collapse_multiplier, collapse_dose: of the first cell whose text collapsed; NaN where none did.
-        why: what ends the range: "damage", "collapse", "no effect", or "largest tried". Where it is empty:
+        reason: what ends the range: "damage", "collapse", "no effect", or "largest tried". Where it is empty:
             "no effect" in any cell, or what came before an effect was free of it: "damage first" or
             "collapse first".
 
@@ -35,7 +35,7 @@ def usable_range(joined: pd.DataFrame) -> pd.DataFrame:
 
     Controls are left out. The range knows only the cells that were tried: between them nothing was measured.
     """
-    columns = (*PLACE[:-1], "control", "multiplier", "dose", "usable", "collapsed", "why")
+    columns = (*PLACE[:-1], "control", "multiplier", "dose", "usable", "collapsed", "reason")
     require_columns(joined, *columns, maker="effect_and_damage")
     rows = joined[(joined["vector"] != UNSTEERED) & ~joined["control"].astype(bool)]
     rows = rows.assign(sign=np.sign(rows["multiplier"]).fillna(0).astype(int), size=rows["multiplier"].abs())
@@ -48,12 +48,12 @@ def usable_range(joined: pd.DataFrame) -> pd.DataFrame:
 
 def _range(cells: pd.DataFrame) -> dict[str, Any]:
     """The range of cells in the order of their size."""
-    usable, reasons = cells["usable"].to_numpy(bool), cells["why"].tolist()
+    usable, reasons = cells["usable"].to_numpy(bool), cells["reason"].tolist()
     start = int(usable.argmax()) if usable.any() else len(cells)
     stop = next((place for place in range(start, len(cells)) if not usable[place]), len(cells))
     inside, collapsed = cells.iloc[start:stop], cells[cells["collapsed"].astype(bool)]
     return {
-        "cells": len(cells),
+        "conditions": len(cells),
         "usable": len(inside),
         **{
             f"{end}_{name}": _at(inside, place, name)
@@ -62,7 +62,7 @@ def _range(cells: pd.DataFrame) -> dict[str, Any]:
         },
         "collapse_multiplier": _at(collapsed, 0, "multiplier"),
         "collapse_dose": _at(collapsed, 0, "dose"),
-        "why": _why(reasons, start, stop),
+        "reason": _why(reasons, start, stop),
     }
 
 

@@ -25,7 +25,7 @@ from ..positions import parse_positions
 from ..prompts import audit
 from ..recipes import activation_addition
 from ..sweeps.store import package_versions, write_whole
-from ..tables import DRAW
+from ..sweeps.sweep_table import DRAW
 from .files.experiment import Experiment
 from .files.toml_reader import require_as_read
 from .materials import estimator_of, in_unit, pairs_of, steered_with

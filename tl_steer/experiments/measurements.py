@@ -15,7 +15,7 @@ from ..evaluation._choose import choose
 from ..positions import parse_positions
 from ..sweeps import damage
 from ..sweeps._sweep import sweep
-from ..tables import UNSTEERED
+from ..sweeps.sweep_table import UNSTEERED
 from ..texts import text_damage
 from .files.experiment import Experiment
 from .files.question_tables import sampling_of

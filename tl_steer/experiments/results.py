@@ -24,7 +24,7 @@ from ..evaluation._steerability import prompt_slopes, steerability
 from ..evaluation.answer_shifts import answer_shifts
 from ..evaluation.condition_scores import measure_of
 from ..evaluation.control_tests import against_controls
-from ..tables import CELL, UNSTEERED, rows_of, sweep_table
+from ..sweeps.sweep_table import CELL, UNSTEERED, rows_of, sweep_table
 from .files.experiment import Experiment
 from .files.toml_reader import read_experiment
 from .materials import can_be_halved, estimator_of

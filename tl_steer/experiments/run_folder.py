@@ -19,11 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .._util.content_hash import counted, digest
 from .._util.validation import checked
 from ..engine.shared.chunking import bytes_allowed
 from ..models import detected_format, writes_date
-from ..sweeps.plan import Plan, differences, model_parts, questions_parts, tokens_part
+from ..sweeps.content_hash import counted, digest
+from ..sweeps.plans import Plan, differences, model_parts, questions_parts, tokens_part
 from ..sweeps.store import not_written, only_writer, write_whole
 from .files.experiment import Experiment
 from .materials import files_of, pairs_of, passages_of, questions_of, said_prompts

@@ -37,7 +37,7 @@ def agreement(table: pd.DataFrame) -> go.Figure:
     and bands show the middle 95 % of splits and of pairs; of several these are in the hover. A panel of which
     the table knows nothing (one method has none to agree with) is left out.
     """
-    require_columns(table, COLUMNS, figure="agreement", maker="analysis.agreement(pairs_activations)")
+    require_columns(table, COLUMNS, figure="agreement", maker="analysis.agreement(activations)")
     if table.duplicated(["layer", "method"]).any():
         raise ValueError(
             "plots.agreement: a layer and method is there twice; are these several tables in one?"

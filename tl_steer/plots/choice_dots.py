@@ -13,7 +13,7 @@ from .template import BLUE, CONTROL, INK, VERMILLION, styled, translucent
 
 COLUMNS = (
     "vector", "operation", "layers", "multiplier", "split", "n", "score", "value", "low", "high", "unsteered",
-    "naive", "honest", "optimism", "optimism_low", "optimism_high", "again",
+    "in_sample_score", "held_out_score", "optimism", "optimism_low", "optimism_high", "selection_agreement",
     "controls", "null_low", "null_high", "p_value",
 )  # fmt: skip
 SCORES = {
@@ -43,10 +43,10 @@ class Mark:
 
 
 MARKS = (
-    Mark("all prompts, chosen on them (naive)", "naive", True, VERMILLION, "circle-open", 0.27),
+    Mark("all prompts, chosen on them (naive)", "in_sample_score", True, VERMILLION, "circle-open", 0.27),
     Mark("this choice, where it was made", "value", False, VERMILLION, "diamond-open", 0.09),
     Mark("this choice, on the other prompts", "value", True, BLUE, "diamond", -0.09),
-    Mark("halves, chosen on the other (honest)", "honest", True, BLUE, "circle", -0.27),
+    Mark("halves, chosen on the other (honest)", "held_out_score", True, BLUE, "circle", -0.27),
 )
 
 
@@ -77,7 +77,9 @@ def choices(table: pd.DataFrame) -> go.Figure:
         zeroline=False,
     )
     score = table["score"].iloc[0]
-    numbers = rows[["value", "low", "high", "unsteered", "naive", "honest", "null_low", "null_high"]]
+    numbers = rows[
+        ["value", "low", "high", "unsteered", "in_sample_score", "held_out_score", "null_low", "null_high"]
+    ]
     low, high = numbers.min(axis=None), numbers.max(axis=None)
     # said outright: plotly leaves lines at the edge, where they cannot be seen
     figure.update_xaxes(range=[low - 0.04 * (high - low), high + 0.04 * (high - low)])
@@ -168,7 +170,7 @@ def _hover(row: dict[str, Any], mark: Mark) -> str:
         told = [
             number(row[mark.column]),
             f"optimism {optimism}",
-            f"same cell in {row['again']:.0%} of halves",
+            f"same cell in {row['selection_agreement']:.0%} of halves",
         ]
     return "<br>".join([f"<b>{escape(row['name'])}</b>, {escape(mark.name)}", *told])
 

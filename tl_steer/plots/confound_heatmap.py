@@ -30,9 +30,7 @@ def confounds(table: pd.DataFrame) -> go.Figure:
     Grey rows with question marks are factors that vary between the sides only: nothing can be said of them,
     and the vector may be theirs.
     """
-    require_columns(
-        table, COLUMNS, figure="confounds", maker="analysis.confounds(vectors, pairs_activations)"
-    )
+    require_columns(table, COLUMNS, figure="confounds", maker="analysis.confounds(vectors, activations)")
     layers = sorted(table["layer"].unique().tolist())
     factors = list(dict.fromkeys(table["factor"]))
     _require_readable(table, factors)

@@ -17,7 +17,7 @@ from .template import CONTROL, INK, styled, translucent
 COSTS = ("kl", "loss_change")
 ENDS = ("", "_low", "_high")
 COLUMNS = (
-    *CELL, "dose", "n", "passages", "pareto", "cost", "collapsed", "collapse", "usable", "why",
+    *CELL, "dose", "n", "passages", "pareto", "cost", "collapsed", "collapse", "usable", "reason",
     *(f"{name}{end}" for name in ("effect", *COSTS) for end in ENDS),
 )  # fmt: skip
 WIDE, HIGH = 0.05, 0.06  # of the axes, taken by a label
@@ -186,7 +186,7 @@ def _hover(row: dict[str, Any]) -> str:
         f"{name} {interval(*(row[f'{column}{end}'] for end in ENDS))}"
         for column, name in (("kl", "KL"), ("loss_change", "loss change"))
     ]
-    verdict = "usable" if row["usable"] else f"not usable: {row['why']}"
+    verdict = "usable" if row["usable"] else f"not usable: {row['reason']}"
     reason = f" ({row['collapse']})" if row["collapsed"] else ""
     reach = f"controls reach {number(row['control_effect'])}" if pd.notna(row.get("control_effect")) else ""
     parts = [cell_hover(row, "effect"), *costs, reach, escape(verdict + reason)]

@@ -19,17 +19,17 @@ SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not a script's own
 # Numbers, with the ends of their intervals, where a figure is drawn of columns of these names.
 NUMBERS = {
-    "accuracy", "again", "auc", "between", "blank", "change", "component", "cone", "consistent",
+    "accuracy", "anti_steerable", "auc", "between", "blank", "change", "component", "cone", "consistent",
     "control_effect", "controls", "coordinate", "correlation", "cosine", "criterion", "criterion_change",
     "d_prime", "d_prime_change", "decided", "disagreeing", "distinct", "dose", "effect", "explained",
-    "false_alarm_rate", "first_share", "flipped", "folds", "half", "high", "hit_rate", "honest",
-    "identical", "kl", "kurtosis", "layer", "logit", "logit_difference", "loss", "loss_change", "low",
-    "multiplier", "multipliers", "n", "n_noise", "n_signal", "naive", "null", "null_max", "null_mean",
-    "optimism", "p_corrected", "p_value", "paired_accuracy", "pairs", "passages", "PC", "perplexity",
-    "place", "position", "preference", "probability", "projection", "projection_rank", "q_value",
-    "r_squared", "rank", "reliability", "share", "shift", "signal_rate", "single", "slope",
-    "slope_per_dose", "split_half", "split_half_null", "spread", "ties", "units", "unreadable", "unsteered",
-    "value", "win_rate", "words", "wrong",
+    "false_alarm_rate", "first_share", "flipped", "folds", "held_out_score", "high", "hit_rate",
+    "identical", "in_sample_score", "kl", "kurtosis", "layer", "logit", "logit_difference", "loss",
+    "loss_change", "low", "multiplier", "multipliers", "n", "n_half_energy", "n_noise", "n_signal", "null",
+    "null_max", "null_mean", "optimism", "p_corrected", "p_value", "paired_accuracy", "pairs", "passages",
+    "PC", "perplexity", "position", "preference", "probability", "projection", "projection_rank", "q_value",
+    "r_squared", "rank", "reliability", "selection_agreement", "share", "shift", "signal_rate", "single",
+    "slope", "slope_per_dose", "split_half", "split_half_null", "spread", "ties", "units", "unreadable",
+    "unsteered", "value", "win_rate", "words",
 }  # fmt: skip
 TEXTS = {"factor", "vector", "operation", "layers", "hook", "token", "toward"}
 WHOLE = {"layer", "component"}

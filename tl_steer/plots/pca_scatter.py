@@ -59,7 +59,7 @@ def pca(
 
     A component is fitted at each layer anew: the same point may lie elsewhere, or mirrored, one layer on.
     """
-    maker = "analysis.pca(pairs_activations, components=…)"
+    maker = "analysis.pca(activations, components=…)"
     require_columns(table, [*KEYS, *_columns(x, y)], figure="pca", maker=maker, factors=[colour, symbol])
     if x == y:
         raise ValueError(f"x and y are both component {x}: give two different ones.")

@@ -57,7 +57,7 @@ def projections(
 
     The strip below the slider's histogram shows each prompt as a line; its text is in the hover.
     """
-    maker = "analysis.projections(pairs_activations, vectors)"
+    maker = "analysis.projections(activations, vectors)"
     require_columns(table, COLUMNS, figure="projections", maker=maker, factors=[by, facet])
     require_same_rows(table, figure="projections")
     table = table.sort_values(["layer", "pair", "side"])

@@ -32,7 +32,7 @@ def separation(table: pd.DataFrame) -> go.Figure:
     Raises:
         ValueError: no rows, or columns are missing.
     """
-    require_columns(table, COLUMNS, figure="separation", maker="analysis.separation(pairs_activations)")
+    require_columns(table, COLUMNS, figure="separation", maker="analysis.separation(activations)")
     by = "vector" if "vector" in table.columns else "method"
     colours = level_colours(dict.fromkeys(table[by].map(level)))
     parts = {name: table[table[by].map(level) == name].sort_values("layer") for name in colours}

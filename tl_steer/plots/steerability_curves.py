@@ -28,12 +28,12 @@ LINE = ("vector", "control", "operation", "hook", "layers")
 VALUES = {
     "slope": "mean slope (nats per unit of multiplier)",
     "slope_per_dose": "mean slope (nats per unit of dose)",
-    "wrong": "prompts with a negative slope (share)",
+    "anti_steerable": "prompts with a negative slope (share)",
 }
 TITLES = {
     "slope": "How far a unit of multiplier moves the answers toward {target}",
     "slope_per_dose": "How far a unit of dose moves the answers toward {target}",
-    "wrong": "How many answers are moved away from {target}",
+    "anti_steerable": "How many answers are moved away from {target}",
 }
 MAKER = "evaluation.steerability(sweep_table, by=…)"
 
@@ -44,8 +44,8 @@ def steerability(table: pd.DataFrame, *, value: str = "slope", facet: str | None
 
     Args:
         table: what `evaluation.steerability` makes.
-        value: "slope", "slope_per_dose" (to compare layers or vectors) or "wrong", the share of prompts whose
-            slope is negative.
+        value: "slope", "slope_per_dose" (to compare layers or vectors) or "anti_steerable", the share of
+            prompts whose slope is negative.
         facet: a factor the table is split by; each of its values gets a panel, on common axes.
 
     Raises:
@@ -53,7 +53,8 @@ def steerability(table: pd.DataFrame, *, value: str = "slope", facet: str | None
             more panels than fit.
 
     A control's sign is arbitrary, so the grey band is symmetric: to the largest mean slope of a control on
-    either side of 0; for "wrong", over the shares p and 1 − p of all controls. A point within it is a ring.
+    either side of 0; for "anti_steerable", over the shares p and 1 − p of all controls. A
+    point within it is a ring.
     """
     _check(table, value, facet)
     table = table.reset_index(drop=True)  # rows are known by their number
@@ -77,10 +78,10 @@ def steerability(table: pd.DataFrame, *, value: str = "slope", facet: str | None
                 rows = rows.assign(place=rows["layers"].map(places) + asides[name]).sort_values("place")
                 for trace in (_line(rows, name, value, colours[name]), rings(rows, value)):
                     grid.add(place, trace, name)
-    middle = 0.5 if value == "wrong" else 0.0
+    middle = 0.5 if value == "anti_steerable" else 0.0
     grid.figure.add_hline(y=middle, layer="below", line={"color": INK, "width": 1, "dash": "dash"})
     grid.figure.update_xaxes(**layer_axis(places, grid.columns))
-    if value == "wrong":
+    if value == "anti_steerable":
         grid.figure.update_yaxes(range=(-0.02, 1.02), autorange=False)
     grid.figure.update_layout(legend_title_text="vector")
     title = TITLES[value].format(target=target_of(table, figure="steerability"))
@@ -148,7 +149,7 @@ def _line(rows: pd.DataFrame, name: str, value: str, colour: str) -> go.Scatter:
 
 
 def _hover(row: dict[str, Any], value: str) -> str:
-    told = {"slope": "slope", "slope_per_dose": "per dose", "wrong": "wrong way"}
+    told = {"slope": "slope", "slope_per_dose": "per dose", "anti_steerable": "wrong way"}
     numbers = [
         f"{word} {interval(*(row[f'{name}{end}'] for end in ('', '_low', '_high')))}"
         for name, word in told.items()
@@ -176,7 +177,7 @@ def _null(
 
 def _reach(controls: pd.DataFrame, value: str) -> pd.DataFrame:
     """How far controls of either sign reach at each layer."""
-    other = 1 - controls[value] if value == "wrong" else -controls[value]
+    other = 1 - controls[value] if value == "anti_steerable" else -controls[value]
     either = pd.concat([controls[value], other]).groupby(pd.concat([controls["layers"]] * 2))
     return either.agg(null_low="min", null_high="max")
 

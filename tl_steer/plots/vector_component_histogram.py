@@ -12,7 +12,7 @@ from .labels import number, require_columns, start_of
 from .marks import layer_slider, rounded
 from .template import BLUE, INK, VERMILLION, styled, translucent
 
-COLUMNS = ("layer", "coordinate", "value", "share", "place", "spread", "kurtosis", "half")
+COLUMNS = ("layer", "coordinate", "value", "share", "rank", "spread", "kurtosis", "n_half_energy")
 BINS = 60
 TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
 NAMED = 6  # coordinates written out below the histogram
@@ -109,7 +109,7 @@ def _change(rows: pd.DataFrame) -> list[dict[str, Any]]:
     normal = len(values) * width * np.exp(-((x / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
     curve = pd.DataFrame({"x": x, "y": normal})[normal > 0.3]  # below the axis it would only widen it
     middles = pd.Series((edges[1:] + edges[:-1]) / 2)
-    largest = rows.sort_values("place").head(NAMED)
+    largest = rows.sort_values("rank").head(NAMED)
     data = {
         "x": [rounded(middles), rounded(curve["x"]), rounded(largest["value"])],
         "y": [[int(count) or None for count in counts], rounded(curve["y"]), list(range(len(largest)))],
@@ -142,6 +142,6 @@ def _sides(values: pd.Series, edges: np.ndarray) -> list[str]:
 
 def _subtitle(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    half = f"{first['half']:.0f} of {len(rows)} coordinates carry half of the squared length"
+    half = f"{first['n_half_energy']:.0f} of {len(rows)} coordinates carry half of the squared length"
     random = f"(random direction: about {len(rows) / 8:.0f})"
     return f"layer {first['layer']:.0f}: {half} {random}; excess kurtosis {number(first['kurtosis'], 2)}"

@@ -15,11 +15,11 @@ from ..engine import Memory, Row, Tick, bar
 from ..interventions import Vectors, edits_of
 from ..models import HookedModel, Prompt, as_prompts, tokenize_all
 from ..positions import Positions, PromptTokens, all_tokens
-from ..tables import FIXED
 from .conditions import Cell, OperationMaker, named_vectors, sweep_cells
 from .distributions import divergences, losses, row_means
 from .final_streams import Streams, read_streams
 from .measuring import steered_sites, typical_norms
+from .sweep_table import FIXED
 
 MEASURED = ("tokens", "kl", "loss", "loss_change")
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import pandas as pd
 
 from .._generation import Decoding
-from .._util.content_hash import digest
 from .._util.validation import checked
 from ..directions import SteeringVectors
 from ..engine import Memory, Tick, bar
@@ -21,13 +20,14 @@ from ..interventions import Vectors
 from ..models import HookedModel, exclusive, tokenize_all
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
-from ..tables import asked_table, assembled, repeated, require_columns
 from .chunks import SECONDS, Answers, Ask, Cost, Executor, answered, estimated_cost, in_chunks, in_order
 from .conditions import Cell, OperationMaker, controls_at, named_vectors, sweep_cells
+from .content_hash import digest
 from .measuring import asker, steered_sites
-from .plan import sweep_plan
+from .plans import sweep_plan
 from .selection import best_conditions
 from .store import Checkpoints, checkpoints, finished_table, require_parquet_name, require_writable
+from .sweep_table import asked_table, assembled, repeated, require_columns
 
 logger = logging.getLogger(__name__)
 LONG = 60.0  # seconds

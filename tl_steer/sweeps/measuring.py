@@ -14,9 +14,9 @@ from ..engine import CleanStreams, Memory, Site, StreamNorms, Tick
 from ..interventions import edits_of
 from ..models import tokenize_all
 from ..prompts import ChoiceQuestions
-from ..tables import written_answers
 from .chunks import Answers, Ask, Norms
 from .conditions import UNSTEERED, Cell
+from .sweep_table import written_answers
 
 
 def asker(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from .._util.seeds import generator
 from ..statistics import d_prime, percentile_interval, permutation_p_value, share
-from ..tables import CELL, UNSTEERED, in_cells, same_text_together, text_index
+from .sweep_table import CELL, UNSTEERED, in_cells, same_text_together, text_index
 
 # "accuracy", "readable_accuracy", "d_prime", "shift", "flipped", or a function
 Score = str | Callable[[pd.DataFrame], float]
@@ -18,7 +18,14 @@ TIE = 1e-9  # scores of equal counts may differ by rounding: they are tied
 Sets = Bool[np.ndarray, "set prompt"]  # some sets of prompts
 Scores = Float[np.ndarray, "set cell"]
 Scorer = Callable[[Sets], Scores]
-TRIED = ("naive", "honest", "optimism", "optimism_low", "optimism_high", "again")
+TRIED = (
+    "in_sample_score",
+    "held_out_score",
+    "optimism",
+    "optimism_low",
+    "optimism_high",
+    "selection_agreement",
+)
 NULL = ("controls", "null_low", "null_high", "p_value")
 PLACE = ["layers", "hook", "multiplier"]  # what a control's cell shares with the vector's
 
@@ -127,7 +134,9 @@ def tried(cells: Candidates, halves: Bool[np.ndarray, "split prompt"], chosen: i
     Splits in which a half has no score are left out.
     """
     everything = np.ones((1, halves.shape[1]), bool)
-    result = dict.fromkeys(TRIED, np.nan) | {"naive": _reported(cells, np.repeat(everything, 2, axis=0))}
+    result = dict.fromkeys(TRIED, np.nan) | {
+        "in_sample_score": _reported(cells, np.repeat(everything, 2, axis=0))
+    }
     scores = np.stack([cells.scores(halves), cells.scores(~halves)])  # turn split cell
     picked = best(scores.reshape(-1, scores.shape[-1])).reshape(scores.shape[:2])
     inside, outside = (_taken(each, picked) for each in (scores, scores[::-1]))

@@ -19,12 +19,12 @@ from typing import Any
 
 import pandas as pd
 
-from .._util.content_hash import digest
 from .._util.file_io import atomic
 from .._util.validation import warn
 from ..errors import InUseError
 from .chunks import Answers
-from .plan import Plan, differences
+from .content_hash import digest
+from .plans import Plan, differences
 
 PACKAGES = ("tl-steer", "torch", "transformer-lens", "transformers")
 LOCK, WRITER, PLAN = "lock", "writer.json", "plan.json"

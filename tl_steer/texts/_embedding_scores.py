@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from .._util.validation import checked
-from ..tables import require_columns
+from ..sweeps.sweep_table import require_columns
 from .embedder import Embedder, unit_embeddings
 from .exemplars import Exemplars, exemplar_embeddings, exemplar_embeddings_per_prompt
 

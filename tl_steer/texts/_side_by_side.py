@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from .._util.validation import checked
-from ..tables import CELL, UNSTEERED, require_one_row_a_prompt, sweep_table, text_keys
+from ..sweeps.sweep_table import CELL, UNSTEERED, require_one_row_a_prompt, sweep_table, text_keys
 
 
 @checked

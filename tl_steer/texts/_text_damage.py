@@ -15,7 +15,7 @@ from ..models import HookedModel, tokenize
 from ..positions import PromptTokens
 from ..sweeps.distributions import losses, row_means
 from ..sweeps.final_streams import Streams, read_streams
-from ..tables import OUTCOMES, require_one_row_a_prompt, sweep_table
+from ..sweeps.sweep_table import OUTCOMES, require_one_row_a_prompt, sweep_table
 
 UNIT = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]|\n")  # a word, a mark of punctuation, or the end of a line
 LONGEST = 3  # words in an n-gram

@@ -6,7 +6,7 @@ import pandas as pd
 
 from .._util.seeds import generator
 from .._util.validation import warn
-from ..tables import CELL, OUTCOMES, UNSTEERED, sweep_table, text_keys
+from ..sweeps.sweep_table import CELL, OUTCOMES, UNSTEERED, sweep_table, text_keys
 
 Against = Literal["opposite", "unsteered"]
 # The text under study comes first, the one it is compared with second.

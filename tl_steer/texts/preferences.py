@@ -7,7 +7,7 @@ import pandas as pd
 
 from .._util.validation import checked
 from ..statistics import rate_interval, share
-from ..tables import CELL, factors_of, samples_and_groups, sweep_table, text_keys
+from ..sweeps.sweep_table import CELL, factors_of, samples_and_groups, sweep_table, text_keys
 
 VERDICTS = ("verdict", "reply", "first_shown", "cached")
 

@@ -12,7 +12,7 @@ import pandas as pd
 from .._read_choice import read_answer
 from .._util.file_io import read_text
 from .._util.validation import checked
-from ..tables import UNSTEERED, asked_table, assembled, written_answers
+from ..sweeps.sweep_table import UNSTEERED, asked_table, assembled, written_answers
 from .recorded_items import UNSTEERED_CELL, Item, RecordedCell, naming_item, recorded_draws, recorded_items
 from .recorded_labels import labels_of_items
 

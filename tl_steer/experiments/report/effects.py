@@ -5,7 +5,7 @@ from functools import partial
 
 import pandas as pd
 
-from ...tables import UNSTEERED, rows_of
+from ...sweeps.sweep_table import UNSTEERED, rows_of
 from .wording import Row, direction, interval, place, signed
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from ...evaluation.control_tests import ONE_WAY
-from ...tables import UNSTEERED, rows_of
+from ...sweeps.sweep_table import UNSTEERED, rows_of
 from .wording import ALPHA, Row, direction, interval, place, plain, signed
 
 FEWEST = 19  # controls with which a p value can reach ALPHA
@@ -63,7 +63,7 @@ def steerability_finding(table: pd.DataFrame, layers: str, vector: str) -> str:
     slope = f"At layer {layers} the mean slope is {interval(row, 'slope')} nats per unit of the multiplier"
     if len(controls):
         slope += f" (controls, whose sign means nothing, up to ±{plain(controls['slope'].abs().max())})"
-    share = f"{row['wrong']:.0%} [{row['wrong_low']:.0%}, {row['wrong_high']:.0%}]"
+    share = f"{row['anti_steerable']:.0%} [{row['anti_steerable_low']:.0%}, {row['anti_steerable_high']:.0%}]"
     wrong = f"{share} of the {int(row['n'])} questions move the other way"
     bent = ""
     if row["r_squared"] < 0.5:
@@ -71,7 +71,7 @@ def steerability_finding(table: pd.DataFrame, layers: str, vector: str) -> str:
         bent = f" A line describes them badly ({r_squared}): the effect turns or levels off."
     if direction(row, "slope") == 0:
         return f"{slope}, so the questions together do not measurably move; {wrong}.{bent}"
-    many = row["wrong"] >= 1 / 3
+    many = row["anti_steerable"] >= 1 / 3
     return f"{slope}; {wrong}{', so the mean does not speak for all' if many else ''}.{bent}"
 
 
@@ -94,12 +94,12 @@ def _range(row: Row) -> str:
     """One side of the multipliers, in words."""
     side = {1: "Added", -1: "Subtracted", 0: "Projected out"}[int(row["sign"])]
     if row["sign"] == 0:
-        return f"{side}, it is {'usable.' if row['usable'] else 'not usable: ' + WHY[row['why']] + '.'}"
+        return f"{side}, it is {'usable.' if row['usable'] else 'not usable: ' + WHY[row['reason']] + '.'}"
     if not row["usable"]:
-        return f"{side}, no multiplier tried is usable: {WHY[row['why']]}."
+        return f"{side}, no multiplier tried is usable: {WHY[row['reason']]}."
     ends = dict.fromkeys(signed(row[f"{end}_multiplier"]) for end in ("smallest", "largest"))
     reach = f"multiplier {' to '.join(ends)} (dose {plain(row['largest_dose'])})"
-    return f"{side}, the vector is usable at {reach}; {UNTIL[row['why']]}."
+    return f"{side}, the vector is usable at {reach}; {UNTIL[row['reason']]}."
 
 
 def texts_finding(table: pd.DataFrame) -> str:

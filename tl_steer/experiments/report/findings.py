@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from ...directions import SteeringVectors
-from ...tables import UNSTEERED, rows_of
+from ...sweeps.sweep_table import UNSTEERED, rows_of
 from .wording import ALPHA, direction, interval, place, plain, signed
 
 # Below this share of all probability, two choices say little about what the model would say.
@@ -80,7 +80,11 @@ def choice_finding(choices: pd.DataFrame) -> str:
     by = SCORES.get(on["score"], on["score"])
     picked = f"Chosen by {by} on {int(on['n'])} questions: {place(on)}, with {best}"
     other = f"On the other {int(report['n'])} it is {result} {around}"
-    again = "" if pd.isna(on["again"]) else f", and again in {on['again']:.0%} of random halves"
+    again = (
+        ""
+        if pd.isna(on["selection_agreement"])
+        else f", and again in {on['selection_agreement']:.0%} of random halves"
+    )
     if on["score"] in ("shift", "flipped"):  # a change already
         return f"{picked}{again}. {other}{_unless_zero(report)}."
     caution = " A bias that makes answers alike moves d′ too: the verdict says which it is."

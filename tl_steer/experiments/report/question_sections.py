@@ -1,7 +1,7 @@
 """The report's sections about the questions: what steering does to their answers."""
 
 from ... import plots
-from ...tables import UNSTEERED
+from ...sweeps.sweep_table import UNSTEERED
 from ..results import CHOOSE, REPORT, Results
 from .report_tables import choice_table, detection_table, optimism_table
 from .sections import Section, drawn

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ...evaluation._signal_detection import FEWEST
 from ...evaluation.control_tests import ONE_WAY
-from ...tables import UNSTEERED
+from ...sweeps.sweep_table import UNSTEERED
 from .evidence_findings import FEWEST as CONTROLS
 from .evidence_findings import by_p_value
 from .wording import ALPHA, interval, plain, signed
@@ -149,17 +149,17 @@ def optimism_table(choices: pd.DataFrame) -> Table:
         [
             row["score"],
             row["operation"].replace("_", " "),
-            plain(row["naive"]),
-            plain(row["honest"]),
+            plain(row["in_sample_score"]),
+            plain(row["held_out_score"]),
             f"{plain(row['optimism'])} ({plain(row['optimism_low'])} to {plain(row['optimism_high'])})",
-            "–" if pd.isna(row["again"]) else f"{row['again']:.0%}",
+            "–" if pd.isna(row["selection_agreement"]) else f"{row['selection_agreement']:.0%}",
             f"{plain(row['null_low'])} to {plain(row['null_high'])}" if row["controls"] else "–",
             f"{row['p_value']:.2g} ({int(row['controls'])})" if row["controls"] else "–",
         ]
         for row in reported
     ]
     columns = [
-        "chosen by", "operation", "naive", "honest", "optimism", "same cell again", "controls' choices", "p",
+        "chosen by", "operation", "in sample", "held out", "optimism", "same again", "controls' choices", "p",
     ]  # fmt: skip
     note = (
         "Naive: chosen and reported on the same questions. Honest: chosen on one half, reported on the "
@@ -255,7 +255,7 @@ def cost_table(cost: pd.DataFrame, *, effect: str) -> Table:
     rows = [
         [
             _how(row["multiplier"]),
-            WHY[row["why"]],
+            WHY[row["reason"]],
             plain(row["dose"]),
             interval(row, "effect"),
             interval(row, "kl", show=plain),

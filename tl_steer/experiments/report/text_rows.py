@@ -8,7 +8,7 @@ from itertools import takewhile
 import pandas as pd
 
 from ...plots.labels import prompt_labels
-from ...tables import DRAW, UNSTEERED, rows_of, text_keys
+from ...sweeps.sweep_table import DRAW, UNSTEERED, rows_of, text_keys
 from .report_tables import Table
 from .wording import signed
 

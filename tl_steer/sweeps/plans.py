@@ -9,12 +9,12 @@ import torch
 
 from .._generation import stop_tokens
 from .._scoring import plan_choices
-from .._util.content_hash import counted, digest
 from ..directions import SteeringVectors
 from ..models import Prompt, identify, tokenize_all
 from ..models.weights import weight_digests
 from ..prompts import ChoiceQuestions
 from .conditions import Cell
+from .content_hash import counted, digest
 
 FORMAT = 5
 Plan = Mapping[str, Any]  # plain JSON
