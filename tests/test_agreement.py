@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from tl_steer import plots
-from tl_steer.analysis import agreement, balanced_folds, method_agreement, separation
+from tl_steer.analysis import agreement, method_agreement, separation
+from tl_steer.analysis._separation import balanced_folds
 from tl_steer.analysis.resampling import bootstrap_rows, permuted_rows
 from tl_steer.directions import logistic_direction, mean_difference, principal_component
 from tl_steer.evaluation import prediction

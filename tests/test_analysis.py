@@ -9,7 +9,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 
 from tl_steer.activations import Activations, PairedActivations
-from tl_steer.analysis import balanced_folds, pca, projections, separation
+from tl_steer.analysis import pca, projections, separation
+from tl_steer.analysis._separation import balanced_folds
 from tl_steer.directions import SteeringVectors, mean_difference, random_direction
 from tl_steer.errors import ModelMismatchError
 from tl_steer.models import ModelIdentity

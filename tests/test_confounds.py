@@ -7,7 +7,8 @@ import torch
 from scipy.stats import binom
 
 from tl_steer import plots
-from tl_steer.analysis import balanced_folds, confounds
+from tl_steer.analysis import confounds
+from tl_steer.analysis._separation import balanced_folds
 from tl_steer.directions import SteeringVectors, factor_directions, mean_difference, without_factors
 from tl_steer.errors import ModelMismatchError
 

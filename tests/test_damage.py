@@ -836,7 +836,7 @@ def test_each_sign_has_its_range_in_the_order_of_size():
 
 
 @pytest.mark.parametrize(
-    ("effects", "losses", "reason"),
+    ("effects", "losses", "why"),
     [
         ([0.0, 0.0], [0.0, 0.0], "no effect"),
         ([0.0, 1.0], [0.0, 0.5], "damage first"),
@@ -873,7 +873,7 @@ def test_projections_and_layers_have_rows_of_their_own_and_controls_have_none():
 
 def test_a_range_of_another_table_is_refused():
     with pytest.raises(
-        ValueError, match=r"lacks the columns usable, collapsed, why; .*Give the table of effect_and_damage"
+        ValueError, match=r"lacks .* usable, collapsed, reason; .*Give the table of effect_and_damage"
     ):
         usable_range(effects_of(*RISING))
 

@@ -447,7 +447,8 @@ def test_every_vector_and_operation_gets_its_best_cell_and_controls_none():
     ]
     expected = "vector operation layers hook multiplier dose split n unreadable unreadable_unsteered"
     expected += " score value low high unsteered change"
-    about = "naive honest optimism optimism_low optimism_high again controls null_low null_high p_value"
+    about = "in_sample_score held_out_score optimism optimism_low optimism_high selection_agreement"
+    about += " controls null_low null_high p_value"
     assert list(result.columns) == [*expected.split(), "change_low", "change_high", *about.split()]
 
 

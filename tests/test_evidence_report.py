@@ -131,7 +131,7 @@ UNSURE, DIVIDED, BADLY = "not measurably move", "not speak for all", "badly"  # 
         ({}, [7, 1.5, 1.4, 1.6, 10, 5, 15, 80], []),
         ({"control": -0.7}, [7, 1.5, 1.4, 1.6, 0.7, 10, 5, 15, 80], []),
         ({"slope": 0.05}, [7, 0.05, -0.05, 0.15, 10, 5, 15, 80], [UNSURE]),
-        ({"anti_steerable": 0.4}, [7, 1.5, 1.4, 1.6, 40, 35, 45, 80], [DIVIDED]),
+        ({"wrong": 0.4}, [7, 1.5, 1.4, 1.6, 40, 35, 45, 80], [DIVIDED]),
         ({"r_squared": 0.3}, [7, 1.5, 1.4, 1.6, 10, 5, 15, 80, 0.3], [BADLY]),
         ({"r_squared": np.nan}, [7, 1.5, 1.4, 1.6, 10, 5, 15, 80], []),
     ],
@@ -191,7 +191,7 @@ def test_projections_have_controls_and_a_range_too():
 
 
 @pytest.mark.parametrize(
-    ("cells", "reason", "words"),
+    ("cells", "why", "words"),
     [(0, "no effect", "no effect"), (0, "damage first", "suffers"), (0, "collapse first", "falls apart"),
      (2, "damage", "suffers"), (2, "collapse", "falls apart"), (2, "no effect", "not clear"),
      (2, "largest tried", "no larger")],

@@ -283,7 +283,9 @@ def test_steerability_draws_groups_and_copies_of_prompts_change_nothing():
     slopes = ts.evaluation.prompt_slopes(table)
     _, low, high, _ = t_by_loop(slopes["slope"], slopes["group"])
     assert [found["slope_low"], found["slope_high"]] == pytest.approx([low, high], abs=0.05 * (high - low))
-    assert wilson_by_loop((slopes["slope"] < 0).astype(float), slopes["group"]) == ends(found, "wrong")
+    assert wilson_by_loop((slopes["slope"] < 0).astype(float), slopes["group"]) == ends(
+        found, "anti_steerable"
+    )
 
 
 def test_a_score_given_as_a_function_sees_whole_groups_with_both_answers():

@@ -51,8 +51,8 @@ def coordinates():
     for layer, row in zip((3, 8), values, strict=True):
         share = row**2 / (row**2).sum()
         rows = pd.DataFrame({"layer": layer, "coordinate": range(100), "value": row, "share": share})
-        rows["place"] = pd.Series(-share).rank().astype(int)
-        tables.append(rows.assign(spread=np.sqrt((row**2).mean()), kurtosis=1.5, half=7 * layer))
+        rows["rank"] = pd.Series(-share).rank().astype(int)
+        tables.append(rows.assign(spread=np.sqrt((row**2).mean()), kurtosis=1.5, n_half_energy=7 * layer))
     return pd.concat(tables).sample(frac=1, random_state=0)
 
 
@@ -248,7 +248,7 @@ def test_the_histogram_counts_every_coordinate_and_names_the_largest(coordinates
         at = len(curve.x) // 2
         density = np.exp(-((curve.x[at] / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
         assert curve.y[at] == pytest.approx(100 * width * density, rel=1e-3)
-        largest = rows.sort_values("place").head(6)
+        largest = rows.sort_values("rank").head(6)
         np.testing.assert_allclose(strip.x, largest["value"], rtol=1e-4)
         for text, coordinate in zip(strip.text, largest["coordinate"], strict=True):
             assert text.split()[0] == str(coordinate)

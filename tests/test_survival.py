@@ -28,7 +28,7 @@ from tl_steer.interventions import Add
 from tl_steer.models import identify, weights
 from tl_steer.models.weights import weight_digests
 from tl_steer.positions import all_tokens, last_token
-from tl_steer.sweeps import chunks, content_hash, measuring
+from tl_steer.sweeps import chunks, content_hash, measuring, plans
 from tl_steer.sweeps._sweep import sweep
 from tl_steer.sweeps.conditions import sweep_cells
 from tl_steer.sweeps.store import LOCK

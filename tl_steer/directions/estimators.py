@@ -184,10 +184,10 @@ def lda_direction(activations: PairedActivations) -> SteeringVectors:
 
 @checked
 def random_direction(activations: PairedActivations, *, seed: int) -> SteeringVectors:
-    """Directions drawn uniformly from the sphere, with the shapes of `pairs`: a baseline, not an estimate.
+    """Directions drawn uniformly from the sphere, with the shapes of `activations`: a baseline.
 
     Args:
-        pairs: give layers, hook and shapes; their values are not looked at.
+        activations: give layers, hook and shapes; their values are not looked at.
         seed: of the draw; recorded in `info`.
 
     Drawn anew for each layer. As a control of layers that are steered together use `control_vectors`, which
