@@ -1,6 +1,6 @@
-"""Draw the README's pictures: `python docs/pictures.py RUN` after `tl-steer demo`, whose folder RUN is.
+"""Draw the pictures of the README and the pages: `python docs/pictures.py RUN`, with the folder of a demo run.
 
-Two are figures of the committed notebooks, the third is of the demo's sweep.
+Two are figures of the committed notebooks, the third is drawn from the demo's sweep.
 """
 
 import json
@@ -14,8 +14,8 @@ from tl_steer import plots
 from tl_steer.evaluation import effectiveness
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-PICTURES = NOTEBOOKS / "figures"
-# By picture: the notebook, the function that draws it there (first call), and the height in pixels.
+PICTURES = Path(__file__).parent / "pages" / "figures"
+# By picture: the notebook, the first call that draws it there, and the height in pixels.
 DRAWN = {
     "recorded_accuracy": ("06_recorded_llama2_13b", "plots.effectiveness(plus", 400),
     "ground_truth_estimators": ("07_ground_truth", "plots.estimators(compared", 800),
@@ -26,8 +26,8 @@ def draw(run: Path, folder: Path = PICTURES) -> list[Path]:
     """Write the pictures as PNG.
 
     Args:
-        run: the folder of a run of the demo.
-        folder: where to write.
+        run: the folder of a demo run.
+        folder: the output folder.
     """
     figures = {
         name: (notebook_figure(notebook, call), height) for name, (notebook, call, height) in DRAWN.items()
@@ -43,7 +43,7 @@ def draw(run: Path, folder: Path = PICTURES) -> list[Path]:
 
 
 def notebook_figure(notebook: str, call: str) -> go.Figure:
-    """The figure in the output of the first cell whose source has this call."""
+    """The figure in the output of the first notebook cell whose source contains this call."""
     cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text("utf-8"))["cells"]
     cell = next(cell for cell in cells if call in "".join(cell["source"]))
     data = (output.get("data", {}).get("application/vnd.plotly.v1+json") for output in cell["outputs"])

@@ -88,7 +88,7 @@ def test_the_recorded_notebook_shows_the_study_s_own_answers(notebooks):
 
 
 @pytest.mark.integration
-def test_one_command_draws_every_picture_of_the_readme(tmp_path, monkeypatch):
+def test_one_command_draws_every_picture_of_the_documentation(tmp_path, monkeypatch):
     root = Path(__file__).parents[1]
     monkeypatch.syspath_prepend(root / "docs")
     import pictures
@@ -96,8 +96,9 @@ def test_one_command_draws_every_picture_of_the_readme(tmp_path, monkeypatch):
     table = random_sweep().rename(columns={"topic": "kind"})
     table.to_parquet(tmp_path / "sweep.parquet")
     written = {path.relative_to(tmp_path).name for path in pictures.draw(tmp_path, tmp_path)}
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    assert written == set(re.findall(r"\(notebooks/figures/(\w+\.png)\)", readme))
+    pages = [root / "README.md", *(root / "docs" / "pages").glob("*.md")]
+    text = "".join(path.read_text(encoding="utf-8") for path in pages)
+    assert written == set(re.findall(r"figures/(\w+\.png)\)", text))
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in written)
 
 
