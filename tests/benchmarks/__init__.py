@@ -1,1 +1,1 @@
-"""How long a steering study takes, beside what else could be used for it: `make bench`."""
+"""Run time of a steering study with tl_steer and with other libraries: `make bench`."""

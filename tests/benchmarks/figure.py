@@ -1,4 +1,4 @@
-"""The figure of growth, as a PNG."""
+"""Figure of the cost of a sweep as one size grows."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ from plotly.subplots import make_subplots
 
 from tl_steer.plots.template import BLUE, GREEN, ORANGE, styled
 
-from .things import PLAIN_EVERY, SHARED_EVERY, SHARED_LAST, THINGS, Study
+from .jobs import GROWTHS, PLAIN_EVERY, SHARED_EVERY, SHARED_LAST, Study
 
-LOOKS = {
+STYLES = {
     SHARED_LAST: (GREEN, "diamond", "solid"),
     SHARED_EVERY: (BLUE, "circle", "solid"),
     PLAIN_EVERY: (ORANGE, "square-open", "dot"),
@@ -19,10 +19,10 @@ SECONDS = [step * 10.0**power for power in range(-2, 4) for step in (1, 2, 5)]
 
 
 def growth_figure(points: list[dict[str, Any]]) -> go.Figure:
-    """Seconds a sweep against what grows, a panel each, both axes logarithmic.
+    """Seconds per sweep against each size, one panel per size, logarithmic axes.
 
     Args:
-        points: with `thing`, `line`, `x` and `seconds`.
+        points: with `growth`, `line`, `x` and `seconds`.
     """
     figure = make_subplots(
         rows=2,
@@ -30,23 +30,22 @@ def growth_figure(points: list[dict[str, Any]]) -> go.Figure:
         shared_yaxes="all",
         horizontal_spacing=0.06,
         vertical_spacing=0.2,
-        subplot_titles=[thing.title for thing in THINGS],
+        subplot_titles=[growth.title for growth in GROWTHS],
     )
-    for place, thing in enumerate(THINGS):
-        mine = [point for point in points if point["thing"] == thing.name]
-        where = {"row": place // 2 + 1, "col": place % 2 + 1}
-        for line, (colour, symbol, dash) in LOOKS.items():
-            figure.add_trace(curve(mine, line, colour, symbol, dash, first=place == 0), **where)
-        places = sorted({point["x"] for point in mine})
-        texts = [f"{place:.0f}" for place in places]
-        figure.update_xaxes(type="log", tickvals=places, ticktext=texts, **where)
-    figure.update_yaxes(type="log", tickvals=SECONDS, ticktext=[f"{tick:g}" for tick in SECONDS])
+    for index, growth in enumerate(GROWTHS):
+        panel = {"row": index // 2 + 1, "col": index % 2 + 1}
+        panel_points = [point for point in points if point["growth"] == growth.name]
+        for line in STYLES:
+            figure.add_trace(curve(panel_points, line, showlegend=index == 0), **panel)
+        ticks = sorted({point["x"] for point in panel_points})
+        figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{x:.0f}" for x in ticks], **panel)
+    figure.update_yaxes(type="log", tickvals=SECONDS, ticktext=[f"{value:g}" for value in SECONDS])
     figure.update_annotations(font_size=13)  # the panels' titles
-    figure.update_yaxes(title_text="seconds a sweep", col=1)
+    figure.update_yaxes(title_text="seconds per sweep", col=1)
     usual = Study()
     return styled(
         figure,
-        "What a choice sweep costs as one thing grows",
+        "Cost of a choice sweep as one size grows",
         f"Otherwise {usual.layers} layers, {usual.multipliers} multipliers, {usual.prompts} prompts of one "
         "claim (4 prompts where length grows); both axes logarithmic",
         height=620,
@@ -55,16 +54,15 @@ def growth_figure(points: list[dict[str, Any]]) -> go.Figure:
     )
 
 
-def curve(
-    points: list[dict[str, Any]], line: str, colour: str, symbol: str, dash: str, *, first: bool
-) -> go.Scatter:
-    mine = sorted((point for point in points if point["line"] == line), key=lambda point: point["x"])
+def curve(points: list[dict[str, Any]], line: str, *, showlegend: bool) -> go.Scatter:
+    colour, symbol, dash = STYLES[line]
+    points = sorted((point for point in points if point["line"] == line), key=lambda point: point["x"])
     return go.Scatter(
-        x=[point["x"] for point in mine],
-        y=[point["seconds"] for point in mine],
+        x=[point["x"] for point in points],
+        y=[point["seconds"] for point in points],
         name=line,
         legendgroup=line,
-        showlegend=first,
+        showlegend=showlegend,
         mode="lines+markers",
         line={"color": colour, "dash": dash},
         marker={"symbol": symbol, "size": 8},

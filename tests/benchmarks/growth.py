@@ -1,12 +1,12 @@
-"""How a choice sweep's cost grows with one thing at a time: `python -m benchmarks.growth THING`.
+"""Cost of a choice sweep as one size grows: `python -m benchmarks.growth NAME FOLDER`.
 
-One process for each thing that grows, its points from small to large; each is timed once.
+One process per size, its points from small to large; each is timed once.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,71 +15,59 @@ import numpy as np
 
 import tl_steer as ts
 
-from .jobs import LETTERS
-from .materials import questions
-from .measuring import report, surroundings
-from .ours import positions, unit_vectors
-from .things import PLAIN_EVERY, SHARED_EVERY, SHARED_LAST, THINGS, Growth, Study
+from .jobs import GROWTHS, LETTERS, PLAIN_EVERY, SHARED_EVERY, SHARED_LAST, Growth, Study
+from .measuring import environment, report
+from .ours import positions, questions, unit_vectors
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("thing", choices=[thing.name for thing in THINGS])
+    parser.add_argument("name", choices=[growth.name for growth in GROWTHS])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quick", action="store_true")
-    given = parser.parse_args()
-    thing = next(thing for thing in THINGS if thing.name == given.thing)
-    if given.quick:
-        thing = replace(thing, points=thing.points[:2], plain=1)
+    args = parser.parse_args()
+    growth = next(growth for growth in GROWTHS if growth.name == args.name)
+    if args.quick:
+        growth = replace(growth, points=growth.points[:2], plain=1)
     model = ts.load_model()
-    vectors = unit_vectors(model, given.folder)
-    swept(model, vectors, Study(layers=1, multipliers=1, prompts=2, claims=2), SHARED_EVERY)
-    report({"points": list(timed(model, vectors, thing)), **surroundings()})
+    vectors = unit_vectors(model, args.folder)
+    run_sweep(model, vectors, Study(layers=1, multipliers=1, prompts=2, claims=2), SHARED_EVERY)
+    report({"points": list(timed_points(model, vectors, growth)), **environment()})
 
 
-def timed(model: Any, vectors: ts.SteeringVectors, thing: Growth) -> Iterator[dict[str, Any]]:
-    """A point after the other, of each line."""
+def timed_points(model: Any, vectors: ts.SteeringVectors, growth: Growth) -> Iterator[dict[str, Any]]:
+    """The points of each line, in turn."""
+    base = Study(prompts=4) if growth.field == "claims" else Study()  # the number of claims is limited
     for line in (SHARED_LAST, SHARED_EVERY, PLAIN_EVERY):
-        for point in thing.points[: thing.plain if line == PLAIN_EVERY else None]:
-            study = replace(base(thing), **{thing.field: point})
+        for point in growth.points[: growth.plain if line == PLAIN_EVERY else None]:
+            study = replace(base, **{growth.field: point})
             start = time.perf_counter()
-            swept(model, vectors, study, line)
+            run_sweep(model, vectors, study, line)
             seconds = time.perf_counter() - start
-            yield {"thing": thing.name, "line": line, "x": along(model, thing, study), "seconds": seconds}
+            x = mean_tokens(model, study) if growth.field == "claims" else point
+            yield {"growth": growth.name, "line": line, "x": x, "seconds": seconds}
 
 
-def base(thing: Growth) -> Study:
-    """Where nothing else is said; long prompts are fewer, as there are only so many claims."""
-    return Study(prompts=4) if thing.field == "claims" else Study()
-
-
-def along(model: Any, thing: Growth, study: Study) -> float:
-    """The point's place on the axis."""
-    if thing.field != "claims":
-        return getattr(study, thing.field)
-    asked = questions(model, study.prompts, claims_each=study.claims)
-    return statistics.mean(len(ts.tokenize(model, prompt)) for prompt in asked)
-
-
-def swept(model: Any, vectors: ts.SteeringVectors, study: Study, line: str) -> None:
-    """One sweep of the size asked for."""
+def mean_tokens(model: Any, study: Study) -> float:
     prompts = questions(model, study.prompts, claims_each=study.claims)
+    return statistics.mean(len(ts.tokenize(model, prompt)) for prompt in prompts)
+
+
+def run_sweep(model: Any, vectors: ts.SteeringVectors, study: Study, line: str) -> None:
+    """One sweep of the given size; its layers are spread evenly over the model's depth."""
+    prompts = questions(model, study.prompts, claims_each=study.claims)
+    count = study.layers
     ts.sweep(
         model,
         vectors,
         ts.ChoiceQuestions(prompts, [LETTERS] * len(prompts)),
-        layers=spread(study.layers, len(vectors)),
+        layers=[(2 * index + 1) * len(vectors) // (2 * count) for index in range(count)],
         multipliers=np.linspace(-8, 8, study.multipliers + 1)[1:].tolist(),
         positions=positions("last" if line == SHARED_LAST else "every"),
         controls=0,
         progress=False,
         reuse=line != PLAIN_EVERY,
     )
-
-
-def spread(count: int, n_layers: int) -> Sequence[int]:
-    """So many layers, evenly over the model's depth."""
-    return [(2 * place + 1) * n_layers // (2 * count) for place in range(count)]
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""What is timed: the jobs, their sizes, who does them. Both sides read it: nothing of ours is imported."""
+"""The measured jobs: sizes and contenders. Read by both environments, so nothing of tl_steer is imported."""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# tl_steer as it comes, with two columns of logits instead of all, and with a forward pass a cell.
+# tl_steer by default, with two columns of logits instead of all, and with one forward pass per condition.
 OURS, COLUMNS, PLAIN = "tl_steer", "tl_steer, two columns", "tl_steer, plain loop"
 SIDES, LETTERS = ("positive", "negative"), ("A", "B")
 MATERIALS, VECTORS = "materials.json", "vectors.npy"
-PEER_BATCH = 16  # prompts in a batch of a peer; no slower than 4, 8 or 32
+PEER_BATCH = 16  # a peer's batch size; not slower than 4, 8 or 32
+
+Condition = tuple[int, float]  # layer, multiplier
 
 
 @dataclass(frozen=True)
@@ -18,23 +20,23 @@ class Job:
 
     Attributes:
         name, title: on the command line, and in the table.
-        kind: "capture", "choice", "generate".
-        prompts: how many pairs or questions.
-        peers: who else does it.
-        repeats: of what is claimed; the plain loop and the two columns run once.
-        where: the vector at "every" token, or at the "last" one.
-        layers, multipliers: the cells; none: nothing is steered.
-        sample_layers, sample_multipliers: the cells of whoever needs a forward pass for each.
-        new_tokens: written by each prompt.
+        measure: "capture", "choice", "generate".
+        prompts: number of pairs or questions.
+        peers: the other libraries that do it.
+        repeats: of tl_steer and the peers; the plain loop and the two columns run once.
+        positions: the vector is added at "every" token, or at the "last" one.
+        layers, multipliers: the conditions; without any, nothing is steered.
+        sample_layers, sample_multipliers: the conditions of contenders that need a forward pass for each.
+        new_tokens: per prompt.
     """
 
     name: str
     title: str
-    kind: str
+    measure: str
     prompts: int
     peers: tuple[str, ...]
     repeats: int = 2
-    where: str = "every"
+    positions: str = "every"
     layers: tuple[int, ...] = ()
     multipliers: tuple[float, ...] = ()
     sample_layers: tuple[int, ...] = ()
@@ -42,26 +44,21 @@ class Job:
     new_tokens: int = 0
 
     def contenders(self) -> list[str]:
-        """Who does it, peers first."""
-        return [*self.peers, OURS, *([COLUMNS] if self.kind == "choice" else []), PLAIN]
+        """All contenders, peers first."""
+        return [*self.peers, OURS, *([COLUMNS] if self.measure == "choice" else []), PLAIN]
 
-    def repeats_of(self, who: str) -> int:
-        """How often `who` is timed."""
-        return 1 if who in (COLUMNS, PLAIN) else self.repeats
+    def repeats_of(self, contender: str) -> int:
+        return 1 if contender in (COLUMNS, PLAIN) else self.repeats
 
-    def is_sampled(self, who: str) -> bool:
-        """Whether `who` does some of the cells only."""
-        return bool(self.layers) and who not in (OURS, COLUMNS)
+    def grid(self, contender: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Layers and multipliers of a contender's conditions."""
+        if contender in (OURS, COLUMNS):
+            return self.layers, self.multipliers
+        return self.sample_layers, self.sample_multipliers
 
-    def grid(self, who: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Layers and multipliers of the cells that `who` does."""
-        if self.is_sampled(who):
-            return self.sample_layers, self.sample_multipliers
-        return self.layers, self.multipliers
-
-    def cells(self, who: str) -> list[tuple[int, float]]:
-        """The cells that `who` does; a job without any is a cell by itself."""
-        layers, multipliers = self.grid(who)
+    def conditions(self, contender: str) -> list[Condition]:
+        """A contender's conditions; empty if nothing is steered."""
+        layers, multipliers = self.grid(contender)
         return [(layer, multiplier) for layer in layers for multiplier in multipliers]
 
 
@@ -75,7 +72,7 @@ JOBS = (
         "choice",
         32,
         ("hf",),
-        where="last",
+        positions="last",
         layers=tuple(range(30)),
         multipliers=(-16.0, -8.0, -4.0, -2.0, 2.0, 4.0, 8.0, 16.0),
         sample_layers=(2, 15, 28),
@@ -108,9 +105,40 @@ JOBS = (
 )
 PARTS = (*(job.name for job in JOBS), "import", "growth")
 
+SHARED_EVERY, SHARED_LAST, PLAIN_EVERY = "every token", "last token", "every token, plain loop"
 
-def quick(job: Job) -> Job:
-    """The same in a few seconds, to see whether everything runs; its numbers mean nothing."""
+
+@dataclass(frozen=True)
+class Study:
+    """Size of the sweep whose cost is measured; `claims` is the number of claims per prompt."""
+
+    layers: int = 3
+    multipliers: int = 2
+    prompts: int = 8
+    claims: int = 1
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The field of `Study` that varies and its values; the plain loop runs the first `plain` of them."""
+
+    name: str
+    title: str
+    field: str
+    points: tuple[int, ...]
+    plain: int = 2
+
+
+GROWTHS = (
+    Growth("layers", "Layers", "layers", (1, 3, 10, 30)),
+    Growth("multipliers", "Multipliers", "multipliers", (1, 2, 4, 8, 16)),
+    Growth("prompts", "Prompts", "prompts", (4, 8, 16, 32, 64)),
+    Growth("length", "Tokens per prompt", "claims", (1, 4, 9, 19)),
+)
+
+
+def quick_job(job: Job) -> Job:
+    """A small version for a test run of a few seconds; its numbers mean nothing."""
     return replace(
         job,
         prompts=4,
@@ -124,20 +152,18 @@ def quick(job: Job) -> Job:
 
 
 def write_job(job: Job, folder: Path) -> None:
-    """Leave a job where the process that does it will look."""
     (folder / f"{job.name}.json").write_text(json.dumps(asdict(job)))
 
 
 def read_job(name: str, folder: Path) -> Job:
-    """The job that `write_job` left."""
     return from_values(json.loads((folder / f"{name}.json").read_text()))
 
 
 def from_values(values: dict[str, Any]) -> Job:
-    """A job again, of what JSON made of it."""
+    """A job from its JSON."""
     return Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def read_materials(folder: Path) -> dict[str, Any]:
-    """Prompts, ids and the place of the weights, as `materials.write_materials` left them."""
+    """Prompts, ids and the model folder, written by `ours.write_materials`."""
     return json.loads((folder / MATERIALS).read_text())

@@ -1,18 +1,19 @@
 """The page `README.md`, from its template and the results."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .jobs import COLUMNS, JOBS, OURS, PARTS, PEER_BATCH, PLAIN, from_values
-from .summary import Row, floor_of, reaches, rows
+from .summary import Row, floor_of, rows, targets
 
 TEMPLATE = "README.md.jinja"
 
 
 def rendered(results: dict[str, Any], figure: str) -> str:
-    """The page; parts that were not measured are left out, and named as missing."""
+    """The page; parts that were not measured are listed as missing."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -29,7 +30,7 @@ def rendered(results: dict[str, Any], figure: str) -> str:
         missing=[name for name in PARTS if name not in results],
         jobs=[from_values(results[job.name]["job"]) for job in measured],
         rows=[row for job in measured for row in rows(results[job.name])],
-        reaches=reaches(results),
+        targets=targets(results),
         floor=floor_of(results["choice-all"]) if "choice-all" in results else None,
         settings=common_settings(results),
         figure=figure,
@@ -43,37 +44,35 @@ def rendered(results: dict[str, Any], figure: str) -> str:
 def common_settings(results: dict[str, Any]) -> dict[str, Any]:
     """Machine, threads, environment and versions; a list where the measurements differ."""
     records = [record for job in JOBS for record in results.get(job.name, {}).get("records", [])]
-    versions: dict[str, set[str]] = {}
-    for record in records:
-        for name, version in record["versions"].items():
-            versions.setdefault(name, set()).add(version)
+    names = sorted({name for record in records for name in record["versions"]})
+    versions = {
+        name: sorted({record["versions"][name] for record in records if name in record["versions"]})
+        for name in names
+    }
     return {
         "machines": unique(part["machine"] for part in results.values()),
         "threads": unique(record["threads"] for record in records),
         "environment": unique(record["settings"] for record in records),
-        "versions": {name: " and ".join(sorted(found)) for name, found in sorted(versions.items())},
+        "versions": {name: " and ".join(texts) for name, texts in versions.items()},
     }
 
 
-def unique(values: Any) -> list[Any]:
-    """Each value once, in the order of its first appearance."""
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+def unique(values: Iterable[Any]) -> list[Any]:
+    """Distinct values (not hashable) in order of first appearance."""
+    values = list(values)
+    return [value for index, value in enumerate(values) if value not in values[:index]]
 
 
 def seconds_text(row: Row) -> str:
-    """The median, and the spread where there is one."""
+    """The median, and the range over repeats."""
     if row.repeats == 1:
         return f"{row.seconds:.2f} (once)"
     return f"{row.seconds:.2f} ({row.fastest:.2f}–{row.slowest:.2f})"
 
 
 def distance_text(row: Row) -> str:
-    """How far from the plain loop, in the job's own measure."""
-    if row.who == PLAIN:
+    """Difference from the plain loop."""
+    if row.contender == PLAIN:
         return "0"
     if row.distance is None:
         return "not comparable"

@@ -1,12 +1,12 @@
-"""One measurement of a peer, in an environment of its own: `python -m benchmarks.peers JOB WHO FOLDER KEPT`.
+"""A measurement of a peer, in its own environment: `python -m benchmarks.peers JOB CONTENDER FOLDER OUTPUT`.
 
-hf: a forward hook on a Hugging Face decoder layer, set and taken away for each cell.
-steering-vectors: its training on pairs; for a cell, its vector applied to the Hugging Face model.
-repeng: its training on pairs, with the principal components that belong to it. Its vectors cannot be set at
-one layer with one multiplier a cell without making the control model anew, so it sweeps nothing.
+hf: a forward hook on a Hugging Face decoder layer, set and removed per condition.
+steering-vectors: its training on pairs; per condition, its vector applied to the Hugging Face model.
+repeng: its training on pairs, including its principal components. It cannot set a vector at one layer with
+one multiplier per condition without a new control model, so it runs no sweep.
 
-All take the same folder of weights in float32, the same prompts in batches padded on the left, and compute
-logits only where they are read. Nothing of tl_steer is imported.
+All use the same model folder in float32, the same prompts in left-padded batches, and compute logits only
+where they are read. Nothing of tl_steer is imported.
 """
 
 import argparse
@@ -23,25 +23,25 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .jobs import PEER_BATCH, SIDES, VECTORS, Job, read_job, read_materials
-from .measuring import Task, measure, report, surroundings, texts_array
+from .jobs import PEER_BATCH, SIDES, VECTORS, Condition, Job, read_job, read_materials
+from .measuring import Task, environment, measure, report, texts_array
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("job")
-    parser.add_argument("who", choices=["hf", "steering-vectors", "repeng"])
+    parser.add_argument("contender", choices=["hf", "steering-vectors", "repeng"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("kept", type=Path, help="an .npz for what is compared")
-    given = parser.parse_args()
+    parser.add_argument("output", type=Path, help="an .npz with the arrays to compare")
+    args = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_grad_enabled(False)
-    job, held = read_job(given.job, given.folder), read_materials(given.folder)
-    model, tokenizer = load(held["model"])
-    require_same_ids(tokenizer, held)
-    task = TASKS[job.kind](model, tokenizer, job, given.who, held, np.load(given.folder / VECTORS))
-    report({**measure(task, model, given.kept), **surroundings()})
+    job, data = read_job(args.job, args.folder), read_materials(args.folder)
+    model, tokenizer = load(data["model"])
+    require_same_ids(tokenizer, data)
+    task = TASKS[job.measure](model, tokenizer, job, args.contender, data, np.load(args.folder / VECTORS))
+    report({**measure(task, model, args.output), **environment()})
 
 
 def load(folder: str) -> tuple[Any, Any]:
@@ -50,49 +50,49 @@ def load(folder: str) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), tokenizer
 
 
-def require_same_ids(tokenizer: Any, held: dict) -> None:
-    """The libraries tokenize texts themselves: it has to come to what the other side reads."""
-    prompts = [*held["questions"], *held["warm_questions"]]
-    prompts += [each for key in ("pairs", "warm_pairs") for side in SIDES for each in held[key][side]]
+def require_same_ids(tokenizer: Any, data: dict) -> None:
+    """The libraries tokenize texts themselves; the ids must equal tl_steer's."""
+    prompts = [*data["questions"], *data["warm_questions"]]
+    prompts += [each for key in ("pairs", "warm_pairs") for side in SIDES for each in data[key][side]]
     for prompt in prompts:
         if tokenizer(prompt["text"])["input_ids"] != prompt["ids"]:
             raise ValueError(f"other tokens than tl_steer's for {prompt['text']!r}.")
 
 
-def capture_task(model: Any, tokenizer: Any, job: Job, who: str, held: dict, _vectors: Any) -> Task:
-    trainer = {"hf": hooked_capture, "steering-vectors": trained_vector, "repeng": trained_control}[who]
+def capture_task(model: Any, tokenizer: Any, job: Job, contender: str, data: dict, _vectors: Any) -> Task:
+    trainer = {"hf": hooked_capture, "steering-vectors": trained_vector, "repeng": trained_control}[contender]
 
     def texts(key: str, count: int) -> list[list[str]]:
-        return [[each["text"] for each in held[key][side][:count]] for side in SIDES]
+        return [[each["text"] for each in data[key][side][:count]] for side in SIDES]
 
-    run, keep = trainer(model, tokenizer)
+    run, arrays = trainer(model, tokenizer)
     return Task(
         warm_up=lambda: run(*texts("warm_pairs", 2)),
         run=lambda: run(*texts("pairs", job.prompts)),
-        keep=keep,
-        cells=1,
+        arrays=arrays,
+        conditions=1,
     )
 
 
 def hooked_capture(model: Any, tokenizer: Any) -> tuple[Callable, Callable]:
-    """The last token's stream behind each decoder layer, by hooks; no logits."""
+    """Residual stream of the last token after each decoder layer, by hooks; no logits."""
 
     def run(positive: list[str], negative: list[str]) -> torch.Tensor:
         return torch.stack([torch.cat(list(side_batches(side))) for side in (positive, negative)])
 
     def side_batches(texts: list[str]) -> Iterator[torch.Tensor]:
         for batch in encoded(tokenizer, texts):
-            found: list[torch.Tensor] = []
+            outputs: list[torch.Tensor] = []
             handles = [
-                layer.register_forward_hook(lambda _m, _i, out, kept=found: kept.append(last_of(out)))
+                layer.register_forward_hook(lambda _m, _i, out, o=outputs: o.append(out[:, -1].clone()))
                 for layer in model.model.layers
             ]
             model.model(**batch, use_cache=False)
             for handle in handles:
                 handle.remove()
-            yield torch.stack(found, dim=1)
+            yield torch.stack(outputs, dim=1)
 
-    return run, lambda found: {"values": found.numpy()}
+    return run, lambda values: {"values": values.numpy()}
 
 
 def trained_vector(model: Any, tokenizer: Any) -> tuple[Callable, Callable]:
@@ -102,11 +102,11 @@ def trained_vector(model: Any, tokenizer: Any) -> tuple[Callable, Callable]:
         pairs = list(zip(positive, negative, strict=True))
         return train_steering_vector(model, tokenizer, pairs, batch_size=PEER_BATCH, read_token_index=-1)
 
-    def keep(vector: Any) -> dict[str, np.ndarray]:
-        found = vector.layer_activations
-        return {"differences": torch.stack([found[layer] for layer in sorted(found)]).numpy()}
+    def arrays(vector: Any) -> dict[str, np.ndarray]:
+        values = [value for _, value in sorted(vector.layer_activations.items())]
+        return {"differences": torch.stack(values).numpy()}
 
-    return run, keep
+    return run, arrays
 
 
 def trained_control(model: Any, tokenizer: Any) -> tuple[Callable, Callable]:
@@ -122,15 +122,17 @@ def trained_control(model: Any, tokenizer: Any) -> tuple[Callable, Callable]:
     return run, lambda _: {}
 
 
-def choice_task(model: Any, tokenizer: Any, job: Job, who: str, held: dict, vectors: np.ndarray) -> Task:
-    """The letters' logits at the last position, under one cell after the other."""
-    first, second = held["letters"]
+def choice_task(
+    model: Any, tokenizer: Any, job: Job, contender: str, data: dict, vectors: np.ndarray
+) -> Task:
+    """Difference of the letters' logits at the last position, one condition at a time."""
+    first, second = data["letters"]
 
-    def run(key: str, cells: list[tuple[int, float]]) -> torch.Tensor:
-        texts = [each["text"] for each in held[key][: job.prompts]]
+    def run(key: str, conditions: list[Condition]) -> torch.Tensor:
+        texts = [each["text"] for each in data[key][: job.prompts]]
         rows = []
-        for cell in cells:
-            with steered(model, who, job.where, vectors, *cell):
+        for condition in conditions:
+            with steered(model, contender, job.positions, vectors, *condition):
                 logits = [
                     model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1]
                     for batch in encoded(tokenizer, texts)
@@ -138,54 +140,58 @@ def choice_task(model: Any, tokenizer: Any, job: Job, who: str, held: dict, vect
             rows.append(torch.cat([each[:, first] - each[:, second] for each in logits]))
         return torch.stack(rows)
 
-    cells = job.cells(who)
+    conditions = job.conditions(contender)
     return Task(
-        warm_up=lambda: run("warm_questions", cells[:1]),
-        run=lambda: run("questions", cells),
-        keep=lambda found: {"cells": np.array(cells), "values": found.numpy()},
-        cells=len(cells),
+        warm_up=lambda: run("warm_questions", conditions[:1]),
+        run=lambda: run("questions", conditions),
+        arrays=lambda values: {"conditions": np.array(conditions), "values": values.numpy()},
+        conditions=len(conditions),
     )
 
 
-def generate_task(model: Any, tokenizer: Any, job: Job, who: str, held: dict, vectors: np.ndarray) -> Task:
-    """Greedy tokens, under one cell after the other or once without steering."""
+def generate_task(
+    model: Any, tokenizer: Any, job: Job, contender: str, data: dict, vectors: np.ndarray
+) -> Task:
+    """Greedy tokens, one condition at a time or once without steering."""
 
-    def run(key: str, cells: list[tuple[int, float] | None]) -> list[torch.Tensor]:
-        texts = [each["text"] for each in held[key][: job.prompts]]
+    def run(key: str, conditions: list[Condition | None]) -> list[torch.Tensor]:
+        texts = [each["text"] for each in data[key][: job.prompts]]
         rows = []
-        for cell in cells:
-            with steered(model, who, job.where, vectors, *(cell or ())):
+        for condition in conditions:
+            with steered(model, contender, job.positions, vectors, *(condition or ())):
                 rows.append(torch.cat([new_tokens(batch) for batch in encoded(tokenizer, texts)]))
         return rows
 
     def new_tokens(batch: Any) -> torch.Tensor:
         count = job.new_tokens
-        found = model.generate(**batch, max_new_tokens=count, min_new_tokens=count, do_sample=False)
-        return found[:, batch["input_ids"].shape[1] :]
+        tokens = model.generate(**batch, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+        return tokens[:, batch["input_ids"].shape[1] :]
 
-    def keep(found: list[torch.Tensor]) -> dict[str, np.ndarray]:
-        texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in found]
-        return {"cells": np.array(job.cells(who) or [(0, 0)]), "values": texts_array(texts)}
+    def arrays(batches: list[torch.Tensor]) -> dict[str, np.ndarray]:
+        texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in batches]
+        return {"conditions": np.array(job.conditions(contender) or [(0, 0)]), "values": texts_array(texts)}
 
-    cells = job.cells(who) or [None]
+    conditions = job.conditions(contender) or [None]
     return Task(
-        warm_up=lambda: run("warm_questions", cells[:1]),
-        run=lambda: run("questions", cells),
-        keep=keep,
-        cells=len(cells),
-        tokens=lambda found: sum(rows.numel() for rows in found),
+        warm_up=lambda: run("warm_questions", conditions[:1]),
+        run=lambda: run("questions", conditions),
+        arrays=arrays,
+        conditions=len(conditions),
+        tokens=lambda batches: sum(rows.numel() for rows in batches),
     )
 
 
 @contextmanager
-def steered(model: Any, who: str, where: str, vectors: np.ndarray, *cell: float) -> Iterator[None]:
-    """A vector added behind one decoder layer while the block runs; without a cell, nothing."""
-    if not cell:
+def steered(
+    model: Any, contender: str, positions: str, vectors: np.ndarray, *condition: float
+) -> Iterator[None]:
+    """Add a vector after one decoder layer while the block runs; nothing without a condition."""
+    if not condition:
         yield
         return
-    layer, multiplier = cell
+    layer, multiplier = condition
     vector = torch.from_numpy(vectors[layer])
-    if who == "steering-vectors":
+    if contender == "steering-vectors":
         from steering_vectors import SteeringVector
 
         with SteeringVector({layer: vector}, "decoder_block").apply(model, multiplier=multiplier):
@@ -193,7 +199,7 @@ def steered(model: Any, who: str, where: str, vectors: np.ndarray, *cell: float)
         return
 
     def add(_module: Any, _inputs: Any, output: Any) -> Any:
-        if where == "last":
+        if positions == "last":
             output = output.clone()
             output[:, -1] += multiplier * vector
             return output
@@ -206,12 +212,8 @@ def steered(model: Any, who: str, where: str, vectors: np.ndarray, *cell: float)
         handle.remove()
 
 
-def last_of(output: Any) -> torch.Tensor:
-    return output[:, -1].clone()
-
-
 def encoded(tokenizer: Any, texts: list[str]) -> Iterator[Any]:
-    """Batches padded on the left."""
+    """Left-padded batches."""
     for start in range(0, len(texts), PEER_BATCH):
         yield tokenizer(texts[start : start + PEER_BATCH], return_tensors="pt", padding=True)
 

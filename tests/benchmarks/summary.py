@@ -1,4 +1,4 @@
-"""From measurements to what the page says: medians, ratios, and whether the reach was met."""
+"""Summary of the measurements: medians, ratios, and which targets were met."""
 
 import statistics
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ class Row:
     """One contender at one job: medians over the repeats; memory is the largest.
 
     Attributes:
-        ratio: how many times as fast a cell as the fastest peer's.
-        peak_mib, beyond_weights_mib: once the model was loaded.
+        ratio: speed per condition relative to the fastest peer.
+        peak_mib, beyond_weights_mib: after loading.
         with_loading_mib: beyond the weights, of the whole process.
     """
 
     job: Job
-    who: str
+    contender: str
     seconds: float
     fastest: float
     slowest: float
     repeats: int
-    cells: int
-    per_cell: float
+    conditions: int
+    per_condition: float
     ratio: float
     peak_mib: float
     beyond_weights_mib: float
@@ -41,89 +41,87 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Reach:
-    """One line of what was aimed at."""
+class Target:
+    """A target and its measurement."""
 
     what: str
-    wanted: str
+    target: str
     measured: str
-    reached: bool
+    is_met: bool
 
 
 def rows(part: dict[str, Any]) -> list[Row]:
-    """A row for each contender of one job, peers first."""
+    """One row per contender of a job, peers first."""
     job = from_values(part["job"])
-    by_who = {who: [each for each in part["records"] if each["who"] == who] for who in job.contenders()}
-    per_cell = {
-        who: statistics.median(each["seconds_per_cell"] for each in found) for who, found in by_who.items()
+    by_contender = {
+        contender: [record for record in part["records"] if record["contender"] == contender]
+        for contender in job.contenders()
     }
-    fastest_peer = min(per_cell[peer] for peer in job.peers)
-    return [
-        _row(job, who, found, per_cell[who], fastest_peer / per_cell[who], part["distances"].get(who))
-        for who, found in by_who.items()
-    ]
-
-
-def _row(
-    job: Job, who: str, found: list[dict], per_cell: float, ratio: float, distance: dict[str, Any] | None
-) -> Row:
-    seconds = [each["seconds"] for each in found]
-    return Row(
-        job,
-        who,
-        statistics.median(seconds),
-        min(seconds),
-        max(seconds),
-        len(seconds),
-        found[0]["cells"],
-        per_cell,
-        ratio,
-        max(each["running_peak_mib"] for each in found),
-        max(each["running_peak_mib"] - each["weights_mib"] for each in found),
-        max(each["peak_mib"] - each["weights_mib"] for each in found),
-        found[0]["tokens_decoded"],
-        distance,
-    )
+    per_condition = {
+        contender: statistics.median(record["seconds_per_condition"] for record in records)
+        for contender, records in by_contender.items()
+    }
+    fastest_peer = min(per_condition[peer] for peer in job.peers)
+    result = []
+    for contender, records in by_contender.items():
+        seconds = [record["seconds"] for record in records]
+        row = Row(
+            job=job,
+            contender=contender,
+            seconds=statistics.median(seconds),
+            fastest=min(seconds),
+            slowest=max(seconds),
+            repeats=len(seconds),
+            conditions=records[0]["conditions"],
+            per_condition=per_condition[contender],
+            ratio=fastest_peer / per_condition[contender],
+            peak_mib=max(record["running_peak_mib"] for record in records),
+            beyond_weights_mib=max(each["running_peak_mib"] - each["weights_mib"] for each in records),
+            with_loading_mib=max(each["peak_mib"] - each["weights_mib"] for each in records),
+            tokens=records[0]["tokens_decoded"],
+            distance=part["distances"].get(contender),
+        )
+        result.append(row)
+    return result
 
 
 def floor_of(part: dict[str, Any]) -> dict[str, float]:
-    """Medians over the repeats of ours, as it comes."""
-    found = [each["floor"] for each in part["records"] if each["who"] == OURS]
-    return {key: statistics.median(each[key] for each in found) for key in found[0]}
+    """Medians over the repeats of tl_steer by default."""
+    floors = [record["floor"] for record in part["records"] if record["contender"] == OURS]
+    return {key: statistics.median(each[key] for each in floors) for key in floors[0]}
 
 
-def reaches(results: dict[str, Any]) -> list[Reach]:
-    """Everything that was aimed at and has been measured."""
-    found = []
+def targets(results: dict[str, Any]) -> list[Target]:
+    """All targets that have been measured."""
+    result = []
     for job in JOBS:
         if job.name in results:
-            (mine,) = (row for row in rows(results[job.name]) if row.who == OURS)
+            (row,) = (row for row in rows(results[job.name]) if row.contender == OURS)
             least = FASTER[job.name]
-            wanted = "no slower" if least == 1 else f"{least} times faster"
-            measured = f"{mine.ratio:.3g} times"
-            found.append(
-                Reach(f"{job.title}, against the fastest peer", wanted, measured, mine.ratio >= least)
-            )
+            target = "no slower" if least == 1 else f"{least} times faster"
+            what = f"{job.title}, against the fastest peer"
+            result.append(Target(what, target, f"{row.ratio:.3g} times", row.ratio >= least))
     if "choice-all" in results:
         ratio = floor_of(results["choice-all"])["ratio"]
         what = "Floor ratio, choice sweep at every token"
-        found.append(Reach(what, f"at most {FLOOR}", f"{ratio:.2f}", ratio <= FLOOR))
+        result.append(Target(what, f"at most {FLOOR}", f"{ratio:.2f}", ratio <= FLOOR))
     for field, what in MEMORY.items():
         if sizes := memory(results, field):
             name, size = max(sizes.items(), key=lambda item: item[1])
-            measured = f"{size / 1e9:.2f} GB ({name})"
-            found.append(Reach(what, "at most 1.5 GB", measured, size <= MEMORY_BYTES))
+            text = f"{size / 1e9:.2f} GB ({name})"
+            result.append(Target(what, "at most 1.5 GB", text, size <= MEMORY_BYTES))
     if "import" in results:
         cost = results["import"]["difference"]
         what = "`import tl_steer` beyond `import transformer_lens`"
-        found.append(Reach(what, f"at most {IMPORT_SECONDS} s", f"{cost:.2f} s", cost <= IMPORT_SECONDS))
-    return found
+        result.append(Target(what, f"at most {IMPORT_SECONDS} s", f"{cost:.2f} s", cost <= IMPORT_SECONDS))
+    return result
 
 
 def memory(results: dict[str, Any], field: str) -> dict[str, float]:
-    """Bytes beyond the weights by job, of what is claimed of ours."""
+    """Bytes beyond the weights per job, largest of tl_steer by default and with two columns."""
     return {
-        name: max(getattr(row, field) for row in rows(results[name]) if row.who in (OURS, COLUMNS)) * 2**20
-        for name in (job.name for job in JOBS)
-        if name in results
+        job.name: 2**20
+        * max(getattr(row, field) for row in rows(results[job.name]) if row.contender in (OURS, COLUMNS))
+        for job in JOBS
+        if job.name in results
     }
