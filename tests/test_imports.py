@@ -1,12 +1,13 @@
-"""Public names, the order of packages for imports, and what importing the package loads."""
+"""Public names, names of modules, the order of packages, and the libraries that an import loads."""
 
 import ast
 import functools
 import importlib
+import inspect
 import json
-import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 import tl_steer
 
 ROOT = Path(tl_steer.__file__).parent
-# Packages may import those of the rows above, not those of their own row or below.
+# Packages import only packages of the rows above.
 ROWS = (
     {"_util", "errors", "data"}, {"statistics", "models"}, {"positions"}, {"prompts"}, {"activations"},
     {"directions"}, {"interventions"}, {"engine"}, {"_generation"}, {"_capture", "_scoring"},
@@ -28,7 +29,7 @@ HEAVY = {"sklearn", "plotly", "typer", "kaleido", "playwright"}
 
 @functools.cache
 def parsed():
-    """Path, full module name and syntax tree of every file of the package."""
+    """Path, full module name and syntax tree of every file."""
     files = []
     for path in sorted(ROOT.rglob("*.py")):
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
@@ -38,7 +39,7 @@ def parsed():
 
 
 def imported(path, name, tree):
-    """Full names of the package's modules that a file imports, wherever in it."""
+    """Full names of the package's modules that a file imports, also inside functions."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -55,7 +56,7 @@ def imported(path, name, tree):
 
 @functools.cache
 def uses():
-    """(package, package that it imports, file) for every import between packages."""
+    """(package, imported package, file) of every import between packages."""
     imports = [
         (name.split(".")[1], other.split(".")[1], path.name)
         for path, name, tree in parsed()
@@ -78,13 +79,9 @@ def test_independent_packages_import_only_errors_and_private_utilities():
     assert [use for use in uses() if use[0] in INDEPENDENT and use[1] not in ("_util", "errors")] == []
 
 
-def test_analysis_and_evaluation_do_not_import_each_other():
-    assert [use for use in uses() if set(use[:2]) == {"analysis", "evaluation"}] == []
-
-
 @pytest.mark.integration
 def test_importing_the_package_does_not_load_heavy_libraries():
-    """In a new process: here another test may have imported them."""
+    """In a new process, because other tests import them."""
     code = "import json, sys, tl_steer; print(json.dumps([name.split('.')[0] for name in sys.modules]))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(json.loads(result.stdout.splitlines()[-1]))
@@ -92,17 +89,31 @@ def test_importing_the_package_does_not_load_heavy_libraries():
     assert not loaded & HEAVY
 
 
+def names_of_modules():
+    names = [name for _, name, _ in parsed()]
+    assert len(names) > 100
+    return [name for name in names if not name.startswith("tl_steer.data") and "__main__" not in name]
+
+
+def test_module_names_are_unique_and_no_public_function_hides_a_module():
+    counts = Counter(name.rpartition(".")[2] for name in names_of_modules())
+    assert [name for name, count in counts.items() if count > 1] == []
+    hidden = []
+    for name in names_of_modules():
+        package, _, module = name.rpartition(".")
+        public = getattr(importlib.import_module(package), "__all__", ()) if package else ()
+        if module in public and not inspect.ismodule(getattr(importlib.import_module(package), module)):
+            hidden.append(name)
+    assert hidden == []
+
+
 def test_every_listed_public_name_exists_once():
-    names = [module.name for module in pkgutil.walk_packages([str(ROOT)], prefix="tl_steer.")]
     failures = []
-    for name in ["tl_steer", *names]:
-        if name.startswith("tl_steer.data") or "__main__" in name:
-            continue
+    for name in names_of_modules():
         module = importlib.import_module(name)
         public = getattr(module, "__all__", [])
         failures += [f"{name}.{each}" for each in public if not hasattr(module, each)]
         failures += [f"{name}.{each} twice" for each in set(public) if public.count(each) > 1]
-    assert len(names) > 100
     assert failures == []
 
 

@@ -1,4 +1,4 @@
-"""Committed notebooks: the package does the work, and figures can be seen without running them."""
+"""Committed notebooks: they use only the package, and show their figures without a run."""
 
 import ast
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from .test_evaluation_tables import random_sweep
 
-# A judge is any function from a prompt to a reply: the user writes it.
+# Judges are functions that the user writes.
 OWN_FUNCTIONS = {"05_reading_free_text": {"small_judge", "counting_judge"}}
 IMPORTS = {"tl_steer", "pandas", "os", "pathlib", "re"}
 OWN_IMPORTS = {"08_own_data": {"signal"}}  # interrupts a sweep
@@ -20,14 +20,12 @@ class Notebook:
     def __init__(self, path):
         self.name = path.stem
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        source = {
-            kind: [cell for cell in cells if cell["cell_type"] == kind] for kind in ("code", "markdown")
-        }
         self.code, self.text = (
-            "\n\n".join("".join(cell["source"]) for cell in source[kind]) for kind in ("code", "markdown")
+            "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == cell_type)
+            for cell_type in ("code", "markdown")
         )
         self.nodes = list(ast.walk(ast.parse(self.code)))
-        self.outputs = [output for cell in source["code"] for output in cell["outputs"]]
+        self.outputs = [output for cell in cells for output in cell.get("outputs", ())]
 
     @property
     def imports(self):
@@ -41,13 +39,9 @@ def notebooks():
     return [Notebook(path) for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))]
 
 
-def test_notebooks_are_numbered(notebooks):
-    assert [each.name[:2] for each in notebooks][:6] == ["01", "02", "03", "04", "05", "06"]
-
-
 def test_notebooks_define_no_functions_of_their_own(notebooks):
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    defined = {each.name: {node.name for node in each.nodes if isinstance(node, kinds)} for each in notebooks}
+    types = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    defined = {each.name: {node.name for node in each.nodes if isinstance(node, types)} for each in notebooks}
     assert {name: functions for name, functions in defined.items() if functions} == OWN_FUNCTIONS
 
 
@@ -59,11 +53,11 @@ def test_notebooks_import_the_package_and_pandas_only(notebooks):
 def test_notebooks_are_committed_with_outputs_and_a_picture_of_every_figure(notebooks):
     failures = []
     for each in notebooks:
-        shown = [output.get("data", {}) for output in each.outputs]
-        figures = [data for data in shown if "application/vnd.plotly.v1+json" in data]
+        data = [output.get("data", {}) for output in each.outputs]
+        figures = [formats for formats in data if "application/vnd.plotly.v1+json" in formats]
         wrong = [output for output in each.outputs if output["output_type"] == "error"]
         wrong += [output for output in each.outputs if output.get("name") == "stderr"]
-        if wrong or not figures or not all("image/png" in data for data in figures):
+        if wrong or not figures or not all("image/png" in formats for formats in figures):
             failures.append((each.name, wrong, len(figures)))
     assert failures == []
 
@@ -71,10 +65,9 @@ def test_notebooks_are_committed_with_outputs_and_a_picture_of_every_figure(note
 def test_notebooks_state_question_limits_and_a_fuller_setting(notebooks):
     failures = []
     for each in notebooks:
-        failures += [] if "The question." in each.text else [(each.name, "question")]
-        if "What it does not show" not in each.text and each.name != "04_steering_sweeps":
-            failures.append((each.name, "limits"))
-        # the first is short, the sixth runs no model
+        texts = ["The question.", "What it does not show"]
+        failures += [(each.name, text) for text in texts if text not in each.text]
+        # The first is short, and the sixth runs no model.
         if "FULL = False  # True: " not in each.code and each.name[:2] not in ("01", "06"):
             failures.append((each.name, "fuller setting"))
     assert failures == []
@@ -105,7 +98,7 @@ def test_one_command_draws_every_picture_of_the_documentation(tmp_path, monkeypa
 @pytest.mark.integration
 @pytest.mark.model
 def test_the_notebook_of_own_data_runs_twice_and_reads_its_finished_sweep(embedded, tmp_path):
-    """The second time every cell runs again in the same folder, and no sweep is interrupted."""
+    """In the second run every cell runs again in the same folder, and no sweep is interrupted."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -120,5 +113,5 @@ def test_the_notebook_of_own_data_runs_twice_and_reads_its_finished_sweep(embedd
         )
     written = tmp_path / "runs" / "own_data" / "sweep.parquet"
     assert len(pd.read_parquet(written)) == 16 * (1 + 10 * 4 + 20)
-    assert "conditions" in printed[0]  # of the interruption
+    assert "conditions" in printed[0]  # the message of the interruption
     assert "the same call continues" not in printed[1]
