@@ -159,19 +159,8 @@ def make_tokenizer():
 
     def make(*, bos=True):
         tokens = [
-            "<unk>",
-            "<s>",
-            "</s>",
-            *"abcdefgh",
-            "the",
-            "is",
-            "not",
-            "cat",
-            "dog",
-            "sky",
-            "blue",
-            *":()",
-        ]
+            "<unk>", "<s>", "</s>", *"abcdefgh", "the", "is", "not", "cat", "dog", "sky", "blue", *":()"
+        ]  # fmt: skip
         vocabulary = {token: index for index, token in enumerate(tokens)}
         inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
         inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
