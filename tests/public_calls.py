@@ -192,7 +192,7 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         "after": previewed(ts.after, text="b"),
         "against_controls": call(ts.against_controls, table=m.sweep, by=["kind"], value="shift"),
         "agreement": call(ts.agreement, activations=activations, estimators=estimators, splits=2,
-            resamples=2, shuffles=2, slow_draws=1, seed=0),
+            resamples=2, shuffles=2, slow_resamples=1, seed=0),
         "audit": call(ts.audit, pairs=m.pairs, tokenizer=MODEL.tokenizer),
         "capture": edited(ts.capture, "prompts", prompts=prompts, positions=last, layers=[0, 1],
             hook="resid_post", max_new_tokens=1, allow_empty=False, force=False, reuse=True, memory=None),

@@ -26,13 +26,17 @@ def pairs():
     factors = pd.DataFrame(
         {"group": [5, 5, 6, 7], "truth": ["yes", "no", "é", "no"], "odd": [True, False, True, False]}
     )
-    made = make_pairs(rng.standard_normal((4, 2, 8)), rng.standard_normal((4, 2, 8)), factors=factors)
-    told = {"positions": token(0) | last_token(), "completions": ("w", "x", "y", "z")}
-    told["completion_tokens"] = ((1,), (2, 3), (), (4, 5, 6))
-    told["under"] = ("Add(multiplier=2) at layer 0, resid_post, all_tokens()",)
-    positive = dataclasses.replace(made.positive, **told, prompt_lengths=torch.tensor([1, 2, 3, 4]))
-    told |= {"completions": ("W", "X", "Y", "Z"), "completion_tokens": ((7, 8), (9,), (10,), ()), "under": ()}
-    negative = dataclasses.replace(made.negative, **told)
+    source = make_pairs(rng.standard_normal((4, 2, 8)), rng.standard_normal((4, 2, 8)), factors=factors)
+    message = {"positions": token(0) | last_token(), "completions": ("w", "x", "y", "z")}
+    message["completion_tokens"] = ((1,), (2, 3), (), (4, 5, 6))
+    message["under"] = ("Add(multiplier=2) at layer 0, resid_post, all_tokens()",)
+    positive = dataclasses.replace(source.positive, **message, prompt_lengths=torch.tensor([1, 2, 3, 4]))
+    message |= {
+        "completions": ("W", "X", "Y", "Z"),
+        "completion_tokens": ((7, 8), (9,), (10,), ()),
+        "under": (),
+    }
+    negative = dataclasses.replace(source.negative, **message)
     return PairedActivations(positive, negative, factors)
 
 
@@ -55,18 +59,18 @@ def by_layer(pairs):
         index = torch.tensor([[[0, 3], [2, -1]]]).expand(count, -1, -1)
         values = each.values.expand(-1, -1, 2, -1).clone()
         values[:, 1, 1] = torch.nan
-        told = {"token_index": index, "tokens": index + 5 * (index >= 0), "values": values}
-        return dataclasses.replace(each, **told, positions={0: token(0) | token(3), 1: token(2)})
+        message = {"token_index": index, "tokens": index + 5 * (index >= 0), "values": values}
+        return dataclasses.replace(each, **message, positions={0: token(0) | token(3), 1: token(2)})
 
     return PairedActivations(side(pairs.positive), side(pairs.negative), pairs.factors)
 
 
 def test_positions_by_layer_come_back_from_a_file(pairs, tmp_path):
-    made = by_layer(pairs)
-    made.save(tmp_path / "pairs.safetensors")
+    source = by_layer(pairs)
+    source.save(tmp_path / "pairs.safetensors")
     loaded = PairedActivations.load(tmp_path / "pairs.safetensors")
-    require_same(loaded.positive, made.positive)
-    require_same(loaded.negative, made.negative)
+    require_same(loaded.positive, source.positive)
+    require_same(loaded.negative, source.negative)
     assert loaded.positive.token_index.shape == (4, 2, 2)
     assert "{0: (token(0) | token(3)), 1: token(2)}" in repr(loaded)
     rewritten(
@@ -80,9 +84,9 @@ def rewritten(path, change):
     """Write a file anew with another description."""
     with safe_open(path, framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    told = json.loads(metadata["description"])
-    change(told)
-    save_file(tensors, path, metadata=metadata | {"description": json.dumps(told)})
+    message = json.loads(metadata["description"])
+    change(message)
+    save_file(tensors, path, metadata=metadata | {"description": json.dumps(message)})
 
 
 def test_a_subset_has_the_rows_in_the_order_given(pairs):
@@ -116,11 +120,11 @@ def test_swapping_exchanges_everything_of_a_pair_but_its_factors(pairs):
 
 
 def test_swapping_without_completions_and_with_a_wrong_count():
-    made = make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4)))
-    swapped = made.swapped([True, False])
+    source = make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4)))
+    swapped = source.swapped([True, False])
     assert swapped.positive.completions == swapped.positive.completion_tokens == ()
     with pytest.raises(ValueError, match="1 flips for 2 pairs"):
-        made.swapped([True])
+        source.swapped([True])
 
 
 def test_nothing_is_changed_by_subset_swap_or_estimate(pairs):
@@ -135,16 +139,6 @@ def test_nothing_is_changed_by_subset_swap_or_estimate(pairs):
 
 
 def test_a_file_gives_back_what_was_saved(pairs, tmp_path):
-    pairs.positive.values[0, 0, 0, 0] = torch.nan
-    pairs.save(tmp_path / "a.safetensors")
-    again = PairedActivations.load(tmp_path / "a.safetensors")
-    require_same(again.positive, pairs.positive)
-    require_same(again.negative, pairs.negative)
-    pd.testing.assert_frame_equal(again.factors, pairs.factors)
-    assert again.positive.positions.label == "(token(0) | last_token())"
-
-
-def test_a_file_keeps_each_side_s_positions_norms_and_identity_and_the_factors_dtypes(pairs, tmp_path):
     factors = pd.DataFrame(
         {
             "level": pd.Categorical(["low", "high", "low", None], ["low", "high", "never"], ordered=True),
@@ -159,12 +153,13 @@ def test_a_file_keeps_each_side_s_positions_norms_and_identity_and_the_factors_d
     own = {"positions": token(2), "stream_norm": torch.tensor([3.0, torch.nan])}
     own["identity"] = dataclasses.replace(pairs.identity, name="the same under another name")
     own["prompts"] = (ChatPrompt("<user> hi", "hi"), *pairs.negative.prompts[1:])
+    pairs.positive.values[0, 0, 0, 0] = torch.nan
     for tables in (factors, pd.DataFrame(index=range(4))):
-        made = PairedActivations(pairs.positive, dataclasses.replace(pairs.negative, **own), tables)
-        made.save(tmp_path / "a.safetensors")
+        source = PairedActivations(pairs.positive, dataclasses.replace(pairs.negative, **own), tables)
+        source.save(tmp_path / "a.safetensors")
         again = PairedActivations.load(tmp_path / "a.safetensors")
-        require_same(again.positive, made.positive)
-        require_same(again.negative, made.negative)
+        require_same(again.positive, source.positive)
+        require_same(again.negative, source.negative)
         assert again.negative.prompts[0].user == "hi"
         pd.testing.assert_frame_equal(again.factors, tables, check_index_type=False, check_column_type=False)
     every = {field.name for field in dataclasses.fields(pairs.positive)}
@@ -226,11 +221,11 @@ def test_sides_of_unequal_number_layers_or_hook_are_refused(pairs):
 
 
 def test_single_finds_the_one_position_wherever_it_lies():
-    made = make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4))).positive
+    source = make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4))).positive
     values = torch.full((2, 1, 2, 4), torch.nan)
     values[0, 0, 0], values[1, 0, 1] = 1.0, 2.0
     moved = dataclasses.replace(
-        made,
+        source,
         values=values,
         token_index=torch.tensor([[3, -1], [-1, 3]]),
         tokens=torch.tensor([[7, -1], [-1, 7]]),
@@ -264,14 +259,14 @@ def test_a_subset_by_true_and_false_has_the_rows_that_are_true(pairs, mask):
     ("rows", "error", "message"),
     [
         ([True, False], ValueError, "2 times true or false for 4 rows"),
-        ([True, 2], ValueError, "whole numbers, or true and false a row"),
+        ([True, 2], ValueError, "whole numbers, or true and false per row"),
         ([0, 4], IndexError, "there is no row 4: there are 4"),
     ],
 )
 def test_rows_that_are_none_are_refused(pairs, rows, error, message):
-    for held in (pairs, pairs.positive):
+    for loaded in (pairs, pairs.positive):
         with pytest.raises(error, match=message):
-            held.subset(rows)
+            loaded.subset(rows)
 
 
 def test_two_models_are_no_pair(pairs):

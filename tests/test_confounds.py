@@ -41,10 +41,10 @@ def planted_pairs(*, pairs=80, noise=0.1, behaviour=BEHAVIOUR, seed=0, layers=1,
         rows = np.outer(letter, LETTER) + np.outer(known["truth"], TRUTH) + np.outer(tokens, LENGTH)
         values = (rows + sign * behaviour)[:, None] + noise * rng.normal(size=(pairs, layers, WIDTH))
         sides.append(values)
-    made = make_pairs(*sides, factors=known if factors is None else factors)
-    for side in (made.positive, made.negative):
+    source = make_pairs(*sides, factors=known if factors is None else factors)
+    for side in (source.positive, source.negative):
         side.prompt_lengths.copy_(torch.as_tensor(tokens))
-    return made
+    return source
 
 
 def cosine(one, other):
@@ -56,37 +56,37 @@ def cosine(one, other):
 
 
 def test_directions_of_factors_are_the_planted_ones_with_their_length():
-    found = factor_directions(planted_pairs())
-    assert list(found) == ["letter", "truth", "tokens"]
+    result = factor_directions(planted_pairs())
+    assert list(result) == ["letter", "truth", "tokens"]
     for name, planted in (("letter", LETTER), ("truth", TRUTH), ("tokens", LENGTH)):
-        direction = found[name].values[0].numpy()
+        direction = result[name].values[0].numpy()
         assert cosine(direction, planted) > 0.99, name
         assert np.linalg.norm(direction) == pytest.approx(np.linalg.norm(planted), rel=0.05), name
-    assert {name: each.info["contrast"] for name, each in found.items()} == {
+    assert {name: each.info["contrast"] for name, each in result.items()} == {
         "letter": "A − B", "truth": "1 − 0", "tokens": "per unit",
     }  # fmt: skip
-    assert found["letter"].method == "factor: letter"
+    assert result["letter"].method == "factor: letter"
 
 
 def test_a_letters_direction_is_a_mean_over_sides_of_differences_of_means():
     pairs = planted_pairs(noise=1.0)
-    found = factor_directions(pairs)["letter"].values[0].numpy()
+    result = factor_directions(pairs)["letter"].values[0].numpy()
     gaps = []
     for name in ("positive", "negative"):
         rows = getattr(pairs, name).values[:, 0, 0].double().numpy()
         is_a = (pairs.factors[f"letter_{name}"] == "A").to_numpy()
         gaps.append(rows[is_a].mean(0) - rows[~is_a].mean(0))
-    np.testing.assert_allclose(found, (gaps[0] + gaps[1]) / 2, atol=1e-5)
+    np.testing.assert_allclose(result, (gaps[0] + gaps[1]) / 2, atol=1e-5)
 
 
 def test_a_numbers_direction_is_the_least_squares_slope_within_sides():
     pairs = planted_pairs(noise=1.0)
-    found = factor_directions(pairs)["tokens"].values[0].numpy()
+    result = factor_directions(pairs)["tokens"].values[0].numpy()
     slopes = []
     for side in (pairs.positive, pairs.negative):
         rows, x = side.values[:, 0, 0].double().numpy(), side.prompt_lengths.double().numpy()
         slopes.append(np.polyfit(x, rows, 1)[0])
-    np.testing.assert_allclose(found, np.mean(slopes, axis=0), atol=1e-5)
+    np.testing.assert_allclose(result, np.mean(slopes, axis=0), atol=1e-5)
 
 
 def test_the_behaviour_has_no_part_in_a_factors_direction():
@@ -111,8 +111,8 @@ def test_a_side_with_one_level_leaves_the_direction_to_the_other():
     )
     changed = make_pairs(*(side[:, :, :].numpy() for side in pairs.sides()), factors=factors)
     rows = changed.negative.values[:, 0, 0].numpy()
-    found = factor_directions(changed)["kind"].values[0].numpy()
-    np.testing.assert_allclose(found, rows[::2].mean(0) - rows[1::2].mean(0), atol=1e-4)
+    result = factor_directions(changed)["kind"].values[0].numpy()
+    np.testing.assert_allclose(result, rows[::2].mean(0) - rows[1::2].mean(0), atol=1e-4)
 
 
 def test_a_factor_between_the_sides_only_has_no_direction_of_its_own():
@@ -127,12 +127,12 @@ def test_levels_stand_against_the_rest_and_names_are_left_out():
         {"topic": topic, "claim": [f"claim {k}" for k in range(80)], "same": 1, "group": range(80)}
     )
     pairs = make_pairs(*rng.normal(size=(2, 80, 1, WIDTH)), factors=factors)
-    found = factor_directions(pairs)
-    assert list(found) == ["topic = art", "topic = food", "topic = law"]
+    result = factor_directions(pairs)
+    assert list(result) == ["topic = art", "topic = food", "topic = law"]
     sides = [side[:, 0].double().numpy() for side in pairs.sides()]
     by_hand = np.mean([rows[topic == "food"].mean(0) - rows[topic != "food"].mean(0) for rows in sides], 0)
-    np.testing.assert_allclose(found["topic = food"].values[0], by_hand, atol=1e-5)
-    assert found["topic = food"].info["contrast"] == "food − rest"
+    np.testing.assert_allclose(result["topic = food"].values[0], by_hand, atol=1e-5)
+    assert result["topic = food"].info["contrast"] == "food − rest"
 
 
 def test_pairs_of_which_a_factor_is_missing_are_left_out_of_it():
@@ -150,26 +150,29 @@ def test_pairs_of_which_a_factor_is_missing_are_left_out_of_it():
 def test_without_factors_nothing_is_left_along_any_of_them():
     pairs = planted_pairs(noise=1.0, layers=3)
     vectors, directions = mean_difference(pairs), factor_directions(pairs)
-    left = without_factors(vectors, directions)
+    before = vectors.values.clone(), directions["letter"].values.clone()
+    rest = without_factors(vectors, directions)
+    assert torch.equal(vectors.values, before[0])
+    assert torch.equal(directions["letter"].values, before[1])
     for direction in directions.values():
-        assert left.cosine_similarity(direction).abs().max() < 1e-6
+        assert rest.cosine_similarity(direction).abs().max() < 1e-6
     for layer in range(3):  # the residual of least squares on the directions
         span = np.stack([each.values[layer].numpy() for each in directions.values()]).T.astype(float)
         vector = vectors.values[layer].double().numpy()
         fitted = span @ np.linalg.lstsq(span, vector, rcond=None)[0]
-        np.testing.assert_allclose(left.values[layer], vector - fitted, atol=1e-5)
-    assert left.info["without"] == ["letter", "truth", "tokens"]
-    assert left.info["pairs"] == 80
-    assert left.method == "mean_difference without letter, truth, tokens"
-    assert (left.norms() < vectors.norms()).all()
+        np.testing.assert_allclose(rest.values[layer], vector - fitted, atol=1e-5)
+    assert rest.info["without"] == ["letter", "truth", "tokens"]
+    assert rest.info["pairs"] == 80
+    assert rest.method == "mean_difference without letter, truth, tokens"
+    assert (rest.norms() < vectors.norms()).all()
 
 
 def test_what_leans_on_truth_keeps_the_rest():
     pairs = planted_pairs(noise=0.01)
-    left = without_factors(mean_difference(pairs), pairs, names="truth")
-    assert cosine(left.values[0], AXES[3]) > 0.99
-    assert left.norms().item() == pytest.approx(0.8, abs=0.02)
-    assert left.info["without"] == ["truth"]
+    rest = without_factors(mean_difference(pairs), pairs, names="truth")
+    assert cosine(rest.values[0], AXES[3]) > 0.99
+    assert rest.norms().item() == pytest.approx(0.8, abs=0.02)
+    assert rest.info["without"] == ["truth"]
 
 
 def test_levels_that_depend_on_each_other_take_away_no_more_than_their_span():
@@ -177,9 +180,9 @@ def test_levels_that_depend_on_each_other_take_away_no_more_than_their_span():
     rng = np.random.default_rng(0)
     vector = mean_difference(planted_pairs(noise=1.0))
     one, two = (_as(vector, rng.normal(size=(1, WIDTH))) for _ in range(2))
-    left = without_factors(vector, {"one": one, "two": two, "both": one - 2 * two, "zero": 0 * one})
+    rest = without_factors(vector, {"one": one, "two": two, "both": one - 2 * two, "zero": 0 * one})
     expected = without_factors(vector, {"one": one, "two": two})
-    torch.testing.assert_close(left.values, expected.values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(rest.values, expected.values, atol=1e-5, rtol=0)
 
 
 def _as(vectors, values, **changes):
@@ -195,16 +198,6 @@ def _as(vectors, values, **changes):
     )
 
 
-def test_without_factors_leaves_what_it_was_given_alone():
-    pairs = planted_pairs()
-    vectors, directions = mean_difference(pairs), factor_directions(pairs)
-    before = vectors.values.clone(), directions["letter"].values.clone()
-    without_factors(vectors, directions)
-    assert torch.equal(vectors.values, before[0])
-    assert torch.equal(directions["letter"].values, before[1])
-    assert "without" not in vectors.info
-
-
 def test_what_cannot_be_projected_out_is_refused():
     pairs = planted_pairs(layers=2)
     vectors, directions = mean_difference(pairs), factor_directions(pairs)
@@ -218,7 +211,7 @@ def test_what_cannot_be_projected_out_is_refused():
         without_factors(directions["letter"], directions)
     with pytest.raises(ValueError, match="at resid_post, the direction of 'letter' at resid_pre"):
         without_factors(vectors, {"letter": _as(vectors, directions["letter"].values, hook="resid_pre")})
-    with pytest.raises(ValueError, match="one a position"):
+    with pytest.raises(ValueError, match="one per position"):
         without_factors(_as(vectors, np.ones((2, 3, WIDTH))), directions)
     other = make_identity(n_layers=2, d_model=WIDTH, fingerprint=tuple(np.linspace(2, 3, 256)))
     with pytest.raises(ModelMismatchError):
@@ -252,8 +245,8 @@ def test_the_share_of_all_is_that_of_the_span():
     assert table.loc["all", "share"] == pytest.approx((fitted @ fitted) / (vector @ vector), abs=1e-6)
     for name, direction in directions.items():
         assert table.loc[name, "cosine"] == pytest.approx(cosine(vector, direction.values[0]), abs=1e-6)
-    left = without_factors(vectors, directions)
-    assert (confounds(left, pairs, shuffles=5)["cosine"].abs() < 1e-6).all()
+    rest = without_factors(vectors, directions)
+    assert (confounds(rest, pairs, shuffles=5)["cosine"].abs() < 1e-6).all()
 
 
 def spanned(vector, directions):
@@ -280,15 +273,15 @@ def noise_of(pairs, vector, shuffles):
         shuffled = make_pairs(*(rows[:, None] for rows in noise), factors=factors)
         for side in (shuffled.positive, shuffled.negative):
             side.prompt_lengths.copy_(tokens[order])
-        found = [each.values[0].numpy() for each in factor_directions(shuffled).values()]
-        drawn.append([*(abs(cosine(vector, each)) for each in found), spanned(vector, found)])
+        result = [each.values[0].numpy() for each in factor_directions(shuffled).values()]
+        drawn.append([*(abs(cosine(vector, each)) for each in result), spanned(vector, result)])
     return np.array(drawn)
 
 
 def test_the_null_is_a_loop_over_the_farthest_contrast_of_noise():
-    pairs, made = planted_pairs(noise=1.0), mean_difference(planted_pairs(seed=1))
-    high = confounds(made, pairs, shuffles=2000, seed=1).set_index("factor")["null_high"]
-    drawn = noise_of(pairs, made.values[0].double().numpy(), 599)
+    pairs, source = planted_pairs(noise=1.0), mean_difference(planted_pairs(seed=1))
+    high = confounds(source, pairs, shuffles=2000, seed=1).set_index("factor")["null_high"]
+    drawn = noise_of(pairs, source.values[0].double().numpy(), 599)
     means, spreads = drawn.mean(0), drawn.std(0)
     farthest = sorted(max((row - means) / spreads) for row in drawn)[-30]  # 30 of 600 are 5 %
     for name, each in zip(("letter", "truth", "tokens", "all"), means + farthest * spreads, strict=True):
@@ -299,7 +292,7 @@ def test_the_null_is_a_loop_over_the_farthest_contrast_of_noise():
 @pytest.mark.statistics
 def test_one_table_in_twenty_has_a_row_that_differs_by_chance(draws):
     """A vector of one half, asked with the other, of factors without any direction; layers are alike."""
-    rng, found = np.random.default_rng(0), []
+    rng, result = np.random.default_rng(0), []
     tables = draws(200)
     for _ in range(tables):
         factors, _ = design(60)
@@ -307,17 +300,17 @@ def test_one_table_in_twenty_has_a_row_that_differs_by_chance(draws):
         pairs = make_pairs(*sides, factors=factors)
         half = balanced_folds(factors, folds=2)
         one, other = (pairs.subset(np.flatnonzero(half == each).tolist()) for each in (0, 1))
-        found.append(confounds(mean_difference(one), other, shuffles=99)["differs"].any())
+        result.append(confounds(mean_difference(one), other, shuffles=99)["differs"].any())
     low, high = binom.ppf([0.005, 0.995], tables, 0.05)
-    assert low <= sum(found) <= high
+    assert low <= sum(result) <= high
 
 
 def test_with_few_shuffles_nothing_can_differ():
-    pairs, made = planted_pairs(), mean_difference(planted_pairs(seed=1))
+    pairs, source = planted_pairs(), mean_difference(planted_pairs(seed=1))
     for shuffles, known in ((18, False), (19, True)):
-        table = confounds(made, pairs, shuffles=shuffles)
+        table = confounds(source, pairs, shuffles=shuffles)
         assert table["null_high"].notna().all() == table["differs"].any() == known
-    text = plots.confounds(confounds(made, pairs, shuffles=18)).layout.title.subtitle.text
+    text = plots.confounds(confounds(source, pairs, shuffles=18)).layout.title.subtitle.text
     assert "19 shuffles or more are needed" in text
 
 

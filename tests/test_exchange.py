@@ -19,7 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl_steer import Add, SteeringVectors, capture, mean_difference, steer
+from tl_steer import Add, SteeringVectors, capture, steer
 from tl_steer.directions.exchange import (
     from_repeng,
     from_steering_vectors,
@@ -30,11 +30,11 @@ from tl_steer.directions.exchange import (
     to_repeng,
     to_steering_vectors,
 )
-from tl_steer.directions.exchange.gguf_reading import read_gguf
+from tl_steer.directions.exchange.gguf import read_gguf
 from tl_steer.errors import ModelMismatchError
 from tl_steer.models import identify, load_model, tokenize
 
-from .conftest import make_pairs, random_hf_model
+from .conftest import random_hf_model
 from .tiny_model import D_MODEL, N_HEADS, N_LAYERS, make_model, word_tokenizer
 
 MODEL = make_model(word_tokenizer())
@@ -65,15 +65,15 @@ def rows_of(vectors):
     return {layer: vectors[layer].values for layer in vectors.layers}
 
 
-def require_imported(found, vectors, model, origin):
+def require_imported(result, vectors, model, origin):
     """The rows in ascending order, the model's identity, and nothing claimed that is not known."""
-    assert found.layers == tuple(sorted(vectors.layers))
+    assert result.layers == tuple(sorted(vectors.layers))
     for layer in vectors.layers:
-        assert torch.equal(found[layer].values, vectors[layer].values)
-    assert (found.method, found.hook) == ("imported", "resid_post")
-    assert origin in found.info["from"]
-    assert found.identity == identify(model)
-    assert found.stream_norm.isnan().all()
+        assert torch.equal(result[layer].values, vectors[layer].values)
+    assert (result.method, result.hook) == ("imported", "resid_post")
+    assert origin in result.info["from"]
+    assert result.identity == identify(model)
+    assert result.stream_norm.isnan().all()
 
 
 # The same logits
@@ -181,20 +181,20 @@ def test_an_exported_vector_gives_the_same_logits(way, request, pair, tmp_path):
     plain = logits_of(pair.hf_model, pair.ids)
     for layers, multiplier in pair.cases:
         vectors = vectors_of(pair.model, layers=layers)
-        here = steered_logits(pair.model, pair.ids, vectors, multiplier)
-        there = theirs(way, pair.hf_model, vectors, multiplier, pair.ids, tmp_path)
-        assert (there - plain).abs().max() > 0.5  # steering changes the logits
-        torch.testing.assert_close(there, here, rtol=0, atol=1e-4)
+        ours = steered_logits(pair.model, pair.ids, vectors, multiplier)
+        other_logits = theirs(way, pair.hf_model, vectors, multiplier, pair.ids, tmp_path)
+        assert (other_logits - plain).abs().max() > 0.5  # steering changes the logits
+        torch.testing.assert_close(other_logits, ours, rtol=0, atol=1e-4)
     torch.testing.assert_close(logits_of(pair.hf_model, pair.ids), plain, rtol=0, atol=0)
 
 
 def test_a_layer_off_by_one_gives_other_logits(pair):
     layer = pair.cases[0][0][0]
     vectors = vectors_of(pair.model, layers=(layer,))
-    here = steered_logits(pair.model, pair.ids, vectors, 4.0)
+    ours = steered_logits(pair.model, pair.ids, vectors, 4.0)
     for wrong in (layer - 1, layer + 1):
         with added_by_hooks(pair.hf_model, {wrong: vectors[layer].values}, 4.0):
-            assert (logits_of(pair.hf_model, pair.ids) - here).abs().max() > 0.1
+            assert (logits_of(pair.hf_model, pair.ids) - ours).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("library", ["repeng", "steering-vectors", "GGUF"])
@@ -204,14 +204,14 @@ def test_an_imported_vector_gives_the_same_logits(library, repeng, steering_vect
     if library == "steering-vectors":
         exported = steering_vectors.SteeringVector({layer: torch.tensor(row) for layer, row in rows.items()})
         with exported.apply(pair.hf_model, multiplier=-2.0):
-            there = logits_of(pair.hf_model, pair.ids)
+            other_logits = logits_of(pair.hf_model, pair.ids)
         vectors = from_steering_vectors(exported, pair.model)
     else:
         exported = repeng.ControlVector("llama", rows)
         controlled = repeng.ControlModel(pair.hf_model, list(layers))
         try:
             controlled.set_control(exported, -2.0)
-            there = logits_of(controlled, pair.ids)
+            other_logits = logits_of(controlled, pair.ids)
         finally:
             controlled.unwrap()
         exported.export_gguf(tmp_path / "theirs.gguf")
@@ -220,8 +220,8 @@ def test_an_imported_vector_gives_the_same_logits(library, repeng, steering_vect
             if library == "repeng"
             else load_gguf(tmp_path / "theirs.gguf", pair.model)
         )
-    here = steered_logits(pair.model, pair.ids, vectors, -2.0)
-    torch.testing.assert_close(here, there, rtol=0, atol=1e-4)
+    ours = steered_logits(pair.model, pair.ids, vectors, -2.0)
+    torch.testing.assert_close(ours, other_logits, rtol=0, atol=1e-4)
 
 
 def test_folding_changes_no_stream_and_centring_takes_its_mean(tmp_path):
@@ -236,9 +236,9 @@ def test_folding_changes_no_stream_and_centring_takes_its_mean(tmp_path):
     )
     assert folded.cfg.normalization_type == "LNPre"
     vectors = vectors_of(folded, layers=(1,))
-    there = theirs("GGUF and a forward hook", hf_model, vectors, 3.0, ids, tmp_path)
-    here = steered_logits(folded, ids, vectors, 3.0)
-    torch.testing.assert_close(there.log_softmax(-1), here.log_softmax(-1), rtol=1e-4, atol=1e-4)
+    other_logits = theirs("GGUF and a forward hook", hf_model, vectors, 3.0, ids, tmp_path)
+    ours = steered_logits(folded, ids, vectors, 3.0)
+    torch.testing.assert_close(other_logits.log_softmax(-1), ours.log_softmax(-1), rtol=1e-4, atol=1e-4)
     centred = load_model("tiny-gpt2", hf_model=hf_model, device="cpu", processing=True)
     vectors = vectors_of(centred, layers=(1,))
     for write in (
@@ -249,9 +249,9 @@ def test_folding_changes_no_stream_and_centring_takes_its_mean(tmp_path):
             write()
         write(force=True)
     with added_by_hooks(hf_model, gguf_rows(tmp_path / "c.gguf"), 3.0):
-        there = logits_of(hf_model, ids)
-    here = steered_logits(centred, ids, vectors, 3.0)
-    torch.testing.assert_close(there.log_softmax(-1), here.log_softmax(-1), rtol=1e-4, atol=1e-4)
+        other_logits = logits_of(hf_model, ids)
+    ours = steered_logits(centred, ids, vectors, 3.0)
+    torch.testing.assert_close(other_logits.log_softmax(-1), ours.log_softmax(-1), rtol=1e-4, atol=1e-4)
 
 
 # GGUF
@@ -261,10 +261,10 @@ def test_a_gguf_file_is_what_llama_cpp_reads(tmp_path):
     vectors = vectors_of()
     save_gguf(vectors, tmp_path / "v.gguf", model_hint="llama")
     reader = gguf.GGUFReader(tmp_path / "v.gguf")
-    told = {name: field.contents() for name, field in reader.fields.items()}
-    assert told["general.architecture"] == "controlvector"
-    assert told["controlvector.model_hint"] == "llama"
-    assert told["controlvector.layer_count"] == 2
+    message = {name: field.contents() for name, field in reader.fields.items()}
+    assert message["general.architecture"] == "controlvector"
+    assert message["controlvector.model_hint"] == "llama"
+    assert message["controlvector.layer_count"] == 2
     assert [each.name for each in reader.tensors] == ["direction.1", "direction.2"]
     for each in reader.tensors:
         assert each.tensor_type == gguf.GGMLQuantizationType.F32
@@ -283,12 +283,12 @@ def test_a_hint_that_no_file_takes_is_refused_and_leaves_none(tmp_path):
 def test_a_round_trip_through_gguf_keeps_everything(tmp_path):
     vectors = vectors_of(norms=[7.125, float("nan")])
     save_gguf(vectors, tmp_path / "v.gguf")
-    found = load_gguf(tmp_path / "v.gguf", MODEL)
-    assert torch.equal(found.values, vectors.values)
-    assert found.stream_norm[0] == 7.125
-    assert found.stream_norm[1].isnan()
+    result = load_gguf(tmp_path / "v.gguf", MODEL)
+    assert torch.equal(result.values, vectors.values)
+    assert result.stream_norm[0] == 7.125
+    assert result.stream_norm[1].isnan()
     for name in ("layers", "hook", "method", "identity", "info"):
-        assert getattr(found, name) == getattr(vectors, name), name
+        assert getattr(result, name) == getattr(vectors, name), name
     save_gguf(vectors[2], tmp_path / "one.gguf")
     one = load_gguf(tmp_path / "one.gguf", MODEL)
     assert torch.equal(one[2].values, vectors[2].values)
@@ -325,16 +325,16 @@ def row(width=D_MODEL, dtype="f4"):
 def test_a_gguf_file_of_somebody_else_is_of_the_model_given(tmp_path):
     tensors = {"direction.2": row(), "direction.1": 2 * row()}
     path = write_gguf(tmp_path / "v.gguf", tensors, controlvector__model_hint="llama")
-    found = load_gguf(path, MODEL)
+    result = load_gguf(path, MODEL)
     expected = SteeringVectors(
         torch.tensor(np.stack([2 * row(), row()])), (1, 2), "resid_post", "", torch.zeros(2), identify(MODEL)
     )
-    require_imported(found, expected, MODEL, "GGUF control vector v.gguf")
-    assert found.info["model_hint"] == "llama"
+    require_imported(result, expected, MODEL, "GGUF control vector v.gguf")
+    assert result.info["model_hint"] == "llama"
 
 
 REFUSED = {
-    "names direction.0, which llama.cpp refuses.*from_repeng": {"direction.0": row()},
+    "names direction.0, which llama.cpp rejects.*from_repeng": {"direction.0": row()},
     "'direction.1' is not float32": {"direction.1": row(dtype="f2")},
     "'direction.x' of shape .* is not a direction": {"direction.x": row()},
     "'token_embd' of shape": {"token_embd": row()},
@@ -416,13 +416,13 @@ def test_our_reader_reads_every_kind_of_key_as_the_package_gguf_does(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    reader, found = gguf.GGUFReader(path), read_gguf(path)
-    assert found.keys == {
+    reader, result = gguf.GGUFReader(path), read_gguf(path)
+    assert result.keys == {
         name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")
     }
-    assert set(found.tensors) == {each.name for each in reader.tensors}
+    assert set(result.tensors) == {each.name for each in reader.tensors}
     for each in reader.tensors:
-        np.testing.assert_array_equal(found.tensors[each.name], each.data)
+        np.testing.assert_array_equal(result.tensors[each.name], each.data)
 
 
 def test_lengths_that_lie_are_refused_at_once(tmp_path):
@@ -454,7 +454,7 @@ WHOLE = {}
 
 @given(st.integers(0), st.binary(min_size=1, max_size=8), st.booleans())
 def test_a_gguf_file_with_some_bytes_changed_or_cut_off_is_read_or_refused(
-    tmp_path_factory, place, bytes_, cut
+    tmp_path_factory, index, bytes_, cut
 ):
     if not WHOLE:
         WHOLE["path"] = tmp_path_factory.mktemp("whole") / "v.gguf"
@@ -462,14 +462,14 @@ def test_a_gguf_file_with_some_bytes_changed_or_cut_off_is_read_or_refused(
         write_gguf(WHOLE["path"], {"direction.1": row(), "direction.2": row()}, **keys)
         WHOLE["bytes"] = WHOLE["path"].read_bytes()
     whole, path = WHOLE["bytes"], WHOLE["path"].with_name("broken.gguf")
-    place %= len(whole)
-    path.write_bytes(whole[:place] if cut else whole[:place] + bytes_ + whole[place + len(bytes_) :])
+    index %= len(whole)
+    path.write_bytes(whole[:index] if cut else whole[:index] + bytes_ + whole[index + len(bytes_) :])
     try:
-        found = load_gguf(path, MODEL)
+        result = load_gguf(path, MODEL)
     except ValueError as error:
         assert "broken.gguf" in str(error)  # noqa: PT017
     else:
-        assert torch.isfinite(found.values).all()
+        assert torch.isfinite(result.values).all()
 
 
 # Objects in memory
@@ -477,33 +477,33 @@ def test_a_gguf_file_with_some_bytes_changed_or_cut_off_is_read_or_refused(
 
 def test_repeng_s_object_there_and_back(repeng):
     vectors = vectors_of(layers=(2, 0))
-    made = to_repeng(vectors, model_type="llama")
-    assert isinstance(made, repeng.ControlVector)
-    assert made.model_type == "llama"
-    assert {layer: values.dtype for layer, values in made.directions.items()} == {
+    source = to_repeng(vectors, model_type="llama")
+    assert isinstance(source, repeng.ControlVector)
+    assert source.model_type == "llama"
+    assert {layer: values.dtype for layer, values in source.directions.items()} == {
         2: np.float32,
         0: np.float32,
     }
-    require_imported(from_repeng(made, MODEL), vectors, MODEL, "repeng ControlVector")
-    made.directions[0][:] = 0
+    require_imported(from_repeng(source, MODEL), vectors, MODEL, "repeng ControlVector")
+    source.directions[0][:] = 0
     assert vectors[0].values.abs().sum() > 0  # the vectors here are their own
     assert set(to_repeng(vectors[2]).directions) == {2}
 
 
 def test_the_other_library_s_object_there_and_back(steering_vectors):
     vectors = vectors_of(layers=(2, 0))
-    made = to_steering_vectors(vectors)
-    assert isinstance(made, steering_vectors.SteeringVector)
-    assert made.layer_type == "decoder_block"
-    require_imported(from_steering_vectors(made, MODEL), vectors, MODEL, "steering-vectors SteeringVector")
+    source = to_steering_vectors(vectors)
+    assert isinstance(source, steering_vectors.SteeringVector)
+    assert source.layer_type == "decoder_block"
+    require_imported(from_steering_vectors(source, MODEL), vectors, MODEL, "steering-vectors SteeringVector")
     assert set(to_steering_vectors(vectors[2]).layer_activations) == {2}
 
 
 def test_nothing_is_needed_of_repeng_to_read_its_objects():
     control_vector = SimpleNamespace(model_type="llama", directions={1: row(), -1: row(dtype="f8")})
-    found = from_repeng(control_vector, MODEL)
-    assert found.layers == (1, 2)
-    assert found.info == {"from": "repeng ControlVector", "model_type": "llama"}
+    result = from_repeng(control_vector, MODEL)
+    assert result.layers == (1, 2)
+    assert result.info == {"from": "repeng ControlVector", "model_type": "llama"}
     for wrong, message in (
         ({1: row(8)}, "8 numbers; resid_post of tiny has 16"),
         ({5: row()}, r"layers \[5\]; tiny has layers 0 to 2"),
@@ -541,7 +541,7 @@ def test_what_the_others_have_no_place_for_is_refused(hand_over, tmp_path):
         flat.identity,
     )
     for each in (by_position, by_position[2]):
-        with pytest.raises(ValueError, match=r"one vector a layer; these are one a position \(by position\)"):
+        with pytest.raises(ValueError, match=r"one vector per layer; these are one per position \(by"):
             hand_over(each, *path)
     assert list(tmp_path.iterdir()) == []
 
@@ -572,15 +572,15 @@ def test_a_tensor_of_all_layers_of_some_or_of_one(tmp_path):
     path = tmp_path / "v.pt"
     values = torch.randn(N_LAYERS, D_MODEL, dtype=torch.float64)
     torch.save(values, path)
-    found = load_pt(path, MODEL)
-    assert found.layers == (0, 1, 2)
-    assert torch.equal(found.values, values.float())
-    assert (found.method, found.info) == ("imported", {"from": "file v.pt"})
-    assert found.stream_norm.isnan().all()
+    result = load_pt(path, MODEL)
+    assert result.layers == (0, 1, 2)
+    assert torch.equal(result.values, values.float())
+    assert (result.method, result.info) == ("imported", {"from": "file v.pt"})
+    assert result.stream_norm.isnan().all()
     torch.save(values[:2].bfloat16(), path)
-    found = load_pt(path, MODEL, layers=[2, 0])
-    assert torch.equal(found[2].values, values[0].bfloat16().float())
-    assert torch.equal(found[0].values, values[1].bfloat16().float())
+    result = load_pt(path, MODEL, layers=[2, 0])
+    assert torch.equal(result[2].values, values[0].bfloat16().float())
+    assert torch.equal(result[0].values, values[1].bfloat16().float())
     torch.save(values[0], path)
     assert torch.equal(load_pt(path, MODEL, layers=-1)[2].values, values[0].float())
     with pytest.raises(ValueError, match=r"v\.pt has 1 vectors for 3 layers of tiny: say with layers=\[…\]"):
@@ -628,8 +628,8 @@ def test_of_a_tensor_with_positions_one_is_chosen(tmp_path):
     torch.save(values, path)
     assert torch.equal(load_pt(path, MODEL, position=-2, layers=[1]).values[0], values[3, 2])
     torch.save(values[:, :2], path)
-    found = load_pt(path, MODEL, position=1, layers=[2, 0])
-    assert torch.equal(found[2].values, values[1, 0])
+    result = load_pt(path, MODEL, position=1, layers=[2, 0])
+    assert torch.equal(result[2].values, values[1, 0])
     with pytest.raises(IndexError, match="position=5, but its first axis has 5 positions"):
         load_pt(path, MODEL, position=5)
     for other in (values[0], {0: values[0, 0]}):
@@ -648,22 +648,19 @@ def test_of_a_tensor_with_positions_one_is_chosen(tmp_path):
 def test_a_dictionary_of_named_layers(tmp_path, name):
     rows = {name.format(layer): torch.full((D_MODEL,), float(layer)) for layer in (2, 0)}
     torch.save(rows, tmp_path / "v.pt")
-    found = load_pt(tmp_path / "v.pt", MODEL)
-    assert found.layers == (0, 2)
-    assert found.values[:, 0].tolist() == [0.0, 2.0]
+    result = load_pt(tmp_path / "v.pt", MODEL)
+    assert result.layers == (0, 2)
+    assert result.values[:, 0].tolist() == [0.0, 2.0]
 
 
 def test_plain_tensors_there_and_back(tmp_path):
     vectors = vectors_of(layers=(2, 0))
     save_pt(vectors, tmp_path / "v.pt")
-    held = torch.load(tmp_path / "v.pt", weights_only=True)
-    assert {layer: tuple(each.shape) for layer, each in held.items()} == {2: (D_MODEL,), 0: (D_MODEL,)}
+    loaded = torch.load(tmp_path / "v.pt", weights_only=True)
+    assert {layer: tuple(each.shape) for layer, each in loaded.items()} == {2: (D_MODEL,), 0: (D_MODEL,)}
     require_imported(load_pt(tmp_path / "v.pt", MODEL), vectors, MODEL, "file v.pt")
-
-
-def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No such file or directory"):
-        save_pt(vectors_of(), tmp_path / "missing" / "v.pt")
+    loaded[0].zero_()
+    assert vectors[0].values.all()
 
 
 class Trap:
@@ -730,22 +727,3 @@ def test_damaged_and_missing_tensor_files(tmp_path):
             load_pt(path, MODEL)
     with pytest.raises(FileNotFoundError):
         load_pt(tmp_path / "missing.pt", MODEL)
-
-
-def test_imported_vectors_get_a_dose_from_a_capture():
-    found = from_repeng(SimpleNamespace(model_type="x", directions={1: row()}), MODEL)
-    with pytest.raises(ValueError, match=r"norm at layers \[1\] is not known"):
-        found.scaled_to(dose=0.5)
-    placed = found[1].at(layers=1, stream_norm=[8.0])
-    assert float(placed.scaled_to(dose=0.5).values.norm()) == pytest.approx(4.0, rel=1e-5)
-
-
-def test_estimated_vectors_are_handed_over_unchanged(tmp_path):
-    rng = np.random.default_rng(0)
-    made = mean_difference(make_pairs(rng.standard_normal((6, 3, 8)), rng.standard_normal((6, 3, 8))))
-    kept = made.values.clone()
-    save_pt(made, tmp_path / "v.pt")
-    held = torch.load(tmp_path / "v.pt", weights_only=True)
-    assert torch.equal(torch.stack([held[layer] for layer in made.layers]), kept)
-    held[0].zero_()
-    assert torch.equal(made.values, kept)

@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tl_steer import capture, logit_lens, plots
-from tl_steer.analysis import logit_lens as exported
-from tl_steer.analysis.token_texts import token_texts
+from tl_steer.analysis.row_labels import token_texts
 from tl_steer.directions import SteeringVectors
 from tl_steer.errors import ModelMismatchError
 from tl_steer.models import identify, load_model
@@ -166,12 +165,12 @@ def test_the_bias_of_the_unembedding_counts():
 def test_activations_with_positions_by_layer_are_read_at_their_own():
     model = make_model(word_tokenizer())
     positions = {1: last_token(), 0: span(0, 2)}
-    found = logit_lens(model, capture(model, ["a b c", "d"], positions=positions), top=2)
+    result = logit_lens(model, capture(model, ["a b c", "d"], positions=positions), top=2)
     alone = [
         logit_lens(model, capture(model, ["a b c", "d"], positions=each, layers=layer), top=2)
         for layer, each in positions.items()
     ]
-    pd.testing.assert_frame_equal(found, pd.concat(alone, ignore_index=True), rtol=1e-4)
+    pd.testing.assert_frame_equal(result, pd.concat(alone, ignore_index=True), rtol=1e-4)
 
 
 def test_every_position_of_every_prompt_is_read_alone_and_padding_never():
@@ -196,7 +195,7 @@ def test_rows_beyond_what_is_held_at_once_are_the_same(monkeypatch):
     model = make_model(word_tokenizer())
     whole = logit_lens(model, vectors_for(model), top=4)
     # the module by its name: in its package, the function stands in its place
-    monkeypatch.setattr(sys.modules["tl_steer.analysis._logit_lens"], "AT_ONCE", 1)
+    monkeypatch.setattr(sys.modules["tl_steer.analysis._logit_lens"], "MAX_LOGITS", 1)
     again = logit_lens(model, vectors_for(model), top=4)
     assert (whole["token_id"] == again["token_id"]).all()
     np.testing.assert_allclose(whole["logit"], again["logit"], rtol=1e-5)
@@ -228,7 +227,7 @@ def test_one_vector_will_do_and_layers_are_chosen_from_the_source():
 
 def test_what_the_unembedding_cannot_read_is_refused():
     model = make_model(word_tokenizer())
-    with pytest.raises(ValueError, match="are at z, not of the stream"):
+    with pytest.raises(ValueError, match="are at z, not of the residual stream"):
         logit_lens(model, made_vector(model, 1, "z"))
     with pytest.raises(ValueError, match="these activations are at z"):
         logit_lens(model, capture(model, ["a"], hook="z"))
@@ -262,10 +261,6 @@ def test_nothing_that_was_given_is_changed(dtype):
     assert all_hooks(model) == hooks
     assert model.cfg.dtype == dtype
     assert torch.equal(vectors.values, values)
-
-
-def test_it_is_one_function_wherever_it_is_taken_from():
-    assert exported is logit_lens
 
 
 # --- tokens as text ----------------------------------------------------------------------------------------

@@ -60,8 +60,8 @@ VARIANTS = pytest.mark.parametrize(
 
 def read_back(prompt, style):
     """The claim and the answer as they stand in a prompt's text."""
-    found = PARTS[style].search(prompt)
-    return found["claim"], found["answer"]
+    result = PARTS[style].search(prompt)
+    return result["claim"], result["answer"]
 
 
 # --- the counterbalanced design ---
@@ -84,38 +84,26 @@ def test_study_wording_is_balanced_as_the_plain_one_is(style, shared, persona):
 @VARIANTS
 def test_each_side_tells_the_truth_or_not_and_nothing_else_is_unequal(style, shared, persona):
     """Counted from the text of the prompts alone."""
-    pairs = honesty_pairs(CLAIMS, PLAIN, style=style, shared=shared, persona=persona)
+    claims = CLAIMS.copy(deep=True)
+    pairs = honesty_pairs(claims, PLAIN, style=style, shared=shared, persona=persona)
+    pd.testing.assert_frame_equal(claims, CLAIMS)
     assert len(pairs) == len(CLAIMS)
-    counts = {}
+    counts, read = {}, {}
     for side, honest in (("positive", True), ("negative", False)):
-        seen = [read_back(prompt, style) for prompt in getattr(pairs, side)]
+        seen = read[side] = [read_back(prompt, style) for prompt in getattr(pairs, side)]
         assert all((MEANING[answer] == TRUTH[claim]) == honest for claim, answer in seen)
         counts[side] = (Counter(claim for claim, _ in seen), Counter(answer for _, answer in seen))
+        letters = pairs.factors["letter" if shared == "letter" else f"letter_{side}"]
+        truths = pairs.factors["truth" if shared == "claim" else f"truth_{side}"]
+        factors = list(zip(letters, truths, strict=True))
+        assert factors == [(answer, TRUTH[claim]) for claim, answer in seen]
+    for one, other in zip(*read.values(), strict=True):
+        assert (one[0] == other[0]) == (shared == "claim")
+        assert (one[1] == other[1]) == (shared == "letter")
     assert counts["positive"] == counts["negative"]
     claims, answers = counts["positive"]
     assert claims == Counter(dict.fromkeys(TRUTH, 1))
     assert set(answers.values()) == {2}
-
-
-@VARIANTS
-def test_the_two_prompts_of_a_pair_share_what_was_asked_for(style, shared, persona):
-    pairs = honesty_pairs(CLAIMS, PLAIN, style=style, shared=shared, persona=persona)
-    for positive, negative in zip(pairs.positive, pairs.negative, strict=True):
-        (claim, answer), (other_claim, other_answer) = read_back(positive, style), read_back(negative, style)
-        assert (claim == other_claim) == (shared == "claim")
-        assert (answer == other_answer) == (shared == "letter")
-
-
-@VARIANTS
-def test_the_factors_say_what_the_prompts_say(style, shared, persona):
-    pairs = honesty_pairs(CLAIMS, PLAIN, style=style, shared=shared, persona=persona)
-    common = {"claim": "truth", "letter": "letter"}[shared]
-    for side in ("positive", "negative"):
-        letters = pairs.factors["letter" if common == "letter" else f"letter_{side}"]
-        truths = pairs.factors["truth" if common == "truth" else f"truth_{side}"]
-        for prompt, letter, truth in zip(getattr(pairs, side), letters, truths, strict=True):
-            claim, answer = read_back(prompt, style)
-            assert (letter, truth) == (answer, TRUTH[claim])
 
 
 def test_groups_keep_together_the_pairs_that_share_a_claim():
@@ -154,42 +142,21 @@ def test_claims_keep_their_quotation_marks_and_braces():
     assert f'"{statement}"' in pairs.positive[0]
 
 
-def test_the_claims_table_is_not_changed():
-    claims = CLAIMS.copy(deep=True)
-    honesty_pairs(claims, PLAIN, shared="letter", persona=True)
-    pd.testing.assert_frame_equal(claims, CLAIMS)
-
-
-@pytest.mark.parametrize("changes", [{"style": "numbers"}, {"shared": "topic"}])
-def test_an_unknown_design_is_refused(changes):
-    with pytest.raises((ValueError, TypeError), match=r"numbers|topic"):
-        honesty_pairs(CLAIMS, PLAIN, **changes)
-
-
-def test_a_label_that_is_missing_is_refused():
-    labels = pd.array([0, None, 1, 1], dtype="Int64")
-    with pytest.raises(ValueError, match=r"labels must be 1 \(true\) or 0 \(false\); got \[0, <NA>, 1\]"):
-        honesty_pairs(CLAIMS.assign(label=labels), PLAIN)
-
-
-def test_a_claim_that_is_no_text_is_refused():
-    with pytest.raises(ValueError, match=r"claims must be texts, and 0\.5 is none"):
-        honesty_pairs(CLAIMS.assign(statement=["a", 0.5, "b", "c"]), PLAIN)
-
-
-def test_labels_that_are_neither_true_nor_false_are_refused():
-    with pytest.raises(ValueError, match=r"labels must be 1 \(true\) or 0 \(false\); got \[0, 1, 2\]"):
-        honesty_pairs(CLAIMS.assign(label=[0, 1, 2, 1]), PLAIN)
-
-
-def test_unequal_numbers_cannot_share_the_letter():
-    with pytest.raises(ValueError, match="as many true claims as false ones; got 2 and 1"):
-        honesty_pairs(CLAIMS[:3], PLAIN, shared="letter")
-
-
-def test_no_claims_are_refused():
-    with pytest.raises(ValueError, match="no pairs given"):
-        honesty_pairs(CLAIMS[:0], PLAIN)
+@pytest.mark.parametrize(
+    ("claims", "options", "message"),
+    [
+        (CLAIMS, {"style": "numbers"}, "numbers"),
+        (CLAIMS, {"shared": "topic"}, "topic"),
+        (CLAIMS.assign(label=pd.array([0, None, 1, 1], dtype="Int64")), {}, r"got \[0, <NA>, 1\]"),
+        (CLAIMS.assign(label=[0, 1, 2, 1]), {}, r"labels must be 1 .* or 0 .*; got \[0, 1, 2\]"),
+        (CLAIMS.assign(statement=["a", 0.5, "b", "c"]), {}, r"claims must be texts, and 0\.5 is none"),
+        (CLAIMS[:3], {"shared": "letter"}, "as many true claims as false ones; got 2 and 1"),
+        (CLAIMS[:0], {}, "no pairs given"),
+    ],
+)
+def test_claims_that_make_no_pairs_are_rejected(claims, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        honesty_pairs(claims, PLAIN, **options)
 
 
 @pytest.mark.model
@@ -269,6 +236,7 @@ def test_a_factor_that_never_varies_within_a_side_differs_without_limit():
 def test_a_factor_that_both_sides_share_never_differs():
     pairs = contrast_pairs(["a", "b"], ["c", "d"], factors=pd.DataFrame({"topic": ["food", "art"]}))
     table = audit(pairs)
+    assert list(table) == ["factor", "level", "positive", "negative", "difference", "differs"]
     assert list(table["factor"]) == ["topic", "topic", *["last token"] * 4, "length (characters)"]
     assert not table.loc[table["factor"] == "topic", "differs"].any()
 
@@ -312,19 +280,7 @@ def test_very_many_last_tokens_are_one_row():
     assert tuple(same.loc[same["factor"] == "last token"].iloc[0][["difference", "differs"]]) == (0, False)
 
 
-def test_the_audits_columns_are_fixed():
-    columns = ["factor", "level", "positive", "negative", "difference", "differs"]
-    assert list(audit(contrast_pairs(["a"], ["b"])).columns) == columns
-
-
 # --- pairs ---
-
-
-def test_pairs_without_groups_are_groups_of_their_own():
-    pairs = contrast_pairs(["a", "b"], ["c", "d"])
-    assert (pairs.positive, pairs.negative) == (("a", "b"), ("c", "d"))
-    assert list(pairs.factors["group"]) == [0, 1]
-    assert len(pairs) == 2
 
 
 def test_factors_are_copied_and_numbered_anew():
@@ -342,25 +298,6 @@ def test_a_subset_keeps_the_order_asked_for():
     assert list(pairs.factors.index) == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("positive", "negative", "message"),
-    [
-        (["a", "b"], ["c"], "2 positive and 1 negative prompts"),
-        ([], [], "no pairs given"),
-        (["a", " "], ["c", "d"], "positive prompt 1 is empty"),
-        (["a", "b"], ["", "d"], "negative prompt 0 is empty"),
-    ],
-)
-def test_prompts_that_make_no_pairs_are_refused(positive, negative, message):
-    with pytest.raises(ValueError, match=message):
-        contrast_pairs(positive, negative)
-
-
-def test_factors_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="3 rows of factors for 1 pairs"):
-        contrast_pairs(["a"], ["b"], factors=pd.DataFrame({"topic": list("xyz")}))
-
-
 # --- choice questions ---
 
 
@@ -369,12 +306,9 @@ def test_questions_hold_what_they_were_given():
     assert len(questions) == 2
     part = questions.subset([1])
     assert (part.prompts, part.choices, part.answers) == (("q",), (("B", "A"),), (1,))
-    assert ChoiceQuestions(["p"], [("A", "B")]).subset([0]).answers is None
-
-
-def test_a_subset_of_questions_keeps_its_factors():
     factors = pd.DataFrame({"kind": ["x", "y", "z"]})
     part = ChoiceQuestions(list("pqr"), [("A", "B")] * 3, factors=factors).subset([2, 0])
+    assert part.answers is None
     assert list(part.factors["kind"]) == ["z", "x"]
     assert list(part.factors.index) == [0, 1]
 
@@ -389,7 +323,7 @@ def test_a_subset_of_questions_keeps_its_factors():
         ({"prompts": [""]}, "question 0 is empty"),
         ({"choices": [("A", "A")]}, r"question 0 needs two different choices.*\('A', 'A'\)"),
         ({"choices": [("A", "")]}, "question 0 needs two different choices that are not empty"),
-        ({"answers": [2]}, r"answers must be 0 or 1, the right choice's place; got \[2\]"),
+        ({"answers": [2]}, r"answers must be 0 or 1, the correct choice's index; got \[2\]"),
     ],
 )
 def test_questions_that_cannot_be_asked_are_refused(arguments, message):
@@ -454,13 +388,13 @@ def test_questions_for_free_text_end_in_the_users_turn_and_are_the_same_else():
     table = pd.DataFrame({"question": ["Why?", "How?"], "correct": ["c", "c"], "incorrect": ["i", "i"]})
     llama = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))
     for make, data in ((claim_questions, CLAIMS), (misconception_questions, table)):
-        letters, words = make(data, llama), make(data, llama, free_text=True)
-        for letter, word in zip(letters.prompts, words.prompts, strict=True):
-            asked = letter.removesuffix(" [/INST] Answer: (")
-            assert asked != letter
-            assert word == f"{asked}\n\nAnswer: [/INST]"  # as in the study's recorded prompts
-        assert (letters.choices, letters.answers) == (words.choices, words.answers)
-        assert letters.factors.equals(words.factors)
+        letters, words_model = make(data, llama), make(data, llama, free_text=True)
+        for letter, word in zip(letters.prompts, words_model.prompts, strict=True):
+            requested = letter.removesuffix(" [/INST] Answer: (")
+            assert requested != letter
+            assert word == f"{requested}\n\nAnswer: [/INST]"  # as in the study's recorded prompts
+        assert (letters.choices, letters.answers) == (words_model.choices, words_model.answers)
+        assert letters.factors.equals(words_model.factors)
 
 
 @pytest.mark.model
@@ -502,18 +436,15 @@ def test_claims_are_read_with_their_quotation_marks_commas_and_lines(csv):
     pd.testing.assert_frame_equal(read_claims(str(path)), table)
 
 
-def test_other_columns_are_kept_behind(csv):
-    table = read_claims(csv("topic,label,statement\nfood,1,Bread is baked.\n"))
+def test_other_columns_come_last_and_a_byte_order_mark_is_read(csv):
+    table = read_claims(csv("topic,label,statement\nfood,1,Émile’s café.\n", encoding="utf-8-sig"))
     assert list(table.columns) == ["statement", "label", "topic"]
+    assert table["statement"][0] == "Émile’s café."
 
 
 def test_words_that_pandas_would_read_as_missing_or_as_numbers_stay_words(csv):
     table = read_misconceptions(csv("question,correct,incorrect\nWhich?,None,NA\nHow many?,007,1.0\n"))
     assert table.to_numpy().tolist() == [["Which?", "None", "NA"], ["How many?", "007", "1.0"]]
-
-
-def test_a_byte_order_mark_and_accents_are_read(csv):
-    assert read_dilemmas(csv("dilemma\nÉmile’s café\n", encoding="utf-8-sig"))["dilemma"][0] == "Émile’s café"
 
 
 def test_a_comma_outside_quotation_marks_is_refused_and_not_read_as_another_column(csv):
@@ -595,8 +526,8 @@ def test_the_studys_own_claims_are_those_of_its_recorded_prompts(study_data):
     claims = read_claims(study_data / "gpt4_facts.csv")
     assert Counter(claims["label"]) == {1: 100, 0: 100}
     recorded = json.loads((study_data / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json").read_text())
-    asked = [re.search(r"true or false\? (.*)\n", item["sentence"])[1] for item in recorded]
-    assert sorted(asked) == sorted(claims["statement"])
+    requested = [re.search(r"true or false\? (.*)\n", item["sentence"])[1] for item in recorded]
+    assert sorted(requested) == sorted(claims["statement"])
 
 
 def recorded(study_data, name):
@@ -687,8 +618,8 @@ def test_pairs_are_made_of_columns_and_chosen_by_a_mask(column):
     pairs = contrast_pairs(column(list("abcd")), column(list("wxyz")), factors=topic)
     part = pairs.subset(pairs.factors["topic"] == 1)
     assert (part.positive, part.negative) == (("b", "d"), ("x", "z"))
-    asked = ChoiceQuestions(list("abcd"), [("x", "y")] * 4, factors=topic)
-    assert asked.subset(asked.factors["topic"] == 1).prompts == ("b", "d")
+    requested = ChoiceQuestions(list("abcd"), [("x", "y")] * 4, factors=topic)
+    assert requested.subset(requested.factors["topic"] == 1).prompts == ("b", "d")
 
 
 def test_a_prompt_that_is_no_text_is_named():
@@ -744,7 +675,8 @@ def test_a_question_with_two_answers_is_reported(csv):
     [
         ((["a", "b"], ["c"]), ValueError, "2 positive and 1 negative"),
         (([], []), ValueError, "no pairs given"),
-        ((["a"], [" "]), ValueError, "negative prompt 0 is empty"),
+        ((["a", " "], ["c", "d"]), ValueError, "positive prompt 1 is empty"),
+        ((["a", "b"], ["", "d"]), ValueError, "negative prompt 0 is empty"),
         ((["a"], [1]), TypeError, "negative must be"),
         ((["a"], ["b"], pd.DataFrame({"x": [1, 2]})), ValueError, "2 rows of factors for 1 pairs"),
     ],
@@ -760,12 +692,14 @@ def test_pairs_check_themselves(arguments, error, message):
 
 def test_pairs_made_directly_are_those_of_contrast_pairs():
     factors = pd.DataFrame({"topic": ["x", "y"]}, index=[7, 8])
-    direct, made = (
+    direct, source = (
         ContrastPairs(["a", "b"], ["c", "d"], factors),
         contrast_pairs(["a", "b"], ["c", "d"], factors=factors),
     )
-    assert (direct.positive, direct.negative) == (made.positive, made.negative) == (("a", "b"), ("c", "d"))
-    pd.testing.assert_frame_equal(direct.factors, made.factors)
+    assert (
+        (direct.positive, direct.negative) == (source.positive, source.negative) == (("a", "b"), ("c", "d"))
+    )
+    pd.testing.assert_frame_equal(direct.factors, source.factors)
     with pytest.raises(ValueError, match="1 answers for 2 prompts"):
         replace(ChoiceQuestions(["p", "q"], [("A", "B")] * 2), answers=[1])
 

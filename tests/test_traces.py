@@ -14,14 +14,7 @@ from tl_steer.directions import SteeringVectors
 from tl_steer.errors import ModelMismatchError
 from tl_steer.interventions import Add, ProjectOut
 from tl_steer.models import identify
-from tl_steer.positions import (
-    all_tokens,
-    current_token,
-    generated_tokens,
-    last_token,
-    span,
-    token,
-)
+from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, span, token
 
 from .conftest import make_identity
 from .tiny_model import make_model, word_tokenizer
@@ -71,7 +64,7 @@ def require_traces_of_second_pass(table, vectors, texts, lengths, stream_of, *, 
 def test_traces_taken_while_the_model_writes_equal_a_second_pass_over_the_finished_text(architecture, reuse):
     """Against TransformerLens's `run_with_cache` on one unpadded text at a time."""
     model = architecture[1]
-    found = capture(model, PROMPTS, positions=all_tokens(), max_new_tokens=8, reuse=reuse)
+    result = capture(model, PROMPTS, positions=all_tokens(), max_new_tokens=8, reuse=reuse)
     vectors = made_vectors(model)
 
     def stream_of(ids, layer):
@@ -80,10 +73,10 @@ def test_traces_taken_while_the_model_writes_equal_a_second_pass_over_the_finish
 
     texts = [
         [*ids, *new[:-1]]
-        for ids, new in zip(PROMPTS, found.completion_tokens, strict=True)  # the last is never fed back
+        for ids, new in zip(PROMPTS, result.completion_tokens, strict=True)  # the last is never fed back
     ]
-    assert [len(new) for new in found.completion_tokens] == [8, 8, 8]
-    require_traces_of_second_pass(traces(found, vectors), vectors, texts, map(len, PROMPTS), stream_of)
+    assert [len(new) for new in result.completion_tokens] == [8, 8, 8]
+    require_traces_of_second_pass(traces(result, vectors), vectors, texts, map(len, PROMPTS), stream_of)
 
 
 @pytest.mark.model
@@ -92,11 +85,11 @@ def test_traces_of_the_embedded_model_equal_hugging_face_s_hidden_states(embedde
     prompts = ["The capital of France is", "Once upon a time there was", "I say"]
     layers = (0, 9, 20, 28)  # the last one's hidden state is behind the final norm
     vectors = made_vectors(embedded, layers=layers)
-    found = capture(embedded, prompts, positions=all_tokens(), layers=layers, max_new_tokens=6)
+    result = capture(embedded, prompts, positions=all_tokens(), layers=layers, max_new_tokens=6)
     lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     assert len(set(lengths)) == 3
     texts = []
-    for prompt, new in zip(prompts, found.completion_tokens, strict=True):
+    for prompt, new in zip(prompts, result.completion_tokens, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             alone = hf_model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0]
@@ -108,7 +101,7 @@ def test_traces_of_the_embedded_model_equal_hugging_face_s_hidden_states(embedde
             states = hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states
         return states[layer + 1][0]
 
-    table = traces(found, vectors, tokenizer=embedded.tokenizer)
+    table = traces(result, vectors, tokenizer=embedded.tokenizer)
     near_start = table["position"] == table.groupby("prompt_id")["position"].transform("min")
     # the attention sink is a hundred times longer: there, within 1e-3 of its length
     sink = table.loc[near_start, "projection"].abs().max()
@@ -140,20 +133,20 @@ def planted(values, lengths, index, tokens=None):
     )
 
 
-def axis_vector(found, values):
+def axis_vector(result, values):
     return SteeringVectors(
-        torch.tensor([values]), (5,), "resid_post", "made", torch.ones(1), found.identity, {}
+        torch.tensor([values]), (5,), "resid_post", "made", torch.ones(1), result.identity, {}
     )
 
 
 def test_positions_count_from_the_end_of_each_prompt():
     nan = [np.nan] * 2
-    found = planted(
+    result = planted(
         [[[3.0, 4.0], [0.0, 2.0], [-5.0, 0.0]], [[1.0, 0.0], [0.0, 0.0], nan]],
         [2, 1],
         [[0, 1, 2], [0, 1, -1]],
     )
-    table = traces(found, axis_vector(found, [2.0, 0.0]))
+    table = traces(result, axis_vector(result, [2.0, 0.0]))
     assert table.columns.tolist() == [
         "prompt_id", "prompt", "label", "layer", "position", "token_id", "token", "projection", "cosine",
     ]  # fmt: skip
@@ -167,11 +160,11 @@ def test_positions_count_from_the_end_of_each_prompt():
 
 
 def test_every_prompt_s_last_token_is_at_minus_one_and_its_first_new_one_at_zero():
-    found = capture(MODEL, PROMPTS, positions=all_tokens(), max_new_tokens=4)
-    table = traces(found, made_vectors(MODEL))
+    result = capture(MODEL, PROMPTS, positions=all_tokens(), max_new_tokens=4)
+    table = traces(result, made_vectors(MODEL))
     assert row_of(table, layer=1, position=-1)["token_id"].tolist() == [ids[-1] for ids in PROMPTS]
     assert row_of(table, layer=1, position=0)["token_id"].tolist() == [
-        text[0] for text in found.completion_tokens
+        text[0] for text in result.completion_tokens
     ]
     assert table["position"].max() == 2  # of four new tokens, three are fed back
 
@@ -179,33 +172,33 @@ def test_every_prompt_s_last_token_is_at_minus_one_and_its_first_new_one_at_zero
 def test_each_layer_may_have_positions_of_its_own():
     positions = {0: token(1) | generated_tokens(), 2: all_tokens()}
     options = {"max_new_tokens": 4}
-    found = traces(capture(MODEL, PROMPTS, positions=positions, **options), made_vectors(MODEL))
+    result = traces(capture(MODEL, PROMPTS, positions=positions, **options), made_vectors(MODEL))
     alone = [
         traces(capture(MODEL, PROMPTS, positions=each, layers=layer, **options), made_vectors(MODEL))
         for layer, each in positions.items()
     ]
     expected = pd.concat(alone).sort_values(["prompt_id", "layer", "position"], ignore_index=True)
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
+    pd.testing.assert_frame_equal(result, expected, rtol=1e-4)
     with pytest.raises(ValueError, match=r"no token in the window \(-3, -3\) at layer 0; captured"):
         traces(capture(MODEL, PROMPTS, positions={0: token(-1)}), made_vectors(MODEL), window=(-3, -3))
 
 
 def test_a_window_keeps_both_of_its_ends():
-    found = capture(MODEL, PROMPTS, positions=all_tokens(), max_new_tokens=5)
-    whole = traces(found, made_vectors(MODEL))
-    kept = traces(found, made_vectors(MODEL), window=(-4, 1))
+    result = capture(MODEL, PROMPTS, positions=all_tokens(), max_new_tokens=5)
+    whole = traces(result, made_vectors(MODEL))
+    before = traces(result, made_vectors(MODEL), window=(-4, 1))
     expected = whole[(whole["position"] >= -4) & (whole["position"] <= 1)].reset_index(drop=True)
-    pd.testing.assert_frame_equal(kept, expected)
-    assert sorted(kept["position"].unique()) == [-4, -3, -2, -1, 0, 1]
-    assert len(row_of(kept, prompt_id=1, layer=0)) == 5  # a prompt of three tokens
+    pd.testing.assert_frame_equal(before, expected)
+    assert sorted(before["position"].unique()) == [-4, -3, -2, -1, 0, 1]
+    assert len(row_of(before, prompt_id=1, layer=0)) == 5  # a prompt of three tokens
     with pytest.raises(ValueError, match=r"no token in the window \(9, 12\); captured positions: -6 to 3"):
-        traces(found, made_vectors(MODEL), window=(9, 12))
+        traces(result, made_vectors(MODEL), window=(9, 12))
 
 
 def test_factors_and_texts_of_the_tokens_stand_beside_the_numbers():
-    found = capture(MODEL, ["a b", "c d e"], positions=all_tokens(), max_new_tokens=3)
+    result = capture(MODEL, ["a b", "c d e"], positions=all_tokens(), max_new_tokens=3)
     factors = pd.DataFrame({"persona": ["honest", "dishonest"], "truth": [True, False]}, index=[7, 3])
-    table = traces(found, made_vectors(MODEL), factors=factors, tokenizer=MODEL.tokenizer)
+    table = traces(result, made_vectors(MODEL), factors=factors, tokenizer=MODEL.tokenizer)
     assert table.columns[3:5].tolist() == ["persona", "truth"]
     assert set(zip(table["prompt_id"], table["persona"], table["truth"], strict=True)) == {
         (0, "honest", True),
@@ -213,19 +206,19 @@ def test_factors_and_texts_of_the_tokens_stand_beside_the_numbers():
     }
     prompt = row_of(table, prompt_id=1, layer=2)
     assert prompt["token"].tolist()[:4] == ["<s>", "c", "d", "e"]
-    assert traces(found, made_vectors(MODEL))["token"].tolist()[0] == "0"
+    assert traces(result, made_vectors(MODEL))["token"].tolist()[0] == "0"
 
 
 def test_layers_are_those_that_both_have():
-    found = capture(MODEL, PROMPTS, positions=all_tokens(), layers=[0, 2])
-    table = traces(found, made_vectors(MODEL, layers=(1, 2)))
+    result = capture(MODEL, PROMPTS, positions=all_tokens(), layers=[0, 2])
+    table = traces(result, made_vectors(MODEL, layers=(1, 2)))
     assert set(table["layer"]) == {2}
-    projection, _ = by_hand(found.values[1, 1, :3], made_vectors(MODEL, layers=(1, 2))[2].values)
+    projection, _ = by_hand(result.values[1, 1, :3], made_vectors(MODEL, layers=(1, 2))[2].values)
     np.testing.assert_allclose(row_of(table, prompt_id=1)["projection"], projection)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"layers": (1, 2)}, "no layer in common"),
         ({"hook": "resid_pre"}, "the vectors are at resid_pre, the activations at resid_post"),
@@ -234,12 +227,12 @@ def test_layers_are_those_that_both_have():
         ({"factors": pd.DataFrame({"token": [1] * 3})}, r"the factors \['token'\] have the name"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(changes, told):
-    found = capture(MODEL, PROMPTS, positions=all_tokens(), layers=0)
+def test_what_does_not_fit_together_is_refused(changes, message):
+    result = capture(MODEL, PROMPTS, positions=all_tokens(), layers=0)
     where = {"layers": changes.get("layers", (0,)), "hook": changes.get("hook", "resid_post")}
     vectors = made_vectors(MODEL, **where)
-    with pytest.raises(ValueError, match=told):
-        traces(found, vectors * changes.get("multiplier", 1.0), factors=changes.get("factors"))
+    with pytest.raises(ValueError, match=message):
+        traces(result, vectors * changes.get("multiplier", 1.0), factors=changes.get("factors"))
 
 
 def test_vectors_of_another_model_are_refused():
@@ -278,9 +271,9 @@ def test_steered_minus_unsteered_is_the_vector_where_it_was_added_and_nothing_be
         clean = row_of(rows, layer=0)[["projection", "cosine"]]
         # plainly, one run decodes token by token and the other reads all at once: not the same to the bit
         assert (clean.abs() <= (0 if reuse else 1e-5)).all(axis=None)
-        place = [int(index) + len(ids) for index in row_of(rows, layer=1)["position"]]
-        chosen = positions_by_hand(positions, len(ids), len(place))
-        expected = np.where(np.isin(place, chosen), added, 0.0)
+        row_index = [int(index) + len(ids) for index in row_of(rows, layer=1)["position"]]
+        chosen = positions_by_hand(positions, len(ids), len(row_index))
+        expected = np.where(np.isin(row_index, chosen), added, 0.0)
         np.testing.assert_allclose(row_of(rows, layer=1)["projection"], expected, rtol=1e-5, atol=1e-4)
         start = min(chosen) - len(ids)
         assert first is None or start == max(first, -len(ids))
@@ -326,7 +319,7 @@ def test_tables_over_other_tokens_or_places_have_no_difference():
     other = [PROMPTS[0], [0, 9, 7], PROMPTS[2]]
     with pytest.raises(
         ValueError,
-        match=r"other tokens: at position -1 of prompt 1, '8' and '7'. .* completions=.*completion_tokens",
+        match=r"different tokens: at position -1 of prompt 1, '8' and '7'. .* completions=.*tokens",
     ):
         trace_difference(table, traces(capture(MODEL, other, positions=all_tokens()), vectors))
     with pytest.raises(ValueError, match=r"differ in their prompts, layers or positions \(42 and 28 rows\)"):
@@ -407,10 +400,10 @@ def test_a_position_that_one_prompt_reaches_has_a_mean_and_no_interval():
 def test_the_difference_of_independent_levels_has_welch_s_interval():
     table = trace_table()
     means = mean_traces(table, by="persona", difference=("honest", "dishonest"))
-    found = means[means["difference"]]
-    assert set(found["persona"]) == {"honest − dishonest"}
-    assert len(found) == 2 * 7
-    for row in found.to_dict("records"):
+    result = means[means["difference"]]
+    assert set(result["persona"]) == {"honest − dishonest"}
+    assert len(result) == 2 * 7
+    for row in result.to_dict("records"):
         where = {"layer": row["layer"], "position": row["position"]}
         for value in ("projection", "cosine"):
             honest, dishonest = (
@@ -432,9 +425,9 @@ def test_the_difference_of_independent_levels_has_welch_s_interval():
 def test_the_difference_within_pairs_has_the_paired_interval():
     table = trace_table()
     table = table[table["prompt_id"] < 10]
-    found = mean_traces(table, by="persona", difference=("honest", "dishonest"), pair="question")
-    found = found[found["difference"]]
-    for row in found.to_dict("records"):
+    result = mean_traces(table, by="persona", difference=("honest", "dishonest"), pair="question")
+    result = result[result["difference"]]
+    for row in result.to_dict("records"):
         where = {"layer": row["layer"], "position": row["position"]}
         sides = [row_of(table, persona=side, **where) for side in ("honest", "dishonest")]
         honest, dishonest = (side.set_index("question")["projection"] for side in sides)
@@ -445,8 +438,8 @@ def test_the_difference_within_pairs_has_the_paired_interval():
             test = stats.ttest_rel(honest[both], dishonest[both])
             bounds = [row["projection_low"], row["projection_high"]]
             assert bounds == pytest.approx(list(test.confidence_interval(0.95)))
-    assert len(set(found["n"])) > 1
-    assert 4 not in set(found["position"])  # where no pair has both
+    assert len(set(result["n"])) > 1
+    assert 4 not in set(result["position"])  # where no pair has both
 
 
 def test_the_same_prompts_run_twice_are_paired_by_their_number():
@@ -477,8 +470,8 @@ def test_levels_that_are_no_text_are_named_as_text():
 def test_where_nothing_varies_the_interval_is_the_value_itself():
     table = trace_table().assign(projection=lambda rows: np.where(rows["persona"] == "honest", 2.0, 0.5))
     means = mean_traces(table, by="persona", difference=("honest", "dishonest"))
-    found = means[means["difference"] & (means["position"] <= 2)]
-    assert (found[["projection", "projection_low", "projection_high"]] == 1.5).all(axis=None)
+    result = means[means["difference"] & (means["position"] <= 2)]
+    assert (result[["projection", "projection_low", "projection_high"]] == 1.5).all(axis=None)
 
 
 def test_the_commonest_token_is_named_with_its_share():
@@ -493,10 +486,10 @@ def test_the_commonest_token_is_named_with_its_share():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"by": "sex"}, r"lacks the columns \['sex'\]"),
-        ({"by": "persona", "pair": "twin"}, r"lacks the columns \['twin'\]"),
+        ({"by": "sex"}, "lacks the columns sex"),
+        ({"by": "persona", "pair": "twin"}, "lacks the columns twin"),
         ({"by": "persona", "difference": ("honest", "shy")}, "'persona' has no level 'shy'; it has"),
         ({"by": "persona", "difference": ("honest",)}, "name two levels, the first minus the second"),
         (
@@ -509,8 +502,8 @@ def test_the_commonest_token_is_named_with_its_share():
         ),
     ],
 )
-def test_means_of_what_is_not_there_are_refused(options, told):
-    with pytest.raises(ValueError, match=told):
+def test_means_of_what_is_not_there_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         mean_traces(trace_table(), **options)
 
 
@@ -670,7 +663,7 @@ def test_a_steered_an_unsteered_run_and_their_difference_in_one_figure():
 
 
 @pytest.mark.parametrize(
-    ("table", "options", "told"),
+    ("table", "options", "message"),
     [
         (trace_table(), {}, "several rows share their layer and position: take their mean with mean_traces"),
         (trace_table(), {"facet": "persona"}, "layer and position where persona is"),
@@ -680,8 +673,8 @@ def test_a_steered_an_unsteered_run_and_their_difference_in_one_figure():
         (trace_table()[:0], {}, "without rows"),
     ],
 )
-def test_tables_that_make_no_heatmap_are_refused(table, options, told):
-    with pytest.raises(ValueError, match=told):
+def test_tables_that_make_no_heatmap_are_refused(table, options, message):
+    with pytest.raises(ValueError, match=message):
         plots.traces(table, **options)
 
 

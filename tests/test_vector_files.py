@@ -37,7 +37,7 @@ from tl_steer.directions import (
     random_direction,
     without_factors,
 )
-from tl_steer.directions.metadata import FORMAT, schema
+from tl_steer.directions.vector_files import FORMAT, schema
 from tl_steer.errors import ModelMismatchError
 from tl_steer.interventions import Add, steer
 from tl_steer.models import identify, organism_folder
@@ -71,9 +71,9 @@ def rewritten(path, change, *, tensors=None):
     description = read_description(path)
     change(description)
     with safe_open(path, framework="pt") as file:
-        held = {"values": file.get_tensor("values")} if tensors is None else tensors
+        loaded = {"values": file.get_tensor("values")} if tensors is None else tensors
     metadata = {"format": description.get("format", FORMAT), "description": json.dumps(description)}
-    save_file(held, path, metadata=metadata)
+    save_file(loaded, path, metadata=metadata)
     return path
 
 
@@ -96,26 +96,26 @@ def saved(tmp_path):
 
 def test_a_file_says_what_the_vectors_are(pairs, tmp_path):
     path = tmp_path / "v.safetensors"
-    made = principal_component(pairs, component=2, of="differences")
+    source = principal_component(pairs, component=2, of="differences")
     before = datetime.now(UTC)
-    made.save(path)
-    told = read_description(path)
-    identity = told["model"]
+    source.save(path)
+    message = read_description(path)
+    identity = message["model"]
     assert {**identity, "fingerprint": tuple(identity["fingerprint"])} == dataclasses.asdict(pairs.identity)
-    assert (told["hook"], told["layers"]) == ("resid_post", [0, 1])
-    assert told["method"] == "principal_component(2, differences)"
-    assert told["info"]["arguments"] == {"component": 2, "of": "differences", "sign": "mean"}
-    assert told["info"]["positions"] == "last_token()"
-    assert told["info"]["pairs"] == 8
-    assert told["stream_norm"] == [10.0, 10.0]
-    assert told["units"]["values"] == "stream units of the model's hook, unscaled"
-    assert told["versions"] == {
+    assert (message["hook"], message["layers"]) == ("resid_post", [0, 1])
+    assert message["method"] == "principal_component(2, differences)"
+    assert message["info"]["arguments"] == {"component": 2, "of": "differences", "sign": "mean"}
+    assert message["info"]["positions"] == "last_token()"
+    assert message["info"]["pairs"] == 8
+    assert message["stream_norm"] == [10.0, 10.0]
+    assert message["units"]["values"] == "stream units of the model's hook, unscaled"
+    assert message["versions"] == {
         "tl_steer": version("tl-steer"),
         "torch": version("torch"),
         "transformers": version("transformers"),
         "transformer_lens": version("transformer-lens"),
     }
-    assert abs((datetime.fromisoformat(told["saved"]) - before).total_seconds()) < 60
+    assert abs((datetime.fromisoformat(message["saved"]) - before).total_seconds()) < 60
 
 
 @pytest.mark.parametrize(("length", "direction"), [(1.0, True), (1.001, False), (3.0, False)])
@@ -140,56 +140,35 @@ ESTIMATORS = {
 @pytest.mark.parametrize("method", ESTIMATORS)
 def test_every_estimator_records_how_it_was_called(pairs, tmp_path, method):
     estimator, arguments = ESTIMATORS[method]
-    made = estimator(pairs)
-    assert made.method == method
-    assert made.info["arguments"] == arguments
-    assert made.info["positions"] == "last_token()"
-    assert made.info["data"] == mean_difference(pairs).info["data"]
-    assert made.info.get("seed") == (7 if method == "random_direction" else None)
-    made.save(tmp_path / "v.safetensors")
-    assert SteeringVectors.load(tmp_path / "v.safetensors").info == made.info
+    source = estimator(pairs)
+    assert source.method == method
+    assert source.info["arguments"] == arguments
+    assert source.info["positions"] == "last_token()"
+    assert source.info["data"] == mean_difference(pairs).info["data"]
+    assert source.info.get("seed") == (7 if method == "random_direction" else None)
+    source.save(tmp_path / "v.safetensors")
+    assert SteeringVectors.load(tmp_path / "v.safetensors").info == source.info
 
 
 def test_controls_factors_and_what_is_left_without_them_can_be_saved(pairs, tmp_path):
     factors = factor_directions(pairs)
-    found = {**control_vectors(pairs, random=1, shuffled=1), **factors}
-    found["without"] = without_factors(mean_difference(pairs), factors)
-    for number, each in enumerate(found.values()):
+    result = {**control_vectors(pairs, random=1, shuffled=1), **factors}
+    result["without"] = without_factors(mean_difference(pairs), factors)
+    for number, each in enumerate(result.values()):
         each.save(tmp_path / f"{number}.safetensors")
         assert SteeringVectors.load(tmp_path / f"{number}.safetensors").info == each.info
-    assert found["truth"].info["arguments"] == {"factor": "truth"}
-    assert found["truth"].info["data"] == mean_difference(pairs).info["data"]
-    assert isinstance(found["random 1"].info["seed"], int)
+    assert result["truth"].info["arguments"] == {"factor": "truth"}
+    assert result["truth"].info["data"] == mean_difference(pairs).info["data"]
+    assert isinstance(result["random 1"].info["seed"], int)
 
 
 def test_vectors_of_two_prompts_record_the_prompts(tmp_path):
-    made = activation_addition(MODEL, "good", "bad")
-    made[1].save(tmp_path / "v.safetensors")
-    told = read_description(tmp_path / "v.safetensors")["info"]
-    assert told["arguments"] == {"positive": "good", "negative": "bad"}
-    assert told["positions"] == 2  # <s> and the word
-    assert told["data"] != activation_addition(MODEL, "bad", "good").info["data"]
-
-
-def test_the_digest_changes_with_prompts_sides_factors_and_order_alone(pairs, tmp_path):
-    def digest(changed):
-        return mean_difference(changed).info["data"]
-
-    relabelled = PairedActivations(
-        pairs.positive, pairs.negative, pairs.factors.assign(truth=[False, True] * 4)
-    )
-    moved = dataclasses.replace(pairs.positive, values=pairs.positive.values + 1)
-    changed = [
-        digest(pairs),
-        digest(relabelled),
-        digest(pairs.swapped([True] * 8)),
-        digest(pairs.subset(range(7))),
-        digest(pairs.subset(range(7, -1, -1))),
-    ]
-    assert len(set(changed)) == 5
-    assert digest(PairedActivations(moved, pairs.negative, pairs.factors)) == digest(pairs)
-    pairs.save(tmp_path / "a.safetensors")
-    assert digest(PairedActivations.load(tmp_path / "a.safetensors")) == digest(pairs)
+    source = activation_addition(MODEL, "good", "bad")
+    source[1].save(tmp_path / "v.safetensors")
+    message = read_description(tmp_path / "v.safetensors")["info"]
+    assert message["arguments"] == {"positive": "good", "negative": "bad"}
+    assert message["positions"] == 2  # <s> and the word
+    assert message["data"] != activation_addition(MODEL, "bad", "good").info["data"]
 
 
 def test_a_sum_of_vectors_of_different_data_claims_neither_s_for_both(pairs):
@@ -248,14 +227,14 @@ def test_force_accepts_other_weights_here_and_must_be_given_again_to_steer(saved
 
 def test_a_file_of_version_1_still_loads():
     """Written by the version of the package that had it."""
-    found = SteeringVectors.load(VERSION_1)
-    assert found.values.tolist() == torch.arange(16.0).reshape(2, 8).tolist()
-    assert (found.layers, found.hook, found.method) == ((3, 1), "resid_post", "mean_difference")
-    assert float(found[3].stream_norm) == 10.0
-    assert np.isnan(found[1].stream_norm)
-    assert (found.identity.name, found.identity.revision, found.identity.d_model) == ("toy", "abc", 8)
-    assert len(found.identity.fingerprint) == 256
-    assert found.info == {"pairs": 2, "positions": "last_token()", "data": "00ff"}
+    result = SteeringVectors.load(VERSION_1)
+    assert result.values.tolist() == torch.arange(16.0).reshape(2, 8).tolist()
+    assert (result.layers, result.hook, result.method) == ((3, 1), "resid_post", "mean_difference")
+    assert float(result[3].stream_norm) == 10.0
+    assert np.isnan(result[1].stream_norm)
+    assert (result.identity.name, result.identity.revision, result.identity.d_model) == ("toy", "abc", 8)
+    assert len(result.identity.fingerprint) == 256
+    assert result.info == {"pairs": 2, "positions": "last_token()", "data": "00ff"}
 
 
 def write_version_1(path, **changes):
@@ -271,13 +250,17 @@ def write_version_1(path, **changes):
 
 
 def test_a_file_of_version_1_written_by_hand(tmp_path):
-    found = SteeringVectors.load(write_version_1(tmp_path / "v.safetensors"))
-    assert found[1].values.tolist() == [1.0, 2.0]
-    assert (found.method, found[1].stream_norm, found.identity.fingerprint) == ("by hand", 3.0, (0.5,) * 256)
-    found.save(tmp_path / "again.safetensors")
+    result = SteeringVectors.load(write_version_1(tmp_path / "v.safetensors"))
+    assert result[1].values.tolist() == [1.0, 2.0]
+    assert (result.method, result[1].stream_norm, result.identity.fingerprint) == (
+        "by hand",
+        3.0,
+        (0.5,) * 256,
+    )
+    result.save(tmp_path / "again.safetensors")
     again = SteeringVectors.load(tmp_path / "again.safetensors")
-    assert torch.equal(again.values, found.values)
-    assert again.identity == found.identity
+    assert torch.equal(again.values, result.values)
+    assert again.identity == result.identity
     with pytest.raises(ValueError, match=r"at \$\.layers\[0\]: 'x' is not of type 'integer'"):
         SteeringVectors.load(write_version_1(tmp_path / "v.safetensors", layers=["x"]))
 
@@ -287,9 +270,9 @@ def test_the_planted_vectors_that_come_with_the_package_load():
 
 
 def test_a_newer_version_is_refused_and_says_so(saved):
-    rewritten(saved, lambda told: told.update(format="tl_steer vectors 3"))
+    rewritten(saved, lambda message: message.update(format="tl_steer vectors 3"))
     with pytest.raises(
-        ValueError, match=r"newer tl_steer: it is 'tl_steer vectors 3', .*'tl_steer vectors 2'"
+        ValueError, match=r"newer tl_steer: its format is 'tl_steer vectors 3', .*'tl_steer vectors 2'"
     ):
         SteeringVectors.load(saved)
 
@@ -331,38 +314,40 @@ def test_a_description_that_is_no_json_and_tensors_that_are_not_there(saved):
         SteeringVectors.load(saved)
     vectors_of().save(saved)
     with pytest.raises(ValueError, match=r"has no tensor 'values'; it has \['other'\]"):
-        SteeringVectors.load(rewritten(saved, lambda told: None, tensors={"other": torch.ones(2)}))
+        SteeringVectors.load(rewritten(saved, lambda details: None, tensors={"other": torch.ones(2)}))
     vectors_of().save(saved)
     whole = torch.ones(2, D_MODEL, dtype=torch.int32)
     with pytest.raises(ValueError, match="not all finite floating-point numbers"):
-        SteeringVectors.load(rewritten(saved, lambda told: None, tensors={"values": whole}))
+        SteeringVectors.load(rewritten(saved, lambda details: None, tensors={"values": whole}))
 
 
 def test_numbers_written_as_4_0_are_4(saved):
-    rewritten(saved, lambda told: told.update(layers=[0.0, 2.0], model={**told["model"], "n_layers": 3.0}))
-    found = SteeringVectors.load(saved, model=MODEL)
-    assert [type(layer) for layer in found.layers] == [int, int]
-    assert type(found.identity.n_layers) is int
+    rewritten(
+        saved, lambda message: message.update(layers=[0.0, 2.0], model={**message["model"], "n_layers": 3.0})
+    )
+    result = SteeringVectors.load(saved, model=MODEL)
+    assert [type(layer) for layer in result.layers] == [int, int]
+    assert type(result.identity.n_layers) is int
 
 
 WHOLE = {}
 
 
 @given(st.integers(0), st.binary(min_size=1, max_size=8), st.booleans())
-def test_a_file_with_some_bytes_changed_or_cut_off_is_read_or_refused(tmp_path_factory, place, bytes_, cut):
+def test_a_file_with_some_bytes_changed_or_cut_off_is_read_or_refused(tmp_path_factory, index, bytes_, cut):
     if not WHOLE:
         WHOLE["path"] = tmp_path_factory.mktemp("whole") / "v.safetensors"
         vectors_of().save(WHOLE["path"])
         WHOLE["bytes"] = WHOLE["path"].read_bytes()
     whole, path = WHOLE["bytes"], WHOLE["path"].with_name("broken.safetensors")
-    place %= len(whole)
-    path.write_bytes(whole[:place] if cut else whole[:place] + bytes_ + whole[place + len(bytes_) :])
+    index %= len(whole)
+    path.write_bytes(whole[:index] if cut else whole[:index] + bytes_ + whole[index + len(bytes_) :])
     try:
-        found = SteeringVectors.load(path)
+        result = SteeringVectors.load(path)
     except ValueError as error:
         assert "broken.safetensors" in str(error)  # noqa: PT017
     else:
-        assert torch.isfinite(found.values).all()
+        assert torch.isfinite(result.values).all()
 
 
 def test_damaged_activations_are_refused(pairs, tmp_path):
@@ -371,12 +356,15 @@ def test_damaged_activations_are_refused(pairs, tmp_path):
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    told = json.loads(metadata["description"])
+    details = json.loads(metadata["description"])
     for change, message in (
         ({"description": "{"}, "JSONDecodeError"),
-        ({"description": json.dumps(told | {"layers": [0]})}, r"values has shape \(8, 2, 1, 8\), not \(8, 1"),
-        ({"description": json.dumps(told | {"positive": ["a"]})}, "values has shape"),
-        ({"description": json.dumps(told | {"positions": "nowhere()"})}, "nowhere"),
+        (
+            {"description": json.dumps(details | {"layers": [0]})},
+            r"values has shape \(8, 2, 1, 8\), not \(8, 1",
+        ),
+        ({"description": json.dumps(details | {"positive": ["a"]})}, "values has shape"),
+        ({"description": json.dumps(details | {"positions": "nowhere()"})}, "nowhere"),
         ({"negative.identity": "{}"}, "not a model identity"),
     ):
         save_file(tensors, path, metadata=metadata | change)
@@ -427,11 +415,6 @@ def test_a_file_is_written_to_no_other_scratch_file_and_is_readable(saveable, tm
     saveable.save(tmp_path / "v.safetensors")
     assert Path(seen[0]).name.startswith(".v.safetensors.")
     assert (tmp_path / "v.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_a_missing_folder_is_the_system_s_own_error(saveable, tmp_path):
-    with pytest.raises(FileNotFoundError, match="No such file or directory"):
-        saveable.save(tmp_path / "missing" / "v.safetensors")
 
 
 def test_the_scratch_file_lies_beside_and_is_flushed_before_it_takes_the_place(tmp_path, monkeypatch):
@@ -513,9 +496,9 @@ def test_a_process_killed_while_writing_leaves_a_whole_file(tmp_path):
 
 def test_a_vector_saved_by_another_program_s_rules_is_still_plain_safetensors(saved):
     """Nothing of ours is needed to read the values."""
-    held = safetensors.torch.load_file(saved)
-    assert set(held) == {"values"}
-    assert torch.equal(held["values"], vectors_of().values)
+    loaded = safetensors.torch.load_file(saved)
+    assert set(loaded) == {"values"}
+    assert torch.equal(loaded["values"], vectors_of().values)
 
 
 def test_a_file_that_is_linked_to_is_written_where_the_link_points(tmp_path):

@@ -24,34 +24,33 @@ from .prompts.pairs import Rows, row_numbers
 logger = logging.getLogger(__name__)
 
 FORMAT = "tl_steer activations 1"
-SIDE_TENSORS = ("values", "token_index", "tokens", "prompt_lengths", "stream_norm")
-SIDE_TEXTS = ("completions", "completion_tokens", "under")
-TEXTS = ("prompts", "completions", "completion_tokens")  # fields with a row a prompt, or ()
+ROW_TENSORS = ("values", "token_index", "tokens", "prompt_lengths")  # fields with one row per prompt
+ROW_TEXTS = ("prompts", "completions", "completion_tokens")  # the same, or ()
+FILE_TEXTS = ("completions", "completion_tokens", "under")
 
 
 @checked
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """What a hook held at the selected positions of some prompts, at some layers.
+    """Activations at the selected positions of some prompts, at some layers.
 
     Attributes:
         values: float32 on the CPU, positions padded on the right with NaN.
         token_index: each position's index in its unpadded prompt and completion, −1 where empty; with a layer
             axis where layers have different positions.
-        tokens: the token id there, −1 where empty; shaped alike.
+        tokens: the token id there, −1 where empty; same shape.
         prompt_lengths: tokens in each prompt.
         layers: 0-based block indices, in the order of the axis.
         hook: short hook name, "resid_post".
-        positions: what was selected, or what at each layer.
-        prompts: the prompts as they were given, as text.
-        stream_norm: typical norm at each layer: the median, over prompts, of each prompt's median norm over
+        positions: the selection, or one per layer.
+        prompts: the prompts, as text.
+        stream_norm: typical norm per layer: the median, over prompts, of each prompt's median norm over
             its positions except the first (where attention sinks are a hundred times larger); NaN where every
-            prompt has one token. Of the stream as it was read: under operations, of the changed one.
+            prompt has one token. Under operations, that of the steered activations.
         identity: the model they came from.
-        completions: new text where the capture generated or was given some, else ().
-        completion_tokens: the ids of each, the last one, which was not fed back, included.
-        under: what the model was steered with meanwhile, an edit each: "Add(multiplier=2) at layer 3,
-            resid_post, all_tokens()".
+        completions: generated or given completions, else ().
+        completion_tokens: the ids of each, including the last one, which was not fed back.
+        under: the operations during the capture, "Add(multiplier=2) at layer 3, resid_post, all_tokens()".
     """
 
     values: Float[Tensor, "prompt layer pos d_hook"]
@@ -83,13 +82,12 @@ class Activations:
         known = self.token_index >= 0
         counts = known.sum(-1)
         if not bool((counts == 1).all()):
-            row, *place = (int(each) for each in (counts != 1).nonzero()[0])
-            layer = self.layers[place[0]] if place else None
-            selected = self.positions if layer is None else f"{self.positions[layer]} at layer {layer}"
-            count = int(counts[row, *place])
+            row, *index = (int(each) for each in (counts != 1).nonzero()[0])
+            layer = self.layers[index[0]] if index else None
+            selection = self.positions if layer is None else f"{self.positions[layer]} at layer {layer}"
             raise ValueError(
-                f"single() needs one position a prompt, but {selected} selected {count} of prompt {row}: use "
-                ".values, or capture at last_token()."
+                f"single() needs one position per prompt, but {selection} selected "
+                f"{int(counts[row, *index])} of prompt {row}: use .values, or capture at last_token()."
             )
         if self.values.shape[2] == 1:
             return self.values[:, :, 0]
@@ -97,84 +95,29 @@ class Activations:
         return self.values[torch.arange(len(self))[:, None], torch.arange(len(self.layers)), where]
 
     @checked
-    def at_layer(self, place: int) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt pos"]]:
-        """`token_index` and `tokens` of the layer at a place of the layer axis."""
+    def at_layer(self, index: int) -> tuple[Int[Tensor, "prompt pos"], Int[Tensor, "prompt pos"]]:
+        """`token_index` and `tokens` at an index of the layer axis."""
         if self.token_index.ndim == 2:
             return self.token_index, self.tokens
-        return self.token_index[:, place], self.tokens[:, place]
+        return self.token_index[:, index], self.tokens[:, index]
 
     @checked
     def subset(self, rows: Rows) -> "Activations":
-        """The same of some prompts: `rows` counted from 0, in the order given, or true and false a prompt."""
-        rows = row_numbers(rows, len(self))
-        texts = {
-            name: tuple(getattr(self, name)[row] for row in rows) if getattr(self, name) else ()
-            for name in TEXTS
-        }
-        return replace(
-            self,
-            values=self.values[rows],
-            token_index=self.token_index[rows],
-            tokens=self.tokens[rows],
-            prompt_lengths=self.prompt_lengths[rows],
-            **texts,
-        )
+        """Some of the prompts: `rows` as indices from 0, in the order given, or as a mask."""
+        return _selected(self, row_numbers(rows, len(self)))
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has no word for: numpy's numbers are plain ones, what is missing is null, the rest text."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
+def _selected(activations: Activations, rows: list[int]) -> Activations:
+    tensors = {name: getattr(activations, name)[rows] for name in ROW_TENSORS}
+    texts = {name: getattr(activations, name) for name in ROW_TEXTS}
+    texts = {name: tuple(text[row] for row in rows) if text else () for name, text in texts.items()}
+    return replace(activations, **tensors, **texts)
 
 
-def _dtype(column: pd.Series) -> str | dict[str, Any]:
-    """A column's dtype as JSON."""
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return {"categories": column.cat.categories.tolist(), "ordered": bool(column.cat.ordered)}
-    return str(column.dtype)
-
-
-def _written(positions: Positions | Mapping[int, Positions]) -> str | dict[str, str]:
-    """Positions as a file has them: as they are written, or so by layer."""
-    if isinstance(positions, Mapping):
-        return {str(layer): each.label for layer, each in positions.items()}
-    return positions.label
-
-
-def _read(written: str | dict[str, str]) -> Positions | dict[int, Positions]:
-    if isinstance(written, dict):
-        return {int(layer): parse_positions(each) for layer, each in written.items()}
-    return parse_positions(written)
-
-
-def _where(held: "Activations | PairedActivations") -> str:
-    layers = f"layer {held.layers[0]}" if len(held.layers) == 1 else f"{len(held.layers)} layers"
-    return f"{held.hook} of {layers}, {held.identity.name}"
-
-
-def _require_shapes(held: Activations) -> None:
-    """What a file may have got wrong: as many of everything as there are prompts, layers and positions."""
-    if not all(type(layer) is int and 0 <= layer < held.identity.n_layers for layer in held.layers):
-        raise ValueError(f"layers {list(held.layers)} of a model that has {held.identity.n_layers}")
-    if not all(isinstance(text, str) for text in (*held.prompts, *held.completions, *held.under, held.hook)):
-        raise ValueError("prompts, completions, edits and the hook must be text")
-    prompts, layers = len(held), len(held.layers)
-    positions = held.values.shape[2] if held.values.ndim == 4 else -1
-    by_layer = isinstance(held.positions, Mapping)
-    if by_layer and tuple(held.positions) != held.layers:
-        raise ValueError(f"positions of the layers {list(held.positions)}, not of {list(held.layers)}")
-    indexed = (prompts, layers, positions) if by_layer else (prompts, positions)
-    wanted = {
-        "values": (prompts, layers, positions, held.values.shape[-1]),
-        "token_index": indexed,
-        "tokens": indexed,
-        "prompt_lengths": (prompts,),
-        "stream_norm": (layers,),
-    }
-    for name, shape in wanted.items():
-        if tuple(getattr(held, name).shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(getattr(held, name).shape)}, not {shape}")
+def _where(activations: "Activations | PairedActivations") -> str:
+    layers = activations.layers
+    count = f"layer {layers[0]}" if len(layers) == 1 else f"{len(layers)} layers"
+    return f"{activations.hook} of {count}, {activations.identity.name}"
 
 
 @checked
@@ -184,7 +127,7 @@ class PairedActivations:
 
     Attributes:
         positive, negative: activations of each side, with the same layers, hook and positions.
-        factors: a row a pair; "group" names what a split must keep together.
+        factors: one row per pair; "group" names what a split must keep together.
     """
 
     positive: Activations
@@ -201,9 +144,7 @@ class PairedActivations:
             if getattr(self.positive, name) != getattr(self.negative, name):
                 raise ValueError(f"the two sides were captured at different {name}.")
         if self.positive.token_index.ndim != self.negative.token_index.ndim:
-            raise ValueError(
-                "one of the two sides alone was captured at positions of its own for each layer."
-            )
+            raise ValueError("only one of the two sides was captured at different positions per layer.")
         self.positive.identity.require(self.negative.identity, what="the positive side")
 
     def __len__(self) -> int:
@@ -224,7 +165,7 @@ class PairedActivations:
 
     @property
     def stream_norm(self) -> Float[Tensor, " layer"]:
-        """Typical norm at each layer, over the prompts of both sides; of two captures the mean of theirs."""
+        """Typical norm per layer: the mean of both sides'."""
         return torch.stack([self.positive.stream_norm, self.negative.stream_norm]).nanmean(dim=0)
 
     @property
@@ -236,61 +177,55 @@ class PairedActivations:
         """Positive and negative values, one position each.
 
         Raises:
-            ValueError: several positions a prompt; or NaN or infinite values, of which no estimate is made.
+            ValueError: several positions per prompt, or NaN or infinite values.
         """
         sides = self.positive.single(), self.negative.single()
         for name, values in zip(("positive", "negative"), sides, strict=True):
             if not bool(torch.isfinite(values).all()):
-                row, place = (int(each) for each in (~torch.isfinite(values)).nonzero()[0][:2])
+                row, index = (int(each) for each in (~torch.isfinite(values)).nonzero()[0][:2])
                 raise ValueError(
-                    f"the {name} prompt {row} has NaN or infinite activations at layer {self.layers[place]}: "
+                    f"the {name} prompt {row} has NaN or infinite activations at layer {self.layers[index]}: "
                     "capture again (in float32, if the model overflows), or leave the pair out with subset."
                 )
         return sides
 
     @checked
     def subset(self, rows: Rows) -> "PairedActivations":
-        """The same of some pairs: `rows` counted from 0, in the order given, or true and false a pair."""
+        """Some of the pairs: `rows` as indices from 0, in the order given, or as a mask."""
         rows = row_numbers(rows, len(self))
         factors = self.factors.iloc[rows].reset_index(drop=True)
-        return PairedActivations(self.positive.subset(rows), self.negative.subset(rows), factors)
+        return PairedActivations(_selected(self.positive, rows), _selected(self.negative, rows), factors)
 
     @checked
     def swapped(self, flips: Sequence[bool]) -> "PairedActivations":
-        """The same with the sides of some pairs exchanged: a null in which the labels mean nothing.
+        """Swap the sides of some pairs, as a null hypothesis in which the labels mean nothing.
 
         Args:
-            flips: for each pair, whether its sides are exchanged.
+            flips: for each pair, whether its sides are swapped.
 
         Raises:
-            ValueError: not one a pair.
+            ValueError: not one per pair.
         """
-        flips = [bool(each) for each in flips]
         if len(flips) != len(self):
             raise ValueError(f"{len(flips)} flips for {len(self)} pairs: give one for each.")
-        flip = torch.tensor(flips)
+        if not any(flips):
+            return self
+        flip = torch.tensor(list(map(bool, flips)))
 
-        def mixed(mine: Activations, other: Activations) -> Activations:
-            choose = {
-                name: torch.where(
-                    flip.view(-1, *[1] * (getattr(mine, name).ndim - 1)),
-                    getattr(other, name),
-                    getattr(mine, name),
-                )
-                for name in ("values", "token_index", "tokens", "prompt_lengths")
+        def mixed(own: Activations, other: Activations) -> Activations:
+            def fields(names: Sequence[str]) -> list[tuple[str, Any, Any]]:
+                return [(name, getattr(own, name), getattr(other, name)) for name in names]
+
+            tensors = {
+                name: torch.where(flip.view(-1, *[1] * (one.ndim - 1)), two, one)
+                for name, one, two in fields(ROW_TENSORS)
             }
             texts = {
-                name: tuple(
-                    theirs if flipped else own
-                    for own, theirs, flipped in zip(
-                        getattr(mine, name), getattr(other, name), flips, strict=False
-                    )
-                )
-                for name in TEXTS
+                name: tuple(two[row] if flips[row] else one[row] for row in range(len(one)) if two)
+                for name, one, two in fields(ROW_TEXTS)
             }
-            # Where only some are exchanged, a side has some of each.
-            under = tuple(dict.fromkeys((*mine.under, *other.under))) if any(flips) else mine.under
-            return replace(mine, under=under, **texts, **choose)
+            under = tuple(dict.fromkeys((*own.under, *other.under)))
+            return replace(own, **tensors, **texts, under=under)
 
         return PairedActivations(
             mixed(self.positive, self.negative), mixed(self.negative, self.positive), self.factors
@@ -298,98 +233,147 @@ class PairedActivations:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write a `.safetensors` file at `path`, with everything else as JSON in its metadata.
-
-        The file is there whole or not at all.
+        """Write a `.safetensors` file at `path`, with everything else as JSON in its metadata; atomically.
 
         Raises:
-            OSError: the file cannot be written; one that was there before stays as it was.
+            OSError: the file cannot be written; an existing file stays as it was.
         """
         sides = {"positive": self.positive, "negative": self.negative}
         tensors = {
-            # Copied, but for the largest: safetensors refuses tensors that the two sides share.
-            f"{name}.{tensor}": getattr(side, tensor).contiguous().clone()
-            if tensor != "values"
-            else side.values.contiguous()
-            for name, side in sides.items()
-            for tensor in SIDE_TENSORS
+            # Copied, except the largest: safetensors rejects tensors that the two sides share.
+            f"{side}.{name}": getattr(activations, name).contiguous()
+            if name == "values"
+            else getattr(activations, name).contiguous().clone()
+            for side, activations in sides.items()
+            for name in (*ROW_TENSORS, "stream_norm")
         }
-        described = {
+        description = {
             "layers": self.layers,
             "hook": self.hook,
             **{name: side.prompts for name, side in sides.items()},
             "labels": {name: [prompt_label(each) for each in side.prompts] for name, side in sides.items()},
-            "positions": {name: _written(side.positions) for name, side in sides.items()},
-            **{text: {name: getattr(side, text) for name, side in sides.items()} for text in SIDE_TEXTS},
+            "positions": {name: _positions_json(side.positions) for name, side in sides.items()},
+            **{text: {name: getattr(side, text) for name, side in sides.items()} for text in FILE_TEXTS},
             "factors": self.factors.to_dict(orient="list"),
-            "factor_dtypes": {name: _dtype(column) for name, column in self.factors.items()},
+            "factor_dtypes": {name: _dtype_json(column) for name, column in self.factors.items()},
         }
         metadata = {
             "format": FORMAT,
             **{f"{name}.identity": side.identity.to_json() for name, side in sides.items()},
-            "description": json.dumps(described, default=_plain),
+            "description": json.dumps(description, default=_plain),
         }
-        with atomic(path) as scratch:
-            # Not `save_file`: it has a scratch file of its own, which a kill leaves behind.
-            scratch.write_bytes(safetensors_of(tensors, metadata=metadata))
+        write_safetensors(path, tensors, metadata)
         logger.info("wrote %s: %d pairs at %s of %d layers", path, len(self), self.hook, len(self.layers))
 
     @classmethod
     @checked
     def load(cls, path: str | Path) -> "PairedActivations":
-        """Read what `save` wrote at `path`.
+        """Read a file that `save` wrote at `path`.
 
         Raises:
-            ValueError: another kind of file, or a damaged one.
+            ValueError: another type of file, or a damaged one.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} is not a safetensors file; pickles are never loaded ({error})."
-            ) from error
+        metadata, tensors = read_safetensors(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} does not hold paired activations ({FORMAT!r}).")
         try:
-            return cls._restored(metadata, tensors)
+            description = json.loads(metadata["description"])
+            sides = [_restored(side, description, metadata, tensors) for side in ("positive", "negative")]
+            factors = pd.DataFrame(description["factors"], index=range(len(sides[0])))
+            for name, dtype in description.get("factor_dtypes", {}).items():
+                dtype = pd.CategoricalDtype(**dtype) if isinstance(dtype, dict) else dtype
+                factors[name] = factors[name].astype(dtype)
+            return cls(*sides, factors)
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
-    @classmethod
-    def _restored(cls, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> "PairedActivations":
-        described = json.loads(metadata["description"])
 
-        # Files of earlier versions have positions, norms and identity once, and neither labels, the tokens of
-        # completions, edits nor types of factors.
-        def side(name: str) -> Activations:
-            own = {each: tensors[f"{name}.{each}"] for each in SIDE_TENSORS if each != "stream_norm"}
-            texts = {text: described.get(text, {}).get(name, ()) for text in SIDE_TEXTS}
-            positions = described["positions"]
-            labels = described.get("labels", {}).get(name, described[name])
-            result = Activations(
-                **own,
-                stream_norm=tensors["stream_norm" if "stream_norm" in tensors else f"{name}.stream_norm"],
-                layers=tuple(described["layers"]),
-                hook=described["hook"],
-                positions=_read(positions if isinstance(positions, str) else positions.get(name, positions)),
-                prompts=tuple(
-                    prompt if prompt == label else ChatPrompt(prompt, label)
-                    for prompt, label in zip(described[name], labels, strict=False)  # counted below
-                ),
-                identity=ModelIdentity.from_json(metadata.get("identity") or metadata[f"{name}.identity"]),
-                completions=tuple(texts["completions"]),
-                completion_tokens=tuple(map(tuple, texts["completion_tokens"])),
-                under=tuple(texts["under"]),
-            )
-            _require_shapes(result)
-            return result
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically."""
+    with atomic(path) as scratch:
+        # Not `save_file`: it has a scratch file of its own, which a kill leaves on the disk.
+        scratch.write_bytes(safetensors_of(dict(tensors), metadata=dict(metadata)))
 
-        positive = side("positive")
-        factors = pd.DataFrame(described["factors"], index=range(len(positive)))
-        for name, dtype in described.get("factor_dtypes", {}).items():
-            factors[name] = factors[name].astype(
-                pd.CategoricalDtype(**dtype) if isinstance(dtype, dict) else dtype
-            )
-        return cls(positive, side("negative"), factors)
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file. Raises ValueError for other files."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return file.metadata() or {}, tensors
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file; pickles are never loaded ({error}).") from error
+
+
+def _restored(
+    side: str, description: Mapping[str, Any], metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> Activations:
+    """One side of a file. Earlier versions have positions, norms and identity once, and fewer fields."""
+    texts = {name: description.get(name, {}).get(side, ()) for name in FILE_TEXTS}
+    positions = description["positions"]
+    positions = positions if isinstance(positions, str) else positions.get(side, positions)
+    labels = description.get("labels", {}).get(side, description[side])
+    activations = Activations(
+        **{name: tensors[f"{side}.{name}"] for name in ROW_TENSORS},
+        stream_norm=tensors["stream_norm" if "stream_norm" in tensors else f"{side}.stream_norm"],
+        layers=tuple(description["layers"]),
+        hook=description["hook"],
+        positions={int(layer): parse_positions(each) for layer, each in positions.items()}
+        if isinstance(positions, dict)
+        else parse_positions(positions),
+        prompts=tuple(
+            prompt if prompt == label else ChatPrompt(prompt, label)
+            for prompt, label in zip(description[side], labels, strict=False)  # counted in `_check_shapes`
+        ),
+        identity=ModelIdentity.from_json(metadata.get("identity") or metadata[f"{side}.identity"]),
+        completions=tuple(texts["completions"]),
+        completion_tokens=tuple(map(tuple, texts["completion_tokens"])),
+        under=tuple(texts["under"]),
+    )
+    _check_shapes(activations)
+    return activations
+
+
+def _check_shapes(activations: Activations) -> None:
+    """Check that a file has as many of everything as there are prompts, layers and positions."""
+    layers, by_layer = activations.layers, isinstance(activations.positions, Mapping)
+    n_layers = activations.identity.n_layers
+    if not all(type(layer) is int and 0 <= layer < n_layers for layer in layers):
+        raise ValueError(f"layers {list(layers)} of a model that has {n_layers}")
+    texts = (*activations.prompts, *activations.completions, *activations.under, activations.hook)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("prompts, completions, operations and the hook must be text")
+    if by_layer and tuple(activations.positions) != layers:
+        raise ValueError(f"positions of the layers {list(activations.positions)}, not of {list(layers)}")
+    values = activations.values
+    positions = values.shape[2] if values.ndim == 4 else -1
+    indexed = (len(activations), *([len(layers)] if by_layer else []), positions)
+    expected = {
+        "values": (len(activations), len(layers), positions, values.shape[-1]),
+        "token_index": indexed,
+        "tokens": indexed,
+        "prompt_lengths": (len(activations),),
+        "stream_norm": (len(layers),),
+    }
+    for name, shape in expected.items():
+        if tuple(getattr(activations, name).shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(getattr(activations, name).shape)}, not {shape}")
+
+
+def _plain(value: Any) -> Any:
+    """JSON fallback: NumPy scalars become Python numbers, missing values null, everything else str."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)
+
+
+def _dtype_json(column: pd.Series) -> str | dict[str, Any]:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return {"categories": column.cat.categories.tolist(), "ordered": bool(column.cat.ordered)}
+    return str(column.dtype)
+
+
+def _positions_json(positions: Positions | Mapping[int, Positions]) -> str | dict[str, str]:
+    if isinstance(positions, Mapping):
+        return {str(layer): each.label for layer, each in positions.items()}
+    return positions.label

@@ -1,4 +1,4 @@
-"""Conveniences that only compose what the other modules do."""
+"""Conveniences that only compose other functions."""
 
 import math
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from .directions import (
     digest_of,
     mean_difference,
 )
-from .directions.estimators import with_direction
-from .directions.exchange.exchange_checks import imported
+from .directions.estimators import require_nonzero
+from .directions.exchange.in_memory import imported
 from .directions.vectors import Norms, norms_at
 from .engine import Memory
 from .models import HookedModel, Layers, Prompt, identify, resolve_layers, tokenize
@@ -40,9 +40,9 @@ def vectors_from_pairs(
     reuse: bool = True,
     memory: Memory = None,
 ) -> SteeringVectors:
-    """Capture both sides of contrast pairs and estimate a vector at each layer, in one call.
+    """Capture both sides of contrast pairs and estimate a vector per layer, in one call.
 
-    `capture_pairs`, then `estimator`: keep the activations instead where several estimators are compared.
+    To compare estimators, keep the activations of `capture_pairs` instead.
 
     Args:
         model, positions, layers, hook, reuse, memory: as for `capture`.
@@ -72,7 +72,7 @@ def steering_vector(
     For several layers use `load_pt`, or place one vector with `.at(layers=…)`.
 
     Args:
-        model: the model that it is meant for; the vector carries its identity.
+        model: the model that the vector is meant for.
         tensor: one vector "d_hook" of any dtype, on any device; copied to float32 on the CPU.
         layer: 0-based block index, negatives from the end.
         hook: short hook name.
@@ -128,20 +128,20 @@ def activation_addition(
     Args:
         model: a model with a tokenizer.
         positive: a word or phrase ("Love", "Shopping"); may be empty (spaces alone) next to a `negative`.
-        negative: the one to subtract ("Hate", or "" for spaces alone); `None` subtracts nothing, as the study
-            did with "Shopping".
+        negative: the text to subtract ("Hate", or "" for spaces alone); `None` subtracts nothing, as in the
+            study's "Shopping".
         layers: 0-based block indices; by default all.
         hook: by default each block's input.
         reuse, memory: as in `capture`.
 
     Raises:
-        NoDirectionError: at some layer the activations on both prompts are the same; names the layers.
-        ValueError: there is nothing to add (empty prompts, or the same tokens twice), or the prompts are of
-            unequal length and the tokenizer has no token for a space.
+        NoDirectionError: at some layer the activations on both prompts are the same.
+        ValueError: empty prompts, the same tokens twice, or prompts of unequal length and no token for a
+            space.
 
     Without `negative`, a tokenizer's BOS is the first position of the vectors, and added to the first token
-    of a steered prompt, which is usually the BOS itself: there the activations are often much longer than
-    elsewhere. The dose, which goes by the longest position, is that of the BOS then.
+    of a steered prompt, usually the BOS itself, where activations are often much longer than elsewhere. The
+    dose, which is that of the longest position, is then that of the BOS.
 
     Source: Turner et al. 2023 (arXiv 2308.10248), section 3.
     """
@@ -162,14 +162,11 @@ def activation_addition(
             "data": digest_of(*(text for text in (positive, negative) if text is not None)),
         },
     )
-    return with_direction(vectors)
+    return require_nonzero(vectors)
 
 
 def padded_prompts(model: Any, positive: str, negative: str | None) -> list[list[int]]:
-    """Token ids of the one or two prompts of an `activation_addition`, the shorter padded with spaces.
-
-    Raises what `activation_addition` does.
-    """
+    """Token ids of the one or two prompts of an `activation_addition`, the shorter padded with spaces."""
     if not positive and not negative:
         raise ValueError("positive is empty, and negative too or not given: there is nothing to add.")
     texts = [positive] if negative is None else [positive, negative]

@@ -1,15 +1,12 @@
-"""From activations to tables: how directions separate, what varies, how far activations lie along vectors."""
+"""From activations to tables: separation, agreement, principal components, projections and lenses."""
 
 from ._agreement import agreement, method_agreement
-from ._component_factors import component_factors
+from ._components import component_factors, pca, vector_components
 from ._confounds import confounds
 from ._logit_lens import logit_lens
-from ._mean_projections import mean_projections
-from ._pca import pca
-from ._projections import projections
+from ._projections import mean_projections, projections
 from ._separation import separation
 from ._traces import mean_traces, trace_difference, traces
-from ._vector_components import vector_components
 
 __all__ = [
     "agreement",

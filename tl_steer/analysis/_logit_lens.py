@@ -1,10 +1,11 @@
-"""What vectors and activations say in the model's own vocabulary."""
+"""Logit lens: vectors and activations read in the model's own vocabulary."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,10 +13,10 @@ from .._util.validation import checked
 from ..activations import Activations
 from ..directions import SteeringVector, SteeringVectors
 from ..models import HookedModel, Layers, exclusive, identify, prompt_label, resolve_layers, unembedding
-from .token_texts import token_texts
+from .row_labels import token_texts
 
 MULTIPLIERS = (20.0, -20.0)
-AT_ONCE = 2**24  # logits held at a time: 64 MiB
+MAX_LOGITS = 2**24  # in memory at a time: 64 MiB
 
 
 @checked
@@ -29,20 +30,20 @@ def logit_lens(
     norm: bool = True,
     force: bool = False,
 ) -> pd.DataFrame:
-    """The likeliest tokens when a vector, or an activation, is read as if it were the last layer's output.
+    """The likeliest tokens when a vector, or an activation, is read as the last layer's output.
 
     Args:
         model: a `HookedTransformer` or a `TransformerBridge`.
-        source: vectors, or activations of the stream or of what a layer adds to it (not "z").
+        source: vectors, or activations of the residual stream or of a layer's output to it (not "z").
         multipliers: of vectors; activations are read as they are.
-        top: tokens a row, likeliest first.
+        top: number of tokens per row, likeliest first.
         layers: which of the source's, negatives from the model's end; by default all.
         norm: False leaves out the division by the length, all biases and the soft cap.
         force: accept a source of other weights of the same shapes and processing.
 
     Returns:
-        A row a layer, multiplier and rank (of vectors; of one vector a position, also a token_index) or a
-        layer, prompt_id, prompt, label (the message that a prompt was rendered from, else the prompt),
+        One row per layer, multiplier and rank (of vectors; of one vector per position, also a token_index) or
+        per layer, prompt_id, prompt, label (the message that a prompt was rendered from, else the prompt),
         token_index (in the unpadded prompt and completion) and rank (of activations): these, then token_id;
         token, its text; logit; probability, among all tokens.
 
@@ -52,17 +53,17 @@ def logit_lens(
             or a `top` that is not between 1 and the vocabulary's size.
 
     Final norm, unembedding, biases and soft cap are the model's own, in float32 at least: of the last layer's
-    resid_post this is the model's prediction. Earlier layers speak it only as far as they share its basis.
+    resid_post this is the model's prediction. Earlier layers match it only as far as they share its basis.
 
-    The final norm divides by the length. With norm=True, then, the size of a multiplier hardly matters and
-    only its sign does; a steering vector is read as if nothing else were in the stream. norm=False gives what
-    the multiplied vector adds to the logits, but for the division by the stream's own length (d · W_U, after
-    the norm's weights and its centring, where it has them); there the probability is the softmax of these
-    alone, and depends on the multiplier's size.
+    The final norm divides by the length, so with norm=True the size of a multiplier hardly matters and
+    only its sign does; a steering vector is read as if the residual stream contained nothing else. norm=False
+    gives what the multiplied vector adds to the logits, except for the division by the residual stream's
+    length (d · W_U, after the norm's weights and its centring, where it has them); there the probability is
+    the softmax of these alone, and depends on the multiplier's size.
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
-    labels, rows = _labelled(model, source, multipliers, layers, force)
+    labels, rows = _rows(model, source, multipliers, layers, force)
     if not 1 <= top <= model.cfg.d_vocab_out:
         raise ValueError(f"top={top}: give 1 to {model.cfg.d_vocab_out}, the size of the vocabulary.")
     with exclusive(model), torch.no_grad():
@@ -80,77 +81,77 @@ def logit_lens(
     )
 
 
-def _labelled(
+def _rows(
     model: Any, source: Any, multipliers: Sequence[float | int], layers: Layers, force: bool
 ) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
-    """What each row to be read is, and the row."""
+    """The rows to read, and their labels."""
     is_activations = isinstance(source, Activations)
     source = source if is_activations else source.as_vectors()
     what = "these activations" if is_activations else "these vectors"
     hint = " If that is what you want, say so with force=True."
     source.identity.require(identify(model), force=force, what=what, hint=hint)
     if source.hook == "z" or source.values.shape[-1] != model.cfg.d_model:
-        raise ValueError(f"{what} are at {source.hook}, not of the stream: the unembedding cannot read them.")
-    places = _places(source.layers, layers, model.cfg.n_layers)
+        raise ValueError(
+            f"{what} are at {source.hook}, not of the residual stream: the unembedding cannot read them."
+        )
+    chosen = source.layers if layers is None else resolve_layers(layers, model.cfg.n_layers)
+    if missing := [layer for layer in chosen if layer not in source.layers]:
+        raise ValueError(f"there is nothing at layers {missing}; there are {list(source.layers)}.")
+    indices = [source.layers.index(layer) for layer in chosen]
     if is_activations:
         if tuple(multipliers) != MULTIPLIERS:
             raise ValueError("multipliers are for vectors; activations are read as they are.")
-        return _of_activations(source, places)
+        return _activation_rows(source, indices)
     if not len(multipliers):
         raise ValueError("no multipliers given; pass at least one, such as 1 or -1.")
-    return _of_vectors(source, places, [float(each) for each in multipliers])
+    return _vector_rows(source, indices, [float(each) for each in multipliers])
 
 
-def _places(available: Sequence[int], layers: Layers, n_layers: int) -> list[int]:
-    chosen = available if layers is None else resolve_layers(layers, n_layers)
-    missing = [layer for layer in chosen if layer not in available]
-    if missing:
-        raise ValueError(f"there is nothing at layers {missing}; there are {list(available)}.")
-    return [list(available).index(layer) for layer in chosen]
-
-
-def _of_vectors(
-    vectors: SteeringVectors, places: Sequence[int], multipliers: Sequence[float]
+def _vector_rows(
+    vectors: SteeringVectors, indices: Sequence[int], multipliers: Sequence[float]
 ) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
     """Vectors in the order layer, (token_index,) multiplier."""
-    labels, rows = [], []
-    for place in places:
-        layer, values = vectors.layers[place], vectors.values[place]
-        for position, vector in enumerate(values.reshape(-1, values.shape[-1])):
-            where = {"layer": layer, **({"token_index": position} if values.ndim == 2 else {})}
-            labels += [where | {"multiplier": multiplier} for multiplier in multipliers]
-            rows += [vector * multiplier for multiplier in multipliers]
-    return pd.DataFrame(labels), torch.stack(rows)
+    values = vectors.values[list(indices)]
+    values = values if vectors.has_positions else values[:, None]
+    factors = torch.tensor(multipliers)[:, None]
+    layers = [vectors.layers[index] for index in indices]
+    levels = {"layer": layers, "token_index": range(values.shape[1]), "multiplier": multipliers}
+    labels = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
+    if not vectors.has_positions:
+        labels = labels.drop(columns="token_index")
+    return labels, rearrange(
+        values[:, :, None] * factors, "layer pos multiplier d_model -> (layer pos multiplier) d_model"
+    )
 
 
-def _of_activations(
-    activations: Activations, places: Sequence[int]
+def _activation_rows(
+    activations: Activations, indices: Sequence[int]
 ) -> tuple[pd.DataFrame, Float[Tensor, "row d_model"]]:
     """Activations in the order layer, prompt, position, without the padding."""
     tables, values = [], []
-    for place in places:
-        index, _ = activations.at_layer(place)
-        prompt, slot = (index >= 0).nonzero(as_tuple=True)
+    for layer_index in indices:
+        token_index, _ = activations.at_layer(layer_index)
+        prompt, position = (token_index >= 0).nonzero(as_tuple=True)
         columns = {
-            "layer": activations.layers[place],
+            "layer": activations.layers[layer_index],
             "prompt_id": prompt.numpy(),
             "prompt": [str(activations.prompts[row]) for row in prompt],
             "label": [prompt_label(activations.prompts[row]) for row in prompt],
-            "token_index": index[prompt, slot].numpy(),
+            "token_index": token_index[prompt, position].numpy(),
         }
         tables.append(pd.DataFrame(columns))
-        values.append(activations.values[prompt, place, slot])
+        values.append(activations.values[prompt, layer_index, position])
     return pd.concat(tables, ignore_index=True), torch.cat(values)
 
 
 def _logits(
     model: Any, rows: Float[Tensor, "row d_model"], *, norm: bool
-) -> Iterator[Float[Tensor, "some d_vocab"]]:
-    """Logits of some rows at a time, in float32 or in the model's float64."""
+) -> Iterator[Float[Tensor, "chunk d_vocab"]]:
+    """Logits of chunks of rows, in float32 or in the model's float64."""
     dtype = torch.promote_types(model.cfg.dtype, torch.float32)
     read = unembedding(model, dtype, norm=norm)
-    for some in rows.split(max(1, AT_ONCE // model.cfg.d_vocab_out)):
-        yield read(some.to(model.W_U.device, dtype))
+    for chunk in rows.split(max(1, MAX_LOGITS // model.cfg.d_vocab_out)):
+        yield read(chunk.to(model.W_U.device, dtype))
 
 
 def _top(

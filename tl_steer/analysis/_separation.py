@@ -1,7 +1,8 @@
-"""How well a direction tells the sides of pairs apart, on pairs that it was not made from."""
+"""How well a direction separates the sides of held-out pairs, and balanced cross-validation folds."""
 
 import numpy as np
 import pandas as pd
+from einops import einsum
 from jaxtyping import Float, Int
 
 from .._util.seeds import generator, short_seed
@@ -17,7 +18,6 @@ from ..statistics import (
     simultaneous_threshold,
     standardised_difference,
 )
-from .resampling import group_kinds
 
 
 @checked
@@ -29,18 +29,18 @@ def separation(
     shuffles: int = 100,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How well the direction of each layer separates held-out pairs, beside what chance would give.
+    """How well the direction of each layer separates held-out pairs, compared with chance.
 
     Args:
         activations: both sides, one position each.
-        estimator: from pairs to one vector a layer; called on the training pairs of each fold.
+        estimator: from pairs to one vector per layer; called on the training pairs of each fold.
         folds: parts of the cross-validation.
-        shuffles: repetitions of the whole cross-validation with the sides of random pairs exchanged; 0 for
-            none. 19 or more, or no layer can be significant.
-        seed: of the folds and the exchanges.
+        shuffles: repetitions of the whole cross-validation with shuffled labels; 0 for none. 19 or more, or
+            no layer can be significant.
+        seed: of the folds and the shuffles.
 
     Returns:
-        A row a layer, all of held-out pairs:
+        One row per layer, all of held-out pairs:
         layer;
         paired_accuracy: share of pairs whose positive side projects higher, ties one half, with Wilson's 95 %
             interval in paired_accuracy_low and _high (groups whole, `statistics.rate_interval`);
@@ -59,20 +59,18 @@ def separation(
     Raises:
         ValueError: fewer than two folds, fewer groups than folds, or a negative number of shuffles.
 
-    Pairs that share factors["group"] are never on both sides of a split, and the folds hold equally many of
-    each kind of pair (see `balanced_folds`). Across folds, AUC and d′ compare projections on the unit
-    direction, counted from the training pairs' mean.
+    Pairs that share factors["group"] are never on both sides of a split, and the folds contain equally many
+    of each stratum (see `balanced_folds`). Across folds, AUC and d′ compare projections on the unit
+    direction, relative to the training pairs' mean.
 
-    The null exchanges the sides of whole groups, each by a fair coin. Pairs of a group share a claim, so they
-    tend to be right or wrong together: exchanging them one by one would lose that and make the null too
-    narrow. It would also undo what the pairs of a group balance (the letter, say).
+    The null swaps the sides of whole groups, each by a fair coin. Pairs of a group share a claim, so they
+    tend to be right or wrong together: swapping them one by one would make the null too narrow, and undo
+    what the pairs of a group balance (the letter, say).
 
-    Report p_corrected: with many layers, p_value is small somewhere by chance. The paired accuracies of all
-    layers are shares of the same pairs, so that their maximum needs no scaling. Where one layer's null is
-    wider than the others', it makes the correction of all of them stricter, never too weak.
-
-    With m shuffles neither gets below 1 / (m + 1). A layer picked as the best of many still flatters itself:
-    report its accuracy on other pairs.
+    Report p_corrected: with many layers, p_value is small somewhere by chance. Where one layer's null is
+    wider than the others', it makes the correction of all of them stricter, never too weak. With m shuffles
+    neither gets below 1 / (m + 1). A layer picked as the best of many still flatters itself: report its
+    accuracy on other pairs.
     """
     pairs = activations
     if shuffles < 0:
@@ -88,37 +86,55 @@ def separation(
         "paired_accuracy_high": high,
         "auc": auc(*projected),
         "d_prime": standardised_difference(*projected),
-        **_beside_chance(accuracy, null),
+        **_null_columns(accuracy, null),
     }
     return pd.DataFrame(table).assign(pairs=len(pairs), folds=folds, method=method)
 
 
 def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[np.ndarray, " pair"]:
-    """The fold of each pair: groups stay together, and each kind of pair is spread evenly.
+    """The fold of each pair, stratified and with whole groups.
 
     Args:
-        factors: a row a pair. "group", where there is one, names what stays together. Every other factor is
-            balanced, if its levels have at least `folds` pairs on average: more levels (a length, a topic)
-            describe pairs rather than sort them into kinds.
-        folds: how many.
-        seed: of the order within each kind.
+        factors: one row per pair. "group", if present, names what stays together. Every other factor is
+            balanced, if its levels have at least `folds` pairs on average.
+        folds: number of folds.
+        seed: of the order within each stratum.
 
     Raises:
         ValueError: fewer than two folds, or fewer groups than folds.
 
-    Folds that hold unequal numbers of two kinds let what tells the kinds apart (a letter) pass for what tells
-    the sides apart. A kind is the combination of levels of a group's pairs. Each is dealt out like cards from
-    the first fold on, so kinds of equal size are equal in every fold, which scikit-learn's greedy
-    StratifiedGroupKFold does not promise. Kinds rarer than `folds` are dealt as one deck.
+    In unbalanced folds, a difference between strata (a letter) would pass for one between the sides. Groups
+    of a stratum are assigned to the folds in turn, so strata of equal size are equal in every fold, which
+    scikit-learn's greedy StratifiedGroupKFold does not promise. Strata of fewer than `folds` groups are
+    assigned together.
     """
-    kinds = group_kinds(factors, fewest=folds)
-    if folds < 2 or len(kinds) < folds:
-        raise ValueError(f"folds={folds} with {len(kinds)} groups of pairs: give 2 to {len(kinds)} folds.")
-    shuffled = kinds.sample(frac=1, random_state=short_seed(seed)).sort_values(kind="stable")
+    strata = group_strata(factors, min_pairs=folds)
+    if folds < 2 or len(strata) < folds:
+        raise ValueError(f"folds={folds} with {len(strata)} groups of pairs: give 2 to {len(strata)} folds.")
+    shuffled = strata.sample(frac=1, random_state=short_seed(seed)).sort_values(kind="stable")
     sizes = shuffled.map(shuffled.value_counts())
     common, rare = shuffled[sizes >= folds], shuffled[sizes < folds]
-    dealt = pd.concat([common.groupby(common).cumcount(), pd.Series(range(len(rare)), rare.index)])
-    return (dealt % folds).loc[group_numbers(factors)].to_numpy(int)
+    numbers = pd.concat([common.groupby(common).cumcount(), pd.Series(range(len(rare)), rare.index)])
+    return (numbers % folds).loc[group_numbers(factors)].to_numpy(int)
+
+
+def group_strata(factors: pd.DataFrame, *, min_pairs: int) -> "pd.Series[tuple[int, ...]]":
+    """The stratum of each group, by its number: the combination of factor levels of its pairs.
+
+    Args:
+        factors: one row per pair. Factors whose levels have fewer than `min_pairs` pairs on average (a
+            length, a topic) are ignored: they describe pairs rather than sort them.
+    """
+    columns = [
+        name
+        for name in factors.columns
+        if name != "group" and factors[name].nunique(dropna=False) * min_pairs <= len(factors)
+    ]
+    group = group_numbers(factors)
+    level = 0 * group
+    if columns:
+        level = factors.groupby(columns, dropna=False, observed=True).ngroup().to_numpy()
+    return pd.Series(level).groupby(group).agg(lambda levels: tuple(sorted(levels)))
 
 
 def _held_out(
@@ -128,21 +144,23 @@ def _held_out(
     *,
     allow_zero: bool = False,
 ) -> tuple[Float[np.ndarray, "side layer pair"], str]:
-    """Projections of every pair's sides on the unit direction of the other folds' pairs, from those' mean."""
+    """Projections of each fold's sides, minus the other folds' mean, on the other folds' unit direction."""
     both = np.stack([side.numpy() for side in pairs.sides()])
     total = both.sum((0, 1), dtype=np.float64)
     projected = np.empty((2, len(pairs.layers), len(pairs)))
     for part in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
         vectors = apply_estimator(estimator, pairs.subset(train.tolist()), allow_zero=allow_zero)
-        held = both[:, test].astype(np.float64)
-        middle = (total - held.sum((0, 1))) / (2 * len(train))
-        projected[:, :, test] = np.einsum("spld,ld->slp", held - middle, _unit_directions(vectors))
+        rows = both[:, test].astype(np.float64)
+        mean = (total - rows.sum((0, 1))) / (2 * len(train))
+        projected[:, :, test] = einsum(
+            rows - mean, _unit_directions(vectors), "side pair layer d_hook, layer d_hook -> side layer pair"
+        )
     return projected, vectors.method
 
 
 def _unit_directions(vectors: SteeringVectors) -> Float[np.ndarray, "layer d_hook"]:
-    """Directions of length one; a vector of length zero stays zero, and all its projections are ties."""
+    """Unit vectors; a vector of length zero stays zero, so that its projections are ties."""
     values = vectors.values.double().numpy()
     norms = np.linalg.norm(values, axis=-1, keepdims=True)
     return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
@@ -156,25 +174,25 @@ def _null(
     shuffles: int,
     seed: int,
 ) -> Float[np.ndarray, "shuffle layer"]:
-    """Paired accuracy of the whole cross-validation, repeated with the sides of random groups exchanged."""
+    """Paired accuracy of the whole cross-validation, repeated with shuffled labels."""
     rng = generator(seed)
     flips = [coin_flips(pairs.factors, rng) for _ in range(shuffles)]
     gram = pair_gram(pairs, estimator) if shuffles else None
     if gram is None:
         shuffled = (pairs.swapped(each.tolist()) for each in flips)
-        null = [_right(_held_out(each, estimator, fold, allow_zero=True)[0]).mean(-1) for each in shuffled]
+        null = [_correct(_held_out(each, estimator, fold, allow_zero=True)[0]).mean(-1) for each in shuffled]
         return np.reshape(null, (shuffles, len(pairs.layers)))
     signs = np.where(flips, -1.0, 1.0)
-    right = np.zeros((len(pairs.layers), shuffles))
+    correct = np.zeros((len(pairs.layers), shuffles))
     for part in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
         weights = np.stack([gram.weights(train, each) for each in signs], axis=1)
         projected = signs[:, test] * (weights @ gram.values[:, :, test])
-        right += ((1 + np.sign(projected)) / 2).sum(-1)
-    return right.T / len(pairs)
+        correct += ((1 + np.sign(projected)) / 2).sum(-1)
+    return correct.T / len(pairs)
 
 
-def _beside_chance(
+def _null_columns(
     accuracy: Float[np.ndarray, " layer"], null: Float[np.ndarray, "shuffle layer"]
 ) -> dict[str, Float[np.ndarray, " layer"]]:
     names = ("null_low", "null_high", "null_mean", "p_value", "p_corrected", "null_max")
@@ -190,12 +208,12 @@ def _beside_chance(
 def _accuracy_interval(
     projected: Float[np.ndarray, "side layer pair"], group: Int[np.ndarray, " pair"]
 ) -> tuple[Float[np.ndarray, " layer"], ...]:
-    right = _right(projected)
-    sample = np.repeat(np.arange(len(right)), len(group))
-    return rate_interval(right.ravel(), sample, nested(sample, np.tile(group, len(right))))
+    correct = _correct(projected)
+    sample = np.repeat(np.arange(len(correct)), len(group))
+    return rate_interval(correct.ravel(), sample, nested(sample, np.tile(group, len(correct))))
 
 
-def _right(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, "layer pair"]:
+def _correct(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, "layer pair"]:
     """1 where the positive side projects higher, one half in a tie."""
     positive, negative = projected
     return (positive > negative) + (positive == negative) / 2

@@ -1,20 +1,11 @@
-"""Estimators, from paired activations to steering vectors, and the vectors as values."""
+"""Steering vectors as values, the estimators that make them, their controls and files."""
 
 from . import exchange
-from .controls import coin_flips, control_vectors
-from .estimators import (
-    Estimator,
-    apply_estimator,
-    lda_direction,
-    logistic_direction,
-    mean_difference,
-    principal_component,
-    random_direction,
-    random_like,
-)
+from .classifiers import lda_direction, logistic_direction
+from .controls import coin_flips, control_vectors, random_direction, random_like
+from .estimators import Estimator, apply_estimator, digest, digest_of, mean_difference, principal_component
 from .factors import factor_directions, without_factors
 from .gram import PairGram, pair_gram
-from .provenance import digest, digest_of
 from .vectors import SteeringVector, SteeringVectors
 
 __all__ = [

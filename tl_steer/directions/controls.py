@@ -1,6 +1,7 @@
-"""Control vectors: as long as the vector under study, without what it is thought to mean."""
+"""Random directions and control vectors: as long as the vector under study, without its meaning."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,14 +9,41 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._util.seeds import derived_seed
+from .._util.seeds import derived_seed, short_seed
 from .._util.validation import checked
 from ..activations import PairedActivations
 from ..prompts.pairs import group_numbers
-from .estimators import Estimator, apply_estimator, mean_difference, random_like
+from .estimators import Estimator, apply_estimator, estimated, mean_difference, unit
 from .vectors import SteeringVectors
 
-FEWEST = 4  # groups, of which a half is exchanged in more than one way
+FEWEST = 4  # groups, so that half of them can be swapped in more than one way
+
+
+@checked
+def random_direction(activations: PairedActivations, *, seed: int) -> SteeringVectors:
+    """Directions drawn uniformly from the sphere, with the shapes of `activations`: a baseline.
+
+    Args:
+        activations: provide layers, hook and shapes; their values are not used.
+        seed: of the draw; recorded in `info`.
+
+    Each layer has its own draw. As a control of layers that are steered together use `control_vectors`, which
+    draws one direction for all of them.
+    """
+    drawn = _random_units((len(activations.layers), activations.positive.values.shape[-1]), seed)
+    return estimated(activations, drawn, "random_direction", seed=int(seed))
+
+
+def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
+    """One random direction with the lengths, layers and hook of `vectors`: their control.
+
+    It is the same at every layer (one per position, where the vectors have positions). Independent directions
+    of k layers that are steered together add up as √k, those of a vector whose layers agree as k: such a
+    control would be too weak.
+    """
+    drawn = _random_units((1, *vectors.values.shape[1:]), seed)
+    values = drawn.float() * vectors.values.norm(dim=-1, keepdim=True)
+    return _control(vectors, values, "random_direction", seed)
 
 
 @checked
@@ -33,79 +61,74 @@ def control_vectors(
 
     Args:
         activations: both sides, one position each.
-        estimator: what made the vectors under study; shuffled ones are made by it too.
-        vectors: those under study, such as scaled ones; by default what `estimator` makes of the pairs.
-        random: how many drawn uniformly from the sphere: one direction for all layers, so that layers that
+        estimator: the estimator of the vectors under study; shuffled controls use it too.
+        vectors: the vectors under study, such as scaled ones; by default the estimator's.
+        random: number of directions drawn uniformly from the sphere: one for all layers, so that layers that
             are steered together add up.
-        shuffled: how many estimated from the pairs with the sides of half of the groups exchanged. Exactly
-            half (of an odd number, one is left out), so that what the labels say cancels: a coin for each
-            would leave some of it, and the length that is then given back would make the vector of it again.
-        orthogonal: how many random ones without, at each layer, their component along its vector.
-        seed: each control has a stream of its own, from the seed, its kind and its number: the first is the
-            same however many are asked for. `info` keeps the stream's seed.
+        shuffled: number of vectors estimated from pairs with shuffled labels: the sides of half of the groups
+            are swapped. Exactly half (of an odd number, one is left out), so that the signal cancels: a
+            coin flip per group would leave some of it, and scaling to the full length would restore it.
+        orthogonal: number of random directions without, at each layer, their component along its vector.
+        seed: each control has its own random stream, from the seed, its type and its number: the first is the
+            same however many are drawn. `info` keeps the stream's seed.
 
     Returns:
-        A control has, layer by layer, the length of the vectors under study.
+        A control has, per layer, the length of the vectors under study.
 
     Raises:
-        ValueError: a negative number; a vector of length zero; an orthogonal one of vectors of one number;
-            or, of shuffled ones, fewer than four groups, vectors at a hook or layer that the pairs do not
-            have, or an estimator that does not see which side is which: a principal component of exchanged
-            pairs is the same one, not a control; one of centred differences is the behaviour itself, whose
-            mean becomes variance.
+        ValueError: a negative number; a vector of length zero; orthogonal controls of vectors of one number;
+            or, of shuffled controls, fewer than four groups, vectors at a hook or layer that the pairs do not
+            have, or an estimator that ignores the labels: a principal component of swapped pairs is the
+            same one, not a control; one of centred differences is the behaviour itself, whose mean becomes
+            variance.
 
-    They answer different questions: random ones, what a push of this length does; shuffled ones, what a
-    direction does along which these prompts vary, whatever it means. The stream varies along few directions,
-    so shuffled ones often do more. Where several layers are steered at once, random ones agree fully over
-    the layers, shuffled ones as an estimate does.
+    Random controls show what a push of this length does; shuffled ones, what a direction does along which
+    these prompts vary, whatever it means. Activations vary along few directions, so shuffled controls often
+    do more. Over several layers, random controls agree fully, shuffled ones as an estimate does.
 
-    A p value from shuffled controls is nearly that of a permutation test: exactly half are exchanged, and
-    the labels as they are do not count among these exchanges. In simulations 5 % were .13 with 4 groups, .09
-    with 6, .07 with 8, and .05 from 20 on (Southworth, Kim & Owen 2009 on balanced permutations).
+    A p value from shuffled controls is nearly that of a permutation test: exactly half are swapped, and the
+    true labels are not among these shuffles. In simulations 5 % were .13 with 4 groups, .09 with 6, .07 with
+    8, and .05 from 20 on (Southworth, Kim & Owen 2009 on balanced permutations).
 
-    `info["cosine_with_vector"]` says how far a shuffled vector lies along the vector, by layer. Where the
-    pairs' differences are all exactly alike, nothing is left when half are exchanged, and a random direction
-    takes its place.
-
+    `info["cosine_with_vector"]` is the cosine of a shuffled vector with the vector, per layer. Where all
+    differences of the pairs are equal, swapping half leaves nothing, and a random direction is used instead.
     In a sweep of several vectors, controls given by name serve all of them (`control_of` is "").
     """
     counts = {"random": random, "shuffled": shuffled, "orthogonal": orthogonal}
-    if wrong := {kind: count for kind, count in counts.items() if count < 0}:
+    if wrong := {name: count for name, count in counts.items() if count < 0}:
         raise ValueError(f"{wrong}: give 0 or more of each.")
     studied = apply_estimator(estimator, activations) if vectors is None else vectors
     studied.normalized()  # raises where a length is zero
-    if shuffled and studied.values.shape[-1] != (width := activations.positive.values.shape[-1]):
-        raise ValueError(
-            f"the vectors have {studied.values.shape[-1]} numbers and the activations {width}: give the "
-            "pairs they were made of, or shuffled=0."
-        )
     if shuffled:
         _require_shuffles(activations, studied, shuffled)
 
-    def made(kind: str, seed: int) -> SteeringVectors:
-        if kind == "random":
+    def control(name: str, seed: int) -> SteeringVectors:
+        if name == "random":
             return random_like(studied, seed=seed)
-        if kind == "orthogonal":
+        if name == "orthogonal":
             return _orthogonal(studied, seed)
         return _shuffled(studied, activations, estimator, seed)
 
     return {
-        f"{kind} {number + 1}": made(kind, derived_seed(seed, place, number))
-        for place, (kind, count) in enumerate(counts.items())
+        f"{name} {number + 1}": control(name, derived_seed(seed, index, number))
+        for index, (name, count) in enumerate(counts.items())
         for number in range(count)
     }
 
 
 def coin_flips(factors: pd.DataFrame, rng: np.random.Generator) -> Bool[np.ndarray, " pair"]:
-    """Which pairs exchange their sides: whole groups, each by a fair coin.
+    """Which pairs to swap: a fair coin flip per group.
 
-    Args:
-        factors: a row a pair; "group", where there is one, names what is exchanged together.
-
-    Pairs of a group share a claim, and balance what else tells their sides apart (the letter, say).
+    Pairs of a group share a claim, and balance what else distinguishes their sides (the letter, say).
     """
     group = group_numbers(factors)
     return (rng.random(group.max() + 1) < 0.5)[group]
+
+
+def _random_units(shape: Sequence[int], seed: int) -> Float[Tensor, "*batch d_hook"]:
+    """Unit vectors, each uniform on the sphere."""
+    generator = torch.Generator().manual_seed(short_seed(seed))
+    return unit(torch.randn(tuple(shape), generator=generator, dtype=torch.float64))
 
 
 def _shuffled(
@@ -115,71 +138,74 @@ def _shuffled(
     group = group_numbers(pairs.factors)
     order = rng.permutation(group.max() + 1)
     half = len(order) // 2
-    exchanged = np.isin(group, order[:half])
-    kept = np.flatnonzero(np.isin(group, order[: 2 * half]))
-    made = apply_estimator(
-        estimator, pairs.swapped(exchanged.tolist()).subset(kept.tolist()), allow_zero=True
-    )
-    if made.info.get("arguments", {}).get("of") == "centred_differences":
+    swapped = np.isin(group, order[:half])
+    rows = np.flatnonzero(np.isin(group, order[: 2 * half]))
+    shuffled = pairs.swapped(swapped.tolist()).subset(rows.tolist())
+    vectors = apply_estimator(estimator, shuffled, allow_zero=True)
+    if vectors.info.get("arguments", {}).get("of") == "centred_differences":
         raise ValueError(
-            f"{made.method} of shuffled labels is not a control: the mean difference, which centring "
-            "removes, is variance where half of the sides are exchanged. Give shuffled=0."
+            f"{vectors.method} of shuffled labels is not a control: the mean difference, which centring "
+            "removes, is variance where half of the sides are swapped. Give shuffled=0."
         )
-    values = made.values[[made.layers.index(layer) for layer in studied.layers]].clone()
-    nothing = values.norm(dim=-1) == 0
-    values[nothing] = random_like(studied, seed=seed).values[nothing]
-    along = torch.nn.functional.cosine_similarity(values.double(), studied.values.double(), dim=-1)
-    if bool((along.abs() > 0.9999).all()):
+    values = vectors.values[[vectors.layers.index(layer) for layer in studied.layers]].clone()
+    is_zero = values.norm(dim=-1) == 0
+    values[is_zero] = random_like(studied, seed=seed).values[is_zero]
+    cosines = torch.nn.functional.cosine_similarity(values.double(), studied.values.double(), dim=-1)
+    if bool((cosines.abs() > 0.9999).all()):
         raise ValueError(
-            f"{made.method} does not see which side is which: of exchanged pairs it makes the same vector. "
+            f"{vectors.method} does not see which side is which: of swapped pairs it gives the same vector. "
             "Give shuffled=0, or another estimator for the controls."
         )
-    info = {**made.info, "exchanged_pairs": int(exchanged.sum()), "cosine_with_vector": along.tolist()}
-    return _as_long(studied, values, f"shuffled {made.method}", seed, info)
+    info = {**vectors.info, "exchanged_pairs": int(swapped.sum()), "cosine_with_vector": cosines.tolist()}
+    return _control(studied, _rescaled(values, studied), f"shuffled {vectors.method}", seed, info)
 
 
 def _orthogonal(studied: SteeringVectors, seed: int) -> SteeringVectors:
     if studied.values.shape[-1] < 2:
         raise ValueError("nothing is orthogonal to a vector of one number: give orthogonal=0.")
-    drawn, along = random_like(studied, seed=seed).values.double(), studied.values.double()
-    square = (along**2).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    rest = drawn - (drawn * along).sum(-1, keepdim=True) / square * along
-    return _as_long(studied, rest, "orthogonal_direction", seed, {})
+    drawn, vector = random_like(studied, seed=seed).values.double(), studied.values.double()
+    square = (vector**2).sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    rest = drawn - (drawn * vector).sum(-1, keepdim=True) / square * vector
+    return _control(studied, _rescaled(rest, studied), "orthogonal_direction", seed)
 
 
-def _as_long(
+def _rescaled(
+    values: Float[Tensor, "layer *pos d_hook"], studied: SteeringVectors
+) -> Float[Tensor, "layer *pos d_hook"]:
+    """The values with the lengths of the vectors under study."""
+    return (unit(values.double()) * studied.values.double().norm(dim=-1, keepdim=True)).float()
+
+
+def _control(
     studied: SteeringVectors,
     values: Float[Tensor, "layer *pos d_hook"],
     method: str,
     seed: int,
-    info: Mapping[str, object],
+    info: Mapping[str, object] | None = None,
 ) -> SteeringVectors:
-    values = values.double()
-    lengths, wanted = (each.norm(dim=-1, keepdim=True) for each in (values, studied.values.double()))
-    return SteeringVectors(
-        (values / lengths.clamp_min(torch.finfo(torch.float64).tiny) * wanted).float(),
-        studied.layers,
-        studied.hook,
-        method,
-        studied.stream_norm,
-        studied.identity,
-        {**info, "seed": seed, "length_of": studied.method},
-    )
+    info = {**(info or {}), "seed": int(seed), "length_of": studied.method}
+    return replace(studied, values=values, method=method, info=info)
 
 
 def _require_shuffles(pairs: PairedActivations, studied: SteeringVectors, shuffled: int) -> None:
+    n_numbers, width = studied.values.shape[-1], pairs.positive.values.shape[-1]
+    if n_numbers != width:
+        raise ValueError(
+            f"the vectors have {n_numbers} numbers and the activations {width}: give the pairs they were "
+            "made of, or shuffled=0."
+        )
     groups = len(set(group_numbers(pairs.factors)))
     if groups < FEWEST:
         raise ValueError(
-            f"shuffled={shuffled}: {groups} groups of pairs are too few to exchange half of them; give "
+            f"shuffled={shuffled}: {groups} groups of pairs are too few to swap half of them; give "
             f"{FEWEST} or more, or shuffled=0."
         )
     studied.identity.require(pairs.identity, what="these vectors")
-    missing = sorted(set(studied.layers) - set(pairs.layers))
+    missing = set(studied.layers) - set(pairs.layers)
     if studied.hook != pairs.hook or missing or studied.has_positions:
         where = f"{studied.hook} of layers {list(studied.layers)}, shape {tuple(studied.values.shape)}"
         raise ValueError(
             f"shuffled controls are estimated from the pairs, captured at {pairs.hook} of layers "
-            f"{list(pairs.layers)}, one vector a layer; the vectors are at {where}: capture there, or give "
+            f"{list(pairs.layers)}, one vector per layer; the vectors are at {where}: capture there, or give "
             "shuffled=0."
         )

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from ..activations import PairedActivations
 from .estimators import Estimator, apply_estimator, mean_difference, principal_component
 
-ROUNDING = 2 * np.finfo(np.float32).eps  # of the activations' length, below which no vector is looked for
+ROUNDING = 2 * np.finfo(np.float32).eps  # relative length of a vector that may be rounding error
 
 Weights = Float[np.ndarray, "layer row"]
 
@@ -27,7 +27,7 @@ class PairGram:
         pairs: the pairs.
         values: products of the rows: the difference of each pair; for pooled components then the midpoint of
             each pair, minus the mean of all midpoints.
-        estimator: as it was given.
+        estimator: as passed to `pair_gram`.
         squares: the squared length of each pair's activations, the mean of both sides.
         arguments: keywords of `principal_component`; `None` for `mean_difference`.
     """
@@ -41,16 +41,13 @@ class PairGram:
     def weights(
         self, rows: Int[np.ndarray, " drawn"], signs: Float[np.ndarray, " pair"] | None = None
     ) -> Weights:
-        """Weights of the rows whose sum is the estimator's vector of some pairs, up to a positive factor.
+        """Weights of the rows whose sum is the estimator's vector of a subset, up to a positive factor.
 
         They are 0 at layers where the sides of these pairs do not differ.
 
         Args:
-            rows: which pairs; a repeated one counts as often.
-            signs: −1 for each pair whose sides are exchanged.
-
-        Raises:
-            ValueError: as the estimator does for these pairs.
+            rows: the pairs; a repeated one counts as often.
+            signs: −1 for each pair whose sides are swapped.
         """
         count = np.bincount(rows, minlength=len(self.pairs)).astype(float)
         signs = np.ones_like(count) if signs is None else signs
@@ -79,12 +76,12 @@ def pair_gram(pairs: PairedActivations, estimator: Estimator) -> PairGram | None
         arguments = None
     elif function is not principal_component or not isinstance(arguments.get("component", 1), int):
         return None
-    pooled = arguments is not None and arguments.get("of", "pooled") == "pooled"
+    is_pooled = arguments is not None and arguments.get("of", "pooled") == "pooled"
     values, squares = [], []
     for sides in zip(*(side.transpose(0, 1).double().numpy() for side in pairs.sides()), strict=True):
         positive, negative = sides
         rows = positive - negative
-        if pooled:
+        if is_pooled:
             middle = (positive + negative) / 2
             rows = np.concatenate([rows, middle - middle.mean(0)])
         values.append(rows @ rows.T)
@@ -121,9 +118,9 @@ def _component(
         return np.zeros(len(gram)), 0.0
     rows = gram[np.ix_(used, used)]
     if centred.any():
-        # The mean's own square is left out: it changes the smallest eigenvalue, the constant row's, alone.
-        along, shift = (gram @ share)[used], centred[used]
-        rows = rows - np.outer(shift, along) - np.outer(along, shift)
+        # Without the mean's own square, which changes only the smallest eigenvalue, that of the constant row.
+        with_mean, shift = (gram @ share)[used], centred[used]
+        rows = rows - np.outer(shift, with_mean) - np.outer(with_mean, shift)
     last = len(used) - component
     rows = rows * scale[used] * scale[used, None]
     eigenvalues, vectors = eigh(rows, subset_by_index=[last, last], check_finite=False)

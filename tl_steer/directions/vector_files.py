@@ -1,82 +1,208 @@
-"""Steering vectors as safetensors files."""
+"""Files of steering vectors: values as safetensors, everything else as JSON (`vectors.schema.json`)."""
 
+import json
 import logging
+import math
+import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_of
+import torch
+from torch import Tensor
 
-from .._util.file_io import atomic
-from ..models import identify
-from .metadata import FORMAT, describe, json_object, parsed, require_known, require_valid, restore
+from ..activations import read_safetensors, write_safetensors
+from ..models import ModelIdentity, identify
 from .vectors import SteeringVectors
 
 logger = logging.getLogger(__name__)
 
+NAME = "tl_steer vectors"
+VERSION = 2
+FORMAT = f"{NAME} {VERSION}"
+UNITS = {
+    "values": "stream units of the model's hook, unscaled",
+    "stream_norm": "the same; median over prompts of each prompt's median norm but for its first position",
+}
+WRITERS = {
+    "tl_steer": "tl-steer",
+    "torch": "torch",
+    "transformers": "transformers",
+    "transformer_lens": "transformer-lens",
+}
+UNIT_TOLERANCE = 1e-4  # how far from 1 the length of a direction may be
+
 
 def save(vectors: SteeringVectors, path: str | Path) -> None:
-    """Write the values as a tensor, everything else as JSON in the metadata; whole or not at all.
-
-    Raises:
-        ValueError: `info` holds something that is not plain JSON.
-        OSError: the file cannot be written; one that was there before stays as it was.
-    """
+    """Write vectors to a file; see `SteeringVectors.save`."""
     metadata = {"format": FORMAT, "description": describe(vectors)}
-    with atomic(path) as scratch:
-        # Not `save_file`: it has a scratch file of its own, which a kill leaves behind.
-        scratch.write_bytes(safetensors_of({"values": vectors.values.contiguous()}, metadata=metadata))
+    write_safetensors(path, {"values": vectors.values.contiguous()}, metadata)
     logger.info("wrote %s: %s at %s of %d layers", path, vectors.method, vectors.hook, len(vectors.layers))
 
 
 def load(path: str | Path, *, model: Any = None, force: bool = False) -> SteeringVectors:
-    """Read what `save` wrote, also that of earlier versions.
-
-    Args:
-        model: refuse here, not where they are used, vectors that are not of this model.
-        force: accept other weights of the same shapes and processing. The vectors keep the identity they
-            were saved with, so that steering needs `force=True` too.
-
-    Raises:
-        ValueError: not safetensors, not steering vectors, damaged, or of a newer version.
-        ModelMismatchError: of another model; says what differs.
-    """
-    metadata, tensors = _read(path)
-    written = require_known(metadata.get("format"), str(path))
+    """Read vectors from a file; see `SteeringVectors.load`."""
+    source = str(path)
+    metadata, tensors = read_safetensors(path)
+    is_first_version = _format_version(metadata.get("format"), source) == 1
     if "values" not in tensors:
         raise ValueError(f"{path} has no tensor 'values'; it has {sorted(tensors)}.")
-    if written == 1:
-        description = _version_1(metadata, tensors, str(path))
+    if is_first_version:
+        description = _version_1(metadata, tensors, source)
     else:
-        description = parsed(metadata.get("description"), str(path))
-    vectors = restore(description, tensors["values"], str(path))
+        description = parse_description(metadata.get("description"), source)
+    vectors = restore(description, tensors["values"], source)
     if model is not None:
-        vectors.identity.require(identify(model), force=force, what=f"{path}")
+        vectors.identity.require(identify(model), force=force, what=source)
     logger.info("read %s: %s, made on %s", path, vectors.method, vectors.identity.name)
     return vectors
 
 
-def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a safetensors file; pickled vectors are never loaded ({error})."
-        ) from error
-
-
-def _version_1(metadata: Mapping[str, str], tensors: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The description of a file of version 1, which had the model apart and the norms as a tensor."""
-    if "stream_norm" not in tensors or tensors["stream_norm"].ndim != 1:
-        raise ValueError(f"{what} has no norms of the stream: it is damaged.")
-    norms = tensors["stream_norm"].float().tolist()
-    described = {
-        **json_object(metadata.get("description"), what),
-        "format": metadata["format"],
-        "model": json_object(metadata.get("identity"), what),
-        "stream_norm": [None if norm != norm else norm for norm in norms],
+def describe(vectors: SteeringVectors) -> str:
+    """Everything but the values, as JSON. Raises ValueError for an `info` that is not plain JSON."""
+    lengths = vectors.values.double().norm(dim=-1)
+    description = {
+        "format": FORMAT,
+        "model": json.loads(vectors.identity.to_json()),
+        "hook": vectors.hook,
+        "layers": list(vectors.layers),
+        "method": vectors.method,
+        "stream_norm": _nullable(vectors.stream_norm),
+        "info": dict(vectors.info),
+        "units": {**UNITS, "direction": bool(((lengths - 1).abs() < UNIT_TOLERANCE).all())},
+        "versions": {name: _version(package) for name, package in WRITERS.items()},
+        "saved": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    require_valid(described, what)
-    return described
+    try:
+        text = json.dumps(description)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the vectors' info cannot be written as JSON: {error}.") from error
+    _validate(json.loads(text), "these vectors")
+    return text
+
+
+def parse_description(text: Any, source: str) -> dict[str, Any]:
+    """Parse and validate the JSON of `describe`; messages name `source`."""
+    description = _json_object(text, source)
+    _format_version(description.get("format"), source)
+    _validate(description, source)
+    return description
+
+
+def restore(description: Mapping[str, Any], values: Tensor, source: str) -> SteeringVectors:
+    """Steering vectors from a valid description and values, if these fit together."""
+    identity = _identity(description["model"], source)
+    layers, hook = tuple(map(int, description["layers"])), description["hook"]
+    norms = _finite_or_nan(description["stream_norm"], source)
+    width = identity.n_heads * identity.d_head if hook == "z" else identity.d_model
+    if max(layers) >= identity.n_layers:
+        raise ValueError(f"{source}: layers {list(layers)} of a model that has {identity.n_layers}.")
+    shape = tuple(values.shape)
+    if len(shape) not in (2, 3) or (shape[0], shape[-1]) != (len(layers), width) or len(norms) != len(layers):
+        raise ValueError(
+            f"{source}: values of shape {shape} and {len(norms)} norms are not those of {len(layers)} layers "
+            f"with {width} numbers each."
+        )
+    if not values.is_floating_point() or not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{source}: the values are not all finite floating-point numbers.")
+    return SteeringVectors(
+        values.float(),
+        layers,
+        hook,
+        description["method"],
+        torch.tensor(norms, dtype=torch.float32),
+        identity,
+        description["info"],
+    )
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of a description."""
+    return json.loads((resources.files(__package__) / "vectors.schema.json").read_text(encoding="utf-8"))
+
+
+def _validate(description: Mapping[str, Any], source: str) -> None:
+    """Check a description against the schema; the error names the JSON path."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    try:
+        error = best_match(Draft202012Validator(schema()).iter_errors(description))
+    except RecursionError as deep:
+        raise ValueError(f"{source}: its description is nested too deeply.") from deep
+    if error is not None:
+        message = error.message if len(error.message) < 200 else f"{error.message[:200]}…"
+        raise ValueError(f"{source}: its description is not valid, at {error.json_path}: {message}.")
+
+
+def _format_version(name: Any, source: str) -> int:
+    """The version in a format's name; raises for other formats and newer versions."""
+    match = re.fullmatch(rf"{NAME} (\d{{1,9}})", name) if isinstance(name, str) else None
+    if not match:
+        raise ValueError(f"{source} does not hold steering vectors ({FORMAT!r}).")
+    if not 1 <= int(match[1]) <= VERSION:
+        raise ValueError(
+            f"{source} was written by a newer tl_steer: its format is {name!r}, and this version reads up to "
+            f"{FORMAT!r} (tl_steer {_version('tl-steer')}). Update tl_steer to read the file."
+        )
+    return int(match[1])
+
+
+def _version_1(metadata: Mapping[str, str], tensors: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The description of a file of version 1, which has the model apart and the norms as a tensor."""
+    if "stream_norm" not in tensors or tensors["stream_norm"].ndim != 1:
+        raise ValueError(f"{source} has no stream norms: it is damaged.")
+    description = {
+        **_json_object(metadata.get("description"), source),
+        "format": metadata["format"],
+        "model": _json_object(metadata.get("identity"), source),
+        "stream_norm": _nullable(tensors["stream_norm"]),
+    }
+    _validate(description, source)
+    return description
+
+
+def _json_object(text: Any, source: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{source}: its description is damaged ({error or 'missing'}).") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: its description is damaged (not an object).")
+    return value
+
+
+def _identity(model: Mapping[str, Any], source: str) -> ModelIdentity:
+    # JSON has one type of number: 4.0 layers are 4.
+    values = {name: int(value) if isinstance(value, float) else value for name, value in model.items()}
+    try:
+        return ModelIdentity.from_json(json.dumps(values))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _nullable(norms: Tensor) -> list[float | None]:
+    return [None if norm != norm else norm for norm in norms.float().tolist()]
+
+
+def _finite_or_nan(numbers: list[int | float | None], source: str) -> list[float]:
+    try:
+        norms = [float("nan") if number is None else float(number) for number in numbers]
+    except OverflowError as error:
+        raise ValueError(f"{source}: its description holds a number that is too large ({error}).") from error
+    if any(map(math.isinf, norms)):
+        raise ValueError(f"{source}: its description holds an infinite number.")
+    return norms
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

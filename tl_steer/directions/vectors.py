@@ -1,4 +1,4 @@
-"""Steering vectors as immutable values that know which model, hook and layers they belong to."""
+"""Steering vectors: immutable values that carry their model, hook and layers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,12 +16,12 @@ from .._util.validation import checked
 from ..activations import Activations, PairedActivations
 from ..models import HookedModel, Layers, ModelIdentity, resolve_layers
 
-# Not `Self`: run-time checks of a method outside a dataclass cannot tell what that is.
-VectorT = TypeVar("VectorT", bound="_Algebra")
+# Not `Self`: run-time checks of a method outside a dataclass cannot resolve it.
+VectorT = TypeVar("VectorT", bound="VectorAlgebra")
 
 
-class _Algebra:
-    """What one vector and a set of them have in common; the last axis is always d_hook."""
+class VectorAlgebra:
+    """Arithmetic, placement and saving of `SteeringVector` and `SteeringVectors`; the last axis is d_hook."""
 
     values: Tensor
     hook: str
@@ -29,27 +30,28 @@ class _Algebra:
     identity: ModelIdentity
     stream_norm: Any
     has_positions: Any
+    as_vectors: Any
     __array_ufunc__ = None  # so that NumPy leaves `np.float64(2) * vectors` to `__rmul__`
 
     def norms(self) -> Tensor:
-        """Length of each vector; where there is one a position, that of the longest."""
-        lengths = self.values.double().norm(dim=-1).float()  # squares of small numbers vanish in float32
+        """Length of each vector; with one vector per position, the largest length per layer."""
+        lengths = self.values.double().norm(dim=-1).float()  # squares of small numbers underflow in float32
         return lengths.amax(-1) if self.has_positions else lengths
 
     def normalized(self: VectorT) -> VectorT:
-        """The direction: the same divided by its length.
+        """The direction: each vector divided by its length.
 
         Raises:
-            ValueError: a vector of length zero; names its layer.
+            ValueError: a vector has length zero; names its layer.
         """
         return self._scaled(1 / self._nonzero_norms())
 
     @checked
     def scaled_to(self: VectorT, *, dose: Real) -> VectorT:
-        """The same with the length that makes `dose` at multiplier 1: `dose · stream_norm`.
+        """Scale to length `dose · stream_norm`, so that multiplier 1 has this dose.
 
         Raises:
-            ValueError: a layer whose stream norm is not known (NaN), or a vector of length zero.
+            ValueError: the stream norm of a layer is unknown (NaN), or a vector has length zero.
         """
         norm = torch.as_tensor(self.stream_norm)
         if unknown := self._layers_where(norm.isnan()):
@@ -60,25 +62,80 @@ class _Algebra:
         return self._scaled(dose * norm / self._nonzero_norms())
 
     def cosine_similarity(self: VectorT, other: VectorT) -> Tensor:
-        """Cosine with another one, `other`, layer by layer.
+        """Cosine with `other`, per layer.
 
         Raises:
-            ValueError: another model, hook or other layers.
+            ValueError: the models, hooks or layers differ.
         """
         self._require_alike(other)
-        flat = 1 if self.values.ndim - self.has_positions == 2 else 0
-        mine, theirs = (vectors.values.double().flatten(flat) for vectors in (self, other))
-        return torch.nn.functional.cosine_similarity(mine, theirs, dim=-1).float()
+        one, two = self.values.double(), other.values.double()
+        if self.has_positions:
+            one, two = (rearrange(each, "... pos d_hook -> ... (pos d_hook)") for each in (one, two))
+        return torch.nn.functional.cosine_similarity(one, two, dim=-1).float()
+
+    @checked
+    def at(
+        self, *, layers: Layers, hook: str | None = None, stream_norm: "Norms | None" = None
+    ) -> "SteeringVectors":
+        """Place a single vector at other layers or another hook: read at layer 15 and write at 20, say.
+
+        Args:
+            layers: 0-based block indices.
+            hook: short hook name; by default the vector's own.
+            stream_norm: the typical norm per layer: `{20: 175.0}`, activations or vectors that have it for
+                these layers and this hook, or a list in the order of `layers`; by default NaN.
+
+        Raises:
+            KeyError: `stream_norm` lacks one of the layers.
+            ValueError: vectors of several layers; activations or vectors of another hook; or a list whose
+                length is not that of `layers`.
+
+        `info["read_at"]` keeps the original layer and hook, however often the vector is placed.
+        """
+        source = self.as_vectors()
+        if len(source) != 1:
+            raise ValueError(
+                f"vectors at layers {list(self.layers)}: say which to place, vectors[layer].at(…)."
+            )
+        hook = hook or self.hook
+        layers = resolve_layers(layers, self.identity.n_layers)
+        return replace(
+            source,
+            values=source.values.repeat_interleave(len(layers), dim=0),
+            layers=layers,
+            hook=hook,
+            stream_norm=norms_at(stream_norm, layers, hook, self.identity),
+            info={"read_at": {"layer": source.layers[0], "hook": self.hook}, **source.info},
+        )
+
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write a `.safetensors` file at `path`, with model, hook, layers, method and units as metadata.
+
+        `vectors.schema.json` in this package describes the metadata. The write is atomic: if it fails, an
+        existing file stays as it was. `SteeringVectors.load` reads the file.
+
+        Raises:
+            ValueError: `info` contains values that are not plain JSON.
+            OSError: the file cannot be written.
+        """
+        from .vector_files import save
+
+        save(self.as_vectors(), path)
+
+    def zero_layers(self) -> list[int]:
+        """The layers at which the vector has length zero."""
+        return self._layers_where(~self.values.reshape(len(self.layers), -1).any(-1))
 
     def __add__(self: VectorT, other: VectorT) -> VectorT:
         self._require_alike(other)
-        return self._joined(other, self.values + other.values, "+")
+        return self._combined(other, self.values + other.values, "+")
 
     def __sub__(self: VectorT, other: VectorT) -> VectorT:
         self._require_alike(other)
-        return self._joined(other, self.values - other.values, "-")
+        return self._combined(other, self.values - other.values, "-")
 
-    def __mul__(self: VectorT, factor: Any) -> VectorT:  # by a number; `_number` refuses others
+    def __mul__(self: VectorT, factor: Any) -> VectorT:  # `_number` raises for anything but a number
         return replace(self, values=self.values * _number(factor))
 
     __rmul__ = __mul__
@@ -89,13 +146,7 @@ class _Algebra:
     def __neg__(self: VectorT) -> VectorT:
         return self * -1.0
 
-    def _told(self) -> str:
-        lengths = self.norms().reshape(-1)
-        span = dict.fromkeys(f"{float(each):.3g}" for each in (lengths.min(), lengths.max()))
-        return f"{self.method} at {self.hook}, length {' to '.join(span)}"
-
-    def _joined(self: VectorT, other: VectorT, values: Tensor, sign: str) -> VectorT:
-        # What is only true of one of the two is not true of both.
+    def _combined(self: VectorT, other: VectorT, values: Tensor, sign: str) -> VectorT:
         info = self.info if self.info == other.info else {"of": [dict(self.info), dict(other.info)]}
         return replace(self, values=values, method=f"({self.method} {sign} {other.method})", info=info)
 
@@ -103,9 +154,10 @@ class _Algebra:
         shape = (*factors.shape, *[1] * (self.values.ndim - factors.ndim))
         return replace(self, values=self.values * factors.reshape(shape))
 
-    def zero_layers(self) -> list[int]:
-        """The layers at which the vector has length zero."""
-        return self._layers_where(~self.values.reshape(len(self.layers), -1).any(-1))
+    def _summary(self) -> str:
+        lengths = self.norms().reshape(-1)
+        span = dict.fromkeys(f"{float(each):.3g}" for each in (lengths.min(), lengths.max()))
+        return f"{self.method} at {self.hook}, length {' to '.join(span)}"
 
     def _nonzero_norms(self) -> Tensor:
         norms = self.norms()
@@ -118,30 +170,26 @@ class _Algebra:
     def _layers_where(self, mask: Tensor) -> list[int]:
         return [layer for layer, true in zip(self.layers, mask.reshape(-1).tolist(), strict=True) if true]
 
-    def _require_finite(self) -> None:
-        if not bool(torch.isfinite(self.values).all()):
-            raise ValueError(f"the vector ({self.method}, {self.hook}) holds NaN or infinite numbers.")
-
-    def _require_placed(self) -> None:
+    def _check(self) -> None:
         if resolve_layers(self.layers, self.identity.n_layers) != self.layers:
             raise ValueError(
-                f"layers {self.layers}: give each by its index, 0 to {self.identity.n_layers - 1}."
+                f"layers {self.layers}: expected indices from 0 to {self.identity.n_layers - 1}."
             )
+        if not bool(torch.isfinite(self.values).all()):
+            raise ValueError(f"the vector ({self.method}, {self.hook}) holds NaN or infinite numbers.")
 
     def _require_alike(self: VectorT, other: VectorT) -> None:
         if type(self) is not type(other):
             raise TypeError(f"cannot combine {type(self).__name__} with {type(other).__name__}.")
         self.identity.require(other.identity, what="the first vector")
-        for name in ("hook", *self._axes):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
+        for name in ("hook", "layers"):
+            one, two = getattr(self, name), getattr(other, name)
+            if one != two:
                 raise ValueError(
-                    f"vectors with different {name} do not mix: {mine} and {theirs}. Use .at(…) to move one."
+                    f"vectors with different {name} do not mix: {one} and {two}. Use .at(…) to move one."
                 )
-        if self.values.shape != other.values.shape:
-            raise ValueError(
-                f"vectors of shapes {tuple(self.values.shape)} and {tuple(other.values.shape)} do not mix."
-            )
+        if (one := tuple(self.values.shape)) != (two := tuple(other.values.shape)):
+            raise ValueError(f"vectors of shapes {one} and {two} do not mix.")
 
 
 def _number(value: Any) -> float:
@@ -152,17 +200,17 @@ def _number(value: Any) -> float:
 
 @checked
 @dataclass(frozen=True, eq=False)
-class SteeringVector(_Algebra):
+class SteeringVector(VectorAlgebra):
     """One vector at one layer and hook: a direction times a length.
 
     Attributes:
         values: the vector; with a leading axis, one for each of the first positions.
         layer: 0-based block index.
         hook: short hook name.
-        method: how it was made.
-        stream_norm: the stream's typical norm there, NaN where unknown.
-        identity: the model it belongs to.
-        info: how it was made, in more detail; plain JSON values.
+        method: name of the estimator or source.
+        stream_norm: typical norm of the residual stream at this layer and hook, NaN where unknown.
+        identity: the model that the vector belongs to.
+        info: provenance (arguments, data, seed); plain JSON values.
     """
 
     values: Float[Tensor, " d_hook"] | Float[Tensor, "pos d_hook"]
@@ -172,59 +220,27 @@ class SteeringVector(_Algebra):
     stream_norm: float
     identity: ModelIdentity
     info: Mapping[str, Any] = field(default_factory=dict)
-    _axes = ("layer",)
-    # Read by `arguments`, where numbers are given instead of a vector.
+    # Read by argument validation, for numbers passed instead of a vector.
     from_numbers: ClassVar[str] = " From a tensor, use steering_vector(model, tensor, layer=…)."
 
     def __post_init__(self) -> None:
-        self._require_placed()
-        self._require_finite()
+        self._check()
 
     def __repr__(self) -> str:
-        return f"SteeringVector({self._told()}, layer {self.layer}, {self.identity.name})"
+        return f"SteeringVector({self._summary()}, layer {self.layer}, {self.identity.name})"
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Its one layer, so that one vector can stand where several can."""
+        """The layer as a tuple, as `SteeringVectors` has it."""
         return (self.layer,)
 
-    @checked
-    def at(
-        self,
-        *,
-        layers: Layers,
-        hook: str | None = None,
-        stream_norm: "Norms | None" = None,
-    ) -> "SteeringVectors":
-        """The same vector placed elsewhere, to read at layer 15 and write at 20, or to remove everywhere.
-
-        Args:
-            layers: 0-based block indices.
-            hook: short name; by default the one it has.
-            stream_norm: the typical norm, looked up by layer: `{20: 175.0}`, or activations or vectors that
-                have the norms of these layers at this hook; or a list in the order of `layers`; by default
-                NaN.
-
-        Raises:
-            KeyError: a layer for which `stream_norm` has no norm.
-            ValueError: activations or vectors of another hook, or a list of another length than `layers`.
-
-        `info["read_at"]` keeps where it was read, also when it is placed once more.
-        """
-        places = resolve_layers(layers, self.identity.n_layers)
-        norms = norms_at(stream_norm, places, hook or self.hook, self.identity)
-        return SteeringVectors(
-            self.values.expand(len(places), *self.values.shape).clone(),
-            places,
-            hook or self.hook,
-            self.method,
-            norms,
-            self.identity,
-            {"read_at": {"layer": self.layer, "hook": self.hook}, **self.info},
-        )
+    @property
+    def has_positions(self) -> bool:
+        """Whether there is one vector for each of the first positions."""
+        return self.values.ndim == 2
 
     def as_vectors(self) -> "SteeringVectors":
-        """The same as a set of one, at the layer it is at."""
+        """`SteeringVectors` of this one layer."""
         return SteeringVectors(
             self.values[None].clone(),
             self.layers,
@@ -235,27 +251,17 @@ class SteeringVector(_Algebra):
             self.info,
         )
 
-    @checked
-    def save(self, path: str | Path) -> None:
-        """Write a file at `path`, as `SteeringVectors.save` does, that `SteeringVectors.load` reads."""
-        self.as_vectors().save(path)
-
-    @property
-    def has_positions(self) -> bool:
-        """Whether it holds a vector for each of the first positions."""
-        return self.values.ndim == 2
-
 
 @checked
 @dataclass(frozen=True, eq=False)
-class SteeringVectors(_Algebra):
-    """A vector for each of some layers.
+class SteeringVectors(VectorAlgebra):
+    """One vector per layer.
 
     Attributes:
-        values: one vector a layer; with a middle axis, one for each of the first positions.
+        values: one vector per layer; with a middle axis, one for each of the first positions.
         layers: 0-based block indices, in the order of the axis.
         hook, method, identity, info: as for `SteeringVector`.
-        stream_norm: the stream's typical norm at each layer, NaN where unknown.
+        stream_norm: typical norm of the residual stream per layer, NaN where unknown.
     """
 
     values: Float[Tensor, "layer d_hook"] | Float[Tensor, "layer pos d_hook"]
@@ -265,39 +271,37 @@ class SteeringVectors(_Algebra):
     stream_norm: Float[Tensor, " layer"]
     identity: ModelIdentity
     info: Mapping[str, Any] = field(default_factory=dict)
-    _axes = ("layers",)
 
     def __post_init__(self) -> None:
         if not len(self.values) == len(self.layers) == len(self.stream_norm):
             raise ValueError(
                 f"{len(self.values)} vectors and {len(self.stream_norm)} norms for {len(self.layers)} layers."
             )
-        self._require_placed()
-        self._require_finite()
+        self._check()
 
     @property
     def has_positions(self) -> bool:
-        """Whether there is, at each layer, a vector for each of the first positions."""
+        """Whether there is, per layer, one vector for each of the first positions."""
         return self.values.ndim == 3
 
     def __len__(self) -> int:
         return len(self.layers)
 
     def __repr__(self) -> str:
-        return f"SteeringVectors({self._told()}, layers {list(self.layers)}, {self.identity.name})"
+        return f"SteeringVectors({self._summary()}, layers {list(self.layers)}, {self.identity.name})"
 
     def __contains__(self, layer: object) -> bool:
-        """Whether there is a vector at a layer; negatives count from the model's end."""
+        """Whether there is a vector at a layer; negative indices count from the model's end."""
         n_layers = self.identity.n_layers
-        counts = isinstance(layer, Integral) and not isinstance(layer, bool)
-        return counts and -n_layers <= layer < n_layers and layer % n_layers in self.layers
+        is_index = isinstance(layer, Integral) and not isinstance(layer, bool)
+        return is_index and -n_layers <= layer < n_layers and layer % n_layers in self.layers
 
     def __iter__(self) -> Iterator[SteeringVector]:
         return (self[layer] for layer in self.layers)
 
     @checked
     def __getitem__(self, layer: int) -> SteeringVector:
-        """The vector of a layer (not of a place in the list); negatives count from the model's end."""
+        """The vector at a block index (not at a row of `values`); negatives count from the model's end."""
         row = self._row(layer)
         return SteeringVector(
             self.values[row].clone(),
@@ -315,9 +319,9 @@ class SteeringVectors(_Algebra):
 
         Raises:
             IndexError: a layer that the model does not have.
-            KeyError: a layer that has no vector here.
+            KeyError: a layer without a vector.
             TypeError: a weight that is not a number.
-            ValueError: no layers, one named twice, or a weight that is not finite.
+            ValueError: no layers, a layer named twice, or a weight that is not finite.
         """
         rows = [self._row(layer) for layer in resolve_layers(tuple(weights), self.identity.n_layers)]
         if not all(map(math.isfinite, weights.values())):
@@ -327,62 +331,25 @@ class SteeringVectors(_Algebra):
         chosen = replace(self, values=self.values[rows], layers=layers, stream_norm=self.stream_norm[rows])
         return chosen._scaled(factors)
 
-    @checked
-    def at(
-        self,
-        *,
-        layers: Layers,
-        hook: str | None = None,
-        stream_norm: "Norms | None" = None,
-    ) -> "SteeringVectors":
-        """`SteeringVector.at` of the only vector there is.
-
-        Args:
-            layers, hook, stream_norm: as for `SteeringVector.at`.
-
-        Raises:
-            ValueError: several layers: it would not be clear which vector is meant.
-        """
-        if len(self) != 1:
-            raise ValueError(
-                f"vectors at layers {list(self.layers)}: say which to place, vectors[layer].at(…)."
-            )
-        return self[self.layers[0]].at(layers=layers, hook=hook, stream_norm=stream_norm)
-
     def as_vectors(self) -> "SteeringVectors":
-        """Itself, so that one vector and several can be taken alike."""
+        """These vectors, as `SteeringVector.as_vectors` gives them."""
         return self
-
-    @checked
-    def save(self, path: str | Path) -> None:
-        """Write a `.safetensors` file at `path`; as metadata the model, hook, layers, how made, units, when.
-
-        The metadata are described by `vectors.schema.json` in this package. The file is there whole or not at
-        all: where writing fails, one that was there before stays as it was.
-
-        Raises:
-            ValueError: `info` holds something that is not plain JSON.
-            OSError: the file cannot be written.
-        """
-        from .vector_files import save
-
-        save(self, path)
 
     @classmethod
     @checked
     def load(
         cls, path: str | Path, *, model: HookedModel | None = None, force: bool = False
     ) -> "SteeringVectors":
-        """Read what `save` wrote, also an earlier version of tl_steer's; never a pickle.
+        """Read a file that `save` wrote, of this or an earlier version of tl_steer; never a pickle.
 
         Args:
             path: the file.
-            model: the model they are meant for; vectors of another one are refused right here.
-            force: accept other weights of the same shapes and processing. The vectors keep the identity they
-                were saved with, so that steering needs `force=True` too.
+            model: check that the vectors belong to this model.
+            force: accept other weights of the same shapes and processing. The vectors keep their saved
+                identity, so that steering needs `force=True` too.
 
         Raises:
-            ValueError: another kind of file, a damaged one, or one of a newer version.
+            ValueError: not a file of steering vectors, damaged, or of a newer version.
             ModelMismatchError: vectors of another model; says what differs.
         """
         from .vector_files import load

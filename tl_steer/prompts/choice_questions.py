@@ -1,8 +1,7 @@
-"""Questions with two possible continuations, of which one may be right."""
+"""Questions with two possible continuations, one of which may be the correct answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,14 +28,14 @@ class ChoiceQuestions:
     """Prompts, each with two choices that are appended exactly as written.
 
     Args:
-        prompts: what is asked. A `ChatPrompt` keeps the message that it was rendered from.
-        choices: a pair a prompt. The first is the *signal* meaning ("true", "positive"), whatever letter it
-            wears.
-        answers: 0 or 1 a prompt, which of its choices is right; `None` where none is.
-        factors: a row a prompt, of what is known of it; a column `split` names parts kept apart.
+        prompts: the questions. A `ChatPrompt` keeps the message that it was rendered from.
+        choices: one pair per prompt. The first is the *signal* meaning ("true", "positive"), whatever its
+            letter.
+        answers: 0 or 1 per prompt, the index of its correct choice; `None` where there is none.
+        factors: one row per prompt; a column `split` names parts that are analysed separately.
 
     Raises:
-        ValueError: no prompts, an empty one, lengths that differ, choices that are alike, other answers.
+        ValueError: no prompts, an empty one, lengths that differ, equal choices, other answers.
     """
 
     prompts: Sequence[str]
@@ -45,7 +44,7 @@ class ChoiceQuestions:
     factors: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
-        # Tuples, and a copy: by place whatever index a column had, and nobody else's to change.
+        # Copies, without a column's index, so that later changes by the caller have no effect.
         for name in ("prompts", "choices", "answers"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -54,8 +53,8 @@ class ChoiceQuestions:
         count = len(self.prompts)
         if not count:
             raise ValueError("no questions given; pass at least one prompt.")
-        given = {"choices": self.choices, "answers": self.answers, "factors": self.factors}
-        for name, values in given.items():
+        for name in ("choices", "answers", "factors"):
+            values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{len(values)} {name} for {count} prompts: give one for each.")
         for row, (prompt, pair) in enumerate(zip(self.prompts, self.choices, strict=True)):
@@ -67,7 +66,7 @@ class ChoiceQuestions:
                 )
         if self.answers is not None and not set(self.answers) <= {0, 1}:
             raise ValueError(
-                f"answers must be 0 or 1, the right choice's place; got {sorted(set(self.answers))}."
+                f"answers must be 0 or 1, the correct choice's index; got {sorted(set(self.answers))}."
             )
 
     def __len__(self) -> int:
@@ -77,7 +76,7 @@ class ChoiceQuestions:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What tables and figures call each prompt: its user message, or the prompt itself."""
+        """Labels of the prompts in tables and figures: the user message, or the prompt itself."""
         return tuple(map(prompt_label, self.prompts))
 
     @classmethod
@@ -98,14 +97,14 @@ class ChoiceQuestions:
             table: any table of yours.
             prompt: the column of prompts.
             choices: the two columns of choices, that of the signal first.
-            answer: the column that says which choice is right: its index (0 or 1), or its text, where case
-                and the space around it do not count.
+            answer: the column of the correct choice: its index (0 or 1) or its text, ignoring case and
+                surrounding space.
             factors: the columns to keep as factors.
             chat: renders each prompt as a user message. Each choice then begins the model's turn, so that the
-                space around it is that of the format instead of its own.
+                format decides the space around it.
 
         Raises:
-            ValueError: a column that is not there or there twice, a prompt or choice that is not text, an
+            ValueError: a column that is missing or there twice, a prompt or choice that is not text, an
                 answer that is neither an index nor a choice, or could be either; and as the constructor.
         """
         names = [prompt, *choices, *([] if answer is None else [answer]), *factors]
@@ -117,42 +116,45 @@ class ChoiceQuestions:
                 "name its columns in prompt=…, choices=…, answer=… and factors=…."
             )
         for name in names[:3]:
-            if wrong := [(row, cell) for row, cell in enumerate(table[name]) if not isinstance(cell, str)]:
+            if wrong := [(row, value) for row, value in enumerate(table[name]) if not isinstance(value, str)]:
                 raise ValueError(f"row {wrong[0][0]}: {name} is {wrong[0][1]!r:.60}, expected text.")
         prompts, pairs = list(table[prompt]), list(zip(*(table[name] for name in choices), strict=True))
         if chat is not None:
-            prompts, pairs = map(list, zip(*map(partial(_in_chat, chat), prompts, pairs), strict=True))
+            rendered = [_in_chat(chat, *row) for row in zip(prompts, pairs, strict=True)]
+            prompts, pairs = map(list, zip(*rendered, strict=True))
         answers = None
         if answer is not None:
-            answers = [_index(row, *both) for row, both in enumerate(zip(table[answer], pairs, strict=True))]
+            answers = [
+                _answer_index(row, *both) for row, both in enumerate(zip(table[answer], pairs, strict=True))
+            ]
         return cls(prompts, pairs, answers, table[list(factors)] if factors else None)
 
     @checked
     def subset(self, rows: Rows) -> "ChoiceQuestions":
-        """Some of the questions: `rows` counted from 0, in the order given, or true and false a question."""
+        """Some of the questions: `rows` as indices from 0, in the order given, or as a mask."""
         rows = row_numbers(rows, len(self))
         return ChoiceQuestions(
             [self.prompts[row] for row in rows],
             [self.choices[row] for row in rows],
             answers=None if self.answers is None else [self.answers[row] for row in rows],
-            factors=None if self.factors is None else self.factors.iloc[rows].reset_index(drop=True),
+            factors=None if self.factors is None else self.factors.iloc[rows],
         )
 
 
 def _in_chat(chat: ChatFormat, message: str, pair: tuple[str, str]) -> tuple[str, tuple[str, ...]]:
-    """A message as a prompt, and its choices as they continue it: a space between them is the choices'."""
+    """A message as a prompt, and its choices as continuations; a space between them goes to the choices."""
     choices = [choice.strip() for choice in pair]
     rendered = [chat.render(message, answer_prefix=choice) for choice in choices]
     prompt = rendered[0].removesuffix(choices[0]).rstrip(" ")
     return ChatPrompt(prompt, user=message, chat=chat), tuple(text.removeprefix(prompt) for text in rendered)
 
 
-def _index(row: int, answer: Any, pair: tuple[str, str]) -> int:
-    """Which of two choices an answer is, by its index or its text."""
+def _answer_index(row: int, answer: Any, pair: tuple[str, str]) -> int:
+    """Index of the choice that an answer names by its index or its text."""
     texts = [choice.strip().casefold() for choice in pair]
-    is_index = not isinstance(answer, bool | np.bool_) and answer in (0, 1, "0", "1")
     indices = {index for index in (0, 1) if texts[index] == str(answer).strip().casefold()}
-    indices |= {int(answer)} if is_index else set()
+    if not isinstance(answer, bool | np.bool_) and answer in (0, 1, "0", "1"):
+        indices.add(int(answer))
     if len(indices) != 1:
         problem = "could be either" if indices else "is neither an index nor a choice"
         raise ValueError(
@@ -177,13 +179,12 @@ def sentiment_questions(
     Raises:
         ValueError: no reviews, a column missing, an empty review, or labels other than 0 and 1.
     """
-    _require_columns(reviews, "reviews", "review")
-    labels = truth_labels(reviews["label"])
-    shown = "".join(f'Review: "{review}"\nSentiment: {answer}\n\n' for review, answer in examples)
+    labels = _checked_columns(reviews, "reviews", "review")
+    shots = "".join(f'Review: "{review}"\nSentiment: {answer}\n\n' for review, answer in examples)
     requests = [f'Review: "{review}"\nSentiment:' for review in reviews["review"]]
-    prompts = [ChatPrompt(shown + each, each) for each in requests]
-    kinds = labels.map({1: "positive", 0: "negative"})
-    return _questions(prompts, [(" positive", " negative")] * len(prompts), labels, kinds.rename("kind"))
+    prompts = [ChatPrompt(shots + each, each) for each in requests]
+    factors = pd.DataFrame({"kind": labels.map({1: "positive", 0: "negative"})})
+    return _labelled_questions(prompts, (" positive", " negative"), labels, factors)
 
 
 @checked
@@ -195,8 +196,8 @@ def claim_questions(
     Args:
         claims: `statement` and `label` (1 true), from `read_claims`.
         chat: the model's chat format.
-        free_text: the user's turn ends in "Answer:", and the model continues as it likes: for
-            `sweep(measure="generate")`, which reads the choice from its words. By default the model's turn
+        free_text: end the user's turn in "Answer:" and let the model continue freely: for
+            `sweep(measure="generate")`, which reads the choice from the text. By default the model's turn
             begins with "Answer: (" (in the study's wording with "("), so that a single letter is scored.
         wording: "plain", or "study" for the prompts of the study's recorded answers (with `free_text=True`,
             exactly those); see `honesty_pairs`.
@@ -204,15 +205,14 @@ def claim_questions(
     Raises:
         ValueError: no claims, a column missing, an empty statement, or labels other than 0 and 1.
     """
-    _require_columns(claims, "claims", "statement")
+    labels = _checked_columns(claims, "claims", "statement")
     answer = None if free_text else "("
     prompts = [
         answered_prompt(claim_question(claim, wording=wording), answer, chat, wording)
         for claim in claims["statement"]
     ]
-    labels = truth_labels(claims["label"])
-    kinds = labels.map({1: "true", 0: "false"})
-    return _questions(prompts, [("A", "B")] * len(prompts), labels, kinds.rename("truth"))
+    factors = pd.DataFrame({"truth": labels.map({1: "true", 0: "false"})})
+    return _labelled_questions(prompts, ("A", "B"), labels, factors)
 
 
 @checked
@@ -229,46 +229,40 @@ def misconception_questions(
         free_text, wording: as for `claim_questions`.
 
     Raises:
-        ValueError: no questions, a column missing, or an empty cell.
+        ValueError: no questions, a column missing, or an empty value.
     """
-    _require_columns(questions, "misconceptions", "question", "correct", "incorrect", label=False)
+    columns = ["question", "correct", "incorrect"]
+    _checked_columns(questions, "misconceptions", *columns, label=False)
     prompts, choices = [], []
-    for row, (question, correct, incorrect) in enumerate(
-        zip(questions["question"], questions["correct"], questions["incorrect"], strict=True)
-    ):
-        first, second = (correct, incorrect) if row % 2 == 0 else (incorrect, correct)
-        prompts.append(
-            answered_prompt(
-                MISCONCEPTION[wording].format(question=question, first=first, second=second),
-                None if free_text else "(",
-                chat,
-                wording,
-            )
-        )
+    for row, (question, *answers) in enumerate(questions[columns].itertuples(index=False)):
+        first, second = answers if row % 2 == 0 else answers[::-1]
+        text = MISCONCEPTION[wording].format(question=question, first=first, second=second)
+        prompts.append(answered_prompt(text, None if free_text else "(", chat, wording))
         choices.append(("A", "B") if row % 2 == 0 else ("B", "A"))
-    letters = pd.Series([choice[0] for choice in choices], name="letter")
-    return _questions(prompts, choices, pd.Series([1] * len(prompts)), letters)
+    letters = pd.DataFrame({"letter": [choice[0] for choice in choices]})
+    return ChoiceQuestions(prompts, choices, [0] * len(prompts), letters)
 
 
-def _require_columns(table: pd.DataFrame, kind: str, *texts: str, label: bool = True) -> None:
-    """Refuse a table that lacks a column, has one twice, or has cells of another kind."""
-    wanted = [*texts, "label"] if label else list(texts)
-    if missing := [name for name in wanted if list(table.columns).count(name) != 1]:
-        raise ValueError(
-            f"{kind} need one column each of {missing}; they have {list(table.columns)}: "
-            f"read them with read_{kind}."
-        )
-    for name in texts:
-        if wrong := [cell for cell in table[name] if not isinstance(cell, str) or not cell.strip()]:
-            raise ValueError(f"{kind}: {name} must be text that is not empty; got {wrong[0]!r:.60}.")
-    if label and truth_labels(table["label"]).isna().any():
-        raise ValueError(f"{kind}: labels must be 1 or 0; got {list(table['label'].unique())!r:.100}.")
-
-
-def _questions(
-    prompts: list[str], choices: list[tuple[str, str]], labels: pd.Series, factor: pd.Series
+def _labelled_questions(
+    prompts: list[str], choices: tuple[str, str], labels: pd.Series, factors: pd.DataFrame
 ) -> ChoiceQuestions:
     answers = [1 - int(label) for label in labels]
-    return ChoiceQuestions(
-        prompts, choices, answers=answers, factors=factor.reset_index(drop=True).to_frame()
-    )
+    return ChoiceQuestions(prompts, [choices] * len(prompts), answers, factors)
+
+
+def _checked_columns(table: pd.DataFrame, name: str, *texts: str, label: bool = True) -> pd.Series | None:
+    """Check the columns of texts and labels; returns the labels as 1 and 0."""
+    columns = [*texts, "label"] if label else list(texts)
+    if missing := [column for column in columns if list(table.columns).count(column) != 1]:
+        raise ValueError(
+            f"{name} need one column each of {missing}; they have {list(table.columns)}: "
+            f"read them with read_{name}."
+        )
+    for column in texts:
+        if wrong := [text for text in table[column] if not isinstance(text, str) or not text.strip()]:
+            raise ValueError(f"{name}: {column} must be text that is not empty; got {wrong[0]!r:.60}.")
+    if not label:
+        return None
+    if (labels := truth_labels(table["label"])).isna().any():
+        raise ValueError(f"{name}: labels must be 1 or 0; got {list(table['label'].unique())!r:.100}.")
+    return labels

@@ -1,4 +1,4 @@
-"""Contrast pairs: two prompts that should differ in one thing only, and what is known of each."""
+"""Contrast pairs: two prompts that should differ in one thing only, with their factors."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from jaxtyping import Int
 from .._util.validation import checked, short_repr
 
 SIDES = ("positive", "negative")
-Rows = Iterable[Any]  # their numbers, or true and false a row: a list, an array, a column
+Rows = Iterable[Any]  # indices, or a mask: a list, an array, a column
 
 
 @checked
@@ -22,9 +22,9 @@ class ContrastPairs:
 
     Attributes:
         positive, negative: the two sides, as text. A `ChatPrompt` keeps the message that it is made of.
-        factors: one row per pair. What differs between the sides has two columns (`letter_positive`,
+        factors: one row per pair. A factor that differs between the sides has two columns (`letter_positive`,
             `letter_negative`); `group` names what a split keeps together. Without a column `group`, each
-            pair is a group of its own, and so are copies of a pair.
+            pair is a group of its own, except that copies of a pair share one.
 
     Raises:
         ValueError: no pairs, unequal numbers, an empty prompt, or factors of another length.
@@ -43,19 +43,19 @@ class ContrastPairs:
             )
         if not count:
             raise ValueError("no pairs given; pass at least one positive and one negative prompt.")
-        for side, prompts in (("positive", positive), ("negative", negative)):
-            for row, prompt in enumerate(prompts):
-                if not prompt.strip():
-                    raise ValueError(f"{side} prompt {row} is empty.")
-        known = pd.DataFrame(index=range(count)) if self.factors is None else self.factors
-        if len(known) != count:
-            raise ValueError(f"{len(known)} rows of factors for {count} pairs: expected one row per pair.")
-        known = known.reset_index(drop=True)
-        if "group" not in known:
-            numbers: dict[tuple[str, str], int] = {}
-            sides = zip(positive, negative, strict=True)
-            known = known.assign(group=[numbers.setdefault(pair, len(numbers)) for pair in sides])
-        for name, value in (("positive", positive), ("negative", negative), ("factors", known)):
+        for side, prompts in zip(SIDES, (positive, negative), strict=True):
+            if empty := [row for row, prompt in enumerate(prompts) if not prompt.strip()]:
+                raise ValueError(f"{side} prompt {empty[0]} is empty.")
+        factors = pd.DataFrame(index=range(count)) if self.factors is None else self.factors
+        if len(factors) != count:
+            raise ValueError(f"{len(factors)} rows of factors for {count} pairs: expected one row per pair.")
+        factors = factors.reset_index(drop=True)
+        if "group" not in factors:
+            groups: dict[tuple[str, str], int] = {}
+            factors["group"] = [
+                groups.setdefault(pair, len(groups)) for pair in zip(positive, negative, strict=True)
+            ]
+        for name, value in (("positive", positive), ("negative", negative), ("factors", factors)):
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class ContrastPairs:
 
     @checked
     def subset(self, rows: Rows) -> "ContrastPairs":
-        """Some of the pairs: `rows` counted from 0, in the order given, or true and false per pair."""
+        """Some of the pairs: `rows` as indices from 0, in the order given, or as a mask."""
         rows = row_numbers(rows, len(self))
         return ContrastPairs(
             [self.positive[row] for row in rows],
@@ -76,16 +76,13 @@ class ContrastPairs:
 
 @checked
 def contrast_pairs(
-    positive: Sequence[str],
-    negative: Sequence[str],
-    *,
-    factors: pd.DataFrame | None = None,
+    positive: Sequence[str], negative: Sequence[str], *, factors: pd.DataFrame | None = None
 ) -> ContrastPairs:
-    """Pairs of prompts, the first of each list with the first of the other.
+    """Pair the prompts of two lists, in order.
 
     Args:
         positive, negative: as many of each.
-        factors: one row per pair, of what is known of it; see `ContrastPairs`.
+        factors: one row per pair; see `ContrastPairs`.
 
     Raises:
         ValueError: as `ContrastPairs`.
@@ -101,23 +98,23 @@ def truth_labels(labels: pd.Series) -> pd.Series:
 
 
 def row_numbers(rows: Rows, count: int) -> list[int]:
-    """Which of `count` rows are meant, by their numbers or by true and false a row.
+    """Indices of the selected rows, from indices or a mask of `count` rows.
 
     Raises:
-        ValueError: not as many of true and false as there are rows, or something else than whole numbers.
-        IndexError: a row that is not there.
+        ValueError: a mask of another length, or values other than whole numbers.
+        IndexError: a row that does not exist.
     """
-    given = rows.tolist() if hasattr(rows, "tolist") else list(rows)
-    chosen = [isinstance(each, bool | np.bool_) for each in given]
-    if given and all(chosen):
-        if len(given) != count:
-            raise ValueError(f"{len(given)} times true or false for {count} rows: give one for each.")
-        return np.flatnonzero(given).tolist()
-    if any(chosen) or not all(isinstance(each, Integral) for each in given):
-        raise ValueError(f"rows are whole numbers, or true and false a row; got {given!r:.60}.")
-    if outside := [each for each in given if not -count <= each < count]:
+    values = rows.tolist() if hasattr(rows, "tolist") else list(rows)
+    is_bool = [isinstance(each, bool | np.bool_) for each in values]
+    if values and all(is_bool):
+        if len(values) != count:
+            raise ValueError(f"{len(values)} times true or false for {count} rows: give one for each.")
+        return np.flatnonzero(values).tolist()
+    if any(is_bool) or not all(isinstance(each, Integral) for each in values):
+        raise ValueError(f"rows are whole numbers, or true and false per row; got {values!r:.60}.")
+    if outside := [each for each in values if not -count <= each < count]:
         raise IndexError(f"there is no row {outside[0]}: there are {count}, counted from 0.")
-    return [int(each) for each in given]
+    return list(map(int, values))
 
 
 def group_numbers(factors: pd.DataFrame) -> Int[np.ndarray, " pair"]:
@@ -128,10 +125,10 @@ def group_numbers(factors: pd.DataFrame) -> Int[np.ndarray, " pair"]:
 
 
 def sided_factors(factors: pd.DataFrame) -> list[str]:
-    """Names of the factors that have a column a side, `name_positive` and `name_negative`."""
-    names = [str(name) for name in factors.columns]
-    found = [name.removesuffix("_positive") for name in names if name.endswith("_positive")]
-    return [name for name in found if f"{name}_negative" in names]
+    """Names of the factors that have a column per side, `name_positive` and `name_negative`."""
+    columns = list(map(str, factors.columns))
+    names = [name.removesuffix("_positive") for name in columns if name.endswith("_positive")]
+    return [name for name in names if f"{name}_negative" in columns]
 
 
 def factors_by_side(factors: pd.DataFrame) -> Iterator[tuple[str, list, list]]:

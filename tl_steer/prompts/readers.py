@@ -23,7 +23,7 @@ BEHAVIOURS = ("question", "answer_matching_behavior", "answer_not_matching_behav
 
 @checked
 def read_claims(path_or_name: str | Path = "claims_train") -> pd.DataFrame:
-    """Claims: `statement`, `label` (1 true, 0 false), and whatever other columns there are.
+    """Claims: `statement`, `label` (1 true, 0 false), and any other columns.
 
     Args:
         path_or_name: a file, or "claims_train" (210 true, 210 false) or "claims_eval" (100, 100). Files are
@@ -32,11 +32,11 @@ def read_claims(path_or_name: str | Path = "claims_train") -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: neither a file nor a name.
-        ValueError: another format or encoding, a column is missing, a cell empty, or another label.
+        ValueError: another format or encoding, a column is missing, a value empty, or another label.
 
     Warns of claims that are repeated, and of those that are repeated with the other label.
     """
-    return _read(path_or_name, ("statement", "label"))
+    return _read(path_or_name, "statement", "label", answer="label")
 
 
 @checked
@@ -45,7 +45,7 @@ def read_reviews(path_or_name: str | Path = "reviews") -> pd.DataFrame:
 
     `path_or_name` and errors are as for `read_claims`.
     """
-    return _read(path_or_name, ("review", "label"))
+    return _read(path_or_name, "review", "label", answer="label")
 
 
 @checked
@@ -54,23 +54,23 @@ def read_misconceptions(path_or_name: str | Path = "misconceptions") -> pd.DataF
 
     `path_or_name` and errors are as for `read_claims`.
     """
-    return _read(path_or_name, ("question", "correct", "incorrect"))
+    return _read(path_or_name, "question", "correct", "incorrect", answer="correct")
 
 
 @checked
 def read_dilemmas(path_or_name: str | Path = "dilemmas") -> pd.DataFrame:
     """Moral dilemmas in free text: `dilemma`. `path_or_name` and errors are as for `read_claims`."""
-    return _read(path_or_name, ("dilemma",))
+    return _read(path_or_name, "dilemma")
 
 
 @checked
 def read_neutral(path_or_name: str | Path = "neutral") -> pd.DataFrame:
     """Neutral passages: `passage`, and in "neutral" (120 of 25 to 60 words) `topic`.
 
-    What `damage` reads: plain prose of twelve topics, with no leaning in mood, truth or manners.
+    For `damage`: plain prose of twelve topics, with no leaning in mood, truth or manners.
     `path_or_name` and errors are as for `read_claims`.
     """
-    return _read(path_or_name, ("passage",))
+    return _read(path_or_name, "passage")
 
 
 @checked
@@ -120,17 +120,16 @@ def read_questions(
     answer: str | None = None,
     chat: ChatFormat | None = None,
 ) -> ChoiceQuestions:
-    """Questions with two choices; columns that are not named become factors.
+    """Questions with two choices; all other columns become factors.
 
     A file may also be in the format of Anthropic's model-written evaluations and of contrastive activation
     addition: `question`, `answer_matching_behavior` and `answer_not_matching_behavior`. Then the first choice
-    is the answer that matches the behaviour, and no answer is right.
+    is the answer that matches the behaviour, and no answer is correct.
 
     Args:
         path: a CSV or JSON file, as for `read_claims`.
-        prompt, choices, answer: names of columns, and
-        chat: the format of the prompts; all as for `ChoiceQuestions.from_frame`. `answer` is by default the
-            column "answer", where there is one.
+        prompt, choices, answer, chat: as for `ChoiceQuestions.from_frame`. `answer` is by default the column
+            "answer", if present.
 
     Raises:
         FileNotFoundError, ValueError: as `read_claims` and `ChoiceQuestions.from_frame`.
@@ -151,8 +150,8 @@ def read_questions(
         factors=[name for name in table if name not in (*columns, answer)],
         chat=chat,
     )
-    right = questions.answers or [0] * len(questions)
-    answers = [pair[place] for pair, place in zip(questions.choices, right, strict=True)]
+    indices = questions.answers or [0] * len(questions)
+    answers = [pair[index] for pair, index in zip(questions.choices, indices, strict=True)]
     _warn_of_repeats(list(table[columns[0]]), answers, path)
     return questions
 
@@ -164,10 +163,9 @@ def _answered(question: str, answer: str, chat: ChatFormat | None) -> str:
     return chat.render(question, answer_prefix=answer.strip())
 
 
-def _read(path_or_name: str | Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read(path_or_name: str | Path, *columns: str, answer: str | None = None) -> pd.DataFrame:
     """The rows of a file. Warns of texts in the first column that are repeated."""
     table = _table(path_or_name, columns)
-    answer = {"statement": "label", "review": "label", "question": "correct"}.get(columns[0])
     _warn_of_repeats(list(table[columns[0]]), answer and list(table[answer]), path_or_name)
     return table
 
@@ -180,22 +178,22 @@ def _warn_of_repeats(texts: Sequence[str], answers: Sequence[Any] | None, source
     opposed = [each for each in repeated if answers and len({answers[row] for row in each}) > 1]
     if repeated:
         counts = [
-            f"{len(each)} {what}, first in rows {[row + 1 for row in each[0]]} ({texts[each[0][0]]!r:.60})"
-            for each, what in ((repeated, "repeated"), (opposed, "repeated with different answers"))
+            f"{len(each)} {problem}, first in rows {[row + 1 for row in each[0]]} ({texts[each[0][0]]!r:.60})"
+            for each, problem in ((repeated, "repeated"), (opposed, "repeated with different answers"))
             if each
         ]
         warn(f"{source}: {'; '.join(counts)}. Remove the copies and correct the answers.")
 
 
-def _table(path_or_name: str | Path, columns: tuple[str, ...], other: tuple[str, ...] = ()) -> pd.DataFrame:
+def _table(path_or_name: str | Path, columns: Sequence[str], other: Sequence[str] = ()) -> pd.DataFrame:
     """The rows of a file, with `columns` first, or the `other` ones that it may have instead."""
     content = _content(path_or_name)
     is_json = content.lstrip()[:1] in ("{", "[")
     try:
-        table = _json_rows(content) if is_json else _csv_rows(content, columns, other)
+        table = _json_rows(content) if is_json else _csv_rows(content, {*columns, *other})
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error) as error:
-        kind = "JSON" if is_json else "CSV"
-        raise ValueError(f"{path_or_name} cannot be read as {kind}: {error}") from error
+        name = "JSON" if is_json else "CSV"
+        raise ValueError(f"{path_or_name} cannot be read as {name}: {error}") from error
     if other and set(other) <= set(table) and not set(columns) <= set(table):
         columns = other
     if missing := [column for column in columns if column not in table]:
@@ -203,56 +201,61 @@ def _table(path_or_name: str | Path, columns: tuple[str, ...], other: tuple[str,
     if table.empty:
         raise ValueError(f"{path_or_name} has no rows.")
     for column in columns:
-        for row, cell in enumerate(table[column], 1):
-            if not isinstance(cell, str) and column != "label":
-                raise ValueError(f"{path_or_name}, row {row}: {column} is {cell!r:.60}, expected text.")
-            if not str(cell).strip():
+        for row, value in enumerate(table[column], 1):
+            if not isinstance(value, str) and column != "label":
+                raise ValueError(f"{path_or_name}, row {row}: {column} is {value!r:.60}, expected text.")
+            if not str(value).strip():
                 raise ValueError(f"{path_or_name}, row {row}: {column} is empty.")
     if "label" in columns:
         labels = truth_labels(table["label"])
         if len(wrong := table["label"][labels.isna()]):
-            row = wrong.index[0] + 1
             raise ValueError(
-                f"{path_or_name}, row {row}: label {wrong.iloc[0]!r} must be 0 or 1 (or true or false)."
+                f"{path_or_name}, row {wrong.index[0] + 1}: label {wrong.iloc[0]!r} must be 0 or 1 (or true "
+                "or false)."
             )
         table["label"] = labels.astype(int)
-    return table[[*columns, *(column for column in table if column not in columns)]]
+    return table[[*columns, *(name for name in table if name not in columns)]]
 
 
-def _csv_rows(content: str, columns: tuple[str, ...], other: tuple[str, ...]) -> pd.DataFrame:
+def _csv_rows(content: str, names: set[str]) -> pd.DataFrame:
+    """The rows of a CSV file; the columns `names` are text."""
     if "\x00" in content:
         raise pd.errors.ParserError("there are NUL characters in it; save it as CSV in UTF-8.")
-    names = {*columns, *other}
-    # The header decides: texts contain commas, semicolons and tabs of their own.
-    separator = max(
-        (",", ";", "\t"),
-        key=lambda each: len(names & {*next(csv.reader(io.StringIO(content), delimiter=each), [])}),
-    )
-    # Empty cells are an error, and "None" or "NA" may be an answer: nothing is read as missing.
-    options = {"keep_default_na": False, "index_col": False, "sep": separator}
+
+    def header(separator: str) -> list[str]:
+        return next(filter(None, csv.reader(io.StringIO(content), delimiter=separator)), [])
+
+    # From the header: texts contain commas, semicolons and tabs of their own.
+    separator = max((",", ";", "\t"), key=lambda each: len(names & {*header(each)}))
+    # pandas renames the second of two columns.
+    columns = header(separator)
+    if twice := [name for name in names if columns.count(name) > 1]:
+        raise pd.errors.ParserError(f"it has several columns {twice[0]!r}; leave one, or rename them.")
     with warnings.catch_warnings():
         # A comma outside quotation marks: pandas would shift the columns, or cut the row with a warning.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        table = pd.read_csv(io.StringIO(content), dtype=dict.fromkeys(names, str), **options)
-        header = pd.read_csv(io.StringIO(content), dtype=str, header=None, nrows=1, **options).iloc[0]
-    # pandas renames the second of two columns
-    if twice := [column for column in names if (header == column).sum() > 1]:
-        raise pd.errors.ParserError(f"it has several columns {twice[0]!r}; leave one, or rename them.")
-    return table
+        # Empty cells are an error, and "None" or "NA" may be an answer: nothing is read as missing.
+        return pd.read_csv(
+            io.StringIO(content),
+            dtype=dict.fromkeys(names, str),
+            keep_default_na=False,
+            index_col=False,
+            sep=separator,
+        )
 
 
 def _json_rows(content: str) -> pd.DataFrame:
-    """The objects of a list or of lines; of a list with one item, which behaviours may have, that item."""
+    """The objects of a list or of lines; a list of one item, as in files of behaviours, becomes the item."""
     lines = [content] if content.lstrip()[0] == "[" else content.split("\n")
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            found = json.loads(line) if line.strip() else []
+            value = json.loads(line) if line.strip() else []
         except (ValueError, RecursionError) as error:
             raise pd.errors.ParserError(
                 f"line {number}: {error}; expected one object per line, or a list."
             ) from error
-        rows += found if isinstance(found, list) else [found]
+        rows += value if isinstance(value, list) else [value]
     if wrong := [row for row in rows if not isinstance(row, dict)]:
         raise pd.errors.ParserError(f"{wrong[0]!r:.60} is not an object with named values.")
     single = {
@@ -263,15 +266,10 @@ def _json_rows(content: str) -> pd.DataFrame:
 
 
 def _content(path_or_name: str | Path) -> str:
-    own = resources.files("tl_steer.data") / f"{path_or_name}.csv"
-    if isinstance(path_or_name, str) and "/" not in path_or_name and own.is_file():
-        return own.read_text(encoding="utf-8")
-    path = Path(path_or_name)
-    if not path.is_file():
-        names = sorted(
-            file.name[:-4]
-            for file in resources.files("tl_steer.data").iterdir()
-            if file.name.endswith(".csv")
-        )
+    folder = resources.files("tl_steer.data")
+    names = sorted(file.name[:-4] for file in folder.iterdir() if file.name.endswith(".csv"))
+    if str(path_or_name) in names and isinstance(path_or_name, str):
+        return (folder / f"{path_or_name}.csv").read_text(encoding="utf-8")
+    if not (path := Path(path_or_name)).is_file():
         raise FileNotFoundError(f"{path} is neither a file nor one of {', '.join(names)}.")
     return read_text(path)

@@ -1,28 +1,37 @@
-"""Control vectors of llama.cpp and repeng: GGUF files with a tensor `direction.N` for each layer.
+"""Control vectors of llama.cpp and repeng: GGUF files with a tensor `direction.N` per layer.
 
-`direction.N` is added to the output of block N, blocks counted from 0: it is our `resid_post` of layer N.
-llama.cpp keeps it as tensor N of its blocks and adds it where the block's output is done (`l_out`;
-src/llama-adapter.cpp); repeng writes and reads the same N, its index in the list of blocks
-(repeng/extract.py; what it learns there is `hidden_states[N + 1]`). llama.cpp has no place for block 0 and
-refuses a file that names it. Each tensor is one-dimensional float32. llama.cpp's own cvector-generator writes
-as `direction.N` what it read at the output of block N − 1: where it is *added* is N all the same.
+`direction.N` is added to the output of block N, blocks counted from 0: it is `resid_post` of layer N here.
+llama.cpp adds it to `l_out` (src/llama-adapter.cpp); repeng writes and reads the same N, an index
+into the list of blocks (repeng/extract.py; it is estimated from `hidden_states[N + 1]`). llama.cpp rejects a
+file that names block 0. llama.cpp's own cvector-generator writes as `direction.N` what it read at the output
+of block N − 1, but it is *added* at N all the same.
+
+Files are read here rather than by the package `gguf`, which believes an array's length: a damaged one keeps
+it counting for hours. Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
 
 import re
+import struct
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from ..._util.file_io import atomic
 from ..._util.validation import checked, require_characters
 from ...models import HookedModel, identify
-from ..metadata import describe, parsed, restore
+from ..vector_files import describe, parse_description, restore
 from ..vectors import SteeringVector, SteeringVectors
-from .exchange_checks import imported, rows_for
-from .gguf_reading import GGUFFile, read_gguf
+from .in_memory import imported, rows_for
 
 ARCHITECTURE = "controlvector"
-OURS = "tl_steer.description"
+DESCRIPTION = "tl_steer.description"  # our own key
+MAX_BYTES = 1 << 28  # control vectors are a few megabytes
+ALIGNMENT = 32
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY, F32 = 8, 9, 0
 
 
 @checked
@@ -36,19 +45,15 @@ def save_gguf(
     """Write a control vector for llama.cpp (`--control-vector-scaled FILE SCALE`), repeng and the like.
 
     Args:
-        vectors: one vector a layer at "resid_post", not at layer 0.
-        path: where to; the file is there whole or not at all.
+        vectors, path, force: as for `save_pt`; no vector at layer 0.
         model_hint: the architecture, as llama.cpp names it ("llama", "qwen2"); by default the model's name.
-            llama.cpp and repeng refuse nothing for it.
-        force: also vectors of centred weights.
+            Neither llama.cpp nor repeng checks it.
 
-    Raises:
-        ValueError: layer 0, another hook, one vector a position, or centred weights.
-        OSError: the file cannot be written.
+    Raises as `save_pt`, and ValueError for layer 0.
 
     The scale there is the multiplier here, and it is added at every position. llama.cpp adds nothing at
-    layers that the file does not name. What GGUF has no place for (the model's identity, method, norms) is
-    kept under a key of our own, which others ignore and `load_gguf` reads.
+    layers that the file does not name. The model's identity, method and norms are kept under a key of our
+    own, which others ignore and `load_gguf` reads.
     """
     from gguf import GGUFWriter
 
@@ -56,7 +61,7 @@ def save_gguf(
     rows = rows_for(vectors, "a GGUF control vector", force=force)
     if 0 in rows:
         raise ValueError(
-            "a GGUF control vector cannot hold layer 0: llama.cpp steers the blocks from 1 on and refuses a "
+            "a GGUF control vector cannot hold layer 0: llama.cpp steers the blocks from 1 on and rejects a "
             "file that names direction.0. Leave layer 0 out: vectors.weighted({layer: 1.0, …})."
         )
     with atomic(path) as scratch:
@@ -64,7 +69,7 @@ def save_gguf(
         try:
             writer.add_string(f"{ARCHITECTURE}.model_hint", model_hint or vectors.identity.name or "unknown")
             writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(rows))
-            writer.add_string(OURS, describe(vectors.as_vectors()))
+            writer.add_string(DESCRIPTION, describe(vectors.as_vectors()))
             for layer, row in sorted(rows.items()):
                 writer.add_tensor(f"direction.{layer}", row.numpy())
             writer.write_header_to_file()
@@ -81,31 +86,28 @@ def load_gguf(path: str | Path, model: HookedModel, *, force: bool = False) -> S
     Args:
         path: the file.
         model: the model they are meant for.
-        force: accept a file of ours that was made on other weights of the same shapes and processing.
+        force: accept a file of `save_gguf` from other weights of the same shapes and processing.
 
     Returns:
-        Of a file of ours the same vectors, with the identity they were made with. Of others' files vectors
-        with the identity of `model`, method "imported", `stream_norm` NaN (nobody else keeps it; `capture`
-        measures it), `info["model_hint"]` as written.
+        Of a file of `save_gguf` the same vectors, with their own identity. Of other files, which name only
+        the architecture, vectors as `load_pt` returns them, with `info["model_hint"]`.
 
     Raises:
         ValueError: not a control vector, a damaged one, layers or a width that the model does not have.
-        ModelMismatchError: a file of ours, made on another model.
-
-    Others' files say only the architecture: whether they are of this very model cannot be checked.
+        ModelMismatchError: a file of `save_gguf` from another model.
     """
-    found = read_gguf(path)
-    if (kind := found.keys.get("general.architecture")) != ARCHITECTURE:
-        raise ValueError(f"{path} holds no control vector: its general.architecture is {kind!r}.")
-    rows = _directions(found, path)
-    if OURS not in found.keys:
-        hint = str(found.keys.get(f"{ARCHITECTURE}.model_hint", ""))
+    file = read_gguf(path)
+    if (architecture := file.keys.get("general.architecture")) != ARCHITECTURE:
+        raise ValueError(f"{path} holds no control vector: its general.architecture is {architecture!r}.")
+    rows = _directions(file, path)
+    if DESCRIPTION not in file.keys:
+        hint = str(file.keys.get(f"{ARCHITECTURE}.model_hint", ""))
         return imported(rows, model, f"GGUF control vector {Path(path).name}", model_hint=hint)
-    description = parsed(found.keys[OURS], str(path))
+    description = parse_description(file.keys[DESCRIPTION], str(path))
     if set(description["layers"]) != set(rows):
         raise ValueError(
             f"{path} has directions for layers {sorted(rows)}, but its own description says "
-            f"{description['layers']}: something changed it since."
+            f"{description['layers']}: the file was changed afterwards."
         )
     values = torch.stack([rows[layer] for layer in description["layers"]])
     vectors = restore(description, values, str(path))
@@ -113,11 +115,106 @@ def load_gguf(path: str | Path, model: HookedModel, *, force: bool = False) -> S
     return vectors
 
 
-def _directions(found: GGUFFile, path: str | Path) -> dict[int, torch.Tensor]:
-    if found.others:
-        raise ValueError(f"{path}: {found.others[0]!r} is not float32; directions must be.")
+@dataclass
+class GGUFFile:
+    """Metadata, float32 tensors, and the names of all `others`, which are not read."""
+
+    keys: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
+
+
+def read_gguf(path: str | Path) -> GGUFFile:
+    """Contents of a GGUF file; every length is checked against the file's, up to 256 MiB."""
+    path = Path(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is larger than 256 MiB: a model, not control vectors.")
+    data = path.read_bytes()
+    if data[:4] != b"GGUF":
+        raise ValueError(f"{path} is not a GGUF file.")
+    try:
+        return _Reader(data).file()
+    except (RecursionError, UnicodeDecodeError, ValueError, struct.error) as error:
+        raise ValueError(f"{path} is damaged, or not a GGUF file that can be read here ({error}).") from error
+
+
+class _Reader:
+    """Sequential reader of GGUF bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.offset = data, 4
+
+    def file(self) -> GGUFFile:
+        version, n_tensors, n_keys = self.number("I"), self.number("Q"), self.number("Q")
+        if version not in (2, 3):
+            raise ValueError(f"version {version}; 2 and 3 are known")
+        file = GGUFFile()
+        for _ in range(n_keys):
+            key = self.text()
+            if key in file.keys:
+                raise ValueError(f"two keys {key!r}")
+            file.keys[key] = self.value(self.number("I"))
+        headers = [self.header() for _ in range(n_tensors)]
+        alignment = file.keys.get("general.alignment", ALIGNMENT)
+        if not isinstance(alignment, int) or alignment <= 0:
+            raise ValueError(f"alignment {alignment!r}")
+        start = -(-self.offset // alignment) * alignment
+        for name, shape, dtype, offset in headers:
+            if name in file.tensors or name in file.others:
+                raise ValueError(f"two tensors {name!r}")
+            if dtype == F32:
+                file.tensors[name] = self.tensor(shape, start + offset)
+            else:
+                file.others.append(name)
+        return file
+
+    def take(self, size: int) -> bytes:
+        if size > len(self.data) - self.offset:
+            raise ValueError("it ends too early")
+        self.offset += size
+        return self.data[self.offset - size : self.offset]
+
+    def number(self, code: str) -> Any:
+        (value,) = struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))
+        return value
+
+    def text(self) -> str:
+        return self.take(self.number("Q")).decode("utf-8")
+
+    def value(self, value_type: int) -> Any:
+        if value_type in SCALARS:
+            return self.number(SCALARS[value_type])
+        if value_type == STRING:
+            return self.text()
+        if value_type == ARRAY:
+            item, count = self.number("I"), self.number("Q")
+            if code := SCALARS.get(item):
+                return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(f"<{code}"))))
+            return [self.value(item) for _ in range(count)]
+        raise ValueError(f"a value of unknown type {value_type}")
+
+    def header(self) -> tuple[str, tuple[int, ...], int, int]:
+        """Name, shape, type and offset of a tensor."""
+        name, axes = self.text(), self.number("I")
+        if axes > 4:
+            raise ValueError(f"{name!r} has {axes} axes")
+        # The first axis of the file varies fastest.
+        shape = tuple(self.number("Q") for _ in range(axes))[::-1]
+        return name, shape, self.number("I"), self.number("Q")
+
+    def tensor(self, shape: tuple[int, ...], start: int) -> np.ndarray:
+        count = int(np.prod(shape, dtype=object))
+        if start + 4 * count > len(self.data):
+            raise ValueError("it ends too early")
+        values = np.frombuffer(self.data, dtype="<f4", count=count, offset=start)
+        return values.astype(np.float32).reshape(shape)
+
+
+def _directions(file: GGUFFile, path: str | Path) -> dict[int, torch.Tensor]:
+    if file.others:
+        raise ValueError(f"{path}: {file.others[0]!r} is not float32; directions must be.")
     rows = {}
-    for name, values in found.tensors.items():
+    for name, values in file.tensors.items():
         number = re.fullmatch(r"direction\.(\d{1,6})", name)
         if not number or values.ndim != 1:
             raise ValueError(
@@ -127,7 +224,7 @@ def _directions(found: GGUFFile, path: str | Path) -> dict[int, torch.Tensor]:
         rows[int(number[1])] = torch.from_numpy(values)
     if 0 in rows:
         raise ValueError(
-            f"{path} names direction.0, which llama.cpp refuses: it cannot be told which block is meant. If "
+            f"{path} names direction.0, which llama.cpp rejects: it cannot be told which block is meant. If "
             "repeng wrote it, read it there: from_repeng(ControlVector.import_gguf(path), model)."
         )
     if len({len(row) for row in rows.values()}) > 1:

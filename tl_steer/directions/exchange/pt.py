@@ -13,11 +13,11 @@ from ..._util.file_io import atomic
 from ..._util.validation import checked
 from ...models import HookedModel, Layers, resolve_layers
 from ..vectors import SteeringVector, SteeringVectors
-from .exchange_checks import OUTPUT, imported, rows_for
+from .in_memory import OUTPUT, imported, rows_for
 
-HIDDEN_STATES = {"resid_pre": 0, OUTPUT: 1}  # where hidden_states begin that are of this hook at block 0
-# Names of blocks, as modules and as people call them; "hidden_states_13" is the output of block 12.
-NAMED = re.compile(
+HIDDEN_STATES = {"resid_pre": 0, OUTPUT: 1}  # index of hidden_states that is block 0's at this hook
+# Names of blocks in modules and in common use; "hidden_states_13" is the output of block 12.
+BLOCK_NAME = re.compile(
     r"(?!.*hidden)(?:[a-z_.]*[._ -])?(?:layers?|blocks?|h|l)[._ -]?(\d+)(?:\.hook_(\w+))?", re.I
 )
 
@@ -34,13 +34,13 @@ def load_pt(
     """Vectors from a `.pt` file of tensors, for `model`.
 
     Args:
-        path: what `torch.save` wrote: a tensor "layer d_hook", "pos layer d_hook" (with `position`) or
+        path: a file of `torch.save`: a tensor "layer d_hook", "pos layer d_hook" (with `position`) or
             "d_hook" (then `layers` says which one), or a dictionary from layers (0, "0", "layer_13",
             "model.layers.13") to tensors "d_hook".
         model: the model they are meant for.
-        layers: which blocks (0-based) the rows belong to, in the file's order; by default all of the model's.
-            Of a dictionary or of hidden states, which of their layers to take; by default all of them.
-        hook: where the file's vectors belong. A file does not say: ask whoever made it.
+        layers: the blocks (0-based) that the rows belong to, in the file's order; by default all of the
+            model's. Of a dictionary or of hidden states, which of their layers to take; by default all.
+        hook: where the file's vectors belong. The file does not say: ask its author.
         position: index into the first axis of a tensor "pos layer d_hook", negatives from its end.
 
     Returns:
@@ -48,8 +48,8 @@ def load_pt(
 
     Raises:
         IndexError: a position that the tensor does not have.
-        ValueError: a file with anything but tensors (a pickle with code is refused, and not run), other
-            shapes than these, layers or a width that the model does not have.
+        ValueError: a file with anything but tensors (a pickle with code is not run), other shapes than
+            these, layers or a width that the model does not have.
 
     A tensor of one row more than the model has layers is taken for vectors of Hugging Face's `hidden_states`.
     Its first row is the embedding's, the input of block 0, and row i + 1 the output of block i; the last row
@@ -57,7 +57,7 @@ def load_pt(
     vectors are of all layers but the last, at "resid_pre" of all. Without the embedding's row the file has as
     many rows as the model has layers: leave the last one out yourself.
     """
-    tensors = _tensors(path)
+    tensors = _load_tensors(path)
     source, n_layers = f"file {Path(path).name}", model.cfg.n_layers
     chosen = None if layers is None else resolve_layers(layers, n_layers)
     if isinstance(tensors, Tensor):
@@ -87,37 +87,37 @@ def save_pt(vectors: SteeringVectors | SteeringVector, path: str | Path, *, forc
     """Write a dictionary from layers (0-based) to tensors "d_model", for `torch.load(weights_only=True)`.
 
     Args:
-        vectors: one vector a layer at "resid_post".
-        path: where to; the file is there whole or not at all.
+        vectors: one vector per layer at "resid_post".
+        path: the file, written atomically.
         force: also vectors of centred weights.
 
     Raises:
-        ValueError: another hook, one vector a position, or centred weights.
+        ValueError: another hook, one vector per position, or centred weights.
         OSError: the file cannot be written.
 
-    Nothing else is kept, not even which model they are of: for a colleague who has tl_steer use `save`.
+    Nothing else is kept, not even the model's identity: for users of tl_steer use `save`.
     """
     rows = rows_for(vectors, "a plain .pt file", force=force)
-    content = io.BytesIO()  # torch tells of files that it cannot write with a RuntimeError
+    content = io.BytesIO()  # torch raises a RuntimeError for files that it cannot write
     torch.save(rows, content)
     with atomic(path) as scratch:
         scratch.write_bytes(content.getvalue())
 
 
-def _tensors(path: str | Path) -> Any:
-    content = io.BytesIO(Path(path).read_bytes())  # what cannot be opened is told from what is damaged
+def _load_tensors(path: str | Path) -> Any:
+    content = io.BytesIO(Path(path).read_bytes())  # files that cannot be opened raise their own error
     try:
-        held = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes of it
-        held = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest is torch's advice to run it
+        loaded = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file may raise anything
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest is torch's advice to run it
         raise ValueError(
             f"{path} holds something else than plain tensors, or is damaged; it was not run "
-            f"({held[1] if held else type(error).__name__}). Whoever made it can save tensors alone: "
+            f"({name[1] if name else type(error).__name__}). Its author can save tensors alone: "
             "torch.save({layer: tensor, …}, path)."
         ) from error
-    if not isinstance(held, Tensor | Mapping):
-        raise ValueError(f"{path} holds a {type(held).__name__}, not a tensor or a dictionary of tensors.")
-    return held
+    if not isinstance(loaded, Tensor | Mapping):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a tensor or a dictionary of tensors.")
+    return loaded
 
 
 def _rows(tensor: Tensor, position: int | None, source: str) -> Tensor:
@@ -126,9 +126,9 @@ def _rows(tensor: Tensor, position: int | None, source: str) -> Tensor:
     if tensor.ndim not in (1, 2, 3):
         raise ValueError(f"{source}: a tensor of shape {shape}; give layer d_hook, or d_hook.")
     if (tensor.ndim == 3) != (position is not None):
-        needed = "a position" if tensor.ndim == 3 else "no position, which is for pos layer d_hook"
+        expected = "a position" if tensor.ndim == 3 else "no position, which is for pos layer d_hook"
         raise ValueError(
-            f"{source}: a tensor of shape {shape} and position={position}: expected {needed}. Give "
+            f"{source}: a tensor of shape {shape} and position={position}: expected {expected}. Give "
             f"position={'an index of the first axis' if tensor.ndim == 3 else None}."
         )
     if position is not None and not -shape[0] <= position < shape[0]:
@@ -140,7 +140,7 @@ def _by_layer(tensors: Mapping[Any, Any], source: str, hook: str) -> dict[int, A
     rows: dict[int, Any] = {}
     for key, row in tensors.items():
         number = int(key) if isinstance(key, str) and key.isdecimal() else key
-        if isinstance(key, str) and (name := NAMED.fullmatch(key)) and name[2] in (None, hook):
+        if isinstance(key, str) and (name := BLOCK_NAME.fullmatch(key)) and name[2] in (None, hook):
             number = int(name[1])
         if type(number) is not int or number < 0:
             raise ValueError(
