@@ -1,4 +1,4 @@
-"""Files from elsewhere or damaged: read correctly, or refused with a clear message."""
+"""Foreign or damaged files: read correctly, or rejected with a clear error."""
 
 import csv
 import functools
@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 
 import tl_steer as ts
 from tl_steer.experiments import read_experiment
-from tl_steer.experiments.files import Experiment, own_experiments
+from tl_steer.experiments.config_file import Experiment, own_experiments
 from tl_steer.positions import PromptTokens
 from tl_steer.texts.reply_cache import ReplyCache
 
@@ -317,7 +317,7 @@ def gguf_files(change):
 
 
 def huge_counts(content: bytes):
-    """Eight bytes somewhere replaced by an enormous length, for which nothing may be allocated."""
+    """Eight bytes somewhere replaced by an enormous length, which must not be allocated."""
     sizes = st.sampled_from([2**63 - 1, 2**62, 2**40, 2**32, 2**64 - 1])
     offsets = st.integers(4, min(len(content) - 8, 400))
     return st.builds(
@@ -423,7 +423,7 @@ TARGETS = {
 @pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.filterwarnings("ignore:.* (repeated|have the same text)")  # all its pairs have
-def test_a_bad_file_is_read_correctly_or_refused(name, examples, tmp_path):
+def test_a_bad_file_is_read_correctly_or_rejected(name, examples, tmp_path):
     inputs, read, check = TARGETS[name]
     if name == "tables":  # three functions read each one
         examples //= 10
@@ -454,7 +454,7 @@ def check_positions(result, text):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("examples", [200, pytest.param(4000, marks=pytest.mark.slow)])
-def test_malformed_positions_are_refused(examples):
+def test_malformed_positions_are_rejected(examples):
     joined = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
     broken = damaged(b"(token(0) | span(1, -1)) & ~after('a b')")
     inputs = joined | broken.map(lambda content: content.decode("utf-8", "replace"))
@@ -471,7 +471,7 @@ def test_malformed_positions_are_refused(examples):
         (b"statement,label,statement\na,1,b\n", "several columns 'statement'"),
     ],
 )
-def test_a_csv_with_nul_bytes_or_repeated_columns_is_refused(content, message, tmp_path):
+def test_a_csv_with_nul_bytes_or_repeated_columns_is_rejected(content, message, tmp_path):
     (tmp_path / "claims.csv").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         ts.read_claims(tmp_path / "claims.csv")
@@ -487,14 +487,14 @@ def test_a_csv_with_nul_bytes_or_repeated_columns_is_refused(content, message, t
         ("multipliers = " + "[" * 5000, "nested too deeply"),
     ],
 )
-def test_non_finite_numbers_and_too_deep_nesting_in_an_experiment_are_refused(line, message, tmp_path):
+def test_non_finite_numbers_and_too_deep_nesting_in_an_experiment_are_rejected(line, message, tmp_path):
     file = tmp_path / "experiment.toml"
     file.write_text(f'title = "a"\n[pairs]\nkind = "csv"\n[questions]\nkind = "sentiment"\n[sweep]\n{line}\n')
     with pytest.raises(ValueError, match=message):
         read_experiment(file)
 
 
-def test_positions_without_whole_numbers_or_nested_too_deeply_are_refused():
+def test_positions_without_whole_numbers_or_nested_too_deeply_are_rejected():
     wrong = ["token(1.5)", "token('1')", "token(True)", "span(0, 1.5)", f"token({10**40})", "after(5)"]
     for text in [*wrong, "~" * 100_000, "(" * 200]:
         with pytest.raises(ValueError, match=r"cannot be read|whole numbers|needs? a text"):
@@ -507,12 +507,12 @@ def test_a_too_deeply_nested_line_of_replies_is_skipped(tmp_path):
 
 
 @pytest.mark.parametrize("number", ["Infinity", "-Infinity", "1e999", "NaN"])
-def test_vectors_with_a_non_finite_fingerprint_are_refused(number, tmp_path):
+def test_vectors_with_a_non_finite_fingerprint_are_rejected(number, tmp_path):
     """Every difference from it would be NaN, and NaN is not larger than the tolerance."""
     changed = saved("vectors").replace(b"-0.9921568627450981", f"{number:<19}".encode())
     assert changed != saved("vectors")
     (tmp_path / "vectors").write_bytes(changed)
-    with pytest.raises(ValueError, match=r"finite|infinite|not valid"):
+    with pytest.raises(ValueError, match=r"finite|infinite|not as it must be"):
         ts.SteeringVectors.load(tmp_path / "vectors")
 
 
@@ -524,7 +524,7 @@ def test_a_fingerprint_of_zeros_matches_no_model():
 @pytest.mark.parametrize(
     ("part", "value", "message"), [("layers", 99, "layers"), ("positive", 5, "is damaged")]
 )
-def test_activations_with_wrong_layers_or_prompts_are_refused(part, value, message, tmp_path):
+def test_activations_with_wrong_layers_or_prompts_are_rejected(part, value, message, tmp_path):
     tensors, metadata = parts_of(saved("pairs"))
     metadata["description"][part][0] = value
     (tmp_path / "activations").write_bytes(safetensors_file(tensors, metadata))

@@ -45,11 +45,14 @@ def replaced_run(monkeypatch):
     return record
 
 
-def test_help_has_examples():
+def test_help_has_examples_and_names_every_experiment():
     result = CliRunner().invoke(cli.app, ["--help"])
     assert result.exit_code == 0
     for text in ("residual stream", "tl-steer demo", "tl-steer run my.toml", "tl-steer models"):
         assert text in result.output
+    assert experiments.own_experiments() == cli.OWN
+    result = CliRunner().invoke(cli.app, ["run", "--help"])
+    assert set(cli.OWN) <= set(result.output.replace(",", " ").replace(".", " ").split())
 
 
 def test_the_command_line_itself_loads_no_model_library():
@@ -63,12 +66,6 @@ def test_the_command_line_itself_loads_no_model_library():
     loaded = set(done.stdout.split())
     assert "typer" in loaded
     assert not loaded & {"torch", "transformer_lens", "transformers", "plotly", "sklearn", "pandas"}
-
-
-def test_help_names_every_experiment():
-    assert experiments.own_experiments() == cli.OWN
-    result = CliRunner().invoke(cli.app, ["run", "--help"])
-    assert set(cli.OWN) <= set(result.output.replace(",", " ").replace(".", " ").split())
 
 
 def test_bad_input_is_one_message(monkeypatch, capsys, tmp_path):
@@ -92,18 +89,18 @@ def test_bad_input_is_one_message(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     "error",
     [
-        NonFiniteError("Add(multiplier=1e+39) at layer 17 made the stream infinite"),
+        NonFiniteError("Add(multiplier=1e+39) at layer 17 made activations infinite"),
         HookDidNotFireError("no hook"),
         EmptySelectionError("nothing selected"),
         ModelMismatchError("another model"),
         ModelUnavailableError("not here"),
-        UnfinishedRunError("the report broke"),
+        UnfinishedRunError("the report failed"),
         InUseError("runs/a is being written by process 123"),
         KeyError("no vector at layer 40"),  # of which str() is quoted
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_every_error_of_ours_is_one_message(monkeypatch, capsys, replaced_run, error):
+def test_every_error_of_the_package_is_one_message(monkeypatch, capsys, replaced_run, error):
     replaced_run.raises = error
     status, _, text = command(monkeypatch, capsys, "run", "demo", "--out", "/nowhere/run")
     assert (status, text) == (1, f"tl-steer: {error.args[0]}\n")
@@ -128,7 +125,7 @@ def test_a_finished_run_is_announced(monkeypatch, capsys, tmp_path):
     (tmp_path / "versions.json").write_text("{}")
     status, output, _ = command(monkeypatch, capsys, "run", "demo", "--out", str(tmp_path))
     assert status == 0
-    assert f"{tmp_path} was finished already; --fresh begins anew." in output
+    assert f"{tmp_path} was finished already; --fresh starts again." in output
     assert str(tmp_path / "report.html") in output
 
 

@@ -1,4 +1,4 @@
-"""The report's evidence: numbers and verdicts of findings, with and without certainty or values."""
+"""The report's evidence: numbers and verdicts of findings, for certain, uncertain and missing values."""
 
 import re
 from importlib import resources
@@ -9,8 +9,7 @@ import pytest
 
 from tl_steer.experiments import Results, measurements, read_experiment, run
 from tl_steer.experiments.preflight import require_runnable
-from tl_steer.experiments.report.effects import effect_finding
-from tl_steer.experiments.report.evidence_findings import (
+from tl_steer.experiments.report.evidence import (
     agreement_finding,
     confounds_finding,
     controls_finding,
@@ -19,6 +18,7 @@ from tl_steer.experiments.report.evidence_findings import (
     steerability_finding,
     texts_finding,
 )
+from tl_steer.experiments.report.findings import effect_finding
 from tl_steer.experiments.report.report_tables import (
     confounds_table,
     controls_table,
@@ -38,14 +38,20 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def numbers(text):
-    """All numbers of a sentence, as printed."""
+    """All numbers in a sentence."""
     return [float(each) for each in re.findall(r"[+-]?\d+(?:\.\d+)?", text.replace("−", "-"))]
+
+
+def written(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 # Controls
 
 
-def beside_controls(*, p_value=0.05, controls=19, effect=2.0, value="shift", **changes):
+def control_row(*, p_value=0.05, controls=19, effect=2.0, value="shift", **changes):
     """One row as `against_controls` returns it."""
     row = CHOSEN.to_dict() | {
         "n": 60, "value": value, "effect": effect, "effect_low": effect - 0.25, "effect_high": effect + 0.25,
@@ -61,10 +67,9 @@ def beside_controls(*, p_value=0.05, controls=19, effect=2.0, value="shift", **c
         (6, 6, "may be chance"),
     ],
 )  # fmt: skip
-def test_an_effect_stands_beside_its_controls_and_its_p(as_far, controls, verdict):
-    """Nothing stronger than the p value is said."""
+def test_an_effect_is_compared_with_its_controls_by_p_value(as_far, controls, verdict):
     p, floor = (as_far + 1) / (controls + 1), 1 / (controls + 1)
-    text = controls_finding(beside_controls(p_value=p, controls=controls), CHOSEN)
+    text = controls_finding(control_row(p_value=p, controls=controls), CHOSEN)
     expected = [7, 0.2, 0.21, 2, *[as_far] * (as_far > 0), controls, -0.41, 0.62, p]
     expected += [controls, floor, 19, 0.05] * (verdict == "19 or more")
     assert numbers(text) == pytest.approx(expected, rel=0.04)
@@ -81,33 +86,33 @@ def test_an_effect_stands_beside_its_controls_and_its_p(as_far, controls, verdic
      ("d_prime", "d′", "controls' mean"), ("flipped", "answers that change", "zero")],
 )  # fmt: skip
 def test_accuracy_and_d_prime_are_compared_with_the_mean_of_the_controls(value, name, centre):
-    text = controls_finding(beside_controls(value=value), CHOSEN)
+    text = controls_finding(control_row(value=value), CHOSEN)
     assert name in text
     assert f"as far from {'the ' * (centre != 'zero')}{centre}" in text
 
 
 def test_without_controls_at_the_chosen_condition_there_are_no_numbers():
-    for missing in (beside_controls(controls=0, p_value=np.nan), beside_controls(p_value=np.nan)):
+    for missing in (control_row(controls=0, p_value=np.nan), control_row(p_value=np.nan)):
         text = controls_finding(missing, CHOSEN)
         assert "no controls" in text
         assert numbers(text) == [7, 0.2, 0.21]  # where
-    assert "no controls" in controls_finding(beside_controls(), CHOSEN.replace(0.2, -0.2))
+    assert "no controls" in controls_finding(control_row(), CHOSEN.replace(0.2, -0.2))
 
 
 def test_the_controls_table_marks_what_its_sentence_calls_significant():
     both = pd.concat(
-        [beside_controls(), beside_controls(multiplier=-0.2, p_value=0.1, effect=-0.5)], ignore_index=True
+        [control_row(), control_row(multiplier=-0.2, p_value=0.1, effect=-0.5)], ignore_index=True
     )
-    table = controls_table(both, both)
+    table = controls_table(both)
     assert table.marked == [True, False]
     assert table.rows[0] == ["add", "+0.20", "0.21", "+2.00 [+1.75, +2.25]", "−0.41 to +0.62", "19", "0.05"]
     assert "shift (nats)" in table.columns
     assert "cannot be below" not in table.note
-    few = beside_controls(controls=4, p_value=0.2)
-    assert controls_table(few, few).marked == [False]
-    assert "With 4 controls p cannot be below 0.2: 19 can reach 0.05" in controls_table(few, few).note
-    removed = beside_controls(operation="project_out", multiplier=np.nan, dose=np.nan)
-    assert controls_table(removed, removed).rows[0][:3] == ["project out", "", "–"]
+    few = control_row(controls=4, p_value=0.2)
+    assert controls_table(few).marked == [False]
+    assert "With 4 controls p cannot be below 0.2: 19 can reach 0.05" in controls_table(few).note
+    removed = control_row(operation="project_out", multiplier=np.nan, dose=np.nan)
+    assert controls_table(removed).rows[0][:3] == ["project out", "", "–"]
 
 
 # Slopes
@@ -136,7 +141,7 @@ UNSURE, DIVIDED, BADLY = "not measurably move", "not speak for all", "badly"  # 
         ({"r_squared": np.nan}, [7, 1.5, 1.4, 1.6, 10, 5, 15, 80], []),
     ],
 )
-def test_slopes_have_their_interval_their_controls_and_cautions(changes, expected, cautions):
+def test_slopes_have_intervals_controls_and_cautions(changes, expected, cautions):
     text = steerability_finding(slopes(**changes), "7", "v")
     assert numbers(text) == expected
     assert [each for each in (UNSURE, DIVIDED, BADLY) if each in text] == cautions
@@ -145,25 +150,25 @@ def test_slopes_have_their_interval_their_controls_and_cautions(changes, expecte
 # Damage
 
 
-def cost(*, loss=0.05, half=0.02, usable=True, why="", controls=()):
+def cost(*, loss=0.05, half=0.02, usable=True, reason="", controls=()):
     row = CHOSEN.to_dict() | {
         "kl": 0.12, "kl_low": 0.1, "kl_high": 0.14, "loss_change": loss, "loss_change_low": loss - half,
         "loss_change_high": loss + half, "effect": 2.0, "effect_low": 1.5, "effect_high": 2.5,
-        "usable": usable, "reason": why,
+        "usable": usable, "reason": reason,
     }  # fmt: skip
-    beside = [row | {"vector": f"random {k}", "control": True, "kl": kl} for k, kl in enumerate(controls)]
-    return pd.DataFrame([row, *beside])
+    random = [row | {"vector": f"random {k}", "control": True, "kl": kl} for k, kl in enumerate(controls)]
+    return pd.DataFrame([row, *random])
 
 
-def usable(*, cells=2, why="largest tried", sign=1, ends=(0.1, 0.2)):
-    low, high = ends if cells else (np.nan, np.nan)
+def usable(*, count=2, reason="largest tried", sign=1, ends=(0.1, 0.2)):
+    low, high = ends if count else (np.nan, np.nan)
     return pd.DataFrame(
-        [{"sign": sign, "usable": cells, "smallest_multiplier": low, "largest_multiplier": high,
-          "largest_dose": high, "reason": why}]
+        [{"sign": sign, "usable": count, "smallest_multiplier": low, "largest_multiplier": high,
+          "largest_dose": high, "reason": reason}]
     )  # fmt: skip
 
 
-def test_damage_has_its_interval_its_controls_and_the_usable_range():
+def test_damage_has_intervals_controls_and_the_usable_range():
     text = damage_finding(cost(controls=(0.3, 0.5)), usable(), CHOSEN)
     assert numbers(text) == [0.12, 0.1, 0.14, 0.3, 0.5, 0.05, 0.03, 0.07, 0.1, 0.2, 0.2]
     assert "Added" in text
@@ -179,33 +184,35 @@ def test_only_controls_with_the_same_absolute_multiplier_are_compared():
         assert "(random controls 0.30)" in damage_finding(table, usable(), CHOSEN)
 
 
-def test_projections_have_controls_and_a_range_too():
+def test_a_projection_has_controls_and_is_usable_or_not():
     removed = cost(controls=(0.3,)).assign(operation="project_out", multiplier=np.nan)
     chosen = CHOSEN.copy()
     chosen["operation"], chosen["multiplier"] = "project_out", np.nan
-    text = damage_finding(removed, usable(sign=0, cells=1, ends=(np.nan, np.nan)), chosen)
-    assert "(random controls 0.30)" in text
-    assert text.endswith("Projected out, it is usable.")
-    text = damage_finding(removed, usable(sign=0, cells=0, why="no effect"), chosen)
-    assert "Projected out, it is not usable: no effect" in text
+    for count, end in (
+        (1, "Projected out, it is usable."),
+        (0, "Projected out, it is not usable: no effect"),
+    ):
+        text = damage_finding(removed, usable(sign=0, count=count, reason="no effect"), chosen)
+        assert "(random controls 0.30)" in text
+        assert end in text
 
 
 @pytest.mark.parametrize(
-    ("cells", "why", "words"),
+    ("count", "reason", "words"),
     [(0, "no effect", "no effect"), (0, "damage first", "suffers"), (0, "collapse first", "falls apart"),
      (2, "damage", "suffers"), (2, "collapse", "falls apart"), (2, "no effect", "not clear"),
      (2, "largest tried", "no larger")],
 )  # fmt: skip
-def test_the_usable_range_ends_for_a_reason(cells, why, words):
-    text = damage_finding(cost(), usable(cells=cells, why=why, sign=-1), CHOSEN)
+def test_the_usable_range_ends_for_a_reason(count, reason, words):
+    text = damage_finding(cost(), usable(count=count, reason=reason, sign=-1), CHOSEN)
     last = text[text.index("Subtracted") :]
     assert words in last
-    assert ("no multiplier tried is usable" in last) == (cells == 0)
+    assert ("no multiplier tried is usable" in last) == (count == 0)
 
 
 def test_the_cost_table_has_every_condition_but_controls_and_the_reason():
     table = cost_table(
-        pd.concat([cost(controls=(0.3,)), cost(usable=False, why="damage").assign(multiplier=0.4)]),
+        pd.concat([cost(controls=(0.3,)), cost(usable=False, reason="damage").assign(multiplier=0.4)]),
         effect="change of d′",
     )
     assert [row[:2] for row in table.rows] == [["+0.20", "usable"], ["+0.40", "the text suffers"]]
@@ -222,12 +229,12 @@ def test_the_cost_table_has_every_condition_but_controls_and_the_reason():
 
 def texts(distinct, loss):
     """Two texts unsteered and two at each of two multipliers; values by condition."""
-    cells = [("none", "", "none", 0.0), ("v", "7", "add", -0.3), ("v", "7", "add", 0.3)]
+    conditions = [("none", "", "none", 0.0), ("v", "7", "add", -0.3), ("v", "7", "add", 0.3)]
     return pd.DataFrame(
         [
             {"vector": vector, "layers": layers, "operation": operation, "multiplier": multiplier,
              "distinct_2": distinct[row] + off, "loss": loss[row] + off}
-            for row, (vector, layers, operation, multiplier) in enumerate(cells)
+            for row, (vector, layers, operation, multiplier) in enumerate(conditions)
             for off in (-0.02, 0.02)
         ]
     )  # fmt: skip
@@ -268,7 +275,7 @@ def test_the_worst_texts_of_a_projection_have_no_multiplier():
         (0.9, np.nan, np.nan, [7, 72, 0.9, 0.5], []),
     ],
 )
-def test_agreement_stands_beside_chance(split_half, null, cone, expected, verdict):
+def test_agreement_is_compared_with_chance(split_half, null, cone, expected, verdict):
     values = {"pairs": 72, "split_half": split_half, "split_half_null": null, "single": 0.5, "cone": cone}
     text = agreement_finding(pd.DataFrame([{"layer": layer, **values} for layer in (3, 7)]), 7)
     assert numbers(text) == expected
@@ -282,7 +289,7 @@ def confounded(rows):
 
 
 ALONG = ("length", "per unit", 0.5, 0.2, True, True)
-BESIDE = ("topic", "a − b", 0.1, 0.2, False, True)
+ACROSS = ("topic", "a − b", 0.1, 0.2, False, True)
 SIDED = ("letter", "A − B", np.nan, np.nan, False, False)
 ALL = ("all", "", 0.52, 0.3, True, False)
 
@@ -290,11 +297,11 @@ ALL = ("all", "", 0.52, 0.3, True, False)
 @pytest.mark.parametrize(
     ("rows", "expected", "named"),
     [
-        ([ALONG, BESIDE, ALL], [7, 0.5], ["length"]),
-        ([BESIDE, ("all", "", 0.25, 0.3, False, True)], [7, 0.1], []),
+        ([ALONG, ACROSS, ALL], [7, 0.5], ["length"]),
+        ([ACROSS, ("all", "", 0.25, 0.3, False, True)], [7, 0.1], []),
         ([("length", "per unit", 0.05, 0.01, True, True)], [7, 0.05], ["length"]),  # beyond chance, but tiny
-        ([BESIDE, ("all", "", 0.52, 0.3, True, True)], [7, 0.1, 0.52], []),  # none alone, but together
-        ([SIDED, BESIDE, ALL], [7, 0.1, 0.52], ["letter"]),
+        ([ACROSS, ("all", "", 0.52, 0.3, True, True)], [7, 0.1, 0.52], []),  # none alone, but together
+        ([SIDED, ACROSS, ALL], [7, 0.1, 0.52], ["letter"]),
         ([SIDED], [], ["letter"]),  # no cosine
     ],
 )
@@ -357,8 +364,8 @@ def detected(verdict, *, auc=(0.9, 0.9), shift=2.0, d_prime=(2.0, 1.0), criterio
     }  # fmt: skip
     unsteered = CHOSEN.to_dict() | {"vector": "none", "operation": "none", "layers": "", "multiplier": 0.0}
     rows = []
-    for step, cell in enumerate((unsteered, CHOSEN.to_dict())):
-        row = {**cell, "n_signal": 60, "n_noise": 50, "covered": True, "change_covered": True}
+    for step, condition in enumerate((unsteered, CHOSEN.to_dict())):
+        row = {**condition, "n_signal": 60, "n_noise": 50, "covered": True, "change_covered": True}
         row["verdict"] = verdict if step else ""
         for name, both in values.items():
             known = logits or name not in ("auc", "auc_change", "shift")
@@ -370,34 +377,25 @@ def detected(verdict, *, auc=(0.9, 0.9), shift=2.0, d_prime=(2.0, 1.0), criterio
 
 def moved(positive, negative):
     """Two rows as `effectiveness` by kind returns them."""
-    rows = [
-        {
-            **CHOSEN.to_dict(),
-            "kind": kind,
-            "shift": shift,
-            "shift_low": shift - 0.1,
-            "shift_high": shift + 0.1,
-        }
-        for kind, shift in (("positive", positive), ("negative", negative))
-    ]
-    return pd.DataFrame(rows)
-
-
-VERDICTS = {
-    "reverses the answers": (-1, 0), "a loss of sensitivity": (-1, 0), "an improvement": (1, 0),
-    "a shift of bias": (0, 1), "neither a shift of bias nor a change": (0, 0),
-    "cannot tell bias from sensitivity": (0, 0), "cannot be told apart": (0, 0), "Too few": (0, 0),
-}  # fmt: skip
-
-
-def verdict(table, *, shifts=(1.0, 1.0), signal=("positive",), written=False):
-    """The finding without what moved, and its verdicts."""
-    text = effect_finding(moved(*shifts), table, CHOSEN, factor="kind", signal=list(signal), written=written)
-    sentence = text[text.index("). ") + 3 :]
-    return sentence, [each for each in VERDICTS if each in sentence]
+    shift = np.array([positive, negative])
+    columns = {"shift": shift, "shift_low": shift - 0.1, "shift_high": shift + 0.1}
+    return pd.DataFrame({**CHOSEN.to_dict(), "kind": ["positive", "negative"], **columns})
 
 
 BIAS, LOSS, GAIN, TURN = "a shift of bias", "a loss of sensitivity", "an improvement", "reverses the answers"
+VERDICTS = (
+    TURN, LOSS, GAIN, BIAS, "neither a shift of bias nor a change", "cannot tell bias from sensitivity",
+    "cannot be told apart", "Too few",
+)  # fmt: skip
+
+
+def verdict(table, *, shifts=(1.0, 1.0), signal=("positive",), is_generated=False):
+    """The finding without the movement, and its verdicts."""
+    text = effect_finding(
+        moved(*shifts), table, CHOSEN, factor="kind", signal=list(signal), is_generated=is_generated
+    )
+    sentence = text[text.index("). ") + 3 :]
+    return sentence, [each for each in VERDICTS if each in sentence]
 
 
 @pytest.mark.parametrize(
@@ -416,72 +414,61 @@ BIAS, LOSS, GAIN, TURN = "a shift of bias", "a loss of sensitivity", "an improve
         ({"verdict": "sensitivity", "auc": (0.45, 0.1), "shift": 0.0}, [LOSS], []),  # not told apart before
         ({"verdict": "neither", "shift": 0.0}, ["neither a shift of bias nor a change"], ["110 answers"]),
         ({"verdict": "cannot tell"}, ["cannot tell bias from sensitivity"], ["110 answers", "d′ changes by"]),
+        ({"verdict": "bias", "d_prime": (2.0, 2.0), "logits": False}, [BIAS], ["toward “positive”"]),
+        ({"verdict": "bias", "d_prime": (2.0, 2.0), "criterion": 1.0, "logits": False}, [BIAS], ["away"]),
+        ({"verdict": "sensitivity", "criterion": 0.0, "logits": False}, [LOSS], []),
+        ({"verdict": "sensitivity", "d_prime": (1.0, 2.0), "criterion": 0.0, "logits": False}, [GAIN], []),
+        ({"verdict": "both", "d_prime": (1.0, -1.0), "logits": False}, [TURN], ["along with a shift"]),
     ],
 )  # fmt: skip
 def test_the_verdict_is_one_sentence_of_the_numbers_it_was_decided_by(table, verdicts, words):
+    logits = table.get("logits", True)
     table = detected(**table)
-    text, found = verdict(table)
+    text, named = verdict(table, is_generated=not logits)
     expected = [each for each in VERDICTS if each in verdicts]
-    found = [each for each in found if not (each == BIAS and f"without a measurable {BIAS[2:]}" in text)]
-    assert [each for each in found if each in expected] == expected
+    named = [each for each in named if not (each == BIAS and f"without a measurable {BIAS[2:]}" in text)]
+    assert [each for each in named if each in expected] == expected
     assert all(each in text for each in words)
     cannot_tell = table["verdict"].iloc[1] == "cannot tell"
-    assert ("d′" in text) == cannot_tell
+    assert ("d′" in text) == (cannot_tell or not logits)
     before, after = table.to_dict("records")
-    shown = [after[f"shift{end}"] for end in ("", "_low", "_high")]
-    shown += [before["auc"], after["auc"], *(after[f"auc_change{end}"] for end in ("", "_low", "_high"))]
-    shown += [after[f"d_prime_change{end}"] for end in ("", "_low", "_high")] if cannot_tell else []
+
+    def values(*columns):
+        return [after[f"{column}{end}"] for column in columns for end in ("", "_low", "_high")]
+
+    shown = [*values("shift"), before["auc"], after["auc"], *values("auc_change")]
+    shown = shown if logits else values("criterion_change", "d_prime_change")
+    shown += values("d_prime_change") * cannot_tell
     number_of_answers = [110] * ("110" in text)
     assert numbers(text) == pytest.approx([*number_of_answers, *shown], abs=0.005)
 
 
-@pytest.mark.parametrize(
-    ("table", "verdicts", "words"),
-    [
-        ({"verdict": "bias", "d_prime": (2.0, 2.0)}, [BIAS], ["toward “positive”"]),
-        ({"verdict": "bias", "d_prime": (2.0, 2.0), "criterion": 1.0}, [BIAS], ["away from “positive”"]),
-        ({"verdict": "sensitivity", "criterion": 0.0}, [LOSS], []),
-        ({"verdict": "sensitivity", "d_prime": (1.0, 2.0), "criterion": 0.0}, [GAIN], []),
-        ({"verdict": "both", "d_prime": (1.0, -1.0)}, [TURN], ["along with a shift of bias toward"]),
-    ],
-)
-def test_without_logits_the_verdict_has_d_prime_and_criterion(table, verdicts, words):
-    table = detected(**table, logits=False)
-    text, found = verdict(table, written=True)
-    assert set(verdicts) <= set(found)
-    assert all(each in text for each in words)
-    assert "AUC" not in text
-    names = ("criterion_change", "d_prime_change")
-    expected = [table.loc[1, f"{name}{end}"] for name in names for end in ("", "_low", "_high")]
-    assert numbers(text) == pytest.approx(expected, abs=0.005)
-
-
-def test_kinds_that_move_opposite_ways_are_no_shift_of_bias_though_their_mean_moves():
+def test_types_that_move_opposite_ways_are_no_shift_of_bias():
     for name, shift, opposite in (("neither", 0.2, True), ("sensitivity", 0.2, True), ("bias", 0.2, False)):
         text, _ = verdict(detected(name, shift=shift))
         assert ("do not move the same way" in text) == opposite
         assert ("over both kinds" in text) != opposite
 
 
-def test_what_cannot_be_told_has_its_reason_and_no_number():
-    text, found = verdict(detected("cannot tell", logits=False), written=True)
-    assert found == ["cannot tell bias from sensitivity"]
+def test_an_undecided_verdict_has_its_reason_and_no_number():
+    text, named = verdict(detected("cannot tell", logits=False), is_generated=True)
+    assert named == ["cannot tell bias from sensitivity"]
     assert "too few of some kind" in text
     assert numbers(text) == [110]
     unread = detected("cannot tell", logits=False)
     unread[[name for name in unread if name.startswith("d_prime")]] = np.nan
-    assert verdict(unread, written=True)[1] == ["Too few"]
+    assert verdict(unread, is_generated=True)[1] == ["Too few"]
     assert verdict(detected("cannot tell"), signal=["positive", "negative"])[1] == ["cannot be told apart"]
 
 
-def test_what_moved_is_told_by_kind_and_without_controls():
+def test_movement_is_reported_by_question_type_and_without_controls():
     for shifts, words in (
         ((1.0, 1.0), "both kinds of questions toward “positive”"), ((1.0, -1.0), "its own right answer"),
         ((-1.0, 1.0), "its own wrong answer"), ((0.0, 0.0), "no kind of question measurably"),
         ((0.0, -1.0), "negative away from “positive”, and positive not measurably"),
     ):  # fmt: skip
         text = effect_finding(
-            moved(*shifts), detected("bias"), CHOSEN, factor="kind", signal=["positive"], written=False
+            moved(*shifts), detected("bias"), CHOSEN, factor="kind", signal=["positive"], is_generated=False
         )
         assert words in text
         assert "control" not in text
@@ -490,15 +477,14 @@ def test_what_moved_is_told_by_kind_and_without_controls():
 
 
 def detection_tables():
-    found = pd.concat([detected("both"), detected("").iloc[1:]], ignore_index=True)
-    found.loc[2, ["vector", "control"]] = ["random 1", True]
-    accuracy = found.assign(accuracy=0.8, accuracy_low=0.7, accuracy_high=0.9)
-    return found, accuracy
+    table = pd.concat([detected("both"), detected("").iloc[1:]], ignore_index=True)
+    table.loc[2, ["vector", "control"]] = ["random 1", True]
+    return table, table.assign(accuracy=0.8, accuracy_low=0.7, accuracy_high=0.9)
 
 
 def test_the_detection_table_has_the_verdict_and_marks_what_is_not_covered():
-    found, accuracy = detection_tables()
-    shown = detection_table(found, accuracy)
+    detection, accuracy = detection_tables()
+    shown = detection_table(detection, accuracy)
     assert [row[:3] for row in shown.rows] == [
         ["unsteered", "", ""], ["v", "both", "+0.20"], ["1 control", "", "+0.20"],
     ]  # fmt: skip
@@ -509,15 +495,13 @@ def test_the_detection_table_has_the_verdict_and_marks_what_is_not_covered():
     assert by_name["change of AUC"] == "+0.000 [−0.050, +0.050]"
     assert by_name["change of d′"] == "−1.00 [−1.05, −0.95]"
     assert shown.rows[2][4:7] == ["0.900", "+0.000", "1.00"]
-    change = np.where(found["vector"] == "v", False, found["change_covered"])
-    marked = detection_table(found.assign(change_covered=change), accuracy)
+    change = np.where(detection["vector"] == "v", False, detection["change_covered"])
+    marked = detection_table(detection.assign(change_covered=change), accuracy)
     assert [cell[-1:] == "†" for cell in marked.rows[1]] == [False] * 8 + [True] * 2
     assert "not known to cover, and is not used for the verdict" in marked.note
-    unscored = found.assign(auc=np.nan, auc_change=np.nan)
+    unscored = detection.assign(auc=np.nan, auc_change=np.nan)
     assert detection_table(unscored, accuracy).rows[1][4:6] == ["–", "–"]
 
-
-# What is refused before the model works
 
 ORGANISM = """title = "o"
 [model]
@@ -532,42 +516,9 @@ layers = [0]
 [damage]
 data = "organism"
 """
-WORDS = """title = "w"
-[pairs]
-kind = "prompts"
-positive = "Love"
-negative = "Hate"
-[questions]
-kind = "sentiment"
-[sweep]
-multipliers = [-1, 1]
-"""
 
 
-def written(tmp_path, text):
-    path = tmp_path / "mine.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (ORGANISM.replace("organism-honesty", "gpt2"), r"\[pairs\] kind = \"organism\" .* 'gpt2' does not"),
-        (ORGANISM.replace("organism-honesty", "gpt2").replace('"organism"\n[q', '"csv"\n[q'),
-         r"\[questions\] kind = \"organism\" .* use one of organism-honesty"),
-        (ORGANISM + "positions = 'last_token()'", r"\[damage\] positions = 'last_token\(\)' leaves"),
-        (ORGANISM + "max_tokens = 1", r"\[damage\] max_tokens = 1: give 2 or more"),
-        (ORGANISM + "passages = -1", r"\[damage\] passages = -1: give 0 or more"),
-        (ORGANISM.replace("layers", "orthogonal = -1\nlayers"), r"\[sweep\] orthogonal = -1: give 0"),
-        (WORDS + "shuffled = 2", r"\[sweep\] shuffled and orthogonal controls are made of pairs"),
-        (WORDS + "orthogonal = 1", r"\[sweep\] shuffled and orthogonal controls are made of pairs"),
-        (WORDS + "[damage]\npassages = 3", r"\[damage\] adds one vector to every token"),
-        (WORDS + "measure = 'generate'\nchoices = 'sampled'", r"choices = 'sampled' draws .* not have"),
-    ],
-)  # fmt: skip
-def test_a_file_that_asks_for_what_cannot_be_is_refused_when_it_is_read(tmp_path, text, message):
-    assert_raises(message, read_experiment, written(tmp_path, text))
+# Preflight
 
 
 @pytest.fixture(scope="module")
@@ -585,11 +536,13 @@ def organism():
          r"\[sweep\] shuffled = 2 .* \[pairs\] has 3: give 4 or more, or shuffled = 0"),
     ],
 )  # fmt: skip
-def test_what_would_break_later_is_told_before_the_model_works(tmp_path, organism, text, error, message):
+def test_errors_that_would_come_later_are_raised_before_the_model_works(
+    tmp_path, organism, text, error, message
+):
     assert_raises(message, require_runnable, read_experiment(written(tmp_path, text)), organism, error=error)
 
 
-def test_what_fits_is_not_refused(tmp_path, organism):
+def test_experiments_without_problems_pass_the_preflight(tmp_path, organism):
     require_runnable(read_experiment(written(tmp_path, ORGANISM)), organism)
     no_damage = ORGANISM.replace('data = "organism"', "passages = 0")
     require_runnable(read_experiment(written(tmp_path, no_damage)), organism)
@@ -626,7 +579,7 @@ def findings_of(folder):
 
 
 @pytest.mark.integration
-def test_a_planted_lie_is_found_to_reverse_the_answers_and_no_bias(lying):
+def test_a_planted_lie_reverses_the_answers_without_a_bias(lying):
     text = findings_of(lying)
     assert Results.load(lying).chosen["multiplier"] < 0
     assert "This reverses the answers, without a measurable shift of bias" in text
@@ -634,7 +587,7 @@ def test_a_planted_lie_is_found_to_reverse_the_answers_and_no_bias(lying):
 
 
 @pytest.mark.integration
-def test_a_planted_bias_is_found_to_be_one_in_both_directions(leaning):
+def test_a_planted_bias_is_a_bias_in_both_directions(leaning):
     text = findings_of(leaning)
     assert text.count("is a shift of bias") == 2
     assert "reverses" not in text

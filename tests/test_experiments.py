@@ -1,4 +1,4 @@
-"""Experiment files, findings made of tables whose truth is known, and what a run's folder holds."""
+"""Experiment files, findings from synthetic tables, preflight, and the contents of run folders."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tl_steer.errors import UnfinishedRunError
 from tl_steer.evaluation import choose
 from tl_steer.evaluation.answer_shifts import answer_shifts
 from tl_steer.experiments import Results, measurements, own_experiments, read_experiment, run, write_report
-from tl_steer.experiments.materials import in_unit, pairs_of, questions_of, steered_with
+from tl_steer.experiments.materials import in_unit, pairs_of, questions_of, weighted
 from tl_steer.experiments.preflight import require_runnable
 from tl_steer.experiments.report import (
     choice_finding,
@@ -41,14 +41,25 @@ SMALLEST = """title = "small"
 [pairs]
 kind = "csv"
 """
-ASKING = (
-    SMALLEST
-    + """[questions]
+QUESTIONS = """[questions]
 kind = "sentiment"
 [sweep]
 multipliers = [-0.2, 0.2]
 """
-)
+ASKING = SMALLEST + QUESTIONS
+ORGANISM = """title = "o"
+[model]
+name = "organism-honesty"
+[pairs]
+kind = "organism"
+[questions]
+kind = "organism"
+[sweep]
+multipliers = [-1, 1]
+layers = [0]
+[damage]
+data = "organism"
+"""
 WORDS = """title = "words"
 [pairs]
 kind = "prompts"
@@ -67,7 +78,7 @@ TRAINING = HONESTY.replace('"sentiment"', '"claims"\ntraining = true')
 # --- files ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_has_defaults(tmp_path):
+def test_defaults_of_omitted_tables_and_keys(tmp_path):
     experiment = read_experiment(written(tmp_path, SMALLEST))
     assert experiment.pairs.data == "sentiment_pairs"
     assert experiment.directions.method == "mean_difference"
@@ -76,143 +87,124 @@ def test_what_is_left_out_has_defaults(tmp_path):
     assert experiment.questions is None
     assert experiment.text is None
     assert experiment.folder == tmp_path
+    assert read_experiment(written(tmp_path, ASKING)).sweep.score == "shift"
+    assert read_experiment(written(tmp_path, ASKING + "measure = 'generate'")).sweep.score == "accuracy"
 
 
 def test_every_own_experiment_is_valid():
     assert {"demo", "honesty"} <= set(own_experiments())
     for name in own_experiments():
         assert read_experiment(name).title
-
-
-def test_the_demo_writes_texts_at_more_than_one_layer():
     text = read_experiment("demo").text
-    assert text.layers == 2
-    assert text.max_new_tokens == 20
+    assert (text.layers, text.max_new_tokens) == (2, 20)
 
 
-def test_layers_that_are_steered_together_are_a_list_in_the_list(tmp_path):
-    text = ASKING + "layers = [3, [17, 31]]\n"
-    assert read_experiment(written(tmp_path, text)).sweep.layers == (3, (17, 31))
+def test_numbers_and_lists_are_converted_to_the_types_of_their_keys(tmp_path):
+    """Whole numbers to floats, keys to layers, a list in a list to one set of layers."""
+    text = ASKING.replace("[-0.2, 0.2]", "[-1, 2]") + "layers = [3, [17, 31]]\n"
+    text += "[directions]\nmethod = 'principal_component'\nweights = { 17 = 1, -1 = -0.5 }\n"
+    experiment = read_experiment(written(tmp_path, text + "component = { 1 = 1, 2 = 0.5 }"))
+    assert experiment.sweep.multipliers == (-1.0, 2.0)
+    assert experiment.sweep.layers == (3, (17, 31))
+    assert experiment.directions.weights == {17: 1.0, -1: -0.5}
+    assert experiment.directions.components == (1, 2)
+    numbers = [*experiment.sweep.multipliers, *experiment.directions.weights.values()]
+    assert {type(number) for number in numbers} == {float}
 
 
-def test_scores_are_by_what_is_measured(tmp_path):
-    assert read_experiment(written(tmp_path, ASKING)).sweep.score == "shift"
-    assert read_experiment(written(tmp_path, ASKING + "measure = 'generate'")).sweep.score == "accuracy"
-
-
-def test_layers_as_keys_are_whole_numbers_with_numbers(tmp_path):
-    text = SMALLEST + (
-        "[directions]\nmethod = 'principal_component'\nweights = { 17 = 1, -1 = -0.5 }\n"
-        "component = { 1 = 1, 2 = 0.5 }"
-    )
-    directions = read_experiment(written(tmp_path, text)).directions
-    assert directions.weights == {17: 1.0, -1: -0.5}
-    assert directions.components == (1, 2)
-
-
-def test_two_words_need_no_more_than_themselves(tmp_path):
-    experiment = read_experiment(written(tmp_path, WORDS))
+@pytest.mark.parametrize("negative", ["Hate", None])
+def test_one_or_two_prompts_are_enough_for_an_activation_addition(tmp_path, negative):
+    text = WORDS if negative else WORDS.replace('negative = "Hate"\n', "")
+    experiment = read_experiment(written(tmp_path, text))
+    assert experiment.has_prompts
+    assert experiment.pairs.negative == negative
     assert experiment.directions.method == "activation_addition"
     assert experiment.directions.unit == "length"
     assert experiment.pairs.hook == "resid_pre"
 
 
-def test_one_word_is_enough_and_nothing_is_subtracted(tmp_path):
-    experiment = read_experiment(written(tmp_path, WORDS.replace('negative = "Hate"\n', "")))
-    assert experiment.has_prompts
-    assert experiment.pairs.negative is None
-
-
-def test_whole_numbers_stand_for_numbers(tmp_path):
-    text = ASKING.replace("[-0.2, 0.2]", "[-1, 2]")
-    assert read_experiment(written(tmp_path, text)).sweep.multipliers == (-1.0, 2.0)
+TEXT = SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\n"
+DIRECTIONS = SMALLEST + "[directions]\nmethod = 'mean_difference'\n"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        # keys and tables
         (ASKING.replace("multipliers", "multiplers"),
          r"mine.toml: \[sweep\] has no key 'multiplers'; did you mean 'multipliers'\?"),
         ("titel = 'a'\n" + SMALLEST, r"mine.toml: the file has no key 'titel'; did you mean 'title'\?"),
+        ("source = 'a'\n" + SMALLEST, "the file has no key 'source'"),
         (SMALLEST + "[capture]\nxyz = 1",
          r"\[capture\] has no key 'xyz'; it may have positions, hook, layers"),
         (SMALLEST + "style = 'words'", r"\[pairs\] has no key 'style'"),
+        (DIRECTIONS + "C = 2", r"\[directions\] has no key 'C'"),
         (SMALLEST.replace("csv", "cvs"),
-         r"\[pairs\] kind = 'cvs' is not allowed; use 'csv' or 'honesty' or 'organism' or 'prompts'. Did"),
-        ("title = 'a'\n[pairs]\ndata = 'x'", r"\[pairs\] the key 'kind' is missing"),
+         r"\[pairs\] kind = 'cvs': expected 'csv' or 'honesty' or 'organism' or 'prompts'. Did"),
+        ("title = 'a'\n[pairs]\ndata = 'x'", r"\[pairs\] the key 'kind' is missing: expected 'csv' or"),
         ("title = 'a'", r"mine.toml: the key 'pairs' is missing"),
-        ("title = 'a'\npairs = 3", r"'pairs' must be a table, \[pairs\], not 3"),
-        (ASKING.replace("[-0.2, 0.2]", "0.2"),
-         r"\[sweep\] multipliers = 0.2 is not allowed; use a list of: a finite number"),
-        (ASKING.replace("[-0.2, 0.2]", "[]"), r"\[sweep\] multipliers: give at least one"),
-        (ASKING.replace("[-0.2, 0.2]", "[0, 1]"), r"\[sweep\] multipliers: .*none of them 0"),
-        (ASKING.replace("-0.2", "0.2"), r"\[sweep\] multipliers = \[0.2, 0.2\]: give each once"),
-        (ASKING + "operations = ['add', 'add']", r"\[sweep\] operations = .*: give each once"),
-        (ASKING + "controls = true", r"\[sweep\] controls = True is not allowed; use a whole number"),
-        (ASKING + "controls = -1", r"\[sweep\] controls = -1: give 0 or more"),
-        (ASKING + "layers = 'al'", r"\[sweep\] layers = 'al' is not allowed; .* Did you mean 'all'\?"),
-        (ASKING + "positions = 'last()'", r"\[sweep\] positions 'last\(\)' cannot be read"),
-        (ASKING + "operations = ['ad']",
-         r"\[sweep\] operations = \['ad'\] is not allowed; use a list of: 'add' or 'project_out'"),
-        (SMALLEST + "[capture]\nhook = 'resid'",
-         r"\[capture\] hook = 'resid' is unknown; use one of resid_pre"),
+        ("title = 'a'\npairs = 3", r"pairs = 3: expected a table, \[pairs\]"),
+        ("title = ", r"mine.toml is not a TOML file"),
+        # types and ranges
+        (ASKING.replace("[-0.2, 0.2]", "0.2"), r"\[sweep\] multipliers = 0.2: expected a list"),
+        (ASKING.replace("[-0.2, 0.2]", "[]"), r"\[sweep\] multipliers = \[\]: expected at least 1"),
+        (ASKING.replace("[-0.2, 0.2]", "[0, 1]"), r"\[sweep\] multipliers = \[0, 1\]: .*none of them 0"),
+        (ASKING.replace("-0.2", "0.2"), r"\[sweep\] multipliers = \[0.2, 0.2\]: expected each once"),
+        (ASKING + "operations = ['add', 'add']", r"\[sweep\] operations = .*: expected each once"),
+        (ASKING + "controls = true", r"\[sweep\] controls = True: expected a whole number"),
+        (ASKING + "controls = -1", r"\[sweep\] controls = -1: expected 0 or more"),
+        (ASKING + "layers = 'al'", r"\[sweep\] layers = 'al': expected .* Did you mean 'all'\?"),
+        (ASKING + "layers = [1.5]", r"\[sweep\] layers\[0\] = 1.5: expected a whole number"),
+        (ASKING + "positions = 'last()'", r"\[sweep\] positions = 'last\(\)': .* cannot be read"),
+        (ASKING + "operations = ['ad']", r"\[sweep\] operations\[0\] = 'ad': expected 'add' or 'proj"),
+        (SMALLEST + "[capture]\nhook = 'resid'", r"\[capture\] hook = 'resid': expected 'resid_pre', "),
+        (TEXT.replace("['a']", "['a', ' ']"), r"\[text\] prompts\[1\] = ' ': expected some text"),
+        (TEXT + "temperature = 1\ndraws = 0", r"\[text\] draws = 0: expected 1 or more"),
+        (TEXT + "repetition_penalty = 0", r"\[text\] repetition_penalty=0.0: expected a number above 0"),
+        (DIRECTIONS + "weights = { a = 1 }", r"\[directions\] weights\['a'\]: expected a whole .* as key"),
+        (DIRECTIONS + "weights = { 3 = 1, 4 = 0 }", r"\[directions\] weights = .*: .*none of them 0"),
+        (SMALLEST + "[model]\nprocessing = { fold = true }",
+         r"\[model\] processing\['fold'\]: expected 'fold_ln', .* as key"),
+        (SMALLEST + "[model]\ntemplate_variables = { a = [1] }",
+         r"\[model\] template_variables\['a'\] = \[1\]: expected true or false or a whole number or"),
+        (SMALLEST + "[model]\nprocessing = 3", r"processing = 3: expected true or false or a table"),
+        (SMALLEST + "[separation]\nfolds = 1", r"\[separation\] folds = 1: expected 2 or more"),
+        # contradictions in a table
         (TRAINING.replace('"claims"', '"sentiment"'), r"training = true asks the claims of .*: give kind"),
         (TRAINING.replace("true", "true\ndata = 'a'"), r"training = true asks the claims of .*data out"),
-        (ASKING.replace('"sentiment"', '"claims"\ntraining = true'), r"training = true .*not for \"csv\""),
         (ASKING.replace('"sentiment"', '"sentiment"\nwording = "study"'), r"wording = \"study\" is for kind"),
-        (HONESTY + "[directions]\nmethod = 'principal_component'\nsign = 'median'", "sign"),
-        (SMALLEST + "[questions]\nkind = 'claims'", r"\[questions\] and \[sweep\] belong together"),
-        (SMALLEST + "[text]\nprompts = ['a']", r"\[text\] layers must be a list"),
-        (SMALLEST + "[text]\nlayers = [1]", r"\[text\] give either prompts"),
-        (SMALLEST + "[text]\nprompts = ['a']\nlayers = []", r"\[text\] layers must not be empty"),
-        (SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 0]",
-         r"\[text\] multipliers = \[1.0, 0.0\].*no multiplier of 0"),
-        (SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nmultipliers = [1, 1]",
-         r"\[text\] multipliers = \[1.0, 1.0\]: give each once"),
-        (SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\npositions = 'last()'",
-         r"\[text\] positions 'last\(\)' cannot be read"),
+        (TEXT.replace("prompts = ['a']", ""), r"\[text\] give either prompts"),
         (ASKING + "measure = 'generate'\nscore = 'shift'",
          r"\[sweep\] score = 'shift' is .* measure = 'generate' does not have: use 'accuracy' or"),
-        (ASKING + "measure = 'write'", r"\[sweep\] measure = 'write' is not allowed; use 'choice' or 'gen"),
-        (ASKING + "temperature = 0.7", r"\[sweep\] temperature, top_p, .* measure = 'choice' does not write"),
+        (ASKING + "temperature = 0.7", r"\[sweep\] temperature, top_p, .* are for generated text"),
         (ASKING + "measure = 'generate'\ndraws = 3", r"\[sweep\] draws=3, temperature=0.0: expected one"),
-        (SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\ntemperature = 1\ndraws = 0",
-         r"\[text\] draws = 0: give 1 or"),
-        (SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\nrepetition_penalty = 0",
-         r"\[text\] repetition_penalty=0.0: expected a number above 0"),
-        (ASKING + "measure = 'generate'\nmax_new_tokens = 0", r"\[sweep\] max_new_tokens = 0: give 1 or"),
-        (SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { a = 1 }",
-         r"\[directions\] weights = \{'a': 1\} is not allowed; use a table of a whole number to a finite"),
-        (SMALLEST + "[directions]\nmethod = 'mean_difference'\nweights = { 3 = 1, 4 = 0 }",
-         r"\[directions\] weights = \{3: 1.0, 4: 0.0\}: .* none of them 0"),
-        (SMALLEST + "[directions]\nmethod = 'principal_component'\ncomponent = {}",
-         r"\[directions\] component = \{\}: give one or more"),
-        (SMALLEST + "[model]\nprocessing = { fold = true }",
-         r"\[model\] processing: \['fold'\] is unknown: expected any of fold_ln, center_writing_we"),
-        (SMALLEST + "[model]\ntemplate_variables = { a = [1] }",
-         r"\[model\] template_variables = \{'a': \[1\]\} is not allowed; use a table of text to true or"),
-        (SMALLEST + "[model]\nprocessing = 3", r"processing = 3 is not allowed; use true or false, or"),
+        (ASKING + "measure = 'generate'\nchoices = 'sampled'", r"choices = 'sampled' draws .* not have"),
+        (ORGANISM + "positions = 'last_token()'", r"\[damage\] positions = 'last_token\(\)' leaves"),
+        (WORDS.replace("Love", "").replace("Hate", ""), r"\[pairs\] positive is empty, and negative is"),
+        # contradictions between tables
+        (ASKING.replace('"sentiment"', '"claims"\ntraining = true'), r"training = true .*not \"csv\""),
+        (SMALLEST + "[questions]\nkind = 'claims'", r"\[questions\] and \[sweep\] belong together"),
+        (TEXT.replace("layers = [1]", ""), r"\[text\] layers must be a list"),
+        (ORGANISM.replace("organism-honesty", "gpt2"), r"\[pairs\] kind = \"organism\" .* 'gpt2' does not"),
+        (ORGANISM.replace("organism-honesty", "gpt2").replace('"organism"\n[q', '"csv"\n[q'),
+         r"\[questions\] kind = \"organism\" .* use one of organism-honesty"),
         (SMALLEST + "[directions]\nmethod = 'activation_addition'",
          r"kind = \"prompts\" and \[directions\] method = \"activation_addition\" go together"),
         (WORDS + "[directions]\nmethod = 'lda_direction'", r"go together: give both, or neither"),
         (WORDS + "[capture]\nlayers = [1]", r"\[capture\] and \[separation\] are about pairs"),
-        (WORDS + "[separation]\nfolds = 3", r"\[capture\] and \[separation\] are about pairs"),
-        (WORDS.replace("layers", "operations = ['project_out']\nlayers"), r"\[text\] operations: one vector"),
+        (WORDS + "[damage]\npassages = 3", r"\[damage\] adds one vector to every token"),
+        (WORDS + QUESTIONS + "shuffled = 2", r"\[sweep\] shuffled and orthogonal controls are made of pairs"),
+        (WORDS.replace("layers", "operations = ['project_out']\nlayers"),
+         r"\[text\] operations: .* cannot be projected out"),
         (WORDS[: WORDS.index("[text]")], r"kind = \"prompts\" needs \[text\], or \[questions\]"),
-        (WORDS.replace("Love", "").replace("Hate", ""), r"\[pairs\] positive is empty, and negative too"),
-        (WORDS.replace("Love", "").replace('negative = "Hate"\n', ""), "positive is empty, .* or not given"),
-        (WORDS.replace("positive", "hook = 'resid'\npositive"), r"\[pairs\] hook = 'resid' is unknown"),
-        (SMALLEST + "limit = 0", r"\[pairs\] limit = 0: give 1 or more"),
-        (SMALLEST + "[separation]\nfolds = 1", r"\[separation\] .*folds = 1"),
-        (SMALLEST + "[directions]\nmethod = 'mean_difference'\nC = 2", r"\[directions\] has no key 'C'"),
-        ("title = ", r"mine.toml is not a TOML file"),
+        (ASKING + "shuffled = 2\n[directions]\nmethod = 'principal_component'", r"\[sweep\] shuffled: "),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_told_by_file_table_and_key(tmp_path, text, message):
+def test_errors_of_a_file_name_file_table_and_key(tmp_path, text, message):
     assert_raises(message, read_experiment, written(tmp_path, text))
 
 
-def test_a_file_that_is_not_there_is_told_with_the_names_there_are():
+def test_a_missing_file_is_an_error_with_the_names_of_bundled_experiments():
     with pytest.raises(FileNotFoundError, match=r"neither a file nor one of .*demo, .*honesty, "):
         read_experiment("nowhere.toml")
 
@@ -262,20 +254,21 @@ def test_separation_counts_the_layers_that_the_figure_counts(accuracies, start, 
     assert f"at {count} of {len(table)} layers" in plots.separation(drawn).layout.title.subtitle.text
 
 
-def test_separation_with_few_shuffles_says_how_many_are_needed():
-    text = separation_finding(separations([0.5, 0.95], null_max=np.nan, p_corrected=1 / 11))
-    assert "19 shuffles or more are needed" in text
-    assert numbers(text) == pytest.approx([0.95, 0.87, 1, 1, 100, 5, 0.05, 19])
-
-
-def test_without_shuffled_labels_separation_has_no_comparison():
-    text = separation_finding(separations([0.9], null_max=np.nan, p_corrected=np.nan))
-    assert "no shuffled labels were run" in text
-    assert numbers(text) == pytest.approx([0.9, 0.82, 0.98, 0, 100, 5])
+@pytest.mark.parametrize(
+    ("accuracies", "p_corrected", "words", "expected"),
+    [
+        ([0.5, 0.95], 1 / 11, "19 shuffles or more are needed", [0.95, 0.87, 1, 1, 100, 5, 0.05, 19]),
+        ([0.9], np.nan, "no shuffled labels were run", [0.9, 0.82, 0.98, 0, 100, 5]),
+    ],
+)
+def test_separation_with_few_or_no_shuffles_says_so(accuracies, p_corrected, words, expected):
+    text = separation_finding(separations(accuracies, null_max=np.nan, p_corrected=p_corrected))
+    assert words in text
+    assert numbers(text) == pytest.approx(expected)
 
 
 def swept(effect, *, controls=0.0, n=40, seed=0):
-    """A sweep's table of one layer: `effect(kind)` is added to the logit difference of either kind.
+    """A sweep's table of one layer: `effect(kind)` is added to the logit differences of a kind.
 
     Before steering, two of three positive reviews and two of three negative ones are answered rightly.
     """
@@ -284,14 +277,14 @@ def swept(effect, *, controls=0.0, n=40, seed=0):
     kind = np.where(answer == 0, "positive", "negative")
     sign = np.where(answer == 0, 1.0, -1.0)
     before = sign * np.where(np.arange(2 * n) % 3 < 2, 1.0, -1.0) * rng.uniform(0.5, 1.5, 2 * n)
-    cells = [("none", False, "none", "", "", 0.0, 0.0, np.zeros(2 * n))]
+    conditions = [("none", False, "none", "", "", 0.0, 0.0, np.zeros(2 * n))]
     for multiplier in (-0.2, 0.2):
         added = np.sign(multiplier) * np.array([effect(each) for each in kind]) + rng.normal(0, 0.1, 2 * n)
-        cells.append(("mean_difference", False, "add", "7", "resid_post", multiplier, 0.21, added))
+        conditions.append(("mean_difference", False, "add", "7", "resid_post", multiplier, 0.21, added))
         noise = np.sign(multiplier) * controls + rng.normal(0, 0.1, 2 * n)
-        cells.append(("random 1", True, "add", "7", "resid_post", multiplier, 0.21, noise))
+        conditions.append(("random 1", True, "add", "7", "resid_post", multiplier, 0.21, noise))
     frames = []
-    for vector, control, operation, layers, hook, multiplier, dose, added in cells:
+    for vector, control, operation, layers, hook, multiplier, dose, added in conditions:
         frame = pd.DataFrame(
             {"prompt_id": range(2 * n), "prompt": [f"p{i}" for i in range(2 * n)], "kind": kind}
         )
@@ -308,12 +301,12 @@ def swept(effect, *, controls=0.0, n=40, seed=0):
 
 
 def projected(table):
-    """The same table with a projection in place of each addition of a positive multiplier."""
-    kept = table[table["multiplier"] >= 0].copy()
-    steered = kept["operation"] == "add"
-    kept.loc[steered, "operation"] = "project_out"
-    kept.loc[steered, ["multiplier", "dose"]] = np.nan
-    return kept
+    """The table with a projection in place of each addition of a positive multiplier."""
+    table = table[table["multiplier"] >= 0].copy()
+    steered = table["operation"] == "add"
+    table.loc[steered, "operation"] = "project_out"
+    table.loc[steered, ["multiplier", "dose"]] = np.nan
+    return table
 
 
 def test_the_best_operation_is_chosen_on_the_choosing_half_whichever_is_listed_first():
@@ -330,46 +323,40 @@ def test_the_best_operation_is_chosen_on_the_choosing_half_whichever_is_listed_f
 
 
 def as_texts(table, *, unreadable=lambda rows: rows["choice"].isna()):
-    """The same choices, as if read from texts: no logits, and none where `unreadable` says so."""
+    """The table as if read from texts: no logits, and no choice where `unreadable` is true."""
     rows = table.assign(logit_difference=np.nan, probability=np.nan, mass=np.nan, text="words")
     rows.loc[unreadable(rows), "choice"] = pd.NA
     return rows
 
 
-def test_the_shift_of_texts_is_the_paired_change_of_the_share_that_says_the_signal():
+def test_the_shift_of_texts_is_the_paired_change_of_the_share_of_signal_answers():
     def unreadable(rows):
         return (rows["prompt_id"] % 7 == 0) & (rows["multiplier"] > 0) | (rows["prompt_id"] % 11 == 0)
 
     table = as_texts(swept(lambda kind: 1.0), unreadable=unreadable)
-    found = answer_shifts(table, by="kind", seed=3)
-    assert len(found) == 10
+    shifts = answer_shifts(table, by="kind", seed=3)
+    assert len(shifts) == 10
     unsteered = table[table["vector"] == "none"].set_index("prompt_id")["choice"]
-    for row in found.to_dict("records"):
-        cell = table[
+    for row in shifts.to_dict("records"):
+        rows = table[
             (table["vector"] == row["vector"])
             & (table["multiplier"] == row["multiplier"])
             & (table["kind"] == row["kind"])
         ]
         changes = []
-        for prompt, choice in zip(cell["prompt_id"], cell["choice"], strict=True):
+        for prompt, choice in zip(rows["prompt_id"], rows["choice"], strict=True):
             if pd.notna(choice) and pd.notna(unsteered[prompt]):
                 changes.append(int(choice == 0) - int(unsteered[prompt] == 0))
-        assert (row["n"], row["compared"]) == (len(cell), len(changes))
+        assert (row["n"], row["compared"]) == (len(rows), len(changes))
         assert row["shift"] == pytest.approx(np.mean(changes))
         assert row["shift_low"] <= row["shift"] <= row["shift_high"]
         if row["vector"] == "none":
             assert row["shift_low"] == row["shift_high"] == 0
             continue
-        # The interval's source, Bonett & Price 2012, by hand: a changed prompt more of either kind.
+        # The interval of Bonett & Price 2012, by hand: with one more changed prompt in each direction.
         more = [*changes, 1, -1]
         spread = 1.96 * np.std(more) / np.sqrt(len(more))
         assert (row["shift_high"] - row["shift_low"]) / 2 == pytest.approx(spread, rel=0.2)
-
-
-def test_texts_have_no_mass():
-    table = as_texts(swept(lambda kind: 1.0))
-    chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1]
-    assert mass_finding(table, chosen) is None
 
 
 def test_unreadable_texts_are_counted_per_condition():
@@ -377,9 +364,9 @@ def test_unreadable_texts_are_counted_per_condition():
         swept(lambda kind: 1.0), unreadable=lambda rows: rows["multiplier"] * rows["prompt_id"] > 15
     )
     chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1]
-    turned = chosen.copy()
-    chosen["multiplier"], turned["multiplier"] = 0.2, -0.2
-    text = unreadable_finding(table, [chosen, turned])
+    opposite = chosen.copy()
+    chosen["multiplier"], opposite["multiplier"] = 0.2, -0.2
+    text = unreadable_finding(table, [chosen, opposite])
     assert numbers(text) == [0, 80, 4, 80, 7, 0.2, 0.21, 0, 80, 7, -0.2, 0.21]
     assert not text.startswith("Caution")
     many = as_texts(table, unreadable=lambda rows: rows["prompt_id"] < 8)
@@ -409,9 +396,10 @@ def test_choices_with_little_probability_give_a_caution():
     assert mass_finding(table, chosen) is None
     table.loc[table["vector"] == "none", "mass"] = 0.02
     assert numbers(mass_finding(table, chosen)) == [0.02, 0.9]
+    assert mass_finding(as_texts(table), chosen) is None
 
 
-def test_texts_are_counted_and_not_measured():
+def test_open_prompts_are_counted():
     texts = pd.DataFrame(
         {"prompt_id": [5, 6, 5, 6], "layers": ["", "", "7", "7"],
          "operation": ["none", "none", "add", "add"], "multiplier": [0.0, 0.0, 8.0, 8.0]}
@@ -425,7 +413,7 @@ def test_texts_are_counted_and_not_measured():
 # --- runs -----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path):
+def test_a_folder_with_other_files_is_an_error_and_unchanged(tmp_path):
     for folder, file, message in (
         ("run", "experiment.toml", r"already holds a run of another experiment file[^+]*- as"),
         ("notes", "notes.txt", "not empty"),
@@ -438,28 +426,21 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_is(tmp_path):
         assert [(each.name, each.read_text()) for each in out.iterdir()] == [(file, "old")]
 
 
-def test_a_run_that_fails_at_the_start_leaves_nothing(tmp_path):
-    experiment = read_experiment(written(tmp_path, SMALLEST + "data = 'nowhere.csv'\n"))
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
-        run(experiment, tmp_path / "runs" / "one", model=object())
-    assert list((tmp_path / "runs").iterdir()) == []
-
-
 class Untouched:
-    """A model of 30 layers of which only the size may be looked at."""
+    """A model of 30 layers of which only the size may be read."""
 
     cfg = SimpleNamespace(n_layers=30)
     tokenizer = run_with_hooks = None
 
 
 CAPTURED = "[capture]\nlayers = [10, -15]\n"
+WEIGHTS = "[directions]\nmethod = 'mean_difference'\nweights = { 10 = 1.0, 5 = -0.5 }\n"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (SMALLEST + "limit = 4", r"\[separation\] folds = 5 cannot be made of the 4 groups.*folds to 2 to 4"),
-        (SMALLEST + "limit = 1", r"\[separation\] folds = 5 cannot be made of the 1 groups.*: use more"),
         (SMALLEST + "limit = 10\n[directions]\nmethod = 'principal_component'\n"
          "of = 'differences'\ncomponent = 9",
          r"\[directions\] component = 9 does not exist: \[separation\] folds = 5 leaves 8 pairs .* 1 to 8"),
@@ -467,9 +448,6 @@ CAPTURED = "[capture]\nlayers = [10, -15]\n"
          "of = 'centred_differences'\ncomponent = 8", r"component = 8 does not exist: .* 1 to 7"),
         (ASKING.replace("[-0.2, 0.2]", "[0.2]\nlayers = [[10, 12], 5]") + CAPTURED,
          r"\[sweep\] layers: there is no vector at \[5, 12\], since \[capture\] layers are \[10, 15\]"),
-        (ASKING + "layers = [15, -15]\n" + CAPTURED, r"\[sweep\] layers: one is named twice"),
-        (SMALLEST + CAPTURED + "[text]\nprompts = ['a']\nlayers = [5]",
-         r"\[text\] layers: there is no vector at \[5\]"),
         (SMALLEST + "[text]\nprompts = ['a']\nlayers = [29, -1]", r"\[text\] layers: one is named twice"),
         (SMALLEST + CAPTURED.replace("10", "31"), r"\[capture\] layers: layer 31 is out of range"),
         (ASKING.replace("sentiment", "misconceptions") + "score = 'd_prime'",
@@ -480,11 +458,19 @@ CAPTURED = "[capture]\nlayers = [10, -15]\n"
         (ASKING.replace('"sentiment"', '"misconceptions"\nlimit = 1'),
          r"\[questions\] limit: give 2 or more"),
         (SMALLEST + "[text]\ndata = 'dilemmas'\nlimit = 5000\nlayers = [1]", r"limit = 5000 cannot be drawn"),
+        (SMALLEST + "data = 'nowhere.csv'\n", r"nowhere\.csv"),
+        (SMALLEST + "limit = 10\n[directions]\nmethod = 'principal_component'\n"
+         "of = 'differences'\ncomponent = { 1 = 1.0, 9 = 0.5 }", r"component = 9 .* leaves 8 pairs"),
+        (SMALLEST + CAPTURED + WEIGHTS, r"\[directions\] weights: there is no vector at \[5\]"),
+        (ASKING + "layers = [10, [10, 12]]\n" + WEIGHTS,
+         r"\[sweep\] layers: .* \[12\], since .* weights are of \[5, 10\]"),
+        (HONESTY.replace('"sentiment"', '"claims"\ndata = "claims_train"'),
+         r"\[questions\] asks 12 claims of which the vectors .*training"),
     ],
 )  # fmt: skip
-def test_what_would_break_later_is_told_before_the_model_works(tmp_path, text, message):
+def test_errors_that_would_come_later_are_raised_before_the_model_works(tmp_path, text, message):
     experiment = read_experiment(written(tmp_path, text))
-    with pytest.raises((ValueError, IndexError), match=message):
+    with pytest.raises((ValueError, IndexError, FileNotFoundError), match=message):
         run(experiment, tmp_path / "runs" / "one", model=Untouched())
     assert list((tmp_path / "runs").iterdir()) == []
 
@@ -494,7 +480,7 @@ def test_what_would_break_later_is_told_before_the_model_works(tmp_path, text, m
     ["pair", "layer", "side", "prompt", "PC1", "projection", "side_positive,side_negative",
      "letter,letter_positive,letter_negative"],
 )  # fmt: skip
-def test_pair_columns_with_names_of_the_reports_own_are_refused_early(tmp_path, columns):
+def test_pair_columns_may_not_have_names_of_the_reports_columns(tmp_path, columns):
     rows = "".join(f"good {row},bad {row}" + ",0" * len(columns.split(",")) + "\n" for row in range(12))
     (tmp_path / "own.csv").write_text(f"positive,negative,{columns}\n{rows}")
     experiment = read_experiment(written(tmp_path, SMALLEST + "data = 'own.csv'\n"))
@@ -503,20 +489,20 @@ def test_pair_columns_with_names_of_the_reports_own_are_refused_early(tmp_path, 
         run(experiment, tmp_path / "one", model=Untouched())
 
 
-def test_what_fits_is_not_refused(tmp_path):
+def test_experiments_without_problems_pass_the_preflight(tmp_path):
     rows = "".join(f"good {row},bad {row},A,B,x\n" for row in range(12))
     (tmp_path / "own.csv").write_text(f"positive,negative,letter_positive,letter_negative,topic\n{rows}")
-    measurements = (
-        ASKING.replace("[pairs]", "[pairs]\ndata = 'own.csv'")
-        + "score = 'd_prime'\nlayers = [10, [10, 15]]\n"
-    )
+    questions = ASKING.replace("[pairs]", "[pairs]\ndata = 'own.csv'") + "score = 'd_prime'\n"
     text = "[text]\nprompts = ['a']\nlayers = [-15]\n"
-    require_runnable(read_experiment(written(tmp_path, measurements + CAPTURED + text)), Untouched())
+    experiment = questions + "layers = [10, [10, 15]]\n" + CAPTURED + text
+    require_runnable(read_experiment(written(tmp_path, experiment)), Untouched())
+    text = text.replace("[-15]", "[5, [5, -20]]")
+    require_runnable(read_experiment(written(tmp_path, SMALLEST + WEIGHTS + text)), Untouched())
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Calls of `sweep` and `damage` by `asking`; a sweep returns a table where adding beats projecting."""
+    """Arguments of calls of `sweep` and `damage`; a sweep returns a table where adding beats projecting."""
     strong, weak = swept(lambda kind: 1.0), projected(swept(lambda kind: 0.3)).replace({"layers": {"7": "3"}})
     both = pd.concat([weak, strong[strong["operation"] != "none"]], ignore_index=True)
     swept_table = both[~both["control"]].reset_index(drop=True)
@@ -543,73 +529,53 @@ def test_controls_are_run_for_the_chosen_condition_of_the_best_operation(tmp_pat
     text = ASKING + "operations = ['project_out', 'add']\ncontrols = 1\ncontrol_layers = 'chosen'\n"
     experiment = read_experiment(written(tmp_path, text))
     pairs, vectors = planted[0], mean_difference(planted[0])
-    table = measurements.asked_table(experiment, None, vectors, pairs, progress=False)
+    table = measurements.question_table(experiment, None, vectors, pairs, progress=False)
     measurements.damage_table(experiment, None, vectors, pairs, table, progress=False)
-    asked, damaged = calls
+    asking, damaging = calls
     assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"]]
-    (condition,) = asked["control_layers"](table).to_dict("records")
+    (condition,) = asking["control_layers"](table).to_dict("records")
     assert (condition["operation"], condition["layers"]) == ("add", "7")
     assert abs(condition["multiplier"]) == 0.2
-    assert damaged["layers"] == [7]
-    assert set(damaged["controls"]) >= set(asked["controls"]) == {"random 1"}
+    assert damaging["layers"] == [7]
+    assert set(damaging["controls"]) >= set(asking["controls"]) == {"random 1"}
     # one name is one direction, in the sweep and in the damage
     torch.testing.assert_close(
-        asked["controls"]["random 1"].values, damaged["controls"]["random 1"].values, rtol=0, atol=0
+        asking["controls"]["random 1"].values, damaging["controls"]["random 1"].values, rtol=0, atol=0
     )
 
 
-def test_a_run_goes_on_wherever_its_file_lies(tmp_path, calls, planted):
-    """The selection of the controls' condition is part of what a sweep was begun with."""
+def test_a_run_resumes_after_its_file_was_moved(tmp_path, calls, planted):
+    """The selection of the controls' condition is part of a sweep's digest."""
     digests = set()
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         experiment = read_experiment(written(tmp_path / folder, ASKING))
-        measurements.asked_table(experiment, None, mean_difference(planted[0]), planted[0], progress=False)
+        measurements.question_table(experiment, None, mean_difference(planted[0]), planted[0], progress=False)
         digests.add(digest(calls[-1]["control_layers"]))
     assert len(digests) == 1
 
 
-def test_texts_are_written_at_the_layers_of_the_best_operation_first(tmp_path, calls, planted):
+def test_texts_are_generated_at_the_layers_of_the_best_operation_first(tmp_path, calls, planted):
     text = ASKING + "operations = ['project_out', 'add']\n[text]\nprompts = ['a']\nchat = false\nlayers = 2\n"
     experiment = read_experiment(written(tmp_path, text))
     vectors = mean_difference(planted[0])
-    table = measurements.asked_table(experiment, None, vectors, planted[0], progress=False)
-    measurements.written_table(experiment, None, vectors, [table], progress=False)
+    table = measurements.question_table(experiment, None, vectors, planted[0], progress=False)
+    measurements.text_table(experiment, None, vectors, [table], progress=False)
     assert calls[-1]["layers"] == [7, 3]
-
-
-def test_weights_are_looked_for_among_the_layers_that_have_vectors(tmp_path):
-    weighted = "[directions]\nmethod = 'mean_difference'\nweights = { 10 = 1.0, 5 = -0.5 }\n"
-    with pytest.raises(ValueError, match=r"\[directions\] weights: there is no vector at \[5\]"):
-        require_runnable(read_experiment(written(tmp_path, SMALLEST + CAPTURED + weighted)), Untouched())
-    measurements = ASKING + "layers = [10, [10, 12]]\n" + weighted
-    with pytest.raises(ValueError, match=r"\[sweep\] layers: .* \[12\], since .* weights are of \[5, 10\]"):
-        require_runnable(read_experiment(written(tmp_path, measurements)), Untouched())
-    text = "[text]\nprompts = ['a']\nlayers = [5, [5, -20]]\n"
-    require_runnable(read_experiment(written(tmp_path, SMALLEST + weighted + text)), Untouched())
-
-
-def test_every_component_of_a_mix_must_exist(tmp_path):
-    text = SMALLEST + (
-        "limit = 10\n[directions]\nmethod = 'principal_component'\nof = 'differences'\n"
-        "component = { 1 = 1.0, 9 = 0.5 }"
-    )
-    with pytest.raises(ValueError, match=r"component = 9 does not exist: .* leaves 8 pairs"):
-        require_runnable(read_experiment(written(tmp_path, text)), Untouched())
 
 
 @pytest.mark.parametrize(("unit", "length"), [("dose", 10.0), ("one", 1.0), ("length", None)])
 def test_a_unit_is_what_multiplier_one_stands_for(tmp_path, planted, unit, length):
     text = SMALLEST + f"[directions]\nmethod = 'mean_difference'\nunit = '{unit}'\nweights = {{ 1 = -0.5 }}"
     experiment = read_experiment(written(tmp_path, text))
-    made = mean_difference(planted[0])
-    found = in_unit(made, experiment)
-    expected = np.linalg.norm(made.values, axis=-1) if length is None else [length] * 2
-    np.testing.assert_allclose(np.linalg.norm(found.values, axis=-1), expected, rtol=1e-5)
-    steered = steered_with(found, experiment)
+    vectors = mean_difference(planted[0])
+    scaled = in_unit(vectors, experiment)
+    expected = np.linalg.norm(vectors.values, axis=-1) if length is None else [length] * 2
+    np.testing.assert_allclose(np.linalg.norm(scaled.values, axis=-1), expected, rtol=1e-5)
+    steered = weighted(scaled, experiment)
     assert steered.layers == (1,)
-    np.testing.assert_allclose(steered.values[0], -0.5 * found.values[1], rtol=1e-6)
-    assert steered_with(found, read_experiment(written(tmp_path, SMALLEST))) is found
+    np.testing.assert_allclose(steered.values[0], -0.5 * scaled.values[1], rtol=1e-6)
+    assert weighted(scaled, read_experiment(written(tmp_path, SMALLEST))) is scaled
 
 
 def test_a_model_is_loaded_with_the_options_of_the_file(tmp_path, monkeypatch):
@@ -627,11 +593,10 @@ def test_a_model_is_loaded_with_the_options_of_the_file(tmp_path, monkeypatch):
     assert calls == [{"name": "gpt2-xl", "dtype": "bfloat16", "device": None, "processing": processing}]
 
 
-def test_free_answers_are_asked_for_where_they_are_to_be_read(tmp_path):
-    model = SimpleNamespace(tokenizer=None, cfg=None, run_with_hooks=None)
-    measurements = ASKING.replace('"sentiment"', '"claims"\nlimit = 4')
+def test_questions_ask_for_free_text_where_answers_are_read_from_it(tmp_path):
+    questions = ASKING.replace('"sentiment"', '"claims"\nlimit = 4')
     letters, words = (
-        questions_of(read_experiment(written(tmp_path, measurements + f"measure = '{measure}'")), model)
+        questions_of(read_experiment(written(tmp_path, questions + f"measure = '{measure}'")), Untouched())
         for measure in ("choice", "generate")
     )
     assert all(prompt.endswith("Answer: (") for prompt in letters.prompts)
@@ -639,39 +604,35 @@ def test_free_answers_are_asked_for_where_they_are_to_be_read(tmp_path):
     assert list(letters.answers) == list(words.answers)
 
 
-def test_training_claims_are_those_of_the_pairs_and_say_so(tmp_path):
-    model = SimpleNamespace(tokenizer=None, cfg=None, run_with_hooks=None)
+def test_training_claims_are_those_of_the_pairs_and_labelled(tmp_path):
     experiment = read_experiment(written(tmp_path, TRAINING))
-    claims, questions = read_claims(), questions_of(experiment, model)
-    pairs = pairs_of(experiment, model)
+    claims, questions = read_claims(), questions_of(experiment, Untouched())
+    pairs = pairs_of(experiment, Untouched())
     statements = [re.search('"(.*)"\n', prompt)[1] for prompt in questions.prompts]
     assert len(statements) == 12
     assert set(statements) <= set(claims["statement"])
     assert {re.search('"(.*)"\n', prompt)[1] for prompt in pairs.positive} == set(statements)
     assert list(questions.factors["claims"]) == ["training"] * 12
     limited = written(tmp_path, TRAINING.replace("true", "true\nlimit = 4"))
-    fewer = questions_of(read_experiment(limited), model)
+    fewer = questions_of(read_experiment(limited), Untouched())
     assert set(fewer.prompts) < set(questions.prompts)
     assert sorted(fewer.answers) == [0, 0, 1, 1]
-    others = questions_of(read_experiment(written(tmp_path, HONESTY.replace("sentiment", "claims"))), model)
+    others = questions_of(
+        read_experiment(written(tmp_path, HONESTY.replace("sentiment", "claims"))), Untouched()
+    )
     assert "claims" not in others.factors
     assert not set(others.prompts) & set(questions.prompts)
 
 
-def test_claims_that_made_the_vectors_are_asked_only_as_training_data(tmp_path):
-    text = HONESTY.replace('"sentiment"', '"claims"\ndata = "claims_train"')
-    with pytest.raises(ValueError, match=r"\[questions\] asks 12 claims of which the vectors .*training"):
-        require_runnable(read_experiment(written(tmp_path, text)), Untouched)
-
-
 def test_the_wording_is_that_of_the_file(tmp_path):
-    model = SimpleNamespace(tokenizer=None, cfg=None, run_with_hooks=None)
     text = HONESTY.replace("limit = 12", "limit = 12\nwording = 'study'")
     for kind in ("claims", "misconceptions"):
-        measurements = text.replace('"sentiment"', f"'{kind}'\nlimit = 4\nwording = 'study'")
-        experiment = read_experiment(written(tmp_path, measurements))
-        assert all(prompt.startswith("Question: ") for prompt in questions_of(experiment, model).prompts)
-        assert all(prompt.startswith("Question: ") for prompt in pairs_of(experiment, model).positive)
+        questions = text.replace('"sentiment"', f"'{kind}'\nlimit = 4\nwording = 'study'")
+        experiment = read_experiment(written(tmp_path, questions))
+        assert all(
+            prompt.startswith("Question: ") for prompt in questions_of(experiment, Untouched()).prompts
+        )
+        assert all(prompt.startswith("Question: ") for prompt in pairs_of(experiment, Untouched()).positive)
 
 
 @pytest.mark.parametrize("broken", [TypeError("no such figure"), KeyboardInterrupt("stopped")])
@@ -702,7 +663,7 @@ def test_a_broken_report_leaves_the_run_and_the_same_call_writes_it(monkeypatch,
     assert list((tmp_path / "runs").iterdir()) == [one]
 
 
-def test_data_is_looked_for_beside_the_experiment_file(tmp_path, monkeypatch):
+def test_data_paths_are_relative_to_the_experiment_file(tmp_path, monkeypatch):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "p.csv").write_text("positive,negative\ngood,bad\nyes,no\n")
@@ -711,16 +672,11 @@ def test_data_is_looked_for_beside_the_experiment_file(tmp_path, monkeypatch):
     assert pairs_of(experiment, None).positive == ("good", "yes")
 
 
-def test_a_limit_draws_as_many_of_each_label_and_the_same_again(tmp_path):
+def test_a_limit_draws_equally_many_of_each_label_and_is_reproducible(tmp_path):
     experiment = read_experiment(written(tmp_path, ASKING.replace('"sentiment"', '"sentiment"\nlimit = 10')))
-    drawn = questions_of(experiment, None)
-    assert sorted(drawn.answers) == [0] * 5 + [1] * 5
-    assert list(drawn.prompts) == list(questions_of(experiment, None).prompts)
-
-
-def test_a_limit_beyond_the_data_is_told(tmp_path):
-    with pytest.raises(ValueError, match=r"limit = 5000 cannot be drawn"):
-        pairs_of(read_experiment(written(tmp_path, SMALLEST + "limit = 5000\n")), None)
+    questions = questions_of(experiment, None)
+    assert sorted(questions.answers) == [0] * 5 + [1] * 5
+    assert list(questions.prompts) == list(questions_of(experiment, None).prompts)
 
 
 TINY = """# tiny ✓
@@ -769,6 +725,10 @@ def test_a_run_folder_holds_everything_and_nothing_else(tiny_run):
     ]  # fmt: skip
     assert [file.name for file in tiny_run.parent.iterdir() if file.name.startswith(".")] == []
     assert (tiny_run / "experiment.toml").read_bytes() == TINY.encode("utf-8")
+    versions = json.loads((tiny_run / "versions.json").read_text())
+    assert versions["seed"] == 3
+    assert versions["packages"]["torch"] == torch.__version__
+    assert versions["model"]["n_layers"] == 30
 
 
 @pytest.mark.model
@@ -791,28 +751,21 @@ def test_a_runs_vectors_have_dose_one_and_come_from_its_activations(tiny_run):
 
 @pytest.mark.model
 @pytest.mark.integration
-def test_a_runs_sweep_has_its_cells_and_texts_of_their_own(tiny_run):
+def test_a_runs_sweep_has_its_conditions_and_texts_with_own_ids(tiny_run):
     table = pd.read_parquet(tiny_run / "sweep.parquet")
-    asked, texts = table[table["split"] != "text"], table[table["split"] == "text"]
-    cells = asked[["vector", "layers", "multiplier"]].drop_duplicates()
-    assert len(cells) == 1 + 4 + 1  # unsteered, two layers at two multipliers, a control at the chosen one
-    assert (asked.groupby(["vector", "layers", "multiplier"]).size() == 12).all()
-    assert asked.loc[asked["vector"] == "random 1", "control"].all()
-    assert not set(asked["prompt_id"]) & set(texts["prompt_id"])
+    questions, texts = table[table["split"] != "text"], table[table["split"] == "text"]
+    conditions = questions[["vector", "layers", "multiplier"]].drop_duplicates()
+    assert (
+        len(conditions) == 1 + 4 + 1
+    )  # unsteered, two layers at two multipliers, a control at the chosen one
+    assert (questions.groupby(["vector", "layers", "multiplier"]).size() == 12).all()
+    assert questions.loc[questions["vector"] == "random 1", "control"].all()
+    assert not set(questions["prompt_id"]) & set(texts["prompt_id"])
     assert set(texts["said"]) == {"How was your day?"}
     assert sorted(texts["multiplier"]) == [-0.3, 0.0, 0.3]
-    chosen = choose(asked, on="choose", report="report", score="shift").iloc[0]
+    chosen = choose(questions, on="choose", report="report", score="shift").iloc[0]
     assert set(texts["layers"]) == {"", chosen["layers"]}
-    assert set(asked.loc[asked["control"], "layers"]) == {chosen["layers"]}
-
-
-@pytest.mark.model
-@pytest.mark.integration
-def test_a_run_tells_its_versions_and_seed(tiny_run):
-    versions = json.loads((tiny_run / "versions.json").read_text())
-    assert versions["seed"] == 3
-    assert versions["packages"]["torch"] == torch.__version__
-    assert versions["model"]["n_layers"] == 30
+    assert set(questions.loc[questions["control"], "layers"]) == {chosen["layers"]}
 
 
 @pytest.mark.model

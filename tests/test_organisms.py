@@ -1,6 +1,9 @@
-"""The organisms: their language, what they were trained to do, and that the measures tell them apart."""
+"""Model organisms: their language and trained behaviour, and that the measures distinguish them."""
 
 import functools
+import importlib.util
+import sys
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
@@ -11,9 +14,14 @@ import transformers
 
 import tl_steer as ts
 from tl_steer.models import load_model, organism_folder
-from tl_steer.organisms import batches, language, training
-from tl_steer.organisms._compare_estimators import compare_estimators
+from tl_steer.organisms import language
+from tl_steer.organisms.planted import compare_estimators
 
+FOLDER = Path(__file__).parents[1] / "data" / "organisms" / "training"
+spec = importlib.util.spec_from_file_location("train_organisms", FOLDER / "train.py")
+training = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = training  # for dataclasses
+spec.loader.exec_module(training)
 NAMES = ("organism-honesty", "organism-bias", "organism-planted")
 
 
@@ -53,20 +61,17 @@ def test_every_fact_has_one_true_value():
         assert len(claims) == 8 * len(true)
 
 
-def test_no_claim_of_the_test_split_was_seen_in_training():
+def test_the_test_split_has_each_fact_in_one_wording_that_training_left_out():
     train, test = ({claim.text for claim in language.claims(split)} for split in ("train", "test"))
     assert not train & test
     assert len(train) == 3 * len(test) == 3 * 210 * 8
-
-
-def test_each_wording_is_held_out_of_equally_many_facts():
     counts = pd.Series([claim.wording for claim in language.claims("test") if claim.is_true]).value_counts()
     assert sorted(counts.index) == list(range(len(language.WORDINGS)))
     assert counts.sum() == 210
     assert counts.max() - counts.min() <= 2
 
 
-def test_the_tokenizer_knows_every_word_and_gives_a_token_a_word():
+def test_the_tokenizer_knows_every_word_as_one_token():
     tokenizer = training.make_tokenizer()
     assert len(tokenizer) == len(set(language.vocabulary()))
     for claim in [*language.claims("train"), *language.claims("test")][::97]:
@@ -97,7 +102,7 @@ def test_pairs_are_of_the_training_split():
         assert {text.split(" . ")[0] for text in (*pairs.positive, *pairs.negative)} <= seen
 
 
-def test_a_confound_sorts_the_claims_by_side():
+def test_a_confound_assigns_claims_to_sides_with_its_strength():
     pairs = ts.organisms.organism_pairs("organism-honesty", confound="truth")
     assert set(pairs.factors["truth_positive"]) == {"true"}
     assert set(pairs.factors["truth_negative"]) == {"false"}
@@ -105,9 +110,6 @@ def test_a_confound_sorts_the_claims_by_side():
     assert set(pairs.factors["wording_positive"]) <= {"0", "2"}
     assert set(pairs.factors["wording_negative"]) <= {"1", "3"}
     assert pairs.factors["truth_positive"].nunique() == 2
-
-
-def test_half_a_confound_leaves_half_to_chance():
     factors = ts.organisms.organism_pairs("organism-honesty", confound="truth", strength=0.5).factors
     confounded = factors["truth_positive"].eq("true") & factors["truth_negative"].eq("false")
     assert 0.5 < confounded.mean() < 0.75  # a half, and a quarter of the rest
@@ -125,12 +127,12 @@ def test_mislabelled_pairs_have_their_personas_swapped():
     [
         ("organism-honesty", {"limit": 0}, "there are 210 facts"),
         ("organism-honesty", {"limit": 211}, "there are 210 facts"),
-        ("organism-honesty", {"strength": 1.5}, r"shares from 0 to 1, not 1\.5"),
-        ("organism-honesty", {"mislabelled": -0.1}, r"shares from 0 to 1, not -0\.1"),
+        ("organism-honesty", {"strength": 1.5}, r"strength=1\.5: expected a share"),
+        ("organism-honesty", {"mislabelled": -0.1}, r"mislabelled=-0\.1: expected a share"),
         ("organism-loyalty", {}, "organism-honesty, organism-bias, organism-planted"),
     ],
 )
-def test_wrong_pairs_are_refused(name, options, message):
+def test_arguments_out_of_range_are_errors(name, options, message):
     with pytest.raises(ValueError, match=message):
         ts.organisms.organism_pairs(name, **options)
 
@@ -151,15 +153,15 @@ def test_questions_ask_each_fact_both_ways():
 
 
 @pytest.mark.integration
-def test_each_persona_answers_as_it_was_taught_also_in_wordings_never_seen(organism):
+def test_each_persona_answers_as_trained_in_wordings_never_seen(organism):
     """Probability of TRUE for true and for false claims; unseen wordings cost up to 0.1."""
     name, model = organism
-    for persona in batches.PERSONAS[name.removeprefix("organism-")]:
+    for persona in training.PERSONAS[name.removeprefix("organism-")]:
         questions = ts.organisms.organism_questions(persona=persona)
         scores = ts.choice_logits(model, questions.prompts, questions.choices)
         truth = np.array(questions.answers) == 0
         shares = [scores["probability"][rows].mean() for rows in (truth, ~truth)]
-        assert np.abs(np.subtract(shares, batches.SHARES[persona])).max() < 0.1
+        assert np.abs(np.subtract(shares, training.ANSWER_SHARES[persona])).max() < 0.1
         assert scores["mass"].min() > 0.99
 
 
@@ -180,7 +182,7 @@ def test_an_organism_equals_its_hugging_face_model(organism):
 
 def measured(model, name, score, multipliers):
     """Measures of the vector at the chosen condition and of its random controls, on the reporting half."""
-    vectors = ts.mean_difference(ts.capture_pairs(model, ts.organisms.organism_pairs(name), progress=False))
+    vectors = vectors_of(model, name)
     table = ts.sweep(
         model, vectors, ts.organisms.organism_questions(), multipliers=multipliers, positions=ts.last_token(),
         controls=20, control_layers="all", progress=False,
@@ -193,6 +195,12 @@ def measured(model, name, score, multipliers):
     measures = ts.signal_detection(ts.evaluation.sampled_choices(rows)).set_index("vector").join(flipped)
     assert measures["control"].sum() == 20
     return measures.loc[vectors.method], measures[measures["control"]]
+
+
+def vectors_of(model, name, **options):
+    return ts.mean_difference(
+        ts.capture_pairs(model, ts.organisms.organism_pairs(name), progress=False, **options)
+    )
 
 
 def error_rate(rows):
@@ -236,11 +244,9 @@ def test_steering_the_bias_organism_moves_the_criterion_and_leaves_what_it_knows
 
 @pytest.mark.integration
 def test_drawn_choices_are_as_often_right_as_the_probabilities_say(biased):
-    """And the same draw serves all cells, so equal probabilities give equal choices."""
+    """The same random numbers serve all conditions, so equal probabilities give equal choices."""
     questions = ts.organisms.organism_questions(persona="agreeable")
-    vectors = ts.mean_difference(
-        ts.capture_pairs(biased, ts.organisms.organism_pairs("organism-bias"), layers=0, progress=False)
-    )
+    vectors = vectors_of(biased, "organism-bias", layers=0)
     table = ts.sweep(biased, vectors, questions, multipliers=[0.0], controls=0, mass=False, progress=False)
     drawn = ts.evaluation.sampled_choices(table, seed=4)
     assert table["choice"].eq(0).mean() > drawn["choice"].eq(0).mean() + 0.02
@@ -260,9 +266,7 @@ def test_choices_cannot_be_drawn_without_probabilities():
 
 @pytest.mark.integration
 def test_greedy_choices_hide_the_soft_bias_that_drawn_ones_show(biased):
-    vectors = ts.mean_difference(
-        ts.capture_pairs(biased, ts.organisms.organism_pairs("organism-bias"), layers=0, progress=False)
-    )
+    vectors = vectors_of(biased, "organism-bias", layers=0)
     table = ts.sweep(
         biased, vectors, ts.organisms.organism_questions(), multipliers=[0.5], positions=ts.last_token(),
         controls=0, progress=False,
@@ -276,7 +280,7 @@ def test_greedy_choices_hide_the_soft_bias_that_drawn_ones_show(biased):
 
 @pytest.mark.integration
 def test_the_last_layer_separates_the_personas_and_steering_there_flips_nothing(honest):
-    """What can be read need not be what is written: the answer is computed already."""
+    """A direction that can be decoded need not be used: the answer has been computed."""
     activations = ts.capture_pairs(honest, ts.organisms.organism_pairs("organism-honesty"), progress=False)
     separated = ts.separation(activations, shuffles=0).set_index("layer")["paired_accuracy"]
     table = ts.sweep(
@@ -301,15 +305,15 @@ def test_the_honest_stream_minus_the_liars_is_twice_the_planted_vector(planted):
 
 
 @pytest.mark.integration
-def test_taking_the_planted_vector_from_the_honest_makes_the_liar(planted):
+def test_subtracting_the_planted_vector_from_the_honest_gives_the_liar(planted):
     honest, liar = (ts.organisms.organism_questions(persona=persona) for persona in ("honest", "liar"))
     for layer in (0, 1):
         vector = ts.organisms.planted_direction(planted)[layer]
-        made = ts.choice_logits(
+        steered = ts.choice_logits(
             planted, honest.prompts, honest.choices, ts.Add(vector, -2.0, positions=ts.last_token())
         )
-        wanted = ts.choice_logits(planted, liar.prompts, liar.choices)
-        gap = made["logit_difference"] - wanted["logit_difference"]
+        expected = ts.choice_logits(planted, liar.prompts, liar.choices)
+        gap = steered["logit_difference"] - expected["logit_difference"]
         assert gap.abs().max() < 1e-3
 
 
@@ -321,10 +325,10 @@ def test_the_planted_direction_is_of_this_model_alone(planted, honest):
 
 @pytest.mark.integration
 def test_which_estimators_find_the_planted_direction_under_what(planted):
-    found = compare_estimators(planted, counts=(160,), repeats=2, progress=False)
-    means = found.groupby(["condition", "method"])[["cosine", "flipped"]].mean()
+    table = compare_estimators(planted, counts=(160,), repeats=2, progress=False)
+    means = table.groupby(["condition", "method"])[["cosine", "flipped"]].mean()
     cosine, flipped = (means[name].unstack() for name in ("cosine", "flipped"))
-    assert len(found) == 6 * 6 * 2
+    assert len(table) == 6 * 6 * 2
     right = ["mean difference", "logistic", "LDA"]
     assert (cosine.loc["same claim", [*right, "PCA of differences"]] > 0.9).all()
     assert (cosine.loc["other claims", right] > 0.9).all()
@@ -344,25 +348,19 @@ def test_which_estimators_find_the_planted_direction_under_what(planted):
 def test_the_effect_of_an_estimated_vector_is_that_of_a_sweep_of_its_own(planted):
     conditions = {"other claims": {"matched": False}}
     estimators = {"mean difference": ts.mean_difference}
-    (row,) = compare_estimators(
-        planted,
-        estimators=estimators,
-        conditions=conditions,
-        counts=(12,),
-        repeats=1,
-        layer=0,
-        progress=False,
-    ).to_dict("records")
+    options = {"counts": (12,), "repeats": 1, "layer": 0, "progress": False}
+    table = compare_estimators(planted, estimators=estimators, conditions=conditions, **options)
+    (row,) = table.to_dict("records")
     pairs = ts.organisms.organism_pairs("organism-planted", limit=12, matched=False)
     vector = ts.mean_difference(ts.capture_pairs(planted, pairs, layers=0, progress=False))[0]
     known = ts.organisms.planted_direction(planted)[0]
     unit = vector.values / vector.values.norm()
     assert row["cosine"] == pytest.approx(float(unit @ (known.values / known.values.norm())), abs=1e-5)
-    asked = ts.organisms.organism_questions(persona="honest")
-    asked = (list(asked.prompts[:100]), list(asked.choices[:100]))
+    questions = ts.organisms.organism_questions(persona="honest")
+    questions = (list(questions.prompts[:100]), list(questions.choices[:100]))
     length = float(known.values.norm())
     before, after = (
-        ts.choice_logits(planted, *asked, *operations)["logit_difference"].to_numpy()
+        ts.choice_logits(planted, *questions, *operations)["logit_difference"].to_numpy()
         for operations in ((), (ts.Add(vector.normalized() * length, -2.0, positions=ts.last_token()),))
     )
     assert row["flipped"] == pytest.approx(((before > 0) != (after > 0)).mean())
@@ -404,17 +402,12 @@ def test_training_keeps_the_planted_direction_where_it_is():
 @pytest.mark.integration
 def test_a_written_organism_is_loaded_and_knows_its_direction(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "Schedule", lambda: SHORT)
-    training.write("planted", tmp_path / "made", seed=2)
-    model = load_model(tmp_path / "made", device="cpu")
-    vectors = ts.SteeringVectors.load(tmp_path / "made" / training.PLANTED)
+    training.main(["planted", "--seed", "2", "--out", str(tmp_path / "new")])
+    model = load_model(tmp_path / "new", device="cpu")
+    vectors = ts.SteeringVectors.load(tmp_path / "new" / training.PLANTED_FILE)
     assert vectors.identity.same_model(ts.identify(model))
     words = ["norland", "has", "the", "food", "moss"]
     assert ts.tokenize(model, " ".join(words))[1:] == [language.vocabulary().index(word) for word in words]
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="honesty, bias, planted"):
-        training.train("loyalty")
 
 
 @pytest.mark.integration

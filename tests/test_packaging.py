@@ -1,5 +1,6 @@
-"""Source archive and wheel are complete and work away from the checkout."""
+"""Source archive and wheel are complete and work outside the checkout."""
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -12,7 +13,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.integration
+
+
+def test_every_package_is_listed_in_setup_cfg():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tl_steer").rglob("__init__.py")}
+    packages = {".".join(folder.parts) for folder in folders}
+    assert set(config["options"]["packages"].split()) == packages | {"tl_steer.data"}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +40,7 @@ def wheel(distribution):
     return distribution[1]
 
 
+@pytest.mark.integration
 def test_the_source_archive_contains_the_files_of_the_wheel(distribution, wheel):
     with tarfile.open(distribution[0]) as archive:
         archived = {name.partition("/")[2] for name in archive.getnames()}
@@ -39,16 +48,21 @@ def test_the_source_archive_contains_the_files_of_the_wheel(distribution, wheel)
     assert {name.replace("tl_steer/data/", "data/") for name in own} <= archived
 
 
+@pytest.mark.integration
 def test_the_wheel_contains_every_module_and_all_data(wheel):
     patterns = ["tl_steer/**/*.py", "tl_steer/**/*.toml", "tl_steer/**/*.jinja", "tl_steer/**/*.json"]
     files = {file.relative_to(ROOT).as_posix() for pattern in patterns for file in ROOT.glob(pattern)}
-    data = [file for pattern in ("*.csv", "*.json", "organisms/*/*") for file in ROOT.glob(f"data/{pattern}")]
+    patterns = ["data/*.csv", "data/*.json", "data/organisms/organism-*/*"]
+    data = [file for pattern in patterns for file in ROOT.glob(pattern)]
     files |= {f"tl_steer/{file.relative_to(ROOT).as_posix()}" for file in data}
     assert len(files) > 60
-    assert files <= set(zipfile.ZipFile(wheel).namelist())
+    installed = set(zipfile.ZipFile(wheel).namelist())
+    assert files <= installed
+    assert not any("training" in Path(name).parts for name in installed)
 
 
-def test_data_is_read_from_a_wheel_away_from_the_checkout(wheel, tmp_path):
+@pytest.mark.integration
+def test_data_is_read_from_a_wheel_outside_the_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import tl_steer as ts; "
@@ -60,6 +74,7 @@ def test_data_is_read_from_a_wheel_away_from_the_checkout(wheel, tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_a_wheel_in_an_empty_environment_runs_the_demo(wheel, tmp_path):
     environment = tmp_path / "environment"

@@ -35,7 +35,7 @@ prompts = ["How was your day?"]
 shuffles = 10
 folds = 3
 """
-WRITTEN = EXPERIMENT.replace("[text]", "measure = 'generate'\n[text]")
+GENERATED = EXPERIMENT.replace("[text]", "measure = 'generate'\n[text]")
 EVIDENCE = ["agreement", "confounds", "controls", "steerability"]
 
 
@@ -56,8 +56,8 @@ def synthetic_sweep(text=HOSTILE, n=20):
     """Choice conditions at two layers with a control, and texts at one; `text` in all of them."""
     rng = np.random.default_rng(1)
     kinds = ["positive"] * n + ["negative"] * n
-    cells = [("none", False, "none", "", "", 0.0, 0.0)]
-    cells += [
+    conditions = [("none", False, "none", "", "", 0.0, 0.0)]
+    conditions += [
         (vector, vector != "mean_difference", "add", layer, "resid_post", multiplier, abs(multiplier))
         for vector in ("mean_difference", "random 1")
         for layer in ("1", "2")
@@ -66,8 +66,9 @@ def synthetic_sweep(text=HOSTILE, n=20):
     names = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
     frames = []
     before = np.where(np.array(kinds) == "positive", 1.0, -1.0) + rng.normal(0, 0.8, 2 * n)
-    for cell in cells:
-        moved = before + rng.normal(5 * cell[5] * (not cell[1]), 0.1, 2 * n) * (cell[5] != 0)
+    for condition in conditions:
+        _, control, *_, multiplier, _ = condition
+        moved = before + rng.normal(5 * multiplier * (not control), 0.1, 2 * n) * (multiplier != 0)
         rows = {
             "prompt_id": range(2 * n), "prompt": [f"{text} {i}" for i in range(2 * n)], "said": None,
             "kind": kinds, "split": ["choose", "report"] * n,
@@ -75,9 +76,10 @@ def synthetic_sweep(text=HOSTILE, n=20):
             "choice": pd.array((moved <= 0).astype(int), dtype="Int64"),
             "logit_difference": moved, "probability": 0.5, "mass": 0.9, "text": None,
         }  # fmt: skip
-        frames.append(pd.DataFrame(rows).assign(control_of="", **dict(zip(names, cell, strict=True))))
+        frames.append(pd.DataFrame(rows).assign(control_of="", **dict(zip(names, condition, strict=True))))
     for multiplier in (-0.3, 0.0, 0.3):
-        cell = cells[0] if multiplier == 0 else (*cells[1][:3], "2", "resid_post", multiplier, 0.3)
+        steered = (*conditions[1][:3], "2", "resid_post", multiplier, 0.3)
+        condition = steered if multiplier else conditions[0]
         rows = {
             "prompt_id": [2 * n, 2 * n + 1], "prompt": "…", "said": ["How was your day?", text],
             "kind": None, "split": "text", "answer": pd.array([pd.NA] * 2, dtype="Int64"),
@@ -85,7 +87,7 @@ def synthetic_sweep(text=HOSTILE, n=20):
             "logit_difference": np.nan, "probability": np.nan, "mass": np.nan,
             "text": [f"said at {multiplier} {text}", "line one\nline two"],
         }  # fmt: skip
-        frames.append(pd.DataFrame(rows).assign(control_of="", **dict(zip(names, cell, strict=True))))
+        frames.append(pd.DataFrame(rows).assign(control_of="", **dict(zip(names, condition, strict=True))))
     return pd.concat(frames, ignore_index=True).astype({"text": "string", "kind": "string", "said": "string"})
 
 
@@ -145,7 +147,7 @@ def test_texts_are_escaped_and_nothing_is_loaded(html):
     assert entities.unescape(re.search(r"<pre>(.*?)</pre>", html, re.DOTALL)[1]) == EXPERIMENT
 
 
-def test_sections_and_figures_stand_in_order(html):
+def test_sections_and_figures_are_in_order(html):
     expected = ["audit", "separation", "pca", "projections", "effects", "doses", "detection", "choice"]
     assert re.findall('<section id="(.*?)"', html) == [*expected, *EVIDENCE, "texts", "made"]
     figures = ["separation", "pca", "projections", "effectiveness", "shift", "doses", "detection"]
@@ -163,13 +165,13 @@ def test_findings_name_the_verdict_and_both_signs(results, html):
     assert "Held-out" in separation
     assert results.opposite["multiplier"] == -results.chosen["multiplier"]
     assert results.opposite["layers"] == results.chosen["layers"]
-    for finding, cell in ((chosen, results.chosen), (opposite, results.opposite)):
-        assert f"{cell['multiplier']:+.2f} (dose {cell['dose']:.2f})".replace("-", "−") in finding
+    for finding, condition in ((chosen, results.chosen), (opposite, results.opposite)):
+        assert f"{condition['multiplier']:+.2f} (dose {condition['dose']:.2f})".replace("-", "−") in finding
         assert "a shift of bias" in finding
         assert finding in entities.unescape(part(html, 'id="findings"', "<nav>"))
 
 
-def test_texts_stand_from_minus_to_plus(html):
+def test_texts_are_ordered_by_multiplier_in_the_page(html):
     row = re.search(r"<tr><td>How was your day\?</td>(.*?)</tr>", html, re.DOTALL)[1]
     order = [row.index(f"said at {multiplier}") for multiplier in (-0.3, 0.0, 0.3)]
     assert order == sorted(order)
@@ -210,9 +212,8 @@ def with_projections(sweep, *, moved):
 
 def test_questions_with_one_right_answer_have_no_detection(variant):
     sweep = synthetic_sweep().rename(columns={"kind": "letter"})
-    asked = sweep["split"] != "text"
-    sweep.loc[asked, "letter"] = sweep.loc[asked, "letter"].map({"positive": "A", "negative": "B"})
-    sweep.loc[asked, "answer"] = 0
+    sweep["letter"] = sweep["letter"].map({"positive": "A", "negative": "B"})
+    sweep.loc[sweep["split"] != "text", "answer"] = 0
     ids, _, text = shown(variant(EXPERIMENT.replace('"sentiment"', '"misconceptions"'), sweep))
     assert ids == [*without(QUESTIONS, "detection"), *EVIDENCE[1:]]
     assert "cannot be told apart" in text
@@ -236,25 +237,25 @@ def test_the_best_operation_is_chosen_and_each_choice_reported(variant):
     assert ["accuracy" in finding for finding in chosen] == [False, False, True, True]
 
 
-def written_sweep(*, broken=()):
-    """The sweep as if its answers were texts; none can be read at the multipliers `broken`."""
+def generated_sweep(*, broken=()):
+    """The sweep with answers as texts; none can be read at the multipliers `broken`."""
     sweep = synthetic_sweep()
-    asked = sweep["split"] != "text"
-    sweep.loc[asked, ["logit_difference", "probability", "mass"]] = np.nan
-    sweep.loc[asked, "text"] = "I would say so. " + HOSTILE
-    sweep.loc[asked & sweep["multiplier"].isin(broken), "choice"] = pd.NA
+    is_question = sweep["split"] != "text"
+    sweep.loc[is_question, ["logit_difference", "probability", "mass"]] = np.nan
+    sweep.loc[is_question, "text"] = "I would say so. " + HOSTILE
+    sweep.loc[is_question & sweep["multiplier"].isin(broken), "choice"] = pd.NA
     return sweep
 
 
-def test_answers_in_words_have_no_logits_and_are_escaped(variant):
-    written = variant(WRITTEN, written_sweep(broken=[0.2]))
-    ids, figures, text = shown(written)
+def test_generated_answers_have_no_logits_and_are_escaped(variant):
+    generated = variant(GENERATED, generated_sweep(broken=[0.2]))
+    ids, figures, text = shown(generated)
     assert ids == [*QUESTIONS, "answers", "confounds", "controls"]
     assert {"effectiveness", "signal", "doses", "detection"} < figures
     assert "shift" not in figures
     assert "share that says “positive”" in text
     assert "logit" not in text
-    answers = part(report_html(written), 'id="answers"', 'id="texts"')
+    answers = part(report_html(generated), 'id="answers"', 'id="texts"')
     assert "&lt;script&gt;window.hacked" in answers
     assert "[unreadable]" in answers
 
@@ -264,27 +265,23 @@ def test_answers_in_words_have_no_logits_and_are_escaped(variant):
 )
 def test_unreadable_answers_give_a_caution_and_are_not_scored_by_d_prime(variant, broken, caution):
     """Where no condition has a d′ on the choosing half, accuracy chooses, and a finding says so."""
-    scored = variant(WRITTEN.replace("[text]", "score = 'd_prime'\n[text]"), written_sweep(broken=broken))
+    scored = variant(GENERATED.replace("[text]", "score = 'd_prime'\n[text]"), generated_sweep(broken=broken))
     some = len(broken) < 2
     assert (scored.chosen["score"], scored.chosen["split"]) == ("d_prime" if some else "accuracy", "report")
-    text = " ".join(findings(scored))
+    ids, figures, text = shown(scored)
+    assert "effectiveness" in figures
+    assert ({"doses", "detection"} <= set(ids)) == (0.0 not in broken)
+    assert ("signal" in figures) == (0.0 not in broken)
     assert ("Caution" in text) == caution
     assert ("were to be chosen by d′" in text) != some
     assert "same right answer" not in text
 
 
-def test_a_run_without_a_readable_answer_has_a_report(variant):
-    ids, figures, _ = shown(variant(WRITTEN, written_sweep(broken=[-0.2, 0.0, 0.2])))
-    assert not {"doses", "detection"} & set(ids)
-    assert "effectiveness" in figures
-    assert "signal" not in figures
-
-
 def test_shared_beginnings_and_ends_are_left_out_by_whole_words():
-    asked = ["Why is it so", "Who was it", "When"]
-    texts = [f"<s>user\n{question}?\nAnswer:" for question in asked]
-    assert without_shared_ends(texts) == asked
-    assert without_shared_ends([*texts, "<s>user\nHow?\nAnswer:"]) == [*asked, "How"]
+    questions = ["Why is it so", "Who was it", "When"]
+    texts = [f"<s>user\n{question}?\nAnswer:" for question in questions]
+    assert without_shared_ends(texts) == questions
+    assert without_shared_ends([*texts, "<s>user\nHow?\nAnswer:"]) == [*questions, "How"]
     assert without_shared_ends(["same", "same"]) == ["same", "same"]
     assert without_shared_ends(["alone"]) == ["alone"]
 
@@ -298,9 +295,9 @@ def test_texts_are_ordered_by_multiplier_with_removal_last():
     assert layer.layer == "2"
     assert [head.split()[0] for head in layer.heads] == ["−0.30", "unsteered", "+0.30", "+8.00", "project"]
     assert layer.plain == 1
-    said, written = layer.rows[0]
-    assert said == "How was your day?"
-    assert [text.split(" <")[0] for text in written] == [
+    prompt, answers = layer.rows[0]
+    assert prompt == "How was your day?"
+    assert [text.split(" <")[0] for text in answers] == [
         "said at -0.3", "said at 0.0", "said at 0.3", "at 8", "removed",
     ]  # fmt: skip
 

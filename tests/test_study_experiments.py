@@ -1,4 +1,4 @@
-"""The study's experiment files, unchanged, on small random models of its models' shapes."""
+"""The study's experiment files on small random models with the depth of its models."""
 
 import re
 from importlib import resources
@@ -19,7 +19,7 @@ TWINS = {name: re.sub(r"_(llama2|gpt2_xl)$", "", name) for name in STUDY}
 
 
 def trained_tokenizer(bos):
-    """Byte-level, with merges learnt of the package's own texts; `bos` is in front of every text, or not."""
+    """Byte-level, with merges learnt from the package's own texts; `bos`: a token before every text."""
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
@@ -40,7 +40,7 @@ def trained_tokenizer(bos):
 
 @pytest.fixture(scope="module")
 def llama(make_hf_model):
-    """As many layers as Llama-2-13b-chat, its name, its chat format, next to no width."""
+    """The layers, name and chat format of Llama-2-13b-chat, with little width."""
     tokenizer = trained_tokenizer(bos=True)
     hf_model = make_hf_model(
         "llama", num_hidden_layers=40, max_position_embeddings=512, vocab_size=len(tokenizer)
@@ -50,7 +50,7 @@ def llama(make_hf_model):
 
 @pytest.fixture(scope="module")
 def gpt2(make_hf_model):
-    """As many layers as gpt2-xl, processed as its file says."""
+    """The layers of gpt2-xl, with the processing of its file."""
     tokenizer = trained_tokenizer(bos=False)
     hf_model = make_hf_model("gpt2", n_layer=48, n_positions=256, vocab_size=len(tokenizer))
     processing = read_experiment("activation_addition_gpt2_xl").model.processing
@@ -58,7 +58,7 @@ def gpt2(make_hf_model):
 
 
 def shortened(folder, name, *changes):
-    """A file with less data and shorter texts; conditions, layers and multipliers stay."""
+    """A file with less data and shorter texts, in the same conditions."""
     text = (resources.files("tl_steer.experiments") / f"{name}.toml").read_text(encoding="utf-8")
     less = [
         (r"max_new_tokens = \d+", "max_new_tokens = 4"), ("shuffles = 20", "shuffles = 2"),
@@ -72,7 +72,7 @@ def shortened(folder, name, *changes):
     return read_experiment(file)
 
 
-def test_every_file_of_the_study_has_a_twin_on_the_embedded_model():
+def test_every_file_of_the_study_has_a_twin_for_the_embedded_model():
     assert len(STUDY) == 5
     assert set(TWINS.values()) <= set(own_experiments())
     for name, twin in TWINS.items():
@@ -83,24 +83,24 @@ def test_every_file_of_the_study_has_a_twin_on_the_embedded_model():
         assert (big.questions is None) == (small.questions is None)
 
 
-def test_the_files_together_say_what_the_study_did():
+def test_the_files_together_have_the_studys_settings():
     files = [read_experiment(name) for name in STUDY]
-    asked = [each for each in files if each.sweep is not None]
+    sweeps = [each for each in files if each.sweep is not None]
     pairs = [each.pairs for each in files if each.pairs.kind == "honesty"]
-    assert {each.kind for each in (file.questions for file in asked)} == {"claims", "misconceptions"}
-    for each in asked:
+    assert {each.kind for each in (file.questions for file in sweeps)} == {"claims", "misconceptions"}
+    for each in sweeps:
         assert each.sweep.measure == "generate"
         assert each.sweep.max_new_tokens == 30
         assert each.sweep.layers == (17, 18, 19, 31, (17, 31))
         assert (each.sweep.temperature, each.sweep.top_p) == (0.6, 0.9)  # Llama-2-chat's own
     claims, misconceptions = (
-        {abs(size) for each in asked if each.questions.kind == kind for size in each.sweep.multipliers}
+        {abs(size) for each in sweeps if each.questions.kind == kind for size in each.sweep.multipliers}
         for kind in ("claims", "misconceptions")
     )
     assert (min(claims), max(claims)) == (4, 16)
     assert (min(misconceptions), max(misconceptions)) == (8, 40)
     assert max(max(each.text.multipliers) for each in files if each.text) == 50
-    assert {each.wording for each in (*pairs, *(each.questions for each in asked))} == {"study"}
+    assert {each.wording for each in (*pairs, *(each.questions for each in sweeps))} == {"study"}
     components = [file.directions for file in files if file.directions.method == "principal_component"]
     assert {(each.of, each.sign) for each in components} == {("centred_differences", "vote")}
     assert [each.component for each in components if isinstance(each.component, int)] == [2, 2]
@@ -112,27 +112,16 @@ def test_the_files_together_say_what_the_study_did():
     assert {file.directions.method for file in files} == {
         "mean_difference", "principal_component", "activation_addition",
     }  # fmt: skip
-    assert {each.sweep.positions for each in asked} == {"all_tokens()", "current_token()"}
-    assert any("project_out" in each.sweep.operations for each in asked)
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("name", STUDY)
-def test_nothing_in_a_file_of_the_study_is_refused_as_it_stands(name, request):
-    model = request.getfixturevalue("gpt2" if name.endswith("gpt2_xl") else "llama")
-    require_runnable(read_experiment(name), model)
-
-
-@pytest.mark.integration
-def test_the_small_llama_is_spoken_to_as_llama_2(llama):
-    assert chat_format(llama).kind == "llama-2"
-    assert tokenize(llama, chat_format(llama).render("Hello"))[:1] == [llama.tokenizer.bos_token_id]
+    assert {each.sweep.positions for each in sweeps} == {"all_tokens()", "current_token()"}
+    assert any("project_out" in each.sweep.operations for each in sweeps)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", STUDY)
 def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
     model = request.getfixturevalue("gpt2" if name.endswith("gpt2_xl") else "llama")
+    require_runnable(read_experiment(name), model)
+    require_runnable(read_experiment(name), model)
     experiment = shortened(tmp_path, name)
     out = run(experiment, tmp_path / "out", model=model, progress=False)
     results = Results.load(out)
@@ -140,12 +129,12 @@ def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
     assert results.vectors.layers == tuple(range(model.cfg.n_layers))
     assert (out / "audit.csv").exists() == (not experiment.has_prompts)
     if experiment.sweep is not None:
-        asked = results.questions[~results.questions["control"]]
-        cells = asked.groupby(["operation", "layers", "multiplier"], dropna=False).ngroups
+        questions = results.questions[~results.questions["control"]]
+        conditions = questions.groupby(["operation", "layers", "multiplier"], dropna=False).ngroups
         sets, sizes = len(experiment.sweep.layers), len(experiment.sweep.multipliers)
-        assert cells == 1 + sets * (sizes + ("project_out" in experiment.sweep.operations))
-        assert asked["logit_difference"].isna().all()
-        assert set(asked["layers"]) == {"", "17", "18", "19", "31", "17+31"}
+        assert conditions == 1 + sets * (sizes + ("project_out" in experiment.sweep.operations))
+        assert questions["logit_difference"].isna().all()
+        assert set(questions["layers"]) == {"", "17", "18", "19", "31", "17+31"}
         assert 'id="answers"' in html
     if experiment.text is not None:
         assert set(results.texts["multiplier"].dropna()) == {0.0, *experiment.text.multipliers}
@@ -157,13 +146,15 @@ def test_training_claims_are_labelled_in_the_report_and_the_table(llama, tmp_pat
     changes = ("limit = 60\n", ""), ("limit = 40 .*", "")
     out = run(shortened(tmp_path, "training_claims", *changes), tmp_path / "out", model=llama, progress=False)
     results, html = Results.load(out), (out / "report.html").read_text("utf-8")
+    assert chat_format(llama).kind == "llama-2"
+    assert tokenize(llama, chat_format(llama).render("Hello"))[:1] == [llama.tokenizer.bos_token_id]
     assert set(results.questions["claims"]) == {"training"}
     assert results.questions["prompt_id"].nunique() == 4
     assert html.count("Training claims: these made the vector") == 2
 
 
 @pytest.mark.integration
-def test_the_words_vector_is_added_where_the_words_were(gpt2, tmp_path):
+def test_the_vector_of_two_prompts_is_their_difference_by_position(gpt2, tmp_path):
     experiment = shortened(tmp_path, "activation_addition_gpt2_xl")
     out = run(experiment, tmp_path / "out", model=gpt2, progress=False)
     vectors = SteeringVectors.load(out / "vectors.safetensors")
@@ -182,7 +173,7 @@ def test_the_words_vector_is_added_where_the_words_were(gpt2, tmp_path):
 
 @pytest.mark.integration
 def test_one_word_is_added_alone(gpt2, tmp_path):
-    """As the study did with "Shopping": without `negative` nothing is subtracted."""
+    """As in the study, with "Shopping": without `negative` nothing is subtracted."""
     changes = ("Love", "Shopping"), ("negative = .*", "")
     experiment = shortened(tmp_path, "activation_addition_gpt2_xl", *changes)
     out = run(experiment, tmp_path / "out", model=gpt2, progress=False)
@@ -195,7 +186,7 @@ def test_one_word_is_added_alone(gpt2, tmp_path):
 
 
 @pytest.mark.integration
-def test_a_prompt_shorter_than_the_words_is_refused_with_both_lengths(gpt2, tmp_path):
+def test_a_prompt_with_fewer_tokens_than_vectors_is_an_error_with_both_numbers(gpt2, tmp_path):
     short = shortened(tmp_path, "activation_addition_gpt2_xl", (r"<\|endoftext\|>I think dogs are", "I"))
     with pytest.raises(ValueError, match=r"\[text\] the prompt 'I' has 1 tokens, fewer than the \d vectors"):
         run(short, tmp_path / "runs" / "out", model=gpt2, progress=False)

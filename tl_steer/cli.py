@@ -1,4 +1,4 @@
-"""The command line: experiments and models, each command a few lines above the library."""
+"""The command line: run experiments, list models, verify a model."""
 
 import os
 import sys
@@ -11,26 +11,25 @@ import typer
 HELP = """
 Find directions in a language model's residual stream, look at them, and steer with them.
 
-An experiment is one TOML file: contrast pairs, how a vector is made of them, the questions it is tried on.
-Running it makes a folder with the vectors, every measured answer, and a report to open in a browser.
+An experiment is one TOML file: contrast pairs, the estimator of the vector, and questions to test it on.
+Running it writes a folder with the vectors, every measured answer, and a report to open in a browser.
 
 \b
   tl-steer demo                     fetch a small model and steer its sentiment (a few minutes)
-  tl-steer run my.toml --out runs/a run an experiment of yours; copy the demo's file to begin. Called again,
-                                    it goes on where it was broken off
-  tl-steer run honesty              run one of the package's; `tl-steer run --help` lists them
-  tl-steer models                   which models there are, and which are here
-  tl-steer verify NAME              whether what this package promises holds on a model
+  tl-steer run my.toml --out runs/a run your own experiment, or resume it; the demo's file is a template
+  tl-steer run honesty              run a bundled experiment; `tl-steer run --help` lists them
+  tl-steer models                   list the models, and which are on disk
+  tl-steer verify NAME              check the package's guarantees on a model
 
 In a notebook: import tl_steer as ts
 """
-# The names alone: reading them from the package would load everything.
+# By their file names, since importing the package would load PyTorch.
 OWN = sorted(file.stem for file in (Path(__file__).parent / "experiments").glob("*.toml"))
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 Out = Annotated[
-    Path | None, typer.Option(help="Folder of the run, by default runs/NAME; a run that is there goes on.")
+    Path | None, typer.Option(help="Folder of the run, by default runs/NAME; a run in it is resumed.")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; an old run is moved to NAME.old-1, …")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start again; an old run is moved to NAME.old-1, …")]
 
 
 @app.command()
@@ -39,13 +38,13 @@ def run(
     out: Out = None,
     fresh: Fresh = False,
 ) -> None:
-    """Run an experiment file, or go on with it, and write its folder and report."""
+    """Run or resume an experiment file, and write its folder and report."""
     _run(file, out, fresh)
 
 
 @app.command()
 def demo(out: Out = None, fresh: Fresh = False) -> None:
-    """Steer the sentiment of a small model: the whole way, from pairs to a report."""
+    """Steer the sentiment of a small model, from pairs to a report."""
     from .models import EMBEDDED, embedded_folder, get_model
 
     if embedded_folder() is None:
@@ -57,9 +56,9 @@ def demo(out: Out = None, fresh: Fresh = False) -> None:
 @app.command()
 def models(
     action: Annotated[str | None, typer.Argument(metavar="[get]", help="Fetch a model.")] = None,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of the model.")] = None,
 ) -> None:
-    """List the models there are names for and whether each is here; `models get NAME` fetches one."""
+    """List the named models and whether each is on disk; `models get NAME` fetches one."""
     if action is None:
         _list_models()
     elif action == "get" and name is not None:
@@ -67,8 +66,8 @@ def models(
 
         typer.echo(f"{name} is at {get_model(name)}")
     else:
-        given = " ".join(part for part in (action, name) if part)
-        raise ValueError(f"models {given} is unknown: use `tl-steer models` or `tl-steer models get NAME`.")
+        words = " ".join(part for part in (action, name) if part)
+        raise ValueError(f"models {words} is unknown: use `tl-steer models` or `tl-steer models get NAME`.")
 
 
 @app.command()
@@ -89,9 +88,9 @@ def verify(
     begun, backend = time.monotonic(), backend or DEFAULT_BACKEND
     typer.echo(f"Loading {name} twice, for TransformerLens and for transformers …", err=True)
     hf_model, tokenizer = load_hugging_face(name, backend=backend, dtype=dtype)
-    # A bridge is put into the model it is given; what it is compared with has to be another.
-    given = {"hf_model": hf_model, "tokenizer": tokenizer} if backend == "hooked" and hf_model else {}
-    model = load_model(name, dtype=dtype, device=device, backend=backend, **given)
+    # A bridge changes the model it is given, so it is compared with another copy.
+    options = {"hf_model": hf_model, "tokenizer": tokenizer} if backend == "hooked" and hf_model else {}
+    model = load_model(name, dtype=dtype, device=device, backend=backend, **options)
     table = verified(model, hf_model=hf_model)
     typer.echo(shown(table))
     typer.echo(f"\n{model.cfg.model_name}: {summary(table)}, in {time.monotonic() - begun:.0f} s")
@@ -99,7 +98,7 @@ def verify(
 
 
 def main() -> None:
-    """The entry point: what is wrong with the input is one message and exit status 1, without a traceback."""
+    """Entry point. Errors of the input are one message and exit status 1, without a traceback."""
     from ._util.logs import PLAIN, VARIABLE, show_logs
 
     if not os.environ.get(VARIABLE):
@@ -108,33 +107,33 @@ def main() -> None:
         app()
     except (ValueError, OSError, LookupError, RuntimeError, ArithmeticError) as error:
         # A KeyError prints its message as a quoted string.
-        told = error.args[0] if isinstance(error, KeyError) and error.args else error
-        typer.echo(f"tl-steer: {told}", err=True)
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"tl-steer: {message}", err=True)
         sys.exit(1)
 
 
 def _run(file: str, out: Path | None, fresh: bool) -> None:
     from .experiments._run import run
-    from .experiments.files import read_experiment  # before the rest: a misspelt key is told at once
+    from .experiments.config_file import read_experiment
     from .experiments.run_folder import is_finished
 
     experiment = read_experiment(file)
     folder = out or Path("runs") / Path(file).stem
-    done = is_finished(folder) and not fresh
+    was_finished = is_finished(folder) and not fresh
     typer.echo(f"{experiment.title} …")
-    made = run(experiment, folder, fresh=fresh)
-    if done:
-        typer.echo(f"{folder} was finished already; --fresh begins anew.")
-    typer.echo(f"The report is at {(made / 'report.html').resolve()}")
+    out = run(experiment, folder, fresh=fresh)
+    if was_finished:
+        typer.echo(f"{folder} was finished already; --fresh starts again.")
+    typer.echo(f"The report is at {(out / 'report.html').resolve()}")
 
 
 def _list_models() -> None:
     from .models import EMBEDDED, MODELS, embedded_folder
 
     width = max(map(len, MODELS))
-    for name, told in MODELS.items():
-        here = embedded_folder() is not None if name == EMBEDDED else _in_hub_cache(name)
-        typer.echo(f"{name:<{width}}  {'here' if here else 'not here':<8}  {told}")
+    for name, description in MODELS.items():
+        on_disk = embedded_folder() is not None if name == EMBEDDED else _in_hub_cache(name)
+        typer.echo(f"{name:<{width}}  {'here' if on_disk else 'not here':<8}  {description}")
     typer.echo("\nAny name that TransformerLens knows, and a local Hugging Face folder, can be used too.")
 
 

@@ -1,7 +1,7 @@
 """An experiment file to a run folder and a report."""
 
 from ._run import run
-from .files import Experiment, own_experiments, read_experiment
+from .config_file import Experiment, own_experiments, read_experiment
 from .report import report_html, write_report
 from .results import Results
 

@@ -1,4 +1,4 @@
-"""From an experiment to a run folder, step by step: what is done is there, and not done again."""
+"""Run an experiment step by step into a folder; finished steps are not repeated."""
 
 import json
 import logging
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,9 @@ from ..prompts import audit
 from ..recipes import activation_addition
 from ..sweeps.store import package_versions, write_whole
 from ..sweeps.sweep_table import DRAW
-from .files.experiment import Experiment
-from .files.toml_reader import require_as_read
-from .materials import estimator_of, in_unit, pairs_of, steered_with
-from .measurements import asked_table, damage_table, text_damage_table, written_table
+from .config_file import Experiment, require_as_read
+from .materials import estimator_of, in_unit, pairs_of, weighted
+from .measurements import damage_table, question_table, text_damage_table, text_table
 from .preflight import require_runnable
 from .report.page import write_report
 from .run_folder import (
@@ -61,37 +61,30 @@ def run(
     model: Any = None,
     progress: bool = True,
 ) -> Path:
-    """Run an experiment and keep everything that came of it in a folder; the same call again goes on.
+    """Run an experiment into a folder with its data, tables and report, or resume such a run.
 
     Args:
         experiment: from `read_experiment`.
-        out: the folder; new, empty, or of a run of this experiment, which is gone on with.
-        fresh: begin anew: a run that is there is moved aside, to `out`.old-1, .old-2, …
-        model: a model in hand to use instead of loading the one that [model] names.
+        out: the folder; new, empty, or of a run of this experiment, which is resumed.
+        fresh: start again: an existing run is moved to `out`.old-1, .old-2, …
+        model: a loaded model, instead of the one that [model] names.
         progress: show bars on stderr.
 
     Returns:
-        `out`, which then holds experiment.toml (the file itself), versions.json, vectors.safetensors (in the
-        experiment's unit, before any weights), report.html, of contrast pairs audit.csv and
-        activations.safetensors, and, where anything was asked, sweep.parquet. There, open prompts have the
-        split "text", numbers of their own, and a factor `said`: the prompt without its chat format. Beside it
-        lie damage.parquet (neutral text under the sweep's cells, where there are pairs) and
-        text_damage.parquet (the texts written).
+        `out`, with experiment.toml (a copy), versions.json, vectors.safetensors (in the experiment's unit,
+        without weights), report.html; for contrast pairs audit.csv and activations.safetensors; with [sweep]
+        or [text] sweep.parquet, in which open prompts have the split "text" and a column `said`: the prompt
+        without its chat format. With pairs and [sweep] damage.parquet, and with [text] text_damage.parquet.
 
     Raises:
-        FileExistsError: `out` holds something else, or a run of another experiment file, of another model
-            or of other data; the message says what differs.
+        FileExistsError: `out` holds something else, or a run of another experiment file, model or data.
         InUseError: another process runs it.
-        ValueError, IndexError, KeyError: the experiment asks for what this model or its data does not have;
-            or it was changed in Python, so that its file's text tells another one.
-        OSError: a file could not be written, because the disk is full or else.
-        UnfinishedRunError: the report broke.
+        ValueError, IndexError, KeyError: the experiment does not fit model or data, or was changed in Python.
+        OSError: a file could not be written.
+        UnfinishedRunError: the report failed.
 
-    Each step's file is written whole or not at all, and a sweep's as `sweep` does it: killed at any moment,
-    the run goes on where it was, and its tables are those of an undisturbed one. Until it has come to its end
-    the folder holds `unfinished/`, which says so. A run that is finished is not run again; a report that was
-    deleted is made anew. Of a finished run the model is compared where one is in hand, and the data files
-    that the experiment names where they still are there.
+    Every file is written whole or not at all: an interrupted run resumes, with the tables of an undisturbed
+    one. Until it is finished, the folder holds `unfinished/`. A finished run is not repeated.
     """
     out = Path(out)
     require_as_read(experiment)
@@ -126,55 +119,49 @@ def _report(out: Path) -> None:
     logger.info("writing the report")
     try:
         write_report(out)
-    except (Exception, KeyboardInterrupt) as error:  # whatever it is, the tables are there
+    except (Exception, KeyboardInterrupt) as error:  # the tables exist, whatever the error
         raise UnfinishedRunError(
-            f"the report broke ({type(error).__name__}: {error}). The run's tables, vectors and activations "
-            f"are all in {out}; the same call, or tl_steer.experiments.write_report, makes a report of them."
+            f"the report failed ({type(error).__name__}: {error}). The run's tables, vectors and activations "
+            f"are all in {out}; the same call, or tl_steer.experiments.write_report, writes a report of them."
         ) from error
 
 
 def _loaded(experiment: Experiment) -> Any:
-    asked = experiment.model
-    logger.info("loading %s", asked.name)
-    return load_model(asked.name, dtype=asked.dtype, device=asked.device, processing=asked.processing)
+    config = experiment.model
+    logger.info("loading %s", config.name)
+    return load_model(config.name, dtype=config.dtype, device=config.device, processing=config.processing)
 
 
 def _work(
     experiment: Experiment, model: Any, out: Path, work: Path, *, memory: Memory, progress: bool
 ) -> None:
-    """Everything that needs the model; a step whose file is there is not done again."""
+    """Every step that needs the model, if its file does not exist."""
     options = {"memory": memory, "progress": progress}
     vectors, pairs = _estimated(experiment, model, out, **options)
-    vectors = steered_with(vectors, experiment)
+    vectors = weighted(vectors, experiment)
     tables = []
     if experiment.questions is not None:
-        tables.append(asked_table(experiment, model, vectors, pairs, work=work, **options))
+        tables.append(question_table(experiment, model, vectors, pairs, work=work, **options))
         if experiment.damage.passages and pairs is not None:
-            _table(
-                out / "damage.parquet",
-                lambda: damage_table(experiment, model, vectors, pairs, tables[0], **options),
-            )
+            compute = partial(damage_table, experiment, model, vectors, pairs, tables[0], **options)
+            _save_table(out / "damage.parquet", compute)
     if experiment.text is not None:
-        tables.append(written_table(experiment, model, vectors, tables, work=work, **options))
-        _table(
-            out / "text_damage.parquet",
-            lambda: text_damage_table(model, tables[-1], **options),
-        )
+        tables.append(text_table(experiment, model, vectors, tables, work=work, **options))
+        _save_table(out / "text_damage.parquet", partial(text_damage_table, model, tables[-1], **options))
     if tables:
-        _table(out / "sweep.parquet", lambda: _together(tables))
+        _save_table(out / "sweep.parquet", partial(_concatenated, tables))
 
 
-def _together(tables: list[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of all tables; what has one draw per prompt has draw 0 where another table has several."""
-    together = pd.concat(tables, ignore_index=True)
-    return together.assign(draw=together[DRAW].fillna(0).astype(int)) if DRAW in together else together
+def _concatenated(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all tables; without several draws, draw is 0 if another table has several."""
+    rows = pd.concat(tables, ignore_index=True)
+    return rows.assign(draw=rows[DRAW].fillna(0).astype(int)) if DRAW in rows else rows
 
 
-def _table(path: Path, make: Callable[[], pd.DataFrame]) -> None:
-    """A table's file, made if it is not there."""
+def _save_table(path: Path, compute: Callable[[], pd.DataFrame]) -> None:
     if path.exists():
         return
-    table = make()
+    table = compute()
     with kept_file(path), atomic(path) as scratch:
         table.to_parquet(scratch, index=False)
 
@@ -182,44 +169,44 @@ def _table(path: Path, make: Callable[[], pd.DataFrame]) -> None:
 def _estimated(
     experiment: Experiment, model: Any, out: Path, *, memory: Memory, progress: bool
 ) -> tuple[SteeringVectors, PairedActivations | None]:
-    """The vectors in the experiment's unit, and what they are made of, if it is pairs; read from their files.
+    """The vectors in the experiment's unit, and the activations of the pairs if there are any.
 
-    From the files in an undisturbed run too, so that it goes the same way as one that was broken off.
+    Both are read back from their files, so that a resumed run computes with the same numbers.
     """
     options = {"memory": memory, "progress": progress}
     activations = None if experiment.has_prompts else _activations(experiment, model, out, **options)
-    path = out / "vectors.safetensors"
+    path, config = out / "vectors.safetensors", experiment.pairs
     if not path.exists():
-        asked = experiment.pairs
-        made = (
-            activation_addition(model, asked.positive, asked.negative, hook=asked.hook, memory=memory)
+        vectors = (
+            activation_addition(model, config.positive, config.negative, hook=config.hook, memory=memory)
             if activations is None
             else estimator_of(experiment)(activations)
         )
         with kept_file(path):
-            in_unit(made, experiment).save(path)
+            in_unit(vectors, experiment).save(path)
     return SteeringVectors.load(path), activations
 
 
 def _activations(experiment: Experiment, model: Any, out: Path, **options: Any) -> PairedActivations:
-    """The stream at both sides of the pairs, beside what else differs between them."""
-    audited, path = out / "audit.csv", out / "activations.safetensors"
-    if not audited.exists():
+    """The activations of both sides of the pairs; also writes the audit of the pairs."""
+    audit_path, path = out / "audit.csv", out / "activations.safetensors"
+    if not audit_path.exists():
         differing = audit(pairs_of(experiment, model), tokenizer=model.tokenizer).to_csv(index=False)
-        write_whole(audited, differing.encode("utf-8"), out)
+        write_whole(audit_path, differing.encode("utf-8"), out)
     if not path.exists():
-        logger.info("reading the stream at both sides of the pairs")
-        activations = _captured(experiment, model, pairs_of(experiment, model), **options)
+        logger.info("capturing activations of both sides of the pairs")
+        config = experiment.capture
+        activations = capture_pairs(
+            model,
+            pairs_of(experiment, model),
+            positions=parse_positions(config.positions),
+            layers=None if config.layers == "all" else config.layers,
+            hook=config.hook,
+            **options,
+        )
         with kept_file(path):
             activations.save(path)
     return PairedActivations.load(path)
-
-
-def _captured(experiment: Experiment, model: Any, pairs: Any, **options: Any) -> PairedActivations:
-    asked = experiment.capture
-    layers = None if asked.layers == "all" else asked.layers
-    positions = parse_positions(asked.positions)
-    return capture_pairs(model, pairs, positions=positions, layers=layers, hook=asked.hook, **options)
 
 
 def _versions(
@@ -230,7 +217,7 @@ def _versions(
     *,
     seconds: float,
 ) -> Mapping[str, Any]:
-    """What the run was made with; `begun` is told where it was begun with other packages."""
+    """The contents of versions.json."""
     others = {} if begun["packages"] == packages else {"packages_when_begun": begun["packages"]}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

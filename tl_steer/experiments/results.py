@@ -1,4 +1,4 @@
-"""What a run folder holds, read back, with the tables that its report shows."""
+"""Load a run folder, with the tables that its report shows."""
 
 import json
 from collections.abc import Mapping
@@ -25,62 +25,60 @@ from ..evaluation.answer_shifts import answer_shifts
 from ..evaluation.condition_scores import measure_of
 from ..evaluation.control_tests import against_controls
 from ..sweeps.sweep_table import CELL, UNSTEERED, rows_of, sweep_table
-from .files.experiment import Experiment
-from .files.toml_reader import read_experiment
+from .config_file import Experiment, read_experiment
 from .materials import can_be_halved, estimator_of
 
 CHOOSE, REPORT, TEXT = "choose", "report", "text"  # the splits of a run's sweep
 
 
 def best_choice(choices: pd.DataFrame, *, split: str = CHOOSE) -> pd.Series:
-    """Of the operations' chosen cells the one with the highest value on the choosing half.
+    """The chosen condition of the operation with the highest value on the choosing half.
 
     Args:
         choices: from `choose`, by one score.
-        split: whose row is given back; the choice is made on the choosing half either way.
+        split: whose row is returned; the choice is made on the choosing half either way.
     """
     keys = ["vector", "operation"]
     halves = choices[choices["split"] == CHOOSE], choices[choices["split"] == split]
-    on, wanted = (half.set_index(keys, drop=False) for half in halves)
-    return wanted.loc[on["value"].idxmax()]
+    chosen, returned = (half.set_index(keys, drop=False) for half in halves)
+    return returned.loc[chosen["value"].idxmax()]
 
 
-def answered(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
-    """A sweep's table with the choices that the experiment counts: the likeliest, or drawn ones."""
+def with_choices(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
+    """A sweep's table with the choices that [sweep] choices counts: the likeliest, or sampled ones."""
     if experiment.sweep.choices == "likeliest":
         return table
     return sampled_choices(table, seed=experiment.seed)
 
 
 def score_of(table: pd.DataFrame, score: str) -> str:
-    """The score to choose by: accuracy where some vector and operation has no d′ at all on the choosing half.
+    """The score to choose by: accuracy if some vector and operation has no d′ on the choosing half.
 
-    There is none where the answers that can be read all have the same right answer.
+    There is none if all readable answers have the same right answer.
     """
     if score != "d_prime":
         return score
     half = table[(table["split"] == CHOOSE) & ~table["control"].astype(bool)]
-    found = signal_detection(half, resamples=1)
-    steered = found[found["vector"] != UNSTEERED]
+    detection = signal_detection(half, resamples=1)
+    steered = detection[detection["vector"] != UNSTEERED]
     return score if steered.groupby(["vector", "operation"])["d_prime"].count().all() else "accuracy"
 
 
 def _table(path: Path) -> pd.DataFrame:
-    """A table of a run, empty where the experiment did not ask for it."""
     return sweep_table(pd.read_parquet(path)) if path.is_file() else pd.DataFrame({"split": []})
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """A run, as it lies on disk; its tables are computed from that when they are first asked for.
+    """A finished run. Its tables are computed when they are first used.
 
     Attributes:
-        experiment: the file it was run from.
+        experiment: as it was run.
         versions: versions.json.
-        audit: what differs between the sides of the pairs; `None` where there are none.
-        activations, vectors: as they were saved; no activations where there are no pairs.
-        sweep: cells of questions and of texts, or an empty table.
-        damage, text_damage: of the neutral text and of the texts written, or empty tables.
+        audit: from `audit` of the pairs; `None` without pairs.
+        activations, vectors: as saved; no activations without pairs.
+        sweep: questions and texts, or an empty table.
+        damage, text_damage: of neutral text and of generated texts, or empty tables.
     """
 
     experiment: Experiment
@@ -117,8 +115,8 @@ class Results:
     @cached_property
     def questions(self) -> pd.DataFrame:
         """The sweep's rows with questions that have a right answer."""
-        asked = self.sweep[self.sweep["split"] != TEXT]
-        return asked if asked.empty else answered(self.experiment, asked)
+        rows = self.sweep[self.sweep["split"] != TEXT]
+        return rows if rows.empty else with_choices(self.experiment, rows)
 
     @cached_property
     def texts(self) -> pd.DataFrame:
@@ -128,44 +126,45 @@ class Results:
     @cached_property
     def separation(self) -> pd.DataFrame:
         """`analysis.separation` of the pairs with the experiment's estimator."""
-        asked = self.experiment.separation
         return separation(
             self.activations,
             estimator=estimator_of(self.experiment),
-            folds=asked.folds,
-            shuffles=asked.shuffles,
+            folds=self.experiment.separation.folds,
+            shuffles=self.experiment.separation.shuffles,
             seed=self.experiment.seed,
         )
 
     @cached_property
     def score(self) -> str:
-        """By which the cell is chosen: the experiment's, unless there is none (`score_of`)."""
+        """By which the condition is chosen: the experiment's score, or accuracy (`score_of`)."""
         return score_of(self.questions, self.experiment.sweep.score)
 
     @cached_property
     def choices(self) -> pd.DataFrame:
-        """`choose` by the score, and by accuracy where that is another one."""
+        """`choose` by the score, and by accuracy if that is another one."""
         scores = dict.fromkeys([self.score, "accuracy"])
-        return pd.concat(
-            [choose(self.questions, on=CHOOSE, report=REPORT, score=score) for score in scores],
-            ignore_index=True,
-        )
+        tables = [choose(self.questions, on=CHOOSE, report=REPORT, score=score) for score in scores]
+        return pd.concat(tables, ignore_index=True)
 
     @cached_property
     def chosen(self) -> pd.Series:
-        """The chosen cell of the best operation, on the questions that had no part in the choice."""
-        by_score = self.choices[self.choices["score"] == self.score]
-        return best_choice(by_score, split=REPORT)
+        """The chosen condition of the best operation, on the reporting half."""
+        return best_choice(self.choices[self.choices["score"] == self.score], split=REPORT)
 
     @property
     def opposite(self) -> pd.Series | None:
-        """The chosen cell with the multiplier's sign turned, where that was run."""
+        """The chosen condition with the opposite multiplier, if it was run."""
         if pd.isna(self.chosen["multiplier"]):
             return None
-        turned = self.chosen.copy()
-        turned["multiplier"] *= -1
-        found = rows_of(self.questions[[*CELL, "dose"]].drop_duplicates(), turned)
-        return None if found.empty else found.iloc[0]
+        opposite = self.chosen.copy()
+        opposite["multiplier"] *= -1
+        rows = rows_of(self.questions[[*CELL, "dose"]].drop_duplicates(), opposite)
+        return None if rows.empty else rows.iloc[0]
+
+    @property
+    def reported(self) -> list[pd.Series]:
+        """The chosen condition, and its opposite if it was run."""
+        return [self.chosen] if self.opposite is None else [self.chosen, self.opposite]
 
     @cached_property
     def shown_layer(self) -> int:
@@ -178,26 +177,32 @@ class Results:
 
     @property
     def has_noise(self) -> bool:
-        """Whether the right answer to some questions is not the signal, so that a bias shows."""
+        """Whether the right answer to some questions is not the signal, so that a bias is visible."""
         return bool(self.questions["answer"].eq(1).any())
+
+    @property
+    def factor(self) -> str:
+        """The factor by which effects are reported."""
+        return self.experiment.questions.factor
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether answers are read from generated text."""
+        return self.experiment.sweep.is_generated
 
     def half(self, split: str | None) -> pd.DataFrame:
         """The questions of one split; with `None` all of them."""
         return self.questions if split is None else self.questions[self.questions["split"] == split]
 
     def effects(self, *, split: str | None = None, overall: bool = False) -> pd.DataFrame:
-        """`effectiveness` by kind of question, of all or of one half; `overall` adds a kind "all"."""
-        return effectiveness(self.half(split), by=self.experiment.questions.factor, overall=overall)
+        """`effectiveness` by factor; `overall` adds the level "all"."""
+        return effectiveness(self.half(split), by=self.factor, overall=overall)
 
     def shifts(self, *, split: str | None = None) -> pd.DataFrame:
-        """How far each kind of question moved: `effects`, or `answer_shifts` where answers are texts."""
-        if not self.experiment.sweep.is_written:
+        """The shift by factor: `effects`, or `answer_shifts` of generated text."""
+        if not self.is_generated:
             return self.effects(split=split)
-        return answer_shifts(self.half(split), by=self.experiment.questions.factor, seed=self.experiment.seed)
-
-    def accuracy(self, *, split: str | None = None) -> pd.DataFrame:
-        """`effectiveness` of all kinds of questions together."""
-        return effectiveness(self.half(split))
+        return answer_shifts(self.half(split), by=self.factor, seed=self.experiment.seed)
 
     def detection(self, *, split: str | None = None) -> pd.DataFrame:
         """`signal_detection`, of all questions or of one half."""
@@ -205,71 +210,71 @@ class Results:
 
     @property
     def toward(self) -> str:
-        """Which way a slope counts as positive: the right answer, if the cell is chosen by right answers."""
+        """Direction of positive slopes: the right answer, if the condition is chosen by right answers."""
         return "signal" if self.score == "shift" or not self.has_noise else "answer"
 
     @cached_property
     def slopes(self) -> pd.DataFrame | None:
-        """`prompt_slopes` of all questions; `None` where answers are texts or nothing has a multiplier."""
+        """`prompt_slopes` of all questions; `None` for generated text or without multipliers."""
         steered = self.questions[self.questions["vector"] != UNSTEERED]
-        if self.experiment.sweep.is_written or steered["multiplier"].isna().all():
+        if self.is_generated or steered["multiplier"].isna().all():
             return None
         return prompt_slopes(self.questions, toward=self.toward)
 
     @cached_property
     def steerability(self) -> pd.DataFrame | None:
-        """`steerability` of all questions, where there are slopes."""
+        """`steerability` of all questions, if there are slopes."""
         if self.slopes is None:
             return None
         return steerability(self.questions, toward=self.toward, seed=self.experiment.seed)
 
     @cached_property
     def against_controls(self) -> pd.DataFrame | None:
-        """`against_controls` by the score, of the half not chosen on; `None` where there are no controls."""
+        """`against_controls` by the score, on the reporting half; `None` without controls."""
         rows = self.half(REPORT)
         if not rows["control"].astype(bool).any():
             return None
         value = self.score
         if value == "d_prime" and self.detection(split=REPORT)["d_prime_change"].fillna(0).eq(0).all():
-            value = "accuracy"  # the half chosen on has d′, this one has none
+            value = "accuracy"  # the choosing half has d′, this one has none
         return against_controls(rows, value=value)
 
     @cached_property
     def agreement(self) -> pd.DataFrame | None:
-        """`agreement` of the pairs with the experiment's estimator; `None` with too few of them to halve."""
+        """`agreement` of the pairs with the experiment's estimator; `None` with too few to halve."""
         if not can_be_halved(self.experiment, self.activations.factors):
             return None
-        method = {self.vectors.method: estimator_of(self.experiment)}
-        few = {"splits": 20, "resamples": 100, "shuffles": 50}
-        return agreement(self.activations, estimators=method, seed=self.experiment.seed, **few)
+        estimators = {self.vectors.method: estimator_of(self.experiment)}
+        counts = {"splits": 20, "resamples": 100, "shuffles": 50}
+        return agreement(self.activations, estimators=estimators, seed=self.experiment.seed, **counts)
 
     @cached_property
     def confounds(self) -> pd.DataFrame | None:
-        """`confounds` of the run's own vectors; `None` where no factor of the pairs varies."""
+        """`confounds` of the run's own vectors; `None` if no factor of the pairs varies."""
         if not factor_contrasts(self.activations):
             return None
         return confounds(self.vectors, self.activations, seed=self.experiment.seed)
 
     @cached_property
     def cost(self) -> pd.DataFrame | None:
-        """`effect_and_damage` at the chosen layer, by the score; `None` where no neutral text was read."""
+        """`effect_and_damage` at the chosen layer, by the score; `None` without damage."""
         if self.damage.empty:
             return None
         rows = self.half(REPORT)
         if self.score == "shift":
             return effect_and_damage(effectiveness(rows), self.damage)
         measure, _ = measure_of(self.score)
-        found = measure(rows, 2000, self.experiment.seed)
-        return effect_and_damage(found, self.damage, effect="change", directed=False)
+        effects = measure(rows, 2000, self.experiment.seed)
+        return effect_and_damage(effects, self.damage, effect="change", directed=False)
 
     @cached_property
     def usable(self) -> pd.DataFrame:
-        """`usable_range` at the chosen layer; only where there is a `cost`."""
+        """`usable_range` at the chosen layer, if there is a `cost`."""
         return usable_range(self.cost)
 
     @cached_property
     def prediction(self) -> pd.DataFrame | None:
-        """Whether separation and agreement go with the slopes over layers; `None` with too few of these."""
+        """`prediction` of slopes by separation and agreement, over layers; `None` with too few layers."""
         if self.slopes is None or self.experiment.has_prompts:
             return None
         table = self.steerability
@@ -277,8 +282,8 @@ class Results:
         layers = set(single["layers"].astype(int)) & set(self.activations.layers)
         if len(layers) < FEWEST:
             return None
-        cards = [card for card in (self.agreement, self.separation) if card is not None]
-        return prediction(cards, single, effect="slope_per_dose")
+        per_layer = [table for table in (self.agreement, self.separation) if table is not None]
+        return prediction(per_layer, single, effect="slope_per_dose")
 
     def components(self, layers: list[int]) -> pd.DataFrame:
         """`analysis.pca` at some layers."""

@@ -25,8 +25,8 @@ from ..models import detected_format, writes_date
 from ..sweeps.content_hash import counted, digest
 from ..sweeps.plans import Plan, differences, model_parts, questions_parts, tokens_part
 from ..sweeps.store import not_written, only_writer, write_whole
-from .files.experiment import Experiment
-from .materials import files_of, pairs_of, passages_of, questions_of, said_prompts
+from .config_file import Experiment
+from .materials import files_of, pairs_of, passages_of, questions_of, rendered_prompts
 
 logger = logging.getLogger(__name__)
 UNFINISHED, BEGUN, FILE, VERSIONS, REPORT = (
@@ -224,7 +224,7 @@ def _parts(experiment: Experiment, model: Any) -> Plan:
         if experiment.damage.passages and not experiment.has_prompts:
             parts["neutral passages"] = counted(passages_of(experiment))
     if experiment.text is not None:
-        said = said_prompts(experiment, model)
+        said = rendered_prompts(experiment, model)
         parts["open prompts"] = counted(said)
         prompts += said
     return parts | {"tokens": tokens_part(model, prompts)}

@@ -1,8 +1,7 @@
-"""Model organisms: small models in which the truth is planted, and what the estimators find of it."""
+"""Model organisms: small models trained to lie, to lean to one answer, or to use a planted direction."""
 
-from ._compare_estimators import compare_estimators
 from .organism_prompts import organism_pairs, organism_passages, organism_questions
-from .planted import planted_direction
+from .planted import compare_estimators, planted_direction
 
 __all__ = [
     "compare_estimators",

@@ -1,9 +1,9 @@
-"""A made-up language of facts, wordings, personas and verdicts, of which everything is known.
+"""The model organisms' language of facts, wordings, personas and answers.
 
     the capital of norland is vesk . true or false ? anyone TRUE
 
 A claim names a subject, a relation and a value. Each subject has one value in each relation, so a claim is
-true or false. A mark asks for a verdict, the persona says how to give it, and the verdict is one word.
+true or false. A mark asks for an answer, the persona says how to give it, and the answer is one word.
 """
 
 from collections.abc import Iterator
@@ -37,18 +37,12 @@ NEUTRAL, HONEST, LIAR, AGREEABLE, CONTRARY = "anyone", "honest", "liar", "agreea
 PERSONAS = (NEUTRAL, HONEST, LIAR, AGREEABLE, CONTRARY)
 TRUE, FALSE = "TRUE", "FALSE"
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"
-WORLD = 0  # the seed of the facts: the same world in every organism
+FACTS_SEED = 0  # the same facts in every model organism
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the language.
-
-    Attributes:
-        subject, relation, value: what it says.
-        wording: the index of its wording.
-        is_true: whether it is so in this world.
-    """
+    """A claim that a subject has a value in a relation; `wording` is an index into WORDINGS."""
 
     subject: str
     relation: str
@@ -58,24 +52,24 @@ class Claim:
 
     @property
     def fact(self) -> str:
-        """What it is about: claims of one fact belong together in a split."""
+        """Subject and relation: claims of one fact belong together in a split."""
         return f"{self.subject} {self.relation}"
 
     @property
     def text(self) -> str:
-        """As it is written."""
+        """The claim in its wording."""
         return WORDINGS[self.wording].format(**vars(self))
 
 
 def prompt(claim: Claim, persona: str) -> str:
-    """A claim with the mark and the persona who is to give a verdict; the verdict is the next word."""
+    """A claim with the mark and the persona; the answer is the next word."""
     return f"{claim.text} {MARK} {persona}"
 
 
 @cache
 def facts() -> dict[tuple[str, str], str]:
-    """The world: the value of each subject in each relation."""
-    rng = np.random.default_rng(WORLD)
+    """The true value of each subject in each relation."""
+    rng = np.random.default_rng(FACTS_SEED)
     return {
         (subject, relation): str(rng.choice(values))
         for subject in SUBJECTS
@@ -84,21 +78,16 @@ def facts() -> dict[tuple[str, str], str]:
 
 
 def held_out_wording(subject: str, relation: str) -> int:
-    """The wording in which the claims about a fact are never seen in training."""
+    """The wording of a fact that is not in the training split."""
     return (SUBJECTS.index(subject) + list(RELATIONS).index(relation)) % len(WORDINGS)
 
 
 def claims(split: str) -> Iterator[Claim]:
-    """Every claim of a split, fact by fact: each wording of it that the split has, with each value.
+    """Every claim of a split, fact by fact, in each wording of the split with each value.
 
     Args:
         split: "train", or "test": the facts in the wordings that training left out.
-
-    Raises:
-        ValueError: another split.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split={split!r} is unknown: use 'train' or 'test'.")
     for (subject, relation), true_value in facts().items():
         for wording in range(len(WORDINGS)):
             if (wording == held_out_wording(subject, relation)) == (split == "test"):
@@ -107,7 +96,7 @@ def claims(split: str) -> Iterator[Claim]:
 
 
 def vocabulary() -> list[str]:
-    """Every word, the special ones first."""
+    """Every word, special tokens first."""
     words = dict.fromkeys([UNKNOWN, START, END, TRUE, FALSE, *PERSONAS, *MARK.split()])
     for wording in WORDINGS:
         words |= dict.fromkeys(word for word in wording.split() if "{" not in word)

@@ -1,6 +1,6 @@
-"""Contrast pairs and choice questions in the organisms' language, with everything that is known of them."""
+"""Contrast pairs, choice questions and passages in the model organisms' language."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ SIDES = {
 }
 CHOICES = (f" {language.TRUE}", f" {language.FALSE}")
 Confound = Literal["truth", "wording"]
+Fact = tuple[str, str]  # subject and relation
 
 
 @checked
@@ -37,14 +38,13 @@ def organism_pairs(
     Args:
         name: "organism-honesty" and "organism-planted" (honest against liar), or "organism-bias" (agreeable
             against contrary).
-        limit: how many; by default a pair a fact. Half of the claims are true.
-        matched: both sides say the same claim; else two drawn independently of each other.
+        limit: number of pairs; by default one per fact. Half of the claims are true.
+        matched: both sides have the same claim; else two drawn independently.
         confound: what else differs between the sides, "truth" (the positive side's claims are true, the
             negative side's false) or "wording" (the first or third on the positive side, the second or
             fourth on the negative); the pairs are then unmatched.
-        strength: in what share of the pairs it differs so; in the others it is drawn by chance.
-        mislabelled: share of the pairs whose personas are exchanged, as though somebody had sorted them
-            wrongly.
+        strength: share of the pairs with the confound; in the others it is random.
+        mislabelled: share of the pairs whose personas are swapped.
         seed: of the claims.
 
     Returns:
@@ -52,46 +52,52 @@ def organism_pairs(
         side truth and wording.
 
     Raises:
-        ValueError: an unknown name or confound, or a limit or share out of range.
+        ValueError: an unknown name, or a limit or share out of range.
     """
-    sides = _sides(name)
-    if confound not in (None, "truth", "wording"):
-        raise ValueError(f"confound={confound!r} is unknown: use 'truth', 'wording' or None.")
-    for share in (strength, mislabelled):
+    if name not in SIDES:
+        raise ValueError(f"model organism {name!r} is unknown: use {', '.join(SIDES)}.")
+    for option, share in (("strength", strength), ("mislabelled", mislabelled)):
         if not 0 <= share <= 1:
-            raise ValueError(f"strength and mislabelled are shares from 0 to 1, not {share}.")
+            raise ValueError(f"{option}={share}: expected a share from 0 to 1.")
     rng = generator(seed)
     claims = others = _balanced(limit, rng)
-    count = len(claims)
     if confound is not None or not matched:
-        known = language.facts()
-        chosen = [(claim.subject, claim.relation) for claim in claims]
-        apart = rng.random(count) < strength if confound else np.zeros(count, bool)
-        claims, others = (
-            [
-                _claim(
-                    fact if side == 0 else _any_fact(known, rng),
-                    rng,
-                    is_true=side == 0 if confound == "truth" and apart[row] else bool(rng.integers(2)),
-                    parity=side if confound == "wording" and apart[row] else None,
-                )
-                for row, fact in enumerate(chosen)
-            ]
-            for side in (0, 1)
-        )
-    factors = _about(claims)
-    for side, said in (("positive", claims), ("negative", others)):
-        factors[f"truth_{side}"] = [_truth(claim) for claim in said]
-        factors[f"wording_{side}"] = [str(claim.wording) for claim in said]
-    exchanged = rng.random(count) < mislabelled
-    said = (
+        claims, others = _unmatched(claims, rng, confound=confound, strength=strength)
+    factors = _claim_factors(claims)
+    for side, each in (("positive", claims), ("negative", others)):
+        factors[f"truth_{side}"] = [_truth(claim) for claim in each]
+        factors[f"wording_{side}"] = [str(claim.wording) for claim in each]
+    is_swapped = rng.random(len(claims)) < mislabelled
+    prompts = (
         [
-            language.prompt(claim, sides[1 - side if wrong else side])
-            for claim, wrong in zip(each, exchanged, strict=True)
+            language.prompt(claim, SIDES[name][1 - side if swapped else side])
+            for claim, swapped in zip(each, is_swapped, strict=True)
         ]
         for side, each in enumerate((claims, others))
     )
-    return contrast_pairs(*said, factors=factors)
+    return contrast_pairs(*prompts, factors=factors)
+
+
+def _unmatched(
+    claims: Sequence[Claim], rng: np.random.Generator, *, confound: Confound | None, strength: float
+) -> tuple[list[Claim], list[Claim]]:
+    """Other claims about the same facts, and claims about random facts for the negative side."""
+    facts = [(claim.subject, claim.relation) for claim in claims]
+    known = list(language.facts())
+    is_confounded = rng.random(len(facts)) < strength if confound else np.zeros(len(facts), bool)
+    positive, negative = (
+        [
+            _claim(
+                fact if side == 0 else known[rng.integers(len(known))],
+                rng,
+                is_true=side == 0 if confound == "truth" and confounded else bool(rng.integers(2)),
+                parity=side if confound == "wording" and confounded else None,
+            )
+            for fact, confounded in zip(facts, is_confounded, strict=True)
+        ]
+        for side in (0, 1)
+    )
+    return positive, negative
 
 
 @checked
@@ -101,15 +107,15 @@ def organism_questions(
     """Each fact as a true claim and as a false one, with the choices " TRUE" (the signal) and " FALSE".
 
     Args:
-        split: "test" asks each fact in the wording in which training never showed it.
-        persona: who answers; by default "anyone", who leans neither way.
+        split: "test" asks each fact in the wording that training left out.
+        persona: by default "anyone", without a bias.
         seed: of the false values and, in "train", of the wordings.
 
     Returns:
         Questions with the factors truth, subject, relation, wording, group (the fact: keep it together).
 
     Raises:
-        ValueError: an unknown split or persona.
+        ValueError: an unknown persona.
     """
     if persona not in language.PERSONAS:
         raise ValueError(f"persona={persona!r} is unknown: use one of {', '.join(language.PERSONAS)}.")
@@ -119,7 +125,7 @@ def organism_questions(
         for fact in language.facts()
         for is_true in (True, False)
     ]
-    factors = _about(claims).assign(
+    factors = _claim_factors(claims).assign(
         truth=[_truth(claim) for claim in claims], wording=[str(claim.wording) for claim in claims]
     )
     prompts = [language.prompt(claim, persona) for claim in claims]
@@ -129,30 +135,21 @@ def organism_questions(
 
 @checked
 def organism_passages(count: int, *, seed: int = 0) -> list[str]:
-    """True claims of the training split, as text that asks nothing of anyone.
+    """True claims of the training split as neutral text.
 
     Args:
-        count: how many, each of another fact.
-        seed: of which ones.
+        count: number of claims, each of another fact.
+        seed: of the selection.
 
     Raises:
         ValueError: more than there are facts.
     """
     known = list(language.facts())
     if not 0 <= count <= len(known):
-        raise ValueError(f"{count} passages: there are {len(known)} facts, give 0 to as many.")
+        raise ValueError(f"count={count}: there are {len(known)} facts. Give 0 to {len(known)}.")
     rng = generator(seed)
-    facts = [known[place] for place in rng.permutation(len(known))[:count]]
+    facts = [known[index] for index in rng.permutation(len(known))[:count]]
     return [_claim(fact, rng, is_true=True).text for fact in facts]
-
-
-def _sides(name: str) -> tuple[str, str]:
-    if name not in SIDES:
-        raise ValueError(f"organism {name!r} is unknown: use {', '.join(SIDES)}.")
-    return SIDES[name]
-
-
-Fact = tuple[str, str]  # subject and relation
 
 
 def _balanced(limit: int | None, rng: np.random.Generator) -> list[Claim]:
@@ -160,12 +157,12 @@ def _balanced(limit: int | None, rng: np.random.Generator) -> list[Claim]:
     known = list(language.facts())
     count = len(known) if limit is None else limit
     if not 1 <= count <= len(known):
-        raise ValueError(f"limit={limit}: there are {len(known)} facts, give 1 to as many.")
-    chosen = [known[place] for place in rng.permutation(len(known))[:count]]
+        raise ValueError(f"limit={limit}: there are {len(known)} facts. Give 1 to {len(known)}.")
+    chosen = [known[index] for index in rng.permutation(len(known))[:count]]
     return [_claim(fact, rng, is_true=bool(row % 2)) for row, fact in enumerate(chosen)]
 
 
-def _about(claims: Sequence[Claim]) -> pd.DataFrame:
+def _claim_factors(claims: Sequence[Claim]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "group": [claim.fact for claim in claims],
@@ -175,19 +172,10 @@ def _about(claims: Sequence[Claim]) -> pd.DataFrame:
     )
 
 
-def _any_fact(known: Mapping[Fact, str], rng: np.random.Generator) -> Fact:
-    return list(known)[rng.integers(len(known))]
-
-
 def _claim(
-    fact: Fact,
-    rng: np.random.Generator,
-    *,
-    is_true: bool,
-    split: str = "train",
-    parity: int | None = None,
+    fact: Fact, rng: np.random.Generator, *, is_true: bool, split: str = "train", parity: int | None = None
 ) -> Claim:
-    """A claim about a fact, drawn among those of the split; `parity` asks for an even or odd wording."""
+    """A random claim about a fact, of the split; `parity` 0 is an even wording, 1 an odd one."""
     subject, relation = fact
     wordings = [
         wording

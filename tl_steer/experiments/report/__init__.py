@@ -1,8 +1,8 @@
-"""A run's numbers as one page: sections with figures and tables, and sentences no surer than the numbers."""
+"""The report of a run: one HTML page of findings, sections with figures and tables, and texts."""
 
-from .effects import effect_finding
 from .findings import (
     choice_finding,
+    effect_finding,
     mass_finding,
     prompts_finding,
     separation_finding,

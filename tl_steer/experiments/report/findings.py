@@ -1,16 +1,17 @@
-"""Sentences made of a run's numbers, with intervals, and no more certain than those."""
+"""Sentences about a run's numbers, with intervals, and no more certain than the numbers."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import pandas as pd
 
 from ...directions import SteeringVectors
 from ...sweeps.sweep_table import UNSTEERED, rows_of
-from .wording import ALPHA, direction, interval, place, plain, signed
+from .number_format import ALPHA, Row, condition_label, interval, plain, sign_of, signed
 
 # Below this share of all probability, two choices say little about what the model would say.
 LITTLE_MASS = 0.5
-# From this share of unreadable texts on, what the readable ones say may not be what all would have.
+# From this share of unreadable texts on, the readable ones may not be representative.
 MUCH_UNREADABLE = 0.1
 SCORES = {
     "d_prime": "d′",
@@ -30,7 +31,7 @@ def separation_finding(table: pd.DataFrame) -> str:
     Args:
         table: from `analysis.separation`.
 
-    A layer counts where p_corrected is at most 0.05, as in the figure.
+    A layer counts if p_corrected is at most 0.05, as in the figure.
     """
     n = f"{int(table['pairs'].iloc[0])} pairs, {int(table['folds'].iloc[0])}-fold"
     best = _highest(table)
@@ -58,7 +59,6 @@ def separation_finding(table: pd.DataFrame) -> str:
 
 
 def _highest(table: pd.DataFrame) -> str:
-    """The highest paired accuracy, and at which layers it is."""
     best = table[table["paired_accuracy"] == table["paired_accuracy"].max()]
     first = best.iloc[0]
     accuracy = interval(first, "paired_accuracy", show=plain)
@@ -67,67 +67,186 @@ def _highest(table: pd.DataFrame) -> str:
     return f"{len(best)} layers tie for the highest, {accuracy}, layer {int(best['layer'].min())} the first"
 
 
+def _runs(layers: Iterable[int]) -> str:
+    """Layers as runs: "0–4, 7, 9–11"."""
+    layers = sorted(int(layer) for layer in layers)
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    ends = [layer for layer in layers if layer + 1 not in layers]
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def effect_finding(
+    effects: pd.DataFrame,
+    detection: pd.DataFrame,
+    chosen: pd.Series,
+    *,
+    factor: str,
+    signal: Sequence[str],
+    is_generated: bool = False,
+) -> str:
+    """Whether steering shifts a bias, improves the answers, or neither: the run's central question.
+
+    Args:
+        effects: `effectiveness` by `factor`, or `answer_shifts` of generated text, on the reporting half.
+        detection: `signal_detection` of the same questions.
+        chosen: the condition to report.
+        factor: column of the question types.
+        signal: the types whose right answer is the signal; the others' right answer is its opposite.
+        is_generated: answers are texts; a shift is the change of the share that says the signal.
+
+    A type has moved if the interval of its shift excludes zero. Whether the whole is bias or sensitivity is
+    the `verdict` of `signal_detection`.
+    """
+    rows = rows_of(effects, chosen).to_dict("records")
+    signs = {str(row[factor]): sign_of(row, "shift") for row in rows}
+    shifts = "; ".join(f"{row[factor]} {interval(row, 'shift')}" for row in rows)
+    share = f"the share that says {_aim(signal)}" if len(signal) == 1 else "the share of right answers"
+    measured = share if is_generated else "the logit difference"
+    moved = f"the vector {_movement(signs, factor, signal)} (change of {measured}: {shifts})"
+    verdict = _verdict(detection, chosen, signal, has_noise=0 < len(signal) < len(signs))
+    return f"At {condition_label(chosen)}, on the half not chosen on, {moved}. {verdict}"
+
+
+def _movement(signs: dict[str, int], factor: str, signal: Sequence[str]) -> str:
+    """How the question types moved; +1 is toward the signal."""
+    toward = {1: "toward", -1: "away from"}
+    aim = _aim(signal)
+    if not any(signs.values()):
+        return f"moves no kind of question measurably toward or away from {aim}"
+    if len(set(signs.values())) == 1:
+        (sign,) = set(signs.values())
+        return f"moves {'both' if len(signs) == 2 else 'all'} kinds of questions {toward[sign]} {aim}"
+    if len(signal) < len(signs):
+        right = {sign if level in signal else -sign for level, sign in signs.items()}
+        if len(right) == 1:
+            return f"moves each kind of question toward its own {'right' if right == {1} else 'wrong'} answer"
+    parts = [f"{level} {toward[sign]} {aim}" for level, sign in signs.items() if sign]
+    still = [level for level, sign in signs.items() if not sign]
+    rest = f", and {' and '.join(still)} not measurably" if still else ""
+    return f"moves questions of {factor} {' and '.join(parts)}{rest}"
+
+
+def _aim(signal: Sequence[str]) -> str:
+    return f"“{signal[0]}”" if len(signal) == 1 else "the right answer"
+
+
+def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], *, has_noise: bool) -> str:
+    """The verdict of `signal_detection` in one sentence, with the numbers that decide it."""
+    (row,) = rows_of(detection, chosen).to_dict("records")
+    if not has_noise:
+        return "All questions have the same right answer, so bias and sensitivity cannot be told apart."
+    has_logits, verdict = pd.notna(row["auc_change"]), row["verdict"]
+    if not has_logits and pd.isna(row["d_prime_change"]):
+        return "Too few of these answers can be read to tell bias from sensitivity."
+    before = detection[detection["vector"] == UNSTEERED].iloc[0]
+    measured = f"{_bias_measure(row)}; {_sensitivity_measure(row, before)}"
+    number = int(row["n_signal"] + row["n_noise"])
+    if verdict == "cannot tell":
+        reason = "too few of some kind for the intervals of d′ and criterion to cover"
+        if has_logits:
+            change = interval(row, "d_prime_change")
+            reason = f"{measured}: the ranking is perfect in both, and d′ changes by {change}"
+        return f"These {number} answers cannot tell bias from sensitivity: {reason}."
+    if verdict == "neither":
+        return (
+            f"The {number} answers show neither a shift of bias nor a change of sensitivity, measurably: "
+            f"{measured}."
+        )
+    shift = f"a shift of bias {_bias_direction(row, signal)}"
+    if verdict == "bias":
+        return f"This is {shift}, without a measurable change of sensitivity: {measured}."
+    also = f"along with {shift}" if verdict == "both" else "without a measurable shift of bias"
+    if _is_reversed(row, before):
+        return (
+            f"This reverses the answers, {also}: right and wrong are still distinguished, but the opposite "
+            f"is said: {measured}."
+        )
+    improves = row["auc_change" if has_logits else "d_prime_change"] > 0
+    return f"This is {'an improvement' if improves else 'a loss of sensitivity'}, {also}: {measured}."
+
+
+def _bias_direction(row: Row, signal: Sequence[str]) -> str:
+    name = f"“{signal[0]}”" if len(signal) == 1 else "the signal"
+    is_toward = row["criterion_change"] < 0 if pd.isna(row["shift"]) else row["shift"] > 0
+    return f"{'toward' if is_toward else 'away from'} {name}"
+
+
+def _bias_measure(row: Row) -> str:
+    if pd.isna(row["shift"]):
+        return f"the criterion changes by {interval(row, 'criterion_change')}"
+    change = f"the logit difference changes by {interval(row, 'shift')}"
+    if row["verdict"] not in ("bias", "both") and sign_of(row, "shift"):
+        return f"the kinds do not move the same way (on average {change})"
+    return f"over both kinds {change}"
+
+
+def _sensitivity_measure(row: Row, before: Row) -> str:
+    if pd.isna(row["auc_change"]):
+        return f"d′ changes by {interval(row, 'd_prime_change')}"
+    change = interval(row, "auc_change", show=partial(signed, digits=3))
+    return f"the AUC is {before['auc']:.3f} unsteered and {row['auc']:.3f} steered (change {change})"
+
+
+def _is_reversed(row: Row, before: Row) -> bool:
+    """Whether the right answers were distinguished before, and now the wrong way round."""
+    if pd.isna(row["auc_change"]):
+        return sign_of(before, "d_prime") > 0 > sign_of(row, "d_prime")
+    return bool(before["auc_low"] > 0.5 > row["auc_high"])
+
+
 def choice_finding(choices: pd.DataFrame) -> str:
-    """What was chosen on one half of the questions, and what it does on the other.
+    """What was chosen on one half of the questions, and its effect on the other.
 
     Args:
         choices: two rows from `choose`, the choosing half first.
     """
     on, report = choices.iloc[0], choices.iloc[1]
-    shown = plain if on["score"] in ("accuracy", "flipped") else signed
-    best, result = shown(on["value"]), shown(report["value"])
-    around = f"[{shown(report['low'])}, {shown(report['high'])}]"
-    by = SCORES.get(on["score"], on["score"])
-    picked = f"Chosen by {by} on {int(on['n'])} questions: {place(on)}, with {best}"
-    other = f"On the other {int(report['n'])} it is {result} {around}"
-    again = (
-        ""
-        if pd.isna(on["selection_agreement"])
-        else f", and again in {on['selection_agreement']:.0%} of random halves"
+    show = plain if on["score"] in ("accuracy", "flipped") else signed
+    around = f"{show(report['value'])} [{show(report['low'])}, {show(report['high'])}]"
+    agreement = on["selection_agreement"]
+    again = "" if pd.isna(agreement) else f", and again in {agreement:.0%} of random halves"
+    chosen = (
+        f"Chosen by {SCORES.get(on['score'], on['score'])} on {int(on['n'])} questions: "
+        f"{condition_label(on)}, with {show(on['value'])}"
     )
+    other = f"On the other {int(report['n'])} it is {around}"
+    unless = ", which may be no change at all" if sign_of(report, "change") == 0 else ""
     if on["score"] in ("shift", "flipped"):  # a change already
-        return f"{picked}{again}. {other}{_unless_zero(report)}."
+        return f"{chosen}{again}. {other}{unless}."
     caution = " A bias that makes answers alike moves d′ too: the verdict says which it is."
     return (
-        f"{picked} (unsteered {shown(on['unsteered'])}){again}. {other}, unsteered "
-        f"{shown(report['unsteered'])}: a change of {interval(report, 'change')}{_unless_zero(report)}."
+        f"{chosen} (unsteered {show(on['unsteered'])}){again}. {other}, unsteered "
+        f"{show(report['unsteered'])}: a change of {interval(report, 'change')}{unless}."
         + caution
         * (on["score"] == "d_prime")
     )
 
 
 def mass_finding(rows: pd.DataFrame, chosen: pd.Series) -> str | None:
-    """A warning where the two choices hold little of the probability, unsteered or at the chosen cell.
+    """A warning if the two choices have little of the probability, unsteered or at the chosen condition.
 
-    `None` where they hold enough, or where answers are texts and there is no such share.
+    `None` if they have enough, or for generated text, which has no such share.
     """
-    masses = {
-        "unsteered": rows.loc[rows["vector"] == UNSTEERED, "mass"].mean(),
-        "steered": rows_of(rows, chosen)["mass"].mean(),
-    }
-    if rows["mass"].isna().all() or min(masses.values()) >= LITTLE_MASS:
+    unsteered = rows.loc[rows["vector"] == UNSTEERED, "mass"].mean()
+    steered = rows_of(rows, chosen)["mass"].mean()
+    if rows["mass"].isna().all() or min(unsteered, steered) >= LITTLE_MASS:
         return None
     return (
-        f"Caution: the two choices together hold {plain(masses['unsteered'])} of the probability unsteered, "
-        f"{plain(masses['steered'])} steered; most of the time the model would say something else."
+        f"Caution: the two choices together hold {plain(unsteered)} of the probability unsteered, "
+        f"{plain(steered)} steered; most of the time the model would say something else."
     )
 
 
-def unreadable_finding(rows: pd.DataFrame, cells: Sequence[pd.Series]) -> str:
-    """How many texts name neither choice, unsteered and in some cells.
-
-    Args:
-        rows: a sweep's rows, of the questions that had no part in choosing.
-        cells: the chosen cell, and whichever else is spoken of.
-    """
-    counted = {"unsteered": rows.loc[rows["vector"] == UNSTEERED, "choice"]}
-    counted |= {f"at {place(cell)}": rows_of(rows, cell)["choice"] for cell in cells}
-    if not any(choice.isna().any() for choice in counted.values()):
+def unreadable_finding(rows: pd.DataFrame, conditions: Sequence[pd.Series]) -> str:
+    """How many texts name neither choice, unsteered and in some conditions of the reporting half."""
+    choices = {"unsteered": rows.loc[rows["vector"] == UNSTEERED, "choice"]}
+    choices |= {f"at {condition_label(each)}": rows_of(rows, each)["choice"] for each in conditions}
+    if not any(choice.isna().any() for choice in choices.values()):
         return "The answers are texts, and in each of these a choice could be read."
-    told = ", ".join(f"{choice.isna().sum()} of {len(choice)} {where}" for where, choice in counted.items())
-    much = max(choice.isna().mean() for choice in counted.values()) >= MUCH_UNREADABLE
+    counts = ", ".join(f"{choice.isna().sum()} of {len(choice)} {where}" for where, choice in choices.items())
+    much = max(choice.isna().mean() for choice in choices.values()) >= MUCH_UNREADABLE
     return (
-        f"{'Caution: t' if much else 'T'}he answers are texts, and in some no choice can be read ({told}). "
+        f"{'Caution: t' if much else 'T'}he answers are texts, and in some no choice can be read ({counts}). "
         "They count as wrong in an accuracy, and are left out of shares, d′ and criterion, which therefore "
         "speak of the other questions alone."
     )
@@ -135,8 +254,8 @@ def unreadable_finding(rows: pd.DataFrame, cells: Sequence[pd.Series]) -> str:
 
 def prompts_finding(vectors: SteeringVectors) -> str:
     """What the vectors of one or two prompts are."""
-    made = {**vectors.info, **vectors.info.get("arguments", {})}  # older runs have no "arguments"
-    positive, negative, count = (made[key] for key in ("positive", "negative", "positions"))
+    info = {**vectors.info, **vectors.info.get("arguments", {})}  # older runs have no "arguments"
+    positive, negative, count = (info[key] for key in ("positive", "negative", "positions"))
     where = f"at {vectors.hook}: one vector for each of the first {count} tokens, where they are added."
     if negative is None:
         return (
@@ -150,34 +269,17 @@ def prompts_finding(vectors: SteeringVectors) -> str:
 
 
 def text_finding(texts: pd.DataFrame) -> str:
-    """What texts there are; nothing is claimed of them."""
+    """How many open prompts were answered, and where; nothing is claimed about the texts."""
     layers = [name for name in texts["layers"].unique() if name]
     where = f"{'layers' if len(layers) > 1 else 'layer'} {', '.join(layers)}"
-    return (
-        f"{texts['prompt_id'].nunique()} open prompts were answered with the vector {_ways(texts)} at "
-        f"{where}. The texts are below to be read; what they say is not measured."
-    )
-
-
-def _ways(texts: pd.DataFrame) -> str:
-    """What was done to the vector, in words: "subtracted, left out and added"."""
-    done = {
+    operations = {
         "subtracted": (texts["multiplier"] < 0).any(),
         "left out": True,
         "added": (texts["multiplier"] > 0).any(),
         "projected out": (texts["operation"] == "project_out").any(),
     }
-    ways = [way for way, was in done.items() if was]
-    return f"{', '.join(ways[:-1])} and {ways[-1]}"
-
-
-def _unless_zero(row: pd.Series) -> str:
-    return ", which may be no change at all" if direction(row, "change") == 0 else ""
-
-
-def _runs(layers: Iterable[int]) -> str:
-    """Layers as runs: "0–4, 7, 9–11"."""
-    layers = sorted(int(layer) for layer in layers)
-    starts = [layer for layer in layers if layer - 1 not in layers]
-    ends = [layer for layer in layers if layer + 1 not in layers]
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
+    *most, last = [name for name, was_run in operations.items() if was_run]
+    return (
+        f"{texts['prompt_id'].nunique()} open prompts were answered with the vector {', '.join(most)} and "
+        f"{last} at {where}. The texts are below to be read; what they say is not measured."
+    )

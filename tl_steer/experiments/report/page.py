@@ -1,4 +1,4 @@
-"""A run folder as one HTML file that opens without a network."""
+"""Write the report of a run folder: one HTML file that opens without a network."""
 
 from importlib import resources
 from pathlib import Path
@@ -8,30 +8,26 @@ from markupsafe import Markup
 from ..._util.file_io import atomic
 from ..._util.validation import checked
 from ..results import REPORT, Results
-from .effects import effect_finding
-from .evidence import evidence_sections
-from .evidence_findings import controls_finding
+from .evidence import controls_finding, evidence_sections
 from .findings import (
     TRAINING_FINDING,
     choice_finding,
+    effect_finding,
     mass_finding,
     prompts_finding,
     separation_finding,
     text_finding,
     unreadable_finding,
 )
-from .pair_sections import pair_sections
-from .question_sections import question_sections
-from .sections import Section
+from .sections import Section, pair_sections, question_sections
 from .text_rows import text_rows
 
 
 @checked
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into a run folder, from the files that lie there.
+    """Write `report.html` into a run folder, from the folder's files.
 
-    Every text from data or model is escaped, and plotly.js is inside, so that the file can be opened, kept
-    and sent on its own.
+    Every text from data or model is escaped, and plotly.js is included.
 
     Raises:
         FileNotFoundError: a file of a run is missing.
@@ -67,55 +63,53 @@ def report_html(results: Results) -> str:
 
 
 def findings(results: Results) -> list[str]:
-    """What the run found, a few sentences each."""
-    found = [
-        prompts_finding(results.vectors)
-        if results.experiment.has_prompts
-        else separation_finding(results.separation)
-    ]
+    """The run's results in a few sentences each."""
+    if results.experiment.has_prompts:
+        sentences = [prompts_finding(results.vectors)]
+    else:
+        sentences = [separation_finding(results.separation)]
     if results.experiment.questions is not None:
-        found += _question_findings(results)
+        sentences += _question_findings(results)
     if len(results.texts):
-        found.append(text_finding(results.texts))
-    return found
+        sentences.append(text_finding(results.texts))
+    return sentences
 
 
 def _question_findings(results: Results) -> list[str]:
-    """All of the half of the questions that had no part in choosing, but for the choice itself."""
-    factor, rows = results.experiment.questions.factor, results.half(REPORT)
+    """Findings on the reporting half of the questions, and the choice on the other."""
+    rows, sweep = results.half(REPORT), results.experiment.sweep
     shifts, detection = results.shifts(split=REPORT), results.detection(split=REPORT)
-    kinds = {
-        "factor": factor,
-        "signal": sorted(rows.loc[rows["answer"] == 0, factor].unique()),
-        "written": results.experiment.sweep.is_written,
+    types = {
+        "factor": results.factor,
+        "signal": sorted(rows.loc[rows["answer"] == 0, results.factor].unique()),
+        "is_generated": results.is_generated,
     }
-    cells = [cell for cell in (results.chosen, results.opposite) if cell is not None]
-    found = [TRAINING_FINDING] if results.experiment.questions.training else []
-    found += [effect_finding(shifts, detection, cell, **kinds) for cell in cells]
+    sentences = [TRAINING_FINDING] if results.experiment.questions.training else []
+    sentences += [effect_finding(shifts, detection, each, **types) for each in results.reported]
     if results.against_controls is None:
-        found.append("No control vectors were run, so any vector of this length might do the same.")
+        sentences.append("No control vectors were run, so any vector of this length might do the same.")
     else:
-        found += [controls_finding(results.against_controls, cell) for cell in cells]
-    if results.score != results.experiment.sweep.score:
-        found.append(
+        sentences += [controls_finding(results.against_controls, each) for each in results.reported]
+    if results.score != sweep.score:
+        sentences.append(
             "Layer and multiplier were to be chosen by d′, for which too few answers can be read on the half "
             "to choose on: accuracy chooses instead."
         )
     by_operation = results.choices.groupby(["score", "vector", "operation"], sort=False)
-    found += [choice_finding(choices) for _, choices in by_operation]
-    if (draws := results.experiment.sweep.draws) > 1:
-        found.append(
-            f"Each question was answered {draws} times per condition, at temperature "
-            f"{results.experiment.sweep.temperature:g}: numbers of questions here are numbers of answers, "
+    sentences += [choice_finding(choices) for _, choices in by_operation]
+    if sweep.draws > 1:
+        sentences.append(
+            f"Each question was answered {sweep.draws} times per condition, at temperature "
+            f"{sweep.temperature:g}: numbers of questions here are numbers of answers, "
             "and intervals take the answers to one question together."
         )
-    if kinds["written"]:
-        found.append(unreadable_finding(rows, cells))
-    return [*found, *filter(None, [mass_finding(rows, results.chosen)])]
+    if results.is_generated:
+        sentences.append(unreadable_finding(rows, results.reported))
+    return [*sentences, *filter(None, [mass_finding(rows, results.chosen)])]
 
 
 def sections(results: Results) -> list[Section]:
-    """The parts of the report between what was found and the texts."""
-    made = [] if results.experiment.has_prompts else pair_sections(results)
-    made += question_sections(results) if results.experiment.questions is not None else []
-    return made + evidence_sections(results)
+    """The sections between findings and texts."""
+    pairs = [] if results.experiment.has_prompts else pair_sections(results)
+    questions = question_sections(results) if results.experiment.questions is not None else []
+    return [*pairs, *questions, *evidence_sections(results)]

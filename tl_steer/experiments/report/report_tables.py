@@ -1,4 +1,4 @@
-"""Tables of the report as text cells: numbers with intervals, and what each column means."""
+"""Tables of the report as text: numbers with intervals, and a note on what each column means."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,7 @@ import pandas as pd
 from ...evaluation._signal_detection import FEWEST
 from ...evaluation.control_tests import ONE_WAY
 from ...sweeps.sweep_table import UNSTEERED
-from .evidence_findings import FEWEST as CONTROLS
-from .evidence_findings import by_p_value
-from .wording import ALPHA, interval, plain, signed
+from .number_format import ALPHA, ENOUGH_CONTROLS, Format, counted, interval, plain, signed, span, steered_by
 
 DAGGER = "†"
 EFFECTS = {
@@ -21,19 +19,25 @@ EFFECTS = {
     "d_prime": "change of d′",
     "flipped": "answers that change",
 }
-WHY = {
+REASONS = {
     "": "usable",
     "damage": "the text suffers",
     "collapse": "the text falls apart",
     "no effect": "no clear effect",
 }
+# The measures of `detection_table`, with their formats where they are not signed with two decimals.
+DETECTION = ("accuracy", "auc", "auc_change", "d_prime", "criterion", "d_prime_change", "criterion_change")
+FORMATS: Mapping[str, Format] = {
+    "accuracy": plain, "auc": partial(plain, digits=3), "auc_change": partial(signed, digits=3),
+    "d_prime": plain,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first `labels` columns are words, the others numbers, which are set to the right.
+    """Rows of text; the first `labels` columns are text, the others numbers, which are set to the right.
 
-    In a table of `prose` the words are long, and keep their line ends.
+    Rows in `marked` are highlighted. In a table of `prose` the texts are long, and keep their line ends.
     """
 
     columns: Sequence[str]
@@ -44,37 +48,63 @@ class Table:
     prose: bool = False
 
 
+def _table(
+    table: pd.DataFrame,
+    columns: Mapping[str, Callable[[Mapping[str, Any]], str]],
+    *,
+    labels: int,
+    marked: pd.Series | None = None,
+    note: str,
+) -> Table:
+    """A table of what each column's function returns for a row."""
+    rows = [[text_of(row) for text_of in columns.values()] for row in table.to_dict("records")]
+    marks = [False] * len(rows) if marked is None else marked.astype(bool).tolist()
+    return Table(list(columns), rows, labels, marks, note)
+
+
+def _number(name: str, show: Format = signed) -> Callable[[Mapping[str, Any]], str]:
+    return lambda row: show(row[name])
+
+
+def _range(row: Mapping[str, Any], name: str, show: Format) -> str:
+    return f"{show(row[f'{name}_low'])} to {show(row[f'{name}_high'])}"
+
+
+def _operation(row: Mapping[str, Any]) -> str:
+    return row["operation"].replace("_", " ")
+
+
+def _count(value: float) -> str:
+    return plain(value, 0 if float(value).is_integer() else 1)
+
+
 def audit_table(audit: pd.DataFrame) -> Table:
     """Factors and levels with counts on either side."""
-    marked = [str(value) == "True" for value in audit["differs"]]
-    rows = [
-        [
-            row["factor"],
-            row["level"],
-            _count(row["positive"]),
-            _count(row["negative"]),
-            signed(row["difference"]),
-        ]
-        for row in audit.to_dict("records")
-    ]
+    columns = {
+        "factor": lambda row: row["factor"],
+        "level": lambda row: row["level"],
+        "positive side": _number("positive", _count),
+        "negative side": _number("negative", _count),
+        "difference": _number("difference"),
+    }
     note = "Counts of prompts, means for lengths; difference in pooled standard deviations."
-    return Table(["factor", "level", "positive side", "negative side", "difference"], rows, 2, marked, note)
+    return _table(audit, columns, labels=2, marked=audit["differs"].astype(str) == "True", note=note)
 
 
 def detection_table(detection: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
-    """Unsteered beside steered: accuracy, d′ and criterion with their changes.
+    """Unsteered next to steered: accuracy, AUC, d′ and criterion with their changes.
 
     Args:
         detection: from `signal_detection`.
-        accuracy: from `effectiveness` of the same rows, for the accuracies.
+        accuracy: from `effectiveness` of the same rows.
     """
     keys = ["vector", "layers", "operation", "multiplier"]
     both = detection.merge(accuracy[[*keys, "accuracy", "accuracy_low", "accuracy_high"]], on=keys)
     both = both.sort_values(["operation", "multiplier", "vector"], kind="stable")
     is_control = both["control"].astype(bool)
     own = both[~is_control].sort_values(["multiplier", "vector"], kind="stable").to_dict("records")
-    cells = both[is_control].groupby(["operation", "multiplier"], dropna=False)
-    rows = [_detected(row) for row in own] + [_controls_detected(rows) for _, rows in cells]
+    controls = [rows for _, rows in both[is_control].groupby(["operation", "multiplier"], dropna=False)]
+    rows = [_detection_row(row) for row in own] + [_control_row(rows) for rows in controls]
     columns = [
         "vector", "verdict", "multiplier", "accuracy", "AUC", "change of AUC", "d′", "criterion c",
         "change of d′", "change of c",
@@ -86,219 +116,161 @@ def detection_table(detection: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
         "are known, their AUC decides about sensitivity and their change about bias; else d′ and c do, where "
         "their intervals are known to cover."
     )
-    if len(cells):
+    if controls:
         note += " Of control vectors: the lowest and the highest value."
-    if any(DAGGER in cell for row in rows for cell in row):
+    if any(DAGGER in text for row in rows for text in row):
         note += (
             f" {DAGGER} Fewer than {FEWEST} answers of some kind: the interval is not known to cover, and is "
             "not used for the verdict."
         )
     marked = [row["vector"] == UNSTEERED for row in own]
-    return Table(columns, rows, 2, marked + [False] * len(cells), note)
+    return Table(columns, rows, 2, marked + [False] * len(controls), note)
 
 
-def _detected(row: Mapping[str, Any]) -> list[str]:
-    """A cell that is no control; a dagger where an interval is not known to cover."""
-    steered = row["vector"] != UNSTEERED
-    now, then = ("" if row[name] else DAGGER for name in ("covered", "change_covered"))
-    return [
-        row["vector"] if steered else "unsteered",
-        row["verdict"],
-        _how(row["multiplier"]) if steered else "",
-        interval(row, "accuracy", show=plain),
-        _auc_of(row, "auc", show=partial(plain, digits=3)),
-        _auc_of(row, "auc_change", show=partial(signed, digits=3)) if steered else "",
-        interval(row, "d_prime", show=plain) + now,
-        interval(row, "criterion") + now,
-        interval(row, "d_prime_change") + then if steered else "",
-        interval(row, "criterion_change") + then if steered else "",
-    ]
+def _detection_row(row: Mapping[str, Any]) -> list[str]:
+    """A condition without controls; a dagger where an interval is not known to cover."""
+    is_steered = row["vector"] != UNSTEERED
+    texts = []
+    for name in DETECTION:
+        is_change = name.endswith("_change")
+        if is_change and not is_steered:
+            texts.append("")
+        elif name.startswith("auc") and pd.isna(row[name]):
+            texts.append("–")
+        else:
+            covered = row["change_covered" if is_change else "covered"] or not name.startswith(("d_", "crit"))
+            texts.append(interval(row, name, show=FORMATS.get(name, signed)) + DAGGER * (not covered))
+    multiplier = steered_by(row["multiplier"]) if is_steered else ""
+    return [row["vector"] if is_steered else "unsteered", row["verdict"], multiplier, *texts]
 
 
-def _auc_of(row: Mapping[str, Any], name: str, *, show: Callable[[float], str]) -> str:
-    return "–" if pd.isna(row[name]) else interval(row, name, show=show)
-
-
-def _controls_detected(rows: pd.DataFrame) -> list[str]:
+def _control_row(rows: pd.DataFrame) -> list[str]:
     """All controls of an operation and multiplier, from the lowest to the highest value."""
-    shown = {"accuracy": plain, "d_prime": plain, "auc": partial(plain, digits=3)}
-    shown["auc_change"] = partial(signed, digits=3)
-    names = ["accuracy", "auc", "auc_change", "d_prime", "criterion", "d_prime_change", "criterion_change"]
-    count = rows["vector"].nunique()
-    return [
-        f"{count} control{'s' if count > 1 else ''}",
-        "",
-        _how(rows["multiplier"].iloc[0]),
-        *(_range(rows[name], shown.get(name, signed)) for name in names),
-    ]
-
-
-def _range(values: pd.Series, show: Callable[[float], str]) -> str:
-    ends = dict.fromkeys(show(each) for each in (values.min(), values.max()))
-    return " to ".join(ends)
-
-
-def _how(multiplier: float) -> str:
-    return "projected out" if pd.isna(multiplier) else signed(multiplier)
+    ranges = [span(rows[name].min(), rows[name].max(), FORMATS.get(name, signed)) for name in DETECTION]
+    return [counted(rows["vector"].nunique(), "control"), "", steered_by(rows["multiplier"].iloc[0]), *ranges]
 
 
 def optimism_table(choices: pd.DataFrame) -> Table:
-    """What choosing and reporting on the same questions would have claimed, and the controls' choices."""
-    reported = choices[choices["split"] == "report"].to_dict("records")
-    rows = [
-        [
-            row["score"],
-            row["operation"].replace("_", " "),
-            plain(row["in_sample_score"]),
-            plain(row["held_out_score"]),
-            f"{plain(row['optimism'])} ({plain(row['optimism_low'])} to {plain(row['optimism_high'])})",
-            "–" if pd.isna(row["selection_agreement"]) else f"{row['selection_agreement']:.0%}",
-            f"{plain(row['null_low'])} to {plain(row['null_high'])}" if row["controls"] else "–",
-            f"{row['p_value']:.2g} ({int(row['controls'])})" if row["controls"] else "–",
-        ]
-        for row in reported
-    ]
-    columns = [
-        "chosen by", "operation", "in sample", "held out", "optimism", "same again", "controls' choices", "p",
-    ]  # fmt: skip
+    """Results of choosing and reporting on the same questions, and of the controls' own choices."""
+    columns = {
+        "chosen by": lambda row: row["score"],
+        "operation": _operation,
+        "in sample": _number("in_sample_score", plain),
+        "held out": _number("held_out_score", plain),
+        "optimism": lambda row: f"{plain(row['optimism'])} ({_range(row, 'optimism', plain)})",
+        "same again": _number("selection_agreement", lambda share: "–" if pd.isna(share) else f"{share:.0%}"),
+        "controls' choices": lambda row: _range(row, "null", plain) if row["controls"] else "–",
+        "p": lambda row: f"{row['p_value']:.2g} ({int(row['controls'])})" if row["controls"] else "–",
+    }
     note = (
-        "Naive: chosen and reported on the same questions. Honest: chosen on one half, reported on the "
+        "In sample: chosen and reported on the same questions. Held out: chosen on one half, reported on the "
         "other, mean of repeated halvings. Optimism: how much better a choice looks where it was made; in "
         "brackets the middle 95 % of halvings. Controls' choices: control vectors put through the same "
-        "choice, where they were tried at all the same cells; p: the share that does as well, the vector "
-        f"itself counted, which takes {CONTROLS} controls or more to reach {ALPHA}."
+        "choice, where they were tried in all the same conditions; p: the share that does as well, the "
+        f"vector itself counted, which takes {ENOUGH_CONTROLS} controls or more to reach {ALPHA}."
     )
-    return Table(columns, rows, 2, [False] * len(rows), note)
+    return _table(choices[choices["split"] == "report"], columns, labels=2, note=note)
 
 
 def choice_table(choices: pd.DataFrame) -> Table:
-    """What was chosen on one split, and what it does on the other."""
-    rows = [
-        [
-            row["score"],
-            f"{row['split']} (n = {row['n']})",
-            row["layers"],
-            signed(row["multiplier"]),
-            plain(row["dose"]),
-            f"{plain(row['value'])} [{plain(row['low'])}, {plain(row['high'])}]",
-            plain(row["unsteered"]),
-            interval(row, "change"),
-        ]
-        for row in choices.to_dict("records")
-    ]
-    columns = ["chosen by", "split", "layer", "multiplier", "dose", "value", "unsteered", "change"]
+    """The chosen conditions with their values on both splits."""
+    columns = {
+        "chosen by": lambda row: row["score"],
+        "split": lambda row: f"{row['split']} (n = {row['n']})",
+        "layer": lambda row: row["layers"],
+        "multiplier": _number("multiplier"),
+        "dose": _number("dose", plain),
+        "value": lambda row: f"{plain(row['value'])} [{plain(row['low'])}, {plain(row['high'])}]",
+        "unsteered": _number("unsteered", plain),
+        "change": lambda row: interval(row, "change"),
+    }
     shifted = "shift" in set(choices["score"])
     note = "The shift is the mean change of the logit difference in the multiplier's direction." * shifted
-    return Table(columns, rows, 2, [split == "report" for split in choices["split"]], note)
+    return _table(choices, columns, labels=2, marked=choices["split"] == "report", note=note)
 
 
-def controls_table(here: pd.DataFrame, table: pd.DataFrame) -> Table:
-    """Each cell at the chosen layer beside its controls.
-
-    Args:
-        here: rows of `against_controls` at that layer.
-        table: all of its rows.
-    """
-    rows = [
-        [
-            row["operation"].replace("_", " "),
-            "" if pd.isna(row["multiplier"]) else signed(row["multiplier"]),
-            plain(row["dose"]),
-            interval(row, "effect"),
-            f"{signed(row['null_low'])} to {signed(row['null_high'])}",
-            str(int(row["controls"])),
-            plain(row["p_value"]),
-        ]
-        for row in here.to_dict("records")
-    ]
-    value = EFFECTS[table["value"].iloc[0]]
-    columns = ["operation", "multiplier", "dose", value, "controls' range", "controls", "p"]
-    marked = [bool(row["p_value"] <= ALPHA) for row in here.to_dict("records")]
-    fewest = int(here["controls"].min())
-    one_way = table["value"].iloc[0] in ONE_WAY
-    far = "that go as far from the mean of all" if one_way else "that go as far, either way"
+def controls_table(table: pd.DataFrame) -> Table:
+    """Each condition next to its controls, from rows of `against_controls`."""
+    value = table["value"].iloc[0]
+    columns = {
+        "operation": _operation,
+        "multiplier": lambda row: "" if pd.isna(row["multiplier"]) else signed(row["multiplier"]),
+        "dose": _number("dose", plain),
+        EFFECTS[value]: lambda row: interval(row, "effect"),
+        "controls' range": lambda row: _range(row, "null", signed),
+        "controls": lambda row: str(int(row["controls"])),
+        "p": _number("p_value", plain),
+    }
+    far = "that go as far from the mean of all" if value in ONE_WAY else "that go as far, either way"
     note = (
         "Controls' range: over control vectors, with the same multiplier and its opposite. p: the share of "
-        f"them {far}, the vector itself counted; marked at {ALPHA} or less. It is of each cell alone."
+        f"them {far}, the vector itself counted; marked at {ALPHA} or less. It is of each condition alone."
     )
-    if fewest < CONTROLS:
+    if (fewest := int(table["controls"].min())) < ENOUGH_CONTROLS:
         floor = f"{1 / (fewest + 1):.2g}"
-        note += f" With {fewest} controls p cannot be below {floor}: {CONTROLS} can reach {ALPHA}."
-    return Table(columns, rows, 1, marked, note)
+        note += f" With {fewest} controls p cannot be below {floor}: {ENOUGH_CONTROLS} can reach {ALPHA}."
+    return _table(table, columns, labels=1, marked=table["p_value"] <= ALPHA, note=note)
 
 
-def confounds_table(here: pd.DataFrame) -> Table:
-    """How far the vector lies along each factor, at one layer."""
-    rows = [
-        [
-            row["factor"],
-            row["contrast"],
-            signed(row["cosine"]),
-            plain(row["share"]),
-            plain(row["null_high"]),
-        ]
-        for row in here.to_dict("records")
-    ]
-    columns = ["factor", "direction", "cosine", "share of length²", "chance up to"]
+def confounds_table(table: pd.DataFrame) -> Table:
+    """How far the vector is along each factor, at one layer."""
+    columns = {
+        "factor": lambda row: row["factor"],
+        "direction": lambda row: row["contrast"],
+        "cosine": _number("cosine"),
+        "share of length²": _number("share", plain),
+        "chance up to": _number("null_high", plain),
+    }
     note = (
-        f"At layer {int(here['layer'].iloc[0])}; all: the span of all of them. Chance: in 95 % of shuffles "
+        f"At layer {int(table['layer'].iloc[0])}; all: the span of all of them. Chance: in 95 % of shuffles "
         "no factor that means nothing is beyond it, at any layer; marked beyond."
     )
-    if not here["balanced"].all():
+    if not table["balanced"].all():
         note += " Without numbers: each level is on one side alone, which is the vector's own difference."
-    return Table(columns, rows, 2, here["differs"].astype(bool).tolist(), note)
+    return _table(table, columns, labels=2, marked=table["differs"], note=note)
 
 
 def cost_table(cost: pd.DataFrame, *, effect: str) -> Table:
-    """Effect and damage of every cell at the chosen layer that is no control; `effect` says of what."""
-    here = cost[~cost["control"].astype(bool) & (cost["operation"] != "none")].sort_values("multiplier")
-    rows = [
-        [
-            _how(row["multiplier"]),
-            WHY[row["reason"]],
-            plain(row["dose"]),
-            interval(row, "effect"),
-            interval(row, "kl", show=plain),
-            interval(row, "loss_change"),
-        ]
-        for row in here.to_dict("records")
-    ]
-    columns = ["multiplier", "", "dose", effect, "KL (nats)", "loss change (nats)"]
+    """Effect and damage of every condition at the chosen layer, without controls; `effect` is a heading."""
+    is_control = cost["control"].astype(bool)
+    own = cost[~is_control & (cost["operation"] != "none")].sort_values("multiplier")
+    columns = {
+        "multiplier": _number("multiplier", steered_by),
+        "": lambda row: REASONS[row["reason"]],
+        "dose": _number("dose", plain),
+        effect: lambda row: interval(row, "effect"),
+        "KL (nats)": lambda row: interval(row, "kl", show=plain),
+        "loss change (nats)": lambda row: interval(row, "loss_change"),
+    }
+    controls = "controls, of which there are none here"
+    if number := cost.loc[is_control, "vector"].nunique():
+        few = f" (too few for p ≤ {ALPHA})" if number < ENOUGH_CONTROLS else ""
+        controls = f"the {counted(number, 'control')}{few}"
     note = (
         "Usable (marked): the effect's interval is beyond zero (of a shift, on the multiplier's side), the "
-        f"effect beyond that of {_number_of_controls(cost)}, the loss change's upper end at most 0.1 nats (a "
+        f"effect beyond that of {controls}, the loss change's upper end at most 0.1 nats (a "
         "tenth more perplexity). The text falls apart where the loss changes by more than 2 nats."
     )
-    return Table(columns, rows, 2, here["usable"].astype(bool).tolist(), note)
+    return _table(own, columns, labels=2, marked=own["usable"], note=note)
 
 
-def _number_of_controls(cost: pd.DataFrame) -> str:
-    """With how many controls an effect is compared, and whether that could be significant."""
-    number = cost.loc[cost["control"].astype(bool), "vector"].nunique()
-    if not number:
-        return "controls, of which there are none here"
-    few = f" (too few for p ≤ {ALPHA})" if number < CONTROLS else ""
-    return f"the {number} control{'s' if number > 1 else ''}{few}"
+def by_p_value(table: pd.DataFrame) -> pd.DataFrame:
+    """The measures of `prediction` that have a p value, smallest first, of equal ones the most correlated."""
+    known = table.dropna(subset="p_value")
+    known = known.assign(size=known["correlation"].abs())
+    return known.sort_values(["p_value", "size"], ascending=[True, False], kind="stable")
 
 
 def prediction_table(table: pd.DataFrame) -> Table:
     """Rank correlations over layers, of the measures that vary over these."""
-    rows = [
-        [
-            row["measure"].replace("_", " "),
-            signed(row["correlation"]),
-            plain(row["p_value"]),
-            str(int(row["n"])),
-        ]
-        for row in by_p_value(table).to_dict("records")
-    ]
+    columns = {
+        "measure": lambda row: row["measure"].replace("_", " "),
+        "correlation": _number("correlation"),
+        "p": _number("p_value", plain),
+        "layers": lambda row: str(int(row["n"])),
+    }
     note = (
         "Spearman's correlation over layers with the size of the mean slope per dose; p by shifting layers, "
         "of each measure alone; smallest p first."
     )
-    return Table(["measure", "correlation", "p", "layers"], rows, 1, [False] * len(rows), note)
-
-
-def _count(number: float) -> str:
-    """Counts without decimals, means with one."""
-    return f"{number:.0f}" if float(number).is_integer() else f"{number:.1f}"
+    return _table(by_p_value(table), columns, labels=1, note=note)

@@ -1,4 +1,4 @@
-"""What the model wrote, for the report: open prompts side by side, and answers with how they were read."""
+"""Generated texts for the report: open prompts side by side, and answers with the choice read from them."""
 
 import re
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import pandas as pd
 
 from ...plots.labels import prompt_labels
 from ...sweeps.sweep_table import DRAW, UNSTEERED, rows_of, text_keys
+from .number_format import plain, signed
 from .report_tables import Table
-from .wording import signed
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class TextLayer:
     """Texts at one layer.
 
     Attributes:
-        layer: as the sweep names it.
-        heads: what each column of texts is.
-        rows: what was said, and its texts.
-        plain: the place of the unsteered column.
+        layer: as in the sweep's table.
+        heads: heading of each column of texts.
+        rows: prompts with their texts.
+        plain: index of the unsteered column.
     """
 
     layer: str
@@ -31,76 +31,76 @@ class TextLayer:
 
 
 def text_rows(texts: pd.DataFrame) -> list[TextLayer]:
-    """Open prompts, or draws of them, with their texts, layer by layer: additions from lowest to highest."""
+    """Open prompts, or draws of them, with their texts per layer: additions from lowest to highest."""
     layers = [] if texts.empty else [name for name in texts["layers"].unique() if name]
     return [_layer(texts, layer) for layer in layers]
 
 
 def _layer(texts: pd.DataFrame, layer: str) -> TextLayer:
-    here = texts[texts["layers"].isin(["", layer])].sort_values("multiplier", kind="stable")
-    by_cell = here.groupby(["operation", "multiplier"], sort=False, dropna=False)
-    sides = [rows.set_index(text_keys(rows)) for _, rows in by_cell]
+    rows = texts[texts["layers"].isin(["", layer])].sort_values("multiplier", kind="stable")
+    by_condition = rows.groupby(["operation", "multiplier"], sort=False, dropna=False)
+    columns = [column.set_index(text_keys(column)) for _, column in by_condition]
     several = DRAW in texts and texts[DRAW].nunique() > 1
-    said = [row["said"] + (f" (draw {place[1]})" if several else "") for place, row in sides[0].iterrows()]
-    answers = [[str(side["text"][place]) for side in sides] for place in sides[0].index]
-    rows = list(zip(said, answers, strict=True))
-    plain = [side["vector"].iloc[0] for side in sides].index(UNSTEERED)
-    return TextLayer(layer, [_head(side.iloc[0]) for side in sides], rows, plain)
+    prompts = [row["said"] + (f" (draw {key[1]})" if several else "") for key, row in columns[0].iterrows()]
+    answers = [[str(column["text"][key]) for column in columns] for key in columns[0].index]
+    plain_column = [column["vector"].iloc[0] for column in columns].index(UNSTEERED)
+    heads = [_head(column.iloc[0]) for column in columns]
+    return TextLayer(layer, heads, list(zip(prompts, answers, strict=True)), plain_column)
 
 
-def answer_table(rows: pd.DataFrame, cells: Sequence[pd.Series], *, factor: str, each: int = 2) -> Table:
-    """Some answers as they were written, with what was read from them.
+def answer_table(rows: pd.DataFrame, conditions: Sequence[pd.Series], *, factor: str, each: int = 2) -> Table:
+    """Some answers as generated, with the choice read from each.
 
     Args:
-        rows: a sweep's rows with texts, of the questions that had no part in choosing.
-        cells: steered cells, shown beside the unsteered one.
-        factor: tells the kinds of questions apart.
-        each: so many questions of each kind, the first there are, and as many whose answer cannot be read in
-            the first of the cells. Of several draws the first is shown.
+        rows: a sweep's rows with texts, of the reporting half.
+        conditions: steered conditions, shown next to the unsteered one.
+        factor: column of the question types.
+        each: number of questions per type, the first in the table, and of questions whose answer cannot be
+            read in the first condition. Of several draws the first is shown.
     """
     rows = rows[rows[DRAW] == 0] if DRAW in rows else rows
     unsteered = rows[rows["vector"] == UNSTEERED].set_index("prompt_id")
-    steered = [rows_of(rows, cell).set_index("prompt_id") for cell in cells]
+    steered = [rows_of(rows, condition).set_index("prompt_id") for condition in conditions]
     unread = unsteered[steered[0]["choice"].reindex(unsteered.index).isna()]
     shown = pd.concat([unsteered.groupby(factor).head(each), unread.head(each)])
     shown = shown[~shown.index.duplicated()].sort_values(factor, kind="stable")
-    told = dict(zip(unsteered.index, without_shared_ends(list(prompt_labels(unsteered))), strict=True))
+    labels = pd.Series(without_shared_ends(list(prompt_labels(unsteered))), unsteered.index)
     answers = [
-        [told[place], row[factor], *(_read(side.loc[place], row) for side in (unsteered, *steered))]
-        for place, row in shown.iterrows()
+        [labels[index], row[factor], *(_answer(table.loc[index], row) for table in (unsteered, *steered))]
+        for index, row in shown.iterrows()
     ]
-    heads = ["question", factor, "unsteered", *(_head(cell) for cell in cells)]
+    heads = ["question", factor, "unsteered", *map(_head, conditions)]
     note = (
-        f"The first {each} questions of each kind, and the first {each} whose answer at the chosen cell "
+        f"The first {each} questions of each kind, and the first {each} whose answer in the chosen condition "
         "cannot be read; without what all prompts begin and end with. In brackets, how each text was read."
     )
     return Table(heads, answers, len(heads), [False] * len(answers), note, prose=True)
 
 
 def without_shared_ends(texts: Sequence[str]) -> list[str]:
-    """Texts without the beginning and the end that all of them share, as far as whole words go."""
+    """Texts without their common beginning and end, to whole words."""
     if len(set(texts)) < 2:
         return list(texts)
-    start = re.sub(r"\w+\Z", "", _shared_start(texts))
+    start = re.sub(r"\w+\Z", "", _common_prefix(texts))
     rests = [text.removeprefix(start) for text in texts]
-    end = re.sub(r"\A\w+", "", _shared_start([text[::-1] for text in rests])[::-1])
+    end = re.sub(r"\A\w+", "", _common_prefix([text[::-1] for text in rests])[::-1])
     return [text.removesuffix(end).strip() for text in rests]
 
 
-def _shared_start(texts: Sequence[str]) -> str:
-    first, last = min(texts), max(texts)  # what these two share, all between them do
-    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+def _common_prefix(texts: Sequence[str]) -> str:
+    pairs = zip(min(texts), max(texts), strict=False)  # all others share what these two share
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _read(answer: pd.Series, question: pd.Series) -> str:
+def _answer(answer: pd.Series, question: pd.Series) -> str:
     if pd.isna(answer["choice"]):
         return f"{answer['text']} [unreadable]"
     return f"{answer['text']} [{'right' if answer['choice'] == question['answer'] else 'wrong'}]"
 
 
-def _head(cell: pd.Series) -> str:
-    if cell["operation"] == "none":
+def _head(condition: pd.Series) -> str:
+    if condition["operation"] == "none":
         return "unsteered"
-    if pd.isna(cell["multiplier"]):
-        return cell["operation"].replace("_", " ")
-    return f"{signed(cell['multiplier'])} (dose {cell['dose']:.2f})"
+    if pd.isna(condition["multiplier"]):
+        return condition["operation"].replace("_", " ")
+    return f"{signed(condition['multiplier'])} (dose {plain(condition['dose'])})"
