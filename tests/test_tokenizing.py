@@ -3,11 +3,14 @@
 import functools
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
-from tl_steer import Add, steer, steering_vector
-from tl_steer.models import chat_format, load_model, token_strings, tokenize, tokenize_all
+from tl_steer import Add, capture, choice_logits, generate, steer, steering_vector
+from tl_steer.models import as_prompts, chat_format, load_model, token_strings, tokenize, tokenize_all
+
+from .tiny_model import make_model, word_tokenizer
 
 BOS = 1
 
@@ -28,21 +31,12 @@ def without_bos(make_tokenizer):
     return tokenizing(make_tokenizer(bos=False))
 
 
-def test_a_string_gets_the_ids_that_huggingface_gives(with_bos, without_bos):
+def test_a_string_gets_the_ids_that_huggingface_gives_with_at_most_one_bos(with_bos, without_bos):
     for model in (with_bos, without_bos):
         assert tokenize(model, "the cat is blue") == model.tokenizer("the cat is blue")["input_ids"]
-
-
-def test_a_model_with_a_bos_gets_exactly_one(with_bos):
-    assert tokenize(with_bos, "the cat").count(BOS) == 1
-    assert tokenize(with_bos, "the cat")[0] == BOS
-
-
-def test_no_second_bos_in_front_of_text_that_begins_with_one(with_bos):
-    assert tokenize(with_bos, "<s> the cat") == tokenize(with_bos, "the cat")
-
-
-def test_a_model_without_a_bos_gets_none(without_bos):
+    ids = tokenize(with_bos, "the cat")
+    assert [index for index, token in enumerate(ids) if token == BOS] == [0]
+    assert tokenize(with_bos, "<s> the cat") == ids
     assert BOS not in tokenize(without_bos, "the cat")
 
 
@@ -62,31 +56,25 @@ def test_bos_from_a_tokenizer_that_has_none_is_refused(without_bos):
 
 @pytest.mark.parametrize("ids", [[5, 6, 2], (5, 6, 2)])
 def test_ids_pass_through_as_a_new_list(with_bos, ids):
-    found = tokenize(with_bos, ids)
-    assert found == [5, 6, 2]
-    assert found is not ids
+    assert tokenize(with_bos, ids) == [5, 6, 2]
+    assert tokenize(with_bos, ids) is not ids
 
 
-@pytest.mark.parametrize("prompt", ["", []])
-def test_an_empty_prompt_is_refused(without_bos, prompt):
-    with pytest.raises(ValueError, match=r"the prompt .* is empty: it has no tokens"):
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "the prompt '' is empty: it has no tokens"),
+        ([], "the prompt .* is empty: it has no tokens"),
+        ("cat " * 9, "a prompt of 9 tokens does not fit the context of 8 tokens: 'cat cat"),
+        ([3] * 9, r"a prompt of 9 tokens.*ids \[3, 3"),
+        ([3, -1], "must lie in 0 to 19; got -1 to 3"),
+        ([3, 20], "must lie in 0 to 19; got 3 to 20"),
+    ],
+)
+def test_invalid_prompts_are_rejected(without_bos, prompt, message):
+    assert len(tokenize(without_bos, "cat " * 8)) == 8
+    with pytest.raises(ValueError, match=message):
         tokenize(without_bos, prompt)
-
-
-def test_a_prompt_longer_than_the_context_says_both_lengths(with_bos):
-    assert len(tokenize(with_bos, "cat " * 7)) == 8
-    with pytest.raises(
-        ValueError, match=r"a prompt of 9 tokens does not fit the context of 8 tokens: 'cat cat"
-    ):
-        tokenize(with_bos, "cat " * 8)
-    with pytest.raises(ValueError, match=r"a prompt of 9 tokens.*ids \[3, 3"):
-        tokenize(with_bos, [3] * 9)
-
-
-@pytest.mark.parametrize("token", [-1, 20])
-def test_an_id_outside_the_vocabulary_says_the_range(with_bos, token):
-    with pytest.raises(ValueError, match=r"must lie in 0 to 19; got .*"):
-        tokenize(with_bos, [3, token])
 
 
 def test_text_for_a_model_without_a_tokenizer_is_refused(with_bos):
@@ -97,17 +85,13 @@ def test_text_for_a_model_without_a_tokenizer_is_refused(with_bos):
         tokenize(with_bos, "cat")
 
 
-def test_many_prompts_are_tokenized_one_by_one(with_bos):
+def test_prompts_are_tokenized_one_by_one_and_a_single_one_is_a_list_of_one(with_bos):
     prompts = ["the cat", [3, 4], "<s> dog"]
     assert tokenize_all(with_bos, prompts) == [tokenize(with_bos, prompt) for prompt in prompts]
-
-
-def test_a_single_prompt_is_a_list_of_one(with_bos):
     assert tokenize_all(with_bos, "the cat") == [tokenize(with_bos, "the cat")]
     assert tokenize_all(with_bos, [3, 4]) == [[3, 4]]
-
-
-def test_no_prompts_are_refused(with_bos):
+    column = pd.DataFrame({"prompt": ["a", "b", "c"]})["prompt"].iloc[1:]
+    assert as_prompts(column) == ["b", "c"]
     with pytest.raises(ValueError, match="no prompts given"):
         tokenize_all(with_bos, [])
 
@@ -155,10 +139,6 @@ def test_token_strings_give_each_token_with_its_space(embedded):
 )
 def test_padded_rows_of_ids_warn(rows, message):
     """Pad and EOS are token 1."""
-    from tl_steer import capture, choice_logits, generate
-
-    from .tiny_model import make_model, word_tokenizer
-
     model = make_model(word_tokenizer())
     ids = torch.tensor(rows) if len(set(map(len, rows))) == 1 else rows
     for call in (
@@ -174,10 +154,6 @@ def test_padded_rows_of_ids_warn(rows, message):
 
 
 def test_padded_completions_warn_and_those_that_end_in_an_eos_or_not_do_not():
-    from tl_steer import capture
-
-    from .tiny_model import make_model, word_tokenizer
-
     read = functools.partial(capture, make_model(word_tokenizer()), ["a", "b"], layers=0)
     with pytest.warns(UserWarning, match="row 1 .* ends with 2 times the pad token 1"):
         read(completions=torch.tensor([[5, 6, 7], [5, 1, 1]]))
@@ -224,14 +200,3 @@ def chat_model(backend, make_hf_model, tokenizer):
     return load_model(
         "tiny", backend=backend, hf_model=make_hf_model("llama"), tokenizer=tokenizer, device="cpu"
     )
-
-
-def test_a_filtered_column_of_a_table_is_a_list_of_prompts():
-    import pandas as pd
-
-    from tl_steer.models import as_prompts
-
-    column = pd.DataFrame({"prompt": ["a", "b", "c"]})["prompt"].iloc[1:]
-    assert as_prompts(column) == ["b", "c"]
-    assert as_prompts("a") == ["a"]
-    assert as_prompts([3, 4]) == [[3, 4]]

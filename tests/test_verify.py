@@ -15,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 import tl_steer as ts
 from tl_steer.interventions import Add
 from tl_steer.models import hook_point, load_hugging_face, load_model
-from tl_steer.verification import shown, summary, verify
+from tl_steer.verification import format_table, summary, verify
 from tl_steer.verification._verify import CHECKS
 
 from .conftest import random_hf_model
@@ -246,7 +246,7 @@ def without_a_seed(monkeypatch):
             options["seed"] = next(seeds)
         return ts.generate(*arguments, **options)
 
-    monkeypatch.setattr("tl_steer.verification.generation_checks.generate", wrong)
+    monkeypatch.setattr("tl_steer.verification.reading_checks.generate", wrong)
     return tiny()
 
 
@@ -298,7 +298,7 @@ class Broken:
 BATCHED = {"choices are the model's own", "greedy tokens are the best ones", "a cache changes nothing"}
 STEERED = {
     "arithmetic is in float32", "a multiplier of 0 changes nothing", "shortcuts equal whole passes",
-    "shortcuts write the same tokens", "cells together equal cells alone",
+    "shortcuts write the same tokens", "conditions equal each one alone",
 }  # fmt: skip
 NOISY = set(NAMES) - {
     "no hooks were left behind", "gradients are off", "one BOS before text", "one BOS before chat",
@@ -306,7 +306,7 @@ NOISY = set(NAMES) - {
     "settings are unchanged", "arithmetic is in float32",
 }  # fmt: skip
 SHORTCUTS = {
-    "shortcuts equal whole passes", "shortcuts write the same tokens", "cells together equal cells alone"
+    "shortcuts equal whole passes", "shortcuts write the same tokens", "conditions equal each one alone"
 }  # fmt: skip
 MASKED = {"a batch equals its prompts alone", "padding with a mask changes nothing"}
 STEERS = {"a vector appears at its layer"}
@@ -325,7 +325,7 @@ BROKEN = [
     ),
     Broken(
         mixing_conditions,
-        {"cells together equal cells alone", "shortcuts write the same tokens"},
+        {"conditions equal each one alone", "shortcuts write the same tokens"},
         detail=r"^HookDidNotFireError: Add\(multiplier=-1\) at layer \d",
     ),
     Broken(
@@ -398,11 +398,11 @@ LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0, "partial
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "result"),
+    ("architecture", "changes", "result"),
     [("neox", {"rope_parameters": LINEAR}, "failed"), ("llama", {}, "passed")],
 )
-def test_a_dropped_setting_is_detected_in_half_precision(kind, changes, result):
-    hf_model = random_hf_model(kind, max_position_embeddings=512, **changes).to(torch.bfloat16)
+def test_a_dropped_setting_is_detected_in_half_precision(architecture, changes, result):
+    hf_model = random_hf_model(architecture, max_position_embeddings=512, **changes).to(torch.bfloat16)
     model = load_model("tiny", hf_model=hf_model, device="cpu", backend="hooked", check=False)
     table = results(model, ["logits equal Hugging Face's"], hf_model=hf_model, prompts=IDS)
     assert list(table["result"]) == [result], table["detail"].to_dict()
@@ -417,21 +417,21 @@ def sound():
     return results(tiny(), prompts=None)
 
 
-def require_passed(table, *, unfit=frozenset()):
+def assert_passed(table, *, unfit=frozenset()):
     """All checks passed but those that do not apply."""
     assert not failed(table), table["detail"].to_dict()
     assert set(table.index[table["result"] == "does not apply"]) == set(unfit)
 
 
 def test_a_sound_model_passes(sound):
-    require_passed(sound, unfit=OF_HUGGING_FACE | {"half precision is near float32"})
+    assert_passed(sound, unfit=OF_HUGGING_FACE | {"half precision is near float32"})
     assert "pass hf_model=" in sound.loc["logits equal Hugging Face's", "detail"]
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_sound_model_passes_in_half_precision(dtype):
-    require_passed(results(tiny(dtype=dtype), prompts=None), unfit=OF_HUGGING_FACE)
+    assert_passed(results(tiny(dtype=dtype), prompts=None), unfit=OF_HUGGING_FACE)
 
 
 @pytest.mark.integration
@@ -532,13 +532,12 @@ def test_a_model_without_bos_passes():
 def test_a_prompt_that_fills_the_context_leaves_no_hooks():
     model = tiny()
     ids = [[3 + index % 20 for index in range(model.cfg.n_ctx)], [5, 7]]
-    assert failed(results(model, prompts=ids)) == set()
+    assert not failed(results(model, prompts=ids))
 
 
 def test_an_added_placeholder_that_is_never_embedded_passes():
-    model = tiny()
+    model, name = tiny(), "every token has an embedding"
     model.tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
-    name = "every token has an embedding"
     assert results(model, {name}).loc[name, "result"] == "passed"
 
 
@@ -576,7 +575,7 @@ def test_failed_checks_are_shown_first_within_the_terminal_s_width(with_hook):
     table = with_hook.table
     assert summary(table).startswith(f"{len(NAMES)} checks: ")
     assert "1 failed" in summary(table)
-    lines = shown(table).splitlines()
+    lines = format_table(table).splitlines()
     assert lines[0].startswith("FAILED  no hooks were left behind")
     assert "1 hooks (at most 0)" in lines[0]
     assert lines[1].strip() == "blocks.1.hook_resid_post"
@@ -626,7 +625,7 @@ def test_the_command_runs_all_checks_with_dtype_and_backend(monkeypatch, capsys)
 @pytest.mark.model
 def test_the_embedded_model_passes_every_check(embedded, embedded_hf):
     table = results(embedded, hf_model=embedded_hf[0])
-    require_passed(table, unfit={"half precision is near float32"})
+    assert_passed(table, unfit={"half precision is near float32"})
 
 
 @pytest.mark.integration
@@ -636,7 +635,7 @@ def test_the_embedded_model_passes_every_check(embedded, embedded_hf):
 def test_the_embedded_model_passes_every_check_in_half_precision(dtype):
     hf_model, tokenizer = load_hugging_face(dtype=dtype)
     model = load_model(hf_model=hf_model, tokenizer=tokenizer, device="cpu")
-    require_passed(results(model, hf_model=hf_model))
+    assert_passed(results(model, hf_model=hf_model))
 
 
 @pytest.mark.integration

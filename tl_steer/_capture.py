@@ -26,12 +26,12 @@ from .models import (
     exclusive,
     hook_point,
     identify,
-    input_device,
     resolve_layers,
     tokenize,
     tokenize_all,
-    warn_of_padding,
 )
+from .models.backend import input_device
+from .models.tokenizing import warn_of_padding
 from .positions import Clock, Positions, PromptTokens, last_token
 from .prompts import ContrastPairs
 

@@ -31,16 +31,8 @@ from .engine import (
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import (
-    HookedModel,
-    Prompt,
-    detected_format,
-    exclusive,
-    input_device,
-    new_cache,
-    tokenize_all,
-    unembedded,
-)
+from .models import HookedModel, Prompt, detected_format, exclusive, tokenize_all
+from .models.backend import input_device, new_cache, unembedded
 from .positions import PromptTokens
 
 logger = logging.getLogger(__name__)

@@ -31,7 +31,8 @@ from .engine import (
     shares,
 )
 from .interventions import Edit, Operation, checked_edits, steer
-from .models import HookedModel, Prompt, as_prompts, exclusive, input_device, tokenize_all
+from .models import HookedModel, Prompt, as_prompts, exclusive, tokenize_all
+from .models.backend import input_device
 from .models.tokenizing import encode
 from .positions import PromptTokens
 

@@ -80,7 +80,7 @@ def verify(
     """Check a model against Hugging Face and against itself; exit status 1 where a check fails."""
     from ._util.logs import PLAIN, VARIABLE, show_logs
     from .models import DEFAULT_BACKEND, load_hugging_face, load_model
-    from .verification import shown, summary
+    from .verification import format_table, summary
     from .verification import verify as verified
 
     if not os.environ.get(VARIABLE):
@@ -92,7 +92,7 @@ def verify(
     options = {"hf_model": hf_model, "tokenizer": tokenizer} if backend == "hooked" and hf_model else {}
     model = load_model(name, dtype=dtype, device=device, backend=backend, **options)
     table = verified(model, hf_model=hf_model)
-    typer.echo(shown(table))
+    typer.echo(format_table(table))
     typer.echo(f"\n{model.cfg.model_name}: {summary(table)}, in {time.monotonic() - begun:.0f} s")
     raise typer.Exit(int((table["result"] == "failed").any()))
 
@@ -141,6 +141,6 @@ def _in_hub_cache(name: str) -> bool:
     """Whether the Hugging Face cache holds the model's config."""
     from huggingface_hub import try_to_load_from_cache
 
-    from .models.loading import HUB_NAMES
+    from .models.sources import HUB_NAMES
 
     return isinstance(try_to_load_from_cache(HUB_NAMES.get(name, name), "config.json"), str)

@@ -12,7 +12,8 @@ from torch import Tensor
 from .._util.validation import checked
 from ..activations import Activations
 from ..directions import SteeringVector, SteeringVectors
-from ..models import HookedModel, Layers, exclusive, identify, prompt_label, resolve_layers, unembedding
+from ..models import HookedModel, Layers, exclusive, identify, prompt_label, resolve_layers
+from ..models.backend import unembedding
 from .row_labels import token_texts
 
 MULTIPLIERS = (20.0, -20.0)

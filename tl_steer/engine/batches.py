@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.utilities.activation_functions import apply_softcap
 
-from ..models import can_unembed_in_float32, final_norm, run, unembedded, unembedding
+from ..models.backend import can_unembed_in_float32, final_norm, run, unembedded, unembedding
 
 # Reading on a CPU is fastest where a batch's activations stay in its cache (the embedded model on two cores:
 # 17 % faster than 4096); decoding and accelerators are bound by reading weights, and want many rows.

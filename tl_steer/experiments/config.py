@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from .._generation import Decoding
 from ..models import EMBEDDED, HOOKS
-from ..models.processing import PROCESSING
+from ..models.weights import PROCESSING
 from ..positions import parse_positions
 
 table = partial(dataclass, frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))

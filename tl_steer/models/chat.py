@@ -9,9 +9,8 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from .._util.validation import checked, short_repr, warn
-from .backend import HookedModel
+from .backend import HookedModel, architecture_of
 from .chat_template import DATE, answer_gap, depends_on_date, first_tag, render_template, space
-from .processing import architecture_of
 
 LLAMA_2_SYSTEM = "<<SYS>>\n{system}\n<</SYS>>\n\n"
 LLAMA_2_TOKENS = 32_000
@@ -28,13 +27,13 @@ NOT_VARIABLES = (
 
 
 class ChatPrompt(str):
-    """A prompt that keeps the conversation it was rendered from. It is an ordinary `str` in every other way.
+    """A rendered prompt with its messages; otherwise an ordinary `str`.
 
-    Text made of it (`prompt + "…"`, `prompt.strip()`) is a plain `str`.
+    Text made from it (`prompt + "…"`, `prompt.strip()`) is a plain `str`.
 
     Attributes:
         user: the user's message.
-        system: the system message, if there is one.
+        system: the system message, if any.
         chat: the format in which they were rendered.
     """
 
@@ -57,7 +56,7 @@ class ChatPrompt(str):
 
 
 def prompt_label(prompt: str) -> str:
-    """What tables and figures call a prompt: its user message, or the prompt itself."""
+    """A prompt's label in tables and figures: its user message, or the prompt itself."""
     return str(getattr(prompt, "user", prompt))
 
 
@@ -68,15 +67,15 @@ class ChatFormat:
 
     Attributes:
         kind: "template" (the tokenizer's own chat template), "llama-2" (`[INST] <<SYS>>`, for Llama-2-chat
-            tokenizers that carry none) or "plain" (base models: no turns).
+            tokenizers without one) or "plain" (base models: no turns).
         tokenizer: used by "template", and for its BOS and EOS by "llama-2".
         template_variables: values that the template reads, by name (`{"enable_thinking": False}`); read-only.
-            `strftime_now`, the function through which templates get the current date, is given as the date to
-            use, in ISO format ("2026-01-31").
+            `strftime_now`, the function that gives templates the current date, is set to a date in ISO format
+            ("2026-01-31").
 
     Raises:
-        ValueError: a format that the tokenizer has no template or BOS for, or a variable that the template
-            does not read, that is set by `render` itself, or that is not plain JSON.
+        ValueError: the tokenizer has no template or BOS; or a variable that the template does not read, that
+            `render` sets itself, or that is not plain JSON.
     """
 
     kind: Literal["template", "llama-2", "plain"]
@@ -104,28 +103,32 @@ class ChatFormat:
 
     @checked
     def render(self, user: str, *, system: str | None = None, answer_prefix: str = "") -> ChatPrompt:
-        """One user turn as a prompt, up to where the assistant answers; the prompt keeps the messages.
+        """Render one user turn as a prompt, up to the start of the assistant's answer.
 
         Args:
             user: the user's message.
             system: the system message; `None` leaves it to the template's default.
-            answer_prefix: text with which the assistant's answer begins ("Answer: (A"). It stands where the
-                template writes an answer: a header that is not complete is completed, and a thinking block
-                that the template opens is closed, unless the prefix closes it itself.
+            answer_prefix: the start of the assistant's answer ("Answer: (A"), put where the template writes
+                an answer: an incomplete header is completed, and a thinking block that the template opens is
+                closed, unless the prefix closes it.
 
         Raises:
-            ValueError: the tokenizer's template is broken, drops or changes a message, refuses the
-                conversation, or opens a thinking block that cannot be closed.
+            ValueError: the template is broken, drops or changes a message, rejects the conversation, or opens
+                a thinking block that cannot be closed.
         """
         if self.kind == "template":
-            text = self._template(user, system, answer_prefix)
+            text = self._render_template(user, system, answer_prefix)
         else:
-            text = self._llama_2(user, system) if self.kind == "llama-2" else self._plain(user, system)
+            if self.kind == "llama-2":
+                head = "" if system is None else LLAMA_2_SYSTEM.format(system=system)
+                text = f"{self.tokenizer.bos_token}[INST] {head}{user} [/INST]"
+            else:
+                text = f"{user}\n" if system is None else f"{system}\n\n{user}\n"
             text += space(text, answer_prefix) + answer_prefix
         return ChatPrompt(text, user, system, self)
 
     def end_of_turn(self) -> str | None:
-        """The token that ends the assistant's turn (`<|im_end|>`, `</s>`), if the format shows one.
+        """The token that ends the assistant's turn (`<|im_end|>`, `</s>`), if the format has one.
 
         Raises:
             ValueError: the tokenizer's template is broken.
@@ -135,33 +138,26 @@ class ChatFormat:
         if self.kind == "plain":
             return None
         turns = {"user": "question", "assistant": "answer"}
-        whole = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
-        if "assistant" in whole.dropped:
+        rendered = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
+        if "assistant" in rendered.dropped:
             return None
-        if tag := first_tag(whole.after("assistant")):
+        if tag := first_tag(rendered.after("assistant")):
             return tag
         turns["next"] = "question"  # some templates end an assistant's turn only before the next one
-        whole = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
-        return first_tag(whole.after("assistant"))
+        rendered = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
+        return first_tag(rendered.after("assistant"))
 
-    def _template(self, user: str, system: str | None, answer_prefix: str) -> str:
+    def _render_template(self, user: str, system: str | None, answer_prefix: str) -> str:
         turns = {"user": user} if system is None else {"system": system, "user": user}
         prompt = render_template(self.tokenizer, self.template_variables, turns, prompt=True)
         for role in prompt.dropped:
             raise ValueError(f"this model's chat template drops {DROPPED[role]}.")
         if not answer_prefix:
             return prompt.text
-        answered = {**turns, "assistant": "answer"}
-        whole = render_template(self.tokenizer, self.template_variables, answered, prompt=False)
-        lead = None if whole.dropped else whole.after("user")
+        turns["assistant"] = "answer"
+        answered = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
+        lead = None if answered.dropped else answered.after("user")
         return prompt.text + answer_gap(prompt.after("user"), lead, answer_prefix) + answer_prefix
-
-    def _llama_2(self, user: str, system: str | None) -> str:
-        head = "" if system is None else LLAMA_2_SYSTEM.format(system=system)
-        return f"{self.tokenizer.bos_token}[INST] {head}{user} [/INST]"
-
-    def _plain(self, user: str, system: str | None) -> str:
-        return f"{user}\n" if system is None else f"{system}\n\n{user}\n"
 
 
 @checked
@@ -196,7 +192,7 @@ def chat_format(model: HookedModel, **template_variables: Any) -> ChatFormat:
 
 
 def detected_format(model: Any, template_variables: Mapping[str, Any] = MappingProxyType({})) -> ChatFormat:
-    """As `chat_format`, without warnings: for where no prompt is written, or the date is set."""
+    """`chat_format` without warnings, for use where no prompt is written or the date is set."""
     kind = "plain"
     if getattr(model.tokenizer, "chat_template", None):
         kind = "template"
@@ -206,7 +202,7 @@ def detected_format(model: Any, template_variables: Mapping[str, Any] = MappingP
 
 
 def begins_with_bos(chat: ChatFormat) -> bool:
-    """Whether prompts begin with the BOS; not where the template cannot be rendered."""
+    """Whether prompts begin with the BOS; False if the template cannot be rendered."""
     bos = getattr(chat.tokenizer, "bos_token", None)
     try:
         return bool(bos) and chat.render("question").startswith(bos)
@@ -220,7 +216,7 @@ def writes_date(chat: ChatFormat) -> bool:
 
 
 def _may_be_llama_2_chat(model: Any) -> bool:
-    """A Llama with Llama-2's vocabulary whose name is not that of a base model (llama-7b, llama-2-7b-hf)."""
+    """Whether a Llama with Llama-2's vocabulary is not named as a base model (llama-7b, llama-2-7b-hf)."""
     tokenizer = model.tokenizer
     return (
         tokenizer is not None
@@ -232,24 +228,26 @@ def _may_be_llama_2_chat(model: Any) -> bool:
 
 
 def _require_variable(chat: ChatFormat, name: str, value: Any) -> None:
-    given = f"template variable {name}={value!r:.60}"
+    """Raise `ValueError` if a template variable is not read, is set by `render`, or is not plain JSON."""
     if chat.kind != "template":
-        raise ValueError(f"{given}: expected a chat template that reads it; this format is {chat.kind!r}.")
-    if name in NOT_VARIABLES:
-        raise ValueError(
-            f"{given}: expected a variable of the template; {name} is set by render. Leave it out."
-        )
-    if not re.search(rf"\b{re.escape(name)}\b", str(chat.tokenizer.chat_template)):
-        raise ValueError(
-            f"{given}: expected a variable that this model's chat template reads. Look for its name in "
-            "model.tokenizer.chat_template."
-        )
+        problem = f"expected a chat template that reads it; this format is {chat.kind!r}."
+    elif name in NOT_VARIABLES:
+        problem = f"expected a variable of the template; {name} is set by render. Leave it out."
+    elif not re.search(rf"\b{re.escape(name)}\b", str(chat.tokenizer.chat_template)):
+        problem = "expected a variable that this model's chat template reads: see tokenizer.chat_template."
+    else:
+        problem = _invalid_value(name, value)
+    if problem:
+        raise ValueError(f"template variable {name}={value!r:.60}: {problem}")
+
+
+def _invalid_value(name: str, value: Any) -> str:
+    problem = "expected plain values (text, numbers, lists, dicts)."
     try:
         json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{given}: expected plain values (text, numbers, lists, dicts).") from error
-    if name == DATE:
-        try:
+        if name == DATE:
+            problem = 'expected a date in ISO format, as "2026-01-31".'
             datetime.fromisoformat(value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'{given}: expected a date in ISO format, as "2026-01-31".') from error
+    except (TypeError, ValueError):
+        return problem
+    return ""

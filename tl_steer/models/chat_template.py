@@ -1,17 +1,17 @@
-"""Rendering of chat templates: message content, thinking blocks, dates, one error if a template is broken."""
+"""Render chat templates: message content, thinking blocks, dates, and one error if a template is broken."""
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
 
 DATE = "strftime_now"  # the function through which transformers gives templates the current date
-# Around each message, to find it in the rendered text. `repr` escapes them, so that a list of parts that a
-# template prints as Python text does not count as rendered.
+# Around each message, to find it in the rendered text. `repr` escapes them: a list of parts that a template
+# prints as Python text does not count as rendered.
 MARKS = {"system": "\ue000", "user": "\ue001", "assistant": "\ue002", "next": "\ue003"}
 THINKING = re.compile(
     r"([<\[◁])(\|?)(/?)((?:(?:begin|start|end)_(?:of_)?|\w+:)?(?:think|thinking|thoughts?|reasoning))(\|?)([>\]▷])",
@@ -22,7 +22,7 @@ DIRECTIVES = [f"%{flag}{letter}" for letter in "aAbBcdDeFfGhHIjmMpRSTuUVwWxXyYzZ
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation as text, also with marks around each message; and the roles whose message is missing."""
+    """A conversation as text, without and with marks around each message, and the roles that are missing."""
 
     text: str
     marked: str
@@ -43,7 +43,7 @@ def render_template(
         prompt: end with the template's generation prompt.
 
     Raises:
-        ValueError: the template is broken, or refuses the conversation.
+        ValueError: the template is broken, or rejects the conversation.
     """
     rendered = error = None
     for as_parts in (False, True):
@@ -61,15 +61,16 @@ def render_template(
 
 
 def answer_gap(tail: str, lead: str | None, answer_prefix: str) -> str:
-    """The text between a generation prompt and an answer, which keeps it out of headers and thinking blocks.
+    """The text between a generation prompt and an answer: completes headers, closes thinking blocks.
 
     Args:
         tail: the rendered prompt after the user's message.
-        lead: what the template writes between the user's message and an answer; `None` if it drops answers.
+        lead: the text that the template writes between the user's message and an answer; `None` if it drops
+            answers.
 
     Raises:
-        ValueError: a thinking block is open whose closing tag is not known, or the prompt ends in text that
-            the template does not write before an answer.
+        ValueError: an open thinking block has no known closing tag, or the prompt ends in text that the
+            template does not write before an answer.
     """
     known = lead is not None and lead.startswith(tail)
     gap = lead[len(tail) :] if known else ""
@@ -79,19 +80,19 @@ def answer_gap(tail: str, lead: str | None, answer_prefix: str) -> str:
         return gap + closing
     if not known:
         if lead is not None:
-            alike = takewhile(lambda pair: pair[0] == pair[1], zip(tail, lead, strict=False))
-            _require_no_text(tail[len(list(alike)) :])
+            same = [a == b for a, b in zip(tail, lead, strict=False)]
+            _require_no_text(tail[[*same, False].index(False) :])
         return space(tail, answer_prefix)
     return "" if gap.isspace() and answer_prefix[0].isspace() else gap
 
 
 def space(text: str, answer_prefix: str) -> str:
-    """One space, unless either side has white space there."""
+    """A space to put between the texts, unless one of them has white space there."""
     return "" if not answer_prefix or text[-1:].isspace() or answer_prefix[0].isspace() else " "
 
 
 def first_tag(text: str) -> str | None:
-    """The tag that text begins with (`<|im_end|>`), if there is one."""
+    """The tag that text begins with (`<|im_end|>`), if any."""
     tag = re.match(r"\s*(<[^>]*>)", text)
     return tag.group(1) if tag else None
 
@@ -101,35 +102,32 @@ def depends_on_date(tokenizer: Any, variables: Mapping[str, Any]) -> bool:
     if DATE in variables or DATE not in str(tokenizer.chat_template):
         return False
     for turns in ({"user": "question"}, {"system": "instruction", "user": "question"}):
-        dates = ("2001-02-13T01:02:03", "2032-11-28T14:15:16")
-        try:
-            one, other = (
+        with suppress(ValueError):  # the template rejects system messages, or is broken
+            rendered = {
                 render_template(tokenizer, {**variables, DATE: date}, turns, prompt=True).text
-                for date in dates
-            )
-        except ValueError:  # a template that refuses system messages, or that `render` refuses
-            continue
-        if one != other:
-            return True
+                for date in ("2001-02-13T01:02:03", "2032-11-28T14:15:16")
+            }
+            if len(rendered) > 1:
+                return True
     return False
 
 
 def _rendered(
     tokenizer: Any, variables: Mapping[str, Any], turns: Mapping[str, str], prompt: bool, as_parts: bool
 ) -> Rendered:
-    def applied(mark: bool) -> str:
+    def apply(marked: bool) -> str:
         messages = []
         for role, message in turns.items():
-            content = f"{MARKS[role]}{message}{MARKS[role]}" if mark else message
+            content = f"{MARKS[role]}{message}{MARKS[role]}" if marked else message
             parts = [{"type": "text", "text": content}] if as_parts else content
             messages.append({"role": "user" if role == "next" else role, "content": parts})
-        return _applied(tokenizer, variables, messages, prompt)
+        return _apply_template(tokenizer, variables, messages, prompt)
 
-    text, marked = applied(False), applied(True)
+    text, marked = apply(marked=False), apply(marked=True)
     return Rendered(text, marked, tuple(role for role in turns if marked.count(MARKS[role]) < 2))
 
 
-def _applied(tokenizer: Any, variables: Mapping[str, Any], messages: list[dict], prompt: bool) -> str:
+def _apply_template(tokenizer: Any, variables: Mapping[str, Any], messages: list[dict], prompt: bool) -> str:
     options = dict(variables)
     try:
         if DATE in options:
@@ -139,13 +137,13 @@ def _applied(tokenizer: Any, variables: Mapping[str, Any], messages: list[dict],
             messages, tokenize=False, add_generation_prompt=prompt, **options
         )
         if not isinstance(text, str):
-            raise TypeError(f"it gives a {type(text).__name__}")
+            raise TypeError(f"it returns a {type(text).__name__}")
         return text
     except ImportError:  # jinja2 is missing or too old: not the template's fault
         raise
-    except Exception as error:  # whatever Python or Jinja code in the template raises
+    except Exception as error:  # the template's Python and Jinja code may raise anything
         if type(error) is TemplateError:  # the template's own raise_exception
-            raise ValueError(f"this model's chat template refuses the conversation: {error}.") from error
+            raise ValueError(f"this model's chat template rejects the conversation: {error}.") from error
         raise ValueError(
             f"this model's chat template is broken ({type(error).__name__}: {str(error).rstrip('.')}): "
             "expected a Jinja template that renders a conversation. Give variables that it needs, as in "
@@ -155,19 +153,19 @@ def _applied(tokenizer: Any, variables: Mapping[str, Any], messages: list[dict],
 
 
 def _date_macro(date: str, template: str) -> str:
-    """A template's first line that replaces `strftime_now` by one of a fixed date.
+    """A first line for the template that defines `strftime_now` with a fixed date.
 
-    A macro, since transformers passes no functions to templates. The line ends with a block, after which
-    templates lose the line break, so that the template's own first line is read as before.
+    A macro, since transformers passes no functions to templates. The line break after its last block is
+    dropped, so the template's own first line is read as before.
     """
     moment = datetime.fromisoformat(date)
-    read = [directive for directive in DIRECTIVES if directive in template]  # the platform may lack others
-    replaced = "".join(f".replace({directive!r}, {moment.strftime(directive)!r})" for directive in read)
+    used = [directive for directive in DIRECTIVES if directive in template]  # the platform may lack others
+    replaced = "".join(f".replace({directive!r}, {moment.strftime(directive)!r})" for directive in used)
     return f"{{% macro {DATE}(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}\n"
 
 
 def _require_no_text(end: str) -> None:
-    """Raise if a prompt ends in words, outside tags, that the template writes before reasoning only."""
+    """Raise `ValueError` if a prompt ends in text, outside tags, that introduces reasoning."""
     if re.search(r"\w[^<>\[\]]*$", end):
         raise ValueError(
             f"this model's chat template ends prompts in {end.strip()!r:.80}, which it does not write before "
@@ -177,7 +175,7 @@ def _require_no_text(end: str) -> None:
 
 
 def _closing(text: str, answer_prefix: str) -> str:
-    """What closes a thinking block that is open at the end of a prompt; "" if none is open."""
+    """The text that closes a thinking block open at the end of a prompt; "" if none is open."""
     tags = list(THINKING.finditer(text))
     if not tags:
         return ""

@@ -1,4 +1,4 @@
-"""Compare a loaded model with the Hugging Face model it was made from, on the same probe tokens."""
+"""Compare a loaded model with the Hugging Face model it was made from, on fixed probe tokens."""
 
 import copy
 import re
@@ -11,57 +11,48 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-LENGTH = 320  # tokens: enough to show the scaling of positions, and windows that are shorter
+LENGTH = 320  # tokens: enough to show scaled positions and short attention windows
 TOLERANCE = 1e-3  # nats, in float32; correct conversions are within 1e-5, dropped settings off by 0.1 to 2
-NOISE = 3.0  # times what half precision itself changes
+NOISE = 3.0  # allowed multiple of the difference that half precision itself makes
 MEMORY = 0.5  # share of the free memory that copies for a comparison may take
-SIZES = re.compile(  # settings that say how large a model is or what its tokens are, not what it computes
+SIZES = re.compile(  # settings of a model's size or its tokens, not of what it computes
     r"size|^(n|num|max)_|_dim$|_ids?$|token|dtype|name|architectures|version|^_|initializer|dropout|cache"
     r"|^(head_dim|d_model|n_embd|output_|return_|is_|chunk|problem|id2label|label2id|model_type|pretraining)"
 )
 
 
 def probe(hf_model: Any) -> Int[Tensor, "1 pos"]:
-    """Fixed random token ids, `LENGTH` of them or as many as the context holds, on the model's device."""
+    """Fixed random token ids on the model's device: `LENGTH` of them, or as many as the context holds."""
     config = hf_model.config.get_text_config()
-    length = min(LENGTH, context_length(config))
+    context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     vocabulary = hf_model.get_input_embeddings().weight
-    ids = torch.randint(min(3, len(vocabulary) - 1), len(vocabulary), (1, length), generator=_generator())
+    first, shape = min(3, len(vocabulary) - 1), (1, min(LENGTH, context or LENGTH))
+    ids = torch.randint(first, len(vocabulary), shape, generator=torch.Generator().manual_seed(0))
     return ids.to(vocabulary.device)
-
-
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def context_length(config: Any) -> int:
-    """Positions that a Hugging Face config allows; `LENGTH` where it does not say."""
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or LENGTH
 
 
 @torch.no_grad()
 def log_probabilities(
-    run: Callable[[Tensor], Any], tokens: Int[Tensor, "1 pos"]
+    model: Callable[[Tensor], Any], tokens: Int[Tensor, "1 pos"]
 ) -> Float[Tensor, "pos d_vocab"]:
     """Next-token log-probabilities at every probe token, in float32 on the CPU."""
-    logits = run(tokens)
+    logits = model(tokens)
     return getattr(logits, "logits", logits)[0].float().log_softmax(-1).cpu()
 
 
-def difference(found: Float[Tensor, "pos d_vocab"], expected: Float[Tensor, "pos d_vocab_"]) -> float:
-    """Root mean square difference in nats; TransformerLens may know a larger vocabulary."""
-    apart = found[:, : expected.shape[-1]] - expected
-    return float(apart.double().pow(2).mean().sqrt())
+def difference(values: Float[Tensor, "pos d_vocab"], expected: Float[Tensor, "pos d_vocab_"]) -> float:
+    """Root mean square difference; TransformerLens's vocabulary may be larger than the expected one."""
+    return float((values[:, : expected.shape[-1]] - expected).double().pow(2).mean().sqrt())
 
 
 @contextmanager
 def reference(hf_model: Any, *, rounded_buffers: bool = False) -> Iterator[None]:
-    """Run a Hugging Face model as an oracle, and restore it.
+    """Run a Hugging Face model as an oracle: evaluation mode, and the attention that has soft caps.
 
-    It runs in evaluation mode and with the attention that has soft caps.
+    On exit the model is as before.
 
     Args:
-        rounded_buffers: leave buffers as they are: `.to(torch.bfloat16)` rounds rotary frequencies and the
+        rounded_buffers: leave buffers as they are. `.to(torch.bfloat16)` rounds rotary frequencies and the
             scale of embeddings, `from_pretrained(dtype=torch.bfloat16)` does not.
     """
     modes = [(module, module.training) for module in hf_model.modules()]
@@ -83,7 +74,7 @@ def reference(hf_model: Any, *, rounded_buffers: bool = False) -> Iterator[None]
 
 
 def _exact_buffers(hf_model: Any) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Buffers in half precision with their values before a cast rounded them."""
+    """Buffers in half precision, with their values before a cast rounded them."""
     for module in hf_model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.dtype not in (torch.bfloat16, torch.float16):
@@ -96,38 +87,32 @@ def _exact_buffers(hf_model: Any) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 @contextmanager
 def in_float32(hf_model: Any) -> Iterator[None]:
-    """Compute in float32, module by module: each module's own weights are converted while it runs."""
+    """Compute in float32, module by module: a module's own weights are converted while it runs."""
+
+    dtypes = {weight: weight.dtype for weight in hf_model.parameters() if weight.is_floating_point()}
 
     def enter(module: nn.Module, _inputs: Any) -> None:
-        for weight in module._parameters.values():
-            if weight is not None and weight.is_floating_point():
-                weight.data = weight.data.float()
+        for weight in dtypes.keys() & set(module.parameters(recurse=False)):
+            weight.data = weight.data.float()
 
     def leave(module: nn.Module, _inputs: Any, _output: Any) -> None:
-        for name, weight in module._parameters.items():
-            if weight is not None and weight.is_floating_point():
-                weight.data = weight.data.to(dtypes[id(module), name])
+        for weight in dtypes.keys() & set(module.parameters(recurse=False)):
+            weight.data = weight.data.to(dtypes[weight])
 
-    modules = [module for module in hf_model.modules() if module._parameters]
-    dtypes = {
-        (id(module), name): weight.dtype
-        for module in modules
-        for name, weight in module._parameters.items()
-        if weight is not None
-    }
     with ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+        for module in hf_model.modules():
+            if module._parameters:
+                stack.callback(module.register_forward_pre_hook(enter).remove)
+                stack.callback(module.register_forward_hook(leave, always_call=True).remove)
         yield
 
 
 def shortfall(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]) -> str:
-    """What is wrong with a converted model; "" if it computes what the Hugging Face model does.
+    """Why a converted model does not compute what the Hugging Face model does; "" if it does.
 
     Args:
         model: the converted model, in any dtype.
-        hf_model: what it was converted from.
+        hf_model: the model it was converted from.
         float32_twin: converts a Hugging Face model in float32, for models in half precision.
     """
     length = probe(hf_model).shape[1]
@@ -135,15 +120,14 @@ def shortfall(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]) -> 
         return problem
     if model.cfg.dtype != torch.float32 and fits(hf_model):
         tokens = probe(hf_model).to(model.W_E.device)
-        if not log_probabilities(model, tokens).isfinite().all():  # or it does not run at all in this dtype
+        if not log_probabilities(model, tokens).isfinite().all():  # raises if it cannot run in this dtype
             return f"its logits are not finite in {model.cfg.dtype}"
         with reference(hf_model):
             hf_model = hf_model if hf_model.dtype == torch.float32 else copy.deepcopy(hf_model).float()
-            model = float32_twin(hf_model)
-            off, allowed = probe_difference(model, hf_model)
+            off, allowed = probe_difference(float32_twin(hf_model), hf_model)
     else:
         off, allowed = probe_difference(model, hf_model)
-    if off <= allowed:  # not so for NaN either
+    if off <= allowed:  # False for NaN
         return ""
     return (
         f"its log-probabilities differ from Hugging Face's by {off:.2g} nats (root mean square over "
@@ -175,24 +159,27 @@ def fits(hf_model: Any) -> bool:
 
 
 def beyond_probe(config: Any, cfg: Any, length: int) -> str:
-    """Settings that act only beyond the probe and are not in TransformerLens's config; "" if none."""
-    n_layers = cfg.n_layers
-    theirs = [window if window >= length else cfg.n_ctx for window in windows(config, n_layers, cfg.n_ctx)]
-    local = cfg.attn_types if cfg.use_local_attn else ["global"] * n_layers
-    ours = [cfg.window_size if kind == "local" and cfg.window_size >= length else cfg.n_ctx for kind in local]
-    if [min(each, cfg.n_ctx) for each in ours] != [min(each, cfg.n_ctx) for each in theirs]:
+    """Settings that TransformerLens's config drops and that act only beyond the probe; "" if none."""
+    n_layers, n_ctx = cfg.n_layers, cfg.n_ctx
+    types = cfg.attn_types if cfg.use_local_attn else ["global"] * n_layers
+    windows = [cfg.window_size if each == "local" else n_ctx for each in types]
+    expected = _attention_windows(config, n_layers, n_ctx)
+
+    def beyond(windows: list[int]) -> list[int]:  # shorter windows are seen on the probe
+        return [min(window, n_ctx) if window >= length else n_ctx for window in windows]
+
+    if beyond(windows) != beyond(expected):
         return f"it drops sliding_window={config.sliding_window}"
     rope = getattr(config, "rope_parameters", None) or {}
-    trained = rope.get("original_max_position_embeddings") or getattr(
-        config, "original_max_position_embeddings", None
-    )
-    if rope.get("rope_type") == "longrope" and trained and trained < cfg.n_ctx:
+    name = "original_max_position_embeddings"
+    trained = rope.get(name) or getattr(config, name, None)
+    if rope.get("rope_type") == "longrope" and trained and trained < n_ctx:
         return f"it drops rope_parameters with rope_type 'longrope' beyond {trained} tokens"
     return ""
 
 
-def windows(config: Any, n_layers: int, n_ctx: int) -> list[int]:
-    """Tokens that each layer of a Hugging Face model looks back on; `n_ctx` where all."""
+def _attention_windows(config: Any, n_layers: int, n_ctx: int) -> list[int]:
+    """Number of tokens that each layer of a Hugging Face model attends to; `n_ctx` if all."""
     window = getattr(config, "sliding_window", None)
     if not window or getattr(config, "use_sliding_window", True) is False:
         return [n_ctx] * n_layers
@@ -201,15 +188,15 @@ def windows(config: Any, n_layers: int, n_ctx: int) -> list[int]:
 
 
 def unusual_settings(config: Any) -> str:
-    """Settings that differ from the defaults of the config's class, sizes left out."""
+    """Settings that differ from the defaults of the config's class, without sizes."""
     config = config.get_text_config()
     try:
-        usual = type(config)().to_dict()
+        defaults = type(config)().to_dict()
     except Exception:  # a class whose arguments have no defaults
         return ""
-    given = config.to_dict()
-    changed = [name for name in given if not SIZES.search(name) and given[name] != usual.get(name)]
-    return ", ".join(f"{name}={given[name]!r}" for name in changed)
+    settings = config.to_dict()
+    changed = [name for name in settings if not SIZES.search(name) and settings[name] != defaults.get(name)]
+    return ", ".join(f"{name}={settings[name]!r}" for name in changed)
 
 
 def cause_of(error: BaseException) -> str:

@@ -1,14 +1,15 @@
-"""Which model a vector belongs to, told from the model itself."""
+"""Identify the model that a vector belongs to, from the model itself."""
 
+import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
+from annotated_types import Gt, Interval
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,79 +18,81 @@ from ..errors import ModelMismatchError
 from .backend import HookedModel, is_bridge
 from .bridge import block_weight, is_folded, not_in_memory
 
-# How many entries of which weights. New ones go to the end: older files are compared by what they have.
+# Number of entries by weight. New weights go to the end: older files are compared by the ones they have.
 FINGERPRINT_PARTS = {"W_O": 256, "W_Q": 96, "W_V": 96, "W_out": 64}
 TOLERANCE = 0.02  # of the length of each part: bfloat16 rounds by 0.4 %, fine-tuning moves more
+COMPARED = ("n_layers", "d_model", "n_heads", "d_head", "normalization", "centred")
 
 _digests: "WeakKeyDictionary[Any, tuple[int, str]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What has to agree for a vector to mean the same in two models.
+    """The properties of a model that must agree for a vector to mean the same in another one.
 
     Attributes:
-        name: TransformerLens's name for it, for messages; not compared.
-        revision: the Hub's commit, where known; not compared.
+        name: TransformerLens's name, for messages; not compared.
+        revision: the Hub's commit, if known; not compared.
         n_layers, d_model, n_heads, d_head: shapes.
         normalization: `HookedTransformer`'s `normalization_type`; "LNPre" and "RMSPre" are folded.
-        centred: how the weights that write to the residual stream were centred: False, True (over d_model;
+        centred: how the weights that write to the residual stream are centred: False, True (over d_model;
             measured on `W_E`), or "scalar" (by one mean of all entries; measured on `W_O`).
-        tokenizer: digest of the vocabulary; "" without a tokenizer. Told, not compared.
-        fingerprint: 256 fixed entries of `W_O` in the first, middle and last block, behind them 96 of `W_Q`,
-            96 of `W_V` and 64 of `W_out`, up to the first of these that cannot be read (a mixture of
-            experts has no `W_out`), so () where none can (4-bit). Older files have those of `W_O` alone.
+        tokenizer: digest of the vocabulary, "" without a tokenizer; not compared.
+        fingerprint: fixed entries of the first, middle and last block: 256 of `W_O`, 96 of `W_Q`, 96 of `W_V`
+            and 64 of `W_out`, up to the first weight that cannot be read (a mixture of experts has no
+            `W_out`); () if none can (4-bit). Older files have those of `W_O` only.
     """
+
+    __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid"}
 
     name: str
     revision: str | None
-    n_layers: int
-    d_model: int
-    n_heads: int
-    d_head: int
+    n_layers: Annotated[int, Gt(0)]
+    d_model: Annotated[int, Gt(0)]
+    n_heads: Annotated[int, Gt(0)]
+    d_head: Annotated[int, Gt(0)]
     normalization: str
     centred: bool | Literal["scalar"]
     tokenizer: str
-    fingerprint: tuple[float, ...]
+    fingerprint: tuple[Annotated[float, Interval(gt=-1e30, lt=1e30)], ...]
 
     __repr__ = short_repr
 
     def require(
         self, other: "ModelIdentity", *, force: bool = False, what: str = "this vector", hint: str = ""
     ) -> None:
-        """Refuse `other` where it is not this model.
+        """Raise if `other` is not this model.
 
         Args:
-            other: the identity of the model that it is to be used with.
+            other: the identity of the model in use.
             force: accept other weights of the same shapes and processing.
-            what: the thing that belongs to this model, for the message.
-            hint: added to the message where only the weights differ.
+            what: the object that belongs to this model, for the message.
+            hint: added to the message if only the weights differ.
 
         Raises:
             ModelMismatchError: shapes or processing differ, or (without `force`) the weights do.
         """
-        compared = ("n_layers", "d_model", "n_heads", "d_head", "normalization", "centred")
-        differing = [name for name in compared if getattr(self, name) != getattr(other, name)]
-        if differing:
-            told = "; ".join(
-                f"{name}: {getattr(self, name)} against {getattr(other, name)}" for name in differing
-            )
+        differences = [
+            f"{name}: {getattr(self, name)} against {getattr(other, name)}"
+            for name in COMPARED
+            if getattr(self, name) != getattr(other, name)
+        ]
+        mismatch = f"{what}, made on {self.name}, cannot be used with {other.name}:"
+        if differences:
             raise ModelMismatchError(
-                f"{what}, made on {self.name}, cannot be used with {other.name}: {told}. Make "
-                "anew what is of another model, or load with the same processing=…; force=True does not help."
+                f"{mismatch} {'; '.join(differences)}. Make it on this model, or load the model with the "
+                "same processing=…; force=True does not help."
             )
         if not (self.fingerprint and other.fingerprint):
             warn(
-                f"cannot compare the weights of {self.name} and {other.name} (4-bit ones have no "
-                "fingerprint): make sure yourself that both are the same model.",
+                f"cannot compare the weights of {self.name} and {other.name} (4-bit weights have no "
+                "fingerprint): make sure that both are the same model."
             )
-        elif not force and not self._distance(other) <= TOLERANCE:  # not so for NaN either
-            raise ModelMismatchError(
-                f"{what}, made on {self.name}, cannot be used with {other.name}: the weights differ.{hint}"
-            )
+        elif not force and not self._distance(other) <= TOLERANCE:  # true for NaN
+            raise ModelMismatchError(f"{mismatch} the weights differ.{hint}")
 
     def same_model(self, other: "ModelIdentity") -> bool:
-        """Whether `require` would accept `other`."""
+        """Whether `require` accepts `other`."""
         try:
             self.require(other)
         except ModelMismatchError:
@@ -103,86 +106,64 @@ class ModelIdentity:
     @classmethod
     @checked
     def from_json(cls, text: str) -> "ModelIdentity":
-        """From `to_json`'s text.
+        """Read `to_json`'s text.
 
         Raises:
-            ValueError: not such a text.
+            ValueError: a key is missing or unknown, or a value is not valid.
         """
-        values = json.loads(text)
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            raise ValueError(f"not a model identity: expected the keys {sorted(names)}.")
-        _require_kinds(values)
-        return cls(**{**values, "fingerprint": tuple(values["fingerprint"])})
+        from pydantic import ValidationError
+
+        try:
+            return _adapter().validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise ValueError(f"not a model identity: {key or 'text'}: {first['msg']}.") from error
 
     def _distance(self, other: "ModelIdentity") -> float:
-        """The largest of any weight that both have: a change of one is not diluted by the others."""
-        mine, theirs = self._parts(), other._parts()
-        common = min(len(mine), len(theirs))
-        if [len(part) for part in mine[:common]] != [len(part) for part in theirs[:common]]:
+        """Largest relative distance of a weight that both have, so that one changed weight is not diluted."""
+        pairs = list(zip(self._parts(), other._parts(), strict=False))
+        if any(len(one) != len(two) for one, two in pairs):
             return float("inf")
-        pairs = zip(mine[:common], theirs[:common], strict=True)
-        # Not Python's max, which may miss NaN.
+        # torch's max, since Python's may miss NaN.
         return float(torch.stack([(one - two).norm() / one.norm() for one, two in pairs]).max())
 
     def _parts(self) -> list[Tensor]:
-        """The fingerprint's numbers by weight, as far as it goes."""
+        """The fingerprint's entries by weight."""
         values = torch.tensor(self.fingerprint, dtype=torch.float64)
         ends = list(itertools.accumulate(FINGERPRINT_PARTS.values()))
         return [part for part in values.tensor_split(ends) if len(part)]
 
 
-def _require_kinds(values: Mapping[str, Any]) -> None:
-    """What a file may have got wrong: texts, counts, and a fingerprint of finite numbers or of none."""
-    counts = all(
-        type(values[name]) is int and values[name] > 0
-        for name in ("n_layers", "d_model", "n_heads", "d_head")
-    )
-    texts = all(isinstance(values[name], str) for name in ("name", "normalization", "tokenizer"))
-    centred = isinstance(values["centred"], bool) or values["centred"] == "scalar"
-    kinds = centred and isinstance(values["revision"], str | None)
-    weights = values["fingerprint"]
-    finite = isinstance(weights, list) and all(
-        type(each) in (int, float) and abs(each) < 1e30
-        for each in weights  # not so for NaN either
-    )
-    if not (counts and texts and kinds and finite):
-        raise ValueError(
-            "not a model identity: counts must be whole numbers above 0, names texts, and the fingerprint "
-            "finite numbers."
-        )
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(ModelIdentity)
 
 
 @checked
 def identify(model: HookedModel) -> ModelIdentity:
-    """The identity of any model that TransformerLens runs, however it was loaded.
+    """The identity of any TransformerLens model, however it was loaded.
 
     A bridge has the identity of the `HookedTransformer` with the same weights.
     """
-    cfg = model.cfg
+    cfg, revision, folded = model.cfg, getattr(model, "revision", None), False
+    if is_bridge(model):
+        revision = getattr(getattr(model.original_model, "config", None), "_commit_hash", None)
+        folded = is_folded(model)
     return ModelIdentity(
         name=cfg.model_name,
-        revision=_revision(model),
+        revision=revision,
         n_layers=cfg.n_layers,
         d_model=cfg.d_model,
         n_heads=cfg.n_heads,
         d_head=cfg.d_head,
-        normalization=_normalization(model),
+        normalization=f"{cfg.normalization_type}{'Pre' if folded else ''}",
         centred=_is_centred(model.W_E) or ("scalar" if _is_scalar_centred(model) else False),
         tokenizer=_vocabulary_digest(model.tokenizer),
         fingerprint=_fingerprint(model),
     )
-
-
-def _revision(model: Any) -> str | None:
-    if is_bridge(model):
-        return getattr(getattr(model.original_model, "config", None), "_commit_hash", None)
-    return getattr(model, "revision", None)
-
-
-def _normalization(model: Any) -> str:
-    folded = is_bridge(model) and is_folded(model)
-    return f"{model.cfg.normalization_type}{'Pre' if folded else ''}"
 
 
 def _is_centred(W_E: Float[Tensor, "d_vocab d_model"]) -> bool:
@@ -191,21 +172,25 @@ def _is_centred(W_E: Float[Tensor, "d_vocab d_model"]) -> bool:
 
 
 def _is_scalar_centred(model: Any) -> bool:
-    """Whether the mean of all entries of W_O is zero but for rounding, in the first, middle and last block.
+    """Whether the mean of all entries of W_O is zero within rounding, in the first, middle and last block.
 
-    In half precision by chance in one of some fifty random matrices, hence three.
+    In half precision one of some fifty random matrices is by chance, hence three blocks.
     """
-    if model.cfg.normalization_type not in ("LN", "LNPre"):  # no such step without a LayerNorm
+    if model.cfg.normalization_type not in ("LN", "LNPre"):  # the processing step needs a LayerNorm
         return False
+    return all(_has_zero_mean(_block_weight(model, layer, "W_O")) for layer in set(_fixed_layers(model)))
+
+
+def _fixed_layers(model: Any) -> tuple[int, int, int]:
     last = model.cfg.n_layers - 1
-    return all(_has_zero_mean(_block_weight(model, layer, "W_O")) for layer in {0, last // 2, last})
+    return 0, last // 2, last
 
 
 def _has_zero_mean(weight: Tensor | None) -> bool:
     if weight is None or not weight.is_floating_point() or weight.is_meta:
         return False
     rounding = 1e-7 + 4 * torch.finfo(weight.dtype).eps / weight.numel() ** 0.5
-    # Rows on the weight's device, which may lack float64.
+    # Row means on the weight's device, which may lack float64.
     mean, size = (each.float().mean(-1).cpu().double().mean() for each in (weight, weight.abs()))
     return bool(mean.abs() < rounding * size)
 
@@ -213,43 +198,41 @@ def _has_zero_mean(weight: Tensor | None) -> bool:
 def _fingerprint(model: Any) -> tuple[float, ...]:
     values: list[float] = []
     for name, count in FINGERPRINT_PARTS.items():
-        found = _entries(model, name, count)
-        if not found:
+        entries = _entries(model, name, count)
+        if not entries:
             break
-        values += found
+        values += entries
     return tuple(float(f"{value:.6g}") for value in values)
 
 
 def _entries(model: Any, name: str, count: int) -> list[float]:
-    """Of one weight in the first, middle and last block; none where one of the three cannot be read."""
-    last = model.cfg.n_layers - 1
+    """Entries of one weight in three blocks; [] if one of the three cannot be read."""
     values: list[float] = []
-    for place, layer in enumerate((0, last // 2, last)):
+    for number, layer in enumerate(_fixed_layers(model)):
         weight = _block_weight(model, layer, name)
         if weight is None or not weight.is_floating_point():
             return []
         if weight.is_meta:
             raise not_in_memory(model.cfg.model_name)
-        # A fixed walk over logical indices: memory layout and device do not matter.
-        flat = (torch.arange((count + 2 - place) // 3) * 7919 + 104729) % weight.numel()
+        # Logical indices: memory layout and device do not matter.
+        flat = (torch.arange((count + 2 - number) // 3) * 7919 + 104729) % weight.numel()
         index = torch.unravel_index(flat, weight.shape)
         values += weight[tuple(axis.to(weight.device) for axis in index)].float().tolist()
     return values
 
 
 def _block_weight(model: Any, layer: int, name: str) -> Tensor | None:
-    return (block_weight if is_bridge(model) else _hooked_weight)(model, layer, name)
-
-
-def _hooked_weight(model: Any, layer: int, name: str) -> Tensor | None:
+    if is_bridge(model):
+        return block_weight(model, layer, name)
     block = model.blocks[layer]
     if name == "W_out":
         return getattr(getattr(block, "mlp", None), name, None)
-    shared = getattr(block.attn, f"_{name}", None)  # of grouped heads: W_V itself repeats it for each head
-    return getattr(block.attn, name, None) if shared is None else shared
+    grouped = f"_{name}"  # the weight of grouped heads; W_V itself repeats it for each head
+    return getattr(block.attn, grouped if hasattr(block.attn, grouped) else name, None)
 
 
 def _vocabulary_digest(tokenizer: Any) -> str:
+    """Content hash of the vocabulary, recomputed if its size has changed; "" without a tokenizer."""
     if tokenizer is None:
         return ""
     size, digest = _digests.get(tokenizer, (-1, ""))

@@ -1,9 +1,9 @@
-"""Forward passes: exclusive use of a model while they run, and the inputs of each.
+"""Forward passes: exclusive use of a model, and the inputs of each pass.
 
-Inputs are read with forward pre-hooks, before any other hook of the pass. They fire for every caller of the
-model: `model(tokens)`, `model.generate(…)`, `run_with_cache`. Of a `HookedTransformer` the first block that
-runs knows the cached keys and the mask, and the embedding the tokens; of a `TransformerBridge` the Hugging
-Face model below it is given all of them.
+Inputs are read by forward pre-hooks, before any other hook of the pass, for every caller of the model:
+`model(tokens)`, `model.generate(…)`, `run_with_cache`. In a `HookedTransformer` the first block that runs has
+the cached keys and the mask, and the embedding has the tokens; in a `TransformerBridge` the Hugging Face
+model has all of them.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from .backend import is_bridge
 
 WARN_AFTER = 60.0  # seconds that a thread waits for another before it warns
 
-# Beside the models, not in them: a lock can be neither copied nor pickled.
+# Not an attribute of the model: a lock can be neither copied nor pickled.
 _changed = threading.Condition()
 _holders: "WeakKeyDictionary[nn.Module, list[threading.Thread]]" = WeakKeyDictionary()  # one per nested use
 _waiting: dict[threading.Thread, nn.Module] = {}
@@ -34,19 +34,19 @@ def exclusive(model: Any, *, evaluation: bool = True) -> Iterator[None]:
     """Keep other threads from running a model, with every module of it in evaluation mode.
 
     Other threads that enter this for the same model, or for another bridge around the same Hugging Face
-    model, wait. The thread that is inside may enter it again. On exit, each module's mode is restored.
+    model, wait; the thread that holds it may enter again. On exit each module's mode is restored.
 
     Args:
         model: a `HookedTransformer`, a `TransformerBridge`, or a Hugging Face model.
         evaluation: `False` leaves the modes as they are.
 
     Raises:
-        RuntimeError: the other thread waits for a model that this one has.
+        RuntimeError: the other thread waits for a model that this one holds.
     """
     module = model.original_model if is_bridge(model) else model
     _acquire(module)
     try:
-        # Not by `train()`, which sets whole subtrees; by `vars`: a bridge forwards attributes to its modules.
+        # Not `train()`, which sets whole subtrees; `vars`, since a bridge delegates attributes.
         modules = dict.fromkeys(itertools.chain(model.modules(), module.modules())) if evaluation else ()
         training = [each for each in modules if vars(each)["training"]]
         for each in training:
@@ -57,61 +57,57 @@ def exclusive(model: Any, *, evaluation: bool = True) -> Iterator[None]:
             for each in training:
                 vars(each)["training"] = True
     finally:
-        _release(module)
+        with _changed:
+            _holders[module].pop()
+            _changed.notify_all()
 
 
 def _acquire(module: nn.Module) -> None:
-    me = threading.current_thread()
+    current = threading.current_thread()
     with _changed:
-        while (holders := _holders.setdefault(module, [])) and holders[0] is not me:
-            _require_no_deadlock(holders[0], me)
-            _waiting[me] = module
+        while (holders := _holders.setdefault(module, [])) and holders[0] is not current:
+            _require_no_deadlock(holders[0], current)
+            _waiting[current] = module
             try:
                 released = _changed.wait(WARN_AFTER)
             finally:
-                del _waiting[me]
+                del _waiting[current]
             if holders and not released:
                 warn(
-                    f"thread {me.name!r} has waited {WARN_AFTER:.0f} s for a model that thread "
+                    f"thread {current.name!r} has waited {WARN_AFTER:.0f} s for a model that thread "
                     f"{holders[0].name!r} uses. If that thread waits for this one, neither goes on: let it "
                     "leave its `with steer(…)` block first.",
                     RuntimeWarning,
                 )
-        holders.append(me)
+        holders.append(current)
 
 
-def _release(module: nn.Module) -> None:
-    with _changed:
-        _holders[module].pop()
-        _changed.notify_all()
-
-
-def _require_no_deadlock(holder: threading.Thread, me: threading.Thread) -> None:
-    """Raise `RuntimeError` where `holder` waits, possibly through others, for a model that `me` has."""
+def _require_no_deadlock(holder: threading.Thread, current: threading.Thread) -> None:
+    """Raise `RuntimeError` if `holder` waits, possibly through others, for a model that `current` holds."""
     thread = holder
     while thread in _waiting:
         others = _holders[_waiting[thread]]
-        if me in others:
+        if current in others:
             raise RuntimeError(
-                f"thread {me.name!r} needs a model that thread {holder.name!r} uses, and that one waits for "
-                f"a model that {me.name!r} uses: expected models in one order. Steer several models in the "
-                "same order in every thread."
+                f"thread {current.name!r} needs a model that thread {holder.name!r} uses, and that one waits "
+                f"for a model that {current.name!r} uses: expected models in one order. Steer several models "
+                "in the same order in every thread."
             )
-        if not others:  # released, and about to be taken
+        if not others:  # released, and about to be acquired
             return
         thread = others[0]
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """One pass of a model.
+    """The inputs of one pass of a model.
 
     Attributes:
         rows, slots: its shape, padding included.
-        past: slots before it whose keys and values are cached.
-        mask: where there is a token, in cached and new slots; `None` where the caller gave none.
-        tokens: the ids, `None` of a pass that began behind the embedding.
-        device: where the stream is.
+        past: number of cached slots before it.
+        mask: which cached and new slots hold a token; `None` if the caller gave none.
+        tokens: the ids; `None` if the pass began after the embedding.
+        device: of the residual stream.
     """
 
     rows: int
@@ -127,7 +123,7 @@ Begin = Callable[[ForwardPass], None]
 
 @contextmanager
 def watching(model: Any, begin: Begin) -> Iterator[None]:
-    """Call `begin` at the start of each pass of the model; afterwards its hooks are as they were."""
+    """Call `begin` at the start of each pass of the model, until exit."""
     watch = _watch_bridge if is_bridge(model) else _watch_hooked
     with ExitStack() as stack:
         for handle in watch(model, begin):
@@ -171,19 +167,15 @@ def _hooked_pass(stream: Tensor, kwargs: dict, tokens: Tensor | None) -> Forward
 
 def _watch_bridge(model: Any, begin: Begin) -> Iterator[Any]:
     def enter(_module: Any, inputs: tuple, kwargs: dict) -> None:
-        begin(_bridge_pass(inputs, kwargs))
+        tokens = inputs[0] if inputs else kwargs.get("input_ids")
+        embedded = kwargs["inputs_embeds"] if tokens is None else tokens
+        cached, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            raise ValueError(
+                "the pass has an attention mask that is not one number per row and token: expected the "
+                "two-dimensional mask, which shows where the tokens are. Leave the rest to the model."
+            )
+        past = 0 if cached is None else int(cached.get_seq_length())
+        begin(ForwardPass(*embedded.shape[:2], past, mask, tokens, embedded.device))
 
     yield model.original_model.register_forward_pre_hook(enter, with_kwargs=True)
-
-
-def _bridge_pass(inputs: tuple, kwargs: dict) -> ForwardPass:
-    tokens = inputs[0] if inputs else kwargs.get("input_ids")
-    given = kwargs["inputs_embeds"] if tokens is None else tokens
-    cached, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
-        raise ValueError(
-            "the pass has an attention mask that is not one number a row and token, so that it cannot be "
-            "told where its tokens are. Give the two-dimensional mask, and leave the rest to the model."
-        )
-    past = 0 if cached is None else int(cached.get_seq_length())
-    return ForwardPass(*given.shape[:2], past, mask, tokens, given.device)

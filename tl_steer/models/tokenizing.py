@@ -1,7 +1,7 @@
-"""The one way from text to tokens.
+"""Tokenize text exactly as the Hugging Face tokenizer does.
 
-TransformerLens's `prepend_bos` is never used: it puts a BOS before text whose tokenizer has none, and a
-second one before a chat prompt that already begins with it.
+TransformerLens's `prepend_bos` is never used: it adds a BOS to text whose tokenizer adds none, and a second
+one to a chat prompt that begins with it.
 """
 
 import itertools
@@ -17,28 +17,29 @@ Prompt = str | Sequence[int]
 
 @checked
 def tokenize(model: HookedModel, text: Prompt, *, bos: bool | None = None) -> list[int]:
-    """The ids that the tokenizer itself, as Hugging Face runs it, gives for `text`.
+    """Token ids of `text`, as the Hugging Face tokenizer returns them.
 
     Special tokens are added as the tokenizer does by default, except to text that already begins with BOS
-    (a rendered chat prompt), so that there is never a second one. Lists of ids pass through, checked.
+    (a rendered chat prompt). Lists of ids are checked and returned.
 
     Args:
-        model: with a tokenizer if `text` is a string. One that TransformerLens itself booted has a tokenizer
-            that puts a BOS before everything; `load_model` keeps the tokenizer as it is.
+        model: with a tokenizer if `text` is a string. The tokenizer of a model that TransformerLens booted
+            adds a BOS to everything; `load_model` keeps the tokenizer as it is.
         text: a string, or token ids.
         bos: `None` leaves it to the tokenizer; `True` puts exactly one BOS in front, `False` none.
 
     Raises:
         ValueError: no tokens, more than the model's context, an id outside the vocabulary, or a string
-            where the model has no tokenizer.
+            for a model without a tokenizer.
     """
     ids = encode(model, text, bos) if isinstance(text, str) else [int(token) for token in text]
     if not ids:
         raise ValueError(f"the prompt {text!r} is empty: it has no tokens. Give it at least one.")
     if len(ids) > model.cfg.n_ctx:
+        start = repr(text[:60] + "…") if isinstance(text, str) else f"ids {ids[:8]}…"
         raise ValueError(
-            f"a prompt of {len(ids)} tokens does not fit the context of {model.cfg.n_ctx} tokens: "
-            f"{_shown(text)}. Shorten it."
+            f"a prompt of {len(ids)} tokens does not fit the context of {model.cfg.n_ctx} tokens: {start}. "
+            "Shorten it."
         )
     if not 0 <= min(ids) <= max(ids) < model.cfg.d_vocab:
         raise ValueError(f"token ids must lie in 0 to {model.cfg.d_vocab - 1}; got {min(ids)} to {max(ids)}.")
@@ -46,7 +47,7 @@ def tokenize(model: HookedModel, text: Prompt, *, bos: bool | None = None) -> li
 
 
 def encode(model: Any, text: str, bos: bool | None = None) -> list[int]:
-    """`tokenize` of a string, however long it is."""
+    """`tokenize` of a string of any length."""
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise ValueError("this model has no tokenizer: give token ids, or load it with tokenizer=…")
@@ -63,35 +64,35 @@ def encode(model: Any, text: str, bos: bool | None = None) -> list[int]:
 
 
 def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """A list of prompts; a single prompt, as text or as ids, is a list of one."""
+    """A list of prompts; a single prompt, as text or as ids, becomes a list of one."""
     if isinstance(prompts, str):
         return [prompts]
-    given = list(prompts)
-    return [given] if given and isinstance(given[0], Integral) else given
+    prompts = list(prompts)
+    return [prompts] if prompts and isinstance(prompts[0], Integral) else prompts
 
 
 def tokenize_all(model: Any, prompts: Prompt | Iterable[Prompt]) -> list[list[int]]:
-    """`tokenize` for a list of prompts; a single prompt, as text or as ids, is a list of one.
+    """`tokenize` for a list of prompts, or for a single one.
 
     Raises:
-        ValueError: no prompts, or one that `tokenize` refuses.
+        ValueError: no prompts, or an error of `tokenize`.
 
-    Warns if rows of ids of one length, as a tensor has them, seem to be padded.
+    Warns if rows of ids of one length, as of a tensor, seem to be padded.
     """
-    given = as_prompts(prompts)
-    if not given:
+    prompts = as_prompts(prompts)
+    if not prompts:
         raise ValueError("no prompts given; pass a list with at least one.")
-    ids = [tokenize(model, prompt) for prompt in given]
-    if not any(isinstance(prompt, str) for prompt in given):
+    ids = [tokenize(model, prompt) for prompt in prompts]
+    if not any(isinstance(prompt, str) for prompt in prompts):
         warn_of_padding(model, ids)
     return ids
 
 
 def warn_of_padding(model: Any, rows: Sequence[Sequence[int]], *, completions: bool = False) -> None:
-    """Warn if rows of one length begin or end in what looks like padding, which is read as text.
+    """Warn if rows of one length begin or end with padding, which would be read as text.
 
-    Any pad token does, unless it is the BOS or EOS too: then a run of two, or unequal runs (of completions,
-    which may end in an EOS or not, a run of two only).
+    One pad token is enough, unless it is the BOS or EOS too: then two, or runs of unequal length (for
+    completions, which may end in an EOS or not, only two).
     """
     tokenizer = model.tokenizer
     pad = getattr(tokenizer, "pad_token_id", None)
@@ -109,11 +110,7 @@ def warn_of_padding(model: Any, rows: Sequence[Sequence[int]], *, completions: b
 
 
 def token_strings(model: Any, ids: Sequence[int]) -> list[str]:
-    """Each token decoded alone, for labels."""
+    """Each token decoded alone, for labels; its number without a tokenizer."""
     if model.tokenizer is None:
         return [str(token) for token in ids]
     return [model.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids]
-
-
-def _shown(text: Prompt, width: int = 60) -> str:
-    return repr(text[:width] + "…") if isinstance(text, str) else f"ids {list(text[:8])}…"

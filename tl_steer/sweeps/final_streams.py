@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..engine import Memory, Row, Tick, Wave, batches, in_waves, residual, shares
 from ..interventions import Operation, checked_edits, steer
-from ..models import exclusive, input_device
+from ..models import exclusive
+from ..models.backend import input_device
 
 
 @dataclass(frozen=True)

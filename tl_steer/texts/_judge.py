@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from .._util.seeds import generator
 from .._util.validation import checked, require_characters
 from ..errors import JudgeError
-from ..models.embedded import cache_folder
+from ..models.bundled import cache_folder
 from .answer_pairs import SIDES, Against, answer_pairs
 from .judge_clients import Judge, judge_of
 from .judge_costs import JudgeCost, cost_of

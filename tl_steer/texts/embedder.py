@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Float
 
-from ..models.loading import no_progress_bar
+from ..models.sources import no_progress_bar
 
 Embedder = Callable[[list[str]], np.ndarray]  # texts to an array "text d"
 

@@ -1,6 +1,5 @@
-"""`verify`: whether what this package promises holds on the user's own model."""
+"""`verify`: check the package's guarantees on the user's own model."""
 
-from ._verify import verify
-from .format_table import shown, summary
+from ._verify import format_table, summary, verify
 
-__all__ = ["shown", "summary", "verify"]
+__all__ = ["format_table", "summary", "verify"]

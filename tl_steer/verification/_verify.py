@@ -1,27 +1,33 @@
-"""`verify`: every check on one model, as a table."""
+"""`verify`: run every check on one model, and show the table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import isnan, nan
+from textwrap import wrap
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from .._util.validation import checked
 from ..engine import bar
+from ..errors import DoesNotApplyError
 from ..models import HookedModel, Prompt, exclusive
-from . import generation_checks, reading_checks, state_checks, steering_checks
-from .check import Check, DoesNotApplyError
-from .context import Subject, asked
-from .model_state import State
+from . import reading_checks as reading
+from . import state_checks as state
+from . import steering_checks as steering
+from .context import Check, Context, token_ids
 
 CHECKS: tuple[Check, ...] = (
-    *state_checks.FIRST,
-    *steering_checks.CHECKS[:1],
-    *reading_checks.CHECKS,
-    *generation_checks.CHECKS,
-    *steering_checks.CHECKS[1:],
-    *state_checks.LAST,
-)
+    state.no_hooks, state.evaluation_mode, state.gradients_off, reading.repeated, reading.equal_logits,
+    reading.equal_streams, reading.equal_inputs, reading.equal_alone, reading.equal_padded,
+    reading.equal_sides, reading.equal_choices, steering.equal_reuse, steering.equal_reuse_texts,
+    steering.equal_conditions, reading.greedy_tokens, reading.equal_cached, reading.equal_samples,
+    state.plain_tokens, state.chat_tokens, state.vocabulary, steering.at_its_layer, steering.arithmetic,
+    steering.zero_multiplier, steering.finite, reading.half_precision, steering.hooks_gone,
+    state.weights_unchanged, state.settings_unchanged,
+)  # fmt: skip
+
+MARKS = {"failed": "FAILED", "does not apply": "–", "passed": "passed"}
+MARK_WIDTH, NAME_WIDTH = 8, 36
 
 
 @checked
@@ -32,50 +38,46 @@ def verify(
     prompts: Prompt | Sequence[Prompt] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Whether what this package promises holds on this model; under a minute for a small one.
+    """Check the package's guarantees on this model; under a minute for a small one.
 
-    Each check compares with an oracle of its own: the Hugging Face model, or the model's own forward on one
-    unpadded prompt, read with torch's hooks. The model is left as it was. Nothing is raised by a check: an
-    exception inside one is a failure, with its message.
+    Each check compares with an independent computation: the Hugging Face model, or the model's own forward on
+    one unpadded prompt, recorded by torch hooks. The model is left as it was. A check does not raise: an
+    exception inside it is a failure, with its message.
 
     Args:
         model: a `HookedTransformer` or a `TransformerBridge`, however it was loaded.
-        hf_model: the same weights loaded by transformers, to compare with; `load_model` keeps none. In
-            float32, where you can: in half precision only large differences can be told from rounding.
+        hf_model: the same weights loaded by transformers, to compare with; `load_model` does not keep them.
+            Load it in float32 if you can: in half precision only large differences exceed rounding.
         prompts: texts or token lists, of different lengths; by default three sentences and a chat prompt.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
-        A row a check: check, result ("passed", "failed" or "does not apply"), measured, allowed (the largest
-        measurement that passes), unit, meaning (what it says, and what goes wrong where it fails), detail
-        (which prompt and layer, where it failed; why, where it does not apply).
+        One row per check: check, result ("passed", "failed" or "does not apply"), measured, allowed (the
+        largest measurement that passes), unit, meaning (the guarantee, and what goes wrong without it),
+        detail (prompt and layer of a failure; the reason why a check does not apply).
 
     Raises:
         ValueError: no prompts, or some that do not fit the model.
     """
     rows = []
-    running = exclusive(model, evaluation=False)  # its own passes run in the modes that they report
-    with bar("verifying", len(CHECKS), shown=progress, unit="checks") as tick, running:
-        subject = Subject(model, hf_model, asked(model, prompts), State.of(model))
+    running = exclusive(model, evaluation=False)  # passes run in the modes that are reported
+    with bar("verifying", len(CHECKS), shown=progress, unit="checks") as on_progress, running:
+        context = Context(model, hf_model, token_ids(model, prompts), state.snapshot(model))
         for check in CHECKS:
-            rows.append(_row(check, subject))
-            tick(1)
+            rows.append(_row(check, context))
+            on_progress(1)
     return pd.DataFrame(rows)
 
 
-def _row(check: Check, subject: Subject) -> dict[str, Any]:
-    measured, detail = np.nan, ""
-    allowed = check.limit(subject.dtype)
+def _row(check: Check, context: Context) -> dict[str, Any]:
+    measured, allowed = nan, check.limit(context.dtype)
     try:
-        finding = check.run(subject)
+        measured, detail = check.worst(context)
+        result = "passed" if measured <= allowed else "failed"
     except DoesNotApplyError as reason:
         result, detail = "does not apply", str(reason)
     except Exception as error:
         result, detail = "failed", f"{type(error).__name__}: {error}"
-    else:
-        measured = float(finding.measured)
-        result = "passed" if measured <= allowed else "failed"
-        detail = "" if result == "passed" else finding.detail
     return {
         "check": check.name,
         "result": result,
@@ -83,5 +85,35 @@ def _row(check: Check, subject: Subject) -> dict[str, Any]:
         "allowed": allowed,
         "unit": check.unit,
         "meaning": check.meaning,
-        "detail": detail,
+        "detail": "" if result == "passed" else detail,
     }
+
+
+def format_table(table: pd.DataFrame, *, width: int = 100) -> str:
+    """The table of `verify` as lines of at most `width` characters: failures first, with their meaning."""
+    lines = []
+    for result in MARKS:
+        for row in table[table["result"] == result].to_dict("records"):
+            lines += _lines(row, width)
+    return "\n".join(lines)
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The numbers of checks that passed, failed, and do not apply."""
+    counts = table["result"].value_counts()
+    passed, failed, unfit = (counts.get(result, 0) for result in ("passed", "failed", "does not apply"))
+    return f"{len(table)} checks: {passed} passed, {failed} failed, {unfit} not applicable"
+
+
+def _lines(row: dict[str, Any], width: int) -> Iterator[str]:
+    indent = " " * MARK_WIDTH
+    numbers = "" if isnan(row["measured"]) else (
+        f"{row['measured']:.2g} {row['unit']} (at most {row['allowed']:.2g})"
+    )  # fmt: skip
+    yield f"{MARKS[row['result']]:<{MARK_WIDTH}}{row['check']:<{NAME_WIDTH}}{numbers}".rstrip()
+    if row["detail"]:
+        yield from wrap(row["detail"], width, initial_indent=indent, subsequent_indent=indent)
+    if row["result"] != "does not apply":
+        yield from wrap(row["meaning"], width, initial_indent=indent, subsequent_indent=indent)
+    if row["result"] == "failed":
+        yield ""

@@ -1,235 +1,245 @@
-"""Checks of what is read: against Hugging Face, in batches, under padding, and by the engine."""
+"""Checks of activations, scores and texts: against Hugging Face, in batches, under padding, with a cache."""
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from .._capture import capture
-from .._generation import Decoding, generate, write_cells
-from .._scoring import choice_logits, plan_choices, score_cells
-from ..engine.support import obstacle
-from ..interventions import Add, Operation, steer
-from ..models import exclusive, identify, is_bridge, probe_difference
-from ..positions import all_tokens
-from .check import LENGTHS, NATS, Check, DoesNotApplyError, Finding, Worst, apart, logits_apart
-from .context import Pass, Subject, as_batch, choices, reading, scored, shortfall
+from .._generation import generate
+from .._scoring import choice_logits
+from ..errors import DoesNotApplyError
+from ..models import exclusive, identify, is_bridge, is_hooked
+from ..models.equality import probe_difference
+from ..positions import all_tokens, generated_tokens
+from .context import (
+    LAST_BITS,
+    LENGTHS,
+    NATS,
+    Context,
+    Measurements,
+    Pass,
+    as_batch,
+    check,
+    choice_scores,
+    choices,
+    greedy_shortfall,
+    logits_error,
+    recording,
+    relative_error,
+    run_alone,
+)
+
+COPIED = 3e9  # largest number of weights of which a float32 copy is made
+STREAM, LOGITS = "of the stream's length", "of the logits' length"
 
 
-def equal_logits(subject: Subject) -> Finding:
-    """Against the Hugging Face model: prompt by prompt, and on tokens that show scaled positions."""
-    worst = Worst()
-    for row, (mine, theirs) in enumerate(zip(subject.alone, _hugging_face(subject), strict=True)):
-        width = theirs.logits.shape[-1]  # TransformerLens may know a larger vocabulary, never a smaller one
-        worst.see(logits_apart(mine.logits[:, :width], theirs.logits), subject.named(row))
-    off, allowed = probe_difference(subject.model, subject.hf_model)
-    worst.see(LENGTHS[subject.dtype] * off / allowed, f"probe tokens: {off:.2g} nats, at most {allowed:.2g}")
-    return worst.finding()
+@check("a pass can be repeated", LOGITS, LAST_BITS)
+def repeated(context: Context) -> Measurements:
+    """The same prompt gives the same logits twice. Otherwise something random is at work (dropout), and no
+    difference between two runs is due to steering alone."""
+    for row, (first, ids) in enumerate(zip(context.passes, context.ids, strict=True)):
+        yield logits_error(run_alone(context.model, ids).logits, first.logits), context.label(row)
 
 
-def equal_streams(subject: Subject) -> Finding:
-    """`capture` at every layer against what the Hugging Face model's blocks give; the first that differs."""
-    centred, worst = identify(subject.model).centred, Worst()
-    for row, theirs in enumerate(_hugging_face(subject)):
-        captured = capture(subject.model, [subject.ids[row]], positions=all_tokens()).values[0]
-        for layer, stream in theirs.streams.items():
+@check("logits equal Hugging Face's", LOGITS, LENGTHS)
+def equal_logits(context: Context) -> Measurements:
+    """The model predicts what transformers predicts with the same weights. Otherwise the weights were
+    converted wrongly, and every number is another model's."""
+    for row, (ours, expected) in enumerate(zip(context.passes, _hugging_face(context), strict=True)):
+        width = expected.logits.shape[-1]  # TransformerLens's vocabulary may be larger, never smaller
+        yield logits_error(ours.logits[:, :width], expected.logits), context.label(row)
+    off, allowed = probe_difference(context.model, context.hf_model)
+    yield LENGTHS[context.dtype] * off / allowed, f"probe tokens: {off:.2g} nats, at most {allowed:.2g}"
+
+
+@check("streams equal Hugging Face's", STREAM, LENGTHS)
+def equal_streams(context: Context) -> Measurements:
+    """capture reads at each layer what that block of transformers gives. Otherwise a vector made here means
+    something else there, or layers are counted differently."""
+    centred = identify(context.model).centred
+    for row, expected in enumerate(_hugging_face(context)):
+        captured = capture(context.model, [context.ids[row]], positions=all_tokens()).values[0]
+        for layer, stream in expected.streams.items():
             stream = stream.float() - stream.float().mean(-1, keepdim=True) if centred else stream.float()
-            share = apart(captured[layer], stream)
-            if worst.measured <= LENGTHS[subject.dtype]:  # behind the first that differs, all do
-                worst.see(share, f"layer {layer}, {subject.named(row)}")
-    return worst.finding()
+            error = relative_error(captured[layer], stream)
+            yield error, f"layer {layer}, {context.label(row)}"
+            if error > LENGTHS[context.dtype]:  # all later layers differ too
+                return
 
 
-def equal_alone(subject: Subject) -> Finding:
-    """`capture` of all prompts in padded batches, by whole passes, against each prompt alone."""
-    subject.require_lengths()
-    layers = subject.layers
-    captured = capture(subject.model, subject.ids, positions=all_tokens(), layers=layers, reuse=False)
-    worst = Worst()
-    for row, expected in enumerate(subject.alone):
-        for place, layer in enumerate(layers):
-            stream = expected.streams[layer].float()
-            share = apart(captured.values[row, place, : len(stream)], stream)
-            worst.see(share, f"layer {layer}, {subject.named(row)}")
-    return worst.finding()
-
-
-def equal_padded(subject: Subject) -> Finding:
-    """The model's own forward on a padded batch with a mask, left and right, against each prompt alone."""
-    subject.require_lengths()
-    width, worst = max(map(len, subject.ids)), Worst()
-    for side in ("left", "right"):
-        gaps = [width - len(ids) for ids in subject.ids]
-        starts = [gap if side == "left" else 0 for gap in gaps]
-        mask = torch.zeros(len(gaps), width, dtype=torch.long)
-        tokens = torch.zeros_like(mask)
-        for row, (start, ids) in enumerate(zip(starts, subject.ids, strict=True)):
-            mask[row, start : start + len(ids)] = 1
-            tokens[row, start : start + len(ids)] = torch.tensor(ids)
-        tokens, mask = (as_batch(subject.model, each.tolist()) for each in (tokens, mask))
-        with torch.no_grad():
-            logits = subject.model(tokens, attention_mask=mask).float().cpu()
-        for row, (start, expected) in enumerate(zip(starts, subject.alone, strict=True)):
-            here = logits[row, start : start + len(expected.logits)]
-            worst.see(logits_apart(here, expected.logits), f"padded on the {side}, {subject.named(row)}")
-    return worst.finding()
-
-
-def equal_sides(subject: Subject) -> Finding:
-    """`capture`, `choice_logits` and `generate` whatever the tokenizer's padding side says."""
-    subject.require_lengths()
-    if subject.model.tokenizer is None:
-        raise DoesNotApplyError("the model has no tokenizer, and so no padding side.")
-    options, found = {"max_new_tokens": subject.new_tokens, "return_tokens": True}, []
-    for side in ("left", "right"):
-        with _padding_side(subject.model.tokenizer, side):
-            stream = capture(subject.model, subject.ids, layers=subject.layers, reuse=False).values
-            found.append((stream, generate(subject.model, subject.ids, **options)))
-    (left, written), (right, rewritten) = found
-    worst = Worst()
-    for row in range(len(subject.ids)):
-        other = "" if written[row] == rewritten[row] else ": the texts differ"
-        worst.see(torch.inf if other else apart(left[row], right[row]), subject.named(row) + other)
-    return worst.finding()
-
-
-def equal_choices(subject: Subject) -> Finding:
-    """`choice_logits` against the log-softmax of the model's own logits, with the shortcuts and without."""
-    pair, ids = choices(subject)
-    worst = Worst()
-    for reuse in (True, False):
-        table = choice_logits(subject.model, subject.ids, pair, reuse=reuse)
-        table = table.assign(**{"log mass": np.log(table["mass"].clip(lower=1e-30))})
-        for row, expected in enumerate(subject.alone):
-            for name, value in scored(expected.logits[-1], ids).items():
-                worst.see(abs(table.loc[row, name] - value), f"{name}, {subject.named(row)}")
-    return worst.finding()
-
-
-def equal_reuse(subject: Subject) -> Finding:
-    """The engine's shortcuts against whole passes, steered at several layers: streams, and greedy tokens."""
-    if reason := obstacle(subject.model):
-        raise DoesNotApplyError(f"every cell is run whole here, because {reason}.")
-    worst = Worst()
-    for layer in subject.layers:
-        operation = Add(subject.vector(layer, dose=0.3))
-        one, other = (
-            capture(subject.model, subject.ids, operation, positions=all_tokens(), reuse=reuse)
-            for reuse in (True, False)
-        )
-        for row, ids in enumerate(subject.ids):
-            share = apart(one.values[row, :, : len(ids)], other.values[row, :, : len(ids)])
-            worst.see(share, f"steered at layer {layer}, {subject.named(row)}")
-    return worst.finding()
-
-
-def equal_reuse_texts(subject: Subject) -> Finding:
-    """What the engine writes, steered, against the next tokens of whole passes over the same text."""
-    if reason := obstacle(subject.model):
-        raise DoesNotApplyError(f"every cell is run whole here, because {reason}.")
-    worst, cells = Worst(), _cells(subject)
-    decoding = Decoding(max_new_tokens=subject.new_tokens)
-    written = write_cells(subject.model, subject.ids, list(cells.values()), decoding)
-    for (told, operations), texts in zip(cells.items(), written, strict=True):
-        for row, (ids, new) in enumerate(zip(subject.ids, texts, strict=True)):
-            logits = _under(subject, operations, ids, new[:-1])
-            worst.see(shortfall(logits, len(ids), new), f"{told}, {subject.named(row)}")
-    return worst.finding()
-
-
-def equal_cells(subject: Subject) -> Finding:
-    """Several cells of a sweep, run together, against the log-softmax of steered passes of each alone."""
-    if reason := obstacle(subject.model):
-        raise DoesNotApplyError(f"every cell is run whole here, because {reason}.")
-    (pair, tokens), worst, cells = choices(subject), Worst(), _cells(subject)
-    plan = plan_choices(subject.model, subject.ids, [pair] * len(subject.ids))
-    together = score_cells(subject.model, plan, list(cells.values()))
-    for (told, operations), table in zip(cells.items(), together, strict=True):
-        for row, ids in enumerate(subject.ids):
-            expected = scored(_under(subject, operations, ids)[-1], tokens)["logit_difference"]
-            worst.see(abs(table["logit_difference"][row] - expected), f"{told}, {subject.named(row)}")
-    return worst.finding()
-
-
-def _cells(subject: Subject) -> dict[str, tuple[Operation, ...]]:
-    """Cells that share what they can: unsteered, and two multipliers at the first layer, the last, both."""
-    first, last = subject.layers[0], subject.layers[-1]
-    return {"unsteered": ()} | {
-        f"steered at {' and '.join(f'layer {layer}' for layer in places)}, {multiplier:+g}": tuple(
-            Add(subject.vector(layer, dose=0.3), multiplier) for layer in places
-        )
-        for places in dict.fromkeys([(first,), (last,), tuple(dict.fromkeys((first, last)))])
-        for multiplier in (1.0, -1.0)
-    }
-
-
-def _under(
-    subject: Subject, operations: Sequence[Operation], ids: Sequence[int], fed: Sequence[int] = ()
-) -> Float[Tensor, "pos d_vocab"]:
-    """The model's own logits of one prompt, and of what it has written, steered."""
-    with torch.no_grad(), steer(subject.model, *operations, prompts=[ids]):
-        return subject.model(as_batch(subject.model, [[*ids, *fed]]))[0].float().cpu()
-
-
-def equal_inputs(subject: Subject) -> Finding:
-    """What a block is given against what the one before it gave."""
-    layers = [layer for layer in subject.layers if layer]
+@check("layers follow one another", STREAM, LENGTHS)
+def equal_inputs(context: Context) -> Measurements:
+    """resid_pre of a layer is resid_post of the one before. Otherwise a vector read at one hook does not
+    belong at the other."""
+    layers = [layer for layer in context.layers if layer]
     if not layers:
         raise DoesNotApplyError("the model has a single layer.")
     options = {"positions": all_tokens(), "layers": layers, "hook": "resid_pre", "reuse": False}
-    worst = Worst()
-    for row, expected in enumerate(subject.alone):
-        given = capture(subject.model, [subject.ids[row]], **options).values[0]
-        for place, layer in enumerate(layers):
-            share = apart(given[place], expected.streams[layer - 1].float())
-            worst.see(share, f"layer {layer}, {subject.named(row)}")
-    return worst.finding()
+    for row, expected in enumerate(context.passes):
+        inputs = capture(context.model, [context.ids[row]], **options).values[0]
+        for stream, layer in zip(inputs, layers, strict=True):
+            error = relative_error(stream, expected.streams[layer - 1].float())
+            yield error, f"layer {layer}, {context.label(row)}"
 
 
-def _hugging_face(subject: Subject) -> list[Pass]:
-    """Each prompt alone through the Hugging Face model; streams are what its blocks give, not yet normed."""
-    hf_model = subject.hf_model
+@check("a batch equals its prompts alone", STREAM, LENGTHS)
+def equal_alone(context: Context) -> Measurements:
+    """Activations of a prompt do not depend on the others in its batch. Otherwise the model ignores the
+    attention mask, and padding leaks into every batched number."""
+    context.require_padding()
+    options = {"positions": all_tokens(), "layers": context.layers, "reuse": False}
+    captured = capture(context.model, context.ids, **options).values
+    for row, expected in enumerate(context.passes):
+        for values, layer in zip(captured[row], context.layers, strict=True):
+            stream = expected.streams[layer].float()
+            yield relative_error(values[: len(stream)], stream), f"layer {layer}, {context.label(row)}"
+
+
+@check("padding with a mask changes nothing", LOGITS, LENGTHS)
+def equal_padded(context: Context) -> Measurements:
+    """The model's own forward, given a mask, is the same padded on the left, on the right, and alone.
+    Otherwise your own batches are wrong, inside `with steer(…)` too."""
+    context.require_padding()
+    width = max(map(len, context.ids))
+    for side in ("left", "right"):
+        starts = [width - len(ids) if side == "left" else 0 for ids in context.ids]
+        mask = torch.zeros(len(starts), width, dtype=torch.long)
+        tokens = torch.zeros_like(mask)
+        for row, (start, ids) in enumerate(zip(starts, context.ids, strict=True)):
+            mask[row, start : start + len(ids)] = 1
+            tokens[row, start : start + len(ids)] = torch.tensor(ids)
+        tokens, mask = (as_batch(context.model, each.tolist()) for each in (tokens, mask))
+        with torch.no_grad():
+            logits = context.model(tokens, attention_mask=mask).float().cpu()
+        for row, (start, expected) in enumerate(zip(starts, context.passes, strict=True)):
+            unpadded = logits[row, start : start + len(expected.logits)]
+            yield logits_error(unpadded, expected.logits), f"padded on the {side}, {context.label(row)}"
+
+
+@check("the padding side does not matter", STREAM, LENGTHS)
+def equal_sides(context: Context) -> Measurements:
+    """The package's functions give the same whatever tokenizer.padding_side is. Otherwise two notebooks with
+    the same code disagree."""
+    context.require_padding()
+    results = []
+    for side in ("left", "right"):
+        with _padding_side(context.tokenizer, side):
+            stream = capture(context.model, context.ids, layers=context.layers, reuse=False).values
+            texts = generate(
+                context.model, context.ids, max_new_tokens=context.new_tokens, return_tokens=True
+            )
+            results.append((stream, texts))
+    (left, left_texts), (right, right_texts) = results
+    for row in range(len(context.ids)):
+        if left_texts[row] == right_texts[row]:
+            yield relative_error(left[row], right[row]), context.label(row)
+        else:
+            yield torch.inf, f"{context.label(row)}: the texts differ"
+
+
+@check("choices are the model's own", "nats", NATS)
+def equal_choices(context: Context) -> Measurements:
+    """choice_logits is the log-softmax of the model's own logits at the prompt's last token. Otherwise logit
+    differences and probability mass are wrong."""
+    pair, ids = choices(context)
+    for reuse in (True, False):
+        table = choice_logits(context.model, context.ids, pair, reuse=reuse)
+        table = table.assign(**{"log mass": np.log(table["mass"].clip(lower=1e-30))})
+        for row, expected in enumerate(context.passes):
+            for name, value in choice_scores(expected.logits[-1], ids).items():
+                yield abs(table.loc[row, name] - value), f"{name}, {context.label(row)}"
+
+
+@check("greedy tokens are the best ones", "nats below the best token", NATS)
+def greedy_tokens(context: Context) -> Measurements:
+    """generate, with a cache and without, chooses what whole passes over the same text rank first. Otherwise
+    the cache is wrong, or the text is another model's."""
+    options = {"max_new_tokens": context.new_tokens, "return_tokens": True, "reuse": False}
+    for use_cache in (True, False):
+        texts = generate(context.model, context.ids, use_cache=use_cache, **options)
+        for row, (ids, new) in enumerate(zip(context.ids, texts, strict=True)):
+            logits = run_alone(context.model, [*ids, *new[:-1]]).logits
+            detail = f"with{'' if use_cache else 'out'} a cache, {context.label(row)}"
+            yield greedy_shortfall(logits, len(ids), new), detail
+
+
+@check("a cache changes nothing", STREAM, LENGTHS)
+def equal_cached(context: Context) -> Measurements:
+    """Activations of generated tokens are the same from a cache as in one pass over the whole text. Otherwise
+    what is read or steered while generating is not what the text shows."""
+    options = {"positions": generated_tokens(), "layers": context.layers, "allow_empty": True, "reuse": False}
+    captured = capture(context.model, context.ids, max_new_tokens=context.new_tokens, **options)
+    for row, (ids, new) in enumerate(zip(context.ids, captured.completion_tokens, strict=True)):
+        if len(new) < 2:
+            continue
+        streams = run_alone(context.model, [*ids, *new[:-1]]).streams
+        for values, layer in zip(captured.values[row], context.layers, strict=True):
+            error = relative_error(values[: len(new) - 1], streams[layer][len(ids) :].float())
+            yield error, f"layer {layer}, {context.label(row)}"
+
+
+@check("the same seed, the same text", "prompts")
+def equal_samples(context: Context) -> Measurements:
+    """Sampling twice with one seed gives the same texts. Otherwise a run cannot be repeated."""
+    options = {"max_new_tokens": context.new_tokens, "temperature": 1.0, "seed": 1, "return_tokens": True}
+    first, second = (generate(context.model, context.ids, **options) for _ in range(2))
+    rows = [row for row in range(len(context.ids)) if first[row] != second[row]]
+    yield len(rows), context.label(rows[0]) if rows else ""
+
+
+@check("half precision is near float32", "nats (KL divergence)", 0.1)
+def half_precision(context: Context) -> Measurements:
+    """The model predicts nearly what its float32 copy predicts. Otherwise effects as small as the difference
+    are rounding."""
+    if context.dtype not in (torch.float16, torch.bfloat16):
+        raise DoesNotApplyError(f"the weights are {str(context.dtype).removeprefix('torch.')}.")
+    if not is_hooked(context.model):
+        raise DoesNotApplyError("only a HookedTransformer is copied in float32.")
+    if (count := sum(weight.numel() for weight in context.model.parameters())) > COPIED:
+        raise DoesNotApplyError(f"a float32 copy of {count:.1e} weights is not made.")
+    precise = nn.Module.to(copy.deepcopy(context.model), torch.float32)
+    precise.cfg.dtype = torch.float32
+    for row, (half, ids) in enumerate(zip(context.passes, context.ids, strict=True)):
+        exact, rounded = (each.logits.double().log_softmax(-1) for each in (run_alone(precise, ids), half))
+        yield float((exact.exp() * (exact - rounded)).sum(-1).max()), context.label(row)
+
+
+def _hugging_face(context: Context) -> list[Pass]:
+    """Each prompt alone through the Hugging Face model, recorded at its blocks, before the final norm."""
+    hf_model = context.hf_model
     if hf_model is None:
         raise DoesNotApplyError(
             "there is nothing to compare with: pass hf_model=…, the same weights loaded by transformers."
         )
-    if is_bridge(subject.model) and _share(hf_model, subject.model.original_model):
-        raise DoesNotApplyError(
-            "hf_model is the very model that the bridge was put into, so that nothing would be compared: "
-            "pass another copy of the same weights."
-        )
+    if is_bridge(context.model):
+        own_weights = set(map(id, context.model.original_model.parameters()))
+        if any(id(weight) in own_weights for weight in hf_model.parameters()):
+            raise DoesNotApplyError(
+                "hf_model is the very model that the bridge was put into, so that nothing would be compared: "
+                "pass another copy of the same weights."
+            )
     if any(module.training for module in hf_model.modules()):
-        raise DoesNotApplyError(
-            "hf_model is in training mode, where dropout may be on: hf_model.eval() first."
+        raise DoesNotApplyError("hf_model is in training mode, with dropout on: call hf_model.eval().")
+    n_layers = context.model.cfg.n_layers
+    lists = (module for module in hf_model.modules() if isinstance(module, nn.ModuleList))
+    blocks = next((each for each in lists if len(each) == n_layers), None)
+    if blocks is None:
+        raise ValueError(
+            f"{type(hf_model).__name__} has no list of {n_layers} blocks: hf_model=… is another model."
         )
     passes = []
     with exclusive(hf_model, evaluation=False):
-        for ids in subject.ids:
-            given = torch.tensor([ids], device=hf_model.device)
-            with torch.no_grad(), reading(_blocks(hf_model, subject.model.cfg.n_layers)) as streams:
-                logits = hf_model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0]
+        for ids in context.ids:
+            tokens = torch.tensor([ids], device=hf_model.device)
+            with torch.no_grad(), recording(blocks) as streams:
+                logits = hf_model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
             passes.append(Pass(logits.float().cpu(), streams))
     return passes
-
-
-def _share(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two models have a weight in common, not only its numbers."""
-    held = set(map(id, one.parameters()))
-    return any(id(weight) in held for weight in other.parameters())
-
-
-def _blocks(hf_model: Any, count: int) -> nn.ModuleList:
-    lists = [module for module in hf_model.modules() if isinstance(module, nn.ModuleList)]
-    for blocks in lists:
-        if len(blocks) == count:
-            return blocks
-    raise ValueError(
-        f"{type(hf_model).__name__} has no list of {count} blocks: hf_model=… is another model than this one."
-    )
 
 
 @contextmanager
@@ -240,88 +250,3 @@ def _padding_side(tokenizer: Any, side: str) -> Iterator[None]:
         yield
     finally:
         tokenizer.padding_side = before
-
-
-_LENGTH = "of the stream's length"
-CHECKS = (
-    Check(
-        "logits equal Hugging Face's",
-        "of the logits' length",
-        "The model predicts what transformers predicts with the same weights. Where not, the weights "
-        "were converted wrongly, and every number is another model's.",
-        equal_logits,
-        LENGTHS,
-    ),
-    Check(
-        "streams equal Hugging Face's",
-        _LENGTH,
-        "capture reads at each layer what that block of transformers gives. Where not, a vector made "
-        "here means something else there, or layers are counted from elsewhere.",
-        equal_streams,
-        LENGTHS,
-    ),
-    Check(
-        "layers follow one another",
-        _LENGTH,
-        "resid_pre of a layer is resid_post of the one before. Where not, a vector read at one hook does "
-        "not belong at the other.",
-        equal_inputs,
-        LENGTHS,
-    ),
-    Check(
-        "a batch equals its prompts alone",
-        _LENGTH,
-        "What is captured of a prompt does not depend on the others beside it. Where not, the model "
-        "ignores the attention mask, and padding leaks into every batched number.",
-        equal_alone,
-        LENGTHS,
-    ),
-    Check(
-        "padding with a mask changes nothing",
-        "of the logits' length",
-        "The model's own forward, given a mask, is the same padded on the left, on the right, and alone. "
-        "Where not, your own batches are wrong, inside `with steer(…)` too.",
-        equal_padded,
-        LENGTHS,
-    ),
-    Check(
-        "the padding side does not matter",
-        _LENGTH,
-        "Our functions give the same whatever tokenizer.padding_side says. Where not, two notebooks with "
-        "the same code disagree.",
-        equal_sides,
-        LENGTHS,
-    ),
-    Check(
-        "choices are the model's own",
-        "nats",
-        "choice_logits is the log-softmax of the model's own logits at the prompt's last token. Where "
-        "not, logit differences and probability mass are wrong.",
-        equal_choices,
-        NATS,
-    ),
-    Check(
-        "shortcuts equal whole passes",
-        _LENGTH,
-        "The engine, which computes once what cells share, gives the streams that whole forward passes "
-        "give. Where not, pass reuse=False everywhere, and report it.",
-        equal_reuse,
-        LENGTHS,
-    ),
-    Check(
-        "shortcuts write the same tokens",
-        "nats below the best token",
-        "What the engine writes under an operation is what greedy whole passes choose. Where not, pass "
-        "reuse=False to generate and sweep, and report it.",
-        equal_reuse_texts,
-        NATS,
-    ),
-    Check(
-        "cells together equal cells alone",
-        "nats",
-        "A sweep's cells, which share passes, prefer what each cell's own whole passes prefer. Where not, "
-        "one cell leaks into another: pass reuse=False to sweep, and report it.",
-        equal_cells,
-        NATS,
-    ),
-)

@@ -1,72 +1,168 @@
-"""Checks of the model as it stands: nobody's hooks in it, no training, and left as it was."""
+"""Checks of the model's state (hooks, modes, weights, settings) and of its tokenizer."""
 
-from .check import Check, Finding
-from .context import Subject
-from .model_state import differing, listed, settings, weights
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
+import torch
+from jinja2 import TemplateError
+from torch import nn
 
-def no_hooks(subject: Subject) -> Finding:
-    """Hooks that were there before any check."""
-    places = subject.before.hooks
-    return Finding(sum(map(len, places.values())), listed(list(places)))
+from ..errors import DoesNotApplyError
+from ..models import detected_format, is_hooked, tokenize
+from ..models.weights import weight_digests
+from .context import QUESTION, SENTENCES, Context, Measurements, check
 
-
-def not_training(subject: Subject) -> Finding:
-    """Modules in training mode."""
-    names = [name for name, module in subject.model.named_modules() if module.training]
-    return Finding(len(names), "call model.eval(): " + listed([name or "the model" for name in names]))
-
-
-def no_gradients(subject: Subject) -> Finding:
-    """Weights that want gradients."""
-    names = [name for name, weight in subject.model.named_parameters() if weight.requires_grad]
-    return Finding(len(names), "call model.requires_grad_(False): " + listed(names))
+_HOOKS = {
+    "_forward_pre_hooks": " (before it)", "_forward_hooks": "",
+    "_backward_pre_hooks": " (before its gradient)", "_backward_hooks": " (its gradient)",
+}  # fmt: skip
+_TOKENIZER = ("padding_side", "truncation_side", "pad_token", "bos_token", "eos_token", "chat_template")
 
 
-def same_weights(subject: Subject) -> Finding:
-    """Weights that are not what they were before the checks."""
-    return differing(subject.before.weights, weights(subject.model))
+@check("no hooks were left behind", "hooks")
+def no_hooks(context: Context) -> Measurements:
+    """No hook is registered before the checks begin. A forgotten hook changes every number, the unsteered
+    ones too: model.reset_hooks(), or a fresh model."""
+    registered = context.before["hooks"]
+    yield sum(map(len, registered.values())), listed(list(registered))[1]
 
 
-def same_settings(subject: Subject) -> Finding:
-    """Settings of the model, its config or its tokenizer that are not what they were before the checks."""
-    return differing(subject.before.settings, settings(subject.model))
+@check("evaluation mode", "modules")
+def evaluation_mode(context: Context) -> Measurements:
+    """No module is in training mode. Otherwise dropout may be on, and no two runs are alike."""
+    count, names = listed(
+        [name or "the model" for name, each in context.model.named_modules() if each.training]
+    )
+    yield count, f"call model.eval(): {names}"
 
 
-FIRST = (
-    Check(
-        "no hooks were left behind",
-        "hooks",
-        "Nothing is hooked into the model before we begin. A forgotten hook changes every number, the "
-        "unsteered ones too: model.reset_hooks(), or a fresh model.",
-        no_hooks,
-    ),
-    Check(
-        "evaluation mode",
-        "modules",
-        "No module trains. Where one does, dropout may be on, and no two runs are alike.",
-        not_training,
-    ),
-    Check(
-        "gradients are off",
-        "weights",
-        "No weight wants gradients. Where one does, numbers stay right, but passes inside a bare `with "
-        "steer(…)` keep every activation in memory.",
-        no_gradients,
-    ),
-)
-LAST = (
-    Check(
-        "weights are unchanged",
-        "weights",
-        "After all of this, every weight is what it was. Where not, something writes into the model, and "
-        "results depend on what ran before.",
-        same_weights,
-    ),
-    Check(
-        "settings are unchanged",
-        "settings",
-        "After all of this, the model's modes, its config and its tokenizer are what they were.",
-        same_settings,
-    ),
-)
+@check("gradients are off", "weights")
+def gradients_off(context: Context) -> Measurements:
+    """No weight requires gradients. Otherwise numbers stay right, but passes inside a bare `with steer(…)`
+    keep every activation in memory."""
+    names = [name for name, weight in context.model.named_parameters() if weight.requires_grad]
+    count, names = listed(names)
+    yield count, f"call model.requires_grad_(False): {names}"
+
+
+@check("weights are unchanged", "weights")
+def weights_unchanged(context: Context) -> Measurements:
+    """After all checks every weight is as before. Otherwise something writes into the model, and results
+    depend on what ran earlier."""
+    yield differences(context.before["weights"], weight_digests(context.model))
+
+
+@check("settings are unchanged", "settings")
+def settings_unchanged(context: Context) -> Measurements:
+    """After all checks the model's modes, its config and its tokenizer are as before."""
+    yield differences(context.before["settings"], settings(context.model))
+
+
+@check("one BOS before text", "tokens")
+def plain_tokens(context: Context) -> Measurements:
+    """Text becomes the ids that its tokenizer returns, with at most one BOS. A second BOS moves logit
+    differences by several nats, and capture reads other activations."""
+    for text in SENTENCES:
+        expected = context.tokenizer(text)["input_ids"]
+        if len(expected) <= context.model.cfg.n_ctx:
+            yield _wrong_tokens(context, tokenize(context.model, text), expected), repr(text)
+
+
+@check("one BOS before chat", "tokens")
+def chat_tokens(context: Context) -> Measurements:
+    """A rendered chat prompt becomes the ids that the chat template gives, with at most one BOS. Otherwise
+    the model reads prompts that it was not trained on."""
+    tokenizer = context.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        raise DoesNotApplyError("the tokenizer has no chat template.")
+    prompt = detected_format(context.model).render(QUESTION)  # raises if the template is broken
+    options = {"add_generation_prompt": True}
+    for content in (QUESTION, [{"type": "text", "text": QUESTION}]):
+        turns = [{"role": "user", "content": content}]
+        with suppress(TemplateError, TypeError):  # a template of the other content type
+            if QUESTION in tokenizer.apply_chat_template(turns, tokenize=False, **options):
+                break
+    rendered = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **options)["input_ids"]
+    if len(rendered) > context.model.cfg.n_ctx:
+        raise DoesNotApplyError("a chat prompt does not fit the context.")
+    ids = tokenize(context.model, prompt)
+    yield _wrong_tokens(context, ids, rendered), repr(tokenizer.decode(ids[:8]))
+
+
+@check("every token has an embedding", "tokens")
+def vocabulary(context: Context) -> Measurements:
+    """The tokenizer has no token that the model lacks. Otherwise it is another model's tokenizer."""
+    tokenizer = context.tokenizer
+    # A placeholder of another modality (Gemma 3's <image_soft_token>) is never embedded.
+    special = {id_ for id_, added in getattr(tokenizer, "added_tokens_decoder", {}).items() if added.special}
+    missing = [
+        text
+        for text, id_ in tokenizer.get_vocab().items()
+        if id_ >= context.model.cfg.d_vocab and id_ not in special
+    ]
+    yield len(missing), ", ".join(map(repr, sorted(missing)[:5]))
+
+
+def _wrong_tokens(context: Context, ids: list[int], expected: list[int]) -> int:
+    """Number of positions in which two token lists differ, plus BOS tokens after the first one."""
+    bos = context.tokenizer.bos_token_id
+    leading = next((index for index, token in enumerate(ids) if token != bos), len(ids))
+    shared = min(len(ids), len(expected))
+    different = torch.tensor(ids[:shared]) != torch.tensor(list(expected)[:shared])
+    return max(0, leading - 1) + int(different.sum()) + abs(len(ids) - len(expected))
+
+
+def snapshot(model: Any) -> dict[str, dict[str, Any]]:
+    """Hooks, weights and settings of a model as it is now."""
+    return {"hooks": hooks(model), "weights": weight_digests(model), "settings": settings(model)}
+
+
+def hooks(model: Any) -> dict[str, tuple[int, ...]]:
+    """Every hook of torch or TransformerLens by module, and every replaced `forward`."""
+    names = {module: name or "the model" for name, module in model.named_modules()}
+    registered = {
+        f"{name}{when}": tuple(
+            key for key, hook in getattr(module, registry).items() if not _is_library(hook)
+        )
+        for module, name in names.items()
+        for registry, when in _HOOKS.items()
+    }
+    everywhere = nn.modules.module
+    registered["every module"] = (*everywhere._global_forward_pre_hooks, *everywhere._global_forward_hooks)
+    if is_hooked(model):
+        replaced = {
+            name: vars(module)["forward"] for module, name in names.items() if "forward" in vars(module)
+        }
+        registered |= {f"{name}.forward": (id(forward),) for name, forward in replaced.items()}
+    return {name: keys for name, keys in registered.items() if keys}
+
+
+def _is_library(hook: Any) -> bool:
+    """Whether a hook is a bridge's own, or of transformers.
+
+    transformers adds hooks at the first pass that returns hidden states, and leaves them there.
+    """
+    owner = getattr(hook, "__module__", None) or ""
+    return owner.startswith(("transformer_lens.model_bridge", "transformers.utils.output_capturing"))
+
+
+def settings(model: Any) -> dict[str, str]:
+    """Training modes, gradients, config and tokenizer settings, as text by name."""
+    values = {f"{name or 'the model'}.training": module.training for name, module in model.named_modules()}
+    values |= {f"{name}.requires_grad": weight.requires_grad for name, weight in model.named_parameters()}
+    values |= {f"cfg.{name}": value for name, value in vars(model.cfg).items()}
+    if model.tokenizer is not None:
+        values |= {f"tokenizer.{name}": getattr(model.tokenizer, name, None) for name in _TOKENIZER}
+    return {name: str(value) for name, value in values.items()}
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, str]:
+    """The number of entries that differ, and the first few names."""
+    return listed([name for name in {**before, **after} if before.get(name) != after.get(name)])
+
+
+def listed(names: Sequence[str], limit: int = 5) -> tuple[int, str]:
+    """The number of names, and the first few as text."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return len(names), ", ".join(names[:limit]) + more
