@@ -18,7 +18,7 @@ PICTURES = Path(__file__).parent / "pages" / "figures"
 # By picture: the notebook, the first call that draws it there, and the height in pixels.
 DRAWN = {
     "recorded_accuracy": ("06_recorded_llama2_13b", "plots.effectiveness(plus", 400),
-    "ground_truth_estimators": ("07_ground_truth", "plots.estimators(compared", 800),
+    "ground_truth_estimators": ("07_ground_truth", "plots.compare_estimators(compared", 800),
 }
 
 

@@ -29,7 +29,7 @@ WITHOUT_CALL = {
     *ts.errors.__all__,
 }  # fmt: skip
 PUBLIC_CALLS = {name if name.startswith("plots.") else name.rpartition(".")[2] for name in PUBLIC}
-NAMES = sorted(PUBLIC_CALLS - WITHOUT_CALL - {"plots.estimators", "plots.sized"})
+NAMES = sorted(PUBLIC_CALLS - WITHOUT_CALL - {"plots.compare_estimators", "plots.for_print"})
 
 
 class Call(NamedTuple):
@@ -308,12 +308,12 @@ def figure_calls(m: Materials) -> dict[str, Call]:
     facets = {"effectiveness": "kind", "steerability": "kind", "traces": "prompt_id"}
     tables = {
         "agreement": m.agreement,
-        "baselines": ts.evaluation.against_baselines(
+        "against_baselines": ts.evaluation.against_baselines(
             m.sweep[~m.sweep["control"]],
             m.sweep[m.sweep["vector"] == "none"].assign(draw=0, recording=f"r{m.mark}"),
             resamples=5,
         ),
-        "choices": ts.choose(m.sweep, on="choose", report="report", resamples=5, splits=3),
+        "choose": ts.choose(m.sweep, on="choose", report="report", resamples=5, splits=3),
         "component_factors": ts.analysis.component_factors(m.pca),
         "confounds": ts.analysis.confounds(vectors, activations, shuffles=3),
         "damage": ts.evaluation.mean_damage(m.damaged),
@@ -321,16 +321,16 @@ def figure_calls(m: Materials) -> dict[str, Call]:
         "effect_and_damage": m.joined,
         "effectiveness": ts.effectiveness(m.sweep, by=["kind"]),
         "embedding_scores": ts.evaluation.embedding_effect(m.scored),
-        "judgements": ts.texts.preference(m.judged),
+        "preference": ts.texts.preference(m.judged),
         "logit_lens": ts.logit_lens(MODEL, vectors, top=3),
         "mean_projections": ts.analysis.mean_projections(m.projections),
         "pca": m.pca,
         "projections": m.projections,
         "separation": ts.separation(activations, folds=2, shuffles=2),
         "signal_detection": ts.signal_detection(m.sweep, resamples=5),
-        "slopes": ts.evaluation.prompt_slopes(m.sweep),
+        "prompt_slopes": ts.evaluation.prompt_slopes(m.sweep),
         "steerability": ts.steerability(m.sweep, by=["kind"], resamples=5),
-        "texts": ts.texts.side_by_side(m.texts),
+        "side_by_side": ts.texts.side_by_side(m.texts),
         "traces": ts.traces(captured, vectors, tokenizer=MODEL.tokenizer),
         "vector_components": ts.analysis.vector_components(vectors),
     }

@@ -521,7 +521,7 @@ def test_one_method_has_bands_and_no_panel_for_others(drawn):
 
 
 def test_a_figure_of_another_table_is_refused(drawn):
-    with pytest.raises(ValueError, match=r"plots\.agreement.*'cone'.*analysis\.agreement"):
+    with pytest.raises(ValueError, match=r"plots\.agreement.*lacks the columns cone.*agreement"):
         plots.agreement(drawn.drop(columns="cone"))
     with pytest.raises(ValueError, match="there twice"):
         plots.agreement(pd.concat([drawn, drawn]))

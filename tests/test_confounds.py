@@ -380,7 +380,7 @@ def test_a_heatmap_holds_the_cosines_and_dots_those_beyond_chance(table):
 
 
 def test_a_figure_of_another_table_is_refused(table):
-    with pytest.raises(ValueError, match=r"plots\.confounds.*'differs'.*analysis\.confounds"):
+    with pytest.raises(ValueError, match=r"plots\.confounds.*lacks the columns differs.*confounds"):
         plots.confounds(table.drop(columns="differs"))
     with pytest.raises(ValueError, match="several tables in one"):
         plots.confounds(pd.concat([table, table]))

@@ -15,7 +15,7 @@ from tl_steer.directions import SteeringVectors
 from tl_steer.evaluation import effect_and_damage, mean_damage, usable_range
 from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.models import identify, load_model
-from tl_steer.plots.damage_curves import log_axis
+from tl_steer.plots.axes import log_axis
 from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, prompt_tokens, token
 from tl_steer.prompts import read_neutral
 from tl_steer.sweeps import damage, distributions
@@ -930,7 +930,7 @@ def test_measures_of_texts_are_drawn_too():
     figure = plots.damage(mean_damage(text_damage(table)), value="distinct_2")
     (line,) = drawn(figure, "0")
     assert line.y[0] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
-    assert "pairs of words" in figure.layout.yaxis.title.text
+    assert "word pairs" in figure.layout.yaxis.title.text
 
 
 def test_a_damage_that_is_zero_has_no_place_on_a_logarithmic_axis(mean):
@@ -1038,29 +1038,29 @@ def test_figures_share_the_projects_look_and_leave_their_tables_alone(mean):
     for draw, given in ((plots.damage, mean), (plots.effect_and_damage, table)):
         before = given.copy()
         figure = draw(given)
-        assert figure.layout.template.layout.colorway == plots.template.QUALITATIVE
-        assert figure.layout.width == plots.template.WIDTH
-        assert "a point" in figure.layout.title.subtitle.text
+        assert figure.layout.template.layout.colorway == plots.style.QUALITATIVE
+        assert figure.layout.width == plots.style.WIDTH
+        assert "per point" in figure.layout.title.subtitle.text
         pd.testing.assert_frame_equal(given, before)
 
 
 def test_figures_refuse_what_they_cannot_draw(mean):
-    with pytest.raises(ValueError, match="value='pain' is unknown: use one of kl, loss_change"):
+    with pytest.raises(ValueError, match="got 'pain'"):
         plots.damage(mean, value="pain")
-    with pytest.raises(ValueError, match=r"plots.damage needs the columns .*'words'.*mean_damage"):
+    with pytest.raises(ValueError, match=r"plots.damage.*lacks the columns words.*mean_damage"):
         plots.damage(mean, value="words")
-    with pytest.raises(ValueError, match="without rows"):
+    with pytest.raises(ValueError, match="has no rows"):
         plots.damage(mean.head(0))
-    with pytest.raises(ValueError, match="no cell has a dose above 0"):
+    with pytest.raises(ValueError, match="no condition has a dose above 0"):
         plots.damage(mean[mean["multiplier"].isna()])
-    with pytest.raises(ValueError, match="rows share their cell"):
+    with pytest.raises(ValueError, match="rows share their condition"):
         plots.damage(pd.concat([mean, mean]))
     table = joined(PLANE)
     with pytest.raises(ValueError, match="the table's cost must be one of kl, loss_change"):
         plots.effect_and_damage(pd.concat([table, table.assign(vector="other", cost="loss_change")]))
-    with pytest.raises(ValueError, match=r"needs the columns \['pareto'\].*effect_and_damage"):
+    with pytest.raises(ValueError, match=r".*lacks the columns pareto.*effect_and_damage"):
         plots.effect_and_damage(table.drop(columns="pareto"))
-    with pytest.raises(ValueError, match="no steered cell has a kl above nothing"):
+    with pytest.raises(ValueError, match="no steered condition has a kl above 0"):
         plots.effect_and_damage(table.assign(kl=0.0))
 
 

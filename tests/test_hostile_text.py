@@ -1,4 +1,4 @@
-"""Texts written to run as script, in every figure, preview and report: nothing runs, loads or links."""
+"""Text written to run as script, in every figure, preview and report: nothing runs, loads or links."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from .public_calls import MODEL, Call, Materials, figure_calls
 from .test_plots import texts_of
 from .test_report import EXPERIMENT, synthetic_results
 
-MARK = "markmark"  # in every text and name of the tables; the hostile text takes its place
+MARK = "markmark"  # in every text and name of the tables; replaced by the hostile text
 HOSTILE = [
     ["<script>hacked=1</script>", "</script><script>hacked=2</script>", "<img src=x onerror=hacked=3>",
      "<svg/onload=hacked=4>", '"><b onmouseover="hacked=5">b</b>', "<!--", "]]>"],
@@ -36,17 +36,17 @@ def hostile(group: int) -> str:
 
 
 def marked(value, text: str):
-    """A table with the hostile text in the place of the mark, in cells and in the names of columns."""
+    """The value with the hostile text instead of the mark, in cells and column names of a table."""
     if not isinstance(value, pd.DataFrame):
         return value.replace(MARK, text) if isinstance(value, str) else value
 
-    def cell(each):
+    def replaced(each):
         return each.replace(MARK, text) if isinstance(each, str) else each
 
-    table = value.rename(columns=lambda name: cell(name))
-    for place, (name, kind) in enumerate(value.dtypes.items()):
-        if isinstance(kind, pd.StringDtype | pd.CategoricalDtype) or pd.api.types.is_object_dtype(kind):
-            table.isetitem(place, value[name].astype(object).map(cell, na_action="ignore"))
+    table = value.rename(columns=replaced)
+    for index, (name, dtype) in enumerate(value.dtypes.items()):
+        if isinstance(dtype, pd.StringDtype | pd.CategoricalDtype) or pd.api.types.is_object_dtype(dtype):
+            table.isetitem(index, value[name].astype(object).map(replaced, na_action="ignore"))
     return table
 
 
@@ -56,19 +56,17 @@ def plain_calls():
 
 
 def figures(group: int) -> dict:
-    """Every figure, drawn of tables full of hostile text."""
-    drawn = {}
+    """Every figure, drawn from tables full of hostile text."""
+    calls = {}
     for name, call in plain_calls().items():
-        given = {key: marked(value, hostile(group)) for key, value in call.arguments.items()}
-        drawn[name] = Call(call.function, given, call.positional)()
-    return drawn
+        arguments = {key: marked(value, hostile(group)) for key, value in call.arguments.items()}
+        calls[name] = Call(call.function, arguments, call.positional)
+    return {name: call() for name, call in calls.items()}
 
 
 def previews(group: int) -> list[str]:
-    texts = [
-        ts.preview(_Spelling(hostile(group)), [3, 4, 5], ts.tokens_matching(text)) for text in HOSTILE[group]
-    ]
-    return [text._repr_html_() for text in texts]
+    model = _Spelling(hostile(group))
+    return [ts.preview(model, [3, 4, 5], ts.tokens_matching(text))._repr_html_() for text in HOSTILE[group]]
 
 
 class _Spelling:
@@ -136,20 +134,16 @@ LINKS = (
 )
 
 
-def require_harmless(page):
-    """Nothing ran, nothing was asked for, and nothing in a figure can be clicked or loads."""
+def assert_harmless(page):
+    """Nothing has run or been requested, and nothing in a figure is a link or loads."""
     page.wait_for_timeout(200)
     assert page.evaluate("typeof hacked") == "undefined"
     assert page.seen == []
-    inside = ":is(.js-plotly-plot, .preview) :is(" + LINKS + ")"
-    found = page.locator(inside).evaluate_all(
-        "all => all.filter(each => !each.closest('.modebar')).map(each => each.outerHTML)"
-    )
-    assert found == []
-    made = (
-        "all => all.filter(each => /txt.exe|^g$|hacked/.test(each.textContent)).map(each => each.outerHTML)"
-    )
-    assert page.locator("body :is(i, u, math)").evaluate_all(made) == []
+    outer = "each => each.outerHTML"
+    links = page.locator(f":is(.js-plotly-plot, .preview) :is({LINKS})")
+    assert links.evaluate_all(f"all => all.filter(each => !each.closest('.modebar')).map({outer})") == []
+    written = f"all => all.filter(each => /txt.exe|^g$|hacked/.test(each.textContent)).map({outer})"
+    assert page.locator("body :is(i, u, math)").evaluate_all(written) == []
 
 
 def hovers(page) -> list[str]:
@@ -184,7 +178,7 @@ def test_hostile_text_in_figures_and_previews_is_shown_and_does_nothing(group, b
     page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {len(drawn)}")
     assert page.errors == []
     texts = hovers(page)
-    require_harmless(page)
+    assert_harmless(page)
     first = HOSTILE[group][0].replace("\u202e", "<U+202E>").replace("\u2066", "<U+2066>")
     assert any(first in text for text in texts), "hovers show the text as text"
     assert page.evaluate("document.body.textContent").count(first) > 10
@@ -234,7 +228,7 @@ def test_a_mouse_shows_a_prompt_and_a_slider_moves_the_points(report_page):
 def test_hostile_text_in_a_report_is_shown_and_does_nothing(report_page):
     assert report_page.errors == []
     hovers(report_page)
-    require_harmless(report_page)
+    assert_harmless(report_page)
     whole = report_page.evaluate("document.body.textContent")
     for text in [*HOSTILE[0], *HOSTILE[1], *HOSTILE[2]]:
         assert text in whole

@@ -1,10 +1,9 @@
-"""Figures of means, components and the logit lens: they hold what their tables say, as text."""
+"""Figures of means, components and the logit lens hold what their tables hold."""
 
 import itertools
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 
 import tl_steer as ts
@@ -12,12 +11,19 @@ from tl_steer import plots
 from tl_steer.analysis import component_factors as factors_table
 from tl_steer.analysis import mean_projections as means_table
 from tl_steer.models import ChatPrompt
-from tl_steer.plots import template
-from tl_steer.plots.labels import escape
-from tl_steer.plots.logit_lens_heatmap import visible
+from tl_steer.plots import style
+from tl_steer.plots.format import escape, visible
 
 from .conftest import assert_raises
-from .test_plots import NASTY, activation_table, after, named, texts_of
+from .test_plots import (
+    NASTY,
+    activation_table,
+    after,
+    assert_common_style,
+    assert_needs_table,
+    named,
+    texts_of,
+)
 from .tiny_model import make_model, word_tokenizer
 
 SIDES = ("positive", "negative")
@@ -36,7 +42,7 @@ def means(projected):
 @pytest.fixture
 def related():
     table = activation_table(["PC1", "PC2"]).drop(columns=["explained_3", "explained_4"], errors="ignore")
-    table["kind"] = np.where(table["truth"], NASTY, "plain")
+    table["topic"] = np.where(table["truth"], NASTY, "plain")
     table.loc[table["side"] == "positive", "PC1"] += 5
     return factors_table(table).sample(frac=1, random_state=0)
 
@@ -61,7 +67,7 @@ def lens_table(layers=(0, 4, 9), multipliers=(20.0, -20.0), top=3):
     cells = itertools.product(layers, multipliers, range(1, top + 1))
     table = pd.DataFrame(cells, columns=["layer", "multiplier", "rank"])
     table["token_id"] = range(100, 100 + len(table))
-    table["token"] = [f" t{place}" for place in range(len(table))]
+    table["token"] = [f" t{index}" for index in range(len(table))]
     table["logit"] = rng.normal(size=len(table))
     table["probability"] = rng.uniform(size=len(table))
     return table.sample(frac=1, random_state=0)
@@ -72,41 +78,28 @@ def lens():
     return lens_table()
 
 
-FIGURES = [
-    ("mean_projections", "means", "projection_low", r"analysis\.mean_projections"),
-    ("component_factors", "related", "correlation", r"analysis\.component_factors"),
-    ("vector_components", "coordinates", "share", r"analysis\.vector_components"),
-    ("logit_lens", "lens", "token", r"analysis\.logit_lens"),
-]
-
-
-@pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
-def test_a_table_without_a_column_or_without_rows_is_refused_by_name(name, fixture, column, maker, request):
-    table, draw = request.getfixturevalue(fixture), getattr(plots, name)
-    assert_raises(rf"plots\.{name}.*'{column}'.*{maker}", draw, table.drop(columns=column))
-    assert_raises(rf"plots\.{name}.*without rows.*{maker}", draw, table.iloc[:0])
-
-
-@pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
-def test_figures_share_one_look_and_leave_the_table_alone(name, fixture, column, maker, request):
+@pytest.mark.parametrize(
+    ("name", "fixture", "column"),
+    [
+        ("mean_projections", "means", "projection_low"),
+        ("component_factors", "related", "correlation"),
+        ("vector_components", "coordinates", "share"),
+        ("logit_lens", "lens", "token"),
+    ],
+)
+def test_figures_need_their_table_and_share_one_style(name, fixture, column, request):
     table = request.getfixturevalue(fixture)
-    before = table.copy(deep=True)
-    figure = getattr(plots, name)(table)
-    pd.testing.assert_frame_equal(table, before)
-    assert isinstance(figure, go.Figure)
-    assert figure.layout.template == template.template()
-    assert figure.layout.width == 900
-    assert figure.layout.title.subtitle.text
-    for axes in (figure.select_xaxes, figure.select_yaxes):
-        assert any(axis.title.text for axis in axes())
-    figure.to_json()
+    assert_needs_table(name, table, column, name)
+    assert_common_style(name, table).to_json()
 
 
-@pytest.mark.parametrize("name", ["component_factors", "vector_components"])
-def test_layers_that_are_not_there_are_refused(name, request):
-    table = request.getfixturevalue({"component_factors": "related"}.get(name, "coordinates"))
+@pytest.mark.parametrize(
+    ("name", "fixture"), [("component_factors", "related"), ("vector_components", "coordinates")]
+)
+def test_an_unknown_layer_and_repeated_rows_raise(name, fixture, request):
+    table = request.getfixturevalue(fixture)
     assert_raises("no layer 7 in the table; it has", getattr(plots, name), table, layer=7)
-    assert_raises(r"several tables in one|twice", getattr(plots, name), pd.concat([table, table]))
+    assert_raises("expected one", getattr(plots, name), pd.concat([table, table]))
 
 
 # --- means -------------------------------------------------------------------------------------------------
@@ -125,8 +118,8 @@ def test_means_show_both_sides_and_the_difference_below(means, value):
         around = next(trace for trace in figure.data if trace.name == name and trace.fill == "toself")
         assert list(around.y) == [*rows[f"{value}_high"], *rows[f"{value}_low"][::-1]]
         assert f"{value} {rows[value].iloc[0]:.3g}".replace("-", "−") in line.hovertext[0]
-    assert named(figure, "positive").line.color == template.MEANINGS["positive"]
-    assert named(figure, "negative").line.color == template.MEANINGS["negative"]
+    assert named(figure, "positive").line.color == style.MEANINGS["positive"]
+    assert named(figure, "negative").line.color == style.MEANINGS["negative"]
     assert figure.layout[below.replace("y", "xaxis")].title.text == "layer"
     assert "6 pairs" in figure.layout.title.subtitle.text
 
@@ -141,7 +134,7 @@ def test_the_spread_of_each_side_has_a_panel_between(means):
         assert line.showlegend is False
         assert f"spread {rows['spread'].iloc[0]:.3g}" in line.hovertext[0]
     assert figure.layout.yaxis2.title.text == "spread (SD)"
-    assert_raises("needs the columns", plots.mean_projections, means.drop(columns="spread_low"))
+    assert_raises("lacks the columns spread_low", plots.mean_projections, means.drop(columns="spread_low"))
 
 
 def test_the_first_ranks_are_written_at_the_differences_of_projections_only(projected):
@@ -154,11 +147,15 @@ def test_the_first_ranks_are_written_at_the_differences_of_projections_only(proj
     assert named(plots.mean_projections(table, value="cosine"), "difference").text is None
 
 
-def test_a_factor_beside_the_side_is_told_apart_by_dashes(projected):
+def test_a_factor_and_the_side_differ_by_dashes_and_names_never_become_markup(projected):
+    loud = projected.assign(topic=np.where(projected["truth"], NASTY, "plain"))
+    texts = texts_of(plots.mean_projections(means_table(loud, by=["side", "topic"])))
+    assert not any("<a href" in text or "<b>loud" in text for text in texts)
+    assert any("&lt;b&gt;loud" in text for text in texts)
     table = means_table(projected, by=["side", "truth"])
     figure = plots.mean_projections(table)
-    kinds = [f"{side}, {truth}" for side in (*SIDES, "difference") for truth in (True, False)]
-    assert [trace.name for trace in figure.data if trace.showlegend is not False] == kinds
+    names = [f"{side}, {truth}" for side in (*SIDES, "difference") for truth in (True, False)]
+    assert [trace.name for trace in figure.data if trace.showlegend is not False] == names
     for truth in (True, False):
         lines = [named(figure, f"{side}, {truth}") for side in (*SIDES, "difference")]
         assert len({line.line.dash for line in lines}) == 1
@@ -169,24 +166,15 @@ def test_a_factor_beside_the_side_is_told_apart_by_dashes(projected):
 
 def test_means_of_one_factor_have_no_difference(projected):
     figure = plots.mean_projections(means_table(projected, by="truth"))
-    assert named(figure, "True").line.color == template.MEANINGS["true"]
+    assert named(figure, "True").line.color == style.MEANINGS["true"]
     assert [axis.title.text for axis in figure.select_yaxes()][1:] == ["spread (SD)"]
     assert "6 prompts" in figure.layout.title.subtitle.text
 
 
-def test_means_refuse_what_they_cannot_show(projected, means):
-    assert_raises("use 'projection' or 'cosine'", plots.mean_projections, means, value="effect")
+def test_means_of_two_factors_and_an_unknown_value_raise(projected, means):
+    assert_raises("'projection' or 'cosine'; got", plots.mean_projections, means, value="effect")
     three = means_table(projected.assign(half=projected["pair"] < 3), by=["side", "truth", "half"])
     assert_raises(r"split by \['side', 'truth', 'half'\]", plots.mean_projections, three)
-
-
-def test_names_of_factors_never_become_markup(projected):
-    table = means_table(
-        projected.assign(kind=np.where(projected["truth"], NASTY, "plain")), by=["side", "kind"]
-    )
-    texts = texts_of(plots.mean_projections(table))
-    assert not any("<a href" in text or "<b>loud" in text for text in texts)
-    assert any("&lt;b&gt;loud" in text for text in texts)
 
 
 # --- components and factors --------------------------------------------------------------------------------
@@ -219,17 +207,14 @@ def test_the_heatmap_holds_each_layers_correlations_centred_on_zero(related):
     assert "side = positive" in figure.data[0].x
 
 
-def test_a_correlation_that_is_missing_is_a_dash(related):
+def test_a_missing_correlation_is_a_dash_and_too_many_factors_raise(related):
+    many = pd.concat([related.assign(factor=f"factor {index}") for index in range(15)])
+    many = many.drop_duplicates(["layer", "component", "factor", "level"])
+    assert_raises("at most 14", plots.component_factors, many)
     related.loc[related["layer"] == 4, ["correlation", "correlation_low", "correlation_high"]] = np.nan
     (heatmap,) = plots.component_factors(related, layer=4).data
     assert set(itertools.chain(*heatmap.text)) == {"–"}
     assert set(itertools.chain(*heatmap.z)) == {None}
-
-
-def test_more_factors_than_can_be_read_are_refused(related):
-    many = pd.concat([related.assign(factor=f"factor {place}") for place in range(15)])
-    with pytest.raises(ValueError, match="at most 14"):
-        plots.component_factors(many.drop_duplicates(["layer", "component", "factor", "level"]))
 
 
 # --- a vector's own numbers --------------------------------------------------------------------------------
@@ -261,7 +246,7 @@ def test_the_histogram_counts_every_coordinate_and_names_the_largest(coordinates
 
 
 @pytest.mark.parametrize("value", ["probability", "logit"])
-def test_the_lens_has_a_panel_a_multiplier_and_each_token_in_its_cell(lens, value):
+def test_the_lens_has_a_panel_per_multiplier_and_each_token_in_its_cell(lens, value):
     figure = plots.logit_lens(lens, value=value)
     assert [note.text for note in figure.layout.annotations] == ["vector × +20", "vector × −20"]
     for heatmap, multiplier in zip(figure.data, (20.0, -20.0), strict=True):
@@ -330,8 +315,8 @@ def test_long_tokens_are_cut_in_their_cell_and_whole_in_the_hover(lens):
     assert "=" * 40 in heatmap.hovertext[0][0]
 
 
-def test_the_lens_refuses_what_it_cannot_show(lens):
-    assert_raises("use 'probability' or 'logit'", plots.logit_lens, lens, value="rank")
+def test_the_lens_raises_for_tables_and_arguments_that_do_not_fit(lens):
+    assert_raises("'probability' or 'logit'; got", plots.logit_lens, lens, value="rank")
     assert_raises(r"no layers \[7\] in the table; it has 0, 4, 9", plots.logit_lens, lens, layers=[4, 7])
     assert_raises("share their layer and rank", plots.logit_lens, pd.concat([lens, lens]))
     with pytest.raises(ValueError, match=r"5 combinations of \['multiplier'\] are too many"):
@@ -347,15 +332,15 @@ def test_a_panel_of_all_prompts_stands_before_those_of_a_factor(projected):
     histograms = [trace for trace in figure.data if trace.type == "histogram"]
     assert [len(trace.x) for trace in histograms] == [6, 6, 3, 3, 3, 3]
     rows = projected[projected["layer"] == 4].sort_values("pair")
-    for place, side in enumerate(SIDES):
-        np.testing.assert_allclose(histograms[place].x, rows[rows["side"] == side]["projection"], rtol=1e-4)
+    for index, side in enumerate(SIDES):
+        np.testing.assert_allclose(histograms[index].x, rows[rows["side"] == side]["projection"], rtol=1e-4)
     moved = after(figure, figure.layout.sliders[0].steps[2].args)
     rows = projected[(projected["layer"] == 9) & (projected["side"] == "positive")].sort_values("pair")
     np.testing.assert_allclose(moved.data[0].x, rows["projection"], rtol=1e-4)
     assert sum(trace.showlegend is not False for trace in figure.data) == 2
 
 
-def test_the_panel_of_all_prompts_needs_room_too_and_is_all_there_is_without_a_factor(projected):
+def test_the_panel_of_all_prompts_counts_and_is_the_only_one_without_a_factor(projected):
     four = projected.assign(topic=projected["pair"] % 4)
     assert len(plots.projections(four, facet="topic").layout.annotations) == 4
     assert_raises("at most 4 panels", plots.projections, four, facet="topic", overall=True)
@@ -375,8 +360,8 @@ def test_figures_name_prompts_by_their_message_and_by_the_prompt_in_older_tables
         "pca": ts.pca(pairs, components=2),
         "logit_lens": ts.logit_lens(model, one),
         "traces": ts.traces(one, vectors),
-        "slopes": ts.evaluation.prompt_slopes(ts.sweep(model, vectors, questions, **options)),
-        "texts": ts.texts.side_by_side(texts),
+        "prompt_slopes": ts.evaluation.prompt_slopes(ts.sweep(model, vectors, questions, **options)),
+        "side_by_side": ts.texts.side_by_side(texts),
     }
     for name, table in tables.items():
         figure = getattr(plots, name)

@@ -1,4 +1,4 @@
-"""Figures: what they hold is what their table says, and nothing from a text becomes markup."""
+"""Figures hold what their tables hold, and text never becomes markup."""
 
 import itertools
 import json
@@ -15,20 +15,11 @@ import pytest
 
 from tl_steer import plots
 from tl_steer.evaluation import prompt_slopes, steerability
-from tl_steer.plots import template
-from tl_steer.plots.cells import layer_places, panels_of
-from tl_steer.plots.labels import (
-    LONGEST,
-    controls_text,
-    counted,
-    escape,
-    levels,
-    number,
-    require_columns,
-    wrapped,
-)
-from tl_steer.plots.marks import layer_axis
-from tl_steer.plots.multiplier_lines import control_lines, multiplier_axis
+from tl_steer.plots import style
+from tl_steer.plots.axes import layer_axis, layer_positions, multiplier_ranks
+from tl_steer.plots.format import HOVER_LENGTH, controls_text, counted, escape, levels, number, wrapped
+from tl_steer.plots.marks import control_marks
+from tl_steer.plots.panels import panels_of
 
 from .conftest import assert_raises
 from .test_groups import grouped_sweep
@@ -52,7 +43,7 @@ def separated():
 
 
 def activation_table(columns, layers=(0, 4, 9), pairs=6):
-    """A row a layer, pair and side, shuffled: no figure may depend on the order of rows."""
+    """A row per layer, pair and side, shuffled: no figure may depend on the order of rows."""
     rng = np.random.default_rng(1)
     rows = [
         {
@@ -82,16 +73,16 @@ def projected():
     return activation_table(["projection", "cosine"])
 
 
-def sweep_table(*, vectors=("honesty",), operations=("add",), controls=3, kinds=("true", "false")):
-    """What effectiveness() gives; the value of a cell says which cell it is."""
-    cells = [("none", False, "none", "", "", 0.0, 0.0)]
-    named = [(name, False) for name in vectors] + [(f"random {k}", True) for k in range(controls)]
-    for (name, control), layers in itertools.product(named, LAYERS):
-        for operation, multiplier in itertools.product(operations, MULTIPLIERS):
-            cells.append((name, control, operation, layers, "resid_post", multiplier, abs(multiplier) / 10))
-        cells.append((name, control, "project_out", layers, "resid_post", np.nan, np.nan))
-    columns = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
-    table = pd.DataFrame([(*cell, kind) for cell in cells for kind in kinds], columns=[*columns, "truth"])
+def sweep_table(*, vectors=("honesty",), operations=("add",), controls=3, truths=("true", "false")):
+    """Like the table of `effectiveness`, with a different value for each condition."""
+    conditions = [("none", False, "none", "", "", 0.0, 0.0)]
+    names = [(name, False) for name in vectors] + [(f"random {k}", True) for k in range(controls)]
+    for (name, control), layers in itertools.product(names, LAYERS):
+        for operation, multiplier in [*itertools.product(operations, MULTIPLIERS), ("project_out", np.nan)]:
+            dose = abs(multiplier) / 10
+            conditions.append((name, control, operation, layers, "resid_post", multiplier, dose))
+    columns = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose", "truth"]
+    table = pd.DataFrame([(*each, truth) for each in conditions for truth in truths], columns=columns)
     table["n"] = 50
     rng = np.random.default_rng(2)
     for value in ("accuracy", "signal_rate", "logit_difference", "shift"):
@@ -107,7 +98,11 @@ def swept():
 
 @pytest.fixture
 def pooled():
-    return sweep_table(kinds=("all",)).drop(columns="truth")
+    return pooled_table()
+
+
+def pooled_table(**options):
+    return sweep_table(truths=("all",), **options).drop(columns="truth")
 
 
 @pytest.fixture
@@ -125,7 +120,7 @@ def named(figure, name):
     return trace
 
 
-def cell(table, **where):
+def row_of(table, **where):
     for column, value in where.items():
         table = table[table[column].isna() if value != value else table[column] == value]
     (row,) = table.to_dict("records")
@@ -134,41 +129,36 @@ def cell(table, **where):
 
 def texts_of(figure):
     """All texts that a figure can show, as sent to the browser."""
-    found = []
-
-    def walk(value):
+    texts, values = [], [figure.to_dict()]
+    while values:
+        value = values.pop()
         if isinstance(value, str):
-            found.append(value)
+            texts.append(value)
         elif isinstance(value, dict):
-            for key, part in value.items():
-                if key != "legendgroup":
-                    walk(part)
+            values += [part for key, part in value.items() if key != "legendgroup"]
         elif isinstance(value, list | tuple | np.ndarray):
-            for part in value:
-                walk(part)
-
-    walk(figure.to_dict())
-    return found
+            values += list(value)
+    return texts
 
 
 # --- all figures -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.integration
-def test_plots_alone_load_no_plotly_until_a_function_is_taken_and_of_tl_steer_the_door():
+def test_plots_load_plotly_with_the_first_function_and_little_else_of_the_package():
     code = f"""
 import sys, types
-sys.modules["tl_steer"] = types.ModuleType("tl_steer")  # an empty one, that loads nothing by itself
+sys.modules["tl_steer"] = types.ModuleType("tl_steer")  # empty, so that nothing else is imported
 sys.modules["tl_steer"].__path__ = [{str(Path(plots.__file__).parents[1])!r}]
 import tl_steer.plots
 before = "plotly" in sys.modules
 for name in tl_steer.plots.__all__:
     getattr(tl_steer.plots, name)
-others = [name for name in sys.modules if name.startswith("tl_steer.") and "plots" not in name]
-print(before, "plotly" in sys.modules, others)
+others = {{name for name in sys.modules if name.startswith("tl_steer.") and "plots" not in name}}
+print(before, "plotly" in sys.modules, sorted(others - {{"tl_steer._util", "tl_steer._util.validation"}}))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split(maxsplit=2) == ["False", "True", "['tl_steer._util.validation']\n"]
+    assert done.stdout == "False True ['tl_steer.tables']\n"
 
 
 def test_every_public_name_is_a_function_and_stays_one_after_its_module_is_imported():
@@ -180,52 +170,58 @@ def test_every_public_name_is_a_function_and_stays_one_after_its_module_is_impor
 
 
 FIGURES = [
-    ("separation", "separated", "paired_accuracy", r"analysis\.separation"),
-    ("pca", "components", "explained_2", r"analysis\.pca"),
-    ("projections", "projected", "cosine", r"analysis\.projections"),
-    ("effectiveness", "pooled", "accuracy_low", r"evaluation\.effectiveness"),
-    ("dose_response", "pooled", "shift_high", r"evaluation\.effectiveness"),
-    ("signal_detection", "detected", "criterion", r"evaluation\.signal_detection"),
+    ("separation", "separated", "paired_accuracy", "separation"),
+    ("pca", "components", "explained_2", "pca"),
+    ("projections", "projected", "cosine", "projections"),
+    ("effectiveness", "pooled", "accuracy_low", "effectiveness"),
+    ("dose_response", "pooled", "shift_high", "effectiveness"),
+    ("signal_detection", "detected", "criterion", "signal_detection"),
 ]
 
 
-@pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
-def test_a_table_without_a_column_or_without_rows_is_refused_by_name(name, fixture, column, maker, request):
-    table, draw = request.getfixturevalue(fixture), getattr(plots, name)
-    assert_raises(rf"plots\.{name}.*'{column}'.*{maker}", draw, table.drop(columns=column))
-    assert_raises(rf"plots\.{name}.*without rows.*{maker}", draw, table.iloc[:0])
+def assert_needs_table(name, table, column, producer):
+    draw = getattr(plots, name)
+    assert_raises(rf"plots\.{name}.*lacks.*{column}.*{producer}", draw, table.drop(columns=column))
+    assert_raises(rf"plots\.{name}.*no rows.*{producer}", draw, table.iloc[:0])
+
+
+def assert_common_style(name, table):
+    """The figure has the common template, width and titles, and leaves its table as it is."""
+    before = table.copy(deep=True)
+    figure = getattr(plots, name)(table)
+    pd.testing.assert_frame_equal(table, before)
+    assert isinstance(figure, go.Figure)
+    assert figure.layout.template == style.template()
+    assert figure.layout.width == 900
+    assert figure.layout.title.subtitle.text
+    for axes in (figure.select_xaxes, figure.select_yaxes):
+        assert any(axis.title.text for axis in axes() if axis.visible is not False)
+    return figure
+
+
+@pytest.mark.parametrize(("name", "fixture", "column", "producer"), FIGURES)
+def test_a_table_without_a_column_or_without_rows_raises(name, fixture, column, producer, request):
+    assert_needs_table(name, request.getfixturevalue(fixture), column, producer)
 
 
 @pytest.mark.parametrize(
-    ("name", "fixture", "column"),
+    ("name", "fixture", "column", "value", "message"),
     [
-        ("separation", "separated", "folds"), ("pca", "components", "PC1"),
-        ("pca", "components", "explained_2"), ("effectiveness", "pooled", "accuracy_low"),
-    ],
-)  # fmt: skip
-def test_text_where_a_figure_needs_numbers_is_refused(name, fixture, column, request):
-    table = request.getfixturevalue(fixture)
-    table = table.assign(**{column: table[column].astype(object)})
-    table.loc[table.index[0], column] = "1"
-    with pytest.raises(
-        ValueError, match=rf"plots\.{name}: the column '{column}' has '1' where numbers belong"
-    ):
-        getattr(plots, name)(table)
-
-
-@pytest.mark.parametrize(
-    ("name", "fixture", "column", "values", "words"),
-    [
-        ("separation", "separated", "layer", 1.0, r"'layer' must be whole numbers .* float64: .*astype\("),
-        ("separation", "separated", "paired_accuracy", pd.NA, "'paired_accuracy' has <NA> where numbers"),
-        ("separation", "separated", "paired_accuracy", True, "'paired_accuracy' has True where numbers"),
-        ("effectiveness", "pooled", "control", pd.NA, "'control' must be true or false in every row"),
-        ("effectiveness", "pooled", "operation", 1, "'operation' must be text in every row"),
+        ("separation", "separated", "folds", "1", "holds '1': expected numbers"),
+        ("pca", "components", "PC1", "1", "holds '1': expected numbers"),
+        ("pca", "components", "explained_2", "1", "holds '1': expected numbers"),
+        ("effectiveness", "pooled", "accuracy_low", "1", "holds '1': expected numbers"),
+        ("separation", "separated", "paired_accuracy", True, "holds True: expected numbers"),
+        ("separation", "separated", "layer", 1.0, "holds 1.0: expected whole numbers"),
+        ("effectiveness", "pooled", "control", pd.NA, "holds <NA>: expected true or false"),
+        ("effectiveness", "pooled", "operation", 1, "holds 1: expected text in every row"),
     ],
 )
-def test_a_column_of_another_kind_is_refused(name, fixture, column, values, words, request):
-    table = request.getfixturevalue(fixture).assign(**{column: values})
-    assert_raises(rf"plots\.{name}: the column {words}", getattr(plots, name), table)
+def test_a_column_of_another_type_raises(name, fixture, column, value, message, request):
+    table = request.getfixturevalue(fixture)
+    table = table.assign(**{column: table[column].astype(object)})
+    table.loc[table.index[0], column] = value
+    assert_raises(rf"plots\.{name}: the column '{column}' {message}", getattr(plots, name), table)
 
 
 @pytest.mark.parametrize(
@@ -239,22 +235,12 @@ def test_counts_have_a_noun_in_the_right_number(counts, text):
     assert counted(counts, "pair") == text
 
 
-@pytest.mark.parametrize(("name", "fixture", "column", "maker"), FIGURES)
-def test_figures_share_one_look_and_leave_the_table_and_the_users_template_alone(
-    name, fixture, column, maker, request
-):
-    table = request.getfixturevalue(fixture)
-    before = table.copy(deep=True)
-    figure = getattr(plots, name)(table)
-    pd.testing.assert_frame_equal(table, before)
-    assert isinstance(figure, go.Figure)
-    assert figure.layout.template == template.template()
-    assert figure.layout.width == 900
+@pytest.mark.parametrize(("name", "fixture", "column", "producer"), FIGURES)
+def test_figures_share_one_style_and_leave_the_table_unchanged(name, fixture, column, producer, request):
+    figure = assert_common_style(name, request.getfixturevalue(fixture))
     assert 420 <= figure.layout.height <= 560
     assert any(unit in figure.layout.title.subtitle.text for unit in ("pair", "prompt"))
-    for axes in (figure.select_xaxes, figure.select_yaxes):
-        assert any(axis.title.text for axis in axes() if axis.visible is not False)
-    assert figure.layout.template.layout.legend.x > 1, "the legend stands beside the data"
+    assert figure.layout.template.layout.legend.x > 1, "the legend is next to the data"
 
 
 def test_names_of_methods_are_escaped(separated):
@@ -263,7 +249,7 @@ def test_names_of_methods_are_escaped(separated):
     assert any("&lt;b&gt;loud" in text for text in texts)
 
 
-# --- words and colours -------------------------------------------------------------------------------------
+# --- text and colours -------------------------------------------------------------------------------------
 
 
 def test_escaped_text_reads_as_it_was_written_and_has_no_active_character():
@@ -282,7 +268,7 @@ def test_wrapping_keeps_every_character_of_a_short_text_and_both_ends_of_a_long_
     long = "begin " + "x" * 5000 + " Answer: (A"
     assert wrapped(long).startswith("begin")
     assert wrapped(long).endswith("Answer: (A")
-    assert len(wrapped(long)) < LONGEST + 100
+    assert len(wrapped(long)) < HOVER_LENGTH + 100
     assert wrapped("one\n\ntwo") == "one<br><br>two"
 
 
@@ -297,19 +283,19 @@ def test_numbers_are_short_and_signed_with_a_minus():
     assert number(float("nan")) == "–"
 
 
-def test_a_value_has_the_same_colour_whatever_stands_beside_it():
+def test_a_level_has_the_same_colour_with_any_other_levels():
     alone, together = (
-        template.level_colours(["positive"]),
-        template.level_colours(["film", "negative", "positive"]),
+        style.level_colours(["positive"]),
+        style.level_colours(["film", "negative", "positive"]),
     )
     assert alone["positive"] == together["positive"]
-    assert template.level_colours(["True"])["True"] == template.level_colours(["false", "true"])["true"]
-    assert len(set(template.level_colours("abcdefg").values())) == 7
-    assert_raises("group them first", template.level_colours, "abcdefgh")
+    assert style.level_colours(["True"])["True"] == style.level_colours(["false", "true"])["true"]
+    assert len(set(style.level_colours("abcdefg").values())) == 7
+    assert_raises("Group them first", style.level_colours, "abcdefgh")
 
 
 def test_multipliers_diverge_blue_and_red_and_deepen_with_size():
-    colours = template.multiplier_colours([-8, -2, 0, 2, 8, float("nan")])
+    colours = style.multiplier_colours([-8, -2, 0, 2, 8, float("nan")])
     channels = {key: [int(part) for part in colours[key][4:-1].split(",")] for key in (-8, -2, 2, 8)}
     for small, large in ((-2, -8), (2, 8)):
         assert sum(channels[large]) < sum(channels[small])
@@ -327,15 +313,10 @@ def test_multipliers_diverge_blue_and_red_and_deepen_with_size():
         (19, "; grey: 19 control directions"),
     ],
 )
-def test_subtitles_say_which_p_value_so_few_controls_can_reach(count, text):
+def test_subtitles_say_which_p_value_so_few_controls_can_reach(count, text, pooled):
     assert controls_text(count) == text
-
-
-def test_figures_with_few_controls_say_so(pooled, detected):
-    few = counted([pooled.loc[pooled["control"], "vector"].nunique()], "control direction")
-    floor = f"{few} (p ≥ "
-    assert floor in plots.effectiveness(pooled, value="shift").layout.title.subtitle.text
-    assert floor in plots.dose_response(pooled, value="shift").layout.title.subtitle.text
+    for draw in (plots.effectiveness, plots.dose_response):
+        assert controls_text(3) in draw(pooled, value="shift").layout.title.subtitle.text
 
 
 # --- separation --------------------------------------------------------------------------------------------
@@ -424,12 +405,12 @@ def expected_points(table, layer, across, up):
 
 
 def by_label(points):
-    found = {}
+    labelled = {}
     for text, point in points.items():
         label = text.rsplit("<br>", 1)[1]
         side = "positive" if "side: positive" in label else "negative"
-        found[int(label.split("</b>")[0].removeprefix("<b>pair ")), side] = point
-    return found
+        labelled[int(label.split("</b>")[0].removeprefix("<b>pair ")), side] = point
+    return labelled
 
 
 def test_pca_menu_and_slider_reach_every_layer_and_pair_of_components_in_either_order(components):
@@ -487,7 +468,7 @@ def test_pca_colours_by_one_factor_and_marks_by_another(components):
     assert [trace.name for trace in shown] == [
         "True, positive", "True, negative", "False, positive", "False, negative",
     ]  # fmt: skip
-    assert shown[0].marker.color == shown[1].marker.color == template.MEANINGS["true"]
+    assert shown[0].marker.color == shown[1].marker.color == style.MEANINGS["true"]
     assert shown[0].marker.symbol == shown[2].marker.symbol != shown[1].marker.symbol
     assert figure.layout.legend.title.text == "truth, side"
 
@@ -503,17 +484,10 @@ def test_hover_shows_the_prompt_as_text_once_for_all_layers(draw, request):
 
 
 @pytest.mark.parametrize("draw", ["pca", "projections"])
-def test_layers_with_different_rows_are_refused_lest_a_text_stands_at_anothers_point(draw, request):
+def test_layers_with_different_rows_raise_lest_a_text_stands_at_anothers_point(draw, request):
     table = request.getfixturevalue("components" if draw == "pca" else "projected")
     assert_raises("each pair and side once", getattr(plots, draw), table.drop(index=5))
     assert_raises("each pair and side once", getattr(plots, draw), pd.concat([table, table]))
-
-
-def test_pca_refuses_what_it_cannot_show(components):
-    assert_raises("PC7", plots.pca, components, y=7)
-    assert_raises("two different", plots.pca, components, x=2, y=2)
-    assert_raises(r"no layer 5 in the table; it has 0, 4, 9", plots.pca, components, layer=5)
-    assert_raises("'letter'", plots.pca, components, symbol="letter")
 
 
 # --- projections -------------------------------------------------------------------------------------------
@@ -527,8 +501,8 @@ def test_projection_histograms_hold_the_layers_values_and_share_their_bins(proje
         histograms = [trace for trace in drawn.data if trace.type == "histogram"]
         strips = [trace for trace in drawn.data if trace.type == "scatter"]
         assert {trace.bingroup for trace in histograms} == {"projection"}
-        kinds = itertools.product([True, False], ["positive", "negative"])
-        for (truth, side), histogram, strip in zip(kinds, histograms, strips, strict=True):
+        truths = itertools.product([True, False], ["positive", "negative"])
+        for (truth, side), histogram, strip in zip(truths, histograms, strips, strict=True):
             rows = projected[(projected["layer"] == layer) & (projected["truth"] == truth)]
             rows = rows[rows["side"] == side].sort_values("pair")
             np.testing.assert_allclose(histogram.x, rows["projection"], rtol=1e-4)
@@ -560,27 +534,19 @@ def test_all_layers_on_one_sheet_are_histograms_of_their_own(projected, facet, p
             edges, counts = np.array(trace.x[::2], float), np.array(trace.y[1:-1:2])
             assert trace.name == side
             np.testing.assert_allclose(edges[[0, -1]], ends, rtol=1e-4)
-            mine = rows.loc[rows["side"] == side, "projection"]
-            assert counts.sum() == len(mine)
+            values = rows.loc[rows["side"] == side, "projection"]
+            assert counts.sum() == len(values)
             exact = np.linspace(*ends, len(edges))
-            expected = [((mine >= low) & (mine < high)).sum() for low, high in itertools.pairwise(exact)]
-            expected[-1] += (mine == exact[-1]).sum()
+            expected = [((values >= low) & (values < high)).sum() for low, high in itertools.pairwise(exact)]
+            expected[-1] += (values == exact[-1]).sum()
             assert list(counts) == expected
     ranges = {axis.range for axis in figure.select_xaxes() if axis.range}
     assert len(ranges) == 3  # of each layer, common to its panels
 
 
-def test_a_sheet_takes_some_layers_and_refuses_unknown_ones(projected):
+def test_a_sheet_has_the_layers_in_the_order_given(projected):
     figure = plots.projections(projected, layers=[9, 0])
     assert [note.text for note in figure.layout.annotations][:2] == ["layer 9", "layer 0"]
-    assert_raises("no layer 5 in the table; it has 0, 4, 9", plots.projections, projected, layers=[5])
-    assert_raises("is empty", plots.projections, projected, layers=[])
-    assert_raises("layer=… is where the slider starts", plots.projections, projected, layer=0, layers="all")
-
-
-def test_projections_refuse_more_panels_than_fit(projected):
-    with pytest.raises(ValueError, match="at most 4 panels"):
-        plots.projections(projected.assign(topic=projected["pair"]), facet="topic")
 
 
 # --- effectiveness and dose --------------------------------------------------------------------------------
@@ -589,14 +555,14 @@ def test_projections_refuse_more_panels_than_fit(projected):
 @pytest.mark.parametrize("value", ["accuracy", "signal_rate", "logit_difference", "shift"])
 def test_effectiveness_draws_each_cell_at_its_layer_with_its_interval(pooled, value):
     figure = plots.effectiveness(pooled, value=value)
-    places = dict(zip(figure.layout.xaxis.ticktext, figure.layout.xaxis.tickvals, strict=True))
-    assert [places[layer] for layer in ("3", "5", "10")] == [3, 5, 10]
-    assert places["3+5"] > 10
+    positions = dict(zip(figure.layout.xaxis.ticktext, figure.layout.xaxis.tickvals, strict=True))
+    assert [positions[layer] for layer in ("3", "5", "10")] == [3, 5, 10]
+    assert positions["3+5"] > 10
     for multiplier, name in ((-4.0, "−4"), (2.0, "+2"), (np.nan, "project out")):
         line = named(figure, name)
         for layers in LAYERS:
-            row = cell(pooled, vector="honesty", layers=layers, multiplier=multiplier)
-            at = list(line.x).index(places[layers])
+            row = row_of(pooled, vector="honesty", layers=layers, multiplier=multiplier)
+            at = list(line.x).index(positions[layers])
             assert line.y[at] == row[value]
             np.testing.assert_allclose(line.y[at] + line.error_y.array[at], row[f"{value}_high"])
             np.testing.assert_allclose(line.y[at] - line.error_y.arrayminus[at], row[f"{value}_low"])
@@ -619,19 +585,19 @@ def control_values(table, size, **where):
 def test_effectiveness_shows_the_unsteered_value_and_the_reach_of_the_controls_of_each_size(pooled):
     figure = plots.effectiveness(pooled)
     unsteered = named(figure, "unsteered")
-    row = cell(pooled, operation="none")
+    row = row_of(pooled, operation="none")
     assert set(unsteered.y) == {row["accuracy"]}
     assert unsteered.line.dash == "dash"
     around = figure.data[figure.data.index(unsteered) - 1]
-    assert set(around.y) == {row["accuracy_low"], row["accuracy_high"], None}
+    assert set(pd.Series(around.y).dropna()) == {row["accuracy_low"], row["accuracy_high"]}
     assert around.fill is None, "what is filled is a control's"
     for name, size in (("controls, ±2", 2), ("controls, ±4", 4), ("controls, project out", np.nan)):
         bands = [trace for trace in figure.data if trace.name == name]
         assert list(bands[0].x) == [3, 5, 10, 10, 5, 3]
         values = [control_values(pooled, size, layers=layers)["accuracy"] for layers in ("3", "5", "10")]
         assert {len(each) for each in values} == {3 if np.isnan(size) else 6}
-        want = [*(each.max() for each in values), *(each.min() for each in reversed(values))]
-        np.testing.assert_allclose(bands[0].y, want)
+        expected = [*(each.max() for each in values), *(each.min() for each in reversed(values))]
+        np.testing.assert_allclose(bands[0].y, expected)
         both = control_values(pooled, size, layers="3+5")["accuracy"]
         np.testing.assert_allclose(sorted(set(bands[1].y)), [both.min(), both.max()])
     assert "3 control directions" in figure.layout.title.subtitle.text
@@ -644,7 +610,7 @@ def test_the_band_of_a_smaller_multiplier_is_darker_and_drawn_over_that_of_a_lar
     assert order.index("controls, ±4") < order.index("controls, ±2")
     depth = [sum(map(int, named(figure, f"controls, ±{size}").fillcolor[4:-1].split(","))) for size in (2, 4)]
     assert depth[0] < depth[1]
-    lines = [place for place, trace in enumerate(figure.data) if trace.mode == "lines+markers"]
+    lines = [index for index, trace in enumerate(figure.data) if trace.mode == "lines+markers"]
     assert len(order) < min(lines), "lines are drawn over all bands"
 
 
@@ -652,16 +618,16 @@ def test_the_band_of_a_smaller_multiplier_is_darker_and_drawn_over_that_of_a_lar
 def test_a_point_within_its_own_controls_is_a_ring_and_says_how_far_they_reach(swept, pooled, facet):
     table = swept if facet else pooled
     figure = plots.effectiveness(table, facet=facet)
-    kinds = {"x": "true", "x2": "false"} if facet else {"x": None}
+    truths = {"x": "true", "x2": "false"} if facet else {"x": None}
     lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
     dots = [trace for trace in figure.data if trace.mode == "markers"]
-    assert len(lines) == len(dots) == 5 * len(kinds)
+    assert len(lines) == len(dots) == 5 * len(truths)
     rings = 0
     for line, dot in zip(lines, dots, strict=True):
         assert dot.legendgroup == line.legendgroup
         assert (dot.xaxis, dot.showlegend, dot.hoverinfo) == (line.xaxis, False, "skip")
         size = np.nan if line.name == "project out" else abs(float(line.name.replace("−", "-")))
-        where = {"truth": kinds[line.xaxis]} if facet else {}
+        where = {"truth": truths[line.xaxis]} if facet else {}
         shown = set(zip(dot.x, dot.y, strict=True))
         for x, y, text in zip(line.x, line.y, line.hovertext, strict=True):
             if not text:
@@ -675,7 +641,7 @@ def test_a_point_within_its_own_controls_is_a_ring_and_says_how_far_they_reach(s
 
 
 def test_controls_of_another_operation_are_not_a_lines_own():
-    table = sweep_table(operations=("add", "set"), kinds=("all",)).drop(columns="truth")
+    table = pooled_table(operations=("add", "set"))
     table.loc[table["control"] & (table["operation"] == "set"), "accuracy"] += 5
     figure = plots.effectiveness(table)
     adding = named(figure, "controls, add ±4")
@@ -704,20 +670,17 @@ def test_effectiveness_facets_share_an_axis_and_hold_each_its_rows(swept):
     figure = plots.effectiveness(swept, facet="truth")
     assert [note.text for note in figure.layout.annotations] == ["truth: true", "truth: false"]
     assert figure.layout.yaxis2.matches == "y"
-    for kind, axis in (("true", "x"), ("false", "x2")):
+    for truth, axis in (("true", "x"), ("false", "x2")):
         (line,) = [trace for trace in figure.data if trace.name == "+4" and trace.xaxis == axis]
-        assert line.y[0] == cell(swept, vector="honesty", layers="3", multiplier=4.0, truth=kind)["accuracy"]
+        assert (
+            line.y[0] == row_of(swept, vector="honesty", layers="3", multiplier=4.0, truth=truth)["accuracy"]
+        )
     entries = [trace.name for trace in figure.data if trace.showlegend]
     assert len(entries) == len(set(entries))
 
 
-def test_a_table_split_by_a_factor_that_is_not_shown_is_refused(swept):
-    for draw in (plots.effectiveness, plots.dose_response):
-        assert_raises(r"split by \['truth'\].*facet", draw, swept)
-
-
 def test_several_vectors_get_panels_with_their_own_controls():
-    table = sweep_table(vectors=("honesty", "lda"), kinds=("all",)).drop(columns="truth")
+    table = pooled_table(vectors=("honesty", "lda"))
     table["vector"] = table["vector"].replace(
         {"random 0": "random 1 (honesty)", "random 1": "random 1 (lda)"}
     )
@@ -729,36 +692,72 @@ def test_several_vectors_get_panels_with_their_own_controls():
     assert [note.text for note in figure.layout.annotations] == ["honesty", "lda"]
     for axis, names in (("x", ["random 1 (honesty)", "random 2"]), ("x2", ["random 1 (lda)", "random 2"])):
         band = next(trace for trace in figure.data if trace.name == "controls, ±4" and trace.xaxis == axis)
-        mine = table[table["vector"].isin(names) & (table["layers"] == "3")]
-        mine = mine[mine["multiplier"].abs() == 4]
-        np.testing.assert_allclose([band.y[0], band.y[-1]], [mine["accuracy"].max(), mine["accuracy"].min()])
+        rows = table[
+            table["vector"].isin(names) & (table["layers"] == "3") & (table["multiplier"].abs() == 4)
+        ]
+        np.testing.assert_allclose([band.y[0], band.y[-1]], [rows["accuracy"].max(), rows["accuracy"].min()])
 
 
 def test_several_operations_are_told_apart_by_name_and_dash():
-    table = sweep_table(operations=("add", "set"), kinds=("all",)).drop(columns="truth")
+    table = pooled_table(operations=("add", "set"))
     figure = plots.effectiveness(table)
     assert named(figure, "add +4").line.dash != named(figure, "set +4").line.dash
     assert named(figure, "add +4").line.color == named(figure, "set +4").line.color
-    want = cell(table, vector="honesty", operation="set", layers="3", multiplier=4.0)
-    assert named(figure, "set +4").y[0] == want["accuracy"]
+    expected = row_of(table, vector="honesty", operation="set", layers="3", multiplier=4.0)
+    assert named(figure, "set +4").y[0] == expected["accuracy"]
 
 
-def test_values_are_checked(pooled, detected):
-    assert_raises("accuracy, signal_rate, logit_difference, shift", plots.effectiveness, pooled, value="mass")
+@pytest.mark.parametrize(
+    ("name", "fixture", "options", "message"),
+    [
+        ("effectiveness", "pooled", {"value": "mass"}, "'signal_rate' or 'logit_difference' or 'shift'; got"),
+        ("effectiveness", "swept", {"facet": "politeness"}, "lacks the columns politeness; it has"),
+        ("effectiveness", "swept", {}, r"split by \['truth'\].*facet"),
+        ("dose_response", "swept", {}, r"split by \['truth'\].*facet"),
+        ("dose_response", "swept", {"facet": "truth", "x": "layer"}, "'dose' or 'multiplier'"),
+        ("signal_detection", "detected", {"layer": 7}, r"no layer 7 .* 3, 5, 10, 3\+5"),
+        ("pca", "components", {"y": 7}, "PC7"),
+        ("pca", "components", {"x": 2, "y": 2}, "two different"),
+        ("pca", "components", {"layer": 5}, "no layer 5 in the table; it has 0, 4, 9"),
+        ("pca", "components", {"symbol": "letter"}, "letter"),
+        ("projections", "projected", {"layers": [5]}, "no layer 5 in the table; it has 0, 4, 9"),
+        ("projections", "projected", {"layers": []}, "is empty"),
+        ("projections", "projected", {"layer": 0, "layers": "all"}, "layer=… is where the slider starts"),
+        ("projections", "projected", {"facet": "pair"}, "at most 4 panels"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_table_raise(name, fixture, options, message, request):
+    assert_raises(message, getattr(plots, name), request.getfixturevalue(fixture), **options)
+
+
+def test_tables_that_cannot_be_drawn_raise(swept, pooled, detected):
+    recorded = swept.assign(dose=swept["dose"].where(swept["operation"] == "none"))
     assert_raises("NaN in every row", plots.effectiveness, pooled.assign(accuracy=np.nan))
-    assert_raises("no steered cell", plots.effectiveness, pooled[pooled["operation"] == "none"])
-    assert_raises("too many panels", plots.effectiveness, sweep_table(kinds=tuple("abcdefg")), facet="truth")
-    with pytest.raises(ValueError, match="no steered row has a multiplier"):
-        plots.dose_response(pooled[pooled["operation"] == "project_out"])
+    assert_raises("no steered condition", plots.effectiveness, pooled[pooled["operation"] == "none"])
+    assert_raises("too many panels", plots.effectiveness, sweep_table(truths="abcdefg"), facet="truth")
+    assert_raises("no steered row has a dose", plots.dose_response, recorded, facet="truth", x="dose")
+    projected_out = pooled[pooled["operation"] == "project_out"]
+    assert_raises("no steered row has a multiplier", plots.dose_response, projected_out)
     assert_raises("signal and noise", plots.signal_detection, detected.assign(d_prime=np.nan))
+    sweep = pd.DataFrame({"prompt_id": [0], "prompt": ["a"], "multiplier": [1.0], "text": ["b"]})
+    assert_raises("side by side first", plots.side_by_side, sweep)
 
 
-def test_sets_of_layers_stand_one_by_one_after_the_single_ones():
-    places = layer_places(pd.DataFrame({"layers": ["17+31", "31", "", "2", "10+11", "17"]}))
-    assert list(places) == ["2", "17", "31", "10+11", "17+31"]
-    assert [places[name] for name in ("2", "17", "31")] == [2, 17, 31]
-    assert 31 < places["10+11"] < places["17+31"]
-    assert list(layer_places(pd.DataFrame({"layers": ["3+5"]})).values()) == [1]
+@pytest.mark.parametrize(
+    ("layers", "positions"),
+    [
+        (
+            ["17+31", "31", "", "2", "10+11", "17"],
+            {"2": 2, "17": 17, "31": 31, "10+11": 38.25, "17+31": 45.5},
+        ),
+        (["3+5"], {"3+5": 1}),
+        (["17", "31", "18", "19", "", "17+31"], {"17": 0, "18": 1, "19": 2, "31": 3, "17+31": 4}),
+    ],
+)
+def test_single_layers_are_at_their_index_and_sets_after_them_unless_few_are_far_apart(layers, positions):
+    result = layer_positions(pd.DataFrame({"layers": layers}))
+    assert result == positions
+    assert list(result) == list(positions)
 
 
 def test_multipliers_that_end_in_the_same_place_share_a_label(detected):
@@ -781,17 +780,15 @@ def test_controls_at_one_layer_alone_have_a_band_that_can_be_seen(swept):
         assert (min(trace.x), max(trace.x)) == pytest.approx((4.7, 5.3))
 
 
-def test_a_few_layers_far_apart_stand_one_by_one_and_their_whiskers_aside(swept):
-    places = layer_places(pd.DataFrame({"layers": ["17", "31", "18", "19", "", "17+31"]}))
-    assert places == {"17": 0, "18": 1, "19": 2, "31": 3, "17+31": 4}
+def test_lines_over_layers_far_apart_have_gaps_and_their_whiskers_are_next_to_each_other(swept):
     wide = swept[~swept["control"]].replace({"layers": {"10": "30", "3": "4"}})
     figure = plots.effectiveness(wide, facet="truth")
     lines = [trace for trace in figure.data if trace.mode == "lines+markers" and trace.xaxis == "x"]
     assert list(figure.layout.xaxis.ticktext) == ["4", "5", "30", "3+5"]
-    for place in range(4):
-        found = [next(x for x in line.x if x is not None and abs(x - place) < 0.5) for line in lines]
-        assert len(set(found)) == len(lines)
-        assert max(found) + min(found) == pytest.approx(2 * place)
+    for position in range(4):
+        xs = [next(x for x in line.x if x is not None and abs(x - position) < 0.5) for line in lines]
+        assert len(set(xs)) == len(lines)
+        assert max(xs) + min(xs) == pytest.approx(2 * position)
     for line in lines:  # nothing is drawn from 5 to 30, nor to the set
         assert [x is None or x != x for x in line.x] == [False, False, True, False, True, False]
 
@@ -800,46 +797,46 @@ def test_a_few_layers_far_apart_stand_one_by_one_and_their_whiskers_aside(swept)
 def test_a_printed_figure_has_the_width_of_a_column_or_page_and_nothing_to_click(detected, to, millimetres):
     figure = plots.signal_detection(detected, layer=5)
     before = json.loads(figure.to_json())
-    printed = plots.sized(figure, to)
+    printed = plots.for_print(figure, to)
     assert json.loads(figure.to_json()) == before
     assert printed.layout.width == pytest.approx(millimetres / 25.4 * 96, abs=1)
     assert not printed.layout.sliders
     assert printed.layout.title.text is None
     assert printed.layout.legend.orientation == "h"
     assert [trace.visible for trace in printed.data] == [trace.visible for trace in figure.data]
-    assert plots.sized(figure, to, title=True, height=500).layout.height >= 500
-    assert plots.sized(figure, to, title=True).layout.title.text == figure.layout.title.text
-    assert_raises("'column' or 'page'", plots.sized, figure, "poster")
+    assert plots.for_print(figure, to, title=True, height=500).layout.height >= 500
+    assert plots.for_print(figure, to, title=True).layout.title.text == figure.layout.title.text
+    assert_raises("'column' or 'page'", plots.for_print, figure, "poster")
 
 
 def test_dose_response_goes_through_the_unsteered_cell_from_negative_to_positive(swept):
     figure = plots.dose_response(swept, facet="truth")
-    for kind, axis in (("true", "x"), ("false", "x2")):
+    for truth, axis in (("true", "x"), ("false", "x2")):
         (line,) = [trace for trace in figure.data if trace.name == "5" and trace.xaxis == axis]
         assert list(line.x) == [-0.4, -0.2, 0.0, 0.2, 0.4]
-        rows = swept[(swept["truth"] == kind) & ((swept["vector"] == "honesty") & (swept["layers"] == "5"))]
-        want = rows.dropna(subset="multiplier").sort_values("multiplier")["shift"].tolist()
-        want.insert(2, cell(swept, operation="none", truth=kind)["shift"])
-        assert list(line.y) == want
+        rows = swept[(swept["truth"] == truth) & ((swept["vector"] == "honesty") & (swept["layers"] == "5"))]
+        expected = rows.dropna(subset="multiplier").sort_values("multiplier")["shift"].tolist()
+        expected.insert(2, row_of(swept, operation="none", truth=truth)["shift"])
+        assert list(line.y) == expected
     assert named(figure, "3+5").line.dash == "dot"
 
 
 def test_dose_response_shows_what_controls_of_either_sign_reach_at_each_dose_and_layer(swept):
     figure = plots.dose_response(swept, facet="truth")
-    for kind, axis in (("true", "x"), ("false", "x2")):
+    for truth, axis in (("true", "x"), ("false", "x2")):
         bands = [trace for trace in figure.data if trace.name == "controls" and trace.xaxis == axis]
         assert len(bands) == len(LAYERS)
-        before = cell(swept, operation="none", truth=kind)["shift"]
-        wanted = set()
+        before = row_of(swept, operation="none", truth=truth)["shift"]
+        expected = set()
         for layers in LAYERS:
             small, large = (
-                control_values(swept, size, layers=layers, truth=kind)["shift"].agg(["min", "max"])
+                control_values(swept, size, layers=layers, truth=truth)["shift"].agg(["min", "max"])
                 for size in (2, 4)
             )
             high = [large["max"], small["max"], before, small["max"], large["max"]]
             low = [large["min"], small["min"], before, small["min"], large["min"]]
-            wanted.add((*high, *low))
-        assert {tuple(trace.y) for trace in bands} == wanted
+            expected.add((*high, *low))
+        assert {tuple(trace.y) for trace in bands} == expected
         assert {tuple(trace.x[:5]) for trace in bands} == {(-0.4, -0.2, 0.0, 0.2, 0.4)}
         # one opaque grey: bands that lie upon each other look like one
         assert {(trace.fillcolor, trace.fill) for trace in bands} == {(bands[0].fillcolor, "toself")}
@@ -851,9 +848,9 @@ def test_controls_of_one_sign_have_a_band_on_both_sides(swept):
     half = swept[~swept["control"] | (swept["multiplier"] > 0)]
     figure = plots.dose_response(half, facet="truth")
     (band, *_) = (trace for trace in figure.data if trace.name == "controls")
-    places = np.array(band.x)
-    assert places.min() == pytest.approx(-places.max())
-    assert places.max() > 0
+    positions = np.array(band.x)
+    assert positions.min() == pytest.approx(-positions.max())
+    assert positions.max() > 0
 
 
 def test_a_dose_within_its_own_layers_controls_is_a_ring(pooled):
@@ -861,27 +858,27 @@ def test_a_dose_within_its_own_layers_controls_is_a_ring(pooled):
     for layers in LAYERS:
         line = named(figure, layers)
         (dots,) = [t for t in figure.data if t.mode == "markers" and t.legendgroup == layers]
-        wanted = []
+        expected = []
         for x, y in zip(line.x, line.y, strict=True):
             null = control_values(pooled, 10 * abs(x), layers=layers)["shift"] if x else pd.Series([0.0])
             if null.min() <= y <= null.max():
-                wanted.append((x, y))
-        assert list(zip(dots.x, dots.y, strict=True)) == wanted
+                expected.append((x, y))
+        assert list(zip(dots.x, dots.y, strict=True)) == expected
 
 
-def test_many_control_vectors_over_multipliers_are_one_band_and_few_are_lines(pooled):
-    table = sweep_table(controls=6, kinds=("all",)).drop(columns="truth")
-    axis = multiplier_axis(table, figure="any")
+def test_more_than_five_control_vectors_over_multipliers_are_one_band():
+    table = pooled_table(controls=6)
+    ranks = multiplier_ranks(table, caller="")
     for count in (5, 6):
-        chosen = table[~table["control"] | (table["vector"] < f"random {count}")]
-        (panel,) = panels_of(chosen, None, figure="any")
-        traces = list(control_lines(panel, "shift", axis, lambda row: ""))
+        rows = table[~table["control"] | (table["vector"] < f"random {count}")]
+        (panel,) = panels_of(rows, None, caller="")
+        traces = list(control_marks(panel, "shift", ranks, str))
         if count == 5:
             assert len(traces) == 5 * len(LAYERS)
             continue
         (band,) = traces
         assert list(band.x) == [0, 1, 2, 3, 3, 2, 1, 0]
-        small, large = (control_values(chosen, size)["shift"] for size in (2, 4))
+        small, large = (control_values(rows, size)["shift"] for size in (2, 4))
         high = [large.max(), small.max(), small.max(), large.max()]
         low = [large.min(), small.min(), small.min(), large.min()]
         np.testing.assert_allclose(band.y, [*high, *low])
@@ -898,8 +895,6 @@ def test_dose_response_takes_the_multiplier_where_no_dose_is_known(swept):
         assert list(line.x) == sorted({0.0, *multipliers})
         assert figure.layout.xaxis.title.text == "multiplier of the vector"
         assert "by multiplier" in figure.layout.title.text
-    assert_raises("no steered row has a dose", plots.dose_response, recorded, facet="truth", x="dose")
-    assert_raises("use 'dose' or 'multiplier'", plots.dose_response, recorded, facet="truth", x="layer")
 
 
 def test_many_layers_are_told_apart_by_a_colour_bar_instead_of_a_long_legend(pooled):
@@ -958,34 +953,13 @@ def test_signal_detection_keeps_its_axes_over_layers_and_says_what_they_mean(det
         assert axis.range[1] > max(real[f"{value}_high"].max(), detected[value].max())
     texts = texts_of(figure)
     assert any("hits 80%, false alarms 30%" in text for text in texts)
-    assert_raises(r"no layer 7 .* 3, 5, 10, 3\+5", plots.signal_detection, detected, layer=7)
 
 
-def test_what_is_no_table_and_a_factor_that_is_not_there_are_named(swept):
-    with pytest.raises(
-        ValueError, match=r"plots\.traces draws a table, not dict: give it the one that traces"
-    ):
-        require_columns({}, ["layer"], figure="traces", maker="traces(…)")
-    assert_raises("has no column 'politeness'; it has", plots.effectiveness, swept, facet="politeness")
-    with pytest.raises(ValueError, match="side by side first"):
-        plots.texts(pd.DataFrame({"prompt_id": [0], "prompt": ["a"], "multiplier": [1.0], "text": ["b"]}))
-
-
-# Words that figures and tables use for columns of their own.
+# Names of columns of figures and tables.
 FACTORS = (
-    "honest",
-    "value",
-    "rank",
-    "level",
-    "count",
-    "low",
-    "label",
-    "place",
-    "group",
-    "size",
-    "name",
-    "again",
-)
+    "honest", "value", "rank", "level", "count", "low", "label", "x", "y", "group", "size", "name", "again",
+    "row_name",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FACTORS)
@@ -998,7 +972,7 @@ def test_a_factor_may_have_any_name_and_only_drawn_columns_are_checked(name, swe
     for draw, table, factor in (
         (partial(plots.effectiveness, facet=name), swept, "truth"),
         (partial(plots.dose_response, facet=name), swept, "truth"),
-        (partial(plots.slopes, facet=name), slopes, "topic"),
+        (partial(plots.prompt_slopes, facet=name), slopes, "topic"),
         (partial(plots.steerability, facet=name), lines, "topic"),
         (partial(plots.projections, facet=name), projected, "truth"),
         (partial(plots.pca, colour=name), components, "truth"),
@@ -1013,7 +987,7 @@ def test_a_factor_may_have_any_name_and_only_drawn_columns_are_checked(name, swe
 @pytest.mark.parametrize("n_panels", [2, 3, 4])
 def test_long_titles_of_panels_do_not_run_into_each_other(n_panels):
     """At 700 pixels a panel has 540 / columns of them, and a character of the title about 6.8."""
-    figure = plots.dose_response(sweep_table(kinds=tuple("abcdef"[:n_panels])), facet="truth")
+    figure = plots.dose_response(sweep_table(truths=tuple("abcdef"[:n_panels])), facet="truth")
     titles = [axis.title.text for axis in figure.select_xaxes() if axis.title.text]
     assert "stream norm), signed" in titles[0].replace("<br>", " ")
     longest = max(len(line) for title in titles for line in title.split("<br>"))
@@ -1023,8 +997,8 @@ def test_long_titles_of_panels_do_not_run_into_each_other(n_panels):
 @pytest.mark.parametrize("n_layers", [12, 30, 48, 80])
 @pytest.mark.parametrize("columns", [1, 3])
 def test_layer_axes_have_a_few_ticks_of_whole_layers(n_layers, columns):
-    places = {str(layer): float(layer) for layer in range(n_layers)} | {"17+31": n_layers + 9.0}
-    *singles, layer_set = layer_axis(places, columns)["ticktext"]
+    positions = {str(layer): float(layer) for layer in range(n_layers)} | {"17+31": n_layers + 9.0}
+    *singles, layer_set = layer_axis(positions, columns)["ticktext"]
     assert layer_set == "17+31"
     assert 4 <= len(singles) <= 12
     assert np.ptp(np.diff(list(map(int, singles)))) == 0
@@ -1040,7 +1014,7 @@ def test_layer_axes_of_every_other_layer_have_ticks():
 def test_long_texts_are_not_cut_or_broken_within_a_special_token(longest):
     text = "Hello you<|im_end|>\n<|im_start|>assistant\n" + "x" * 40 + "<|im_end|>" * 3 + " [/INST] good bye"
     table = pd.DataFrame({"prompt_id": [0], "prompt": [text], **{name: [text] for name in "abcdef"}})
-    (column, *_) = plots.texts(table, longest=longest).data[0].cells["values"]
+    (column, *_) = plots.side_by_side(table, max_length=longest).data[0].cells["values"]
     shown = column[0].replace("&lt;", "<").replace("&gt;", ">").replace("<br>", "⏎")
     rest = re.sub(r"<\|im_(end|start)\|>|\[/INST\]", "", shown)
     assert not set(rest.replace("[…]", "")) & set("<|>[]/_I"), shown

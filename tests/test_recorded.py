@@ -822,12 +822,12 @@ def test_the_figure_shows_each_draw_and_all_together():
     more = steered.assign(layers="3+5")
     table = ts.evaluation.against_baselines(pd.concat([steered, more]), unsteered, resamples=50)
     for value in ("d_prime", "criterion"):
-        figure = ts.plots.baselines(table, value=value)
+        figure = ts.plots.against_baselines(table, value=value)
         assert [note.text for note in figure.layout.annotations][:2] == ["layer 3", "layer 3+5"]
         draws, together = figure.data[:2]
         rows = rows_of(table, layers="3")
         assert list(draws.y) == rows.loc[rows["draw"].notna(), f"{value}_change"].tolist()
         assert list(together.y) == rows.loc[rows["draw"].isna(), f"{value}_change"].tolist()
         assert "3 unsteered draws" in figure.layout.title.subtitle.text
-    assert_raises("use one of d_prime, criterion", ts.plots.baselines, table, value="auc")
-    assert_raises("same draw twice", ts.plots.baselines, pd.concat([table, table]))
+    assert_raises("'d_prime' or 'criterion'; got", ts.plots.against_baselines, table, value="auc")
+    assert_raises("same draw twice", ts.plots.against_baselines, pd.concat([table, table]))

@@ -552,7 +552,7 @@ def test_groups_share_a_scale_around_zero_and_the_difference_has_its_own():
     for axis, is_difference in (("coloraxis", False), ("coloraxis2", True)):
         limit = means.loc[means["difference"] == is_difference, "projection"].abs().max()
         assert (figure.layout[axis].cmin, figure.layout[axis].cmax) == (-limit, limit)
-    assert figure.layout.coloraxis.colorbar.title.text == "projection<br>(stream units)"
+    assert figure.layout.coloraxis.colorbar.title.text == "projection<br>(residual stream units)"
     assert figure.layout.coloraxis2.colorbar.title.text == "difference<br>in projection"
     bars = [figure.layout[axis].colorbar for axis in ("coloraxis", "coloraxis2")]
     assert bars[0].y - bars[0].len / 2 > bars[1].y + bars[1].len / 2  # beside their own panels
@@ -627,7 +627,7 @@ def test_spaces_and_line_breaks_of_a_token_can_be_seen_and_nothing_becomes_marku
     assert shown[3].startswith("averyveryveryl… ")
     (trace,) = heatmaps(figure)
     assert "&lt;b&gt;loud&lt;/b&gt; &amp; &#36;5" in trace.hovertemplate
-    everything = "".join(text for row in trace.text for text in row) + "".join(shown)
+    everything = "".join(text for row in trace.hovertext for text in row) + "".join(shown)
     assert "<b>" not in everything.replace("<b>layer", "")
     assert "$" not in everything.replace("&#36;", "")
     assert "averyveryverylongtoken" in everything
@@ -638,14 +638,14 @@ def test_the_hover_says_token_number_and_interval():
     figure = plots.traces(means)
     honest = next(trace for trace in heatmaps(figure) if trace.name == "honest")
     (row,) = row_of(means, persona="honest", layer=9, position=0).to_dict("records")
-    text = honest.text[list(honest.y).index("9")][list(honest.x).index(0)]
+    text = honest.hovertext[list(honest.y).index("9")][list(honest.x).index(0)]
     assert "<b>layer 9, position 0</b>" in text
     assert "honest, n = 5" in text
     assert "commonest token t0 (40%)" in text
     low, high = (f"{row[f'cosine_{end}']:.3g}".replace("-", "−") for end in ("low", "high"))
     assert f"[{low}, {high}]" in text
     assert "n in the hover" in figure.layout.title.subtitle.text
-    assert "1 to 6 prompts a panel" in figure.layout.title.subtitle.text
+    assert "1 to 6 prompts per panel" in figure.layout.title.subtitle.text
 
 
 def test_a_steered_an_unsteered_run_and_their_difference_in_one_figure():
@@ -659,7 +659,7 @@ def test_a_steered_an_unsteered_run_and_their_difference_in_one_figure():
     assert [trace.coloraxis for trace in heatmaps(figure)] == ["coloraxis", "coloraxis", "coloraxis2"]
     alone = plots.traces(difference)
     assert heatmaps(alone)[0].coloraxis == "coloraxis2"
-    assert "difference in cosine" in heatmaps(alone)[0].text[0][0]
+    assert "difference in cosine" in heatmaps(alone)[0].hovertext[0][0]
 
 
 @pytest.mark.parametrize(
@@ -668,9 +668,9 @@ def test_a_steered_an_unsteered_run_and_their_difference_in_one_figure():
         (trace_table(), {}, "several rows share their layer and position: take their mean with mean_traces"),
         (trace_table(), {"facet": "persona"}, "layer and position where persona is"),
         (trace_table(), {"facet": "prompt_id"}, "'prompt_id' has 11 values, at most 6 panels"),
-        (trace_table(), {"value": "length"}, "value='length' is unknown: use 'cosine' or 'projection'"),
-        (trace_table(), {"facet": "sex"}, r"plots.traces: the table has no column 'sex'"),
-        (trace_table()[:0], {}, "without rows"),
+        (trace_table(), {"value": "length"}, "got 'length'"),
+        (trace_table(), {"facet": "sex"}, r"plots.traces: the table lacks the columns sex"),
+        (trace_table()[:0], {}, "has no rows"),
     ],
 )
 def test_tables_that_make_no_heatmap_are_refused(table, options, message):

@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tl_steer.plots.template import BLUE, GREEN, ORANGE, styled
+from tl_steer.plots.style import BLUE, GREEN, ORANGE, styled
 
 from .jobs import GROWTHS, PLAIN_EVERY, SHARED_EVERY, SHARED_LAST, Study
 

@@ -1,97 +1,54 @@
-"""Figures from tables: each function takes a tidy DataFrame and gives a `plotly.graph_objects.Figure`.
+"""Figures from tables: each function takes a tidy DataFrame and returns a `plotly.graph_objects.Figure`.
 
-They compute no statistic, show nothing and save nothing. plotly is loaded with the first figure.
+A figure has the name of the function whose table it draws. Figures compute no inferential statistics, and
+neither show nor save. plotly is imported with the first figure.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .agreement_curves import agreement
-    from .baseline_dots import baselines
-    from .choice_dots import choices
-    from .component_factor_heatmap import component_factors
-    from .confound_heatmap import confounds
-    from .damage_curves import damage
-    from .dose_curves import dose_response
-    from .effect_damage_plane import effect_and_damage
-    from .effectiveness_curves import effectiveness
-    from .embedding_curves import embedding_scores
-    from .estimator_curves import estimators
-    from .judgement_curves import judgements
-    from .logit_lens_heatmap import logit_lens
-    from .mean_projection_curves import mean_projections
-    from .pca_scatter import pca
-    from .projection_histograms import projections
-    from .separation_curve import separation
-    from .signal_plane import signal_detection
-    from .sizes import sized
-    from .slope_histogram import slopes
-    from .steerability_curves import steerability
-    from .text_table import texts
-    from .trace_heatmaps import traces
-    from .vector_component_histogram import vector_components
+    from .comparisons import against_baselines, choose, compare_estimators
+    from .components import pca, vector_components
+    from .heat_maps import component_factors, confounds, logit_lens
+    from .histograms import projections
+    from .layer_curves import agreement, mean_projections, separation
+    from .multiplier_curves import damage, embedding_scores, preference
+    from .planes import effect_and_damage, signal_detection
+    from .slope_figures import prompt_slopes, steerability
+    from .style import for_print
+    from .sweep_curves import dose_response, effectiveness
+    from .text_table import side_by_side
+    from .trace_maps import traces
+
+_MODULES = {
+    "comparisons": ("against_baselines", "choose", "compare_estimators"),
+    "components": ("pca", "vector_components"),
+    "heat_maps": ("component_factors", "confounds", "logit_lens"),
+    "histograms": ("projections",),
+    "layer_curves": ("agreement", "mean_projections", "separation"),
+    "multiplier_curves": ("damage", "embedding_scores", "preference"),
+    "planes": ("effect_and_damage", "signal_detection"),
+    "slope_figures": ("prompt_slopes", "steerability"),
+    "style": ("for_print",),
+    "sweep_curves": ("dose_response", "effectiveness"),
+    "text_table": ("side_by_side",),
+    "trace_maps": ("traces",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "agreement",
-    "baselines",
-    "choices",
-    "component_factors",
-    "confounds",
-    "damage",
-    "dose_response",
-    "effect_and_damage",
-    "effectiveness",
-    "embedding_scores",
-    "estimators",
-    "judgements",
-    "logit_lens",
-    "mean_projections",
-    "pca",
-    "projections",
-    "separation",
-    "signal_detection",
-    "sized",
-    "slopes",
-    "steerability",
-    "texts",
-    "traces",
-    "vector_components",
-]
-
-# No module is named like its function: importing it would put the module in the function's place.
-_HOMES = {
-    "agreement": "agreement_curves",
-    "baselines": "baseline_dots",
-    "choices": "choice_dots",
-    "component_factors": "component_factor_heatmap",
-    "confounds": "confound_heatmap",
-    "damage": "damage_curves",
-    "dose_response": "dose_curves",
-    "effect_and_damage": "effect_damage_plane",
-    "effectiveness": "effectiveness_curves",
-    "embedding_scores": "embedding_curves",
-    "estimators": "estimator_curves",
-    "judgements": "judgement_curves",
-    "logit_lens": "logit_lens_heatmap",
-    "mean_projections": "mean_projection_curves",
-    "pca": "pca_scatter",
-    "projections": "projection_histograms",
-    "separation": "separation_curve",
-    "signal_detection": "signal_plane",
-    "sized": "sizes",
-    "slopes": "slope_histogram",
-    "steerability": "steerability_curves",
-    "texts": "text_table",
-    "traces": "trace_heatmaps",
-    "vector_components": "vector_component_histogram",
-}
+    "against_baselines", "agreement", "choose", "compare_estimators", "component_factors", "confounds",
+    "damage", "dose_response", "effect_and_damage", "effectiveness", "embedding_scores", "for_print",
+    "logit_lens", "mean_projections", "pca", "preference", "projections", "prompt_slopes", "separation",
+    "side_by_side", "signal_detection", "steerability", "traces", "vector_components",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}.")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

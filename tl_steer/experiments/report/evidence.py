@@ -194,7 +194,7 @@ def _steerability(results: Results) -> Section | None:
     )
     figures = [
         drawn("steerability", plots.steerability, table),
-        drawn("slopes", plots.slopes, results.slopes, layer=layers),
+        drawn("slopes", plots.prompt_slopes, results.slopes, layer=layers),
     ]
     return Section("steerability", "Which questions move, and which way?", read, figures)
 
@@ -232,7 +232,7 @@ def _damage(results: Results) -> Section | None:
         "token; +0.1 is a tenth more perplexity). " + damage_finding(cost, results.usable, results.chosen)
     )
     has_damage = (cost["kl"] > 0).any()
-    figures = [drawn("damage", plots.effect_and_damage, cost, effect=effect)] if has_damage else []
+    figures = [drawn("damage", plots.effect_and_damage, cost, label=effect)] if has_damage else []
     return Section("damage", "What does it cost?", read, figures, [cost_table(cost, effect=effect)])
 
 

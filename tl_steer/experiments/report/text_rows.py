@@ -7,7 +7,7 @@ from itertools import takewhile
 
 import pandas as pd
 
-from ...plots.labels import prompt_labels
+from ...plots.format import prompt_labels
 from ...sweeps.sweep_table import DRAW, UNSTEERED, rows_of, text_keys
 from .number_format import plain, signed
 from .report_tables import Table

@@ -1,0 +1,300 @@
+"""Tables by layer as curves with bands: separation, agreement, mean projections."""
+
+from functools import partial
+from typing import Any, Literal
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from .._util.validation import checked
+from .axes import layer_range
+from .format import axis_title, counted, escape, hover, interval, level, levels, number
+from .marks import DASHED, band, curve, curve_with_band
+from .panels import figure_table, with_ends
+from .style import CONTROL, DASHES, INK, PANEL_TITLE_SIZE, Style, level_colours, styled, translucent
+
+SEPARATION_COLUMNS = (
+    "layer", "paired_accuracy", "paired_accuracy_low", "paired_accuracy_high", "auc", "d_prime",
+    "null_low", "null_high", "null_mean", "p_value", "p_corrected", "null_max", "pairs", "folds", "method",
+)  # fmt: skip
+ALPHA = 0.05  # of p_corrected
+AGREEMENT_PANELS = {
+    "split_half": "vectors of two halves",
+    "single": "single pairs with the vector",
+    "between": "with the other methods’ vectors",
+    "cone": "95% of resampled vectors lie within",
+}
+AGREEMENT_COLUMNS = (
+    "layer", "method", "split_half", "split_half_low", "split_half_high", "split_half_null", "reliability",
+    "single", "single_low", "single_high", "cone", "between", "pairs",
+)  # fmt: skip
+MEAN_COLUMNS = {
+    "layer", "n", "effect", "rank", "projection_rank",
+    *with_ends("projection", "cosine", "spread"),
+}  # fmt: skip
+TOP_RANKS = 3  # layers whose rank is written at their point
+
+
+@checked
+def separation(table: pd.DataFrame) -> go.Figure:
+    """Held-out paired accuracy by layer with its interval, over that of shuffled labels.
+
+    The grey band is pointwise: the middle 95 % of shuffles at each layer. The dotted line is simultaneous:
+    only 5 % of shuffles have any layer above it. The subtitle counts the layers above the dotted line, where
+    p_corrected is at most 0.05.
+
+    Args:
+        table: from `analysis.separation`; several in one (`pandas.concat`) give a line per `method`, or per
+            `vector` where there is such a column.
+
+    Raises:
+        ValueError: another table.
+    """
+    table = figure_table(table, "separation", *SEPARATION_COLUMNS)
+    by = "vector" if "vector" in table.columns else "method"
+    colours = level_colours(dict.fromkeys(table[by].map(level)))
+    parts = {name: table[table[by].map(level) == name].sort_values("layer") for name in colours}
+    figure = go.Figure()
+    for rank, rows in enumerate(parts.values()):
+        if rows["null_low"].notna().any():  # with shuffles=0 there is no null
+            figure.add_traces(_shuffled(rows, opacity=0.5 / (len(parts) + 0.5), is_first=rank == 0))
+    for name, rows in parts.items():
+        if rows["null_max"].notna().any():
+            figure.add_trace(_threshold(rows, CONTROL if len(parts) == 1 else colours[name]))
+        style = Style(escape(name), colours[name])
+        text = partial(_separation_hover, name=style.name)
+        figure.add_traces(curve_with_band(rows, "paired_accuracy", style, text, opacity=0.18))
+    figure.add_hline(y=0.5, line=DASHED)
+    right = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom"}
+    figure.add_annotation(y=0.5, text="chance", showarrow=False, **right)
+    lowest = min(0.3, table[["paired_accuracy_low", "null_low"]].min(axis=None))
+    figure.update_xaxes(title_text="layer", **layer_range(table["layer"]))
+    figure.update_yaxes(title_text=axis_title("paired_accuracy"), range=[lowest - 0.03, 1.02])
+    counts = f"{counted(table['pairs'], 'pair')}, {counted(table['folds'], 'fold')}"
+    method = f"{escape(next(iter(parts)))}, " if len(parts) == 1 else ""
+    subtitle = f"{method}{counts}; band: 95% interval{_significant(list(parts.values()))}"
+    return styled(figure, "Do held-out pairs separate?", subtitle)
+
+
+def _shuffled(rows: pd.DataFrame, *, opacity: float, is_first: bool) -> list[go.Scatter]:
+    """The null's band and mean by layer."""
+    names = {"legendgroup": "null", "showlegend": is_first, "name": "shuffled labels, 95%<br>at each layer"}
+    around = band(rows["layer"], rows["null_low"], rows["null_high"], translucent(CONTROL, opacity), **names)
+    mean = curve(rows, "null_mean", Style("their mean", CONTROL), x="layer", mode="lines", width=1)
+    return [around, mean.update(legendgroup="null", showlegend=False)]
+
+
+def _threshold(rows: pd.DataFrame, colour: str) -> go.Scatter:
+    """The paired accuracy that 5 % of shuffles exceed at any layer."""
+    ends = pd.DataFrame({"x": layer_range(rows["layer"])["range"], "y": rows["null_max"].iloc[0]})
+    style = Style("shuffled labels, 95%<br>at all layers together", colour, "dot")
+    return curve(ends, "y", style, mode="lines", width=1.5)
+
+
+def _separation_hover(row: dict[str, Any], name: str) -> str:
+    null, low, high = (number(row[f"null_{end}"]) for end in ("mean", "low", "high"))
+    return hover(
+        f"<b>layer {row['layer']}</b>, {name}",
+        f"paired accuracy {interval(row, 'paired_accuracy')}",
+        f"AUC {number(row['auc'])}, d′ {number(row['d_prime'])}",
+        f"shuffled labels {null} [{low}, {high}], p = {number(row['p_value'], '.2g')} for this layer alone",
+        f"corrected for all layers p = {number(row['p_corrected'], '.2g')}",
+    )
+
+
+def _significant(parts: list[pd.DataFrame]) -> str:
+    """At how many layers of each line p_corrected is at most 0.05; "" without a null."""
+    tested = [rows for rows in parts if rows["p_corrected"].notna().any()]
+    if not tested:
+        return ""
+    if any(rows["null_max"].isna().all() for rows in tested):
+        return f"; 19 shuffles or more are needed to reach p ≤ {ALPHA}"
+    *first, last = [str(int((rows["p_corrected"] <= ALPHA).sum())) for rows in tested]
+    text = f"{', '.join(first)} and {last}" if first else last
+    in_order = ", line by line" if first else ""
+    layers = counted(map(len, tested), "layer")
+    return f"; p ≤ {ALPHA}, corrected for all layers, at {text} of {layers}{in_order}"
+
+
+@checked
+def agreement(table: pd.DataFrame) -> go.Figure:
+    """Agreement of vectors of the same pairs by layer, a line per method.
+
+    Args:
+        table: from `analysis.agreement`.
+
+    Raises:
+        ValueError: another table, or several rows for a layer and method.
+
+    Below the dotted line, halves agree no better than with shuffled labels. With one method, the area below
+    it is shaded, and bands are the middle 95 % of splits and of pairs; with several these are in the hover.
+    Panels without values are left out.
+    """
+    table = figure_table(table, "agreement", *AGREEMENT_COLUMNS)
+    if table.duplicated(["layer", "method"]).any():
+        raise ValueError(
+            "plots.agreement: a layer and method is there twice: expected one table. Select one."
+        )
+    colours = level_colours(dict.fromkeys(table["method"].map(level)))
+    values = [name for name in AGREEMENT_PANELS if table[name].notna().any()]
+    columns = 3 if len(values) == 3 else 2
+    figure = _agreement_panels(values, columns)
+    for index, value in enumerate(values):
+        for method, colour in colours.items():
+            rows = table[table["method"].map(level) == method].sort_values("layer")
+            traces = _agreement_curve(rows, value, Style(escape(method), colour), is_single=len(colours) == 1)
+            traces[-1].showlegend = index == 0
+            figure.add_traces(traces, rows=index // columns + 1, cols=index % columns + 1)
+    figure.update_xaxes(**layer_range(table["layer"]))
+    is_tall = len(values) > columns
+    legend = {"orientation": "h", "x": 0, "y": -0.13 if is_tall else -0.22, "yanchor": "top"}
+    figure.update_layout(legend=legend, margin={"t": 104, "r": 24})
+    bands = "; bands: the middle 95% of splits and of pairs" * (len(colours) == 1)
+    dotted = f"{counted(table['pairs'], 'pair')}; dotted: 97.5% with shuffled labels, at each layer alone"
+    height = 660 if is_tall else 420
+    return styled(figure, "Do vectors of these pairs agree?", dotted + bands, height=height)
+
+
+def _agreement_panels(values: list[str], columns: int) -> go.Figure:
+    figure = make_subplots(
+        rows=-(-len(values) // columns),
+        cols=min(len(values), columns),
+        horizontal_spacing=0.09,
+        vertical_spacing=0.13,
+        subplot_titles=[AGREEMENT_PANELS[name] for name in values],
+    )
+    figure.update_annotations(font_size=PANEL_TITLE_SIZE)
+    figure.update_yaxes(rangemode="tozero")
+    for index, name in enumerate(values):
+        at = {"row": index // columns + 1, "col": index % columns + 1}
+        figure.update_yaxes(title_text="degrees" if name == "cone" else "cosine", **at)
+        if index >= len(values) - columns:
+            figure.update_xaxes(title_text="layer", **at)
+    return figure
+
+
+def _agreement_curve(rows: pd.DataFrame, value: str, style: Style, *, is_single: bool) -> list[go.Scatter]:
+    """Bands and line of one method in one panel; the line is the last."""
+    traces = []
+    if value == "split_half" and rows["split_half_null"].notna().any():
+        null = rows["split_half_null"]
+        if is_single:
+            floor = [min(0.0, null.min())] * len(rows)
+            traces.append(band(rows["layer"], floor, null, translucent(CONTROL, 0.2)))
+        dotted = Style(style.name, style.colour, "dot")
+        traces.append(curve(rows, "split_half_null", dotted, x="layer", mode="lines", width=1.5))
+    text = partial(_agreement_hover, method=style.name)
+    around, line = [], curve(rows, value, style, text, x="layer", size=4, legendgroup=style.name)
+    if is_single and f"{value}_low" in rows and rows[f"{value}_low"].notna().all():
+        around = [curve_with_band(rows, value, style, text)[0]]
+    traces = [each.update(legendgroup=style.name, showlegend=False) for each in [*traces, *around]]
+    return [*traces, line]
+
+
+def _agreement_hover(row: dict[str, Any], method: str) -> str:
+    reliability = f"expected with that of all such pairs {number(row['reliability'])}"
+    return hover(
+        f"<b>layer {row['layer']}</b>, {method}, {row['pairs']:.0f} pairs",
+        f"halves {interval(row, 'split_half')}, shuffled labels {number(row['split_half_null'])}",
+        f"single pairs {interval(row, 'single')}",
+        f"other methods {number(row['between'])}, cone {number(row['cone'])}°",
+        "" if pd.isna(row["reliability"]) else reliability,
+    )
+
+
+@checked
+def mean_projections(
+    table: pd.DataFrame, *, value: Literal["projection", "cosine"] = "projection"
+) -> go.Figure:
+    """Means by layer with 95% bands, a line per level; below, the spread, and the difference of the pairs.
+
+    Args:
+        table: from `analysis.mean_projections`, by "side" (colours) and at most one factor (dashes), or by
+            one factor.
+        value: "cosine" has no panel of the spread.
+
+    Raises:
+        ValueError: another table, several factors, or too many levels.
+
+    The numbers at the differences are the first ranks by effect (the difference in standard deviations of the
+    pairs), which need not be the highest points: projections grow with the residual stream.
+    """
+    values = [value, "spread"] if value == "projection" else [value]
+    table = figure_table(table, "mean_projections", "layer", "n", *with_ends(*values))
+    by = [name for name in table.columns if name not in MEAN_COLUMNS]
+    if not by or len(set(by) - {"side"}) > 1:
+        raise ValueError(
+            f"plots.mean_projections: the table is split by {by}: expected 'side' and at most one "
+            "factor. Select one value of the others and drop their columns."
+        )
+    colour = "side" if "side" in by else by[0]
+    dash = next((name for name in by if name != colour), None)
+    is_difference = table["side"] == "difference" if colour == "side" else pd.Series(False, table.index)
+    has_differences = bool(is_difference.any())
+    figure = _mean_panels(values, has_differences=has_differences)
+    for row, name in enumerate(values, start=1):
+        for traces in _level_curves(table[~is_difference], name, colour, dash):
+            traces[-1].showlegend = row == 1
+            figure.add_traces(traces, rows=row, cols=1)
+    for traces in _level_curves(table[is_difference], value, colour, dash):
+        figure.add_traces(traces, rows=len(values) + 1, cols=1)
+    figure.update_xaxes(**layer_range(table["layer"]))
+    figure.update_layout(legend_title_text=escape(", ".join(by)))
+    n, noun = (table["n"][is_difference], "pair") if has_differences else (table["n"], "prompt")
+    ranks = "; 1, 2, 3: the largest effects" if has_differences and value == "projection" else ""
+    subtitle = f"{counted(n, noun)} per point; bands: 95% intervals{ranks}"
+    title = f"Mean {value}{' and spread' * (len(values) > 1)} by layer"
+    height = 460 + 140 * (len(values) - 1) + 100 * has_differences
+    return styled(figure, title, subtitle, height=height)
+
+
+def _mean_panels(values: list[str], *, has_differences: bool) -> go.Figure:
+    heights = [0.62, 0.3][: len(values)] + [0.38] * has_differences
+    figure = make_subplots(
+        rows=len(heights),
+        cols=1,
+        shared_xaxes=True,
+        vertical_spacing=0.05,
+        row_heights=[height / sum(heights) for height in heights],
+    )
+    figure.update_xaxes(title_text="layer", row=len(heights))
+    figure.update_yaxes(title_text=f"mean {axis_title(values[0])}", row=1)
+    if len(values) > 1:
+        figure.update_yaxes(title_text=axis_title("spread"), rangemode="tozero", row=2)
+    if has_differences:
+        figure.update_yaxes(title_text="positive − negative", row=len(heights), zeroline=False)
+        figure.add_hline(y=0, line=DASHED, row=len(heights), col=1)
+    return figure
+
+
+def _level_curves(table: pd.DataFrame, value: str, colour: str, dash: str | None) -> list[list[go.Scatter]]:
+    """Band and line of each level of the `colour` factor (a difference in ink) and of the `dash` factor."""
+    names = levels(table[colour])
+    colours = {"difference": INK} if names == ["difference"] else level_colours(names)
+    dashes = dict(zip(levels(table[dash]), DASHES, strict=False)) if dash else {"": "solid"}
+    if dash and table[dash].nunique(dropna=False) > len(DASHES):
+        raise ValueError(f"{dash!r} has {len(levels(table[dash]))} values: expected at most {len(DASHES)}.")
+    curves = []
+    for name, shade in colours.items():
+        for part, style in dashes.items():
+            rows = table[table[colour].map(level) == name]
+            rows = rows[rows[dash].map(level) == part] if dash else rows
+            label = f"{name}, {part}" if dash else name
+            text = partial(_mean_hover, value=value, name=label)
+            around, line = curve_with_band(rows, value, Style(escape(label), shade, style), text)
+            if name == "difference" and value == "projection" and "rank" in rows:
+                line.update(mode="lines+markers+text", textposition="top center", textfont_size=12)
+                ranks = rows.sort_values("layer")["rank"]
+                line.text = (
+                    ranks.astype(float).map("{:.0f}".format).where((ranks <= TOP_RANKS).fillna(False), "")
+                )
+            curves.append([around, line])
+    return curves
+
+
+def _mean_hover(row: dict[str, Any], value: str, name: str) -> str:
+    ranks = f"(rank {row.get('rank')}; by projection {row.get('projection_rank')})"
+    effect = "" if pd.isna(row.get("effect")) else f"effect {number(row['effect'])} {ranks}"
+    heading = f"<b>layer {row['layer']}</b>, {escape(name)}, n = {row['n']:.0f}"
+    return hover(heading, f"{value} {interval(row, value)}", effect)
