@@ -23,21 +23,21 @@ INDEXING = {  # the indices of a tensor may lie on the CPU
 class Elsewhere(torch.Tensor):
     """A tensor that says it is on a device that is not there."""
 
-    held: torch.Tensor
+    cpu_tensor: torch.Tensor
 
     @staticmethod
-    def __new__(cls, held: torch.Tensor, device: torch.device) -> "Elsewhere":
-        made = torch.Tensor._make_wrapper_subclass(
+    def __new__(cls, cpu_tensor: torch.Tensor, device: torch.device) -> "Elsewhere":
+        wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
-            held.size(),
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
+            cpu_tensor.size(),
+            strides=cpu_tensor.stride(),
+            storage_offset=cpu_tensor.storage_offset(),
+            dtype=cpu_tensor.dtype,
             device=device,
-            requires_grad=held.requires_grad,
+            requires_grad=cpu_tensor.requires_grad,
         )
-        made.held = held
-        return made
+        wrapper.held = cpu_tensor
+        return wrapper
 
     def __repr__(self) -> str:
         return f"Elsewhere({self.held}, {self.device})"
@@ -54,7 +54,7 @@ class Elsewhere(torch.Tensor):
 
 
 class FakeDevices(TorchDispatchMode):
-    """While this is entered, tensors can be made on, and moved to, devices that are not there."""
+    """Tensors can be made on, and moved to, devices that are not there."""
 
     def __init__(self, *, float64: bool = True) -> None:
         super().__init__()
@@ -80,27 +80,29 @@ class FakeDevices(TorchDispatchMode):
 
 def computed(func: Any, args: tuple, kwargs: dict) -> Any:
     """What an operation gives: on the CPU, and told to be where its operands are."""
-    wanted = kwargs.get("device")
-    place = _place(func, args, kwargs)
-    if wanted is not None:
-        place = torch.device(wanted)
+    requested = kwargs.get("device")
+    device = _device_of(func, args, kwargs)
+    if requested is not None:
+        device = torch.device(requested)
         kwargs = kwargs | {"device": CPU}
-    if wanted is not None and place.type == KIND and place.index is None:
-        place = torch.device(KIND, 0)
-    result = func(*tree_map(_held, args), **tree_map(_held, kwargs))
-    if place == CPU:
+    if requested is not None and device.type == KIND and device.index is None:
+        device = torch.device(KIND, 0)
+    result = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
+    if device == CPU:
         return result
-    given = {id(each.held): each for each in tree_flatten(args)[0] if isinstance(each, Elsewhere)}
+    wrappers = {id(each.held): each for each in tree_flatten(args)[0] if isinstance(each, Elsewhere)}
 
     def there(each: Any) -> Any:
         if not isinstance(each, torch.Tensor) or isinstance(each, Elsewhere):
             return each
-        return given[id(each)] if id(each) in given else Elsewhere(each, place)  # in place: the same tensor
+        return (
+            wrappers[id(each)] if id(each) in wrappers else Elsewhere(each, device)
+        )  # in place: the same tensor
 
     return tree_map(there, result)
 
 
-def _place(func: Any, args: tuple, kwargs: dict) -> torch.device:
+def _device_of(func: Any, args: tuple, kwargs: dict) -> torch.device:
     """Where the operands are.
 
     Raises:
@@ -115,15 +117,15 @@ def _place(func: Any, args: tuple, kwargs: dict) -> torch.device:
             values = tensors
         elif all(each.device in (CPU, args[0].device) for each in tensors if not _is_in(each, values)):
             tensors = [each for each in values if isinstance(each, torch.Tensor)]
-    places = {each.device for each in tensors if each.ndim or each.device != CPU} or {CPU}
-    if len(places) > 1:
-        raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {places}.")
-    return places.pop()
+    devices = {each.device for each in tensors if each.ndim or each.device != CPU} or {CPU}
+    if len(devices) > 1:
+        raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {devices}.")
+    return devices.pop()
 
 
 def _is_in(one: torch.Tensor, others: list) -> bool:
     return any(one is other for other in others)
 
 
-def _held(value: Any) -> Any:
+def _on_cpu(value: Any) -> Any:
     return value.held if isinstance(value, Elsewhere) else value

@@ -20,7 +20,7 @@ from tl_steer._scoring import choice_logits
 from tl_steer.analysis import logit_lens
 from tl_steer.directions import SteeringVector, mean_difference
 from tl_steer.engine import logits_of, residual
-from tl_steer.engine.batches import left_padded
+from tl_steer.engine.plain import left_padded
 from tl_steer.engine.support import obstacle
 from tl_steer.errors import HookDidNotFireError, ModelMismatchError
 from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer

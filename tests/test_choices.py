@@ -4,13 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from tl_steer._scoring import choice_logits, plan_choices, score_cells
+from tl_steer._scoring import choice_logits, plan_choices
 from tl_steer.errors import EmptySelectionError
 from tl_steer.interventions import Add
 from tl_steer.models import load_model, tokenize
 from tl_steer.positions import generated_tokens, parse_positions
 
-from .tiny_model import TABLE, Change, made_vector, make_model, run_alone, sentence_tokenizer, word_tokenizer
+from .tiny_model import (
+    TABLE,
+    Change,
+    made_vector,
+    make_model,
+    run_alone,
+    score,
+    sentence_tokenizer,
+    word_tokenizer,
+)
 
 MODEL = make_model(word_tokenizer())
 PROMPTS = ["a b c :", "d :", "e f g h i j :"]
@@ -25,14 +34,14 @@ def log_probability(logits, ids, start):
         - np.log(np.exp(rows - rows.max(-1, keepdims=True)).sum(-1, keepdims=True))
         - rows.max(-1, keepdims=True)
     )
-    return sum(rows[place - 1, ids[place]] for place in range(start, len(ids)))
+    return sum(rows[index - 1, ids[index]] for index in range(start, len(ids)))
 
 
 def by_hand(prompt, pair, logits_of, tokenizer=MODEL.tokenizer):
     """Both scores: the log-probability of every token that a choice adds to the prompt."""
-    asked = len(tokenizer(prompt)["input_ids"])
+    length = len(tokenizer(prompt)["input_ids"])
     both = [tokenizer(prompt + " " + choice)["input_ids"] for choice in pair]
-    return [log_probability(logits_of(ids), ids, asked) for ids in both]
+    return [log_probability(logits_of(ids), ids, length) for ids in both]
 
 
 def require(row, scores):
@@ -86,11 +95,11 @@ def test_reviews_and_letters_of_the_embedded_model_equal_hugging_face(embedded, 
     table = choice_logits(embedded, prompts, pairs)
     for prompt, pair, (_, row) in zip(prompts, pairs, table.iterrows(), strict=True):
         both = [tokenizer(prompt + choice)["input_ids"] for choice in pair]
-        asked = len(tokenizer(prompt)["input_ids"])
+        length = len(tokenizer(prompt)["input_ids"])
         scores = []
         for ids in both:
             with torch.no_grad():
-                scores.append(log_probability(hf_model(torch.tensor([ids])).logits[0], ids, asked))
+                scores.append(log_probability(hf_model(torch.tensor([ids])).logits[0], ids, length))
         require(row, scores)
 
 
@@ -149,20 +158,20 @@ def test_only_the_positions_that_are_read_get_logits(monkeypatch, reuse):
 
 
 @pytest.mark.parametrize(
-    ("choices", "told"),
+    ("choices", "message"),
     [
         ((" yes", "  yes"), "question 0: the choices ' yes' and '  yes' tokenize alike"),
-        ((" yes", " yes no"), "begin alike, and one ends where the other goes on"),
-        ([(" yes", " no")], "1 pairs of choices for 3 prompts: give one for each"),
+        ((" yes", " yes no"), "begin alike, and one ends where the other continues"),
+        ([(" yes", " no")], "1 pairs of choices for 3 prompts: expected one for each"),
         ((" yes", " "), "the choice ' ' has no tokens"),
     ],
 )
-def test_choices_that_nothing_tells_apart_are_refused(choices, told):
-    with pytest.raises(ValueError, match=told):
+def test_choices_that_nothing_tells_apart_are_rejected(choices, message):
+    with pytest.raises(ValueError, match=message):
         choice_logits(MODEL, PROMPTS, choices)
 
 
-def test_no_prompts_are_refused():
+def test_no_prompts_are_rejected():
     with pytest.raises(ValueError, match="no prompts given"):
         choice_logits(MODEL, [], (" yes", " no"))
 
@@ -170,35 +179,35 @@ def test_no_prompts_are_refused():
 def test_a_plan_is_scored_again_and_again():
     plan = plan_choices(MODEL, PROMPTS, [(" (A)", " (B)")] * 3)
     vector = made_vector(MODEL, 1)
-    (clean,) = score_cells(MODEL, plan, [()])
-    (steered,) = score_cells(MODEL, plan, [(Add(vector, 3.0),)])
+    (clean,) = score(MODEL, plan, [()])
+    (steered,) = score(MODEL, plan, [(Add(vector, 3.0),)])
     assert (clean - steered).abs()["logit_difference"].min() > 1e-4
-    assert clean.equals(score_cells(MODEL, plan, [()])[0])
+    assert clean.equals(score(MODEL, plan, [()])[0])
 
 
-def test_a_prompt_that_does_not_fit_the_context_with_its_choices_is_refused():
-    room = MODEL.cfg.n_ctx
-    fits, over = [5] * (room - 1), [5] * room
+def test_a_prompt_that_does_not_fit_the_context_with_its_choices_is_rejected():
+    n_ctx = MODEL.cfg.n_ctx
+    fits, over = [5] * (n_ctx - 1), [5] * n_ctx
     pair = ("True False", "False True")  # the first token of each is fed
     assert len(choice_logits(MODEL, [fits], pair)) == 1
-    with pytest.raises(ValueError, match=rf"question 1: {room + 1} tokens .* context of {room}"):
+    with pytest.raises(ValueError, match=rf"question 1: {n_ctx + 1} tokens .* context of {n_ctx}"):
         choice_logits(MODEL, [fits, over], pair)
     assert len(choice_logits(MODEL, [over], ("True", "False"))) == 1
 
 
 def test_a_text_that_fills_the_context_can_be_asked():
     """The last token of a choice is never fed."""
-    room = MODEL.cfg.n_ctx
-    text = "a " * (room - 2) + "b"  # a BOS, too
-    assert len(tokenize(MODEL, text)) == room
-    found = choice_logits(MODEL, text, (" yes", " no"))
+    n_ctx = MODEL.cfg.n_ctx
+    text = "a " * (n_ctx - 2) + "b"  # a BOS, too
+    assert len(tokenize(MODEL, text)) == n_ctx
+    result = choice_logits(MODEL, text, (" yes", " no"))
     same = choice_logits(MODEL, [tokenize(MODEL, text)], (" yes", " no"))
-    assert found["logit_difference"].item() == same["logit_difference"].item()
-    with pytest.raises(ValueError, match=rf"question 0: {room + 1} tokens .* context of {room}"):
+    assert result["logit_difference"].item() == same["logit_difference"].item()
+    with pytest.raises(ValueError, match=rf"question 0: {n_ctx + 1} tokens .* context of {n_ctx}"):
         choice_logits(MODEL, text, (" yes no", " no yes"))
 
 
-def test_without_a_tokenizer_choices_are_refused():
+def test_without_a_tokenizer_choices_are_rejected():
     model = make_model(word_tokenizer())
     model.tokenizer = None
     with pytest.raises(ValueError, match="no tokenizer"):

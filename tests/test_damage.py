@@ -12,13 +12,14 @@ from torch.distributions import Categorical, kl_divergence
 from tl_steer import plots
 from tl_steer._generation import generate
 from tl_steer.directions import SteeringVectors
+from tl_steer.engine import logits as logits_module
 from tl_steer.evaluation import effect_and_damage, mean_damage, usable_range
 from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.models import identify, load_model
 from tl_steer.plots.axes import log_axis
 from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, prompt_tokens, token
 from tl_steer.prompts import read_neutral
-from tl_steer.sweeps import damage, distributions
+from tl_steer.sweeps import damage
 from tl_steer.sweeps._sweep import sweep
 from tl_steer.texts import text_damage
 
@@ -212,7 +213,7 @@ def test_a_batch_equals_its_passages_alone():
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_the_numbers_do_not_depend_on_how_many_positions_are_held_at_once(monkeypatch, rows):
     expected = measured()
-    monkeypatch.setattr(distributions, "ROWS", rows)
+    monkeypatch.setattr(logits_module, "ROWS", rows)
     pd.testing.assert_frame_equal(measured(), expected, rtol=0, atol=2e-6)
 
 
@@ -222,14 +223,14 @@ def test_the_numbers_do_not_depend_on_the_memory():
 
 
 def test_never_more_distributions_than_a_part_of_the_positions_are_made(monkeypatch):
-    sizes, logits_of = [], distributions.logits_of
+    sizes, logits_of = [], logits_module.logits_of
 
     def counting(model, stream):
         sizes.append(len(stream))
         return logits_of(model, stream)
 
-    monkeypatch.setattr(distributions, "logits_of", counting)
-    monkeypatch.setattr(distributions, "ROWS", 5)
+    monkeypatch.setattr(logits_module, "logits_of", counting)
+    monkeypatch.setattr(logits_module, "ROWS", 5)
     measured()
     # 32 positions in parts: the unsteered ones once for themselves, and once for all six cells together
     assert max(sizes) == 5

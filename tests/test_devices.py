@@ -44,9 +44,10 @@ def elsewhere(request, monkeypatch):
         lambda it: torch.Tensor if isinstance(it, Elsewhere) else builtins.type(it),
         raising=False,
     )
-    distributions = sys.modules["tl_steer.sweeps.distributions"]
     monkeypatch.setattr(
-        distributions, "has_float64", lambda device: request.param > 1 or device.type == "cpu"
+        sys.modules["tl_steer.engine.logits"],
+        "has_float64",
+        lambda device: request.param > 1 or device.type == "cpu",
     )
     with FakeDevices(float64=request.param > 1):
         yield placed(request.param)
@@ -119,13 +120,13 @@ ONCE = {
 }
 
 
-def require_alike(found, expected):
+def require_alike(result, expected):
     if isinstance(expected, pd.DataFrame):
-        pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-4)
+        pd.testing.assert_frame_equal(result, expected, rtol=1e-4, atol=1e-4)
     elif isinstance(expected, torch.Tensor):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
     else:
-        assert found == expected
+        assert result == expected
 
 
 @pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
@@ -150,14 +151,14 @@ def test_verify_finds_nothing_wrong(elsewhere):
 
 
 def test_layers_lie_where_the_pass_takes_the_stream(elsewhere):
-    places = [{weight.device.index for weight in block.parameters()} for block in elsewhere.blocks]
+    devices = [{weight.device.index for weight in block.parameters()} for block in elsewhere.blocks]
     last = elsewhere.cfg.n_devices - 1
-    assert places == ([{0}, {0}, {0}] if last == 0 else [{0}, {0}, {1}])
+    assert devices == ([{0}, {0}, {0}] if last == 0 else [{0}, {0}, {1}])
     assert elsewhere.W_E.device.index == elsewhere.W_pos.device.index == 0
     assert elsewhere.W_U.device.index == elsewhere.ln_final.w.device.index == last
 
 
-def test_what_a_device_refuses_is_refused():
+def test_what_a_device_rejects_is_rejected():
     with FakeDevices(float64=False):
         here, there = torch.ones(2, device=f"{KIND}:0"), torch.ones(2, device=f"{KIND}:1")
         for mixed in (lambda: here + there, lambda: here + torch.ones(2), lambda: torch.ones(2)[here.long()]):
@@ -171,19 +172,19 @@ def test_what_a_device_refuses_is_refused():
 
 
 def test_layers_are_spread_when_a_model_is_loaded(monkeypatch):
-    asked = []
+    configs = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("tl_steer.models.conversion.spread", lambda model: asked.append(model.cfg))
+    monkeypatch.setattr("tl_steer.models.conversion.spread", lambda model: configs.append(model.cfg))
     load_model(
         "tiny", hf_model=random_hf_model("gpt2"), device="cuda", n_devices=2, layout=False, check=False
     )
-    (cfg,) = asked
+    (cfg,) = configs
     assert isinstance(cfg, HookedTransformerConfig)
     assert (cfg.device, cfg.n_devices) == ("cuda", 2)
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"n_devices": 2, "device": "cpu"}, "n_devices=2 on 'cpu'"),
         ({"n_devices": 0, "device": "cpu"}, "n_devices=0"),
@@ -191,14 +192,14 @@ def test_layers_are_spread_when_a_model_is_loaded(monkeypatch):
         ({"n_devices": 2, "backend": "bridge"}, "device_map"),
     ],
 )
-def test_devices_that_are_not_there_are_refused(options, told, monkeypatch):
+def test_devices_that_are_not_there_are_rejected(options, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         load_model("tiny", hf_model=random_hf_model("gpt2"), **options)
 
 
 def test_numpy_is_what_it_was():
-    """The fake devices leave nothing behind."""
+    """The fake devices leave no trace."""
     with FakeDevices():
         pass
     assert np.array_equal(torch.ones(2).numpy(), [1, 1])

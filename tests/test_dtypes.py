@@ -1,4 +1,4 @@
-"""float32, bfloat16 and float16: what is rounded and when, what leaves the range, and what a device lacks."""
+"""float32, bfloat16 and float16: rounding, overflow, and dtypes that a device lacks."""
 
 import math
 
@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import tl_steer as ts
-from tl_steer._generation import Decoding, write_cells
-from tl_steer._scoring import plan_choices, score_cells
+from tl_steer._generation import Decoding
+from tl_steer._scoring import plan_choices
 from tl_steer.directions import SteeringVector
-from tl_steer.engine import log_normaliser, logits_at, logits_of
+from tl_steer.engine import logits_of
+from tl_steer.engine.logits import log_normaliser, logits_at
 from tl_steer.errors import NonFiniteError
 from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer
 from tl_steer.models import identify, load_model
@@ -17,7 +18,7 @@ from tl_steer.models.loading import _device
 from tl_steer.positions import all_tokens, generated_tokens, tokens_matching
 
 from .conftest import random_hf_model
-from .tiny_model import D_MODEL, made_vector, make_model, word_tokenizer
+from .tiny_model import D_MODEL, made_vector, make_model, score, word_tokenizer, write
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MODELS = {dtype: make_model(word_tokenizer(), dtype=dtype) for dtype in DTYPES}
@@ -52,21 +53,21 @@ def streams(model, *operations, reuse=True):
 
 def under_steer(model, *operations):
     """Around the user's own call, one prompt at a time."""
-    found = []
+    result = []
     for prompt in PROMPTS:
         with torch.no_grad(), steer(model, *operations):
-            found.append(model(torch.tensor([ts.tokenize(model, prompt)]), stop_at_layer=LAYER + 1)[0])
-    return torch.cat(found)
+            result.append(model(torch.tensor([ts.tokenize(model, prompt)]), stop_at_layer=LAYER + 1)[0])
+    return torch.cat(result)
 
 
-def is_rounded_once(found, exact, dtype):
+def is_rounded_once(result, exact, dtype):
     """Whether each number is the dtype's nearest to the exact one, but for float32's own error on the way."""
     error = 1e-6 * exact.abs().amax(-1, keepdim=True).clamp_min(1)
     nearest = [(exact + side * error).to(dtype).double() for side in (-1, 0, 1)]
-    found = found.double()
+    result = result.double()
     if dtype == torch.float32:
-        return bool(((found - exact).abs() <= 4 * error).all())
-    return bool(((found >= nearest[0]) & (found <= nearest[2])).all())
+        return bool(((result - exact).abs() <= 4 * error).all())
+    return bool(((result >= nearest[0]) & (result <= nearest[2])).all())
 
 
 @pytest.mark.parametrize("way", ["engine", "plain loop", "steer"])
@@ -77,11 +78,11 @@ def test_an_operation_is_computed_exactly_and_rounded_once(dtype, name, way):
     made, written = OPERATIONS[name]
     operation = made(vector_of(model))
     if way == "steer":
-        clean, found = under_steer(model), under_steer(model, operation)
-        assert found.dtype == dtype
+        clean, result = under_steer(model), under_steer(model, operation)
+        assert result.dtype == dtype
     else:
-        clean, found = (streams(model, *given, reuse=way == "engine") for given in ((), (operation,)))
-    assert is_rounded_once(found, written(clean.double()), dtype)
+        clean, result = (streams(model, *given, reuse=way == "engine") for given in ((), (operation,)))
+    assert is_rounded_once(result, written(clean.double()), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -116,7 +117,7 @@ def test_choices_and_texts_in_each_dtype_are_the_model_s_own(dtype):
 
 
 def unembedded_by_hand(model, stream):
-    """Logits in float64 of streams behind the last block."""
+    """Logits in float64 of streams after the last block."""
     x = stream.double() - stream.double().mean(-1, keepdim=True)
     x = x / (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
     x = x * model.ln_final.w.double() + model.ln_final.b.double()
@@ -150,9 +151,9 @@ def test_choices_are_told_apart_in_float32_by_a_model_in_half_precision(dtype):
             _, cache = model.run_with_cache(torch.tensor([ids]))
         scores = unembedded_by_hand(model, cache["resid_post", -1][0, -1]).log_softmax(-1)[pair]
         table = ts.choice_logits(model, PROMPTS[row], (" yes", " no"), operation, reuse=False)
-        found = table.loc[0]
-        assert math.isclose(found["logit_difference"], float(scores[0] - scores[1]), abs_tol=2e-5)
-        assert math.isclose(found["mass"], float(scores.exp().sum()), rel_tol=2e-5)
+        result = table.loc[0]
+        assert math.isclose(result["logit_difference"], float(scores[0] - scores[1]), abs_tol=2e-5)
+        assert math.isclose(result["mass"], float(scores.exp().sum()), rel_tol=2e-5)
 
 
 # Numbers out of range: which operation, which layer, which prompt
@@ -189,33 +190,33 @@ def test_the_prompt_in_which_the_stream_overflows_is_named(made, call, reuse):
         "blowing_up": r"Add\(multiplier=3e\+38\) at layer 1",
         "late": r"Add\(multiplier=1\.5\) at layer 0",
     }
-    told = (
+    message = (
         rf"^{described[made.__name__]}: the stream became NaN or infinite in "
         r"prompt 2 \('<s> a b', 3 tokens\)\. Use a smaller multiplier\.$"
     )
     if call == "capture" and reuse and made is late:
-        told = r"^layer 1, prompt 2 \('<s> a b', 3 tokens\): the activation is NaN or infinite\.$"
-    with pytest.raises(NonFiniteError, match=told):
+        message = r"^layer 1, prompt 2 \('<s> a b', 3 tokens\): the activation is NaN or infinite\.$"
+    with pytest.raises(NonFiniteError, match=message):
         CALLS[call](MODEL, made(), allow_empty=True, reuse=reuse)
 
 
-def test_the_guilty_prompt_is_named_among_many_cells():
-    cells = [(), (Add(made_vector(MODEL, 0)),), (blowing_up(),), (Add(made_vector(MODEL, 2), -1.0),)]
-    told = r"at layer 1: the stream became NaN or infinite in prompt 2 \('<s> a b', 3 tokens\)"
+def test_the_guilty_prompt_is_named_among_many_conditions():
+    conditions = [(), (Add(made_vector(MODEL, 0)),), (blowing_up(),), (Add(made_vector(MODEL, 2), -1.0),)]
+    message = r"at layer 1: the stream became NaN or infinite in prompt 2 \('<s> a b', 3 tokens\)"
     plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
     ids = [ts.tokenize(MODEL, prompt) for prompt in PROMPTS]
     for reuse in (True, False):
-        with pytest.raises(NonFiniteError, match=told):
-            score_cells(MODEL, plan, cells, allow_empty=True, reuse=reuse)
-        with pytest.raises(NonFiniteError, match=told):
-            write_cells(MODEL, ids, cells, Decoding(2), allow_empty=True, reuse=reuse)
+        with pytest.raises(NonFiniteError, match=message):
+            score(MODEL, plan, conditions, allow_empty=True, reuse=reuse)
+        with pytest.raises(NonFiniteError, match=message):
+            write(MODEL, ids, conditions, Decoding(2), allow_empty=True, reuse=reuse)
 
 
 @pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
 def test_a_prompt_is_named_that_overflows_while_it_is_answered(reuse):
     operation = blowing_up(positions=generated_tokens())
-    told = r"in prompt 0 \('<s> e f', 3 tokens\)"
-    with pytest.raises(NonFiniteError, match=told):
+    message = r"in prompt 0 \('<s> e f', 3 tokens\)"
+    with pytest.raises(NonFiniteError, match=message):
         ts.generate(MODEL, ["e f"], operation, max_new_tokens=3, min_new_tokens=3, reuse=reuse)
 
 
@@ -224,20 +225,20 @@ def test_a_prompt_is_named_that_overflows_while_it_is_answered(reuse):
 def test_a_model_that_overflows_by_itself_is_told_with_the_prompt(call, reuse):
     model = make_model(word_tokenizer())
     model.embed.W_E[model.tokenizer.convert_tokens_to_ids("b")] = torch.nan
-    told = (
+    message = (
         r"^without any operation: the stream became NaN or infinite in prompt 2 .*Load the model in bfloat16"
     )
     if call == "capture" and reuse:
-        told = r"^layer 0, prompt 2 \('<s> a b', 3 tokens\): the activation is NaN"
-    with pytest.raises(NonFiniteError, match=told):
+        message = r"^layer 0, prompt 2 \('<s> a b', 3 tokens\): the activation is NaN"
+    with pytest.raises(NonFiniteError, match=message):
         CALLS[call](model, reuse=reuse)
 
 
 def test_in_a_block_of_one_s_own_the_row_is_told():
     tokens = torch.tensor([[0, 3, 5], [0, 3, 4]])
-    told = r"in row 1 \('<s> a b', 3 tokens\)\. Use a smaller multiplier"
+    message = r"in row 1 \('<s> a b', 3 tokens\)\. Use a smaller multiplier"
     with (
-        pytest.raises(NonFiniteError, match=told),
+        pytest.raises(NonFiniteError, match=message),
         torch.no_grad(),
         steer(MODEL, blowing_up(), allow_empty=True),
     ):
@@ -249,8 +250,8 @@ def test_a_sweep_and_its_damage_name_the_prompt():
         made_vector(MODEL, 1).values[None], (1,), "resid_post", "made", torch.ones(1), identify(MODEL)
     )
     questions = ts.ChoiceQuestions(PROMPTS, [(" yes", " no")] * len(PROMPTS))
-    told = r"Add\(multiplier=3e\+38\) at layer 1: the stream became NaN or infinite in prompt \d"
-    with pytest.raises(NonFiniteError, match=told):
+    message = r"Add\(multiplier=3e\+38\) at layer 1: the stream became NaN or infinite in prompt \d"
+    with pytest.raises(NonFiniteError, match=message):
         ts.sweep(MODEL, vectors, questions, multipliers=[3e38], controls=0, progress=False)
 
 
@@ -274,16 +275,16 @@ def test_the_device_is_what_was_asked_for_or_the_best_there_is(monkeypatch, aske
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         ("gpu", "device='gpu' is unknown; use 'auto', 'cpu'"), ("mps", "torch finds 0 of the kind 'mps'"),
         ("cuda:2", "device='cuda:2' is not there: torch finds 2"),
     ],
 )  # fmt: skip
-def test_a_device_that_is_not_there_is_refused(monkeypatch, asked, told):
+def test_a_device_that_is_not_there_is_rejected(monkeypatch, asked, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         load_model("tiny", hf_model=random_hf_model("llama"), device=asked)
 
 

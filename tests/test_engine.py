@@ -21,15 +21,17 @@ from transformer_lens import HookedTransformer
 from transformer_lens.components import Attention, TransformerBlock
 from transformer_lens.components.abstract_attention import AbstractAttention
 
-from tl_steer._capture import capture, capture_pairs
-from tl_steer._generation import Decoding, generate, write_cells
-from tl_steer._scoring import ChoicePlan, Read, choice_logits, score_cells
+from tl_steer._capture import capture
+from tl_steer._generation import Decoding, generate
+from tl_steer._scoring import ChoicePlan, Read, choice_logits
 from tl_steer.directions import SteeringVectors
-from tl_steer.engine import Plan, Row, Walk
+from tl_steer.engine import Row
 from tl_steer.engine.shared import attention as stand_in
+from tl_steer.engine.shared.forward import LayerwisePass
+from tl_steer.engine.shared.prefixes import Plan
 from tl_steer.engine.support import obstacle
 from tl_steer.errors import HookDidNotFireError, ModelMismatchError, NonFiniteError
-from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer, steer_cells
+from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer, steer_conditions
 from tl_steer.interventions.operations import Edit
 from tl_steer.models import identify, load_model
 from tl_steer.positions import (
@@ -41,10 +43,21 @@ from tl_steer.positions import (
     parse_positions,
     token,
 )
-from tl_steer.prompts import ChoiceQuestions, contrast_pairs
+from tl_steer.prompts import ChoiceQuestions
 from tl_steer.sweeps._sweep import sweep
 
-from .tiny_model import NAMES, TABLE, all_hooks, favouring, hook_name, make_model, run_alone, word_tokenizer
+from .tiny_model import (
+    NAMES,
+    TABLE,
+    all_hooks,
+    favouring,
+    hook_name,
+    make_model,
+    run_alone,
+    score,
+    word_tokenizer,
+    write,
+)
 
 # Ids are drawn at random, and may look padded.
 pytestmark = pytest.mark.filterwarnings("ignore:row . of the token ids")
@@ -62,9 +75,9 @@ POSITIONS = [
 PAIRS = [((7,), (8,)), ((7, 9), (7, 8)), ((7, 8, 9), (7, 10, 9)), ((8,), (9, 10))]
 # Equal and unequal lengths, a beginning of another, the same twice, one token alone.
 PROMPTS = [[0, 3, 5, 6, 1, 4], [0, 3, 5], [0, 4, 5, 3], [0, 3, 5, 6, 1, 4], [0], [6, 5, 4, 3, 3, 0, 1]]
-WALKING, PACKING, BATCHES = (
+FORWARD, PACKING, LOGITS = (
     importlib.import_module(f"tl_steer.engine.{name}")
-    for name in ("shared.forward", "shared.packing", "batches")
+    for name in ("shared.forward", "shared.packing", "logits")
 )
 
 
@@ -82,10 +95,10 @@ def hooks_of(model):
     return [hook for hook in NAMES if hook_name(hook, 0) in model.hook_dict]
 
 
-def vectors(model, layers, hook="resid_post", *, seed=0, scale=4.0, places=None):
+def vectors(model, layers, hook="resid_post", *, seed=0, scale=4.0, n_positions=None):
     """Random vectors of the given length for some layers; with `places`, one for each first position."""
     width = model.cfg.n_heads * model.cfg.d_head if hook == "z" else model.cfg.d_model
-    shape = (len(layers), width) if places is None else (len(layers), places, width)
+    shape = (len(layers), width) if n_positions is None else (len(layers), n_positions, width)
     values = torch.randn(shape, generator=torch.Generator().manual_seed(50 + seed))
     values = scale * values / values.norm(dim=-1, keepdim=True)
     return SteeringVectors(
@@ -93,7 +106,7 @@ def vectors(model, layers, hook="resid_post", *, seed=0, scale=4.0, places=None)
     )
 
 
-def asked(prompts, pairs):
+def choice_plan(prompts, pairs):
     """What score_cells is given, by hand: choices that differ in the last token alone are read together."""
     reads = []
     for question, (prompt, (first, second)) in enumerate(zip(prompts, pairs, strict=True)):
@@ -107,34 +120,34 @@ def asked(prompts, pairs):
 
 
 def questions(prompts=PROMPTS):
-    """Every kind of choices, in turn."""
-    return asked(prompts, [PAIRS[row % len(PAIRS)] for row in range(len(prompts))])
+    """Every type of choices, in turn."""
+    return choice_plan(prompts, [PAIRS[row % len(PAIRS)] for row in range(len(prompts))])
 
 
-def require_same_scores(model, plan, cells, *, close=CLOSE, **options):
-    """Every cell's frame, computed together, equals the plain loop's."""
+def require_same_scores(model, plan, conditions, *, close=CLOSE, **options):
+    """Every condition's frame, computed together, equals the plain loop's."""
     options = {"allow_empty": True} | options
-    together = score_cells(model, plan, cells, **options)
+    together = score(model, plan, conditions, **options)
     options.pop("memory", None)
-    plainly = score_cells(model, plan, cells, reuse=False, **options)
-    for found, expected in zip(together, plainly, strict=True):
-        assert list(found) == list(expected)
+    plainly = score(model, plan, conditions, reuse=False, **options)
+    for result, expected in zip(together, plainly, strict=True):
+        assert list(result) == list(expected)
         np.testing.assert_allclose(
-            found["logit_difference"], expected["logit_difference"], rtol=0, atol=close
+            result["logit_difference"], expected["logit_difference"], rtol=0, atol=close
         )
-        np.testing.assert_allclose(found["probability"], expected["probability"], rtol=0, atol=close)
-        np.testing.assert_allclose(np.log(found["mass"]), np.log(expected["mass"]), rtol=0, atol=close)
-        assert found["mass"].isna().all() == (not options.get("mass", True))
+        np.testing.assert_allclose(result["probability"], expected["probability"], rtol=0, atol=close)
+        np.testing.assert_allclose(np.log(result["mass"]), np.log(expected["mass"]), rtol=0, atol=close)
+        assert result["mass"].isna().all() == (not options.get("mass", True))
     return together
 
 
-def require_same_texts(model, prompts, cells, decoding, *, tie=1e-3, **options):
-    """Every cell's tokens, written together, equal the plain loop's; where they part, it is a tie."""
+def require_same_texts(model, prompts, conditions, decoding, *, tie=1e-3, **options):
+    """Every condition's tokens, written together, equal the plain loop's; where they part, it is a tie."""
     options = {"allow_empty": True} | options
-    together = write_cells(model, prompts, cells, decoding, **options)
+    together = write(model, prompts, conditions, decoding, **options)
     options.pop("memory", None)
-    plainly = write_cells(model, prompts, cells, decoding, reuse=False, **options)
-    for operations, texts, expected in zip(cells, together, plainly, strict=True):
+    plainly = write(model, prompts, conditions, decoding, reuse=False, **options)
+    for operations, texts, expected in zip(conditions, together, plainly, strict=True):
         assert len(texts) == len(prompts)
         for prompt, new, other in zip(prompts, texts, expected, strict=True):
             if new != other:
@@ -144,28 +157,30 @@ def require_same_texts(model, prompts, cells, decoding, *, tie=1e-3, **options):
 
 def require_tie(model, prompt, operations, new, other, tie):
     """One plain pass over what both texts have in common: the two next tokens' logits are alike."""
-    place = next(i for i, (a, b) in enumerate(zip(new, other, strict=False)) if a != b)
-    told = {"prompts": [prompt], "allow_empty": True}
-    with torch.no_grad(), steer(model, *operations, **told):
-        logits = model(torch.tensor([prompt + new[:place]]))[0, -1]
-    assert abs(float(logits[new[place]] - logits[other[place]])) < tie
+    index = next(i for i, (a, b) in enumerate(zip(new, other, strict=False)) if a != b)
+    message = {"prompts": [prompt], "allow_empty": True}
+    with torch.no_grad(), steer(model, *operations, **message):
+        logits = model(torch.tensor([prompt + new[:index]]))[0, -1]
+    assert abs(float(logits[new[index]] - logits[other[index]])) < tie
 
 
-def require_same_activations(found, expected, *, close=CLOSE):
-    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=close, equal_nan=True)
-    torch.testing.assert_close(found.stream_norm, expected.stream_norm, rtol=1e-5, atol=close, equal_nan=True)
+def require_same_activations(result, expected, *, close=CLOSE):
+    torch.testing.assert_close(result.values, expected.values, rtol=0, atol=close, equal_nan=True)
+    torch.testing.assert_close(
+        result.stream_norm, expected.stream_norm, rtol=1e-5, atol=close, equal_nan=True
+    )
     for name in ("token_index", "tokens", "prompt_lengths"):
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert torch.equal(getattr(result, name), getattr(expected, name)), name
     for name in ("layers", "hook", "positions", "prompts", "completions"):
-        assert getattr(found, name) == getattr(expected, name), name
+        assert getattr(result, name) == getattr(expected, name), name
 
 
 def require_same_capture(model, prompts, *operations, **options):
     options = {"allow_empty": True} | options
-    found = capture(model, prompts, *operations, **options)
+    result = capture(model, prompts, *operations, **options)
     options.pop("memory", None)
-    require_same_activations(found, capture(model, prompts, *operations, reuse=False, **options))
-    return found
+    require_same_activations(result, capture(model, prompts, *operations, reuse=False, **options))
+    return result
 
 
 def left_as_it_was(model, before):
@@ -174,20 +189,20 @@ def left_as_it_was(model, before):
 
 
 @contextmanager
-def packed(tokens, bundled):
-    """While this is entered, few tokens go through a layer at once, attend together, or are summed over."""
+def small_batches(tokens, block_tokens):
+    """Few tokens go through a layer at once, attend together, or are summed over."""
     with pytest.MonkeyPatch.context() as patch:
         if tokens is not None:
-            patch.setattr(WALKING, "CACHED_TOKENS", tokens)
-            patch.setattr(WALKING, "LEAST_TOKENS", 1)
-        if bundled is not None:
-            patch.setattr(PACKING, "BUNDLED", bundled)
-            patch.setattr(BATCHES, "VOCABULARY_PART", 40)
+            patch.setattr(FORWARD, "CACHED_TOKENS", tokens)
+            patch.setattr(FORWARD, "MIN_TOKENS", 1)
+        if block_tokens is not None:
+            patch.setattr(PACKING, "BLOCK_TOKENS", block_tokens)
+            patch.setattr(LOGITS, "VOCABULARY_PART", 40)
         yield
 
 
 PACKED = st.sampled_from([(None, None), (None, None), (1, None), (5, 3), (9, 1), (None, 2)])
-# Shares of what is free: so small that there is one row of one cell at a time.
+# Shares of what is free: so small that there is one row of one condition at a time.
 MEMORY = st.sampled_from([None, None, None, 1e-12])
 
 
@@ -204,87 +219,87 @@ def prompt_lists(draw, longest=8):
     return draw(st.permutations(prompts))
 
 
-KINDS = ["add", "add by place", "project out", "set", "zero", "to a vector", "to activations", "heads"]
+CATEGORIES = ["add", "add by place", "project out", "set", "zero", "to a vector", "to activations", "heads"]
 
 
 @st.composite
 def drawn_operations(draw, hooks, n_layers, n_heads, shortest):
     """Any operation at any hook, layer or layers, and position, as the arguments of `operation`."""
-    kind = draw(st.sampled_from(KINDS))
+    category = draw(st.sampled_from(CATEGORIES))
     layers = st.lists(st.integers(0, n_layers - 1), min_size=1, max_size=3, unique=True)
     return {
-        "kind": kind,
-        "hook": "z" if kind == "heads" else draw(st.sampled_from(hooks)),
+        "category": category,
+        "hook": "z" if category == "heads" else draw(st.sampled_from(hooks)),
         "layers": sorted(draw(layers)),
         "where": draw(st.sampled_from(POSITIONS)),
         "number": draw(st.sampled_from([-1.5, 0.5, 1.0, 2.0])),
         "seed": draw(st.integers(0, 3)),
-        "places": draw(st.integers(1, shortest)),
+        "n_positions": draw(st.integers(1, shortest)),
         "heads": draw(st.lists(st.integers(0, n_heads - 1), min_size=1, max_size=2, unique=True)),
     }
 
 
-def operation(model, *, kind, hook, layers, where, number, seed, places, heads):
+def operation(model, *, category, hook, layers, where, number, seed, n_positions, heads):
     """What was drawn, made for a model."""
     options = {"positions": parse_positions(where)}
-    if kind in ("add", "add by place"):
-        places = places if kind == "add by place" else None
-        return Add(vectors(model, layers, hook, seed=seed, places=places), number, **options)
-    if kind == "project out":
+    if category in ("add", "add by place"):
+        n_positions = n_positions if category == "add by place" else None
+        return Add(vectors(model, layers, hook, seed=seed, n_positions=n_positions), number, **options)
+    if category == "project out":
         return ProjectOut(vectors(model, layers, hook, seed=seed), number, **options)
-    if kind == "set":
+    if category == "set":
         return SetProjection(vectors(model, layers, hook, seed=seed), 3 * number, **options)
-    if kind == "to a vector":
+    if category == "to a vector":
         options["to"] = vectors(model, layers, hook, seed=seed).values[0]
-    if kind == "to activations":
+    if category == "to activations":
         options["to"] = capture(model, [[0, 3, 4], [5, 6]], hook=hook, layers=layers, reuse=False)
-    if kind == "heads":
+    if category == "heads":
         options["heads"] = heads
     return Ablate(layers[0], hook, **options)
 
 
-def draw_cells(data, model, prompts, *, least=1, most=4):
-    """Operations of some cells; made outside of the strategies, since the run-time checks use `random`."""
+def draw_conditions(data, model, prompts, *, least=1, most=4):
+    """Operations of some conditions; made outside the strategies: the run-time checks use `random`."""
     one = drawn_operations(hooks_of(model), model.cfg.n_layers, model.cfg.n_heads, min(map(len, prompts)))
     drawn = data.draw(st.lists(st.lists(one, max_size=3), min_size=least, max_size=most))
-    return [tuple(operation(model, **options) for options in cell) for cell in drawn]
+    return [tuple(operation(model, **options) for options in condition) for condition in drawn]
 
 
-# Cells that hypothesis draws
+# Conditions that hypothesis draws
 
 
 @settings(max_examples=12)
 @given(data=st.data())
-def test_scores_of_any_cells_equal_the_plain_loop_s(talking, data):
+def test_scores_of_any_conditions_equal_the_plain_loop_s(talking, data):
     prompts = data.draw(prompt_lists())
     pairs = data.draw(st.lists(st.sampled_from(PAIRS), min_size=len(prompts), max_size=len(prompts)))
-    cells = draw_cells(data, talking, prompts)
+    conditions = draw_conditions(data, talking, prompts)
     mass, memory = data.draw(st.booleans()), data.draw(MEMORY)
-    with packed(*data.draw(PACKED)):
-        require_same_scores(talking, asked(prompts, pairs), cells, mass=mass, memory=memory)
+    with small_batches(*data.draw(PACKED)):
+        require_same_scores(talking, choice_plan(prompts, pairs), conditions, mass=mass, memory=memory)
 
 
 @settings(max_examples=7)
 @given(data=st.data())
-def test_texts_of_any_cells_equal_the_plain_loop_s(talking, data):
+def test_texts_of_any_conditions_equal_the_plain_loop_s(talking, data):
     prompts = data.draw(prompt_lists())
-    cells = draw_cells(data, talking, prompts, most=3)
+    conditions = draw_conditions(data, talking, prompts, most=3)
     most, least = data.draw(st.sampled_from([(1, 0), (2, 0), (6, 0), (6, 3)]))
-    with packed(*data.draw(PACKED)):
-        require_same_texts(talking, prompts, cells, Decoding(most, least), memory=data.draw(MEMORY))
+    with small_batches(*data.draw(PACKED)):
+        require_same_texts(talking, prompts, conditions, Decoding(most, least), memory=data.draw(MEMORY))
 
 
 @settings(max_examples=12)
 @given(data=st.data())
 def test_what_any_operations_leave_at_any_hook_equals_the_plain_loop_s(talking, data):
     prompts = data.draw(prompt_lists())
-    (cell,) = draw_cells(data, talking, prompts, most=1)
+    (condition,) = draw_conditions(data, talking, prompts, most=1)
     layers = st.lists(st.integers(0, talking.cfg.n_layers - 1), min_size=1, max_size=3, unique=True)
-    with packed(*data.draw(PACKED)):
+    with small_batches(*data.draw(PACKED)):
         require_same_capture(
             talking,
             prompts,
-            *cell,
+            *condition,
             positions=parse_positions(data.draw(st.sampled_from(POSITIONS))),
             layers=data.draw(layers),
             hook=data.draw(st.sampled_from(hooks_of(talking))),
@@ -298,27 +313,27 @@ def test_what_any_operations_leave_at_any_hook_equals_the_plain_loop_s(talking, 
 
 def test_a_vector_at_every_hook_of_every_layer(talking):
     layers = range(talking.cfg.n_layers)
-    cells = [
+    conditions = [
         (Add(vectors(talking, [layer], hook), 1.0, where),)
         for hook in hooks_of(talking)
         for layer in layers
         for where in (all_tokens(), current_token())
     ]
-    scores = require_same_scores(talking, questions(), [(), *cells])
+    scores = require_same_scores(talking, questions(), [(), *conditions])
     clean = scores[0]["logit_difference"]
     assert all((each["logit_difference"] - clean).abs().max() > 0.01 for each in scores[1:])
-    require_same_texts(talking, PROMPTS, cells[::5], Decoding(3))
+    require_same_texts(talking, PROMPTS, conditions[::5], Decoding(3))
 
 
 def test_every_position(talking):
-    cells = [(Add(vectors(talking, [1]), 1.0, parse_positions(written)),) for written in POSITIONS]
-    require_same_texts(talking, PROMPTS, cells, Decoding(3))
+    conditions = [(Add(vectors(talking, [1]), 1.0, parse_positions(written)),) for written in POSITIONS]
+    require_same_texts(talking, PROMPTS, conditions, Decoding(3))
 
 
 @pytest.mark.parametrize("hook", ["resid_pre", "resid_post", "z"])
-def test_every_position_of_every_kind_of_hook(hook):
-    cells = [(Add(vectors(MODEL, [1], hook), 1.0, parse_positions(written)),) for written in POSITIONS]
-    require_same_scores(MODEL, questions(), cells)
+def test_every_position_of_hooks_of_every_width(hook):
+    conditions = [(Add(vectors(MODEL, [1], hook), 1.0, parse_positions(written)),) for written in POSITIONS]
+    require_same_scores(MODEL, questions(), conditions)
 
 
 @pytest.mark.parametrize("written", POSITIONS)
@@ -329,42 +344,34 @@ def test_every_position_is_captured(written):
 
 def test_every_operation_of_one_layer_and_of_all(talking):
     everywhere = list(range(talking.cfg.n_layers))
-    cells = []
+    conditions = []
     for layers in ([1], everywhere):
         for where in (all_tokens(), last_token()):
             set_of = vectors(talking, layers)
-            cells += [(Add(set_of, 1.5, where),), (ProjectOut(set_of, positions=where),)]
-            cells += [(ProjectOut(set_of, 2.0, where),), (SetProjection(set_of, 5.0, where),)]
-            cells += [(Add(vectors(talking, layers, places=1), 1.0, where),)]
-            cells += [tuple(Ablate(layer, "mlp_out", positions=where) for layer in layers)]
-            cells += [tuple(Ablate(layer, "z", heads=[0, 3], positions=where) for layer in layers)]
-    require_same_scores(talking, questions(), cells)
-    require_same_texts(talking, PROMPTS, cells[::2], Decoding(3))
+            conditions += [(Add(set_of, 1.5, where),), (ProjectOut(set_of, positions=where),)]
+            conditions += [(ProjectOut(set_of, 2.0, where),), (SetProjection(set_of, 5.0, where),)]
+            conditions += [(Add(vectors(talking, layers, n_positions=1), 1.0, where),)]
+            conditions += [tuple(Ablate(layer, "mlp_out", positions=where) for layer in layers)]
+            conditions += [tuple(Ablate(layer, "z", heads=[0, 3], positions=where) for layer in layers)]
+    require_same_scores(talking, questions(), conditions)
+    require_same_texts(talking, PROMPTS, conditions[::2], Decoding(3))
 
 
-def test_one_vector_a_position_in_a_cell_among_others(talking):
+def test_one_vector_a_position_in_a_condition_among_others(talking):
     prompts = [[0, 3, 5, 6], [0, 3, 5], [0, 3, 5, 6, 4], [4, 3, 5]]
-    by_place = vectors(talking, [0, 2], "resid_pre", places=3)
+    by_place = vectors(talking, [0, 2], "resid_pre", n_positions=3)
     where = [all_tokens(), last_token(), token(1), parse_positions("~token(0)")]
-    cells = [(Add(by_place, 1.0, each),) for each in where]
-    require_same_scores(talking, questions(prompts), [(), *cells])
-    require_same_texts(talking, prompts, cells, Decoding(3))
+    conditions = [(Add(by_place, 1.0, each),) for each in where]
+    require_same_scores(talking, questions(prompts), [(), *conditions])
+    require_same_texts(talking, prompts, conditions, Decoding(3))
 
 
-def test_one_vector_a_position_refuses_a_prompt_that_is_shorter():
-    operation = Add(vectors(MODEL, [1], places=3))
+def test_one_vector_a_position_rejects_a_prompt_that_is_shorter():
+    operation = Add(vectors(MODEL, [1], n_positions=3))
     for reuse in (True, False):
-        for cells in ([(operation,)], [(), (operation,)]):
+        for conditions in ([(operation,)], [(), (operation,)]):
             with pytest.raises(ValueError, match=r"first 3 positions, but a prompt is shorter: .*2 tokens"):
-                score_cells(MODEL, questions([[0, 3, 4], [0, 3]]), cells, reuse=reuse)
-
-
-def test_the_order_of_operations_at_one_hook_is_the_order_given(talking):
-    for hook in hooks_of(talking):
-        add = Add(vectors(talking, [1], hook, seed=1), 2.0)
-        fix = SetProjection(vectors(talking, [1], hook, seed=1), 1.0)
-        first, second = require_same_scores(talking, questions(), [(add, fix), (fix, add)])
-        assert (first - second).abs()["logit_difference"].max() > 1e-3
+                score(MODEL, questions([[0, 3, 4], [0, 3]]), conditions, reuse=reuse)
 
 
 def test_two_positions_at_two_layers_that_begin_at_different_tokens(talking):
@@ -372,47 +379,47 @@ def test_two_positions_at_two_layers_that_begin_at_different_tokens(talking):
         Add(vectors(talking, [0]), 1.0, last_token()),
         Add(vectors(talking, [2], "resid_pre"), 1.0, token(0)),
     )
-    cells = [late_then_early, late_then_early[::-1], late_then_early[:1], late_then_early[1:]]
-    require_same_scores(talking, questions(), cells)
-    require_same_texts(talking, PROMPTS, cells, Decoding(4))
+    conditions = [late_then_early, late_then_early[::-1], late_then_early[:1], late_then_early[1:]]
+    require_same_scores(talking, questions(), conditions)
+    require_same_texts(talking, PROMPTS, conditions, Decoding(4))
 
 
-def test_a_cell_beside_others_is_the_same_as_alone(talking):
-    cells = [
+def test_a_condition_among_others_is_the_same_as_alone(talking):
+    conditions = [
         (),
         (Add(vectors(talking, [2]), 1.0, last_token()),),
         (Ablate(0, "z"),),
         (ProjectOut(vectors(talking, [1], "attn_out"), positions=token(1)),),
     ]
     options = {"allow_empty": True}
-    together = score_cells(talking, questions(), cells, **options)
-    for cell, found in zip(cells, together, strict=True):
-        (alone,) = score_cells(talking, questions(), [cell], **options)
-        pd.testing.assert_frame_equal(found, alone, rtol=0, atol=CLOSE)
+    together = score(talking, questions(), conditions, **options)
+    for condition, result in zip(conditions, together, strict=True):
+        (alone,) = score(talking, questions(), [condition], **options)
+        pd.testing.assert_frame_equal(result, alone, rtol=0, atol=CLOSE)
 
 
 def test_prompts_far_longer_than_the_window_of_local_attention(talking):
     generator = torch.Generator().manual_seed(3)
     start = torch.randint(3, 30, (41,), generator=generator).tolist()
     prompts = [start, [*start[:40], 7, 8, 9], [*start[:20], *range(3, 27)], start[:12]]
-    cells = [
+    conditions = [
         (),
         (Add(vectors(talking, [0]), 1.0, all_tokens()),),
         (Add(vectors(talking, [1]), 1.0, last_token()),),
         (Ablate(2, "attn_out", positions=token(30)),),
         (SetProjection(vectors(talking, [0], "resid_pre"), 4.0, parse_positions("span(10, 15)")),),
     ]
-    with packed(16, None):
-        require_same_scores(talking, questions(prompts), cells)
-    require_same_texts(talking, prompts, cells[:4], Decoding(12, 12))
-    require_same_capture(talking, prompts, *cells[1], positions=all_tokens(), max_new_tokens=6)
+    with small_batches(16, None):
+        require_same_scores(talking, questions(prompts), conditions)
+    require_same_texts(talking, prompts, conditions[:4], Decoding(12, 12))
+    require_same_capture(talking, prompts, *conditions[1], positions=all_tokens(), max_new_tokens=6)
 
 
-def test_of_gemma_2_both_kinds_of_attention_and_its_soft_caps_are_shared(make_hf_model):
+def test_of_gemma_2_both_types_of_attention_and_its_soft_caps_are_shared(make_hf_model):
     model = load_model("tiny-gemma2", hf_model=make_hf_model("gemma2"), device="cpu")
     assert {block.attn.attn_type for block in model.blocks} == {"local", "global"}
     assert obstacle(model) is None
-    (long,) = prompts = [[3 + (7 * place) % 40 for place in range(44)]]
+    (long,) = prompts = [[3 + (7 * index) % 40 for index in range(44)]]
     window = model.cfg.window_size
     assert window < len(long)
     for changes in ({"window_size": 44}, {"attn_scores_soft_cap": 100.0}):
@@ -421,19 +428,19 @@ def test_of_gemma_2_both_kinds_of_attention_and_its_soft_caps_are_shared(make_hf
         for block in other.blocks:
             for name, value in changes.items():
                 setattr(block.attn.cfg, name, value)
-        found, expected = (
+        result, expected = (
             capture(each, prompts, positions=all_tokens(), reuse=False).values for each in (other, model)
         )
-        assert (found - expected).abs().max() > 0.01
+        assert (result - expected).abs().max() > 0.01
     require_same_capture(model, prompts, positions=all_tokens())
 
 
 def test_rotations_reach_as_far_as_prompts_and_texts_do(monkeypatch):
-    prompts, cells = [[0, 3, 5, 6, 4, 3, 5], [4, 6]], [(), (Add(vectors(MODEL, [1]), 1.0),)]
+    prompts, conditions = [[0, 3, 5, 6, 4, 3, 5], [4, 6]], [(), (Add(vectors(MODEL, [1]), 1.0),)]
     monkeypatch.setattr(AbstractAttention, "ROTARY_INITIAL_CACHE_SIZE", 3)
     for run in (
-        lambda model: require_same_scores(model, questions(prompts), cells),
-        lambda model: require_same_texts(model, prompts[1:], cells, Decoding(9, 9)),
+        lambda model: require_same_scores(model, questions(prompts), conditions),
+        lambda model: require_same_texts(model, prompts[1:], conditions, Decoding(9, 9)),
         lambda model: require_same_capture(model, prompts, positions=all_tokens()),
     ):
         model = make_model(word_tokenizer(), **ROTARY)
@@ -447,7 +454,7 @@ def test_rotations_reach_as_far_as_prompts_and_texts_do(monkeypatch):
 def swept(model, *, reuse, **options):
     words = ["a c d", "a c", "a c e f", "b", "a c d", "f e d c b a"]
     pairs = [(" yes", " no"), (" ( A )", " ( B )"), (" good", " yes no")] * 2
-    asked = ChoiceQuestions(
+    choice_plan = ChoiceQuestions(
         words,
         pairs,
         answers=[0, 1] * 3,
@@ -455,7 +462,7 @@ def swept(model, *, reuse, **options):
     )
     options = {"controls": 1, "progress": False, "multipliers": [-1.0, 2.0]} | options
     options = {"control_layers": "all"} | options
-    return sweep(model, options.pop("vectors"), asked, reuse=reuse, **options)
+    return sweep(model, options.pop("vectors"), choice_plan, reuse=reuse, **options)
 
 
 def setting(vector, multiplier, positions):
@@ -466,12 +473,12 @@ SWEEPS = {
     "three operations, layers together": {
         "hook": "resid_post", "layers": [0, 2, (0, 2)], "operations": ("add", "project_out", setting),
     },
-    "a wave for each row": {"hook": "resid_pre", "layers": [1], "positions": last_token(), "memory": 1e-12},
+    "a chunk for each row": {"hook": "resid_pre", "layers": [1], "positions": last_token(), "memory": 1e-12},
     "no mass, an empty selection": {
         "hook": "z", "positions": parse_positions("~token(0)"), "mass": False, "allow_empty": True,
     },
     "texts": {"hook": "mlp_out", "measure": "generate", "max_new_tokens": 4, "min_new_tokens": 2},
-    "texts in waves": {
+    "texts in chunks": {
         "hook": "resid_post", "layers": [2], "controls": 0, "measure": "generate", "max_new_tokens": 4,
         "positions": current_token(), "memory": 1e-12,
     },
@@ -481,12 +488,12 @@ SWEEPS = {
 def require_same_tables(model, name):
     options = dict(SWEEPS[name])
     options["vectors"] = vectors(model, [0, 1, 2], options.pop("hook"))
-    found, expected = (swept(model, reuse=reuse, **options) for reuse in (True, False))
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-5, atol=CLOSE)
+    result, expected = (swept(model, reuse=reuse, **options) for reuse in (True, False))
+    pd.testing.assert_frame_equal(result, expected, rtol=1e-5, atol=CLOSE)
     for column in ("prompt_id", "vector", "layers", "multiplier", "choice", "split", "kind", "text"):
-        assert found[column].equals(expected[column]), column
-    assert found["dose"].nunique() >= 3
-    np.testing.assert_allclose(found["dose"], expected["dose"], rtol=1e-5)
+        assert result[column].equals(expected[column]), column
+    assert result["dose"].nunique() >= 3
+    np.testing.assert_allclose(result["dose"], expected["dose"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -501,25 +508,15 @@ def test_a_sweep_s_table_equals_the_plain_loop_s_in_every_architecture(talking):
 # Capture
 
 
-def test_both_sides_of_pairs_are_captured_as_by_the_plain_loop(talking):
-    pairs = contrast_pairs(["a b c A", "a b A", "c A"], ["a b c B", "a b B", "c B"])
-    together, plainly = (
-        capture_pairs(talking, pairs, hook="resid_pre", reuse=reuse) for reuse in (True, False)
-    )
-    for side in ("positive", "negative"):
-        require_same_activations(getattr(together, side), getattr(plainly, side))
-    assert together.factors.equals(plainly.factors)
-
-
 @pytest.mark.parametrize("written", ["generated_tokens()", "all_tokens()"])
 def test_what_is_generated_is_captured_as_by_the_plain_loop(talking, written):
     model = favouring(talking, 1, 2.0)  # some texts end early
     for operation in ((), (Add(vectors(model, [1]), 1.0, generated_tokens()),)):
-        found = require_same_capture(
+        result = require_same_capture(
             model, PROMPTS, *operation, positions=parse_positions(written), max_new_tokens=5, layers=[-1, 0]
         )
-        assert found.values.shape[1] == 2
-        assert found.layers == (model.cfg.n_layers - 1, 0)
+        assert result.values.shape[1] == 2
+        assert result.layers == (model.cfg.n_layers - 1, 0)
 
 
 def test_a_capture_of_nothing_at_all_equals_the_plain_loop_s():
@@ -530,46 +527,24 @@ def test_a_capture_of_nothing_at_all_equals_the_plain_loop_s():
 # Generation
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.5])
-@pytest.mark.parametrize("top_p", [0.7, 1.0])
-def test_drawn_tokens_are_the_plain_loop_s_and_those_of_each_prompt_alone(temperature, top_p):
-    options = {
-        "max_new_tokens": 8, "temperature": temperature, "top_p": top_p, "seed": 5, "return_tokens": True,
-    }  # fmt: skip
-    model, operation = favouring(MODEL, 1, 1.0), Add(vectors(MODEL, [1]), 1.0, all_tokens())
-    together = generate(model, PROMPTS, operation, force=True, **options)
-    assert together == generate(model, PROMPTS, operation, force=True, reuse=False, **options)
-    assert together == [generate(model, [ids], operation, force=True, **options)[0] for ids in PROMPTS]
-    assert together[0] == together[3]  # the same prompt, and so the same generator
-    assert together != generate(model, PROMPTS, operation, force=True, **options | {"seed": 6})
-
-
-def test_drawn_tokens_of_a_cell_do_not_hang_on_the_cells_beside_it():
+def test_drawn_tokens_of_a_condition_do_not_depend_on_other_conditions():
     decoding = Decoding(6, temperature=1.2, top_p=0.95, seed=2)
-    cells = [(Add(vectors(MODEL, [layer]), 1.5, current_token()),) for layer in range(3)]
-    together = write_cells(MODEL, PROMPTS, [(), *cells], decoding)
-    assert together == [write_cells(MODEL, PROMPTS, [cell], decoding)[0] for cell in [(), *cells]]
-    assert together == write_cells(MODEL, PROMPTS, [(), *cells], decoding, reuse=False)
+    conditions = [(Add(vectors(MODEL, [layer]), 1.5, current_token()),) for layer in range(3)]
+    together = write(MODEL, PROMPTS, [(), *conditions], decoding)
+    assert together == [write(MODEL, PROMPTS, [condition], decoding)[0] for condition in [(), *conditions]]
+    assert together == write(MODEL, PROMPTS, [(), *conditions], decoding, reuse=False)
     assert len({str(texts) for texts in together}) == 4
 
 
-def test_texts_that_end_at_different_times_leave_and_the_others_go_on(talking):
+def test_texts_that_end_at_different_times_leave_and_the_others_continue(talking):
     model = favouring(talking, 1, 3.0)
     prompts = [[0, *ids] for ids in ([3], [4, 5], [6, 7, 8], [9], [3, 4], [5, 6, 7], [8, 9, 3, 4], [10, 11])]
-    cells = [(), *((Add(vectors(model, [layer]), 2.0),) for layer in range(3))]
-    texts = require_same_texts(model, prompts, cells, Decoding(10))
-    assert len({len(new) for cell in texts for new in cell}) > 2
-    longer = require_same_texts(model, prompts, cells, Decoding(10, 6))
-    assert all(len(new) >= 6 for cell in longer for new in cell)
-    assert all(1 not in new[:5] for cell in longer for new in cell)
-
-
-def test_what_has_no_cache_is_written_by_whole_passes():
-    operation = Add(vectors(MODEL, [1]), 1.0)
-    cached = generate(MODEL, PROMPTS, operation, max_new_tokens=4, return_tokens=True)
-    assert cached == generate(
-        MODEL, PROMPTS, operation, max_new_tokens=4, return_tokens=True, use_cache=False
-    )
+    conditions = [(), *((Add(vectors(model, [layer]), 2.0),) for layer in range(3))]
+    texts = require_same_texts(model, prompts, conditions, Decoding(10))
+    assert len({len(new) for condition in texts for new in condition}) > 2
+    longer = require_same_texts(model, prompts, conditions, Decoding(10, 6))
+    assert all(len(new) >= 6 for condition in longer for new in condition)
+    assert all(1 not in new[:5] for condition in longer for new in condition)
 
 
 # The user's own hooks
@@ -632,16 +607,16 @@ USERS = {
 }
 CALLS = {
     "score": lambda model, **options: np.stack(
-        [each["logit_difference"] for each in score_cells(model, questions(), ASKED_CELLS, **options)]
+        [each["logit_difference"] for each in score(model, questions(), SOME_CONDITIONS, **options)]
     ),
     "capture": lambda model, **options: capture(
-        model, PROMPTS, ASKED_CELLS[1][0], positions=all_tokens(), **options
+        model, PROMPTS, SOME_CONDITIONS[1][0], positions=all_tokens(), **options
     ).values.nan_to_num(),
     "generate": lambda model, **options: np.array(
         [
             (row + 6 * [-1])[:6]
-            for cell in write_cells(model, PROMPTS, ASKED_CELLS, Decoding(6), **options)
-            for row in cell
+            for condition in write(model, PROMPTS, SOME_CONDITIONS, Decoding(6), **options)
+            for row in condition
         ]
     ),
     "sweep": lambda model, **options: sweep(
@@ -649,7 +624,7 @@ CALLS = {
         max_new_tokens=5, controls=0, progress=False, **options,
     )["text"].to_numpy(dtype=str),
 }  # fmt: skip
-ASKED_CELLS = [(), (Add(vectors(MODEL, [1]), 1.0, last_token()),), (Ablate(0, "z"),)]
+SOME_CONDITIONS = [(), (Add(vectors(MODEL, [1]), 1.0, last_token()),), (Ablate(0, "z"),)]
 
 
 @pytest.fixture
@@ -670,10 +645,10 @@ def test_a_hook_of_the_user_s_own_is_honoured_and_stays(own, user, call):
     without = run(own)
     take = USERS[user](own)
     before = all_hooks(own)
-    found, expected = run(own), run(own, reuse=False)
+    result, expected = run(own), run(own, reuse=False)
     assert left_as_it_was(own, before)
-    np.testing.assert_array_equal(found, expected)
-    assert not np.array_equal(found, without)
+    np.testing.assert_array_equal(result, expected)
+    assert not np.array_equal(result, without)
     take()
     np.testing.assert_array_equal(run(own), without)
 
@@ -681,12 +656,12 @@ def test_a_hook_of_the_user_s_own_is_honoured_and_stays(own, user, call):
 @pytest.mark.parametrize("mass", [True, False])
 def test_a_hook_of_the_user_s_own_at_the_unembedding_is_honoured(own, mass):
     """Where only the choices' own logits are computed, too."""
-    plan = asked(PROMPTS, PAIRS[:1] * len(PROMPTS))
-    (without,) = score_cells(own, plan, [()], mass=mass)
+    plan = choice_plan(PROMPTS, PAIRS[:1] * len(PROMPTS))
+    (without,) = score(own, plan, [()], mass=mass)
     own.unembed.register_forward_hook(lambda module, inputs, logits: 2 * logits)
     for reuse in (True, False):
-        (found,) = score_cells(own, plan, [()], mass=mass, reuse=reuse)
-        np.testing.assert_allclose(found["logit_difference"], 2 * without["logit_difference"], rtol=1e-4)
+        (result,) = score(own, plan, [()], mass=mass, reuse=reuse)
+        np.testing.assert_allclose(result["logit_difference"], 2 * without["logit_difference"], rtol=1e-4)
 
 
 def test_a_hook_of_every_module_is_honoured():
@@ -697,11 +672,11 @@ def test_a_hook_of_every_module_is_honoured():
         lambda module, inputs, x: x * 0.5 if module is pattern else None
     )
     try:
-        found, expected = CALLS["score"](MODEL), CALLS["score"](MODEL, reuse=False)
+        result, expected = CALLS["score"](MODEL), CALLS["score"](MODEL, reuse=False)
     finally:
         handle.remove()
     assert not np.allclose(expected, without, rtol=0, atol=1e-3)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -718,8 +693,8 @@ class StopError(Exception):
 class Stopping:
     """An operation that changes nothing, and stops at the given position."""
 
-    def __init__(self, place):
-        self.place = place
+    def __init__(self, index):
+        self.place = index
 
     def edits(self, n_layers):
         def change(x, index):
@@ -737,13 +712,13 @@ class Stopping:
 )
 def test_after_an_exception_in_the_middle_hooks_and_attention_are_as_before(own, bad, error):
     before = all_hooks(own)
-    cells = [(), (Ablate(1, "z"),), (bad,)]
+    conditions = [(), (Ablate(1, "z"),), (bad,)]
     calls = [
-        lambda: write_cells(own, PROMPTS, cells, Decoding(6, 6)),
-        lambda: capture(own, PROMPTS, *cells[1], *cells[2], max_new_tokens=6),
+        lambda: write(own, PROMPTS, conditions, Decoding(6, 6)),
+        lambda: capture(own, PROMPTS, *conditions[1], *conditions[2], max_new_tokens=6),
     ]
     if not (isinstance(bad, Stopping) and bad.place == 8):
-        calls.append(lambda: score_cells(own, questions(), cells))
+        calls.append(lambda: score(own, questions(), conditions))
     for call in calls:
         with pytest.raises(error):
             call()
@@ -751,14 +726,14 @@ def test_after_an_exception_in_the_middle_hooks_and_attention_are_as_before(own,
     np.testing.assert_array_equal(CALLS["score"](own), CALLS["score"](MODEL))
 
 
-def test_a_tick_that_raises_leaves_nothing_behind(own):
+def test_a_progress_callback_that_raises_leaves_nothing_behind(own):
     before = all_hooks(own)
 
-    def tick(cells):
+    def on_progress(conditions):
         raise StopError
 
     with pytest.raises(StopError):
-        score_cells(own, questions(), [()], tick=tick)
+        score(own, questions(), [()], on_progress=on_progress)
     assert left_as_it_was(own, before)
 
 
@@ -778,14 +753,14 @@ WRONG = {
 
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("name", WRONG)
-def test_every_cell_s_operations_are_checked(name, reuse):
-    bad, error, told = WRONG[name]
+def test_every_condition_s_operations_are_checked(name, reuse):
+    bad, error, message = WRONG[name]
     for run in (
-        lambda: score_cells(MODEL, questions(), [(), ASKED_CELLS[1], (bad,)], reuse=reuse),
-        lambda: write_cells(MODEL, PROMPTS, [(), ASKED_CELLS[1], (bad,)], Decoding(2), reuse=reuse),
-        lambda: capture(MODEL, PROMPTS, ASKED_CELLS[1][0], bad, reuse=reuse),
+        lambda: score(MODEL, questions(), [(), SOME_CONDITIONS[1], (bad,)], reuse=reuse),
+        lambda: write(MODEL, PROMPTS, [(), SOME_CONDITIONS[1], (bad,)], Decoding(2), reuse=reuse),
+        lambda: capture(MODEL, PROMPTS, SOME_CONDITIONS[1][0], bad, reuse=reuse),
     ):
-        with pytest.raises(error, match=told):
+        with pytest.raises(error, match=message):
             run()
 
 
@@ -794,15 +769,18 @@ def test_every_cell_s_operations_are_checked(name, reuse):
 def test_an_operation_whose_hook_does_not_fire_is_told(reuse, positions):
     """TransformerLens has the hook of an MLP's output also where there is no MLP."""
     model = make_model(word_tokenizer(), attn_only=True)
-    cell = (Ablate(1, "mlp_out", positions=positions),)
-    plan = asked(PROMPTS, PAIRS[1:2] * len(PROMPTS))
+    condition = (Ablate(1, "mlp_out", positions=positions),)
+    plan = choice_plan(PROMPTS, PAIRS[1:2] * len(PROMPTS))
     runs = [
-        *(lambda cells=cells: score_cells(model, plan, cells, reuse=reuse) for cells in ([cell], [(), cell])),
         *(
-            lambda cells=cells: write_cells(model, PROMPTS, cells, Decoding(3, 3), reuse=reuse)
-            for cells in ([cell], [(), cell])
+            lambda conditions=conditions: score(model, plan, conditions, reuse=reuse)
+            for conditions in ([condition], [(), condition])
         ),
-        lambda: capture(model, PROMPTS, *cell, max_new_tokens=3, reuse=reuse),
+        *(
+            lambda conditions=conditions: write(model, PROMPTS, conditions, Decoding(3, 3), reuse=reuse)
+            for conditions in ([condition], [(), condition])
+        ),
+        lambda: capture(model, PROMPTS, *condition, max_new_tokens=3, reuse=reuse),
     ]
     for run in runs:
         with pytest.raises(HookDidNotFireError, match=r"Ablate\(hook='mlp_out'\) at layer 1"):
@@ -812,7 +790,7 @@ def test_an_operation_whose_hook_does_not_fire_is_told(reuse, positions):
 # Models of other settings, where it applies as well
 
 ROTARY = {"positional_embedding_type": "rotary", "rotary_dim": 4}
-SHARED = {
+SUPPORTED = {
     "no norm": {"normalization_type": None, "init_weights": False},
     "folded norms": {"normalization_type": "LNPre"},
     "RMS norms, gated MLPs": {"normalization_type": "RMS", "gated_mlp": True},
@@ -833,36 +811,36 @@ SHARED = {
     "scaled by the layer": {"scale_attn_by_inverse_layer_idx": True},
     "normed queries and keys": {**ROTARY, "use_qk_norm": True},
     "an input hook of the MLP": {"use_hook_mlp_in": True},
-    "a norm behind the embedding": {"post_embedding_ln": True},
+    "a norm after the embedding": {"post_embedding_ln": True},
     "experts": {"num_experts": 4, "experts_per_token": 2, "gated_mlp": True, "normalization_type": "RMS"},
     "norms before and after": {"use_normalization_before_and_after": True, "normalization_type": "RMS"},
     "a soft cap of the logits": {"output_logits_soft_cap": 2.0},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_models_of_other_settings_are_shared_and_the_same(name):
-    model = make_model(word_tokenizer(), **SHARED[name])
+    model = make_model(word_tokenizer(), **SUPPORTED[name])
     assert obstacle(model) is None
     if name == "no norm":  # else logits are so large that rounding alone is more than 1e-4
         for weight in model.parameters():
             weight.mul_(0.6)
-    cells = [
+    conditions = [
         (),
         (Add(vectors(model, [1]), 1.0, all_tokens()),),
         (Add(vectors(model, [1], "resid_pre"), 1.0, current_token()), Ablate(2, "z", heads=[0])),
     ]
-    with packed(8, 4):
-        require_same_scores(model, questions(), cells)
-        require_same_scores(model, asked(PROMPTS, PAIRS[:1] * len(PROMPTS)), cells, mass=False)
-        require_same_texts(model, PROMPTS, cells, Decoding(6, 6))
-        require_same_capture(model, PROMPTS, *cells[2], positions=all_tokens(), hook="attn_out")
+    with small_batches(8, 4):
+        require_same_scores(model, questions(), conditions)
+        require_same_scores(model, choice_plan(PROMPTS, PAIRS[:1] * len(PROMPTS)), conditions, mass=False)
+        require_same_texts(model, PROMPTS, conditions, Decoding(6, 6))
+        require_same_capture(model, PROMPTS, *conditions[2], positions=all_tokens(), hook="attn_out")
 
 
 # Where it does not apply
 
 LINEAR = {"d_model": 12}  # n_heads · d_head, where something wants them alike
-REFUSED = {
+UNSUPPORTED = {
     "use_attn_result": {"use_attn_result": True},
     "use_split_qkv_input": {"use_split_qkv_input": True},
     "use_attn_in": {"use_attn_in": True},
@@ -888,20 +866,20 @@ REFUSED = {
 UNPADDED = ("use_logn_attn", "use_dynamic_ntk_rope", "ungroup_grouped_query_attention", "bidirectional")
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_a_model_with_what_the_engine_does_not_know_is_run_whole_and_right(name, caplog):
-    model = make_model(word_tokenizer(), **REFUSED[name])
+    model = make_model(word_tokenizer(), **UNSUPPORTED[name])
     assert name in obstacle(model)
     with caplog.at_level(logging.INFO, logger="tl_steer"):
         require_as_the_model_alone(model, [[0, 3, 5, 6], [0, 3, 5, 4]] if name in UNPADDED else PROMPTS)
-    assert f"every cell is run whole, because {obstacle(model)}" in caplog.text
+    assert f"every condition is run in whole forward passes, because {obstacle(model)}" in caplog.text
 
 
 def require_as_the_model_alone(model, prompts):
     """Scores, activations and tokens are those of each prompt alone, in one pass by TransformerLens."""
-    cells = [(), (Add(vectors(model, [1]), 1.0, last_token()),)]
-    plan = asked(prompts, PAIRS[:1] * len(prompts))
-    scores = require_same_scores(model, plan, cells, close=0)
+    conditions = [(), (Add(vectors(model, [1]), 1.0, last_token()),)]
+    plan = choice_plan(prompts, PAIRS[:1] * len(prompts))
+    scores = require_same_scores(model, plan, conditions, close=0)
     values = capture(model, prompts, positions=all_tokens(), hook="z").values
     texts = generate(
         model, prompts, max_new_tokens=1, return_tokens=True, use_cache=len({*map(len, prompts)}) > 1
@@ -909,8 +887,8 @@ def require_as_the_model_alone(model, prompts):
     for row, ids in enumerate(prompts):
         name = hook_name("z", 1)
         logits, seen = run_alone(model, ids, len(ids), reads=[name])
-        found = scores[0]["logit_difference"][row]
-        assert found == pytest.approx(float(logits[-1, 7] - logits[-1, 8]), abs=1e-3)
+        result = scores[0]["logit_difference"][row]
+        assert result == pytest.approx(float(logits[-1, 7] - logits[-1, 8]), abs=1e-3)
         torch.testing.assert_close(values[row, 1, : len(ids)], seen[name].flatten(1), rtol=1e-4, atol=1e-4)
         assert texts[row] == [int(logits[-1].argmax())]
 
@@ -939,11 +917,11 @@ def test_a_model_of_another_class_is_run_whole():
     model = copy.deepcopy(MODEL)
     model.__class__ = Mine
     assert obstacle(model) == "Mine is not a HookedTransformer"
-    require_same_scores(model, questions(), ASKED_CELLS, close=0)
+    require_same_scores(model, questions(), SOME_CONDITIONS, close=0)
 
 
 def test_without_reuse_nothing_of_the_engine_runs(monkeypatch):
-    monkeypatch.setattr(Walk, "up", lambda *_, **__: pytest.fail("the engine ran"))
+    monkeypatch.setattr(LayerwisePass, "run", lambda *_, **__: pytest.fail("the engine ran"))
     for call in CALLS.values():
         call(MODEL, reuse=False)
 
@@ -951,16 +929,16 @@ def test_without_reuse_nothing_of_the_engine_runs(monkeypatch):
 # Attention
 
 
-def walked(model, prompts, module):
-    """What a module of each layer gave in a walk, "layer token …", and each prompt's tokens in it."""
+def layerwise_activations(model, prompts, module):
+    """Outputs of each layer's module in a layerwise pass, "layer token …", and each prompt's tokens."""
     rows = [Row(tuple(ids), PromptTokens(len(ids), tuple(ids))) for ids in prompts]
     plan, given = Plan(rows, [()]), {layer: {} for layer in range(model.cfg.n_layers)}
-    with steer_cells(model, plan.cells) as steering:
-        walk = Walk(model, plan, steering, budget=64)
+    with steer_conditions(model, plan.conditions) as steering:
+        layerwise = LayerwisePass(model, plan, steering, budget=64)
 
         def reader(layer):
             def read(_module, _inputs, x):
-                tokens = walk.now.tokens
+                tokens = layerwise.current.tokens
                 given[layer] |= dict(zip(range(tokens.start, tokens.stop), x[0], strict=True))
 
             return read
@@ -968,7 +946,7 @@ def walked(model, prompts, module):
         handles = [
             module(block).register_forward_hook(reader(layer)) for layer, block in enumerate(model.blocks)
         ]
-        walk.up(model.cfg.n_layers)
+        layerwise.run(model.cfg.n_layers)
     for handle in handles:
         handle.remove()
     return given, [plan.path(0, row) for row in range(len(rows))]
@@ -979,8 +957,8 @@ def walked(model, prompts, module):
 def test_the_attention_stand_in_gives_what_transformer_lens_s_own_gives(architecture, part, tokens):
     model = architecture[1]
     prompts = [[*PROMPTS[0], *range(20, 34)], *PROMPTS]
-    with packed(tokens, 4):
-        given, paths = walked(model, prompts, lambda block: block.get_submodule(part))
+    with small_batches(tokens, 4):
+        given, paths = layerwise_activations(model, prompts, lambda block: block.get_submodule(part))
     for ids, path in zip(prompts, paths, strict=True):
         for layer, block in enumerate(model.blocks):
             seen = []
@@ -990,8 +968,8 @@ def test_the_attention_stand_in_gives_what_transformer_lens_s_own_gives(architec
             with torch.no_grad():
                 model(torch.tensor([ids]))
             handle.remove()
-            found = torch.stack([given[layer][int(number)] for number in path])
-            torch.testing.assert_close(found, seen[0], rtol=1e-5, atol=1e-5)
+            result = torch.stack([given[layer][int(number)] for number in path])
+            torch.testing.assert_close(result, seen[0], rtol=1e-5, atol=1e-5)
 
 
 def test_attention_is_called_with_what_the_stand_in_knows():
@@ -1031,7 +1009,7 @@ def test_attention_hangs_on_no_setting_that_the_engine_does_not_know():
         "attn_scores_soft_cap", "d_head", "n_ctx", "n_heads", "device", "original_architecture",
         "rotary_adjacent_pairs", "rotary_dim", "use_qk_norm", "window_size",
     }  # fmt: skip
-    assert read - set(support._KNOWN) == alike
+    assert read - set(support._SUPPORTED) == alike
 
 
 # Precision
@@ -1043,14 +1021,15 @@ def test_half_precision_equals_the_plain_loop_s_and_stays_half(dtype, close):
     seen = []
     forward = model.blocks[2].forward
     model.blocks[2].forward = lambda x, **kwargs: seen.append(x.dtype) or forward(x, **kwargs)
-    cells = [(), (Add(vectors(model, [1]), 1.0, last_token()),), (ProjectOut(vectors(model, [0], "z")),)]
-    require_same_scores(model, questions(), cells, close=close)
-    require_same_texts(model, PROMPTS, cells, Decoding(4), tie=close)
-    found, expected = (
-        capture(model, PROMPTS, *cells[1], positions=all_tokens(), reuse=reuse) for reuse in (True, False)
+    conditions = [(), (Add(vectors(model, [1]), 1.0, last_token()),), (ProjectOut(vectors(model, [0], "z")),)]
+    require_same_scores(model, questions(), conditions, close=close)
+    require_same_texts(model, PROMPTS, conditions, Decoding(4), tie=close)
+    result, expected = (
+        capture(model, PROMPTS, *conditions[1], positions=all_tokens(), reuse=reuse)
+        for reuse in (True, False)
     )
-    assert found.values.dtype is torch.float32
-    require_same_activations(found, expected, close=close)
+    assert result.values.dtype is torch.float32
+    require_same_activations(result, expected, close=close)
     assert set(seen) == {dtype}
 
 
@@ -1061,17 +1040,17 @@ def test_half_precision_equals_the_plain_loop_s_and_stays_half(dtype, close):
 def test_the_embedded_model_s_numbers_and_tokens_equal_the_plain_loop_s(embedded):
     prompts = ["The sky is", "The sky is not"]
     stream = capture(embedded, prompts, positions=all_tokens(), layers=[3, 20], reuse=False)
-    found = capture(embedded, prompts, positions=all_tokens(), layers=[3, 20])
-    relative = (found.values - stream.values).norm(dim=-1) / stream.values.norm(dim=-1)
+    result = capture(embedded, prompts, positions=all_tokens(), layers=[3, 20])
+    relative = (result.values - stream.values).norm(dim=-1) / stream.values.norm(dim=-1)
     assert relative.nan_to_num().max() < CLOSE
-    torch.testing.assert_close(found.stream_norm, stream.stream_norm, rtol=1e-4, atol=0)
+    torch.testing.assert_close(result.stream_norm, stream.stream_norm, rtol=1e-4, atol=0)
     one = vectors(embedded, [12]).scaled_to(dose=4.0)
-    cells = [(), (Add(one, 1.0),), (Add(one, -2.0, last_token()),), (ProjectOut(one),)]
+    conditions = [(), (Add(one, 1.0),), (Add(one, -2.0, last_token()),), (ProjectOut(one),)]
     ids = [embedded.tokenizer(prompt)["input_ids"] for prompt in prompts]
-    require_same_texts(embedded, ids, cells[1:3], Decoding(3))
-    for cell in cells[1:]:
+    require_same_texts(embedded, ids, conditions[1:3], Decoding(3))
+    for condition in conditions[1:]:
         together, plainly = (
-            choice_logits(embedded, prompts, (" blue", " green"), *cell, reuse=reuse)
+            choice_logits(embedded, prompts, (" blue", " green"), *condition, reuse=reuse)
             for reuse in (True, False)
         )
         np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Waves that fit the memory, running out of it, and errors that name the guilty cell among many."""
+"""Chunks that fit the memory, running out of it, and errors that name the guilty condition among many."""
 
 import gc
 import importlib
@@ -16,14 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl_steer._capture import capture
-from tl_steer._generation import Decoding, generate, write_cells
-from tl_steer._scoring import choice_logits, plan_choices, score_cells
+from tl_steer._generation import Decoding, generate
+from tl_steer._scoring import choice_logits, plan_choices
 from tl_steer.directions import SteeringVector
-from tl_steer.engine import Plan, Row, Walk, in_waves
+from tl_steer.engine import Row
+from tl_steer.engine.shared.chunking import run_in_chunks
 from tl_steer.engine.shared.decoding import Decoder
+from tl_steer.engine.shared.forward import LayerwisePass
+from tl_steer.engine.shared.prefixes import Plan
 from tl_steer.errors import EmptySelectionError, NonFiniteError
 from tl_steer.interventions import Ablate, Add, ProjectOut
-from tl_steer.interventions.operations import Edit
 from tl_steer.models import identify
 from tl_steer.positions import PromptTokens, all_tokens, generated_tokens, last_token, parse_positions, token
 from tl_steer.prompts import ChoiceQuestions
@@ -35,16 +37,17 @@ from .tiny_model import (
     N_HEADS,
     N_LAYERS,
     all_hooks,
-    favouring,
     made_vector,
     make_model,
+    score,
     word_tokenizer,
+    write,
 )
 
 MODEL = make_model(word_tokenizer())
-waves = importlib.import_module("tl_steer.engine.shared.chunking")
+chunking = importlib.import_module("tl_steer.engine.shared.chunking")
 PROMPTS = [[0, 3, 4, 5], [0, 3, 4], [7, 8, 9, 10, 11], [0, 3, 4, 5], [6]]
-CELLS = [
+CONDITIONS = [
     (),
     (Add(made_vector(MODEL, 0), 1.0),),
     (Add(made_vector(MODEL, 1), 2.0, last_token()),),
@@ -57,27 +60,27 @@ KEPT_BYTES = 4 * D_MODEL + TOKEN_BYTES  # and its stream
 
 @contextmanager
 def limited(size):
-    """While this is entered, the memory at hand is so many bytes."""
+    """The memory at hand is so many bytes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(waves, "bytes_allowed", lambda model, memory: size)
+        patch.setattr(chunking, "bytes_allowed", lambda model, memory: size)
         yield
 
 
 def scored(**options):
     plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
-    return score_cells(MODEL, plan, CELLS, **options)
+    return score(MODEL, plan, CONDITIONS, **options)
 
 
 def written(**options):
-    return write_cells(MODEL, PROMPTS, CELLS, Decoding(4, 4), **options)
+    return write(MODEL, PROMPTS, CONDITIONS, Decoding(4, 4), **options)
 
 
 def captured(**options):
-    return capture(MODEL, PROMPTS, *CELLS[3], positions=all_tokens(), max_new_tokens=3, **options)
+    return capture(MODEL, PROMPTS, *CONDITIONS[3], positions=all_tokens(), max_new_tokens=3, **options)
 
 
-def require_same_scores(found, expected):
-    for one, other in zip(found, expected, strict=True):
+def require_same_scores(result, expected):
+    for one, other in zip(result, expected, strict=True):
         pd.testing.assert_frame_equal(one, other, rtol=0, atol=1e-4)
 
 
@@ -87,7 +90,7 @@ def require_same_scores(found, expected):
 @pytest.mark.parametrize(
     ("memory", "free", "expected"),
     [
-        (None, 2**40, waves.CPU_BYTES),
+        (None, 2**40, chunking.CPU_BYTES),
         (None, 10**6, 5 * 10**5),
         (0.25, 4 * 10**9, 10**9),
         (1.0, 10**6, 10**6),
@@ -98,16 +101,16 @@ def require_same_scores(found, expected):
 def test_memory_is_a_share_of_what_is_free_and_by_default_half_but_on_a_cpu_not_more_than_helps(
     monkeypatch, memory, free, expected
 ):
-    monkeypatch.setattr(waves.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
-    assert waves.bytes_allowed(MODEL, memory) == expected
-    assert waves.CPU_BYTES <= 2**30
+    monkeypatch.setattr(chunking.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
+    assert chunking.bytes_allowed(MODEL, memory) == expected
+    assert chunking.CPU_BYTES <= 2**30
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(None, 3 * 10**9), (0.5, 3 * 10**9), (0.1, 6 * 10**8)])
 def test_on_an_accelerator_memory_is_a_share_of_what_is_free_there(monkeypatch, memory, expected):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 10**9, 8 * 10**9))
     model = types.SimpleNamespace(cfg=types.SimpleNamespace(device="cuda:0"))
-    assert waves.bytes_allowed(model, memory) == expected
+    assert chunking.bytes_allowed(model, memory) == expected
 
 
 CALLS = {
@@ -126,28 +129,21 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize("memory", [0.0, -0.5, 1.5, -math.inf, math.inf, math.nan])
-def test_a_share_that_is_none_is_refused(call, memory):
-    with pytest.raises(ValueError, match=f"memory={memory!r}: give a whole number of bytes, or a fraction"):
-        call(memory=memory)
+# Chunks
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_memory_may_be_given_in_whole_bytes(call):
-    found = call(memory=2 * 10**9)
-    assert len(found) == len(call())
-    assert len(call(memory=1)) == len(found)
-    for memory in (0, -1):
-        with pytest.raises(ValueError, match=f"memory={memory}: give a whole number of bytes, or a fraction"):
+def test_memory_is_a_number_of_bytes_or_a_fraction(call):
+    for memory in (0.0, -0.5, 1.5, -math.inf, math.inf, math.nan, 0, -1):
+        with pytest.raises(
+            ValueError, match=f"memory={memory!r}: expected a whole number of bytes, a fraction"
+        ):
             call(memory=memory)
+    assert len(call(memory=2 * 10**9)) == len(call(memory=1)) == len(call())
 
 
-# Waves
-
-
-def edits(cell):
-    return [edit for operation in cell for edit in operation.edits(N_LAYERS)]
+def edits(condition):
+    return [edit for operation in condition for edit in operation.edits(N_LAYERS)]
 
 
 def rows_of(prompts):
@@ -157,59 +153,61 @@ def rows_of(prompts):
 @settings(max_examples=30)
 @given(
     prompts=st.lists(st.lists(st.integers(3, 5), min_size=1, max_size=6), min_size=1, max_size=6),
-    cells=st.lists(st.sampled_from(range(len(CELLS))), min_size=1, max_size=6),
+    conditions=st.lists(st.sampled_from(range(len(CONDITIONS))), min_size=1, max_size=6),
     limit=st.integers(1, 20_000),
     new_tokens=st.sampled_from([0, 0, 5]),
 )
-def test_every_cell_of_every_row_is_in_one_wave_that_fits(prompts, cells, limit, new_tokens):
-    rows, cells = rows_of(prompts), [edits(CELLS[cell]) for cell in cells]
-    made = []
+def test_every_condition_of_every_row_is_in_one_chunk_that_fits(prompts, conditions, limit, new_tokens):
+    rows, conditions = rows_of(prompts), [edits(CONDITIONS[condition]) for condition in conditions]
+    chunks = []
     with limited(limit):
-        in_waves(MODEL, rows, cells, made.append, new_tokens=new_tokens)
-    done = [(cell, row) for wave in made for cell in wave.cells for row in wave.rows]
-    assert sorted(done) == [(cell, row) for cell in range(len(cells)) for row in range(len(rows))]
-    for wave in made:
-        assert wave.plan.rows == [rows[row] for row in wave.rows]
-        assert wave.plan.cells == [cells[cell] for cell in wave.cells]
-        assert len(wave.walk.stream) == wave.plan.size
-        size = wave.plan.size * KEPT_BYTES
+        run_in_chunks(MODEL, rows, conditions, chunks.append, new_tokens=new_tokens)
+    done = [(condition, row) for chunk in chunks for condition in chunk.conditions for row in chunk.rows]
+    assert sorted(done) == [
+        (condition, row) for condition in range(len(conditions)) for row in range(len(rows))
+    ]
+    for chunk in chunks:
+        assert chunk.plan.rows == [rows[row] for row in chunk.rows]
+        assert chunk.plan.conditions == [conditions[condition] for condition in chunk.conditions]
+        assert len(chunk.layerwise.stream) == chunk.plan.size
+        size = chunk.plan.size * KEPT_BYTES
         if new_tokens:
-            longest = max(len(row.ids) for row in wave.plan.rows)
-            size += len(wave.cells) * len(wave.rows) * (longest + new_tokens) * N_LAYERS * TOKEN_BYTES
-        assert size <= limit or len(wave.cells) == len(wave.rows) == 1
+            longest = max(len(row.ids) for row in chunk.plan.rows)
+            size += len(chunk.conditions) * len(chunk.rows) * (longest + new_tokens) * N_LAYERS * TOKEN_BYTES
+        assert size <= limit or len(chunk.conditions) == len(chunk.rows) == 1
 
 
-def test_where_all_fits_there_is_one_wave():
-    made = []
-    in_waves(MODEL, rows_of(PROMPTS), [edits(cell) for cell in CELLS], made.append)
-    assert [(len(wave.cells), len(wave.rows)) for wave in made] == [(len(CELLS), len(PROMPTS))]
+def test_where_all_fits_there_is_one_chunk():
+    chunks = []
+    run_in_chunks(MODEL, rows_of(PROMPTS), [edits(condition) for condition in CONDITIONS], chunks.append)
+    assert [(len(chunk.conditions), len(chunk.rows)) for chunk in chunks] == [(len(CONDITIONS), len(PROMPTS))]
 
 
-def test_prompts_that_begin_alike_stay_in_one_wave():
+def test_prompts_that_begin_alike_stay_in_one_chunk():
     begin = [3, 4, 5, 6, 7, 8]
     prompts = [[*begin, 9], [10, 11, 12, 13, 14, 15, 16], [*begin, 10], [17, 18, 19, 20, 21, 22, 23]]
-    made = []
+    chunks = []
     with limited(18 * KEPT_BYTES):  # either half, with its masks, but not both
-        in_waves(MODEL, rows_of(prompts), [()], made.append)
-    assert sorted(set(wave.rows) for wave in made)[0] in ({0, 2}, {1, 3})
-    assert len(made) == 2
+        run_in_chunks(MODEL, rows_of(prompts), [()], chunks.append)
+    assert sorted(set(chunk.rows) for chunk in chunks)[0] in ({0, 2}, {1, 3})
+    assert len(chunks) == 2
 
 
 @pytest.mark.parametrize("tokens", [1, 6, 20, 60])
-def test_with_little_memory_there_are_many_waves_and_the_same_numbers(monkeypatch, tokens):
-    walks = []
-    up = Walk.up
+def test_with_little_memory_there_are_many_chunks_and_the_same_numbers(monkeypatch, tokens):
+    passes = []
+    up = LayerwisePass.run
     monkeypatch.setattr(
-        Walk, "up", lambda self, *args, **options: walks.append(1) or up(self, *args, **options)
+        LayerwisePass, "run", lambda self, *args, **options: passes.append(1) or up(self, *args, **options)
     )
     expected = scored(reuse=False), written(reuse=False), captured(reuse=False)
     with limited(tokens * KEPT_BYTES):
-        found = scored(), written(), captured()
-    assert len(walks) > (3 if tokens == 60 else 6)
-    require_same_scores(found[0], expected[0])
-    assert found[1] == expected[1]
-    torch.testing.assert_close(found[2].values, expected[2].values, rtol=0, atol=1e-4, equal_nan=True)
-    torch.testing.assert_close(found[2].stream_norm, expected[2].stream_norm)
+        result = scored(), written(), captured()
+    assert len(passes) > (3 if tokens == 60 else 6)
+    require_same_scores(result[0], expected[0])
+    assert result[1] == expected[1]
+    torch.testing.assert_close(result[2].values, expected[2].values, rtol=0, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(result[2].stream_norm, expected[2].stream_norm)
 
 
 def test_what_is_kept_between_passes_fits_the_memory(monkeypatch):
@@ -217,8 +215,8 @@ def test_what_is_kept_between_passes_fits_the_memory(monkeypatch):
 
     def start(self, start=Decoder.start):
         stream = start(self)
-        walk = self.wave.walk
-        kept = [walk.stream, walk.keys, walk.values, *self.keys, *self.values]
+        layerwise = self.chunk.layerwise
+        kept = [layerwise.stream, layerwise.keys, layerwise.values, *self.keys, *self.values]
         sizes.append((len(self.members), sum(each.numel() * each.element_size() for each in kept)))
         return stream
 
@@ -233,24 +231,24 @@ def test_what_is_kept_between_passes_fits_the_memory(monkeypatch):
 
 @pytest.fixture
 def alive(monkeypatch):
-    """Walks that are still there, by the time the next one is made."""
-    walks, found = [], []
-    init = Walk.__init__
+    """Layerwise passes that are still there, by the time the next one is made."""
+    passes, result = [], []
+    init = LayerwisePass.__init__
 
     def remember(self, *args, **options):
-        found.append(sum(walk() is not None for walk in walks))
-        walks.append(weakref.ref(self))
+        result.append(sum(layerwise() is not None for layerwise in passes))
+        passes.append(weakref.ref(self))
         init(self, *args, **options)
 
-    monkeypatch.setattr(Walk, "__init__", remember)
+    monkeypatch.setattr(LayerwisePass, "__init__", remember)
     gc.collect()
     gc.disable()
-    yield lambda: (found, [walk for walk in walks if walk() is not None])
+    yield lambda: (result, [layerwise for layerwise in passes if layerwise() is not None])
     gc.enable()
 
 
 @pytest.mark.parametrize("run", [scored, written, captured], ids=["scored", "written", "captured"])
-def test_what_a_wave_has_kept_is_freed_before_the_next_is_made(alive, run):
+def test_what_a_chunk_has_kept_is_freed_before_the_next_is_made(alive, run):
     """Else there would be twice what the memory was said to allow."""
     with limited(10 * KEPT_BYTES):
         run()
@@ -261,31 +259,34 @@ def test_what_a_wave_has_kept_is_freed_before_the_next_is_made(alive, run):
 
 
 def test_what_ran_out_of_memory_is_freed_before_it_is_tried_again(alive):
-    def work(wave):
-        if len(wave.cells) > 1:
+    def work(chunk):
+        if len(chunk.conditions) > 1:
             raise MemoryError
 
-    in_waves(MODEL, rows_of(PROMPTS), [edits(cell) for cell in CELLS], work)
+    run_in_chunks(MODEL, rows_of(PROMPTS), [edits(condition) for condition in CONDITIONS], work)
     before_each, afterwards = alive()
-    assert len(before_each) > len(CELLS)
+    assert len(before_each) > len(CONDITIONS)
     assert set(before_each) == {0}
     assert afterwards == []
 
 
 @pytest.mark.parametrize("limit", [10**6, 3000])
-def test_ticks_add_up_to_the_cells(limit):
-    for run in (scored, lambda tick: write_cells(MODEL, PROMPTS, CELLS, Decoding(4, 4), tick=tick)):
-        ticks = []
+def test_progress_adds_up_to_the_conditions(limit):
+    for run in (
+        scored,
+        lambda on_progress: write(MODEL, PROMPTS, CONDITIONS, Decoding(4, 4), on_progress=on_progress),
+    ):
+        steps = []
         with limited(limit):
-            run(tick=ticks.append)
-        assert len(ticks) >= N_LAYERS
-        assert min(ticks) > 0
-        assert 0.8 * len(CELLS) < sum(ticks) < 1.05 * len(CELLS)
+            run(on_progress=steps.append)
+        assert len(steps) >= N_LAYERS
+        assert min(steps) > 0
+        assert 0.8 * len(CONDITIONS) < sum(steps) < 1.05 * len(CONDITIONS)
 
 
 # Running out of memory
 
-GONE = {
+OOM_ERRORS = {
     "on an accelerator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     "in Python": MemoryError(),
     "on a CPU": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 64 bytes."),
@@ -296,14 +297,14 @@ GONE = {
 }
 
 
-@pytest.fixture(params=GONE)
-def gone(request):
-    return GONE[request.param]
+@pytest.fixture(params=OOM_ERRORS)
+def oom_error(request):
+    return OOM_ERRORS[request.param]
 
 
 @contextmanager
 def failing(error, *, above, layer=1):
-    """While this is entered, a block runs out of memory with more than so many tokens at once."""
+    """A block runs out of memory with more than so many tokens at once."""
     block, seen = MODEL.blocks[layer], []
     forward = block.forward
 
@@ -320,115 +321,88 @@ def failing(error, *, above, layer=1):
 
 def test_what_torch_says_when_there_is_no_memory_is_understood():
     """Asked for what no machine has, so that it is told on every one."""
-    with pytest.raises(RuntimeError) as told:
+    with pytest.raises(RuntimeError) as message:
         torch.empty(2**55)
-    assert waves.is_out_of_memory(told.value)
+    assert chunking.is_out_of_memory(message.value)
 
 
-def test_running_out_of_memory_halves_and_goes_on_with_the_same_numbers(gone, caplog):
+def test_running_out_of_memory_halves_and_continues_with_the_same_numbers(oom_error, caplog):
     expected = scored(), written(), captured()
     for number, run in enumerate((scored, written, captured)):
         caplog.clear()
-        with caplog.at_level(logging.WARNING, logger="tl_steer"), failing(gone, above=7) as seen:
-            found = run()
+        with caplog.at_level(logging.WARNING, logger="tl_steer"), failing(oom_error, above=7) as seen:
+            result = run()
         assert max(seen) > 7
-        told = [record.getMessage() for record in caplog.records]
-        assert told
-        assert all(
-            message.startswith("out of memory with ")
-            and message.endswith("going on with half as much at once")
-            for message in told
-        )
-        assert len(told) == sum(tokens > 7 for tokens in seen)
+        messages = [record.getMessage() for record in caplog.records]
+        assert messages
+        assert all("continuing with half as much at once" in message for message in messages)
+        assert len(messages) == sum(tokens > 7 for tokens in seen)
         if number == 0:
-            assert told[0].startswith("out of memory with 5 cells of 5 prompts;")
-            require_same_scores(found, expected[0])
+            assert messages[0].startswith("out of memory with 5 conditions of 5 prompts;")
+            require_same_scores(result, expected[0])
         elif number == 1:
-            assert found == expected[1]
+            assert result == expected[1]
         else:
-            torch.testing.assert_close(found.values, expected[2].values, rtol=0, atol=1e-4, equal_nan=True)
+            torch.testing.assert_close(result.values, expected[2].values, rtol=0, atol=1e-4, equal_nan=True)
     assert not any("forward" in vars(block.attn) for block in MODEL.blocks)
 
 
-def test_running_out_of_memory_while_texts_are_written_halves_and_goes_on(gone, monkeypatch):
+def test_running_out_of_memory_while_texts_are_written_halves_and_goes_on(oom_error, monkeypatch):
     expected, sizes = written(), []
     step = Decoder.step
 
     def run(self, tokens):
         sizes.append(len(tokens))
         if len(tokens) > 4:
-            raise gone
+            raise oom_error
         return step(self, tokens)
 
     monkeypatch.setattr(Decoder, "step", run)
     assert written() == expected
-    assert max(sizes) == len(CELLS) * len(PROMPTS)
+    assert max(sizes) == len(CONDITIONS) * len(PROMPTS)
 
 
 def failing_work(done, above, error=None):
-    """A wave's work that runs out of memory where there are more than so many rows in all its cells."""
+    """A chunk's work that runs out of memory where there are more than so many rows in all its conditions."""
     tried = []
 
-    def work(wave):
-        places = [(cell, row) for cell in wave.cells for row in wave.rows]
-        tried.append(len(places))
-        if len(places) > above:
+    def work(chunk):
+        indices = [(condition, row) for condition in chunk.conditions for row in chunk.rows]
+        tried.append(len(indices))
+        if len(indices) > above:
             raise error or MemoryError
-        done.extend(places)
+        done.extend(indices)
 
     return work, tried
 
 
 @pytest.mark.parametrize("above", [1, 2, 7, 13, 24])
-def test_finished_cells_are_kept_and_not_computed_again(above, caplog):
+def test_finished_conditions_are_kept_and_not_computed_again(above, caplog):
     done = []
     work, tried = failing_work(done, above)
     with caplog.at_level(logging.WARNING, logger="tl_steer"):
-        in_waves(MODEL, rows_of(PROMPTS), [edits(cell) for cell in CELLS], work)
-    assert sorted(done) == [(cell, row) for cell in range(5) for row in range(5)]
+        run_in_chunks(MODEL, rows_of(PROMPTS), [edits(condition) for condition in CONDITIONS], work)
+    assert sorted(done) == [(condition, row) for condition in range(5) for row in range(5)]
     failed = [size for size in tried if size > above]
     assert len(caplog.records) == len(failed) > 0
     assert failed == sorted(failed, reverse=True)
 
 
 def test_memory_that_ran_out_once_is_not_asked_for_again(monkeypatch):
-    """Waves behind the one that failed are at most half as large, though the limit allows more."""
+    """Chunks after the one that failed are at most half as large, though the limit allows more."""
     sizes = []
 
-    def work(wave):
-        sizes.append(waves.plan_bytes(MODEL, wave.plan, 0))
+    def work(chunk):
+        sizes.append(chunking.plan_bytes(MODEL, chunk.plan, 0))
         if len(sizes) == 1:
             raise MemoryError
 
-    in_waves(MODEL, rows_of(PROMPTS), [edits(cell) for cell in CELLS * 3], work)
+    run_in_chunks(MODEL, rows_of(PROMPTS), [edits(condition) for condition in CONDITIONS * 3], work)
     assert max(sizes[1:]) <= sizes[0] / 2
 
 
-@pytest.mark.parametrize("run", [scored, written], ids=["scored", "written"])
-def test_what_was_finished_stays_when_a_later_wave_runs_out_of_memory(monkeypatch, run):
-    expected, done, calls, up = run(), [], [], Walk.up
-
-    def walk(self, *args, **options):
-        calls.append(len(self.plan.cells) * len(self.plan.rows))
-        if len(calls) == 4:
-            raise MemoryError
-        up(self, *args, **options)
-        done.extend((id(cell), id(row)) for cell in self.plan.cells for row in self.plan.rows)
-
-    monkeypatch.setattr(Walk, "up", walk)
-    with limited({scored: 25, written: 140}[run] * KEPT_BYTES):
-        found = run()
-    assert len(calls) > 5
-    assert calls[3] > 1
-    assert len(done) == len(set(done)) == len(CELLS) * len(PROMPTS)
-    if run is scored:
-        require_same_scores(found, expected)
-    else:
-        assert found == expected
-
-
-def test_passes_become_smaller_where_there_is_only_one_row_of_one_cell_left(monkeypatch, caplog):
-    budgets, up = [], Walk.up
+def test_passes_become_smaller_where_there_is_only_one_row_of_one_condition_left(monkeypatch, caplog):
+    budgets, up = [], LayerwisePass.run
 
     def run(self, *args, **options):
         budgets.append(self.budget)
@@ -437,35 +411,35 @@ def test_passes_become_smaller_where_there_is_only_one_row_of_one_cell_left(monk
         return up(self, *args, **options)
 
     expected = capture(MODEL, PROMPTS[:1], positions=all_tokens())
-    monkeypatch.setattr(Walk, "up", run)
+    monkeypatch.setattr(LayerwisePass, "run", run)
     with caplog.at_level(logging.WARNING, logger="tl_steer"):
-        found = capture(MODEL, PROMPTS[:1], positions=all_tokens())
+        result = capture(MODEL, PROMPTS[:1], positions=all_tokens())
     assert budgets[0] >= 512
     assert budgets == [budgets[0] // 2**time for time in range(len(budgets))]
     assert budgets[-1] == 64
     assert len(caplog.records) == len(budgets) - 1
-    torch.testing.assert_close(found.values, expected.values)
+    torch.testing.assert_close(result.values, expected.values)
 
 
 def test_passes_hold_about_as_many_tokens_as_their_budget_and_not_many_more(monkeypatch):
-    walking = importlib.import_module("tl_steer.engine.shared.forward")
-    monkeypatch.setattr(walking, "CACHED_TOKENS", 16)
-    monkeypatch.setattr(walking, "LEAST_TOKENS", 1)
+    forward = importlib.import_module("tl_steer.engine.shared.forward")
+    monkeypatch.setattr(forward, "CACHED_TOKENS", 16)
+    monkeypatch.setattr(forward, "MIN_TOKENS", 1)
     prompts = [[first, 3, 4, 5] for first in range(6, 30)]
-    cells = [(Add(made_vector(MODEL, 0, "resid_pre", seed=seed), 1.0),) for seed in range(3)]
+    conditions = [(Add(made_vector(MODEL, 0, "resid_pre", seed=seed), 1.0),) for seed in range(3)]
     plan = plan_choices(MODEL, prompts, [(" yes", " no")] * len(prompts))
     with failing(None, above=10**6) as seen:
-        score_cells(MODEL, plan, [(), *cells])
+        score(MODEL, plan, [(), *conditions])
     assert sum(seen) == 4 * 24 * 4
     assert max(seen) <= 16 + 4  # and a segment
     assert len(seen) <= 2 * sum(seen) / 16
 
 
-def test_one_row_of_one_cell_that_does_not_fit_at_all_lets_the_error_through(gone, caplog):
+def test_one_row_of_one_condition_that_does_not_fit_at_all_lets_the_error_through(oom_error, caplog):
     before = all_hooks(MODEL)
-    with failing(gone, above=4) as seen, pytest.raises(type(gone)) as told:
+    with failing(oom_error, above=4) as seen, pytest.raises(type(oom_error)) as message:
         scored()
-    assert told.value is gone
+    assert message.value is oom_error
     assert len(seen) < 30
     assert all_hooks(MODEL) == before
     assert not any("forward" in vars(block.attn) for block in MODEL.blocks)
@@ -475,9 +449,9 @@ def test_one_row_of_one_cell_that_does_not_fit_at_all_lets_the_error_through(gon
     "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ZeroDivisionError()]
 )
 def test_any_other_error_comes_through_at_once(error, caplog):
-    with failing(error, above=0) as seen, pytest.raises(type(error)) as told:
+    with failing(error, above=0) as seen, pytest.raises(type(error)) as message:
         scored()
-    assert told.value is error
+    assert message.value is error
     assert len(seen) == 1
     assert caplog.records == []
 
@@ -490,24 +464,18 @@ def blow_up(layer, multiplier=3e38, positions=None):
 
 
 @pytest.mark.parametrize("layer", range(N_LAYERS))
-@pytest.mark.parametrize("place", [0, 2, 5])
-def test_the_guilty_cell_among_many_is_named(layer, place):
-    cells = [*CELLS[:place], (Ablate(0, "z"), blow_up(layer, -3e38)), *CELLS[place:]]
+@pytest.mark.parametrize("index", [0, 2, 5])
+def test_the_guilty_condition_among_many_is_named(layer, index):
+    conditions = [*CONDITIONS[:index], (Ablate(0, "z"), blow_up(layer, -3e38)), *CONDITIONS[index:]]
     plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
     guilty = rf"Add\(multiplier=-3e\+38\) at layer {layer}"
-    told = rf"^(Ablate\(hook='z'\) at layer 0 and )?{guilty}: the stream became NaN or infinite"
-    with pytest.raises(NonFiniteError, match=told):
-        score_cells(MODEL, plan, cells)
-    with pytest.raises(NonFiniteError, match=told):
-        write_cells(MODEL, PROMPTS, cells, Decoding(2))
-    with pytest.raises(NonFiniteError, match=told):
-        capture(MODEL, PROMPTS, *cells[place])
-
-
-def test_a_cell_that_blows_up_while_texts_are_written_is_named():
-    cells = [*CELLS[:3], (blow_up(1, positions=generated_tokens()),), *CELLS[3:]]
-    with pytest.raises(NonFiniteError, match=r"^Add\(multiplier=3e\+38\) at layer 1: the stream became NaN"):
-        write_cells(MODEL, PROMPTS, cells, Decoding(3, 3))
+    message = rf"^(Ablate\(hook='z'\) at layer 0 and )?{guilty}: the stream became NaN or infinite"
+    with pytest.raises(NonFiniteError, match=message):
+        score(MODEL, plan, conditions)
+    with pytest.raises(NonFiniteError, match=message):
+        write(MODEL, PROMPTS, conditions, Decoding(2))
+    with pytest.raises(NonFiniteError, match=message):
+        capture(MODEL, PROMPTS, *conditions[index])
 
 
 def late(layer, positions, multiplier=1.0):
@@ -516,32 +484,21 @@ def late(layer, positions, multiplier=1.0):
     return Add(vector, multiplier, positions)
 
 
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("index", [0, 1, 3])
 @pytest.mark.parametrize("positions", [all_tokens(), last_token()], ids=repr)
-def test_a_cell_that_blows_up_behind_its_own_layer_is_named_and_no_neighbour(place, positions):
-    """Tokens that attend together with the guilty cell's are none the worse for it."""
+def test_a_condition_that_blows_up_behind_its_own_layer_is_named_and_no_neighbour(index, positions):
+    """Tokens that attend together with the guilty condition's are none the worse for it."""
     good = [(Add(made_vector(MODEL, 0, seed=seed), 1.0, positions),) for seed in range(3)]
     good[1] += (Ablate(2, "mlp_out", positions=positions),)
-    cells = [*good[:place], (late(0, positions, 1.5),), *good[place:]]
-    told = r"^Add\(multiplier=1\.5\) at layer 0: the stream became NaN or infinite"
+    conditions = [*good[:index], (late(0, positions, 1.5),), *good[index:]]
+    message = r"^Add\(multiplier=1\.5\) at layer 0: the stream became NaN or infinite"
     plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
-    with pytest.raises(NonFiniteError, match=told):
-        score_cells(MODEL, plan, cells[place : place + 1])
-    with pytest.raises(NonFiniteError, match=told):
-        score_cells(MODEL, plan, cells)
-    with pytest.raises(NonFiniteError, match=told):
-        write_cells(MODEL, PROMPTS, cells, Decoding(2))
-
-
-def test_a_model_that_blows_up_by_itself_is_not_blamed_on_an_operation():
-    model = favouring(MODEL, 1, 0.0)
-    with torch.no_grad():
-        model.embed.W_E[11] = torch.nan
-    plan = plan_choices(model, PROMPTS, [(" yes", " no")] * len(PROMPTS))
-    for cells in ([()], [(), (Add(made_vector(model, 1), 1.0, last_token()),)]):
-        for reuse in (True, False):
-            with pytest.raises(NonFiniteError, match=r"^without any operation: the stream became NaN"):
-                score_cells(model, plan, cells, reuse=reuse)
+    with pytest.raises(NonFiniteError, match=message):
+        score(MODEL, plan, conditions[index : index + 1])
+    with pytest.raises(NonFiniteError, match=message):
+        score(MODEL, plan, conditions)
+    with pytest.raises(NonFiniteError, match=message):
+        write(MODEL, PROMPTS, conditions, Decoding(2))
 
 
 # Selections that are empty
@@ -555,30 +512,30 @@ NOWHERE = {
 }
 
 
-@pytest.mark.parametrize("cell", NOWHERE.values(), ids=NOWHERE)
-@pytest.mark.parametrize("place", [0, 3, 5])
-def test_a_cell_that_selects_nothing_of_a_prompt_is_refused_and_named(cell, place):
-    operations, told = cell
-    cells = [*CELLS[:place], operations, *CELLS[place:]]
+@pytest.mark.parametrize("condition", NOWHERE.values(), ids=NOWHERE)
+@pytest.mark.parametrize("index", [0, 3, 5])
+def test_a_condition_that_selects_nothing_of_a_prompt_is_rejected_and_named(condition, index):
+    operations, message = condition
+    conditions = [*CONDITIONS[:index], operations, *CONDITIONS[index:]]
     plan = plan_choices(MODEL, PROMPTS, [(" yes", " no")] * len(PROMPTS))
     for run in (
-        lambda: score_cells(MODEL, plan, cells),
-        lambda: write_cells(MODEL, PROMPTS, cells, Decoding(3)),
+        lambda: score(MODEL, plan, conditions),
+        lambda: write(MODEL, PROMPTS, conditions, Decoding(3)),
         lambda: capture(MODEL, PROMPTS, *operations),
     ):
-        with pytest.raises(EmptySelectionError, match=f"selects no token of {told}"):
+        with pytest.raises(EmptySelectionError, match=f"selects no token of {message}"):
             run()
 
 
 @pytest.mark.parametrize("fed", [True, False])
-def test_generated_tokens_alone_are_refused_where_none_are_fed(fed):
-    cells = [(), (Add(made_vector(MODEL, 1), 1.0, generated_tokens()),)]
+def test_generated_tokens_alone_are_rejected_where_none_are_fed(fed):
+    conditions = [(), (Add(made_vector(MODEL, 1), 1.0, generated_tokens()),)]
     choices = (" ( A", " ( B") if fed else (" yes", " no")
     plan = plan_choices(MODEL, PROMPTS, [choices] * len(PROMPTS))
     runs = [
-        lambda: score_cells(MODEL, plan, cells),
-        lambda: write_cells(MODEL, PROMPTS, cells, Decoding(2 if fed else 1)),
-        lambda: capture(MODEL, PROMPTS, *cells[1], max_new_tokens=2 if fed else 0),
+        lambda: score(MODEL, plan, conditions),
+        lambda: write(MODEL, PROMPTS, conditions, Decoding(2 if fed else 1)),
+        lambda: capture(MODEL, PROMPTS, *conditions[1], max_new_tokens=2 if fed else 0),
     ]
     for run in runs:
         if fed:
@@ -590,26 +547,24 @@ def test_generated_tokens_alone_are_refused_where_none_are_fed(fed):
 
 def test_where_an_empty_selection_is_meant_the_numbers_are_the_unsteered_ones():
     prompts = [[0, 3], [4, 5, 6], [7]]
-    cells = [(), (Add(made_vector(MODEL, 1), 2.0, token(3)),), (Add(made_vector(MODEL, 1), 2.0, token(2)),)]
+    conditions = [
+        (),
+        (Add(made_vector(MODEL, 1), 2.0, token(3)),),
+        (Add(made_vector(MODEL, 1), 2.0, token(2)),),
+    ]
     plan = plan_choices(MODEL, prompts, [(" yes", " no")] * 3)
-    clean, nothing, some = score_cells(MODEL, plan, cells, allow_empty=True)
+    clean, nothing, some = score(MODEL, plan, conditions, allow_empty=True)
     pd.testing.assert_frame_equal(nothing, clean)
     changed = (some - clean)["logit_difference"].abs().to_numpy()
     np.testing.assert_array_equal(changed > 1e-3, [False, True, False])
-    texts = write_cells(MODEL, prompts, cells[:2], Decoding(4), allow_empty=True)
+    texts = write(MODEL, prompts, conditions[:2], Decoding(4), allow_empty=True)
     assert texts[0] == texts[1]
-    (alone,) = score_cells(MODEL, plan, cells[1:2], allow_empty=True)
+    (alone,) = score(MODEL, plan, conditions[1:2], allow_empty=True)
     pd.testing.assert_frame_equal(alone, clean, rtol=0, atol=1e-4)
-
-
-def test_a_plan_of_one_edit_of_nothing_needs_no_branch():
-    nothing = Edit(0, "resid_post", token(5), lambda x, index: x, None, "nothing")
-    plan = Plan(rows_of([[3, 4]]), [[], [nothing]])
-    assert plan.size == 2
 
 
 def test_masks_are_counted_where_prompts_are_long():
     """They grow with the square of a prompt's length, what else is kept with its length."""
     short, long = (Plan(rows_of([list(range(3, 3 + length))]), [()]) for length in (4, 40))
-    masks = [waves.plan_bytes(MODEL, plan, 0) - plan.size * KEPT_BYTES for plan in (short, long)]
+    masks = [chunking.plan_bytes(MODEL, plan, 0) - plan.size * KEPT_BYTES for plan in (short, long)]
     assert masks == [1.5 * 4 * 4**2, 1.5 * 4 * 40**2]

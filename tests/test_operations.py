@@ -71,16 +71,18 @@ PROMPTS = st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=6), min_siz
 
 @pytest.mark.filterwarnings("ignore:row . begins with two BOS")
 @settings(max_examples=40, deadline=None)
-@given(specs=st.lists(SPECS, min_size=1, max_size=4), prompts=PROMPTS, left=st.booleans(), told=st.booleans())
-def test_operations_equal_their_formulas_on_each_prompt_alone(specs, prompts, left, told):
+@given(
+    specs=st.lists(SPECS, min_size=1, max_size=4), prompts=PROMPTS, left=st.booleans(), message=st.booleans()
+)
+def test_operations_equal_their_formulas_on_each_prompt_alone(specs, prompts, left, message):
     made = [made_operation(*spec) for spec in specs]
     width = max(map(len, prompts))
     tokens, mask = torch.ones(len(prompts), width).long(), torch.zeros(len(prompts), width).long()
     for row, prompt in enumerate(prompts):
-        place = slice(width - len(prompt), None) if left else slice(None, len(prompt))
-        tokens[row, place], mask[row, place] = torch.tensor(prompt), 1
+        index = slice(width - len(prompt), None) if left else slice(None, len(prompt))
+        tokens[row, index], mask[row, index] = torch.tensor(prompt), 1
     given_operations = [operation for operation, _ in made]
-    with torch.no_grad(), steer(MODEL, *given_operations, prompts=prompts if told else None):
+    with torch.no_grad(), steer(MODEL, *given_operations, prompts=prompts if message else None):
         logits = MODEL(tokens, attention_mask=mask)
     for row, prompt in enumerate(prompts):
         expected, _ = run_alone(MODEL, prompt, len(prompt), [change for _, change in made])
@@ -111,10 +113,10 @@ def test_set_projection_ends_at_the_value_whatever_the_vector_s_length():
     for scale in (0.1, 30.0):
         vector = made_vector(MODEL, 1, scale=scale)
         d = vector.values / vector.values.norm()
-        found = stream_after(SetProjection(vector, 4.5))
-        torch.testing.assert_close(found @ d, torch.full((5,), 4.5), atol=1e-5, rtol=0)
+        result = stream_after(SetProjection(vector, 4.5))
+        torch.testing.assert_close(result @ d, torch.full((5,), 4.5), atol=1e-5, rtol=0)
         across = clean() - torch.outer(clean() @ d, d)
-        torch.testing.assert_close(found - torch.outer(found @ d, d), across, atol=1e-4, rtol=0)
+        torch.testing.assert_close(result - torch.outer(result @ d, d), across, atol=1e-4, rtol=0)
 
 
 def test_operations_at_one_hook_are_applied_in_the_order_given():
@@ -127,27 +129,27 @@ def test_operations_at_one_hook_are_applied_in_the_order_given():
 
 def test_ablating_heads_leaves_the_others_bit_for_bit():
     for layer, heads in ((0, [1]), (2, (0, 2))):
-        found = stream_after(Ablate(layer, "z", heads=heads), layer=layer, hook="z")
+        result = stream_after(Ablate(layer, "z", heads=heads), layer=layer, hook="z")
         before = clean(layer, "z")
         kept = [head for head in range(N_HEADS) if head not in heads]
-        assert not found[:, list(heads)].any()
-        assert torch.equal(found[:, kept], before[:, kept])
+        assert not result[:, list(heads)].any()
+        assert torch.equal(result[:, kept], before[:, kept])
 
 
 def test_ablating_heads_to_a_vector_takes_that_heads_part_of_it():
     target = torch.arange(float(N_HEADS * D_HEAD))
-    found = stream_after(Ablate(1, "z", heads=[2], to=target, positions=token(3)), hook="z")
+    result = stream_after(Ablate(1, "z", heads=[2], to=target, positions=token(3)), hook="z")
     before = clean(1, "z")
     before[3, 2] = torch.tensor([8.0, 9.0, 10.0, 11.0])
-    assert torch.equal(found, before)
+    assert torch.equal(result, before)
 
 
 def activations(values, **changes):
-    prompts, layers, places, _ = values.shape
+    prompts, layers, indices, _ = values.shape
     fields = {
         "values": values,
-        "token_index": torch.zeros(prompts, places, dtype=torch.long),
-        "tokens": torch.zeros(prompts, places, dtype=torch.long),
+        "token_index": torch.zeros(prompts, indices, dtype=torch.long),
+        "tokens": torch.zeros(prompts, indices, dtype=torch.long),
         "prompt_lengths": torch.ones(prompts, dtype=torch.long),
         "layers": tuple(range(layers)),
         "hook": "resid_post",
@@ -162,9 +164,9 @@ def activations(values, **changes):
 def test_ablating_to_activations_takes_the_mean_of_that_layer_over_what_is_not_padding():
     values = torch.randn(3, N_LAYERS, 2, D_MODEL, generator=torch.Generator().manual_seed(1))
     values[0, :, 1] = torch.nan
-    found = stream_after(Ablate(1, to=activations(values)))
+    result = stream_after(Ablate(1, to=activations(values)))
     rows = np.concatenate([values[0, 1, :1], values[1, 1], values[2, 1]]).astype(np.float64)
-    np.testing.assert_allclose(found, np.tile(rows.mean(0), (5, 1)), rtol=1e-6)
+    np.testing.assert_allclose(result, np.tile(rows.mean(0), (5, 1)), rtol=1e-6)
 
 
 def test_vectors_of_several_layers_are_added_each_at_its_own():
@@ -185,11 +187,11 @@ def test_vectors_of_several_layers_are_added_each_at_its_own():
 def test_vectors_with_positions_go_to_the_first_tokens_one_each(selecting):
     values = torch.randn(1, 3, D_MODEL, generator=torch.Generator().manual_seed(2))
     vectors = SteeringVectors(values, (1,), "resid_pre", "made", torch.ones(1), identify(MODEL))
-    found = stream_after(Add(vectors, 2.0, parse_positions(selecting)), hook="resid_pre")
+    result = stream_after(Add(vectors, 2.0, parse_positions(selecting)), hook="resid_pre")
     expected = clean(hook="resid_pre")
-    for place in range(3) if selecting == "all_tokens()" else [1]:
-        expected[place] += 2 * values[0, place]
-    torch.testing.assert_close(found, expected)
+    for index in range(3) if selecting == "all_tokens()" else [1]:
+        expected[index] += 2 * values[0, index]
+    torch.testing.assert_close(result, expected)
 
 
 def test_vectors_with_positions_refuse_a_shorter_prompt_and_a_projection():
@@ -198,7 +200,7 @@ def test_vectors_with_positions_refuse_a_shorter_prompt_and_a_projection():
     with pytest.raises(ValueError, match=r"first 4 positions, but a prompt is shorter: .*3 tokens"):
         stream_after(Add(vectors), ids=[0, 3, 4])
     for operation in (ProjectOut(vectors), SetProjection(vectors, 1.0)):
-        with pytest.raises(ValueError, match="needs one direction a layer"):
+        with pytest.raises(ValueError, match="needs one direction per layer"):
             stream_after(operation)
 
 
@@ -208,15 +210,15 @@ def test_half_precision_streams_are_changed_in_float32_and_rounded_once(dtype):
     x = clean(model=model)
     assert x.dtype is dtype
     vector = made_vector(model, 1, scale=0.37)
-    found = stream_after(Add(vector, 3.3), ProjectOut(vector, 0.7), model=model)
-    assert found.dtype is dtype
+    result = stream_after(Add(vector, 3.3), ProjectOut(vector, 0.7), model=model)
+    assert result.dtype is dtype
     v = vector.values
     d = v / v.norm()
     wide = x.float() + 3.3 * v
-    assert torch.equal(found, (wide - 0.7 * (wide @ d)[:, None] * d).to(dtype))
+    assert torch.equal(result, (wide - 0.7 * (wide @ d)[:, None] * d).to(dtype))
     step = (x + (3.3 * v).to(dtype)).to(dtype)
     narrow = step - (0.7 * (step @ d.to(dtype))[:, None] * d.to(dtype)).to(dtype)
-    assert not torch.equal(found, narrow)
+    assert not torch.equal(result, narrow)
 
 
 def filled(model, layer, value):
@@ -228,17 +230,17 @@ def test_a_projection_that_overflows_float16_on_the_way_does_not():
     model = make_model(word_tokenizer(), dtype=torch.float16)
     vector = dataclasses.replace(made_vector(model, 1), values=torch.ones(D_MODEL))
     with torch.no_grad(), model.hooks(filled(model, 1, 30000.0)), steer(model, ProjectOut(vector)):
-        found = model(torch.tensor([PROMPT]), stop_at_layer=2)
-    assert found.abs().max() < 30
+        result = model(torch.tensor([PROMPT]), stop_at_layer=2)
+    assert result.abs().max() < 30
 
 
 def test_an_overflow_names_layer_and_multiplier():
     model = make_model(word_tokenizer(), dtype=torch.float16)
-    told = (
+    message = (
         r"Add\(multiplier=1e\+06\) at layer 1: the stream became NaN or infinite in row 0 "
         r"\('<s> a </s> b c', 5 tokens\)\. Use a smaller multiplier"
     )
-    with pytest.raises(NonFiniteError, match=told):
+    with pytest.raises(NonFiniteError, match=message):
         stream_after(Add(made_vector(model, 1), 1e6), model=model)
     with pytest.raises(NonFiniteError, match=r"Add\(multiplier=3e\+38\) at layer 0"):
         stream_after(Add(made_vector(MODEL, 0, scale=50.0), 3e38), Add(made_vector(MODEL, 2), 1.0))
@@ -253,7 +255,7 @@ def test_an_overflow_is_seen_where_the_pass_stops_early_and_in_a_later_block():
 
     with pytest.raises(NonFiniteError, match="at layer 1"):
         stopping()
-    # Nothing overflows at layer 0 where the vector is added; a block behind it does.
+    # Nothing overflows at layer 0 where the vector is added; a block after it does.
     blown = make_model(word_tokenizer())
     blown.blocks[1].mlp.b_out[:] = torch.inf
     with pytest.raises(NonFiniteError, match=r"Add\(multiplier=1\) at layer 0"):
@@ -266,12 +268,12 @@ def test_nan_in_padding_is_nobody_s_fault():
     spoil[1, :2] = torch.nan
     spoiling = MODEL.hooks([(hook_name("resid_post", 2), lambda x, hook: x + spoil)])
     with torch.no_grad(), spoiling, steer(MODEL, Add(made_vector(MODEL, 2))):
-        found = MODEL(tokens, attention_mask=mask, stop_at_layer=3)
-    assert found[mask.bool()].isfinite().all()
+        result = MODEL(tokens, attention_mask=mask, stop_at_layer=3)
+    assert result[mask.bool()].isfinite().all()
 
 
 @pytest.mark.parametrize(
-    ("operation", "error", "told"),
+    ("operation", "error", "message"),
     [
         (lambda: Add(made_vector(MODEL, 1, "z").at(layers=1, hook="resid_post")), ValueError,
          r"Add\(multiplier=1\) at layer 1: the vector has 12 numbers, but resid_post of tiny has 16"),
@@ -280,23 +282,24 @@ def test_nan_in_padding_is_nobody_s_fault():
         (lambda: Ablate(-4), IndexError, r"layer -4 is out of range"),
         (lambda: Ablate(1, "resid_last"), ValueError,
          "'resid_last' does not exist at layer 1 of tiny; this model has resid_pre, resid_mid, resid_post"),
-        (lambda: Ablate(1, heads=[0]), ValueError, "heads can be ablated at hook 'z' only"),
+        (lambda: Ablate(1, heads=[0]), ValueError, "hook='resid_post' with heads: expected 'z'"),
+        (lambda: Ablate(1, "z", heads=[]), ValueError, r"heads=\[\]: expected at least one head"),
         (lambda: Ablate(1, "z", heads=[0, 3]), IndexError, r"heads \(0, 3\), but there are heads 0 to 2"),
         (lambda: Ablate(1, "z", heads=[-1]), IndexError, "there are heads 0 to 2"),
         (lambda: Ablate(1, to=activations(torch.zeros(1, 1, 1, D_MODEL))), ValueError,
-         r"of resid_post at layers \[0\], not of resid_post at layer 1"),
+         r"of resid_post at layers \[0\]: expected resid_post at layer 1"),
         (lambda: Ablate(0, "mlp_out", to=activations(torch.zeros(1, 1, 1, D_MODEL))), ValueError,
-         "not of mlp_out"),
+         "expected mlp_out at layer 0"),
         (lambda: ProjectOut(made_vector(MODEL, 1) * 0.0), ValueError, "length zero has no direction"),
         (lambda: made_vector(MODEL, 1) * float("nan"), ValueError, "NaN or infinite"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_applied_is_refused_before_anything_runs(operation, error, told):
-    with pytest.raises(error, match=told):
+def test_what_cannot_be_applied_is_rejected_before_anything_runs(operation, error, message):
+    with pytest.raises(error, match=message):
         stream_after(operation())
 
 
-def test_a_word_for_to_that_is_not_zero_is_refused():
+def test_a_word_for_to_that_is_not_zero_is_rejected():
     # The run-time checks of the tests refuse it first, with a type error of their own.
     with pytest.raises((ValueError, TypeError)):
         Ablate(1, to="mean")

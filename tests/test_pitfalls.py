@@ -12,7 +12,7 @@ from .tiny_model import made_vector, make_model, run_alone, word_tokenizer
 TESTS = {
     "'only generated tokens' has no effect under a key-value cache": [
         "test_generation.py::test_every_position_is_steered_the_same_in_a_batch_as_alone_by_hand",
-        "test_clock.py::test_every_position_means_the_same_in_any_batch_with_and_without_a_cache",
+        "test_tracker.py::test_every_position_means_the_same_in_any_batch_with_and_without_a_cache",
     ],
     "the first generated token is not steered": [
         "test_generation.py::test_every_position_is_steered_the_same_in_a_batch_as_alone_by_hand",
@@ -27,12 +27,12 @@ TESTS = {
     ],
     "the captured last token is padding": [
         "test_capture.py::test_capture_equals_each_prompt_alone",
-        "test_clock.py::test_one_pass_selects_the_same_whatever_the_padding",
+        "test_tracker.py::test_one_pass_selects_the_same_whatever_the_padding",
     ],
     "a mask built from ids hides real tokens that equal the pad id": [
         "test_capture.py::test_capture_equals_each_prompt_alone",
         "test_generation.py::test_every_position_is_steered_the_same_in_a_batch_as_alone_by_hand",
-        "test_clock.py::test_a_bare_clock_trusts_the_mask_it_sees",
+        "test_tracker.py::test_a_bare_tracker_trusts_the_mask_it_sees",
     ],
     "a second BOS before a prompt that has one": [
         "test_tokenizing.py::test_no_second_bos_in_front_of_text_that_begins_with_one",
@@ -109,7 +109,7 @@ TESTS = {
     "a vector of a folded model, or of another model, is used": [
         "test_identity.py::test_other_processing_is_refused_even_if_forced",
         "test_identity.py::test_scalar_centring_is_seen_in_the_weights_and_survives_a_file",
-        "test_steer.py::test_a_vector_of_another_model_is_refused_and_force_takes_it",
+        "test_steer.py::test_a_vector_of_another_model_is_rejected_and_force_takes_it",
         "test_steer.py::test_other_weights_are_accepted_only_with_force_by_capture_and_generate",
     ],
     "unpickling runs code from a file": [
@@ -137,14 +137,14 @@ TESTS = {
     "an unknown hook name is ignored; a hook does not fire": [
         "test_steer.py::test_a_hook_the_architecture_lacks_lists_those_it_has",
         "test_steer.py::test_an_operation_whose_hook_was_not_reached_is_an_error",
-        "test_capture.py::test_bad_input_is_refused",
+        "test_capture.py::test_bad_input_is_rejected",
     ],
     "a chat template drops the user's or the system's message": [
         "test_chat.py::test_a_template_that_drops_the_users_message_is_refused",
         "test_chat.py::test_a_template_that_drops_the_system_message_is_refused",
     ],
     "an answer's prefix is inside an open thinking block, or a header": [
-        "test_chat.py::test_the_answer_stands_in_no_thinking_block_and_no_header",
+        "test_chat.py::test_the_answer_stands_in_no_thinking_block_and_no_header"
     ],
     "a template's current date changes an experiment's prompts from day to day": [
         "test_chat.py::test_a_template_with_the_current_date_warns_and_takes_one",
@@ -181,7 +181,7 @@ TESTS = {
         "test_groups.py::test_draws_of_a_prompt_count_as_its_group_everywhere",
     ],
     "a figure refuses a user's factor because of its name": [
-        "test_plots.py::test_a_factor_may_have_any_name_and_only_drawn_columns_are_checked",
+        "test_plots.py::test_a_factor_may_have_any_name_and_only_drawn_columns_are_checked"
     ],
     "prompts of one group are resampled one by one": [
         "test_groups.py::test_copies_of_a_row_are_one_row",

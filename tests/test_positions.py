@@ -253,15 +253,15 @@ def test_the_combinators_obey_de_morgan(first, second):
         "token(0); token(1)",
     ],
 )  # fmt: skip
-def test_what_is_not_positions_is_refused_and_the_words_are_listed(written):
-    with pytest.raises(ValueError, match=r"cannot be read: write all_tokens\(…\).*combined with \| & ~"):
+def test_what_is_not_positions_is_rejected_and_the_words_are_listed(written):
+    with pytest.raises(ValueError, match=r"cannot be read: expected all_tokens\(…\).*combined with \| & ~"):
         parse_positions(written)
 
 
 def test_a_selection_of_nothing_names_prompt_and_remedy():
     prompt = prompt_of("abc")
-    told = r"token\(7\) selects no token of prompt 4 \('abc', 3 tokens\).*allow_empty=True"
-    with pytest.raises(EmptySelectionError, match=told):
+    message = r"token\(7\) selects no token of prompt 4 \('abc', 3 tokens\).*allow_empty=True"
+    with pytest.raises(EmptySelectionError, match=message):
         token(7).require_some(prompt, "prompt 4")
     token(2).require_some(prompt, "prompt 4")
     (token(7) | generated_tokens()).require_some(prompt, "prompt 4")

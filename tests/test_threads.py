@@ -19,7 +19,7 @@ from tl_steer.analysis import logit_lens, traces
 from tl_steer.directions import SteeringVectors
 from tl_steer.interventions import Add, steer
 from tl_steer.models import exclusive, identify, is_bridge, load_model, passes
-from tl_steer.models.wrapping import wrapped
+from tl_steer.models.bridge import wrapped
 from tl_steer.positions import all_tokens
 from tl_steer.prompts import ChoiceQuestions, contrast_pairs
 from tl_steer.recipes import activation_addition, vectors_from_pairs
@@ -125,13 +125,13 @@ OTHERS = (damaged, text_damaged, pairs_captured, estimated, activation_added, le
 NUMBERS = (*CALLS, *OTHERS)
 
 
-def require_equal(found, expected):
+def require_equal(result, expected):
     if isinstance(expected, pd.DataFrame):
-        pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-5)
+        pd.testing.assert_frame_equal(result, expected, rtol=1e-4, atol=1e-5)
     elif isinstance(expected, torch.Tensor):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
     else:
-        assert found == expected
+        assert result == expected
 
 
 @contextmanager
@@ -184,8 +184,8 @@ def model(request):
 )
 def test_two_threads_get_the_numbers_that_each_gets_alone(model, first, second):
     alone = first(model, 1), second(model, 2)
-    for found, expected in zip(in_threads(model, first, second), alone, strict=True):
-        require_equal(found, expected)
+    for result, expected in zip(in_threads(model, first, second), alone, strict=True):
+        require_equal(result, expected)
 
 
 def test_an_unsteered_call_is_not_steered_by_another_thread(model):
@@ -225,8 +225,8 @@ def test_a_sweep_with_a_file_waits_for_another_thread_s_hooks(tmp_path):
 def test_a_thread_may_use_the_model_that_it_steers(model):
     expected = captured(model, 1)
     with steer(model, added(model, 1)):
-        found = capture(model, PROMPTS, layers=-1).values
-    require_equal(found, expected)
+        result = capture(model, PROMPTS, layers=-1).values
+    require_equal(result, expected)
     in_thread(captured, model, 1)  # released as often as entered
 
 
@@ -267,8 +267,8 @@ def test_two_models_steered_in_opposite_order_are_an_error_and_no_deadlock():
             return "entered"
 
     with ThreadPoolExecutor(2) as pool:
-        found = [pool.submit(in_order, *models) for models in ((one, two), (two, one))]
-        results = sorted(each.result(LONG) for each in found)
+        result = [pool.submit(in_order, *models) for models in ((one, two), (two, one))]
+        results = sorted(each.result(LONG) for each in result)
     assert results[0] == "entered"
     assert "Steer several models in the same order in every thread" in results[1]
 

@@ -227,14 +227,14 @@ def miscalculating_engine(monkeypatch):
 
 def mixing_conditions(monkeypatch):
     """In a pass of several conditions, all get the operations of the first."""
-    from tl_steer.interventions.condition_steering import CellSteering
+    from tl_steer.interventions.condition_steering import ConditionSteering
 
-    changed = CellSteering.changed
+    changed = ConditionSteering.changed
 
     def wrong(self, layer, hook, x, parts):
-        return changed(self, layer, hook, x, [replace(part, cell=parts[0].cell) for part in parts])
+        return changed(self, layer, hook, x, [replace(part, condition=parts[0].condition) for part in parts])
 
-    monkeypatch.setattr(CellSteering, "changed", wrong)
+    monkeypatch.setattr(ConditionSteering, "changed", wrong)
     return tiny()
 
 
@@ -259,22 +259,22 @@ def off_by_one(monkeypatch):
 
 
 def rounding_the_vector(monkeypatch):
-    adding = Add._adding
+    adding = Add._change
 
     def wrong(self, vector):
         return adding(self, replace(vector, values=vector.values.bfloat16().float()))
 
-    monkeypatch.setattr(Add, "_adding", wrong)
+    monkeypatch.setattr(Add, "_change", wrong)
     return tiny(dtype=torch.bfloat16)
 
 
 def adding_nothing_as_something(monkeypatch):
-    adding = Add._adding
+    adding = Add._change
 
     def wrong(self, vector):
         return adding(self if self.multiplier else Add(vector, 0.01), vector)
 
-    monkeypatch.setattr(Add, "_adding", wrong)
+    monkeypatch.setattr(Add, "_change", wrong)
     return tiny()
 
 

@@ -1,8 +1,8 @@
 """A small random model, its word-level tokenizer, and the slow ways of computing what the package computes.
 
 The oracles run one unpadded prompt at a time through TransformerLens's own `run_with_hooks`, without cache
-or mask, and change rows by plain indexing. They use nothing of `tl_steer`; only `made_vector` makes a value
-of it.
+or mask, and change rows by plain indexing. They use nothing of `tl_steer`; only `made_vector`, `score` and
+`write` do.
 """
 
 import copy
@@ -14,7 +14,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
+from tl_steer._generation import write_conditions
+from tl_steer._scoring import score_conditions
 from tl_steer.directions import SteeringVector
+from tl_steer.engine import RunOptions
 from tl_steer.models import identify
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyzAB():.", "True", "False", "good", "bad", "yes", "no"]
@@ -87,6 +90,18 @@ def made_vector(model, layer, hook="resid_post", *, scale=3.0, seed=0, stream_no
     width = N_HEADS * D_HEAD if hook == "z" else D_MODEL
     values = torch.randn(width, generator=torch.Generator().manual_seed(100 + seed))
     return SteeringVector(scale * values / values.norm(), layer, hook, "made", stream_norm, identify(model))
+
+
+def score(model, plan, conditions, *, mass=True, norms=None, clean=None, **options):
+    """`score_conditions` with running options as keywords."""
+    extra = {"mass": mass, "norms": norms, "clean": clean}
+    return score_conditions(model, plan, conditions, **extra, options=RunOptions(**options))
+
+
+def write(model, prompts, conditions, decoding, *, norms=None, **options):
+    """`write_conditions` with running options as keywords."""
+    options = RunOptions(**options)
+    return write_conditions(model, prompts, conditions, decoding, norms=norms, options=options)
 
 
 def hook_name(hook: str, layer: int) -> str:

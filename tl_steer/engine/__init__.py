@@ -1,39 +1,35 @@
-"""Runs prompts under operations: the plain loop, and everything that is alike computed once.
+"""Runs prompts under operations.
 
-The plain loop (`batches`) is padded batches and whole forward passes, a cell at a time: the oracle. The rest
-is one walk up the layers for all cells of a wave:
+Read `plain` first: padded batches and whole forward passes, one condition at a time. `shared` gives the same
+results in one layerwise forward pass for many conditions, with common tokens and layers computed once:
 
-    rows, cells ─> Plan (sharing) ─> Wave (waves) ─> Walk.up (walk, attention) ─> streams, Reading, Decoder
+    rows, conditions ─> Plan (prefixes) ─> Chunk (chunking) ─> LayerwisePass (forward, packing, attention)
+                                                             ─> residual streams, Recorder, Decoder
+
+`runner` chooses between the two, and is what `capture`, `choice_logits`, `generate` and `damage` call.
 """
 
-from .._util.progress import Tick, bar
-from .batches import Batch, batches, log_normaliser, logits_at, logits_of, residual
-from .shared.chunking import Memory, Wave, in_waves
-from .shared.decoding import Decoder
-from .shared.forward import CleanStreams, Walk
-from .shared.prefixes import Plan, Row
-from .shared.recording import Reading, Site, StreamNorms
-from .support import shares
+from .logits import divergences, logits_of, losses, row_means
+from .plain import Row, residual
+from .recording import Site, StreamNorms
+from .runner import FinalStreams, final_streams, run_conditions
+from .shared.forward import CleanStreams
+from .support import Memory, OnProgress, RunOptions
 
 __all__ = [
-    "Batch",
     "CleanStreams",
-    "Decoder",
+    "FinalStreams",
     "Memory",
-    "Plan",
-    "Reading",
+    "OnProgress",
     "Row",
+    "RunOptions",
     "Site",
     "StreamNorms",
-    "Tick",
-    "Walk",
-    "Wave",
-    "bar",
-    "batches",
-    "in_waves",
-    "log_normaliser",
-    "logits_at",
+    "divergences",
+    "final_streams",
     "logits_of",
+    "losses",
     "residual",
-    "shares",
+    "row_means",
+    "run_conditions",
 ]

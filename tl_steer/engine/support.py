@@ -1,6 +1,8 @@
-"""Where the engine's shortcuts apply, and why not where they do not."""
+"""Running options, and the conditions under which the shared engine applies."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,9 +11,11 @@ from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 from ..models import is_hooked
 
 logger = logging.getLogger(__name__)
+Memory = int | float | None  # bytes, or a fraction of the free memory
+OnProgress = Callable[[float], object]  # called with the number of conditions done since the last call
 
-# What an attention layer may do that the engine's does not: settings, and the values it knows.
-_KNOWN = {
+# Settings of an attention layer that `shared.attention` depends on, with the values that it supports.
+_SUPPORTED = {
     "positional_embedding_type": ("standard", "rotary"),
     "attention_dir": ("causal",),
     "use_attn_in": (False,),
@@ -26,52 +30,74 @@ _KNOWN = {
     "clip_qkv": (None,),
     "n_devices": (1,),
 }
-_OTHERWISE_NORMED = {"OlmoeForCausalLM", *POST_NORM_ARCHITECTURES}
+_UNSUPPORTED_NORMS = {"OlmoeForCausalLM", *POST_NORM_ARCHITECTURES}
 
 
-def shares(model: Any, reuse: bool) -> bool:
-    """Whether what is alike is computed once: where the caller wants it, and nothing stands in the way."""
-    reason = obstacle(model) if reuse else None
+def no_progress(conditions: float) -> None:
+    """Ignore progress."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How prompts are run; the results do not depend on `reuse` and `memory`.
+
+    Attributes:
+        reuse: compute once what conditions and prompts share; `False` runs the plain loop.
+        memory: what residual streams, keys and values may take; see `bytes_allowed`.
+        force: accept vectors of other weights of the same shapes and processing.
+        allow_empty: accept prompts of which an operation's positions select nothing.
+        on_progress: called with the number of conditions done since the last call, in fractions.
+    """
+
+    reuse: bool = True
+    memory: Memory = None
+    force: bool = False
+    allow_empty: bool = False
+    on_progress: OnProgress = no_progress
+
+
+DEFAULT_OPTIONS = RunOptions()
+
+
+def is_shared(model: Any, options: RunOptions) -> bool:
+    """Whether the shared engine runs this model now, instead of the plain loop."""
+    reason = obstacle(model) if options.reuse else None
     if reason is not None:
-        logger.info("every cell is run whole, because %s", reason)
-    return reuse and reason is None
+        logger.info("every condition is run in whole forward passes, because %s", reason)
+    return options.reuse and reason is None
 
 
 def obstacle(model: Any) -> str | None:
-    """Why this model has to be run by the plain loop now, `None` where it does not.
+    """The reason why this model needs the plain loop now; `None` if it does not.
 
-    Hooks that are there already (a user's own, an outer `steer`) are made for ordinary passes: padded
-    batches of whole prompts. With them the plain loop runs, and they see what they expect.
+    Hooks that are already registered (the user's, an outer `steer`) expect padded batches of whole prompts,
+    so the plain loop runs while there are any.
     """
     if not is_hooked(model):
         return f"{type(model).__name__} is not a HookedTransformer"
     from transformer_lens.components import Attention, GroupedQueryAttention
 
-    for name, known in _KNOWN.items():
-        if getattr(model.cfg, name, known[0]) not in known:
+    for name, supported in _SUPPORTED.items():
+        if getattr(model.cfg, name, supported[0]) not in supported:
             return f"the model's {name} is {getattr(model.cfg, name)!r}"
-    if model.cfg.original_architecture in _OTHERWISE_NORMED:
-        return f"{model.cfg.original_architecture} normalises elsewhere"
+    if model.cfg.original_architecture in _UNSUPPORTED_NORMS:
+        return f"{model.cfg.original_architecture} has its norms at other places"
     for block in model.blocks:
         if type(block.attn) not in (Attention, GroupedQueryAttention) or "forward" in vars(block.attn):
             return "an attention layer is not TransformerLens's own"
-    return _hooked(model)
+    return _registered_hook(model)
 
 
 def require_unhooked(model: Any) -> None:
-    """Refuse a `HookedTransformer` with hooks in place where what it does is to be the same later on.
-
-    Raises:
-        ValueError: says where a hook is.
-    """
-    if is_hooked(model) and (reason := _hooked(model)):
+    """Raise `ValueError` if a `HookedTransformer` has hooks: a resumed sweep could lack them."""
+    if is_hooked(model) and (reason := _registered_hook(model)):
         raise ValueError(
-            f"{reason}, a user's own or an outer steer's: a call that goes on with what out=… keeps could "
-            "lack it. Remove it, steer by operations, or leave out=… away."
+            f"{reason}, yours or an outer steer's: expected none with out=…, since a resumed call could lack "
+            "it. Remove the hook, steer by operations, or leave out=… away."
         )
 
 
-def _hooked(model: Any) -> str | None:
+def _registered_hook(model: Any) -> str | None:
     if torch.nn.modules.module._global_forward_hooks or torch.nn.modules.module._global_forward_pre_hooks:
         return "there is a hook at every module"
     for name, module in model.named_modules():

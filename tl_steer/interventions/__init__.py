@@ -1,16 +1,16 @@
 """Operations as values, and `steer`, which applies them."""
 
-from .condition_steering import CellSteering, Part, steer_cells
+from .condition_steering import ConditionSlots, ConditionSteering, steer_conditions
 from .operations import Ablate, Add, Edit, Operation, ProjectOut, SetProjection, Vectors, edits_of
 from .steering import checked_edits, raise_non_finite, steer
 
 __all__ = [
     "Ablate",
     "Add",
-    "CellSteering",
+    "ConditionSlots",
+    "ConditionSteering",
     "Edit",
     "Operation",
-    "Part",
     "ProjectOut",
     "SetProjection",
     "Vectors",
@@ -18,5 +18,5 @@ __all__ = [
     "edits_of",
     "raise_non_finite",
     "steer",
-    "steer_cells",
+    "steer_conditions",
 ]

@@ -1,7 +1,7 @@
-"""Several cells' operations in one pass, each on the slots that belong to its cell."""
+"""Operations of several conditions in one pass, each on the slots of its own condition."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,121 +10,111 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..errors import HookDidNotFireError
 from ..models import hook_point
 from ..positions import Positions, PromptTokens
-from .operations import Edit, in_full
-from .steering import raise_non_finite
+from .operations import Edit, at_least_float32
+from .steering import EditLog
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stretch of a pass's slots that belongs to one cell.
+class ConditionSlots:
+    """The slots of a pass that belong to one condition.
 
     Attributes:
-        cell: which.
+        condition: which, as an index.
         slots: where in the pass.
         index: each slot's absolute position in its prompt.
-        selected: for each position that the cell's edits name, which of the slots it selects.
+        selected: for each `Positions` of the condition's edits, which of the slots it selects.
     """
 
-    cell: int
+    condition: int
     slots: slice
     index: Int[Tensor, " pos"]
     selected: Mapping[Positions, Bool[Tensor, " pos"]]
 
 
-class CellSteering:
-    """Edits of several cells; `steer_cells` makes one. Set `parts` before each pass."""
+class ConditionSteering:
+    """The edits of several conditions, from `steer_conditions`; set `slots` before each pass."""
 
     def __init__(
-        self, cells: Sequence[Sequence[Edit]], d_head: int, prompt: PromptTokens | None = None
+        self, conditions: Sequence[Sequence[Edit]], d_head: int, prompt: PromptTokens | None = None
     ) -> None:
-        self.cells = cells
-        self.d_head = d_head
-        self.prompt = prompt
-        self.parts: Sequence[Part] = ()
+        self.conditions, self.d_head, self.prompt = conditions, d_head, prompt
+        self.slots: Sequence[ConditionSlots] = ()
         self.sites: dict[tuple[int, str], dict[int, list[Edit]]] = defaultdict(lambda: defaultdict(list))
-        for cell, edits in enumerate(cells):
+        for condition, edits in enumerate(conditions):
             for edit in edits:
-                self.sites[edit.layer, edit.hook][cell].append(edit)
-        self._fired: set[int] = set()
-        self._finite: list[tuple[str, Tensor]] = []
+                self.sites[edit.layer, edit.hook][condition].append(edit)
+        self.log = EditLog()
 
-    def cells_at(self, layer: int) -> set[int]:
-        """The cells that change anything inside this layer's block, its output included."""
-        return {cell for (place, _), edits in self.sites.items() if place == layer for cell in edits}
+    def conditions_at(self, layer: int) -> set[int]:
+        """The conditions that change anything inside this layer's block, its output included."""
+        return {
+            condition
+            for (at_layer, _), edits in self.sites.items()
+            if at_layer == layer
+            for condition in edits
+        }
 
     def changed(
-        self, layer: int, hook: str, x: Float[Tensor, "1 pos d_hook"], parts: Sequence[Part]
+        self, layer: int, hook: str, x: Float[Tensor, "1 pos d_hook"], slots: Sequence[ConditionSlots]
     ) -> Float[Tensor, "1 pos d_hook"]:
-        """What a hook holds after the edits that the parts' cells have there."""
+        """A hook's activations after the edits of the conditions in `slots`."""
         edits = self.sites[layer, hook]
-        parts = [part for part in parts if part.cell in edits]
-        if not parts:
+        slots = [each for each in slots if each.condition in edits]
+        if not slots:
             return x
         x = x.clone()
-        for part in parts:
-            x[:, part.slots] = self._edited(edits[part.cell], x[:, part.slots], part)
+        for each in slots:
+            x[:, each.slots] = self._edited(edits[each.condition], x[:, each.slots], each)
         return x
 
-    def require_finite(self) -> None:
-        """Raise `NonFiniteError` for what was seen since the last look; the earliest site is named."""
-        seen, self._finite = self._finite, []
-        flags = torch.stack([flag.cpu() for _, flag in seen]).tolist() if seen else []
-        if not all(flags):
-            raise_non_finite(seen[flags.index(False)][0], self.prompt)
+    def require_fired(self, conditions: Sequence[int]) -> None:
+        """Raise `HookDidNotFireError` if an edit of these conditions was not applied."""
+        self.log.require_fired([edit for condition in conditions for edit in self.conditions[condition]])
 
-    def require_all_fired(self, cells: Sequence[int]) -> None:
-        """Raise `HookDidNotFireError` where an edit of these cells was never made."""
-        edits = [edit for cell in cells for edit in self.cells[cell]]
-        missed = [edit.described for edit in edits if id(edit) not in self._fired]
-        if missed:
-            raise HookDidNotFireError(
-                f"{'; '.join(missed)}: the hook did not fire, so nothing was changed there."
-            )
+    def described(self, condition: int) -> str:
+        """All of a condition's edits, for messages."""
+        return " and ".join(edit.described for edit in self.conditions[condition])
 
-    def described(self, cell: int) -> str:
-        """All of a cell's edits, for messages."""
-        return " and ".join(edit.described for edit in self.cells[cell])
-
-    def at_site(self, layer: int, hook: str) -> Any:
+    def hook_at(self, layer: int, hook: str) -> Callable[[Any, tuple, Tensor], Tensor]:
         """A forward hook for one hook point."""
 
         def change(_module: Any, _inputs: tuple, x: Tensor) -> Tensor:
-            # "z" has an axis for the heads; everywhere else the last axis is the whole position.
+            # "z" has an axis of heads; everywhere else the last axis is the whole position.
             flat = x.flatten(2) if x.ndim == 4 else x
-            return self.changed(layer, hook, flat, self.parts).reshape(x.shape)
+            return self.changed(layer, hook, flat, self.slots).reshape(x.shape)
 
         return change
 
-    def _edited(self, edits: list[Edit], x: Float[Tensor, "1 pos d_hook"], part: Part) -> Tensor:
-        stream = in_full(x)
+    def _edited(
+        self, edits: list[Edit], x: Float[Tensor, "1 pos d_hook"], slots: ConditionSlots
+    ) -> Float[Tensor, "1 pos d_hook"]:
+        stream = at_least_float32(x)
         for edit in edits:
-            self._fired.add(id(edit))
-            stream = edit.on(
-                stream, part.selected[edit.positions][None], part.index[None], d_head=self.d_head
-            )
+            selected = slots.selected[edit.positions][None]
+            stream = edit.apply(stream, selected, slots.index[None], d_head=self.d_head)
         stream = stream.to(x.dtype)
-        self._finite.append((" and ".join(edit.described for edit in edits), torch.isfinite(stream).all()))
+        self.log.note_applied(edits)
+        self.log.note_finite(edits, torch.isfinite(stream).all()[None], [self.prompt])
         return stream
 
 
 @contextmanager
-def steer_cells(
-    model: Any, cells: Sequence[Sequence[Edit]], prompt: PromptTokens | None = None
-) -> Iterator[CellSteering]:
-    """Steer passes that hold slots of several cells; the engine's counterpart of `steer`.
+def steer_conditions(
+    model: Any, conditions: Sequence[Sequence[Edit]], prompt: PromptTokens | None = None
+) -> Iterator[ConditionSteering]:
+    """Steer passes that hold slots of several conditions; the engine's counterpart of `steer`.
 
     Args:
-        prompt: the one that is run, where it is only one; told where its stream becomes NaN or infinite.
+        prompt: the one that runs, if it is only one; named where its residual stream is not finite.
 
-    When the block ends, also by an exception, the model's own hooks and the user's are as they were.
+    On exit, also after an exception, the model's own hooks and the user's are as before.
     """
-    steering = CellSteering(cells, model.cfg.d_head, prompt)
+    steering = ConditionSteering(conditions, model.cfg.d_head, prompt)
     with ExitStack() as stack:
         for layer, hook in steering.sites:
-            handle = hook_point(model, hook, layer).register_forward_hook(steering.at_site(layer, hook))
+            handle = hook_point(model, hook, layer).register_forward_hook(steering.hook_at(layer, hook))
             stack.callback(handle.remove)
         yield steering
-        steering.require_finite()
+        steering.log.require_finite()

@@ -1,6 +1,6 @@
-"""What can be done to a stream, as frozen values that name what, where and how much.
+"""Operations on the residual stream, as frozen values that say what changes, where and how much.
 
-| operation | what becomes of `x` at the selected positions (d: the unit direction) |
+| operation | `x` at the selected positions becomes (d: the unit direction) |
 |---|---|
 | `Add(v, m)` | x + m·v |
 | `ProjectOut(v, s)` | x − s·(x·d)d: 1 removes the direction, 2 reflects it |
@@ -30,17 +30,17 @@ Change = Callable[
 
 @dataclass(frozen=True)
 class Edit:
-    """One change at one hook of one layer: what an operation comes down to.
+    """One change at one hook of one layer; an operation is a list of them.
 
     Attributes:
         layer, hook: where.
         positions: at which tokens.
-        change: from the stream (float32, or float64 as it is) and each slot's absolute position to the
-            changed stream; each slot by itself, since a pass may hold the tokens of several prompts.
-        width: numbers a position must hold, `None` for any.
+        change: from activations (float32, or float64 as they are) and each slot's absolute position to
+            changed activations; slot by slot, since a pass may hold the tokens of several prompts.
+        width: numbers per position, `None` for any.
         described: for messages: "Add(multiplier=8) at layer 17".
-        identity: of the model the vector belongs to, if there is a vector.
-        heads: only these heads' numbers, at hook "z".
+        identity: of the vector's model, if there is a vector.
+        heads: only these heads, at hook "z".
     """
 
     layer: int
@@ -52,7 +52,7 @@ class Edit:
     identity: ModelIdentity | None = None
     heads: tuple[int, ...] | None = None
 
-    def on(
+    def apply(
         self,
         stream: Float[Tensor, "batch pos d_hook"],
         selected: Bool[Tensor, "batch pos"],
@@ -60,31 +60,31 @@ class Edit:
         *,
         d_head: int,
     ) -> Float[Tensor, "batch pos d_hook"]:
-        """The stream with the change made where it is selected; `index` is each slot's absolute position."""
-        chosen = selected.to(stream.device)[..., None]
+        """The activations, changed where selected; `index` is each slot's absolute position."""
+        mask = selected.to(stream.device)[..., None]
         if self.heads is not None:
             head = torch.arange(stream.shape[-1], device=stream.device) // d_head
-            chosen = chosen & torch.isin(head, torch.tensor(self.heads, device=stream.device))
-        return torch.where(chosen, self.change(stream, index.to(stream.device)), stream)
+            mask = mask & torch.isin(head, torch.tensor(self.heads, device=stream.device))
+        return torch.where(mask, self.change(stream, index.to(stream.device)), stream)
 
 
 @runtime_checkable
 class Operation(Protocol):
-    """Add, ProjectOut, SetProjection, Ablate, or whatever comes down to edits of a model."""
+    """Add, ProjectOut, SetProjection, Ablate, or any object with a method `edits(n_layers)`."""
 
     def edits(self, n_layers: int) -> list[Edit]:
         """The edits, in the order of the layers."""
         ...
 
 
-def in_full(stream: Float[Tensor, "*slots d_hook"]) -> Float[Tensor, "*slots d_hook"]:
-    """A stream as it is calculated with: in float32 at least."""
-    return stream.to(torch.promote_types(stream.dtype, torch.float32))
-
-
 def edits_of(operations: Sequence[Operation], n_layers: int) -> list[Edit]:
-    """All that the operations come down to, one after the other."""
+    """The edits of all operations, in order."""
     return [edit for operation in operations for edit in operation.edits(n_layers)]
+
+
+def at_least_float32(stream: Float[Tensor, "*slots d_hook"]) -> Float[Tensor, "*slots d_hook"]:
+    """The dtype in which edits are computed."""
+    return stream.to(torch.promote_types(stream.dtype, torch.float32))
 
 
 @checked
@@ -93,11 +93,11 @@ class Add:
     """Add a steering vector: x + multiplier · vector.
 
     Vectors with a position axis are added to the prompt's first positions, one each, where `positions`
-    selects them; a prompt that is shorter is refused.
+    selects them; a shorter prompt raises ValueError.
 
     Args:
-        vector: one vector, or one for each of several layers.
-        multiplier: the number in front of it, sign included.
+        vector: one vector, or one per layer.
+        multiplier: its factor, sign included.
         positions: at which tokens.
         allow_zero: accept vectors of length zero, which change nothing at their layer.
 
@@ -133,16 +133,13 @@ class Add:
     __repr__ = short_repr
 
     def edits(self, n_layers: int) -> list[Edit]:
-        """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
+        """One edit per layer, for a model of `n_layers`. Raises as `steer`."""
         positions = self.positions
         if self.vector.has_positions:
-            positions = positions & _first(self.vector.values.shape[-2])
-        described = f"Add(multiplier={self.multiplier:g})"
-        return [
-            _edit(vector, positions, described, self._adding(vector)) for vector in self.vector.as_vectors()
-        ]
+            positions = positions & _first_positions(self.vector.values.shape[-2])
+        return _edits(self.vector, positions, f"Add(multiplier={self.multiplier:g})", self._change)
 
-    def _adding(self, vector: SteeringVector) -> Change:
+    def _change(self, vector: SteeringVector) -> Change:
         scaled = self.multiplier * vector.values
         if scaled.ndim == 1:
             return lambda x, index: x + scaled.to(x)
@@ -172,18 +169,11 @@ class ProjectOut:
         self.vector.normalized()
 
     def edits(self, n_layers: int) -> list[Edit]:
-        """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
-        return [
-            _edit(
-                vector,
-                self.positions,
-                f"ProjectOut(strength={self.strength:g})",
-                self._removing(_unit(vector)),
-            )
-            for vector in self.vector.as_vectors()
-        ]
+        """One edit per layer, for a model of `n_layers`. Raises as `steer`."""
+        return _edits(self.vector, self.positions, f"ProjectOut(strength={self.strength:g})", self._change)
 
-    def _removing(self, unit: Tensor) -> Change:
+    def _change(self, vector: SteeringVector) -> Change:
+        unit = _unit(vector)
         return lambda x, index: x - self.strength * _projection(x, unit) * unit.to(x)
 
 
@@ -194,7 +184,7 @@ class SetProjection:
 
     Args:
         vector: its length does not matter, but for zero, which raises ValueError.
-        value: in the stream's units.
+        value: in the residual stream's units.
         positions: at which tokens.
     """
 
@@ -208,27 +198,23 @@ class SetProjection:
         self.vector.normalized()
 
     def edits(self, n_layers: int) -> list[Edit]:
-        """One edit a layer, for a model of `n_layers`. Raises as `steer`."""
-        return [
-            _edit(
-                vector, self.positions, f"SetProjection(value={self.value:g})", self._setting(_unit(vector))
-            )
-            for vector in self.vector.as_vectors()
-        ]
+        """One edit per layer, for a model of `n_layers`. Raises as `steer`."""
+        return _edits(self.vector, self.positions, f"SetProjection(value={self.value:g})", self._change)
 
-    def _setting(self, unit: Tensor) -> Change:
+    def _change(self, vector: SteeringVector) -> Change:
+        unit = _unit(vector)
         return lambda x, index: x + (self.value - _projection(x, unit)) * unit.to(x)
 
 
 @checked
 @dataclass(frozen=True, eq=False)
 class Ablate:
-    """Replace what a hook holds, whole or some of its heads.
+    """Replace a hook's activations, all of them or some heads.
 
     Args:
         layer: block index, negatives from the end.
         hook: short hook name.
-        heads: only these heads; with hook "z" alone.
+        heads: only these heads; with hook "z" only.
         to: "zero", a vector "d_hook", or activations whose mean over prompts and positions is taken.
         positions: at which tokens.
     """
@@ -243,11 +229,11 @@ class Ablate:
 
     def __post_init__(self) -> None:
         if self.heads is not None and self.hook != "z":
-            raise ValueError(f"heads can be ablated at hook 'z' only, not at {self.hook!r}.")
+            raise ValueError(f"hook={self.hook!r} with heads: expected 'z'. Only there heads are separate.")
         if self.heads is not None and not len(self.heads):
-            raise ValueError("heads=[] ablates nothing: name at least one head, or leave it out for all.")
+            raise ValueError("heads=[]: expected at least one head. Leave heads out to ablate all.")
         if isinstance(self.to, str) and self.to != "zero":
-            raise ValueError(f"to={self.to!r} is unknown: use 'zero', a vector, or activations.")
+            raise ValueError(f"to={self.to!r}: expected 'zero', a vector, or activations.")
 
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit, for a model of `n_layers`. Raises as `steer`."""
@@ -263,29 +249,35 @@ class Ablate:
         if isinstance(self.to, Activations):
             if layer not in self.to.layers or self.to.hook != self.hook:
                 raise ValueError(
-                    f"the activations to ablate to are of {self.to.hook} at layers {list(self.to.layers)}, "
-                    f"not of {self.hook} at layer {layer}."
+                    f"Ablate(to=…) has activations of {self.to.hook} at layers {list(self.to.layers)}: "
+                    f"expected {self.hook} at layer {layer}."
                 )
             values = self.to.values[:, self.to.layers.index(layer)].double()
             return values.nanmean(dim=(0, 1))
         return 0.0 if isinstance(self.to, str) else self.to
 
 
-def _edit(vector: SteeringVector, positions: Positions, described: str, change: Change) -> Edit:
-    return Edit(
-        vector.layer,
-        vector.hook,
-        positions,
-        change,
-        vector.values.shape[-1],
-        f"{described} at layer {vector.layer}",
-        vector.identity,
-    )
+def _edits(
+    vectors: Vectors, positions: Positions, described: str, change: Callable[[SteeringVector], Change]
+) -> list[Edit]:
+    """One edit per layer of the vectors."""
+    return [
+        Edit(
+            vector.layer,
+            vector.hook,
+            positions,
+            change(vector),
+            vector.values.shape[-1],
+            f"{described} at layer {vector.layer}",
+            vector.identity,
+        )
+        for vector in vectors.as_vectors()
+    ]
 
 
 def _unit(vector: SteeringVector) -> Float[Tensor, " d_hook"]:
     if vector.has_positions:
-        raise ValueError("a projection needs one direction a layer, not one a position.")
+        raise ValueError("vectors with a position axis: a projection needs one direction per layer.")
     return vector.normalized().values
 
 
@@ -301,9 +293,9 @@ def _replacing(target: float | Tensor) -> Change:
     return lambda x, index: target.to(x).expand_as(x)
 
 
-def _first(count: int) -> Positions:
-    """The prompt's first tokens, one for each vector; refused where the prompt has fewer."""
-    places = span(0, count)
+def _first_positions(count: int) -> Positions:
+    """The prompt's first `count` tokens; raises ValueError for a shorter prompt."""
+    positions = span(0, count)
 
     def mask(prompt: PromptTokens) -> Bool[Tensor, " pos"]:
         if prompt.length < count:
@@ -311,7 +303,7 @@ def _first(count: int) -> Positions:
                 f"the vectors are for the first {count} positions, but a prompt is shorter: {prompt}. "
                 "Pad the prompt, or make the vectors from shorter ones."
             )
-        return places.select(prompt)
+        return positions.select(prompt)
 
-    # A label of its own: the clock keeps masks by label, and a plain span does not refuse.
-    return replace(places, label=f"first({count})", _mask=mask)
+    # A label of its own: the tracker caches masks by label, and a plain span does not raise.
+    return replace(positions, label=f"first({count})", _mask=mask)

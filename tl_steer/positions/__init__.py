@@ -1,4 +1,4 @@
-"""The one language that says *where*, and the clock that resolves it during a forward pass."""
+"""Selection of tokens (`Positions`), and the tracker that resolves it during forward passes."""
 
 from ._preview import TokenPreview, preview
 from .selectors import (
@@ -15,10 +15,10 @@ from .selectors import (
     token,
     tokens_matching,
 )
-from .tracker import Clock
+from .tracker import PositionTracker
 
 __all__ = [
-    "Clock",
+    "PositionTracker",
     "Positions",
     "PromptTokens",
     "TokenPreview",

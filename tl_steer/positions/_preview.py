@@ -1,4 +1,4 @@
-"""Show a prompt's tokens with those that a position selects marked."""
+"""`preview`: a prompt's tokens with the selected ones marked."""
 
 import html
 import unicodedata
@@ -10,18 +10,18 @@ from .._util.validation import checked
 from ..models import HookedModel, Prompt, token_strings, tokenize
 from .selectors import Positions, PromptTokens
 
-TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit, not the script's own
-SELECTED = "background:#fdd49e;border-radius:3px;"
+BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit controls
+STYLE = "background:#fdd49e;border-radius:3px;"
 
 
 @dataclass(frozen=True)
 class TokenPreview:
-    """A prompt's tokens, each with whether it is selected. HTML in notebooks, `[selected]` as plain text.
+    """A prompt's tokens and which are selected. HTML in notebooks, `[selected]` as plain text.
 
     Attributes:
-        positions: what was resolved.
+        positions: the selection.
         tokens: each token as text.
-        selected: which of them are selected.
+        selected: per token, whether it is selected.
     """
 
     positions: Positions
@@ -29,49 +29,51 @@ class TokenPreview:
     selected: tuple[bool, ...]
 
     def __str__(self) -> str:
-        shown = [
-            f"[{text}]" if chosen else text
-            for text, chosen in zip(self._visible(), self.selected, strict=True)
+        texts = map(_printable, self.tokens)
+        marked = [
+            f"[{text}]" if is_selected else text
+            for text, is_selected in zip(texts, self.selected, strict=True)
         ]
-        return f"{self._title()}\n{''.join(shown)}"
+        return f"{self._title()}\n{''.join(marked)}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        texts = map(_printable, self.tokens)
         spans = [
-            f'<span title="token {number}" style="{SELECTED if chosen else ""}white-space:pre-wrap;'
+            f'<span title="token {number}" style="{STYLE if is_selected else ""}white-space:pre-wrap;'
             f'border-right:1px solid #ddd">{html.escape(text)}</span>'
             + ("<br>" if text.endswith("⏎") else "")
-            for number, (text, chosen) in enumerate(zip(self._visible(), self.selected, strict=True))
+            for number, (text, is_selected) in enumerate(zip(texts, self.selected, strict=True))
         ]
         title = f"<div><small>{html.escape(self._title())}</small></div>"
         return f'{title}<div style="line-height:1.7">{"".join(spans)}</div>'
 
     def _title(self) -> str:
         more = ", and every generated token" if self.positions.generated else ""
-        positions = "".join(map(_seen, str(self.positions)))
-        return f"{positions}: {sum(self.selected)} of {len(self.tokens)} tokens{more}"
-
-    def _visible(self) -> list[str]:
-        return ["".join(map(_seen, text)) for text in self.tokens]
+        return f"{_printable(str(self.positions))}: {sum(self.selected)} of {len(self.tokens)} tokens{more}"
 
 
-def _seen(sign: str) -> str:
-    """A character, or its number where it would steer a terminal or turn the writing's direction."""
+def _printable(text: str) -> str:
+    """With a code point for each character that would control a terminal or the text direction."""
+    return "".join(map(_printable_character, text))
+
+
+def _printable_character(sign: str) -> str:
     if sign == "\n":
         return "⏎"
-    steers = unicodedata.category(sign) in ("Cc", "Cs") or unicodedata.bidirectional(sign) in TURNING
-    return f"<U+{ord(sign):04X}>" if steers and sign != "\t" else sign
+    controls = unicodedata.category(sign) in ("Cc", "Cs") or unicodedata.bidirectional(sign) in BIDIRECTIONAL
+    return f"<U+{ord(sign):04X}>" if controls and sign != "\t" else sign
 
 
 @checked
 def preview(model: HookedModel, prompt: Prompt, positions: Positions) -> TokenPreview:
-    """What `positions` selects in one prompt.
+    """Show which tokens of a prompt `positions` selects.
 
     Args:
-        model: gives the tokenizer.
+        model: for its tokenizer.
         prompt: text or token ids.
-        positions: what to show.
+        positions: the selection to show.
     """
     ids = tokenize(model, prompt)
     mask = positions.select(PromptTokens(len(ids), tuple(ids), model.tokenizer))

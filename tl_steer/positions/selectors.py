@@ -1,7 +1,7 @@
-"""The one language that says *where*: for capture, steering and plots.
+"""Selection of tokens, for capture, steering and plots.
 
-A `Positions` value names tokens by their place in the *unpadded* prompt, so that it means the same with left
-or right padding, alone or in a batch, with or without a key-value cache.
+A `Positions` value selects tokens by their index in the *unpadded* prompt, so it means the same with left or
+right padding, alone or in a batch, with or without a key-value cache.
 
 | tokens of "a b c", then generated "d e"          | a | b | c | d | e |
 |---------------------------------------------------|---|---|---|---|---|
@@ -32,11 +32,11 @@ from ..models import HookedModel
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """A prompt as positions see it: its unpadded ids, and the tokenizer that made them.
+    """A prompt's unpadded token ids, and their tokenizer.
 
     Attributes:
         length: number of tokens.
-        ids: the tokens, or `None` where only the length is known.
+        ids: the tokens, or `None` if only the length is known.
         tokenizer: needed by positions that match text.
         number: which of the caller's prompts it is, for messages.
     """
@@ -50,21 +50,20 @@ class PromptTokens:
     def spans(self) -> Int[np.ndarray, "pos 2"]:
         """First character and end of each token in the decoded prompt."""
         if getattr(self.tokenizer, "is_fast", False):
-            # The tokenizer's own offsets, where the text leads back to the same tokens. They may leave out a
-            # token's leading space.
-            again = self.tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=True)
-            if tuple(again["input_ids"]) == self.ids:
-                start, end = np.reshape(again["offset_mapping"], (-1, 2)).T
+            # The tokenizer's own offsets, which may omit a token's leading space, if the ids are the same.
+            encoded = self.tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=True)
+            if tuple(encoded["input_ids"]) == self.ids:
+                start, end = np.reshape(encoded["offset_mapping"], (-1, 2)).T
                 before = np.maximum.accumulate(np.concatenate([[0], end[:-1]]))
                 return np.column_stack([np.minimum(start, before), end])
         # A token may hold part of a character, which decodes to U+FFFD until the next tokens complete it:
-        # characters that are whole, and those that are begun, after each token.
-        whole, begun = [0], [0]
+        # the number of complete characters, and of started ones, after each token.
+        complete, started = [0], [0]
         for count in range(1, self.length + 1):
             text = self._decode(self.ids and self.ids[:count])
-            whole.append(len(text.rstrip("\ufffd")))
-            begun.append(whole[-1] + (whole[-1] < len(text)))
-        spans = [(min(start, end - 1), end) for start, end in zip(whole[:-1], begun[1:], strict=True)]
+            complete.append(len(text.rstrip("\ufffd")))
+            started.append(complete[-1] + (complete[-1] < len(text)))
+        spans = [(min(start, end - 1), end) for start, end in zip(complete[:-1], started[1:], strict=True)]
         return np.reshape(spans, (-1, 2))
 
     @cached_property
@@ -77,9 +76,10 @@ class PromptTokens:
         return (f"{self.text[:60]!r}, " if known else "") + f"{self.length} tokens"
 
     def named(self, row: int | None = None) -> str:
-        """For a message: its number, or else its row in the pass, and how it begins."""
-        place = "the prompt" if row is None else f"row {row}"
-        return f"{place if self.number is None else f'prompt {self.number}'} ({self})"
+        """For a message: its number, or else its row in the pass, and its beginning."""
+        if self.number is not None:
+            return f"prompt {self.number} ({self})"
+        return f"{'the prompt' if row is None else f'row {row}'} ({self})"
 
     def _decode(self, ids: Sequence[int] | None) -> str:
         if ids is None or self.tokenizer is None:
@@ -95,14 +95,14 @@ PromptMask = Callable[[PromptTokens], Bool[Tensor, " pos"]]
 
 @dataclass(frozen=True, repr=False)
 class Positions:
-    """Which tokens: made by the functions of this module, combined with `|`, `&` and `~`.
+    """Which tokens: from the functions of this module, combined with `|`, `&` and `~`.
 
-    Two values are equal when they are written alike.
+    Two values are equal if their labels are.
 
     Attributes:
-        label: how it is written; `parse_positions` reads it back.
-        generated: whether the newly generated tokens, as they are fed back, are selected.
-        needs_end: whether it can only be resolved when it is known where the prompt ends.
+        label: the expression; `parse_positions` reads it.
+        generated: whether new tokens, as they are fed back, are selected.
+        needs_end: whether it can be resolved only if the prompt's end is known.
     """
 
     label: str
@@ -115,22 +115,22 @@ class Positions:
         return self._mask(prompt)
 
     def require_some(self, prompt: PromptTokens, shown: str, *, generating: bool = True) -> None:
-        """Raise `EmptySelectionError` where neither the prompt nor what is generated has a selected token.
+        """Raise `EmptySelectionError` if neither the prompt nor generated text has a selected token.
 
         Args:
-            prompt: whose tokens are looked at.
-            shown: how the message names the prompt.
+            prompt: its tokens are checked.
+            shown: the prompt's name in the message.
             generating: whether new tokens will be fed back.
         """
         if not ((generating and self.generated) or bool(self.select(prompt).any())):
             raise EmptySelectionError(
                 f"{self} selects no token of {shown} ({prompt}). "
-                "Look with preview(model, prompt), or pass allow_empty=True where that is meant."
+                "Look with preview(model, prompt), or pass allow_empty=True if that is intended."
             )
 
     @checked
     def preview(self, model: HookedModel, prompt: Any) -> Any:
-        """Show the tokens of a prompt of `model` with those that are selected marked; see `preview`."""
+        """Show a prompt's tokens with the selected ones marked; see `preview`."""
         from ._preview import preview
 
         return preview(model, prompt, self)
@@ -164,38 +164,31 @@ def _combine(left: Positions, right: Positions, sign: str, join: Callable, gener
 
 def all_tokens() -> Positions:
     """Every token, BOS and template tokens included; padding never."""
-    return Positions("all_tokens()", True, False, lambda prompt: torch.ones(prompt.length, dtype=torch.bool))
+    return Positions("all_tokens()", True, False, lambda prompt: _where(prompt, slice(None)))
 
 
 def prompt_tokens() -> Positions:
-    """Every token of the prompt, none that is generated."""
-    return Positions(
-        "prompt_tokens()", False, True, lambda prompt: torch.ones(prompt.length, dtype=torch.bool)
-    )
+    """Every token of the prompt, no generated one."""
+    return Positions("prompt_tokens()", False, True, lambda prompt: _where(prompt, slice(None)))
 
 
 def generated_tokens() -> Positions:
-    """The new tokens themselves, as they are fed back.
+    """The new tokens, as they are fed back.
 
     The first new token is predicted at the *last prompt token*, which this does not select:
     `current_token()` does.
     """
-    return Positions(
-        "generated_tokens()", True, True, lambda prompt: torch.zeros(prompt.length, dtype=torch.bool)
-    )
+    return Positions("generated_tokens()", True, True, lambda prompt: _where(prompt, slice(0)))
 
 
 def last_token() -> Positions:
     """The prompt's last token."""
-    return Positions(
-        "last_token()", False, True, lambda prompt: _where(prompt, slice(prompt.length - 1, None))
-    )
+    return Positions("last_token()", False, True, lambda prompt: _where(prompt, slice(-1, None)))
 
 
 def current_token() -> Positions:
     """Wherever a next token is predicted: the prompt's last token and every generated one."""
-    both = last_token() | generated_tokens()
-    return Positions("current_token()", True, True, both.select)
+    return Positions("current_token()", True, True, last_token().select)
 
 
 @checked
@@ -205,9 +198,9 @@ def token(i: int) -> Positions:
     Negatives count from the prompt's end.
 
     Raises:
-        ValueError: `i` is no whole number.
+        ValueError: `i` is not a whole number.
     """
-    i = _place(i)
+    i = _whole_number(i)
     index = slice(i, i + 1 or None)
     return Positions(f"token({i})", False, i < 0, lambda prompt: _where(prompt, index))
 
@@ -219,11 +212,10 @@ def span(start: int | None, stop: int | None) -> Positions:
     Raises:
         ValueError: `start` or `stop` is neither a whole number nor `None`.
     """
-    start, stop = (None if each is None else _place(each) for each in (start, stop))
+    start, stop = (None if each is None else _whole_number(each) for each in (start, stop))
     needs_end = (start or 0) < 0 or stop is None or stop < 0
-    return Positions(
-        f"span({start}, {stop})", False, needs_end, lambda prompt: _where(prompt, slice(start, stop))
-    )
+    index = slice(start, stop)
+    return Positions(f"span({start}, {stop})", False, needs_end, lambda prompt: _where(prompt, index))
 
 
 @checked
@@ -231,16 +223,16 @@ def tokens_matching(text: str) -> Positions:
     """Tokens of the prompt whose characters overlap an occurrence of `text`.
 
     Raises:
-        ValueError: `text` is empty; or, when they are resolved, the model has no tokenizer.
+        ValueError: when resolved, `text` is empty or the model has no tokenizer.
     """
     return Positions(f"tokens_matching({text!r})", False, True, lambda prompt: _matching(prompt, text))
 
 
 @checked
 def after(text: str) -> Positions:
-    """From behind the *last* occurrence of `text` to the prompt's end.
+    """Tokens after the *last* occurrence of `text`, to the prompt's end.
 
-    Nothing is selected where it does not occur, which is an error unless allow_empty=True.
+    Selects nothing where it does not occur, which is an error unless allow_empty=True.
 
     Raises:
         ValueError: as `tokens_matching`.
@@ -258,32 +250,30 @@ def _matching(prompt: PromptTokens, text: str) -> Bool[Tensor, " pos"]:
     matches = re.finditer(f"(?={re.escape(_not_empty(text))})", prompt.text)
     starts = np.array([match.start() for match in matches], dtype=int)
     first, end = prompt.spans.T
-    begun = np.searchsorted(starts, end)  # occurrences that start before the token ends
-    over = np.searchsorted(starts, first - len(text), side="right")  # those that end before it starts
-    return torch.from_numpy(begun > over)
+    started = np.searchsorted(starts, end)  # occurrences that start before the token ends
+    ended = np.searchsorted(starts, first - len(text), side="right")  # those that end before it starts
+    return torch.from_numpy(started > ended)
 
 
 def _after(prompt: PromptTokens, text: str) -> Bool[Tensor, " pos"]:
-    begins = prompt.text.rfind(_not_empty(text))
-    return torch.from_numpy((begins >= 0) & (prompt.spans[:, 0] >= begins + len(text)))
+    start = prompt.text.rfind(_not_empty(text))
+    return torch.from_numpy((start >= 0) & (prompt.spans[:, 0] >= start + len(text)))
 
 
-def _place(index: int) -> int:
-    """A whole number that a slice takes: 1.5 is none, and "1" neither."""
+def _whole_number(index: int) -> int:
+    """An index that a slice takes: not 1.5, "1" or True."""
     if not isinstance(index, bool) and hasattr(index, "__index__") and abs(int(index)) < 2**62:
         return int(index)
-    raise ValueError(
-        f"positions are counted in whole numbers, like token(0) or span(1, -1); got {index!r:.60}."
-    )
+    raise ValueError(f"position {index!r:.60}: expected whole numbers, as in token(0) or span(1, -1).")
 
 
 def _not_empty(text: str) -> str:
     if not isinstance(text, str) or not text:
-        raise ValueError("positions that match text need a text that is not empty.")
+        raise ValueError(f"positions that match {text!r}: expected a text that is not empty.")
     return text
 
 
-_WORDS: dict[str, Callable[..., Positions]] = {
+_FUNCTIONS: dict[str, Callable[..., Positions]] = {
     function.__name__: function
     for function in (
         all_tokens, prompt_tokens, generated_tokens, last_token, current_token,
@@ -294,26 +284,26 @@ _WORDS: dict[str, Callable[..., Positions]] = {
 
 @checked
 def parse_positions(text: str) -> Positions:
-    """Read positions as they are written, for experiment files: `"last_token() | generated_tokens()"`.
+    """Parse positions from text: `"last_token() | generated_tokens()"`.
 
     Args:
         text: calls of this module's functions with literal arguments, combined with `|`, `&`, `~`.
 
     Raises:
-        ValueError: anything but this module's functions with literal arguments, `|`, `&` and `~`.
+        ValueError: anything else.
     """
     try:
         return _evaluate(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        functions = ", ".join(f"{name}(…)" for name in _FUNCTIONS)
         raise ValueError(
-            f"positions {text!r:.200} cannot be read: write {', '.join(f'{word}(…)' for word in _WORDS)}, "
-            "combined with | & ~."
+            f"positions {text!r:.200} cannot be read: expected {functions}, combined with | & ~."
         ) from error
 
 
 def _evaluate(node: ast.expr) -> Positions:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        return _WORDS[node.func.id](*(ast.literal_eval(argument) for argument in node.args))
+        return _FUNCTIONS[node.func.id](*(ast.literal_eval(argument) for argument in node.args))
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _evaluate(node.left) | _evaluate(node.right)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd):

@@ -1,7 +1,7 @@
-"""Which absolute position each slot of a forward pass holds, told from inside the pass.
+"""The absolute position of each slot of a forward pass, tracked from inside the pass.
 
-What the pass was given (`models.watching`) is known before any hook of it: under the model's own `generate`,
-with `start_at_layer`, with a cache and without.
+The inputs of a pass (`models.watching`) are known before any of its hooks runs: under the model's own
+`generate`, with `start_at_layer`, with a cache and without.
 """
 
 from collections.abc import Sequence
@@ -11,24 +11,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..models.passes import ForwardPass, watching
+from ..models import ForwardPass, watching
 from .selectors import Positions, PromptTokens
 
 
-class Clock:
+class PositionTracker:
     """Follows a model's forward passes, and resolves `Positions` for each.
 
-    Where neither `prompts` nor `prompt_lengths` says where the prompts end, a pass with nothing cached
-    begins a new prompt. Where that would be a guess, positions that depend on the end are refused.
+    Without `prompts` or `prompt_lengths`, a pass with nothing cached begins a new prompt. Where that would be
+    a guess, positions that depend on the prompt's end raise ValueError.
 
     Args:
-        model: the model whose passes are followed while the clock is entered.
-        prompts: the ids of each row's prompt.
+        model: its passes are followed inside a `with` block.
+        prompts: token ids of each row's prompt.
         prompt_lengths: how many of each row's unpadded tokens are the prompt.
-        numbers: which of the caller's prompts each row is, for messages.
+        numbers: each row's number among the caller's prompts, for messages.
 
     Attributes:
         passes: how many passes have begun.
+        prompts: each row's prompt, as far as it is known.
         index: the absolute, unpadded position of each slot of the current pass, −1 for padding.
     """
 
@@ -39,19 +40,19 @@ class Clock:
         model: Any,
         prompts: Sequence[Sequence[int]] | None = None,
         prompt_lengths: Sequence[int] | None = None,
-        numbers: Sequence[int] | None = None,
+        numbers: Sequence[int | None] | None = None,
     ) -> None:
         self.model = model
         self.passes = 0
-        self._told = _told_prompts(model.tokenizer, prompts, prompt_lengths, numbers)
-        self._prompts: list[PromptTokens] = []
-        self._guess = ""  # why the prompts' ends would be a guess, if so
-        self._least: list[int] = []  # tokens that each row's prompt has at least, in that case
+        self.prompts: list[PromptTokens] = []
+        self._known_prompts = _known_prompts(model.tokenizer, prompts, prompt_lengths, numbers)
+        self._longest = 0  # tokens of the longest row so far, with known prompts
+        self._ambiguity = ""  # why the prompts' ends would be a guess
+        self._min_lengths: list[int] = []  # of each row's prompt, if its end would be a guess
         self._previous: list[list[int]] | int | None = None
-        self._most = 0  # tokens that the longest row has brought, where its prompt was told
         self._masks: dict[Positions, Tensor] = {}
 
-    def __enter__(self) -> "Clock":
+    def __enter__(self) -> "PositionTracker":
         self._watch = watching(self.model, self._begin_pass)
         self._watch.__enter__()
         return self
@@ -60,12 +61,12 @@ class Clock:
         self._watch.__exit__(*raised)
 
     def require_whole_prompts(self) -> None:
-        """Raise `ValueError` where a prompt that was told is longer than all that the passes brought."""
-        longest = max((prompt.length for prompt in self._told), default=0)
-        if self.passes and longest > self._most:
+        """Raise `ValueError` if a known prompt is longer than all rows of the passes."""
+        longest = max((prompt.length for prompt in self._known_prompts), default=0)
+        if self.passes and longest > self._longest:
             raise ValueError(
-                f"a prompt of {longest} tokens was told, but no row brought more than {self._most}: its last "
-                "token was never seen. prompt_lengths counts a row's own tokens, without padding."
+                f"a prompt of {longest} tokens, but no row had more than {self._longest}: expected its last "
+                "token in a pass. prompt_lengths counts a row's own tokens, without padding."
             )
 
     def mask(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
@@ -79,42 +80,39 @@ class Clock:
         return self._masks[positions]
 
     def slots_of(self, x: Float[Tensor, "..."]) -> Float[Tensor, "batch pos d_hook"]:
-        """What a hook holds, a row of numbers a slot: "z" has an axis for the heads.
+        """A hook's activations with one row per slot: "z" has an axis of heads.
 
         Raises:
-            ValueError: not a row for each slot of the pass.
+            ValueError: the hook has no row for each slot of the pass.
         """
         if x.shape[:2] != self.index.shape or x.ndim < 3:
             raise ValueError(
                 f"the hook holds {tuple(x.shape)} in a pass of {tuple(self.index.shape)} (rows, tokens): "
-                "this architecture does not keep a row for each token there. Use another hook."
+                "expected a row for each token, which this architecture lacks there. Use another hook."
             )
         return x.flatten(2)
 
-    @property
-    def prompts(self) -> list[PromptTokens]:
-        """Each row's prompt, as far as it is known."""
-        return self._prompts
-
     def _resolve(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
-        if not self._guess:
-            return self._selected(positions, self._prompts)
-        # A prompt may end anywhere between what the first pass brought and what this one does. Where that
-        # makes no difference, nothing is guessed.
+        if not self._ambiguity:
+            return self._selected(positions, self.prompts)
+        # A prompt may end anywhere from the first pass's last token to this one's. If the selection is the
+        # same for both, it is not a guess.
         if not positions.needs_end:
-            ends = self._least, (self.index.amax(-1) + 1).tolist()
-            early, late = (self._selected(positions, [PromptTokens(end) for end in rows]) for rows in ends)
+            lengths = self._min_lengths, (self.index.amax(-1) + 1).tolist()
+            early, late = (self._selected(positions, [*map(PromptTokens, each)]) for each in lengths)
             if torch.equal(early, late):
                 return late
         raise ValueError(
-            f"{positions} depends on where the prompt ends, which would be a guess here: {self._guess}. "
-            "Give prompt_lengths=[…] to steer(…), one number of unpadded tokens a row."
+            f"{positions} depends on where the prompt ends, which would be a guess here: {self._ambiguity}. "
+            "Give prompt_lengths=[…] to steer(…), one number of unpadded tokens per row."
         )
 
     def _selected(self, positions: Positions, prompts: Sequence[PromptTokens]) -> Bool[Tensor, "batch pos"]:
         index = self.index
         if len(prompts) != index.shape[0]:
-            raise ValueError(f"the pass has {index.shape[0]} rows, but {len(prompts)} prompts were given.")
+            raise ValueError(
+                f"{len(prompts)} prompts for a pass of {index.shape[0]} rows: expected one per row."
+            )
         longest = max(prompt.length for prompt in prompts)
         # One column more than the longest prompt: every later position is a generated token.
         table = torch.full((len(prompts), longest + 1), positions.generated)
@@ -123,27 +121,27 @@ class Clock:
         selected = table.to(index.device).gather(1, index.clamp(0, longest).long())
         return selected & (index >= 0)
 
-    def _begin_pass(self, given: ForwardPass) -> None:
-        mask, past = given.mask, given.past
+    def _begin_pass(self, new: ForwardPass) -> None:
+        mask, past = new.mask, new.past
         if mask is None:
-            mask = torch.ones(given.rows, past + given.slots, dtype=torch.long, device=given.device)
-        places = mask.long().cumsum(-1) - 1
-        self.index = torch.where(mask.bool(), places, -1)[:, -given.slots :]
+            mask = torch.ones(new.rows, past + new.slots, dtype=torch.long, device=new.device)
+        index = mask.long().cumsum(-1) - 1
+        self.index = torch.where(mask.bool(), index, -1)[:, -new.slots :]
         self.passes += 1
         self._masks = {}
-        if self._told:
-            self._prompts = self._told
-            self._most = max(self._most, self.index.amax().item() + 1)
+        if self._known_prompts:
+            self.prompts = self._known_prompts
+            self._longest = max(self._longest, self.index.amax().item() + 1)
         elif past == 0:
-            self._begin_prompts(given)
-        elif not self._prompts:
-            self._guess = "the first pass under steer(…) goes on from a cache"
-            self._least = self.index[:, 0].clamp(min=0).tolist()
-            self._prompts = [PromptTokens(int(row.max()) + 1) for row in self.index]
+            self._begin_prompts(new)
+        elif not self.prompts:
+            self._ambiguity = "the first pass under steer(…) continues from a cache"
+            self._min_lengths = self.index[:, 0].clamp(min=0).tolist()
+            self.prompts = [PromptTokens(int(row.max()) + 1) for row in self.index]
 
-    def _begin_prompts(self, given: ForwardPass) -> None:
-        """Take what a pass with nothing cached brings for new prompts, unless that would be a guess."""
-        ids = self._unpadded_ids(given.tokens)
+    def _begin_prompts(self, new: ForwardPass) -> None:
+        """Take the rows of a pass with nothing cached as new prompts, unless that would be a guess."""
+        ids = self._unpadded_ids(new.tokens)
         lengths = (self.index >= 0).sum(-1).tolist()
         if ids is None:
             grew = isinstance(self._previous, int) and self._previous < max(lengths)
@@ -151,17 +149,17 @@ class Clock:
         else:
             grew = isinstance(self._previous, list) and _continues(ids, self._previous)
             self._previous = ids
-        self._guess = ""
+        self._ambiguity = ""
         if grew:
-            self._guess = (
+            self._ambiguity = (
                 "this pass begins with all of the previous one's input, as generation without a cache does"
             )
-        elif len(lengths) > 1 and given.mask is None:
-            self._guess = "the batch has several rows and no attention mask"
+        elif len(lengths) > 1 and new.mask is None:
+            self._ambiguity = "the batch has several rows and no attention mask"
         if not grew:
-            self._least = lengths
+            self._min_lengths = lengths
         tokens = [None] * len(lengths) if ids is None else [tuple(row) for row in ids]
-        self._prompts = [
+        self.prompts = [
             PromptTokens(length, row, self.model.tokenizer)
             for length, row in zip(lengths, tokens, strict=True)
         ]
@@ -172,18 +170,22 @@ class Clock:
         return [row[index >= 0].tolist() for row, index in zip(tokens, self.index, strict=True)]
 
 
-def _told_prompts(
+def _known_prompts(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]] | None,
     lengths: Sequence[int] | None,
-    numbers: Sequence[int] | None,
+    numbers: Sequence[int | None] | None,
 ) -> list[PromptTokens]:
     if prompts is not None:
         numbers = [None] * len(prompts) if numbers is None else numbers
-        given = zip(prompts, numbers, strict=True)
-        return [PromptTokens(len(ids), tuple(ids), tokenizer, number) for ids, number in given]
-    if wrong := [length for length in lengths or () if length < 0]:
-        raise ValueError(f"prompt_lengths has {wrong[0]}: give how many tokens each row's prompt has.")
+        return [
+            PromptTokens(len(ids), tuple(ids), tokenizer, number)
+            for ids, number in zip(prompts, numbers, strict=True)
+        ]
+    if negative := [length for length in lengths or () if length < 0]:
+        raise ValueError(
+            f"prompt_lengths has {negative[0]}: expected the number of tokens of each row's prompt."
+        )
     return [PromptTokens(int(length)) for length in lengths or ()]
 
 

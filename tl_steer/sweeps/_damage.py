@@ -1,4 +1,4 @@
-"""How far steering changes what a model predicts on neutral text."""
+"""`damage`: how much steering changes next-token predictions on neutral text."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,15 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._util.progress import bar
 from .._util.validation import checked
 from ..directions import SteeringVector, SteeringVectors
-from ..engine import Memory, Row, Tick, bar
+from ..engine import FinalStreams, Memory, Row, RunOptions, divergences, final_streams, losses, row_means
 from ..interventions import Vectors, edits_of
 from ..models import HookedModel, Prompt, as_prompts, tokenize_all
 from ..positions import Positions, PromptTokens, all_tokens
 from .conditions import Cell, OperationMaker, named_vectors, sweep_cells
-from .distributions import divergences, losses, row_means
-from .final_streams import Streams, read_streams
 from .measuring import steered_sites, typical_norms
 from .sweep_table import FIXED
 
@@ -42,27 +41,27 @@ def damage(
     reuse: bool = True,
     memory: Memory = None,
 ) -> pd.DataFrame:
-    """Read passages under every cell of a sweep; compare each next-token distribution with the unsteered one.
+    """Compare next-token distributions on passages with the unsteered ones, under every condition of a sweep.
 
-    A passage is read as text that the model is writing behind its first token, with or without the
-    tokenizer's BOS as that tokenizer has it. So `all_tokens()` and `current_token()` steer every token,
-    `generated_tokens()` and `~token(0)` all but the first. Every token but the first is predicted, from the
-    position before it.
+    A passage is read as text that the model generates after its first token (the BOS, if the tokenizer adds
+    one). So `all_tokens()` and `current_token()` steer every token, `generated_tokens()` and `~token(0)` all
+    but the first. Every token but the first is predicted, from the position before it.
 
     Args:
         model: a `HookedTransformer` or a `TransformerBridge`.
         vectors, layers, multipliers, operations, seed, force, progress, reuse, memory: as for `sweep`.
         controls: as for `sweep`, at all of these layers and multipliers; with the same `seed`, they are the
-            same directions. By default 20 where `layers` is given, and none where it is left out: at every
-            layer they would make the call 21 times as long.
-        passages: texts or token lists, or a table such as `read_neutral()`: its column `passage` is read, and
-            the others are kept.
+            same directions. By default 20 if `layers` is given, else none: at every layer they would make the
+            call 21 times as long.
+        passages: texts or token lists, or a table with a column `passage`, such as `read_neutral()`, whose
+            other columns are copied.
         positions: by default `all_tokens()`.
-        max_tokens: of each passage the first so many are read.
+        max_tokens: how many tokens of each passage are read at most.
 
     Returns:
-        A row a passage and cell, the unsteered cell first: prompt_id, prompt (the passage), the table's other
-        columns, the cell's columns, dose (by the stream's norm on these passages: not quite a sweep's), and
+        A row per passage and condition, the unsteered condition first: prompt_id, prompt (the passage), the
+        table's other columns, the condition's columns, dose (by the stream norm on these passages, which
+        differs from a sweep's), and
         tokens: predicted ones, the passage's tokens less one.
         kl: mean over them of KL(unsteered ‖ steered) of the next-token distribution, in nats; 0 unsteered.
         loss: mean cross-entropy of the passage's own tokens, in nats: the perplexity is exp(loss).
@@ -70,17 +69,17 @@ def damage(
         NaN for a passage of one token, of which nothing is predicted.
 
     Raises:
-        ValueError: no passages, none of two tokens, a column that has one of the table's names, positions
-            that leave generated tokens alone (`last_token()`: use `current_token()`).
+        ValueError: no passages, or none of two tokens; a column with the name of a column of the result;
+            positions that do not select generated tokens (`last_token()`: use `current_token()`).
 
-    `kl` sees every change of the predictions, wanted ones among them; `loss_change` only what makes the
-    passage itself less likely, and may be negative. Both are per token: exp(0.1) is 10.5 % more perplexity.
+    `kl` measures every change of the predictions, intended ones too; `loss_change` only whether the passage
+    becomes less likely, and may be negative. Both are per token: exp(0.1) is 10.5 % more perplexity.
     """
     positions = all_tokens() if positions is None else positions
     if controls is None:
         controls = 0 if layers is None else 20
     named = named_vectors(vectors)
-    unsteered, *cells = sweep_cells(
+    unsteered, *conditions = sweep_cells(
         named,
         controls,
         layers=layers,
@@ -89,100 +88,93 @@ def damage(
         positions=positions,
         seed=seed,
     )
-    _require_written(model, cells)
-    shown = _shown(passages)
+    _require_generated(model, conditions)
+    labels = _labels(passages)
     ids = _tokens(model, passages, max_tokens)
-    options = {"force": force, "reuse": reuse, "memory": memory}
-    with bar("measuring damage", len(cells) + 1, shown=progress) as tick:
-        measured = _Measured(model, ids, len(cells))
-        measured.run(cells, options, tick)
-    norms = typical_norms(model, ids, steered_sites(model, cells), reuse=reuse, memory=memory)
+    damages = _Damages(model, ids, len(conditions))
+    with bar("measuring damage", len(conditions) + 1, shown=progress) as on_progress:
+        # Where a passage has no selected token, nothing changes.
+        damages.run(conditions, RunOptions(reuse, memory, force, allow_empty=True, on_progress=on_progress))
+    norms = typical_norms(model, ids, steered_sites(model, conditions), reuse=reuse, memory=memory)
     tables = [
-        shown.assign(**cell.labels(norms), **values)
-        for cell, values in zip([unsteered, *cells], measured.by_cell(), strict=True)
+        labels.assign(**condition.labels(norms), **values)
+        for condition, values in zip([unsteered, *conditions], damages.by_condition(), strict=True)
     ]
     return pd.concat(tables, ignore_index=True)
 
 
-class _Measured:
-    """Each passage's KL divergence and loss, unsteered and under every cell."""
+class _Damages:
+    """Each passage's KL divergence and loss, unsteered and under every condition."""
 
-    def __init__(self, model: Any, ids: Sequence[Sequence[int]], cells: int) -> None:
+    def __init__(self, model: Any, ids: Sequence[Sequence[int]], n_conditions: int) -> None:
         self.model, self.ids = model, ids
         self.counts = np.array([len(tokens) - 1 for tokens in ids])
-        self.read = np.flatnonzero(self.counts)  # a single token predicts nothing that is there
+        self.read = np.flatnonzero(self.counts)  # of a single token nothing is predicted
         self.clean: dict[int, Float[Tensor, "pos d_model"]] = {}
-        self.kl = np.full((cells + 1, len(ids)), np.nan)
-        self.loss = np.full((cells + 1, len(ids)), np.nan)
+        self.kl, self.loss = (np.full((n_conditions + 1, len(ids)), np.nan) for _ in range(2))
 
-    def run(self, cells: Sequence[Cell], options: Mapping[str, Any], tick: Tick) -> None:
-        """The unsteered streams first: they are kept, and compared with those of every cell."""
-        rows, counts = [self._row(passage) for passage in self.read.tolist()], self.counts[self.read]
-        read_streams(self.model, rows, counts.tolist(), [()], self._keep, tick=tick, **options)
-        operations = [cell.operations for cell in cells]
-        if operations:
-            read_streams(self.model, rows, counts.tolist(), operations, self._compare, tick=tick, **options)
+    def run(self, conditions: Sequence[Cell], options: RunOptions) -> None:
+        """Run the passages unsteered, keep these residual streams, and compare every condition with them."""
+        rows, counts = [self._row(passage) for passage in self.read.tolist()], self.counts[self.read].tolist()
+        final_streams(self.model, rows, counts, [()], self._keep_clean, options)
+        if operations := [condition.operations for condition in conditions]:
+            final_streams(self.model, rows, counts, operations, self._compare, options)
 
-    def by_cell(self) -> Iterable[dict[str, Any]]:
-        """The table's columns, the unsteered cell first."""
+    def by_condition(self) -> Iterable[dict[str, Any]]:
+        """The table's columns, the unsteered condition first."""
         for kl, loss in zip(self.kl, self.loss, strict=True):
             values = (self.counts, kl, loss, loss - self.loss[0])
             yield dict(zip(MEASURED, values, strict=True))
 
     def _row(self, passage: int) -> Row:
-        """All but the last token, which has nothing to predict; what follows the first counts as written."""
+        """All but the last token, which predicts nothing; tokens after the first count as generated."""
         ids = self.ids[passage]
         return Row(tuple(ids[:-1]), PromptTokens(1, tuple(ids[:1]), self.model.tokenizer, passage))
 
-    def _keep(self, streams: Streams) -> None:
+    def _keep_clean(self, streams: FinalStreams) -> None:
         passages = self.read[list(streams.rows)]
         counts = self.counts[passages]
         stream = streams.stream[streams.slots[0].to(streams.stream.device)]
-        for passage, mine in zip(passages.tolist(), stream.split(counts.tolist()), strict=True):
-            self.clean[passage] = mine.clone()
+        for passage, part in zip(passages.tolist(), stream.split(counts.tolist()), strict=True):
+            self.clean[passage] = part.clone()
         self.loss[0, passages] = row_means(losses(self.model, stream, self._targets(passages)), counts)
         self.kl[0, passages] = 0.0
 
-    def _compare(self, streams: Streams) -> None:
+    def _compare(self, streams: FinalStreams) -> None:
         passages = self.read[list(streams.rows)]
         clean = torch.cat([self.clean[passage] for passage in passages.tolist()])
         kl, loss = divergences(self.model, streams, clean, self._targets(passages))
-        place = np.ix_(np.array(streams.cells) + 1, passages)
-        # rounding can put a divergence of nothing a little below zero
-        self.kl[place] = np.maximum(row_means(kl, self.counts[passages]), 0.0)
-        self.loss[place] = row_means(loss, self.counts[passages])
+        entries = np.ix_(np.array(streams.conditions) + 1, passages)
+        # Rounding can make a divergence of zero slightly negative.
+        self.kl[entries] = np.maximum(row_means(kl, self.counts[passages]), 0.0)
+        self.loss[entries] = row_means(loss, self.counts[passages])
 
     def _targets(self, passages: np.ndarray) -> Tensor:
         return torch.tensor([token for passage in passages.tolist() for token in self.ids[passage][1:]])
 
 
-def _require_written(model: Any, cells: Sequence[Cell]) -> None:
-    """Every cell steers more than a passage's first token."""
-    for cell in cells:
-        edits = edits_of(cell.operations, model.cfg.n_layers)
-        if edits and any(vector.has_positions for vector in _steering(cell)):
+def _require_generated(model: Any, conditions: Sequence[Cell]) -> None:
+    """Raise `ValueError` for a condition that steers at most a passage's first token."""
+    for condition in conditions:
+        edits = edits_of(condition.operations, model.cfg.n_layers)
+        vectors = [getattr(operation, "vector", None) for operation in condition.operations]
+        if edits and any(isinstance(each, SteeringVector) and each.has_positions for each in vectors):
             raise ValueError(
-                "vectors with one a position go to a prompt's first tokens, and passages are read as text "
-                "that the model is writing: they have no such tokens. Give one vector a layer."
+                "vectors with one per position: expected one per layer, since passages are read as generated "
+                "text and those vectors are added to a prompt's first tokens."
             )
         if edits and not any(edit.positions.generated for edit in edits):
             raise ValueError(
-                f"{edits[0].positions} leaves generated tokens alone, and passages are read as text that the "
-                "model is writing behind its first token: use all_tokens(), current_token(), "
-                "generated_tokens() or ~token(0)."
+                f"{edits[0].positions} leaves generated tokens alone: expected positions that select them, "
+                "since passages are read as generated text after their first token. Use all_tokens(), "
+                "current_token(), generated_tokens() or ~token(0)."
             )
 
 
-def _steering(cell: Cell) -> list[SteeringVector]:
-    """The vectors of a cell's operations; an operation need not have one."""
-    given = [getattr(operation, "vector", None) for operation in cell.operations]
-    return [each for each in given if isinstance(each, SteeringVector)]
-
-
-def _shown(passages: pd.DataFrame | Sequence[Prompt]) -> pd.DataFrame:
+def _labels(passages: pd.DataFrame | Sequence[Prompt]) -> pd.DataFrame:
     """prompt_id, prompt, and a table's other columns."""
-    given = _given(passages)
-    table = pd.DataFrame({"prompt_id": range(len(given)), "prompt": given})
+    texts = _texts(passages)
+    table = pd.DataFrame({"prompt_id": range(len(texts)), "prompt": texts})
     if not isinstance(passages, pd.DataFrame):
         return table
     others = passages.drop(columns="passage").reset_index(drop=True)
@@ -191,7 +183,7 @@ def _shown(passages: pd.DataFrame | Sequence[Prompt]) -> pd.DataFrame:
     return table.join(others)
 
 
-def _given(passages: pd.DataFrame | Sequence[Prompt]) -> list[Prompt]:
+def _texts(passages: pd.DataFrame | Sequence[Prompt]) -> list[Prompt]:
     if not isinstance(passages, pd.DataFrame):
         return as_prompts(passages)
     if "passage" not in passages:
@@ -201,8 +193,10 @@ def _given(passages: pd.DataFrame | Sequence[Prompt]) -> list[Prompt]:
 
 def _tokens(model: Any, passages: pd.DataFrame | Sequence[Prompt], max_tokens: int) -> list[list[int]]:
     if max_tokens < 2:
-        raise ValueError(f"max_tokens={max_tokens}: at least 2 are needed for one to be predicted.")
-    ids = [tokens[:max_tokens] for tokens in tokenize_all(model, _given(passages))]
+        raise ValueError(f"max_tokens={max_tokens}: at least 2 are expected, of which one is predicted.")
+    ids = [tokens[:max_tokens] for tokens in tokenize_all(model, _texts(passages))]
     if max(map(len, ids)) < 2:
-        raise ValueError("every passage is a single token, so that none is predicted: give longer ones.")
+        raise ValueError(
+            "every passage is a single token: expected two tokens or more. Give longer passages."
+        )
     return ids

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import pandas as pd
 
 from .._generation import Decoding
+from .._util.progress import bar
 from .._util.validation import checked
 from ..directions import SteeringVectors
-from ..engine import Memory, Tick, bar
+from ..engine import Memory, OnProgress
 from ..engine.shared.chunking import bytes_allowed
 from ..engine.support import require_unhooked
 from ..interventions import Vectors
@@ -314,7 +315,7 @@ def _answered(
     return [results[number] if files is None else files.answers(number) for number in chunks]
 
 
-def _logging_remaining(tick: Tick, n_conditions: int, level: int) -> Tick:
+def _logging_remaining(tick: OnProgress, n_conditions: int, level: int) -> OnProgress:
     """`tick`, which once logs the remaining time, after the first conditions that took a few seconds."""
     started, done, is_logged = time.monotonic(), 0.0, False
 
@@ -331,7 +332,7 @@ def _logging_remaining(tick: Tick, n_conditions: int, level: int) -> Tick:
 
 
 def _answers(
-    model: Any, ask: Ask, chunks: Mapping[int, Sequence[Cell]], executor: Executor | None, tick: Tick
+    model: Any, ask: Ask, chunks: Mapping[int, Sequence[Cell]], executor: Executor | None, tick: OnProgress
 ) -> Iterator[tuple[int, Answers]]:
     """Each chunk's answers as they come; the bar moves within a chunk where it is answered here."""
     if executor is None:

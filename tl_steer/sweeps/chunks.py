@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..engine.plain import Row
 from ..engine.shared.chunking import plan_work
-from ..engine.shared.prefixes import Plan, Row
+from ..engine.shared.prefixes import Plan
 from ..interventions import edits_of
 from ..positions import PromptTokens
 from .conditions import Cell
@@ -84,8 +85,8 @@ def estimated_cost(model: Any, ids: Sequence[Sequence[int]], cells: Sequence[Cel
     prompts = [PromptTokens(len(each), tuple(each), model.tokenizer, row) for row, each in enumerate(ids)]
     rows = [Row(prompt.ids, prompt) for prompt in prompts]
     plan = Plan(rows, [edits_of(cell.operations, n_layers) for cell in cells])
-    clean = len(plan.trunk.growth) * n_layers
-    changed = (plan_work(model, plan, new) - clean) / len(plan.cells)
+    clean = len(plan.prefix.trie) * n_layers
+    changed = (plan_work(model, plan, new) - clean) / len(plan.conditions)
     per_layer = sum(weight.numel() for weight in model.blocks.parameters()) / n_layers
     speed = SPEED.get(torch.device(model.cfg.device).type, SPEED["cuda"])
     return Cost(*(2 * per_layer * layers_and_tokens / speed for layers_and_tokens in (clean, changed)))

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from .._capture import capture
-from .._generation import Decoding, completion_text, write_cells
-from .._scoring import plan_choices, score_cells
-from ..engine import CleanStreams, Memory, Site, StreamNorms, Tick
+from .._generation import Decoding, completion_text, write_conditions
+from .._scoring import plan_choices, score_conditions
+from ..engine import CleanStreams, Memory, OnProgress, Site, StreamNorms
 from ..interventions import edits_of
 from ..models import tokenize_all
 from ..prompts import ChoiceQuestions
@@ -85,12 +85,12 @@ def _scores(
     mass: bool,
     sites: Sequence[Site],
     options: Mapping[str, Any],
-    tick: Tick = _unseen,
+    tick: OnProgress = _unseen,
 ) -> Answers:
     plan = plan_choices(model, questions.prompts, questions.choices)
     norms = StreamNorms(sites, [read.question for read in plan.reads])
     operations = [cell.operations for cell in cells]
-    scores = score_cells(model, plan, operations, mass=mass, norms=norms, tick=tick, **options)
+    scores = score_conditions(model, plan, operations, mass=mass, norms=norms, tick=tick, **options)
     outcomes = _scored(pd.concat(scores, ignore_index=True))
     return Answers(outcomes, _typical(model, cells, norms, plan.prompts))
 
@@ -103,12 +103,12 @@ def _texts(
     decoding: Decoding,
     sites: Sequence[Site],
     options: Mapping[str, Any],
-    tick: Tick = _unseen,
+    tick: OnProgress = _unseen,
 ) -> Answers:
     ids = tokenize_all(model, questions.prompts if isinstance(questions, ChoiceQuestions) else questions)
     norms = StreamNorms(sites, [row // decoding.draws for row in range(len(ids) * decoding.draws)])
     operations = [cell.operations for cell in cells]
-    written = write_cells(model, ids, operations, decoding, norms=norms, tick=tick, **options)
+    written = write_conditions(model, ids, operations, decoding, norms=norms, tick=tick, **options)
     texts = [completion_text(model, new) for cell in written for new in cell]
     return Answers(_written(texts, questions, decoding.draws), _typical(model, cells, norms, ids))
 

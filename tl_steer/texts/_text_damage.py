@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .._generation import require_room
+from .._generation import require_context
+from .._util.progress import bar
 from .._util.validation import checked
-from ..engine import Memory, Row, bar
+from ..engine import FinalStreams, Memory, Row, final_streams, losses, row_means
 from ..models import HookedModel, tokenize
 from ..positions import PromptTokens
-from ..sweeps.distributions import losses, row_means
-from ..sweeps.final_streams import Streams, read_streams
 from ..sweeps.sweep_table import OUTCOMES, require_one_row_a_prompt, sweep_table
 
 UNIT = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]|\n")  # a word, a mark of punctuation, or the end of a line
@@ -119,13 +118,13 @@ def _losses(
     prompts = {prompt: tokenize(model, prompt) for prompt, _ in pairs}
     new = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in pairs]
     for (prompt, _), text in zip(pairs, new, strict=True):
-        require_room(model, [prompts[prompt]], len(text))
+        require_context(model, [prompts[prompt]], len(text))
     written = [place for place, text in enumerate(new) if text]
     found = np.full(len(pairs), np.nan)
     rows = [_row(model, prompts[pairs[place][0]], new[place]) for place in written]
     counts = np.array([len(new[place]) for place in written], dtype=int)
 
-    def read(streams: Streams) -> None:
+    def read(streams: FinalStreams) -> None:
         places = [written[row] for row in streams.rows]
         targets = torch.tensor([token for place in places for token in new[place]])
         stream = streams.stream[streams.slots[0].to(streams.stream.device)]
@@ -133,7 +132,7 @@ def _losses(
 
     with bar("reading texts", 1, shown=progress) as tick:
         if rows:
-            read_streams(model, rows, counts.tolist(), [()], read, reuse=reuse, memory=memory, tick=tick)
+            final_streams(model, rows, counts.tolist(), [()], read, reuse=reuse, memory=memory, tick=tick)
     return [(len(text), float(loss)) for text, loss in zip(new, found, strict=True)]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from .._util.progress import bar
 from .._util.validation import checked
-from ..engine import bar
 from ..errors import DoesNotApplyError
 from ..models import HookedModel, Prompt, exclusive
 from . import reading_checks as reading

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._capture import capture
-from .._generation import Decoding, generate, write_cells
-from .._scoring import plan_choices, score_cells
+from .._generation import Decoding, generate, write_conditions
+from .._scoring import plan_choices, score_conditions
 from ..engine.support import obstacle
 from ..errors import DoesNotApplyError, NonFiniteError
 from ..interventions import Ablate, Add, Operation, ProjectOut, SetProjection, steer
@@ -152,7 +152,7 @@ def equal_reuse_texts(context: Context) -> Measurements:
     _require_engine(context)
     conditions = _conditions(context)
     decoding = Decoding(max_new_tokens=context.new_tokens)
-    texts_by_condition = write_cells(context.model, context.ids, list(conditions.values()), decoding)
+    texts_by_condition = write_conditions(context.model, context.ids, list(conditions.values()), decoding)
     for (name, operations), texts in zip(conditions.items(), texts_by_condition, strict=True):
         for row, (ids, new) in enumerate(zip(context.ids, texts, strict=True)):
             logits = _run_steered(context, operations, ids, new[:-1]).logits
@@ -166,7 +166,7 @@ def equal_conditions(context: Context) -> Measurements:
     _require_engine(context)
     (pair, tokens), conditions = choices(context), _conditions(context)
     plan = plan_choices(context.model, context.ids, [pair] * len(context.ids))
-    tables = score_cells(context.model, plan, list(conditions.values()))
+    tables = score_conditions(context.model, plan, list(conditions.values()))
     for (name, operations), table in zip(conditions.items(), tables, strict=True):
         for row, ids in enumerate(context.ids):
             logits = _run_steered(context, operations, ids).logits

@@ -1,3 +1,3 @@
-"""The results of the plain loop; what conditions and prompts have in common is computed once."""
+"""The shared engine: the plain loop's results, with what conditions and prompts share computed once."""
 
 __all__: list[str] = []

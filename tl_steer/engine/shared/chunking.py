@@ -1,143 +1,155 @@
-"""Cells and rows in waves that fit the memory; a wave that does not fit after all is halved."""
+"""Conditions and rows in chunks that fit the memory; a chunk that runs out of memory is split in two."""
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
 import torch
 
-from ..._util.progress import Tick
 from ...errors import NonFiniteError
-from ...interventions import Edit, steer_cells
-from .forward import LEAST_TOKENS, CleanStreams, Walk, tokens_a_pass
+from ...interventions import Edit, steer_conditions
+from ...positions import Positions
+from ..plain import Row
+from ..support import DEFAULT_OPTIONS, Memory, OnProgress, RunOptions
+from .forward import MIN_TOKENS, CleanStreams, LayerwisePass, tokens_per_pass
 from .packing import PADDED
-from .prefixes import Plan, Row, require_some
+from .prefixes import Plan
 
 logger = logging.getLogger(__name__)
-Memory = int | float | None  # bytes, or a share of what is free
-CPU_BYTES = 2**29  # by default at most this much on a CPU, where more is hardly faster
+CPU_BYTES = 2**29  # the default's maximum on a CPU, where more is hardly faster
+Indices = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Wave:
-    """Some of the cells over some of the rows, ready to be walked.
+class Chunk:
+    """Some of the conditions over some of the rows, ready to run.
 
     Attributes:
-        cells, rows: which, as indices into what the waves were made of.
+        conditions, rows: which, as indices.
         plan: numbers them from 0.
-        count: to be called with the number of tokens that have been through a layer.
+        layerwise: the forward pass.
+        on_tokens: to be called with the number of tokens that went through a layer.
     """
 
-    cells: tuple[int, ...]
-    rows: tuple[int, ...]
+    conditions: Indices
+    rows: Indices
     plan: Plan
-    walk: Walk
-    count: Tick
+    layerwise: LayerwisePass
+    on_tokens: OnProgress
 
 
-def in_waves(
+def run_in_chunks(
     model: Any,
     rows: Sequence[Row],
-    cells: Sequence[Sequence[Edit]],
-    work: Callable[[Wave], object],
+    conditions: Sequence[Sequence[Edit]],
+    work: Callable[[Chunk], object],
+    options: RunOptions = DEFAULT_OPTIONS,
     *,
-    memory: Memory = None,
     new_tokens: int = 0,
-    tick: Tick = lambda cells: None,
     generating: bool = False,
-    allow_empty: bool = False,
     clean: CleanStreams | None = None,
 ) -> None:
-    """Do `work` for every cell and row, as many at once as the memory allows.
+    """Call `work` for every condition and row, as many at once as the memory allows.
 
-    What a wave's work has kept stays, whatever becomes of the next: a wave that runs out of memory is done
-    again in halves, with passes half as large.
+    Results of finished chunks are kept. A chunk that runs out of memory is split in two and retried with
+    half the memory and half as many tokens per pass.
 
     Args:
-        work: walks the wave and keeps what it wants of it.
-        memory: bytes that what is kept between passes may take, or a share (at most 1.0) of what is free;
-            by default half of what is free, and on a CPU at most 512 MiB.
-        new_tokens: how many each row will be given behind it, with keys and values of all layers kept.
-        tick: called with the number of cells done, in parts.
-        generating: whether tokens will be fed back behind the rows.
-        allow_empty: accept rows of which an edit selects nothing.
-        clean: unsteered streams to keep for later calls, if they take at most a quarter of the memory.
-
-    Raises:
-        EmptySelectionError: an edit's positions select nothing of a row.
+        work: runs the chunk and keeps its results.
+        new_tokens: how many tokens are fed after each row.
+        generating: whether any row has tokens after its prompt, or will have some.
+        clean: used if it takes at most a quarter of the memory.
     """
-    if not allow_empty:
-        require_some(rows, cells, generating=generating)
-    limit = bytes_allowed(model, memory)
-    budget = tokens_a_pass(model, limit)
-    waiting = [(tuple(range(len(cells))), _alike_together(rows))]
-    while waiting:
-        mine, asked = waiting.pop()
-        plan = Plan([rows[row] for row in asked], [cells[cell] for cell in mine])
-        streams = plan.trunk.stop * model.cfg.d_model * model.W_E.element_size()
-        kept = 0 if clean is None else streams * len(clean.layers)
-        keeping = clean if kept <= limit // 4 else None
-        size = plan_bytes(model, plan, new_tokens) + (kept if keeping else 0)
-        halves = _halves(mine, asked)
+    if not options.allow_empty:
+        _require_selections(rows, conditions, generating)
+    limit = bytes_allowed(model, options.memory)
+    budget = tokens_per_pass(model, limit)
+    # Sorted, so that the halves of a chunk share prefixes.
+    by_ids = tuple(sorted(range(len(rows)), key=lambda row: rows[row].ids))
+    queue = [(tuple(range(len(conditions))), by_ids)]
+    while queue:
+        some, of_rows = queue.pop()
+        plan = Plan([rows[row] for row in of_rows], [conditions[condition] for condition in some])
+        cached = 0 if clean is None else _stream_bytes(model, plan.prefix.stop) * len(clean.layers)
+        cache = clean if cached <= limit // 4 else None
+        size = plan_bytes(model, plan, new_tokens) + (cached if cache else 0)
+        halves = _halves(some, of_rows)
         if halves and size > limit:
-            waiting += halves
+            queue += halves
             continue
-        share = len(mine) * len(asked) / len(rows) / plan_work(model, plan, new_tokens)
-        told = (len(mine), len(asked), plan.size, size / 2**20, limit / 2**20, budget)
-        logger.debug("%d cells of %d prompts: %d tokens, %.1f of %.0f MiB kept, %d tokens a pass", *told)
+        log_args = (len(some), len(of_rows), plan.size, size / 2**20, limit / 2**20, budget)
+        logger.debug("%d conditions, %d prompts, %d tokens, %.1f of %.0f MiB, passes of %d", *log_args)
+        share = len(some) * len(of_rows) / len(rows) / plan_work(model, plan, new_tokens)
         try:
-            count = lambda tokens, share=share: tick(share * tokens)  # noqa: E731
-            _run(model, plan, budget, work, mine, asked, count, keeping)
+            # What a chunk holds is freed when the call returns.
+            _run(
+                model, plan, some, of_rows, work, budget, cache, partial(_scaled, options.on_progress, share)
+            )
             continue
         except NonFiniteError:
             if not halves:
                 raise
-            # One row's keys reach the others' sums, though with weight 0: each by itself tells whose it was.
-            waiting += halves
+            # One row's keys reach the others' sums, with weight 0: which row it is, shows when it is alone.
+            queue += halves
             continue
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or not (halves or budget >= 2 * LEAST_TOKENS):
+            if not is_out_of_memory(error) or not (halves or budget >= 2 * MIN_TOKENS):
                 raise
-        # Out here the error is gone, and with it all that its frames held.
-        limit, budget = min(limit, size) // 2, max(budget // 2, LEAST_TOKENS)
-        logger.warning(
-            "out of memory with %d cells of %d prompts; memory=… keeps it smaller from the start; "
-            "going on with half as much at once",
-            len(mine),
-            len(asked),
-        )
+        # After the `except` block the error is gone, and with it the tensors of its frames.
+        limit, budget = min(limit, size) // 2, max(budget // 2, MIN_TOKENS)
+        message = "out of memory with %d conditions of %d prompts; continuing with half as much at once"
+        logger.warning(message + ". A smaller memory=… avoids this.", len(some), len(of_rows))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        waiting += halves or [(mine, asked)]
+        queue += halves or [(some, of_rows)]
 
 
 def _run(
     model: Any,
     plan: Plan,
+    conditions: Indices,
+    rows: Indices,
+    work: Callable[[Chunk], object],
     budget: int,
-    work: Callable[[Wave], object],
-    cells: tuple[int, ...],
-    rows: tuple[int, ...],
-    count: Tick,
     clean: CleanStreams | None,
+    on_tokens: OnProgress,
 ) -> None:
-    """One wave; what it held is free when this returns."""
-    alone = plan.rows[0].prompt if len(rows) == 1 else None
-    with steer_cells(model, plan.cells, alone) as steering:
-        work(Wave(cells, rows, plan, Walk(model, plan, steering, budget=budget, clean=clean), count))
+    prompt = plan.rows[0].prompt if len(rows) == 1 else None
+    with steer_conditions(model, plan.conditions, prompt) as steering:
+        layerwise = LayerwisePass(model, plan, steering, budget=budget, clean=clean)
+        work(Chunk(conditions, rows, plan, layerwise, on_tokens))
+
+
+def _scaled(on_progress: OnProgress, share: float, tokens: int) -> None:
+    on_progress(share * tokens)
+
+
+def _require_selections(rows: Sequence[Row], conditions: Sequence[Sequence[Edit]], generating: bool) -> None:
+    """Raise `EmptySelectionError` if an edit's positions select nothing of a row; once per positions."""
+    described: dict[Positions, str] = {}
+    for edit in (edit for edits in conditions for edit in edits):
+        described.setdefault(edit.positions, edit.described)
+    for positions, description in described.items():
+        for number, row in enumerate(rows):
+            fed = generating or len(row.ids) > row.prompt.length
+            positions.require_some(row.prompt, f"{description}: row {number}", generating=fed)
 
 
 def bytes_allowed(model: Any, memory: Memory) -> int:
-    """The `memory` argument in bytes.
+    """The `memory` argument in bytes: an `int` is bytes, a `float` a fraction of the free memory.
+
+    `None` is half of the free memory, on a CPU at most 512 MiB.
 
     Raises:
         ValueError: it is not positive, or a fraction above 1.
     """
     if memory is not None and not (0 < memory <= 1 if isinstance(memory, float) else memory > 0):
         raise ValueError(
-            f"memory={memory!r}: give a whole number of bytes, or a fraction of what is free (0.5), or None."
+            f"memory={memory!r}: expected a whole number of bytes, a fraction of the free memory (0.5), or "
+            "None."
         )
     if isinstance(memory, int):
         return int(memory)
@@ -149,43 +161,43 @@ def bytes_allowed(model: Any, memory: Memory) -> int:
 
 
 def plan_bytes(model: Any, plan: Plan, new_tokens: int) -> int:
-    """What is kept between passes: streams, masks, a layer's keys and values, and all layers' of texts."""
+    """Memory between passes: streams, masks, keys and values of one layer, of texts those of all layers."""
     size = model.W_E.element_size()
-    seen = PADDED * sum(branch.growth.seen for branch in plan.all) * (2 if model.cfg.use_local_attn else 1)
-    kept = plan.size * (model.cfg.d_model * size + token_bytes(model)) + int(seen) * size
-    slots = len(plan.cells) * len(plan.rows) * (max(len(row.ids) for row in plan.rows) + new_tokens)
-    return kept + (slots * model.cfg.n_layers * token_bytes(model) if new_tokens else 0)
+    local = 2 if model.cfg.use_local_attn else 1
+    masks = int(PADDED * sum(part.trie.n_masked for part in plan.parts) * local) * size
+    used = _stream_bytes(model, plan.size) + plan.size * token_bytes(model) + masks
+    slots = len(plan.conditions) * len(plan.rows) * (max(len(row.ids) for row in plan.rows) + new_tokens)
+    return used + (slots * model.cfg.n_layers * token_bytes(model) if new_tokens else 0)
 
 
 def plan_work(model: Any, plan: Plan, new_tokens: int) -> int:
     """How many tokens go through how many layers."""
-    walked = sum(len(branch.growth) * (model.cfg.n_layers - branch.born) for branch in plan.all)
-    return walked + len(plan.cells) * len(plan.rows) * new_tokens * model.cfg.n_layers
+    read = sum(len(part.trie) * (model.cfg.n_layers - part.start_layer) for part in plan.parts)
+    return read + len(plan.conditions) * len(plan.rows) * new_tokens * model.cfg.n_layers
 
 
 def token_bytes(model: Any) -> int:
-    """What one token's keys and values of one layer take."""
+    """Bytes of one token's keys and values in one layer."""
     heads = model.cfg.n_key_value_heads or model.cfg.n_heads
     return 2 * heads * model.cfg.d_head * model.W_E.element_size()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whichever device."""
-    told = ("not enough memory", "can't allocate memory")  # by torch, on a CPU
+    """Whether an error says that memory ran out, on any device."""
+    texts = ("not enough memory", "can't allocate memory")  # torch's, on a CPU
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error) for words in told
+        text in str(error) for text in texts
     )
 
 
-def _alike_together(rows: Sequence[Row]) -> tuple[int, ...]:
-    """In an order in which halves share beginnings."""
-    return tuple(sorted(range(len(rows)), key=lambda row: rows[row].ids))
+def _stream_bytes(model: Any, n_tokens: int) -> int:
+    return n_tokens * model.cfg.d_model * model.W_E.element_size()
 
 
-def _halves(cells: tuple[int, ...], rows: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The second half and the first, of the cells, or of the rows where there is one cell."""
-    if len(cells) > 1:
-        middle = len(cells) // 2
-        return [(cells[middle:], rows), (cells[:middle], rows)]
+def _halves(conditions: Indices, rows: Indices) -> list[tuple[Indices, Indices]]:
+    """The second half and the first, of the conditions, or of the rows of a single condition."""
+    if len(conditions) > 1:
+        middle = len(conditions) // 2
+        return [(conditions[middle:], rows), (conditions[:middle], rows)]
     middle = len(rows) // 2
-    return [(cells, rows[middle:]), (cells, rows[:middle])] if middle else []
+    return [(conditions, rows[middle:]), (conditions, rows[:middle])] if middle else []

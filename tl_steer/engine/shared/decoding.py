@@ -1,4 +1,4 @@
-"""New tokens for many rows of many cells at once, from the keys and values that a walk leaves behind."""
+"""New tokens for many rows of many conditions at once, from a layerwise pass's keys and values."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -6,87 +6,91 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...interventions import Part, raise_non_finite
-from .attention import Heads, KeyHeads, Runs, attending, extend_rotary, weighted_values
-from .chunking import Wave
+from ...interventions import ConditionSlots, raise_non_finite
+from .attention import Heads, KeyHeads, PackedAttention, additive, extend_rotary, packed, weighted_values
+from .chunking import Chunk
 from .forward import embedded
 
 
-class Decoder(Runs):
-    """Rows of a wave's cells, one after another by cell, that go on token by token.
+class Decoder(PackedAttention):
+    """Generates for the rows of a chunk's conditions, token by token.
 
     Args:
-        room: how many tokens a row may get.
+        new_tokens: how many tokens a row may get.
 
     Attributes:
-        members: (cell, row) of each, numbered as in the wave's plan.
+        members: (condition, row) of each text that continues, numbered as in the chunk's plan, by condition.
+        keys, values: of each layer, "member slot head d_head".
     """
 
-    def __init__(self, model: Any, wave: Wave, room: int) -> None:
-        self.model, self.wave = model, wave
-        plan = wave.plan
-        self.members = [(cell, row) for cell in range(len(plan.cells)) for row in range(len(plan.rows))]
+    def __init__(self, model: Any, chunk: Chunk, new_tokens: int) -> None:
+        self.model, self.chunk, self.new_tokens = model, chunk, new_tokens
+        plan = chunk.plan
+        self.members = [
+            (condition, row) for condition in range(len(plan.conditions)) for row in range(len(plan.rows))
+        ]
         lengths = [len(row.ids) for row in plan.rows]
-        device = wave.walk.places.device
+        device = chunk.layerwise.token_index.device
         self._next = torch.tensor([lengths[row] for _, row in self.members], device=device)
         self._width = max(lengths)
-        self._room = room
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._masks: dict[str, Tensor] = {}
-        extend_rotary(model, self._width + room)
+        extend_rotary(model, self._width + new_tokens)
 
     def start(self) -> Float[Tensor, "member d_model"]:
-        """Walk through the prompts; what the last layer gives at each one's last token."""
-        walk = self.wave.walk
-        last = np.array([self.wave.plan.path(cell, row)[-1] for cell, row in self.members])
-        walk.up(self.model.cfg.n_layers, wanted=last, after=self._keep, count=self.wave.count)
-        walk.require_finite()
-        return walk.stream[torch.from_numpy(last).to(self.index.device)]
+        """Run the prompts; the final residual stream at each one's last token."""
+        layerwise = self.chunk.layerwise
+        last = np.array([self.chunk.plan.path(condition, row)[-1] for condition, row in self.members])
+        layerwise.run(
+            self.model.cfg.n_layers, needed=last, after_layer=self._cache, on_tokens=self.chunk.on_tokens
+        )
+        layerwise.require_finite()
+        return layerwise.stream[torch.from_numpy(last).to(self.index.device)]
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " member"]) -> Float[Tensor, "member d_model"]:
-        """Feed each member's next token; what the last layer gives there."""
-        steering = self.wave.walk.steering
-        steering.parts = self._parts()
+        """Feed each member's next token; the final residual stream there."""
+        steering = self.chunk.layerwise.steering
+        steering.slots = self._slots()
         self._masks = self._visible()
-        with attending(self.model, self):
+        with packed(self.model, self):
             stream = embedded(self.model, tokens.to(self.index.device), self.index)
             stream = self.model(stream[None], start_at_layer=0, stop_at_layer=self.model.cfg.n_layers)[0]
-        steering.require_finite()
-        steering.require_all_fired([part.cell for part in steering.parts])
+        steering.log.require_finite()
+        steering.require_fired([slots.condition for slots in steering.slots])
         finite = torch.isfinite(stream).all(-1).tolist()
         if not all(finite):
-            cell, row = self.members[finite.index(False)]
-            raise_non_finite(steering.described(cell), self.wave.plan.rows[row].prompt)
+            condition, row = self.members[finite.index(False)]
+            raise_non_finite(steering.described(condition), self.chunk.plan.rows[row].prompt)
         self._next = self._next + 1
-        self.wave.count(len(self.members) * self.model.cfg.n_layers)
+        self.chunk.on_tokens(len(self.members) * self.model.cfg.n_layers)
         return stream
 
-    def leave(self, staying: Sequence[int]) -> None:
-        """Only these members, by place, go on."""
-        places = torch.tensor(list(staying), device=self.index.device)
-        self.members = [self.members[place] for place in staying]
-        self._next = self._next[places]
-        for kept in (self.keys, self.values):
-            for layer, slots in enumerate(kept):
-                kept[layer] = slots[places]
+    def keep(self, indices: Sequence[int]) -> None:
+        """Continue with these members only."""
+        index = torch.tensor(list(indices), device=self.index.device)
+        self.members = [self.members[i] for i in indices]
+        self._next = self._next[index]
+        for cache in (self.keys, self.values):
+            for layer, slots in enumerate(cache):
+                cache[layer] = slots[index]
 
-    def _keep(self, layer: int) -> None:
-        """Keep every member's keys and values of the layer that has just been walked."""
-        walk = self.wave.walk
+    def _cache(self, layer: int) -> None:
+        """Copy every member's keys and values of the layer that just ran."""
+        layerwise = self.chunk.layerwise
         numbers = torch.zeros(len(self.members), self._width, dtype=torch.long)
-        for place, (cell, row) in enumerate(self.members):
-            path = self.wave.plan.path(cell, row, layer=layer)
-            numbers[place, : len(path)] = torch.from_numpy(path)
-        numbers = numbers.to(walk.places.device)
-        for kept, held in ((self.keys, walk.keys), (self.values, walk.values)):
-            slots = held.new_zeros(len(self.members), self._width + self._room, *held.shape[1:])
-            slots[:, : self._width] = held[numbers]
-            kept.append(slots)
+        for member, (condition, row) in enumerate(self.members):
+            path = self.chunk.plan.path(condition, row, layer=layer)
+            numbers[member, : len(path)] = torch.from_numpy(path)
+        numbers = numbers.to(layerwise.token_index.device)
+        for cache, source in ((self.keys, layerwise.keys), (self.values, layerwise.values)):
+            slots = source.new_zeros(len(self.members), self._width + self.new_tokens, *source.shape[1:])
+            slots[:, : self._width] = source[numbers]
+            cache.append(slots)
 
     @property
     def index(self) -> Int[Tensor, " member"]:
@@ -94,38 +98,34 @@ class Decoder(Runs):
         return self._next
 
     @property
-    def looked_at(self) -> None:
+    def key_inputs(self) -> None:
         """Every token that runs gets a key and a value, and no other."""
         return
 
-    def _parts(self) -> list[Part]:
-        """The cells that change what is generated, and where their rows are."""
-        found, stop = [], 0
-        for cell, rows in groupby(cell for cell, _ in self.members):
+    def _slots(self) -> list[ConditionSlots]:
+        """The slots of the conditions that steer generated tokens."""
+        slots, stop = [], 0
+        for condition, rows in groupby(condition for condition, _ in self.members):
             start, stop = stop, stop + len(list(rows))
-            positions = {edit.positions for edit in self.wave.plan.cells[cell]}
+            positions = {edit.positions for edit in self.chunk.plan.conditions[condition]}
             if any(each.generated for each in positions):
                 selected = {each: torch.full((stop - start,), each.generated) for each in positions}
-                found.append(Part(cell, slice(start, stop), self.index[start:stop], selected))
-        return found
+                slots.append(ConditionSlots(condition, slice(start, stop), self.index[start:stop], selected))
+        return slots
 
     def _visible(self) -> dict[str, Float[Tensor, "member 1 1 slot"]]:
         slots = torch.arange(int(self.index.max()) + 1, device=self.index.device)
-        back = self.index[:, None] - slots
-        seen = {"global": back >= 0}
+        distance = self.index[:, None] - slots
+        visible = {"global": distance >= 0}
         if self.model.cfg.use_local_attn:
-            seen["local"] = (back >= 0) & (back < self.model.cfg.window_size)
-        return {kind: self._additive(mask) for kind, mask in seen.items()}
-
-    def _additive(self, seen: Bool[Tensor, "member slot"]) -> Float[Tensor, "member 1 1 slot"]:
-        mask = torch.zeros(seen.shape, dtype=self.model.W_E.dtype, device=seen.device)
-        return mask.masked_fill_(~seen, -torch.inf)[:, None, None]
+            visible["local"] = (distance >= 0) & (distance < self.model.cfg.window_size)
+        return {attn_type: additive(mask[:, None], self.model.W_E) for attn_type, mask in visible.items()}
 
     def attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
-        """Each token's values, from its own row."""
+        """Each token's weighted values, from its own row."""
         keys, values = self.keys[attn.layer_id], self.values[attn.layer_id]
-        everyone = torch.arange(len(self.members), device=self.index.device)
-        keys[everyone, self.index], values[everyone, self.index] = k, v
+        members = torch.arange(len(self.members), device=self.index.device)
+        keys[members, self.index], values[members, self.index] = k, v
         mask = self._masks[attn.attn_type]
         width = mask.shape[-1]
         return weighted_values(attn, q[:, None], keys[:, :width], values[:, :width], mask)[:, 0]

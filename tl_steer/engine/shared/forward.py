@@ -1,4 +1,4 @@
-"""One walk up the layers for every token of a plan, each joining at its own layer."""
+"""One layerwise forward pass for all tokens of a plan, each joining at its own layer."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -11,231 +11,233 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...interventions import CellSteering, Part, raise_non_finite
-from .attention import Heads, KeyHeads, Runs, attending, extend_rotary, weighted_values
-from .packing import Packer, Parcel
-from .prefixes import NOWHERE, Branch, Plan
+from ...interventions import ConditionSlots, ConditionSteering, raise_non_finite
+from ..support import OnProgress, no_progress
+from .attention import Heads, KeyHeads, PackedAttention, extend_rotary, packed, weighted_values
+from .packing import MicroBatch, Packer
+from .prefixes import NONE, Delta, Plan
 
 # Reading on a CPU is fastest where a pass's activations stay in its cache; accelerators want many rows.
 CACHED_TOKENS = 2048
 PASS_TOKENS = 8192
-LEAST_TOKENS = 64  # below this a pass is bound by reading weights
+MIN_TOKENS = 64  # below this a pass is bound by reading weights
 
 
 @dataclass(frozen=True)
 class CleanStreams:
-    """Residual streams of unsteered prompts where conditions start, kept for later chunks of a sweep.
+    """Residual streams of unsteered prompts where conditions start, for later chunks of a sweep.
 
-    So that a number does not depend on what was kept, the unsteered tokens then share no pass with others.
+    With it, unsteered tokens share no pass with others, so that numbers do not depend on what is cached.
 
     Attributes:
-        layers: the layers before which a condition of any chunk starts.
-        kept: by the prompts' ids, then by layer, the streams of the trunk's tokens.
+        layers: the start layers of all conditions.
+        streams: by the prompts' ids, then by layer, the residual streams of the shared prefix's tokens.
     """
 
     layers: frozenset[int]
-    kept: dict[tuple[tuple[int, ...], ...], dict[int, Float[Tensor, "token d_model"]]] = field(
+    streams: dict[tuple[tuple[int, ...], ...], dict[int, Float[Tensor, "token d_model"]]] = field(
         default_factory=dict
     )
 
 
 @dataclass(frozen=True)
 class Pass:
-    """The parcels that go through a block at once, in the order of their numbers and without a gap."""
+    """The micro-batches that go through a block at once, by number and without a gap."""
 
-    parcels: Sequence[Parcel]
+    batches: Sequence[MicroBatch]
 
     @cached_property
     def tokens(self) -> slice:
         """The numbers of all its tokens."""
-        return slice(self.parcels[0].start, self.parcels[-1].stop)
+        return slice(self.batches[0].start, self.batches[-1].stop)
 
     @cached_property
     def running(self) -> slice | Int[Tensor, " running"]:
         """The numbers of those that go through the block."""
-        numbers = np.concatenate([parcel.running for parcel in self.parcels])
-        whole = len(numbers) == self.tokens.stop - self.tokens.start
-        return self.tokens if whole else torch.from_numpy(numbers)
+        numbers = np.concatenate([batch.running for batch in self.batches])
+        is_whole = len(numbers) == self.tokens.stop - self.tokens.start
+        return self.tokens if is_whole else torch.from_numpy(numbers)
 
 
-class Walk(Runs):
-    """Takes a plan's tokens through the model; see `up`.
+class LayerwisePass(PackedAttention):
+    """Takes a plan's tokens through the model layer by layer; see `run`.
 
     Attributes:
-        stream: what each token's stream is now, by number.
-        keys, values: what the tokens' keys and values were in the last layer run.
-        now: the pass that is going on.
+        stream: each token's residual stream at the current layer, by number.
+        keys, values: the tokens' keys and values in the last layer that ran.
+        token_index: each token's absolute position in its prompt.
+        current: the pass that runs now.
     """
 
     stream: Float[Tensor, "token d_model"]
-    now: Pass
+    current: Pass
 
     def __init__(
         self,
         model: Any,
         plan: Plan,
-        steering: CellSteering,
+        steering: ConditionSteering,
         *,
         budget: int,
         clean: CleanStreams | None = None,
     ) -> None:
-        self.model, self.plan, self.steering = model, plan, steering
-        looking_back = any(len(each.trunk) for branch in plan.branches for each in branch.growth.segments)
-        # Of a single condition the trunk is steered.
-        self.clean = None if looking_back or plan.trunk.cell != NOWHERE else clean
+        self.model, self.plan, self.steering, self.budget = model, plan, steering, budget
+        attends_prefix = any(len(each.prefix) for delta in plan.deltas for each in delta.trie.segments)
+        # The shared prefix of a single condition is steered.
+        self.clean = None if attends_prefix or plan.prefix.condition != NONE else clean
         ids = tuple(row.ids for row in plan.rows)
-        self._kept = {} if self.clean is None else self.clean.kept.setdefault(ids, {})
+        self._cached = {} if self.clean is None else self.clean.streams.setdefault(ids, {})
         cfg = model.cfg
-        self.budget = budget
         self.stream = model.W_E.new_empty(plan.size, cfg.d_model)
         kv_heads = cfg.n_key_value_heads or cfg.n_heads
         self.keys, self.values = (model.W_E.new_empty(plan.size, kv_heads, cfg.d_head) for _ in range(2))
         self._packer = Packer(model, plan, budget, self.stream)
-        self.places = torch.from_numpy(self._packer.places).to(self.stream.device)
-        self._bases = [branch.base for branch in plan.all]
-        self._parcels = list(self._packer.parcels())
+        self.token_index = torch.from_numpy(self._packer.index).to(self.stream.device)
+        self._bases = [part.base for part in plan.parts]
+        self._batches = list(self._packer.micro_batches())
 
     @torch.no_grad()
-    def up(
+    def run(
         self,
         stop: int,
         *,
-        wanted: Int[np.ndarray, " token"] | None = None,
-        after: Callable[[int], object] = lambda layer: None,
-        count: Callable[[int], object] = lambda tokens: None,
+        needed: Int[np.ndarray, " token"] | None = None,
+        after_layer: Callable[[int], object] = lambda layer: None,
+        on_tokens: OnProgress = no_progress,
     ) -> None:
-        """Run the layers before `stop`; then `stream` is what the layer `stop` would be given.
+        """Run the layers before `stop`; then `stream` is the input of layer `stop`.
 
         Args:
-            wanted: the tokens whose stream is wanted at the end; of the others the last layer then computes
-                keys and values alone, unless something reads or changes it inside.
-            after: called behind each layer with its number, while keys and values are this layer's.
-            count: called with the number of tokens that have been through a layer.
+            needed: the tokens whose final residual stream is read; for others the last layer computes only
+                keys and values, unless a hook is inside it.
+            after_layer: called with each layer's number, while keys and values are this layer's.
+            on_tokens: called with the number of tokens that went through a layer.
         """
-        trunk = self.plan.trunk
-        extend_rotary(self.model, int(self._packer.places.max(initial=0)) + 1)
-        if self._is_kept(wanted):
-            self._parcels = [parcel for parcel in self._parcels if parcel.start >= trunk.stop]
+        prefix = self.plan.prefix
+        extend_rotary(self.model, int(self._packer.index.max(initial=0)) + 1)
+        if self._is_cached(needed):
+            self._batches = [batch for batch in self._batches if batch.start >= prefix.stop]
             for each in (self.stream, self.keys, self.values):  # padding points at the first token
-                each[: trunk.stop] = 0
-            count(trunk.stop * stop)
+                each[: prefix.stop] = 0
+            on_tokens(prefix.stop * stop)
         else:
-            tokens = torch.from_numpy(trunk.growth.tokens).to(self.places.device)
-            self.stream[: trunk.stop] = embedded(self.model, tokens, self.places[: trunk.stop])
-        with attending(self.model, self):
+            tokens = torch.from_numpy(prefix.trie.tokens).to(self.token_index.device)
+            self.stream[: prefix.stop] = embedded(self.model, tokens, self.token_index[: prefix.stop])
+        with packed(self.model, self):
             for layer in range(stop):
-                if self.clean is not None and layer in self.clean.layers and layer not in self._kept:
-                    self._kept[layer] = self.stream[: trunk.stop].clone()
-                self._join(layer)
-                edited = self.steering.cells_at(layer)
-                some = None
-                if wanted is not None and layer == stop - 1 and not self._is_watched(layer):
-                    some = self.plan.source(wanted, stop)
-                for now in self._passes(layer, some):
-                    self.now = now
-                    running = now.running
-                    self.steering.parts = self.parts(edited, now.tokens)
-                    self.stream[running] = self.model(
-                        self.stream[running][None], start_at_layer=layer, stop_at_layer=layer + 1
-                    )[0]
-                    count(now.tokens.stop - now.tokens.start)
-                after(layer)
+                self._run_layer(layer, needed if layer == stop - 1 else None, on_tokens)
+                after_layer(layer)
             self._join(stop)
-        self.steering.require_finite()
-        grown = [branch.cell for branch in self.plan.all if len(branch.growth)]
-        self.steering.require_all_fired([cell for cell in grown if cell != NOWHERE])
+        self.steering.log.require_finite()
+        with_tokens = [part.condition for part in self.plan.parts if len(part.trie)]
+        self.steering.require_fired([condition for condition in with_tokens if condition != NONE])
+
+    def _run_layer(self, layer: int, needed: Int[np.ndarray, " token"] | None, on_tokens: OnProgress) -> None:
+        if self.clean is not None and layer in self.clean.layers and layer not in self._cached:
+            self._cached[layer] = self.stream[: self.plan.prefix.stop].clone()
+        self._join(layer)
+        edited = self.steering.conditions_at(layer)
+        if needed is not None:
+            needed = None if self._has_hooks(layer) else self.plan.source(needed, layer + 1)
+        for current in self._passes(layer, needed):
+            self.current = current
+            running = current.running
+            self.steering.slots = self.slots_of(edited, current.tokens)
+            self.stream[running] = self.model(
+                self.stream[running][None], start_at_layer=layer, stop_at_layer=layer + 1
+            )[0]
+            on_tokens(current.tokens.stop - current.tokens.start)
 
     @property
     def index(self) -> Int[Tensor, " token"]:
         """The positions of the tokens that run now."""
-        return self.places[self.now.running]
+        return self.token_index[self.current.running]
 
     @property
-    def looked_at(self) -> tuple[Float[Tensor, "1 key d_model"], Int[Tensor, " key"]] | None:
+    def key_inputs(self) -> tuple[Float[Tensor, "1 key d_model"], Int[Tensor, " key"]] | None:
         """All tokens of the pass, where only some of them run."""
-        tokens = self.now.tokens
-        if isinstance(self.now.running, slice):
+        tokens = self.current.tokens
+        if isinstance(self.current.running, slice):
             return None
-        return self.stream[None, tokens], self.places[tokens]
+        return self.stream[None, tokens], self.token_index[tokens]
 
     def attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
-        """Each token's values, from its own pass and from those before it in this layer."""
-        self.keys[self.now.tokens], self.values[self.now.tokens] = k, v
-        z, held = q.new_empty(len(q) + 1, *q.shape[1:]), 0  # what is padded goes behind what is wanted
-        for parcel in self.now.parcels:
-            count = len(parcel.running)
-            for group in parcel.groups:
-                mask = group.near if attn.attn_type == "local" else group.seen
+        """Each token's weighted values, from its own pass and earlier ones of this layer."""
+        self.keys[self.current.tokens], self.values[self.current.tokens] = k, v
+        z, start = q.new_empty(len(q) + 1, *q.shape[1:]), 0  # padding is written to the last row
+        for batch in self.current.batches:
+            count = len(batch.running)
+            for group in batch.groups:
+                mask = group.local if attn.attn_type == "local" else group.visible
                 keys, values = self.keys[group.keys], self.values[group.keys]
-                gathered = weighted_values(attn, q[held : held + count][group.queries], keys, values, mask)
-                z[held : held + count + 1][group.places] = gathered.flatten(0, 1)
-            held += count
+                weighted = weighted_values(attn, q[start : start + count][group.queries], keys, values, mask)
+                z[start : start + count + 1][group.outputs] = weighted.flatten(0, 1)
+            start += count
         return z[:-1]
 
     def require_finite(self) -> None:
-        """Raise `NonFiniteError` for a stream that is not; names the cell's operations."""
+        """Raise `NonFiniteError` if a residual stream is not finite; names the condition's operations."""
         finite = torch.isfinite(self.stream).all(-1).cpu()
-        for branch in () if finite.all() else self.plan.all:
-            if not finite[branch.base : branch.stop].all():
-                described = "" if branch.cell == NOWHERE else self.steering.described(branch.cell)
+        for part in () if finite.all() else self.plan.parts:
+            if not finite[part.base : part.stop].all():
+                described = "" if part.condition == NONE else self.steering.described(part.condition)
                 raise_non_finite(described, self.steering.prompt)
 
-    def parts(self, cells: set[int], tokens: slice) -> list[Part]:
-        """The stretches of a pass over these tokens that belong to these cells."""
-        if not cells:
+    def slots_of(self, conditions: set[int], tokens: slice) -> list[ConditionSlots]:
+        """The slots of these conditions in a pass over these tokens."""
+        if not conditions:
             return []
         first = bisect_right(self._bases, tokens.start) - 1
-        found = []
-        for branch in self.plan.all[first : bisect_left(self._bases, tokens.stop)]:
-            start, stop = max(tokens.start, branch.base), min(tokens.stop, branch.stop)
-            if branch.cell in cells and start < stop:
-                found.append(self._part(branch, start, stop, tokens.start))
-        return found
+        slots = []
+        for part in self.plan.parts[first : bisect_left(self._bases, tokens.stop)]:
+            start, stop = max(tokens.start, part.base), min(tokens.stop, part.stop)
+            if part.condition in conditions and start < stop:
+                slots.append(self._slots(part, start, stop, tokens.start))
+        return slots
 
-    def _part(self, branch: Branch, first: int, last: int, start: int) -> Part:
-        own = slice(first - branch.base, last - branch.base)
-        selected = {
-            positions: torch.from_numpy(chosen[own]) for positions, chosen in branch.growth.selected.items()
-        }
-        return Part(branch.cell, slice(first - start, last - start), self.places[first:last], selected)
+    def _slots(self, part: Delta, first: int, last: int, start: int) -> ConditionSlots:
+        own = slice(first - part.base, last - part.base)
+        selected = {positions: torch.from_numpy(mask[own]) for positions, mask in part.trie.selected.items()}
+        slots = slice(first - start, last - start)
+        return ConditionSlots(part.condition, slots, self.token_index[first:last], selected)
 
-    def _is_kept(self, wanted: Int[np.ndarray, " token"] | None) -> bool:
-        """Whether earlier walks kept the trunk's streams where branches start, and nothing else is needed."""
+    def _is_cached(self, needed: Int[np.ndarray, " token"] | None) -> bool:
+        """Whether earlier chunks cached the prefix where deltas start, and nothing else of it is needed."""
         return (
             self.clean is not None
-            and wanted is not None
-            and not (wanted < self.plan.trunk.stop).any()
-            and all(branch.born in self._kept for branch in self.plan.branches)
+            and needed is not None
+            and not (needed < self.plan.prefix.stop).any()
+            and all(delta.start_layer in self._cached for delta in self.plan.deltas)
         )
 
     def _join(self, layer: int) -> None:
-        """Begin the branches whose first change this layer is given: where the trunk is, changed."""
-        trunk = self._kept.get(layer, self.stream)
-        for branch in self.plan.branches:
-            if branch.born == layer and len(branch.growth):
-                source = torch.from_numpy(branch.growth.source).to(self.places.device)
-                stream = trunk[source][None]
+        """Start the deltas whose first change is this layer's input: from the prefix's stream, changed."""
+        prefix = self._cached.get(layer, self.stream)
+        for delta in self.plan.deltas:
+            if delta.start_layer == layer and len(delta.trie):
+                source = torch.from_numpy(delta.trie.source).to(self.token_index.device)
+                stream = prefix[source][None]
                 if layer:
-                    part = self._part(branch, branch.base, branch.stop, branch.base)
-                    stream = self.steering.changed(layer - 1, "resid_post", stream, [part])
-                self.stream[branch.base : branch.stop] = stream[0]
+                    slots = self._slots(delta, delta.base, delta.stop, delta.base)
+                    stream = self.steering.changed(layer - 1, "resid_post", stream, [slots])
+                self.stream[delta.base : delta.stop] = stream[0]
 
-    def _is_watched(self, layer: int) -> bool:
+    def _has_hooks(self, layer: int) -> bool:
         """Whether anything is read or changed inside a block: then every token has to go through it."""
         return any(module._forward_hooks for module in self.model.blocks[layer].modules())
 
-    def _passes(self, layer: int, wanted: Int[np.ndarray, " token"] | None) -> Iterator[Pass]:
-        """The parcels that are there, as many at once as the budget allows."""
-        together: list[Parcel] = []
-        for parcel in self._parcels:
-            if parcel.born > layer:
+    def _passes(self, layer: int, needed: Int[np.ndarray, " token"] | None) -> Iterator[Pass]:
+        """The micro-batches that have started, as many at once as the budget allows."""
+        together: list[MicroBatch] = []
+        for batch in self._batches:
+            if batch.start_layer > layer:
                 break
-            start = together[0].start if together else parcel.start
-            apart = self.clean is not None and start < self.plan.trunk.stop <= parcel.start
-            if apart or (parcel.stop - start > self.budget and together):
+            start = together[0].start if together else batch.start
+            is_separate = self.clean is not None and start < self.plan.prefix.stop <= batch.start
+            if is_separate or (batch.stop - start > self.budget and together):
                 yield Pass(together)
                 together = []
-            together.append(parcel if wanted is None else self._packer.only(parcel, wanted))
+            together.append(batch if needed is None else self._packer.only(batch, needed))
         if together:
             yield Pass(together)
 
@@ -243,16 +245,16 @@ class Walk(Runs):
 def embedded(
     model: Any, tokens: Int[Tensor, " token"], index: Int[Tensor, " token"]
 ) -> Float[Tensor, "token d_model"]:
-    """What the first layer is given for tokens at these absolute positions."""
+    """The first layer's input for tokens at these absolute positions."""
     stream = model.embed(tokens)
-    return (
-        stream + model.pos_embed.W_pos[index] if model.cfg.positional_embedding_type == "standard" else stream
-    )
+    if model.cfg.positional_embedding_type == "standard":
+        return stream + model.pos_embed.W_pos[index]
+    return stream
 
 
-def tokens_a_pass(model: Any, limit: int) -> int:
-    """How many tokens go through a layer at once, where so many bytes may be kept between passes."""
+def tokens_per_pass(model: Any, limit: int) -> int:
+    """How many tokens go through a layer at once, if `limit` bytes may be used between passes."""
     cfg = model.cfg
     token = (4 * (cfg.d_mlp or 0) + 8 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head) * model.W_E.element_size()
     best = CACHED_TOKENS if str(cfg.device) == "cpu" else PASS_TOKENS
-    return max(LEAST_TOKENS, min(best, limit // token))
+    return max(MIN_TOKENS, min(best, limit // token))

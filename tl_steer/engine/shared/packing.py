@@ -1,7 +1,7 @@
-"""Which tokens go through a block together, and which keys each of them sees there.
+"""Which tokens go through a block together, and which keys each of them sees.
 
-Segments that look back on the same tokens are put in *bundles*; bundles of about the same size, padded, are
-*groups*, each one call of attention; a *parcel* is as many segments as go through a block at once.
+Segments with the same context form an *attention block*. Attention blocks of similar size, padded, form a
+*group*: one call of attention. The segments that go through a layer together form a *micro-batch*.
 """
 
 from collections import defaultdict
@@ -16,36 +16,37 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .prefixes import Branch, Plan, Segment
+from .attention import additive
+from .prefixes import Delta, Plan, Segment
 
-BUNDLED = 64  # tokens that are put together where they look back on the same others
-PADDED = 1.5  # how much more than needed a group of bundles may compute
+BLOCK_TOKENS = 64  # queries per attention block
+PADDED = 1.5  # how much more than necessary a group of attention blocks may compute
 
 
 @dataclass(frozen=True)
 class Group:
-    """Bundles of about the same size, padded: tokens that look back on the same others, and those others.
+    """Attention blocks of similar size, padded.
 
     Attributes:
-        queries: places among the tokens that run, 0 where padded.
-        keys: numbers within the whole plan, 0 where padded.
-        places: the same, flattened; where padded, the place behind the last.
-        seen: 0 where a query sees a key, −∞ where not.
-        near: the same for layers with local attention, if the model has any.
+        queries: indices into the running tokens, 0 where padded.
+        keys: numbers in the plan, 0 where padded.
+        outputs: `queries` flattened; where padded, the index after the last running token.
+        visible: 0 where a query sees a key, −∞ elsewhere.
+        local: the same for layers with local attention, if the model has any.
     """
 
-    queries: Int[Tensor, "bundle query"]
-    keys: Int[Tensor, "bundle key"]
-    places: Int[Tensor, " bundle_query"]
-    seen: Float[Tensor, "bundle 1 query key"]
-    near: Float[Tensor, "bundle 1 query key"] | None
+    queries: Int[Tensor, "block query"]
+    keys: Int[Tensor, "block key"]
+    outputs: Int[Tensor, " block_query"]
+    visible: Float[Tensor, "block 1 query key"]
+    local: Float[Tensor, "block 1 query key"] | None
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """Tokens and the keys they may see, by number in the whole plan.
+class AttentionBlock:
+    """Queries with a common context and the keys they may see, by number in the plan.
 
-    `owner` says which stretch a query or key belongs to, −1 for keys that all of the bundle see.
+    `query_owner` and `key_owner` say to which segment each belongs; −1 for the keys of the context.
     """
 
     queries: Int[np.ndarray, " query"]
@@ -53,153 +54,157 @@ class Bundle:
     query_owner: Int[np.ndarray, " query"]
     key_owner: Int[np.ndarray, " key"]
 
-    def only(self, running: Int[np.ndarray, " running"]) -> "Bundle":
-        """The bundle without the queries that do not run."""
-        kept = np.isin(self.queries, running)
-        return replace(self, queries=self.queries[kept], query_owner=self.query_owner[kept])
+    def only(self, running: Int[np.ndarray, " running"]) -> "AttentionBlock":
+        """The block without the queries that do not run."""
+        is_running = np.isin(self.queries, running)
+        return replace(self, queries=self.queries[is_running], query_owner=self.query_owner[is_running])
 
     @property
-    def shared(self) -> Bool[np.ndarray, "query key"]:
-        """Which keys are of a query's own stretch, or of what all look back on."""
+    def is_common(self) -> Bool[np.ndarray, "query key"]:
+        """Which keys are of a query's own segment or of the context."""
         return (self.key_owner == -1) | (self.key_owner == self.query_owner[:, None])
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many queries, and how many keys."""
+        """Number of queries and of keys."""
         return len(self.queries), len(self.keys)
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """Tokens `start` to `stop` of a plan, which join before layer `born` and attend in the same groups.
+class MicroBatch:
+    """Tokens `start` to `stop` of a plan, which join before `start_layer` and attend in the same groups.
 
-    `running` are the numbers of those that go through a block; the others give keys and values alone.
+    `running` are the numbers of those that go through a block; the others only give keys and values.
     """
 
     start: int
     stop: int
-    born: int
+    start_layer: int
     running: Int[np.ndarray, " running"]
-    bundles: tuple[Bundle, ...]
+    blocks: tuple[AttentionBlock, ...]
     groups: tuple[Group, ...]
 
 
 class Packer:
-    """Puts a plan's segments in parcels.
+    """Packs a plan's segments into micro-batches.
 
     Args:
-        budget: about how many tokens a parcel holds at most (but at least a segment).
-        like: a tensor of the device and dtype that masks shall have.
+        budget: about how many tokens a micro-batch holds at most (but at least one segment).
+        like: a tensor with the device and dtype of the masks.
     """
 
     def __init__(self, model: Any, plan: Plan, budget: int, like: Tensor) -> None:
         cfg = model.cfg
         self.plan, self.budget, self.like = plan, budget, like
-        self.places = np.concatenate([branch.growth.index for branch in plan.all])
+        self.index = np.concatenate([part.trie.index for part in plan.parts])
         self.window = cfg.window_size if cfg.use_local_attn else None
 
-    def parcels(self) -> Iterator[Parcel]:
-        """The whole plan, in the order of its numbers; those that join at one layer are of about one size."""
-        for _, branches in groupby(self.plan.all, key=lambda each: (each is self.plan.trunk, each.born)):
-            segments = [(branch, segment) for branch in branches for segment in branch.growth.segments]
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """The whole plan by number; micro-batches with the same start layer are of similar size."""
+        for _, parts in groupby(
+            self.plan.parts, key=lambda part: (part is self.plan.prefix, part.start_layer)
+        ):
+            segments = [(part, segment) for part in parts for segment in part.trie.segments]
             total = sum(segment.stop - segment.start for _, segment in segments)
             size = total / max(1, ceil(total / self.budget))
-            together, done, enough = [], 0, size
-            for branch, segment in segments:
+            batch, done, enough = [], 0, size
+            for part, segment in segments:
                 count = segment.stop - segment.start
-                if together and done + count > enough + 0.5 * count:
-                    yield self._parcel(together)
-                    together, enough = [], enough + size
-                together.append((branch, segment))
+                if batch and done + count > enough + 0.5 * count:
+                    yield self._micro_batch(batch)
+                    batch, enough = [], enough + size
+                batch.append((part, segment))
                 done += count
-            if together:
-                yield self._parcel(together)
+            if batch:
+                yield self._micro_batch(batch)
 
-    def only(self, parcel: Parcel, wanted: Int[np.ndarray, " token"]) -> Parcel:
-        """The parcel with only those tokens running that are wanted."""
-        running = wanted[(wanted >= parcel.start) & (wanted < parcel.stop)]
-        made = [few for bundle in parcel.bundles if len((few := bundle.only(running)).queries)]
-        return replace(parcel, running=running, groups=tuple(self._groups(made, running)))
+    def only(self, batch: MicroBatch, needed: Int[np.ndarray, " token"]) -> MicroBatch:
+        """The micro-batch in which only the needed tokens run."""
+        running = needed[(needed >= batch.start) & (needed < batch.stop)]
+        blocks = [block for each in batch.blocks if len((block := each.only(running)).queries)]
+        return replace(batch, running=running, groups=tuple(self._groups(blocks, running)))
 
-    def _parcel(self, together: Sequence[tuple[Branch, Segment]]) -> Parcel:
-        (first, begun), (last, ended) = together[0], together[-1]
-        start, stop = first.base + begun.start, last.base + ended.stop
-        running, made = np.arange(start, stop), bundles(together)
-        groups = tuple(self._groups(made, running))
-        return Parcel(start, stop, first.born, running, tuple(made), groups)
+    def _micro_batch(self, segments: Sequence[tuple[Delta, Segment]]) -> MicroBatch:
+        (first, first_segment), (last, last_segment) = segments[0], segments[-1]
+        start, stop = first.base + first_segment.start, last.base + last_segment.stop
+        running, blocks = np.arange(start, stop), attention_blocks(segments)
+        groups = tuple(self._groups(blocks, running))
+        return MicroBatch(start, stop, first.start_layer, running, tuple(blocks), groups)
 
-    def _groups(self, made: Sequence[Bundle], running: Int[np.ndarray, " running"]) -> Iterator[Group]:
-        """Bundles of about the same size together."""
-        together: list[Bundle] = []
+    def _groups(
+        self, blocks: Sequence[AttentionBlock], running: Int[np.ndarray, " running"]
+    ) -> Iterator[Group]:
+        """Attention blocks of similar size together."""
+        group: list[AttentionBlock] = []
         needed, sides = 0, np.zeros(2, dtype=int)
-        for bundle in sorted(made, key=lambda bundle: bundle.shape):
-            needed, sides = needed + np.prod(bundle.shape), np.maximum(sides, bundle.shape)
-            if together and (len(together) + 1) * sides.prod() > PADDED * needed:
-                yield self._padded(together, running)
-                together, needed, sides = [], np.prod(bundle.shape), np.array(bundle.shape)
-            together.append(bundle)
-        if together:
-            yield self._padded(together, running)
+        for block in sorted(blocks, key=lambda block: block.shape):
+            needed, sides = needed + np.prod(block.shape), np.maximum(sides, block.shape)
+            if group and (len(group) + 1) * sides.prod() > PADDED * needed:
+                yield self._padded(group, running)
+                group, needed, sides = [], np.prod(block.shape), np.array(block.shape)
+            group.append(block)
+        if group:
+            yield self._padded(group, running)
 
-    def _padded(self, together: Sequence[Bundle], running: Int[np.ndarray, " running"]) -> Group:
-        shape = (len(together), *np.max([each.shape for each in together], axis=0))
+    def _padded(self, blocks: Sequence[AttentionBlock], running: Int[np.ndarray, " running"]) -> Group:
+        shape = (len(blocks), *np.max([each.shape for each in blocks], axis=0))
         queries, keys = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[::2], dtype=np.int64)
-        real, seen, near = (np.zeros(size, dtype=bool) for size in (shape[:2], shape, shape))
-        for row, each in enumerate(together):
-            here, there = slice(len(each.queries)), slice(len(each.keys))
-            queries[row, here], keys[row, there] = np.searchsorted(running, each.queries), each.keys
-            real[row, here] = True
-            back = self.places[each.queries][:, None] - self.places[each.keys]
-            seen[row, here, there] = each.shared & (back >= 0)
-            near[row, here, there] = each.shared & (back >= 0) & (back < (self.window or 0))
+        is_query, visible, local = (np.zeros(size, dtype=bool) for size in (shape[:2], shape, shape))
+        for row, block in enumerate(blocks):
+            n_queries, n_keys = map(slice, block.shape)
+            queries[row, n_queries], keys[row, n_keys] = np.searchsorted(running, block.queries), block.keys
+            is_query[row, n_queries] = True
+            distance = self.index[block.queries][:, None] - self.index[block.keys]
+            visible[row, n_queries, n_keys] = causal = block.is_common & (distance >= 0)
+            local[row, n_queries, n_keys] = causal & (distance < (self.window or 0))
+
+        def mask(seen: Bool[np.ndarray, "block query key"]) -> Float[Tensor, "block 1 query key"]:
+            # Padded queries see something: a softmax over nothing is NaN.
+            return additive(torch.from_numpy(seen | ~is_query[..., None]), self.like)
+
+        device = self.like.device
         return Group(
-            queries=torch.from_numpy(queries).to(self.like.device),
-            keys=torch.from_numpy(keys).to(self.like.device),
-            places=torch.from_numpy(np.where(real, queries, len(running)).flatten()).to(self.like.device),
-            seen=self._additive(seen, real),
-            near=None if self.window is None else self._additive(near, real),
+            queries=torch.from_numpy(queries).to(device),
+            keys=torch.from_numpy(keys).to(device),
+            outputs=torch.from_numpy(np.where(is_query, queries, len(running)).flatten()).to(device),
+            visible=mask(visible),
+            local=None if self.window is None else mask(local),
         )
 
-    def _additive(
-        self, seen: Bool[np.ndarray, "bundle query key"], real: Bool[np.ndarray, "bundle query"]
-    ) -> Float[Tensor, "bundle 1 query key"]:
-        seen = torch.from_numpy(seen | ~real[..., None])  # padded queries see something, or they would be NaN
-        mask = torch.zeros(seen.shape, dtype=self.like.dtype).masked_fill_(~seen, -torch.inf)
-        return mask[:, None].to(self.like.device)
 
-
-def bundles(segments: Sequence[tuple[Branch, Segment]]) -> list[Bundle]:
-    """Segments that look back on the same tokens, together, up to `BUNDLED` tokens."""
-    siblings: dict[int, list[tuple[Branch, Segment]]] = defaultdict(list)
-    for branch, segment in segments:
-        siblings[_last_before(branch, segment)].append((branch, segment))
-    made = []
+def attention_blocks(segments: Sequence[tuple[Delta, Segment]]) -> list[AttentionBlock]:
+    """Segments with the same context together, up to `BLOCK_TOKENS` tokens."""
+    siblings: dict[int, list[tuple[Delta, Segment]]] = defaultdict(list)
+    for part, segment in segments:
+        siblings[_last_before(part, segment)].append((part, segment))
+    blocks = []
     for family in siblings.values():
-        together: list[tuple[Branch, Segment]] = []
+        together: list[tuple[Delta, Segment]] = []
         count = 0
-        for branch, segment in family:
-            if together and count + segment.stop - segment.start > BUNDLED:
-                made.append(_bundle(together))
+        for part, segment in family:
+            if together and count + segment.stop - segment.start > BLOCK_TOKENS:
+                blocks.append(_attention_block(together))
                 together, count = [], 0
-            together.append((branch, segment))
+            together.append((part, segment))
             count += segment.stop - segment.start
-        made.append(_bundle(together))
-    return made
+        blocks.append(_attention_block(together))
+    return blocks
 
 
-def _last_before(branch: Branch, segment: Segment) -> int:
-    """The token a segment comes behind, which stands for all before it."""
+def _last_before(part: Delta, segment: Segment) -> int:
+    """The token before a segment, which identifies its whole context."""
     if len(segment.own):
-        return int(segment.own[-1]) + branch.base
-    return int(segment.trunk[-1]) if len(segment.trunk) else -1
+        return int(segment.own[-1]) + part.base
+    return int(segment.prefix[-1]) if len(segment.prefix) else -1
 
 
-def _bundle(together: Sequence[tuple[Branch, Segment]]) -> Bundle:
-    branch, segment = together[0]
-    shared = segment.before(branch.base)
-    own = [np.arange(segment.start, segment.stop) + branch.base for branch, segment in together]
+def _attention_block(segments: Sequence[tuple[Delta, Segment]]) -> AttentionBlock:
+    part, segment = segments[0]
+    context = segment.context(part.base)
+    own = [np.arange(segment.start, segment.stop) + part.base for part, segment in segments]
     owner = np.repeat(np.arange(len(own)), [len(each) for each in own])
     queries = np.concatenate(own)
-    return Bundle(
-        queries, np.concatenate([shared, queries]), owner, np.concatenate([np.full(len(shared), -1), owner])
+    keys, key_owner = (
+        np.concatenate(pair) for pair in ((context, queries), (np.full(len(context), -1), owner))
     )
+    return AttentionBlock(queries, keys, owner, key_owner)

@@ -1,8 +1,9 @@
-"""Which tokens have to be computed at all: those that are alike in all that comes before them, once.
+"""The tokens that have to be computed: those that are equal in everything before them, once.
 
-Rows that begin alike share their beginning, in a trie whose tokens are numbered. The *trunk* is what all
-cells have in common: the rows under no operation. A cell's *branch* holds only the tokens from its first
-changed position on, and only from its first changed layer on; before both, it is the trunk.
+Rows that begin alike share their beginning, in a trie whose tokens are numbered. The *shared prefix* is
+what all conditions have in common: the rows without operations. The *delta* of a condition has only the
+tokens from its first steered position on, from its first steered layer on; before both, the shared prefix
+is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,55 +14,42 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from ...interventions import Edit
-from ...positions import Positions, PromptTokens
+from ...positions import Positions
+from ..plain import Row
 
-NOWHERE = -1  # what a first token comes behind
-
-
-@dataclass(frozen=True)
-class Row:
-    """Tokens to run: a prompt, and whatever is fed behind it."""
-
-    ids: tuple[int, ...]
-    prompt: PromptTokens
-
-    def selected(self, positions: Positions) -> Bool[np.ndarray, " pos"]:
-        """Which of the tokens are selected; those behind the prompt are generated ones."""
-        chosen = np.full(len(self.ids), positions.generated)
-        chosen[: self.prompt.length] = positions.select(self.prompt).numpy()
-        return chosen
+NONE = -1  # no condition, or no token before
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens in a row without a fork, numbers `start` to `stop`, and all that they can look back on.
+    """A run of tokens without a fork, numbers `start` to `stop`, and the tokens before it.
 
     Attributes:
-        trunk: numbers of the trunk's tokens before it.
-        own: numbers of its branch's tokens before it, counted like `start` within the branch.
+        prefix: numbers of tokens of the shared prefix before it.
+        own: numbers of tokens of its delta before it, counted like `start` within the delta.
     """
 
     start: int
     stop: int
-    trunk: Int[np.ndarray, " before"]
+    prefix: Int[np.ndarray, " before"]
     own: Int[np.ndarray, " between"]
 
-    def before(self, base: int) -> Int[np.ndarray, " context"]:
-        """Numbers in the whole plan of all tokens before it, where its branch begins at `base`."""
-        return np.concatenate([self.trunk, self.own + base])
+    def context(self, base: int) -> Int[np.ndarray, " context"]:
+        """Numbers in the plan of all tokens before it, if its delta is numbered from `base`."""
+        return np.concatenate([self.prefix, self.own + base])
 
 
 @dataclass(frozen=True)
-class Growth:
-    """A trie of tokens, numbered from 0 so that every token comes behind those it looks back on.
+class Trie:
+    """Tokens of rows, numbered from 0, each after the tokens before it.
 
     Attributes:
         tokens, index: each token's id, and its absolute position in its prompt.
-        selected: for each position that edits name, which tokens it selects.
-        segments: the trie's stretches without a fork, in order.
-        starts: for each row, from which position on its tokens are in this trie.
-        paths: for each row, the numbers of these tokens.
-        source: for each token, the trunk's token of the same place, where this is not the trunk.
+        selected: for each `Positions` of an edit, which tokens it selects.
+        segments: the runs without a fork, in order.
+        starts: per row, the first position whose token is in this trie.
+        paths: per row, the numbers of its tokens.
+        source: per token of a delta, the token of the shared prefix at the same position.
     """
 
     tokens: Int[np.ndarray, " token"]
@@ -76,173 +64,153 @@ class Growth:
         return len(self.tokens)
 
     @cached_property
-    def seen(self) -> int:
-        """How many pairs there are of a token and one that lies in its segment or before."""
-        counts = ((each.stop - each.start, len(each.trunk) + len(each.own)) for each in self.segments)
+    def n_masked(self) -> int:
+        """How many entries attention masks have: each token with those before it and in its segment."""
+        counts = ((each.stop - each.start, len(each.prefix) + len(each.own)) for each in self.segments)
         return sum(count * (count + before) for count, before in counts)
 
 
 @dataclass(frozen=True)
-class Branch:
-    """A growth as one cell's: it joins the pass before layer `born`, numbered from `base`."""
+class Delta:
+    """The trie of one condition, which joins before `start_layer`; its tokens are numbered from `base`."""
 
-    cell: int
-    growth: Growth
-    born: int
+    condition: int
+    trie: Trie
+    start_layer: int
     base: int
 
     @property
     def stop(self) -> int:
-        """The number behind its last token."""
-        return self.base + len(self.growth)
+        """The number after its last token."""
+        return self.base + len(self.trie)
 
 
 class Plan:
-    """Every token that rows under cells need, numbered: the trunk, then the branches by the layer they join.
+    """All tokens of rows under conditions, numbered: the shared prefix, then deltas by start layer.
 
-    Of a single cell nothing can be shared with others: its edits are the trunk's.
+    A single condition has nothing to share with others: its edits apply to the shared prefix.
 
     Args:
-        rows: what is run in every cell.
-        cells: the edits of each.
+        rows: run under every condition.
+        conditions: the edits of each.
     """
 
-    def __init__(self, rows: Sequence[Row], cells: Sequence[Sequence[Edit]]) -> None:
-        self.rows, self.cells = rows, cells
-        self._chosen: dict[tuple[int, Positions], np.ndarray] = {}
-        self._grown: dict[tuple[Positions, ...], Growth] = {}
-        alone = len(cells) == 1
-        self.trunk = Branch(0 if alone else NOWHERE, self._trunk(cells[0] if alone else ()), 0, 0)
-        self.branches: list[Branch] = []
-        base = len(self.trunk.growth)
-        for born, cell in (
-            () if alone else sorted((first_layer(edits), cell) for cell, edits in enumerate(cells))
-        ):
-            growth = self._branch(cells[cell])
-            self.branches.append(Branch(cell, growth, born, base))
-            base += len(growth)
+    def __init__(self, rows: Sequence[Row], conditions: Sequence[Sequence[Edit]]) -> None:
+        self.rows, self.conditions = rows, conditions
+        self._selected_by: dict[tuple[int, Positions], np.ndarray] = {}
+        self._tries: dict[tuple[Positions, ...], Trie] = {}
+        is_single = len(conditions) == 1
+        trie = self._trie(_positions(conditions[0] if is_single else ()), [0] * len(rows), None)
+        self.prefix = Delta(0 if is_single else NONE, trie, 0, 0)
+        self.deltas: list[Delta] = []
+        base = len(trie)
+        layers = [] if is_single else sorted((first_layer(edits), i) for i, edits in enumerate(conditions))
+        for start_layer, condition in layers:
+            trie = self._delta_trie(_positions(conditions[condition]))
+            self.deltas.append(Delta(condition, trie, start_layer, base))
+            base += len(trie)
         self.size = base
 
     @property
-    def all(self) -> list[Branch]:
-        """The trunk, and the branches."""
-        return [self.trunk, *self.branches]
+    def parts(self) -> list[Delta]:
+        """The shared prefix, then the deltas."""
+        return [self.prefix, *self.deltas]
 
-    def path(self, cell: int, row: int, *, layer: int | None = None) -> Int[np.ndarray, " pos"]:
-        """The numbers of a row's tokens in a cell: as its last layers see them, or as the given one does."""
-        whole = self.trunk.growth.paths[row]
-        branch = self._branch_of.get(cell)
-        if branch is None or (layer is not None and layer < branch.born):
-            return whole
-        start = branch.growth.starts[row]
-        return np.concatenate([whole[:start], branch.growth.paths[row] + branch.base])
+    def path(self, condition: int, row: int, *, layer: int | None = None) -> Int[np.ndarray, " pos"]:
+        """The numbers of a row's tokens in a condition: at `layer`, or in the last layers."""
+        path = self.prefix.trie.paths[row]
+        delta = self._delta_of.get(condition)
+        if delta is None or (layer is not None and layer < delta.start_layer):
+            return path
+        return np.concatenate([path[: delta.trie.starts[row]], delta.trie.paths[row] + delta.base])
 
     def source(self, numbers: Int[np.ndarray, " token"], layer: int) -> Int[np.ndarray, " fewer"]:
-        """The tokens' numbers, in order; the trunk's where their branch joins only at this layer or later."""
-        found = [numbers[numbers < len(self.trunk.growth)]]
-        for branch in self.branches:
-            mine = numbers[(numbers >= branch.base) & (numbers < branch.stop)]
-            found.append(mine if branch.born < layer else branch.growth.source[mine - branch.base])
-        return np.unique(np.concatenate(found))
+        """The tokens to run before `layer`, sorted: those of the prefix where a delta joins only then."""
+        sources = [numbers[numbers < len(self.prefix.trie)]]
+        for delta in self.deltas:
+            own = numbers[(numbers >= delta.base) & (numbers < delta.stop)]
+            sources.append(own if delta.start_layer < layer else delta.trie.source[own - delta.base])
+        return np.unique(np.concatenate(sources))
 
     @cached_property
-    def _branch_of(self) -> dict[int, Branch]:
-        return {branch.cell: branch for branch in self.branches}
+    def _delta_of(self) -> dict[int, Delta]:
+        return {delta.condition: delta for delta in self.deltas}
 
     def _selected(self, row: int, positions: Positions) -> Bool[np.ndarray, " pos"]:
-        if (row, positions) not in self._chosen:
-            self._chosen[row, positions] = self.rows[row].selected(positions)
-        return self._chosen[row, positions]
+        if (row, positions) not in self._selected_by:
+            self._selected_by[row, positions] = self.rows[row].selected(positions)
+        return self._selected_by[row, positions]
 
-    def _trunk(self, edits: Sequence[Edit]) -> Growth:
-        return self._grow(_named(edits), [0] * len(self.rows), None)
-
-    def _branch(self, edits: Sequence[Edit]) -> Growth:
-        named = _named(edits)
-        if named not in self._grown:
+    def _delta_trie(self, positions: tuple[Positions, ...]) -> Trie:
+        """Of the tokens from the first selected one on; conditions with equal positions share a trie."""
+        if positions not in self._tries:
             starts = [
-                min((_first(self._selected(row, positions)) for positions in named), default=len(asked.ids))
-                for row, asked in enumerate(self.rows)
+                min(
+                    (_first(self._selected(row, each)) for each in positions), default=len(self.rows[row].ids)
+                )
+                for row in range(len(self.rows))
             ]
-            self._grown[named] = self._grow(named, starts, self.trunk.growth.paths)
-        return self._grown[named]
+            self._tries[positions] = self._trie(positions, starts, self.prefix.trie.paths)
+        return self._tries[positions]
 
-    def _grow(
-        self, named: tuple[Positions, ...], starts: Sequence[int], trunk: Sequence[np.ndarray] | None
-    ) -> Growth:
+    def _trie(
+        self, positions: tuple[Positions, ...], starts: Sequence[int], prefix: Sequence[np.ndarray] | None
+    ) -> Trie:
         def flags(row: int) -> list[bytes]:
-            chosen = [self._selected(row, positions) for positions in named]
-            return (
-                [column.tobytes() for column in np.stack(chosen, 1)]
-                if chosen
-                else [b""] * len(self.rows[row].ids)
-            )
+            if not positions:
+                return [b""] * len(self.rows[row].ids)
+            selected = np.stack([self._selected(row, each) for each in positions], 1)
+            return [column.tobytes() for column in selected]
 
-        return grown([row.ids for row in self.rows], flags, starts, trunk, named)
-
-
-def require_some(rows: Sequence[Row], cells: Sequence[Sequence[Edit]], *, generating: bool) -> None:
-    """Raise `EmptySelectionError` for an edit whose positions select nothing of a row.
-
-    Args:
-        generating: whether tokens will be fed back behind the rows.
-    """
-    first_of: dict[Positions, Edit] = {}
-    for edit in (edit for edits in cells for edit in edits):
-        first_of.setdefault(edit.positions, edit)
-    for positions, edit in first_of.items():
-        for number, row in enumerate(rows):
-            fed = generating or len(row.ids) > row.prompt.length
-            positions.require_some(row.prompt, f"{edit.described}: row {number}", generating=fed)
+        return build_trie([row.ids for row in self.rows], flags, starts, prefix, positions)
 
 
 def first_layer(edits: Sequence[Edit]) -> int:
-    """The first layer whose input, or inside, these edits change."""
+    """The first layer whose input or inside these edits change."""
     return min((edit.layer + (edit.hook == "resid_post") for edit in edits), default=0)
 
 
-def grown(
+def build_trie(
     rows: Sequence[Sequence[int]],
     flags: Callable[[int], list[bytes]],
     starts: Sequence[int],
-    trunk: Sequence[Int[np.ndarray, " _"]] | None,
-    named: tuple[Positions, ...],
-) -> Growth:
-    """The trie of the rows from `starts` on; tokens are alike where id, flags and all before are."""
+    prefix: Sequence[Int[np.ndarray, " _"]] | None,
+    positions: tuple[Positions, ...],
+) -> Trie:
+    """The trie of the rows from `starts` on; tokens are equal if id, flags and everything before are."""
     ids: list[int] = []
     index: list[int] = []
     marks: list[bytes] = []
     source: list[int] = []
     children: list[dict] = []
-    tops: dict[
-        int, tuple[int, dict]
-    ] = {}  # by the trunk's token they come behind: a row of it, and the first tokens
+    # Keyed by the token of the shared prefix before them: a row with it, and the first tokens after it.
+    roots: dict[int, tuple[int, dict]] = {}
     paths = []
     for number, row in enumerate(rows):
         start, marked = starts[number], flags(number)
-        behind = int(trunk[number][start - 1]) if start else NOWHERE
-        level = tops.setdefault(behind, (number, {}))[1] if start < len(row) else {}
+        before = int(prefix[number][start - 1]) if start else NONE
+        level = roots.setdefault(before, (number, {}))[1] if start < len(row) else {}
         path = []
-        for place in range(start, len(row)):
-            key = row[place], marked[place]
+        for position in range(start, len(row)):
+            key = row[position], marked[position]
             if key not in level:
                 level[key] = len(ids)
-                ids.append(row[place])
-                index.append(place)
-                marks.append(marked[place])
-                source.append(NOWHERE if trunk is None else int(trunk[number][place]))
+                ids.append(row[position])
+                index.append(position)
+                marks.append(marked[position])
+                source.append(NONE if prefix is None else int(prefix[number][position]))
                 children.append({})
             path.append(level[key])
             level = children[level[key]]
         paths.append(np.array(path, dtype=np.int64))
-    order, segments = _numbered(tops, children, starts, trunk)
+    order, segments = _segments(roots, children, starts, prefix)
     numbers = np.empty(len(order), dtype=np.int64)
     numbers[order] = np.arange(len(order))
-    flagged = np.array([list(mark) for mark in marks], dtype=bool).reshape(len(ids), len(named))[order]
-    return Growth(
+    flagged = np.array([list(mark) for mark in marks], dtype=bool).reshape(len(ids), len(positions))[order]
+    return Trie(
         tokens=np.array(ids, dtype=np.int64)[order],
         index=np.array(index, dtype=np.int64)[order],
-        selected={positions: flagged[:, place] for place, positions in enumerate(named)},
+        selected={each: flagged[:, column] for column, each in enumerate(positions)},
         segments=tuple(segments),
         starts=tuple(starts),
         paths=tuple(numbers[path] for path in paths),
@@ -250,21 +218,21 @@ def grown(
     )
 
 
-def _numbered(
-    tops: dict[int, tuple[int, dict]],
+def _segments(
+    roots: dict[int, tuple[int, dict]],
     children: list[dict],
     starts: Sequence[int],
-    trunk: Sequence[np.ndarray] | None,
+    prefix: Sequence[np.ndarray] | None,
 ) -> tuple[np.ndarray, list[Segment]]:
-    """Nodes in an order in which each stretch without a fork lies together, behind what it comes behind."""
+    """Nodes in an order in which each run without a fork is contiguous and after its context."""
     order: list[int] = []
     segments: list[Segment] = []
-    nothing = np.empty(0, dtype=np.int64)
-    for row, firsts in tops.values():
-        before = nothing if trunk is None else trunk[row][: starts[row]]
-        waiting = [(node, nothing) for node in reversed(firsts.values())]
-        while waiting:
-            node, own = waiting.pop()
+    empty = np.empty(0, dtype=np.int64)
+    for row, firsts in roots.values():
+        before = empty if prefix is None else prefix[row][: starts[row]]
+        stack = [(node, empty) for node in reversed(firsts.values())]
+        while stack:
+            node, own = stack.pop()
             start = len(order)
             order.append(node)
             while len(children[node]) == 1:
@@ -272,12 +240,12 @@ def _numbered(
                 order.append(node)
             segments.append(Segment(start, len(order), before, own))
             if children[node]:
-                reach = np.concatenate([own, np.arange(start, len(order))])
-                waiting += [(child, reach) for child in reversed(children[node].values())]
+                context = np.concatenate([own, np.arange(start, len(order))])
+                stack += [(child, context) for child in reversed(children[node].values())]
     return np.array(order, dtype=np.int64), segments
 
 
-def _named(edits: Sequence[Edit]) -> tuple[Positions, ...]:
+def _positions(edits: Sequence[Edit]) -> tuple[Positions, ...]:
     return tuple(dict.fromkeys(edit.positions for edit in edits))
 
 

@@ -1,0 +1,122 @@
+"""Run rows under conditions: the only place that chooses between the plain loop and the shared engine."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..interventions import Operation, checked_edits
+from ..models import exclusive
+from ..positions import PositionTracker
+from .plain import Batch, Row, residual, run_plain
+from .recording import StreamNorms
+from .shared.chunking import Chunk, run_in_chunks
+from .shared.forward import CleanStreams
+from .support import RunOptions, is_shared
+
+
+@torch.no_grad()
+def run_conditions(
+    model: Any,
+    rows: Sequence[Row],
+    conditions: Sequence[Sequence[Operation]],
+    options: RunOptions,
+    *,
+    plain: Callable[[int, Batch, PositionTracker], object],
+    shared: Callable[[Chunk], object],
+    new_tokens: int = 0,
+    clean: CleanStreams | None = None,
+) -> None:
+    """Run every row under every condition, with exclusive use of the model.
+
+    Args:
+        plain: called as plain(condition, batch, tracker) inside `steer`; see `run_plain`.
+        shared: called with each chunk of conditions and rows; see `run_in_chunks`. After out of memory it is
+            called again for the same conditions and rows.
+        new_tokens: how many tokens are generated per row.
+        clean: keeps unsteered residual streams from call to call.
+    """
+    # The last new token is never fed back.
+    generating = new_tokens > 1 or any(len(row.ids) > row.prompt.length for row in rows)
+    with exclusive(model):
+        if is_shared(model, options):
+            edits = checked_edits(model, conditions, options.force)
+            fed = max(new_tokens - 1, 0)
+            run_in_chunks(
+                model, rows, edits, shared, options, new_tokens=fed, generating=generating, clean=clean
+            )
+        else:
+            counts = {"new_tokens": new_tokens, "generating": generating}
+            run_plain(model, rows, conditions, plain, options, **counts)
+
+
+@dataclass(frozen=True)
+class FinalStreams:
+    """Residual streams after the last block, from which next tokens are predicted.
+
+    Attributes:
+        conditions, rows: which, as indices.
+        stream: of every token that ran.
+        slots: indices into `stream` of each condition's tokens that are read, row after row.
+        is_plain: whether the plain loop made them.
+    """
+
+    conditions: tuple[int, ...]
+    rows: tuple[int, ...]
+    stream: Float[Tensor, "slot d_model"]
+    slots: Int[Tensor, "condition pos"]
+    is_plain: bool
+
+
+def final_streams(
+    model: Any,
+    rows: Sequence[Row],
+    counts: Sequence[int],
+    conditions: Sequence[Sequence[Operation]],
+    work: Callable[[FinalStreams], object],
+    options: RunOptions,
+    *,
+    norms: StreamNorms | None = None,
+    clean: CleanStreams | None = None,
+) -> None:
+    """Run every row under every condition, and call `work` with the final residual streams.
+
+    Args:
+        counts: how many of each row's last tokens are read, at least one.
+        work: keeps results; called with as many conditions and rows at once as the memory allows, and after
+            out of memory again for the same ones.
+        norms, clean: filled by the shared engine; see there.
+    """
+
+    def plain(condition: int, batch: Batch, _tracker: PositionTracker) -> None:
+        stream = residual(model, batch)
+        ends = torch.arange(1, len(batch.rows) + 1) * stream.shape[1]
+        read = zip(ends.tolist(), batch.rows, strict=True)
+        slots = torch.cat([torch.arange(end - counts[row], end) for end, row in read])
+        stream = rearrange(stream, "batch pos d_model -> (batch pos) d_model")
+        work(FinalStreams((condition,), batch.rows, stream, slots[None], is_plain=True))
+
+    def shared(chunk: Chunk) -> None:
+        slots = np.stack(
+            [_last_tokens(chunk, condition, counts) for condition in range(len(chunk.conditions))]
+        )
+        layerwise = chunk.layerwise
+        with nullcontext() if norms is None else norms.of(model, chunk):
+            layerwise.run(model.cfg.n_layers, needed=slots.flatten(), on_tokens=chunk.on_tokens)
+        layerwise.require_finite()
+        slots = torch.from_numpy(slots)
+        work(FinalStreams(chunk.conditions, chunk.rows, layerwise.stream, slots, is_plain=False))
+
+    run_conditions(model, rows, conditions, options, plain=plain, shared=shared, clean=clean)
+
+
+def _last_tokens(chunk: Chunk, condition: int, counts: Sequence[int]) -> Int[np.ndarray, " pos"]:
+    """The numbers of a condition's tokens that are read, row after row."""
+    paths = (chunk.plan.path(condition, row) for row in range(len(chunk.rows)))
+    return np.concatenate([path[-counts[row] :] for path, row in zip(paths, chunk.rows, strict=True)])
