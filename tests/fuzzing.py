@@ -24,7 +24,7 @@ REFUSALS = (TypeError, ValueError, IndexError, KeyError, OSError, ts.errors.Judg
 
 
 class RaisedInsideError(AssertionError):
-    """Invalid input was not refused by the package: the error comes from a library or from a type check."""
+    """Invalid input was not rejected by the package: the error comes from a library or from a type check."""
 
 
 def raised_in(error: Exception) -> Path:
@@ -45,7 +45,7 @@ def is_refusal(error: Exception) -> bool:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """Result of a call, or `None` where it refuses its input.
+    """Result of a call, or `None` where it rejects its input.
 
     Raises:
         RaisedInsideError: an error that is not a refusal.
@@ -70,12 +70,9 @@ def fuzz(
     With a folder the inputs are bytes, and the function gets a file there, which it must not change.
     """
 
-    @hypothesis.settings(
-        max_examples=examples,
-        print_blob=True,
-        database=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
+    checks = list(hypothesis.HealthCheck)
+
+    @hypothesis.settings(max_examples=examples, print_blob=True, database=None, suppress_health_check=checks)
     @hypothesis.given(inputs)
     def run(value):
         if folder is None:
@@ -262,13 +259,8 @@ def tables(draw, value):
     row = draw(st.integers(0, len(value) - 1)) if len(value) else 0
     table = value.copy()
     if change in ("cell", "column"):
-        new = draw(
-            st.one_of(
-                small_numbers(),
-                writable,
-                st.sampled_from([None, pd.NA, "1", "x", float("nan")]),
-            )
-        )
+        missing_or_text = st.sampled_from([None, pd.NA, "1", "x", float("nan")])
+        new = draw(st.one_of(small_numbers(), writable, missing_or_text))
         cells = list(table[column].astype(object))
         cells = [new if change == "column" or i == row else cell for i, cell in enumerate(cells)]
         table[column] = pd.Series(cells, index=table.index, dtype=object)
@@ -286,7 +278,7 @@ def tables(draw, value):
 
 
 def accepted(*constructors: Callable[[], Any]) -> st.SearchStrategy[Any]:
-    """Values whose own constructors do not refuse them."""
+    """Values whose own constructors do not reject them."""
     return st.sampled_from([value for each in constructors if (value := outcome(each)) is not None])
 
 

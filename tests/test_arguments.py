@@ -22,7 +22,7 @@ import tl_steer as ts
 from tl_steer._util import validation
 from tl_steer._util.validation import checked
 from tl_steer.experiments._run import run
-from tl_steer.experiments.config_file import read_experiment
+from tl_steer.experiments.files import read_experiment
 from tl_steer.experiments.report.page import write_report
 from tl_steer.experiments.results import Results
 from tl_steer.experiments.run_folder import is_finished
@@ -62,7 +62,7 @@ class OtherType:
     """A type that no function accepts."""
 
 
-def test_every_public_call_refuses_other_types():
+def test_every_public_call_rejects_other_types():
     functions = dict(public())
     assert set(functions) >= UNCHECKED
     failures = []
@@ -84,8 +84,8 @@ def test_every_public_call_refuses_other_types():
 def wrong_calls(folder):
     """(call with a common mistake, part of the message that it must raise)."""
     m, materials = MODEL, Materials()
-    v, pairs, acts, questions = materials.vectors, materials.pairs, materials.activations, materials.questions
-    one, array = v[1], np.ones(v.values.shape[-1])
+    v, pairs, questions = materials.vectors, materials.pairs, materials.questions
+    one = v[1]
     torch.save(np.ones((2, 3)), folder / "array.pt")
     capture = checked(inspect.unwrap(ts.capture))  # the tests' type checks bind arguments first
 
@@ -103,60 +103,42 @@ def wrong_calls(folder):
     return [
         (
             lambda: ts.directions.without_factors(v, {"a": v}, names=[None]),
-            "str, Sequence[str] or None; got [None]",
+            "Sequence[str] or None; got [None]",
         ),
         (lambda: sweep(multipliers=0.1), "in a list: [0.1]"),
-        (lambda: sweep(multipliers=["1"]), "got ['1']"),
         (lambda: sweep(operations="add"), "in a list: ['add']"),
         (lambda: sweep(layers="15"), "got '15'"),
         (lambda: sweep(layers=[1.0]), "got [1.0]"),
         (lambda: sweep(controls=v), "got a SteeringVectors"),
-        (lambda: sweep(controls=None), "got None"),
-        (lambda: sweep(controls=1.5), "got 1.5"),
         (lambda: sweep(out="."), "Parquet"),
         (lambda: sweep(out=folder / "x.csv"), "Parquet"),
         (lambda: sweep(memory="2GB"), "got '2GB'"),
-        (lambda: sweep(questions=[1, 2], measure="generate"), "got [1, 2]"),
         (lambda: sweep(questions="text", measure="generate"), "in a list"),
-        (lambda: sweep(layers=[(0, 1), (1, 0)]), "asked for twice"),
-        (lambda: ts.sweep("gpt2", v, questions, multipliers=[1]), "or TransformerBridge; got 'gpt2'"),
+        (lambda: sweep(layers=[(0, 1), (1, 0)]), "requested twice"),
         (lambda: ts.capture("gpt2", "a"), "HookedTransformer or TransformerBridge; got 'gpt2'"),
         (lambda: ts.capture(m, "a", positions=-1), "Positions, Mapping[int, Positions] or None; got -1"),
-        (lambda: ts.capture(m, "a", positions="last"), "got 'last'"),
-        (lambda: ts.capture(m, "a", positions=[0, 1]), "got [0, 1]"),
         (lambda: ts.capture(m, "a", positions=ts.last_token), "mean to call it, last_token(…)?"),
-        (lambda: ts.capture(m, "a", layers="5"), "got '5'"),
         (lambda: ts.capture(m, "a", layers=["5"]), "got ['5']"),
-        (lambda: ts.capture(m, "a", layers=3.0), "got 3.0"),
         (lambda: ts.capture(m, ["a", None]), "where item 1 is None"),
-        (lambda: ts.capture(m, [1.5]), "got [1.5]"),
         (lambda: ts.capture(m, b"a"), "got b'a'"),
         (lambda: capture(m, "a", layer=1), "capture() got an unexpected keyword"),
         (lambda: capture(m), "missing 1 required positional argument: 'prompts'"),
         (lambda: v[[0, 1]], "int; got [0, 1]"),
-        (lambda: v["1"], "int; got '1'"),
         (lambda: v[0:2], "int; got a slice"),
         (lambda: v * "2", "scaled by a number"),
         (lambda: v.cosine_similarity(one), "cannot combine"),
         (lambda: v.weighted([1.0]), "got [1.0]"),
-        (lambda: v + one, "cannot combine"),
         (lambda: ts.generate(m, "a", [ts.Add(one)]), "out of its list"),
         (lambda: ts.generate(m, "a", one), "edits of a model; got a SteeringVector"),
-        (lambda: ts.generate(m, "a", max_new_tokens=1.5), "int; got 1.5"),
         (lambda: ts.generate(m, "a", temperature="hot"), "float; got 'hot'"),
-        (lambda: ts.Add(v, "2"), "float; got '2'"),
         (lambda: ts.Add(one.values), "got a Tensor of shape"),
-        (lambda: ts.steering_vector(m, one.values, layer="1"), "int; got '1'"),
-        (lambda: ts.Add(v, positions=0), "Positions; got 0"),
         (lambda: ts.Ablate(1, to=one), "got a SteeringVector"),
-        (lambda: ts.Ablate(1, to=array), "got a ndarray of shape"),
         (lambda: ts.Ablate(1, "z", heads=0), "in a list: [0]"),
-        (lambda: vector(values=array), "got a ndarray of shape"),
+        (lambda: vector(values=np.ones(D_MODEL)), "got a ndarray of shape"),
         (lambda: vector(layer=-1), "0 to"),
         (lambda: vector(layer=99), "layer 99 is out of range"),
         (lambda: vectors((0,) * N_LAYERS), "twice"),
         (lambda: vectors((0, 1, 2, -1)), "0 to"),
-        (lambda: ts.steer(m, v), "edits of a model; got a SteeringVectors"),
         (lambda: ts.choice_logits(m, "a", ("a", "b", "c")), "got ('a', 'b', 'c')"),
         (lambda: ts.choice_logits(m, "a", "AB"), "got 'AB'"),
         (lambda: ts.ChoiceQuestions([*"ab"], [("A", "B")] * 2, answers=[None, 0]), "where item 0 is None"),
@@ -165,27 +147,18 @@ def wrong_calls(folder):
         (lambda: ts.load_model(processing="center_writing_weights"), "got 'center_writing_weights'"),
         (lambda: ts.load_model(backend="x"), "'hooked'"),
         (lambda: ts.load_model(device="gpu"), "device='gpu'"),
-        (lambda: ts.load_model(device="cuda:7"), "device='cuda:7'"),
-        (lambda: ts.load_model(None), "got None"),
         (lambda: ts.logit_lens(m, v, multipliers=3.0), "in a list: [3.0]"),
         (lambda: ts.activation_addition(m, ["a"], ["b"]), "out of its list"),
         (lambda: ts.read_pairs(pd.DataFrame({"a": [1]})), "got a DataFrame"),
         (lambda: ts.contrast_pairs(["a"], ["b"], factors={"x": 1}), "DataFrame or None; got {'x': 1}"),
-        (lambda: ts.contrast_pairs("a", "b"), "in a list: ['a']"),
-        (lambda: ts.contrast_pairs(["a", None], ["b", "c"]), "item 1 is None"),
         (lambda: ts.capture_pairs(m, [("a", "b")]), "ContrastPairs; got"),
         (lambda: ts.mean_difference(pairs), "PairedActivations; got a ContrastPairs"),
-        (lambda: ts.mean_difference(None), "PairedActivations; got None"),
-        (lambda: ts.separation(acts, estimator="mean"), "got 'mean'"),
         (lambda: ts.effectiveness([1]), "DataFrame; got [1]"),
-        (lambda: ts.plots.signal_detection(None), "DataFrame; got None"),
         (lambda: ts.exchange.load_pt(folder / "array.pt", m), "plain tensors"),
-        (lambda: ts.SteeringVectors.load(3), "got 3"),
-        (lambda: v.save(None), "got None"),
     ]
 
 
-def test_common_mistakes_are_refused_by_the_package_itself(tmp_path):
+def test_common_mistakes_are_rejected_by_the_package_itself(tmp_path):
     """The error is raised by a line of the package: users' processes have no other type checks."""
     failures = []
     for call, message in wrong_calls(tmp_path):
@@ -236,9 +209,7 @@ def short_id(value):
         ("numbers", np.arange(3), [0, 1, 2]),
         ("numbers", torch.tensor([3, 1]), [3, 1]),
         ("numbers", pd.Series([2, 1], index=[7, 8]), [2, 1]),
-        ("numbers", pd.Index([4]), [4]),
         ("numbers", [np.int64(3), 4], [3, 4]),
-        ("numbers", (np.int32(3),), (3,)),
         ("numbers", range(2), range(2)),
         ("numbers", {5: "a"}.keys(), [5]),
         ("texts", (each for each in "ab"), ["a", "b"]),
@@ -250,7 +221,6 @@ def short_id(value):
         ("number", 3, 3),
         ("whole", np.int64(2), 2),
         ("by_name", {"a": np.int64(1)}, {"a": 1}),
-        ("rows", {1, 2}, {1, 2}),
         ("rows", [True, 1], [True, 1]),
         ("mask", np.array([True, False]), [True, False]),
         ("flag", np.True_, True),
@@ -277,12 +247,10 @@ def test_a_fitting_value_is_passed_on_unchanged():
         ("numbers", np.array([1.5]), TypeError, r"got a ndarray of shape \(1,\)\.$"),
         ("texts", "abc", TypeError, r"Sequence\[str\]; got 'abc'\. Put it in a list: \['abc'\]\."),
         ("prompts", b"ab", TypeError, r"got b'ab'"),
-        ("prompts", None, TypeError, r"str, Sequence\[int\] or Sequence\[str \| Sequence\[int\]\]; got None"),
         ("word", "z", ValueError, r"must be 'x' or 'y'; got 'z'\.$"),
         ("word", 3, TypeError, r"must be 'x' or 'y'; got 3\.$"),
         ("number", "2", TypeError, r"must be float; got '2'\.$"),
         ("number", [2.0], TypeError, r"got \[2\.0\]\. Take it out of its list\.$"),
-        ("whole", 2.0, TypeError, r"must be int; got 2\.0"),
         ("by_name", {"a": 1, "b": "c"}, TypeError, r"where item 'b' is 'c'\.$"),
         ("values", torch.ones(2), TypeError, r"'a b'\] or None; got a Tensor of shape \(2,\)\.$"),
         ("function", 3, TypeError, r"a function or None; got 3\.$"),
@@ -298,7 +266,7 @@ def test_a_fitting_value_is_passed_on_unchanged():
     ],
     ids=short_id,
 )  # fmt: skip
-def test_wrong_types_are_refused_with_value_and_fix(name, value, error, message):
+def test_wrong_types_are_rejected_with_value_and_fix(name, value, error, message):
     with pytest.raises(error, match=message):
         example(**{name: value})
 

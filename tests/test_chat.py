@@ -11,7 +11,7 @@ import pytest
 
 from tl_steer._generation import generate, stop_tokens
 from tl_steer.models import ChatFormat, chat_format, tokenize, writes_date
-from tl_steer.sweeps.content_hash import digest
+from tl_steer.sweeps.plans import digest
 
 from .tiny_model import make_model, word_tokenizer
 

@@ -1,4 +1,4 @@
-"""The choice made again on many halves, and on controls: each number against a plain loop over `choose`."""
+"""Selection on many halves and for controls: each number against a plain loop over `choose`."""
 
 import numpy as np
 import pandas as pd
@@ -8,18 +8,18 @@ from scipy import stats
 from tl_steer import plots
 from tl_steer.evaluation._choose import choose
 from tl_steer.evaluation.condition_scores import measure_of
-from tl_steer.sweeps.selection import best, candidates, halvings
+from tl_steer.sweeps.selection import SELECTION_COLUMNS, best, candidates, halvings
 from tl_steer.sweeps.sweep_table import CELL
 
 NAN = float("nan")
 PLAN = [("add", layers, multiplier) for layers in ("3", "4", "3+4") for multiplier in (-1.0, 1.0, 2.0)]
 PLAN += [("project_out", layers, NAN) for layers in ("3", "4")]
-BETTER = 4  # of these cells, the one with an effect: layer 4, multiplier 1
+BETTER = 4  # of these conditions, the one with an effect: layer 4, multiplier 1
 SCORES = ("accuracy", "readable_accuracy", "d_prime", "shift")
 
 
-def cells_of(vector, outcomes, answers, plan=PLAN, control=False, control_of=""):
-    """Rows of a vector's cells; `outcomes` gives the logit differences of each, NaN where unreadable."""
+def condition_rows(vector, outcomes, answers, plan=PLAN, control=False, control_of=""):
+    """Rows of a vector's conditions; `outcomes` gives the logit differences of each, NaN where unreadable."""
     n = len(answers)
     logits = np.concatenate(outcomes)
     multiplier = np.repeat([multiplier for *_, multiplier in plan], n)
@@ -48,7 +48,7 @@ def cells_of(vector, outcomes, answers, plan=PLAN, control=False, control_of="")
 
 
 def noise_sweep(n=40, seed=0, *, effect=0.0, controls=0, unreadable=0.1, vectors=("honesty",), plan=PLAN):
-    """Answers by chance in every cell; `effect` raises the right answer's logit in one of them.
+    """Answers by chance in every condition; `effect` raises the right answer's logit in one of them.
 
     Controls are called "random 1", or where there are several vectors "random 1 (vector)", as in a sweep.
     """
@@ -62,34 +62,30 @@ def noise_sweep(n=40, seed=0, *, effect=0.0, controls=0, unreadable=0.1, vectors
         logits[rng.random(logits.shape) < unreadable] = NAN
         return logits
 
-    made = [cells_of("none", rng.normal(size=(1, n)), answers, plan=[("none", "", 0.0)])]
+    made = [condition_rows("none", rng.normal(size=(1, n)), answers, plan=[("none", "", 0.0)])]
     for vector in vectors:
-        made.append(cells_of(vector, drawn(effect), answers, plan))
+        made.append(condition_rows(vector, drawn(effect), answers, plan))
         for number in range(controls):
             name = f"random {number + 1}" + f" ({vector})" * (len(vectors) > 1)
-            made.append(cells_of(name, drawn(0.0), answers, plan, control=True, control_of=vector))
+            made.append(condition_rows(name, drawn(0.0), answers, plan, control=True, control_of=vector))
     return pd.concat(made, ignore_index=True)
 
 
 def halves_of(table, splits, seed):
     """The halvings that `choose` draws, as a mapping from prompt to half."""
-    asked = table[table["vector"] == "none"]
-    for first in halvings(asked, splits, seed):
-        yield (
-            asked["prompt_id"]
-            .map(dict(zip(asked["prompt_id"], first, strict=True)))
-            .set_axis(asked["prompt_id"])
-        )
+    prompts = table[table["vector"] == "none"]
+    for first in halvings(prompts, splits, seed):
+        yield pd.Series(first, prompts["prompt_id"])
 
 
 def on_halves(table, half, score):
     """What `choose` itself gives where the splits are these halves: chosen on one, reported on both."""
     relabelled = table.assign(split=np.where(table["prompt_id"].map(half), "first", "second"))
-    found = choose(relabelled, on="first", report="second", score=score, resamples=1, splits=0)
-    return found.set_index(["operation", "split"]).sort_index()
+    result = choose(relabelled, on="first", report="second", score=score, resamples=1, splits=0)
+    return result.set_index(["operation", "split"]).sort_index()
 
 
-def cell_of(row):
+def condition_of(row):
     return row["layers"], None if np.isnan(row["multiplier"]) else row["multiplier"]
 
 
@@ -97,19 +93,19 @@ def cell_of(row):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_honest_and_optimism_are_a_plain_loop_of_choose_over_relabelled_halves(score):
+def test_held_out_scores_and_optimism_are_a_plain_loop_of_choose_over_relabelled_halves(score):
     table = noise_sweep(effect=1.0)
-    found = choose(table, on="one", report="two", score=score, resamples=1, splits=4, seed=3)
+    result = choose(table, on="one", report="two", score=score, resamples=1, splits=4, seed=3)
     turns = [
         (on_halves(table, half, score), on_halves(table, ~half, score)) for half in halves_of(table, 4, 3)
     ]
-    for operation, rows in found.groupby("operation"):
+    for operation, rows in result.groupby("operation"):
         made = [[turn.loc[operation] for turn in pair] for pair in turns]
         inside, outside = (
             np.array([[turn.loc[half, "value"] for turn in pair] for pair in made])
             for half in ("first", "second")
         )
-        again = [cell_of(turn.iloc[0]) == cell_of(rows.iloc[0]) for pair in made for turn in pair]
+        again = [condition_of(turn.iloc[0]) == condition_of(rows.iloc[0]) for pair in made for turn in pair]
         row = rows.iloc[0]
         assert row["held_out_score"] == pytest.approx(outside.mean())
         assert row["optimism"] == pytest.approx((inside - outside).mean())
@@ -124,61 +120,54 @@ def test_a_function_is_scored_on_the_same_halves_as_the_named_score():
     def my_accuracy(rows):
         return rows["choice"].eq(rows["answer"]).fillna(False).mean()
 
-    mine, named = (
+    own, named = (
         choose(table, on="one", report="two", score=score, resamples=2, splits=5)
         for score in (my_accuracy, "accuracy")
     )
-    for name in (
-        "in_sample_score",
-        "held_out_score",
-        "optimism",
-        "optimism_low",
-        "optimism_high",
-        "selection_agreement",
-    ):
-        assert mine[name].to_list() == pytest.approx(named[name].to_list()), name
+    for name in SELECTION_COLUMNS:
+        assert own[name].to_list() == pytest.approx(named[name].to_list()), name
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_naive_is_the_highest_score_of_all_prompts_together(score):
+def test_the_in_sample_score_is_the_highest_score_of_all_prompts_together(score):
     table = noise_sweep(effect=0.5)
     measure, _ = measure_of(score)
-    cells = measure(table, 1, 0)
-    found = choose(table, on="one", report="two", score=score, resamples=1, splits=0)
-    for operation, rows in found.groupby("operation"):
-        highest = cells.loc[cells["operation"] == operation, "value"].max()
+    conditions = measure(table, 1, 0)
+    result = choose(table, on="one", report="two", score=score, resamples=1, splits=0)
+    for operation, rows in result.groupby("operation"):
+        highest = conditions.loc[conditions["operation"] == operation, "value"].max()
         assert rows["in_sample_score"].to_list() == pytest.approx([highest] * 2)
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_scores_of_many_sets_are_those_of_the_tables(score):
-    """The fast scores against those that are reported, cell by cell and set by set."""
+    """The fast scores against those that are reported, condition by condition and set by set."""
     table = noise_sweep(unreadable=0.3).sample(frac=1, random_state=0)
     before = table[table["vector"] == "none"]
     rows = table[table["operation"] == "add"]
     sets = np.random.default_rng(0).random((4, 40)) < 0.6
-    cells = candidates(rows, before, score)
+    conditions = candidates(rows, before, score)
     measure, _ = measure_of(score)
-    for chosen, scores in zip(sets, cells.scores(sets), strict=True):
-        mine = table[table["prompt_id"].isin(before.loc[chosen, "prompt_id"])]
-        oracle = measure(mine[mine["operation"].isin(["none", "add"])], 1, 0)
+    for chosen, scores in zip(sets, conditions.scores(sets), strict=True):
+        own = table[table["prompt_id"].isin(before.loc[chosen, "prompt_id"])]
+        oracle = measure(own[own["operation"].isin(["none", "add"])], 1, 0)
         oracle = oracle.set_index(["layers", "multiplier"])["value"]
-        labels = cells.labels[["layers", "multiplier"]].itertuples(index=False, name=None)
+        labels = conditions.labels[["layers", "multiplier"]].itertuples(index=False, name=None)
         assert list(scores) == pytest.approx([oracle[label] for label in labels])
 
 
 @pytest.mark.statistics
-def test_pure_noise_looks_good_to_the_naive_choice_and_not_to_the_honest_one():
+def test_pure_noise_looks_good_in_sample_and_not_held_out():
     table = noise_sweep(n=40, unreadable=0, vectors=[f"vector {k}" for k in range(30)], plan=PLAN[:9])
-    found = choose(table, on="one", report="two", resamples=1, splits=20)
-    found = found[found["split"] == "two"]
-    error = found["held_out_score"].std() / len(found) ** 0.5
-    assert abs(found["held_out_score"].mean() - 0.5) < 3 * error
+    result = choose(table, on="one", report="two", resamples=1, splits=20)
+    result = result[result["split"] == "two"]
+    error = result["held_out_score"].std() / len(result) ** 0.5
+    assert abs(result["held_out_score"].mean() - 0.5) < 3 * error
     assert error < 0.015, "or the test could not tell"
-    assert abs(found["value"].mean() - 0.5) < 3 * found["value"].std() / len(found) ** 0.5
-    assert found["in_sample_score"].mean() > 0.58
-    assert found["optimism"].min() > 0
-    assert found["optimism"].mean() > 0.1
+    assert abs(result["value"].mean() - 0.5) < 3 * result["value"].std() / len(result) ** 0.5
+    assert result["in_sample_score"].mean() > 0.58
+    assert result["optimism"].min() > 0
+    assert result["optimism"].mean() > 0.1
 
 
 def test_a_cell_that_is_really_better_is_chosen_again_and_little_is_optimism():
@@ -194,53 +183,50 @@ def test_a_cell_that_is_really_better_is_chosen_again_and_little_is_optimism():
 @pytest.mark.parametrize("score", SCORES)
 def test_optimism_is_never_negative(score):
     table = noise_sweep(vectors=("a", "b", "c", "d", "e", "f"), unreadable=0)
-    found = choose(table, on="one", report="two", score=score, resamples=1, splits=30)
-    assert (found["optimism_low"] >= 0).all()
-    assert (found["optimism"] > 0).all()
+    result = choose(table, on="one", report="two", score=score, resamples=1, splits=30)
+    assert (result["optimism_low"] >= 0).all()
+    assert (result["optimism"] > 0).all()
 
 
 @pytest.mark.parametrize("turn", range(4))
 def test_halves_break_ties_as_the_choice_itself_does(turn):
-    """Every cell is alike: the same one is chosen everywhere, by dose, then by layer, then by place."""
+    """Equal conditions: the same one is chosen everywhere, by dose, then by layer, then by position."""
     rng = np.random.default_rng(0)
     answers = np.array([0, 0, 1, 1] * 5)
     alike = np.tile(rng.normal(size=20), (4, 1))
     plan = [("add", "10", -1.0), ("add", "9+11", 1.0), ("add", "9", 1.0), ("add", "2", 3.0)]
     plan = plan[turn:] + plan[:turn]
-    none = cells_of("none", alike[:1] - 1, answers, plan=[("none", "", 0.0)])
-    table = pd.concat([none, cells_of("honesty", alike, answers, plan=plan)])
+    none = condition_rows("none", alike[:1] - 1, answers, plan=[("none", "", 0.0)])
+    table = pd.concat([none, condition_rows("honesty", alike, answers, plan=plan)])
     for score in ("accuracy", "d_prime"):
-        found = choose(table, on="one", report="two", score=score, resamples=1, splits=10)
-        first = (
-            "9"
-            if [each[1] for each in plan].index("9") < [each[1] for each in plan].index("9+11")
-            else "9+11"
-        )
-        assert set(found["layers"]) == {first}
-        assert found["selection_agreement"].to_list() == [1.0, 1.0]
+        result = choose(table, on="one", report="two", score=score, resamples=1, splits=10)
+        first = next(layers for _, layers, _ in plan if layers in ("9", "9+11"))
+        assert set(result["layers"]) == {first}
+        assert result["selection_agreement"].to_list() == [1.0, 1.0]
 
 
-def test_the_first_of_the_highest_is_best_and_nan_never():
+def test_the_first_of_the_highest_is_best_also_if_they_differ_by_rounding_and_nan_never():
     scores = np.array([[0.1, 0.5, 0.5], [NAN, -2.0, -3.0], [NAN, NAN, NAN], [-np.inf, NAN, NAN]])
     assert best(scores).tolist() == [1, 1, -1, 0]
+    assert best(np.array([[0.1 + 0.2 - 0.3, 0.0, 1e-12], [0.5, 0.7 - 1e-15, 0.7]])).tolist() == [0, 1]
 
 
 def test_halves_hold_as_many_prompts_of_each_answer_and_keep_groups_together():
-    asked = pd.DataFrame(
+    prompts = pd.DataFrame(
         {"prompt_id": range(30), "answer": pd.array([0] * 11 + [1] * 14 + [None] * 5, "Int64")}
     )
-    halves = halvings(asked, 50, 0)
+    halves = halvings(prompts, 50, 0)
     assert halves.shape == (50, 30)
-    for kind in (asked["answer"].eq(0), asked["answer"].eq(1), asked["answer"].isna()):
-        within = halves[:, kind.fillna(False).to_numpy(bool)]
+    for stratum in (prompts["answer"].eq(0), prompts["answer"].eq(1), prompts["answer"].isna()):
+        within = halves[:, stratum.fillna(False).to_numpy(bool)]
         assert (abs(2 * within.sum(1) - within.shape[1]) <= 1).all()
     assert (halves.sum(1) == 15).all()
     assert len({half.tobytes() for half in halves}) == 50
     assert halves.mean(0).min() > 0.3, "each prompt is now in the one half"
     assert halves.mean(0).max() < 0.7, "and now in the other"
-    together = halvings(asked.assign(group=asked["prompt_id"] // 3), 50, 0)
+    together = halvings(prompts.assign(group=prompts["prompt_id"] // 3), 50, 0)
     assert (together.reshape(50, 10, 3) == together.reshape(50, 10, 3)[:, :, :1]).all()
-    same_text = halvings(asked.assign(prompt=(asked["prompt_id"] // 3).map("prompt {}".format)), 50, 0)
+    same_text = halvings(prompts.assign(prompt=(prompts["prompt_id"] // 3).map("prompt {}".format)), 50, 0)
     assert (same_text == together).all()
 
 
@@ -249,9 +235,9 @@ def test_no_halvings_leave_nan_and_the_rest_as_it_was():
     with_splits, without = (
         choose(table, on="one", report="two", resamples=5, splits=each) for each in (7, 0)
     )
-    tried = ["held_out_score", "optimism", "optimism_low", "optimism_high", "selection_agreement"]
-    assert without[tried].isna().all(axis=None)
-    pd.testing.assert_frame_equal(without.drop(columns=tried), with_splits.drop(columns=tried))
+    columns = list(SELECTION_COLUMNS[1:])
+    assert without[columns].isna().all(axis=None)
+    pd.testing.assert_frame_equal(without.drop(columns=columns), with_splits.drop(columns=columns))
     with pytest.raises(ValueError, match=r"splits=-1 is negative: .* 0 for never"):
         choose(table, on="one", report="two", splits=-1)
 
@@ -260,9 +246,9 @@ def test_halves_without_a_score_are_left_out():
     """One prompt alone has an answer: in each halving one half has no accuracy."""
     table = noise_sweep(unreadable=0)
     table["answer"] = table["answer"].where(table["prompt_id"] == 50)
-    found = choose(table, on="one", report="two", resamples=5, splits=5)
-    assert found["held_out_score"].isna().all()
-    assert found["in_sample_score"].eq(1.0).any()
+    result = choose(table, on="one", report="two", resamples=5, splits=5)
+    assert result["held_out_score"].isna().all()
+    assert result["in_sample_score"].eq(1.0).any()
 
 
 def test_accuracy_rewards_readable_answers_and_the_result_says_so():
@@ -272,27 +258,27 @@ def test_accuracy_rewards_readable_answers_and_the_result_says_so():
     right = np.where(answers == 0, 1.0, -1.0)
     chance = np.where(np.arange(80) % 8 < 4, right, -right)
     table = pd.concat([
-        cells_of("none", [np.where(np.arange(80) % 16 < 8, chance, NAN)], answers, [("none", "", 0.0)]),
-        cells_of("honesty", [chance], answers, [("add", "3", 1.0)]),
+        condition_rows("none", [np.where(np.arange(80) % 16 < 8, chance, NAN)], answers, [("none", "", 0.0)]),
+        condition_rows("honesty", [chance], answers, [("add", "3", 1.0)]),
     ])  # fmt: skip
-    found = {
+    result = {
         score: choose(table, on="one", report="two", score=score, splits=0, resamples=200).iloc[1]
         for score in ("accuracy", "readable_accuracy")
     }
-    for row in found.values():
+    for row in result.values():
         assert (row["unreadable"], row["unreadable_unsteered"]) == (0.0, 0.5)
-    assert (found["accuracy"]["unsteered"], found["accuracy"]["value"]) == (0.25, 0.5)
-    assert found["accuracy"]["change_low"] > 0
-    row = found["readable_accuracy"]
+    assert (result["accuracy"]["unsteered"], result["accuracy"]["value"]) == (0.25, 0.5)
+    assert result["accuracy"]["change_low"] > 0
+    row = result["readable_accuracy"]
     assert (row["unsteered"], row["value"], row["change"]) == (0.5, 0.5, 0.0)
     assert row["change_low"] <= 0 <= row["change_high"]
 
 
 def test_readable_accuracy_its_interval_and_change_are_those_of_a_plain_count():
     table = noise_sweep(unreadable=0.3, effect=1.0)
-    found = measure_of("readable_accuracy")[0](table, 200, 0)
+    result = measure_of("readable_accuracy")[0](table, 200, 0)
     before = table[table["vector"] == "none"].set_index("prompt_id")
-    for row in found.to_dict("records"):
+    for row in result.to_dict("records"):
         rows = [
             each for each in table.to_dict("records")
             if all(each[name] == row[name] or (each[name] != each[name] and row[name] != row[name])
@@ -316,8 +302,8 @@ def test_a_condition_without_a_readable_answer_has_no_readable_accuracy_and_is_n
     table = noise_sweep()
     silent = (table["vector"] == "honesty") & (table["layers"] != "4")
     table["choice"] = table["choice"].mask(silent)
-    found = choose(table, on="one", report="two", score="readable_accuracy", splits=2, resamples=5)
-    assert set(found["layers"]) == {"4"}
+    result = choose(table, on="one", report="two", score="readable_accuracy", splits=2, resamples=5)
+    assert set(result["layers"]) == {"4"}
     measured = measure_of("readable_accuracy")[0](table, 20, 0)
     assert measured.loc[measured["layers"] != "4", ["value", "change", "change_low"]].isna().all(axis=None)
 
@@ -328,19 +314,19 @@ def test_a_condition_without_a_readable_answer_has_no_readable_accuracy_and_is_n
 @pytest.mark.parametrize("score", SCORES)
 def test_every_control_is_put_through_choose_as_if_it_were_the_vector(score):
     table = noise_sweep(controls=4, effect=0.7)
-    found = choose(table, on="one", report="two", score=score, resamples=1, splits=0)
+    result = choose(table, on="one", report="two", score=score, resamples=1, splits=0)
     null = []
     for number in range(4):
         control = table[table["vector"].isin(["none", f"random {number + 1}"])].assign(control=False)
         made = choose(control, on="one", report="two", score=score, resamples=1, splits=0)
         null.append(made[made["split"] == "two"].set_index("operation")["value"])
     null = pd.concat(null, axis=1)
-    for operation, rows in found.groupby("operation"):
-        mine, reported = null.loc[operation], rows.loc[rows["split"] == "two", "value"].item()
+    for operation, rows in result.groupby("operation"):
+        own, reported = null.loc[operation], rows.loc[rows["split"] == "two", "value"].item()
         assert rows["controls"].to_list() == [4, 4]
-        assert rows["null_low"].to_list() == pytest.approx([mine.min()] * 2)
-        assert rows["null_high"].to_list() == pytest.approx([mine.max()] * 2)
-        assert rows["p_value"].to_list() == pytest.approx([((mine >= reported - 1e-12).sum() + 1) / 5] * 2)
+        assert rows["null_low"].to_list() == pytest.approx([own.min()] * 2)
+        assert rows["null_high"].to_list() == pytest.approx([own.max()] * 2)
+        assert rows["p_value"].to_list() == pytest.approx([((own >= reported - 1e-12).sum() + 1) / 5] * 2)
 
 
 @pytest.mark.statistics
@@ -348,8 +334,8 @@ def test_the_p_value_of_a_vector_that_is_one_more_control_is_uniform():
     """Nine controls of its own to each of forty vectors by chance: p is one of ten tenths, each as often."""
     names = [f"vector {number}" for number in range(40)]
     table = noise_sweep(n=24, vectors=names, controls=9, plan=PLAN[:3])
-    found = choose(table, on="one", report="two", score="shift", resamples=1, splits=0)
-    p_values = found.loc[found["split"] == "two", "p_value"]
+    result = choose(table, on="one", report="two", score="shift", resamples=1, splits=0)
+    p_values = result.loc[result["split"] == "two", "p_value"]
     assert set((10 * p_values).round(9)) <= set(range(1, 11))
     assert p_values.mean() == pytest.approx(0.55, abs=3 * 0.287 / 40**0.5)
     assert (p_values <= 0.3).mean() == pytest.approx(0.3, abs=3 * (0.21 / 40) ** 0.5)
@@ -364,9 +350,9 @@ def test_a_real_effect_is_beyond_every_control():
 def test_controls_that_were_not_swept_everywhere_are_no_null():
     table = noise_sweep(controls=3)
     fewer = table[(table["vector"] != "random 2") | (table["layers"] != "4") | (table["multiplier"] != 1.0)]
-    found = choose(fewer, on="one", report="two", resamples=1).set_index("operation")
-    assert set(found.loc["add", "controls"]) == {2}
-    assert set(found.loc["project_out", "controls"]) == {3}
+    result = choose(fewer, on="one", report="two", resamples=1).set_index("operation")
+    assert set(result.loc["add", "controls"]) == {2}
+    assert set(result.loc["project_out", "controls"]) == {3}
     one_prompt = table[(table["vector"] != "random 2") | (table["prompt_id"] != 60)]
     assert set(choose(one_prompt, on="one", report="two", resamples=1)["controls"]) == {2}
     alone = choose(table[~table["control"]], on="one", report="two", resamples=1)
@@ -378,10 +364,10 @@ def test_a_vector_without_a_score_on_the_reported_half_has_no_p_value():
     """No reply of its can be read there, while the controls' can."""
     table = noise_sweep(controls=3)
     table["choice"] = table["choice"].mask((table["vector"] == "honesty") & (table["split"] == "two"))
-    found = choose(table, on="one", report="two", score="d_prime", resamples=5, splits=0)
-    assert found["controls"].to_list() == [3] * 4
-    assert found["p_value"].isna().all()
-    assert found["null_high"].notna().all()
+    result = choose(table, on="one", report="two", score="d_prime", resamples=5, splits=0)
+    assert result["controls"].to_list() == [3] * 4
+    assert result["p_value"].isna().all()
+    assert result["null_high"].notna().all()
 
 
 def test_cells_that_only_a_control_has_do_not_help_it():
@@ -398,9 +384,9 @@ def test_each_of_several_vectors_is_compared_with_its_own_controls_and_those_tha
     table = noise_sweep(vectors=("honesty", "tone"), controls=2, plan=PLAN[:3])
     for_all = table["vector"] == "random 2 (tone)"
     shared = table.assign(control_of=table["control_of"].mask(for_all, ""))
-    found = choose(shared, on="one", report="two", resamples=1, splits=0).set_index("vector")
-    assert set(found.loc["honesty", "controls"]) == {3}, "its own two, and the one that is for all"
-    assert set(found.loc["tone", "controls"]) == {2}
+    result = choose(shared, on="one", report="two", resamples=1, splits=0).set_index("vector")
+    assert set(result.loc["honesty", "controls"]) == {3}, "its own two, and the one that is for all"
+    assert set(result.loc["tone", "controls"]) == {2}
     older = choose(table.drop(columns="control_of"), on="one", report="two", resamples=1, splits=0)
     assert set(older["controls"]) == {4}, "a table of an older version: every control serves every vector"
 
@@ -427,7 +413,7 @@ def chosen():
 
 
 def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(chosen):
-    figure = plots.choose(chosen)
+    figure = plots.choices(chosen)
     traces = {trace.name: trace for trace in figure.data}
     on, report = (chosen[chosen["split"] == split] for split in ("one", "two"))
     assert list(traces["all prompts, chosen on them (naive)"].x) == report["in_sample_score"].to_list()
@@ -451,23 +437,25 @@ def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(cho
 
 def test_the_figure_stands_without_controls_and_without_halvings():
     table = choose(noise_sweep(), on="one", report="two", splits=0)
-    figure = plots.choose(table)
+    figure = plots.choices(table)
     assert [trace.name for trace in figure.data if trace.showlegend is False] == ["controls, chosen alike"]
     assert np.isfinite(figure.layout.xaxis.range).all()
 
 
 def test_the_figure_needs_pairs_of_one_score(chosen):
-    with pytest.raises(ValueError, match=r"plots\.choose.*lacks the columns in_sample_score.*choose"):
-        plots.choose(chosen.drop(columns="in_sample_score"))
+    with pytest.raises(
+        ValueError, match=r"plots\.choices needs the columns \['in_sample_score'\].*evaluation\.choose"
+    ):
+        plots.choices(chosen.drop(columns="in_sample_score"))
     with pytest.raises(ValueError, match=r"\['accuracy', 'shift'\] have no common axis: select one"):
-        plots.choose(pd.concat([chosen, chosen.assign(score="shift")]))
+        plots.choices(pd.concat([chosen, chosen.assign(score="shift")]))
     with pytest.raises(ValueError, match="needs two rows"):
-        plots.choose(chosen.iloc[:3])
+        plots.choices(chosen.iloc[:3])
 
 
 def test_a_control_that_ties_has_done_as_well_whatever_rounding_makes_of_it():
     answers = np.array([0] * 40 + [1] * 40)
-    ranks = np.arange(40) // 2  # prompts of a kind alternate between the two splits
+    ranks = np.arange(40) // 2  # prompts of a stratum alternate between the two splits
 
     def answered(hits, false_alarms):
         yes = np.concatenate([ranks < hits, ranks < false_alarms])
@@ -475,17 +463,13 @@ def test_a_control_that_ties_has_done_as_well_whatever_rounding_makes_of_it():
 
     plan = [("add", "3", 1.0)]
     tables = [
-        cells_of("none", answered(10, 10), answers, [("none", "", 0.0)]),
-        cells_of("honesty", answered(5, 0), answers, plan),
-        *(cells_of(f"random {k}", answered(20, 15), answers, plan, control=True) for k in range(19)),
+        condition_rows("none", answered(10, 10), answers, [("none", "", 0.0)]),
+        condition_rows("honesty", answered(5, 0), answers, plan),
+        *(condition_rows(f"random {k}", answered(20, 15), answers, plan, control=True) for k in range(19)),
     ]
-    found = choose(pd.concat(tables), on="one", report="two", score="d_prime", splits=0, resamples=50)
-    assert (found["controls"] == 19).all()
-    assert (found["p_value"] == 1).all()
-
-
-def test_of_scores_that_differ_by_rounding_the_first_is_best():
-    assert best(np.array([[0.1 + 0.2 - 0.3, 0.0, 1e-12], [0.5, 0.7 - 1e-15, 0.7]])).tolist() == [0, 1]
+    result = choose(pd.concat(tables), on="one", report="two", score="d_prime", splits=0, resamples=50)
+    assert (result["controls"] == 19).all()
+    assert (result["p_value"] == 1).all()
 
 
 def test_the_result_has_a_summary_that_a_notebook_shows_and_parquet_keeps(tmp_path, capsys):

@@ -480,7 +480,7 @@ def test_streams_that_would_take_too_much_memory_are_not_kept(counted):
 
 
 def test_a_sweep_in_chunks_runs_the_unsteered_prompts_once(counted, tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "CELLS", 3)
+    monkeypatch.setattr(chunks, "MAX_CONDITIONS", 3)
     questions = ChoiceQuestions(["a b c", "d e f"], [(" yes", " no")] * 2)
     vectors = made_vector(MODEL, 0).at(layers=[0, 1])
     options = {"multipliers": [-1.0, 1.0, 2.0], "controls": 0, "progress": False}

@@ -31,7 +31,7 @@ from tl_steer.experiments.report import (
 from tl_steer.experiments.results import best_choice
 from tl_steer.experiments.run_folder import is_finished
 from tl_steer.prompts import read_claims
-from tl_steer.sweeps.content_hash import digest
+from tl_steer.sweeps.plans import digest
 
 from .conftest import assert_raises
 from .test_evidence_report import numbers, written

@@ -1,4 +1,4 @@
-"""Rows of a group belong together in every interval: each against a loop over groups."""
+"""Intervals keep the rows of a group together: each against a loop over groups."""
 
 import numpy as np
 import pandas as pd
@@ -80,10 +80,10 @@ def test_intervals_of_several_samples_are_those_of_a_loop_over_groups(kind):
         "normal": (statistics.mean_interval, t_by_loop),
         "binary": (statistics.rate_interval, wilson_by_loop),
     }[kind]
-    found = np.stack(interval(values, sample, statistics.nested(sample, group)), 1)
+    result = np.stack(interval(values, sample, statistics.nested(sample, group)), 1)
     for number in (0, 1):
         expected = loop(values[sample == number], group[sample == number])
-        assert found[number] == pytest.approx(expected[:3], rel=1e-12)
+        assert result[number] == pytest.approx(expected[:3], rel=1e-12)
 
 
 def test_with_a_row_per_group_they_are_scipys():
@@ -139,17 +139,17 @@ def test_a_difference_is_welchs_of_separate_groups_and_paired_of_shared_ones():
         (np.arange(18), stats.ttest_ind(first, second, equal_var=False)),
         (np.tile(np.arange(9), 2), stats.ttest_rel(first, second)),
     ):
-        found = np.ravel(statistics.difference_interval(*sides, one, group))
-        assert found == pytest.approx([first.mean() - second.mean(), *test.confidence_interval(0.95)])
+        result = np.ravel(statistics.difference_interval(*sides, one, group))
+        assert result == pytest.approx([first.mean() - second.mean(), *test.confidence_interval(0.95)])
     twice = [np.repeat(each, 3) for each in (*sides, one, group)]
-    assert np.ravel(statistics.difference_interval(*twice)) == pytest.approx(found)
+    assert np.ravel(statistics.difference_interval(*twice)) == pytest.approx(result)
 
 
 # the tables
 
 
 def grouped_sweep(seed=0):
-    """An unsteered cell, two multipliers and a projection; prompts of a group partly agree."""
+    """The unsteered condition, two multipliers and a projection; prompts of a group partly agree."""
     rng = np.random.default_rng(seed)
     answers = rng.integers(0, 2, 50)
 
@@ -159,14 +159,11 @@ def grouped_sweep(seed=0):
         choices[rng.random(50) < 0.1] = None
         return {"choices": list(choices), "answers": answers, "logits": logits}
 
-    cells = [
-        unsteered(**outcomes_of(0)),
-        cell(**outcomes_of(0.5)),
-        cell(**outcomes_of(-0.5), multiplier=-1.0),
-    ]
-    cells += [cell(**outcomes_of(0.2), operation="project_out", multiplier=NAN, dose=NAN)]
+    conditions = [unsteered(**outcomes_of(0)), cell(**outcomes_of(0.5))]
+    conditions += [cell(**outcomes_of(-0.5), multiplier=-1.0)]
+    conditions += [cell(**outcomes_of(0.2), operation="project_out", multiplier=NAN, dose=NAN)]
     named = [f"claim {number}" for number in GROUPS]
-    table = pd.concat([each.assign(group=named) for each in cells], ignore_index=True)
+    table = pd.concat([each.assign(group=named) for each in conditions], ignore_index=True)
     return table.sample(frac=1, random_state=seed)
 
 
@@ -178,15 +175,13 @@ def outcomes(rows, before):
     ):
         choice, known = row["choice"], not pd.isna(row["choice"])
         both = known and not pd.isna(then["choice"])
-        result.append(
-            {
-                "accuracy": float(known and choice == row["answer"]),
-                "signal_rate": float(choice == 0) if known else NAN,
-                "flipped": float(choice != then["choice"]) if both else NAN,
-                "logit_difference": row["logit_difference"],
-                "shift": row["logit_difference"] - then["logit_difference"],
-            }
-        )
+        result.append({
+            "accuracy": float(known and choice == row["answer"]),
+            "signal_rate": float(choice == 0) if known else NAN,
+            "flipped": float(choice != then["choice"]) if both else NAN,
+            "logit_difference": row["logit_difference"],
+            "shift": row["logit_difference"] - then["logit_difference"],
+        })  # fmt: skip
     return pd.DataFrame(result).assign(group=rows["group"].to_numpy())
 
 
@@ -194,9 +189,9 @@ def outcomes(rows, before):
 def test_effectiveness_and_flips_take_groups_whole(by):
     table = grouped_sweep()
     before = table[table["vector"] == "none"].set_index("prompt_id")
-    found, flipped = effectiveness(table, by=by), flips(table, by)
-    assert len(found) == len(flipped) == 4 * 2 ** len(by)
-    for row, flip in zip(found.to_dict("records"), flipped.to_dict("records"), strict=True):
+    result, flipped = effectiveness(table, by=by), flips(table, by)
+    assert len(result) == len(flipped) == 4 * 2 ** len(by)
+    for row, flip in zip(result.to_dict("records"), flipped.to_dict("records"), strict=True):
         same = [table[name].isna() if row[name] != row[name] else table[name] == row[name]
                 for name in ("vector", "operation", "multiplier", *by)]  # fmt: skip
         counted = outcomes(table[np.logical_and.reduce(same)], before)
@@ -221,13 +216,13 @@ def test_a_group_that_is_split_by_a_factor_is_one_in_each_level():
 
 def test_embedding_effect_and_mean_damage_take_groups_whole():
     table = grouped_sweep().assign(embedding_score=lambda rows: rows["logit_difference"])
-    found = row_of(embedding_effect(table), multiplier=1.0)
+    result = row_of(embedding_effect(table), multiplier=1.0)
     rows = table[table["multiplier"] == 1.0]
-    assert t_by_loop(rows["embedding_score"], rows["group"])[:3] == ends(found, "score")
+    assert t_by_loop(rows["embedding_score"], rows["group"])[:3] == ends(result, "score")
     damaged = table.assign(kl=table["logit_difference"] ** 2, unreadable=table["choice"].isna())
-    found = row_of(mean_damage(damaged), multiplier=1.0)
-    assert t_by_loop(rows["logit_difference"] ** 2, rows["group"])[:3] == ends(found, "kl")
-    assert wilson_by_loop(rows["choice"].isna().astype(float), rows["group"]) == ends(found, "unreadable")
+    result = row_of(mean_damage(damaged), multiplier=1.0)
+    assert t_by_loop(rows["logit_difference"] ** 2, rows["group"])[:3] == ends(result, "kl")
+    assert wilson_by_loop(rows["choice"].isna().astype(float), rows["group"]) == ends(result, "unreadable")
 
 
 def test_preference_takes_groups_whole():
@@ -250,14 +245,12 @@ def test_preference_takes_groups_whole():
         agreed = votes[0] == votes[1] != 0.5
         shown = [each == first for each, first in zip(pair["verdict"], pair["first_shown"], strict=True)
                  if each in ("positive", "negative")]  # fmt: skip
-        counted.append(
-            {
-                "preference": NAN if np.isnan(votes).any() else votes[0] if agreed else 0.5,
-                "win_rate": votes[0] if agreed else NAN,
-                "first_share": np.mean(shown) if shown else NAN,
-                "group": pair["group"].iloc[0],
-            }
-        )
+        counted.append({
+            "preference": NAN if np.isnan(votes).any() else votes[0] if agreed else 0.5,
+            "win_rate": votes[0] if agreed else NAN,
+            "first_share": np.mean(shown) if shown else NAN,
+            "group": pair["group"].iloc[0],
+        })  # fmt: skip
     counted = pd.DataFrame(counted)
     for name in ("preference", "win_rate", "first_share"):
         assert wilson_by_loop(counted[name], counted["group"]) == ends(row, name)
@@ -279,12 +272,12 @@ def test_steerability_draws_groups_and_copies_of_prompts_change_nothing():
     assert naive["slope_high"] - naive["slope_low"] < 0.8 * (twice["slope_high"] - twice["slope_low"])
 
     table = grouped_sweep(1)
-    found = steerability(table, resamples=4000).loc[0]
+    result = steerability(table, resamples=4000).loc[0]
     slopes = ts.evaluation.prompt_slopes(table)
     _, low, high, _ = t_by_loop(slopes["slope"], slopes["group"])
-    assert [found["slope_low"], found["slope_high"]] == pytest.approx([low, high], abs=0.05 * (high - low))
+    assert [result["slope_low"], result["slope_high"]] == pytest.approx([low, high], abs=0.05 * (high - low))
     assert wilson_by_loop((slopes["slope"] < 0).astype(float), slopes["group"]) == ends(
-        found, "anti_steerable"
+        result, "anti_steerable"
     )
 
 
@@ -322,13 +315,13 @@ def drawn_sweep(seed=0, draws=3):
         texts = ["x" * number + str(number) for number in rng.integers(0, 5, len(prompt))]
         return {"choices": list(choices), "answers": answers, "text": texts, "split": split}
 
-    cells = [unsteered(**outcomes_of(0))]
-    cells += [cell(**outcomes_of(mean), layers=layers, multiplier=mean)
-              for layers in "34" for mean in (-0.5, 0.5)]  # fmt: skip
-    cells += [cell(**outcomes_of(0), layers=layers, multiplier=mean, vector=f"random {number}", control=True)
-              for number in range(3) for layers in "34" for mean in (-0.5, 0.5)]  # fmt: skip
+    steered = [{"layers": layers, "multiplier": mean} for layers in "34" for mean in (-0.5, 0.5)]
+    conditions = [unsteered(**outcomes_of(0))]
+    conditions += [cell(**outcomes_of(each["multiplier"]), **each) for each in steered]
+    conditions += [cell(**outcomes_of(0), **each, vector=f"random {number}", control=True)
+                   for number in range(3) for each in steered]  # fmt: skip
     about = {"prompt_id": prompt, "draw": draw, "prompt": [f"prompt {row}" for row in prompt]}
-    table = pd.concat([each.assign(**about, topic=prompt % 3) for each in cells], ignore_index=True)
+    table = pd.concat([each.assign(**about, topic=prompt % 3) for each in conditions], ignore_index=True)
     return table.assign(logit_difference=NAN)
 
 
@@ -344,7 +337,7 @@ def judged(table):
 def scored_tables(table):
     """Every table that is made of texts, without the columns that name prompts."""
     with_scores = table.assign(embedding_score=table["text"].str[-1].astype(float))
-    found = {
+    result = {
         "effectiveness": effectiveness(table, by="topic"),
         "flips": flips(table, []),
         "signal_detection": ts.signal_detection(table, resamples=50),
@@ -361,13 +354,13 @@ def scored_tables(table):
     }
     for score in ("accuracy", "readable_accuracy", "d_prime", "flipped", read_right):
         name = score if isinstance(score, str) else "function"
-        found[f"choose {name}"] = ts.choose(
+        result[f"choose {name}"] = ts.choose(
             table, on="choose", report="report", score=score, resamples=50, splits=4
         )
     for value in ("flipped", "accuracy", "d_prime", "readable_accuracy"):
-        found[f"controls {value}"] = ts.against_controls(table, value=value)
+        result[f"controls {value}"] = ts.against_controls(table, value=value)
     naming = ["prompt_id", "draw", "group"]
-    return {name: each.drop(columns=naming, errors="ignore") for name, each in found.items()}
+    return {name: each.drop(columns=naming, errors="ignore") for name, each in result.items()}
 
 
 def read_right(rows):
@@ -380,9 +373,9 @@ def test_draws_of_a_prompt_count_as_its_group_everywhere():
     table = table.sample(frac=1, random_state=0).sort_values(["multiplier", "vector"], kind="stable")
     same_text = table.drop(columns="draw").assign(prompt_id=3 * table["prompt_id"] + table["draw"])
     alone = same_text.assign(prompt=table["prompt"] + " " + table["draw"].astype(str))
-    found, expected = scored_tables(table), scored_tables(alone.assign(group=table["prompt_id"]))
+    result, expected = scored_tables(table), scored_tables(alone.assign(group=table["prompt_id"]))
     repeated = scored_tables(same_text)
-    for name, rows in found.items():
+    for name, rows in result.items():
         texts = rows.filter(["prompt"])  # of the copies their own
         pd.testing.assert_frame_equal(rows, expected[name].assign(**texts), obj=name)
         pd.testing.assert_frame_equal(rows, repeated[name], obj=name)
@@ -395,7 +388,7 @@ def test_draws_of_a_prompt_count_as_its_group_everywhere():
         ("choose readable_accuracy", "low"), ("choose readable_accuracy", "change_low"),
         ("choose flipped", "low"), ("choose function", "low"), ("controls accuracy", "effect_low"),
     ):  # fmt: skip
-        assert not np.allclose(found[name][column], independent[name][column], equal_nan=True), name
+        assert not np.allclose(result[name][column], independent[name][column], equal_nan=True), name
 
 
 def test_hit_rates_and_readable_accuracy_take_groups_whole():
@@ -407,9 +400,9 @@ def test_hit_rates_and_readable_accuracy_take_groups_whole():
         some = rows[rows["answer"] == kind]
         assert wilson_by_loop(some["choice"].eq(0).astype(float), some["prompt_id"]) == ends(row, name)
     measure, _ = measure_of("readable_accuracy")
-    found = measure(table, 50, 0).query("multiplier == 0.5 and layers == '3'").iloc[0]
+    result = measure(table, 50, 0).query("multiplier == 0.5 and layers == '3'").iloc[0]
     expected = wilson_by_loop(rows["choice"].eq(rows["answer"]).astype(float), rows["prompt_id"])
-    assert expected == pytest.approx([found["value"], found["low"], found["high"]])
+    assert expected == pytest.approx([result["value"], result["low"], result["high"]])
 
 
 def test_a_draw_that_is_there_twice_is_named():
@@ -418,7 +411,7 @@ def test_a_draw_that_is_there_twice_is_named():
         effectiveness(pd.concat([table, table]))
 
 
-def test_slopes_of_sampled_texts_are_refused_as_those_of_other_texts():
+def test_slopes_of_sampled_texts_are_rejected_as_those_of_other_texts():
     with pytest.raises(ValueError, match="slopes need a sweep with measure='choice'"):
         steerability(drawn_sweep())
 
@@ -498,9 +491,9 @@ def test_traces_take_groups_whole_and_know_those_of_both_levels():
         for group in range(20):
             part = 0.0
             for sign, side in zip((1, -1), sides, strict=True):
-                mine = side.loc[side["group"] == group, "projection"]
-                error = (mine - side["projection"].mean()).sum()
-                part += sign * error / len(side) / (1 - len(mine) / len(side)) ** 0.5
+                own = side.loc[side["group"] == group, "projection"]
+                error = (own - side["projection"].mean()).sum()
+                part += sign * error / len(side) / (1 - len(own) / len(side)) ** 0.5
             variance += part**2
         counted = [len(side) ** 2 / (side.groupby("group").size() ** 2).sum() for side in sides]
         half = stats.t.ppf(0.975, min(counted) - 1) * variance**0.5

@@ -153,7 +153,7 @@ def test_a_root_handler_of_transformer_lens_does_not_repeat_messages(capsys):
     assert "WARNING:other:another library" in text
 
 
-def test_an_unknown_level_in_code_is_refused():
+def test_an_unknown_level_in_code_is_rejected():
     with pytest.raises(ValueError, match="log level 'loud' is unknown: use debug, info, warning, error"):
         ts.show_logs("loud")
 

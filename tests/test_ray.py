@@ -29,14 +29,8 @@ from .tiny_model import made_vector, make_model, word_tokenizer
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'tl-steer[ray]')")
 pytestmark = pytest.mark.integration
 MODEL = make_model(word_tokenizer())
-VECTORS = SteeringVectors(
-    torch.stack([made_vector(MODEL, layer, seed=layer).values for layer in range(3)]),
-    (0, 1, 2),
-    "resid_post",
-    "made",
-    torch.full((3,), 10.0),
-    identify(MODEL),
-)
+VALUES = torch.stack([made_vector(MODEL, layer, seed=layer).values for layer in range(3)])
+VECTORS = SteeringVectors(VALUES, (0, 1, 2), "resid_post", "made", torch.full((3,), 10.0), identify(MODEL))
 QUESTIONS = ChoiceQuestions(
     ["a b c :", "d :", "e f g h :", "i j :"], [(" yes", " no")] * 4, answers=[0, 1] * 2
 )
@@ -55,26 +49,16 @@ def cluster(tmp_path_factory):
         # This module's functions and classes travel as they are: a worker cannot import tests.
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=80 * 2**20,
-            log_to_driver=False,
-            logging_level="error",
-            _temp_dir=str(folder),
-            _node_ip_address="127.0.0.2",
-        )
+            num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False,
+            logging_level="error", _temp_dir=str(folder), _node_ip_address="127.0.0.2",
+        )  # fmt: skip
         yield
         ray.shutdown()
 
 
 def swept(executor=in_order, **options):
-    options = {
-        "multipliers": MULTIPLIERS,
-        "controls": 1,
-        "control_layers": "all",
-        "progress": False,
-    } | options
-    return sweep(MODEL, VECTORS, QUESTIONS, executor=executor, **options)
+    options = {"multipliers": MULTIPLIERS, "controls": 1, "control_layers": "all"} | options
+    return sweep(MODEL, VECTORS, QUESTIONS, executor=executor, progress=False, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,13 +150,11 @@ def test_each_chunk_s_killed_worker_counts_for_itself_and_the_table_is_the_same(
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_cells_that_kill_every_worker_are_given_up_and_what_is_finished_is_gone_on_with(workers, tmp_path):
+def test_conditions_that_kill_every_worker_are_given_up_and_the_sweep_can_continue(workers, tmp_path):
     marks, out = tmp_path / "marks", tmp_path / "table.parquet"
     marks.mkdir()
     options = {"operations": [deadly(marks, kills=9)], "multipliers": MULTIPLIERS[20:]}
-    with pytest.raises(
-        LostWorkersError, match=r"the last time with: The actor .*out=…: call it again to go on"
-    ):
+    with pytest.raises(LostWorkersError, match=r"the last time with: The actor .*out=….* call it again"):
         swept(ray_executor(workers=workers, retries=1), out=out, **options)
     assert len(list(marks.iterdir())) >= 2  # once, and once again
     assert not out.exists()
@@ -183,16 +165,16 @@ def test_cells_that_kill_every_worker_are_given_up_and_what_is_finished_is_gone_
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("changes", "message"),
     [
         ({"seed": 1}, r"the sweep, made on tiny, .*the weights differ.*load="),
         ({"dtype": torch.bfloat16}, r"the sweep's model is in torch.float32, and .* torch.bfloat16"),
     ],
 )
-def test_a_worker_that_loads_another_model_is_refused(other, told):
-    worker = _Worker(None, lambda: make_model(word_tokenizer(), **other), identify(MODEL), "torch.float32")
-    with pytest.raises(ValueError, match=told):
-        worker.answer(lambda model, cells: None, 0, ())
+def test_a_worker_that_loads_another_model_is_rejected(changes, message):
+    worker = _Worker(None, lambda: make_model(word_tokenizer(), **changes), identify(MODEL), "torch.float32")
+    with pytest.raises(ValueError, match=message):
+        worker.run(lambda model, conditions: None, 0, ())
 
 
 def test_an_error_in_a_worker_is_the_error_here():
@@ -208,7 +190,7 @@ def test_a_worker_whose_place_is_taken_gets_no_chunk_and_the_others_answer_all()
 
 
 def test_where_no_worker_can_start_it_is_said_and_not_waited_for_ever(monkeypatch):
-    monkeypatch.setattr(ray_cluster, "STARTING", 0.5)
+    monkeypatch.setattr(ray_cluster, "START_TIMEOUT", 0.5)
     with (
         taken(cpus=2),
         within(seconds=60),
@@ -217,39 +199,37 @@ def test_where_no_worker_can_start_it_is_said_and_not_waited_for_ever(monkeypatc
         swept(ray_executor(workers=2))
 
 
-def test_more_than_the_cluster_has_is_refused():
-    with pytest.raises(ValueError, match=r"has 2 CPUs and 0 GPUs on 1 machines, and a worker wants 1 and 1"):
+def test_more_than_the_cluster_has_is_rejected():
+    with pytest.raises(ValueError, match=r"has 2 CPUs and 0 GPUs on 1 machines, and a worker needs 1 and 1"):
         swept(ray_executor(gpus=1))
-    with within(seconds=60), pytest.raises(ValueError, match=r"there is room for 2, not for 3"):
+    with within(seconds=60), pytest.raises(ValueError, match=r"it has resources for 2, not for 3"):
         swept(ray_executor(workers=3))
     with pytest.raises(ValueError, match=r"workers=0: give at least 1"):
         ray_executor(workers=0)
 
 
 @pytest.mark.parametrize(
-    ("machines", "asked", "count"),
+    ("machines", "resources", "expected"),
     [
         ([{"CPU": 3.0}, {"CPU": 3.0}], (None, 2, 0), 2),  # and not 6 // 2
         ([{"CPU": 3.0}, {"CPU": 3.0}], (2, 2, 0), 2),
         ([{"CPU": 9.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 9.0}], (None, 1, 1), 2),
         ([{"CPU": 9.0}, {"CPU": 9.0, "GPU": 1.0}], (None, 0, 0.1), 10),  # and not 1 // 0.1
         ([{"CPU": 1.0}], (7, 0, 0), 7),
+        ([{"CPU": 3.0}] * 2, (3, 2, 0), r"6 CPUs and 0 GPUs on 2 machines, .* resources for 2, not for 3\."),
+        ([{"CPU": 3.0}] * 2, (None, 4, 0), r"resources for 0, not for 1\."),
+        ([{"CPU": 3.0}] * 2, (None, 0, 0), "takes no CPU and no GPU fits everywhere: say how many"),
     ],
 )
-def test_the_room_is_counted_machine_by_machine(machines, asked, count):
+def test_workers_are_counted_machine_by_machine(machines, resources, expected):
     nodes = [{"Alive": True, "Resources": machine} for machine in machines]
     lost = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}
-    assert _count(SimpleNamespace(nodes=lambda: [lost, *nodes]), *asked) == count
-
-
-def test_workers_for_which_no_machine_has_room_are_refused():
-    cluster = SimpleNamespace(nodes=lambda: [{"Alive": True, "Resources": {"CPU": 3.0}}] * 2)
-    with pytest.raises(ValueError, match=r"6 CPUs and 0 GPUs on 2 machines, .* room for 2, not for 3\."):
-        _count(cluster, 3, 2, 0)
-    with pytest.raises(ValueError, match=r"room for 0, not for 1\."):
-        _count(cluster, None, 4, 0)
-    with pytest.raises(ValueError, match=r"takes no CPU and no GPU has room everywhere: say how many"):
-        _count(cluster, None, 0, 0)
+    ray = SimpleNamespace(nodes=lambda: [lost, *nodes])
+    if isinstance(expected, int):
+        assert _count(ray, *resources) == expected
+        return
+    with pytest.raises(ValueError, match=expected):
+        _count(ray, *resources)
 
 
 def test_without_an_address_no_cluster_that_runs_here_is_joined(monkeypatch):

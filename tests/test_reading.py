@@ -66,7 +66,7 @@ HARD = [
     ("True. The opposite would be a false statement.", 0),
     ("This statement is (B) False, because penguins cannot fly.", 1),
     ("A dog is an animal, and that is false.", 1),
-    # as larger models answer: the claim told again, with words of its own, and sometimes cut off
+    # as larger models answer: the claim repeated, with words of its own, and sometimes cut off
     ('The claim "Ostriches are birds that cannot fly" is (A) True.', 0),
     ('The statement "Gold never rusts" is true.', 0),
     ('The claim "Gold never rusts" is (B) False.', 1),
@@ -92,7 +92,6 @@ HARD = [
     ("", None),
     ("   \n", None),
     ("A dog is a mammal.", None),
-    ("A", 0),
     ("A person can live without water for three days.", None),
     ("(A) True (B) False", None),
     ("(A) True\n(B) False", None),
@@ -117,12 +116,8 @@ HARD = [
 
 
 @pytest.mark.parametrize(("text", "reading"), HARD)
-def test_a_careful_reading_is_a_persons(text, reading):
+def test_a_careful_reading_is_that_of_a_person(text, reading):
     assert read_choice(text) == reading
-
-
-def test_there_are_sixty_hard_answers():
-    assert len({text for text, _ in HARD}) >= 60
 
 
 @pytest.mark.parametrize(
@@ -175,16 +170,17 @@ def test_a_negated_word_of_other_choices_means_the_other():
     assert read_choice("I wouldn't call it positive.", ("positive", "negative")) == 1
 
 
-def test_choices_that_are_alike_are_refused():
-    with pytest.raises(ValueError, match="two different ones"):
-        read_choice("true", ("True", " true "))
-    with pytest.raises(ValueError, match="two different ones"):
-        read_choice("true", ("True", ""))
-
-
-def test_an_unknown_rule_is_refused():
-    with pytest.raises(ValueError, match="'careful' or 'study'"):
-        read_choice("true", rule="strict")
+@pytest.mark.parametrize(
+    ("choices", "rule", "message"),
+    [
+        (("True", " true "), "careful", "two different ones"),
+        (("True", ""), "careful", "two different ones"),
+        (("True", "False"), "strict", "'careful' or 'study'"),
+    ],
+)
+def test_equal_choices_and_unknown_rules_are_rejected(choices, rule, message):
+    with pytest.raises(ValueError, match=message):
+        read_choice("true", choices, rule=rule)
 
 
 @pytest.mark.parametrize(
@@ -199,9 +195,9 @@ def test_an_unknown_rule_is_refused():
     ],
 )
 def test_a_choice_that_is_given_word_for_word_is_read_whatever_it_says(choices):
-    for place, choice in enumerate(choices):
+    for index, choice in enumerate(choices):
         for text in (choice, f" {choice}.", f"“{choice}”", choice.upper(), choice.rstrip(".")):
-            assert read_choice(text, choices) == place
+            assert read_choice(text, choices) == index
 
 
 def test_a_choice_that_another_begins_with_is_not_read_of_that():
@@ -214,11 +210,30 @@ def test_a_choice_that_another_begins_with_is_not_read_of_that():
 
 
 @pytest.mark.parametrize(
-    "behind",
+    ("text", "choices", "reading"),
+    [
+        ("It is true that bats are not blind.", ("B", "A"), None),
+        ("B) They see well.", ("B", "A"), 0),
+        ("They are blind", ("B", "A"), 1),
+        ("They see well", ("B", "A"), 0),
+    ],
+)
+def test_letters_stand_for_the_answers_that_the_prompt_lists(text, choices, reading):
+    prompt = "Are bats blind?\n\nChoices:\n(A) They are blind\n(B) They see well\nAnswer: ("
+    assert read_answer(text, choices, prompt) == reading
+
+
+def test_letters_without_a_list_stand_for_true_and_false():
+    assert read_answer("True", ("A", "B"), "Is it so? Answer: (") == 0
+    assert read_answer("True", ("B", "A"), "Is it so? Answer: (") == 1
+
+
+@pytest.mark.parametrize(
+    "suffix",
     ["", " [/INST]", " [/INST] Answer: (", "<|im_end|>\n<|im_start|>assistant\nAnswer: (", "</s>\n", "  "],
 )
-def test_what_a_chat_format_puts_behind_the_last_choice_is_no_part_of_it(behind):
-    prompt = f"[INST] Why do cats purr?\n\nChoices:\n(A) They are happy\n (B) They are hungry{behind}"
+def test_what_a_chat_format_adds_after_the_last_choice_is_ignored(suffix):
+    prompt = f"[INST] Why do cats purr?\n\nChoices:\n(A) They are happy\n (B) They are hungry{suffix}"
     assert read_answer(" They are hungry.", ("A", "B"), prompt) == 1
     assert read_answer(" They are happy.", ("A", "B"), prompt) == 0
     assert read_answer(" They are hungry.", ("B", "A"), prompt) == 0

@@ -431,7 +431,7 @@ def test_a_file_that_is_not_there_is_not_found(tmp_path):
 
 
 def test_the_unsteered_cell_keeps_its_name(written):
-    with pytest.raises(ValueError, match="'none' is the name of the unsteered cell"):
+    with pytest.raises(ValueError, match="'none' is the name of the unsteered condition"):
         ts.texts.read_recorded(written(items()), vector="none")
 
 

@@ -90,9 +90,7 @@ def no_report():
 
 def files_of(out):
     """The finished files with their inodes, which change where a file is written again."""
-    return {
-        path.name: path.stat().st_ino for path in out.glob("*.*") if path.is_file() and path.name[0] != "."
-    }
+    return {path.name: path.stat().st_ino for path in out.glob("[!.]*.*") if path.is_file()}
 
 
 # Killed processes
@@ -189,16 +187,21 @@ def breaking(*_, **__):
     raise BrokenError
 
 
+def break_at(step, file, out, model):
+    """Run until a step, which raises an error."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(STEPS, step, breaking)
+        with pytest.raises(BrokenError):
+            run(read_experiment(file), out, model=model, progress=False)
+
+
 @pytest.mark.integration
 def test_a_run_that_breaks_keeps_its_files_and_tables_and_continues(
     file, model, tmp_path, monkeypatch, caplog
 ):
     out, swept, sweep = tmp_path / "run", [], measurements.sweep
-    with monkeypatch.context() as patch:
-        patch.setattr(STEPS, "damage_table", breaking)
-        with pytest.raises(BrokenError):
-            run(read_experiment(file), out, model=model, progress=False)
-    assert "run is unfinished: what is done is kept, the same call goes on from there" in caplog.text
+    break_at("damage_table", file, out, model)
+    assert "run is unfinished: finished files are kept, the same call continues" in caplog.text
     assert not is_finished(out)
     before = files_of(out)
     assert {"audit.csv", "activations.safetensors", "vectors.safetensors"} <= set(before)
@@ -228,10 +231,7 @@ def test_memory_is_what_it_was_when_the_run_was_begun(file, model, tmp_path, mon
         monkeypatch.setattr(module, name, recording)
 
     monkeypatch.setattr(unfinished, "bytes_allowed", lambda *_: 10_000_000)
-    with monkeypatch.context() as patch:
-        patch.setattr(STEPS, "capture_pairs", breaking)
-        with pytest.raises(BrokenError):
-            run(read_experiment(file), out, model=model, progress=False)
+    break_at("capture_pairs", file, out, model)
     monkeypatch.setattr(unfinished, "bytes_allowed", lambda *_: 20_000_000)
     record(STEPS, "capture_pairs")
     for name in ("sweep", "damage", "text_damage"):
@@ -288,25 +288,25 @@ def full_disk(limit):
 
 
 def interrupt(file, out, model, **options):
-    """Interrupt a run at its first large file, the activations."""
-    with full_disk(limit=15_000), pytest.raises(OSError, match="could not be written"):
+    """Interrupt a run at its first large file, the activations; return the error."""
+    with (
+        full_disk(limit=15_000),
+        pytest.raises(OSError, match=r"activations.safetensors could not") as raised,
+    ):
         run(read_experiment(file), out, model=model, progress=False, **options)
     assert set(files_of(out)) == {"audit.csv", "experiment.toml"}
+    return raised.value
 
 
 def test_a_full_disk_is_an_error_with_where_the_rest_is_and_the_run_continues(
     pairs_only, model, tmp_path, caplog
 ):
     out = tmp_path / "run"
-    with (
-        full_disk(limit=15_000),
-        pytest.raises(OSError, match=r"activations.safetensors could not") as raised,
-    ):
-        run(read_experiment(pairs_only), out, model=model, progress=False)
-    assert "could not be written: File too large" in str(raised.value)
-    assert raised.value.errno == errno.EFBIG
-    assert f"is kept in {out}; make room, or mend what is wrong, and call" in str(raised.value)
-    assert "run is unfinished: what is done is kept, the same call goes on from there" in caplog.text
+    error = interrupt(pairs_only, out, model)
+    assert "could not be written: File too large" in str(error)
+    assert error.errno == errno.EFBIG
+    assert f"is kept in {out}; free some space" in str(error)
+    assert "run is unfinished: finished files are kept, the same call continues" in caplog.text
     before = files_of(out)
     run(read_experiment(pairs_only), out, model=model, progress=False)
     assert is_finished(out)
@@ -324,27 +324,27 @@ def test_a_finished_run_is_not_run_again_and_a_missing_report_is_written_again(f
     assert is_finished(out)
 
 
-def test_a_changed_file_is_refused_with_the_lines_that_differ(finished, model, tmp_path, pairs_only):
+def test_a_changed_file_is_rejected_with_the_lines_that_differ(finished, model, tmp_path, pairs_only):
     pairs_only.write_text(PAIRS_ONLY.replace("folds = 3", "folds = 2"))
-    message = [
-        "  -folds = 3",
-        "  +folds = 2",
-        "Give another folder (--out), or begin anew (--fresh), which moves the old run aside.",
-    ]
+    message = ["  -folds = 3", "  +folds = 2"]
     before = files_of(finished[1])
     with pytest.raises(FileExistsError) as raised:
         run(read_experiment(pairs_only), finished[1])
-    assert str(raised.value).splitlines()[1:] == message
+    assert str(raised.value).splitlines()[1:3] == message
+    assert "--fresh" in str(raised.value)
     assert files_of(finished[1]) == before
     interrupt(pairs_only, tmp_path / "run", model)
     with pytest.raises(FileExistsError, match=r"-folds = 2\n  \+folds = 3"):
         run(read_experiment(finished[0]), tmp_path / "run", model=model)
 
 
-def test_another_model_than_the_run_was_begun_with_is_refused(pairs_only, model, other_model, tmp_path):
+def test_a_run_does_not_continue_with_another_model_or_other_data(pairs_only, model, other_model, tmp_path):
     interrupt(pairs_only, tmp_path / "run", model)
     with pytest.raises(FileExistsError, match=r"begun with something else.*model fingerprint: \w+ against"):
         run(read_experiment(pairs_only), tmp_path / "run", model=other_model)
+    pairs_only.with_name("pairs.csv").write_text(ROWS + "more,less\n")
+    with pytest.raises(FileExistsError, match=r"pairs: 12 \(\w+\) against 13 \(\w+\)"):
+        run(read_experiment(pairs_only), tmp_path / "run", model=model)
 
 
 @contextmanager
@@ -369,10 +369,7 @@ def test_a_run_continues_with_the_date_of_its_start_in_its_prompts(tmp_path, var
     model.tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
     text = ALL_STEPS.replace("chat = false", "chat = true").replace("[pairs]", f"{variables}[pairs]", 1)
     file.write_text(text, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(STEPS, "capture_pairs", breaking)
-        with pytest.raises(BrokenError):
-            run(read_experiment(file), out, model=model, progress=False)
+    break_at("capture_pairs", file, out, model)
     day = "2026-01-31" if variables else f"{datetime.now():%Y-%m-%d}"
     with on_a_later_day():
         later = model.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
@@ -396,14 +393,7 @@ def test_a_broken_chat_template_stops_a_run_before_it_starts(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_data_that_changed_before_the_run_continues_are_refused(pairs_only, model, tmp_path):
-    interrupt(pairs_only, tmp_path / "run", model)
-    pairs_only.with_name("pairs.csv").write_text(ROWS + "more,less\n")
-    with pytest.raises(FileExistsError, match=r"pairs: 12 \(\w+\) against 13 \(\w+\)"):
-        run(read_experiment(pairs_only), tmp_path / "run", model=model)
-
-
-def test_a_finished_run_of_another_model_is_refused(finished, model, other_model):
+def test_a_finished_run_of_another_model_is_rejected(finished, model, other_model):
     file, out = finished
     before = files_of(out)
     message = r"something else than is there now: model weights: .*--fresh"
@@ -418,7 +408,7 @@ def test_a_finished_run_of_another_model_is_refused(finished, model, other_model
     assert files_of(out) == before
 
 
-def test_a_finished_run_of_other_data_is_refused_and_needs_its_data_no_more(pairs_only, model, tmp_path):
+def test_a_finished_run_of_other_data_is_rejected_and_needs_its_data_no_more(pairs_only, model, tmp_path):
     out, data = tmp_path / "run", pairs_only.with_name("pairs.csv")
     run(read_experiment(pairs_only), out, model=model, progress=False)
     data.write_text(ROWS + "more,less\n")
@@ -429,11 +419,11 @@ def test_a_finished_run_of_other_data_is_refused_and_needs_its_data_no_more(pair
     assert run(read_experiment(pairs_only), out) == out
 
 
-def test_an_experiment_that_was_changed_in_python_is_refused(file, tmp_path, model):
+def test_an_experiment_that_was_changed_in_python_is_rejected(file, tmp_path, model):
     read = read_experiment(file)
     changed = replace(read, seed=5, sweep=replace(read.sweep, multipliers=(2.0, 3.0)))
     for experiment, names in ((changed, "seed, sweep"), (replace(read, source=""), "title")):
-        with pytest.raises(ValueError, match=rf"differs from its file in {names}: .* with read_experiment"):
+        with pytest.raises(ValueError, match=rf"its file's text tells: {names} were .* with read_experiment"):
             run(experiment, tmp_path / "run", model=model)
     assert list(tmp_path.iterdir()) == []
 
@@ -446,7 +436,7 @@ def test_other_package_versions_are_a_warning_and_recorded(pairs_only, model, tm
     begun["packages"]["torch"] = "0.0"
     begun_file.write_text(json.dumps(begun))
     run(read_experiment(pairs_only), out, model=model, progress=False)
-    assert "goes on with other packages than it was begun with: torch: 0.0 against" in caplog.text
+    assert "continues with other packages than it was begun with: torch: 0.0 against" in caplog.text
     versions = json.loads((out / "versions.json").read_text())
     assert versions["packages"] == now
     assert versions["packages_when_begun"] == begun["packages"]

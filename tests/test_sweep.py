@@ -1,4 +1,4 @@
-"""The sweep's table: columns, every cell against a direct call, doses by hand, controls, splits, files."""
+"""The sweep's table: columns, conditions against direct calls, doses by hand, controls, splits, files."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from tl_steer.positions import all_tokens, last_token, token
 from tl_steer.prompts import ChoiceQuestions
 from tl_steer.sweeps._sweep import sweep
 from tl_steer.sweeps.chunks import in_order
-from tl_steer.sweeps.content_hash import digest
+from tl_steer.sweeps.plans import digest
 
 from .tiny_model import D_MODEL, favouring, hook_name, made_vector, make_model, run_alone, word_tokenizer
 
@@ -48,24 +48,19 @@ def several(seed=0, *, hook="resid_post", layers=(0, 1, 2), scale=4.0):
     return SteeringVectors(values, layers, hook, "made", torch.full((len(layers),), 10.0), identify(MODEL))
 
 
-def swept(vectors=None, asked=None, **options):
-    options = {
-        "multipliers": [-1.0, 2.0],
-        "controls": 0,
-        "control_layers": "all",
-        "progress": False,
-    } | options
-    return sweep(MODEL, several() if vectors is None else vectors, asked or questions(), **options)
+def swept(vectors=None, own_questions=None, **options):
+    options = {"multipliers": [-1.0, 2.0], "controls": 0, "control_layers": "all"} | options
+    vectors = several() if vectors is None else vectors
+    return sweep(MODEL, vectors, own_questions or questions(), progress=False, **options)
 
 
-def cell(table, **values):
-    chosen = table
+def rows_of(table, **values):
     for name, value in values.items():
-        chosen = chosen[chosen[name] == value]
-    return chosen
+        table = table[table[name] == value]
+    return table
 
 
-def test_columns_are_the_design_s_in_their_order_and_rows_are_prompts_by_cells():
+def test_columns_are_the_design_s_in_their_order_and_rows_are_prompts_by_conditions():
     table = swept(controls=2)
     assert list(table) == COLUMNS
     assert len(table) == 8 * (1 + 3 * 3 * 2)
@@ -77,8 +72,8 @@ def test_columns_are_the_design_s_in_their_order_and_rows_are_prompts_by_cells()
     assert table.duplicated(["prompt_id", "vector", "layers", "multiplier", "operation"]).sum() == 0
 
 
-def test_the_unsteered_cell_is_there_once_and_is_the_model_as_it_is():
-    unsteered = cell(swept(), vector="none")
+def test_the_unsteered_condition_is_there_once_and_is_the_model_as_it_is():
+    unsteered = rows_of(swept(), vector="none")
     assert len(unsteered) == 8
     assert set(unsteered["operation"]) == {"none"}
     assert set(unsteered["layers"]) == set(unsteered["hook"]) == {""}
@@ -90,10 +85,10 @@ def test_the_unsteered_cell_is_there_once_and_is_the_model_as_it_is():
 
 
 @pytest.mark.parametrize("positions", [all_tokens(), last_token(), token(0)], ids=repr)
-def test_every_cell_of_a_choice_sweep_equals_a_direct_call(positions):
+def test_every_condition_of_a_choice_sweep_equals_a_direct_call(positions):
     vectors = several()
     table = swept(vectors, layers=[0, -1, (0, 2)], operations=("add", "project_out"), positions=positions)
-    for layers, labelled in (((0,), "0"), ((2,), "2"), ((0, 2), "0+2")):
+    for layers, label in (((0,), "0"), ((2,), "2"), ((0, 2), "0+2")):
         for multiplier in (-1.0, 2.0):
             direct = choice_logits(
                 MODEL,
@@ -101,33 +96,33 @@ def test_every_cell_of_a_choice_sweep_equals_a_direct_call(positions):
                 (" yes", " no"),
                 *[Add(vectors[layer], multiplier, positions) for layer in layers],
             )
-            require_cell(cell(table, layers=labelled, operation="add", multiplier=multiplier), direct)
+            require_same(rows_of(table, layers=label, operation="add", multiplier=multiplier), direct)
         removed = [ProjectOut(vectors[layer], positions=positions) for layer in layers]
-        found = cell(table, layers=labelled, operation="project_out")
-        require_cell(found, choice_logits(MODEL, PROMPTS, (" yes", " no"), *removed))
-        assert found["multiplier"].isna().all()
-        assert found["dose"].isna().all()
+        result = rows_of(table, layers=label, operation="project_out")
+        require_same(result, choice_logits(MODEL, PROMPTS, (" yes", " no"), *removed))
+        assert result["multiplier"].isna().all()
+        assert result["dose"].isna().all()
     assert len(table) == 8 * (1 + 3 * 2 + 3)
 
 
-def require_cell(found, direct):
-    assert len(found) == len(direct)
+def require_same(rows, direct):
+    assert len(rows) == len(direct)
     for name in ("logit_difference", "probability", "mass"):
-        np.testing.assert_allclose(found[name], direct[name], rtol=1e-6)
-    assert found["choice"].tolist() == [0 if x > 0 else 1 for x in direct["logit_difference"]]
-    assert found["text"].isna().all()
-    assert set(found["hook"]) == {"resid_post"}
+        np.testing.assert_allclose(rows[name], direct[name], rtol=1e-6)
+    assert rows["choice"].tolist() == [0 if x > 0 else 1 for x in direct["logit_difference"]]
+    assert rows["text"].isna().all()
+    assert set(rows["hook"]) == {"resid_post"}
 
 
-def test_every_cell_of_a_generating_sweep_equals_a_direct_call():
+def test_every_condition_of_a_generating_sweep_equals_a_direct_call():
     vectors = several(scale=9.0)
     table = swept(vectors, PROMPTS, layers=[1, 2], measure="generate", max_new_tokens=4)
     assert list(table) == [name for name in COLUMNS if name != "kind"]
     for layer in (1, 2):
         for multiplier in (-1.0, 2.0):
             direct = generate(MODEL, PROMPTS, Add(vectors[layer], multiplier), max_new_tokens=4)
-            assert cell(table, layers=str(layer), multiplier=multiplier)["text"].tolist() == direct
-    assert cell(table, vector="none")["text"].tolist() == generate(MODEL, PROMPTS, max_new_tokens=4)
+            assert rows_of(table, layers=str(layer), multiplier=multiplier)["text"].tolist() == direct
+    assert rows_of(table, vector="none")["text"].tolist() == generate(MODEL, PROMPTS, max_new_tokens=4)
     assert table[["answer", "choice", "logit_difference", "probability", "mass"]].isna().all(axis=None)
     assert table["text"].nunique() > 8
 
@@ -145,15 +140,12 @@ def test_every_draw_of_a_sweep_equals_a_direct_call_with_its_seed(reuse):
     assert table["draw"].tolist() == [0, 1, 2] * 8 * 3
     assert (table.groupby("prompt_id")[["prompt", "split", "answer", "kind"]].nunique() == 1).all(axis=None)
     seeds = [3, derived_seed(3, 1), derived_seed(3, 2)]
-    for multiplier, operations in (
-        (0.0, ()),
-        (-1.0, (Add(vectors[1], -1.0),)),
-        (2.0, (Add(vectors[1], 2.0),)),
-    ):
-        rows = cell(table, multiplier=multiplier)
+    for multiplier in (0.0, -1.0, 2.0):
+        operations = [Add(vectors[1], multiplier)] if multiplier else []
+        rows = rows_of(table, multiplier=multiplier)
         for draw, seed in enumerate(seeds):
             direct = generate(MODEL, PROMPTS, *operations, max_new_tokens=4, seed=seed, **SAMPLING)
-            assert cell(rows, draw=draw)["text"].tolist() == direct
+            assert rows_of(rows, draw=draw)["text"].tolist() == direct
     read = [read_answer(text, (" yes", " no"), prompt)
             for text, prompt in zip(table["text"], table["prompt"], strict=True)]  # fmt: skip
     assert table["choice"].astype(object).where(table["choice"].notna(), None).tolist() == read
@@ -168,54 +160,31 @@ def test_a_penalty_alone_is_greedy_and_one_draw_has_no_column():
     table = swept(vectors, repetition_penalty=2.0, **options)
     assert list(table) == COLUMNS
     direct = generate(MODEL, PROMPTS, Add(vectors[1], 2.0), max_new_tokens=6, repetition_penalty=2.0)
-    assert cell(table, multiplier=2.0)["text"].tolist() == direct
+    assert rows_of(table, multiplier=2.0)["text"].tolist() == direct
     assert table["text"].tolist() != swept(vectors, **options)["text"].tolist()
 
 
 def test_sampled_texts_of_plain_prompts_are_the_same_in_chunks_and_from_a_file(tmp_path):
     options = {"measure": "generate", "max_new_tokens": 3, "draws": 2, "controls": 2, **SAMPLING}
-    whole = swept(asked=PROMPTS, **options, control_layers="chosen")
-    pd.testing.assert_frame_equal(
-        swept(asked=PROMPTS, **options, control_layers="chosen", executor=in_order), whole
-    )
-    pd.testing.assert_frame_equal(
-        swept(asked=PROMPTS, **options, control_layers="chosen", out=tmp_path / "table.parquet"), whole
-    )
+    options |= {"own_questions": PROMPTS, "control_layers": "chosen"}
+    whole = swept(**options)
+    for stored in ({"executor": in_order}, {"out": tmp_path / "table.parquet"}):
+        pd.testing.assert_frame_equal(swept(**options, **stored), whole)
     assert whole["control"].any()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"measure": "generate", "draws": 2}, "draws=2, temperature=0.0: .* temperature above 0 for several"),
-        ({"measure": "generate", "draws": 0, "temperature": 1.0}, "draws=0, .*: expected one draw or more"),
-        ({"draws": 2, "temperature": 1.0}, "temperature=1.0, draws=2 with measure='choice'"),
-        ({"temperature": 0.5}, "temperature=0.5 with measure='choice', which scores"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty=1.1 with measure='choice'"),
-        ({"measure": "generate", "repetition_penalty": -1.0}, "repetition_penalty=-1.0: expected a number"),
-        (
-            {"asked": questions(factors=pd.DataFrame({"draw": range(8)}))},
-            r"factors may not be named \['draw'\]",
-        ),
-    ],
-)
-def test_settings_of_sampling_that_have_no_meaning_are_rejected(options, message):
-    with pytest.raises(ValueError, match=message):
-        swept(**options)
 
 
 def test_texts_of_choice_questions_are_read():
     talking = favouring(MODEL, MODEL.tokenizer.convert_tokens_to_ids("True"), 4.0)
-    asked = questions(choices=[(" True", " False")] * 4 + [("A", "B")] * 2 + [("B", "A")] * 2)
+    own_questions = questions(choices=[(" True", " False")] * 4 + [("A", "B")] * 2 + [("B", "A")] * 2)
     table = sweep(
-        talking, several().weighted({1: 1.0}), asked, multipliers=[0.0], measure="generate", max_new_tokens=1,
-        controls=0, progress=False,
+        talking, several().weighted({1: 1.0}), own_questions, multipliers=[0.0], measure="generate",
+        max_new_tokens=1, controls=0, progress=False,
     )  # fmt: skip
-    read = cell(table, vector="none")
+    read = rows_of(table, vector="none")
     assert set(read["text"]) == {"True"}
     # "True" stands for (A): where B is the signal, that is choice 1.
     assert read["choice"].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
-    silent = swept(asked=questions(), measure="generate", max_new_tokens=1, layers=[0])
+    silent = swept(own_questions=questions(), measure="generate", max_new_tokens=1, layers=[0])
     assert silent["choice"].isna().any()
 
 
@@ -236,61 +205,61 @@ def test_the_dose_is_the_added_length_over_the_stream_s_norm_on_these_questions(
     by_layer = {layer: 6.0 / median_norm(hook, layer) for layer in (0, 2)}
     for multiplier in (-0.5, 4.0):
         for layers, unit in (("0", by_layer[0]), ("2", by_layer[2]), ("0+2", max(by_layer.values()))):
-            found = cell(table, layers=layers, multiplier=multiplier)["dose"]
-            np.testing.assert_allclose(found, abs(multiplier) * unit, rtol=1e-4)
+            result = rows_of(table, layers=layers, multiplier=multiplier)["dose"]
+            np.testing.assert_allclose(result, abs(multiplier) * unit, rtol=1e-4)
 
 
 def test_callables_make_operations_and_are_named():
-    vectors, asked = several(), []
+    vectors, calls = several(), []
 
     def twice(vector, multiplier, positions):
-        asked.append((vector.layer, multiplier, positions))
+        calls.append((vector.layer, multiplier, positions))
         return Add(vector, 2 * multiplier, positions)
 
     table = swept(vectors, layers=[1], operations=(twice,), positions=last_token())
     direct = choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(vectors[1], 4.0, last_token()))
-    require_cell(cell(table, operation="twice", multiplier=2.0), direct)
-    assert asked == [(1, -1.0, last_token()), (1, 2.0, last_token())]
+    require_same(rows_of(table, operation="twice", multiplier=2.0), direct)
+    assert calls == [(1, -1.0, last_token()), (1, 2.0, last_token())]
     np.testing.assert_allclose(
-        cell(table, multiplier=2.0)["dose"], 2 * 2 * 4.0 / median_norm("resid_post", 1), rtol=1e-4
+        rows_of(table, multiplier=2.0)["dose"], 2 * 2 * 4.0 / median_norm("resid_post", 1), rtol=1e-4
     )
 
 
 def test_controls_have_the_vectors_length_are_marked_and_take_the_seed():
     vectors = several()
     table = swept(vectors, layers=[0, 2], controls=3, seed=1)
-    assert cell(table, control=True)["vector"].unique().tolist() == ["random 1", "random 2", "random 3"]
-    assert cell(table, control=False)["vector"].unique().tolist() == ["none", "made"]
+    assert rows_of(table, control=True)["vector"].unique().tolist() == ["random 1", "random 2", "random 3"]
+    assert rows_of(table, control=False)["vector"].unique().tolist() == ["none", "made"]
     for layer in ("0", "2"):
-        doses = cell(table, layers=layer, multiplier=2.0).groupby("vector")["dose"].first()
+        doses = rows_of(table, layers=layer, multiplier=2.0).groupby("vector")["dose"].first()
         np.testing.assert_allclose(doses, doses["made"], rtol=1e-5)
-    effects = cell(table, layers="2", multiplier=2.0, prompt_id=0)["logit_difference"]
+    effects = rows_of(table, layers="2", multiplier=2.0, prompt_id=0)["logit_difference"]
     assert effects.nunique() == 4
     pd.testing.assert_frame_equal(swept(vectors, layers=[0, 2], controls=3, seed=1), table)
     other = swept(vectors, layers=[0, 2], controls=3, seed=2)
     assert not np.allclose(
-        cell(other, control=True)["logit_difference"], cell(table, control=True)["logit_difference"]
+        rows_of(other, control=True)["logit_difference"], rows_of(table, control=True)["logit_difference"]
     )
 
 
 def test_no_two_controls_of_several_vectors_are_the_same():
     named = {"one": several(0), "two": several(50)}
     table = swept(named, layers=[1], multipliers=[3.0], controls=12)
-    names = cell(table, control=True)["vector"].unique().tolist()
+    names = rows_of(table, control=True)["vector"].unique().tolist()
     assert names[0] == "random 1 (one)"
     assert len(names) == 24
-    effects = cell(table, control=True, prompt_id=0)["logit_difference"].round(7)
+    effects = rows_of(table, control=True, prompt_id=0)["logit_difference"].round(7)
     assert effects.nunique() == 24
-    owners = cell(table, control=True).drop_duplicates("vector")["control_of"].tolist()
+    owners = rows_of(table, control=True).drop_duplicates("vector")["control_of"].tolist()
     assert owners == ["one"] * 12 + ["two"] * 12
-    assert set(cell(table, control=False)["control_of"]) == {""}
+    assert set(rows_of(table, control=False)["control_of"]) == {""}
 
 
 def test_controls_by_name_are_marked_and_used():
     control = several(70)
     table = swept(layers=[1], multipliers=[2.0], controls={"shuffled": control})
-    require_cell(
-        cell(table, control=True, vector="shuffled"),
+    require_same(
+        rows_of(table, control=True, vector="shuffled"),
         choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(control[1], 2.0)),
     )
     assert set(table["control_of"]) == {""}
@@ -312,12 +281,12 @@ def best_by_hand(table, score):
 def at_best(table, best):
     """The rows of a sweep with controls everywhere that one with chosen layers has."""
     rows = []
-    for place, row in enumerate(table.to_dict("records")):
+    for index, row in enumerate(table.to_dict("records")):
         multiplier = None if np.isnan(row["multiplier"]) else row["multiplier"]
         vectors = {vector for (vector, operation), at in best.items()
                    if operation == row["operation"] and at == (row["layers"], multiplier)}  # fmt: skip
         if not row["control"] or row["control_of"] in vectors or (row["control_of"] == "" and vectors):
-            rows.append(place)
+            rows.append(index)
     return table.iloc[rows].reset_index(drop=True)
 
 
@@ -345,19 +314,19 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("shared", [False, True])
-def test_controls_are_run_at_the_condition_that_does_best_on_the_choosing_half(rule, shared):
-    asked, options, score = RULES[rule]
+def test_controls_run_at_the_condition_that_does_best_on_the_choosing_half(rule, shared):
+    own_questions, options, score = RULES[rule]
     controls = {"own": several(70), "other": several(80)} if shared else 3
     vectors = {"one": several(0), "two": several(50)}
     options |= {"layers": [0, 2, (0, 1)], "multipliers": [-2.0, -1.0, 1.0], "controls": controls}
     options |= {"operations": ("add", "project_out")}
-    everywhere = swept(vectors, asked, control_layers="all", **options)
+    everywhere = swept(vectors, own_questions, control_layers="all", **options)
     best = best_by_hand(everywhere, score(everywhere))
     assert len(best) == 4
     expected = at_best(everywhere, best)
     assert expected["control"].sum() < everywhere["control"].sum() / 2
     for executor in (None, in_order):
-        table = swept(vectors, asked, control_layers="chosen", executor=executor, **options)
+        table = swept(vectors, own_questions, control_layers="chosen", executor=executor, **options)
         pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
     for name in vectors:
         sizes = table.loc[table["control_of"].isin(["", name]) & table["control"], "multiplier"].abs()
@@ -389,8 +358,8 @@ def test_a_function_selects_from_the_table_without_controls_and_must_name_condit
     controls = table[table["control"]]
     assert set(controls["layers"]) == {chosen["layers"]}
     assert set(controls["multiplier"]) == {chosen["multiplier"]}
-    found = against_controls(table).set_index(["layers", "multiplier"])
-    assert found.loc[(chosen["layers"], chosen["multiplier"]), "controls"] == 20
+    result = against_controls(table).set_index(["layers", "multiplier"])
+    assert result.loc[(chosen["layers"], chosen["multiplier"]), "controls"] == 20
     with pytest.raises(ValueError, match="lacks the columns operation, layers, hook, multiplier"):
         swept(controls=1, control_layers=lambda table: pd.DataFrame({"vector": ["made"]}))
 
@@ -399,14 +368,14 @@ def test_by_default_there_are_enough_controls_for_p_below_5_percent_at_the_chose
     table = sweep(MODEL, several(), questions(), multipliers=[-1.0, 2.0], progress=False)
     assert table.loc[table["control"], "vector"].nunique() == 20
     assert table.loc[table["control"], ["layers"]].drop_duplicates().shape == (1, 1)
-    found = against_controls(table)
-    assert found["controls"].max() == 20
-    assert 1 / (1 + found["controls"].max()) < 0.05
+    result = against_controls(table)
+    assert result["controls"].max() == 20
+    assert 1 / (1 + result["controls"].max()) < 0.05
 
 
-def test_where_no_prompt_has_the_choosing_split_all_prompts_decide():
+def test_if_no_prompt_has_the_choosing_split_all_prompts_decide():
     own = questions(factors=pd.DataFrame({"split": ["train", "test"] * 4}))
-    table = swept(asked=own, controls=1, control_layers="chosen")
+    table = swept(own_questions=own, controls=1, control_layers="chosen")
     ((layers, size),) = best_by_hand(table.assign(split="choose"), right(table)).values()
     controls = table[table["control"]]
     assert (set(controls["layers"]), set(controls["multiplier"])) == ({layers}, {size})
@@ -414,62 +383,57 @@ def test_where_no_prompt_has_the_choosing_split_all_prompts_decide():
 
 def test_divided_by_layers_the_multiplier_and_dose_are_those_of_the_quotient():
     table = swept(layers=[1, (0, 2)], multipliers=[2.0], divide_by_layers=True, controls=1)
-    assert set(cell(table, vector="made", layers="1")["multiplier"]) == {2.0}
-    both = cell(table, vector="made", layers="0+2")
+    assert set(rows_of(table, vector="made", layers="1")["multiplier"]) == {2.0}
+    both = rows_of(table, vector="made", layers="0+2")
     assert set(both["multiplier"]) == {1.0}
     vectors = several()
-    require_cell(
+    require_same(
         both, choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(vectors[0], 1.0), Add(vectors[2], 1.0))
     )
     doses = [4.0 / median_norm("resid_post", layer) for layer in (0, 2)]
     np.testing.assert_allclose(both["dose"], max(doses), rtol=1e-4)
-    assert set(cell(table, control=True, layers="0+2")["multiplier"]) == {1.0}
+    assert set(rows_of(table, control=True, layers="0+2")["multiplier"]) == {1.0}
 
 
 def test_several_vectors_keep_their_names_hooks_and_layers():
     named = {"one": several(0, layers=(0, 1)), "two": several(5, hook="mlp_out", layers=(2,))}
     table = swept(named)
-    assert cell(table, vector="one")["layers"].unique().tolist() == ["0", "1"]
-    assert cell(table, vector="two")["layers"].unique().tolist() == ["2"]
-    assert cell(table, vector="two")["hook"].unique().tolist() == ["mlp_out"]
+    assert rows_of(table, vector="one")["layers"].unique().tolist() == ["0", "1"]
+    assert rows_of(table, vector="two")["layers"].unique().tolist() == ["2"]
+    assert rows_of(table, vector="two")["hook"].unique().tolist() == ["mlp_out"]
 
 
 def many(count, **factors):
     letters = "abcdefghijklmnopqrstuvwxyz"
     prompts = [f"{letters[row // 26]} {letters[row % 26]} :" for row in range(count)]
-    return ChoiceQuestions(
-        prompts,
-        [(" yes", " no")] * count,
-        answers=[row // 2 % 2 for row in range(count)],
-        factors=pd.DataFrame(factors),
+    answers = [row // 2 % 2 for row in range(count)]
+    return questions(
+        prompts=prompts, choices=[(" yes", " no")] * count, answers=answers, factors=pd.DataFrame(factors)
     )
 
 
 def test_the_split_is_disjoint_and_balanced_over_factors_and_answers_for_every_seed():
-    asked = many(40, kind=["x", "y"] * 20, topic=["p"] * 24 + ["q"] * 16)
+    """A factor with another level in each prompt ("id") does not change that."""
+    factors = {"kind": ["x", "y"] * 20, "topic": ["p"] * 24 + ["q"] * 16, "id": range(40)}
     splits = set()
-    for seed in range(4):
-        table = swept(several().weighted({0: 1.0}), asked, multipliers=[1.0], seed=seed)
+    for seed in (0, 1, 2, 3, 3):
+        table = swept(several().weighted({0: 1.0}), many(40, **factors), multipliers=[1.0], seed=seed)
         assert (table.groupby("prompt_id")["split"].nunique() == 1).all()
-        once = cell(table, vector="none")
+        once = rows_of(table, vector="none")
         assert set(once["split"]) == {"choose", "report"}
-        counts = once.groupby(["kind", "topic", "answer", "split"]).size().unstack("split", fill_value=0)
-        assert (counts["choose"] - counts["report"]).abs().max() <= 1
-        for factor in ("kind", "topic", "answer"):
-            counts = once.groupby([factor, "split"]).size().unstack("split")
-            assert (counts["choose"] - counts["report"]).abs().max() <= 2
+        for names, most in ((["kind", "topic", "answer"], 1), (["kind"], 2), (["topic"], 2), (["answer"], 2)):
+            counts = once.groupby([*names, "split"]).size().unstack("split", fill_value=0)
+            assert (counts["choose"] - counts["report"]).abs().max() <= most
         splits.add(tuple(once["split"]))
     assert len(splits) == 4
-    again = swept(several().weighted({0: 1.0}), asked, multipliers=[1.0], seed=3)
-    assert tuple(cell(again, vector="none")["split"]) in splits
 
 
-def test_a_split_of_one_s_own_is_kept():
-    own = ["choose", "report", "report", "choose"] * 2
-    asked = questions(factors=pd.DataFrame({"kind": list("xxyyxxyy"), "split": own}))
-    table = swept(asked=asked, layers=[0])
+def test_a_split_among_the_factors_is_used():
+    split = ["choose", "report", "report", "choose"] * 2
+    factors = pd.DataFrame({"kind": list("xxyyxxyy"), "split": split})
+    table = swept(own_questions=questions(factors=factors), layers=[0])
     assert list(table) == COLUMNS
-    assert table["split"].tolist() == own * 3
+    assert table["split"].tolist() == split * 3
 
 
 def test_parquet_holds_the_table(tmp_path):
@@ -478,20 +442,11 @@ def test_parquet_holds_the_table(tmp_path):
     pd.testing.assert_frame_equal(pd.read_parquet(path), table)
     assert list(tmp_path.iterdir()) == [path]
     other = tmp_path / "made" / "texts.parquet"
-    texts = swept(asked=PROMPTS, measure="generate", max_new_tokens=2, layers=[0], out=str(other))
+    texts = swept(own_questions=PROMPTS, measure="generate", max_new_tokens=2, layers=[0], out=str(other))
     pd.testing.assert_frame_equal(pd.read_parquet(other), texts)
 
 
-def test_a_table_that_is_there_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    path = tmp_path / "sweep.parquet"
-    path.write_text("kept")
-    monkeypatch.setattr(MODEL, "forward", lambda *_, **__: pytest.fail("the model ran"))
-    with pytest.raises(FileExistsError, match="give another name"):
-        swept(out=path)
-    assert path.read_text() == "kept"
-
-
-def test_a_vector_of_length_zero_is_refused_by_name_and_layer():
+def test_a_vector_of_length_zero_is_rejected_by_name_and_layer():
     vectors = several().weighted({0: 1.0, 1: 0.0, 2: 1.0})
     with pytest.raises(ValueError, match=r"vectors 'flat' have length zero at layers \[1\]"):
         swept({"flat": vectors})
@@ -505,189 +460,127 @@ def test_a_vector_of_length_zero_is_refused_by_name_and_layer():
     assert set(table.loc[table["vector"] == "flat", "dose"]) == {0.0}
 
 
-def test_cells_that_tables_could_not_tell_apart_are_refused():
+def test_conditions_that_tables_could_not_tell_apart_are_rejected():
     makers = [lambda vector, m, where: Add(vector, m, where), lambda vector, m, where: Add(vector, -m, where)]
     for repeated in ({"operations": makers}, {"layers": [0, -3]}, {"multipliers": [1.0, 1.0]}):
-        with pytest.raises(ValueError, match="asked for twice"):
+        with pytest.raises(ValueError, match="requested twice"):
             swept(**repeated)
-
-
-def test_prompts_of_a_group_go_to_the_same_half():
-    factors = pd.DataFrame({"group": [0, 0, 1, 1, 2, 2, 3, 3]})
-    asked = questions(factors=factors)
-    assert len(asked) == 8
-    split = cell(swept(asked=asked, layers=[0]), vector="none").groupby("group")["split"]
-    assert (split.nunique() == 1).all()
-    assert sorted(split.first()) == ["choose", "choose", "report", "report"]
 
 
 def test_the_same_prompt_twice_is_never_split_between_the_halves():
     """Nor are groups that share a text: 1 and 4 are "b :", 0 and 7 are "a :"."""
     texts = [f"{word} :" for word in "abcdbefa"]
     for seed in range(6):
-        once = cell(swept(asked=questions(prompts=texts), layers=[0], seed=seed), vector="none")
+        once = rows_of(swept(own_questions=questions(prompts=texts), layers=[0], seed=seed), vector="none")
         assert (once.groupby("prompt")["split"].nunique() == 1).all()
         assert once.drop_duplicates("prompt")["split"].value_counts().tolist() == [3, 3]
         grouped = questions(prompts=texts, factors=pd.DataFrame({"group": list("aabbccdd")}))
-        split = cell(swept(asked=grouped, layers=[0], seed=seed), vector="none")["split"]
+        split = rows_of(swept(own_questions=grouped, layers=[0], seed=seed), vector="none")["split"]
         assert split.iloc[[0, 1, 4, 5, 6, 7]].nunique() == 1
 
 
-@pytest.mark.parametrize("missing", [None, NAN, pd.NA])
-def test_prompts_without_a_group_are_a_group_of_their_own(missing):
-    groups = pd.Series(["a", "a", missing, missing, "b", "b", missing, "c"], dtype=object)
-    table = swept(asked=questions(factors=pd.DataFrame({"group": groups})), layers=[0])
-    split = cell(table, vector="none").groupby("group", dropna=False)["split"]
+@pytest.mark.parametrize("fourth", ["d", None, NAN, pd.NA])
+def test_prompts_of_a_group_are_in_the_same_half_and_those_without_are_one_group(fourth):
+    groups = pd.Series(["a", "a", fourth, fourth, "b", "b", fourth, "c"], dtype=object)
+    table = swept(own_questions=questions(factors=pd.DataFrame({"group": groups})), layers=[0])
+    split = rows_of(table, vector="none").groupby("group", dropna=False)["split"]
     assert (split.nunique() == 1).all()
     assert sorted(split.first()) == ["choose", "choose", "report", "report"]
 
 
-def test_layers_from_a_table_are_layers():
-    picked = np.array([0, 2])
-    assert set(swept(layers=picked)["layers"]) == {"", "0", "2"}
-
-
 def test_questions_without_answers_or_factors():
-    table = swept(asked=questions(answers=None, factors=None), layers=[0])
+    table = swept(own_questions=questions(answers=None, factors=None), layers=[0])
     assert list(table) == [name for name in COLUMNS if name != "kind"]
     assert table["answer"].isna().all()
     assert table["choice"].notna().all()
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
-        ({"asked": PROMPTS}, ValueError, "measure='choice' needs ChoiceQuestions; a list of prompts goes"),
-        ({"asked": [], "measure": "generate"}, ValueError, "at least one prompt"),
+        ({"own_questions": PROMPTS}, ValueError, "measure='choice' needs ChoiceQuestions"),
+        ({"own_questions": PROMPTS[:0], "measure": "generate"}, ValueError, "at least one prompt"),
+        ({"own_questions": "a b c", "measure": "generate"}, (ValueError, TypeError), "questions"),
         ({"multipliers": []}, ValueError, "operation 'add' needs multipliers; none given"),
         ({"operations": ("subtract",)}, ValueError, "'subtract' is unknown: use 'add', 'project_out' or a"),
+        ({"operations": ()}, ValueError, "no operations given"),
         ({"layers": [3]}, IndexError, "layer 3 is out of range"),
         ({"layers": [(0, 0)]}, ValueError, "name the same block twice"),
+        ({"layers": []}, ValueError, "no layers given"),
+        ({"controls": -1}, ValueError, "controls=-1: give how many"),
         ({"vectors": {}}, ValueError, "no vectors given"),
         ({"vectors": several(layers=(0, 1)), "layers": [2]}, KeyError, "no vector at layer 2"),
-        ({"vectors": {"none": several()}}, ValueError, "'none' is the name of the unsteered cell"),
-        ({"asked": questions(factors=pd.DataFrame({"dose": range(8)}))}, ValueError, r"named \['dose'\]"),
-        ({"asked": questions(factors=pd.DataFrame({"prompt": range(8)}))}, ValueError, r"named \['prompt'\]"),
-        ({"asked": questions(factors=pd.DataFrame({"text": range(8)}))}, ValueError, r"named \['text'\]"),
+        ({"vectors": {"none": several()}}, ValueError, "'none' is the name of the unsteered condition"),
+        *(
+            ({"factors": pd.DataFrame({name: range(8)})}, ValueError, rf"named \['{name}'\]")
+            for name in ("dose", "prompt", "text", "draw")
+        ),
         ({"positions": token(4)}, EmptySelectionError, r"token\(4\) selects no token of"),
+        ({"measure": "generate", "draws": 2}, ValueError, "draws=2, temperature=0.0: .* above 0 for several"),
+        ({"measure": "generate", "draws": 0, "temperature": 1.0}, ValueError, "draws=0, .*one draw or more"),
+        ({"draws": 2, "temperature": 1.0}, ValueError, "temperature=1.0, draws=2 with measure='choice'"),
+        ({"repetition_penalty": 1.1}, ValueError, "repetition_penalty=1.1 with measure='choice'"),
+        ({"measure": "generate", "repetition_penalty": -1.0}, ValueError, "-1.0: expected a number"),
     ],
-)  # fmt: skip
-def test_bad_input_is_refused(options, error, told):
-    options = dict(options)
-    asked = options.pop("asked", None)
-    with pytest.raises(error, match=told):
-        sweep(
-            MODEL, options.pop("vectors", several()), questions() if asked is None else asked,
-            **{"multipliers": [1.0], "controls": 0, "progress": False} | options,
-        )  # fmt: skip
+)
+def test_bad_input_is_rejected(options, error, message):
+    options = {"vectors": several(), "multipliers": [1.0], "controls": 0, "progress": False} | options
+    own_questions = options.pop("own_questions", questions(factors=options.pop("factors", None)))
+    with pytest.raises(error, match=message):
+        sweep(MODEL, options.pop("vectors"), own_questions, **options)
 
 
-def test_one_string_is_not_a_list_of_prompts():
-    with pytest.raises((ValueError, TypeError)):
-        swept(asked="a b c", measure="generate")
-
-
-def test_a_sweep_leaves_vectors_questions_and_model_alone():
+def test_a_sweep_changes_neither_vectors_nor_questions_nor_model():
     from .tiny_model import all_hooks, weights_of
 
-    vectors, asked = several(), questions()
+    vectors, own_questions = several(), questions()
     values, factors, before, weights = (
         vectors.values.clone(),
-        asked.factors.copy(),
+        own_questions.factors.copy(),
         all_hooks(MODEL),
         weights_of(MODEL),
     )
-    swept(vectors, asked, controls=1, operations=("add", "project_out"))
+    swept(vectors, own_questions, controls=1, operations=("add", "project_out"))
     assert torch.equal(vectors.values, values)
-    assert asked.factors.equals(factors)
+    assert own_questions.factors.equals(factors)
     assert all_hooks(MODEL) == before
     assert all(torch.equal(weight, weights[name]) for name, weight in MODEL.state_dict().items())
     assert vectors.values.shape[-1] == D_MODEL
 
 
-@pytest.mark.parametrize(
-    ("text", "pair", "read"),
-    [
-        ("It is true that bats are not blind.", ("B", "A"), None),
-        ("B) They see well.", ("B", "A"), 0),
-        ("They are blind", ("B", "A"), 1),
-        ("They see well", ("B", "A"), 0),
-    ],
-)
-def test_letters_stand_for_the_answers_that_the_prompt_lists(text, pair, read):
-    prompt = "Are bats blind?\n\nChoices:\n(A) They are blind\n(B) They see well\nAnswer: ("
-    assert read_answer(text, pair, prompt) == read
-
-
-def test_letters_without_a_list_stand_for_true_and_false():
-    assert read_answer("True", ("A", "B"), "Is it so? Answer: (") == 0
-    assert read_answer("True", ("B", "A"), "Is it so? Answer: (") == 1
-
-
-def test_where_neither_choice_is_likelier_none_is_chosen():
+def test_if_neither_choice_is_likelier_none_is_chosen():
     model = make_model(word_tokenizer())
     with torch.no_grad():
-        model.W_U[:] = 0.0
-        model.b_U[:] = 0.0
+        model.W_U[:] = model.b_U[:] = 0.0
     table = sweep(model, several(), questions(), multipliers=[1.0], controls=0, progress=False)
     assert (table["logit_difference"] == 0).all()
     assert table["choice"].isna().all()
 
 
 def test_one_vector_is_swept_as_a_set_of_one():
-    options = {"multipliers": [1.0, -2.0], "controls": 1, "progress": False}
-    one = sweep(MODEL, several()[1], questions(), **options)
-    pd.testing.assert_frame_equal(one, sweep(MODEL, several()[1].as_vectors(), questions(), **options))
-    named = sweep(MODEL, {"mine": several()[1]}, questions(), **options)
-    assert set(named["vector"]) == {"none", "mine", "random 1"}
+    one = swept(several()[1], controls=1)
+    pd.testing.assert_frame_equal(one, swept(several()[1].as_vectors(), controls=1))
+    assert set(swept({"own": several()[1]}, controls=1)["vector"]) == {"none", "own", "random 1"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layers": []}, "no layers given"),
-        ({"operations": ()}, "no operations given"),
-        ({"controls": -1}, "controls=-1: give how many"),
-    ],
-)
-def test_nothing_asked_for_is_said(changes, message):
-    with pytest.raises(ValueError, match=message):
-        sweep(MODEL, several(), questions(), **{"multipliers": [1.0], "progress": False} | changes)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_factor_that_is_another_in_each_prompt_leaves_the_halves_balanced(seed):
-    factors = pd.DataFrame({"id": range(40), "topic": ["x", "x", "y", "y"] * 10})
-    asked = ChoiceQuestions(PROMPTS * 5, [(" yes", " no")] * 40, answers=[0, 1] * 20, factors=factors)
-    table = sweep(
-        MODEL, several(), asked, layers=[1], multipliers=[1.0], controls=0, seed=seed, progress=False
-    )
-    counts = table.groupby(["split", "topic", "answer"]).size()
-    assert len(counts) == 8
-    assert counts.nunique() == 1
-
-
-def test_what_is_to_go_on_later_may_not_depend_on_a_hook(tmp_path):
-    options = {"multipliers": [1.0], "controls": 0, "progress": False}
+def test_a_stored_sweep_may_not_depend_on_a_hook(tmp_path):
+    out = tmp_path / "table.parquet"
     with MODEL.hooks([("blocks.0.hook_resid_post", lambda stream, hook: stream)]):
         with pytest.raises(ValueError, match=r"there is a hook at blocks\.0\.hook_resid_post"):
-            sweep(MODEL, several(), questions(), out=tmp_path / "table.parquet", **options)
-        sweep(MODEL, several(), questions(), **options)
+            swept(out=out)
+        swept()
     assert not list(tmp_path.iterdir())
-    sweep(MODEL, several(), questions(), out=tmp_path / "table.parquet", **options)
+    swept(out=out)
 
 
-def test_the_label_of_a_prompt_is_its_message_or_the_prompt():
+def test_the_label_of_a_prompt_is_a_factor_its_message_or_the_prompt():
     prompts = [ChatPrompt(prompt, f"say {prompt}") for prompt in PROMPTS]
-    plain, table = swept(layers=[0]), swept(asked=questions(prompts=prompts), layers=[0])
+    plain, table = swept(layers=[0]), swept(own_questions=questions(prompts=prompts), layers=[0])
     assert list(plain["label"]) == list(plain["prompt"])
     assert list(table["label"]) == [f"say {prompt}" for prompt in PROMPTS] * 3
     pd.testing.assert_frame_equal(table.drop(columns="label"), plain.drop(columns="label"))
-    assert digest(questions(prompts=prompts)) == digest(questions())  # so that `out` goes on
-
-
-def test_a_factor_named_label_takes_the_place_of_the_label():
-    table = swept(asked=questions(factors=pd.DataFrame({"label": [1, 1, 0, 0] * 2})), layers=[0])
+    assert digest(questions(prompts=prompts)) == digest(questions())  # an interrupted sweep continues
+    factors = pd.DataFrame({"label": [1, 1, 0, 0] * 2})
+    table = swept(own_questions=questions(factors=factors), layers=[0])
     assert list(table["label"]) == [1, 1, 0, 0] * 6
-    halves = table.groupby("split")["label"].mean()
-    assert (halves == 0.5).all()
+    assert (table.groupby("split")["label"].mean() == 0.5).all()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ._generation import Decoding, completion_text, decode, require_context, write_conditions
-from ._util.progress import bar
+from ._util.logs import bar
 from ._util.validation import checked
 from .activations import Activations, PairedActivations
 from .engine import Memory, Row, RunOptions, residual, run_conditions

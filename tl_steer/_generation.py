@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ._util.progress import bar
+from ._util.logs import bar
 from ._util.seeds import derived_seed, require_seed
 from ._util.validation import checked
 from .engine import Memory, Row, RunOptions, StreamNorms, residual, run_conditions

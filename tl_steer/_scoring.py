@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch.nn.utils.rnn import pad_sequence
 
-from ._util.progress import bar
+from ._util.logs import bar
 from ._util.validation import checked
 from .engine import CleanStreams, FinalStreams, Memory, Row, RunOptions, StreamNorms, final_streams
 from .engine.logits import log_normaliser, logits_at, logits_of

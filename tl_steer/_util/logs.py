@@ -1,85 +1,97 @@
-"""What the package tells while it works: nothing by default, on stderr where `TL_STEER_LOG` asks for it.
+"""Log messages and progress bars. By default nothing is logged; `TL_STEER_LOG` sets a level.
 
-Each module logs to the logger of its own name, `tl_steer._capture`, and the package puts no handler on
-them but an empty one, so that a program decides for itself. `info` says what is done (a model loaded, prompts
-captured, cells asked, files written), `debug` with how much memory and in how many passes, `warning` what
-went otherwise than asked. Texts of prompts are logged at `debug` alone, keys of judges never.
+Each module logs under its own name. "info" reports the work done (model loaded, prompts captured, files
+written), "debug" adds memory and passes, "warning" what differs from what was requested. Prompts appear at
+"debug" only, API keys never.
 """
 
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm.auto import tqdm
 
 from .validation import checked
 
 VARIABLE = "TL_STEER_LOG"
 LEVELS = ("debug", "info", "warning", "error")
 FULL = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-PLAIN = "%(message)s"  # of a command, whose user did not write the program
+PLAIN = "%(message)s"  # for commands
 
+OnProgress = Callable[[float], object]  # called with the number of conditions done, which may be a fraction
 logger = logging.getLogger("tl_steer")
 
 
 @checked
 def show_logs(level: str = "info", *, form: str = FULL) -> None:
-    """Write the package's messages to stderr, from a level on; called again, it changes the level.
+    """Write the package's log messages to stderr, from a level on; a second call changes the level.
 
     Args:
-        level: "debug", "info", "warning" or "error", in capitals or not.
+        level: "debug", "info", "warning" or "error", in any case.
         form: a format of `logging`; by default time, level, module and message.
 
     Raises:
-        ValueError: another level.
+        ValueError: an unknown level.
 
-    Where your program has handlers at the root logger, they show the messages, and none is shown twice.
+    If your program has handlers on the root logger, these show the messages instead.
     """
-    wanted = level.strip().lower()
-    if wanted not in LEVELS:
+    name = level.strip().lower()
+    if name not in LEVELS:
         raise ValueError(f"log level {level!r} is unknown: use {', '.join(LEVELS)}.")
-    for handler in [each for each in logger.handlers if isinstance(each, _Stderr)]:
-        logger.removeHandler(handler)
     handler = _Stderr()
     handler.setFormatter(logging.Formatter(form))
-    logger.addHandler(handler)
-    logger.setLevel(wanted.upper())
+    logger.handlers[:] = [*(each for each in logger.handlers if not isinstance(each, _Stderr)), handler]
+    logger.setLevel(name.upper())
 
 
 def logs_from_environment() -> bool:
-    """Do what `TL_STEER_LOG` says, and whether it says anything; an unknown value is one warning."""
+    """Apply `TL_STEER_LOG`; return whether it is set. An unknown value gives a warning."""
     if not any(isinstance(each, logging.NullHandler) for each in logger.handlers):
         logger.addHandler(logging.NullHandler())
-    asked = os.environ.get(VARIABLE, "").strip()
-    if not asked:
+    level = os.environ.get(VARIABLE, "").strip()
+    if not level:
         return False
     try:
-        show_logs(asked)
+        show_logs(level)
     except ValueError:
         show_logs("warning")
-        logger.warning("%s=%.40r is unknown: set it to %s, or unset it.", VARIABLE, asked, ", ".join(LEVELS))
+        logger.warning("%s=%.40r is unknown: set it to %s, or unset it.", VARIABLE, level, ", ".join(LEVELS))
     return True
 
 
+@contextmanager
+def bar(description: str, total: int, *, shown: bool, unit: str = "conditions") -> Iterator[OnProgress]:
+    """Progress bar on stderr, or none; yields the function that advances it."""
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} " + unit + ", {elapsed}<{remaining}"
+    with tqdm(total=total, desc=description, disable=not shown, bar_format=layout) as progress_bar:
+        # fractions may add up to slightly more than the total
+        yield lambda done: progress_bar.update(min(done, total - progress_bar.n))
+        progress_bar.update(total - progress_bar.n)
+
+
 class _Stderr(logging.StreamHandler):
-    """Writes to what stderr is at the moment, so that notebooks and tests can exchange it."""
+    """Handler for the current `sys.stderr`, which notebooks and tests replace."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
 
     def emit(self, record: logging.LogRecord) -> None:
-        above = logging.getLogger().handlers
-        if not all(map(_is_nobody_s, above)):
+        root_handlers = logging.getLogger().handlers
+        if not all(map(_is_basic, root_handlers)):
             return
-        for handler in above:  # they come after this one, and would tell it again
-            handler.addFilter(_not_ours)
+        for handler in root_handlers:  # they come after this one and would repeat the message
+            handler.addFilter(_is_of_others)
         self.setStream(sys.stderr)
         super().emit(record)
 
 
-def _is_nobody_s(handler: logging.Handler) -> bool:
-    """Whether a root handler is what a bare `logging.info(…)`, TransformerLens's too, leaves behind."""
-    told = handler.formatter and handler.formatter._fmt
-    return type(handler) is logging.StreamHandler and told == logging.BASIC_FORMAT
+def _is_basic(handler: logging.Handler) -> bool:
+    """Whether a root handler was added by a bare `logging.info(…)`, such as TransformerLens's."""
+    form = handler.formatter and handler.formatter._fmt
+    return type(handler) is logging.StreamHandler and form == logging.BASIC_FORMAT
 
 
-def _not_ours(record: logging.LogRecord) -> bool:
+def _is_of_others(record: logging.LogRecord) -> bool:
     return record.name.split(".")[0] != "tl_steer"

@@ -9,7 +9,17 @@ import pandas as pd
 from jaxtyping import Bool
 
 from .._util.validation import checked
-from ..sweeps.selection import NULL, TRIED, Candidates, Score, best, candidates, compared, halvings, tried
+from ..sweeps.selection import (
+    NULL_COLUMNS,
+    SELECTION_COLUMNS,
+    Candidates,
+    Score,
+    best,
+    candidates,
+    halvings,
+    null_columns,
+    selection_columns,
+)
 from ..sweeps.sweep_table import (
     CELL,
     UNSTEERED,
@@ -111,13 +121,17 @@ def choose(
         cells = candidates(rows, before, score)
         place = _place(cells, parts)
         mates = is_control & (both["operation"] == operation) & serves(both, vector)
-        about = tried(cells, halves, place) | compared(cells, both[mates], before, score, parts)
+        about = selection_columns(cells, halves, place) | null_columns(
+            cells, both[mates], before, score, parts
+        )
         chosen = wanted[in_cell(wanted, cells.labels.iloc[place]) | (wanted["vector"] == UNSTEERED)]
         for split in (on, report):
             measured = measure(chosen[chosen["split"] == split], resamples, seed)
             shares = _unreadable(chosen[chosen["split"] == split])
             found.append(measured.assign(split=split, score=name, **shares, **about))
-    chosen = _Chosen(pd.concat(found)[[*LABELS, *MEASURED, *TRIED, *NULL]].reset_index(drop=True))
+    chosen = _Chosen(
+        pd.concat(found)[[*LABELS, *MEASURED, *SELECTION_COLUMNS, *NULL_COLUMNS]].reset_index(drop=True)
+    )
     rows = chosen.to_dict("records")
     chosen.attrs["summary"] = "\n".join(map(_summary, rows[::2], rows[1::2]))
     return chosen

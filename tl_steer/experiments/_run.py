@@ -25,7 +25,7 @@ from ..models import identify, load_model
 from ..positions import parse_positions
 from ..prompts import audit
 from ..recipes import activation_addition
-from ..sweeps.store import package_versions, write_whole
+from ..sweeps.store import package_versions, write_atomic, write_errors
 from ..sweeps.sweep_table import DRAW
 from .config_file import Experiment, require_as_read
 from .materials import estimator_of, in_unit, pairs_of, weighted
@@ -37,12 +37,11 @@ from .run_folder import (
     begin,
     files_parts,
     is_finished,
-    kept_file,
     move_aside,
-    require_own,
+    open_run,
+    require_same_experiment,
     require_unchanged,
     with_date,
-    worked_on,
 )
 
 logger = logging.getLogger(__name__)
@@ -91,12 +90,12 @@ def run(
     if fresh:
         move_aside(out)
     if is_finished(out):
-        require_own(experiment, out)
+        require_same_experiment(experiment, out)
         require_unchanged(experiment, model, out)
         logger.info("%s is finished: nothing is run again", out)
         return out
     started = time.monotonic()
-    with worked_on(experiment, out) as work:
+    with open_run(experiment, out) as work:
         if (out / VERSIONS).exists():
             require_unchanged(experiment, model, out)
         else:
@@ -110,7 +109,7 @@ def run(
             described = _versions(experiment, model, packages, begun, seconds=time.monotonic() - started)
             described |= {"parts": begun["parts"], "files": files}
             described["template_variables"] = dict(experiment.model.template_variables)
-            write_whole(out / VERSIONS, (json.dumps(described, indent=2) + "\n").encode("utf-8"), out)
+            write_atomic(out / VERSIONS, (json.dumps(described, indent=2) + "\n").encode("utf-8"), out)
         _report(out)
     return out
 
@@ -162,7 +161,7 @@ def _save_table(path: Path, compute: Callable[[], pd.DataFrame]) -> None:
     if path.exists():
         return
     table = compute()
-    with kept_file(path), atomic(path) as scratch:
+    with write_errors(path), atomic(path) as scratch:
         table.to_parquet(scratch, index=False)
 
 
@@ -182,7 +181,7 @@ def _estimated(
             if activations is None
             else estimator_of(experiment)(activations)
         )
-        with kept_file(path):
+        with write_errors(path):
             in_unit(vectors, experiment).save(path)
     return SteeringVectors.load(path), activations
 
@@ -192,7 +191,7 @@ def _activations(experiment: Experiment, model: Any, out: Path, **options: Any) 
     audit_path, path = out / "audit.csv", out / "activations.safetensors"
     if not audit_path.exists():
         differing = audit(pairs_of(experiment, model), tokenizer=model.tokenizer).to_csv(index=False)
-        write_whole(audit_path, differing.encode("utf-8"), out)
+        write_atomic(audit_path, differing.encode("utf-8"), out)
     if not path.exists():
         logger.info("capturing activations of both sides of the pairs")
         config = experiment.capture
@@ -204,7 +203,7 @@ def _activations(experiment: Experiment, model: Any, out: Path, **options: Any) 
             hook=config.hook,
             **options,
         )
-        with kept_file(path):
+        with write_errors(path):
             activations.save(path)
     return PairedActivations.load(path)
 

@@ -1,8 +1,7 @@
-"""A run folder while it is worked on: whose it is, what it was begun with, and who writes it now.
+"""Folder of an experiment's run while it is unfinished: its owner, its plan, and its single writer.
 
-`RUN/unfinished/` marks a run that has not come to its end. It holds the lock, `begun.json` (model, data,
-packages and memory, as they were), and the sweeps' tables until all of them are one. It goes when the report
-is written.
+`RUN/unfinished/` exists until the report is written. It has the lock, `begun.json` (model, data, packages and
+memory at the start), and the sweeps' tables until they are combined.
 """
 
 import difflib
@@ -13,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,17 +21,16 @@ from typing import Any
 from .._util.validation import checked
 from ..engine.shared.chunking import bytes_allowed
 from ..models import detected_format, writes_date
-from ..sweeps.content_hash import counted, digest
-from ..sweeps.plans import Plan, differences, model_parts, questions_parts, tokens_part
-from ..sweeps.store import not_written, only_writer, write_whole
-from .config_file import Experiment
-from .materials import files_of, pairs_of, passages_of, questions_of, rendered_prompts
+from ..sweeps.plans import Plan, counted, differences, model_parts, questions_parts, tokens_part
+from ..sweeps.store import WRITER, Store, locked, open_store, write_atomic
+from .files.experiment import Experiment
+from .materials import files_of, pairs_of, passages_of, questions_of, said_prompts
 
 logger = logging.getLogger(__name__)
 UNFINISHED, BEGUN, FILE, VERSIONS, REPORT = (
     "unfinished", "begun.json", "experiment.toml", "versions.json", "report.html",
 )  # fmt: skip
-SHOWN = 3  # differing lines
+MAX_LINES = 3  # differing lines in a message
 REMEDY = "Give another folder (--out), or begin anew (--fresh), which moves the old run aside."
 
 
@@ -43,97 +41,85 @@ def is_run(out: Path) -> bool:
 
 @checked
 def is_finished(out: str | Path) -> bool:
-    """Whether a folder holds a run that has come to its end, with its report."""
+    """Whether a folder holds a finished run with its report."""
     out = Path(out)
     return all((out / name).exists() for name in (FILE, VERSIONS, REPORT)) and not (out / UNFINISHED).exists()
 
 
-def require_own(experiment: Experiment, out: Path) -> None:
-    """Refuse a folder that holds something else, or a run of another experiment file.
+def require_same_experiment(experiment: Experiment, out: Path) -> None:
+    """Reject a folder with other files, or with a run of another experiment file.
 
     Raises:
-        FileExistsError: says what it holds, the first lines that differ, and what to do.
+        FileExistsError: the message has the first lines that differ.
     """
-    if not is_run(out):
-        if out.is_file() or (out.is_dir() and any(out.iterdir())):
-            raise FileExistsError(
-                f"{out} exists and is not empty: give another folder, or move or delete this one first."
-            )
-        return
+    if not is_run(out) and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
+        raise FileExistsError(
+            f"{out} exists and is not empty: give another folder, or move or delete this one first."
+        )
     if not (out / FILE).exists():
         return
-    held = (out / FILE).read_bytes().decode("utf-8", errors="replace")
-    if held != experiment.source:
-        lines = (text.splitlines() for text in (held, experiment.source))
-        told = list(difflib.unified_diff(*lines, n=0, lineterm=""))[2:]  # the first two name the files
-        changed = [line for line in told if not line.startswith("@@")]
-        shown = "\n".join(f"  {line}" for line in changed[:SHOWN] or ["(ends of lines alone)"])
-        more = f"\n  … and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
+    before = (out / FILE).read_bytes().decode("utf-8", errors="replace")
+    if before != experiment.source:
+        sources = (source.splitlines() for source in (before, experiment.source))
+        diff = list(difflib.unified_diff(*sources, n=0, lineterm=""))[2:]  # the first two name the files
+        changed = [line for line in diff if not line.startswith("@@")] or ["(only the line ends)"]
+        lines = "\n".join(f"  {line}" for line in changed[:MAX_LINES])
+        more = f"\n  … and {len(changed) - MAX_LINES} more" if len(changed) > MAX_LINES else ""
         raise FileExistsError(
             f"{out} already holds a run of another experiment file (- as it was, + as it is now):\n"
-            f"{shown}{more}\n{REMEDY}"
+            f"{lines}{more}\n{REMEDY}"
         )
 
 
 def move_aside(out: Path) -> Path | None:
-    """Give a run the first free name of out.old-1, out.old-2, …; nothing is deleted.
+    """Rename a run to the first free name of out.old-1, out.old-2, …; nothing is deleted.
 
     Raises:
         InUseError: a process writes it.
     """
     if not is_run(out):
         return None
-    whole = out.absolute()  # "." has no name
-    names = (whole.with_name(f"{whole.name}.old-{number}") for number in itertools.count(1))
-    if (out / UNFINISHED).exists():
-        with only_writer(out / UNFINISHED, out):
-            old = next(place for place in names if not place.exists())
-            os.rename(whole, old)
-            (old / UNFINISHED / "writer.json").unlink(missing_ok=True)
-    else:
-        old = next(place for place in names if not place.exists())
-        os.rename(whole, old)
-    logger.info("the run that was in %s is in %s", out, old)
+    path = out.absolute()  # "." has no name
+    with locked(out / UNFINISHED, out) if (out / UNFINISHED).exists() else nullcontext():
+        names = (path.with_name(f"{path.name}.old-{number}") for number in itertools.count(1))
+        old = next(name for name in names if not name.exists())
+        os.rename(path, old)
+        (old / UNFINISHED / WRITER).unlink(missing_ok=True)
+    logger.info("the earlier run in %s was moved to %s", out, old)
     return old
 
 
 @contextmanager
-def worked_on(experiment: Experiment, out: Path) -> Iterator[Path]:
-    """Begin a run in `out` or go on with it; gives the folder of what is only there until it is finished.
+def open_run(experiment: Experiment, out: Path) -> Iterator[Path]:
+    """Begin or continue a run in `out`; yields the folder of files that are removed when it is finished.
 
     Raises:
-        FileExistsError: as `require_own`.
+        FileExistsError: as `require_same_experiment`.
         InUseError: another process writes it.
 
-    On an error what is finished stays; where nothing was begun, nothing does.
+    After an error, finished files are kept; if nothing was begun, nothing is left.
     """
-    require_own(experiment, out)
-    was_there = out.exists()
-    work = out / UNFINISHED
-    work.mkdir(parents=True, exist_ok=True)
-    with only_writer(work, out):
+    require_same_experiment(experiment, out)
+    was_there, folder = out.exists(), out / UNFINISHED
+    with open_store(folder, out):
         try:
-            require_own(experiment, out)
-            for scratch in out.glob(".*.part"):
-                scratch.unlink(missing_ok=True)  # of a process that was killed while it wrote
-            yield work
+            require_same_experiment(experiment, out)
+            yield folder
         except BaseException as error:
-            if (work / BEGUN).exists() and not isinstance(error, FileExistsError):
-                logger.warning(
-                    "%s is unfinished: what is done is kept, the same call goes on from there", out
-                )
+            if (folder / BEGUN).exists() and not isinstance(error, FileExistsError):
+                logger.warning("%s is unfinished: finished files are kept, the same call continues", out)
             elif not (out / FILE).exists():
-                shutil.rmtree(work, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
                 if not was_there:
                     with suppress(OSError):
                         out.rmdir()
             raise
-        shutil.rmtree(work)
+        shutil.rmtree(folder)
 
 
-def with_date(experiment: Experiment, model: Any, work: Path) -> Experiment:
-    """The experiment with the date that its chat template writes: that on which the run was begun."""
-    path, variables = work / BEGUN, experiment.model.template_variables
+def with_date(experiment: Experiment, model: Any, folder: Path) -> Experiment:
+    """The experiment with the date that its chat template writes: the date when the run was begun."""
+    path, variables = folder / BEGUN, experiment.model.template_variables
     if path.exists():
         variables = json.loads(path.read_text("utf-8")).get("template_variables", variables)
     elif experiment.has_chat and writes_date(detected_format(model, variables)):
@@ -143,57 +129,53 @@ def with_date(experiment: Experiment, model: Any, work: Path) -> Experiment:
     return replace(experiment, model=replace(experiment.model, template_variables=variables))
 
 
-def begin(experiment: Experiment, model: Any, work: Path, packages: dict[str, str]) -> dict[str, Any]:
-    """Write down what the run is begun with, or compare it; gives what it was begun with.
+def begin(experiment: Experiment, model: Any, folder: Path, packages: dict[str, str]) -> dict[str, Any]:
+    """Write what the run begins with, or compare it; returns what it was begun with.
 
-    `memory` is among it, in bytes: it decides what shares a batch, and so the last bits of every table.
+    "memory", in bytes, decides what shares a batch, and so the last bits of every table.
 
     Raises:
-        FileExistsError: the model or the data are others than when the run was begun.
+        FileExistsError: the model or the data differ from those at the start.
     """
-    out, path = work.parent, work / BEGUN
-    parts = json.loads(json.dumps(_parts(experiment, model)))
-    if path.exists():
-        begun = json.loads(path.read_text("utf-8"))
-        if told := differences(begun["parts"], parts):
-            raise FileExistsError(f"{out} was begun with something else than is there now: {told}. {REMEDY}")
-        if told := differences(begun["packages"], packages):
-            logger.warning("%s goes on with other packages than it was begun with: %s", out, told)
-        return begun
-    begun = {
+    out = folder.parent
+    now = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "parts": parts,
+        "parts": _parts(experiment, model),
         "packages": packages,
         "template_variables": dict(experiment.model.template_variables),
         "memory": bytes_allowed(model, None),
     }
-    if not (out / FILE).exists():
-        write_whole(out / FILE, experiment.source.encode("utf-8"), out)
-    write_whole(path, json.dumps(begun, indent=1).encode("utf-8"), out)
+    if not (folder / BEGUN).exists() and not (out / FILE).exists():
+        write_atomic(out / FILE, experiment.source.encode("utf-8"), out)
+    begun = Store(out, folder).begin(
+        BEGUN, now, plan="parts", what="something else than is there now", remedy=REMEDY
+    )
+    if changes := differences(begun["packages"], packages):
+        logger.warning("%s continues with other packages than it was begun with: %s", out, changes)
     return begun
 
 
 def require_unchanged(experiment: Experiment, model: Any, out: Path) -> None:
-    """Refuse a finished run of another model (where one is in hand), or of data files that changed since.
+    """Reject a finished run of another model (if one is passed) or of data files that have changed.
 
     Raises:
-        FileExistsError: says what differs, and what to do.
+        FileExistsError: the message names the differences.
 
-    Files that are no longer there are not asked for: a run outlives its data.
+    Data files that no longer exist are not compared.
     """
-    kept = json.loads((out / VERSIONS).read_text("utf-8"))  # of earlier versions without parts and files
-    then, now = {}, {}
-    if model is not None and (begun := kept.get("parts", {}).get("model")):
-        then["model"], now["model"] = begun, json.loads(json.dumps(model_parts(model)))
-    found = files_parts(experiment)
-    then["data"] = {name: told for name, told in kept.get("files", {}).items() if name in found}
-    now["data"] = {name: found[name] for name in then["data"]}
-    if told := differences(then, now):
-        raise FileExistsError(f"{out} holds a run of something else than is there now: {told}. {REMEDY}")
+    versions = json.loads((out / VERSIONS).read_text("utf-8"))  # earlier versions lack parts and files
+    before, now = {}, {}
+    if model is not None and (parts := versions.get("parts", {}).get("model")):
+        before["model"], now["model"] = parts, json.loads(json.dumps(model_parts(model)))
+    files = files_parts(experiment)
+    before["data"] = {name: part for name, part in versions.get("files", {}).items() if name in files}
+    now["data"] = {name: files[name] for name in before["data"]}
+    if changes := differences(before, now):
+        raise FileExistsError(f"{out} holds a run of something else than is there now: {changes}. {REMEDY}")
 
 
 def files_parts(experiment: Experiment) -> dict[str, str]:
-    """The digest of each file that the experiment names, by its name there; of those that are there."""
+    """Content hash of each existing file that the experiment names."""
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         for name, path in files_of(experiment).items()
@@ -201,21 +183,12 @@ def files_parts(experiment: Experiment) -> dict[str, str]:
     }
 
 
-@contextmanager
-def kept_file(path: Path) -> Iterator[None]:
-    """Around the writing of a file: where that fails, what is kept and how to go on is told."""
-    try:
-        yield
-    except OSError as error:
-        raise not_written(path, error, path.parent) from error
-
-
 def _parts(experiment: Experiment, model: Any) -> Plan:
-    """The model and the data, whatever files they lie in, as text and as the model's tokens."""
+    """The model and the data: texts and the model's tokens, whichever files they come from."""
     parts, prompts = {"model": model_parts(model)}, []
     if not experiment.has_prompts:
         pairs = pairs_of(experiment, model)
-        parts["pairs"] = f"{len(pairs)} ({digest(pairs)})"
+        parts["pairs"] = counted(pairs)
         prompts += [*pairs.positive, *pairs.negative]
     if experiment.questions is not None:
         questions = questions_of(experiment, model)
@@ -224,7 +197,7 @@ def _parts(experiment: Experiment, model: Any) -> Plan:
         if experiment.damage.passages and not experiment.has_prompts:
             parts["neutral passages"] = counted(passages_of(experiment))
     if experiment.text is not None:
-        said = rendered_prompts(experiment, model)
-        parts["open prompts"] = counted(said)
-        prompts += said
+        open_prompts = said_prompts(experiment, model)
+        parts["open prompts"] = counted(open_prompts)
+        prompts += open_prompts
     return parts | {"tokens": tokens_part(model, prompts)}

@@ -1,4 +1,4 @@
-"""Sweeps over vectors, layers and multipliers, and the damage of their conditions on neutral text."""
+"""Sweeps over vectors, layers and multipliers, and damage to predictions on neutral text."""
 
 from ._damage import damage
 from ._sweep import sweep

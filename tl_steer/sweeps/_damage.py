@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._util.progress import bar
+from .._util.logs import bar
 from .._util.validation import checked
 from ..directions import SteeringVector, SteeringVectors
 from ..engine import FinalStreams, Memory, Row, RunOptions, divergences, final_streams, losses, row_means
 from ..interventions import Vectors, edits_of
 from ..models import HookedModel, Prompt, as_prompts, tokenize_all
 from ..positions import Positions, PromptTokens, all_tokens
-from .conditions import Cell, OperationMaker, named_vectors, sweep_cells
+from .conditions import Condition, OperationFactory, named_vectors, sweep_conditions
 from .measuring import steered_sites, typical_norms
 from .sweep_table import FIXED
 
@@ -31,7 +31,7 @@ def damage(
     *,
     layers: int | Sequence[int | Sequence[int]] | None = None,
     multipliers: Sequence[float],
-    operations: Sequence[str | OperationMaker] = ("add",),
+    operations: Sequence[str | OperationFactory] = ("add",),
     positions: Positions | None = None,
     controls: int | Mapping[str, SteeringVectors] | None = None,
     seed: int = 0,
@@ -79,7 +79,7 @@ def damage(
     if controls is None:
         controls = 0 if layers is None else 20
     named = named_vectors(vectors)
-    unsteered, *conditions = sweep_cells(
+    unsteered, *conditions = sweep_conditions(
         named,
         controls,
         layers=layers,
@@ -113,7 +113,7 @@ class _Damages:
         self.clean: dict[int, Float[Tensor, "pos d_model"]] = {}
         self.kl, self.loss = (np.full((n_conditions + 1, len(ids)), np.nan) for _ in range(2))
 
-    def run(self, conditions: Sequence[Cell], options: RunOptions) -> None:
+    def run(self, conditions: Sequence[Condition], options: RunOptions) -> None:
         """Run the passages unsteered, keep these residual streams, and compare every condition with them."""
         rows, counts = [self._row(passage) for passage in self.read.tolist()], self.counts[self.read].tolist()
         final_streams(self.model, rows, counts, [()], self._keep_clean, options)
@@ -153,7 +153,7 @@ class _Damages:
         return torch.tensor([token for passage in passages.tolist() for token in self.ids[passage][1:]])
 
 
-def _require_generated(model: Any, conditions: Sequence[Cell]) -> None:
+def _require_generated(model: Any, conditions: Sequence[Condition]) -> None:
     """Raise `ValueError` for a condition that steers at most a passage's first token."""
     for condition in conditions:
         edits = edits_of(condition.operations, model.cfg.n_layers)

@@ -1,6 +1,7 @@
-"""Questions under some cells: scores of their choices, or texts, a row a prompt (or draw of it) and cell."""
+"""Measurement of a chunk of conditions: scores of choices, or generated texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -8,18 +9,34 @@ import numpy as np
 import pandas as pd
 
 from .._capture import capture
-from .._generation import Decoding, completion_text, write_conditions
-from .._scoring import plan_choices, score_conditions
-from ..engine import CleanStreams, Memory, OnProgress, Site, StreamNorms
+from .._generation import Decoding, completion_text, write_cells
+from .._scoring import plan_choices, score_cells
+from ..engine import CleanStreams, Memory, Site, StreamNorms, Tick
 from ..interventions import edits_of
 from ..models import tokenize_all
 from ..prompts import ChoiceQuestions
-from .chunks import Answers, Ask, Norms
-from .conditions import UNSTEERED, Cell
+from .conditions import UNSTEERED, Condition, Norms
 from .sweep_table import written_answers
 
 
-def asker(
+@dataclass(frozen=True, eq=False)
+class ChunkResult:
+    """What was measured under the conditions of a chunk.
+
+    Attributes:
+        outcomes: choice, logit_difference, probability, mass and text, one row per condition and prompt (or
+            draw), all prompts of the first condition first.
+        norms: empty if the chunk does not contain the unsteered condition.
+    """
+
+    outcomes: pd.DataFrame
+    norms: Norms
+
+
+Measure = Callable[[Any, Sequence[Condition]], ChunkResult]  # of a model and conditions
+
+
+def measure_of(
     questions: ChoiceQuestions | list[str],
     measure: str,
     decoding: Decoding,
@@ -27,32 +44,23 @@ def asker(
     mass: bool,
     sites: Sequence[Site],
     options: Mapping[str, Any],
-) -> Ask:
-    """What answers the questions under a chunk's cells.
+) -> Measure:
+    """The function that measures a chunk. It holds no model, and cloudpickle can send it to other processes.
 
     Args:
-        sites: every layer and hook that any chunk steers, whose norms the unsteered cell tells.
+        sites: every layer and hook that is steered; their norms are read in the unsteered condition.
         options: of `score_cells` and `write_cells`.
-
-    Raises:
-        ValueError: plain prompts with "choice", an unknown measure.
     """
-    if measure == "choice":
-        if not isinstance(questions, ChoiceQuestions):
-            raise ValueError(
-                "measure='choice' needs ChoiceQuestions; a list of prompts goes with measure='generate'."
-            )
-        starts = frozenset(layer + (hook == "resid_post") for layer, hook in sites)
-        options = {**options, "clean": CleanStreams(starts)}
-        return partial(_scores, questions=questions, mass=mass, sites=sites, options=options)
     if measure == "generate":
         return partial(_texts, questions=questions, decoding=decoding, sites=sites, options=options)
-    raise ValueError(f"measure={measure!r} is unknown: use 'choice' or 'generate'.")
+    starts = frozenset(layer + (hook == "resid_post") for layer, hook in sites)
+    options = {**options, "clean": CleanStreams(starts)}
+    return partial(_scores, questions=questions, mass=mass, sites=sites, options=options)
 
 
-def steered_sites(model: Any, cells: Sequence[Cell]) -> list[Site]:
+def steered_sites(model: Any, conditions: Sequence[Condition]) -> list[Site]:
     """Every layer and hook that is steered."""
-    edits = [edit for cell in cells for edit in edits_of(cell.operations, model.cfg.n_layers)]
+    edits = [edit for each in conditions for edit in edits_of(each.operations, model.cfg.n_layers)]
     return sorted({(edit.layer, edit.hook) for edit in edits})
 
 
@@ -64,79 +72,68 @@ def typical_norms(
     reuse: bool = True,
     memory: Memory = None,
 ) -> Norms:
-    """The unsteered stream's typical norm on these prompts, by hook and layer."""
-    found = {}
+    """Typical norm of the unsteered residual stream on these prompts."""
+    result = {}
     for hook in sorted({hook for _, hook in sites}):
         layers = [layer for layer, other in sites if other == hook]
         norms = capture(model, prompts, layers=layers, hook=hook, reuse=reuse, memory=memory).stream_norm
-        found |= {(hook, layer): norm for layer, norm in zip(layers, norms.tolist(), strict=True)}
-    return found
+        result |= {(hook, layer): norm for layer, norm in zip(layers, norms.tolist(), strict=True)}
+    return result
 
 
-def _unseen(cells: float) -> None:
-    """Nobody looks at the progress of a chunk that is answered elsewhere."""
+def _ignore_progress(done: float) -> None:
+    """Progress is not shown for chunks that are measured in other processes."""
 
 
 def _scores(
     model: Any,
-    cells: Sequence[Cell],
+    conditions: Sequence[Condition],
     *,
     questions: ChoiceQuestions,
     mass: bool,
     sites: Sequence[Site],
     options: Mapping[str, Any],
-    tick: OnProgress = _unseen,
-) -> Answers:
+    on_progress: Tick = _ignore_progress,
+) -> ChunkResult:
     plan = plan_choices(model, questions.prompts, questions.choices)
     norms = StreamNorms(sites, [read.question for read in plan.reads])
-    operations = [cell.operations for cell in cells]
-    scores = score_conditions(model, plan, operations, mass=mass, norms=norms, tick=tick, **options)
-    outcomes = _scored(pd.concat(scores, ignore_index=True))
-    return Answers(outcomes, _typical(model, cells, norms, plan.prompts))
+    operations = [each.operations for each in conditions]
+    scores = score_cells(model, plan, operations, mass=mass, norms=norms, tick=on_progress, **options)
+    outcomes = pd.concat(scores, ignore_index=True)
+    difference = outcomes["logit_difference"]
+    choice = pd.array(np.where(difference > 0, 0, 1), dtype="Int64")
+    choice[difference == 0] = pd.NA
+    outcomes = outcomes.assign(choice=choice, text=pd.array([pd.NA] * len(outcomes), dtype="string"))
+    return ChunkResult(outcomes, _norms(model, conditions, norms, plan.prompts))
 
 
 def _texts(
     model: Any,
-    cells: Sequence[Cell],
+    conditions: Sequence[Condition],
     *,
     questions: ChoiceQuestions | list[str],
     decoding: Decoding,
     sites: Sequence[Site],
     options: Mapping[str, Any],
-    tick: OnProgress = _unseen,
-) -> Answers:
-    ids = tokenize_all(model, questions.prompts if isinstance(questions, ChoiceQuestions) else questions)
-    norms = StreamNorms(sites, [row // decoding.draws for row in range(len(ids) * decoding.draws)])
-    operations = [cell.operations for cell in cells]
-    written = write_conditions(model, ids, operations, decoding, norms=norms, tick=tick, **options)
-    texts = [completion_text(model, new) for cell in written for new in cell]
-    return Answers(_written(texts, questions, decoding.draws), _typical(model, cells, norms, ids))
+    on_progress: Tick = _ignore_progress,
+) -> ChunkResult:
+    has_choices = isinstance(questions, ChoiceQuestions)
+    prompts, draws = list(questions.prompts if has_choices else questions), decoding.draws
+    ids = tokenize_all(model, prompts)
+    norms = StreamNorms(sites, [row // draws for row in range(len(ids) * draws)])
+    operations = [each.operations for each in conditions]
+    tokens = write_cells(model, ids, operations, decoding, norms=norms, tick=on_progress, **options)
+    texts = [completion_text(model, new) for condition in tokens for new in condition]
+    choices = [pair for pair in questions.choices for _ in range(draws)] if has_choices else None
+    outcomes = written_answers(texts, [prompt for prompt in prompts for _ in range(draws)], choices)
+    return ChunkResult(outcomes, _norms(model, conditions, norms, ids))
 
 
-def _written(texts: list[str], questions: ChoiceQuestions | list[str], draws: int) -> pd.DataFrame:
-    if isinstance(questions, ChoiceQuestions):
-        prompts, choices = ([each for each in part for _ in range(draws)] for part in
-                            (questions.prompts, questions.choices))  # fmt: skip
-        return written_answers(texts, prompts, choices)
-    return written_answers(texts, [prompt for prompt in questions for _ in range(draws)], None)
-
-
-def _scored(scores: pd.DataFrame) -> pd.DataFrame:
-    difference = scores["logit_difference"]
-    preferred = pd.array(np.where(difference > 0, 0, 1), dtype="Int64")
-    preferred[difference == 0] = pd.NA  # neither is
-    missing = pd.array([pd.NA] * len(scores), dtype="string")
-    return scores.assign(choice=preferred, text=missing)
-
-
-def _typical(
-    model: Any, cells: Sequence[Cell], norms: StreamNorms, prompts: Sequence[Sequence[int]]
+def _norms(
+    model: Any, conditions: Sequence[Condition], norms: StreamNorms, prompts: Sequence[Sequence[int]]
 ) -> Norms:
-    """The unsteered stream's typical norm on these prompts by hook and layer, measured if it was not seen.
-
-    Only where the unsteered cell is among the chunk's: one chunk tells the norms for all.
-    """
-    if UNSTEERED not in cells:
+    """The norms that were recorded, else measured now; none without the unsteered condition."""
+    if UNSTEERED not in conditions:
         return {}
     if norms.seen:
         return {(hook, layer): norm for (layer, hook), norm in norms.typical().items()}

@@ -1,4 +1,4 @@
-"""A sweep's chunks on several machines, through Ray."""
+"""Executor that runs a sweep's chunks on several machines, through Ray."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,12 +7,13 @@ from typing import Any
 from .._util.validation import checked
 from ..errors import LostWorkersError
 from ..models import ModelIdentity, exclusive, identify
-from .chunks import Answers, Ask, Executor
-from .conditions import Cell
+from .chunks import Chunks, Executor
+from .conditions import Condition
+from .measuring import ChunkResult, Measure
 
 logger = logging.getLogger(__name__)
 
-STARTING = 600  # seconds within which a first worker has to be there; a cluster may be adding machines
+START_TIMEOUT = 600  # seconds until the first worker has started; a cluster may be adding machines
 
 
 @checked
@@ -26,175 +27,166 @@ def ray_executor(
     retries: int = 3,
     **init: Any,
 ) -> Executor:
-    """Let a Ray cluster answer a sweep: `sweep(…, executor=ray_executor("ray-head:6379", gpus=1))`.
+    """Executor for `sweep` on a Ray cluster: `sweep(…, executor=ray_executor("ray-head:6379", gpus=1))`.
 
-    Each worker is a process that holds one copy of the model and answers a chunk of cells at a time. A worker
-    that is lost is started anew, and its chunk is done again; the table is the same, in the same order, to
-    the bit where hardware and threads are alike. A worker whose place is still taken by others joins in when
-    it has started.
+    Each worker is a process with a copy of the model that runs one chunk of conditions at a time. A lost
+    worker is restarted and repeats its chunk. On equal hardware with as many threads, the table is the same
+    to the bit.
 
     Args:
-        address: of a running cluster, "auto" for the one this machine belongs to; `None` uses the Ray this
-            process is connected to, else starts one here, for as long as the sweep takes, whatever else
-            runs on this machine.
-        load: gives the model in a worker, `lambda: ts.load_model("llama-2-13b-chat", device="cuda")`; it has
-            to be the sweep's own (the identity is compared). By default the sweep's model is sent to every
-            worker, as it is and for the device it is on: for small ones.
-        workers: how many; by default as many as the cluster's machines have room for, counted one by one.
-        cpus, gpus: what a worker takes of its machine; may be a part of a GPU.
-        retries: how often a chunk is begun again whose worker was lost; each chunk counts for itself.
-        init: further arguments of `ray.init`, where this starts or connects.
+        address: of a running cluster, "auto" for the one this machine belongs to; `None` uses the Ray that
+            this process is connected to, else starts one here for the duration of the sweep.
+        load: loads the model in a worker, `lambda: ts.load_model("llama-2-13b-chat", device="cuda")`; it must
+            be the sweep's (the identity is compared). By default the sweep's model, with its device, is sent
+            to each worker: for small models.
+        workers: by default as many as the cluster's machines have resources for.
+        cpus, gpus: per worker; may be a fraction of a GPU.
+        retries: how often a chunk whose worker was lost is repeated.
+        init: further arguments of `ray.init`, if Ray is started or connected here.
 
     Raises:
         ModuleNotFoundError: Ray is not installed (`pip install 'tl-steer[ray]'`).
-        ValueError: no workers, or more than the cluster has room for.
-        ModelMismatchError: `load` gives another model than the sweep's.
-        LostWorkersError: a chunk's worker was lost more often than `retries`; it says of what.
+        ValueError: no workers, or more than the cluster has resources for.
+        ModelMismatchError: `load` returns another model than the sweep's.
+        LostWorkersError: a chunk's worker was lost more often than `retries`.
         TimeoutError: no worker has started within ten minutes.
 
-    Ray's processes listen on all of a machine's addresses, and whoever can talk to them can run code there:
+    Ray's processes listen on all addresses of a machine, and anyone who can reach them can run code there:
     leave its token authentication on, which is the default.
     """
     if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers}: give at least 1, or None for as many as there is room for.")
+        raise ValueError(
+            f"workers={workers}: give at least 1, or None for as many as the cluster has resources for."
+        )
 
-    def execute(model: Any, ask: Ask, chunks: Mapping[int, Sequence[Cell]]) -> Iterator[tuple[int, Answers]]:
+    def execute(model: Any, measure: Measure, chunks: Chunks) -> Iterator[tuple[int, ChunkResult]]:
         ray = _ray()
-        own = not ray.is_initialized()
-        if own:
+        is_own = not ray.is_initialized()
+        if is_own:
             quiet = {"log_to_driver": False} | ({} if address else {"include_dashboard": False})
-            ray.init(address or "local", **quiet | init)  # without an address it would join what runs here
+            ray.init(address or "local", **quiet | init)  # without an address Ray joins any running cluster
         try:
             count = min(_count(ray, workers, cpus, gpus), len(chunks))
-            options = {
-                "num_cpus": cpus,
-                "num_gpus": gpus,
-                "max_restarts": -1,  # as often as the chunks allow: this counts all that a worker ever did
-                "max_task_retries": retries,
-            }
-            worker = ray.remote(_Worker).options(**options)
-            with exclusive(model):  # without the hooks of another thread's steer
-                given = ray.put(model) if load is None else None
-            identity, precision = identify(model), str(model.cfg.dtype)
-            pool = [worker.remote(given, load, identity, precision) for _ in range(count)]
-            logger.info("%d chunks of cells for %d Ray workers", len(chunks), count)
-            yield from _answers(ray, pool, ray.put(ask), chunks)
+            worker = ray.remote(_Worker).options(
+                num_cpus=cpus,
+                num_gpus=gpus,
+                max_restarts=-1,  # counts all chunks of a worker together: limited per chunk instead
+                max_task_retries=retries,
+            )
+            with exclusive(model):  # without the hooks of another thread's `steer`
+                sent = ray.put(model) if load is None else None
+            identity, dtype = identify(model), str(model.cfg.dtype)
+            pool = [worker.remote(sent, load, identity, dtype) for _ in range(count)]
+            logger.info("%d chunks of conditions for %d Ray workers", len(chunks), count)
+            yield from _results(ray, pool, ray.put(measure), chunks)
         finally:
-            if own:
+            if is_own:
                 ray.shutdown()
 
     return execute
 
 
 class _Worker:
-    """One process of the cluster, with the model in its memory."""
+    """A process of the cluster, with the model in its memory."""
 
     def __init__(
-        self, model: Any, load: Callable[[], Any] | None, identity: ModelIdentity, precision: str
+        self, model: Any, load: Callable[[], Any] | None, identity: ModelIdentity, dtype: str
     ) -> None:
-        self.model, self.load = model, load
-        self.identity, self.precision = identity, precision
+        self.model, self.load, self.identity, self.dtype = model, load, identity, dtype
 
     def ready(self) -> None:
-        """Answered as soon as the worker has a place and has started; the model is not waited for."""
+        """Return when the worker has started; the model is loaded later."""
 
-    def answer(self, ask: Ask, number: int, cells: Sequence[Cell]) -> tuple[int, Answers]:
-        """A chunk's number and answers; the first one waits for the model."""
+    def run(self, measure: Measure, number: int, conditions: Sequence[Condition]) -> tuple[int, ChunkResult]:
+        """A chunk's number and result; the first call loads the model."""
         if self.model is None:
             self.model = self._loaded()
-        return number, ask(self.model, cells)
+        return number, measure(self.model, conditions)
 
     def _loaded(self) -> Any:
         model = self.load()
         self.identity.require(identify(model), what="the sweep", hint=" See load=… of ray_executor.")
-        if str(model.cfg.dtype) != self.precision:
+        if str(model.cfg.dtype) != self.dtype:
             raise ValueError(
-                f"the sweep's model is in {self.precision}, and what load=… gave a worker in "
+                f"the sweep's model is in {self.dtype}, and what load=… gave a worker in "
                 f"{model.cfg.dtype}: load the same."
             )
         return model
 
 
-def _answers(
-    ray: Any, pool: Sequence[Any], ask: Any, chunks: Mapping[int, Sequence[Cell]]
-) -> Iterator[tuple[int, Answers]]:
-    """Each chunk's answers as they come; the pool's workers die with the list that holds them."""
+def _results(
+    ray: Any, pool: Sequence[Any], measure: Any, chunks: Chunks
+) -> Iterator[tuple[int, ChunkResult]]:
+    """Each chunk's result as it arrives; the workers are ended afterwards."""
     try:
-        yield from _handed_out(ray, pool, ask, chunks)
-    except ray.exceptions.RayTaskError as error:  # what a chunk raised: the same as without Ray
+        yield from _distributed(ray, pool, measure, chunks)
+    except ray.exceptions.RayTaskError as error:  # raised by a chunk, as without Ray
         raise error.cause from error
     except ray.exceptions.RayActorError as error:
         raise LostWorkersError(
-            "a chunk of cells was given up: its worker was lost each time it was begun, the last time with: "
-            f"{str(error).strip().splitlines()[0]} What is finished is kept where the sweep has out=…: "
-            "call it again to go on. If memory ran out on a machine, let a worker take more of it (cpus=…, "
-            "gpus=…), so that there are fewer."
+            "a chunk of conditions was given up: its worker was lost at each try, the last time with: "
+            f"{str(error).strip().splitlines()[0]} If the sweep has out=…, finished chunks are kept: call it "
+            "again to go on. If a machine's memory ran out, give each worker more of it (cpus=…, gpus=…)."
         ) from error
     finally:
         for worker in pool:
             ray.kill(worker)
 
 
-def _handed_out(
-    ray: Any, pool: Sequence[Any], ask: Any, chunks: Mapping[int, Sequence[Cell]]
-) -> Iterator[tuple[int, Answers]]:
-    """The chunks' answers; a worker gets a chunk when it has started, and another one with each answer."""
-    left, started = list(chunks.items()), False
-    asked = {worker.ready.remote(): worker for worker in pool}
-    missing = len(left)
+def _distributed(
+    ray: Any, pool: Sequence[Any], measure: Any, chunks: Chunks
+) -> Iterator[tuple[int, ChunkResult]]:
+    """Give a chunk to each worker that has started or finished its previous one; yield the results."""
+    waiting, has_started = list(chunks.items()), False
+    running = {worker.ready.remote(): worker for worker in pool}
+    missing = len(waiting)
     while missing:
-        done, _ = ray.wait(list(asked), timeout=None if started else STARTING)
+        done, _ = ray.wait(list(running), timeout=None if has_started else START_TIMEOUT)
         if not done:
-            raise TimeoutError(_not_started(len(pool)))
-        started, worker = True, asked.pop(done[0])
-        answer = ray.get(done[0])
-        if left:
-            asked[worker.answer.remote(ask, *left.pop(0))] = worker
+            raise TimeoutError(
+                f"waited {START_TIMEOUT} seconds for any of the {len(pool)} Ray workers to start: the "
+                "cluster's resources are in use (see `ray status`). Ask for less (cpus=…, gpus=…), or wait."
+            )
+        has_started, worker = True, running.pop(done[0])
+        result = ray.get(done[0])
+        if waiting:
+            running[worker.run.remote(measure, *waiting.pop(0))] = worker
         else:
-            ray.kill(worker)  # its place may be what a lost one, with a chunk to do again, is waiting for
-        if answer is not None:
+            ray.kill(worker)  # a restarting worker, with a chunk to repeat, may be waiting for its resources
+        if result is not None:
             missing -= 1
-            yield answer
-
-
-def _not_started(count: int) -> str:
-    workers = "the Ray worker" if count == 1 else f"any of the {count} Ray workers"
-    return (
-        f"waited {STARTING} seconds for {workers} to start: others have what the cluster has. `ray status` "
-        "shows who takes what; ask for less (cpus=…, gpus=…), or call again when there is room."
-    )
+            yield result
 
 
 def _count(ray: Any, workers: int | None, cpus: int | float, gpus: int | float) -> int:
-    """How many workers there will be: as many as were asked for, if the cluster has room for them.
+    """Number of workers.
 
     Raises:
-        ValueError: it has not, or none were asked for of workers that take nothing of a machine.
+        ValueError: the cluster lacks the resources, or no number is given of workers that need none.
     """
-    wanted = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
-    if not wanted:
+    needed = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+    if not needed:
         if workers is None:
-            raise ValueError(
-                "a worker that takes no CPU and no GPU has room everywhere: say how many workers."
-            )
+            raise ValueError("a worker that takes no CPU and no GPU fits everywhere: say how many workers.")
         return workers
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(_fitting(machine, wanted) for machine in machines)
-    if room < (workers or 1):
-        has = {name: sum(machine.get(name, 0) for machine in machines) for name in ("CPU", "GPU")}
+    most = sum(_fitting(machine, needed) for machine in machines)
+    if most < (workers or 1):
+        total = {name: sum(machine.get(name, 0) for machine in machines) for name in ("CPU", "GPU")}
         raise ValueError(
-            f"the cluster has {has['CPU']:g} CPUs and {has['GPU']:g} GPUs on {len(machines)} machines, and a "
-            f"worker wants {cpus:g} and {gpus:g} of one: there is room for {room}, not for {workers or 1}. "
+            f"the cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(machines)} machines, "
+            f"and a worker needs {cpus:g} and {gpus:g} of one: it has resources for {most}, not "
+            f"for {workers or 1}. "
             "Ask for less (cpus=…, gpus=…), or for fewer workers."
         )
-    return workers or room
+    return workers or most
 
 
-def _fitting(machine: Mapping[str, float], wanted: Mapping[str, int | float]) -> int:
-    """How many workers fit on one machine."""
-    # Ray counts in ten-thousandths; in floats a GPU would hold nine tenths of itself.
+def _fitting(machine: Mapping[str, float], needed: Mapping[str, int | float]) -> int:
+    """Number of workers that fit on one machine; Ray counts in ten-thousandths, which avoids rounding."""
     return min(
-        round(machine.get(name, 0) * 10_000) // max(round(each * 10_000), 1) for name, each in wanted.items()
+        round(machine.get(name, 0) * 10_000) // max(round(amount * 10_000), 1)
+        for name, amount in needed.items()
     )
 
 

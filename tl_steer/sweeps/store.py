@@ -1,7 +1,8 @@
-"""What a sweep has done, kept as it goes in a folder beside its table: chunk by chunk, each whole or absent.
+"""Resumable work: a folder with one writer, the plan of the work, and files that are whole or absent.
 
-`table.parquet.cells/` holds `plan.json` (all that the numbers depend on), a file a finished chunk, and the
-lock. It is removed when `table.parquet` is written.
+Sweeps and experiment runs use it. A sweep's folder, `table.parquet.cells/`, has `plan.json` (everything that
+the numbers depend on), a Parquet file per finished chunk and the lock. It is removed when `table.parquet` is
+written.
 """
 
 import hashlib
@@ -22,161 +23,71 @@ import pandas as pd
 from .._util.file_io import atomic
 from .._util.validation import warn
 from ..errors import InUseError
-from .chunks import Answers
-from .content_hash import digest
-from .plans import Plan, differences
+from .measuring import ChunkResult
+from .plans import Plan, differences, digest
 
 PACKAGES = ("tl-steer", "torch", "transformer-lens", "transformers")
 LOCK, WRITER, PLAN = "lock", "writer.json", "plan.json"
-OTHER_KINDS = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".pkl")
+OTHER_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".pkl")
 
 
 @dataclass(frozen=True)
-class Checkpoints:
-    """The finished chunks of one sweep; `checkpoints` opens them.
+class Store:
+    """A folder of unfinished work that only this process writes to; `open_store` opens it.
 
     Attributes:
-        out: where the table will be.
-        folder: where the chunks are.
-        plan: the plan's digest, which each chunk's file repeats.
-        memory: bytes that the engine may take, as when the sweep was begun: they decide what shares a batch.
+        out: the file or folder that the work produces.
+        folder: of the unfinished work.
     """
 
     out: Path
     folder: Path
-    plan: str
-    memory: int
 
-    def finished(self) -> set[int]:
-        """The chunks whose files are whole and of this plan; any other file is removed, to be done again."""
-        numbers = [self._number(path) for path in sorted(self.folder.glob("*.parquet"))]
-        return {number for number in numbers if number is not None}
+    def begin(
+        self, file: str, begun: Mapping[str, Any], *, plan: str, what: str, remedy: str
+    ) -> dict[str, Any]:
+        """Write what the work begins with or, if it was begun before, compare and return that.
 
-    def keep(self, number: int, answers: Answers) -> None:
-        """Write a chunk's answers, whole or not at all.
-
-        Raises:
-            OSError: it could not be written; all that was finished before is as it was.
-        """
-        described = {
-            "plan": self.plan,
-            "chunk": number,
-            "norms": [[*at, norm] for at, norm in answers.norms.items()],
-        }
-        content = _parquet(answers.outcomes, described)
-        write_whole(self.folder / f"{number:05d}-{_content_digest(content)}.parquet", content, self.folder)
-
-    def answers(self, number: int) -> Answers:
-        """A finished chunk's answers."""
-        (path,) = self.folder.glob(f"{number:05d}-*.parquet")
-        outcomes, described = _read(path.read_bytes())
-        return Answers(outcomes, {(hook, layer): norm for hook, layer, norm in described["norms"]})
-
-    def finish(self, table: pd.DataFrame) -> None:
-        """Write the table, and remove the chunks.
+        Args:
+            file: name of the file in the folder.
+            begun: JSON values, the plan among them.
+            plan: key of the plan.
+            what, remedy: for the message.
 
         Raises:
-            OSError: the table could not be written; the chunks are all there.
+            FileExistsError: the work was begun with another plan; the message names the differences.
         """
-        begun = json.loads((self.folder / PLAN).read_text("utf-8"))
-        write_whole(self.out, _parquet(table, begun), self.folder)
-        _removed(self.folder)
-
-    def _number(self, path: Path) -> int | None:
-        """Which chunk a file is; `None`, and the file is gone, where it is torn or of another plan."""
-        content = path.read_bytes()
-        number, _, told = path.stem.partition("-")
-        if told == _content_digest(content) and number.isdecimal():
-            described = _read(content)[1]
-            if (described.get("plan"), described.get("chunk")) == (self.plan, int(number)):
-                return int(number)
-        path.unlink(missing_ok=True)
-        return None
+        path = self.folder / file
+        if not path.exists():
+            kept = self.out if self.out.is_dir() else self.folder
+            write_atomic(path, json.dumps(begun, indent=1).encode(), kept)
+            return dict(begun)
+        before = json.loads(path.read_text("utf-8"))
+        if changes := differences(before[plan], _as_json(begun[plan])):
+            raise FileExistsError(f"{self.out} was begun with {what}: {changes} now. {remedy}")
+        return before
 
 
 @contextmanager
-def checkpoints(out: Path, plan: Plan, memory: int) -> Iterator[Checkpoints]:
-    """Begin a sweep that writes to `out`, or go on with it; nobody else may meanwhile.
+def open_store(folder: Path, out: Path) -> Iterator[Store]:
+    """Create or reopen a folder of unfinished work, lock it, and remove files of killed writers.
 
-    Raises:
-        FileExistsError: `out` is there, or it was begun with another plan; the message says what differs.
-        InUseError: another process writes it.
+    Raises as `locked`.
     """
-    folder = out.with_name(f"{out.name}.cells")
     folder.mkdir(parents=True, exist_ok=True)
-    plan = json.loads(json.dumps(plan))
-    with only_writer(folder, out):
-        try:
-            if out.exists():
-                raise FileExistsError(f"{out} exists: give another name, or move it away first.")
-            for scratch in [*folder.glob(".*.part"), *out.parent.glob(f".{out.name}.*.part")]:
-                scratch.unlink(missing_ok=True)  # of a process that was killed while it wrote
-            memory = _begun(folder, out, plan, memory)
-            yield Checkpoints(out, folder, digest(plan), memory)
-        finally:
-            if not any(folder.glob("*.parquet")):  # nothing is finished, or all is
-                _removed(folder)
-
-
-def _begun(folder: Path, out: Path, plan: Plan, memory: int) -> int:
-    """The plan's file, made or compared; the memory it was begun with."""
-    path, packages = folder / PLAN, package_versions(PACKAGES)
-    begun = json.loads(path.read_text("utf-8")) if path.exists() else None
-    done = any(folder.glob("*.parquet"))
-    if begun is None or not done:
-        described = {"plan": plan, "memory": memory, "packages": packages}
-        write_whole(path, json.dumps(described, indent=1).encode(), folder)
-        return memory
-    if told := differences(begun["plan"], plan):
-        raise FileExistsError(
-            f"{out} was begun with another sweep, part of which is done: {told} now. Give what it was begun "
-            f"with to go on, write this one elsewhere, or delete {folder} to begin anew."
-        )
-    _warn_of_packages(out, begun["packages"])
-    return begun["memory"]
-
-
-def _warn_of_packages(out: Path, begun: Mapping[str, str]) -> None:
-    if message := differences(begun, package_versions(PACKAGES)):
-        warn(
-            f"{out} was begun with other packages: {message} now. Where numbers must not depend on them, "
-            "install those again, or begin anew elsewhere."
-        )
-
-
-def finished_table(out: Path, plan: Plan) -> pd.DataFrame | None:
-    """The table of a finished sweep with this plan, `None` where `out` does not exist.
-
-    Raises:
-        FileExistsError: `out` is something else; the message says what differs.
-    """
-    if not out.exists():
-        return None
-    try:
-        table, begun = _read(out.read_bytes())
-        differing = differences(begun["plan"], json.loads(json.dumps(plan)))
-    except Exception as error:  # whatever pyarrow makes of another file
-        raise FileExistsError(
-            f"{out} exists, and is not the table of a sweep ({error!r:.80}): give another name, or move it "
-            "away first."
-        ) from error
-    if differing:
-        raise FileExistsError(
-            f"{out} exists, with the table of another sweep: {differing} now. Give another name, or move it "
-            "away first."
-        )
-    _warn_of_packages(out, begun["packages"])
-    _remove_outlived(begun["plan"], out.with_name(f"{out.name}.cells"))
-    return table
+    with locked(folder, out):
+        for path in [*folder.glob(".*.part"), *out.glob(".*.part"), *out.parent.glob(f".{out.name}.*.part")]:
+            path.unlink(missing_ok=True)
+        yield Store(out, folder)
 
 
 @contextmanager
-def only_writer(folder: Path, what: Path) -> Iterator[None]:
-    """Hold a folder's lock, or refuse; it is let go of when this is left, or the process dies however.
+def locked(folder: Path, out: Path) -> Iterator[None]:
+    """Hold a folder's lock, which is released on leaving and when the process ends.
 
     Raises:
-        InUseError: another process holds it; says which.
-        OSError: the disk is full, or the folder may not be written to.
+        InUseError: another process holds it; the message names the process.
+        OSError: as `write_atomic`.
     """
     from filelock import FileLock, Timeout
 
@@ -185,11 +96,11 @@ def only_writer(folder: Path, what: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise InUseError(
-            f"{what} is being written by {_writer(folder)}: wait for it to end, or write elsewhere."
+            f"{out} is being written by {_writer(folder)}: wait for it to end, or write elsewhere."
         ) from None
     try:
-        told = {"process": os.getpid(), "machine": socket.gethostname()}
-        write_whole(folder / WRITER, json.dumps(told).encode(), folder)
+        writer = {"process": os.getpid(), "machine": socket.gethostname()}
+        write_atomic(folder / WRITER, json.dumps(writer).encode(), folder)
         yield
     finally:
         with suppress(OSError):
@@ -199,109 +110,214 @@ def only_writer(folder: Path, what: Path) -> Iterator[None]:
 
 def _writer(folder: Path) -> str:
     try:
-        told = json.loads((folder / WRITER).read_text("utf-8"))
-        here = told["machine"] == socket.gethostname()
-        return f"process {told['process']}" + ("" if here else f" on {told['machine']}")
+        writer = json.loads((folder / WRITER).read_text("utf-8"))
+        is_local = writer["machine"] == socket.gethostname()
+        return f"process {writer['process']}" + ("" if is_local else f" on {writer['machine']}")
     except (OSError, ValueError, KeyError):  # it has just begun, or is about to end
         return "another process"
 
 
-def write_whole(path: Path, content: bytes, kept: Path) -> None:
-    """Write a file whole or not at all; where it cannot be written, say so, what is kept, and how to go on.
+def write_atomic(path: Path, content: bytes, kept: Path) -> None:
+    """Write a file whole or not at all.
 
     Raises:
-        OSError: the disk is full, a limit is reached, or the folder may not be written to.
+        OSError: the disk is full, or the folder cannot be written to; the message says where finished work
+            is kept and how to continue.
     """
+    with write_errors(path, kept, f" ({len(content):,} bytes)"), atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def write_errors(path: Path, kept: Path | None = None, size: str = "") -> Iterator[None]:
+    """Say in an error of writing `path` where finished work is kept (by default in its folder)."""
     try:
-        with atomic(path) as scratch:
-            scratch.write_bytes(content)
+        yield
     except OSError as error:
-        raise not_written(path, error, kept, f" ({len(content):,} bytes)") from error
+        explained = OSError(
+            f"{path}{size} could not be written: {error.strerror or error}. All that was finished before is "
+            f"kept in {kept or path.parent}; free some space, or correct the cause, and call again to go on."
+        )
+        explained.errno = error.errno
+        raise explained from error
 
 
-def not_written(path: Path, error: Exception, kept: Path, size: str = "") -> OSError:
-    """The error that says which file could not be written and why, and that what is done is kept."""
-    told = OSError(
-        f"{path}{size} could not be written: {getattr(error, 'strerror', None) or error}. All that was "
-        f"finished before is kept in {kept}; make room, or mend what is wrong, and call again to go on."
-    )
-    told.errno = getattr(error, "errno", None)
-    return told
+def package_versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions."""
+    versions = dict.fromkeys(packages, "not installed")
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
-def require_parquet_name(out: Path) -> None:
-    """Before anything is run: a table that cannot be kept is lost work.
+@dataclass(frozen=True)
+class Checkpoints(Store):
+    """The finished chunks of a sweep; `open_checkpoints` opens them.
+
+    Attributes:
+        plan: content hash of the plan; each chunk's file has it too.
+        memory: bytes for the engine, as when the sweep was begun: they decide what shares a batch.
+    """
+
+    plan: str
+    memory: int
+
+    def finished(self) -> set[int]:
+        """Numbers of the finished chunks; damaged files and files of other plans are removed."""
+        numbers = set()
+        for path in self.folder.glob("*.parquet"):
+            number, _, expected = path.stem.partition("-")
+            content = path.read_bytes()
+            metadata = _read_parquet(content)[1] if expected == _file_digest(content) else {}
+            if number.isdecimal() and (self.plan, int(number)) == (
+                metadata.get("plan"),
+                metadata.get("chunk"),
+            ):
+                numbers.add(int(number))
+            else:
+                path.unlink(missing_ok=True)
+        return numbers
+
+    def save(self, number: int, result: ChunkResult) -> None:
+        """Write a chunk's result. Raises as `write_atomic`."""
+        norms = [[*site, norm] for site, norm in result.norms.items()]
+        content = _parquet(result.outcomes, {"plan": self.plan, "chunk": number, "norms": norms})
+        write_atomic(self.folder / f"{number:05d}-{_file_digest(content)}.parquet", content, self.folder)
+
+    def load(self, number: int) -> ChunkResult:
+        """A finished chunk's result."""
+        (path,) = self.folder.glob(f"{number:05d}-*.parquet")
+        outcomes, metadata = _read_parquet(path.read_bytes())
+        return ChunkResult(outcomes, {(hook, layer): norm for hook, layer, norm in metadata["norms"]})
+
+    def finish(self, table: pd.DataFrame) -> None:
+        """Write the table, then remove the chunks. Raises as `write_atomic`; the chunks are then kept."""
+        begun = json.loads((self.folder / PLAN).read_text("utf-8"))
+        write_atomic(self.out, _parquet(table, begun), self.folder)
+        _remove(self.folder)
+
+
+@contextmanager
+def open_checkpoints(out: Path, plan: Plan, memory: int) -> Iterator[Checkpoints]:
+    """Begin or continue a sweep that writes to `out`.
 
     Raises:
-        ValueError: a folder, or a name that says another kind of file.
+        FileExistsError: `out` exists, or the sweep was begun with another plan.
+        InUseError: another process writes it.
     """
-    if out.is_dir() or out.suffix in OTHER_KINDS:
-        raise ValueError(f"out={str(out)!r}: give the name of a Parquet file, such as 'sweep.parquet'.")
+    folder = out.with_name(f"{out.name}.cells")
+    with open_store(folder, out) as store:
+        try:
+            if out.exists():
+                raise FileExistsError(f"{out} exists: give another name, or move it away first.")
+            if not any(folder.glob("*.parquet")):
+                (folder / PLAN).unlink(missing_ok=True)
+            begun = store.begin(
+                PLAN,
+                {"plan": plan, "memory": memory, "packages": package_versions(PACKAGES)},
+                plan="plan",
+                what="another sweep, part of which is done",
+                remedy="Give what it was begun with to go on, write this one elsewhere, or delete "
+                f"{folder} to begin anew.",
+            )
+            _warn_of_packages(out, begun)
+            yield Checkpoints(out, folder, digest(_as_json(plan)), begun["memory"])
+        finally:
+            if not any(folder.glob("*.parquet")):  # nothing is finished, or everything is
+                _remove(folder)
 
 
-def _remove_outlived(plan: Plan, folder: Path) -> None:
-    """Remove the chunks of a finished sweep whose process was killed before it did."""
+def finished_table(out: Path, plan: Plan) -> pd.DataFrame | None:
+    """The table of a finished sweep with this plan; `None` if `out` does not exist.
+
+    Raises:
+        FileExistsError: `out` is something else; the message names the differences.
+    """
+    if not out.exists():
+        return None
+    remedy = "Give another name, or move it away first."
+    try:
+        table, begun = _read_parquet(out.read_bytes())
+        changes = differences(begun["plan"], _as_json(plan))
+    except Exception as error:  # pyarrow's errors for other files are many
+        raise FileExistsError(
+            f"{out} exists, and is not the table of a sweep ({error!r:.80}). {remedy}"
+        ) from error
+    if changes:
+        raise FileExistsError(f"{out} exists, with the table of another sweep: {changes} now. {remedy}")
+    _warn_of_packages(out, begun)
+    _remove_leftovers(begun["plan"], out.with_name(f"{out.name}.cells"))
+    return table
+
+
+def _as_json(plan: Plan) -> Any:
+    """The plan as it is read from a file: lists for tuples."""
+    return json.loads(json.dumps(plan))
+
+
+def _warn_of_packages(out: Path, begun: Mapping[str, Any]) -> None:
+    if changes := differences(begun["packages"], package_versions(PACKAGES)):
+        warn(
+            f"{out} was begun with other packages: {changes} now. If numbers must not depend on them, "
+            "install the earlier ones, or begin anew elsewhere."
+        )
+
+
+def _remove_leftovers(plan: Plan, folder: Path) -> None:
+    """Remove the chunks of a finished sweep that was killed before it removed them."""
     from filelock import FileLock, Timeout
 
-    if not (folder / PLAN).exists():
+    if not folder.exists():
         return
     with suppress(OSError, ValueError, KeyError, Timeout), FileLock(folder / LOCK, blocking=False):
         if json.loads((folder / PLAN).read_text("utf-8"))["plan"] == plan:
-            _removed(folder)
+            _remove(folder)
 
 
-def _removed(folder: Path) -> None:
-    """The folder goes, what says whose chunks they are last."""
+def _remove(folder: Path) -> None:
+    """Remove the folder, chunks first: the plan says whose they are."""
     for path in folder.glob("*.parquet"):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def package_versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """The versions that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def require_writable(table: pd.DataFrame) -> None:
-    """Before anything is run: refuse columns that Parquet cannot hold.
+def require_writable(out: Path, table: pd.DataFrame) -> None:
+    """Reject outputs that could not be written, before any work starts.
 
     Raises:
-        ValueError: names the column, and says what to do.
+        ValueError: a folder, a name of another file type, or a column that Parquet cannot hold.
     """
+    if out.is_dir() or out.suffix in OTHER_TYPES:
+        raise ValueError(f"out={str(out)!r}: give the name of a Parquet file, such as 'sweep.parquet'.")
     for name in table:
         try:
-            _read(_parquet(table[[name]]))
-        except Exception as error:  # whatever pyarrow or pandas make of it
+            _read_parquet(_parquet(table[[name]]))
+        except Exception as error:  # pyarrow's and pandas's errors are many
             raise ValueError(
                 f"the column {name!r} cannot be written to a Parquet file ({error}). Give it values of one "
-                f"kind, text, numbers or true and false (factors[{name!r}].astype(str)), or leave out=… away."
+                f"type, text, numbers or true and false (factors[{name!r}].astype(str)), or leave out=… away."
             ) from error
 
 
-def _parquet(table: pd.DataFrame, described: Mapping[str, Any] | None = None) -> bytes:
+def _parquet(table: pd.DataFrame, metadata: Mapping[str, Any] | None = None) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
     content = io.BytesIO()
     arrow = pyarrow.Table.from_pandas(table, preserve_index=False)
-    if described is not None:
-        arrow = arrow.replace_schema_metadata({**arrow.schema.metadata, b"tl_steer": json.dumps(described)})
+    if metadata is not None:
+        arrow = arrow.replace_schema_metadata({**arrow.schema.metadata, b"tl_steer": json.dumps(metadata)})
     parquet.write_table(arrow, content)
     return content.getvalue()
 
 
-def _read(content: bytes) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _read_parquet(content: bytes) -> tuple[pd.DataFrame, dict[str, Any]]:
     from pyarrow import parquet
 
-    described = json.loads(parquet.read_schema(io.BytesIO(content)).metadata.get(b"tl_steer", b"{}"))
-    return pd.read_parquet(io.BytesIO(content)), described
+    metadata = json.loads(parquet.read_schema(io.BytesIO(content)).metadata.get(b"tl_steer", b"{}"))
+    return pd.read_parquet(io.BytesIO(content)), metadata
 
 
-def _content_digest(content: bytes) -> str:
+def _file_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from .._generation import require_context
-from .._util.progress import bar
+from .._util.logs import bar
 from .._util.validation import checked
 from ..engine import FinalStreams, Memory, Row, final_streams, losses, row_means
 from ..models import HookedModel, tokenize

@@ -71,7 +71,7 @@ def read_recorded(
     layers again for every later multiplier.
     """
     if vector == UNSTEERED:
-        raise ValueError(f"{vector!r} is the name of the unsteered cell: give the vector another.")
+        raise ValueError(f"{vector!r} is the name of the unsteered condition: rename the vector.")
     file, content = str(path), _content(path)
     if draws := recorded_draws(content, file):
         prompts, recordings = draws

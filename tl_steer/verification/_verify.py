@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from .._util.progress import bar
+from .._util.logs import bar
 from .._util.validation import checked
 from ..errors import DoesNotApplyError
 from ..models import HookedModel, Prompt, exclusive
