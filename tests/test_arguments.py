@@ -22,7 +22,7 @@ import tl_steer as ts
 from tl_steer._util import validation
 from tl_steer._util.validation import checked
 from tl_steer.experiments._run import run
-from tl_steer.experiments.files import read_experiment
+from tl_steer.experiments.config_file import read_experiment
 from tl_steer.experiments.report.page import write_report
 from tl_steer.experiments.results import Results
 from tl_steer.experiments.run_folder import is_finished

@@ -199,7 +199,7 @@ def test_single_gives_the_one_position_and_rejects_where_there_are_others():
         [1, -1],
     ]
     with pytest.raises(
-        ValueError, match=r"single\(\) needs one position a prompt, but .* selected 2 of prompt 0"
+        ValueError, match=r"single\(\) needs one position per prompt, but .* selected 2 of prompt 0"
     ):
         capture(MODEL, ["a b c", "d"], positions=token(1) | last_token()).single()
 

@@ -413,7 +413,7 @@ def chosen():
 
 
 def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(chosen):
-    figure = plots.choices(chosen)
+    figure = plots.choose(chosen)
     traces = {trace.name: trace for trace in figure.data}
     on, report = (chosen[chosen["split"] == split] for split in ("one", "two"))
     assert list(traces["all prompts, chosen on them (naive)"].x) == report["in_sample_score"].to_list()
@@ -437,20 +437,20 @@ def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(cho
 
 def test_the_figure_stands_without_controls_and_without_halvings():
     table = choose(noise_sweep(), on="one", report="two", splits=0)
-    figure = plots.choices(table)
+    figure = plots.choose(table)
     assert [trace.name for trace in figure.data if trace.showlegend is False] == ["controls, chosen alike"]
     assert np.isfinite(figure.layout.xaxis.range).all()
 
 
 def test_the_figure_needs_pairs_of_one_score(chosen):
     with pytest.raises(
-        ValueError, match=r"plots\.choices needs the columns \['in_sample_score'\].*evaluation\.choose"
+        ValueError, match=r"plots\.choose.*lacks the columns in_sample_score.*choose"
     ):
-        plots.choices(chosen.drop(columns="in_sample_score"))
+        plots.choose(chosen.drop(columns="in_sample_score"))
     with pytest.raises(ValueError, match=r"\['accuracy', 'shift'\] have no common axis: select one"):
-        plots.choices(pd.concat([chosen, chosen.assign(score="shift")]))
+        plots.choose(pd.concat([chosen, chosen.assign(score="shift")]))
     with pytest.raises(ValueError, match="needs two rows"):
-        plots.choices(chosen.iloc[:3])
+        plots.choose(chosen.iloc[:3])
 
 
 def test_a_control_that_ties_has_done_as_well_whatever_rounding_makes_of_it():

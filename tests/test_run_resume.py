@@ -423,7 +423,7 @@ def test_an_experiment_that_was_changed_in_python_is_rejected(file, tmp_path, mo
     read = read_experiment(file)
     changed = replace(read, seed=5, sweep=replace(read.sweep, multipliers=(2.0, 3.0)))
     for experiment, names in ((changed, "seed, sweep"), (replace(read, source=""), "title")):
-        with pytest.raises(ValueError, match=rf"its file's text tells: {names} were .* with read_experiment"):
+        with pytest.raises(ValueError, match=rf"differs from its file in {names}: .* with read_experiment"):
             run(experiment, tmp_path / "run", model=model)
     assert list(tmp_path.iterdir()) == []
 

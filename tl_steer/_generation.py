@@ -23,7 +23,8 @@ from .engine.shared.chunking import Chunk
 from .engine.shared.decoding import Decoder
 from .engine.support import DEFAULT_OPTIONS
 from .interventions import Operation
-from .models import HookedModel, Prompt, detected_format, new_cache, tokenize_all, unembedded
+from .models import HookedModel, Prompt, detected_format, tokenize_all
+from .models.backend import new_cache, unembedded
 from .positions import PositionTracker, PromptTokens
 
 logger = logging.getLogger(__name__)

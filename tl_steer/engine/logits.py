@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities.activation_functions import apply_softcap
 
-from ..models import can_unembed_in_float32, final_norm, unembedded, unembedding
+from ..models.backend import can_unembed_in_float32, final_norm, unembedded, unembedding
 from .runner import FinalStreams
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..interventions import Operation, steer
-from ..models import input_device, run
+from ..models.backend import input_device, run
 from ..positions import Positions, PositionTracker, PromptTokens
 from .support import RunOptions
 

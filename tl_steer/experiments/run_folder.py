@@ -23,8 +23,8 @@ from ..engine.shared.chunking import bytes_allowed
 from ..models import detected_format, writes_date
 from ..sweeps.plans import Plan, counted, differences, model_parts, questions_parts, tokens_part
 from ..sweeps.store import WRITER, Store, locked, open_store, write_atomic
-from .files.experiment import Experiment
-from .materials import files_of, pairs_of, passages_of, questions_of, said_prompts
+from .config_file import Experiment
+from .materials import files_of, pairs_of, passages_of, questions_of, rendered_prompts
 
 logger = logging.getLogger(__name__)
 UNFINISHED, BEGUN, FILE, VERSIONS, REPORT = (
@@ -197,7 +197,7 @@ def _parts(experiment: Experiment, model: Any) -> Plan:
         if experiment.damage.passages and not experiment.has_prompts:
             parts["neutral passages"] = counted(passages_of(experiment))
     if experiment.text is not None:
-        open_prompts = said_prompts(experiment, model)
+        open_prompts = rendered_prompts(experiment, model)
         parts["open prompts"] = counted(open_prompts)
         prompts += open_prompts
     return parts | {"tokens": tokens_part(model, prompts)}

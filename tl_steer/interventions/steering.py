@@ -11,15 +11,8 @@ from torch import Tensor
 
 from .._util.validation import checked, warn
 from ..errors import HookDidNotFireError, NonFiniteError
-from ..models import (
-    HookedModel,
-    ModelIdentity,
-    exclusive,
-    hook_point,
-    hook_width,
-    identify,
-    require_changeable,
-)
+from ..models import HookedModel, ModelIdentity, exclusive, hook_point, hook_width, identify
+from ..models.backend import require_changeable
 from ..positions import PositionTracker, PromptTokens
 from .operations import Edit, Operation, at_least_float32, edits_of
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..models import ForwardPass, watching
+from ..models.passes import ForwardPass, watching
 from .selectors import Positions, PromptTokens
 
 

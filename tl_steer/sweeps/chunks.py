@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..engine import Tick, bar
+from ..engine import OnProgress
+from .._util.logs import bar
 from ..engine.shared.chunking import plan_work
-from ..engine.shared.prefixes import Plan, Row
+from ..engine.shared.prefixes import Plan
+from ..engine.plain import Row
 from ..interventions import edits_of
 from ..positions import PromptTokens
 from .conditions import Condition
@@ -75,7 +77,7 @@ def estimated_cost(
     prompts = [PromptTokens(len(each), tuple(each), model.tokenizer, row) for row, each in enumerate(ids)]
     rows = [Row(prompt.ids, prompt) for prompt in prompts]
     plan = Plan(rows, [edits_of(each.operations, n_layers) for each in conditions])
-    clean = len(plan.trunk.growth) * n_layers
+    clean = len(plan.prefix.trie) * n_layers
     changed = (plan_work(model, plan, new_tokens) - clean) / len(conditions)
     per_layer = sum(weight.numel() for weight in model.blocks.parameters()) / n_layers
     seconds = 2 * per_layer / SPEED.get(torch.device(model.cfg.device).type, SPEED["cuda"])
@@ -131,7 +133,7 @@ class ChunkRunner:
                     self.files.save(number, result)
         return [results[number] if self.files is None else self.files.load(number) for number in chunks]
 
-    def _results(self, chunks: Chunks, on_progress: Tick) -> Iterator[tuple[int, ChunkResult]]:
+    def _results(self, chunks: Chunks, on_progress: OnProgress) -> Iterator[tuple[int, ChunkResult]]:
         """Results as they arrive; in this process, progress is reported within a chunk.
 
         Raises:
@@ -155,7 +157,7 @@ class ChunkRunner:
             raise RuntimeError(f"the executor left the chunks {sorted(missing)} out.")
 
 
-def _logging_remaining(on_progress: Tick, n_conditions: int, level: int) -> Tick:
+def _logging_remaining(on_progress: OnProgress, n_conditions: int, level: int) -> OnProgress:
     """`on_progress`, which also logs the remaining time once, after the first seconds."""
     started, done, is_logged = time.monotonic(), 0.0, False
 

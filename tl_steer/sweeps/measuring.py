@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from .._capture import capture
-from .._generation import Decoding, completion_text, write_cells
-from .._scoring import plan_choices, score_cells
-from ..engine import CleanStreams, Memory, Site, StreamNorms, Tick
+from .._generation import Decoding, completion_text, write_conditions
+from .._scoring import plan_choices, score_conditions
+from ..engine import CleanStreams, Memory, Site, StreamNorms, OnProgress
 from ..interventions import edits_of
 from ..models import tokenize_all
 from ..prompts import ChoiceQuestions
@@ -93,12 +93,12 @@ def _scores(
     mass: bool,
     sites: Sequence[Site],
     options: Mapping[str, Any],
-    on_progress: Tick = _ignore_progress,
+    on_progress: OnProgress = _ignore_progress,
 ) -> ChunkResult:
     plan = plan_choices(model, questions.prompts, questions.choices)
     norms = StreamNorms(sites, [read.question for read in plan.reads])
     operations = [each.operations for each in conditions]
-    scores = score_cells(model, plan, operations, mass=mass, norms=norms, tick=on_progress, **options)
+    scores = score_conditions(model, plan, operations, mass=mass, norms=norms, tick=on_progress, **options)
     outcomes = pd.concat(scores, ignore_index=True)
     difference = outcomes["logit_difference"]
     choice = pd.array(np.where(difference > 0, 0, 1), dtype="Int64")
@@ -115,14 +115,14 @@ def _texts(
     decoding: Decoding,
     sites: Sequence[Site],
     options: Mapping[str, Any],
-    on_progress: Tick = _ignore_progress,
+    on_progress: OnProgress = _ignore_progress,
 ) -> ChunkResult:
     has_choices = isinstance(questions, ChoiceQuestions)
     prompts, draws = list(questions.prompts if has_choices else questions), decoding.draws
     ids = tokenize_all(model, prompts)
     norms = StreamNorms(sites, [row // draws for row in range(len(ids) * draws)])
     operations = [each.operations for each in conditions]
-    tokens = write_cells(model, ids, operations, decoding, norms=norms, tick=on_progress, **options)
+    tokens = write_conditions(model, ids, operations, decoding, norms=norms, tick=on_progress, **options)
     texts = [completion_text(model, new) for condition in tokens for new in condition]
     choices = [pair for pair in questions.choices for _ in range(draws)] if has_choices else None
     outcomes = written_answers(texts, [prompt for prompt in prompts for _ in range(draws)], choices)
