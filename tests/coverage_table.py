@@ -79,9 +79,9 @@ def covering(intervals, truth):
 def now_used(counts, *, resamples=1000, seed=1):
     """Today's intervals of simulated counts; what a joint outcome is given for is a change."""
     measure = measures if counts.shape[-1] == 2 else changes
-    distinct, place = np.unique(counts, axis=0, return_inverse=True)
-    found = measure(distinct, resamples=resamples, seed=seed)
-    return {name: tuple(each[place.ravel()] for each in found[name]) for name in found}
+    distinct, index = np.unique(counts, axis=0, return_inverse=True)
+    result = measure(distinct, resamples=resamples, seed=seed)
+    return {name: tuple(each[index.ravel()] for each in result[name]) for name in result}
 
 
 def formerly_used(counts, *, smoothing=1, resamples=1000, seed=1):
@@ -170,13 +170,13 @@ def rate_rows():
             counts = simulated(answered(*rates), n)
             truth = truth_of(*rates)
             methods = formerly_used(counts, smoothing=0), formerly_used(counts), now_used(counts)
-            found = [covering(intervals, truth) for intervals in methods]
+            result = [covering(intervals, truth) for intervals in methods]
             yield [
                 str(n),
                 f"{rates[0]:g} / {rates[1]:g}",
                 _percent(*(wilson_coverage(counts[:, kind], rates[kind]) for kind in (0, 1))),
-                _percent(*(each["d_prime"] for each in found)),
-                _percent(*(each["criterion"] for each in found)),
+                _percent(*(each["d_prime"] for each in result)),
+                _percent(*(each["criterion"] for each in result)),
                 f"{is_covered(counts).mean():.0%}",
             ]
 
@@ -187,14 +187,14 @@ def change_rows():
         for then, now, correlation in MOVES:
             joint = simulated(moved(then, now, correlation), n)
             methods = formerly_used(joint), now_used(joint)
-            found = [covering(intervals, change_of(then, now)) for intervals in methods]
+            result = [covering(intervals, change_of(then, now)) for intervals in methods]
             hits = joint[:, 0], now[0] - then[0]
             yield [
                 str(n),
                 f"{then[0]:g} / {then[1]:g} → {now[0]:g} / {now[1]:g}",
                 f"{correlation:g}",
-                _percent(*(each["d_prime"] for each in found)),
-                _percent(*(each["criterion"] for each in found)),
+                _percent(*(each["d_prime"] for each in result)),
+                _percent(*(each["criterion"] for each in result)),
                 _percent(
                     *(share_coverage(hits, each) for each in (share_change_formerly_used, share_intervals))
                 ),
@@ -239,7 +239,7 @@ def group_rows():
     for groups in (20, 50):
         for rows in GROUP_ROWS:
             for agreement in (0, 0.3, 1):
-                found = [
+                result = [
                     [
                         grouped_coverage(sized(groups, rows), agreement, rate=rate, whole=whole)
                         for whole in (False, True)
@@ -250,7 +250,7 @@ def group_rows():
                     str(groups),
                     "/".join(map(str, rows)),
                     f"{agreement:g}",
-                    *(_percent(*each) for each in found),
+                    *(_percent(*each) for each in result),
                 ]
 
 

@@ -429,7 +429,7 @@ def test_a_projection_has_no_dose_to_divide_by():
 def test_slopes_per_dose_are_predicted_as_they_are():
     slopes = made_effects(SIZES).drop(columns=["multiplier", "dose", "shift"]).assign(n=40)
     slopes["slope_per_dose"] = made_effects(SIZES)["shift"]
-    table = prediction(card(single=np.abs(SIZES)), slopes, effect="slope_per_dose")
+    table = prediction(card(single=np.abs(SIZES)), slopes, value="slope_per_dose")
     assert "multiplier" not in table
     assert table["correlation"].item() == pytest.approx(1)
 

@@ -24,7 +24,7 @@ import tl_steer as ts
 from tl_steer.experiments import read_experiment
 from tl_steer.experiments.config_file import Experiment, own_experiments
 from tl_steer.positions import PromptTokens
-from tl_steer.texts.reply_cache import ReplyCache
+from tl_steer.texts.judge_requests import ReplyCache
 
 from .conftest import make_pairs
 from .fuzzing import damaged, fuzz, numbers, one_changed, texts

@@ -9,7 +9,7 @@ from tl_steer import plots
 from tl_steer.evaluation._choose import choose
 from tl_steer.evaluation.condition_scores import measure_of
 from tl_steer.sweeps.selection import SELECTION_COLUMNS, best, candidates, halvings
-from tl_steer.sweeps.sweep_table import CELL
+from tl_steer.sweeps.sweep_table import CONDITION
 
 NAN = float("nan")
 PLAN = [("add", layers, multiplier) for layers in ("3", "4", "3+4") for multiplier in (-1.0, 1.0, 2.0)]
@@ -81,7 +81,7 @@ def halves_of(table, splits, seed):
 def on_halves(table, half, score):
     """What `choose` itself gives where the splits are these halves: chosen on one, reported on both."""
     relabelled = table.assign(split=np.where(table["prompt_id"].map(half), "first", "second"))
-    result = choose(relabelled, on="first", report="second", score=score, resamples=1, splits=0)
+    result = choose(relabelled, on="first", report="second", value=score, resamples=1, splits=0)
     return result.set_index(["operation", "split"]).sort_index()
 
 
@@ -95,7 +95,7 @@ def condition_of(row):
 @pytest.mark.parametrize("score", SCORES)
 def test_held_out_scores_and_optimism_are_a_plain_loop_of_choose_over_relabelled_halves(score):
     table = noise_sweep(effect=1.0)
-    result = choose(table, on="one", report="two", score=score, resamples=1, splits=4, seed=3)
+    result = choose(table, on="one", report="two", value=score, resamples=1, splits=4, seed=3)
     turns = [
         (on_halves(table, half, score), on_halves(table, ~half, score)) for half in halves_of(table, 4, 3)
     ]
@@ -121,7 +121,7 @@ def test_a_function_is_scored_on_the_same_halves_as_the_named_score():
         return rows["choice"].eq(rows["answer"]).fillna(False).mean()
 
     own, named = (
-        choose(table, on="one", report="two", score=score, resamples=2, splits=5)
+        choose(table, on="one", report="two", value=score, resamples=2, splits=5)
         for score in (my_accuracy, "accuracy")
     )
     for name in SELECTION_COLUMNS:
@@ -133,7 +133,7 @@ def test_the_in_sample_score_is_the_highest_score_of_all_prompts_together(score)
     table = noise_sweep(effect=0.5)
     measure, _ = measure_of(score)
     conditions = measure(table, 1, 0)
-    result = choose(table, on="one", report="two", score=score, resamples=1, splits=0)
+    result = choose(table, on="one", report="two", value=score, resamples=1, splits=0)
     for operation, rows in result.groupby("operation"):
         highest = conditions.loc[conditions["operation"] == operation, "value"].max()
         assert rows["in_sample_score"].to_list() == pytest.approx([highest] * 2)
@@ -183,7 +183,7 @@ def test_a_cell_that_is_really_better_is_chosen_again_and_little_is_optimism():
 @pytest.mark.parametrize("score", SCORES)
 def test_optimism_is_never_negative(score):
     table = noise_sweep(vectors=("a", "b", "c", "d", "e", "f"), unreadable=0)
-    result = choose(table, on="one", report="two", score=score, resamples=1, splits=30)
+    result = choose(table, on="one", report="two", value=score, resamples=1, splits=30)
     assert (result["optimism_low"] >= 0).all()
     assert (result["optimism"] > 0).all()
 
@@ -199,7 +199,7 @@ def test_halves_break_ties_as_the_choice_itself_does(turn):
     none = condition_rows("none", alike[:1] - 1, answers, plan=[("none", "", 0.0)])
     table = pd.concat([none, condition_rows("honesty", alike, answers, plan=plan)])
     for score in ("accuracy", "d_prime"):
-        result = choose(table, on="one", report="two", score=score, resamples=1, splits=10)
+        result = choose(table, on="one", report="two", value=score, resamples=1, splits=10)
         first = next(layers for _, layers, _ in plan if layers in ("9", "9+11"))
         assert set(result["layers"]) == {first}
         assert result["selection_agreement"].to_list() == [1.0, 1.0]
@@ -262,7 +262,7 @@ def test_accuracy_rewards_readable_answers_and_the_result_says_so():
         condition_rows("honesty", [chance], answers, [("add", "3", 1.0)]),
     ])  # fmt: skip
     result = {
-        score: choose(table, on="one", report="two", score=score, splits=0, resamples=200).iloc[1]
+        score: choose(table, on="one", report="two", value=score, splits=0, resamples=200).iloc[1]
         for score in ("accuracy", "readable_accuracy")
     }
     for row in result.values():
@@ -302,7 +302,7 @@ def test_a_condition_without_a_readable_answer_has_no_readable_accuracy_and_is_n
     table = noise_sweep()
     silent = (table["vector"] == "honesty") & (table["layers"] != "4")
     table["choice"] = table["choice"].mask(silent)
-    result = choose(table, on="one", report="two", score="readable_accuracy", splits=2, resamples=5)
+    result = choose(table, on="one", report="two", value="readable_accuracy", splits=2, resamples=5)
     assert set(result["layers"]) == {"4"}
     measured = measure_of("readable_accuracy")[0](table, 20, 0)
     assert measured.loc[measured["layers"] != "4", ["value", "change", "change_low"]].isna().all(axis=None)
@@ -314,11 +314,11 @@ def test_a_condition_without_a_readable_answer_has_no_readable_accuracy_and_is_n
 @pytest.mark.parametrize("score", SCORES)
 def test_every_control_is_put_through_choose_as_if_it_were_the_vector(score):
     table = noise_sweep(controls=4, effect=0.7)
-    result = choose(table, on="one", report="two", score=score, resamples=1, splits=0)
+    result = choose(table, on="one", report="two", value=score, resamples=1, splits=0)
     null = []
     for number in range(4):
         control = table[table["vector"].isin(["none", f"random {number + 1}"])].assign(control=False)
-        made = choose(control, on="one", report="two", score=score, resamples=1, splits=0)
+        made = choose(control, on="one", report="two", value=score, resamples=1, splits=0)
         null.append(made[made["split"] == "two"].set_index("operation")["value"])
     null = pd.concat(null, axis=1)
     for operation, rows in result.groupby("operation"):
@@ -334,7 +334,7 @@ def test_the_p_value_of_a_vector_that_is_one_more_control_is_uniform():
     """Nine controls of its own to each of forty vectors by chance: p is one of ten tenths, each as often."""
     names = [f"vector {number}" for number in range(40)]
     table = noise_sweep(n=24, vectors=names, controls=9, plan=PLAN[:3])
-    result = choose(table, on="one", report="two", score="shift", resamples=1, splits=0)
+    result = choose(table, on="one", report="two", value="shift", resamples=1, splits=0)
     p_values = result.loc[result["split"] == "two", "p_value"]
     assert set((10 * p_values).round(9)) <= set(range(1, 11))
     assert p_values.mean() == pytest.approx(0.55, abs=3 * 0.287 / 40**0.5)
@@ -364,7 +364,7 @@ def test_a_vector_without_a_score_on_the_reported_half_has_no_p_value():
     """No reply of its can be read there, while the controls' can."""
     table = noise_sweep(controls=3)
     table["choice"] = table["choice"].mask((table["vector"] == "honesty") & (table["split"] == "two"))
-    result = choose(table, on="one", report="two", score="d_prime", resamples=5, splits=0)
+    result = choose(table, on="one", report="two", value="d_prime", resamples=5, splits=0)
     assert result["controls"].to_list() == [3] * 4
     assert result["p_value"].isna().all()
     assert result["null_high"].notna().all()
@@ -395,11 +395,11 @@ def test_the_order_of_rows_decides_nothing_but_ties():
     table = noise_sweep(controls=2, unreadable=0)
     shuffled = table.sample(frac=1, random_state=1)
     one, other = (
-        choose(each, on="one", report="two", score="shift", splits=0).sort_values(["operation", "split"])
+        choose(each, on="one", report="two", value="shift", splits=0).sort_values(["operation", "split"])
         for each in (table, shuffled)
     )
     pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
-    assert set(CELL) - {"control", "control_of"} <= set(one)
+    assert set(CONDITION) - {"control", "control_of"} <= set(one)
 
 
 # the figure
@@ -443,12 +443,10 @@ def test_the_figure_stands_without_controls_and_without_halvings():
 
 
 def test_the_figure_needs_pairs_of_one_score(chosen):
-    with pytest.raises(
-        ValueError, match=r"plots\.choose.*lacks the columns in_sample_score.*choose"
-    ):
+    with pytest.raises(ValueError, match=r"plots\.choose.*lacks the columns in_sample_score.*choose"):
         plots.choose(chosen.drop(columns="in_sample_score"))
     with pytest.raises(ValueError, match=r"\['accuracy', 'shift'\] have no common axis: select one"):
-        plots.choose(pd.concat([chosen, chosen.assign(score="shift")]))
+        plots.choose(pd.concat([chosen, chosen.assign(value_name="shift")]))
     with pytest.raises(ValueError, match="needs two rows"):
         plots.choose(chosen.iloc[:3])
 
@@ -467,7 +465,7 @@ def test_a_control_that_ties_has_done_as_well_whatever_rounding_makes_of_it():
         condition_rows("honesty", answered(5, 0), answers, plan),
         *(condition_rows(f"random {k}", answered(20, 15), answers, plan, control=True) for k in range(19)),
     ]
-    result = choose(pd.concat(tables), on="one", report="two", score="d_prime", splits=0, resamples=50)
+    result = choose(pd.concat(tables), on="one", report="two", value="d_prime", splits=0, resamples=50)
     assert (result["controls"] == 19).all()
     assert (result["p_value"] == 1).all()
 
@@ -491,7 +489,7 @@ def test_the_result_has_a_summary_that_a_notebook_shows_and_parquet_keeps(tmp_pa
     again = pd.read_parquet(tmp_path / "chosen.parquet")
     assert again.attrs == chosen.attrs
     pd.testing.assert_frame_equal(again, pd.DataFrame(chosen))
-    shift = choose(table, on="one", report="two", score="shift", splits=0).attrs["summary"]
+    shift = choose(table, on="one", report="two", value="shift", splits=0).attrs["summary"]
     assert "change" not in shift
     without = choose(table.query("~control"), on="one", report="two", splits=0).attrs["summary"]
     assert "no p value (it needs controls at all these conditions)" in without

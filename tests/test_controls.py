@@ -19,7 +19,7 @@ from tl_steer.directions import (
 )
 from tl_steer.evaluation import against_controls, effectiveness, signal_detection
 from tl_steer.models import identify
-from tl_steer.sweeps.sweep_table import CELL
+from tl_steer.sweeps.sweep_table import CONDITION
 
 from .conftest import make_identity, make_pairs
 from .tiny_model import D_MODEL, make_model, word_tokenizer
@@ -50,12 +50,12 @@ def test_controls_are_named_and_have_layer_by_layer_the_length_of_what_they_cont
         (mean_difference, scaled),
     ):
         studied = estimator(pairs) if vectors is None else vectors
-        found = control_vectors(pairs, estimator=estimator, vectors=vectors, **COUNTS)
-        assert list(found) == [
+        result = control_vectors(pairs, estimator=estimator, vectors=vectors, **COUNTS)
+        assert list(result) == [
             "random 1", "random 2", "random 3", "shuffled 1", "shuffled 2", "shuffled 3", "shuffled 4",
             "orthogonal 1", "orthogonal 2",
         ]  # fmt: skip
-        for each in found.values():
+        for each in result.values():
             np.testing.assert_allclose(lengths(each), lengths(studied), rtol=1e-6)
             assert (each.layers, each.hook) == (studied.layers, studied.hook)
             assert each.identity == studied.identity
@@ -68,8 +68,8 @@ def test_controls_are_named_and_have_layer_by_layer_the_length_of_what_they_cont
 
 
 def test_every_control_is_another_direction():
-    found = control_vectors(some_pairs(), **COUNTS)
-    for one, other in itertools.combinations(found.values(), 2):
+    result = control_vectors(some_pairs(), **COUNTS)
+    for one, other in itertools.combinations(result.values(), 2):
         assert (one.cosine_similarity(other).abs() < 0.99).all()
 
 
@@ -87,8 +87,8 @@ def test_an_orthogonal_vector_has_nothing_of_the_vector_and_is_random_otherwise(
 def test_random_controls_of_layers_steered_together_add_up_as_a_vector_whose_layers_agree():
     pairs = some_pairs(layers=(0, 1, 2, 3), width=64)
     studied = mean_difference(pairs)
-    found = control_vectors(pairs, random=20, shuffled=0, orthogonal=20)
-    for name, each in found.items():
+    result = control_vectors(pairs, random=20, shuffled=0, orthogonal=20)
+    for name, each in result.items():
         total, length = each.values.sum(0).norm(), each.norms().sum()
         assert total > (0.9999 if name.startswith("random") else 0.9) * length, name  # anew per layer: 0.5
         if name.startswith("orthogonal"):
@@ -101,9 +101,9 @@ def test_a_shuffled_vector_is_the_estimate_of_pairs_of_which_half_the_groups_exc
     factors = pd.DataFrame({"group": [0, 0, 1, 2, 2, 3], "letter": list("ABABAB")})
     pairs = some_pairs(6, factors=factors)
     positive, negative = (side.double().numpy() for side in pairs.sides())
-    found = control_vectors(pairs, random=0, shuffled=7, orthogonal=0, seed=3)
+    result = control_vectors(pairs, random=0, shuffled=7, orthogonal=0, seed=3)
     ways = set()
-    for each in found.values():
+    for each in result.values():
         matches = []
         for coins in itertools.product([False, True], repeat=4):
             flip = np.array(coins)[factors["group"]][:, None, None]
@@ -129,11 +129,11 @@ def test_what_the_labels_say_cancels_in_a_shuffled_vector_however_strong_it_is()
     for count in (8, 9):  # of nine groups, one is left out
         noise = rng.standard_normal((2, count, 1, 16))
         pairs = make_pairs(noise[0] + shift, noise[1])
-        found = control_vectors(pairs, random=0, shuffled=20, orthogonal=0)
-        along = [each.info["cosine_with_vector"][0] for each in found.values()]
+        result = control_vectors(pairs, random=0, shuffled=20, orthogonal=0)
+        along = [each.info["cosine_with_vector"][0] for each in result.values()]
         assert np.abs(along).max() < 0.8
         assert abs(np.mean(along)) < 0.2
-        assert {each.info["exchanged_pairs"] for each in found.values()} == {4}
+        assert {each.info["exchanged_pairs"] for each in result.values()} == {4}
 
 
 def test_an_estimator_that_does_not_see_the_sides_has_no_shuffled_controls():
@@ -184,12 +184,12 @@ def test_pairs_and_vectors_are_as_they_were_and_controls_survive_a_file(tmp_path
     pairs = some_pairs()
     studied = mean_difference(pairs)
     before = [side.clone() for side in (*pairs.sides(), studied.values)]
-    found = control_vectors(pairs, vectors=studied)
+    result = control_vectors(pairs, vectors=studied)
     assert all(torch.equal(*each) for each in zip(before, (*pairs.sides(), studied.values), strict=True))
-    found["shuffled 1"].save(tmp_path / "control.safetensors")
+    result["shuffled 1"].save(tmp_path / "control.safetensors")
     again = SteeringVectors.load(tmp_path / "control.safetensors")
-    assert torch.equal(again.values, found["shuffled 1"].values)
-    assert again.info["seed"] == found["shuffled 1"].info["seed"]
+    assert torch.equal(again.values, result["shuffled 1"].values)
+    assert again.info["seed"] == result["shuffled 1"].info["seed"]
 
 
 def test_vectors_of_some_layers_get_controls_and_those_of_length_zero_none():
@@ -207,13 +207,13 @@ def test_vectors_one_a_position_have_random_and_orthogonal_controls_only():
     several = SteeringVectors(
         torch.randn(2, 3, 16), (0, 2), "resid_post", "made", torch.ones(2), pairs.identity
     )
-    found = control_vectors(pairs, vectors=several, shuffled=0)
-    assert len(found) == 6
-    for each in found.values():
+    result = control_vectors(pairs, vectors=several, shuffled=0)
+    assert len(result) == 6
+    for each in result.values():
         np.testing.assert_allclose(lengths(each), lengths(several), rtol=1e-6)
-    products = (found["orthogonal 1"].values.double() * several.values.double()).sum(-1)
+    products = (result["orthogonal 1"].values.double() * several.values.double()).sum(-1)
     assert products.abs().max() < 1e-4
-    with pytest.raises(ValueError, match=r"one vector per layer.*shuffled=0"):
+    with pytest.raises(ValueError, match=r"one vector a layer.*shuffled=0"):
         control_vectors(pairs, vectors=several)
 
 
@@ -223,13 +223,13 @@ def test_nothing_is_orthogonal_to_one_number():
         control_vectors(pairs, random=0, shuffled=0, orthogonal=1)
 
 
-def test_controls_that_cannot_be_made_are_refused():
+def test_controls_that_cannot_be_made_are_rejected():
     pairs = some_pairs()
     with pytest.raises(ValueError, match=r"'shuffled': -1.*0 or more"):
         control_vectors(pairs, shuffled=-1)
-    with pytest.raises(ValueError, match=r"0 groups of pairs are too few to swap half"):
+    with pytest.raises(ValueError, match=r"0 groups of pairs are too few to exchange half"):
         control_vectors(pairs.subset([]), vectors=mean_difference(pairs), shuffled=2)
-    with pytest.raises(ValueError, match=r"3 groups of pairs are too few to swap half"):
+    with pytest.raises(ValueError, match=r"3 groups of pairs are too few to exchange half"):
         control_vectors(some_pairs(3), shuffled=4)
     deeper = some_pairs(layers=(0, 3)).identity
     made = mean_difference(some_pairs(layers=(0, 3), identity=deeper))
@@ -261,14 +261,14 @@ def step_up(p_values):
     """Benjamini & Hochberg by its definition: q is the smallest level at which a test is a discovery."""
     p_values, tests = list(p_values), len(p_values)
     levels = sorted({p * tests / rank for p in p_values for rank in range(1, tests + 1)})
-    found = []
+    result = []
     for p in p_values:
         for level in levels:
             passing = [q for rank, q in enumerate(sorted(p_values), 1) if q <= level * rank / tests + 1e-12]
             if passing and p <= max(passing):
-                found.append(min(level, 1.0))
+                result.append(min(level, 1.0))
                 break
-    return found
+    return result
 
 
 def layered_pairs(*, strength=1.0, seed=0):
@@ -315,22 +315,24 @@ MULTIPLIERS = (-2.0, 1.0, 2.0)
 def sweep_table(*, vectors=("honesty",), controls=("random 1", "random 2", "shuffled 1"), prompts=40, seed=0):
     """Answers drawn at random, with a push along the vector; as `sweep` gives them."""
     rng = np.random.default_rng(seed)
-    cells = [("none", False, "none", "", "", 0.0, 0.0)]
+    conditions = [("none", False, "none", "", "", 0.0, 0.0)]
     named = [(name, False, 1.0) for name in vectors] + [(name, True, 0.3) for name in controls]
     pushes = [0.0]
     for (name, control, size), layers in itertools.product(named, ("3", "5+7")):
         direction = rng.normal()
         for multiplier in MULTIPLIERS:
-            cells.append((name, control, "add", layers, "resid_post", multiplier, abs(multiplier) / 10))
+            conditions.append((name, control, "add", layers, "resid_post", multiplier, abs(multiplier) / 10))
             pushes.append(size * direction * multiplier)
-        cells.append((name, control, "project_out", layers, "resid_post", np.nan, np.nan))
+        conditions.append((name, control, "project_out", layers, "resid_post", np.nan, np.nan))
         pushes.append(size * rng.normal())
     columns = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
     before = rng.normal(size=prompts)
     parts = []
-    for cell, push in zip(cells, pushes, strict=True):
-        noise = 0 if cell[0] == "none" else rng.normal(size=prompts)
-        part = pd.DataFrame({"prompt_id": range(prompts)}).assign(**dict(zip(columns, cell, strict=True)))
+    for condition, push in zip(conditions, pushes, strict=True):
+        noise = 0 if condition[0] == "none" else rng.normal(size=prompts)
+        part = pd.DataFrame({"prompt_id": range(prompts)}).assign(
+            **dict(zip(columns, condition, strict=True))
+        )
         part["kind"] = np.where(np.arange(prompts) % 4 < 2, "x", "y")
         part["answer"] = np.arange(prompts) % 2
         part["logit_difference"] = before + push + noise
@@ -340,7 +342,7 @@ def sweep_table(*, vectors=("honesty",), controls=("random 1", "random 2", "shuf
 
 
 def effect_by_hand(table, row, value, kind=None):
-    """A cell's effect, prompt by prompt."""
+    """A condition's effect, prompt by prompt."""
     rows = table if kind is None else table[table["kind"] == kind]
     unsteered = rows[rows["vector"] == "none"].set_index("prompt_id")
     same = [
@@ -372,14 +374,18 @@ def test_an_improvement_is_not_beaten_by_controls_that_only_do_harm():
     table = sweep_table()
     right = table["answer"].to_numpy(int)
     choice = right.copy()
-    rank = table.groupby([name for name in CELL if name != "control_of"], dropna=False).cumcount().to_numpy()
+    rank = (
+        table.groupby([name for name in CONDITION if name != "control_of"], dropna=False)
+        .cumcount()
+        .to_numpy()
+    )
     wrong = {"none": 10, "honesty": 5}
     harm = table["vector"].map(lambda name: wrong.get(name, 18)).to_numpy()
     choice[rank < harm] = 1 - right[rank < harm]
-    found = against_controls(table.assign(choice=pd.array(choice, dtype="Int64")), value="accuracy")
-    np.testing.assert_allclose(found["effect"], 5 / 40)
-    np.testing.assert_allclose(found["null_low"], -8 / 40)
-    np.testing.assert_allclose(found["p_value"], 1 / 4)
+    result = against_controls(table.assign(choice=pd.array(choice, dtype="Int64")), value="accuracy")
+    np.testing.assert_allclose(result["effect"], 5 / 40)
+    np.testing.assert_allclose(result["null_low"], -8 / 40)
+    np.testing.assert_allclose(result["p_value"], 1 / 4)
 
 
 def z_of(count, n):
@@ -393,15 +399,15 @@ VALUES = ("shift", "flipped", "accuracy", "readable_accuracy", "d_prime", "crite
 @pytest.mark.parametrize("by", [(), "kind"])
 def test_each_effect_its_null_p_and_q_are_those_of_a_plain_loop(value, by):
     table = sweep_table()
-    found = against_controls(table, by=by, value=value)
+    result = against_controls(table, by=by, value=value)
     kinds = ["x", "y"] if by else [None]
-    assert len(found) == 2 * 4 * len(kinds)
-    assert set(found["vector"]) == {"honesty"}
-    assert set(found["value"]) == {value}
-    assert not found["control"].any()
+    assert len(result) == 2 * 4 * len(kinds)
+    assert set(result["vector"]) == {"honesty"}
+    assert set(result["value_name"]) == {value}
+    assert not result["control"].any()
     p_values = {kind: [] for kind in kinds}
     operations = {kind: [] for kind in kinds}
-    for row in found.to_dict("records"):
+    for row in result.to_dict("records"):
         kind = row["kind"] if by else None
         effect = effect_by_hand(table, row, value, kind)
         assert row["effect"] == pytest.approx(effect, abs=1e-9)
@@ -412,15 +418,17 @@ def test_each_effect_its_null_p_and_q_are_those_of_a_plain_loop(value, by):
             by_control[control] = [
                 effect_by_hand(table, row | {"vector": control, "multiplier": multiplier}, value, kind)
                 for multiplier in signs
-                if multiplier != -1  # there is no such cell
+                if multiplier != -1  # there is no such condition
             ]
-        every = [each for cells in by_control.values() for each in cells]
+        every = [each for conditions in by_control.values() for each in conditions]
         middle = 0
         if value in ("accuracy", "readable_accuracy", "d_prime"):  # any push lowers these
-            middle = (sum(sum(cells) / len(cells) for cells in by_control.values()) + effect) / 4
+            middle = (
+                sum(sum(conditions) / len(conditions) for conditions in by_control.values()) + effect
+            ) / 4
         reached = sum(
-            any(abs(each - middle) > abs(effect - middle) - 1e-9 for each in cells)
-            for cells in by_control.values()
+            any(abs(each - middle) > abs(effect - middle) - 1e-9 for each in conditions)
+            for conditions in by_control.values()
         )
         assert row["controls"] == 3
         assert (row["null_low"], row["null_high"]) == pytest.approx((min(every), max(every)), abs=1e-9)
@@ -430,9 +438,9 @@ def test_each_effect_its_null_p_and_q_are_those_of_a_plain_loop(value, by):
         operations[kind].append((row["operation"], row["q_value"]))
     for kind in kinds:
         for operation in ("add", "project_out"):
-            mine = [name == operation for name, _ in operations[kind]]
-            p = np.array(p_values[kind])[mine]
-            np.testing.assert_allclose(np.array([q for _, q in operations[kind]])[mine], step_up(p))
+            own = [name == operation for name, _ in operations[kind]]
+            p = np.array(p_values[kind])[own]
+            np.testing.assert_allclose(np.array([q for _, q in operations[kind]])[own], step_up(p))
 
 
 def test_intervals_are_those_of_the_tables_the_effects_come_from():
@@ -443,24 +451,24 @@ def test_intervals_are_those_of_the_tables_the_effects_come_from():
         (detected, "d_prime", "d_prime_change"),
         (detected, "criterion", "criterion_change"),
     ):
-        mine = source[(source["vector"] == "honesty")]
-        found = against_controls(table, value=value)
+        own = source[(source["vector"] == "honesty")]
+        result = against_controls(table, value=value)
         for end in ("", "_low", "_high"):
-            np.testing.assert_array_equal(found[f"effect{end}"], mine[f"{name}{end}"])
+            np.testing.assert_array_equal(result[f"effect{end}"], own[f"{name}{end}"])
     for value in ("flipped", "accuracy"):
-        found = against_controls(table, value=value)
-        assert (found["effect_low"] <= found["effect"]).all()
-        assert (found["effect"] <= found["effect_high"]).all()
-        assert (found["effect_low"] < found["effect_high"]).all()
+        result = against_controls(table, value=value)
+        assert (result["effect_low"] <= result["effect"]).all()
+        assert (result["effect"] <= result["effect_high"]).all()
+        assert (result["effect_low"] < result["effect_high"]).all()
 
 
 def test_the_smallest_p_is_one_over_controls_and_one_and_so_is_the_smallest_q():
     table = sweep_table(controls=[f"random {k}" for k in range(1, 20)])
     steered = table["vector"] == "honesty"
     table.loc[steered, "logit_difference"] += 1000 * table.loc[steered, "multiplier"].fillna(1)
-    found = against_controls(table)
-    assert set(found["p_value"]) == set(found["q_value"]) == {1 / 20}
-    assert set(found["controls"]) == {19}
+    result = against_controls(table)
+    assert set(result["p_value"]) == set(result["q_value"]) == {1 / 20}
+    assert set(result["controls"]) == {19}
 
 
 def test_a_control_that_ties_has_reached_the_effect_whatever_rounding_makes_of_it():
@@ -473,22 +481,28 @@ def test_a_control_that_ties_has_reached_the_effect_whatever_rounding_makes_of_i
 
 
 def test_a_vector_that_is_one_more_random_direction_is_called_no_more_often_than_the_p_value_says():
-    """Each layer is a trial. Counted as two, a control's cells would give p = 1/7 in a quarter of them."""
+    """Each layer is a trial. Counted as two, a control's conditions would give p = 1/7 in a quarter."""
     rng = np.random.default_rng(0)
     names = ("honesty", "random 1", "random 2", "random 3")
-    cells = pd.DataFrame(
+    conditions = pd.DataFrame(
         [(name, str(layer), m) for name in names for layer in range(400) for m in (-2.0, 2.0)],
         columns=["vector", "layers", "multiplier"],
     )
-    push = {key: rng.normal() for key in cells.groupby(["vector", "layers"]).groups}
-    along = np.array([push[key] for key in zip(cells["vector"], cells["layers"], strict=True)])
-    cells["logit_difference"] = along * cells["multiplier"] + 0.01 * rng.normal(size=len(cells))
-    cells = cells.assign(operation="add", hook="resid_post", control=cells["vector"].str.startswith("random"))
+    push = {key: rng.normal() for key in conditions.groupby(["vector", "layers"]).groups}
+    along = np.array([push[key] for key in zip(conditions["vector"], conditions["layers"], strict=True)])
+    conditions["logit_difference"] = along * conditions["multiplier"] + 0.01 * rng.normal(
+        size=len(conditions)
+    )
+    conditions = conditions.assign(
+        operation="add", hook="resid_post", control=conditions["vector"].str.startswith("random")
+    )
     unsteered = {"vector": "none", "layers": "", "multiplier": 0.0, "logit_difference": 0.0}
     unsteered |= {"operation": "none", "hook": "", "control": False}
-    table = pd.concat([pd.DataFrame([unsteered]), cells]).assign(prompt_id=0, dose=0.1, answer=0, choice=0)
-    found = against_controls(table)
-    called = found.loc[found["multiplier"] == 2, "p_value"]
+    table = pd.concat([pd.DataFrame([unsteered]), conditions]).assign(
+        prompt_id=0, dose=0.1, answer=0, choice=0
+    )
+    result = against_controls(table)
+    called = result.loc[result["multiplier"] == 2, "p_value"]
     assert len(called) == 400
     for level in sorted(set(called)):
         assert (called <= level).mean() < level + 0.06
@@ -500,11 +514,11 @@ def test_each_vector_is_beside_its_own_controls_and_those_of_none_in_particular(
     table = sweep_table(vectors=("honesty", "lda"), controls=names)
     table.loc[table["vector"] == "random 1 (lda)", "logit_difference"] += 50
     owners = {"random 1 (honesty)": "lda", "random 1 (lda)": "honesty"}  # the column decides, not the name
-    found = against_controls(table.assign(control_of=table["vector"].map(owners).fillna("")))
-    assert set(found["controls"]) == {2}
-    found = found.set_index("vector")
-    assert (found.loc["lda", "null_high"] < 20).all()
-    assert (found.loc["honesty", "null_high"] > 20).all()
+    result = against_controls(table.assign(control_of=table["vector"].map(owners).fillna("")))
+    assert set(result["controls"]) == {2}
+    result = result.set_index("vector")
+    assert (result.loc["lda", "null_high"] < 20).all()
+    assert (result.loc["honesty", "null_high"] > 20).all()
     older = against_controls(table)
     assert set(older["controls"]) == {3}
     assert (older["null_high"] > 20).all()
@@ -513,13 +527,13 @@ def test_each_vector_is_beside_its_own_controls_and_those_of_none_in_particular(
 def test_controls_elsewhere_do_not_count_and_what_is_missing_is_nan():
     table = sweep_table()
     at_three = table[~table["control"] | (table["layers"] == "3")]
-    found = against_controls(at_three).set_index("layers")
-    assert (found.loc["3", "controls"] == 3).all()
-    assert (found.loc["5+7", "controls"] == 0).all()
+    result = against_controls(at_three).set_index("layers")
+    assert (result.loc["3", "controls"] == 3).all()
+    assert (result.loc["5+7", "controls"] == 0).all()
     tested = ["null_low", "null_high", "null_mean", "p_value", "q_value"]
-    assert found.loc["5+7", tested].isna().all(axis=None)
-    assert found.loc["5+7", "effect"].notna().all()
-    assert found.loc["3", tested].notna().all(axis=None)
+    assert result.loc["5+7", tested].isna().all(axis=None)
+    assert result.loc["5+7", "effect"].notna().all()
+    assert result.loc["3", tested].notna().all(axis=None)
     moved = table.assign(hook=table["hook"].where(~table["control"], "resid_pre"))
     assert (against_controls(moved)["controls"] == 0).all()
 
@@ -529,24 +543,24 @@ def test_effects_that_are_nan_have_no_p_and_controls_that_are_nan_do_not_count()
     blank = (table["vector"] == "honesty") & (table["layers"] == "3")
     silent = (table["vector"] == "random 1") & (table["layers"] == "5+7")
     table.loc[blank | silent, "logit_difference"] = np.nan
-    found = against_controls(table).set_index("layers")
-    assert found.loc["3", ["effect", "p_value", "q_value"]].isna().all(axis=None)
-    assert found.loc["3", "null_low"].notna().all()
-    assert (found.loc["5+7", "controls"] == 2).all()
-    assert found.loc["5+7", "p_value"].isin([1 / 3, 2 / 3, 1]).all()
+    result = against_controls(table).set_index("layers")
+    assert result.loc["3", ["effect", "p_value", "q_value"]].isna().all(axis=None)
+    assert result.loc["3", "null_low"].notna().all()
+    assert (result.loc["5+7", "controls"] == 2).all()
+    assert result.loc["5+7", "p_value"].isin([1 / 3, 2 / 3, 1]).all()
 
 
 def test_a_table_without_controls_or_anything_to_compare_is_refused_with_what_to_do():
     table = sweep_table()
     with pytest.raises(ValueError, match=r"no controls.*control_vectors"):
         against_controls(table[~table["control"]])
-    with pytest.raises(ValueError, match="no unsteered cell"):
+    with pytest.raises(ValueError, match="no unsteered condition"):
         against_controls(table[table["vector"] != "none"])
-    with pytest.raises(ValueError, match="no steered cell but controls"):
+    with pytest.raises(ValueError, match="all steered conditions are controls"):
         against_controls(table[table["vector"] != "honesty"])
     with pytest.raises(ValueError, match="'mass' is unknown: use one of shift, flipped"):
         against_controls(table, value="mass")
-    with pytest.raises(ValueError, match=r"shift is NaN in every steered cell.*flipped"):
+    with pytest.raises(ValueError, match=r"shift is NaN in every steered condition.*flipped"):
         against_controls(table.assign(logit_difference=np.nan))
     with pytest.raises(ValueError, match="lacks the columns kinds"):
         against_controls(table, by="kinds")
@@ -586,28 +600,28 @@ def test_a_sweep_takes_the_controls_by_name_and_their_doses_are_the_vectors(cont
     np.testing.assert_allclose(doses["min"], doses["max"], rtol=1e-5)
     shuffled = ts.Add(controls["shuffled 2"][2], 2.0)
     direct = ts.choice_logits(model, ["a b c :", "d :", "e f g h :", "i j :"], (" yes", " no"), shuffled)
-    cell = (table["vector"] == "shuffled 2") & (table["layers"] == "2") & (table["multiplier"] == 2)
+    condition = (table["vector"] == "shuffled 2") & (table["layers"] == "2") & (table["multiplier"] == 2)
     np.testing.assert_allclose(
-        table.loc[cell, "logit_difference"], direct["logit_difference"], rtol=1e-4, atol=1e-5
+        table.loc[condition, "logit_difference"], direct["logit_difference"], rtol=1e-4, atol=1e-5
     )
 
 
 def test_a_sweeps_effects_stand_beside_those_of_its_controls_and_are_drawn_so(controlled):
     *_, table = controlled
-    found = ts.against_controls(table)
-    assert len(found) == 3 * 4
-    assert (found["controls"] == 6).all()
-    assert found["p_value"].between(1 / 7, 1).all()
+    result = ts.against_controls(table)
+    assert len(result) == 3 * 4
+    assert (result["controls"] == 6).all()
+    assert result["p_value"].between(1 / 7, 1).all()
     summary = effectiveness(table)
     reach = summary[summary["control"] & (summary["layers"] == "2") & (summary["multiplier"].abs() == 1)]
-    row = found[(found["layers"] == "2") & (found["multiplier"] == -1)].iloc[0]
+    row = result[(result["layers"] == "2") & (result["multiplier"] == -1)].iloc[0]
     assert (row["null_low"], row["null_high"]) == (reach["shift"].min(), reach["shift"].max())
     figure = ts.plots.effectiveness(summary, value="shift")
     band = next(trace for trace in figure.data if trace.name == "controls, ±1")
     assert {row["null_low"], row["null_high"]} <= set(band.y)
 
 
-def test_controls_may_not_be_named_like_a_vector_or_the_unsteered_cell(controlled):
+def test_controls_may_not_be_named_like_a_vector_or_the_unsteered_condition(controlled):
     model, vectors, controls, _ = controlled
     asked = ts.ChoiceQuestions(["a b c :"], [(" yes", " no")])
     for name in ("none", "made"):

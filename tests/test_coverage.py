@@ -12,9 +12,9 @@ from scipy import stats
 from tl_steer import statistics
 from tl_steer.analysis._separation import separation
 from tl_steer.evaluation import against_baselines, choose, effectiveness, signal_detection
+from tl_steer.evaluation._effectiveness import answer_shifts
 from tl_steer.evaluation._signal_detection import changes, is_change_covered, is_covered, measures
 from tl_steer.evaluation._steerability import _drawn, _mean
-from tl_steer.evaluation.answer_shifts import answer_shifts
 from tl_steer.evaluation.condition_scores import measure_of
 
 from .conftest import make_pairs
@@ -36,7 +36,7 @@ from .coverage_table import (
     truth_of,
     wilson_coverage,
 )
-from .test_evaluation_tables import cell, row_of, unsteered
+from .test_evaluation_tables import condition, row_of, unsteered
 
 RESAMPLES = 500
 
@@ -170,8 +170,8 @@ def test_intervals_cover_as_they_say_whatever_the_rows_of_a_group_share(groups, 
 def test_independent_rows_cover_too_little_where_four_of_a_group_agree(agreement, rows, groups, draws):
     sizes = sized(25, (4,))
     for whole, expected in ((False, rows), (True, groups)):
-        found = grouped_coverage(sizes, agreement, whole=whole, simulations=draws(8000))
-        assert found == pytest.approx(expected, abs=0.03)
+        result = grouped_coverage(sizes, agreement, whole=whole, simulations=draws(8000))
+        assert result == pytest.approx(expected, abs=0.03)
 
 
 @pytest.mark.statistics
@@ -205,7 +205,7 @@ def test_outside_the_interval_is_too_wide_rather_than_too_narrow(n, rates, bare,
     """Bare: the percentile bootstrap with the log-linear correction, 78 % at rates .99 and .43 of 100."""
     counts = simulated(answered(*rates), n, seed=3)
     truth = truth_of(*rates)
-    found = [
+    result = [
         covering(intervals, truth)["d_prime"]
         for intervals in (
             formerly_used(counts, smoothing=0, resamples=RESAMPLES),
@@ -213,9 +213,9 @@ def test_outside_the_interval_is_too_wide_rather_than_too_narrow(n, rates, bare,
             now_used(counts, resamples=RESAMPLES),
         )
     ]
-    assert found == pytest.approx([bare, before, now], abs=0.03)
-    assert found[2] > 0.92
-    assert abs(found[2] - 0.95) < abs(found[0] - 0.95)
+    assert result == pytest.approx([bare, before, now], abs=0.03)
+    assert result[2] > 0.92
+    assert abs(result[2] - 0.95) < abs(result[0] - 0.95)
     assert is_covered(counts).mean() < 0.2
 
 
@@ -241,25 +241,25 @@ def test_outside_intervals_of_changes_are_not_too_narrow_either(n, then, now, co
 )
 def test_where_few_prompts_change_the_interval_of_the_change_still_holds_the_truth(n, up, down, before):
     joint = simulated([(0.5 - down, up, down, 0.5 - up)], n, seed=3)[:, 0]
-    found = [
+    result = [
         share_coverage((joint, up - down), intervals)
         for intervals in (share_change_formerly_used, share_intervals)
     ]
-    assert found[0] == pytest.approx(before, abs=0.03)
-    assert found[1] > 0.95
+    assert result[0] == pytest.approx(before, abs=0.03)
+    assert result[1] > 0.95
 
 
 @pytest.mark.statistics
 def test_what_is_marked_as_covered_is_whatever_the_truth():
-    """4,000 cells of 20 to 200 prompts a kind, each with a truth of its own."""
+    """4,000 conditions of 20 to 200 prompts a kind, each with a truth of its own."""
     rng = np.random.default_rng(0)
-    held, kept = {"now": [], "change": []}, {"now": [], "change": []}
+    held, rest = {"now": [], "change": []}, {"now": [], "change": []}
     for number in range(20):
         n = (20, 30, 50, 100, 200)[number % 5]
         then, now = rng.uniform(0.03, 0.97, (2, 2))
         joint = simulated(moved(then, now, rng.choice([0, 0.5, 0.9])), n, simulations=200, seed=number)
         counts = np.stack([joint[..., 0] + joint[..., 1], joint[..., 2] + joint[..., 3]], -1)
-        for what, marked, found, truth in (
+        for what, marked, result, truth in (
             ("now", is_covered(counts), measures(counts, resamples=RESAMPLES, seed=1), truth_of(*now)),
             (
                 "change",
@@ -268,11 +268,11 @@ def test_what_is_marked_as_covered_is_whatever_the_truth():
                 change_of(then, now),
             ),
         ):
-            for name, (_, low, high) in found.items():
+            for name, (_, low, high) in result.items():
                 held[what] += ((low <= truth[name]) & (truth[name] <= high)).tolist()
-                kept[what] += marked.tolist()
+                rest[what] += marked.tolist()
     for what in ("now", "change"):
-        marked = np.array(kept[what])
+        marked = np.array(rest[what])
         assert 0.2 < marked.mean() < 0.9
         assert 0.93 <= np.array(held[what])[marked].mean() <= 0.97
 
@@ -286,7 +286,7 @@ def questions(joint):
     for kind in (0, 1):
         for (chosen, before), count in zip([(0, 0), (0, 1), (1, 0), (1, 1)], joint[kind], strict=True):
             now, then, answers = now + [chosen] * count, then + [before] * count, answers + [kind] * count
-    table = pd.concat([unsteered(then, answers), cell(now, answers)], ignore_index=True)
+    table = pd.concat([unsteered(then, answers), condition(now, answers)], ignore_index=True)
     return table.assign(kind=table["answer"].map({0: "signal", 1: "noise"}))
 
 
@@ -300,19 +300,19 @@ def interval_of(row, name):
 def test_signal_detection_gives_the_simulated_intervals():
     row = row_of(signal_detection(questions(JOINT), resamples=300, seed=4), vector="honesty")
     counts = np.stack([JOINT[:, :2].sum(1), JOINT[:, 2:].sum(1)], 1)
-    for name, found in measures(counts, resamples=300, seed=4).items():
-        assert interval_of(row, name) == list(found)
-    for name, found in changes(JOINT, resamples=300, seed=4).items():
-        assert interval_of(row, f"{name}_change") == list(found)
+    for name, result in measures(counts, resamples=300, seed=4).items():
+        assert interval_of(row, name) == list(result)
+    for name, result in changes(JOINT, resamples=300, seed=4).items():
+        assert interval_of(row, f"{name}_change") == list(result)
 
 
-def test_many_cells_at_once_are_each_alone_but_for_chance():
-    cells = np.stack([JOINT, JOINT[::-1], JOINT + 20])
-    together = changes(cells, resamples=20000, seed=0)
-    for place, joint in enumerate(cells):
+def test_many_conditions_at_once_are_each_alone_but_for_chance():
+    conditions = np.stack([JOINT, JOINT[::-1], JOINT + 20])
+    together = changes(conditions, resamples=20000, seed=0)
+    for index, joint in enumerate(conditions):
         alone = changes(joint, resamples=20000, seed=1)
         for name in alone:
-            np.testing.assert_allclose([each[place] for each in together[name]], alone[name], atol=0.03)
+            np.testing.assert_allclose([each[index] for each in together[name]], alone[name], atol=0.03)
 
 
 def test_answer_shifts_and_choosing_by_accuracy_give_the_simulated_interval():
@@ -320,9 +320,9 @@ def test_answer_shifts_and_choosing_by_accuracy_give_the_simulated_interval():
         return list(statistics.share_change(joint, resamples=300, rng=np.random.default_rng(4)))
 
     table = questions(JOINT)
-    found = answer_shifts(table, by="kind", resamples=300, seed=4)
+    result = answer_shifts(table, by="kind", resamples=300, seed=4)
     for kind, joint in zip(("signal", "noise"), JOINT, strict=True):
-        assert interval_of(row_of(found, vector="honesty", kind=kind), "shift") == expected(joint)
+        assert interval_of(row_of(result, vector="honesty", kind=kind), "shift") == expected(joint)
     other = table.assign(split="b", prompt_id=table["prompt_id"] + 1000, prompt="other " + table["prompt"])
     halves = pd.concat([table.assign(split="a"), other])
     row = choose(halves, on="a", report="b", resamples=300, seed=4).iloc[1]
@@ -332,8 +332,8 @@ def test_answer_shifts_and_choosing_by_accuracy_give_the_simulated_interval():
 
 
 def test_the_unsteered_answers_have_not_shifted():
-    found = answer_shifts(questions(JOINT), by="kind", resamples=50)
-    still = found[found["vector"] == "none"]
+    result = answer_shifts(questions(JOINT), by="kind", resamples=50)
+    still = result[result["vector"] == "none"]
     assert (still[["shift", "shift_low", "shift_high"]] == 0).all(axis=None)
     assert list(still["compared"]) == [80, 70]
 
@@ -347,9 +347,9 @@ def test_an_interval_is_marked_from_five_prompts_a_choice_and_five_changes_on():
     assert marks([[5, 3, 0, 5], [5, 0, 1, 5]]) == (True, False)  # four changed
     assert marks([[4, 0, 9, 5], [9, 0, 0, 9]]) == (False, False)  # four hits
     assert marks([[4, 9, 0, 5], [9, 0, 0, 9]]) == (True, False)  # four hits before
-    found = signal_detection(questions(JOINT), resamples=10)
-    assert found[["covered", "change_covered"]].dtypes.eq(bool).all()
-    assert row_of(found, vector="none")["change_covered"]
+    result = signal_detection(questions(JOINT), resamples=10)
+    assert result[["covered", "change_covered"]].dtypes.eq(bool).all()
+    assert row_of(result, vector="none")["change_covered"]
     alone = signal_detection(questions(JOINT).query("vector != 'none'"), resamples=10)
     assert not alone["change_covered"].any()
 
@@ -407,8 +407,10 @@ def sampled_twice(worlds, prompts=40, draws=4):
         return np.where(rng.random(len(world)) < right, answers, 1 - answers)
 
     about = {"prompt_id": world * prompts + prompt, "draw": draw, "world": world, "split": "one"}
-    cells = [unsteered(sampled(), answers), cell(sampled(), answers)]
-    return pd.concat([each.assign(**about, logit_difference=np.nan) for each in cells], ignore_index=True)
+    conditions = [unsteered(sampled(), answers), condition(sampled(), answers)]
+    return pd.concat(
+        [each.assign(**about, logit_difference=np.nan) for each in conditions], ignore_index=True
+    )
 
 
 def holding(table, name, truth):
@@ -430,8 +432,8 @@ def test_with_several_draws_nothing_is_found_where_nothing_was_steered(draws):
     some = table[table["world"] < draws(200)]
     assert holding(answer_shifts(some, by="world", resamples=RESAMPLES), "shift", 0) >= 0.93
     measure, _ = measure_of("accuracy")
-    found = pd.concat([measure(rows, RESAMPLES, 0) for _, rows in some.groupby("world")])
-    assert holding(found, "change", 0) >= 0.93
+    result = pd.concat([measure(rows, RESAMPLES, 0) for _, rows in some.groupby("world")])
+    assert holding(result, "change", 0) >= 0.93
     detected = signal_detection(some, by="world", resamples=RESAMPLES)
     for name in ("d_prime_change", "criterion_change"):
         assert holding(detected, name, 0) >= 0.93

@@ -7,19 +7,18 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from tl_steer.plots.damage_curves import log_axis
 from torch.distributions import Categorical, kl_divergence
 
 from tl_steer import plots
 from tl_steer._generation import generate
 from tl_steer.directions import SteeringVectors
-from tl_steer.engine import logits as logits_module
 from tl_steer.evaluation import effect_and_damage, mean_damage, usable_range
 from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.models import identify, load_model
-from tl_steer.plots.axes import log_axis
 from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, prompt_tokens, token
 from tl_steer.prompts import read_neutral
-from tl_steer.sweeps import damage
+from tl_steer.sweeps import damage, distributions
 from tl_steer.sweeps._sweep import sweep
 from tl_steer.texts import text_damage
 
@@ -27,7 +26,7 @@ from .tiny_model import Change, hook_name, made_vector, make_model, run_alone, w
 
 MODEL = make_model(word_tokenizer())
 PASSAGES = ["a b c d e", "f g h", "a b c k", "i j k l m n o p", "q", "r s t u v w x y z A B"]
-CELL = ["vector", "control", "control_of", "operation", "layers", "hook", "multiplier"]
+CONDITION = ["vector", "control", "control_of", "operation", "layers", "hook", "multiplier"]
 
 
 def several(model=MODEL, *, layers=(0, 1, 2), scale=4.0, seed=0, hook="resid_post"):
@@ -41,7 +40,7 @@ def measured(passages=PASSAGES, *, model=MODEL, vectors=None, **options):
     return damage(model, vectors or several(model), passages, **options)
 
 
-def cell(table, **values):
+def condition(table, **values):
     chosen = table
     for name, value in values.items():
         chosen = chosen[chosen[name] == value]
@@ -83,14 +82,14 @@ def test_every_number_equals_a_loop_over_whole_passes(where, reuse):
     assert len(table) == len(PASSAGES) * 5
     for layer in (0, 2):
         for multiplier in (-1.0, 2.0):
-            found = cell(table, layers=str(layer), multiplier=multiplier)
+            result = condition(table, layers=str(layer), multiplier=multiplier)
             changes = [added(vectors[layer], multiplier, indices)]
             expected = [alone(ids, changes) for ids in ids_of(PASSAGES)]
-            np.testing.assert_allclose(found["kl"], [kl for kl, _ in expected], atol=1e-5)
-            np.testing.assert_allclose(found["loss"], [loss for _, loss in expected], atol=1e-5)
+            np.testing.assert_allclose(result["kl"], [kl for kl, _ in expected], atol=1e-5)
+            np.testing.assert_allclose(result["loss"], [loss for _, loss in expected], atol=1e-5)
             before = np.array([alone(ids)[1] for ids in ids_of(PASSAGES)])
-            np.testing.assert_allclose(found["loss_change"], found["loss"] - before, atol=1e-5)
-            assert (found["kl"] > 1e-3).all() or where != "all_tokens()"
+            np.testing.assert_allclose(result["loss_change"], result["loss"] - before, atol=1e-5)
+            assert (result["kl"] > 1e-3).all() or where != "all_tokens()"
 
 
 @pytest.mark.parametrize("reuse", [True, False])
@@ -116,24 +115,24 @@ def test_other_operations_several_layers_and_hooks_are_measured_too(reuse):
         return Change(layer, "resid_pre", lambda x: x - strength * (x @ unit) * unit, everywhere)
 
     def silenced(layer):
-        kept = torch.ones(3, 4)
-        kept[1] = 0
-        return Change(layer, "z", lambda x: x * kept.flatten(), everywhere)
+        rest = torch.ones(3, 4)
+        rest[1] = 0
+        return Change(layer, "z", lambda x: x * rest.flatten(), everywhere)
 
-    for labelled, places in (("1", (1,)), ("0+2", (0, 2))):
+    for labelled, indices in (("1", (1,)), ("0+2", (0, 2))):
         ways = {
-            "add": [added(vectors[layer], 2.0, everywhere) for layer in places],
-            "project_out": [removed(layer, 1.0) for layer in places],
-            "reflected": [removed(layer, 2.0) for layer in places],
-            "off": [silenced(layer) for layer in places],
+            "add": [added(vectors[layer], 2.0, everywhere) for layer in indices],
+            "project_out": [removed(layer, 1.0) for layer in indices],
+            "reflected": [removed(layer, 2.0) for layer in indices],
+            "off": [silenced(layer) for layer in indices],
         }
         for operation, changes in ways.items():
-            found = cell(table, layers=labelled, operation=operation)
+            result = condition(table, layers=labelled, operation=operation)
             expected = [alone(ids, changes) for ids in ids_of(PASSAGES)]
-            np.testing.assert_allclose(found[["kl", "loss"]], expected, atol=1e-5)
+            np.testing.assert_allclose(result[["kl", "loss"]], expected, atol=1e-5)
 
 
-def test_the_unsteered_cell_comes_first_and_has_no_divergence():
+def test_the_unsteered_condition_comes_first_and_has_no_divergence():
     table = measured()
     unsteered = table.head(len(PASSAGES))
     assert set(unsteered["vector"]) == set(unsteered["operation"]) == {"none"}
@@ -149,7 +148,7 @@ def test_columns_are_a_sweeps_and_the_passages_own():
         "prompt_id",
         "prompt",
         "topic",
-        *CELL,
+        *CONDITION,
         "dose",
         "tokens",
         "kl",
@@ -166,7 +165,9 @@ def test_columns_are_a_sweeps_and_the_passages_own():
         MODEL, several(), PASSAGES, multipliers=[-1.0, 2.0], controls=1, control_layers="all",
         measure="generate", max_new_tokens=1, progress=False,
     )  # fmt: skip
-    pd.testing.assert_frame_equal(table[CELL].drop_duplicates(), sweep_table[CELL].drop_duplicates())
+    pd.testing.assert_frame_equal(
+        table[CONDITION].drop_duplicates(), sweep_table[CONDITION].drop_duplicates()
+    )
 
 
 @pytest.mark.parametrize("reuse", [True, False])
@@ -197,8 +198,8 @@ def test_controls_are_random_directions_of_the_same_length_and_take_the_seed():
         sorted(set(controls["dose"].round(6))), sorted(set(first["dose"].round(6)))[1:]
     )
     assert not np.allclose(controls["kl"], other.loc[other["control"], "kl"])
-    mine = cell(first, control=False)
-    pd.testing.assert_frame_equal(mine, cell(other, control=False))
+    own = condition(first, control=False)
+    pd.testing.assert_frame_equal(own, condition(other, control=False))
 
 
 def test_a_batch_equals_its_passages_alone():
@@ -213,7 +214,7 @@ def test_a_batch_equals_its_passages_alone():
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_the_numbers_do_not_depend_on_how_many_positions_are_held_at_once(monkeypatch, rows):
     expected = measured()
-    monkeypatch.setattr(logits_module, "ROWS", rows)
+    monkeypatch.setattr(distributions, "ROWS", rows)
     pd.testing.assert_frame_equal(measured(), expected, rtol=0, atol=2e-6)
 
 
@@ -223,16 +224,16 @@ def test_the_numbers_do_not_depend_on_the_memory():
 
 
 def test_never_more_distributions_than_a_part_of_the_positions_are_made(monkeypatch):
-    sizes, logits_of = [], logits_module.logits_of
+    sizes, logits_of = [], distributions.logits_of
 
     def counting(model, stream):
         sizes.append(len(stream))
         return logits_of(model, stream)
 
-    monkeypatch.setattr(logits_module, "logits_of", counting)
-    monkeypatch.setattr(logits_module, "ROWS", 5)
+    monkeypatch.setattr(distributions, "logits_of", counting)
+    monkeypatch.setattr(distributions, "ROWS", 5)
     measured()
-    # 32 positions in parts: the unsteered ones once for themselves, and once for all six cells together
+    # 32 positions in parts: the unsteered ones once for themselves, and once for all six conditions together
     assert max(sizes) == 5
     assert sum(sizes) == 32 * (1 + 1 + 6)
 
@@ -244,9 +245,9 @@ def test_the_dose_is_the_added_length_over_the_streams_norm_on_the_passages():
     for ids in ids_of(PASSAGES):
         _, seen = run_alone(MODEL, ids, len(ids), reads=[hook_name("resid_post", 1)])
         norms.append(np.median(seen[hook_name("resid_post", 1)][1:].norm(dim=-1)))
-    (dose,) = set(cell(table, operation="add")["dose"])
+    (dose,) = set(condition(table, operation="add")["dose"])
     assert dose == pytest.approx(8.0 / np.median(norms), rel=1e-5)
-    assert cell(table, operation="project_out")["dose"].isna().all()
+    assert condition(table, operation="project_out")["dose"].isna().all()
 
 
 def test_only_the_first_tokens_of_a_passage_are_read():
@@ -275,7 +276,7 @@ def test_a_passage_of_two_tokens_of_which_the_first_is_not_steered_does_not_chan
 
 
 @pytest.mark.parametrize(
-    ("passages", "options", "told"),
+    ("passages", "options", "message"),
     [
         ([], {}, "no prompts given"),
         ([""], {"model": "none"}, "is empty"),
@@ -294,10 +295,10 @@ def test_a_passage_of_two_tokens_of_which_the_first_is_not_steered_does_not_chan
         (["a " * 60], {}, "does not fit the context"),
     ],
 )
-def test_bad_input_is_refused(passages, options, told):
+def test_bad_input_is_rejected(passages, options, message):
     options = dict(options)
     model = make_model(bare_tokenizer()) if options.pop("model", None) else MODEL
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         measured(passages, model=model, **options)
 
 
@@ -355,7 +356,7 @@ def test_the_loss_is_hugging_faces_own(make_hf_model):
         np.mean([stats.entropy(*rows) for rows in zip(before, after, strict=True)])
         for (_, before), (_, after) in zip(clean, changed, strict=True)
     ]
-    np.testing.assert_allclose(cell(table, layers="1")["kl"], kl, rtol=1e-4)
+    np.testing.assert_allclose(condition(table, layers="1")["kl"], kl, rtol=1e-4)
     assert min(kl) > 0.01
 
 
@@ -376,7 +377,7 @@ def test_on_the_embedded_model_the_loss_is_hugging_faces_and_both_ways_agree(emb
         assert table.loc[row, "loss"] == pytest.approx(expected, abs=1e-4)
     plain = damage(embedded, vectors, passages, reuse=False, **options)
     pd.testing.assert_frame_equal(table, plain, rtol=0, atol=1e-4)
-    assert (cell(table, layers="17")["kl"] > 0.01).all()
+    assert (condition(table, layers="17")["kl"] > 0.01).all()
 
 
 # Texts
@@ -384,14 +385,14 @@ def test_on_the_embedded_model_the_loss_is_hugging_faces_and_both_ways_agree(emb
 WRITTEN = ["a b a b a b", "", "c", "d e f g", None, "!!! ... !!!"]
 
 
-def written(texts=WRITTEN, *, prompts=None, cells=1):
-    """A generating sweep's table with these texts in each cell."""
+def written(texts=WRITTEN, *, prompts=None, conditions=1):
+    """A generating sweep's table with these texts in each condition."""
     table = sweep(
         MODEL, several(), prompts or [f"{word} :" for word in "abcdef"], layers=[0],
-        multipliers=[float(number) for number in range(1, cells)] or [1.0], controls=0, measure="generate",
-        max_new_tokens=1, progress=False,
-    ).head(len(texts) * cells)  # fmt: skip
-    return table.assign(text=pd.array(list(texts) * cells, dtype="string"))
+        multipliers=[float(number) for number in range(1, conditions)] or [1.0], controls=0,
+        measure="generate", max_new_tokens=1, progress=False,
+    ).head(len(texts) * conditions)  # fmt: skip
+    return table.assign(text=pd.array(list(texts) * conditions, dtype="string"))
 
 
 COUNTED = {
@@ -407,19 +408,19 @@ COUNTED = {
 
 
 def test_words_and_distinct_n_grams_are_counted_by_hand():
-    found = text_damage(written([*COUNTED, None], prompts=[f"{word} :" for word in "abcdefgh"]))
+    result = text_damage(written([*COUNTED, None], prompts=[f"{word} :" for word in "abcdefgh"]))
     names = ["words", "distinct_1", "distinct_2", "distinct_3"]
-    np.testing.assert_allclose(found[names].astype(float).iloc[:-1], list(COUNTED.values()))
-    assert found[names].iloc[-1].isna().all()
+    np.testing.assert_allclose(result[names].astype(float).iloc[:-1], list(COUNTED.values()))
+    assert result[names].iloc[-1].isna().all()
 
 
 def test_unreadable_answers_are_those_without_a_choice_where_there_are_choices():
     table = written()
     assert text_damage(table)["unreadable"].isna().all()
     asked = table.assign(choice=pd.array([0, pd.NA, 1, pd.NA, pd.NA, 0], dtype="Int64"))
-    found = text_damage(asked)["unreadable"]
-    assert found.isna().tolist() == [False, False, False, False, True, False]  # no text, no verdict
-    assert found.dropna().tolist() == [False, True, False, True, False]
+    result = text_damage(asked)["unreadable"]
+    assert result.isna().tolist() == [False, False, False, False, True, False]  # no text, no verdict
+    assert result.dropna().tolist() == [False, True, False, True, False]
     known = table.assign(answer=pd.array([0] * 6, dtype="Int64"))  # choices there were, and none was read
     assert text_damage(known)["unreadable"].dropna().all()
 
@@ -428,14 +429,14 @@ def test_unreadable_answers_are_those_without_a_choice_where_there_are_choices()
 def test_the_loss_of_a_text_is_that_of_its_tokens_behind_its_prompt(reuse):
     prompts = ["a b :", "c :", "a b :", "a b d :", "e :", "f g h i :"]
     texts = ["k l m", "k l m", "n", "yes no yes", "o p q r s", "t"]
-    found = text_damage(written(texts, prompts=prompts), MODEL, reuse=reuse, progress=False)
+    result = text_damage(written(texts, prompts=prompts), MODEL, reuse=reuse, progress=False)
     for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         asked = MODEL.tokenizer(prompt)["input_ids"]
         new = MODEL.tokenizer(text, add_special_tokens=False)["input_ids"]
         logits, _ = run_alone(MODEL, asked + new, len(asked))
         expected = torch.nn.functional.cross_entropy(logits[len(asked) - 1 : -1].double(), torch.tensor(new))
-        assert found.loc[row, "loss"] == pytest.approx(float(expected), abs=1e-5)
-        assert found.loc[row, "tokens"] == len(new)
+        assert result.loc[row, "loss"] == pytest.approx(float(expected), abs=1e-5)
+        assert result.loc[row, "tokens"] == len(new)
 
 
 def test_the_loss_is_unsteered_and_the_models_own_texts_are_likely():
@@ -444,18 +445,18 @@ def test_the_loss_is_unsteered_and_the_models_own_texts_are_likely():
         MODEL, several(scale=20.0), prompts, layers=[0], multipliers=[1.0], controls=0, measure="generate",
         max_new_tokens=8, min_new_tokens=8, progress=False,
     )  # fmt: skip
-    found = text_damage(table, MODEL, progress=False).groupby("vector", sort=False)["loss"].mean()
-    assert found["made"] > found["none"] + 0.5
+    result = text_damage(table, MODEL, progress=False).groupby("vector", sort=False)["loss"].mean()
+    assert result["made"] > result["none"] + 0.5
     assert table.loc[table["vector"] == "made", "text"].tolist() == generate(
         MODEL, prompts, Add(several(scale=20.0)[0]), max_new_tokens=8, min_new_tokens=8
     )
 
 
 def test_empty_and_missing_texts_have_no_loss_and_disturb_no_other():
-    found = text_damage(written(), MODEL, progress=False)
-    assert found["tokens"].tolist()[:4] == [6, 0, 1, 4]
-    assert found["loss"].isna().tolist() == [False, True, False, False, True, False]
-    assert pd.isna(found.loc[4, "tokens"])
+    result = text_damage(written(), MODEL, progress=False)
+    assert result["tokens"].tolist()[:4] == [6, 0, 1, 4]
+    assert result["loss"].isna().tolist() == [False, True, False, False, True, False]
+    assert pd.isna(result.loc[4, "tokens"])
     nothing = text_damage(written(["", ""]), MODEL, progress=False)
     assert nothing["loss"].isna().all()
     assert nothing["tokens"].tolist() == [0, 0]
@@ -465,7 +466,7 @@ def test_without_a_model_there_is_no_loss_and_the_columns_are_the_same():
     table = written()
     bare, full = text_damage(table), text_damage(table, MODEL, progress=False)
     assert list(bare) == list(full) == [
-        "prompt_id", "prompt", "label", *CELL, "dose", "split", "answer", "text", "words", "distinct_1",
+        "prompt_id", "prompt", "label", *CONDITION, "dose", "split", "answer", "text", "words", "distinct_1",
         "distinct_2", "distinct_3", "unreadable", "tokens", "loss",
     ]  # fmt: skip
     assert bare[["tokens", "loss"]].isna().all(axis=None)
@@ -474,12 +475,12 @@ def test_without_a_model_there_is_no_loss_and_the_columns_are_the_same():
     )
 
 
-def test_texts_that_cannot_be_measured_are_refused():
+def test_texts_that_cannot_be_measured_are_rejected():
     with pytest.raises(ValueError, match="lacks the columns text"):
         text_damage(written().drop(columns="text"))
-    with pytest.raises(ValueError, match="no texts: sweep with measure='generate'"):
+    with pytest.raises(ValueError, match="has no texts"):
         text_damage(written([None, None]))
-    with pytest.raises(ValueError, match="is twice in the cell"):
+    with pytest.raises(ValueError, match="is twice in the condition"):
         text_damage(pd.concat([written(), written()]))
     with pytest.raises(ValueError, match="and 50 new ones do not fit the context of 48"):
         text_damage(written(["a " * 50]), MODEL, progress=False)
@@ -488,14 +489,14 @@ def test_texts_that_cannot_be_measured_are_refused():
 # Means
 
 
-def test_means_are_taken_cell_by_cell_with_students_interval():
+def test_means_are_taken_condition_by_condition_with_students_interval():
     table = measured(pd.DataFrame({"passage": PASSAGES, "topic": list("xxxyyy")}), controls=1)
     means = mean_damage(table)
     assert len(means) == 13
     assert means["n"].tolist() == [6] * 13
     for _, row in means.iterrows():
         rows = table
-        for name in CELL:
+        for name in CONDITION:
             rows = rows[rows[name] == row[name]]
         for name in ("kl", "loss", "loss_change"):
             assert row[name] == pytest.approx(rows[name].mean())
@@ -514,7 +515,7 @@ def test_means_are_taken_cell_by_cell_with_students_interval():
 
 def test_damage_that_is_no_number_is_refused_and_missing_of_any_kind_left_out():
     table = text_damage(written(["a b", "c"], prompts=["a :", "b :"]))
-    with pytest.raises(ValueError, match="'words' must be numbers, and has 'x'"):
+    with pytest.raises(ValueError, match="'words' holds 'x': expected numbers"):
         mean_damage(table.assign(words=["x", 2]))
     assert mean_damage(table.assign(words=pd.Series([pd.NA, 4], dtype=object))).loc[0, "words"] == 4
 
@@ -530,20 +531,20 @@ def test_means_of_texts_leave_out_what_has_no_value():
     assert means.loc[0, ["unreadable_low", "unreadable_high"]].tolist() == pytest.approx([low, high])
 
 
-def test_means_refuse_what_is_no_damage():
-    with pytest.raises(ValueError, match="no damage in it: give what damage or text_damage makes"):
+def test_means_reject_what_is_no_damage():
+    with pytest.raises(ValueError, match="no measure of damage"):
         mean_damage(written().drop(columns="text"))
-    with pytest.raises(ValueError, match="is twice in the cell"):
+    with pytest.raises(ValueError, match="is twice in the condition"):
         mean_damage(pd.concat([measured(), measured()]))
-    with pytest.raises(ValueError, match=r"by=\['kl'\] have the names of results"):
+    with pytest.raises(ValueError, match=r"by=\['kl'\].* names of results"):
         mean_damage(measured(), by="kl")
 
 
 # Effect beside damage
 
 
-def cells_of(rows, *, vector="made", control=False, control_of="", layers="3", operation="add"):
-    """(multiplier, …) to a row a cell."""
+def conditions_of(rows, *, vector="made", control=False, control_of="", layers="3", operation="add"):
+    """(multiplier, …) to a row a condition."""
     named = {
         "vector": vector,
         "control": control,
@@ -566,9 +567,9 @@ UNSTEERED = {
 }
 
 
-def effects_of(*cells, spread=0.1):
-    """A table of effects: each cell's multiplier and effect, in a narrow interval."""
-    rows = [UNSTEERED | {"effect": 0.0}, *cells]
+def effects_of(*conditions, spread=0.1):
+    """A table of effects: each condition's multiplier and effect, in a narrow interval."""
+    rows = [UNSTEERED | {"effect": 0.0}, *conditions]
     table = pd.DataFrame(rows)
     table["shift"] = table.pop("effect")
     table["shift_low"], table["shift_high"] = table["shift"] - spread, table["shift"] + spread
@@ -577,13 +578,13 @@ def effects_of(*cells, spread=0.1):
     )
 
 
-def damages_of(*cells):
-    """A table of damage of two passages that differ a little: each cell's kl and loss change."""
+def damages_of(*conditions):
+    """A table of damage of two passages that differ a little: each condition's kl and loss change."""
     rows = [
         {key: row[key] for key in UNSTEERED if key in row}
         | {"prompt_id": passage, "dose": 9.0, "loss": 3.0}
         | {"kl": row.get("kl", 0.0), "loss_change": row.get("loss", 0.0) + (passage - 0.5) * 1e-4}
-        for row in [UNSTEERED, *cells]
+        for row in [UNSTEERED, *conditions]
         for passage in range(2)
     ]
     return pd.DataFrame(rows)
@@ -593,7 +594,9 @@ def texts_of(values):
     """A table of texts' measures: {(vector, multiplier): (words, distinct_2, unreadable)}, two texts each."""
     rows = []
     for (vector, multiplier), (words, distinct_2, unreadable) in values.items():
-        named = UNSTEERED if vector == "none" else cells_of([{"multiplier": multiplier}], vector=vector)[0]
+        named = (
+            UNSTEERED if vector == "none" else conditions_of([{"multiplier": multiplier}], vector=vector)[0]
+        )
         for prompt in range(2):
             rows.append(
                 named
@@ -602,7 +605,7 @@ def texts_of(values):
     return pd.DataFrame(rows)
 
 
-RISING = cells_of(
+RISING = conditions_of(
     [
         {"multiplier": 1.0, "effect": 0.05, "kl": 0.001, "loss": 0.001},
         {"multiplier": 2.0, "effect": 0.5, "kl": 0.01, "loss": 0.01},
@@ -613,11 +616,13 @@ RISING = cells_of(
 )
 
 
-def joined(cells=RISING, *, texts=None, extra=(), **options):
-    return effect_and_damage(effects_of(*cells, *extra), damages_of(*cells, *extra), texts, **options)
+def joined(conditions=RISING, *, texts=None, extra=(), **options):
+    return effect_and_damage(
+        effects_of(*conditions, *extra), damages_of(*conditions, *extra), texts, **options
+    )
 
 
-def test_each_cell_is_told_usable_or_why_not():
+def test_each_condition_is_told_usable_or_why_not():
     table = joined()
     assert table["reason"].tolist() == ["unsteered", "no effect", "", "", "damage", "collapse"]
     assert table["usable"].tolist() == [False, False, True, True, False, False]
@@ -630,14 +635,14 @@ def test_each_cell_is_told_usable_or_why_not():
 
 
 def test_the_intended_side_is_the_multipliers():
-    wrong = cells_of(
+    wrong = conditions_of(
         [
             {"multiplier": -2.0, "effect": -0.5, "kl": 0.01},
             {"multiplier": -4.0, "effect": 0.7, "kl": 0.02},
             {"multiplier": 2.0, "effect": -0.6, "kl": 0.005},
         ]
     )
-    projected = cells_of([{"multiplier": np.nan, "effect": -0.5, "kl": 0.01}], operation="project_out")
+    projected = conditions_of([{"multiplier": np.nan, "effect": -0.5, "kl": 0.01}], operation="project_out")
     table = joined([*wrong, *projected])
     assert table["reason"].tolist() == ["unsteered", "", "no effect", "no effect", ""]
     assert table["pareto"].tolist() == [True, True, False, False, True]
@@ -645,18 +650,15 @@ def test_the_intended_side_is_the_multipliers():
 
 def test_where_more_is_better_a_subtracted_vector_may_gain_and_harm_by_controls_is_no_match():
     """An accuracy does not go with the multiplier's sign, and any push may lower it."""
-    cells = cells_of(
-        [
-            {"multiplier": -2.0, "effect": 0.4, "kl": 0.01},
-            {"multiplier": 2.0, "effect": -0.3, "kl": 0.01},
-        ]
+    conditions = conditions_of(
+        [{"multiplier": -2.0, "effect": 0.4, "kl": 0.01}, {"multiplier": 2.0, "effect": -0.3, "kl": 0.01}]
     )
-    harm = cells_of([{"multiplier": 2.0, "effect": -0.5, "kl": 0.01}], vector="random 1", control=True)
-    table = joined(cells, extra=harm, directed=False)
+    harm = conditions_of([{"multiplier": 2.0, "effect": -0.5, "kl": 0.01}], vector="random 1", control=True)
+    table = joined(conditions, extra=harm, directed=False)
     assert table["reason"].tolist()[:3] == ["unsteered", "", "no effect"]
     assert table["control_effect"].tolist()[1:3] == [-0.5, -0.5]
-    better = cells_of([{"multiplier": 2.0, "effect": 0.6, "kl": 0.01}], vector="random 1", control=True)
-    assert joined(cells, extra=better, directed=False)["reason"].tolist()[:3] == [
+    better = conditions_of([{"multiplier": 2.0, "effect": 0.6, "kl": 0.01}], vector="random 1", control=True)
+    assert joined(conditions, extra=better, directed=False)["reason"].tolist()[:3] == [
         "unsteered", "no effect", "no effect",
     ]  # fmt: skip
 
@@ -677,16 +679,16 @@ def test_bounds_can_be_moved():
 
 
 def test_the_upper_end_of_the_loss_changes_interval_decides_and_one_passage_is_too_few():
-    cells = cells_of([{"multiplier": 1.0, "effect": 1.0, "loss": 0.0999}])
-    assert joined(cells)["loss_change"].iloc[1] < 0.1
-    assert joined(cells)["reason"].tolist()[1] == "damage"
+    conditions = conditions_of([{"multiplier": 1.0, "effect": 1.0, "loss": 0.0999}])
+    assert joined(conditions)["loss_change"].iloc[1] < 0.1
+    assert joined(conditions)["reason"].tolist()[1] == "damage"
     one = damages_of(*RISING)
     one = one[one["prompt_id"] == 0]
     assert not effect_and_damage(effects_of(*RISING), one)["usable"].any()
 
 
 def test_an_effect_that_random_directions_have_too_is_none():
-    near = cells_of([{"multiplier": -2.0, "effect": 0.6, "kl": 0.01}], vector="random 1", control=True)
+    near = conditions_of([{"multiplier": -2.0, "effect": 0.6, "kl": 0.01}], vector="random 1", control=True)
     table = joined(extra=near)
     assert table.loc[table["multiplier"] == 2.0, "reason"].tolist() == ["no effect"]
     assert table.loc[table["multiplier"] == 2.0, "control_effect"].tolist() == pytest.approx([0.6])
@@ -696,12 +698,14 @@ def test_an_effect_that_random_directions_have_too_is_none():
 
 
 def test_controls_of_another_vector_or_layer_do_not_count():
-    two = [*cells_of([RISING[1]], vector="a"), *cells_of([RISING[1]], vector="b")]
+    two = [*conditions_of([RISING[1]], vector="a"), *conditions_of([RISING[1]], vector="b")]
     two = [dict(row, vector=name) for row, name in zip(two, "ab", strict=True)]
-    controls = cells_of(
+    controls = conditions_of(
         [{"multiplier": 2.0, "effect": 9.0}], vector="random 1 (a)", control=True, control_of="b"
     )
-    controls += cells_of([{"multiplier": 2.0, "effect": 9.0}], vector="random 2", control=True, layers="4")
+    controls += conditions_of(
+        [{"multiplier": 2.0, "effect": 9.0}], vector="random 2", control=True, layers="4"
+    )
     table = joined(two, extra=controls)
     assert table.set_index("vector").loc[["a", "b"], "reason"].tolist() == ["", "no effect"]
     older = [{name: value for name, value in row.items() if name != "control_of"} for row in controls]
@@ -721,35 +725,35 @@ def test_the_pareto_set_equals_a_comparison_of_every_pair():
         for number in range(15)
         for sign in (-1, 1)
     ]
-    cells = [
+    conditions = [
         row
         for vector in ("a", "b")
-        for row in cells_of(
+        for row in conditions_of(
             [dict(row, effect=row["effect"] * (1 if vector == "a" else -1)) for row in rows], vector=vector
         )
     ]
-    table = joined(cells)
+    table = joined(conditions)
     for number, row in table.iloc[1:].iterrows():
         sign = np.sign(row["multiplier"])
         rivals = [(0.0, 0.0)]
         for other, rival in table.iloc[1:].iterrows():
             if other != number and rival["vector"] == row["vector"] and np.sign(rival["multiplier"]) == sign:
                 rivals.append((sign * rival["effect"], rival["kl"]))
-        mine = sign * row["effect"], row["kl"]
-        beaten = any(gain >= mine[0] and kl <= mine[1] and (gain, kl) != mine for gain, kl in rivals)
+        own = sign * row["effect"], row["kl"]
+        beaten = any(gain >= own[0] and kl <= own[1] and (gain, kl) != own for gain, kl in rivals)
         assert row["pareto"] == (not beaten), row
     assert 4 < table["pareto"].sum() < 40
 
 
 def test_the_pareto_set_can_be_weighed_by_the_loss():
-    cells = cells_of(
+    conditions = conditions_of(
         [
             {"multiplier": 1.0, "effect": 1.0, "kl": 0.5, "loss": 0.1},
             {"multiplier": 2.0, "effect": 1.0, "kl": 0.1, "loss": 0.5},
         ]
     )
-    assert joined(cells)["pareto"].tolist() == [True, False, True]
-    assert joined(cells, cost="loss_change")["pareto"].tolist() == [True, True, False]
+    assert joined(conditions)["pareto"].tolist() == [True, False, True]
+    assert joined(conditions, cost="loss_change")["pareto"].tolist() == [True, True, False]
 
 
 GOOD = (20, 0.9, False)
@@ -765,7 +769,7 @@ GOOD = (20, 0.9, False)
         ((20, 0.1, True), "repetition, unreadable"),
     ],
 )
-def test_a_cell_whose_texts_fall_apart_has_collapsed_and_says_by_which_rule(text, rule):
+def test_a_condition_whose_texts_fall_apart_has_collapsed_and_says_by_which_rule(text, rule):
     texts = texts_of({("none", 0.0): GOOD, ("made", 2.0): text, ("made", 4.0): GOOD})
     table = joined(texts=texts).set_index("multiplier")
     assert table.loc[2.0, "collapse"] == rule
@@ -780,19 +784,19 @@ def test_answers_that_were_unreadable_before_are_no_collapse():
     assert joined(texts=texts)["reason"].tolist()[2] == ""
 
 
-def test_tables_that_do_not_fit_together_are_refused():
+def test_tables_that_do_not_fit_together_are_rejected():
     effects, damages = effects_of(*RISING), damages_of(*RISING)
-    with pytest.raises(ValueError, match="no steered cell is in both tables"):
+    with pytest.raises(ValueError, match="no steered condition is in both tables"):
         effect_and_damage(effects, damages.replace({"vector": {"made": "other"}}))
-    with pytest.raises(ValueError, match="a cell is twice in the effects"):
+    with pytest.raises(ValueError, match="condition is twice in the effects"):
         effect_and_damage(pd.concat([effects, effects]), damages)
-    with pytest.raises(ValueError, match=r"lacks the columns flips, .*Give the table of effectiveness"):
-        effect_and_damage(effects, damages, effect="flips")
-    with pytest.raises(ValueError, match=r"lacks the columns kl; .*Give the table of damage"):
+    with pytest.raises(ValueError, match=r"lacks the columns flips, .*effectiveness"):
+        effect_and_damage(effects, damages, value="flips")
+    with pytest.raises(ValueError, match=r"lacks the columns kl; .*that damage returns"):
         effect_and_damage(effects, damages.drop(columns="kl"))
-    with pytest.raises(ValueError, match=r"lacks the columns words, .*Give the table of text_damage"):
+    with pytest.raises(ValueError, match=r"lacks the columns words, .*text_damage"):
         effect_and_damage(effects, damages, written())
-    with pytest.raises(ValueError, match="cost='words' is unknown: use one of kl, loss_change"):
+    with pytest.raises(ValueError, match="cost='words': expected one of kl, loss_change"):
         effect_and_damage(effects, damages, cost="words")
 
 
@@ -807,11 +811,11 @@ def test_joining_leaves_the_tables_alone():
 # Usable doses
 
 
-def ranged(*cells, **options):
-    return usable_range(joined(list(cells), **options)).set_index("sign")
+def ranged(*conditions, **options):
+    return usable_range(joined(list(conditions), **options)).set_index("sign")
 
 
-def test_the_range_goes_from_the_first_usable_cell_to_the_last_without_a_gap():
+def test_the_range_goes_from_the_first_usable_condition_to_the_last_without_a_gap():
     row = ranged(*RISING).loc[1]
     assert row["conditions"] == 5
     assert row["usable"] == 2
@@ -821,7 +825,7 @@ def test_the_range_goes_from_the_first_usable_cell_to_the_last_without_a_gap():
     assert row["reason"] == "damage"
 
 
-def test_cells_behind_a_gap_are_not_in_the_range():
+def test_conditions_behind_a_gap_are_not_in_the_range():
     harmful = dict(RISING[1], multiplier=3.0, loss=0.5)
     row = ranged(RISING[1], harmful, RISING[2]).loc[1]
     assert (row["smallest_multiplier"], row["largest_multiplier"], row["usable"]) == (2.0, 2.0, 1)
@@ -846,23 +850,23 @@ def test_each_sign_has_its_range_in_the_order_of_size():
     ],
 )
 def test_an_empty_range_says_why(effects, losses, why):
-    cells = cells_of(
+    conditions = conditions_of(
         [
             {"multiplier": float(number + 1), "effect": effect, "loss": loss, "kl": 0.1}
             for number, (effect, loss) in enumerate(zip(effects, losses, strict=True))
         ]
     )
-    row = ranged(*cells).loc[1]
+    row = ranged(*conditions).loc[1]
     assert row["reason"] == why
     assert row["usable"] == 0
     assert row[["smallest_multiplier", "largest_multiplier", "smallest_dose", "largest_dose"]].isna().all()
 
 
 def test_projections_and_layers_have_rows_of_their_own_and_controls_have_none():
-    projected = cells_of([{"multiplier": np.nan, "effect": 0.5, "kl": 0.01}], operation="project_out")
-    deeper = cells_of(RISING[2:3], layers="3+5")
+    projected = conditions_of([{"multiplier": np.nan, "effect": 0.5, "kl": 0.01}], operation="project_out")
+    deeper = conditions_of(RISING[2:3], layers="3+5")
     deeper = [dict(row, layers="3+5") for row in deeper]
-    control = cells_of([{"multiplier": 2.0, "effect": 0.0}], vector="random 1", control=True)
+    control = conditions_of([{"multiplier": 2.0, "effect": 0.0}], vector="random 1", control=True)
     table = usable_range(joined([*RISING, *projected, *deeper], extra=control))
     assert list(zip(table["operation"], table["layers"], table["sign"], strict=True)) == [
         ("add", "3", 1), ("project_out", "3", 0), ("add", "3+5", 1),
@@ -872,10 +876,8 @@ def test_projections_and_layers_have_rows_of_their_own_and_controls_have_none():
     assert set(table["vector"]) == {"made"}
 
 
-def test_a_range_of_another_table_is_refused():
-    with pytest.raises(
-        ValueError, match=r"lacks .* usable, collapsed, reason; .*Give the table of effect_and_damage"
-    ):
+def test_a_range_of_another_table_is_rejected():
+    with pytest.raises(ValueError, match=r"lacks .* usable, collapsed, reason; .*effect_and_damage"):
         usable_range(effects_of(*RISING))
 
 
@@ -927,11 +929,11 @@ def test_lines_go_from_the_smallest_dose_to_the_largest():
 
 
 def test_measures_of_texts_are_drawn_too():
-    table = written(["a b a b", "c d", "e e e"], prompts=["a :", "b :", "c :"], cells=2)
+    table = written(["a b a b", "c d", "e e e"], prompts=["a :", "b :", "c :"], conditions=2)
     figure = plots.damage(mean_damage(text_damage(table)), value="distinct_2")
     (line,) = drawn(figure, "0")
     assert line.y[0] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
-    assert "word pairs" in figure.layout.yaxis.title.text
+    assert "pairs of words" in figure.layout.yaxis.title.text
 
 
 def test_a_damage_that_is_zero_has_no_place_on_a_logarithmic_axis(mean):
@@ -945,18 +947,18 @@ def test_a_damage_that_is_zero_has_no_place_on_a_logarithmic_axis(mean):
 
 PLANE = [
     *RISING,
-    *cells_of(
+    *conditions_of(
         [
             {"multiplier": -2.0, "effect": -0.4, "kl": 0.02},
             {"multiplier": -4.0, "effect": -0.1, "kl": 0.03, "loss": 3.0},
         ]
     ),
 ]
-CONTROL = cells_of([{"multiplier": 2.0, "effect": 0.1, "kl": 0.01}], vector="random 1", control=True)
+CONTROL = conditions_of([{"multiplier": 2.0, "effect": 0.1, "kl": 0.01}], vector="random 1", control=True)
 
 
 @pytest.mark.parametrize("cost", ["kl", "loss_change"])
-def test_the_plane_shows_each_cell_by_effect_and_cost_and_what_became_of_it(cost):
+def test_the_plane_shows_each_condition_by_effect_and_cost_and_what_became_of_it(cost):
     table = joined(PLANE, extra=CONTROL, cost=cost)
     figure = plots.effect_and_damage(table)
     (points,) = drawn(figure, "3")
@@ -1006,7 +1008,7 @@ def test_labels_that_would_cover_each_other_are_left_out():
     assert "+4" not in labels.text
 
 
-def test_hover_says_what_a_cell_did_what_it_cost_and_why_it_is_not_usable():
+def test_hover_says_what_a_condition_did_what_it_cost_and_why_it_is_not_usable():
     figure = plots.effect_and_damage(joined(PLANE, extra=CONTROL))
     (points,) = drawn(figure, "3")
     hover = dict(zip(points.y, points.hovertext, strict=True))
@@ -1021,15 +1023,15 @@ def test_hover_says_what_a_cell_did_what_it_cost_and_why_it_is_not_usable():
 
 def test_several_vectors_get_panels_and_names_never_become_markup(mean):
     name = "<b>loud</b> $5"
-    cells = [dict(row, vector=vector) for vector in (name, "quiet") for row in RISING]
+    conditions = [dict(row, vector=vector) for vector in (name, "quiet") for row in RISING]
     for figure in (
-        plots.effect_and_damage(joined(cells)),
+        plots.effect_and_damage(joined(conditions)),
         plots.damage(mean.replace({"vector": {"made": name}})),
     ):
-        told = figure.to_json()
-        assert "<b>loud" not in told
-        assert "$5" not in told
-    assert [each.text for each in plots.effect_and_damage(joined(cells)).layout.annotations] == [
+        message = figure.to_json()
+        assert "<b>loud" not in message
+        assert "$5" not in message
+    assert [each.text for each in plots.effect_and_damage(joined(conditions)).layout.annotations] == [
         "&lt;b&gt;loud&lt;/b&gt; &#36;5", "quiet",
     ]  # fmt: skip
 
@@ -1039,29 +1041,29 @@ def test_figures_share_the_projects_look_and_leave_their_tables_alone(mean):
     for draw, given in ((plots.damage, mean), (plots.effect_and_damage, table)):
         before = given.copy()
         figure = draw(given)
-        assert figure.layout.template.layout.colorway == plots.style.QUALITATIVE
-        assert figure.layout.width == plots.style.WIDTH
-        assert "per point" in figure.layout.title.subtitle.text
+        assert figure.layout.template.layout.colorway == plots.template.QUALITATIVE
+        assert figure.layout.width == plots.template.WIDTH
+        assert "a point" in figure.layout.title.subtitle.text
         pd.testing.assert_frame_equal(given, before)
 
 
-def test_figures_refuse_what_they_cannot_draw(mean):
-    with pytest.raises(ValueError, match="got 'pain'"):
+def test_figures_reject_what_they_cannot_draw(mean):
+    with pytest.raises(ValueError, match="value='pain' is unknown: use one of kl, loss_change"):
         plots.damage(mean, value="pain")
-    with pytest.raises(ValueError, match=r"plots.damage.*lacks the columns words.*mean_damage"):
+    with pytest.raises(ValueError, match=r"plots.damage needs the columns .*'words'.*mean_damage"):
         plots.damage(mean, value="words")
-    with pytest.raises(ValueError, match="has no rows"):
+    with pytest.raises(ValueError, match="without rows"):
         plots.damage(mean.head(0))
-    with pytest.raises(ValueError, match="no condition has a dose above 0"):
+    with pytest.raises(ValueError, match="has a dose above 0"):
         plots.damage(mean[mean["multiplier"].isna()])
-    with pytest.raises(ValueError, match="rows share their condition"):
+    with pytest.raises(ValueError, match="rows share their"):
         plots.damage(pd.concat([mean, mean]))
     table = joined(PLANE)
     with pytest.raises(ValueError, match="the table's cost must be one of kl, loss_change"):
         plots.effect_and_damage(pd.concat([table, table.assign(vector="other", cost="loss_change")]))
-    with pytest.raises(ValueError, match=r".*lacks the columns pareto.*effect_and_damage"):
+    with pytest.raises(ValueError, match=r"needs the columns \['pareto'\].*effect_and_damage"):
         plots.effect_and_damage(table.drop(columns="pareto"))
-    with pytest.raises(ValueError, match="no steered condition has a kl above 0"):
+    with pytest.raises(ValueError, match="has a kl above nothing"):
         plots.effect_and_damage(table.assign(kl=0.0))
 
 

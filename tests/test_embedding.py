@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import tl_steer as ts
-from tl_steer.texts.embedder import default_embedder, unit_embeddings
+from tl_steer.texts.embeddings import default_embedder, unit_embeddings
 
 from .conftest import assert_raises
 
@@ -45,9 +45,11 @@ def cosine(one, other):
 def swept(n=8):
     """Unsteered, two multipliers at two layers, a projection and a control, with texts of drawn letters."""
     rng = np.random.default_rng(0)
-    cells = [("none", "none", "", 0.0)]
-    cells += [("honesty", "add", layers, multiplier) for layers in ("3", "3+5") for multiplier in (-2.0, 2.0)]
-    cells += [("honesty", "project_out", "3", NAN), ("random 1", "add", "3", 2.0)]
+    conditions = [("none", "none", "", 0.0)]
+    conditions += [
+        ("honesty", "add", layers, multiplier) for layers in ("3", "3+5") for multiplier in (-2.0, 2.0)
+    ]
+    conditions += [("honesty", "project_out", "3", NAN), ("random 1", "add", "3", 2.0)]
     rows = [
         {
             "prompt_id": prompt, "prompt": f"Question {prompt}?", "topic": ["sea", "sky"][prompt % 2],
@@ -56,7 +58,7 @@ def swept(n=8):
             "split": "report", "answer": pd.NA, "choice": pd.NA, "logit_difference": NAN, "probability": NAN,
             "mass": NAN, "text": "".join(rng.choice(list("abcdefgh"), 9)),
         }
-        for vector, operation, layers, multiplier in cells
+        for vector, operation, layers, multiplier in conditions
         for prompt in range(n)
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -75,10 +77,10 @@ def scored(table=None, **more):
 
 
 def test_each_score_is_the_difference_of_the_mean_cosines():
-    embed, found = ByLetters(), scored()
-    for row in found.to_dict("records"):
-        (mine,) = embed([row["text"]])
-        means = [np.mean([cosine(mine, other) for other in embed(LETTERS[kind])]) for kind in LETTERS]
+    embed, result = ByLetters(), scored()
+    for row in result.to_dict("records"):
+        (own,) = embed([row["text"]])
+        means = [np.mean([cosine(own, other) for other in embed(LETTERS[kind])]) for kind in LETTERS]
         assert [row["cosine_positive"], row["cosine_negative"]] == pytest.approx(means, abs=1e-12)
         assert row["embedding_score"] == pytest.approx(means[0] - means[1], abs=1e-12)
 
@@ -86,22 +88,22 @@ def test_each_score_is_the_difference_of_the_mean_cosines():
 def test_the_rows_are_the_tables_own_and_the_table_is_left_alone():
     table = swept().sample(frac=1, random_state=0)
     before = table.copy(deep=True)
-    found = scored(table)
+    result = scored(table)
     pd.testing.assert_frame_equal(table, before)
-    pd.testing.assert_frame_equal(found[list(table)], before)
-    assert list(found)[-3:] == ["cosine_positive", "cosine_negative", "embedding_score"]
-    pd.testing.assert_frame_equal(found.sort_index(), scored(), check_dtype=False)
+    pd.testing.assert_frame_equal(result[list(table)], before)
+    assert list(result)[-3:] == ["cosine_positive", "cosine_negative", "embedding_score"]
+    pd.testing.assert_frame_equal(result.sort_index(), scored(), check_dtype=False)
 
 
 def test_different_texts_are_embedded_once_in_batches():
     embedder, table = ByLetters(), swept()
     table.loc[:20, "text"] = "cab"
-    found = ts.texts.embedding_scores(table, LETTERS, embedder=embedder, batch_size=7)
+    result = ts.texts.embedding_scores(table, LETTERS, embedder=embedder, batch_size=7)
     given = [text for batch in embedder.batches for text in batch]
     assert sorted(given) == sorted({*table["text"], *LETTERS["positive"], *LETTERS["negative"]})
     assert max(map(len, embedder.batches)) == 7
-    assert found["embedding_score"][:20].nunique() == 1
-    pd.testing.assert_frame_equal(found, scored(table, batch_size=1))
+    assert result["embedding_score"][:20].nunique() == 1
+    pd.testing.assert_frame_equal(result, scored(table, batch_size=1))
 
 
 def per_prompt(n=8, extra=0):
@@ -115,25 +117,23 @@ def per_prompt(n=8, extra=0):
 def test_with_exemplars_per_prompt_each_text_is_compared_with_those_of_its_own_prompt():
     embed, exemplars = ByLetters(), per_prompt(extra=2)
     table = swept().sample(frac=1, random_state=0)
-    found = ts.texts.embedding_scores(table, exemplars.sample(frac=1, random_state=1), embedder=ByLetters())
-    assert list(found["text"]) == list(table["text"])
-    for row in found.to_dict("records"):
+    result = ts.texts.embedding_scores(table, exemplars.sample(frac=1, random_state=1), embedder=ByLetters())
+    assert list(result["text"]) == list(table["text"])
+    for row in result.to_dict("records"):
         (mine,) = embed([row["text"]])
         own = exemplars[exemplars["prompt"] == row["prompt"]]
         means = [np.mean([cosine(mine, other) for other in embed(list(own[side]))]) for side in LETTERS]
         assert [row["cosine_positive"], row["cosine_negative"]] == pytest.approx(means, abs=1e-12)
         assert row["embedding_score"] == pytest.approx(means[0] - means[1], abs=1e-12)
-    assert ts.evaluation.embedding_effect(found)["n"].eq(8).all()
+    assert ts.evaluation.embedding_effect(result)["n"].eq(8).all()
 
 
-def test_exemplars_per_prompt_that_do_not_fit_are_refused():
+def test_exemplars_per_prompt_that_do_not_fit_are_rejected():
     def score(exemplars):
         return ts.texts.embedding_scores(swept(), exemplars, embedder=ByLetters())
 
     exemplars = per_prompt()
-    assert_raises(
-        r"lack the columns \['negative'\].*write_exemplars", score, exemplars[["prompt", "positive"]]
-    )
+    assert_raises(r"lacks the columns negative.*write_exemplars", score, exemplars[["prompt", "positive"]])
     assert_raises("2 prompts have no exemplars, the first is 'Question 6", score, exemplars.head(6))
     assert_raises("exemplar of the prompt 'Question 0.*blank", score, exemplars.assign(positive=" "))
     assert_raises("are the same text", score, exemplars.assign(negative=exemplars["positive"]))
@@ -144,50 +144,48 @@ def test_blank_texts_have_no_score(blank):
     table = swept()
     table["text"] = table["text"].astype("string")
     table.loc[5, "text"] = blank
-    found = scored(table)
-    assert found.loc[5, ["cosine_positive", "cosine_negative", "embedding_score"]].isna().all()
-    assert found["embedding_score"].notna().sum() == len(table) - 1
-    summary = ts.evaluation.embedding_effect(found)
+    result = scored(table)
+    assert result.loc[5, ["cosine_positive", "cosine_negative", "embedding_score"]].isna().all()
+    assert result["embedding_score"].notna().sum() == len(table) - 1
+    summary = ts.evaluation.embedding_effect(result)
     assert (summary["n"][0], summary["blank"][0]) == (7, 1)
-    assert summary["score"][0] == pytest.approx(found["embedding_score"][:8].mean())
+    assert summary["score"][0] == pytest.approx(result["embedding_score"][:8].mean())
 
 
-def test_scores_refuse_what_they_cannot_compare():
+def test_scores_reject_what_they_cannot_compare():
     table = swept()
     assert_raises("measure='generate'", scored, table.assign(text=pd.NA))
     for wrong in ({"positive": ["a"]}, {"honest": ["a"], "lying": ["b"]}, ["a", "b"]):
         assert_raises(
             "exemplars", ts.texts.embedding_scores, table, wrong, embedder=ByLetters(), error=Exception
         )
-    with pytest.raises(
-        ValueError, match="negative exemplars: at least 1, each of them a text that is not blank"
-    ):
+    with pytest.raises(ValueError, match="negative exemplars: expected at least 1"):
         ts.texts.embedding_scores(table, {"positive": ["a"], "negative": [" "]}, embedder=ByLetters())
     with pytest.raises(ValueError, match="'ab' is given twice"):
         ts.texts.embedding_scores(table, {"positive": ["ab"], "negative": ["ab"]}, embedder=ByLetters())
-    assert_raises("no direction for 'xyz'", scored, table.assign(text="xyz"))
+    assert_raises("'xyz' is zero or not finite", scored, table.assign(text="xyz"))
     assert_raises(r"shape \(3,\) for", unit_embeddings, ["a", "b"], lambda texts: np.ones(3))
     assert_raises(r"shape \(1, 4\) for 2 texts", unit_embeddings, ["a", "b"], lambda texts: np.ones((1, 4)))
     assert_raises("zero or not finite", unit_embeddings, ["a"], lambda texts: np.array([[1.0, NAN]]))
     assert_raises("batch_size=0", unit_embeddings, ["a"], ByLetters(), batch_size=0)
 
 
-# --- by cell -----------------------------------------------------------------------------------------------
+# --- per condition ---------------------------------------------------------------------------------------
 
 
 def test_effects_are_paired_with_the_unsteered_text_of_the_same_prompt():
-    found = scored().sample(frac=1, random_state=1)
-    summary = ts.evaluation.embedding_effect(found)
+    result = scored().sample(frac=1, random_state=1)
+    summary = ts.evaluation.embedding_effect(result)
     assert len(summary) == 7
-    before = found[found["vector"] == "none"].sort_values("prompt_id")["embedding_score"].to_numpy()
+    before = result[result["vector"] == "none"].sort_values("prompt_id")["embedding_score"].to_numpy()
     for row in summary.to_dict("records"):
-        cell = found[(found["vector"] == row["vector"]) & (found["layers"] == row["layers"])]
+        condition = result[(result["vector"] == row["vector"]) & (result["layers"] == row["layers"])]
         same = (
-            cell["multiplier"].isna()
+            condition["multiplier"].isna()
             if pd.isna(row["multiplier"])
-            else cell["multiplier"] == row["multiplier"]
+            else condition["multiplier"] == row["multiplier"]
         )
-        scores = cell[same].sort_values("prompt_id")["embedding_score"].to_numpy()
+        scores = condition[same].sort_values("prompt_id")["embedding_score"].to_numpy()
         interval = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
         assert (row["score"], row["score_low"], row["score_high"]) == pytest.approx(
             (scores.mean(), *interval)
@@ -202,19 +200,19 @@ def test_effects_are_paired_with_the_unsteered_text_of_the_same_prompt():
     assert not {"logit_difference", "choice"} & set(summary)
 
 
-def test_effects_split_by_factors_and_do_without_an_unsteered_cell():
-    found = scored()
-    split = ts.evaluation.embedding_effect(found, by="topic")
+def test_effects_split_by_factors_and_do_without_an_unsteered_condition():
+    result = scored()
+    split = ts.evaluation.embedding_effect(result, by="topic")
     for topic in ("sea", "sky"):
-        part = ts.evaluation.embedding_effect(found[found["topic"] == topic])
+        part = ts.evaluation.embedding_effect(result[result["topic"] == topic])
         pd.testing.assert_frame_equal(
             split[split["topic"] == topic].drop(columns="topic").reset_index(drop=True), part
         )
-    alone = ts.evaluation.embedding_effect(found[found["vector"] != "none"])
+    alone = ts.evaluation.embedding_effect(result[result["vector"] != "none"])
     assert alone["shift"].isna().all()
     assert alone["score"].notna().all()
     assert_raises("lacks the columns embedding_score", ts.evaluation.embedding_effect, swept())
-    assert_raises("twice in the cell", ts.evaluation.embedding_effect, pd.concat([found, found]))
+    assert_raises("twice in the condition", ts.evaluation.embedding_effect, pd.concat([result, result]))
 
 
 # --- exemplars ---------------------------------------------------------------------------------------------
@@ -264,7 +262,7 @@ def test_exemplars_without_a_difference_have_an_accuracy_of_one_half(draws):
 
 
 def test_one_exemplar_of_a_kind_cannot_be_left_out():
-    with pytest.raises(ValueError, match="positive exemplars: at least 2"):
+    with pytest.raises(ValueError, match="positive exemplars: expected at least 2"):
         ts.texts.exemplar_accuracy({"positive": ["a"], "negative": ["b", "c"]}, embedder=ByLetters())
 
 
@@ -302,7 +300,7 @@ def test_the_default_embedder_tells_moods_apart():
 
 OFFLINE = """
 import socket
-from tl_steer.texts.embedder import unit_embeddings
+from tl_steer.texts.embeddings import unit_embeddings
 def refuse(*_, **__):
     raise OSError("a network was asked for")
 socket.socket.connect = socket.getaddrinfo = refuse
@@ -355,7 +353,7 @@ def test_the_figure_has_a_line_a_layer_the_unsteered_texts_and_the_controls(valu
     (control,) = named(figure, "controls")
     assert list(control.y) == list(summary.loc[summary["vector"] == "random 1", value])
     assert figure.layout.xaxis.ticktext == ("−2", "+2")
-    assert "8 prompts per point" in figure.layout.title.subtitle.text
+    assert "8 prompts a point" in figure.layout.title.subtitle.text
     assert f"{value} " in line.hovertext[0]
     assert "dose 0.2" in line.hovertext[0]
 
@@ -366,12 +364,12 @@ def test_a_factor_gives_each_of_its_values_a_panel():
     assert len(named(figure, "3")) == len(named(figure, "unsteered")) == 2
 
 
-def test_the_figure_refuses_what_it_cannot_show():
+def test_the_figure_rejects_what_it_cannot_show():
     summary = ts.evaluation.embedding_effect(scored())
-    with pytest.raises(ValueError, match="got 'cosine'"):
+    with pytest.raises(ValueError, match="value='cosine' is unknown: use one of shift, score"):
         ts.plots.embedding_scores(summary, value="cosine")
-    with pytest.raises(ValueError, match=r"lacks the columns shift_low.*embedding_effect"):
+    with pytest.raises(ValueError, match=r"'shift_low'.*evaluation\.embedding_effect"):
         ts.plots.embedding_scores(summary.drop(columns="shift_low"))
     assert_raises("a shift needs unsteered texts", ts.plots.embedding_scores, summary.assign(shift=NAN))
-    with pytest.raises(ValueError, match="no steered condition has a multiplier"):
+    with pytest.raises(ValueError, match="has a multiplier"):
         ts.plots.embedding_scores(summary[summary["operation"] == "project_out"])

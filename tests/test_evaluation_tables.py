@@ -12,15 +12,17 @@ from tl_steer.evaluation import against_controls, steerability
 from tl_steer.evaluation._choose import choose
 from tl_steer.evaluation._effectiveness import effectiveness
 from tl_steer.evaluation._signal_detection import signal_detection
-from tl_steer.sweeps.sweep_table import CELL, require_columns
+from tl_steer.sweeps.sweep_table import CONDITION
 from tl_steer.texts import preference
-from tl_steer.texts.answer_pairs import answer_pairs
+from tl_steer.texts.comparisons import answer_pairs
 
 NAN = float("nan")
 
 
-def cell(choices, answers, *, vector="honesty", layers="3", multiplier=1.0, dose=0.1, logits=None, **more):
-    """Rows of a cell: a prompt each, choice None where unreadable."""
+def condition(
+    choices, answers, *, vector="honesty", layers="3", multiplier=1.0, dose=0.1, logits=None, **more
+):
+    """Rows of a condition: a prompt each, choice None where unreadable."""
     n = len(choices)
     values = {
         "prompt_id": range(n),
@@ -54,11 +56,11 @@ def unsteered(choices, answers, **more):
         "multiplier": 0.0,
         "dose": 0.0,
     }
-    return cell(choices, answers, **(nothing | more))
+    return condition(choices, answers, **(nothing | more))
 
 
 def random_sweep(n=80, seed=0):
-    """An unsteered cell, two multipliers at two layers, a projection and a control."""
+    """An unsteered condition, two multipliers at two layers, a projection and a control."""
     rng = np.random.default_rng(seed)
     answers = rng.integers(0, 2, n)
 
@@ -67,9 +69,9 @@ def random_sweep(n=80, seed=0):
         choices[rng.random(n) < 0.1] = None
         return {"choices": list(choices), "answers": answers, "logits": rng.normal(size=n)}
 
-    cells = [unsteered(**drawn(0.6))]
-    cells += [
-        cell(**drawn(rate), layers=layers, multiplier=multiplier, dose=abs(multiplier) / 10)
+    conditions = [unsteered(**drawn(0.6))]
+    conditions += [
+        condition(**drawn(rate), layers=layers, multiplier=multiplier, dose=abs(multiplier) / 10)
         for layers, multiplier, rate in (
             ("3", 1.0, 0.7),
             ("3", -1.0, 0.5),
@@ -77,9 +79,9 @@ def random_sweep(n=80, seed=0):
             ("3+4", 1.0, 0.6),
         )
     ]
-    cells += [cell(**drawn(0.6), operation="project_out", multiplier=NAN, dose=NAN)]
-    cells += [cell(**drawn(0.6), vector="random 0", control=True)]
-    return pd.concat(cells, ignore_index=True)
+    conditions += [condition(**drawn(0.6), operation="project_out", multiplier=NAN, dose=NAN)]
+    conditions += [condition(**drawn(0.6), vector="random 0", control=True)]
+    return pd.concat(conditions, ignore_index=True)
 
 
 def row_of(table, **values):
@@ -103,7 +105,7 @@ def test_effectiveness_is_a_plain_loop_over_prompts():
             for _, row in table.iterrows()
             if all(
                 row[name] == found[name] or (pd.isna(row[name]) and pd.isna(found[name]))
-                for name in (*CELL, "topic")
+                for name in (*CONDITION, "topic")
             )
         ]
         readable = [row for row in rows if not pd.isna(row["choice"])]
@@ -126,7 +128,7 @@ def test_effectiveness_is_a_plain_loop_over_prompts():
 
 def test_logit_difference_and_shift_have_scipys_t_intervals():
     table = random_sweep()
-    found = row_of(effectiveness(table), layers="4")
+    result = row_of(effectiveness(table), layers="4")
     steered = table[table["layers"] == "4"]["logit_difference"].to_numpy()
     before = table[table["vector"] == "none"]["logit_difference"].to_numpy()
     for name, oracle, mean in (
@@ -135,27 +137,36 @@ def test_logit_difference_and_shift_have_scipys_t_intervals():
     ):
         interval = oracle.confidence_interval(0.95)
         expected = pytest.approx((mean, interval.low, interval.high))
-        assert (found[name], found[f"{name}_low"], found[f"{name}_high"]) == expected
+        assert (result[name], result[f"{name}_low"], result[f"{name}_high"]) == expected
 
 
 def test_prompts_are_compared_with_themselves_whatever_their_order():
     answers = [0, 1, 0, 1]
-    steered = cell([0, 0, 1, 1], answers, logits=[1.0, 2.0, 3.0, 4.0]).iloc[::-1]
+    steered = condition([0, 0, 1, 1], answers, logits=[1.0, 2.0, 3.0, 4.0]).iloc[::-1]
     before = unsteered([0, 0, 1, 1], answers, logits=[0.5, 1.5, 2.5, 3.5])
-    found = row_of(effectiveness(pd.concat([steered, before])), vector="honesty")
-    assert (found["shift"], found["shift_low"], found["shift_high"]) == (0.5, 0.5, 0.5)
-    assert found["flipped"] == 0
+    result = row_of(effectiveness(pd.concat([steered, before])), vector="honesty")
+    assert (result["shift"], result["shift_low"], result["shift_high"]) == (0.5, 0.5, 0.5)
+    assert result["flipped"] == 0
 
 
 def test_the_columns_are_the_documented_ones():
     result = effectiveness(random_sweep(), by=["answer", "vector", "topic"])
     interval = [f"{name}{end}" for name in ("accuracy", "signal_rate", "logit_difference", "shift")
                 for end in ("", "_low", "_high")]  # fmt: skip
-    assert list(result.columns) == [*CELL, "dose", "answer", "topic", "n", "unreadable", *interval, "flipped"]
+    assert list(result.columns) == [
+        *CONDITION,
+        "dose",
+        "answer",
+        "topic",
+        "n",
+        "unreadable",
+        *interval,
+        "flipped",
+    ]
     assert list(result["layers"].unique()) == ["", "3", "4", "3+4"]
 
 
-def test_cells_are_never_pooled_and_naming_them_changes_nothing():
+def test_conditions_are_never_pooled_and_naming_them_changes_nothing():
     table = random_sweep()
     pd.testing.assert_frame_equal(effectiveness(table, by=["multiplier", "layers"]), effectiveness(table))
     projected = row_of(effectiveness(table), operation="project_out")
@@ -187,7 +198,7 @@ def test_overall_takes_factors_that_are_no_text(levels):
 def test_overall_needs_one_factor_without_a_value_all():
     table = random_sweep(8)
     for by in ((), "layers", ["topic", "answer"]):
-        with pytest.raises(ValueError, match=r"overall=True needs one factor in by=…, not [02]"):
+        with pytest.raises(ValueError, match=r"overall=True with by=.*expected one factor"):
             effectiveness(table, by=by, overall=True)
     with pytest.raises(ValueError, match="'topic' has a value 'all' already"):
         effectiveness(table.assign(topic=["all", "some"] * 28), by="topic", overall=True)
@@ -226,37 +237,38 @@ def test_the_table_is_left_alone():
 
 def test_missing_columns_and_outcomes_are_named():
     table = random_sweep(8)
-    with pytest.raises(ValueError, match="lacks the columns choice, dose"):
-        require_columns(table.drop(columns=["choice", "dose"]), "vector", "choice", "dose")
+    with pytest.raises(ValueError, match="lacks the columns dose, choice"):
+        signal_detection(table.drop(columns=["choice", "dose"]))
     with pytest.raises(ValueError, match="lacks the columns colour"):
         effectiveness(table, by="colour")
     with pytest.raises(ValueError, match="lacks the columns multiplier"):
         effectiveness(table.drop(columns="multiplier"))
-    with pytest.raises(ValueError, match="are outcomes"):
+    with pytest.raises(ValueError, match="expected factors"):
         effectiveness(table, by=["choice"])
 
 
 @pytest.mark.parametrize(
-    ("column", "cell", "words"),
+    ("column", "value", "expected"),
     [
-        ("logit_difference", True, "'logit_difference' must be numbers, and has True"),
-        ("prompt_id", "x", "'prompt_id' must be numbers or texts, not both"),
-        ("text", 2, "'text' must be text, and has 2"),
-        ("control", 1, "'control' must be true or false"),
-        ("size", "1", "'size' must be numbers, and has '1'"),
+        ("logit_difference", True, "numbers"),
+        ("prompt_id", "x", "numbers or text, not both"),
+        ("layers", 2, "text"),
+        ("control", 1, "true or false"),
+        ("dose", "1", "numbers"),
+        ("choice", 2, "0, 1 or missing"),
     ],
 )
-def test_a_cell_of_another_kind_is_refused_by_its_column(column, cell, words):
-    table = random_sweep(8).assign(size=1.0).astype(object)
-    table.loc[3, column] = cell
-    with pytest.raises(ValueError, match=words):
-        require_columns(table, "vector", numbers=["size"])
+def test_a_value_of_another_type_is_rejected_by_its_column(column, value, expected):
+    table = random_sweep(8).astype(object)
+    table.loc[3, column] = value
+    with pytest.raises(ValueError, match=f"column '{column}' holds .*: expected {expected}"):
+        effectiveness(table)
 
 
-def test_a_prompt_twice_in_a_cell_is_refused_unless_a_factor_tells_them_apart():
+def test_a_prompt_twice_in_a_condition_is_refused_unless_a_factor_tells_them_apart():
     table = random_sweep(8)
     two = pd.concat([table.assign(model="a"), table.assign(model="b")])
-    with pytest.raises(ValueError, match="prompt_id 0 is twice in the cell vector=none"):
+    with pytest.raises(ValueError, match="prompt_id 0 is twice in the condition vector=none"):
         effectiveness(two)
     assert len(effectiveness(two, by="model")) == 14
 
@@ -270,24 +282,24 @@ def z(successes, n):
 
 def test_signal_detection_is_hautus_of_plain_counts():
     table = random_sweep()
-    found = row_of(signal_detection(table, resamples=50), layers="4")
+    result = row_of(signal_detection(table, resamples=50), layers="4")
     rows = table[(table["layers"] == "4") & table["choice"].notna()]
     signal, noise = (rows[rows["answer"] == kind]["choice"].to_list() for kind in (0, 1))
     hit, false_alarm = z(signal.count(0), len(signal)), z(noise.count(0), len(noise))
-    assert (found["n_signal"], found["n_noise"]) == (len(signal), len(noise))
-    assert found["unreadable"] == pytest.approx(1 - len(rows) / 80)
-    assert found["hit_rate"] == pytest.approx(signal.count(0) / len(signal))
-    assert found["false_alarm_rate"] == pytest.approx(noise.count(0) / len(noise))
-    assert found["d_prime"] == pytest.approx(hit - false_alarm)
-    assert found["criterion"] == pytest.approx(-(hit + false_alarm) / 2)
+    assert (result["n_signal"], result["n_noise"]) == (len(signal), len(noise))
+    assert result["unreadable"] == pytest.approx(1 - len(rows) / 80)
+    assert result["hit_rate"] == pytest.approx(signal.count(0) / len(signal))
+    assert result["false_alarm_rate"] == pytest.approx(noise.count(0) / len(noise))
+    assert result["d_prime"] == pytest.approx(hit - false_alarm)
+    assert result["criterion"] == pytest.approx(-(hit + false_alarm) / 2)
     oracle = stats.binomtest(noise.count(0), len(noise)).proportion_ci(method="wilson")
     expected = pytest.approx((oracle.low, oracle.high))
-    assert (found["false_alarm_rate_low"], found["false_alarm_rate_high"]) == expected
+    assert (result["false_alarm_rate_low"], result["false_alarm_rate_high"]) == expected
 
 
 def test_changes_are_against_unsteered_on_the_prompts_readable_in_both():
     table = random_sweep()
-    found = row_of(signal_detection(table, resamples=50), layers="4")
+    result = row_of(signal_detection(table, resamples=50), layers="4")
     pair = table[table["layers"] == "4"].merge(
         table[table["vector"] == "none"], on="prompt_id", suffixes=("", "_0")
     )
@@ -296,8 +308,8 @@ def test_changes_are_against_unsteered_on_the_prompts_readable_in_both():
     for name in ("choice", "choice_0"):
         rates = [z((side[name] == 0).sum(), len(side)) for _, side in pair.groupby("answer")]
         d[name], c[name] = rates[0] - rates[1], -sum(rates) / 2
-    assert found["d_prime_change"] == pytest.approx(d["choice"] - d["choice_0"])
-    assert found["criterion_change"] == pytest.approx(c["choice"] - c["choice_0"])
+    assert result["d_prime_change"] == pytest.approx(d["choice"] - d["choice_0"])
+    assert result["criterion_change"] == pytest.approx(c["choice"] - c["choice_0"])
 
 
 def test_intervals_are_those_of_prompts_weighed_one_by_one():
@@ -306,8 +318,8 @@ def test_intervals_are_those_of_prompts_weighed_one_by_one():
     answers = np.repeat([0, 1], 100)
     before = np.where(rng.random(200) < 0.75, answers, 1 - answers)
     after = np.where(rng.random(200) < 0.3, 0, before)
-    table = pd.concat([unsteered(list(before), answers), cell(list(after), answers)])
-    found = row_of(signal_detection(table, resamples=20000), vector="honesty")
+    table = pd.concat([unsteered(list(before), answers), condition(list(after), answers)])
+    result = row_of(signal_detection(table, resamples=20000), vector="honesty")
 
     def z_of(rows, choice, added):
         weights = rng.exponential(size=(20000, len(rows) + 2))
@@ -329,7 +341,7 @@ def test_intervals_are_those_of_prompts_weighed_one_by_one():
     }
     for name, values in drawn.items():
         expected = pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.02)
-        assert [found[f"{name}_low"], found[f"{name}_high"]] == expected
+        assert [result[f"{name}_low"], result[f"{name}_high"]] == expected
 
 
 def test_saying_the_signal_more_often_is_a_negative_criterion_and_no_better_d_prime():
@@ -337,26 +349,26 @@ def test_saying_the_signal_more_often_is_a_negative_criterion_and_no_better_d_pr
     answers = [0] * 50 + [1] * 50
     before = [0] * 35 + [1] * 15 + [0] * 15 + [1] * 35
     after = [0] * 45 + [1] * 5 + [0] * 27 + [1] * 23
-    found = row_of(
-        signal_detection(pd.concat([unsteered(before, answers), cell(after, answers)])), vector="honesty"
+    result = row_of(
+        signal_detection(pd.concat([unsteered(before, answers), condition(after, answers)])), vector="honesty"
     )
-    assert found["criterion"] < -0.3
-    assert found["criterion_change_high"] < 0
-    assert found["d_prime_change_low"] < 0 < found["d_prime_change_high"]
+    assert result["criterion"] < -0.3
+    assert result["criterion_change_high"] < 0
+    assert result["d_prime_change_low"] < 0 < result["d_prime_change_high"]
 
 
 def test_sixty_right_of_sixty_is_not_certain():
     answers = [0] * 60 + [1] * 60
-    found = signal_detection(pd.concat([unsteered(answers, answers), cell(answers, answers)]))
-    steered = row_of(found, vector="honesty")
+    result = signal_detection(pd.concat([unsteered(answers, answers), condition(answers, answers)]))
+    steered = row_of(result, vector="honesty")
     assert steered["d_prime_high"] - steered["d_prime_low"] > 0.3
     assert steered["d_prime_change"] == 0
     assert steered["d_prime_change_low"] < 0 < steered["d_prime_change_high"]
-    itself = row_of(found, vector="none")
+    itself = row_of(result, vector="none")
     assert itself[["d_prime_change", "d_prime_change_low", "criterion_change_high"]].to_list() == [0, 0, 0]
 
 
-def test_one_kind_alone_or_no_unsteered_cell_gives_nan():
+def test_one_kind_alone_or_no_unsteered_condition_gives_nan():
     table = random_sweep()
     by_answer = signal_detection(table, by="answer", resamples=20)
     assert by_answer["d_prime"].isna().all()
@@ -365,7 +377,7 @@ def test_one_kind_alone_or_no_unsteered_cell_gives_nan():
     assert alone[["d_prime_change", "criterion_change_low"]].isna().all(axis=None)
 
 
-def test_a_row_does_not_depend_on_the_other_cells():
+def test_a_row_does_not_depend_on_the_other_conditions():
     table = random_sweep()
     some = table[(table["layers"] == "4") | (table["vector"] == "none")]
     whole, part = (row_of(signal_detection(rows, resamples=100), layers="4") for rows in (table, some))
@@ -376,7 +388,7 @@ def test_a_row_does_not_depend_on_the_other_cells():
 
 def test_signal_detection_keeps_projections_and_splits_by_factors():
     result = signal_detection(random_sweep(), by=("topic", "layers"), resamples=20)
-    assert list(result.columns[:9]) == [*CELL, "dose", "topic"]
+    assert list(result.columns[:9]) == [*CONDITION, "dose", "topic"]
     names = ["hit_rate", "false_alarm_rate", "d_prime", "criterion", "covered", "d_prime_change",
              "criterion_change", "change_covered"]  # fmt: skip
     intervals = [
@@ -393,7 +405,7 @@ def test_signal_detection_needs_answers():
     table = random_sweep(8)
     with pytest.raises(ValueError, match="no row has an answer"):
         signal_detection(table.assign(answer=pd.NA))
-    with pytest.raises(ValueError, match="must be 0"):
+    with pytest.raises(ValueError, match="expected 0, 1"):
         signal_detection(table.assign(answer=2))
 
 
@@ -406,7 +418,9 @@ def test_the_choice_is_made_on_one_half_and_reported_on_the_other():
     wrong = [1 - answer for answer in answers]
     lucky = answers[:20] + wrong[20:]
     good = answers[:16] + wrong[16:20] + answers[20:]
-    table = pd.concat([unsteered(wrong, answers), cell(lucky, answers), cell(good, answers, layers="4")])
+    table = pd.concat(
+        [unsteered(wrong, answers), condition(lucky, answers), condition(good, answers, layers="4")]
+    )
     result = choose(table, on="one", report="two", resamples=200)
     assert list(result["layers"]) == ["3", "3"]
     assert list(result["split"]) == ["one", "two"]
@@ -422,22 +436,25 @@ def test_choose_gives_the_numbers_of_the_other_tables():
     for split in ("one", "two"):
         rows = table[table["split"] == split]
         accuracy = choose(table, on="one", report="two")
-        found = row_of(accuracy, split=split, operation="add")
-        cell_row = row_of(effectiveness(rows), layers=found["layers"], multiplier=found["multiplier"],
+        result = row_of(accuracy, split=split, operation="add")
+        condition_row = row_of(effectiveness(rows), layers=result["layers"], multiplier=result["multiplier"],
                           operation="add", control=False)  # fmt: skip
-        expected = cell_row[["accuracy", "accuracy_low", "accuracy_high"]].to_list()
-        assert found[["value", "low", "high"]].to_list() == expected
-        assert found["change"] == found["value"] - row_of(effectiveness(rows), vector="none")["accuracy"]
-        assert found["change_low"] < found["change"] < found["change_high"]
-        found = row_of(
-            choose(table, on="one", report="two", score="d_prime"), split=split, operation="project_out"
+        expected = condition_row[["accuracy", "accuracy_low", "accuracy_high"]].to_list()
+        assert result[["value", "low", "high"]].to_list() == expected
+        assert result["change"] == result["value"] - row_of(effectiveness(rows), vector="none")["accuracy"]
+        assert result["change_low"] < result["change"] < result["change_high"]
+        result = row_of(
+            choose(table, on="one", report="two", value="d_prime"), split=split, operation="project_out"
         )
-        cell_row = row_of(signal_detection(rows), operation="project_out")
+        condition_row = row_of(signal_detection(rows), operation="project_out")
         names = ["d_prime", "d_prime_low", "d_prime_high", "d_prime_change", "d_prime_change_low"]
-        assert found[["value", "low", "high", "change", "change_low"]].to_list() == cell_row[names].to_list()
+        assert (
+            result[["value", "low", "high", "change", "change_low"]].to_list()
+            == condition_row[names].to_list()
+        )
 
 
-def test_every_vector_and_operation_gets_its_best_cell_and_controls_none():
+def test_every_vector_and_operation_gets_its_best_condition_and_controls_none():
     result = choose(random_sweep(), on="one", report="two", resamples=50)
     assert list(zip(result["vector"], result["operation"], result["split"], strict=True)) == [
         ("honesty", "add", "one"),
@@ -446,7 +463,7 @@ def test_every_vector_and_operation_gets_its_best_cell_and_controls_none():
         ("honesty", "project_out", "two"),
     ]
     expected = "vector operation layers hook multiplier dose split n unreadable unreadable_unsteered"
-    expected += " score value low high unsteered change"
+    expected += " value_name value low high unsteered change"
     about = "in_sample_score held_out_score optimism optimism_low optimism_high selection_agreement"
     about += " controls null_low null_high p_value"
     assert list(result.columns) == [*expected.split(), "change_low", "change_high", *about.split()]
@@ -456,10 +473,10 @@ def test_a_shift_counts_in_the_direction_of_the_multiplier():
     answers = [0, 1] * 10
     rng = np.random.default_rng(0)
     before = rng.normal(size=20)
-    down = cell(answers, answers, multiplier=-2.0, logits=before - 3 + rng.normal(size=20) / 10)
-    up = cell(answers, answers, multiplier=2.0, logits=before + 1)
+    down = condition(answers, answers, multiplier=-2.0, logits=before - 3 + rng.normal(size=20) / 10)
+    up = condition(answers, answers, multiplier=2.0, logits=before + 1)
     table = pd.concat([unsteered(answers, answers, logits=before), down, up])
-    result = choose(table, on="one", report="two", score="shift")
+    result = choose(table, on="one", report="two", value="shift")
     assert list(result["multiplier"]) == [-2, -2]
     reported = result.iloc[1]
     oracle = stats.ttest_rel(before[10:], down["logit_difference"][10:]).confidence_interval(0.95)
@@ -474,13 +491,13 @@ def test_a_function_scores_rows_and_is_bootstrapped_in_pairs():
     def mean_logit(rows):
         return rows["logit_difference"].mean()
 
-    result = choose(table, on="one", report="two", score=mean_logit, resamples=200)
+    result = choose(table, on="one", report="two", value=mean_logit, resamples=200)
     found = row_of(result, operation="add", split="two")
     rows = table[(table["split"] == "two") & (table["operation"] == "add") & ~table["control"]]
     chosen = rows[(rows["layers"] == found["layers"]) & (rows["multiplier"] == found["multiplier"])]
     before = table[(table["vector"] == "none") & (table["split"] == "two")]["logit_difference"].to_numpy()
     steered = chosen["logit_difference"].to_numpy()
-    assert found["score"] == "mean_logit"
+    assert found["value_name"] == "mean_logit"
     assert (found["value"], found["unsteered"]) == pytest.approx((steered.mean(), before.mean()))
     oracle = stats.ttest_rel(steered, before).confidence_interval(0.95)
     assert (found["change_low"], found["change_high"]) == pytest.approx((oracle.low, oracle.high), abs=0.12)
@@ -491,16 +508,16 @@ def test_a_function_scores_rows_and_is_bootstrapped_in_pairs():
 @pytest.mark.parametrize("turn", [0, 1, 2])
 def test_of_equal_scores_the_smaller_dose_wins_then_the_earlier_layer(turn):
     answers = [0, 1] * 4
-    cells = [
-        cell(answers, answers, layers="2", multiplier=-3.0, dose=0.3),
-        cell(answers, answers, layers="10+11", multiplier=1.0, dose=0.1),
-        cell(answers, answers, layers="9", multiplier=1.0, dose=0.1),
+    conditions = [
+        condition(answers, answers, layers="2", multiplier=-3.0, dose=0.3),
+        condition(answers, answers, layers="10+11", multiplier=1.0, dose=0.1),
+        condition(answers, answers, layers="9", multiplier=1.0, dose=0.1),
     ]
-    table = pd.concat([unsteered(answers, answers), *cells[turn:], *cells[:turn]])
+    table = pd.concat([unsteered(answers, answers), *conditions[turn:], *conditions[:turn]])
     assert set(choose(table, on="one", report="two", resamples=10)["layers"]) == {"9"}
 
 
-def test_choose_refuses_splits_that_would_flatter():
+def test_choose_rejects_splits_that_would_flatter():
     table = random_sweep(8)
     with pytest.raises(ValueError, match="both 'one'"):
         choose(table, on="one", report="one")
@@ -515,26 +532,26 @@ def test_choose_refuses_splits_that_would_flatter():
         choose(leaking, on="one", report="two")
 
 
-def test_choose_refuses_tables_that_do_not_compare_like_with_like():
+def test_choose_rejects_tables_that_do_not_compare_like_with_like():
     table = random_sweep(8)
-    with pytest.raises(ValueError, match="give the whole sweep"):
+    with pytest.raises(ValueError, match="the whole sweep"):
         choose(table.drop(index=table.index[table["layers"] == "4"][0]), on="one", report="two")
-    with pytest.raises(ValueError, match="give the whole sweep"):
+    with pytest.raises(ValueError, match="the whole sweep"):
         choose(table[table["vector"] != "none"], on="one", report="two")
-    with pytest.raises(ValueError, match="nothing to choose from"):
+    with pytest.raises(ValueError, match="to choose from"):
         choose(table[table["control"] | (table["vector"] == "none")], on="one", report="two")
-    with pytest.raises(ValueError, match=r"is unknown: use .accuracy., .readable_accuracy., "):
-        choose(table, on="one", report="two", score="precision")
-    with pytest.raises(ValueError, match="no cell of 'honesty' has a score"):
-        choose(table.assign(logit_difference=NAN), on="one", report="two", score="shift")
+    with pytest.raises(ValueError, match=r"expected .accuracy., .readable_accuracy."):
+        choose(table, on="one", report="two", value="precision")
+    with pytest.raises(ValueError, match="no condition of 'honesty' has a score"):
+        choose(table.assign(logit_difference=NAN), on="one", report="two", value="shift")
 
 
 @pytest.mark.parametrize("name", ["right", "readable", "signal", "differs", "answered", "compared"])
 def test_a_factor_may_be_called_what_is_counted_inside(name):
     table = random_sweep()
     table[name] = table["topic"]
-    found = effectiveness(table, by=name).rename(columns={name: "topic"})
-    pd.testing.assert_frame_equal(found, effectiveness(table, by="topic"))
+    result = effectiveness(table, by=name).rename(columns={name: "topic"})
+    pd.testing.assert_frame_equal(result, effectiveness(table, by="topic"))
     with pytest.raises(ValueError, match="names of results"):
         effectiveness(table.assign(n=table["topic"]), by="n")
 
@@ -604,8 +621,8 @@ def test_factors_may_have_the_names_of_temporary_columns(function, name):
         ("traces", "n"),
     ],
 )  # fmt: skip
-def test_factors_with_the_names_of_results_are_refused(function, name):
-    with pytest.raises(ValueError, match=rf"'{name}'.* names? of (a )?result.* rename"):
+def test_factors_with_the_names_of_results_are_rejected(function, name):
+    with pytest.raises(ValueError, match=rf"(?i)'{name}'.* names? of (a )?result.* rename"):
         TABLES_BY[function](random_sweep(n=20).rename(columns={"topic": name}), name)
     table = random_sweep(n=40)
     for each in (effectiveness, partial(choose, on="one", report="two", splits=2)):

@@ -17,7 +17,7 @@ from tl_steer.activations import PairedActivations
 from tl_steer.directions import SteeringVectors, mean_difference
 from tl_steer.errors import UnfinishedRunError
 from tl_steer.evaluation import choose
-from tl_steer.evaluation.answer_shifts import answer_shifts
+from tl_steer.evaluation._effectiveness import answer_shifts
 from tl_steer.experiments import Results, measurements, own_experiments, read_experiment, run, write_report
 from tl_steer.experiments.materials import in_unit, pairs_of, questions_of, weighted
 from tl_steer.experiments.preflight import require_runnable
@@ -313,7 +313,7 @@ def test_the_best_operation_is_chosen_on_the_choosing_half_whichever_is_listed_f
     table = swept(lambda kind: 1.0)
     weaker = projected(swept(lambda kind: 0.3))
     table = pd.concat([weaker, table[table["operation"] != "none"]], ignore_index=True)
-    choices = choose(table, on="choose", report="report", score="shift")
+    choices = choose(table, on="choose", report="report", value="shift")
     assert list(choices["operation"]) == ["project_out"] * 2 + ["add"] * 2
     oracle = max(choices[choices["split"] == "choose"].to_dict("records"), key=lambda row: row["value"])
     assert oracle["operation"] == "add"
@@ -363,7 +363,7 @@ def test_unreadable_texts_are_counted_per_condition():
     table = as_texts(
         swept(lambda kind: 1.0), unreadable=lambda rows: rows["multiplier"] * rows["prompt_id"] > 15
     )
-    chosen = choose(table, on="choose", report="report", score="accuracy").iloc[1]
+    chosen = choose(table, on="choose", report="report", value="accuracy").iloc[1]
     opposite = chosen.copy()
     chosen["multiplier"], opposite["multiplier"] = 0.2, -0.2
     text = unreadable_finding(table, [chosen, opposite])
@@ -375,7 +375,7 @@ def test_unreadable_texts_are_counted_per_condition():
 
 
 def test_the_choice_is_reported_with_both_halves():
-    choices = choose(swept(lambda kind: 1.0), on="choose", report="report", score="accuracy")
+    choices = choose(swept(lambda kind: 1.0), on="choose", report="report", value="accuracy")
     text = choice_finding(choices)
     on, report = choices.iloc[0], choices.iloc[1]
     expected = [on["n"], 7, on["multiplier"], on["dose"], on["value"], on["unsteered"]]
@@ -387,12 +387,12 @@ def test_the_choice_is_reported_with_both_halves():
     assert ("may be no change" in text) == (report["change_low"] <= 0 <= report["change_high"])
     assert "selection_agreement" not in choice_finding(choices.assign(selection_agreement=np.nan))
     for score, caution in (("accuracy", False), ("d_prime", True)):
-        assert ("the verdict says" in choice_finding(choices.assign(score=score))) == caution
+        assert ("the verdict says" in choice_finding(choices.assign(value_name=score))) == caution
 
 
 def test_choices_with_little_probability_give_a_caution():
     table = swept(lambda kind: 1.0)
-    chosen = choose(table, on="choose", report="report", score="shift").iloc[1]
+    chosen = choose(table, on="choose", report="report", value="shift").iloc[1]
     assert mass_finding(table, chosen) is None
     table.loc[table["vector"] == "none", "mass"] = 0.02
     assert numbers(mass_finding(table, chosen)) == [0.02, 0.9]
@@ -763,7 +763,7 @@ def test_a_runs_sweep_has_its_conditions_and_texts_with_own_ids(tiny_run):
     assert not set(questions["prompt_id"]) & set(texts["prompt_id"])
     assert set(texts["said"]) == {"How was your day?"}
     assert sorted(texts["multiplier"]) == [-0.3, 0.0, 0.3]
-    chosen = choose(questions, on="choose", report="report", score="shift").iloc[0]
+    chosen = choose(questions, on="choose", report="report", value="shift").iloc[0]
     assert set(texts["layers"]) == {"", chosen["layers"]}
     assert set(questions.loc[questions["control"], "layers"]) == {chosen["layers"]}
 

@@ -10,15 +10,14 @@ from tl_steer import statistics
 from tl_steer.analysis import mean_projections, mean_traces, projections, separation
 from tl_steer.directions import mean_difference
 from tl_steer.evaluation import effectiveness, embedding_effect, mean_damage, steerability
-from tl_steer.evaluation._effectiveness import flips
-from tl_steer.evaluation.answer_shifts import answer_shifts
+from tl_steer.evaluation._effectiveness import answer_shifts, flips
 from tl_steer.evaluation.condition_scores import measure_of
 from tl_steer.sweeps.selection import best_conditions
 from tl_steer.texts import preference, side_by_side, text_damage
-from tl_steer.texts.answer_pairs import answer_pairs
+from tl_steer.texts.comparisons import answer_pairs
 
 from .conftest import make_pairs
-from .test_evaluation_tables import cell, row_of, unsteered
+from .test_evaluation_tables import condition, row_of, unsteered
 
 NAN = float("nan")
 GROUPS = np.repeat(np.arange(20), [1, 2, 4, 3] * 5)  # 50 rows
@@ -159,9 +158,9 @@ def grouped_sweep(seed=0):
         choices[rng.random(50) < 0.1] = None
         return {"choices": list(choices), "answers": answers, "logits": logits}
 
-    conditions = [unsteered(**outcomes_of(0)), cell(**outcomes_of(0.5))]
-    conditions += [cell(**outcomes_of(-0.5), multiplier=-1.0)]
-    conditions += [cell(**outcomes_of(0.2), operation="project_out", multiplier=NAN, dose=NAN)]
+    conditions = [unsteered(**outcomes_of(0)), condition(**outcomes_of(0.5))]
+    conditions += [condition(**outcomes_of(-0.5), multiplier=-1.0)]
+    conditions += [condition(**outcomes_of(0.2), operation="project_out", multiplier=NAN, dose=NAN)]
     named = [f"claim {number}" for number in GROUPS]
     table = pd.concat([each.assign(group=named) for each in conditions], ignore_index=True)
     return table.sample(frac=1, random_state=seed)
@@ -317,8 +316,8 @@ def drawn_sweep(seed=0, draws=3):
 
     steered = [{"layers": layers, "multiplier": mean} for layers in "34" for mean in (-0.5, 0.5)]
     conditions = [unsteered(**outcomes_of(0))]
-    conditions += [cell(**outcomes_of(each["multiplier"]), **each) for each in steered]
-    conditions += [cell(**outcomes_of(0), **each, vector=f"random {number}", control=True)
+    conditions += [condition(**outcomes_of(each["multiplier"]), **each) for each in steered]
+    conditions += [condition(**outcomes_of(0), **each, vector=f"random {number}", control=True)
                    for number in range(3) for each in steered]  # fmt: skip
     about = {"prompt_id": prompt, "draw": draw, "prompt": [f"prompt {row}" for row in prompt]}
     table = pd.concat([each.assign(**about, topic=prompt % 3) for each in conditions], ignore_index=True)
@@ -355,7 +354,7 @@ def scored_tables(table):
     for score in ("accuracy", "readable_accuracy", "d_prime", "flipped", read_right):
         name = score if isinstance(score, str) else "function"
         result[f"choose {name}"] = ts.choose(
-            table, on="choose", report="report", score=score, resamples=50, splits=4
+            table, on="choose", report="report", value=score, resamples=50, splits=4
         )
     for value in ("flipped", "accuracy", "d_prime", "readable_accuracy"):
         result[f"controls {value}"] = ts.against_controls(table, value=value)
@@ -407,7 +406,7 @@ def test_hit_rates_and_readable_accuracy_take_groups_whole():
 
 def test_a_draw_that_is_there_twice_is_named():
     table = drawn_sweep()
-    with pytest.raises(ValueError, match="prompt_id 0 is twice in the cell draw=0, vector=none"):
+    with pytest.raises(ValueError, match="prompt_id 0 is twice in the condition draw=0, vector=none"):
         effectiveness(pd.concat([table, table]))
 
 

@@ -13,7 +13,6 @@ import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 
 import anthropic
@@ -24,22 +23,20 @@ import pytest
 from scipy import stats
 
 import tl_steer as ts
-from tl_steer.texts.answer_pairs import answer_pairs
-from tl_steer.texts.judge_clients import judge_of
-from tl_steer.texts.judge_prompt import comparison, read_verdict
-from tl_steer.texts.reply_cache import ReplyCache
-from tl_steer.texts.retries import Patience, is_passing, retry_after
+from tl_steer.texts.comparisons import answer_pairs, comparison, read_verdict
+from tl_steer.texts.judge_clients import RetryPolicy, is_transient, judge_of, retry_after
+from tl_steer.texts.judge_requests import ReplyCache
 
 from .conftest import assert_raises
 
 NAN = float("nan")
 QUESTION = "Which answer is more honest?"
 SECRET = "sk-live-0123456789abcdef"
-CELL = ["vector", "control", "operation", "layers", "hook", "multiplier"]
+CONDITION = ["vector", "control", "operation", "layers", "hook", "multiplier"]
 
 
 def rows_of(texts, *, vector="honesty", operation="add", layers="17", multiplier=4.0):
-    """Rows of a cell, a text a prompt."""
+    """Rows of a condition, a text a prompt."""
     steered = vector != "none"
     n = len(texts)
     return pd.DataFrame(
@@ -68,17 +65,17 @@ def rows_of(texts, *, vector="honesty", operation="add", layers="17", multiplier
 def swept(n=6):
     """Texts whose honesty is the number in them: plus is more honest than unsteered, minus less."""
     honest = np.random.default_rng(0).permutation(100)[:n] / 1000
-    cells = [rows_of([f"says {0.5 + each:.3f}" for each in honest], vector="none")]
+    conditions = [rows_of([f"says {0.5 + each:.3f}" for each in honest], vector="none")]
     for layers, multiplier in product(("17", "18"), (-4.0, 4.0)):
         texts = [f"says {0.5 + each + multiplier / 10:.3f} at {layers}" for each in honest]
-        cells.append(rows_of(texts, layers=layers, multiplier=multiplier))
-    cells.append(
+        conditions.append(rows_of(texts, layers=layers, multiplier=multiplier))
+    conditions.append(
         rows_of([f"says {0.5 + each:.3f}!" for each in honest], operation="project_out", multiplier=NAN)
     )
-    return pd.concat(cells, ignore_index=True)
+    return pd.concat(conditions, ignore_index=True)
 
 
-def two_cells(plus, minus):
+def two_conditions(plus, minus):
     return pd.concat([rows_of(plus), rows_of(minus, multiplier=-4.0)], ignore_index=True)
 
 
@@ -121,11 +118,11 @@ def own_cache_folder(tmp_path, monkeypatch):
 
 def test_every_pair_is_asked_in_both_orders_with_the_same_words():
     table, judge = swept(3), Recorder()
-    found = ask(table, judge)
-    assert len(found) == len(judge.prompts) == 2 * 3 * 2
-    for _, pair in found.groupby(["prompt_id", "layers"]):
+    result = ask(table, judge)
+    assert len(result) == len(judge.prompts) == 2 * 3 * 2
+    for _, pair in result.groupby(["prompt_id", "layers"]):
         assert list(pair["first_shown"]) == ["positive", "negative"]
-    for prompt, row in zip(judge.prompts, found.to_dict("records"), strict=True):
+    for prompt, row in zip(judge.prompts, result.to_dict("records"), strict=True):
         both = [row["text"], row["other_text"]]
         assert shown(prompt) == (both if row["first_shown"] == "positive" else both[::-1])
         assert QUESTION in prompt
@@ -137,7 +134,7 @@ def test_every_pair_is_asked_in_both_orders_with_the_same_words():
     )
 
 
-def test_texts_are_paired_by_opposite_multipliers_of_one_cell():
+def test_texts_are_paired_by_opposite_multipliers_of_one_condition():
     pairs = answer_pairs(swept(), "opposite")
     assert set(pairs["multiplier"]) == {4.0}
     assert set(zip(pairs["layers"], pairs["prompt_id"], strict=True)) == set(product(("17", "18"), range(6)))
@@ -150,34 +147,34 @@ def test_texts_are_paired_by_opposite_multipliers_of_one_cell():
 
 
 def test_or_each_is_compared_with_the_unsteered_text_projections_too():
-    found = ask(swept(), Recorder(), against="unsteered")
+    result = ask(swept(), Recorder(), against="unsteered")
     before = swept().iloc[:6]["text"]
-    assert (found["other_text"] == before.loc[found["prompt_id"]].to_numpy()).all()
-    assert len(found) == 2 * 6 * 5
-    assert found.loc[found["multiplier"] == 4, "verdict"].eq("steered").all()
-    assert found.loc[found["multiplier"] == -4, "verdict"].eq("unsteered").all()
-    assert found.loc[found["operation"] == "project_out", "verdict"].eq("tie").all()
+    assert (result["other_text"] == before.loc[result["prompt_id"]].to_numpy()).all()
+    assert len(result) == 2 * 6 * 5
+    assert result.loc[result["multiplier"] == 4, "verdict"].eq("steered").all()
+    assert result.loc[result["multiplier"] == -4, "verdict"].eq("unsteered").all()
+    assert result.loc[result["operation"] == "project_out", "verdict"].eq("tie").all()
 
 
 def test_the_table_given_is_left_alone():
     table = swept()
     before = table.copy(deep=True)
-    found = ask(table, truthful)
+    result = ask(table, truthful)
     pd.testing.assert_frame_equal(table, before)
     for name in ("prompt_id", "topic", "control", "multiplier", "answer", "text"):
-        assert found[name].dtype == table[name].dtype
+        assert result[name].dtype == table[name].dtype
 
 
 def test_the_same_texts_are_a_tie_without_asking():
     judge = Recorder()
-    found = ask(two_cells(["says 0.9", "same"], ["says 0.1", "same"]), judge)
+    result = ask(two_conditions(["says 0.9", "same"], ["says 0.1", "same"]), judge)
     assert len(judge.prompts) == 2
-    alike = found[found["prompt_id"] == 1]
+    alike = result[result["prompt_id"] == 1]
     assert alike["verdict"].eq("tie").all()
     assert alike["reply"].isna().all()
-    row = ts.texts.preference(found).iloc[0]
+    row = ts.texts.preference(result).iloc[0]
     assert (row["n"], row["ties"], row["identical"], row["decided"], row["preference"]) == (2, 1, 1, 1, 0.75)
-    all_alike = ask(two_cells(["same"], ["same"]), Recorder(fail_at=0))
+    all_alike = ask(two_conditions(["same"], ["same"]), Recorder(fail_at=0))
     assert ts.texts.preference(all_alike)["preference"].item() == 0.5
     assert np.isnan(ts.texts.preference(all_alike)["consistent"].item())
 
@@ -187,8 +184,8 @@ def test_texts_without_an_opposite_are_left_out_and_counted():
     table = table[(table["layers"] != "18") | (table["multiplier"] > 0)]
     table.loc[table.index[4], "text"] = pd.NA  # layer 17, multiplier −4, prompt 0
     with pytest.warns(UserWarning, match="5 texts have no opposite .* sweep both signs of each multiplier"):
-        found = answer_pairs(table, "opposite")
-    assert list(found["prompt_id"]) == [1, 2, 3]
+        result = answer_pairs(table, "opposite")
+    assert list(result["prompt_id"]) == [1, 2, 3]
 
 
 def test_a_factor_of_any_name_is_kept_beside_the_pairs():
@@ -196,11 +193,11 @@ def test_a_factor_of_any_name_is_kept_beside_the_pairs():
     assert set(pairs["size"]) == {"long"}
 
 
-def test_a_limit_takes_the_same_prompts_in_every_cell_and_depends_on_the_seed():
+def test_a_limit_takes_the_same_prompts_in_every_condition_and_depends_on_the_seed():
     chosen = [set(answer_pairs(swept(40), "opposite", limit=5, seed=seed)["prompt_id"]) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert len(answer_pairs(swept(40), "opposite", limit=5)) == 10
-    assert_raises("limit=0 must be at least one", answer_pairs, swept(), "opposite", limit=0)
+    assert_raises("limit=0: expected at least one", answer_pairs, swept(), "opposite", limit=0)
 
 
 def test_no_answer_can_close_its_block_or_pass_for_the_other():
@@ -214,27 +211,27 @@ def test_no_answer_can_close_its_block_or_pass_for_the_other():
     assert comparison(QUESTION, "{first} {0}", "{second}", "%s").count("{second}") == 1
 
 
-def test_judge_refuses_what_it_cannot_compare():
+def test_judge_rejects_what_it_cannot_compare():
     table = swept()
-    with pytest.raises(ValueError, match=r"no cell has an opposite.*against='unsteered'"):
+    with pytest.raises(ValueError, match=r"no condition has an opposite.*against='unsteered'"):
         ask(table[table["multiplier"] >= 0], truthful)
     with pytest.raises(ValueError, match="both a steered and an unsteered text"):
         ask(table[table["vector"] != "none"], truthful, against="unsteered")
-    assert_raises("against='zero' is unknown: use 'opposite' or 'unsteered'", answer_pairs, table, "zero")
+    assert_raises("against='zero': expected 'opposite' or 'unsteered'", answer_pairs, table, "zero")
     assert_raises("measure='generate'", ask, table.assign(text=pd.NA), truthful)
-    assert_raises("prompt_id 0 is twice in a cell", ask, pd.concat([table, table]), truthful)
+    assert_raises("prompt_id 0 is twice in the condition", ask, pd.concat([table, table]), truthful)
     assert_raises("lacks the columns prompt,", ask, table.drop(columns=["prompt", "text"]), truthful)
     assert_raises(
         r"\['question'\] have names that judging uses", ask, table.assign(question="mine"), truthful
     )
     with pytest.raises(ValueError, match=r"question '\\ud800' has half of a surrogate pair"):
         ts.texts.judge(table, "\ud800", client=truthful)
-    assert_raises("question must be a text", ts.texts.judge, table, " ", client=truthful)
+    assert_raises("question is blank", ts.texts.judge, table, " ", client=truthful)
     assert_raises("client is str", ask, table, "claude", error=TypeError)
     with pytest.raises(ValueError, match=r"parameters=.*no effect on a function"):
         ask(table, truthful, parameters={"temperature": 0})
-    assert_raises("gave int, not text", ask, table, lambda prompt: 1, error=TypeError)
-    assert_raises(r'give model="…"', ask, table, anthropic_like(), model=None)
+    assert_raises("returned int: expected text", ask, table, lambda prompt: 1, error=TypeError)
+    assert_raises(r'pass model="…"', ask, table, anthropic_like(), model=None)
 
 
 def anthropic_like():
@@ -269,15 +266,15 @@ def test_a_reply_that_is_not_clear_is_not_guessed_at(reply):
     assert read_verdict(reply) is None
 
 
-# --- what it says of the cells -----------------------------------------------------------------------------
+# --- preferences per condition -----------------------------------------------------------------------------
 
 
 def test_a_truthful_judge_is_recovered():
-    found = ts.texts.preference(ask(swept(), truthful))
-    assert list(found["layers"]) == ["17", "18"]
+    result = ts.texts.preference(ask(swept(), truthful))
+    assert list(result["layers"]) == ["17", "18"]
     for name, value in {"n": 6, "decided": 6, "preference": 1, "win_rate": 1, "consistent": 1,
                         "first_share": 0.5, "unreadable": 0, "disagreeing": 0}.items():  # fmt: skip
-        assert (found[name] == value).all(), name
+        assert (result[name] == value).all(), name
     against = ts.texts.preference(ask(swept(), truthful, against="unsteered")).set_index(
         ["layers", "multiplier"]
     )
@@ -286,13 +283,13 @@ def test_a_truthful_judge_is_recovered():
 
 
 def test_a_judge_that_always_says_1_has_no_preference_and_all_the_bias():
-    found = ts.texts.preference(ask(swept(), lambda prompt: "1")).iloc[0]
-    assert found["preference"] == 0.5
-    assert found["decided"] == found["consistent"] == 0
-    assert found["disagreeing"] == 6
-    assert np.isnan(found["win_rate"])
-    assert found["first_share"] == 1
-    assert found["first_share_low"] > 0.5
+    result = ts.texts.preference(ask(swept(), lambda prompt: "1")).iloc[0]
+    assert result["preference"] == 0.5
+    assert result["decided"] == result["consistent"] == 0
+    assert result["disagreeing"] == 6
+    assert np.isnan(result["win_rate"])
+    assert result["first_share"] == 1
+    assert result["first_share_low"] > 0.5
     other = ts.texts.preference(ask(swept(), lambda prompt: "2")).iloc[0]
     assert (other["preference"], other["first_share"]) == (0.5, 0)
 
@@ -307,22 +304,22 @@ def random_replies(n=60, seed=0):
 
 
 def counted_by_hand(rows):
-    """The summary of a cell by a plain loop over its prompts."""
-    found = dict.fromkeys(["n", "unreadable", "ties", "disagreeing", "wins", "losses", "identical"], 0)
+    """The summary of a condition by a plain loop over its prompts."""
+    result = dict.fromkeys(["n", "unreadable", "ties", "disagreeing", "wins", "losses", "identical"], 0)
     shares = []
     for _, pair in rows.groupby("prompt_id"):
         verdicts = [None if pd.isna(each) else each for each in pair["verdict"]]
-        places = [each == first for each, first in zip(verdicts, pair["first_shown"], strict=True)
+        indices = [each == first for each, first in zip(verdicts, pair["first_shown"], strict=True)
                   if each in ("positive", "negative")]  # fmt: skip
-        shares += [sum(places) / len(places)] if places else []
-        found["unreadable"] += None in verdicts
+        shares += [sum(indices) / len(indices)] if indices else []
+        result["unreadable"] += None in verdicts
         if None in verdicts:
             continue
-        found["n"] += 1
-        found["identical"] += bool((pair["text"] == pair["other_text"]).all())
+        result["n"] += 1
+        result["identical"] += bool((pair["text"] == pair["other_text"]).all())
         kind = {("positive", "positive"): "wins", ("negative", "negative"): "losses", ("tie", "tie"): "ties"}
-        found[kind.get(tuple(verdicts), "disagreeing")] += 1
-    return found | {"first": shares}
+        result[kind.get(tuple(verdicts), "disagreeing")] += 1
+    return result | {"first": shares}
 
 
 def wilson(successes, n):
@@ -372,7 +369,7 @@ def test_preference_splits_by_factors_and_questions():
     assert_raises(r"both orders, once each.*by=\(\"question\", \"judge\"\)", ts.texts.preference, both)
     assert_raises("both orders", ts.texts.preference, table.iloc[1:])
     assert_raises("what the judge said", ts.texts.preference, table, by="verdict")
-    assert_raises("give what judge makes", ts.texts.preference, swept())
+    assert_raises("the table that judge returns", ts.texts.preference, swept())
 
 
 # --- what it costs -----------------------------------------------------------------------------------------
@@ -398,7 +395,7 @@ def test_the_cost_is_told_without_a_call_and_logged_before_the_first(caplog, tmp
     assert "at most about $0.02" in str(cost)
     assert ts.texts.judge_cost(table, QUESTION, client=judge).dollars is None
     assert_raises(
-        "dollars a million tokens", ts.texts.judge_cost, table, QUESTION, client=judge, price=(-1, 1)
+        "dollars per million tokens", ts.texts.judge_cost, table, QUESTION, client=judge, price=(-1, 1)
     )
 
 
@@ -411,14 +408,14 @@ def test_more_calls_than_allowed_are_refused_before_the_first():
 
 def test_what_is_in_the_cache_costs_nothing_and_the_same_request_is_made_once(tmp_path):
     judge, where = Recorder(), {"model": "mine", "cache": tmp_path / "replies.jsonl"}
-    table = two_cells(["says 0.9"] * 3, ["says 0.1"] * 3).assign(prompt="The same question?")
-    found = ask(table, judge, **where)
+    table = two_conditions(["says 0.9"] * 3, ["says 0.1"] * 3).assign(prompt="The same question?")
+    result = ask(table, judge, **where)
     assert len(judge.prompts) == 2
-    assert not found["cached"].any()
+    assert not result["cached"].any()
     assert ts.texts.judge_cost(table, QUESTION, client=judge, **where).cached == 2
     again = ask(table, Recorder(fail_at=0), **where)
     assert again["cached"].all()
-    pd.testing.assert_frame_equal(again.drop(columns="cached"), found.drop(columns="cached"))
+    pd.testing.assert_frame_equal(again.drop(columns="cached"), result.drop(columns="cached"))
     more = ts.texts.judge_cost(swept(), QUESTION, client=judge, **where)
     assert (more.cached, more.calls) == (0, 24)
 
@@ -442,7 +439,7 @@ def test_a_torn_line_is_skipped_and_spoils_neither_its_forerunners_nor_what_foll
     path = tmp_path / "replies.jsonl"
     written = ReplyCache(path)
     for key, reply in (("a", "1"), ("b", "zwei\n“2”"), ("c", "tie")):
-        written.keep(key, reply)
+        written.add(key, reply)
     whole = path.read_bytes()
     last = whole.index(b'\n{"key": "c"')
     for end in range(last, len(whole) - 1):
@@ -452,18 +449,18 @@ def test_a_torn_line_is_skipped_and_spoils_neither_its_forerunners_nor_what_foll
         assert opened["b"] == "zwei\n“2”"
         complete = end >= len(whole) - 1
         assert ("c" in opened) == complete
-        opened.keep("d", "2")
+        opened.add("d", "2")
         assert {key: ReplyCache(path)[key] for key in "abd"} == {"a": "1", "b": "zwei\n“2”", "d": "2"}
     for start in range(last):  # a kill at the very first reply
         path.write_bytes(whole[:start])
         opened = ReplyCache(path)
-        opened.keep("d", "2")
+        opened.add("d", "2")
         assert ReplyCache(path)["d"] == "2"
 
 
-def test_lines_of_something_else_within_are_skipped_and_files_of_something_else_refused(tmp_path, caplog):
+def test_lines_of_something_else_within_are_skipped_and_files_of_something_else_rejected(tmp_path, caplog):
     path = tmp_path / "replies.jsonl"
-    ReplyCache(path).keep("a", "1")
+    ReplyCache(path).add("a", "1")
     path.write_bytes(path.read_bytes() + b'\xff\xfe\n[1]\n{"key": 1, "reply": "2"}\n"x"\n')
     caplog.set_level(logging.INFO, "tl_steer")
     assert ReplyCache(path)["a"] == "1"
@@ -474,18 +471,18 @@ def test_lines_of_something_else_within_are_skipped_and_files_of_something_else_
 
 
 WRITER = """
-import importlib, sys, types
-package = types.ModuleType("alone"); package.__path__ = [sys.argv[1]]; sys.modules["alone"] = package
-cache = importlib.import_module("alone.reply_cache").ReplyCache(__import__("pathlib").Path(sys.argv[2]))
+import sys
+from pathlib import Path
+from tl_steer.texts.judge_requests import ReplyCache
+cache = ReplyCache(Path(sys.argv[1]))
 for number in range(100):
-    cache.keep(f"{sys.argv[3]} {number}", sys.argv[3] * 3000)
+    cache.add(f"{sys.argv[2]} {number}", sys.argv[2] * 3000)
 """
 
 
 def test_two_processes_write_to_one_file_without_losing_a_line(tmp_path):
     path = tmp_path / "replies.jsonl"
-    folder = str(Path(sys.modules[ReplyCache.__module__].__file__).parent)
-    commands = [[sys.executable, "-c", WRITER, folder, str(path), name] for name in "xy"]
+    commands = [[sys.executable, "-c", WRITER, str(path), name] for name in "xy"]
     for process in [subprocess.Popen(command) for command in commands]:
         assert process.wait() == 0
     read = ReplyCache(path)
@@ -497,10 +494,10 @@ def test_after_an_interruption_only_what_is_missing_is_asked(tmp_path, error):
     judge, where = Recorder(fail_at=9, error=error), {"model": "mine", "cache": tmp_path / "r.jsonl"}
     with pytest.raises(error):
         ask(swept(), judge, **where)
-    found = ask(swept(), judge, **where)
+    result = ask(swept(), judge, **where)
     assert len(judge.prompts) == len(set(judge.prompts)) == 24
-    assert found["cached"].sum() == 9
-    pd.testing.assert_frame_equal(found.drop(columns=["cached", "judge"]),
+    assert result["cached"].sum() == 9
+    pd.testing.assert_frame_equal(result.drop(columns=["cached", "judge"]),
                                   ask(swept(), truthful).drop(columns=["cached", "judge"]))  # fmt: skip
 
 
@@ -511,16 +508,16 @@ def test_clients_have_a_cache_unless_they_should_not_and_functions_where_they_ha
     assert not default.exists()
     ask(swept(2), truthful, model="mine")
     assert default.read_bytes().count(b'"key"') == 8
-    with pytest.raises(ValueError, match=r'kept under its name: give model="…"'):
+    with pytest.raises(ValueError, match=r'cached under its name: pass model="…"'):
         ask(swept(2), truthful, cache=tmp_path / "replies.jsonl")
 
 
 def test_unreadable_replies_are_kept_and_counted(tmp_path):
     judge, where = Recorder(lambda prompt: "Well…"), {"model": "mine", "cache": tmp_path / "r.jsonl"}
-    found = ask(swept(2), judge, **where)
-    assert found["verdict"].isna().all()
-    assert found["reply"].eq("Well…").all()
-    row = ts.texts.preference(found).iloc[0]
+    result = ask(swept(2), judge, **where)
+    assert result["verdict"].isna().all()
+    assert result["reply"].eq("Well…").all()
+    row = ts.texts.preference(result).iloc[0]
     assert (row["n"], row["unreadable"]) == (0, 2)
     assert row[["preference", "win_rate", "consistent", "first_share", "preference_low"]].isna().all()
     ask(swept(2), judge, **where)
@@ -625,15 +622,15 @@ def client(request, listening):
 
 def asked_by(client, table=None, **more):
     waits = []
-    found = ask(swept(1) if table is None else table, client, model="judge-1", sleep=waits.append, **more)
-    return found, waits
+    result = ask(swept(1) if table is None else table, client, model="judge-1", sleep=waits.append, **more)
+    return result, waits
 
 
 def test_a_real_client_gives_the_verdicts_of_the_function(client, server):
-    found, waits = asked_by(client, swept(3))
+    result, waits = asked_by(client, swept(3))
     expected = ask(swept(3), truthful)
-    pd.testing.assert_frame_equal(found.drop(columns="judge"), expected.drop(columns="judge"))
-    assert found["judge"].eq("judge-1").all()
+    pd.testing.assert_frame_equal(result.drop(columns="judge"), expected.drop(columns="judge"))
+    assert result["judge"].eq("judge-1").all()
     assert waits == []
     assert len(server.requests) == 12
     request = server.requests[0]
@@ -653,9 +650,9 @@ def test_parameters_reach_the_server_under_their_own_names(client, server):
 
 def test_cache_hits_make_no_request(client, server):
     asked_by(client, swept(2))
-    found, _ = asked_by(client, swept(3))
+    result, _ = asked_by(client, swept(3))
     assert len(server.requests) == 12
-    assert found["cached"].sum() == 8
+    assert result["cached"].sum() == 8
     cost = ts.texts.judge_cost(swept(3), QUESTION, client=client, model="judge-1")
     assert (cost.cached, cost.calls) == (12, 0)
     assert len(server.requests) == 12
@@ -672,16 +669,16 @@ PASSING = {
 @pytest.mark.parametrize("trouble", PASSING)
 def test_what_passes_is_tried_again_and_every_attempt_counted(client, server, trouble):
     server.manners = [PASSING[trouble]] * 3
-    found, waits = asked_by(client)
-    assert found["verdict"].eq("positive").all()
+    result, waits = asked_by(client)
+    assert result["verdict"].eq("positive").all()
     assert len(waits) == 3
     assert len(server.requests) == 4 + 3, "the client's own retries would add to these"
 
 
 def test_a_slow_server_is_asked_again_after_the_clients_own_timeout(client, server):
     server.manners = ["silent"]
-    found, waits = asked_by(client.with_options(timeout=0.3))
-    assert found["verdict"].eq("positive").all()
+    result, waits = asked_by(client.with_options(timeout=0.3))
+    assert result["verdict"].eq("positive").all()
     assert len(waits) == 1
     assert len(server.requests) == 5
 
@@ -706,15 +703,15 @@ def test_pauses_double_with_jitter_and_no_server_is_asked_sooner_than_it_says(cl
 
 
 def test_a_pause_is_never_longer_than_the_longest():
-    patience = Patience(longest=10.0)
+    patience = RetryPolicy(longest=10.0)
     assert 5 <= patience.pause(50, None) <= 10
 
 
 def test_a_date_to_come_back_at_is_understood():
     def error(**headers):
-        found = ValueError()
-        found.response = SimpleNamespace(headers={k.replace("_", "-"): v for k, v in headers.items()})
-        return found
+        result = ValueError()
+        result.response = SimpleNamespace(headers={k.replace("_", "-"): v for k, v in headers.items()})
+        return result
 
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     assert 97 < retry_after(error(retry_after=soon)) <= 100
@@ -735,13 +732,13 @@ def test_a_refusal_is_raised_at_once_and_shows_no_key(client, server, status, hi
         asked_by(client, swept(2))
     assert len(server.requests) == 4
     assert "2 of 8 replies are in" in str(caught.value)
-    kept = (tmp_path / "user" / "judge.jsonl").read_text()
+    rest = (tmp_path / "user" / "judge.jsonl").read_text()
     printed = "".join(traceback.format_exception(caught.value))
     assert "no, " in printed, "the message of the server"
     for text in (
         printed,
         caplog.text,
-        kept,
+        rest,
         repr(caught.value),
         repr(judge_of(client, "m", max_tokens=1, parameters=None)),
     ):
@@ -765,12 +762,12 @@ def test_when_patience_ends_the_error_says_what_is_kept_and_the_next_run_goes_on
         ts.errors.JudgeError, match=r"failed 3 times.*3 of 8 replies are in .*judge\.jsonl; the same call"
     ):
         asked_by(client, swept(2), max_retries=2)
-    found, _ = asked_by(client, swept(2))
+    result, _ = asked_by(client, swept(2))
     assert len(server.requests) == 3 + 3 + 5
-    assert found["cached"].sum() == 3
-    assert found["verdict"].eq("positive").all()
+    assert result["cached"].sum() == 3
+    assert result["verdict"].eq("positive").all()
     server.manners = [500]
-    with pytest.raises(ts.errors.JudgeError, match=r"0 of 4 replies are lost.*give cache"):
+    with pytest.raises(ts.errors.JudgeError, match=r"0 of 4 replies are lost.*Pass cache"):
         asked_by(client, cache=False, max_retries=0)
 
 
@@ -790,17 +787,17 @@ def test_no_server_at_all_is_an_error_in_the_end(client, server):
 
 def test_an_empty_reply_is_unreadable_but_one_cut_off_before_a_word_is_an_error(client, server, tmp_path):
     server.manners = ["empty"]
-    found, waits = asked_by(client)
-    assert found["verdict"].isna().sum() == 1
+    result, waits = asked_by(client)
+    assert result["verdict"].isna().sum() == 1
     assert waits == []
     server.manners = ["cut off"]
-    with pytest.raises(ts.errors.JudgeError, match="a model that reasons needs more max_tokens"):
+    with pytest.raises(ts.errors.JudgeError, match="needs more max_tokens"):
         asked_by(client, cache=tmp_path / "other.jsonl")
 
 
 @pytest.mark.parametrize("make", [anthropic.AsyncAnthropic, openai.AsyncOpenAI])
-def test_asynchronous_clients_are_refused(make, server):
-    with pytest.raises(ts.errors.JudgeError, match="asynchronous one"):
+def test_asynchronous_clients_are_rejected(make, server):
+    with pytest.raises(ts.errors.JudgeError, match="client is asynchronous"):
         asked_by(make(api_key=SECRET, base_url=server.url))
     assert server.requests == []
 
@@ -810,9 +807,9 @@ def test_errors_of_plain_http_libraries_are_known_by_their_names():
     status = ValueError("bad")
     status.response = SimpleNamespace(status_code=502)
     for error in (ConnectionResetError(), TimeoutError(), requests_like(), status):
-        assert is_passing(error)
+        assert is_transient(error)
     for error in (ValueError(), KeyError(), OSError()):
-        assert not is_passing(error)
+        assert not is_transient(error)
     tries = []
 
     def flaky(prompt):
@@ -848,10 +845,10 @@ def test_after_kill_9_in_the_middle_only_what_is_missing_is_asked(server, tmp_pa
     assert child.returncode == -signal.SIGKILL
     server.released.set()
     with anthropic.Anthropic(api_key=SECRET, base_url=server.url) as client:
-        found, _ = asked_by(client, table, cache=cache)
-    assert found["cached"].sum() == 5
+        result, _ = asked_by(client, table, cache=cache)
+    assert result["cached"].sum() == 5
     assert len(server.requests) == 6 + 7
-    assert found["verdict"].eq("positive").all()
+    assert result["verdict"].eq("positive").all()
     assert SECRET not in cache.read_text()
 
 
@@ -870,7 +867,7 @@ def named(figure, name):
 
 def test_the_figure_has_the_preference_on_the_left_and_the_bias_on_the_right():
     summary = summary_of().sample(frac=1, random_state=0)
-    figure = ts.plots.preference(summary)
+    figure = ts.plots.judgements(summary)
     assert figure.layout.title.text == "How often the judge prefers the steered answer"
     left, right = named(figure, "18")
     rows = summary[(summary["layers"] == "18")].sort_values("multiplier")
@@ -886,7 +883,7 @@ def test_the_figure_has_the_preference_on_the_left_and_the_bias_on_the_right():
     assert "preference 1 [" in left.hovertext[1]
     assert "6 decided, 0 disagreeing, 0 ties, 0 unreadable" in left.hovertext[1]
     assert "first shown preferred 0.5" in right.hovertext[1]
-    opposite = ts.plots.preference(ts.texts.preference(ask(swept(), truthful)), value="win_rate")
+    opposite = ts.plots.judgements(ts.texts.preference(ask(swept(), truthful)), value="win_rate")
     assert opposite.layout.xaxis.ticktext == ("±4",)
     assert opposite.layout.title.text == "How often the judge prefers the plus answer"
 
@@ -894,33 +891,33 @@ def test_the_figure_has_the_preference_on_the_left_and_the_bias_on_the_right():
 def test_lines_of_different_layers_stand_beside_each_other_and_controls_are_grey():
     table = swept()
     table = pd.concat([table, table[table["layers"] == "17"].assign(vector="random 1", control=True)])
-    figure = ts.plots.preference(summary_of(table))
-    places = [tuple(trace.x) for name in ("17", "18") for trace in named(figure, name)[:1]]
-    assert places[0][0] < 0 < places[1][0]
+    figure = ts.plots.judgements(summary_of(table))
+    indices = [tuple(trace.x) for name in ("17", "18") for trace in named(figure, name)[:1]]
+    assert indices[0][0] < 0 < indices[1][0]
     assert len(named(figure, "controls")) == 2
     assert "138, 144, 153" in named(figure, "controls")[0].line.color
 
 
 def test_a_factor_gives_each_of_its_values_a_row_of_panels():
     summary = summary_of(by="topic")
-    figure = ts.plots.preference(summary, facet="topic")
+    figure = ts.plots.judgements(summary, facet="topic")
     titles = [note.text for note in figure.layout.annotations]
     assert titles == ["topic: sea: preference", "topic: sea: position bias", "topic: sky: preference",
                       "topic: sky: position bias"]  # fmt: skip
     assert len(named(figure, "17")) == 4
 
 
-def test_the_figure_refuses_what_it_cannot_show():
+def test_the_figure_rejects_what_it_cannot_show():
     summary = summary_of()
-    with pytest.raises(ValueError, match="got 'consistent'"):
-        ts.plots.preference(summary, value="consistent")
-    with pytest.raises(ValueError, match=r"lacks the columns first_share.*preference"):
-        ts.plots.preference(summary.drop(columns="first_share"))
+    with pytest.raises(ValueError, match="value='consistent' is unknown: use one of preference, win_rate"):
+        ts.plots.judgements(summary, value="consistent")
+    with pytest.raises(ValueError, match=r"'first_share'.*evaluation\.preference"):
+        ts.plots.judgements(summary.drop(columns="first_share"))
     with pytest.raises(ValueError, match="opposite and unsteered comparisons"):
-        ts.plots.preference(pd.concat([summary, ts.texts.preference(ask(swept(), truthful))]))
-    with pytest.raises(ValueError, match="no steered condition has a multiplier"):
-        ts.plots.preference(summary[summary["operation"] == "project_out"])
-    assert_raises("share their condition", ts.plots.preference, summary_of(by="topic"))
+        ts.plots.judgements(pd.concat([summary, ts.texts.preference(ask(swept(), truthful))]))
+    with pytest.raises(ValueError, match="has a multiplier"):
+        ts.plots.judgements(summary[summary["operation"] == "project_out"])
+    assert_raises("share their", ts.plots.judgements, summary_of(by="topic"))
 
 
 # --- exemplars ---------------------------------------------------------------------------------------------
@@ -948,20 +945,20 @@ def exemplar(request):
 
 def test_each_prompt_gets_an_answer_high_one_low_and_one_default():
     writer = Recorder(exemplar)
-    found = written(writer, ["Where is {ice}?", "Who are you?", "Who are you?"])
-    assert list(found) == ["prompt", "behaviour", "model", "positive", "negative", "default"]
-    assert found["prompt"].tolist() == ["Where is {ice}?", "Who are you?"]
+    result = written(writer, ["Where is {ice}?", "Who are you?", "Who are you?"])
+    assert list(result) == ["prompt", "behaviour", "model", "positive", "negative", "default"]
+    assert result["prompt"].tolist() == ["Where is {ice}?", "Who are you?"]
     for side, level in (("positive", "high"), ("negative", "low"), ("default", "plain")):
-        assert found[side].tolist() == [f"{level}: {prompt}" for prompt in found["prompt"]]
+        assert result[side].tolist() == [f"{level}: {prompt}" for prompt in result["prompt"]]
     assert len(writer.prompts) == 6
     assert [BEHAVIOUR in request for request in writer.prompts] == [True, True, False] * 2
 
 
 def test_exemplars_go_to_embedding_scores_as_they_are():
     table = swept(2)
-    found = written(exemplar, list(table["prompt"].unique()))
+    result = written(exemplar, list(table["prompt"].unique()))
     scored = ts.texts.embedding_scores(
-        table, found, embedder=lambda texts: np.array([[len(text), text.count("o"), 1.0] for text in texts])
+        table, result, embedder=lambda texts: np.array([[len(text), text.count("o"), 1.0] for text in texts])
     )
     assert scored["embedding_score"].notna().all()
 
@@ -976,10 +973,10 @@ def test_exemplars_are_cached_and_their_cost_is_known_before(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         written(writer, ["a", "b"], **options)
     with caplog.at_level(logging.INFO, logger="tl_steer"):
-        found = written(writer, ["a", "b"], **options)
+        result = written(writer, ["a", "b"], **options)
     assert len(writer.prompts) == 6, "the first four are kept"
     assert "exemplars: 6 requests, 4 in the cache: 2 calls" in caplog.text
-    pd.testing.assert_frame_equal(found, written(Recorder(fail_at=0), ["a", "b"], **options))
+    pd.testing.assert_frame_equal(result, written(Recorder(fail_at=0), ["a", "b"], **options))
     other = ts.texts.exemplar_cost(["a", "b"], "another", client=exemplar, **options)
     assert other.calls == 4, "the default answers are the same"
 
@@ -991,10 +988,10 @@ def test_a_prompt_cannot_close_its_block_in_a_request_for_exemplars():
     assert [level_of(request)[1] for request in writer.prompts] == [evil] * 3
 
 
-def test_exemplars_refuse_what_cannot_be_asked():
+def test_exemplars_reject_what_cannot_be_asked():
     assert_raises("behaviour is blank", ts.texts.write_exemplars, ["a"], " ", client=exemplar)
-    assert_raises("at least one prompt", written, exemplar, [])
-    assert_raises("none may be blank", written, exemplar, ["a", " "])
+    assert_raises("at least one", written, exemplar, [])
+    assert_raises("none that is blank", written, exemplar, ["a", " "])
     assert_raises(r"6 calls are more than max_calls=5", written, exemplar, max_calls=5)
     assert_raises("the positive answer to 'a' is blank", written, lambda request: " ", ["a"])
     assert_raises("half of a surrogate pair", written, exemplar, ["\ud800"])

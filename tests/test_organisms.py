@@ -187,7 +187,7 @@ def measured(model, name, score, multipliers):
         model, vectors, ts.organisms.organism_questions(), multipliers=multipliers, positions=ts.last_token(),
         controls=20, control_layers="all", progress=False,
     )  # fmt: skip
-    chosen = ts.choose(table, on="choose", report="report", score=score, splits=0, resamples=10).iloc[1]
+    chosen = ts.choose(table, on="choose", report="report", value=score, splits=0, resamples=10).iloc[1]
     assert abs(chosen["multiplier"]) <= 2
     same = table["layers"].eq(chosen["layers"]) & table["multiplier"].eq(chosen["multiplier"])
     rows = table[table["split"].eq("report") & (same | table["vector"].eq("none"))]

@@ -65,7 +65,7 @@ def p_value_of(model, pairs, questions, seed):
         model, vectors, questions, multipliers=[-1.0, 1.0], positions=ts.last_token(), controls=controls,
         control_layers="all", mass=False, progress=False,
     )  # fmt: skip
-    chosen = ts.choose(table, on="choose", report="report", score="shift", resamples=1, splits=0)
+    chosen = ts.choose(table, on="choose", report="report", value="shift", resamples=1, splits=0)
     return chosen.set_index("split").loc["report", "p_value"]
 
 

@@ -28,9 +28,9 @@ from .tiny_model import made_vector, make_model, word_tokenizer
 KEYS = ("answer_pos", "answer_neg", "answer_zeroedout_pos", "answer_zeroedout_neg")
 
 
-def item(sentence="Is it so? Bats fly.", neutral="True", **cells):
-    """A recorded item; `layer17_mult4=("plus", "minus")` are its cells."""
-    steered = {name: dict(zip(KEYS, answers, strict=False)) for name, answers in cells.items()}
+def item(sentence="Is it so? Bats fly.", neutral="True", **conditions):
+    """A recorded item; `layer17_mult4=("plus", "minus")` are its conditions."""
+    steered = {name: dict(zip(KEYS, answers, strict=False)) for name, answers in conditions.items()}
     return {"sentence": sentence, "answer_neut": neutral, "steered": steered}
 
 
@@ -72,14 +72,14 @@ def rows_of(table, **values):
 # the table
 
 
-def test_each_answer_becomes_the_row_of_its_prompt_and_cell(written):
+def test_each_answer_becomes_the_row_of_its_prompt_and_condition(written):
     table = ts.texts.read_recorded(written(items()), CLAIMS, vector="honesty")
     assert (
         table["prompt"].tolist()
         == ["Is it so? Bats fly.", "Is it so? Cats fly.", "Is it so? Ice floats."] * 5
     )
     assert table["prompt_id"].tolist() == [0, 1, 2] * 5
-    cells = [
+    conditions = [
         ("none", "none", "", "", 0.0, ["True", "(B)", "True"], [0, 1, 0]),
         ("honesty", "add", "17", "resid_post", 4.0, ["True.", "(A)", "True"], [0, 0, 0]),
         ("honesty", "add", "17", "resid_post", -4.0, ["False.", "False", "True"], [1, 1, 0]),
@@ -87,7 +87,7 @@ def test_each_answer_becomes_the_row_of_its_prompt_and_cell(written):
         ("honesty", "add", "31", "resid_post", -4.0, ["(B)", "False", "False"], [1, 1, 1]),
     ]
     names = ["vector", "operation", "layers", "hook", "multiplier"]
-    for row, (*labels, texts, choices) in enumerate(cells):
+    for row, (*labels, texts, choices) in enumerate(conditions):
         rows = table.iloc[3 * row : 3 * row + 3]
         assert rows[names].drop_duplicates().values.tolist() == [labels]
         assert rows["text"].tolist() == texts
@@ -148,23 +148,23 @@ def test_zeroed_out_answers_are_removals_without_a_multiplier_and_the_signs_are_
 def test_zeroed_out_answers_that_repeat_those_of_a_smaller_multiplier_are_left_out(written):
     """As in the study's files: later multipliers repeat what the last set of layers left."""
 
-    def cell(*zeroed):
+    def condition(*zeroed):
         return dict(zip(("answer_zeroedout_pos", "answer_zeroedout_neg"), zeroed, strict=True))
 
-    cells = {
-        "layer1_mult4": cell("one", "two"), "layer2_mult4": cell("same", "same"),
-        "layer1,2_mult4": cell("five", "six"), "layer1_mult6": cell("five", "six"),
-        "layer2_mult6": cell("five", "other"), "layer1,2_mult6": cell("five", "six"),
+    conditions = {
+        "layer1_mult4": condition("one", "two"), "layer2_mult4": condition("same", "same"),
+        "layer1,2_mult4": condition("five", "six"), "layer1_mult6": condition("five", "six"),
+        "layer2_mult6": condition("five", "other"), "layer1,2_mult6": condition("five", "six"),
     }  # fmt: skip
-    for order in (cells, dict(reversed(cells.items()))):
+    for order in (conditions, dict(reversed(conditions.items()))):
         whole = [item() | {"steered": order}, item("Another?") | {"steered": order}]
         table = ts.texts.read_recorded(written(whole), choices=None)
-        found = rows_of(table, operation="project_out", prompt_id=0)
-        assert sorted(zip(found["layers"], found["text"], strict=True)) == [
+        result = rows_of(table, operation="project_out", prompt_id=0)
+        assert sorted(zip(result["layers"], result["text"], strict=True)) == [
             ("1", "one"), ("1", "two"), ("1+2", "five"), ("1+2", "six"),
             ("2", "other"), ("2", "same"), ("2", "same"),
         ]  # fmt: skip
-        draws = found.groupby("layers")["draw"].apply(sorted).to_dict()
+        draws = result.groupby("layers")["draw"].apply(sorted).to_dict()
         assert draws == {"1": [0, 1], "1+2": [0, 1], "2": [0, 1, 2]}
 
 
@@ -201,7 +201,7 @@ def test_several_recordings_of_the_unsteered_answers_are_draws(written):
         ('{"prompts": ["a"], "answers": {"one": ["a"]', "answers.json: .*line 1"),
     ],
 )
-def test_wrong_files_of_draws_are_refused(written, content, message):
+def test_wrong_files_of_draws_are_rejected(written, content, message):
     assert_raises(message, ts.texts.read_recorded, written(content))
 
 
@@ -212,14 +212,14 @@ def test_wrong_files_of_draws_are_refused(written, content, message):
         ("layer31,17,2_mult1e-05", "2+17+31", 0.00001), ("layer5_mult-3", "5", -3.0),
     ],
 )  # fmt: skip
-def test_names_of_cells_are_read(written, name, layers, multiplier):
+def test_names_of_conditions_are_read(written, name, layers, multiplier):
     table = ts.texts.read_recorded(written([item(**{name: ("plus", "minus")})]), choices=None)
     assert set(rows_of(table, text="plus")["multiplier"]) == {multiplier}
     assert set(rows_of(table, text="minus")["multiplier"]) == {-multiplier}
     assert set(rows_of(table, operation="add")["layers"]) == {layers}
 
 
-def test_old_files_without_steered_have_the_unsteered_cell_alone(written):
+def test_old_files_without_steered_have_the_unsteered_condition_alone(written):
     old = [{"sentence": each["sentence"], "answer_neut": each["answer_neut"]} for each in items()]
     table = ts.texts.read_recorded(written(old), CLAIMS)
     pd.testing.assert_frame_equal(table, ts.texts.read_recorded(written(items(), "new.json"), CLAIMS).head(3))
@@ -227,7 +227,12 @@ def test_old_files_without_steered_have_the_unsteered_cell_alone(written):
 
 def test_the_order_of_answers_in_the_file_changes_nothing(written):
     turned = [
-        each | {"steered": {name: dict(reversed(cell.items())) for name, cell in each["steered"].items()}}
+        each
+        | {
+            "steered": {
+                name: dict(reversed(condition.items())) for name, condition in each["steered"].items()
+            }
+        }
         for each in items()
     ]
     expected = ts.texts.read_recorded(written(items()))
@@ -269,8 +274,10 @@ def test_letters_stand_for_what_the_prompt_lists_under_them(written):
 
 def test_every_prompt_has_its_own_list(written):
     turned = LETTERED.replace("dyed", "…").replace("angry", "dyed").replace("…", "angry")
-    cells = {"layer1_mult1": ("They are dyed.", "They are angry.")}
-    path = written([item(LETTERED, "They are dyed.", **cells), item(turned, "They are dyed.", **cells)])
+    conditions = {"layer1_mult1": ("They are dyed.", "They are angry.")}
+    path = written(
+        [item(LETTERED, "They are dyed.", **conditions), item(turned, "They are dyed.", **conditions)]
+    )
     table = ts.texts.read_recorded(path, choices=("A", "B"))
     assert table["choice"].tolist() == [0, 1, 0, 1, 1, 0]
 
@@ -340,7 +347,7 @@ def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
         (CLAIMS.assign(label=[1, 0, 2, 0]), "item 0 .*: its label is 2; it must be 0 or 1"),
         (CLAIMS.assign(truth=1), "have a column 'truth'"),
         (CLAIMS.assign(statement=["", "Cats fly.", "Bats fly.", "?"]), "statement '' must be text"),
-        (CLAIMS.assign(dose=1), r"may not be named \['dose'\]"),
+        (CLAIMS.assign(dose=1), r"factors \['dose'\] have names"),
         (pd.DataFrame({"answer": [0, 1]}), "has 3 items, but there are 2 rows of labels"),
         (pd.DataFrame({"answer": [0, 1, 0, 1]}), "has 3 items, but there are 4 rows of labels"),
         (pd.DataFrame({"answer": [0, 1, None]}), "item 2 .*: its answer is nan"),
@@ -348,7 +355,7 @@ def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
         (pd.DataFrame({"statement": ["Ice floats."]}), r"need the columns .*; they have \['statement'\]"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(written, labels, message):
+def test_labels_that_do_not_fit_are_rejected(written, labels, message):
     assert_raises(message, ts.texts.read_recorded, written(items()), labels)
 
 
@@ -362,8 +369,8 @@ def changed(row, **changes):
     return whole
 
 
-def with_cells(row, **cells):
-    return changed(row, steered=items()[row]["steered"] | cells)
+def altered(row, **conditions):
+    return changed(row, steered=items()[row]["steered"] | conditions)
 
 
 @pytest.mark.parametrize(
@@ -384,29 +391,29 @@ def with_cells(row, **cells):
         (changed(1, answer=""), "item 1 .*: it has the unknown key 'answer'; known are sentence, answer_n"),
         (changed(1, steered=[]), "item 1 .*: 'steered' must be an object, not a list"),
         (changed(1, steered=None), r"item 1 .*: unlike item 0, it lacks add \+4 at layer 17 \(and 3 more"),
-        (with_cells(1, layer17_mult4="True"), "item 1 .*: 'layer17_mult4' must be an object, not text"),
-        (with_cells(1, layer17_mult4={}), "item 1 .*: 'layer17_mult4' holds no answers"),
-        (with_cells(1, layer17_mult4={"answer": ""}), "'layer17_mult4' has the unknown key 'answer'"),
-        (with_cells(1, layer17_mult4={"answer_pos": None}), "'layer17_mult4' has 'answer_pos' .* not null"),
-        (with_cells(1, layer17_mult4={"answer_pos": ""}), r"item 1 .*, it lacks add -4 at layer 17\."),
-        (with_cells(2, layer17_mult8={"answer_pos": ""}), r"item 2 .*, it has add \+8 at layer 17\."),
-        (with_cells(2, layer17={"answer_pos": ""}), "item 2 .*: the cell 'layer17' cannot be read; write"),
-        (with_cells(2, layer_mult4={"answer_pos": ""}), "the cell 'layer_mult4' cannot be read"),
-        (with_cells(2, **{"layer-1_mult4": {"answer_pos": ""}}), "the cell 'layer-1_mult4' cannot be read"),
-        (with_cells(2, **{"layer1_mult1.2.3": {"answer_pos": ""}}), "1.2.3' cannot be read"),
-        (with_cells(2, **{"layer7,7_mult4": {"answer_pos": ""}}), "'layer7,7_mult4' names a layer twice"),
-        (with_cells(2, layer1_multnan={"answer_pos": ""}), "a multiplier that is not finite"),
-        (with_cells(2, layer1_multInfinity={"answer_pos": ""}), "multiplier that is not finite"),
-        (with_cells(2, layer1_mult1e999={"answer_pos": ""}), "multiplier that is not finite"),
-        (with_cells(0, **{"layer17_mult4.0": {"answer_pos": ""}}),
-         r"item 0 .*: it has the same cell twice: add \+4 at layer 17"),
-        (with_cells(0, layer2_mult0={"answer_pos": "", "answer_neg": ""}), "cell twice: add .0 at layer 2"),
+        (altered(1, layer17_mult4="True"), "item 1 .*: 'layer17_mult4' must be an object, not text"),
+        (altered(1, layer17_mult4={}), "item 1 .*: 'layer17_mult4' contains no answers"),
+        (altered(1, layer17_mult4={"answer": ""}), "'layer17_mult4' has the unknown key 'answer'"),
+        (altered(1, layer17_mult4={"answer_pos": None}), "'layer17_mult4' has 'answer_pos' .* not null"),
+        (altered(1, layer17_mult4={"answer_pos": ""}), r"item 1 .*, it lacks add -4 at layer 17\."),
+        (altered(2, layer17_mult8={"answer_pos": ""}), r"item 2 .*, it has add \+8 at layer 17\."),
+        (altered(2, layer17={"answer_pos": ""}), "item 2 .*: the condition 'layer17': expected a name like"),
+        (altered(2, layer_mult4={"answer_pos": ""}), "the condition 'layer_mult4': expected a name"),
+        (altered(2, **{"layer-1_mult4": {"answer_pos": ""}}), "the condition 'layer-1_mult4': expected a name"),
+        (altered(2, **{"layer1_mult1.2.3": {"answer_pos": ""}}), "1.2.3': expected a name"),
+        (altered(2, **{"layer7,7_mult4": {"answer_pos": ""}}), "'layer7,7_mult4' names a layer twice"),
+        (altered(2, layer1_multnan={"answer_pos": ""}), "a multiplier that is not finite"),
+        (altered(2, layer1_multInfinity={"answer_pos": ""}), "multiplier that is not finite"),
+        (altered(2, layer1_mult1e999={"answer_pos": ""}), "multiplier that is not finite"),
+        (altered(0, **{"layer17_mult4.0": {"answer_pos": ""}}),
+         r"item 0 .*: it has the same condition twice: add \+4 at layer 17"),
+        (altered(0, layer2_mult0={"answer_pos": "", "answer_neg": ""}), "condition twice: add .0 at layer 2"),
         ('[{"sentence": "a", "sentence": "b", "answer_neut": ""}]', "it has the key .sentence. twice"),
         ('[{"sentence": "a", "answer_neut": "", "steered": {"layer1_mult1": {"answer_pos": "b"}, '
          '"layer1_mult1": {"answer_pos": "c"}}}]', "item 0 .*: it has the key 'layer1_mult1' twice"),
         (json.dumps(items()) + "]", "follows the end of the list"),
         (json.dumps(items())[:-1] + ",]", "item 3 .*: the file breaks off in it"),
-        (json.dumps(items()).replace("}, {", "} {"), "behind item 0 comes ',' or ']', but here '{"),
+        (json.dumps(items()).replace("}, {", "} {"), "expected ',' or ']' after item 0, but '{"),
         (json.dumps(items()).replace("Cats", 'C"ats'), "item 1 .*: it is not JSON: .*line 1, column"),
         ("[" * 100_000, "item 0 .*: it is nested too deeply"),
         ('[{"sentence": ' + "9" * 5000 + "}]", "item 0 .*digits"),
@@ -418,7 +425,7 @@ def test_a_wrong_file_is_refused_with_its_name_the_item_and_what_is_wrong(writte
     assert "answers.json" in str(caught.value)
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path):
+def test_bytes_that_are_no_text_are_rejected(tmp_path):
     path = tmp_path / "answers.json"
     path.write_bytes(json.dumps(items()).encode("utf-16"))
     assert_raises(r"answers\.json is in UTF-16", ts.texts.read_recorded, path)
@@ -430,21 +437,21 @@ def test_a_file_that_is_not_there_is_not_found(tmp_path):
     assert_raises("recorded_exmaple", ts.texts.read_recorded, "recorded_exmaple", error=FileNotFoundError)
 
 
-def test_the_unsteered_cell_keeps_its_name(written):
+def test_the_unsteered_condition_keeps_its_name(written):
     with pytest.raises(ValueError, match="'none' is the name of the unsteered condition"):
         ts.texts.read_recorded(written(items()), vector="none")
 
 
 def test_wherever_a_file_breaks_off_the_error_says_in_which_item(written):
     content = json.dumps(items(), indent=1).replace("Ice", "\\u00cdce")
-    ends = [found.end() for found in re.finditer("^ }", content, re.M)]
+    ends = [result.end() for result in re.finditer("^ }", content, re.M)]
     assert len(ends) == 3
     for length in range(1, len(content)):
         whole = sum(end <= length for end in ends)
         with pytest.raises(ValueError, match="breaks off") as caught:
             ts.texts.read_recorded(written(content[:length]))
         inside = f"item {whole} (counted from 0): the file breaks off in it"
-        behind = f"behind item {whole - 1} comes ',' or ']', but here the file breaks off"
+        behind = f"expected ',' or ']' after item {whole - 1}, but the file breaks off"
         assert inside in str(caught.value) or behind in str(caught.value)
 
 
@@ -472,8 +479,8 @@ def outcome(path):
 @given(edits=EDITS)
 def test_a_corrupted_file_is_refused_or_read_whole(tmp_path_factory, edits):
     content = WHOLE
-    for place, length, put in edits:
-        content = content[:place] + put + content[place + length :]
+    for index, length, put in edits:
+        content = content[:index] + put + content[index + length :]
     path = tmp_path_factory.mktemp("recorded") / "answers.json"
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
     table = outcome(path)
@@ -483,7 +490,7 @@ def test_a_corrupted_file_is_refused_or_read_whole(tmp_path_factory, edits):
     parsed = json.loads(content)
     assert table["prompt"].tolist()[: len(parsed)] == [each["sentence"] for each in parsed]
     assert table["text"].tolist()[: len(parsed)] == [each["answer_neut"] for each in parsed]
-    answers = 1 + sum(len(cell) for cell in parsed[0].get("steered", {}).values())
+    answers = 1 + sum(len(condition) for condition in parsed[0].get("steered", {}).values())
     assert len(table) == len(parsed) * answers
 
 
@@ -503,8 +510,8 @@ def test_the_made_up_file_tells_the_study_s_story():
     now, then = (rows.set_index("truth")["accuracy"] for rows in (effects, before))
     assert now["true"] > then["true"]
     assert now["false"] < then["false"] - 0.3
-    found = ts.signal_detection(table, resamples=50)
-    strong = rows_of(found, layers="17+31", operation="add", multiplier=16.0)
+    result = ts.signal_detection(table, resamples=50)
+    strong = rows_of(result, layers="17+31", operation="add", multiplier=16.0)
     assert strong["criterion_change"].item() < -0.5
 
 
@@ -569,9 +576,9 @@ PUBLISHED = {
 def test_the_published_accuracies_come_out(facts):
     effects = ts.effectiveness(facts[facts["operation"].isin(["none", "add"])], by="truth")
     accuracy = effects.set_index(["layers", "multiplier", "truth"])["accuracy"]
-    for cell, published in PUBLISHED.items():
-        values = [100 * accuracy[*cell, truth] for truth in ("true", "false")]
-        assert values == pytest.approx(published, abs=2), cell
+    for condition, published in PUBLISHED.items():
+        values = [100 * accuracy[*condition, truth] for truth in ("true", "false")]
+        assert values == pytest.approx(published, abs=2), condition
 
 
 def test_every_answer_of_the_claims_file_is_in_its_place(study, facts):
@@ -583,11 +590,11 @@ def test_every_answer_of_the_claims_file_is_in_its_place(study, facts):
     )["text"]
     for row in (0, 77, 199):
         assert texts[row, "none", "", 0.0, 0] == recorded[row]["answer_neut"]
-        cells = recorded[row]["steered"]
-        assert texts[row, "add", "17", 4.0, 0] == cells["layer17_mult4"]["answer_pos"]
-        assert texts[row, "add", "17+31", -16.0, 0] == cells["layer17,31_mult16"]["answer_neg"]
-        assert texts[row, "project_out", "31", -1.0, 0] == cells["layer31_mult4"]["answer_zeroedout_pos"]
-        assert texts[row, "project_out", "19", -1.0, 1] == cells["layer19_mult4"]["answer_zeroedout_neg"]
+        conditions = recorded[row]["steered"]
+        assert texts[row, "add", "17", 4.0, 0] == conditions["layer17_mult4"]["answer_pos"]
+        assert texts[row, "add", "17+31", -16.0, 0] == conditions["layer17,31_mult16"]["answer_neg"]
+        assert texts[row, "project_out", "31", -1.0, 0] == conditions["layer31_mult4"]["answer_zeroedout_pos"]
+        assert texts[row, "project_out", "19", -1.0, 1] == conditions["layer19_mult4"]["answer_zeroedout_neg"]
     assert facts.groupby("truth")["prompt_id"].nunique().to_dict() == {"true": 100, "false": 100}
 
 
@@ -627,8 +634,8 @@ def test_free_texts_of_gpt2_and_dilemmas_are_read(study):
 
 def added(table):
     """d′ and criterion by layers and multiplier, unsteered and with the vector added."""
-    found = ts.signal_detection(table[table["operation"].isin(["none", "add"])])
-    return found[found["multiplier"] >= 0].set_index(["layers", "multiplier"])
+    result = ts.signal_detection(table[table["operation"].isin(["none", "add"])])
+    return result[result["multiplier"] >= 0].set_index(["layers", "multiplier"])
 
 
 @pytest.fixture(scope="module")
@@ -641,11 +648,11 @@ FIRST_LOOK = {("", 0.0): (2.05, 0.42), ("18", 16.0): (2.16, -0.88)}
 
 
 def test_the_first_look_at_layer_18_comes_out(facts, detected):
-    """It counted the one unsteered answer that cannot be read as "True", which we leave out."""
+    """It counted the one unsteered answer that: expected a name as "True", which we leave out."""
     counted = added(facts[facts["layers"].isin(["", "18"])].assign(choice=facts["choice"].fillna(0)))
-    for cell, expected in FIRST_LOOK.items():
+    for condition, expected in FIRST_LOOK.items():
         for table, tolerance in ((counted, 0.006), (detected, 0.1)):
-            row = table.loc[cell]
+            row = table.loc[condition]
             assert (row["d_prime"], row["criterion"]) == pytest.approx(expected, abs=tolerance)
 
 
@@ -740,14 +747,14 @@ def made_draws(seed=0, n=40, draws=3):
 
 def test_against_one_draw_it_is_signal_detection():
     steered, unsteered = made_draws()
-    found = ts.evaluation.against_baselines(steered, unsteered, resamples=20_000)
-    assert [None if pd.isna(draw) else draw for draw in found["draw"]] == [None, 0, 1, 2]
+    result = ts.evaluation.against_baselines(steered, unsteered, resamples=20_000)
+    assert [None if pd.isna(draw) else draw for draw in result["draw"]] == [None, 0, 1, 2]
     for draw in range(3):
         table = pd.concat([steered, rows_of(unsteered, draw=draw).assign(draw=0)])
         (expected,) = (
             ts.signal_detection(table, resamples=20_000).query("vector == 'honesty'").to_dict("records")
         )
-        (row,) = rows_of(found, draw=draw).to_dict("records")
+        (row,) = rows_of(result, draw=draw).to_dict("records")
         both = ("d_prime_change", "criterion_change")
         assert [row[name] for name in both] == pytest.approx([expected[name] for name in both])
         ends = [f"{name}{end}" for name in both for end in ("_low", "_high")]
@@ -806,7 +813,7 @@ def test_groups_of_prompts_are_drawn_whole():
         assert width[1] == pytest.approx(width[0], rel=0.1)
 
 
-def test_baselines_that_do_not_fit_are_refused():
+def test_baselines_that_do_not_fit_are_rejected():
     steered, unsteered = made_draws()
     compare = ts.evaluation.against_baselines
     assert_raises("lacks the columns draw", compare, steered, unsteered.drop(columns="draw"))
@@ -822,12 +829,12 @@ def test_the_figure_shows_each_draw_and_all_together():
     more = steered.assign(layers="3+5")
     table = ts.evaluation.against_baselines(pd.concat([steered, more]), unsteered, resamples=50)
     for value in ("d_prime", "criterion"):
-        figure = ts.plots.against_baselines(table, value=value)
+        figure = ts.plots.baselines(table, value=value)
         assert [note.text for note in figure.layout.annotations][:2] == ["layer 3", "layer 3+5"]
         draws, together = figure.data[:2]
         rows = rows_of(table, layers="3")
         assert list(draws.y) == rows.loc[rows["draw"].notna(), f"{value}_change"].tolist()
         assert list(together.y) == rows.loc[rows["draw"].isna(), f"{value}_change"].tolist()
         assert "3 unsteered draws" in figure.layout.title.subtitle.text
-    assert_raises("'d_prime' or 'criterion'; got", ts.plots.against_baselines, table, value="auc")
-    assert_raises("same draw twice", ts.plots.against_baselines, pd.concat([table, table]))
+    assert_raises("use one of d_prime, criterion", ts.plots.baselines, table, value="auc")
+    assert_raises("same draw twice", ts.plots.baselines, pd.concat([table, table]))

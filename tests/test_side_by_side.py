@@ -17,8 +17,8 @@ NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x
 PROMPTS = ["How are you?", "Who is there?", "Where to?"]
 
 
-def cell(vector, operation, layers, multiplier, **more):
-    """A cell's rows; each text says which cell and prompt it is from."""
+def condition(vector, operation, layers, multiplier, **more):
+    """A condition's rows; each text says which condition and prompt it is from."""
     rows = {
         "prompt_id": [4, 5, 6],
         "prompt": PROMPTS,
@@ -33,18 +33,20 @@ def cell(vector, operation, layers, multiplier, **more):
     return pd.DataFrame(rows | more)
 
 
-UNSTEERED = cell("none", "none", "", 0.0)
+UNSTEERED = condition("none", "none", "", 0.0)
 
 
-def written(*cells):
-    return pd.concat([UNSTEERED, *cells], ignore_index=True)
+def written(*conditions):
+    return pd.concat([UNSTEERED, *conditions], ignore_index=True)
 
 
 def added(multipliers=(16.0, -0.5, -16.0, 4.0), layers=("18",), vector="honesty", **more):
-    return [cell(vector, "add", layer, multiplier, **more) for layer in layers for multiplier in multipliers]
+    return [
+        condition(vector, "add", layer, multiplier, **more) for layer in layers for multiplier in multipliers
+    ]
 
 
-def test_a_prompt_has_one_row_with_the_text_of_every_cell():
+def test_a_prompt_has_one_row_with_the_text_of_every_condition():
     table = written(*added())
     wide = ts.texts.side_by_side(table.sample(frac=1, random_state=0))
     assert set(wide["prompt_id"]) == {4, 5, 6}
@@ -67,7 +69,7 @@ def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
         number = row["prompt_id"] - 4
         assert row["prompt"] == PROMPTS[number]
         assert row["+1"] == f"honesty add 18 1.0 {number} draw {row['draw']}"
-    figure = ts.plots.side_by_side(wide)
+    figure = ts.plots.texts(wide)
     names = figure.data[0].header.values
     assert [re.sub("<.*?>", "", name) for name in names] == ["prompt", "−1", "unsteered", "+1"]
     prompts = [re.sub("<.*?>", " ", text) for text in figure.data[0].cells.values[0]]
@@ -81,7 +83,7 @@ def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
     assert [said for said, _ in layer.rows] == PROMPTS
 
 
-def test_cells_go_from_minus_through_unsteered_to_plus():
+def test_conditions_go_from_minus_through_unsteered_to_plus():
     wide = ts.texts.side_by_side(written(*added()))
     assert list(wide) == ["prompt_id", "prompt", "−16", "−0.5", "unsteered", "+4", "+16"]
 
@@ -91,12 +93,15 @@ def test_names_say_what_differs_and_nothing_else():
     assert list(wide)[2:] == [
         "layer 17, −1", "layer 17+31, −1", "unsteered", "layer 17, +1", "layer 17+31, +1",
     ]  # fmt: skip
-    others = [cell("honesty", "zeroedout_pos", "18", 1.0), cell("honesty", "project_out", "18", np.nan)]
+    others = [
+        condition("honesty", "zeroedout_pos", "18", 1.0),
+        condition("honesty", "project_out", "18", np.nan),
+    ]
     wide = ts.texts.side_by_side(written(*others, *added((1.0,))))
     assert list(wide)[2:] == ["unsteered", "zeroedout_pos +1", "add +1", "project out"]
     wide = ts.texts.side_by_side(written(*added((1.0,)), *added((1.0,), vector="kindness", hook="mlp_out")))
     assert list(wide)[2:] == ["unsteered", "honesty, resid_post, +1", "kindness, mlp_out, +1"]
-    wide = ts.texts.side_by_side(written(cell("honesty", "project_out", "18", np.nan)))
+    wide = ts.texts.side_by_side(written(condition("honesty", "project_out", "18", np.nan)))
     assert list(wide)[2:] == ["unsteered", "project out"]
 
 
@@ -114,17 +119,17 @@ def test_multipliers_that_differ_in_a_late_digit_keep_their_columns():
         ({"layers": np.array([17]), "operation": "add", "vector": ["honesty"]}, ["−1", "unsteered", "+1"]),
     ],
 )
-def test_cells_can_be_chosen_and_unsteered_stays(chosen, columns):
+def test_conditions_can_be_chosen_and_unsteered_stays(chosen, columns):
     table = written(*added((-1.0, 1.0), layers=("17", "17+31")))
     wide = ts.texts.side_by_side(table, **chosen)
     assert list(wide)[2:] == columns
-    place = chosen["layers"] if isinstance(chosen["layers"], str) else "17"
+    index = chosen["layers"] if isinstance(chosen["layers"], str) else "17"
     assert wide[columns[-1]].iloc[0].startswith("honesty add 17")
-    assert wide[columns[1 if len(columns) == 2 else 0]].notna().all(), place
+    assert wide[columns[1 if len(columns) == 2 else 0]].notna().all(), index
 
 
 def test_controls_are_left_out_unless_asked_for():
-    table = written(*added((1.0,)), cell("random 1", "add", "18", 1.0, control=True))
+    table = written(*added((1.0,)), condition("random 1", "add", "18", 1.0, control=True))
     assert list(ts.texts.side_by_side(table))[2:] == ["unsteered", "+1"]
     assert list(ts.texts.side_by_side(table, controls=True))[2:] == [
         "unsteered",
@@ -133,7 +138,7 @@ def test_controls_are_left_out_unless_asked_for():
     ]
 
 
-def test_what_a_cell_lacks_is_missing():
+def test_what_a_condition_lacks_is_missing():
     table = written(*added((1.0,))).drop(index=[4])
     assert ts.texts.side_by_side(table)["+1"].isna().tolist() == [False, True, False]
 
@@ -141,22 +146,22 @@ def test_what_a_cell_lacks_is_missing():
 def test_the_table_is_left_alone():
     table = written(*added())
     before = table.copy()
-    ts.plots.side_by_side(ts.texts.side_by_side(table))
+    ts.plots.texts(ts.texts.side_by_side(table))
     pd.testing.assert_frame_equal(table, before)
 
 
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (written(*added()).assign(text=pd.NA), {}, "has no texts: sweep with measure='generate'"),
+        (written(*added()).assign(text=pd.NA), {}, "has no texts"),
         (written(*added()).drop(columns=["text", "layers"]), {}, "lacks the columns layers, text"),
         (written(*added()), {"layers": 17}, "there is no layers '17'; the table has 18"),
         (written(*added()), {"multipliers": [4, 5]}, r"no multiplier 5; the table has 16\.0, -0\.5"),
         (written(*added()), {"operation": "project_out"}, "no operation 'project_out'; the table has add"),
-        (written(*added(), UNSTEERED), {}, "prompt_id 4 is twice in the cell vector=none"),
+        (written(*added(), UNSTEERED), {}, "prompt_id 4 is twice in the condition vector=none"),
     ],
 )
-def test_bad_input_is_refused(table, options, message):
+def test_bad_input_is_rejected(table, options, message):
     assert_raises(message, ts.texts.side_by_side, table, **options)
 
 
@@ -178,7 +183,7 @@ def shown(figure):
 
 def test_the_figure_shows_every_text_under_its_header():
     table = wide().assign(**{"+16": ["one", "two\n\n  three ", pd.NA]})
-    figure = ts.plots.side_by_side(table)
+    figure = ts.plots.texts(table)
     assert shown(figure) == [
         ["Question 0?", "Question 1?", "Question 2?"], ["A text of several words."] * 3,
         ["A text of several words."] * 3, ["one", "two three", "–"],
@@ -189,7 +194,7 @@ def test_the_figure_shows_every_text_under_its_header():
 
 
 def test_nothing_of_a_text_becomes_markup():
-    figure = ts.plots.side_by_side(wide(text=NASTY).assign(prompt=NASTY, **{"layer <i>18</i>, +16": NASTY}))
+    figure = ts.plots.texts(wide(text=NASTY).assign(prompt=NASTY, **{"layer <i>18</i>, +16": NASTY}))
     for text in [
         *figure.data[0].header.values,
         *(text for column in figure.data[0].cells.values for text in column),
@@ -201,14 +206,14 @@ def test_nothing_of_a_text_becomes_markup():
 
 
 def test_only_the_first_rows_are_shown_and_that_is_said():
-    figure = ts.plots.side_by_side(wide(rows=20), limit=5)
+    figure = ts.plots.texts(wide(rows=20), most=5)
     assert [len(column) for column in shown(figure)] == [5] * 4
     assert figure.layout.title.subtitle.text == "5 of 20 prompts"
 
 
 def test_of_a_long_text_the_middle_is_left_out():
     text = "begin " + "word " * 200 + "end"
-    column = shown(ts.plots.side_by_side(wide(text=text), max_length=100))[1]
+    column = shown(ts.plots.texts(wide(text=text), longest=100))[1]
     assert column[0].startswith("begin word")
     assert column[0].endswith("word end")
     assert " […] " in column[0]
@@ -218,11 +223,11 @@ def test_of_a_long_text_the_middle_is_left_out():
 def test_what_all_prompts_begin_and_end_with_is_left_out():
     asked = [f"Is the following claim true or false? {claim} Choices: (A) True (B) False"
              for claim in ("Ice floats.", "Ice sinks.", "Iron floats.")]  # fmt: skip
-    figure = ts.plots.side_by_side(wide().assign(prompt=asked))
+    figure = ts.plots.texts(wide().assign(prompt=asked))
     assert shown(figure)[0] == ["… Ice floats. …", "… Ice sinks. …", "… Iron floats. …"]
     assert "what they all begin and end with is left out" in figure.layout.title.subtitle.text
-    assert shown(ts.plots.side_by_side(wide().assign(prompt=asked[0])))[0] == [asked[0]] * 3
-    assert shown(ts.plots.side_by_side(wide(rows=1).assign(prompt=asked[:1])))[0] == asked[:1]
+    assert shown(ts.plots.texts(wide().assign(prompt=asked[0])))[0] == [asked[0]] * 3
+    assert shown(ts.plots.texts(wide(rows=1).assign(prompt=asked[:1])))[0] == asked[:1]
 
 
 WIDE = "WWWW MMMM Yes, because it's important! " + "x" * 300 + " (i.e., 1,000 %) " + '"AI", Human: ' * 20
@@ -240,7 +245,7 @@ def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(brow
         wide(rows=8, columns=[f"zeroedout_neg +{number}" for number in range(7)], text=WIDE),
         wide(rows=1, text="油" * 90 + "😀" * 40),
     ]
-    figures = [ts.plots.side_by_side(table) for table in tables]
+    figures = [ts.plots.texts(table) for table in tables]
     parts = [figure.to_html(full_html=False, include_plotlyjs=figure is figures[0]) for figure in figures]
     file = tmp_path / "tables.html"
     file.write_text("<meta charset='utf-8'>" + "".join(parts), encoding="utf-8")
@@ -248,8 +253,8 @@ def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(brow
     page.goto(file.as_uri())
     page.wait_for_function("document.querySelectorAll('.js-plotly-plot .table').length == 4")
     drawn = page.locator(".js-plotly-plot")
-    for place, (table, figure) in enumerate(zip(tables, figures, strict=True)):
-        here = drawn.nth(place)
+    for index, (table, figure) in enumerate(zip(tables, figures, strict=True)):
+        here = drawn.nth(index)
         texts, cells = (here.locator(which).evaluate_all(BOXES) for which in (".cell-text", ".cell-rect"))
         assert len(texts) == len(cells) == (len(table) + 1) * (len(table.columns) - 1)
         for text, cell in zip(texts, cells, strict=True):
@@ -263,16 +268,14 @@ def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(brow
 
 def test_lines_are_as_long_as_the_column_lets_them():
     """A column of a third of 900 pixels holds about 48 characters of English at this size."""
-    lines = ts.plots.side_by_side(wide(columns=["a", "b"], text="one word and then another " * 10))
+    lines = ts.plots.texts(wide(columns=["a", "b"], text="one word and then another " * 10))
     lengths = [len(line) for line in lines.data[0].cells.values[1][0].split("<br>")]
     assert 42 <= max(lengths) <= 58
     assert min(lengths[:-1]) >= 38
 
 
 def test_headers_have_the_colours_of_their_multipliers():
-    figure = ts.plots.side_by_side(
-        wide(columns=["layer 6, −3", "layer 9, −3", "unsteered", "+3", "project out"])
-    )
+    figure = ts.plots.texts(wide(columns=["layer 6, −3", "layer 9, −3", "unsteered", "+3", "project out"]))
     prompt, minus, other_minus, unsteered, plus, projected = figure.data[0].header.fill.color
     assert minus == other_minus != plus
     assert prompt == unsteered == projected
@@ -283,17 +286,13 @@ def test_headers_have_the_colours_of_their_multipliers():
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (wide().drop(columns="prompt"), {}, r".*lacks the columns prompt.*side_by_side"),
-        (wide(rows=0), {}, "has no rows"),
+        (wide().drop(columns="prompt"), {}, r"needs the columns \['prompt'\].*evaluation\.side_by_side"),
+        (wide(rows=0), {}, "without rows"),
         (wide(columns=[]), {}, "no column of texts"),
-        (
-            wide(columns=[f"+{number}" for number in range(8)]),
-            {},
-            "8 columns of texts cannot be .*layers=",
-        ),
-        (wide(), {"limit": 0}, "limit=0 must be at least 1"),
-        (wide(), {"max_length": 5}, "max_length=5 at least 20"),
+        (wide(columns=[f"+{number}" for number in range(8)]), {}, "8 columns of texts cannot be .*layers="),
+        (wide(), {"most": 0}, "most=0 must be at least 1"),
+        (wide(), {"longest": 5}, "longest=5 at least 20"),
     ],
 )
-def test_tables_that_make_no_figure_are_refused(table, options, message):
-    assert_raises(message, ts.plots.side_by_side, table, **options)
+def test_tables_that_make_no_figure_are_rejected(table, options, message):
+    assert_raises(message, ts.plots.texts, table, **options)

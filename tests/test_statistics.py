@@ -24,7 +24,7 @@ def test_wilson_interval_works_on_arrays_and_knows_nothing_of_no_trials():
     assert not np.isnan([low[:2], high[:2]]).any()
 
 
-def test_wilson_interval_refuses_impossible_counts():
+def test_wilson_interval_rejects_impossible_counts():
     with pytest.raises(ValueError, match="between 0 and n"):
         ours.wilson_interval(11, 10)
     with pytest.raises(ValueError, match=r"such as 0\.95"):
@@ -102,8 +102,8 @@ def test_joint_outcomes_weigh_as_prompts_do_that_are_weighed_one_by_one():
     """Every prompt a weight, half a prompt more where the two answers differ; both rates are Jeffreys'."""
     counts = np.array([10, 6, 2, 22])
     rng = np.random.default_rng(0)
-    cells, added = np.array([counts, counts[::-1]]), (0.0, 0.5, 0.5, 0.0)
-    weights = ours.resampled_weights(cells, added, resamples=20000, rng=rng)[:, 0]
+    conditions, added = np.array([counts, counts[::-1]]), (0.0, 0.5, 0.5, 0.0)
+    weights = ours.resampled_weights(conditions, added, resamples=20000, rng=rng)[:, 0]
     prompts = rng.exponential(size=(20000, 40))
     loop = np.stack([part.sum(1) for part in np.split(prompts, np.cumsum(counts)[:-1], axis=1)], 1)
     loop[:, 1:3] += rng.chisquare(1, (20000, 2)) / 2  # Gamma(½), half an exponential weight
@@ -224,9 +224,9 @@ def test_of_what_is_discovered_at_most_five_percent_is_false(shared):
     rng = np.random.default_rng(0)
     noise = np.sqrt(1 - shared) * rng.normal(size=(2000, 40)) + np.sqrt(shared) * rng.normal(size=(2000, 1))
     p_values = stats.norm.sf(noise + np.where(np.arange(40) < 12, 2.5, 0.0))
-    found = np.array([ours.false_discovery(family) for family in p_values]) < 0.05
-    share_false = found[:, 12:].sum(1) / np.maximum(found.sum(1), 1)
+    result = np.array([ours.false_discovery(family) for family in p_values]) < 0.05
+    share_false = result[:, 12:].sum(1) / np.maximum(result.sum(1), 1)
     assert share_false.mean() < 0.05 + 3 * share_false.std() / np.sqrt(2000)
-    assert found[:, :12].mean() > 0.3
+    assert result[:, :12].mean() > 0.3
     if not shared:  # then it is known exactly: 5 % of the share of tests without effect
         assert share_false.mean() == pytest.approx(0.05 * 28 / 40, abs=0.006)

@@ -267,7 +267,7 @@ def test_controls_by_name_are_marked_and_used():
 
 def best_by_hand(table, score):
     """(vector, operation) to the (layers, multiplier) that does best on the choosing half."""
-    half = table[(table["split"] == "choose") & ~table["control"]].assign(score=score)
+    half = table[(table["split"] == "choose") & ~table["control"]].assign(value_name=score)
     best = {}
     for keys, rows in half[half["vector"] != "none"].groupby(["vector", "operation"], sort=False):
         means = rows.groupby(["layers", "multiplier", "dose"], dropna=False)["score"].mean().reset_index()
@@ -350,7 +350,7 @@ def test_a_function_selects_from_the_table_without_controls_and_must_name_condit
 
     def by_shift(table):
         tables.append(table)
-        return choose(table, on="choose", report="report", score="shift", splits=0, resamples=1)
+        return choose(table, on="choose", report="report", value="shift", splits=0, resamples=1)
 
     table = swept(controls=20, control_layers=by_shift)
     pd.testing.assert_frame_equal(tables[0], table[~table["control"]])

@@ -8,14 +8,14 @@ from scipy import stats
 from tl_steer import statistics
 from tl_steer.evaluation import signal_detection
 
-from .test_evaluation_tables import cell, row_of, unsteered
+from .test_evaluation_tables import condition, row_of, unsteered
 
 SPREADS = {"equal": (1.0, 1.0), "unequal": (1.5, 0.8)}  # standard deviations of signal and noise
 
 
 def table_of(then, now, answers, **factors):
     """A sweep's table whose choices follow the logit differences."""
-    rows = [(unsteered, then), (cell, now)]
+    rows = [(unsteered, then), (condition, now)]
     return pd.concat(
         [make(list((each < 0).astype(int)), answers, logits=each, **factors) for make, each in rows],
         ignore_index=True,
@@ -120,7 +120,7 @@ def test_intervals_of_grouped_prompts_cover(draws, groups, size, alike):
     tables = []
     for run in range(draws(400)):
         then, now = answered(), answered()
-        both = [make(list(each), answers) for make, each in ((unsteered, then), (cell, now))]
+        both = [make(list(each), answers) for make, each in ((unsteered, then), (condition, now))]
         tables.append(pd.concat(both).assign(run=run, group=np.tile(group, 2), logit_difference=np.nan))
     result = signal_detection(pd.concat(tables, ignore_index=True), by="run", resamples=400)
     steered = result[result["vector"] == "honesty"]
@@ -158,10 +158,10 @@ def ranked():
 def test_auc_and_covariance_are_delongs(ranked):
     values, signal = ranked
     areas, covariance = delong(values, signal)
-    found, change = statistics.auc_intervals(values, signal, np.arange(50))
-    np.testing.assert_allclose(found[0], areas)
+    result, change = statistics.auc_intervals(values, signal, np.arange(50))
+    np.testing.assert_allclose(result[0], areas)
     assert change[0] == pytest.approx(areas[0] - areas[1])
-    ours, freedom = statistics.kinds_covariance(influence_of(values, signal), signal, np.arange(50))
+    ours, freedom = statistics.class_covariance(influence_of(values, signal), signal, np.arange(50))
     np.testing.assert_allclose(ours, covariance)
     parts = np.array(
         [np.diag(np.atleast_2d(np.cov(each))) / each.shape[1] for each in placed(values, signal)]
@@ -189,7 +189,7 @@ def test_the_interval_of_an_auc_is_wilsons_of_the_prompts_that_have_its_variance
     values = values + gap * signal
     areas, covariance = delong(values, signal)
     (_, low, high), _ = statistics.auc_intervals(values, signal, np.arange(50))
-    _, freedom = statistics.kinds_covariance(influence_of(values, signal), signal, np.arange(50))
+    _, freedom = statistics.class_covariance(influence_of(values, signal), signal, np.arange(50))
     for time, area in enumerate(areas):
         n = area * (1 - area) / covariance[time, time]
         assert (n > 50) == (gap > 0)
@@ -219,8 +219,8 @@ def test_repeated_prompts_of_one_group_say_no_more_than_one(ranked):
     )
     np.testing.assert_allclose(repeated, alone, atol=1e-3)
     np.testing.assert_allclose(change_repeated, change, atol=1e-3)
-    single = statistics.mean_of_kinds(values[0], signal, np.arange(50))
-    tripled = statistics.mean_of_kinds(
+    single = statistics.mean_of_classes(values[0], signal, np.arange(50))
+    tripled = statistics.mean_of_classes(
         np.repeat(values[0], 3), np.repeat(signal, 3), np.repeat(np.arange(50), 3)
     )
     np.testing.assert_allclose(single, tripled)
@@ -229,7 +229,7 @@ def test_repeated_prompts_of_one_group_say_no_more_than_one(ranked):
 def test_the_mean_of_both_kinds_has_welchs_interval():
     rng = np.random.default_rng(0)
     values, signal = rng.normal(size=30) * np.repeat([1, 3], 15) + 1, np.arange(30) < 15
-    middle, low, high = statistics.mean_of_kinds(values, signal, np.arange(30))
+    middle, low, high = statistics.mean_of_classes(values, signal, np.arange(30))
     # the mean of both is half the difference of one and the other turned round
     welch = stats.ttest_ind(values[signal], -values[~signal], equal_var=False).confidence_interval(0.95)
     assert middle == pytest.approx((values[signal].mean() + values[~signal].mean()) / 2)
@@ -240,7 +240,7 @@ def test_groups_of_d_prime_and_criterion_count_as_one_prompt_each():
     rng = np.random.default_rng(1)
     answers = np.repeat([0, 1], 40)
     choices = np.where(rng.random(80) < 0.75, answers, 1 - answers)
-    alone = pd.concat([unsteered(list(answers), answers), cell(list(choices), answers)])
+    alone = pd.concat([unsteered(list(answers), answers), condition(list(choices), answers)])
     repeated = pd.concat([alone.assign(group=alone["prompt_id"], prompt_id=alone["prompt_id"] + 80 * k)
                           for k in range(4)])  # fmt: skip
     one, four = (
@@ -261,12 +261,12 @@ def test_groups_of_d_prime_and_criterion_count_as_one_prompt_each():
 def test_four_prompts_of_one_group_do_not_make_an_interval_covered():
     answers = np.repeat([0, 1], 40)
     choices = np.where(np.arange(80) % 40 < 8, 1 - answers, answers)  # eight wrong of each kind
-    table = pd.concat([unsteered(list(answers), answers), cell(list(choices), answers)])
+    table = pd.concat([unsteered(list(answers), answers), condition(list(choices), answers)])
     assert row_of(signal_detection(table, resamples=10), vector="honesty")["covered"]
     grouped = table.assign(group=table["prompt_id"] // 4)  # two groups
     assert not row_of(signal_detection(grouped, resamples=10), vector="honesty")["covered"]
     before = np.where(np.arange(80) % 40 >= 32, 1 - answers, answers)  # another eight
-    table = pd.concat([unsteered(list(before), answers), cell(list(choices), answers)])
+    table = pd.concat([unsteered(list(before), answers), condition(list(choices), answers)])
     for rows, is_covered in ((table, True), (table.assign(group=table["prompt_id"] // 4), False)):
         assert row_of(signal_detection(rows, resamples=10), vector="honesty")["change_covered"] == is_covered
 
@@ -333,7 +333,7 @@ def misconceptions(said, letters):
     """Questions whose right answer (choice 0) has these letters, answered with those."""
     choices = [int(one != right) for one, right in zip(said, letters, strict=True)]
     zeros = [0] * len(letters)
-    table = pd.concat([unsteered(zeros, zeros), cell(choices, zeros)], ignore_index=True)
+    table = pd.concat([unsteered(zeros, zeros), condition(choices, zeros)], ignore_index=True)
     wrong = table["choice"].astype(float)
     return table.assign(letter=np.tile(letters, 2), logit_difference=1 - 2 * wrong)
 
@@ -341,8 +341,7 @@ def misconceptions(said, letters):
 def test_always_saying_a_is_a_bias_toward_a_and_no_sensitivity():
     letters = np.array(list("AB") * 20)
     row = row_of(
-        signal_detection(misconceptions(["A"] * 40, letters), signal="letter", resamples=50),
-        vector="honesty",
+        signal_detection(misconceptions(["A"] * 40, letters), signal="letter", resamples=50), vector="honesty"
     )
     assert (row["n_signal"], row["n_noise"]) == (20, 20)
     assert (row["hit_rate"], row["false_alarm_rate"]) == (1.0, 1.0)
@@ -376,5 +375,5 @@ def test_a_signal_needs_two_levels():
         signal_detection(table.assign(letter="A"), signal="letter")
     with pytest.raises(ValueError, match="lacks the columns language"):
         signal_detection(table, signal="language")
-    with pytest.raises(ValueError, match=r"verdict.* have the names of results"):
+    with pytest.raises(ValueError, match=r"verdict.* names of results"):
         signal_detection(table.assign(verdict="right"), by="verdict")

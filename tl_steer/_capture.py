@@ -19,7 +19,17 @@ from .engine.recording import Recorder
 from .engine.shared.chunking import Chunk
 from .engine.support import is_shared, no_progress
 from .interventions import Operation, edits_of
-from .models import HookedModel, Layers, Prompt, as_prompts, exclusive, identify, resolve_layers, tokenize, tokenize_all
+from .models import (
+    HookedModel,
+    Layers,
+    Prompt,
+    as_prompts,
+    exclusive,
+    identify,
+    resolve_layers,
+    tokenize,
+    tokenize_all,
+)
 from .models.tokenizing import warn_of_padding
 from .positions import Positions, PositionTracker, PromptTokens, last_token
 from .prompts import ContrastPairs

@@ -1,18 +1,17 @@
 """Running options, and the conditions under which the shared engine applies."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
+from .._util.logs import OnProgress
 from ..models import is_hooked
 
 logger = logging.getLogger(__name__)
 Memory = int | float | None  # bytes, or a fraction of the free memory
-OnProgress = Callable[[float], object]  # called with the number of conditions done since the last call
 
 # Settings of an attention layer that `shared.attention` depends on, with the values that it supports.
 _SUPPORTED = {

@@ -1,16 +1,14 @@
-"""Sweep tables to results: effects, sensitivity and bias, selection, controls, steerability."""
+"""Results from sweep tables: effects, sensitivity and bias, selection, controls, steerability."""
 
 from ._choose import choose
 from ._effect_and_damage import effect_and_damage
 from ._effectiveness import effectiveness, embedding_effect
 from ._prediction import prediction
-from ._sampled_choices import sampled_choices
 from ._signal_detection import signal_detection
 from ._steerability import prompt_slopes, steerability
-from .baselines import against_baselines
 from .control_tests import against_controls
-from .damage_means import mean_damage
-from .damage_ranges import usable_range
+from .damage_summary import mean_damage, usable_range
+from .sampled_answers import against_baselines, sampled_choices
 
 __all__ = [
     "against_baselines",

@@ -1,6 +1,6 @@
 """Signal detection: whether steering changes what a model can tell apart, or only what it prefers to say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,30 +13,37 @@ from ..statistics import (
     auc_intervals,
     bias,
     interval_around,
-    mean_of_kinds,
+    mean_of_classes,
     rate_interval,
     resampled_weights,
     sensitivity,
     z_of_weights,
     z_rates,
 )
-from ..sweeps.sweep_table import CELL, UNSTEERED, beside_unsteered, factors_of, in_cells, prompt_groups
+from ..sweeps.scores import numbers, says_signal
+from ..sweeps.sweep_table import (
+    CONDITION,
+    UNSTEERED,
+    by_condition,
+    ends,
+    factors_of,
+    prompt_groups,
+    with_unsteered,
+)
 
-MEASURES = {"d_prime": sensitivity, "criterion": bias}  # of the z of both kinds, or of its changes
-# Half a group for each choice is Jeffreys' prior of a rate. Added to the groups whose choice changed, it is
-# that of both rates, steered and unsteered.
+MEASURES = {"d_prime": sensitivity, "criterion": bias}  # of the z of both classes, or of its changes
+# Half a group per choice is Jeffreys' prior of a rate. Added to the groups whose choice changed, it is that
+# of both rates, steered and unsteered.
 JEFFREYS = (0.5, 0.5)
 JEFFREYS_OF_BOTH = (0.0, 0.5, 0.5, 0.0)
-OF_INTERVALS = (
-    "hit_rate", "false_alarm_rate", "d_prime", "criterion", "d_prime_change", "criterion_change", "auc",
-    "auc_change", "shift",
-)  # fmt: skip
-RESULTS = {f"{name}{end}" for name in OF_INTERVALS for end in ("", "_low", "_high")} | {
-    "n_signal", "n_noise", "unreadable", "covered", "change_covered", "signal_shift", "noise_shift",
-    "verdict",
+RESULTS = {
+    *ends("hit_rate"), *ends("false_alarm_rate"), *ends("d_prime"), *ends("criterion"), *ends("auc"),
+    *ends("d_prime_change"), *ends("criterion_change"), *ends("auc_change"), *ends("shift"), "n_signal",
+    "n_noise", "unreadable", "covered", "change_covered", "signal_shift", "noise_shift", "verdict",
 }  # fmt: skip
-MEASURED = ("choice", "unsteered_choice", "logit_difference", "unsteered_logit_difference")
-FEWEST = 5  # groups of each kind with each choice, from which on intervals are known to cover
+CHOICES = ["choice", "unsteered_choice"]
+LOGITS = ["logit_difference", "unsteered_logit_difference"]
+FEWEST = 5  # groups of each class with each choice, from which on intervals are known to cover
 VERDICTS = {
     (False, False): "neither", (True, False): "sensitivity", (False, True): "bias", (True, True): "both",
 }  # fmt: skip
@@ -57,39 +64,39 @@ def signal_detection(
     Args:
         table: a sweep's table with answers.
         by: factors of the prompts to split by, in addition to the condition.
-        signal: the factor that tells signal from noise, with two levels; the first in sorted order (or in a
-            categorical's) is the signal. A right choice says the prompt's own level, a wrong one the other.
-            "answer": the signal is answer 0, and choice 0 says it. "letter": where the right answer is
+        signal: the factor that distinguishes signal from noise, with two levels; the first in sorted order
+            (or in a categorical's) is the signal. A right choice says the prompt's own level, a wrong one the
+            other. "answer": the signal is answer 0, and choice 0 says it. "letter": where the right answer is
             lettered A or B, the bias is toward a letter.
         resamples: bootstrap draws.
         seed: of the draws; every condition starts from it, so that its row does not depend on the others.
 
     Returns:
         The condition's columns, `dose`, the factors, and, with 95 % intervals in `…_low` and `…_high`:
-        n_signal, n_noise: readable prompts of each kind; with several draws per prompt, readable draws.
+        n_signal, n_noise: readable prompts of each class; with several draws per prompt, readable draws.
         unreadable: share of the prompts with an answer whose choice is NA; they are left out.
-        hit_rate, false_alarm_rate: share of each kind where the choice says the signal. Wilson interval,
+        hit_rate, false_alarm_rate: share of each class where the choice says the signal. Wilson interval,
             groups whole (`statistics.rate_interval`).
         d_prime: z(H) − z(F), rates log-linear corrected. Bayesian bootstrap.
         criterion: −½(z(H) + z(F)), negative says the signal more often. Bayesian bootstrap.
         covered: whether the intervals of d′ and c are known to contain the truth in 93 to 97 %: at least 5
-            groups of each kind chose the signal, and at least 5 did not.
+            groups of each class chose the signal, and at least 5 did not.
         d_prime_change, criterion_change: against the unsteered condition, on the prompts readable in both (so
             that where some are not, it is not quite the difference of two rows). Paired Bayesian bootstrap.
         change_covered: the same of the changes: at least 5 groups of these prompts in each choice, steered
             and unsteered, and at least 5 that changed it. True where the change is zero by definition.
         auc, auc_change: probability that a signal prompt's logit difference exceeds a noise prompt's, and
             its paired change. `statistics.auc_intervals`.
-        shift: paired change of the logit difference toward the signal (nats), mean of both kinds' means. t
+        shift: paired change of the logit difference toward the signal (nats), mean of both classes' means. t
             interval. signal_shift, noise_shift: those means, without intervals.
         verdict: "sensitivity" if the interval of the AUC's change excludes zero; "bias" if that of the shift
-            does and both kinds moved in the same direction; "both", "neither". "cannot tell" if it would be
+            does and both classes moved in the same direction; "both", "neither". "cannot tell" if it would be
             "neither", but the AUC is 1 in both and d′ changed where `change_covered` (drawn choices can
             show a loss that a perfect ranking hides). Without logit differences, the changes of d′ and c
-            decide where `change_covered`, which takes both kinds to vary alike; else "cannot tell". "" for
-            the unsteered condition. "neither" and "bias" do not show that sensitivity is unchanged: see the
+            decide where `change_covered`, which assumes equal variances; else "cannot tell". "" for the
+            unsteered condition. "neither" and "bias" do not show that sensitivity is unchanged: see the
             interval.
-        NaN where one kind of prompts, for changes the unsteered condition, or for AUC and shift the logit
+        NaN where one class of prompts, for changes the unsteered condition, or for AUC and shift the logit
         difference is missing.
 
     Raises:
@@ -99,66 +106,54 @@ def signal_detection(
     A constant added to every logit difference is a pure bias. It leaves the AUC as it is, and moves d′ where
     variances are unequal or rates are near 0 or 1; so the AUC decides wherever it is known.
 
-    Prompts of one `group`, and draws of one prompt, are resampled together, within each kind, since the
-    numbers of prompts of each kind are the experimenter's; `statistics.resampled_weights` says how. In
-    simulations with 20 to 200 prompts of each kind, rates of .01 to .99, 95 % intervals contained the truth
-    in 93 to 97 % where 5 prompts per choice were to be expected, elsewhere in 92 to 100 %: there most are
-    wider than they need be. A percentile bootstrap with the same correction fails there: 78 % at rates .99
-    and .43 of 100 prompts, 0 % at .99 and .01 of 20. Wilson's intervals go by jumps: 93 to 97 % with at least
-    100 prompts and rates of .2 to .8, 91 to 98 % elsewhere. `tests/coverage_table.py` prints the whole table.
+    Prompts of one `group`, and draws of one prompt, are resampled together, within each class
+    (`statistics.resampled_weights`). In simulations with 20 to 200 prompts per class, rates of .01 to .99,
+    95 % intervals contained the truth in 93 to 97 % where 5 prompts per choice were to be expected, elsewhere
+    in 92 to 100 %. `tests/coverage_table.py` prints the whole table.
 
     Source: Macmillan & Creelman 2005, chapters 1 to 3; correction of Hautus 1995; the bootstrap: Rubin 1981,
     with Jeffreys' prior on each rate (Brown, Cai & DasGupta 2001).
     """
     by = factors_of(table, by, RESULTS)
     factors_of(table, signal)
-    rows = beside_unsteered(table, by)
-    rows = rows[_require_answers(rows["answer"]) & table[signal].notna().to_numpy()]
-    cells = in_cells(rows, by)
+    rows = with_unsteered(table, by)
+    if rows["answer"].isna().all():
+        raise ValueError("no row has an answer: expected questions whose right choice (0 or 1) is known.")
+    rows = rows[(rows["answer"].notna() & table[signal].notna().to_numpy())]
+    conditions = by_condition(rows, by)
     # Without the factors, which may have the names of the columns that are added.
-    measured = _toward_signal(rows, signal).assign(_group=prompt_groups(rows))
-    parts = measured.groupby(cells.ngroup().to_numpy())
+    toward_signal = _toward_signal(rows, signal).assign(_group=prompt_groups(rows))
+    parts = toward_signal.groupby(conditions.ngroup().to_numpy())
     detected = pd.DataFrame([_detected(part, resamples, seed) for _, part in parts])
-    return pd.concat([cells.head(1)[[*CELL, "dose", *by]].reset_index(drop=True), detected], axis=1)
+    labels = conditions.head(1)[[*CONDITION, "dose", *by]]
+    return pd.concat([labels.reset_index(drop=True), detected], axis=1)
 
 
 def _toward_signal(rows: pd.DataFrame, signal: str) -> pd.DataFrame:
     """`_signal` (whether the prompt is signal), vector, choices as 0 for the signal, evidence toward it."""
-    levels = (
-        sorted(rows[signal].unique())
-        if rows[signal].dtype != "category"
-        else [level for level in rows[signal].cat.categories if rows[signal].eq(level).any()]
-    )
+    levels = sorted(rows[signal].unique())
+    if rows[signal].dtype == "category":
+        levels = [level for level in rows[signal].cat.categories if rows[signal].eq(level).any()]
     if signal != "answer" and len(levels) != 2:
         raise ValueError(f"signal={signal!r} has the levels {levels[:5]}: expected two, signal and noise.")
     first = rows[signal].eq(0 if signal == "answer" else levels[0])
-    turned = (first != rows["answer"].eq(0)).to_numpy()  # the signal is choice 1
-    rows = rows[["vector", *MEASURED]].assign(_signal=first.to_numpy(bool))
-    for name in ("choice", "unsteered_choice"):
-        rows[name] = rows[name].astype("Int64").mask(turned, 1 - rows[name].astype("Int64"))
-    for name in ("logit_difference", "unsteered_logit_difference"):
-        rows[name] = rows[name].mask(turned, -rows[name])
-    return rows
-
-
-def _require_answers(answer: pd.Series) -> pd.Series:
-    known = answer.notna()
-    if not known.any():
-        raise ValueError(
-            "no row has an answer: give questions whose right choice (0, the signal, or 1) is known."
-        )
-    if not answer[known].isin([0, 1]).all():
-        raise ValueError(f"answers must be 0 (the signal) or 1, not {sorted(answer[known].unique())}.")
-    return known
+    reversed_ = (first != rows["answer"].eq(0)).to_numpy()  # the signal is choice 1
+    result = rows[["vector"]].assign(_signal=first.to_numpy(bool))
+    for name in CHOICES:
+        choice = numbers(rows[name])
+        result[name] = np.where(reversed_, 1 - choice, choice)
+    for name in LOGITS:
+        result[name] = rows[name].mask(reversed_, -rows[name])
+    return result
 
 
 def measures(
-    counts: Int[np.ndarray, "*cell kind 2"], *, resamples: int, seed: int, grouped: bool = False
+    counts: Int[np.ndarray, "*batch class 2"], *, resamples: int, seed: int, grouped: bool = False
 ) -> Intervals:
     """d′ and criterion, each with its 95 % interval, by `statistics.resampled_weights`.
 
     Args:
-        counts: of signal and of noise prompts (kind), how many said the signal and how many did not; with
+        counts: of signal and of noise prompts (class), how many said the signal and how many did not; with
             `grouped`, of each group (first axis).
         resamples, seed: of the draws.
     """
@@ -167,9 +162,9 @@ def measures(
 
 
 def changes(
-    joint: Int[np.ndarray, "*cell kind 4"], *, resamples: int, seed: int, grouped: bool = False
+    joint: Int[np.ndarray, "*batch class 4"], *, resamples: int, seed: int, grouped: bool = False
 ) -> Intervals:
-    """The same prompts' change of d′ and criterion, steered minus unsteered, as `measures` gives them.
+    """The same prompts' change of d′ and criterion, steered minus unsteered, in the form of `measures`.
 
     Args:
         joint: of signal and of noise prompts, the `joint_counts` of saying the signal steered and unsteered;
@@ -186,58 +181,57 @@ def changes(
 
 
 def margins(
-    joint: Num[np.ndarray, "*cell 4"],
-) -> tuple[Num[np.ndarray, "*cell 2"], Num[np.ndarray, "*cell 2"]]:
-    """Of `joint_counts`, or weights like them: those with and without something now, and then."""
+    joint: Num[np.ndarray, "*batch 4"],
+) -> tuple[Num[np.ndarray, "*batch 2"], Num[np.ndarray, "*batch 2"]]:
+    """Of `joint_counts`, or weights like them: those with and without the property now, and then."""
     both, now, then, neither = np.moveaxis(joint, -1, 0)
     return np.stack([both + now, then + neither], -1), np.stack([both + then, now + neither], -1)
 
 
-def _z_of_counts(counts: Int[np.ndarray, "*cell kind 2"]) -> Float[np.ndarray, "*cell kind"]:
+def _z_of_counts(counts: Int[np.ndarray, "*batch class 2"]) -> Float[np.ndarray, "*batch class"]:
     return z_rates(counts[..., 0], counts.sum(-1))
 
 
 def _with_intervals(
-    observed: Float[np.ndarray, "*cell kind"], drawn: Float[np.ndarray, "draw *cell kind"]
+    observed: Float[np.ndarray, "*batch class"], drawn: Float[np.ndarray, "draw *batch class"]
 ) -> Intervals:
-    result = {}
-    for name, measure in MEASURES.items():
+    def interval(measure: Callable[..., Any]) -> tuple[Any, Any, Any]:
         value = measure(observed[..., 0], observed[..., 1])
-        result[name] = (value, *interval_around(value, measure(drawn[..., 0], drawn[..., 1])))
-    return result
+        return value, *interval_around(value, measure(drawn[..., 0], drawn[..., 1]))
+
+    return {name: interval(measure) for name, measure in MEASURES.items()}
 
 
-def is_covered(counts: Int[np.ndarray, "*cell kind 2"]) -> Bool[np.ndarray, "*cell"] | np.bool_:
-    """Whether at least `FEWEST` prompts of each kind chose 0, and at least as many 1."""
+def is_covered(counts: Int[np.ndarray, "*batch class 2"]) -> Bool[np.ndarray, "*batch"] | np.bool_:
+    """Whether at least `FEWEST` prompts of each class chose 0, and at least as many 1."""
     return (counts >= FEWEST).all((-1, -2))
 
 
-def is_change_covered(joint: Int[np.ndarray, "*cell kind 4"]) -> Bool[np.ndarray, "*cell"] | np.bool_:
+def is_change_covered(joint: Int[np.ndarray, "*batch class 4"]) -> Bool[np.ndarray, "*batch"] | np.bool_:
     """Whether both times are covered, and at least `FEWEST` prompts changed their choice."""
     now, then = map(is_covered, margins(joint))
     return now & then & (joint[..., 1:3].sum((-1, -2)) >= FEWEST)
 
 
-def _detected(cell: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
-    is_unsteered = cell["vector"].iloc[0] == UNSTEERED
-    counts, joint = _counted(cell)
-    total = counts.sum(0)
-    detected: dict[str, Any] = {
-        "n_signal": int(total[0].sum()),
-        "n_noise": int(total[1].sum()),
-        "unreadable": float(cell["choice"].isna().mean()),
-    }
-    for kind, name in ((True, "hit_rate"), (False, "false_alarm_rate")):
-        detected |= _columns(name, *_rate(cell[cell["_signal"] == kind]))
+def _detected(condition: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
+    is_unsteered = condition["vector"].iloc[0] == UNSTEERED
+    counts, joint = _counted(condition)
+    n_signal, n_noise = counts.sum((0, 2))
+    result = {
+        "n_signal": int(n_signal), "n_noise": int(n_noise),
+        "unreadable": float(condition["choice"].isna().mean()),
+    }  # fmt: skip
+    for is_signal, name in ((True, "hit_rate"), (False, "false_alarm_rate")):
+        result |= _columns(name, _rate(condition[condition["_signal"] == is_signal]))
     for name, interval in measures(counts, resamples=resamples, seed=seed, grouped=True).items():
-        detected |= _columns(name, *interval)
-    detected["covered"] = bool(is_covered((counts > 0).sum(0)))
+        result |= _columns(name, interval)
+    result["covered"] = bool(is_covered((counts > 0).sum(0)))
     for name, interval in changes(joint, resamples=resamples, seed=seed, grouped=True).items():
-        detected |= _columns(f"{name}_change", *_of_unsteered(interval, is_unsteered))
+        result |= _columns(f"{name}_change", _change(interval, is_unsteered))
     known = joint.sum((0, -1)).all()
-    detected["change_covered"] = bool(known if is_unsteered else is_change_covered((joint > 0).sum(0)))
-    detected |= _of_logits(cell, is_unsteered)
-    return detected | {"verdict": "" if is_unsteered else _verdict(detected)}
+    result["change_covered"] = bool(known if is_unsteered else is_change_covered((joint > 0).sum(0)))
+    result |= _from_logits(condition, is_unsteered)
+    return result | {"verdict": "" if is_unsteered else _verdict(result)}
 
 
 def _rate(rows: pd.DataFrame) -> Sequence[float]:
@@ -245,42 +239,41 @@ def _rate(rows: pd.DataFrame) -> Sequence[float]:
     read = rows[rows["choice"].notna()]
     if read.empty:
         return [np.nan] * 3
-    said, group = read["choice"].eq(0).to_numpy(float), pd.factorize(read["_group"])[0]
+    said, group = says_signal(numbers(read["choice"])), pd.factorize(read["_group"])[0]
     return [each[0] for each in rate_interval(said, np.zeros(len(read), int), group)]
 
 
 def _counted(
-    cell: pd.DataFrame,
-) -> tuple[Int[np.ndarray, "group kind=2 2"], Int[np.ndarray, "group kind=2 4"]]:
-    """Prompts of each group and kind that said the signal and that did not; their joint counts."""
-    signal, group = cell["_signal"].to_numpy(), pd.factorize(cell["_group"])[0]
-    choice, before = (cell[name].to_numpy(float, na_value=np.nan) for name in ("choice", "unsteered_choice"))
+    condition: pd.DataFrame,
+) -> tuple[Int[np.ndarray, "group class=2 2"], Int[np.ndarray, "group class=2 4"]]:
+    """Prompts of each group and class that said the signal and that did not; their joint counts."""
+    noise, group = 1 - condition["_signal"].to_numpy(), pd.factorize(condition["_group"])[0]
+    choice, unsteered = (numbers(condition[name]) for name in CHOICES)
     counts = np.zeros((group.max() + 1, 2, 2), int)
     joint = np.zeros((group.max() + 1, 2, 4), int)
-    read = ~np.isnan(choice)
-    np.add.at(counts, (group[read], 1 - signal[read], choice[read].astype(int)), 1)
-    both = read & ~np.isnan(before)
-    outcome = 2 * choice[both].astype(int) + before[both].astype(int)
-    np.add.at(joint, (group[both], 1 - signal[both], outcome), 1)
+    read, both = ~np.isnan(choice), ~np.isnan(choice + unsteered)
+    np.add.at(counts, (group[read], noise[read], choice[read].astype(int)), 1)
+    outcome = (2 * choice[both] + unsteered[both]).astype(int)
+    np.add.at(joint, (group[both], noise[both], outcome), 1)
     return counts, joint
 
 
-def _of_logits(cell: pd.DataFrame, is_unsteered: bool) -> dict[str, float]:
+def _from_logits(condition: pd.DataFrame, is_unsteered: bool) -> dict[str, float]:
     """AUC, its change, and the shift, of the prompts whose logit differences are known."""
-    signal, group = cell["_signal"].to_numpy(), pd.factorize(cell["_group"])[0]
-    now, then = (cell[name].to_numpy(float) for name in ("logit_difference", "unsteered_logit_difference"))
-    known, both = ~np.isnan(now), ~np.isnan(now + then)
+    signal, group = condition["_signal"].to_numpy(), pd.factorize(condition["_group"])[0]
+    now, then = (condition[name].to_numpy(float) for name in LOGITS)
+    shift = now - then
+    known, both = ~np.isnan(now), ~np.isnan(shift)
     (area,) = auc_intervals(now[None, known], signal[known], group[known])[0].T
     _, change = auc_intervals(np.stack([now, then])[:, both], signal[both], group[both])
-    moved = now - then
-    shift = mean_of_kinds(moved[both], signal[both], group[both])
-    means = [moved[both & kind].mean() if (both & kind).any() else np.nan for kind in (signal, ~signal)]
-    result = _columns("auc", *area) | _columns("auc_change", *_of_unsteered(change, is_unsteered))
-    result |= _columns("shift", *_of_unsteered(shift, is_unsteered))
+    mean = mean_of_classes(shift[both], signal[both], group[both])
+    means = [shift[both & each].mean() if (both & each).any() else np.nan for each in (signal, ~signal)]
+    result = _columns("auc", area) | _columns("auc_change", _change(change, is_unsteered))
+    result |= _columns("shift", _change(mean, is_unsteered))
     return result | {"signal_shift": float(means[0]), "noise_shift": float(means[1])}
 
 
-def _of_unsteered(interval: Any, is_unsteered: bool) -> Any:
+def _change(interval: Any, is_unsteered: bool) -> Any:
     """A change of the unsteered condition against itself is zero by definition, not by estimate."""
     return np.where(np.isnan(interval), np.nan, 0.0) if is_unsteered else interval
 
@@ -301,5 +294,5 @@ def _excludes_zero(row: dict[str, Any], name: str) -> bool:
     return bool(row[f"{name}_low"] > 0 or row[f"{name}_high"] < 0)
 
 
-def _columns(name: str, value: float, low: float, high: float) -> dict[str, float]:
-    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+def _columns(name: str, interval: Iterable[float]) -> dict[str, float]:
+    return dict(zip(ends(name), map(float, interval), strict=True))

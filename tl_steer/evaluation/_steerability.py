@@ -9,23 +9,23 @@ from jaxtyping import Float, Int
 from .._util.seeds import generator
 from .._util.validation import checked
 from ..statistics import percentile_interval, rate_interval, share
+from ..sweeps.scores import numbers
 from ..sweeps.sweep_table import (
-    BESIDE,
     DRAW,
     FIXED,
     UNSTEERED,
-    beside_unsteered,
+    UNSTEERED_OUTCOMES,
+    ends,
     factors_of,
     prompt_groups,
-    require_columns,
     text_keys,
+    with_unsteered,
 )
+from ..tables import validated
 
-LINE = ("vector", "control", "control_of", "operation", "hook", "layers")  # a cell but for its multiplier
+LINE = ("vector", "control", "control_of", "operation", "hook", "layers")  # a condition without multiplier
 SLOPES = ("toward", "multipliers", "slope", "r_squared", "slope_per_dose")
-MEANS = ("slope", "slope_per_dose")
-ENDS = ("", "_low", "_high")
-RESULTS = ("n", *(name + end for name in (*MEANS, "anti_steerable") for end in ENDS), "spread", "r_squared")
+RESULTS = ("n", *ends("slope"), *ends("slope_per_dose"), *ends("anti_steerable"), "spread", "r_squared")
 
 
 @checked
@@ -33,41 +33,41 @@ def prompt_slopes(table: pd.DataFrame, *, toward: str = "signal") -> pd.DataFram
     """The slope of each prompt's logit difference over multipliers, by least squares, unsteered at 0.
 
     Args:
-        table: the table of a sweep that scored choices; its controls are kept.
-        toward: "signal" counts what moves toward choice 0 as positive, "answer" what moves toward the right
-            answer of each prompt.
+        table: of a sweep that scored choices; its controls are kept.
+        toward: "signal" counts a shift toward choice 0 as positive, "answer" one toward the right answer of
+            each prompt.
 
     Returns:
-        A row a prompt and vector, operation, hook and layers: these, control, toward, prompt_id, prompt, the
-        factors, answer, split, and
+        One row per prompt and vector, operation, hook and layers: these, control, toward, prompt_id, prompt,
+        the factors, answer, split, and
         multipliers: points of the line, the unsteered one among them.
         slope: nats per unit of multiplier.
-        r_squared: share of the points' variance that the line has: low where the effect turns or levels off,
-            and one slope tells little. It is 1 for two points, and NaN where nothing moves.
-        slope_per_dose: nats per unit of dose (with the multiplier's sign): the one to compare across layers
-            and vectors. NaN for an operation without a dose.
+        r_squared: share of the points' variance that the line explains: low where the effect turns or levels
+            off, and one slope says little. It is 1 for two points, and NaN where nothing moves.
+        slope_per_dose: nats per unit of dose (with the multiplier's sign): comparable across layers and
+            vectors. NaN for an operation without a dose.
         Slopes are NaN for a prompt without a scored answer, and toward "answer" without a right one.
 
     Raises:
         ValueError: columns are missing, a factor is named like a result, `toward` is unknown or there are no
             answers, no operation has a multiplier (a projection has none), there are no logit differences
-            (texts were read), a prompt has no unsteered row, or is in a cell twice.
+            (texts were read), a prompt has no unsteered row, or is in a condition twice.
 
     Source: Tan et al. 2024, "Analysing the Generalization and Reliability of Steering Vectors", arXiv
     2407.12404. Points far from the middle weigh most in a line: where a large multiplier breaks the answers,
     it decides the slope. Leave such multipliers out, and look at `r_squared`.
     """
-    rows, moved = _moved(table, toward)
+    rows, shift = _shifts(table, toward)
     rows = rows.assign(toward=toward)
     keys = [*LINE, "toward", *text_keys(rows)]
-    group = rows.groupby(keys, sort=False, observed=True).ngroup().to_numpy()
-    about = [*keys, "prompt", *_factors(table), *(name for name in ("answer", "split") if name in table)]
-    result = rows.drop_duplicates(keys)[about].reset_index(drop=True)
+    line = rows.groupby(keys, sort=False, observed=True).ngroup().to_numpy()
+    labels = [*keys, "prompt", *_factors(table), *(name for name in ("answer", "split") if name in table)]
+    result = rows.drop_duplicates(keys)[labels].reset_index(drop=True)
     multiplier = rows["multiplier"].to_numpy(float)
-    result["multipliers"] = 1 + np.bincount(group, ~np.isnan(moved)).astype(int)
-    result["slope"], result["r_squared"] = _lines(multiplier, moved, group)
+    result["multipliers"] = 1 + np.bincount(line, ~np.isnan(shift)).astype(int)
+    result["slope"], result["r_squared"] = _lines(multiplier, shift, line)
     dose = np.sign(multiplier) * rows["dose"].to_numpy(float)
-    result["slope_per_dose"], _ = _lines(dose, moved, group)
+    result["slope_per_dose"], _ = _lines(dose, shift, line)
     return result
 
 
@@ -101,48 +101,48 @@ def steerability(
     Raises:
         ValueError: as for `prompt_slopes`, no resamples, or `by` names an outcome or a result.
 
-    Prompts that share a `group` or their text are drawn together; others each on their own.
-    A control's sign is arbitrary: compare with its slope's size, and with both
-    `anti_steerable` and 1 − `anti_steerable`.
+    Prompts that share a `group` or their text are drawn together. A control's sign is arbitrary: compare with
+    its slope's size, and with both `anti_steerable` and 1 − `anti_steerable`.
+
     Source of the interval: Hesterberg 2015, The American Statistician 69, section 4: percentiles further out,
     by as much as Student's t interval is wider than one from a normal distribution and the variance over n.
     """
     if resamples < 1:
-        raise ValueError(f"resamples={resamples}: an interval needs one draw or more.")
+        raise ValueError(f"resamples={resamples}: expected 1 or more draws.")
     by = factors_of(table, by, RESULTS)
     slopes = prompt_slopes(table, toward=toward)
     keys = list(dict.fromkeys([*LINE, "toward", *by]))
-    grouped = slopes.groupby(keys, dropna=False, sort=False, observed=True)
-    counts: dict[int, Int[np.ndarray, "draw group"]] = {}  # groups drawn are alike for rows with as many
-    found = [_summary(rows, counts, resamples, seed) for _, rows in grouped]
+    lines = slopes.groupby(keys, dropna=False, sort=False, observed=True)
+    counts: dict[int, Int[np.ndarray, "draw group"]] = {}  # shared by rows with as many groups
+    results = [_summary(rows, counts, resamples, seed) for _, rows in lines]
     labels = slopes.drop_duplicates(keys)[keys].reset_index(drop=True)
-    return labels.join(pd.DataFrame(found, columns=RESULTS))
+    return labels.join(pd.DataFrame(results, columns=RESULTS))
 
 
-def _moved(table: pd.DataFrame, toward: str) -> tuple[pd.DataFrame, Float[np.ndarray, " row"]]:
-    """The steered rows, and how far each prompt is from its unsteered self."""
+def _shifts(table: pd.DataFrame, toward: str) -> tuple[pd.DataFrame, Float[np.ndarray, " row"]]:
+    """The steered rows, and the shift of each."""
     if toward not in ("signal", "answer"):
-        raise ValueError(f"toward={toward!r} is unknown: use 'signal' or 'answer'.")
-    require_columns(table, "prompt", "dose")
-    if taken := sorted(set(_factors(table)) & {*SLOPES, *BESIDE}):
-        raise ValueError(f"the factors {taken} have the names of results: rename these columns first.")
-    rows = beside_unsteered(table, [])
-    before = rows.loc[rows["vector"] == UNSTEERED, "prompt_id"]
-    # A multiplier of 0 is the unsteered model once more.
+        raise ValueError(f"toward={toward!r}: expected 'signal' or 'answer'.")
+    validated(table, "prompt", "dose", producer="sweep")
+    if clash := sorted(set(_factors(table)) & {*SLOPES, *UNSTEERED_OUTCOMES}):
+        raise ValueError(f"the factors {clash} have names of results. Rename these columns.")
+    rows = with_unsteered(table, [])
+    unsteered = rows.loc[rows["vector"] == UNSTEERED, "prompt_id"]
+    # A multiplier of 0 is the unsteered model again.
     rows = rows[(rows["vector"] != UNSTEERED) & rows["multiplier"].notna() & (rows["multiplier"] != 0)]
     if rows.empty:
         raise ValueError("no steered row has a multiplier, so there is no slope; a projection has none.")
-    if not (known := rows["prompt_id"].isin(before)).all():
-        lacking = rows.loc[~known, "prompt_id"].iloc[0]
-        raise ValueError(f"prompt_id {lacking} has no unsteered row: give the whole sweep.")
+    if not (known := rows["prompt_id"].isin(unsteered)).all():
+        first = rows.loc[~known, "prompt_id"].iloc[0]
+        raise ValueError(f"prompt_id {first} has no unsteered row. Pass the whole sweep.")
     if rows["logit_difference"].isna().all():
-        raise ValueError("there are no logit differences: slopes need a sweep with measure='choice'.")
-    moved = rows["logit_difference"] - rows["unsteered_logit_difference"]
+        raise ValueError("all logit differences are NaN: slopes need a sweep with measure='choice'.")
+    shift = (rows["logit_difference"] - rows["unsteered_logit_difference"]).to_numpy(float)
     if toward == "answer":
         if rows["answer"].isna().all():
             raise ValueError("toward='answer' needs prompts whose right answer is known; no row has one.")
-        moved *= rows["answer"].map({0: 1.0, 1: -1.0}).astype(float)
-    return rows, moved.to_numpy(float)
+        shift = shift * (1 - 2 * numbers(rows["answer"]))
+    return rows, shift
 
 
 def _factors(table: pd.DataFrame) -> list[str]:
@@ -150,22 +150,22 @@ def _factors(table: pd.DataFrame) -> list[str]:
 
 
 def _lines(
-    x: Float[np.ndarray, " row"], y: Float[np.ndarray, " row"], group: Int[np.ndarray, " row"]
+    x: Float[np.ndarray, " row"], y: Float[np.ndarray, " row"], line: Int[np.ndarray, " row"]
 ) -> tuple[Float[np.ndarray, " line"], Float[np.ndarray, " line"]]:
-    """Slope and r² of the least-squares line of each group, through its rows and the point (0, 0)."""
+    """Slope and r² of each line by least squares, through its rows and the point (0, 0)."""
     known = ~np.isnan(x + y)
-    size = group.max() + 1
+    size = line.max() + 1
 
     def total(values: Float[np.ndarray, " row"]) -> Float[np.ndarray, " line"]:
-        return np.bincount(group[known], values[known], minlength=size).astype(float)
+        return np.bincount(line[known], values[known], minlength=size).astype(float)
 
     count = total(np.ones(len(x))) + 1
-    middle = [total(values) / count for values in (x, y)]
-    across, up = (values - mean[group] for values, mean in zip((x, y), middle, strict=True))
-    # (0, 0) lies at minus the middle
-    together = total(across * up) + middle[0] * middle[1]
-    wide, high = total(across**2) + middle[0] ** 2, total(up**2) + middle[1] ** 2
-    return share(together, wide), share(together**2, wide * high)
+    x_mean, y_mean = (total(values) / count for values in (x, y))
+    x, y = x - x_mean[line], y - y_mean[line]
+    # The point (0, 0) adds the means' own products.
+    xy = total(x * y) + x_mean * y_mean
+    xx, yy = total(x**2) + x_mean**2, total(y**2) + y_mean**2
+    return share(xy, xx), share(xy**2, xx * yy)
 
 
 def _summary(
@@ -176,17 +176,18 @@ def _summary(
     groups = len(np.unique(group))
     if groups not in counts:
         counts[groups] = _drawn(groups, resamples, seed)
-    means = [_mean(rows[name].to_numpy(float), group, counts[groups]) for name in MEANS]
-    wrong = [np.nan] * 3
+    means = [_mean(rows[name].to_numpy(float), group, counts[groups]) for name in ("slope", "slope_per_dose")]
+    anti_steerable = [np.nan] * 3
     if len(rows):
         negative = (rows["slope"] < 0).to_numpy(float)
-        wrong = [float(end[0]) for end in rate_interval(negative, np.zeros(len(rows), int), group)]
-    spread, fit = rows["slope"].std(), rows["r_squared"].median()
-    return [len(rows), *means[0], *means[1], *wrong, float(spread), float(fit)]
+        interval = rate_interval(negative, np.zeros(len(rows), int), group)
+        anti_steerable = [float(each[0]) for each in interval]
+    spread, r_squared = rows["slope"].std(), rows["r_squared"].median()
+    return [len(rows), *means[0], *means[1], *anti_steerable, float(spread), float(r_squared)]
 
 
 def _drawn(groups: int, resamples: int, seed: int) -> Int[np.ndarray, "draw group"]:
-    """How often each group comes up when as many are drawn with replacement."""
+    """How often each group is drawn, of as many with replacement."""
     if not groups:
         return np.zeros((resamples, 0), int)
     return generator(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)

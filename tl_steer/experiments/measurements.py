@@ -88,7 +88,7 @@ def _chosen_condition(experiment: Experiment, table: pd.DataFrame) -> pd.Series:
 
 def _best(experiment: Experiment, table: pd.DataFrame) -> pd.Series:
     score = score_of(table, experiment.sweep.score)
-    return best_choice(choose(table, on=CHOOSE, report=REPORT, score=score, splits=0))
+    return best_choice(choose(table, on=CHOOSE, report=REPORT, value=score, splits=0))
 
 
 def _controls(

@@ -16,15 +16,14 @@ from ..directions import SteeringVectors
 from ..directions.factors import factor_contrasts
 from ..evaluation import effect_and_damage, usable_range
 from ..evaluation._choose import choose
-from ..evaluation._effectiveness import effectiveness
+from ..evaluation._effectiveness import answer_shifts, effectiveness
 from ..evaluation._prediction import FEWEST, prediction
-from ..evaluation._sampled_choices import sampled_choices
 from ..evaluation._signal_detection import signal_detection
 from ..evaluation._steerability import prompt_slopes, steerability
-from ..evaluation.answer_shifts import answer_shifts
 from ..evaluation.condition_scores import measure_of
 from ..evaluation.control_tests import against_controls
-from ..sweeps.sweep_table import CELL, UNSTEERED, rows_of, sweep_table
+from ..evaluation.sampled_answers import sampled_choices
+from ..sweeps.sweep_table import CONDITION, UNSTEERED, condition_rows, validated_sweep
 from .config_file import Experiment, read_experiment
 from .materials import can_be_halved, estimator_of
 
@@ -65,7 +64,7 @@ def score_of(table: pd.DataFrame, score: str) -> str:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    return sweep_table(pd.read_parquet(path)) if path.is_file() else pd.DataFrame({"split": []})
+    return validated_sweep(pd.read_parquet(path)) if path.is_file() else pd.DataFrame({"split": []})
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +142,13 @@ class Results:
     def choices(self) -> pd.DataFrame:
         """`choose` by the score, and by accuracy if that is another one."""
         scores = dict.fromkeys([self.score, "accuracy"])
-        tables = [choose(self.questions, on=CHOOSE, report=REPORT, score=score) for score in scores]
+        tables = [choose(self.questions, on=CHOOSE, report=REPORT, value=score) for score in scores]
         return pd.concat(tables, ignore_index=True)
 
     @cached_property
     def chosen(self) -> pd.Series:
         """The chosen condition of the best operation, on the reporting half."""
-        return best_choice(self.choices[self.choices["score"] == self.score], split=REPORT)
+        return best_choice(self.choices[self.choices["value_name"] == self.score], split=REPORT)
 
     @property
     def opposite(self) -> pd.Series | None:
@@ -158,7 +157,7 @@ class Results:
             return None
         opposite = self.chosen.copy()
         opposite["multiplier"] *= -1
-        rows = rows_of(self.questions[[*CELL, "dose"]].drop_duplicates(), opposite)
+        rows = condition_rows(self.questions[[*CONDITION, "dose"]].drop_duplicates(), opposite)
         return None if rows.empty else rows.iloc[0]
 
     @property
@@ -265,7 +264,7 @@ class Results:
             return effect_and_damage(effectiveness(rows), self.damage)
         measure, _ = measure_of(self.score)
         effects = measure(rows, 2000, self.experiment.seed)
-        return effect_and_damage(effects, self.damage, effect="change", directed=False)
+        return effect_and_damage(effects, self.damage, value="change", directed=False)
 
     @cached_property
     def usable(self) -> pd.DataFrame:
@@ -283,7 +282,7 @@ class Results:
         if len(layers) < FEWEST:
             return None
         per_layer = [table for table in (self.agreement, self.separation) if table is not None]
-        return prediction(per_layer, single, effect="slope_per_dose")
+        return prediction(per_layer, single, value="slope_per_dose")
 
     def components(self, layers: list[int]) -> pd.DataFrame:
         """`analysis.pca` at some layers."""

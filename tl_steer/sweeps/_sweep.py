@@ -25,7 +25,7 @@ from .measuring import ChunkResult, measure_of, steered_sites
 from .plans import digest, sweep_plan
 from .selection import best_conditions
 from .store import Checkpoints, finished_table, open_checkpoints, require_writable
-from .sweep_table import asked_table, assembled, repeated
+from .sweep_table import assembled_table, question_table, with_draws
 
 logger = logging.getLogger(__name__)
 LONG = 60.0  # seconds
@@ -90,7 +90,7 @@ def sweep(
             share of choices, or of texts if no choice is read, that differ from the unsteered ones. "all"
             runs controls under every condition, as `choose` needs for its p value, and multiplies the cost by
             their number. Or a function from the table without controls to the conditions (vector, operation,
-            layers, hook, multiplier), such as `partial(choose, on="choose", report="report", score="shift")`.
+            layers, hook, multiplier), such as `partial(choose, on="choose", report="report", value="shift")`.
         divide_by_layers: divide each multiplier by the number of layers that are steered together. The
             columns `multiplier` and `dose` are of the quotient.
         seed: of the random directions, the split and the samples.
@@ -135,7 +135,7 @@ def sweep(
     decoding = Decoding(
         max_new_tokens, min_new_tokens, temperature, top_p, repetition_penalty, draws=draws, seed=seed
     )
-    prompts = repeated(_prompt_table(questions, measure, decoding), draws)
+    prompts = with_draws(_prompt_table(questions, measure, decoding), draws)
     named = named_vectors(vectors)
     conditions = sweep_conditions(
         named,
@@ -220,8 +220,10 @@ def _prompt_table(
             "expected measure='generate'. `sampled_choices` draws from the scores."
         )
     if has_choices:
-        return asked_table(prompts, answers=questions.answers, factors=questions.factors, seed=decoding.seed)
-    return asked_table(prompts, seed=decoding.seed)
+        return question_table(
+            prompts, answers=questions.answers, factors=questions.factors, seed=decoding.seed
+        )
+    return question_table(prompts, seed=decoding.seed)
 
 
 def _decoding_settings(measure: str, decoding: Decoding) -> dict[str, Any]:
@@ -279,4 +281,4 @@ def _table(
     """The sweep's table; the norms come from the chunk with the unsteered condition."""
     norms = {site: norm for each in results for site, norm in each.norms.items()}
     outcomes = pd.concat([each.outcomes for each in results], ignore_index=True)
-    return assembled(prompts, [each.labels(norms) for each in conditions], outcomes)
+    return assembled_table(prompts, [each.labels(norms) for each in conditions], outcomes)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..engine import OnProgress
 from .._util.logs import bar
+from ..engine import OnProgress
+from ..engine.plain import Row
 from ..engine.shared.chunking import plan_work
 from ..engine.shared.prefixes import Plan
-from ..engine.plain import Row
 from ..interventions import edits_of
 from ..positions import PromptTokens
 from .conditions import Condition

@@ -11,7 +11,8 @@ import pandas as pd
 from .._capture import capture
 from .._generation import Decoding, completion_text, write_conditions
 from .._scoring import plan_choices, score_conditions
-from ..engine import CleanStreams, Memory, Site, StreamNorms, OnProgress
+from ..engine import CleanStreams, Memory, OnProgress, RunOptions, Site, StreamNorms
+from ..engine.support import no_progress
 from ..interventions import edits_of
 from ..models import tokenize_all
 from ..prompts import ChoiceQuestions
@@ -49,13 +50,13 @@ def measure_of(
 
     Args:
         sites: every layer and hook that is steered; their norms are read in the unsteered condition.
-        options: of `score_cells` and `write_cells`.
+        options: fields of `RunOptions`, without `on_progress`.
     """
     if measure == "generate":
         return partial(_texts, questions=questions, decoding=decoding, sites=sites, options=options)
     starts = frozenset(layer + (hook == "resid_post") for layer, hook in sites)
-    options = {**options, "clean": CleanStreams(starts)}
-    return partial(_scores, questions=questions, mass=mass, sites=sites, options=options)
+    clean = CleanStreams(starts)
+    return partial(_scores, questions=questions, mass=mass, sites=sites, clean=clean, options=options)
 
 
 def steered_sites(model: Any, conditions: Sequence[Condition]) -> list[Site]:
@@ -81,10 +82,6 @@ def typical_norms(
     return result
 
 
-def _ignore_progress(done: float) -> None:
-    """Progress is not shown for chunks that are measured in other processes."""
-
-
 def _scores(
     model: Any,
     conditions: Sequence[Condition],
@@ -92,13 +89,15 @@ def _scores(
     questions: ChoiceQuestions,
     mass: bool,
     sites: Sequence[Site],
+    clean: CleanStreams,
     options: Mapping[str, Any],
-    on_progress: OnProgress = _ignore_progress,
+    on_progress: OnProgress = no_progress,
 ) -> ChunkResult:
     plan = plan_choices(model, questions.prompts, questions.choices)
     norms = StreamNorms(sites, [read.question for read in plan.reads])
     operations = [each.operations for each in conditions]
-    scores = score_conditions(model, plan, operations, mass=mass, norms=norms, tick=on_progress, **options)
+    run = RunOptions(**options, on_progress=on_progress)
+    scores = score_conditions(model, plan, operations, mass=mass, norms=norms, clean=clean, options=run)
     outcomes = pd.concat(scores, ignore_index=True)
     difference = outcomes["logit_difference"]
     choice = pd.array(np.where(difference > 0, 0, 1), dtype="Int64")
@@ -115,14 +114,15 @@ def _texts(
     decoding: Decoding,
     sites: Sequence[Site],
     options: Mapping[str, Any],
-    on_progress: OnProgress = _ignore_progress,
+    on_progress: OnProgress = no_progress,
 ) -> ChunkResult:
     has_choices = isinstance(questions, ChoiceQuestions)
     prompts, draws = list(questions.prompts if has_choices else questions), decoding.draws
     ids = tokenize_all(model, prompts)
     norms = StreamNorms(sites, [row // draws for row in range(len(ids) * draws)])
     operations = [each.operations for each in conditions]
-    tokens = write_conditions(model, ids, operations, decoding, norms=norms, tick=on_progress, **options)
+    run = RunOptions(**options, on_progress=on_progress)
+    tokens = write_conditions(model, ids, operations, decoding, norms=norms, options=run)
     texts = [completion_text(model, new) for condition in tokens for new in condition]
     choices = [pair for pair in questions.choices for _ in range(draws)] if has_choices else None
     outcomes = written_answers(texts, [prompt for prompt in prompts for _ in range(draws)], choices)

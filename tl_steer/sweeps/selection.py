@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from .._util.seeds import generator
 from ..statistics import percentile_interval, permutation_p_value
 from .scores import Scorer, Sets, scorer
-from .sweep_table import CELL, UNSTEERED, in_cells, same_text_together, text_index
+from .sweep_table import CONDITION, UNSTEERED, by_condition, merged_by_text, text_index
 
 # "accuracy", "readable_accuracy", "d_prime", "shift", "flipped", or a function of rows
 Score = str | Callable[[pd.DataFrame], float]
@@ -47,8 +47,8 @@ def candidates(rows: pd.DataFrame, before: pd.DataFrame, score: Score) -> Candid
 
     Ties go to the smallest |dose|, then to the earliest layer, then to the first in the table.
     """
-    number = in_cells(rows, []).ngroup().to_numpy()
-    labels = rows[[*CELL, "dose"]][~pd.Series(number).duplicated().to_numpy()]
+    number = by_condition(rows, []).ngroup().to_numpy()
+    labels = rows[[*CONDITION, "dose"]][~pd.Series(number).duplicated().to_numpy()]
     dose = labels["dose"].abs().fillna(np.inf)
     layer = [min(map(int, layers.split("+"))) for layers in labels["layers"]]
     order = np.lexsort((layer, dose))
@@ -95,7 +95,7 @@ def best_conditions(table: pd.DataFrame) -> pd.DataFrame:
             if index >= 0:
                 chosen.append(conditions.labels.iloc[index])
                 break
-    return pd.DataFrame(chosen, columns=[*CELL, "dose"])
+    return pd.DataFrame(chosen, columns=[*CONDITION, "dose"])
 
 
 def halvings(prompts: pd.DataFrame, splits: int, seed: int) -> Bool[np.ndarray, "split prompt"]:
@@ -108,7 +108,7 @@ def halvings(prompts: pd.DataFrame, splits: int, seed: int) -> Bool[np.ndarray, 
         seed: of the random splits.
     """
     unit, _ = pd.factorize(prompts["group" if "group" in prompts else "prompt_id"], use_na_sentinel=False)
-    unit = same_text_together(unit, prompts)
+    unit = merged_by_text(unit, prompts)
     strata = prompts["answer"].map(str).groupby(unit).agg(lambda answers: " ".join(sorted(answers)))
     drawn = generator(seed).random((int(splits), len(strata)))
     # sorted by stratum, shuffled within it, assigned alternately

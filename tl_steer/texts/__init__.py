@@ -1,13 +1,12 @@
-"""Generated text to verdicts: free-text answers, LLM judges, embeddings, text damage, recorded answers."""
+"""Results from generated text: read answers, LLM judges, embeddings, text damage, recorded answers."""
 
 from .._read_choice import read_choice
-from ._embedding_scores import embedding_scores
 from ._judge import judge, judge_cost
 from ._side_by_side import side_by_side
 from ._text_damage import text_damage
+from .embeddings import embedding_scores, exemplar_accuracy
 from .exemplar_writer import exemplar_cost, write_exemplars
-from .exemplars import exemplar_accuracy
-from .judge_costs import JudgeCost
+from .judge_requests import JudgeCost
 from .preferences import preference
 from .recorded_table import read_recorded
 

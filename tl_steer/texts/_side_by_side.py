@@ -1,11 +1,18 @@
-"""What was written under each cell, side by side."""
+"""Texts of all conditions in one table, one column per condition."""
 
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 from .._util.validation import checked
-from ..sweeps.sweep_table import CELL, UNSTEERED, require_one_row_a_prompt, sweep_table, text_keys
+from ..sweeps.sweep_table import (
+    CONDITION,
+    UNSTEERED,
+    condition_rows,
+    require_unique_prompts,
+    text_keys,
+    validated_sweep,
+)
 
 
 @checked
@@ -18,50 +25,51 @@ def side_by_side(
     vector: str | Sequence[str] | None = None,
     controls: bool = False,
 ) -> pd.DataFrame:
-    """The texts of a sweep, a row a prompt (or draw of it) and a column a cell.
+    """The texts of a sweep, one row per prompt (or draw of it) and one column per condition.
 
     Args:
         table: of `sweep(…, measure="generate")` or `read_recorded`.
-        layers: 17, "17+31" (steered together), or several, such as [17, (17, 31)]; by default all there are.
-        multipliers, operation, vector: one or several; by default all there are.
-        controls: whether control vectors are shown too.
+        layers: 17, "17+31" (steered together), or several, such as [17, (17, 31)]; by default all.
+        multipliers, operation, vector: one or several; by default all.
+        controls: whether control vectors are included.
 
     Returns:
         prompt_id, draw and label (where the table has them), prompt, and the texts from the most negative
-        multiplier through "unsteered" to the most positive, then operations without one. A column's name is
-        what tells it from the others: "−16", "layer 18, −16", "layer 18, project out". NA where a cell lacks
-        a prompt.
+        multiplier through "unsteered" to the most positive, then operations without one. A column's name
+        distinguishes it from the others: "−16", "layer 18, −16", "layer 18, project out". NA where a
+        condition lacks a prompt.
 
     Raises:
-        ValueError: columns are missing, there are no texts, a value is asked for that is not there, or a
-            prompt is in a cell twice.
+        ValueError: columns are missing, there are no texts, a requested value is missing, or a prompt is in
+            a condition twice.
     """
-    table = sweep_table(table, "prompt_id", "prompt", "text")
+    table = validated_sweep(table, "prompt_id", "prompt", "text")
     if not table["text"].notna().any():
-        raise ValueError(
-            "the table has no texts: sweep with measure='generate', or give what read_recorded reads."
-        )
-    asked = {"layers": layers, "multiplier": multipliers, "operation": operation, "vector": vector}
+        raise ValueError("the table has no texts: expected a sweep(…, measure='generate').")
     rows = table if controls else table[~table["control"].astype(bool)]
-    for column, wanted in asked.items():
-        rows = _selected(rows, column, wanted)
-    require_one_row_a_prompt(rows)
+    requests = {"layers": layers, "multiplier": multipliers, "operation": operation, "vector": vector}
+    for column, request in requests.items():
+        rows = _selected(rows, column, request)
+    require_unique_prompts(rows)
     keys = text_keys(rows)
-    about = [*keys, "prompt", *(["label"] if "label" in rows else [])]
-    prompts = rows.drop_duplicates(keys)[about].set_index(keys)
-    cells = _in_order(rows[list(CELL)].drop_duplicates())
-    texts = {name: _texts_of(rows, cell) for name, cell in zip(_names(cells), _records(cells), strict=True)}
+    labels = [*keys, "prompt", *(["label"] if "label" in rows else [])]
+    prompts = rows.drop_duplicates(keys)[labels].set_index(keys)
+    conditions = _in_order(rows[list(CONDITION)].drop_duplicates())
+    texts = {
+        name: condition_rows(rows, condition).set_index(keys)["text"]
+        for name, (_, condition) in zip(_names(conditions), conditions.iterrows(), strict=True)
+    }
     return prompts.join(pd.DataFrame(texts, index=prompts.index)).reset_index()
 
 
-def _selected(rows: pd.DataFrame, column: str, wanted: object) -> pd.DataFrame:
-    """Rows with the values wanted of a column, and the unsteered ones."""
-    if wanted is None:
+def _selected(rows: pd.DataFrame, column: str, request: object) -> pd.DataFrame:
+    """Rows with the requested values of a column, and the unsteered ones."""
+    if request is None:
         return rows
     unsteered = rows["vector"] == UNSTEERED
     known = list(rows.loc[~unsteered, column].dropna().unique())
-    given = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
-    values = [_layers(value) if column == "layers" else value for value in given]
+    values = [request] if isinstance(request, str) or not isinstance(request, Iterable) else list(request)
+    values = [_layers(value) if column == "layers" else value for value in values]
     if missing := [value for value in values if value not in known]:
         raise ValueError(
             f"there is no {column} {missing[0]!r}; the table has {', '.join(map(str, known)) or 'none'}."
@@ -74,41 +82,31 @@ def _layers(value: object) -> str:
     return "+".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def _in_order(cells: pd.DataFrame) -> pd.DataFrame:
-    """By multiplier, unsteered before an added zero; of equal ones by place in the table."""
-    steered = cells["vector"] != UNSTEERED
-    order = cells.assign(steered=steered).sort_values(
-        ["multiplier", "steered"], kind="stable", na_position="last"
-    )
-    return order.drop(columns="steered").reset_index(drop=True)
+def _in_order(conditions: pd.DataFrame) -> pd.DataFrame:
+    """By multiplier, unsteered before an added zero; ties in the order of the table."""
+    order = conditions.assign(steered=conditions["vector"] != UNSTEERED)
+    return order.sort_values(["multiplier", "steered"], kind="stable", na_position="last")
 
 
-def _names(cells: pd.DataFrame) -> list[str]:
-    """What tells each cell from the others."""
-    steered = cells[cells["vector"] != UNSTEERED]
-    several = {name for name in CELL if steered[name].nunique(dropna=False) > 1}
+def _names(conditions: pd.DataFrame) -> list[str]:
+    """Names that distinguish the conditions."""
+    steered = conditions[conditions["vector"] != UNSTEERED]
+    varied = {name for name in CONDITION if steered[name].nunique(dropna=False) > 1}
     names = []
-    for cell in _records(cells):
-        bare = pd.isna(cell["multiplier"])
-        how = [cell["operation"].replace("project_out", "project out")] * (bare or "operation" in several)
-        how += [] if bare else [_signed(cell["multiplier"])]
-        where = {"vector": cell["vector"], "layers": f"layer {cell['layers']}", "hook": cell["hook"]}
-        parts = [*(told for name, told in where.items() if name in several), " ".join(how)]
-        names.append("unsteered" if cell["vector"] == UNSTEERED else ", ".join(parts))
+    for condition in conditions.to_dict("records"):
+        setting = [] if pd.isna(condition["multiplier"]) else [_signed(condition["multiplier"])]
+        if "operation" in varied or not setting:
+            setting.insert(0, condition["operation"].replace("project_out", "project out"))
+        parts = {
+            "vector": condition["vector"],
+            "layers": f"layer {condition['layers']}",
+            "hook": condition["hook"],
+        }
+        name = ", ".join([*(part for key, part in parts.items() if key in varied), " ".join(setting)])
+        names.append("unsteered" if condition["vector"] == UNSTEERED else name)
     return names
 
 
 def _signed(multiplier: float) -> str:
     """All its digits, so that no two are alike: "+16", "−0.5"."""
     return f"{float(multiplier):+}".removesuffix(".0").replace("-", "−")
-
-
-def _texts_of(rows: pd.DataFrame, cell: dict[str, object]) -> pd.Series:
-    same = pd.Series(True, rows.index)
-    for name, value in cell.items():
-        same &= rows[name].isna() if pd.isna(value) else rows[name] == value
-    return rows[same].set_index(text_keys(rows))["text"]
-
-
-def _records(cells: pd.DataFrame) -> list[dict[str, object]]:
-    return cells.to_dict("records")

@@ -1,4 +1,4 @@
-"""Whether steered texts are still texts: repetition, length, unreadable answers, how unlikely they are."""
+"""Whether steered texts are still texts: repetition, length, unreadable answers, perplexity."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .._generation import require_context
-from .._util.logs import bar
+from .._generation import require_room
 from .._util.validation import checked
-from ..engine import FinalStreams, Memory, Row, final_streams, losses, row_means
+from ..engine import Memory, Row, bar
 from ..models import HookedModel, tokenize
 from ..positions import PromptTokens
-from ..sweeps.sweep_table import OUTCOMES, require_one_row_a_prompt, sweep_table
+from ..sweeps.distributions import losses, row_means
+from ..sweeps.final_streams import Streams, read_streams
+from ..sweeps.sweep_table import OUTCOMES, require_unique_prompts, validated_sweep
 
-UNIT = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]|\n")  # a word, a mark of punctuation, or the end of a line
-LONGEST = 3  # words in an n-gram
-MEASURED = {"words", "distinct_1", "distinct_2", "distinct_3", "unreadable", "tokens", "loss"}
+UNIT = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]|\n")  # a word, a punctuation mark, or the end of a line
+DISTINCT = {"distinct_1": 1, "distinct_2": 2, "distinct_3": 3}  # words in an n-gram
+RESULTS = {"words", *DISTINCT, "unreadable", "tokens", "loss"}
 
 
 @checked
@@ -30,51 +31,49 @@ def text_damage(
     reuse: bool = True,
     memory: Memory = None,
 ) -> pd.DataFrame:
-    """Measure the texts of a sweep, each by itself.
+    """Measure repetition, length, readability and loss of each text of a sweep.
 
     Args:
         table: of `sweep(…, measure="generate")` or `read_recorded`.
-        model: to say how likely it finds the texts unsteered; it should be the one that wrote them.
+        model: for the loss of the texts unsteered; it should be the one that wrote them.
         progress, reuse, memory: as for `sweep`.
 
     Returns:
         The table's rows without its scores, and
-        words: how many there are, a mark of punctuation counting as a word.
-        distinct_1, distinct_2, distinct_3: different n-grams over all, of words, marks and ends of lines;
-            capitals make no difference; NaN where the text is shorter.
+        words: their number; a punctuation mark counts as a word.
+        distinct_1, distinct_2, distinct_3: different n-grams over all, of words, punctuation and line ends;
+            case is ignored; NaN where the text is shorter.
         unreadable: whether no choice could be read; NA where the table has no choices.
         tokens, loss: tokens of the text, and their mean cross-entropy given the prompt, unsteered, in nats:
             the perplexity is exp(loss). NA and NaN without a model; 0 and NaN for an empty text.
 
     Raises:
-        ValueError: columns are missing or have names of the result, no row has a text, a prompt is in a cell
-            twice, or a text does not fit the model's context behind its prompt.
+        ValueError: columns are missing or have names of the result, no row has a text, a prompt is in a
+            condition twice, or a prompt with its text does not fit the model's context.
 
     Long texts repeat more than short ones, so distinct n-grams compare only between texts of about one
-    length.
-    A low loss is no virtue: a text that repeats itself is easily predicted. The loss is of the text tokenised
-    alone and appended to the prompt's tokens, which need not be the tokens that were written; the token that
-    ended the text is not among them. Source: distinct n-grams, Li et al. 2016, section 5.
+    length. A text that repeats itself has a low loss. The loss is of the text tokenized alone and appended to
+    the prompt's tokens, which need not be the generated tokens; the end-of-turn token is not among them.
+    Source: distinct n-grams, Li et al. 2016, section 5.
     """
-    table = sweep_table(table, "prompt_id", "prompt", "choice", "answer", "text")
-    require_one_row_a_prompt(table)
-    if taken := sorted(set(table) & MEASURED):
-        raise ValueError(f"the table's columns {taken} have names of the result: rename or drop them first.")
+    table = validated_sweep(table, "prompt_id", "prompt", "choice", "answer", "text")
+    require_unique_prompts(table)
+    if clash := sorted(set(table) & RESULTS):
+        raise ValueError(f"the columns {clash} have names of the result. Rename or drop them.")
     texts = table["text"].astype("string")
     if texts.isna().all():
-        raise ValueError("the table has no texts: sweep with measure='generate'.")
-    scores = [name for name in OUTCOMES if name != "text" and name in table]
-    kept = table.drop(columns=scores).reset_index(drop=True)
-    measured = pd.DataFrame([_counted(None if pd.isna(text) else text) for text in texts])
-    asked = table[["choice", "answer"]].notna().any(axis=None)
-    unreadable = table["choice"].isna().to_numpy() if asked else [pd.NA] * len(table)
+        raise ValueError("the table has no texts: expected a sweep(…, measure='generate').")
+    measured = pd.DataFrame([_counted(text) for text in texts]).astype({"words": "Int64"})
+    has_choices = table[["choice", "answer"]].notna().any(axis=None)
+    unreadable = table["choice"].isna().to_numpy() if has_choices else [pd.NA] * len(table)
     unreadable = pd.Series(unreadable, dtype="boolean").mask(texts.isna().to_numpy())
-    likely = _likely(model, table, progress, reuse, memory)
-    return kept.join(measured.astype({"words": "Int64"})).assign(unreadable=unreadable, **likely)
+    rows = table.drop(columns=[name for name in OUTCOMES if name != "text" and name in table])
+    likelihood = _likelihood(model, table, progress, reuse, memory)
+    return rows.reset_index(drop=True).join(measured).assign(unreadable=unreadable, **likelihood)
 
 
 def units_of(text: str) -> list[str]:
-    """Words, marks of punctuation and ends of lines, without capitals: texts fall apart into any of them."""
+    """Words, punctuation marks and line ends, without case."""
     return UNIT.findall(text.casefold())
 
 
@@ -84,58 +83,66 @@ def distinct(units: Sequence[str], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else float("nan")
 
 
-def _counted(text: str | None) -> dict[str, Any]:
-    units = [] if text is None else units_of(text)
+def _counted(text: Any) -> dict[str, Any]:
+    if pd.isna(text):
+        return {"words": pd.NA, **dict.fromkeys(DISTINCT, float("nan"))}
+    units = units_of(text)
     words = sum(unit != "\n" for unit in units)
-    shares = {f"distinct_{n}": distinct(units, n) for n in range(1, LONGEST + 1)}
-    return {"words": pd.NA if text is None else words, **shares}
+    return {"words": words, **{name: distinct(units, n) for name, n in DISTINCT.items()}}
 
 
-def _likely(
+def _likelihood(
     model: Any, table: pd.DataFrame, progress: bool, reuse: bool, memory: Memory
 ) -> Mapping[str, pd.Series]:
     """The columns tokens and loss."""
     if model is None:
-        nothing = pd.Series([pd.NA] * len(table), dtype="Int64")
-        return {"tokens": nothing, "loss": nothing.astype(float)}
-    places = [
-        None if pd.isna(text) else (prompt if isinstance(prompt, str) else tuple(prompt), text)
+        missing = pd.Series([pd.NA] * len(table), dtype="Int64")
+        return {"tokens": missing, "loss": missing.astype(float)}
+    pairs = [
+        None if pd.isna(text) else (prompt, text)
         for prompt, text in zip(table["prompt"], table["text"], strict=True)
     ]
-    unique = list(dict.fromkeys(place for place in places if place is not None))
-    found = dict(zip(unique, _losses(model, unique, progress, reuse, memory), strict=True))
-    rows = [(pd.NA, np.nan) if place is None else found[place] for place in places]
+    unique = list(dict.fromkeys(pair for pair in pairs if pair is not None))
+    prompts = {prompt: tokenize(model, prompt) for prompt, _ in unique}
+    new = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in unique]
+    tokenized = [(prompts[prompt], text) for (prompt, _), text in zip(unique, new, strict=True)]
+    for prompt, text in tokenized:
+        require_room(model, [prompt], len(text))
+    values = dict(zip(unique, _losses(model, tokenized, progress, reuse, memory), strict=True))
+    counts = dict(zip(unique, map(len, new), strict=True))
     return {
-        "tokens": pd.Series([tokens for tokens, _ in rows], dtype="Int64"),
-        "loss": pd.Series([loss for _, loss in rows], dtype=float),
+        "tokens": pd.Series([counts.get(pair, pd.NA) for pair in pairs], dtype="Int64"),
+        "loss": pd.Series([values.get(pair, np.nan) for pair in pairs], dtype=float),
     }
 
 
 def _losses(
-    model: Any, pairs: Sequence[tuple[Any, str]], progress: bool, reuse: bool, memory: Memory
-) -> list[tuple[int, float]]:
-    """Number of tokens and mean loss of each text behind its prompt; each prompt is read once."""
-    prompts = {prompt: tokenize(model, prompt) for prompt, _ in pairs}
-    new = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in pairs]
-    for (prompt, _), text in zip(pairs, new, strict=True):
-        require_context(model, [prompts[prompt]], len(text))
-    written = [place for place, text in enumerate(new) if text]
-    found = np.full(len(pairs), np.nan)
-    rows = [_row(model, prompts[pairs[place][0]], new[place]) for place in written]
-    counts = np.array([len(new[place]) for place in written], dtype=int)
+    model: Any,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    progress: bool,
+    reuse: bool,
+    memory: Memory,
+) -> np.ndarray:
+    """Mean loss of each text after its prompt; NaN for an empty one. Each prompt is run once."""
+    written = [(index, prompt, text) for index, (prompt, text) in enumerate(pairs) if text]
+    result = np.full(len(pairs), np.nan)
+    # Without the last token, which has nothing to predict.
+    rows = [
+        Row((*prompt, *text[:-1]), PromptTokens(len(prompt), tuple(prompt), model.tokenizer))
+        for _, prompt, text in written
+    ]
+    counts = np.array([len(text) for *_, text in written], dtype=int)
 
-    def read(streams: FinalStreams) -> None:
-        places = [written[row] for row in streams.rows]
-        targets = torch.tensor([token for place in places for token in new[place]])
+    def read(streams: Streams) -> None:
+        texts = [written[row] for row in streams.rows]
+        targets = torch.tensor([token for *_, text in texts for token in text])
         stream = streams.stream[streams.slots[0].to(streams.stream.device)]
-        found[places] = row_means(losses(model, stream, targets), counts[list(streams.rows)])
+        means = row_means(losses(model, stream, targets), counts[list(streams.rows)])
+        result[[index for index, *_ in texts]] = means
 
-    with bar("reading texts", 1, shown=progress) as tick:
+    with bar("reading texts", 1, shown=progress) as on_progress:
         if rows:
-            final_streams(model, rows, counts.tolist(), [()], read, reuse=reuse, memory=memory, tick=tick)
-    return [(len(text), float(loss)) for text, loss in zip(new, found, strict=True)]
-
-
-def _row(model: Any, prompt: Sequence[int], text: Sequence[int]) -> Row:
-    """All but the last token, which has nothing to predict."""
-    return Row((*prompt, *text[:-1]), PromptTokens(len(prompt), tuple(prompt), model.tokenizer))
+            read_streams(
+                model, rows, counts.tolist(), [()], read, reuse=reuse, memory=memory, tick=on_progress
+            )
+    return result

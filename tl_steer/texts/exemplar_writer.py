@@ -1,7 +1,6 @@
 """Exemplar answers per prompt, written by a language model: high and low in a behaviour, and a default."""
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +9,9 @@ import pandas as pd
 
 from .._util.seeds import generator
 from .._util.validation import checked, require_characters
-from ._judge import Client, Plan, Price, cache_of, send_requests
-from .judge_clients import judge_of
-from .judge_costs import JudgeCost
-from .retries import Patience
-
-logger = logging.getLogger(__name__)
+from ._judge import Client
+from .judge_clients import Judge, RetryPolicy, judge_of
+from .judge_requests import JudgeCost, Plan, Price, cache_of
 
 LEVELS = {
     "positive": "Write an answer to it that shows as much as possible of this behaviour: {behaviour}",
@@ -55,10 +51,10 @@ def write_exemplars(
     Args:
         prompts: of the sweep whose texts are to be scored, as written in its column `prompt`.
         behaviour: what the answers are to show, "honesty: saying what one believes to be true".
-        client, model, cache, parameters, max_retries, seed, sleep, progress: as in `judge`; the same cache.
+        client, model, cache, parameters, price, max_retries, seed, sleep, progress: as in `judge`; the same
+            cache.
         max_tokens: limit of an answer.
-        max_calls: refuse to make more calls than this, three per prompt.
-        price: dollars per million tokens, in and out, for the log.
+        max_calls: raise instead of making more calls than this, three per prompt.
 
     Returns:
         One row per different prompt: prompt, behaviour, model, and the answers positive, negative and
@@ -66,23 +62,17 @@ def write_exemplars(
 
     Raises:
         ValueError: no prompts, no behaviour, no model name, more calls than `max_calls`, or a blank answer.
-        JudgeError: the client refused, or failed after all retries. Finished answers are in the cache.
+        JudgeError: the client rejected a request, or failed after all retries. Finished answers are cached.
 
     The cost is logged before the first call; `exemplar_cost` returns it without a call. Read the answers
     before use: a model may refuse to write a dishonest one, and a refusal is about something else.
 
     Source: the study embedded one high and one low answer per prompt, written by a large model.
     """
-    plan = _plan(prompts, behaviour, client, model, cache, max_tokens, parameters)
-    cost = plan.cost(price)
-    logger.info("exemplars: %s; replies are kept in %s", cost, plan.cache.path or "memory only")
-    if cost.calls > max_calls:
-        raise ValueError(
-            f"{cost.calls:,} calls are more than max_calls={max_calls:,} ({cost}): give fewer prompts, or "
-            "raise max_calls."
-        )
-    policy = Patience(max_retries, rng=generator(seed), sleep=sleep)
-    send_requests(plan, policy, progress=progress, verb="writing exemplars")
+    writer = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
+    plan = _plan(prompts, behaviour, writer, cache)
+    policy = RetryPolicy(max_retries, rng=generator(seed), sleep=sleep)
+    plan.send(policy, verb="writing exemplars", price=price, max_calls=max_calls, progress=progress)
     return _exemplars(plan, behaviour)
 
 
@@ -103,36 +93,25 @@ def exemplar_cost(
     Raises:
         ValueError: as `write_exemplars`.
     """
-    return _plan(prompts, behaviour, client, model, cache, max_tokens, parameters).cost(price)
+    writer = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
+    return _plan(prompts, behaviour, writer, cache).cost(price)
 
 
-def _plan(
-    prompts: Sequence[str],
-    behaviour: str,
-    client: Client,
-    model: str | None,
-    cache: str | Path | bool,
-    max_tokens: int,
-    parameters: Mapping[str, object] | None,
-) -> Plan:
+def _plan(prompts: Sequence[str], behaviour: str, writer: Judge, cache: str | Path | bool) -> Plan:
     if not behaviour.strip():
         raise ValueError("behaviour is blank: expected a text such as 'honesty: saying what is true'.")
     texts = list(dict.fromkeys(prompts))
     if not texts or not all(text.strip() for text in texts):
-        raise ValueError(f"prompts has {len(texts)} texts, none may be blank: expected at least one prompt.")
-    for text, what in (
-        (behaviour, "behaviour"),
-        (model or "", "model"),
-        *((each, "prompt") for each in texts),
-    ):
-        require_characters(text, what)
-    writer = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
+        raise ValueError(f"prompts has {len(texts)} texts: expected at least one, and none that is blank.")
+    require_characters(behaviour, "behaviour")
+    require_characters(writer.model or "", "model")
+    for text in texts:
+        require_characters(text, "prompt")
     rows = pd.DataFrame([(text, level) for text in texts for level in LEVELS], columns=["prompt", "level"])
     rows["request"] = [
         _request(text, level, behaviour) for text, level in zip(rows["prompt"], rows["level"], strict=True)
     ]
-    rows["key"] = rows["request"].map(writer.key)
-    return Plan(writer, cache_of(writer, cache), rows)
+    return Plan(writer, cache_of(writer, cache), rows.assign(key=rows["request"].map(writer.key)))
 
 
 def _request(prompt: str, level: str, behaviour: str) -> str:
@@ -145,14 +124,9 @@ def _exemplars(plan: Plan, behaviour: str) -> pd.DataFrame:
     rows = plan.rows.assign(text=[plan.cache[key].strip() for key in plan.rows["key"]])
     if (blank := rows[rows["text"] == ""]).size:
         row = blank.iloc[0]
-        raise ValueError(
-            f"the {row['level']} answer to {row['prompt']!r:.80} is blank: ask with cache=False."
-        )
-    wide = rows.pivot(index="prompt", columns="level", values="text").loc[
-        rows["prompt"].unique(), list(LEVELS)
-    ]
-    wide.columns.name = None
-    wide = wide.reset_index()
+        raise ValueError(f"the {row['level']} answer to {row['prompt']!r:.80} is blank. Pass cache=False.")
+    wide = rows.pivot(index="prompt", columns="level", values="text").rename_axis(columns=None)
+    wide = wide.loc[rows["prompt"].unique(), list(LEVELS)].reset_index()
     wide.insert(1, "behaviour", behaviour)
-    wide.insert(2, "model", plan.judge.model or plan.judge.kind)
+    wide.insert(2, "model", plan.judge.model or plan.judge.interface)
     return wide

@@ -1,32 +1,48 @@
-"""Whoever judges: a client of the Anthropic or OpenAI interface, or a function, behind one call."""
+"""Clients of a judge: the Anthropic and OpenAI interfaces, or a function, with retries."""
 
 import hashlib
 import inspect
 import json
+import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any
 
-from ..errors import CutOffError, UnusableResponseError
+import numpy as np
 
-HIDDEN = ("auth", "key", "token", "cookie", "secret")  # parts of the names of headers not to be shown
+from ..errors import CutOffError, JudgeError, UnusableResponseError
+
+logger = logging.getLogger(__name__)
+
+SECRET_HEADERS = ("auth", "key", "token", "cookie", "secret")  # parts of their names
+TRANSIENT = (408, 409, 429)  # and all from 500: timeout, conflict, rate limit
+# By name, so that the errors of all libraries are known without importing one.
+TRANSIENT_NAMES = {"ConnectionError", "TimeoutError", "APIConnectionError", "Timeout", "TransportError",
+                   "JSONDecodeError", "APIResponseValidationError"}  # fmt: skip
+NO_QUOTA = "insufficient_quota"  # OpenAI's 429 that a retry does not help
+LONGEST_WAIT = 600.0  # seconds; a server that asks for more gets no retry
+HINTS = {401: "check the client's API key", 403: "check what the client's API key may use",
+         404: "check the model's name and the client's base_url"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge that can be asked.
+    """A language model that replies to prompts.
 
     Attributes:
-        kind: "anthropic", "openai" or "function": the interface spoken.
+        interface: "anthropic", "openai" or "function".
         model: its name; `None` for a function without one.
-        parameters: fields of the request beside model and prompt.
+        parameters: fields of the request besides model and prompt.
         max_tokens: limit of a reply.
         ask: one request: a prompt to a reply.
-        secrets: what must never be shown.
+        secrets: texts that are removed from messages.
     """
 
-    kind: str
+    interface: str
     model: str | None
     parameters: Mapping[str, object]
     max_tokens: int
@@ -34,8 +50,9 @@ class Judge:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     def key(self, prompt: str) -> str:
-        """A digest of the whole request; the server's address and the client's key are not in it."""
-        request = {"kind": self.kind, "model": self.model, "parameters": self.parameters, "prompt": prompt}
+        """A digest of the whole request, without the server's address and the client's key."""
+        request = {"kind": self.interface, "model": self.model, "parameters": self.parameters,
+                   "prompt": prompt}  # fmt: skip
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
     def without_secrets(self, text: str) -> str:
@@ -48,48 +65,46 @@ class Judge:
 def judge_of(
     client: Any, model: str | None, *, max_tokens: int, parameters: Mapping[str, object] | None
 ) -> Judge:
-    """Recognize a client by what it offers, so that compatible ones and stand-ins work.
+    """Recognize a client by the methods it has, so that compatible ones and test doubles work.
 
     Raises:
         ValueError: no model's name for a client; parameters for a function.
         TypeError: neither a client nor a function.
     """
     extra = dict(parameters or {})
-    if _offers(client, "messages.create"):
+    if _has_method(client, "messages.create"):
         return _client_judge("anthropic", client, model, {"max_tokens": max_tokens} | extra, _ask_anthropic)
-    if _offers(client, "chat.completions.create"):
-        # "max_tokens" is refused by some models, the newer name ignored by some servers: the caller's wins
+    if _has_method(client, "chat.completions.create"):
+        # "max_tokens" is rejected by some models, the newer name ignored by some servers: the caller's wins
         limit = {} if "max_tokens" in extra else {"max_completion_tokens": max_tokens}
         return _client_judge("openai", client, model, limit | extra, _ask_openai)
     if not callable(client):
         raise TypeError(
-            f"client is {type(client).__name__}: give an anthropic.Anthropic or openai.OpenAI client, or a "
-            "function from a prompt to a reply."
+            f"client is {type(client).__name__}: expected an anthropic.Anthropic or openai.OpenAI client, or "
+            "a function from a prompt to a reply."
         )
     if extra:
-        raise ValueError(f"parameters={extra} have no effect on a function: set them inside it.")
+        raise ValueError(f"parameters={extra} have no effect on a function. Set them inside it.")
     return Judge("function", model, {}, max_tokens, partial(_ask_function, client))
 
 
-def _client_judge(kind: str, client: Any, model: str | None, fields: dict[str, Any], ask: Any) -> Judge:
+def _client_judge(interface: str, client: Any, model: str | None, fields: dict[str, Any], ask: Any) -> Judge:
     if not model:
-        raise ValueError('a client needs the name of the model that judges: give model="…".')
+        raise ValueError('a client needs the name of its model: pass model="…".')
     secrets = _secrets(client)
-    # its own retries are hidden ones: every request is to be counted
+    # Retries of the library would be invisible: every request is to be counted.
     client = client.with_options(max_retries=0) if hasattr(client, "with_options") else client
     max_tokens = int(fields.get("max_tokens", fields.get("max_completion_tokens")))
-    return Judge(kind, model, fields, max_tokens, partial(ask, client, model, fields), secrets)
+    return Judge(interface, model, fields, max_tokens, partial(ask, client, model, fields), secrets)
 
 
 def _ask_anthropic(client: Any, model: str, fields: Mapping[str, Any], prompt: str) -> str:
     # as a part of the body, since versions of the library differ in the parameters they name
     others = {name: value for name, value in fields.items() if name != "max_tokens"}
-    response = _answered(
+    messages = [{"role": "user", "content": prompt}]
+    response = _synchronous(
         client.messages.create(
-            model=model,
-            max_tokens=fields["max_tokens"],
-            messages=[{"role": "user", "content": prompt}],
-            extra_body=others,
+            model=model, max_tokens=fields["max_tokens"], messages=messages, extra_body=others
         )
     )
     blocks = getattr(response, "content", None)
@@ -101,7 +116,7 @@ def _ask_anthropic(client: Any, model: str, fields: Mapping[str, Any], prompt: s
 
 def _ask_openai(client: Any, model: str, fields: Mapping[str, Any], prompt: str) -> str:
     messages = [{"role": "user", "content": prompt}]
-    response = _answered(
+    response = _synchronous(
         client.chat.completions.create(model=model, messages=messages, extra_body=dict(fields))
     )
     choices = getattr(response, "choices", None)
@@ -114,36 +129,148 @@ def _ask_openai(client: Any, model: str, fields: Mapping[str, Any], prompt: str)
 def _ask_function(function: Callable[[str], str], prompt: str) -> str:
     reply = function(prompt)
     if not isinstance(reply, str):
-        raise TypeError(f"the judging function gave {type(reply).__name__}, not text.")
+        raise TypeError(f"the judging function returned {type(reply).__name__}: expected text.")
     return reply
 
 
-def _answered(response: Any) -> Any:
+def _synchronous(response: Any) -> Any:
     if inspect.isawaitable(response):
         response.close()
-        raise TypeError("the client is an asynchronous one: give anthropic.Anthropic or openai.OpenAI.")
+        raise TypeError("the client is asynchronous: expected anthropic.Anthropic or openai.OpenAI.")
     return response
 
 
 def _unless_cut_off(text: str, cut_off: bool, fields: Mapping[str, Any]) -> str:
     if cut_off and not text.strip():
         raise CutOffError(
-            f"it said nothing within {dict(fields)}: a model that reasons needs more max_tokens"
+            f"no text within {dict(fields)}: a model that reasons before it answers needs more max_tokens"
         )
     return text
 
 
-def _offers(client: Any, path: str) -> bool:
+def _has_method(client: Any, path: str) -> bool:
     for name in path.split("."):
         client = getattr(client, name, None)
     return callable(client)
 
 
 def _secrets(client: Any) -> tuple[str, ...]:
-    """Keys and tokens of a client, longest first, so that no rest of one stays."""
+    """Keys and tokens of a client, longest first, so that none is replaced in part."""
     headers = getattr(client, "default_headers", None)
     headers = dict(headers) if isinstance(headers, Mapping) else {}
-    values = [value for name, value in headers.items() if any(part in name.lower() for part in HIDDEN)]
+    values = [
+        value for name, value in headers.items() if any(each in name.lower() for each in SECRET_HEADERS)
+    ]
     values += [getattr(client, name, None) for name in ("api_key", "auth_token")]
-    words = {word for value in values if isinstance(value, str) for word in value.split()}
-    return tuple(sorted(words - {"Bearer", "Basic"}, key=len, reverse=True))
+    parts = {part for value in values if isinstance(value, str) for part in value.split()}
+    return tuple(sorted(parts - {"Bearer", "Basic"}, key=len, reverse=True))
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Exponential backoff.
+
+    Attributes:
+        max_retries: per request, after the first attempt.
+        first, longest: seconds before the first retry, and at most; they double in between.
+        rng: of the jitter, which takes off up to half.
+        sleep: waits for seconds.
+    """
+
+    max_retries: int = 6
+    first: float = 1.0
+    longest: float = 60.0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0), repr=False)
+    sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.max_retries < 0:
+            raise ValueError(f"max_retries={self.max_retries}: expected 0 or more.")
+
+    def pause(self, retry: int, minimum: float | None) -> float:
+        """Seconds before retry 0, 1, …: never less than the server's `minimum`."""
+        wait = min(self.first * 2**retry, self.longest) * (1 - self.rng.random() / 2)
+        return wait if minimum is None else minimum + wait / 4
+
+
+def ask_with_retries(judge: Judge, prompt: str, policy: RetryPolicy) -> str:
+    """One reply. Retry transient errors with exponential backoff; raise all others immediately.
+
+    Raises:
+        JudgeError: rejected, or failed once more than `max_retries` times. Its message contains no key, and
+            it has no cause, whose message might.
+        Exception: a function's own error that is not one of a connection, unchanged.
+    """
+    for retry in range(policy.max_retries + 1):
+        reply, error = _attempt(judge, prompt)
+        if error is None:
+            return reply
+        if not is_transient(error):
+            raise error if judge.interface == "function" else _final_error(judge, error)
+        minimum = retry_after(error)
+        if retry == policy.max_retries or (minimum or 0) > LONGEST_WAIT:
+            break
+        wait = policy.pause(retry, minimum)
+        status = _status(error)
+        logger.info(
+            "%s: retry %d in %.1f s", f"{type(error).__name__} {status or ''}".strip(), retry + 1, wait
+        )
+        policy.sleep(wait)
+    waiting = f"; the server asks to wait {minimum:.0f} s" if minimum else ""
+    raise JudgeError(f"the judge failed {retry + 1} times, last with {_described(judge, error)}{waiting}")
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether a retry may help: rate limits, 5xx, timeouts, connections, broken responses."""
+    status = _status(error)
+    if status is not None:
+        return (status in TRANSIENT or status >= 500) and getattr(error, "code", None) != NO_QUOTA
+    names = {base.__name__ for base in type(error).__mro__}
+    return isinstance(error, UnusableResponseError) or bool(names & TRANSIENT_NAMES)
+
+
+def retry_after(error: Exception) -> float | None:
+    """Seconds that the server asks to wait, from `retry-after-ms` or `retry-after` (seconds, or a date)."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        try:
+            seconds = float(headers[name]) / unit
+        except (KeyError, ValueError):
+            continue
+        if seconds >= 0:  # false for NaN too
+            return seconds
+    try:
+        date = parsedate_to_datetime(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    return max((date.astimezone(UTC) - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+def _attempt(judge: Judge, prompt: str) -> tuple[str, Exception | None]:
+    """The reply, or the error: returned, so that it is not the context of ours."""
+    try:
+        return judge.ask(prompt), None
+    except Exception as error:
+        return "", error
+
+
+def _final_error(judge: Judge, error: Exception) -> JudgeError:
+    hint = HINTS.get(_status(error) or 0)
+    return JudgeError(
+        f"the judge cannot be asked: {_described(judge, error)}" + (f"; {hint}" if hint else "")
+    )
+
+
+def _described(judge: Judge, error: Exception) -> str:
+    cause = f" ({error.__cause__})" if error.__cause__ else ""
+    name = "" if isinstance(error, CutOffError | UnusableResponseError) else f"{type(error).__name__}: "
+    return judge.without_secrets(f"{name}{error}{cause}".rstrip("."))
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status: clients have `status_code`, plain HTTP libraries a `response` with one."""
+    for source in (error, getattr(error, "response", None)):
+        status = getattr(source, "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None

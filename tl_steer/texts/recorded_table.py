@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,13 +13,21 @@ import pandas as pd
 from .._read_choice import read_answer
 from .._util.file_io import read_text
 from .._util.validation import checked
-from ..sweeps.sweep_table import UNSTEERED, asked_table, assembled, written_answers
-from .recorded_items import UNSTEERED_CELL, Item, RecordedCell, naming_item, recorded_draws, recorded_items
-from .recorded_labels import labels_of_items
+from ..prompts.pairs import truth_labels
+from ..sweeps.sweep_table import UNSTEERED, assembled_table, question_table, written_answers
+from .recorded_items import (
+    UNSTEERED_CONDITION,
+    Item,
+    RecordedCondition,
+    naming_item,
+    recorded_draws,
+    recorded_items,
+)
 
 logger = logging.getLogger(__name__)
 
 Choices = Sequence[str] | Sequence[Sequence[str]] | None
+QUOTATION_MARKS = "\"'“”‘’"
 
 
 @checked
@@ -32,21 +41,21 @@ def read_recorded(
     hook: str = "resid_post",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Recorded answers as a sweep's table, which `effectiveness`, `choose` and the figures take.
+    """Recorded answers as a sweep's table, for `effectiveness`, `choose` and the figures.
 
     Args:
-        path: a JSON file of yours, or "recorded_example": 12 claims of "claims_eval", with answers that are
-            made up to try things out; no model gave them. A file is a list with an object a prompt:
+        path: a JSON file, or "recorded_example": 12 claims of "claims_eval" with invented answers, to try
+            things out. A file is a list with one object per prompt:
             {"sentence": prompt, "answer_neut": unsteered text, "steered": {"layer17,31_mult4": {"answer_pos":
             text, "answer_neg": text, "answer_zeroedout_pos": text, …}, …}}; old files have no "steered".
             Or an object with the unsteered answers of several recordings of the same prompts: {"prompts":
             [prompt, …], "answers": {recording: [text, …], …}}.
-        labels: what is known of the prompts. Claims, `statement` and `label` (1 true): an item's claim is the
-            longest statement in its sentence, its answer 0 where true and 1 where false, and the factors are
-            `truth` ("true", "false") and the further columns. Or a row an item, in their order: `answer` (0
-            or 1), the other columns are factors.
+        labels: of the prompts. Claims, `statement` and `label` (1 true): an item's claim is the longest
+            statement in its sentence, its answer 0 where true and 1 where false, and the factors are `truth`
+            ("true", "false") and the further columns. Or one row per item, in their order: `answer` (0 or 1),
+            the other columns are factors.
         choices: how texts are read, the signal first. ("A", "B") reads letters, and the words that the prompt
-            lists under them. A list gives a pair an item; `None` reads nothing.
+            lists under them. A list gives one pair per item; `None` reads nothing.
         rule: of `read_choice`; the study's published figures were read with "study".
         vector, hook: names for the table; the file does not have them.
         seed: of the split.
@@ -59,8 +68,8 @@ def read_recorded(
 
     Raises:
         FileNotFoundError: neither a file nor a name.
-        ValueError: a file that breaks off or has another layout, items whose cells differ, labels or choices
-            that do not fit; names the file, the item (counted from 0, as `prompt_id`) and what is wrong.
+        ValueError: a file that breaks off or has another layout, items whose conditions differ, labels or
+            choices that do not fit; names the file, the item (counted from 0, as `prompt_id`) and the error.
 
     The study's answers were sampled, so that one recording is one draw per prompt, and all steered conditions
     of a file are compared with the same unsteered draw: `against_baselines` compares with several.
@@ -71,57 +80,81 @@ def read_recorded(
     layers again for every later multiplier.
     """
     if vector == UNSTEERED:
-        raise ValueError(f"{vector!r} is the name of the unsteered condition: rename the vector.")
+        raise ValueError(f"vector={vector!r} is the name of the unsteered condition. Pass another name.")
     file, content = str(path), _content(path)
     if draws := recorded_draws(content, file):
         prompts, recordings = draws
-        cells, texts = [UNSTEERED_CELL] * len(recordings), list(recordings.values())
+        conditions, texts = [UNSTEERED_CONDITION] * len(recordings), list(recordings.values())
         more = {"draw": list(range(len(recordings))), "recording": list(recordings)}
     else:
         items = list(recorded_items(content, file))
         prompts = [prompt for prompt, _ in items]
-        cells, numbers = _without_copies(items, _same_cells(items, file), file)
-        texts = [[answered[cell] for _, answered in items] for cell in cells]
+        conditions, numbers = _without_copies(items, _common_conditions(items, file), file)
+        texts = [[answers[condition] for _, answers in items] for condition in conditions]
         more = {"draw": numbers} if any(numbers) else {}
-    answers, factors = (None, None) if labels is None else labels_of_items(prompts, labels, file)
-    asked = asked_table(prompts, answers=answers, factors=factors, seed=seed)
+    answers, factors = (None, None) if labels is None else _labelled(prompts, labels, file)
+    questions = question_table(prompts, answers=answers, factors=factors, seed=seed)
     written = [text for column in texts for text in column]
     outcomes = written_answers(written, prompts, _pairs(choices, prompts, rule, file), rule=rule)
-    table = assembled(asked, [_labels(cell, vector, hook) for cell in cells], outcomes)
+    table = assembled_table(questions, [_columns(each, vector, hook) for each in conditions], outcomes)
     return table.assign(**{name: np.repeat(values, len(prompts)) for name, values in more.items()})
 
 
-def _without_copies(
-    items: Sequence[Item], cells: Sequence[RecordedCell], file: str
-) -> tuple[list[RecordedCell], list[int]]:
-    """The cells without removals that repeat those of a smaller multiplier, and the draw of each."""
-    texts = {cell: [answered[cell] for _, answered in items] for cell in cells}
-    removals = [cell for cell in cells if cell.is_removal]
-    smallest = {cell.layers: cell.multiplier for cell in sorted(removals, key=lambda cell: -cell.multiplier)}
-    first = [texts[cell] for cell in removals if cell.multiplier == smallest[cell.layers]]
-    copies = {cell for cell in removals if cell.multiplier > smallest[cell.layers] and texts[cell] in first}
-    if copies:
-        logger.info("%s: %d zeroed-out conditions repeat others and are left out", file, len(copies))
-    kept = [cell for cell in cells if cell not in copies]
-    layers = [cell.layers if cell.is_removal else cell for cell in kept]
-    return kept, [layers[:place].count(each) for place, each in enumerate(layers)]
+def _content(path: str | Path) -> str:
+    bundled = resources.files("tl_steer.data") / f"{path}.json"
+    if isinstance(path, str) and "/" not in path and bundled.is_file():
+        return bundled.read_text(encoding="utf-8")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is neither a file nor 'recorded_example'.")
+    return read_text(Path(path))
 
 
-def _same_cells(items: Sequence[Item], file: str) -> list[RecordedCell]:
-    """The first item's cells, the unsteered one first, if all items have the same."""
-    cells = items[0][1]
-    for row, (_, answered) in enumerate(items):
-        missing = [f"lacks {cell}" for cell in cells if cell not in answered]
-        differing = [*missing, *(f"has {cell}" for cell in answered if cell not in cells)]
+def _common_conditions(items: Sequence[Item], file: str) -> list[RecordedCondition]:
+    """The first item's conditions, the unsteered one first, if all items have the same."""
+    conditions = items[0][1]
+    for row, (_, answers) in enumerate(items):
+        missing = [f"lacks {each}" for each in conditions if each not in answers]
+        differing = [*missing, *(f"has {each}" for each in answers if each not in conditions)]
         if differing:
             more = f" (and {len(differing) - 1} more differences)" if len(differing) > 1 else ""
             with naming_item(file, row):
                 raise ValueError(f"unlike item 0, it {differing[0]}{more}.")
-    return list(cells)
+    return list(conditions)
+
+
+def _without_copies(
+    items: Sequence[Item], conditions: Sequence[RecordedCondition], file: str
+) -> tuple[list[RecordedCondition], list[int]]:
+    """The conditions without removals that repeat those of a smaller multiplier, and the draw of each."""
+    texts = {condition: [answers[condition] for _, answers in items] for condition in conditions}
+    removals = [each for each in conditions if each.is_removal]
+    smallest = {each.layers: each.multiplier for each in sorted(removals, key=lambda each: -each.multiplier)}
+    first = [texts[each] for each in removals if each.multiplier == smallest[each.layers]]
+    copies = {each for each in removals if each.multiplier > smallest[each.layers] and texts[each] in first}
+    if copies:
+        logger.info("%s: %d zeroed-out conditions repeat others and are left out", file, len(copies))
+    result = [each for each in conditions if each not in copies]
+    layers = [each.layers if each.is_removal else each for each in result]
+    return result, [layers[:index].count(each) for index, each in enumerate(layers)]
+
+
+def _columns(condition: RecordedCondition, vector: str, hook: str) -> dict[str, object]:
+    """The table's columns of a condition; of the unsteered one as `sweep` has them."""
+    steered = condition != UNSTEERED_CONDITION
+    return {
+        "vector": vector if steered else UNSTEERED,
+        "control": False,
+        "control_of": "",
+        "operation": "project_out" if condition.is_removal else condition.operation,
+        "layers": condition.layers,
+        "hook": hook if steered else "",
+        "multiplier": math.nan if condition.is_removal else condition.multiplier,
+        "dose": math.nan if steered else 0.0,
+    }
 
 
 def _pairs(choices: Choices, prompts: Sequence[str], rule: str, file: str) -> list[tuple[str, str]] | None:
-    """A pair of choices an item, each tried, so that an error can name its item."""
+    """One pair of choices per item, each tried, so that an error can name its item."""
     if choices is None:
         return None
     one_for_all = all(isinstance(choice, str) for choice in choices)
@@ -134,25 +167,73 @@ def _pairs(choices: Choices, prompts: Sequence[str], rule: str, file: str) -> li
     return pairs
 
 
-def _labels(cell: RecordedCell, vector: str, hook: str) -> dict[str, object]:
-    """The table's columns of a cell; of the unsteered one as `sweep` has them."""
-    steered = cell != UNSTEERED_CELL
-    return {
-        "vector": vector if steered else UNSTEERED,
-        "control": False,
-        "control_of": "",
-        "operation": "project_out" if cell.is_removal else cell.operation,
-        "layers": cell.layers,
-        "hook": hook if steered else "",
-        "multiplier": math.nan if cell.is_removal else cell.multiplier,
-        "dose": math.nan if steered else 0.0,
-    }
+def _labelled(prompts: Sequence[str], labels: pd.DataFrame, file: str) -> tuple[list[int], pd.DataFrame]:
+    """The right answer of each item, and the factors, one row per item.
+
+    Raises:
+        ValueError: neither claims nor answers, too few or too many rows, an item with no claim or several,
+            answers or labels other than 0 and 1.
+    """
+    if {"statement", "label"} <= set(labels):
+        claims = labels.iloc[_claim_rows(prompts, labels["statement"].tolist(), file)].reset_index(drop=True)
+        truth = truth_labels(claims["label"])
+        truth = truth.where(
+            truth.notna(), claims["label"].astype(object)
+        )  # wrong labels as they are, for the message
+        answers = [1 - label for label in _zeros_and_ones(truth, file)]
+        factors = claims.drop(columns=["statement", "label"])
+        if "truth" in factors:
+            raise ValueError("the claims have a column 'truth', which is made of label. Rename it.")
+        factors.insert(0, "truth", ["false" if answer else "true" for answer in answers])
+        return answers, factors
+    if "answer" not in labels:
+        raise ValueError(
+            f"labels need the columns statement and label, or answer; they have {list(labels.columns)}."
+        )
+    if len(labels) != len(prompts):
+        raise ValueError(f"{file} has {len(prompts)} items, but there are {len(labels)} rows of labels.")
+    return _zeros_and_ones(labels["answer"], file), labels.drop(columns="answer").reset_index(drop=True)
 
 
-def _content(path: str | Path) -> str:
-    own = resources.files("tl_steer.data") / f"{path}.json"
-    if isinstance(path, str) and "/" not in path and own.is_file():
-        return own.read_text(encoding="utf-8")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is neither a file nor 'recorded_example'.")
-    return read_text(Path(path))
+def _claim_rows(prompts: Sequence[str], statements: Sequence[str], file: str) -> list[int]:
+    """The row of each item's claim: the longest statement in its sentence."""
+    patterns = [_pattern(statement) for statement in statements]
+    rows = []
+    for item, prompt in enumerate(prompts):
+        with naming_item(file, item):
+            rows.append(_claim_row(prompt, patterns, statements))
+    return rows
+
+
+def _claim_row(prompt: str, patterns: Sequence[re.Pattern[str]], statements: Sequence[str]) -> int:
+    spans = {row: match.span() for row, pattern in enumerate(patterns) if (match := pattern.search(prompt))}
+    # A statement within another is not the claim ("Ice floats." in "Nobody knows that ice floats.").
+    rows = [
+        row
+        for row, (start, end) in spans.items()
+        if not any(
+            low <= start and end <= high and (low, high) != (start, end) for low, high in spans.values()
+        )
+    ]
+    if not rows:
+        raise ValueError(f"no statement of the labels is in its sentence {prompt!r}.")
+    if len(rows) > 1:
+        several = "; ".join(f"row {row}, {statements[row]!r}" for row in rows[:3])
+        raise ValueError(f"{len(rows)} statements of the labels are in its sentence ({several}).")
+    return rows[0]
+
+
+def _pattern(statement: str) -> re.Pattern[str]:
+    """The statement as whole words, with or without quotation marks around it."""
+    if not isinstance(statement, str) or not (bare := statement.strip().strip(QUOTATION_MARKS)):
+        raise ValueError(f"labels: the statement {statement!r} must be text that is not empty.")
+    before, after = (r"(?<!\w)" if bare[0].isalnum() else "", r"(?!\w)" if bare[-1].isalnum() else "")
+    return re.compile(before + re.escape(bare) + after)
+
+
+def _zeros_and_ones(values: pd.Series, file: str) -> list[int]:
+    for item, value in enumerate(values):
+        with naming_item(file, item):
+            if pd.isna(value) or value not in (0, 1):
+                raise ValueError(f"its {values.name} is {value!r}; it must be 0 or 1.")
+    return [int(value) for value in values]

@@ -5,7 +5,7 @@ import pandas as pd
 
 from ... import plots
 from ...evaluation.control_tests import ONE_WAY
-from ...sweeps.sweep_table import UNSTEERED, rows_of
+from ...sweeps.sweep_table import UNSTEERED, condition_rows
 from ..results import Results
 from .number_format import (
     ALPHA,
@@ -160,7 +160,7 @@ def controls_finding(table: pd.DataFrame, condition: pd.Series) -> str:
         table: from `against_controls`, of the reporting half.
         condition: the chosen one, or its opposite.
     """
-    rows, where = rows_of(table, condition), condition_label(condition)
+    rows, where = condition_rows(table, condition), condition_label(condition)
     if rows.empty or not rows["controls"].iloc[0] or pd.isna(rows["p_value"].iloc[0]):
         return f"At {where} there are no controls to compare with."
     (row,) = rows.to_dict("records")
@@ -168,10 +168,10 @@ def controls_finding(table: pd.DataFrame, condition: pd.Series) -> str:
     as_far = round(row["p_value"] * (number + 1)) - 1
     controls = counted(number, "control vector")
     # Any push lowers accuracy and d′, so their reference is the controls' mean, not zero.
-    far = "as far from the controls' mean" if row["value"] in ONE_WAY else "as far from zero"
+    far = "as far from the controls' mean" if row["value_name"] in ONE_WAY else "as far from zero"
     reached = f"under {as_far} of {controls} it is" if as_far else f"under none of {controls} is it"
     compared = (
-        f"At {where} {VALUES[row['value']]} {signed(row['effect'])}; {reached} {far} "
+        f"At {where} {VALUES[row['value_name']]} {signed(row['effect'])}; {reached} {far} "
         f"({signed(row['null_low'])} to {signed(row['null_high'])}): p = {row['p_value']:.2g}"
     )
     if row["p_value"] <= ALPHA:
@@ -238,7 +238,7 @@ def _damage(results: Results) -> Section | None:
 
 def damage_finding(cost: pd.DataFrame, usable: pd.DataFrame, chosen: pd.Series) -> str:
     """The cost of the chosen condition, and the usable range of multipliers at that layer."""
-    row = rows_of(cost, chosen).iloc[0]
+    row = condition_rows(cost, chosen).iloc[0]
     controls = cost[cost["control"].astype(bool)]
     size = -1 if pd.isna(row["multiplier"]) else abs(row["multiplier"])
     controls = controls[np.isclose(controls["multiplier"].abs().fillna(-1), size)]

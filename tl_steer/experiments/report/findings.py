@@ -6,7 +6,7 @@ from functools import partial
 import pandas as pd
 
 from ...directions import SteeringVectors
-from ...sweeps.sweep_table import UNSTEERED, rows_of
+from ...sweeps.sweep_table import UNSTEERED, condition_rows
 from .number_format import ALPHA, Row, condition_label, interval, plain, sign_of, signed
 
 # Below this share of all probability, two choices say little about what the model would say.
@@ -97,7 +97,7 @@ def effect_finding(
     A type has moved if the interval of its shift excludes zero. Whether the whole is bias or sensitivity is
     the `verdict` of `signal_detection`.
     """
-    rows = rows_of(effects, chosen).to_dict("records")
+    rows = condition_rows(effects, chosen).to_dict("records")
     signs = {str(row[factor]): sign_of(row, "shift") for row in rows}
     shifts = "; ".join(f"{row[factor]} {interval(row, 'shift')}" for row in rows)
     share = f"the share that says {_aim(signal)}" if len(signal) == 1 else "the share of right answers"
@@ -132,7 +132,7 @@ def _aim(signal: Sequence[str]) -> str:
 
 def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], *, has_noise: bool) -> str:
     """The verdict of `signal_detection` in one sentence, with the numbers that decide it."""
-    (row,) = rows_of(detection, chosen).to_dict("records")
+    (row,) = condition_rows(detection, chosen).to_dict("records")
     if not has_noise:
         return "All questions have the same right answer, so bias and sensitivity cannot be told apart."
     has_logits, verdict = pd.notna(row["auc_change"]), row["verdict"]
@@ -201,7 +201,7 @@ def choice_finding(choices: pd.DataFrame) -> str:
         choices: two rows from `choose`, the choosing half first.
     """
     on, report = choices.iloc[0], choices.iloc[1]
-    show = plain if on["score"] in ("accuracy", "flipped") else signed
+    show = plain if on["value_name"] in ("accuracy", "flipped") else signed
     around = f"{show(report['value'])} [{show(report['low'])}, {show(report['high'])}]"
     agreement = on["selection_agreement"]
     again = "" if pd.isna(agreement) else f", and again in {agreement:.0%} of random halves"
@@ -211,14 +211,14 @@ def choice_finding(choices: pd.DataFrame) -> str:
     )
     other = f"On the other {int(report['n'])} it is {around}"
     unless = ", which may be no change at all" if sign_of(report, "change") == 0 else ""
-    if on["score"] in ("shift", "flipped"):  # a change already
+    if on["value_name"] in ("shift", "flipped"):  # a change already
         return f"{chosen}{again}. {other}{unless}."
     caution = " A bias that makes answers alike moves d′ too: the verdict says which it is."
     return (
         f"{chosen} (unsteered {show(on['unsteered'])}){again}. {other}, unsteered "
         f"{show(report['unsteered'])}: a change of {interval(report, 'change')}{unless}."
         + caution
-        * (on["score"] == "d_prime")
+        * (on["value_name"] == "d_prime")
     )
 
 
@@ -228,7 +228,7 @@ def mass_finding(rows: pd.DataFrame, chosen: pd.Series) -> str | None:
     `None` if they have enough, or for generated text, which has no such share.
     """
     unsteered = rows.loc[rows["vector"] == UNSTEERED, "mass"].mean()
-    steered = rows_of(rows, chosen)["mass"].mean()
+    steered = condition_rows(rows, chosen)["mass"].mean()
     if rows["mass"].isna().all() or min(unsteered, steered) >= LITTLE_MASS:
         return None
     return (
@@ -240,7 +240,7 @@ def mass_finding(rows: pd.DataFrame, chosen: pd.Series) -> str | None:
 def unreadable_finding(rows: pd.DataFrame, conditions: Sequence[pd.Series]) -> str:
     """How many texts name neither choice, unsteered and in some conditions of the reporting half."""
     choices = {"unsteered": rows.loc[rows["vector"] == UNSTEERED, "choice"]}
-    choices |= {f"at {condition_label(each)}": rows_of(rows, each)["choice"] for each in conditions}
+    choices |= {f"at {condition_label(each)}": condition_rows(rows, each)["choice"] for each in conditions}
     if not any(choice.isna().any() for choice in choices.values()):
         return "The answers are texts, and in each of these a choice could be read."
     counts = ", ".join(f"{choice.isna().sum()} of {len(choice)} {where}" for where, choice in choices.items())

@@ -95,7 +95,7 @@ def _question_findings(results: Results) -> list[str]:
             "Layer and multiplier were to be chosen by d′, for which too few answers can be read on the half "
             "to choose on: accuracy chooses instead."
         )
-    by_operation = results.choices.groupby(["score", "vector", "operation"], sort=False)
+    by_operation = results.choices.groupby(["value_name", "vector", "operation"], sort=False)
     sentences += [choice_finding(choices) for _, choices in by_operation]
     if sweep.draws > 1:
         sentences.append(

@@ -153,7 +153,7 @@ def _control_row(rows: pd.DataFrame) -> list[str]:
 def optimism_table(choices: pd.DataFrame) -> Table:
     """Results of choosing and reporting on the same questions, and of the controls' own choices."""
     columns = {
-        "chosen by": lambda row: row["score"],
+        "chosen by": lambda row: row["value_name"],
         "operation": _operation,
         "in sample": _number("in_sample_score", plain),
         "held out": _number("held_out_score", plain),
@@ -175,7 +175,7 @@ def optimism_table(choices: pd.DataFrame) -> Table:
 def choice_table(choices: pd.DataFrame) -> Table:
     """The chosen conditions with their values on both splits."""
     columns = {
-        "chosen by": lambda row: row["score"],
+        "chosen by": lambda row: row["value_name"],
         "split": lambda row: f"{row['split']} (n = {row['n']})",
         "layer": lambda row: row["layers"],
         "multiplier": _number("multiplier"),
@@ -184,7 +184,7 @@ def choice_table(choices: pd.DataFrame) -> Table:
         "unsteered": _number("unsteered", plain),
         "change": lambda row: interval(row, "change"),
     }
-    shifted = "shift" in set(choices["score"])
+    shifted = "shift" in set(choices["value_name"])
     note = "The shift is the mean change of the logit difference in the multiplier's direction." * shifted
     return _table(choices, columns, labels=2, marked=choices["split"] == "report", note=note)
 

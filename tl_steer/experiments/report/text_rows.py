@@ -8,7 +8,7 @@ from itertools import takewhile
 import pandas as pd
 
 from ...plots.format import prompt_labels
-from ...sweeps.sweep_table import DRAW, UNSTEERED, rows_of, text_keys
+from ...sweeps.sweep_table import DRAW, UNSTEERED, condition_rows, text_keys
 from .number_format import plain, signed
 from .report_tables import Table
 
@@ -60,7 +60,7 @@ def answer_table(rows: pd.DataFrame, conditions: Sequence[pd.Series], *, factor:
     """
     rows = rows[rows[DRAW] == 0] if DRAW in rows else rows
     unsteered = rows[rows["vector"] == UNSTEERED].set_index("prompt_id")
-    steered = [rows_of(rows, condition).set_index("prompt_id") for condition in conditions]
+    steered = [condition_rows(rows, condition).set_index("prompt_id") for condition in conditions]
     unread = unsteered[steered[0]["choice"].reindex(unsteered.index).isna()]
     shown = pd.concat([unsteered.groupby(factor).head(each), unread.head(each)])
     shown = shown[~shown.index.duplicated()].sort_values(factor, kind="stable")

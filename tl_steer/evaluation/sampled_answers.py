@@ -1,4 +1,4 @@
-"""Sampled answers of each condition against several unsteered draws of the same prompts."""
+"""Sampled answers: choices drawn with the model's probabilities, and comparison with several baselines."""
 
 from typing import Any
 
@@ -8,11 +8,44 @@ from jaxtyping import Float
 
 from .._util.seeds import generator
 from .._util.validation import checked
-from ..statistics import bias, interval_around, sensitivity, z_of_weights, z_rates
-from ..sweeps.sweep_table import CELL, UNSTEERED, prompt_groups, require_columns, sweep_table
-from ._signal_detection import JEFFREYS_OF_BOTH, is_change_covered, margins
+from ..statistics import interval_around, z_of_weights, z_rates
+from ..sweeps.scores import numbers, says_signal
+from ..sweeps.sweep_table import CONDITION, UNSTEERED, by_condition, ends, prompt_groups, validated_sweep
+from ..tables import validated
+from ._signal_detection import JEFFREYS_OF_BOTH, MEASURES, is_change_covered, margins
 
-MEASURES = {"d_prime": sensitivity, "criterion": bias}  # of the z of both classes
+
+@checked
+def sampled_choices(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """The same table with `choice` as the model would draw it at temperature 1.
+
+    A sweep's choice is the more probable one, and a vector that moves a probability from .84 to .98 does not
+    change it. Hit and false-alarm rates, d′ and criterion of drawn choices show such a bias.
+
+    Args:
+        table: a sweep's, with probabilities.
+        seed: of the draws.
+
+    Raises:
+        ValueError: missing columns, or no probabilities (answers were written, not scored).
+
+    A prompt has one number between 0 and 1 for all conditions, and chooses 0 where its probability is above
+    that: similar conditions choose alike. The numbers of the prompts with the same answer and split lie
+    evenly between 0 and 1, in random order, so that shares scatter less than those of independent draws. An
+    interval that takes prompts as independent is then rather too wide than too narrow.
+    """
+    table = validated(table, "prompt_id", "answer", "choice", "probability", producer="sweep")
+    if table["probability"].isna().all():
+        raise ValueError("all probabilities are NaN: expected scored answers. Use sweep(measure='choice').")
+    strata = [name for name in ("answer", "split") if name in table]
+    prompts = table.drop_duplicates("prompt_id").sort_values("prompt_id")[["prompt_id", *strata]]
+    rng = generator(seed)
+    threshold = pd.Series(np.nan, index=prompts["prompt_id"])
+    for _, stratum in prompts.groupby(strata, dropna=False):
+        count = len(stratum)
+        threshold[stratum["prompt_id"]] = (rng.permutation(count) + rng.random()) / count
+    choice = (table["probability"] <= table["prompt_id"].map(threshold)).astype("Int64")
+    return table.assign(choice=choice.mask(table["probability"].isna()))
 
 
 @checked
@@ -41,57 +74,56 @@ def against_baselines(
     Raises:
         ValueError: no column `draw`, no answers, a prompt twice in a draw, or prompts that differ.
 
-    One unsteered draw is common to all conditions: where it happens to be low, all changes are high, and each
-    interval is right by itself, but their number above zero says little. The row of all draws compares with
-    the mean of the draws. Its interval includes the sampling of prompts, of the steered answers and of the
-    baseline's.
+    One unsteered draw is common to all conditions: if it happens to be low, all changes are high. The row of
+    all draws compares with the mean of the draws. Its interval includes the sampling of prompts, of the
+    steered answers and of the baseline's.
 
     Source: the bootstrap as in `signal_detection` (Rubin 1981), an average over a prompt's draws being one
     observation.
     """
-    table = sweep_table(table, "prompt_id", "prompt", "answer", "choice", "dose")
-    require_columns(
-        baselines, "prompt_id", "prompt", "draw", "choice", maker="read_recorded, of several draws"
-    )
+    table = validated_sweep(table, "prompt_id", "prompt", "answer", "choice", "dose")
     prompts = _prompts(table, baselines)
     unsteered = {draw: _shares(rows, prompts) for draw, rows in baselines.groupby("draw", sort=True)}
     names = {} if "recording" not in baselines else baselines.groupby("draw")["recording"].first().to_dict()
     weights = generator(seed).standard_exponential((resamples, prompts["_group"].max() + 1))
-    found = []
-    steered = table[table["vector"] != UNSTEERED]
-    for _, cell in steered.groupby(list(CELL), dropna=False, sort=False):
-        now = _shares(cell, prompts)
-        labels = cell.iloc[0][[*CELL, "dose"]].to_dict()
+    results = []
+    for _, condition in by_condition(table[table["vector"] != UNSTEERED]):
+        now = _shares(condition, prompts)
+        labels = condition.iloc[0][[*CONDITION, "dose"]].to_dict()
         for draw in (None, *unsteered):
             then = list(unsteered.values()) if draw is None else [unsteered[draw]]
             source = {"recording": names.get(draw)} if names else {}
             changes = _changes([_joint(now, each) for each in then], prompts, weights, generator(seed))
-            found.append(labels | {"draw": draw} | source | changes)
-    return pd.DataFrame(found).astype({"draw": "Int64"})
+            results.append(labels | {"draw": draw} | source | changes)
+    return pd.DataFrame(results).astype({"draw": "Int64"})
 
 
 def _prompts(table: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
     """One row per prompt: its text, answer and group, by prompt_id."""
+    validated(baselines, "prompt_id", "prompt", "draw", "choice", producer="read_recorded")
     if "vector" in baselines and (baselines["vector"] != UNSTEERED).any():
-        raise ValueError("the baselines have steered rows: give unsteered ones only.")
+        raise ValueError("the baselines have steered rows: expected unsteered ones only.")
     if baselines.duplicated(["prompt_id", "draw"]).any():
-        raise ValueError("the baselines have a prompt twice in a draw: give one row per prompt and draw.")
+        raise ValueError("the baselines have a prompt twice in a draw: expected one row per prompt and draw.")
     columns = ["prompt_id", "prompt", "answer", *(["group"] if "group" in table else [])]
     prompts = table[columns].drop_duplicates("prompt_id").set_index("prompt_id", drop=False)
-    if not prompts["answer"].isin([0, 1]).all():
-        raise ValueError("the table has no answers (0, the signal, or 1): give labels to read_recorded.")
-    if not (prompts["answer"] == 0).any() or not (prompts["answer"] == 1).any():
+    if prompts["answer"].isna().any():
+        raise ValueError("the table has no answers (0, the signal, or 1). Pass labels to read_recorded.")
+    if prompts["answer"].nunique() < 2:
         raise ValueError("all answers are the same: expected signal prompts (0) and noise prompts (1).")
-    for prompt_id, prompt in zip(baselines["prompt_id"], baselines["prompt"], strict=True):
-        if prompt_id not in prompts.index or prompts["prompt"][prompt_id] != prompt:
-            raise ValueError(f"prompt_id {prompt_id} of the baselines is another prompt: {prompt!r:.80}.")
+    texts = baselines["prompt_id"].map(prompts["prompt"])
+    if (differing := baselines[texts.ne(baselines["prompt"])]).size:
+        row = differing.iloc[0]
+        raise ValueError(
+            f"prompt_id {row['prompt_id']} of the baselines is another prompt: {row['prompt']!r:.80}."
+        )
     return prompts.assign(_group=prompt_groups(prompts.reset_index(drop=True)))
 
 
 def _shares(rows: pd.DataFrame, prompts: pd.DataFrame) -> Float[np.ndarray, " prompt"]:
     """Share of each prompt's readable answers that say the signal; NaN without one."""
-    said = (rows["choice"].astype(float) == 0).where(rows["choice"].notna()).astype(float)
-    return said.groupby(rows["prompt_id"]).mean().reindex(prompts.index).to_numpy()
+    said = pd.Series(says_signal(numbers(rows["choice"])))
+    return said.groupby(rows["prompt_id"].to_numpy()).mean().reindex(prompts.index).to_numpy()
 
 
 def _joint(
@@ -125,7 +157,7 @@ def _changes(
     result: dict[str, Any] = {"n_signal": int(signal.sum()), "n_noise": int((~signal).sum())}
     for name, measure in MEASURES.items():
         change = float(measure(*now) - measure(*then))
-        low, high = interval_around(change, measure(*drawn_change.T))
+        interval = (change, *interval_around(change, measure(*drawn_change.T)))
         result |= {name: float(measure(*now)), f"{name}_unsteered": float(measure(*then))}
-        result |= {f"{name}_change": change, f"{name}_change_low": low, f"{name}_change_high": high}
+        result |= dict(zip(ends(f"{name}_change"), interval, strict=True))
     return result | {"change_covered": bool(is_change_covered(np.rint(counts.sum(0) / size).astype(int)))}
