@@ -1,4 +1,4 @@
-"""Draw the pictures of the README and the pages: `python docs/pictures.py RUN`, with the folder of a demo run.
+"""Draw the pictures of README and pages: `python docs/pictures.py RUN`, with the folder of a demo run.
 
 Two are figures of the committed notebooks, the third is drawn from the demo's sweep.
 """

@@ -213,7 +213,7 @@ def test_vectors_one_a_position_have_random_and_orthogonal_controls_only():
         np.testing.assert_allclose(lengths(each), lengths(several), rtol=1e-6)
     products = (result["orthogonal 1"].values.double() * several.values.double()).sum(-1)
     assert products.abs().max() < 1e-4
-    with pytest.raises(ValueError, match=r"one vector a layer.*shuffled=0"):
+    with pytest.raises(ValueError, match=r"one vector per layer.*shuffled=0"):
         control_vectors(pairs, vectors=several)
 
 
@@ -227,9 +227,9 @@ def test_controls_that_cannot_be_made_are_rejected():
     pairs = some_pairs()
     with pytest.raises(ValueError, match=r"'shuffled': -1.*0 or more"):
         control_vectors(pairs, shuffled=-1)
-    with pytest.raises(ValueError, match=r"0 groups of pairs are too few to exchange half"):
+    with pytest.raises(ValueError, match=r"0 groups of pairs are too few to swap half"):
         control_vectors(pairs.subset([]), vectors=mean_difference(pairs), shuffled=2)
-    with pytest.raises(ValueError, match=r"3 groups of pairs are too few to exchange half"):
+    with pytest.raises(ValueError, match=r"3 groups of pairs are too few to swap half"):
         control_vectors(some_pairs(3), shuffled=4)
     deeper = some_pairs(layers=(0, 3)).identity
     made = mean_difference(some_pairs(layers=(0, 3), identity=deeper))

@@ -7,18 +7,19 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from tl_steer.plots.damage_curves import log_axis
 from torch.distributions import Categorical, kl_divergence
 
 from tl_steer import plots
 from tl_steer._generation import generate
 from tl_steer.directions import SteeringVectors
+from tl_steer.engine import logits as logits_module
 from tl_steer.evaluation import effect_and_damage, mean_damage, usable_range
 from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.models import identify, load_model
+from tl_steer.plots.axes import log_axis
 from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, prompt_tokens, token
 from tl_steer.prompts import read_neutral
-from tl_steer.sweeps import damage, distributions
+from tl_steer.sweeps import damage
 from tl_steer.sweeps._sweep import sweep
 from tl_steer.texts import text_damage
 
@@ -214,7 +215,7 @@ def test_a_batch_equals_its_passages_alone():
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_the_numbers_do_not_depend_on_how_many_positions_are_held_at_once(monkeypatch, rows):
     expected = measured()
-    monkeypatch.setattr(distributions, "ROWS", rows)
+    monkeypatch.setattr(logits_module, "ROWS", rows)
     pd.testing.assert_frame_equal(measured(), expected, rtol=0, atol=2e-6)
 
 
@@ -224,14 +225,14 @@ def test_the_numbers_do_not_depend_on_the_memory():
 
 
 def test_never_more_distributions_than_a_part_of_the_positions_are_made(monkeypatch):
-    sizes, logits_of = [], distributions.logits_of
+    sizes, logits_of = [], logits_module.logits_of
 
     def counting(model, stream):
         sizes.append(len(stream))
         return logits_of(model, stream)
 
-    monkeypatch.setattr(distributions, "logits_of", counting)
-    monkeypatch.setattr(distributions, "ROWS", 5)
+    monkeypatch.setattr(logits_module, "logits_of", counting)
+    monkeypatch.setattr(logits_module, "ROWS", 5)
     measured()
     # 32 positions in parts: the unsteered ones once for themselves, and once for all six conditions together
     assert max(sizes) == 5
@@ -933,7 +934,7 @@ def test_measures_of_texts_are_drawn_too():
     figure = plots.damage(mean_damage(text_damage(table)), value="distinct_2")
     (line,) = drawn(figure, "0")
     assert line.y[0] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
-    assert "pairs of words" in figure.layout.yaxis.title.text
+    assert "word pairs" in figure.layout.yaxis.title.text
 
 
 def test_a_damage_that_is_zero_has_no_place_on_a_logarithmic_axis(mean):
@@ -1041,18 +1042,18 @@ def test_figures_share_the_projects_look_and_leave_their_tables_alone(mean):
     for draw, given in ((plots.damage, mean), (plots.effect_and_damage, table)):
         before = given.copy()
         figure = draw(given)
-        assert figure.layout.template.layout.colorway == plots.template.QUALITATIVE
-        assert figure.layout.width == plots.template.WIDTH
-        assert "a point" in figure.layout.title.subtitle.text
+        assert figure.layout.template.layout.colorway == plots.style.QUALITATIVE
+        assert figure.layout.width == plots.style.WIDTH
+        assert "per point" in figure.layout.title.subtitle.text
         pd.testing.assert_frame_equal(given, before)
 
 
 def test_figures_reject_what_they_cannot_draw(mean):
-    with pytest.raises(ValueError, match="value='pain' is unknown: use one of kl, loss_change"):
+    with pytest.raises(ValueError, match="got 'pain'"):
         plots.damage(mean, value="pain")
-    with pytest.raises(ValueError, match=r"plots.damage needs the columns .*'words'.*mean_damage"):
+    with pytest.raises(ValueError, match=r"plots.damage.*lacks the columns words.*mean_damage"):
         plots.damage(mean, value="words")
-    with pytest.raises(ValueError, match="without rows"):
+    with pytest.raises(ValueError, match="has no rows"):
         plots.damage(mean.head(0))
     with pytest.raises(ValueError, match="has a dose above 0"):
         plots.damage(mean[mean["multiplier"].isna()])
@@ -1061,7 +1062,7 @@ def test_figures_reject_what_they_cannot_draw(mean):
     table = joined(PLANE)
     with pytest.raises(ValueError, match="the table's cost must be one of kl, loss_change"):
         plots.effect_and_damage(pd.concat([table, table.assign(vector="other", cost="loss_change")]))
-    with pytest.raises(ValueError, match=r"needs the columns \['pareto'\].*effect_and_damage"):
+    with pytest.raises(ValueError, match=r".*lacks the columns pareto.*effect_and_damage"):
         plots.effect_and_damage(table.drop(columns="pareto"))
     with pytest.raises(ValueError, match="has a kl above nothing"):
         plots.effect_and_damage(table.assign(kl=0.0))

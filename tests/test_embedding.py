@@ -353,7 +353,7 @@ def test_the_figure_has_a_line_a_layer_the_unsteered_texts_and_the_controls(valu
     (control,) = named(figure, "controls")
     assert list(control.y) == list(summary.loc[summary["vector"] == "random 1", value])
     assert figure.layout.xaxis.ticktext == ("−2", "+2")
-    assert "8 prompts a point" in figure.layout.title.subtitle.text
+    assert "8 prompts per point" in figure.layout.title.subtitle.text
     assert f"{value} " in line.hovertext[0]
     assert "dose 0.2" in line.hovertext[0]
 
@@ -366,9 +366,9 @@ def test_a_factor_gives_each_of_its_values_a_panel():
 
 def test_the_figure_rejects_what_it_cannot_show():
     summary = ts.evaluation.embedding_effect(scored())
-    with pytest.raises(ValueError, match="value='cosine' is unknown: use one of shift, score"):
+    with pytest.raises(ValueError, match="got 'cosine'"):
         ts.plots.embedding_scores(summary, value="cosine")
-    with pytest.raises(ValueError, match=r"'shift_low'.*evaluation\.embedding_effect"):
+    with pytest.raises(ValueError, match=r"lacks the columns shift_low.*embedding_effect"):
         ts.plots.embedding_scores(summary.drop(columns="shift_low"))
     assert_raises("a shift needs unsteered texts", ts.plots.embedding_scores, summary.assign(shift=NAN))
     with pytest.raises(ValueError, match="has a multiplier"):

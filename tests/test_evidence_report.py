@@ -54,7 +54,8 @@ def written(tmp_path, text):
 def control_row(*, p_value=0.05, controls=19, effect=2.0, value="shift", **changes):
     """One row as `against_controls` returns it."""
     row = CHOSEN.to_dict() | {
-        "n": 60, "value_name": value, "effect": effect, "effect_low": effect - 0.25, "effect_high": effect + 0.25,
+        "n": 60, "value_name": value, "effect": effect, "effect_low": effect - 0.25,
+        "effect_high": effect + 0.25,
         "controls": controls, "null_low": -0.41, "null_high": 0.62, "null_mean": 0.03, "p_value": p_value,
     }  # fmt: skip
     return pd.DataFrame([row | changes])

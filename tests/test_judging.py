@@ -867,7 +867,7 @@ def named(figure, name):
 
 def test_the_figure_has_the_preference_on_the_left_and_the_bias_on_the_right():
     summary = summary_of().sample(frac=1, random_state=0)
-    figure = ts.plots.judgements(summary)
+    figure = ts.plots.preference(summary)
     assert figure.layout.title.text == "How often the judge prefers the steered answer"
     left, right = named(figure, "18")
     rows = summary[(summary["layers"] == "18")].sort_values("multiplier")
@@ -883,7 +883,7 @@ def test_the_figure_has_the_preference_on_the_left_and_the_bias_on_the_right():
     assert "preference 1 [" in left.hovertext[1]
     assert "6 decided, 0 disagreeing, 0 ties, 0 unreadable" in left.hovertext[1]
     assert "first shown preferred 0.5" in right.hovertext[1]
-    opposite = ts.plots.judgements(ts.texts.preference(ask(swept(), truthful)), value="win_rate")
+    opposite = ts.plots.preference(ts.texts.preference(ask(swept(), truthful)), value="win_rate")
     assert opposite.layout.xaxis.ticktext == ("±4",)
     assert opposite.layout.title.text == "How often the judge prefers the plus answer"
 
@@ -891,7 +891,7 @@ def test_the_figure_has_the_preference_on_the_left_and_the_bias_on_the_right():
 def test_lines_of_different_layers_stand_beside_each_other_and_controls_are_grey():
     table = swept()
     table = pd.concat([table, table[table["layers"] == "17"].assign(vector="random 1", control=True)])
-    figure = ts.plots.judgements(summary_of(table))
+    figure = ts.plots.preference(summary_of(table))
     indices = [tuple(trace.x) for name in ("17", "18") for trace in named(figure, name)[:1]]
     assert indices[0][0] < 0 < indices[1][0]
     assert len(named(figure, "controls")) == 2
@@ -900,7 +900,7 @@ def test_lines_of_different_layers_stand_beside_each_other_and_controls_are_grey
 
 def test_a_factor_gives_each_of_its_values_a_row_of_panels():
     summary = summary_of(by="topic")
-    figure = ts.plots.judgements(summary, facet="topic")
+    figure = ts.plots.preference(summary, facet="topic")
     titles = [note.text for note in figure.layout.annotations]
     assert titles == ["topic: sea: preference", "topic: sea: position bias", "topic: sky: preference",
                       "topic: sky: position bias"]  # fmt: skip
@@ -909,15 +909,15 @@ def test_a_factor_gives_each_of_its_values_a_row_of_panels():
 
 def test_the_figure_rejects_what_it_cannot_show():
     summary = summary_of()
-    with pytest.raises(ValueError, match="value='consistent' is unknown: use one of preference, win_rate"):
-        ts.plots.judgements(summary, value="consistent")
-    with pytest.raises(ValueError, match=r"'first_share'.*evaluation\.preference"):
-        ts.plots.judgements(summary.drop(columns="first_share"))
+    with pytest.raises(ValueError, match="got 'consistent'"):
+        ts.plots.preference(summary, value="consistent")
+    with pytest.raises(ValueError, match=r"lacks the columns first_share.*preference"):
+        ts.plots.preference(summary.drop(columns="first_share"))
     with pytest.raises(ValueError, match="opposite and unsteered comparisons"):
-        ts.plots.judgements(pd.concat([summary, ts.texts.preference(ask(swept(), truthful))]))
+        ts.plots.preference(pd.concat([summary, ts.texts.preference(ask(swept(), truthful))]))
     with pytest.raises(ValueError, match="has a multiplier"):
-        ts.plots.judgements(summary[summary["operation"] == "project_out"])
-    assert_raises("share their", ts.plots.judgements, summary_of(by="topic"))
+        ts.plots.preference(summary[summary["operation"] == "project_out"])
+    assert_raises("share their", ts.plots.preference, summary_of(by="topic"))
 
 
 # --- exemplars ---------------------------------------------------------------------------------------------

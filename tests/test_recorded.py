@@ -399,7 +399,7 @@ def altered(row, **conditions):
         (altered(2, layer17_mult8={"answer_pos": ""}), r"item 2 .*, it has add \+8 at layer 17\."),
         (altered(2, layer17={"answer_pos": ""}), "item 2 .*: the condition 'layer17': expected a name like"),
         (altered(2, layer_mult4={"answer_pos": ""}), "the condition 'layer_mult4': expected a name"),
-        (altered(2, **{"layer-1_mult4": {"answer_pos": ""}}), "the condition 'layer-1_mult4': expected a name"),
+        (altered(2, **{"layer-1_mult4": {"answer_pos": ""}}), "condition 'layer-1_mult4': expected a name"),
         (altered(2, **{"layer1_mult1.2.3": {"answer_pos": ""}}), "1.2.3': expected a name"),
         (altered(2, **{"layer7,7_mult4": {"answer_pos": ""}}), "'layer7,7_mult4' names a layer twice"),
         (altered(2, layer1_multnan={"answer_pos": ""}), "a multiplier that is not finite"),
@@ -829,12 +829,12 @@ def test_the_figure_shows_each_draw_and_all_together():
     more = steered.assign(layers="3+5")
     table = ts.evaluation.against_baselines(pd.concat([steered, more]), unsteered, resamples=50)
     for value in ("d_prime", "criterion"):
-        figure = ts.plots.baselines(table, value=value)
+        figure = ts.plots.against_baselines(table, value=value)
         assert [note.text for note in figure.layout.annotations][:2] == ["layer 3", "layer 3+5"]
         draws, together = figure.data[:2]
         rows = rows_of(table, layers="3")
         assert list(draws.y) == rows.loc[rows["draw"].notna(), f"{value}_change"].tolist()
         assert list(together.y) == rows.loc[rows["draw"].isna(), f"{value}_change"].tolist()
         assert "3 unsteered draws" in figure.layout.title.subtitle.text
-    assert_raises("use one of d_prime, criterion", ts.plots.baselines, table, value="auc")
-    assert_raises("same draw twice", ts.plots.baselines, pd.concat([table, table]))
+    assert_raises("'d_prime' or 'criterion'; got", ts.plots.against_baselines, table, value="auc")
+    assert_raises("same draw twice", ts.plots.against_baselines, pd.concat([table, table]))

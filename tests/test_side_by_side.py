@@ -69,7 +69,7 @@ def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
         number = row["prompt_id"] - 4
         assert row["prompt"] == PROMPTS[number]
         assert row["+1"] == f"honesty add 18 1.0 {number} draw {row['draw']}"
-    figure = ts.plots.texts(wide)
+    figure = ts.plots.side_by_side(wide)
     names = figure.data[0].header.values
     assert [re.sub("<.*?>", "", name) for name in names] == ["prompt", "−1", "unsteered", "+1"]
     prompts = [re.sub("<.*?>", " ", text) for text in figure.data[0].cells.values[0]]
@@ -146,7 +146,7 @@ def test_what_a_condition_lacks_is_missing():
 def test_the_table_is_left_alone():
     table = written(*added())
     before = table.copy()
-    ts.plots.texts(ts.texts.side_by_side(table))
+    ts.plots.side_by_side(ts.texts.side_by_side(table))
     pd.testing.assert_frame_equal(table, before)
 
 
@@ -183,7 +183,7 @@ def shown(figure):
 
 def test_the_figure_shows_every_text_under_its_header():
     table = wide().assign(**{"+16": ["one", "two\n\n  three ", pd.NA]})
-    figure = ts.plots.texts(table)
+    figure = ts.plots.side_by_side(table)
     assert shown(figure) == [
         ["Question 0?", "Question 1?", "Question 2?"], ["A text of several words."] * 3,
         ["A text of several words."] * 3, ["one", "two three", "–"],
@@ -194,7 +194,7 @@ def test_the_figure_shows_every_text_under_its_header():
 
 
 def test_nothing_of_a_text_becomes_markup():
-    figure = ts.plots.texts(wide(text=NASTY).assign(prompt=NASTY, **{"layer <i>18</i>, +16": NASTY}))
+    figure = ts.plots.side_by_side(wide(text=NASTY).assign(prompt=NASTY, **{"layer <i>18</i>, +16": NASTY}))
     for text in [
         *figure.data[0].header.values,
         *(text for column in figure.data[0].cells.values for text in column),
@@ -206,14 +206,14 @@ def test_nothing_of_a_text_becomes_markup():
 
 
 def test_only_the_first_rows_are_shown_and_that_is_said():
-    figure = ts.plots.texts(wide(rows=20), most=5)
+    figure = ts.plots.side_by_side(wide(rows=20), limit=5)
     assert [len(column) for column in shown(figure)] == [5] * 4
     assert figure.layout.title.subtitle.text == "5 of 20 prompts"
 
 
 def test_of_a_long_text_the_middle_is_left_out():
     text = "begin " + "word " * 200 + "end"
-    column = shown(ts.plots.texts(wide(text=text), longest=100))[1]
+    column = shown(ts.plots.side_by_side(wide(text=text), max_length=100))[1]
     assert column[0].startswith("begin word")
     assert column[0].endswith("word end")
     assert " […] " in column[0]
@@ -223,11 +223,11 @@ def test_of_a_long_text_the_middle_is_left_out():
 def test_what_all_prompts_begin_and_end_with_is_left_out():
     asked = [f"Is the following claim true or false? {claim} Choices: (A) True (B) False"
              for claim in ("Ice floats.", "Ice sinks.", "Iron floats.")]  # fmt: skip
-    figure = ts.plots.texts(wide().assign(prompt=asked))
+    figure = ts.plots.side_by_side(wide().assign(prompt=asked))
     assert shown(figure)[0] == ["… Ice floats. …", "… Ice sinks. …", "… Iron floats. …"]
     assert "what they all begin and end with is left out" in figure.layout.title.subtitle.text
-    assert shown(ts.plots.texts(wide().assign(prompt=asked[0])))[0] == [asked[0]] * 3
-    assert shown(ts.plots.texts(wide(rows=1).assign(prompt=asked[:1])))[0] == asked[:1]
+    assert shown(ts.plots.side_by_side(wide().assign(prompt=asked[0])))[0] == [asked[0]] * 3
+    assert shown(ts.plots.side_by_side(wide(rows=1).assign(prompt=asked[:1])))[0] == asked[:1]
 
 
 WIDE = "WWWW MMMM Yes, because it's important! " + "x" * 300 + " (i.e., 1,000 %) " + '"AI", Human: ' * 20
@@ -245,7 +245,7 @@ def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(brow
         wide(rows=8, columns=[f"zeroedout_neg +{number}" for number in range(7)], text=WIDE),
         wide(rows=1, text="油" * 90 + "😀" * 40),
     ]
-    figures = [ts.plots.texts(table) for table in tables]
+    figures = [ts.plots.side_by_side(table) for table in tables]
     parts = [figure.to_html(full_html=False, include_plotlyjs=figure is figures[0]) for figure in figures]
     file = tmp_path / "tables.html"
     file.write_text("<meta charset='utf-8'>" + "".join(parts), encoding="utf-8")
@@ -268,14 +268,16 @@ def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(brow
 
 def test_lines_are_as_long_as_the_column_lets_them():
     """A column of a third of 900 pixels holds about 48 characters of English at this size."""
-    lines = ts.plots.texts(wide(columns=["a", "b"], text="one word and then another " * 10))
+    lines = ts.plots.side_by_side(wide(columns=["a", "b"], text="one word and then another " * 10))
     lengths = [len(line) for line in lines.data[0].cells.values[1][0].split("<br>")]
     assert 42 <= max(lengths) <= 58
     assert min(lengths[:-1]) >= 38
 
 
 def test_headers_have_the_colours_of_their_multipliers():
-    figure = ts.plots.texts(wide(columns=["layer 6, −3", "layer 9, −3", "unsteered", "+3", "project out"]))
+    figure = ts.plots.side_by_side(
+        wide(columns=["layer 6, −3", "layer 9, −3", "unsteered", "+3", "project out"])
+    )
     prompt, minus, other_minus, unsteered, plus, projected = figure.data[0].header.fill.color
     assert minus == other_minus != plus
     assert prompt == unsteered == projected
@@ -286,13 +288,13 @@ def test_headers_have_the_colours_of_their_multipliers():
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (wide().drop(columns="prompt"), {}, r"needs the columns \['prompt'\].*evaluation\.side_by_side"),
-        (wide(rows=0), {}, "without rows"),
+        (wide().drop(columns="prompt"), {}, r".*lacks the columns prompt.*side_by_side"),
+        (wide(rows=0), {}, "has no rows"),
         (wide(columns=[]), {}, "no column of texts"),
         (wide(columns=[f"+{number}" for number in range(8)]), {}, "8 columns of texts cannot be .*layers="),
-        (wide(), {"most": 0}, "most=0 must be at least 1"),
-        (wide(), {"longest": 5}, "longest=5 at least 20"),
+        (wide(), {"limit": 0}, "limit=0 must be at least 1"),
+        (wide(), {"max_length": 5}, "max_length=5 at least 20"),
     ],
 )
 def test_tables_that_make_no_figure_are_rejected(table, options, message):
-    assert_raises(message, ts.plots.texts, table, **options)
+    assert_raises(message, ts.plots.side_by_side, table, **options)

@@ -378,7 +378,7 @@ def shares_of(figure, name):
 
 def test_a_slope_histogram_counts_the_prompts_of_its_layer_and_says_how_many_go_the_wrong_way():
     table = prompt_slopes(steered())
-    figure = plots.slopes(table, layer=3)
+    figure = plots.prompt_slopes(table, layer=3)
     for name, is_control in (("honesty", False), ("controls", True)):
         own = table[(table["layers"] == "3") & (table["control"] == is_control)]["slope"]
         (bars,) = shares_of(figure, name)
@@ -398,7 +398,7 @@ def test_a_slope_histogram_counts_the_prompts_of_its_layer_and_says_how_many_go_
 
 def test_the_slider_of_a_slope_histogram_shows_every_layer_with_its_own_words():
     table = prompt_slopes(steered())
-    figure = plots.slopes(table, value="slope_per_dose")
+    figure = plots.prompt_slopes(table, value="slope_per_dose")
     (slider,) = figure.layout.sliders
     assert [step.label for step in slider.steps] == ["3", "4+7"]
     assert slider.active == 1
@@ -414,7 +414,7 @@ def test_the_slider_of_a_slope_histogram_shows_every_layer_with_its_own_words():
 
 def test_a_slope_histogram_has_a_panel_for_each_value_of_a_factor_and_hovers_with_the_prompt():
     table = prompt_slopes(steered()).replace({"prompt": {"prompt 2": "<b>loud</b> prompt"}})
-    figure = plots.slopes(table, facet="topic")
+    figure = plots.prompt_slopes(table, facet="topic")
     notes = [note.text for note in figure.layout.annotations]
     for note, topic in zip(notes, ("land", "sea", "sky"), strict=True):
         own = table[(table["topic"] == topic) & (table["layers"] == "4+7") & ~table["control"]]["slope"]
@@ -440,27 +440,27 @@ def test_figures_reject_what_they_cannot_show():
     table = steered(n=12)
     result, lines = steerability(table), prompt_slopes(table)
     with pytest.raises(
-        ValueError, match=r"plots\.steerability needs the columns \['anti_steerable_low'\].*steerability\("
+        ValueError, match=r"plots\.steerability.*lacks the columns anti_steerable_low.*steerability"
     ):
         plots.steerability(result.drop(columns="anti_steerable_low"))
-    for draw, given in ((plots.steerability, result), (plots.slopes, lines)):
+    for draw, given in ((plots.steerability, result), (plots.prompt_slopes, lines)):
         with pytest.raises(ValueError, match=r"'toward' must be one of signal, answer.*it has \['x'\]"):
             draw(given.assign(toward="x"))
-    with pytest.raises(ValueError, match="value='spread' is unknown: use one of slope"):
+    with pytest.raises(ValueError, match="got 'spread'"):
         plots.steerability(result, value="spread")
     with pytest.raises(ValueError, match=r"give facet=… if the table is split"):
         plots.steerability(steerability(table, by="topic"))
     with pytest.raises(ValueError, match="slope_per_dose is NaN in every row"):
         plots.steerability(result.assign(slope_per_dose=NAN), value="slope_per_dose")
-    with pytest.raises(ValueError, match=r"plots\.slopes needs the columns \['toward'\].*prompt_slopes"):
-        plots.slopes(lines.drop(columns="toward"))
-    with pytest.raises(ValueError, match="value='anti_steerable' is unknown"):
-        plots.slopes(lines, value="anti_steerable")
+    with pytest.raises(ValueError, match=r"plots\.prompt_slopes.*lacks the columns toward.*prompt_slopes"):
+        plots.prompt_slopes(lines.drop(columns="toward"))
+    with pytest.raises(ValueError, match="got 'anti_steerable'"):
+        plots.prompt_slopes(lines, value="anti_steerable")
     with pytest.raises(ValueError, match=r"no layer 9 in the table; it has 3, 4\+7"):
-        plots.slopes(lines, layer=9)
+        plots.prompt_slopes(lines, layer=9)
     with pytest.raises(ValueError, match="has controls alone"):
-        plots.slopes(lines[lines["control"]])
+        plots.prompt_slopes(lines[lines["control"]])
     with pytest.raises(ValueError, match="every layer of 'honesty' needs each prompt once"):
-        plots.slopes(lines.drop(index=lines.index[~lines["control"]][0]))
+        plots.prompt_slopes(lines.drop(index=lines.index[~lines["control"]][0]))
     with pytest.raises(ValueError, match="'prompt_id' has 12 values: at most 4 panels"):
-        plots.slopes(lines, facet="prompt_id")
+        plots.prompt_slopes(lines, facet="prompt_id")

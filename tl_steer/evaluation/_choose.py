@@ -9,7 +9,17 @@ import pandas as pd
 from jaxtyping import Bool
 
 from .._util.validation import checked
-from ..sweeps.selection import NULL, TRIED, Candidates, Score, best, candidates, compared, halvings, tried
+from ..sweeps.selection import (
+    NULL_COLUMNS,
+    SELECTION_COLUMNS,
+    Candidates,
+    Score,
+    best,
+    candidates,
+    halvings,
+    null_columns,
+    selection_columns,
+)
 from ..sweeps.sweep_table import (
     UNSTEERED,
     by_condition,
@@ -110,13 +120,17 @@ def choose(
         conditions = candidates(rows, unsteered, value)
         index = _best(conditions, parts)
         controls = both[is_control & (both["operation"] == operation) & serves(both, vector)]
-        evidence = tried(conditions, halves, index) | compared(conditions, controls, unsteered, value, parts)
+        evidence = selection_columns(conditions, halves, index) | null_columns(
+            conditions, controls, unsteered, value, parts
+        )
         chosen = pd.concat([condition_rows(rows, conditions.labels.iloc[index]), unsteered])
         for split in (on, report):
             half = chosen[chosen["split"] == split]
             row = measure(half, resamples, seed).assign(split=split, value_name=name, **evidence)
             results.append(row.assign(**_unreadable(half)))
-    result = _Chosen(pd.concat(results)[[*LABELS, *MEASURED, *TRIED, *NULL]].reset_index(drop=True))
+    result = _Chosen(
+        pd.concat(results)[[*LABELS, *MEASURED, *SELECTION_COLUMNS, *NULL_COLUMNS]].reset_index(drop=True)
+    )
     rows = result.to_dict("records")
     result.attrs["summary"] = "\n".join(map(_summary, rows[::2], rows[1::2]))
     return result

@@ -66,7 +66,7 @@ def choose(table: pd.DataFrame) -> go.Figure:
     Open red marks are biased by the choice, filled blue ones are not. The grey bar is the range of controls
     that were chosen the same way, on prompts that the choice did not use: compare the filled diamond.
     """
-    name = "value_name" if "value_name" in table else "value_name"
+    name = "value_name"
     rows = _paired_rows(figure_table(table, "choose", *CHOICE_COLUMNS, name), name)
     reported = rows[rows["is_reported"]]
     figure = go.Figure(_backgrounds(reported))

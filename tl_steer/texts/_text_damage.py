@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .._generation import require_room
+from .._generation import require_context
+from .._util.logs import bar
 from .._util.validation import checked
-from ..engine import Memory, Row, bar
+from ..engine import FinalStreams, Memory, Row, final_streams, losses, row_means
 from ..models import HookedModel, tokenize
 from ..positions import PromptTokens
-from ..sweeps.distributions import losses, row_means
-from ..sweeps.final_streams import Streams, read_streams
 from ..sweeps.sweep_table import OUTCOMES, require_unique_prompts, validated_sweep
 
 UNIT = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]|\n")  # a word, a punctuation mark, or the end of a line
@@ -107,7 +106,7 @@ def _likelihood(
     new = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in unique]
     tokenized = [(prompts[prompt], text) for (prompt, _), text in zip(unique, new, strict=True)]
     for prompt, text in tokenized:
-        require_room(model, [prompt], len(text))
+        require_context(model, [prompt], len(text))
     values = dict(zip(unique, _losses(model, tokenized, progress, reuse, memory), strict=True))
     counts = dict(zip(unique, map(len, new), strict=True))
     return {
@@ -133,7 +132,7 @@ def _losses(
     ]
     counts = np.array([len(text) for *_, text in written], dtype=int)
 
-    def read(streams: Streams) -> None:
+    def read(streams: FinalStreams) -> None:
         texts = [written[row] for row in streams.rows]
         targets = torch.tensor([token for *_, text in texts for token in text])
         stream = streams.stream[streams.slots[0].to(streams.stream.device)]
@@ -142,7 +141,7 @@ def _losses(
 
     with bar("reading texts", 1, shown=progress) as on_progress:
         if rows:
-            read_streams(
+            final_streams(
                 model, rows, counts.tolist(), [()], read, reuse=reuse, memory=memory, tick=on_progress
             )
     return result

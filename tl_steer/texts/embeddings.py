@@ -9,7 +9,7 @@ from einops import einsum
 from jaxtyping import Float
 
 from .._util.validation import checked
-from ..models.loading import no_progress_bar
+from ..models.sources import no_progress_bar
 from ..statistics import auc, share, standardised_difference, wilson_interval
 from ..tables import validated
 
