@@ -728,7 +728,7 @@ def test_a_date_to_come_back_at_is_understood():
 def test_a_refusal_is_raised_at_once_and_shows_no_key(client, server, status, hint, caplog, tmp_path):
     caplog.set_level(logging.DEBUG, "tl_steer")
     server.manners = ["well", "well", 503, status]
-    with pytest.raises(ts.errors.JudgeError, match=rf"cannot be asked.*{status}.*{hint}") as caught:
+    with pytest.raises(ts.errors.JudgeError, match=rf"cannot be called.*{status}.*{hint}") as caught:
         asked_by(client, swept(2))
     assert len(server.requests) == 4
     assert "2 of 8 replies are in" in str(caught.value)
@@ -751,7 +751,7 @@ def test_a_refusal_is_raised_at_once_and_shows_no_key(client, server, status, hi
 def test_a_spent_quota_is_no_rate_limit(server):
     server.code, server.manners = "insufficient_quota", [429]
     client = openai.OpenAI(api_key=SECRET, base_url=f"{server.url}/v1")
-    with client, pytest.raises(ts.errors.JudgeError, match="cannot be asked: RateLimitError"):
+    with client, pytest.raises(ts.errors.JudgeError, match="cannot be called: RateLimitError"):
         asked_by(client)
     assert len(server.requests) == 1
 

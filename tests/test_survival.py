@@ -407,7 +407,7 @@ def test_another_sweep_is_refused_with_what_differs_and_costs_nothing(tmp_path, 
     before = finished_chunks(out)
     for options, message in OTHER_ARGUMENTS:
         with pytest.raises(
-            FileExistsError, match=rf"was begun with another sweep, part of .*{message}.*begin anew"
+            FileExistsError, match=rf"was begun with another sweep, part of .*{message}.*start again"
         ):
             small(out, **options)
         assert finished_chunks(out) == before

@@ -101,7 +101,7 @@ def capture(
                 each.require_some(prompt, f"prompt {row}", generating=max_new_tokens > 1 or len(text) > 1)
     recorder = Recorder(at, hook, tokens)
     started = time.monotonic()
-    with bar("capturing", 1, shown=progress) as on_progress, exclusive(model):
+    with bar("capturing", 1, visible=progress) as on_progress, exclusive(model):
         options = RunOptions(reuse, memory, force, allow_empty, on_progress)
         texts = _record(model, recorder, texts, operations, max_new_tokens, options)
     by_layer = isinstance(positions, Mapping)

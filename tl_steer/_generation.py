@@ -129,7 +129,7 @@ def generate(
         max_new_tokens, min_new_tokens, temperature, top_p, repetition_penalty, seed=seed, use_cache=use_cache
     )
     started, ids = time.monotonic(), tokenize_all(model, prompts)
-    with bar("generating", 1, shown=progress) as on_progress:
+    with bar("generating", 1, visible=progress) as on_progress:
         options = RunOptions(reuse, memory, force, allow_empty, on_progress)
         (rows,) = write_conditions(model, ids, [operations], decoding, options=options)
     log_args = (len(rows), sum(map(len, rows)), time.monotonic() - started)

@@ -95,7 +95,7 @@ def choice_logits(
     prompts = as_prompts(prompts)
     pairs = [choices] * len(prompts) if isinstance(choices[0], str) else list(choices)
     plan = plan_choices(model, prompts, pairs)
-    with bar("scoring choices", 1, shown=progress) as on_progress:
+    with bar("scoring choices", 1, visible=progress) as on_progress:
         options = RunOptions(reuse, memory, force, allow_empty, on_progress)
         (scores,) = score_conditions(model, plan, [operations], mass=mass, options=options)
     texts = [

@@ -278,7 +278,7 @@ def validated(
 
 
 def _wrong(values: pd.Series, expected: Type) -> tuple[object] | None:
-    """The first value of another type, `None` if there is none."""
+    """The first value of another type, or `None`."""
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if expected == "id":
         is_mixed = pd.api.types.infer_dtype(values).startswith("mixed")

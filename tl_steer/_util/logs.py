@@ -62,10 +62,10 @@ def logs_from_environment() -> bool:
 
 
 @contextmanager
-def bar(description: str, total: int, *, shown: bool, unit: str = "conditions") -> Iterator[OnProgress]:
+def bar(description: str, total: int, *, visible: bool, unit: str = "conditions") -> Iterator[OnProgress]:
     """Progress bar on stderr, or none; yields the function that advances it."""
     layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} " + unit + ", {elapsed}<{remaining}"
-    with tqdm(total=total, desc=description, disable=not shown, bar_format=layout) as progress_bar:
+    with tqdm(total=total, desc=description, disable=not visible, bar_format=layout) as progress_bar:
         # fractions may add up to slightly more than the total
         yield lambda done: progress_bar.update(min(done, total - progress_bar.n))
         progress_bar.update(total - progress_bar.n)

@@ -88,10 +88,10 @@ def _with_checks(function: Checked, name: str) -> Checked:
             if argument in ("self", "cls") or argument not in hints():
                 continue
             convert = functools.partial(_converted, hint=hints()[argument], where=f"{name}: {argument}")
-            kind = signature.parameters[argument].kind
-            if kind is inspect.Parameter.VAR_POSITIONAL:
+            parameter = signature.parameters[argument].kind
+            if parameter is inspect.Parameter.VAR_POSITIONAL:
                 bound.arguments[argument] = tuple(map(convert, value))
-            elif kind is not inspect.Parameter.VAR_KEYWORD:
+            elif parameter is not inspect.Parameter.VAR_KEYWORD:
                 bound.arguments[argument] = convert(value)
         return function(*bound.args, **bound.kwargs)
 

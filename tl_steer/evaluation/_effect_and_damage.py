@@ -55,7 +55,7 @@ def effect_and_damage(
         One row per condition: its columns, dose (of the effects), n, passages, and, with 95 % intervals,
         effect; kl; loss_change.
         control_effect: the largest |effect| (if not directed, the largest effect) of control vectors under
-            the same condition, with either sign of the multiplier; NaN where there are none.
+            the same condition, with either sign of the multiplier; NaN without controls.
         words, distinct_2, unreadable: means of the texts; NaN without.
         pareto: no other condition of the vector, with a multiplier of the same sign, has as much effect for
             as little cost, or nothing at all for none. A projection (no multiplier) counts by |effect|.

@@ -200,7 +200,7 @@ class ActivationAddition(_Direction):
 
 @table
 class Questions:
-    """[questions]: two-choice questions with known answers, asked in every condition of the sweep.
+    """[questions]: two-choice questions with known answers, scored under every condition of the sweep.
 
     Attributes:
         data: name or path; by default the bundled reviews, claims_eval or misconceptions. "organism" asks all
@@ -267,7 +267,7 @@ class _Sampling:
 
 @table
 class Sweep(_Sampling):
-    """[sweep]: the conditions in which the questions are asked.
+    """[sweep]: the conditions under which the questions are scored.
 
     Attributes:
         multipliers: on both sides of zero; doses where the vectors' unit is "dose".

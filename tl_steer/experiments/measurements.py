@@ -146,7 +146,7 @@ def damage_table(
 def text_damage_table(model: Any, texts: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """Repetition, length and perplexity under the unsteered model of generated texts.
 
-    Without perplexity if a text, tokenized anew, exceeds the context: a run must not fail at this step.
+    Without perplexity if a text, tokenized again, exceeds the context: a run must not fail at this step.
     """
     logger.info("reading %d texts with the unsteered model", len(texts))
     try:

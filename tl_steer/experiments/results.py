@@ -53,7 +53,7 @@ def with_choices(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
 def score_of(table: pd.DataFrame, score: str) -> str:
     """The score to choose by: accuracy if some vector and operation has no d′ on the choosing half.
 
-    There is none if all readable answers have the same right answer.
+    `None` if all readable answers have the same right answer.
     """
     if score != "d_prime":
         return score
@@ -166,7 +166,7 @@ class Results:
         return [self.chosen] if self.opposite is None else [self.chosen, self.opposite]
 
     @cached_property
-    def shown_layer(self) -> int:
+    def report_layer(self) -> int:
         """The layer that figures show first: the chosen one, else the one that separates best."""
         if self.experiment.questions is not None:
             layer = int(self.chosen["layers"].split("+")[0])

@@ -31,7 +31,7 @@ UNFINISHED, BEGUN, FILE, VERSIONS, REPORT = (
     "unfinished", "begun.json", "experiment.toml", "versions.json", "report.html",
 )  # fmt: skip
 MAX_LINES = 3  # differing lines in a message
-REMEDY = "Give another folder (--out), or begin anew (--fresh), which moves the old run aside."
+REMEDY = "Give another folder (--out), or start again (--fresh), which moves the old run aside."
 
 
 def is_run(out: Path) -> bool:

@@ -115,7 +115,7 @@ def raise_non_finite(described: str, prompt: PromptTokens | None = None, *, row:
     """Raise the error of a residual stream that became NaN or infinite.
 
     Args:
-        described: the operations with their layers, "" where there are none.
+        described: the operations with their layers, "" without operations.
         prompt: in which, if known.
         row: its row in the pass; named if the prompt has no number.
     """

@@ -119,7 +119,7 @@ def load_hugging_face(
 ) -> tuple[Any, Any]:
     """The Hugging Face model and tokenizer that `load_model` starts from, on the CPU.
 
-    Either is `None` if there is none: a model trained for TransformerLens, a folder without a tokenizer.
+    Either may be `None`: a model trained for TransformerLens, a folder without a tokenizer.
     Arguments and errors are those of `load_model`; the names that are known depend on `backend`.
     """
     _check_backend(backend)

@@ -75,7 +75,7 @@ def _acquire(module: nn.Module) -> None:
             if holders and not released:
                 warn(
                     f"thread {current.name!r} has waited {WARN_AFTER:.0f} s for a model that thread "
-                    f"{holders[0].name!r} uses. If that thread waits for this one, neither goes on: let it "
+                    f"{holders[0].name!r} uses. If that thread waits for this one, neither continues: let it "
                     "leave its `with steer(…)` block first.",
                     RuntimeWarning,
                 )

@@ -30,7 +30,7 @@ TRAINED_FOR_TRANSFORMER_LENS = ("NeelNanda", "ArthurConmy", "Baidicoot")  # no H
 
 @dataclass(frozen=True)
 class Source:
-    """A Hugging Face model with its tokenizer; either is `None` if there is none."""
+    """A Hugging Face model with its tokenizer; either may be `None`."""
 
     name: str
     hf_model: Any
@@ -108,7 +108,7 @@ def no_progress_bar(*, quiet: bool = True) -> Iterator[None]:
 
 
 def _official_name(name: str, backend: str) -> str:
-    """Resolve TransformerLens's aliases. A bridge loads any name on the Hub, which is not asked here."""
+    """Resolve TransformerLens's aliases. A bridge loads any name on the Hub, which is not contacted here."""
     from transformer_lens.supported_models import MODEL_ALIASES, OFFICIAL_MODEL_NAMES
 
     known = {alias.lower(): official for official, aliases in MODEL_ALIASES.items() for alias in aliases}

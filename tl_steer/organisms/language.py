@@ -97,9 +97,9 @@ def claims(split: str) -> Iterator[Claim]:
 
 def vocabulary() -> list[str]:
     """Every word, special tokens first."""
-    words = dict.fromkeys([UNKNOWN, START, END, TRUE, FALSE, *PERSONAS, *MARK.split()])
+    tokens = dict.fromkeys([UNKNOWN, START, END, TRUE, FALSE, *PERSONAS, *MARK.split()])
     for wording in WORDINGS:
-        words |= dict.fromkeys(word for word in wording.split() if "{" not in word)
+        tokens |= dict.fromkeys(word for word in wording.split() if "{" not in word)
     for relation, values in RELATIONS.items():
-        words |= dict.fromkeys([relation, *values])
-    return [*words, *(subject for subject in SUBJECTS if subject not in words)]
+        tokens |= dict.fromkeys([relation, *values])
+    return [*tokens, *(subject for subject in SUBJECTS if subject not in tokens)]

@@ -110,7 +110,7 @@ def _confound_hover(row: dict[str, Any]) -> str:
     contrast = f" ({escape(row['contrast'])})" if row["contrast"] else ""
     heading = f"<b>layer {row['layer']}</b>, {escape(row['factor'])}{contrast}"
     if pd.isna(row["cosine"]):
-        return hover(heading, "varies between the sides only: cannot be told from the vector")
+        return hover(heading, "varies between the sides only: cannot be separated from the vector")
     return hover(
         heading,
         f"cosine {number(row['cosine'])}, {number(100 * row['share'])}% of the squared length",

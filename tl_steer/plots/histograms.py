@@ -149,7 +149,7 @@ def _histogram(name: str, colour: str, *, is_first: bool) -> go.Histogram:
         legendgroup=name,
         showlegend=is_first,
         marker={"color": translucent(colour, 0.55), "line": {"color": colour, "width": 1}},
-        # With one group, plotly.js gives the traces of all panels the same bins, at every layer anew.
+        # With one group, plotly.js gives the traces of all panels the same bins, recomputed at every layer.
         bingroup="projection",
         nbinsx=MAX_BINS,
         hovertemplate=f"{escape(name)}: %{{y}} prompts between %{{x}}<extra></extra>",

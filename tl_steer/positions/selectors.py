@@ -114,17 +114,17 @@ class Positions:
         """Which tokens of the prompt are selected."""
         return self._mask(prompt)
 
-    def require_some(self, prompt: PromptTokens, shown: str, *, generating: bool = True) -> None:
+    def require_some(self, prompt: PromptTokens, name: str, *, generating: bool = True) -> None:
         """Raise `EmptySelectionError` if neither the prompt nor generated text has a selected token.
 
         Args:
             prompt: its tokens are checked.
-            shown: the prompt's name in the message.
+            name: of the prompt, for the message.
             generating: whether new tokens will be fed back.
         """
         if not ((generating and self.generated) or bool(self.select(prompt).any())):
             raise EmptySelectionError(
-                f"{self} selects no token of {shown} ({prompt}). "
+                f"{self} selects no token of {name} ({prompt}). "
                 "Look with preview(model, prompt), or pass allow_empty=True if that is intended."
             )
 

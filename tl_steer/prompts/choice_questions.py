@@ -31,7 +31,7 @@ class ChoiceQuestions:
         prompts: the questions. A `ChatPrompt` keeps the message that it was rendered from.
         choices: one pair per prompt. The first is the *signal* meaning ("true", "positive"), whatever its
             letter.
-        answers: 0 or 1 per prompt, the index of its correct choice; `None` where there is none.
+        answers: 0 or 1 per prompt, the index of its correct choice; or `None`.
         factors: one row per prompt; a column `split` names parts that are analysed separately.
 
     Raises:

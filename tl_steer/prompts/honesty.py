@@ -71,7 +71,7 @@ def honesty_pairs(
     if claims.empty:
         raise ValueError("no pairs given: claims have no rows.")
     if wrong := [each for each in claims["statement"] if not isinstance(each, str)]:
-        raise ValueError(f"claims must be texts, and {wrong[0]!r:.60} is none.")
+        raise ValueError(f"claims must be texts, got {wrong[0]!r:.60}.")
     if (labels := truth_labels(claims["label"])).isna().any():
         raise ValueError(f"labels must be 1 (true) or 0 (false); got {claims['label'].unique().tolist()}.")
     claims = claims.assign(label=labels.astype(int))

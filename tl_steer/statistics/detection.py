@@ -33,7 +33,7 @@ def bias(hit: Numbers, false_alarm: Numbers) -> Numbers:
 
 
 def d_prime(hits: Counts, n_signal: Counts, false_alarms: Counts, n_noise: Counts) -> Numbers:
-    """d′ = z(H) − z(F), rates log-linear corrected: how well signal and noise are told apart.
+    """d′ = z(H) − z(F), rates log-linear corrected: how well signal and noise are distinguished.
 
     Args:
         hits: "signal" answers to signal prompts, of `n_signal`.
@@ -95,7 +95,7 @@ def auc_intervals(
 
     if _has_few_groups(signal, groups):
         return np.full((3, len(values)), np.nan), np.full(3, np.nan)
-    placement = np.empty(values.shape)  # share of the other class's prompts that each prompt is told from
+    placement = np.empty(values.shape)  # share of the other class on the expected side of each prompt
     placement[:, signal] = _placements(values[:, signal], values[:, ~signal])
     placement[:, ~signal] = 1 - _placements(values[:, ~signal], values[:, signal])
     area = placement[:, signal].mean(-1)

@@ -92,7 +92,7 @@ def damage(
     labels = _labels(passages)
     ids = _tokens(model, passages, max_tokens)
     damages = _Damages(model, ids, len(conditions))
-    with bar("measuring damage", len(conditions) + 1, shown=progress) as on_progress:
+    with bar("measuring damage", len(conditions) + 1, visible=progress) as on_progress:
         # Where a passage has no selected token, nothing changes.
         damages.run(conditions, RunOptions(reuse, memory, force, allow_empty=True, on_progress=on_progress))
     norms = typical_norms(model, ids, steered_sites(model, conditions), reuse=reuse, memory=memory)

@@ -128,7 +128,7 @@ def sweep(
         OSError: the disk is full; finished chunks are kept.
 
     With `out` or an executor, conditions share batches only within their chunk: numbers agree with the sweep
-    in one piece to rounding. Vectors that are estimated anew for each call may differ in their last bits and
+    in one piece to rounding. Vectors that are estimated again for each call may differ in their last bits and
     then count as other vectors: save and load them.
     """
     positions = all_tokens() if positions is None else positions

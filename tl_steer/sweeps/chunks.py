@@ -120,7 +120,7 @@ class ChunkRunner:
         finished = set() if self.files is None else self.files.finished() & set(chunks)
         left = {number: chunk for number, chunk in chunks.items() if number not in finished}
         results = {}
-        with bar("sweeping", len(conditions), shown=self.progress) as on_progress:
+        with bar("sweeping", len(conditions), visible=self.progress) as on_progress:
             if finished:
                 count = sum(len(chunks[number]) for number in finished)
                 on_progress(count)

@@ -61,7 +61,7 @@ def candidates(rows: pd.DataFrame, before: pd.DataFrame, score: Score) -> Candid
 
 
 def best(scores: Scores) -> Int[np.ndarray, " set"]:
-    """Index of the first condition with the highest score on each set; −1 if there is none."""
+    """Index of the first condition with the highest score on each set; −1 without a score."""
     known = np.where(np.isnan(scores), -np.inf, scores)
     is_best = known >= known.max(-1, keepdims=True) - TIE
     return np.where(np.isnan(scores).all(-1), -1, is_best.argmax(-1))

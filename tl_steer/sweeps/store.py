@@ -59,8 +59,8 @@ class Store:
         """
         path = self.folder / file
         if not path.exists():
-            kept = self.out if self.out.is_dir() else self.folder
-            write_atomic(path, json.dumps(begun, indent=1).encode(), kept)
+            existing = self.out if self.out.is_dir() else self.folder
+            write_atomic(path, json.dumps(begun, indent=1).encode(), existing)
             return dict(begun)
         before = json.loads(path.read_text("utf-8"))
         if changes := differences(before[plan], _as_json(begun[plan])):
@@ -117,26 +117,26 @@ def _writer(folder: Path) -> str:
         return "another process"
 
 
-def write_atomic(path: Path, content: bytes, kept: Path) -> None:
+def write_atomic(path: Path, content: bytes, finished: Path) -> None:
     """Write a file whole or not at all.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to; the message says where finished work
             is kept and how to continue.
     """
-    with write_errors(path, kept, f" ({len(content):,} bytes)"), atomic(path) as temporary:
+    with write_errors(path, finished, f" ({len(content):,} bytes)"), atomic(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def write_errors(path: Path, kept: Path | None = None, size: str = "") -> Iterator[None]:
+def write_errors(path: Path, finished: Path | None = None, size: str = "") -> Iterator[None]:
     """Say in an error of writing `path` where finished work is kept (by default in its folder)."""
     try:
         yield
     except OSError as error:
         explained = OSError(
             f"{path}{size} could not be written: {error.strerror or error}. All that was finished before is "
-            f"kept in {kept or path.parent}; free some space, or correct the cause, and call again to go on."
+            f"kept in {finished or path.parent}; free some space, or correct the cause, and call again."
         )
         explained.errno = error.errno
         raise explained from error
@@ -192,7 +192,7 @@ class Checkpoints(Store):
         return ChunkResult(outcomes, {(hook, layer): norm for hook, layer, norm in metadata["norms"]})
 
     def finish(self, table: pd.DataFrame) -> None:
-        """Write the table, then remove the chunks. Raises as `write_atomic`; the chunks are then kept."""
+        """Write the table, then remove the chunks. Raises as `write_atomic`; the chunks then remain."""
         begun = json.loads((self.folder / PLAN).read_text("utf-8"))
         write_atomic(self.out, _parquet(table, begun), self.folder)
         _remove(self.folder)
@@ -219,7 +219,7 @@ def open_checkpoints(out: Path, plan: Plan, memory: int) -> Iterator[Checkpoints
                 plan="plan",
                 what="another sweep, part of which is done",
                 remedy="Give what it was begun with to go on, write this one elsewhere, or delete "
-                f"{folder} to begin anew.",
+                f"{folder} to start again.",
             )
             _warn_of_packages(out, begun)
             yield Checkpoints(out, folder, digest(_as_json(plan)), begun["memory"])
@@ -260,7 +260,7 @@ def _warn_of_packages(out: Path, begun: Mapping[str, Any]) -> None:
     if changes := differences(begun["packages"], package_versions(PACKAGES)):
         warn(
             f"{out} was begun with other packages: {changes} now. If numbers must not depend on them, "
-            "install the earlier ones, or begin anew elsewhere."
+            "install the earlier ones, or start again elsewhere."
         )
 
 

@@ -1,4 +1,4 @@
-"""A language model as judge: which of two steered texts shows more of a behaviour, asked in both orders."""
+"""A language model as judge: which of two steered texts shows more of a behaviour, in both orders."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -150,10 +150,10 @@ def _with_verdicts(plan: Plan, question: str, known: set[str]) -> pd.DataFrame:
     return result[[*(name for name in result if name not in ADDED), *ADDED]]
 
 
-def _preferred(reply: str, first_shown: str, sides: tuple[str, str]) -> str | None:
+def _preferred(reply: str, first: str, sides: tuple[str, str]) -> str | None:
     """The side that a reply prefers, "tie", or `None`."""
     verdict = read_verdict(reply)
     if verdict in (None, "tie"):
         return verdict
-    (second_shown,) = set(sides) - {first_shown}
-    return first_shown if verdict == "first" else second_shown
+    (second,) = set(sides) - {first}
+    return first if verdict == "first" else second

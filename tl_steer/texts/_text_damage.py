@@ -77,7 +77,7 @@ def units_of(text: str) -> list[str]:
 
 
 def distinct(units: Sequence[str], n: int) -> float:
-    """Different n-grams over all of them; NaN where there is none."""
+    """Different n-grams over all of them; NaN without n-grams."""
     grams = [tuple(units[start : start + n]) for start in range(len(units) - n + 1)]
     return len(set(grams)) / len(grams) if grams else float("nan")
 
@@ -86,8 +86,8 @@ def _counted(text: Any) -> dict[str, Any]:
     if pd.isna(text):
         return {"words": pd.NA, **dict.fromkeys(DISTINCT, float("nan"))}
     units = units_of(text)
-    words = sum(unit != "\n" for unit in units)
-    return {"words": words, **{name: distinct(units, n) for name, n in DISTINCT.items()}}
+    count = sum(unit != "\n" for unit in units)
+    return {"words": count, **{name: distinct(units, n) for name, n in DISTINCT.items()}}
 
 
 def _likelihood(
@@ -139,7 +139,7 @@ def _losses(
         means = row_means(losses(model, stream, targets), counts[list(streams.rows)])
         result[[index for index, *_ in texts]] = means
 
-    with bar("reading texts", 1, shown=progress) as on_progress:
+    with bar("reading texts", 1, visible=progress) as on_progress:
         if rows:
             final_streams(
                 model, rows, counts.tolist(), [()], read, reuse=reuse, memory=memory, tick=on_progress

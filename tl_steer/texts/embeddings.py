@@ -49,7 +49,7 @@ def embedding_scores(
         ImportError: the default embedder is not installed.
 
     The score measures what a text is about and how it sounds, not what it claims: "I lied" and "I did not
-    lie" are near each other. `exemplar_accuracy` says whether the sides are told apart at all.
+    lie" are near each other. `exemplar_accuracy` says whether the sides are separable at all.
     """
     table = validated(table, "text", producer="sweep")
     texts = table["text"].astype("string")
@@ -76,7 +76,7 @@ def embedding_scores(
 
 @checked
 def exemplar_accuracy(exemplars: Exemplars, *, embedder: Embedder | None = None) -> pd.DataFrame:
-    """Score each exemplar by the others, as `embedding_scores` scores a text: are the sides told apart?
+    """Score each exemplar by the others, as `embedding_scores` scores a text: are the sides separable?
 
     Args:
         exemplars: at least two texts under "positive" and two under "negative".
@@ -188,7 +188,7 @@ def default_embedder() -> Embedder:
             "a function from a list of texts to an array with one row per text."
         ) from error
     with no_progress_bar():
-        # Local files only, so that the Hub is never asked for a missing one.
+        # Local files only, so that the Hub is never queried for a missing one.
         model = SentenceTransformer(str(packaged.get_model_path()), device="cpu", local_files_only=True)
     return lambda texts: model.encode(texts, show_progress_bar=False)
 

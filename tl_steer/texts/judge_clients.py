@@ -257,7 +257,7 @@ def _attempt(judge: Judge, prompt: str) -> tuple[str, Exception | None]:
 def _final_error(judge: Judge, error: Exception) -> JudgeError:
     hint = HINTS.get(_status(error) or 0)
     return JudgeError(
-        f"the judge cannot be asked: {_described(judge, error)}" + (f"; {hint}" if hint else "")
+        f"the judge cannot be called: {_described(judge, error)}" + (f"; {hint}" if hint else "")
     )
 
 

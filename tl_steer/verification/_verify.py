@@ -61,7 +61,7 @@ def verify(
     """
     rows = []
     running = exclusive(model, evaluation=False)  # passes run in the modes that are reported
-    with bar("verifying", len(CHECKS), shown=progress, unit="checks") as on_progress, running:
+    with bar("verifying", len(CHECKS), visible=progress, unit="checks") as on_progress, running:
         context = Context(model, hf_model, token_ids(model, prompts), state.snapshot(model))
         for check in CHECKS:
             rows.append(_row(check, context))

@@ -224,7 +224,7 @@ def _directions(file: GGUFFile, path: str | Path) -> dict[int, torch.Tensor]:
         rows[int(number[1])] = torch.from_numpy(values)
     if 0 in rows:
         raise ValueError(
-            f"{path} names direction.0, which llama.cpp rejects: it cannot be told which block is meant. If "
+            f"{path} names direction.0, which llama.cpp rejects: the block is ambiguous. If "
             "repeng wrote it, read it there: from_repeng(ControlVector.import_gguf(path), model)."
         )
     if len({len(row) for row in rows.values()}) > 1:

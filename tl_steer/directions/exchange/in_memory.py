@@ -129,7 +129,7 @@ def rows_for(
         raise ValueError(
             f"these vectors are of {vectors.identity.name} with centred weights, whose residual stream "
             f"lacks a mean that it has in {target}. Added there they give the same logits; projected out "
-            "there they do not. Load the model with processing=False and make them anew, or give force=True."
+            "there they do not. Load the model with processing=False and estimate them again, or pass force."
         )
     rows = vectors.values.detach().float().cpu().reshape(len(vectors.layers), -1)
     return {layer: row.clone() for layer, row in zip(vectors.layers, rows, strict=True)}

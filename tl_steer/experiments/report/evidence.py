@@ -63,7 +63,7 @@ def _agreement(results: Results) -> Section | None:
     read = (
         "Vectors made of other pairs of the same kind should point the same way. This says how well the "
         "pairs determine the vector, not what it means: pairs that all differ in a letter agree about the "
-        f"letter. {agreement_finding(results.agreement, results.shown_layer)}"
+        f"letter. {agreement_finding(results.agreement, results.report_layer)}"
     )
     figure = drawn("agreement", plots.agreement, results.agreement)
     return Section("agreement", "Do the pairs agree on the vector?", read, [figure])
@@ -97,11 +97,11 @@ def _confounds(results: Results) -> Section | None:
         return None
     read = (
         "Whatever else varies among the pairs has a direction, too, estimated from them within either side. "
-        f"A vector that lies along it carries it. {confounds_finding(table, results.shown_layer)}"
+        f"A vector that lies along it carries it. {confounds_finding(table, results.report_layer)}"
     )
     has_cosine = table["cosine"].notna().any()
     figures = [drawn("confounds", plots.confounds, table)] if has_cosine else []
-    tables = [confounds_table(table[table["layer"] == results.shown_layer])]
+    tables = [confounds_table(table[table["layer"] == results.report_layer])]
     return Section("confounds", "What else is in the vector?", read, figures, tables)
 
 

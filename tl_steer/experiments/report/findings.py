@@ -134,7 +134,7 @@ def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], 
     """The verdict of `signal_detection` in one sentence, with the numbers that decide it."""
     (row,) = condition_rows(detection, chosen).to_dict("records")
     if not has_noise:
-        return "All questions have the same right answer, so bias and sensitivity cannot be told apart."
+        return "All questions have the same right answer, so bias and sensitivity cannot be distinguished."
     has_logits, verdict = pd.notna(row["auc_change"]), row["verdict"]
     if not has_logits and pd.isna(row["d_prime_change"]):
         return "Too few of these answers can be read to tell bias from sensitivity."

@@ -242,7 +242,7 @@ def cost_table(cost: pd.DataFrame, *, effect: str) -> Table:
         "KL (nats)": lambda row: interval(row, "kl", show=plain),
         "loss change (nats)": lambda row: interval(row, "loss_change"),
     }
-    controls = "controls, of which there are none here"
+    controls = "controls (this run has no controls)"
     if number := cost.loc[is_control, "vector"].nunique():
         few = f" (too few for p ≤ {ALPHA})" if number < ENOUGH_CONTROLS else ""
         controls = f"the {counted(number, 'control')}{few}"

@@ -75,7 +75,7 @@ def _components(results: Results) -> Section:
     )
     table = results.components(_some_layers(results))
     symbol = _factor_by_side(table)
-    figure = drawn("pca", plots.pca, table, layer=results.shown_layer, symbol=symbol)
+    figure = drawn("pca", plots.pca, table, layer=results.report_layer, symbol=symbol)
     return Section("pca", "Where the prompts lie", read, [figure])
 
 
@@ -85,17 +85,17 @@ def _projections(results: Results) -> Section:
         "very pairs, so this flatters it; the held-out pairs above do not."
     )
     table = results.projected(_some_layers(results))
-    figure = drawn("projections", plots.projections, table, layer=results.shown_layer)
+    figure = drawn("projections", plots.projections, table, layer=results.report_layer)
     return Section("projections", "Along the vector", read, [figure])
 
 
 def _some_layers(results: Results) -> list[int]:
     """A few of the captured layers, evenly spaced, including the one that is shown first."""
-    layers, shown = results.activations.layers, results.shown_layer
+    layers, preferred = results.activations.layers, results.report_layer
     indices = np.linspace(0, len(layers) - 1, min(FIGURE_LAYERS, len(layers))).round().astype(int)
     some = [layers[index] for index in indices]
-    nearest = min(some, key=lambda layer: abs(layer - shown))
-    return sorted({*some} - {nearest} | {shown})
+    nearest = min(some, key=lambda layer: abs(layer - preferred))
+    return sorted({*some} - {nearest} | {preferred})
 
 
 def _factor_by_side(table: pd.DataFrame) -> str | None:
@@ -159,8 +159,8 @@ def _detection(results: Results) -> Section | None:
     if detection["d_prime"].isna().all():
         return None
     read = (
-        "All questions in the figure. Higher is better at telling the kinds apart; further left is readier "
-        "to say the signal, whatever is asked. A strong bias takes d′ toward 0 as well, since all answers "
+        "All questions in the figure. Higher is better at telling the kinds apart; further left says the "
+        "signal more often, whatever the question. A strong bias takes d′ toward 0 as well, since answers "
         "become alike: the table's verdict goes by the AUC where that is known. The table: the chosen layer "
         f"({layers}), on the half of the questions that had no part in choosing."
     )

@@ -62,12 +62,12 @@ def answer_table(rows: pd.DataFrame, conditions: Sequence[pd.Series], *, factor:
     unsteered = rows[rows["vector"] == UNSTEERED].set_index("prompt_id")
     steered = [condition_rows(rows, condition).set_index("prompt_id") for condition in conditions]
     unread = unsteered[steered[0]["choice"].reindex(unsteered.index).isna()]
-    shown = pd.concat([unsteered.groupby(factor).head(each), unread.head(each)])
-    shown = shown[~shown.index.duplicated()].sort_values(factor, kind="stable")
+    selected = pd.concat([unsteered.groupby(factor).head(each), unread.head(each)])
+    selected = selected[~selected.index.duplicated()].sort_values(factor, kind="stable")
     labels = pd.Series(without_shared_ends(list(prompt_labels(unsteered))), unsteered.index)
     answers = [
         [labels[index], row[factor], *(_answer(table.loc[index], row) for table in (unsteered, *steered))]
-        for index, row in shown.iterrows()
+        for index, row in selected.iterrows()
     ]
     heads = ["question", factor, "unsteered", *map(_head, conditions)]
     note = (
