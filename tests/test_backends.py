@@ -825,7 +825,7 @@ def test_operations_follow_the_stream_to_its_device():
         stream + vector.values
     selected, index = torch.ones(1, 4).bool(), torch.arange(4)[None]
     for (edit,) in (operation.edits(3) for operation in operations):
-        assert edit.on(stream, selected, index, d_head=12).device.type == "meta"
+        assert edit.apply(stream, selected, index, d_head=12).device.type == "meta"
 
 
 # --- the embedded model

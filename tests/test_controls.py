@@ -558,13 +558,13 @@ def test_a_table_without_controls_or_anything_to_compare_is_refused_with_what_to
         against_controls(table[table["vector"] != "none"])
     with pytest.raises(ValueError, match="all steered conditions are controls"):
         against_controls(table[table["vector"] != "honesty"])
-    with pytest.raises(ValueError, match="'mass' is unknown: use one of shift, flipped"):
+    with pytest.raises(ValueError, match="'mass': expected one of shift, flipped"):
         against_controls(table, value="mass")
     with pytest.raises(ValueError, match=r"shift is NaN in every steered condition.*flipped"):
         against_controls(table.assign(logit_difference=np.nan))
     with pytest.raises(ValueError, match="lacks the columns kinds"):
         against_controls(table, by="kinds")
-    with pytest.raises(ValueError, match="rename these factors"):
+    with pytest.raises(ValueError, match="names of results"):
         against_controls(table.assign(effect="x"), by="effect")
     with pytest.raises(ValueError, match="lacks the columns control"):
         against_controls(table.drop(columns="control"))

@@ -212,16 +212,11 @@ def test_a_batch_equals_its_passages_alone():
     np.testing.assert_allclose(together[names], apart[names], atol=2e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 7])
-def test_the_numbers_do_not_depend_on_how_many_positions_are_held_at_once(monkeypatch, rows):
+@pytest.mark.parametrize(("rows", "memory"), [(1, None), (3, None), (7, None), (4096, 20_000)])
+def test_the_numbers_do_not_depend_on_the_positions_or_the_memory_of_a_part(monkeypatch, rows, memory):
     expected = measured()
     monkeypatch.setattr(logits_module, "ROWS", rows)
-    pd.testing.assert_frame_equal(measured(), expected, rtol=0, atol=2e-6)
-
-
-def test_the_numbers_do_not_depend_on_the_memory():
-    expected = measured()
-    pd.testing.assert_frame_equal(measured(memory=20_000), expected, rtol=0, atol=2e-6)
+    pd.testing.assert_frame_equal(measured(memory=memory), expected, rtol=0, atol=2e-6)
 
 
 def test_never_more_distributions_than_a_part_of_the_positions_are_made(monkeypatch):
@@ -778,11 +773,8 @@ def test_a_condition_whose_texts_fall_apart_has_collapsed_and_says_by_which_rule
     assert table.loc[4.0, "reason"] == ""
     assert table.loc[4.0, ["words", "distinct_2", "unreadable"]].tolist() == [20, 0.9, 0]
     assert table.loc[8.0, ["words", "distinct_2", "unreadable"]].isna().all()
-
-
-def test_answers_that_were_unreadable_before_are_no_collapse():
-    texts = texts_of({("none", 0.0): (20, 0.9, True), ("made", 2.0): (20, 0.9, True)})
-    assert joined(texts=texts)["reason"].tolist()[2] == ""
+    before = texts_of({("none", 0.0): (20, 0.9, True), ("made", 2.0): (20, 0.9, True)})
+    assert joined(texts=before)["reason"].tolist()[2] == "", "unreadable unsteered too"
 
 
 def test_tables_that_do_not_fit_together_are_rejected():

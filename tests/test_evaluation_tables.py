@@ -204,26 +204,22 @@ def test_overall_needs_one_factor_without_a_value_all():
         effectiveness(table.assign(topic=["all", "some"] * 28), by="topic", overall=True)
 
 
-def test_unknown_answers_give_no_accuracy_but_everything_else():
-    table = random_sweep().assign(answer=pd.array([pd.NA] * 560, dtype="Int64"))
-    result = effectiveness(table)
-    assert result[["accuracy", "accuracy_low", "accuracy_high"]].isna().all(axis=None)
-    assert result[["signal_rate", "shift", "flipped"]].notna().all(axis=None)
+UNKNOWN = pd.array([pd.NA] * 560, dtype="Int64")
 
 
-def test_open_answers_have_no_logits_and_no_warnings():
-    table = random_sweep().assign(logit_difference=NAN, choice=pd.array([pd.NA] * 560, dtype="Int64"))
-    result = effectiveness(table)
-    assert (result["unreadable"] == 1).all()
-    assert result[["signal_rate", "logit_difference", "shift_low", "flipped"]].isna().all(axis=None)
-    assert (result["accuracy"] == 0).all()
-
-
-def test_without_unsteered_rows_there_is_no_shift():
-    table = random_sweep()
-    result = effectiveness(table[table["vector"] != "none"])
-    assert result[["shift", "shift_low", "shift_high", "flipped"]].isna().all(axis=None)
-    assert result["accuracy"].notna().all()
+@pytest.mark.parametrize(
+    ("change", "missing", "known"),
+    [
+        (lambda table: table.assign(answer=UNKNOWN), ["accuracy", "accuracy_high"], ["signal_rate", "shift"]),
+        (lambda table: table.assign(logit_difference=NAN, choice=UNKNOWN),
+         ["signal_rate", "logit_difference", "shift_low", "flipped"], ["accuracy"]),
+        (lambda table: table[table["vector"] != "none"], ["shift", "shift_low", "flipped"], ["accuracy"]),
+    ],
+)  # fmt: skip
+def test_without_answers_readable_texts_or_unsteered_rows_all_else_is_known(change, missing, known):
+    result = effectiveness(change(random_sweep()))
+    assert result[missing].isna().all(axis=None)
+    assert result[known].notna().all(axis=None)
 
 
 def test_the_table_is_left_alone():
@@ -517,43 +513,31 @@ def test_of_equal_scores_the_smaller_dose_wins_then_the_earlier_layer(turn):
     assert set(choose(table, on="one", report="two", resamples=10)["layers"]) == {"9"}
 
 
-def test_choose_rejects_splits_that_would_flatter():
+def leaking(table, **columns):
+    return table.assign(
+        **{name: table["prompt_id"].replace({5: 2}).map(form) for name, form in columns.items()}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (None, {"report": "one"}, "both 'one'"),
+        (None, {"report": "three"}, r"no split 'three'; the table has \['one', 'two'\]"),
+        (lambda table: leaking(table, prompt_id=int), {}, r"prompt_id \[2\] in both"),
+        (lambda table: leaking(table, prompt="prompt {}".format), {}, r"prompt \['prompt 2'\] in both"),
+        (lambda table: table.drop(index=table.index[table["layers"] == "4"][0]), {}, "the whole sweep"),
+        (lambda table: table[table["vector"] != "none"], {}, "the whole sweep"),
+        (lambda table: table[table["control"] | (table["vector"] == "none")], {}, "to choose from"),
+        (None, {"value": "precision"}, "expected .accuracy., .readable_accuracy."),
+        (lambda table: table.assign(logit_difference=NAN), {"value": "shift"},
+         "no condition of 'honesty' has a score"),
+    ],
+)  # fmt: skip
+def test_choose_rejects_tables_that_do_not_compare_like_with_like(change, options, message):
     table = random_sweep(8)
-    with pytest.raises(ValueError, match="both 'one'"):
-        choose(table, on="one", report="one")
-    with pytest.raises(ValueError, match=r"no split 'three'; the table has \['one', 'two'\]"):
-        choose(table, on="one", report="three")
-    leaking = table.copy()
-    leaking.loc[leaking["prompt_id"] == 5, "prompt_id"] = 2
-    with pytest.raises(ValueError, match=r"prompt_id \[2\] in both"):
-        choose(leaking, on="one", report="two")
-    leaking = table.assign(prompt=table["prompt_id"].replace({5: 2}).map("prompt {}".format))
-    with pytest.raises(ValueError, match=r"prompt \['prompt 2'\] in both"):
-        choose(leaking, on="one", report="two")
-
-
-def test_choose_rejects_tables_that_do_not_compare_like_with_like():
-    table = random_sweep(8)
-    with pytest.raises(ValueError, match="the whole sweep"):
-        choose(table.drop(index=table.index[table["layers"] == "4"][0]), on="one", report="two")
-    with pytest.raises(ValueError, match="the whole sweep"):
-        choose(table[table["vector"] != "none"], on="one", report="two")
-    with pytest.raises(ValueError, match="to choose from"):
-        choose(table[table["control"] | (table["vector"] == "none")], on="one", report="two")
-    with pytest.raises(ValueError, match=r"expected .accuracy., .readable_accuracy."):
-        choose(table, on="one", report="two", value="precision")
-    with pytest.raises(ValueError, match="no condition of 'honesty' has a score"):
-        choose(table.assign(logit_difference=NAN), on="one", report="two", value="shift")
-
-
-@pytest.mark.parametrize("name", ["right", "readable", "signal", "differs", "answered", "compared"])
-def test_a_factor_may_be_called_what_is_counted_inside(name):
-    table = random_sweep()
-    table[name] = table["topic"]
-    result = effectiveness(table, by=name).rename(columns={name: "topic"})
-    pd.testing.assert_frame_equal(result, effectiveness(table, by="topic"))
-    with pytest.raises(ValueError, match="names of results"):
-        effectiveness(table.assign(n=table["topic"]), by="n")
+    with pytest.raises(ValueError, match=message):
+        choose(change(table) if change else table, **{"on": "one", "report": "two"} | options)
 
 
 TABLES_BY = {
@@ -600,9 +584,7 @@ def traced_rows(factor):
 
 @pytest.mark.filterwarnings("ignore:.* texts have no opposite")
 @pytest.mark.parametrize("function", TABLES_BY)
-@pytest.mark.parametrize(
-    "name", ["_group", "_accuracy", "_signal", "_order", "_size", "low", "self", "token_second"]
-)
+@pytest.mark.parametrize("name", ["_group", "_signal", "readable", "compared", "low", "self", "token_second"])
 def test_factors_may_have_the_names_of_temporary_columns(function, name):
     table = random_sweep(n=40)
     expected = TABLES_BY[function](table.rename(columns={"topic": "zz"}), "zz")
@@ -614,6 +596,7 @@ def test_factors_may_have_the_names_of_temporary_columns(function, name):
     ("function", "name"),
     [
         ("effectiveness", "accuracy_low"),
+        ("effectiveness", "n"),
         ("signal_detection", "unsteered_choice"),
         ("signal", "unsteered_logit_difference"),
         ("steerability", "unsteered_choice"),

@@ -399,7 +399,7 @@ def altered(row, **conditions):
         (altered(2, layer17_mult8={"answer_pos": ""}), r"item 2 .*, it has add \+8 at layer 17\."),
         (altered(2, layer17={"answer_pos": ""}), "item 2 .*: the condition 'layer17': expected a name like"),
         (altered(2, layer_mult4={"answer_pos": ""}), "the condition 'layer_mult4': expected a name"),
-        (altered(2, **{"layer-1_mult4": {"answer_pos": ""}}), "condition 'layer-1_mult4': expected a name"),
+        (altered(2, **{"layer-1_mult4": {"answer_pos": ""}}), "'layer-1_mult4': expected a name"),
         (altered(2, **{"layer1_mult1.2.3": {"answer_pos": ""}}), "1.2.3': expected a name"),
         (altered(2, **{"layer7,7_mult4": {"answer_pos": ""}}), "'layer7,7_mult4' names a layer twice"),
         (altered(2, layer1_multnan={"answer_pos": ""}), "a multiplier that is not finite"),

@@ -187,7 +187,7 @@ def bypassing_block_1():
     ("run", "message"),
     [
         (lambda model: model(TOKENS, stop_at_layer=1), r"at layer 1: the hook did not fire.*stop_at_layer"),
-        (lambda model: make_model(word_tokenizer())(TOKENS), "No pass of this model ran inside the block"),
+        (lambda model: make_model(word_tokenizer())(TOKENS), "no pass of this model ran"),
         (lambda model: model(TOKENS), r"Add\(multiplier=1\) at layer 1: the hook did not fire"),
     ],
     ids=["the pass stops before", "another model", "the block is bypassed"],

@@ -281,9 +281,9 @@ def test_words_are_checked():
         prompt_slopes(table.assign(answer=pd.NA), toward="answer")
     with pytest.raises(ValueError, match=r"\['slope'\] have names of results"):
         prompt_slopes(table.assign(slope=1))
-    with pytest.raises(ValueError, match=r"by=\['spread'\] have the names of results"):
+    with pytest.raises(ValueError, match=r"by=\['spread'\].* names of results"):
         steerability(table.assign(spread=1), by="spread")
-    with pytest.raises(ValueError, match=r"by=\['choice'\] are outcomes"):
+    with pytest.raises(ValueError, match=r"by=\['choice'\]: expected factors"):
         steerability(table, by="choice")
 
 

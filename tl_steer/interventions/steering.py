@@ -81,7 +81,7 @@ def steer(
             session.edits,
             "Did the passes stop before that layer (stop_at_layer), or start after it?"
             if tracker.passes
-            else "No pass of this model ran inside the block. Was another model called?",
+            else "Inside the block, no pass of this model ran. Was another model called?",
         )
 
 
