@@ -455,7 +455,7 @@ def test_what_cannot_be_predicted_from_is_refused():
         prediction(
             card(single=SIZES), pd.concat([effects.assign(label=k) for k in (0, 1)]).sort_values("layers")
         )
-    with pytest.raises(ValueError, match="layer 0 is twice in the card of mean_difference"):
+    with pytest.raises(ValueError, match="layer 0 is twice in the measures of mean_difference"):
         prediction(pd.concat([card(single=SIZES)] * 2).sort_values("layer"), effects)
     with pytest.raises(ValueError, match="none of the measures"):
         prediction(card(other=SIZES), effects)

@@ -129,7 +129,7 @@ def wrong_calls(folder):
         (lambda: v.cosine_similarity(one), "cannot combine"),
         (lambda: v.weighted([1.0]), "got [1.0]"),
         (lambda: ts.generate(m, "a", [ts.Add(one)]), "out of its list"),
-        (lambda: ts.generate(m, "a", one), "edits of a model; got a SteeringVector"),
+        (lambda: ts.generate(m, "a", one), "got a SteeringVector"),
         (lambda: ts.generate(m, "a", temperature="hot"), "float; got 'hot'"),
         (lambda: ts.Add(one.values), "got a Tensor of shape"),
         (lambda: ts.Ablate(1, to=one), "got a SteeringVector"),

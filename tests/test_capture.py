@@ -304,7 +304,7 @@ def test_a_single_position_by_layer_makes_vectors_of_pairs():
         ValueError, match=r"but \(token\(1\) \| token\(2\)\) at layer 0 selected 2 of prompt 0"
     ):
         wide.positive.single()
-    with pytest.raises(ValueError, match="one of the two sides alone"):
+    with pytest.raises(ValueError, match="only one of the two sides"):
         PairedActivations(result.positive, capture(MODEL, ["a", "b"], layers=[0, 2]), result.factors)
 
 

@@ -1056,7 +1056,7 @@ def test_figures_reject_what_they_cannot_draw(mean):
         plots.effect_and_damage(pd.concat([table, table.assign(vector="other", cost="loss_change")]))
     with pytest.raises(ValueError, match=r".*lacks the columns pareto.*effect_and_damage"):
         plots.effect_and_damage(table.drop(columns="pareto"))
-    with pytest.raises(ValueError, match="has a kl above nothing"):
+    with pytest.raises(ValueError, match="has a kl above 0"):
         plots.effect_and_damage(table.assign(kl=0.0))
 
 

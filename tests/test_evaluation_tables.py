@@ -14,7 +14,7 @@ from tl_steer.evaluation._effectiveness import effectiveness
 from tl_steer.evaluation._signal_detection import signal_detection
 from tl_steer.sweeps.sweep_table import CONDITION
 from tl_steer.texts import preference
-from tl_steer.texts.comparisons import answer_pairs
+from tl_steer.texts.judge_prompts import answer_pairs
 
 NAN = float("nan")
 

@@ -386,7 +386,7 @@ def moved(positive, negative):
 BIAS, LOSS, GAIN, TURN = "a shift of bias", "a loss of sensitivity", "an improvement", "reverses the answers"
 VERDICTS = (
     TURN, LOSS, GAIN, BIAS, "neither a shift of bias nor a change", "cannot tell bias from sensitivity",
-    "cannot be told apart", "Too few",
+    "cannot be distinguished", "Too few",
 )  # fmt: skip
 
 
@@ -459,7 +459,7 @@ def test_an_undecided_verdict_has_its_reason_and_no_number():
     unread = detected("cannot tell", logits=False)
     unread[[name for name in unread if name.startswith("d_prime")]] = np.nan
     assert verdict(unread, is_generated=True)[1] == ["Too few"]
-    assert verdict(detected("cannot tell"), signal=["positive", "negative"])[1] == ["cannot be told apart"]
+    assert verdict(detected("cannot tell"), signal=["positive", "negative"])[1] == ["cannot be distinguished"]
 
 
 def test_movement_is_reported_by_question_type_and_without_controls():

@@ -14,7 +14,7 @@ from tl_steer.evaluation._effectiveness import answer_shifts, flips
 from tl_steer.evaluation.condition_scores import measure_of
 from tl_steer.sweeps.selection import best_conditions
 from tl_steer.texts import preference, side_by_side, text_damage
-from tl_steer.texts.comparisons import answer_pairs
+from tl_steer.texts.judge_prompts import answer_pairs
 
 from .conftest import make_pairs
 from .test_evaluation_tables import condition, row_of, unsteered

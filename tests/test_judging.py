@@ -23,8 +23,8 @@ import pytest
 from scipy import stats
 
 import tl_steer as ts
-from tl_steer.texts.comparisons import answer_pairs, comparison, read_verdict
 from tl_steer.texts.judge_clients import RetryPolicy, is_transient, judge_of, retry_after
+from tl_steer.texts.judge_prompts import answer_pairs, comparison, read_verdict
 from tl_steer.texts.judge_requests import ReplyCache
 
 from .conftest import assert_raises

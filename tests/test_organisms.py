@@ -260,7 +260,7 @@ def test_drawn_choices_are_as_often_right_as_the_probabilities_say(biased):
 
 def test_choices_cannot_be_drawn_without_probabilities():
     rows = {"prompt_id": [0], "answer": [0], "choice": [0], "probability": [float("nan")]}
-    with pytest.raises(ValueError, match="answers were written, not scored"):
+    with pytest.raises(ValueError, match="expected scored answers"):
         ts.evaluation.sampled_choices(pd.DataFrame(rows))
 
 

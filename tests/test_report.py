@@ -216,7 +216,7 @@ def test_questions_with_one_right_answer_have_no_detection(variant):
     sweep.loc[sweep["split"] != "text", "answer"] = 0
     ids, _, text = shown(variant(EXPERIMENT.replace('"sentiment"', '"misconceptions"'), sweep))
     assert ids == [*without(QUESTIONS, "detection"), *EVIDENCE[1:]]
-    assert "cannot be told apart" in text
+    assert "cannot be distinguished" in text
 
 
 def test_projections_alone_have_no_doses(variant):

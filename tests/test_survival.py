@@ -712,7 +712,7 @@ def test_a_full_disk_is_an_error_with_the_file_its_size_and_where_the_rest_is(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        message = rf"{name} \([\d,]+ bytes\) could not be written: No space left on device. .* go on"
+        message = rf"{name} \([\d,]+ bytes\) could not be written: No space left on device. .* call again"
         with pytest.raises(OSError, match=message) as raised:
             small(out)
     assert raised.value.errno == errno.ENOSPC
@@ -725,11 +725,11 @@ def test_a_full_disk_is_an_error_with_the_file_its_size_and_where_the_rest_is(
 @pytest.mark.parametrize(("memory", "expected"), [(None, 4_000_000), (0.25, 2_000_000)])
 def test_memory_is_that_of_the_first_call(tmp_path, monkeypatch, memory, expected):
     """Free memory decides which conditions share a batch, and so the last bits."""
-    seen, out, score_cells = [], tmp_path / "table.parquet", measuring.score_cells
+    seen, out, scored = [], tmp_path / "table.parquet", measuring.score_conditions
 
-    def recording(*arguments, memory, **options):
-        seen.append(memory)
-        return score_cells(*arguments, memory=memory, **options)
+    def recording(*arguments, options, **more):
+        seen.append(options.memory)
+        return scored(*arguments, options=options, **more)
 
     @contextmanager
     def free(number):
@@ -739,7 +739,7 @@ def test_memory_is_that_of_the_first_call(tmp_path, monkeypatch, memory, expecte
 
     with free(8_000_000):
         interrupt(out, memory=memory)
-    monkeypatch.setattr(measuring, "score_cells", recording)
+    monkeypatch.setattr(measuring, "score_conditions", recording)
     with free(16_000_000):
         small(out, memory=memory)
     assert set(seen) == {expected}

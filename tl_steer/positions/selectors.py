@@ -130,7 +130,7 @@ class Positions:
 
     @checked
     def preview(self, model: HookedModel, prompt: Any) -> Any:
-        """Show a prompt's tokens with the selected ones marked; see `preview`."""
+        """`preview` of these positions, with the same arguments."""
         from ._preview import preview
 
         return preview(model, prompt, self)

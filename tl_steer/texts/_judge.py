@@ -10,8 +10,8 @@ import pandas as pd
 
 from .._util.seeds import generator
 from .._util.validation import checked, require_characters
-from .comparisons import SIDES, Against, answer_pairs, comparison, read_verdict
 from .judge_clients import Judge, RetryPolicy, judge_of
+from .judge_prompts import SIDES, Against, answer_pairs, comparison, read_verdict
 from .judge_requests import JudgeCost, Plan, Price, cache_of
 
 Client = Any  # anthropic.Anthropic, openai.OpenAI, what offers the same, or Callable[[str], str]

@@ -11,7 +11,7 @@ import torch
 from .._generation import require_context
 from .._util.logs import bar
 from .._util.validation import checked
-from ..engine import FinalStreams, Memory, Row, final_streams, losses, row_means
+from ..engine import FinalStreams, Memory, Row, RunOptions, final_streams, losses, row_means
 from ..models import HookedModel, tokenize
 from ..positions import PromptTokens
 from ..sweeps.sweep_table import OUTCOMES, require_unique_prompts, validated_sweep
@@ -141,7 +141,6 @@ def _losses(
 
     with bar("reading texts", 1, visible=progress) as on_progress:
         if rows:
-            final_streams(
-                model, rows, counts.tolist(), [()], read, reuse=reuse, memory=memory, tick=on_progress
-            )
+            options = RunOptions(reuse, memory, on_progress=on_progress)
+            final_streams(model, rows, counts.tolist(), [()], read, options)
     return result

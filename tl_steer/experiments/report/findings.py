@@ -206,7 +206,7 @@ def choice_finding(choices: pd.DataFrame) -> str:
     agreement = on["selection_agreement"]
     again = "" if pd.isna(agreement) else f", and again in {agreement:.0%} of random halves"
     chosen = (
-        f"Chosen by {SCORES.get(on['score'], on['score'])} on {int(on['n'])} questions: "
+        f"Chosen by {SCORES.get(on['value_name'], on['value_name'])} on {int(on['n'])} questions: "
         f"{condition_label(on)}, with {show(on['value'])}"
     )
     other = f"On the other {int(report['n'])} it is {around}"

@@ -191,7 +191,7 @@ def choice_table(choices: pd.DataFrame) -> Table:
 
 def controls_table(table: pd.DataFrame) -> Table:
     """Each condition next to its controls, from rows of `against_controls`."""
-    value = table["value"].iloc[0]
+    value = table["value_name"].iloc[0]
     columns = {
         "operation": _operation,
         "multiplier": lambda row: "" if pd.isna(row["multiplier"]) else signed(row["multiplier"]),
