@@ -457,7 +457,7 @@ def test_what_cannot_be_predicted_from_is_refused():
         )
     with pytest.raises(ValueError, match="layer 0 is twice in the measures of mean_difference"):
         prediction(pd.concat([card(single=SIZES)] * 2).sort_values("layer"), effects)
-    with pytest.raises(ValueError, match="none of the measures"):
+    with pytest.raises(ValueError, match="have no measure of"):
         prediction(card(other=SIZES), effects)
     with pytest.raises(ValueError, match="3 layers in common"):
         prediction(card(single=SIZES)[:3], effects)

@@ -267,7 +267,10 @@ def test_unreadable_answers_give_a_caution_and_are_not_scored_by_d_prime(variant
     """Where no condition has a d′ on the choosing half, accuracy chooses, and a finding says so."""
     scored = variant(GENERATED.replace("[text]", "score = 'd_prime'\n[text]"), generated_sweep(broken=broken))
     some = len(broken) < 2
-    assert (scored.chosen["score"], scored.chosen["split"]) == ("d_prime" if some else "accuracy", "report")
+    assert (scored.chosen["value_name"], scored.chosen["split"]) == (
+        "d_prime" if some else "accuracy",
+        "report",
+    )
     ids, figures, text = shown(scored)
     assert "effectiveness" in figures
     assert ({"doses", "detection"} <= set(ids)) == (0.0 not in broken)

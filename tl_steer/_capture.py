@@ -73,10 +73,7 @@ def capture(
             texts (tokenized alone, no special tokens added) or token lists (as they are). The last token of
             each is not fed back either; an empty one adds nothing to the prompt.
         allow_empty: accept prompts of which `positions`, or an operation's, select nothing.
-        force: accept vectors of other weights of the same shapes and processing.
-        progress: show a bar.
-        reuse: compute what prompts share once; `False` runs the plain loop, the oracle: the same numbers.
-        memory: bytes, or the fraction of the free memory, for residual streams, keys and values; see `sweep`.
+        force, progress, reuse, memory: as for `generate`.
 
     Raises:
         EmptySelectionError: a prompt of which nothing is selected.

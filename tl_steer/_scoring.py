@@ -78,11 +78,7 @@ def choice_logits(
         operations: the model answers under these.
         mass: `False` leaves the column mass empty, and computes the whole vocabulary's logits only where the
             choices' own are not enough.
-        allow_empty: accept prompts of which an operation's positions select nothing.
-        force: accept vectors of other weights of the same shapes and processing.
-        progress: show a bar.
-        reuse: compute what prompts share once; `False` runs the plain loop, the oracle: the same numbers.
-        memory: bytes, or the fraction of the free memory, for residual streams, keys and values; see `sweep`.
+        allow_empty, force, progress, reuse, memory: as for `generate`.
 
     Returns:
         A row per prompt: prompt, logit_difference (first choice minus second, in nats), probability (of the

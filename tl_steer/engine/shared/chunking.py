@@ -100,11 +100,15 @@ def run_in_chunks(
                 raise
         # After the `except` block the error is gone, and with it the tensors of its frames.
         limit, budget = min(limit, size) // 2, max(budget // 2, MIN_TOKENS)
-        message = "out of memory with %d conditions of %d prompts; continuing with half as much at once"
-        logger.warning(message + ". A smaller memory=… avoids this.", len(some), len(of_rows))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _report_out_of_memory(len(some), len(of_rows))
         queue += halves or [(some, of_rows)]
+
+
+def _report_out_of_memory(n_conditions: int, n_rows: int) -> None:
+    message = "out of memory with %d conditions of %d prompts; continuing with half as much at once"
+    logger.warning(message + ". A smaller memory=… avoids this.", n_conditions, n_rows)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _run(
