@@ -11,6 +11,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from tl_steer.tables import SCHEMA
+
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 PAGES = tomllib.loads((DOCS / "reference.toml").read_text(encoding="utf-8"))["page"]
@@ -104,6 +106,15 @@ def schema_table() -> str:
     return "\n".join([*lines, "", "The schema is `tl_steer/directions/vectors.schema.json`."])
 
 
+def columns_table() -> str:
+    """Every column with its type, meaning and producers, from the schema of the tables."""
+    lines = ["| column | type | contents | tables of |", "|---|---|---|---|"]
+    for name, column in SCHEMA.items():
+        producers = ", ".join(f"`{each}`" for each in column.producers.split(", "))
+        lines.append(f"| `{name.rpartition('.')[2]}` | {column.type} | {column.label} | {producers} |")
+    return "\n".join(lines)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     generated = {f"reference/{page['file']}.md": reference_page(page) for page in PAGES}
@@ -127,7 +138,9 @@ def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
     """Named tests become links to their source."""
     if page.file.src_uri == TESTS_PAGE:
         return markdown
-    markdown = markdown.replace("<!-- schema -->", schema_table())
+    markdown = markdown.replace("<!-- schema -->", schema_table()).replace(
+        "<!-- columns -->", columns_table()
+    )
     return TEST.sub(lambda match: f"[`{match[2]}`]({TESTS_PAGE}#{match[1]}-{match[2]})", markdown)
 
 

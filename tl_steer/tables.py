@@ -173,7 +173,6 @@ SCHEMA: dict[str, Column] = {
     "reliability": Column("number", "agreement expected of all such pairs", "agreement"),
     "repeat": Column("number", "repetition", "compare_estimators"),
     "score": Column("number", "embedding score (cosine, positive − negative)", "embedding_effect"),
-    "choose.score": Column("name", "score", "choose"),
     "selection_agreement": Column("number", "halves with the same choice (share)", "choose"),
     "share": Column("number", "share of the squared length", "vector_components, confounds"),
     "shift": Column("number", "shift of the logit difference (nats)", "effectiveness"),
@@ -211,6 +210,7 @@ SCHEMA: dict[str, Column] = {
     "unsteered": Column("number", "unsteered", "choose"),
     "usable": Column("boolean", "usable", "effect_and_damage"),
     "value": Column("number", "value", "choose"),
+    "value_name": Column("name", "quantity of the value", "choose, against_controls"),
     "vector_components.value": Column(
         "number", "value of the coordinate (residual stream units)", "vector_components"
     ),

@@ -49,11 +49,6 @@ def checked(public: Checked) -> Checked:
     return _with_checks(public, public.__qualname__.removesuffix(".__getitem__"))
 
 
-def holds_numbers(column: pd.Series) -> bool:
-    """Whether a column is numeric; Booleans are not numbers."""
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-
-
 def require_characters(text: str, what: str) -> None:
     """Raise `ValueError` for half of a surrogate pair, which tokenizers, tables and files reject."""
     if re.search("[\ud800-\udfff]", text):
