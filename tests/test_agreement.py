@@ -461,7 +461,7 @@ def test_what_cannot_be_predicted_from_is_refused():
         prediction(card(other=SIZES), effects)
     with pytest.raises(ValueError, match="3 layers in common"):
         prediction(card(single=SIZES)[:3], effects)
-    with pytest.raises(ValueError, match="no cell of one layer but controls"):
+    with pytest.raises(ValueError, match="no condition of one layer but controls"):
         prediction(card(single=SIZES), effects[effects["control"]])
 
 

@@ -245,7 +245,7 @@ def test_folding_changes_no_stream_and_centring_takes_its_mean(tmp_path):
         lambda **force: save_gguf(vectors, tmp_path / "c.gguf", **force),
         lambda **force: save_pt(vectors, tmp_path / "c.pt", **force),
     ):
-        with pytest.raises(ValueError, match=r"centred weights.*processing=False.*or give force=True"):
+        with pytest.raises(ValueError, match=r"centred weights.*processing=False.*pass force"):
             write()
         write(force=True)
     with added_by_hooks(hf_model, gguf_rows(tmp_path / "c.gguf"), 3.0):

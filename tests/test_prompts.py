@@ -149,7 +149,7 @@ def test_claims_keep_their_quotation_marks_and_braces():
         (CLAIMS, {"shared": "topic"}, "topic"),
         (CLAIMS.assign(label=pd.array([0, None, 1, 1], dtype="Int64")), {}, r"got \[0, <NA>, 1\]"),
         (CLAIMS.assign(label=[0, 1, 2, 1]), {}, r"labels must be 1 .* or 0 .*; got \[0, 1, 2\]"),
-        (CLAIMS.assign(statement=["a", 0.5, "b", "c"]), {}, r"claims must be texts, and 0\.5 is none"),
+        (CLAIMS.assign(statement=["a", 0.5, "b", "c"]), {}, r"claims must be texts, got 0\.5"),
         (CLAIMS[:3], {"shared": "letter"}, "as many true claims as false ones; got 2 and 1"),
         (CLAIMS[:0], {}, "no pairs given"),
     ],
