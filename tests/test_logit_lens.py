@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tl_steer import capture, logit_lens, plots
-from tl_steer.analysis.row_labels import token_texts
+from tl_steer.analysis._projections import token_texts
 from tl_steer.directions import SteeringVectors
 from tl_steer.errors import ModelMismatchError
 from tl_steer.models import identify, load_model

@@ -14,7 +14,7 @@ from ..directions import SteeringVector, SteeringVectors
 from ..directions.factors import MAX_LEVELS, coded_levels
 from ..models import resolve_layers
 from ..tables import validated
-from .row_labels import LABELS, labelled, side_labels
+from ._projections import LABELS, labelled, side_labels
 
 
 @checked

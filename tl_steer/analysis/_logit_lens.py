@@ -14,7 +14,7 @@ from ..activations import Activations
 from ..directions import SteeringVector, SteeringVectors
 from ..models import HookedModel, Layers, exclusive, identify, prompt_label, resolve_layers
 from ..models.backend import unembedding
-from .row_labels import token_texts
+from ._projections import token_texts
 
 MULTIPLIERS = (20.0, -20.0)
 MAX_LOGITS = 2**24  # in memory at a time: 64 MiB

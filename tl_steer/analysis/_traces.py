@@ -14,8 +14,7 @@ from ..models import prompt_label
 from ..prompts.pairs import group_numbers
 from ..statistics import difference_interval, mean_interval, nested
 from ..tables import validated
-from ._projections import VALUES, projected, shared_layers
-from .row_labels import token_texts
+from ._projections import VALUES, projected, shared_layers, token_texts
 
 TOKEN_KEYS = ["prompt_id", "layer", "position"]
 POSITION_KEYS = ["layer", "position"]

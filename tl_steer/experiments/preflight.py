@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..analysis._projections import LABELS
 from ..analysis._separation import balanced_folds
-from ..analysis.row_labels import LABELS
 from ..directions.controls import FEWEST
 from ..models import resolve_layers, tokenize_all
 from ..prompts.pairs import sided_factors

@@ -15,8 +15,7 @@ from ..models import HookedModel, identify, organism_folder
 from ..positions import last_token
 from ..prompts import ChoiceQuestions
 from ..sweeps import sweep
-from .language import HONEST
-from .organism_prompts import organism_pairs, organism_questions
+from .language import HONEST, organism_pairs, organism_questions
 
 NAME = "organism-planted"
 PLANTED_FILE = "planted.safetensors"

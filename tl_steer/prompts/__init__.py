@@ -1,9 +1,8 @@
 """Claims, contrast pairs, choice questions, and what confounds them."""
 
-from ._audit import audit
 from .choice_questions import ChoiceQuestions, claim_questions, misconception_questions, sentiment_questions
 from .honesty import honesty_pairs
-from .pairs import ContrastPairs, contrast_pairs
+from .pairs import ContrastPairs, audit, contrast_pairs
 from .readers import (
     read_claims,
     read_dilemmas,
