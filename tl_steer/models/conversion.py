@@ -1,4 +1,4 @@
-"""Convert a Hugging Face model into an equal `HookedTransformer` (TransformerLens 3), or wrap it as a bridge."""
+"""Convert a Hugging Face model into an equal `HookedTransformer`, or wrap it as a bridge."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Contrast pairs: two prompts that should differ in one thing only, their factors, and an audit of the rest."""
+"""Contrast pairs, two prompts that should differ in one thing only, and an audit of what else differs."""
 
 import re
 from collections import Counter
