@@ -26,7 +26,7 @@ WITHOUT_CALL = {
     "plots", "prompt_tokens", "ray_executor", "read_claims", "read_dilemmas", "read_misconceptions",
     "read_neutral", "read_pairs", "read_questions", "read_recorded", "read_reviews", "show_logs",
     "to_repeng", "verify", "against_baselines", "exemplar_cost", "write_exemplars",
-    *ts.errors.__all__,
+    "restore_layout", *ts.errors.__all__,
 }  # fmt: skip
 PUBLIC_CALLS = {name if name.startswith("plots.") else name.rpartition(".")[2] for name in PUBLIC}
 NAMES = sorted(PUBLIC_CALLS - WITHOUT_CALL - {"plots.compare_estimators", "plots.for_print"})

@@ -306,7 +306,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor
 
 
 def _restored(
-    side: str, description: Mapping[str, Any], metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+    side: str, description: Any, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
 ) -> Activations:
     """One side of a file. Earlier versions have positions, norms and identity once, and fewer fields."""
     texts = {name: description.get(name, {}).get(side, ()) for name in FILE_TEXTS}

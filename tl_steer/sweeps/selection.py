@@ -190,4 +190,6 @@ def _scores_at(
 def _function_scorer(score: Callable[[pd.DataFrame], float], rows: pd.DataFrame, count: int) -> Scorer:
     size = len(rows) // count
     conditions = [rows.iloc[size * index : size * (index + 1)] for index in range(count)]
-    return lambda sets: np.array([[score(each[one]) for each in conditions] for one in sets], float)
+    return lambda sets: np.array([score(each[one]) for one in sets for each in conditions], float).reshape(
+        len(sets), count
+    )
