@@ -26,7 +26,7 @@ from tl_steer.errors import HookDidNotFireError, ModelMismatchError
 from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer
 from tl_steer.models import BACKENDS, DEFAULT_BACKEND, chat_format, hook_point, identify, load_model, tokenize
 from tl_steer.models.backend import HookedTransformer, unembedded, unembedding
-from tl_steer.models.conversion import _is_same
+from tl_steer.models.wrapping import _is_same
 from tl_steer.positions import (
     all_tokens,
     current_token,

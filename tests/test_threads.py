@@ -19,7 +19,7 @@ from tl_steer.analysis import logit_lens, traces
 from tl_steer.directions import SteeringVectors
 from tl_steer.interventions import Add, steer
 from tl_steer.models import exclusive, identify, is_bridge, load_model, passes
-from tl_steer.models.conversion import wrapped
+from tl_steer.models.wrapping import wrapped
 from tl_steer.positions import all_tokens
 from tl_steer.prompts import ChoiceQuestions, contrast_pairs
 from tl_steer.recipes import activation_addition, vectors_from_pairs

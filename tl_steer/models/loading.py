@@ -15,11 +15,11 @@ from .._util.validation import checked, warn
 from .backend import BACKENDS, DEFAULT_BACKEND, HookedTransformer
 from .bundled import EMBEDDED, record_comparison, was_compared
 from .chat import begins_with_bos, detected_format
-from .conversion import load_bridge, require_in_memory, wrapped
 from .equality import cause_of, fits, shortfall, unusual_settings
 from .passes import exclusive
 from .sources import Source, fetch, merge_adapters
 from .weights import SCALAR_CENTRING, optimize_layout, processing_steps
+from .wrapping import load_bridge, require_in_memory, wrapped
 
 logger = logging.getLogger(__name__)
 
