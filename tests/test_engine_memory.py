@@ -487,7 +487,7 @@ def late(layer, positions, multiplier=1.0):
 @pytest.mark.parametrize("index", [0, 1, 3])
 @pytest.mark.parametrize("positions", [all_tokens(), last_token()], ids=repr)
 def test_a_condition_that_blows_up_behind_its_own_layer_is_named_and_no_neighbour(index, positions):
-    """Tokens that attend together with the guilty condition's are none the worse for it."""
+    """Tokens that attend together with the guilty condition's keep their results."""
     good = [(Add(made_vector(MODEL, 0, seed=seed), 1.0, positions),) for seed in range(3)]
     good[1] += (Ablate(2, "mlp_out", positions=positions),)
     conditions = [*good[:index], (late(0, positions, 1.5),), *good[index:]]

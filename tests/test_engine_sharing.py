@@ -225,11 +225,11 @@ def test_a_segment_has_no_fork_and_ends_at_one(rows, conditions):
 @in_any_plan
 def test_a_branch_knows_where_it_comes_from_and_what_is_selected(rows, conditions):
     plan = planned(rows, conditions)
-    trunk = plan.prefix.trie
+    trie = plan.prefix.trie
     for delta in plan.deltas:
         condition = conditions[delta.condition]
         for row, (path, start) in enumerate(zip(delta.trie.paths, delta.trie.starts, strict=True)):
-            assert delta.trie.source[path].tolist() == trunk.paths[row][start:].tolist()
+            assert delta.trie.source[path].tolist() == trie.paths[row][start:].tolist()
     for delta in plan.deltas or [plan.prefix]:
         condition = conditions[delta.condition]
         for marks, _, _ in condition:
@@ -318,8 +318,8 @@ def test_steering_the_last_token_costs_one_token_a_condition_and_prompt_from_its
         scored(UNLIKE, [(), *[at_last(layer, hook)] * conditions])
         steered = [len(UNLIKE) * conditions if index >= first else 0 for index in range(N_LAYERS)]
         # Of the shared prefix only the last tokens go through the last block, unless it is edited inside.
-        trunk = [12] * LAST + [12 if layer == LAST else len(UNLIKE)]
-        assert counted == [clean + extra for clean, extra in zip(trunk, steered, strict=True)]
+        shared = [12] * LAST + [12 if layer == LAST else len(UNLIKE)]
+        assert counted == [clean + extra for clean, extra in zip(shared, steered, strict=True)]
 
 
 def test_of_the_last_layer_only_what_is_read_is_run(counted):

@@ -22,7 +22,7 @@ NAN = float("nan")
 def condition(
     choices, answers, *, vector="honesty", layers="3", multiplier=1.0, dose=0.1, logits=None, **more
 ):
-    """Rows of a condition: a prompt each, choice None where unreadable."""
+    """Rows of a condition: one per prompt, choice None if unreadable."""
     n = len(choices)
     values = {
         "prompt_id": range(n),
