@@ -36,7 +36,8 @@ from .coverage_table import (
     truth_of,
     wilson_coverage,
 )
-from .test_evaluation_tables import condition, row_of, unsteered
+from .sweep_tables import condition, unsteered
+from .test_evaluation_tables import row_of
 
 RESAMPLES = 500
 

@@ -16,47 +16,9 @@ from tl_steer.sweeps.sweep_table import CONDITION
 from tl_steer.texts import preference
 from tl_steer.texts.judge_prompts import answer_pairs
 
+from .sweep_tables import condition, unsteered
+
 NAN = float("nan")
-
-
-def condition(
-    choices, answers, *, vector="honesty", layers="3", multiplier=1.0, dose=0.1, logits=None, **more
-):
-    """Rows of a condition: one per prompt, choice None if unreadable."""
-    n = len(choices)
-    values = {
-        "prompt_id": range(n),
-        "prompt": [f"prompt {row}" for row in range(n)],
-        "topic": ["sea", "sky"] * (n // 2) + ["sea"] * (n % 2),
-        "vector": vector,
-        "control": False,
-        "control_of": "",
-        "operation": "add",
-        "layers": layers,
-        "hook": "resid_post",
-        "multiplier": multiplier,
-        "dose": dose,
-        "split": ["one"] * (n // 2) + ["two"] * (n - n // 2),
-        "answer": pd.array(answers, dtype="Int64"),
-        "choice": pd.array(choices, dtype="Int64"),
-        "logit_difference": np.zeros(n) if logits is None else logits,
-        "probability": 0.5,
-        "mass": 0.9,
-        "text": "",
-    }
-    return pd.DataFrame(values | more)
-
-
-def unsteered(choices, answers, **more):
-    nothing = {
-        "vector": "none",
-        "operation": "none",
-        "layers": "",
-        "hook": "",
-        "multiplier": 0.0,
-        "dose": 0.0,
-    }
-    return condition(choices, answers, **(nothing | more))
 
 
 def random_sweep(n=80, seed=0):

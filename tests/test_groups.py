@@ -17,7 +17,8 @@ from tl_steer.texts import preference, side_by_side, text_damage
 from tl_steer.texts.judge_prompts import answer_pairs
 
 from .conftest import make_pairs
-from .test_evaluation_tables import condition, row_of, unsteered
+from .sweep_tables import condition, unsteered
+from .test_evaluation_tables import row_of
 
 NAN = float("nan")
 GROUPS = np.repeat(np.arange(20), [1, 2, 4, 3] * 5)  # 50 rows

@@ -8,7 +8,8 @@ from scipy import stats
 from tl_steer import statistics
 from tl_steer.evaluation import signal_detection
 
-from .test_evaluation_tables import condition, row_of, unsteered
+from .sweep_tables import condition, unsteered
+from .test_evaluation_tables import row_of
 
 SPREADS = {"equal": (1.0, 1.0), "unequal": (1.5, 0.8)}  # standard deviations of signal and noise
 
