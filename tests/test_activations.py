@@ -1,8 +1,7 @@
-"""Pairs of activations: subsets, swapped sides, files, refusals."""
+"""Pairs of activations: subsets, swapped sides, files, errors."""
 
 import dataclasses
 import json
-import pickle
 
 import numpy as np
 import pandas as pd
@@ -65,28 +64,41 @@ def by_layer(pairs):
     return PairedActivations(side(pairs.positive), side(pairs.negative), pairs.factors)
 
 
-def test_positions_by_layer_come_back_from_a_file(pairs, tmp_path):
-    source = by_layer(pairs)
-    source.save(tmp_path / "pairs.safetensors")
-    loaded = PairedActivations.load(tmp_path / "pairs.safetensors")
+def test_positions_per_layer_survive_a_file(pairs, tmp_path):
+    source, path = by_layer(pairs), tmp_path / "pairs.safetensors"
+    source.save(path)
+    loaded = PairedActivations.load(path)
     require_same(loaded.positive, source.positive)
     require_same(loaded.negative, source.negative)
     assert loaded.positive.token_index.shape == (4, 2, 2)
     assert "{0: (token(0) | token(3)), 1: token(2)}" in repr(loaded)
-    rewritten(
-        tmp_path / "pairs.safetensors", lambda description: description["positions"]["positive"].pop("1")
-    )
-    with pytest.raises(ValueError, match=r"damaged .*positions of the layers \[0\], not of \[0, 1\]"):
-        PairedActivations.load(tmp_path / "pairs.safetensors")
+
+
+DAMAGE = {
+    r"positions of the layers \[0\], not of \[0, 1\]": lambda each: each["positions"]["positive"].pop("1"),
+    "values has shape": lambda each: each.update(positive=["a"], labels={}),
+    "nowhere": lambda each: each.update(positions="nowhere()"),
+    r"layers \[99, 1\] of a model that has 2": lambda each: each.update(layers=[99, 1]),
+    "text must be str; got 5": lambda each: each["positive"].__setitem__(0, 5),
+    "KeyError: 'hook'": lambda each: each.pop("hook"),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_damaged_activations_are_rejected(pairs, tmp_path, message):
+    by_layer(pairs).save(tmp_path / "a.safetensors")
+    rewritten(tmp_path / "a.safetensors", lambda description, *_: DAMAGE[message](description))
+    with pytest.raises(ValueError, match=rf"a\.safetensors is damaged \(.*{message}"):
+        PairedActivations.load(tmp_path / "a.safetensors")
 
 
 def rewritten(path, change):
-    """Write a file anew with another description."""
+    """Change a file's description, metadata and tensors in place."""
     with safe_open(path, framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    message = json.loads(metadata["description"])
-    change(message)
-    save_file(tensors, path, metadata=metadata | {"description": json.dumps(message)})
+    description = json.loads(metadata["description"])
+    change(description, metadata, tensors)
+    save_file(tensors, path, metadata=metadata | {"description": json.dumps(description)})
 
 
 def test_a_subset_has_the_rows_in_the_order_given(pairs):
@@ -115,8 +127,10 @@ def test_swapping_exchanges_everything_of_a_pair_but_its_factors(pairs):
             assert mixed.completion_tokens[row] == source.completion_tokens[row]
     assert swapped.factors.equals(pairs.factors)
     require_same(swapped.swapped(flips).positive, pairs.positive)
-    everything = pairs.swapped([True] * 4)
-    require_same(everything.negative, dataclasses.replace(pairs.positive))
+    before = pairs.positive.values.clone(), pairs.negative.values.clone()
+    pairs.swapped([True] * 4).positive.values.zero_()
+    pairs.subset([0]).positive.values.zero_()
+    assert all(map(torch.equal, before, (pairs.positive.values, pairs.negative.values)))
 
 
 def test_swapping_without_completions_and_with_a_wrong_count():
@@ -127,18 +141,7 @@ def test_swapping_without_completions_and_with_a_wrong_count():
         source.swapped([True])
 
 
-def test_nothing_is_changed_by_subset_swap_or_estimate(pairs):
-    before = pairs.positive.values.clone(), pairs.negative.values.clone(), pairs.factors.copy()
-    part = make_pairs(np.ones((4, 1, 8)), np.zeros((4, 1, 8))).swapped([True] * 4)
-    mean_difference(part)
-    pairs.swapped([True] * 4).positive.values.zero_()
-    pairs.subset([0]).positive.values.zero_()
-    assert torch.equal(pairs.positive.values, before[0])
-    assert torch.equal(pairs.negative.values, before[1])
-    assert pairs.factors.equals(before[2])
-
-
-def test_a_file_gives_back_what_was_saved(pairs, tmp_path):
+def test_a_round_trip_through_a_file(pairs, tmp_path):
     factors = pd.DataFrame(
         {
             "level": pd.Categorical(["low", "high", "low", None], ["low", "high", "never"], ordered=True),
@@ -166,7 +169,7 @@ def test_a_file_gives_back_what_was_saved(pairs, tmp_path):
     assert every == {*TENSORS, *WRITTEN, "layers", "hook", "positions", "prompts", "identity"}
 
 
-def test_what_is_missing_in_factors_is_missing_in_a_file_and_numbers_are_numbers(pairs, tmp_path):
+def test_missing_factors_and_numbers_survive_a_file(pairs, tmp_path):
     factors = pairs.factors.assign(
         truth=pd.array(["yes", None, "é", "no"], dtype="string"),
         score=pd.array([1, None, 3, 4], dtype="Int64"),
@@ -180,37 +183,32 @@ def test_what_is_missing_in_factors_is_missing_in_a_file_and_numbers_are_numbers
     assert again["odd"].dropna().tolist() == [7, True, "x"]
 
 
-def test_a_file_from_before_there_were_completion_tokens_or_edits_still_loads(pairs, tmp_path):
+def test_a_file_of_an_earlier_version_loads(pairs, tmp_path):
     path = tmp_path / "a.safetensors"
     pairs.save(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-    described = json.loads(metadata["description"])
-    for name in ("completion_tokens", "under", "factor_dtypes"):
-        del described[name]
-    described["positions"] = described["positions"]["positive"]
-    metadata["identity"] = metadata.pop("positive.identity")
-    tensors["stream_norm"] = tensors.pop("positive.stream_norm")
-    save_file(tensors, path, metadata=metadata | {"description": json.dumps(described)})
+
+    def earlier(description, metadata, tensors):
+        for name in ("completion_tokens", "under", "factor_dtypes"):
+            del description[name]
+        description["positions"] = description["positions"]["positive"]
+        metadata["identity"] = metadata.pop("positive.identity")
+        tensors["stream_norm"] = tensors.pop("positive.stream_norm")
+
+    rewritten(path, earlier)
     again = PairedActivations.load(path)
     assert again.positive.completions == ("w", "x", "y", "z")
     assert again.positive.completion_tokens == again.negative.completion_tokens == ()
     assert again.positive.under == again.negative.under == ()
 
 
-def test_other_files_are_refused_and_pickles_never_loaded(pairs, tmp_path):
-    mean_difference(make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4)))).save(
-        tmp_path / "vectors.safetensors"
-    )
-    with pytest.raises(ValueError, match=r"vectors\.safetensors does not hold paired activations"):
-        PairedActivations.load(tmp_path / "vectors.safetensors")
-    (tmp_path / "a.pt").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(ValueError, match=r"a\.pt is not a safetensors file; pickles are never loaded"):
-        PairedActivations.load(tmp_path / "a.pt")
+def test_files_of_vectors_are_rejected(tmp_path):
+    source = mean_difference(make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4))))
+    source.save(tmp_path / "v.safetensors")
+    with pytest.raises(ValueError, match=r"v\.safetensors does not hold paired activations"):
+        PairedActivations.load(tmp_path / "v.safetensors")
 
 
-def test_sides_of_unequal_number_layers_or_hook_are_refused(pairs):
+def test_sides_of_unequal_number_layers_or_hook_are_rejected(pairs):
     with pytest.raises(ValueError, match="4 positive, 3 negative prompts and 4 rows of factors"):
         PairedActivations(pairs.positive, pairs.negative.subset([0, 1, 2]), pairs.factors)
     with pytest.raises(ValueError, match="4 positive, 4 negative prompts and 3 rows"):
@@ -220,7 +218,7 @@ def test_sides_of_unequal_number_layers_or_hook_are_refused(pairs):
             PairedActivations(pairs.positive, dataclasses.replace(pairs.negative, **change), pairs.factors)
 
 
-def test_single_finds_the_one_position_wherever_it_lies():
+def test_single_selects_the_one_position_of_each_prompt():
     source = make_pairs(np.ones((2, 1, 4)), np.zeros((2, 1, 4))).positive
     values = torch.full((2, 1, 2, 4), torch.nan)
     values[0, 0, 0], values[1, 0, 1] = 1.0, 2.0
@@ -263,19 +261,19 @@ def test_a_subset_by_true_and_false_has_the_rows_that_are_true(pairs, mask):
         ([0, 4], IndexError, "there is no row 4: there are 4"),
     ],
 )
-def test_rows_that_are_none_are_refused(pairs, rows, error, message):
+def test_rows_that_do_not_exist_are_rejected(pairs, rows, error, message):
     for loaded in (pairs, pairs.positive):
         with pytest.raises(error, match=message):
             loaded.subset(rows)
 
 
-def test_two_models_are_no_pair(pairs):
+def test_sides_of_two_models_are_rejected(pairs):
     other = dataclasses.replace(pairs.negative.identity, fingerprint=(1.0,) * 512)
     with pytest.raises(ModelMismatchError, match="the positive side, made on"):
         dataclasses.replace(pairs, negative=dataclasses.replace(pairs.negative, identity=other))
 
 
-def test_the_norm_of_two_captures_is_the_mean_of_theirs_and_of_one_it_is_its_own(pairs):
+def test_the_stream_norm_of_pairs_is_the_mean_of_both_sides(pairs):
     def normed(side, *norms):
         return dataclasses.replace(side, stream_norm=torch.tensor(norms))
 

@@ -519,14 +519,3 @@ def test_vectors_with_a_non_finite_fingerprint_are_rejected(number, tmp_path):
 def test_a_fingerprint_of_zeros_matches_no_model():
     zeros = replace(ts.identify(tiny()), fingerprint=(0.0,) * 256)
     assert not zeros.same_model(ts.identify(tiny()))
-
-
-@pytest.mark.parametrize(
-    ("part", "value", "message"), [("layers", 99, "layers"), ("positive", 5, "is damaged")]
-)
-def test_activations_with_wrong_layers_or_prompts_are_rejected(part, value, message, tmp_path):
-    tensors, metadata = parts_of(saved("pairs"))
-    metadata["description"][part][0] = value
-    (tmp_path / "activations").write_bytes(safetensors_file(tensors, metadata))
-    with pytest.raises(ValueError, match=message):
-        ts.PairedActivations.load(tmp_path / "activations")

@@ -1,4 +1,4 @@
-"""Control vectors, and effects beside those of controls."""
+"""Control vectors, and effects compared with those of controls."""
 
 import functools
 import itertools
@@ -22,6 +22,7 @@ from tl_steer.models import identify
 from tl_steer.sweeps.sweep_table import CONDITION
 
 from .conftest import make_identity, make_pairs
+from .sweep_tables import condition, table_of, unsteered
 from .tiny_model import D_MODEL, make_model, word_tokenizer
 
 COUNTS = {"random": 3, "shuffled": 4, "orthogonal": 2}
@@ -41,7 +42,7 @@ def lengths(vectors):
 # --- control vectors ---------------------------------------------------------------------------------------
 
 
-def test_controls_are_named_and_have_layer_by_layer_the_length_of_what_they_control():
+def test_controls_have_names_and_per_layer_the_length_of_the_vectors():
     pairs = some_pairs()
     scaled = mean_difference(pairs).scaled_to(dose=0.3)
     for estimator, vectors in (
@@ -51,58 +52,41 @@ def test_controls_are_named_and_have_layer_by_layer_the_length_of_what_they_cont
     ):
         studied = estimator(pairs) if vectors is None else vectors
         result = control_vectors(pairs, estimator=estimator, vectors=vectors, **COUNTS)
-        assert list(result) == [
-            "random 1", "random 2", "random 3", "shuffled 1", "shuffled 2", "shuffled 3", "shuffled 4",
-            "orthogonal 1", "orthogonal 2",
-        ]  # fmt: skip
+        assert list(result) == [f"{name} {k + 1}" for name, count in COUNTS.items() for k in range(count)]
         for each in result.values():
             np.testing.assert_allclose(lengths(each), lengths(studied), rtol=1e-6)
-            assert (each.layers, each.hook) == (studied.layers, studied.hook)
-            assert each.identity == studied.identity
+            for name in ("layers", "hook", "identity"):
+                assert getattr(each, name) == getattr(studied, name)
             assert torch.equal(each.stream_norm, studied.stream_norm)
             assert each.info["length_of"] == studied.method
-    assert [len(control_vectors(pairs)), len(control_vectors(pairs, random=0, shuffled=0, orthogonal=0))] == [
-        11,
-        0,
-    ]
+        for one, other in itertools.combinations(result.values(), 2):
+            assert (one.cosine_similarity(other).abs() < 0.99).all()
+    assert len(control_vectors(pairs)) == 11
+    assert control_vectors(pairs, random=0, shuffled=0, orthogonal=0) == {}
 
 
-def test_every_control_is_another_direction():
-    result = control_vectors(some_pairs(), **COUNTS)
-    for one, other in itertools.combinations(result.values(), 2):
-        assert (one.cosine_similarity(other).abs() < 0.99).all()
-
-
-def test_an_orthogonal_vector_has_nothing_of_the_vector_and_is_random_otherwise():
-    pairs = some_pairs(width=64)
-    studied = mean_difference(pairs)
-    one, two = control_vectors(pairs, random=0, shuffled=0, orthogonal=2).values()
-    for each in (one, two):
-        products = (each.values.double() * studied.values.double()).sum(-1)
-        assert (products.abs() < 1e-5 * studied.norms() ** 2).all()
-        assert each.method == "orthogonal_direction"
-    assert (one.cosine_similarity(two).abs() < 0.6).all()
-
-
-def test_random_controls_of_layers_steered_together_add_up_as_a_vector_whose_layers_agree():
+def test_orthogonal_vectors_and_random_ones_of_layers_that_add_up():
+    """Random directions are the same at all layers: drawn per layer, their sum would be half as long."""
     pairs = some_pairs(layers=(0, 1, 2, 3), width=64)
     studied = mean_difference(pairs)
     result = control_vectors(pairs, random=20, shuffled=0, orthogonal=20)
     for name, each in result.items():
         total, length = each.values.sum(0).norm(), each.norms().sum()
-        assert total > (0.9999 if name.startswith("random") else 0.9) * length, name  # anew per layer: 0.5
+        assert total > (0.9999 if name.startswith("random") else 0.9) * length, name
         if name.startswith("orthogonal"):
             products = (each.values.double() * studied.values.double()).sum(-1)
             assert (products.abs() < 1e-5 * studied.norms() ** 2).all()
+            assert each.method == "orthogonal_direction"
+    assert (result["orthogonal 1"].cosine_similarity(result["orthogonal 2"]).abs() < 0.6).all()
 
 
-def test_a_shuffled_vector_is_the_estimate_of_pairs_of_which_half_the_groups_exchanged_their_sides():
-    """Against a search of all exchanges of whole groups: some exchange gives the vector, up to its length."""
+def test_a_shuffled_vector_is_the_estimate_of_pairs_with_half_of_the_groups_swapped():
+    """Against a search of all swaps of whole groups: one gives the vector, up to its length."""
     factors = pd.DataFrame({"group": [0, 0, 1, 2, 2, 3], "letter": list("ABABAB")})
     pairs = some_pairs(6, factors=factors)
     positive, negative = (side.double().numpy() for side in pairs.sides())
     result = control_vectors(pairs, random=0, shuffled=7, orthogonal=0, seed=3)
-    ways = set()
+    swaps = set()
     for each in result.values():
         matches = []
         for coins in itertools.product([False, True], repeat=4):
@@ -115,15 +99,15 @@ def test_a_shuffled_vector_is_the_estimate_of_pairs_of_which_half_the_groups_exc
         assert sum(coins) == 2
         assert each.info["exchanged_pairs"] == np.array(coins)[factors["group"]].sum()
         assert each.method == "shuffled mean_difference"
-        ways.add(coins)
+        swaps.add(coins)
         true = (positive - negative).mean(0)
         cosine = (mean * true).sum(-1) / np.linalg.norm(mean, axis=-1) / np.linalg.norm(true, axis=-1)
         np.testing.assert_allclose(each.info["cosine_with_vector"], cosine, atol=1e-5)
-    assert len(ways) > 2
+    assert len(swaps) > 2
 
 
-def test_what_the_labels_say_cancels_in_a_shuffled_vector_however_strong_it_is():
-    """With a coin for each group some of it stays, and is made as long as the whole again."""
+def test_the_signal_cancels_in_a_shuffled_vector():
+    """A coin flip per group would leave some of it, and scaling would restore its length."""
     rng = np.random.default_rng(0)
     shift = np.array([30.0, *np.zeros(15)])
     for count in (8, 9):  # of nine groups, one is left out
@@ -136,39 +120,36 @@ def test_what_the_labels_say_cancels_in_a_shuffled_vector_however_strong_it_is()
         assert {each.info["exchanged_pairs"] for each in result.values()} == {4}
 
 
-def test_an_estimator_that_does_not_see_the_sides_has_no_shuffled_controls():
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((2, 40, 2, 8))
-    pairs = make_pairs(noise[0] + np.array([9.0, *np.zeros(7)]), noise[1])
-    for of in ("pooled", "differences"):
-        estimator = functools.partial(ts.principal_component, of=of)
-        with pytest.raises(ValueError, match=r"does not see which side is which.*shuffled=0"):
-            control_vectors(pairs, estimator=estimator, shuffled=1)
-        assert len(control_vectors(pairs, estimator=estimator, shuffled=0)) == 6
-
-
-def test_shuffled_labels_turn_the_removed_mean_into_the_first_centred_component():
-    """Why there are no such controls: what they steer along is the behaviour."""
-    rng = np.random.default_rng(0)
-    noise, shift = rng.standard_normal((2, 40, 1, 8)), np.array([9.0, *np.zeros(7)])
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        ("pooled", "does not see which side is which"),
+        ("differences", "does not see which side is which"),
+        ("centred_differences", "not a control: the mean difference"),
+    ],
+)
+def test_principal_components_have_no_shuffled_controls(of, message):
+    """Swapped pairs have the same component or, of centred differences, the removed mean: the behaviour."""
+    noise, shift = np.random.default_rng(0).standard_normal((2, 40, 1, 8)), np.array([9.0, *np.zeros(7)])
     pairs = make_pairs(noise[0] + shift, noise[1])
-    estimator = functools.partial(ts.principal_component, of="centred_differences")
-    exchanged = pairs.swapped([row % 2 == 0 for row in range(40)])
-    assert abs(float(estimator(pairs)[0].values[0])) < 0.5
-    assert abs(float(estimator(exchanged)[0].values[0])) > 0.99
-    with pytest.raises(ValueError, match=r"not a control: the mean difference.*shuffled=0"):
+    estimator = functools.partial(ts.principal_component, of=of)
+    with pytest.raises(ValueError, match=rf"{message}.*shuffled=0"):
         control_vectors(pairs, estimator=estimator, shuffled=1)
     assert len(control_vectors(pairs, estimator=estimator, shuffled=0)) == 6
+    if of == "centred_differences":
+        swapped = pairs.swapped([row % 2 == 0 for row in range(40)])
+        assert abs(float(estimator(pairs)[0].values[0])) < 0.5
+        assert abs(float(estimator(swapped)[0].values[0])) > 0.99
 
 
-def test_where_all_differences_are_alike_a_random_direction_takes_the_shuffled_ones_place():
+def test_a_random_direction_replaces_shuffled_vectors_of_equal_differences():
     pairs = make_pairs(np.ones((6, 1, 4)), np.zeros((6, 1, 4)))
     one, two = control_vectors(pairs, random=0, shuffled=2, orthogonal=0).values()
     assert lengths(one) == pytest.approx(2)
     assert abs(float(one.cosine_similarity(two))) < 0.999
 
 
-def test_a_control_does_not_depend_on_how_many_others_are_asked_for_and_keeps_its_seed():
+def test_a_control_does_not_depend_on_the_number_of_others():
     pairs = some_pairs()
     few = control_vectors(pairs, random=1, shuffled=1, orthogonal=1, seed=5)
     many = control_vectors(pairs, random=6, shuffled=3, orthogonal=2, seed=5)
@@ -180,7 +161,7 @@ def test_a_control_does_not_depend_on_how_many_others_are_asked_for_and_keeps_it
     assert len({each.info["seed"] for each in many.values()}) == 11
 
 
-def test_pairs_and_vectors_are_as_they_were_and_controls_survive_a_file(tmp_path):
+def test_inputs_are_unchanged_and_controls_survive_a_file(tmp_path):
     pairs = some_pairs()
     studied = mean_difference(pairs)
     before = [side.clone() for side in (*pairs.sides(), studied.values)]
@@ -192,57 +173,59 @@ def test_pairs_and_vectors_are_as_they_were_and_controls_survive_a_file(tmp_path
     assert again.info["seed"] == result["shuffled 1"].info["seed"]
 
 
-def test_vectors_of_some_layers_get_controls_and_those_of_length_zero_none():
+def test_controls_of_some_layers_and_of_vectors_with_positions():
     pairs = some_pairs(layers=(0, 2, 3))
     some = mean_difference(pairs).weighted({3: 2.0, 0: 0.5})
-    for each in control_vectors(pairs, vectors=some).values():
-        assert each.layers == (3, 0)
-        np.testing.assert_allclose(lengths(each), lengths(some), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"length zero .*of layers \[0\]"):
-        control_vectors(pairs, vectors=some.weighted({3: 2.0, 0: 0.0}))
+    values = torch.randn(2, 3, 16)
+    several = SteeringVectors(values, (0, 2), "resid_post", "made", torch.ones(2), pairs.identity)
+    for studied, options in ((some, {}), (several, {"shuffled": 0})):
+        result = control_vectors(pairs, vectors=studied, **options)
+        assert len(result) == (11 if studied is some else 6)
+        for each in result.values():
+            assert each.layers == studied.layers
+            np.testing.assert_allclose(lengths(each), lengths(studied), rtol=1e-6)
+        products = (result["orthogonal 1"].values.double() * studied.values.double()).sum(-1)
+        assert products.abs().max() < 1e-4
 
 
-def test_vectors_one_a_position_have_random_and_orthogonal_controls_only():
-    pairs = some_pairs()
-    several = SteeringVectors(
-        torch.randn(2, 3, 16), (0, 2), "resid_post", "made", torch.ones(2), pairs.identity
-    )
-    result = control_vectors(pairs, vectors=several, shuffled=0)
-    assert len(result) == 6
-    for each in result.values():
-        np.testing.assert_allclose(lengths(each), lengths(several), rtol=1e-6)
-    products = (result["orthogonal 1"].values.double() * several.values.double()).sum(-1)
-    assert products.abs().max() < 1e-4
-    with pytest.raises(ValueError, match=r"one vector per layer.*shuffled=0"):
-        control_vectors(pairs, vectors=several)
+PAIRS = some_pairs()
+DEEPER = some_pairs(layers=(0, 3)).identity
+STUDIED = mean_difference(PAIRS)
+BY_POSITION = SteeringVectors(torch.ones(2, 3, 16), (0, 2), "resid_post", "", torch.ones(2), PAIRS.identity)
 
 
-def test_nothing_is_orthogonal_to_one_number():
-    pairs = make_pairs(*np.random.default_rng(0).standard_normal((2, 6, 1, 1)))
-    with pytest.raises(ValueError, match="nothing is orthogonal to a vector of one number"):
-        control_vectors(pairs, random=0, shuffled=0, orthogonal=1)
+@pytest.mark.parametrize(
+    ("pairs", "options", "message"),
+    [
+        (PAIRS, {"shuffled": -1}, r"'shuffled': -1.*0 or more"),
+        (PAIRS.subset([]), {"vectors": STUDIED, "shuffled": 2}, "0 groups of pairs are too few to swap half"),
+        (some_pairs(3), {"shuffled": 4}, "3 groups of pairs are too few to swap half"),
+        (
+            some_pairs(identity=DEEPER),
+            {"vectors": mean_difference(some_pairs(layers=(0, 3), identity=DEEPER))},
+            r"layers \[0, 2\].*shuffled=0",
+        ),
+        (
+            PAIRS,
+            {"vectors": STUDIED[0].at(layers=0, hook="resid_pre", stream_norm=[1.0])},
+            "captured at resid_post.*the vectors are at resid_pre",
+        ),
+        (PAIRS, {"vectors": BY_POSITION}, "one vector per layer.*shuffled=0"),
+        (
+            PAIRS,
+            {"vectors": mean_difference(some_pairs(identity=make_identity(d_model=17)))},
+            "d_model: 17 against 16",
+        ),
+        (PAIRS, {"vectors": STUDIED.weighted({2: 1.0, 0: 0.0})}, r"length zero .*of layers \[0\]"),
+        (some_pairs(width=1), {"shuffled": 0}, "nothing is orthogonal to a vector of one number"),
+    ],
+)
+def test_controls_that_do_not_exist_are_errors(pairs, options, message):
+    with pytest.raises(ValueError, match=message):
+        control_vectors(pairs, **options)
 
 
-def test_controls_that_cannot_be_made_are_rejected():
-    pairs = some_pairs()
-    with pytest.raises(ValueError, match=r"'shuffled': -1.*0 or more"):
-        control_vectors(pairs, shuffled=-1)
-    with pytest.raises(ValueError, match=r"0 groups of pairs are too few to swap half"):
-        control_vectors(pairs.subset([]), vectors=mean_difference(pairs), shuffled=2)
-    with pytest.raises(ValueError, match=r"3 groups of pairs are too few to swap half"):
-        control_vectors(some_pairs(3), shuffled=4)
-    deeper = some_pairs(layers=(0, 3)).identity
-    made = mean_difference(some_pairs(layers=(0, 3), identity=deeper))
-    with pytest.raises(ValueError, match=r"layers \[0, 2\].*shuffled=0"):
-        control_vectors(some_pairs(identity=deeper), vectors=made)
-    elsewhere = mean_difference(pairs)[0].at(layers=0, hook="resid_pre", stream_norm=[1.0])
-    with pytest.raises(ValueError, match=r"captured at resid_post.*the vectors are at resid_pre"):
-        control_vectors(pairs, vectors=elsewhere)
-    with pytest.raises(ts.errors.ModelMismatchError):
-        control_vectors(pairs, vectors=mean_difference(some_pairs(identity=make_identity(d_model=17))))
-
-
-def test_coins_are_fair_one_a_group_and_the_ones_separation_tosses():
+def test_coin_flips_are_fair_and_one_per_group():
     factors = pd.DataFrame({"group": [3, 1, 3, np.nan, np.nan, 1]})
     rng = np.random.default_rng(0)
     tosses = np.array([coin_flips(factors, rng) for _ in range(2000)])
@@ -307,81 +290,65 @@ def test_twenty_shuffles_are_enough_for_any_number_of_layers(shuffles, known):
     assert none[["p_corrected", "null_max"]].isna().all(axis=None)
 
 
-# --- effects beside controls -------------------------------------------------------------------------------
+# --- effects and controls ----------------------------------------------------------------------------------
 
 MULTIPLIERS = (-2.0, 1.0, 2.0)
 
 
 def sweep_table(*, vectors=("honesty",), controls=("random 1", "random 2", "shuffled 1"), prompts=40, seed=0):
-    """Answers drawn at random, with a push along the vector; as `sweep` gives them."""
+    """Answers drawn at random, with a push along the vector."""
     rng = np.random.default_rng(seed)
-    conditions = [("none", False, "none", "", "", 0.0, 0.0)]
-    named = [(name, False, 1.0) for name in vectors] + [(name, True, 0.3) for name in controls]
-    pushes = [0.0]
-    for (name, control, size), layers in itertools.product(named, ("3", "5+7")):
+    sizes = dict.fromkeys(vectors, 1.0) | dict.fromkeys(controls, 0.3)
+    pushes = {}
+    for (name, size), layers in itertools.product(sizes.items(), ("3", "5+7")):
         direction = rng.normal()
         for multiplier in MULTIPLIERS:
-            conditions.append((name, control, "add", layers, "resid_post", multiplier, abs(multiplier) / 10))
-            pushes.append(size * direction * multiplier)
-        conditions.append((name, control, "project_out", layers, "resid_post", np.nan, np.nan))
-        pushes.append(size * rng.normal())
-    columns = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
+            pushes[name, layers, "add", multiplier] = size * direction * multiplier
+        pushes[name, layers, "project_out", np.nan] = size * rng.normal()
     before = rng.normal(size=prompts)
-    parts = []
-    for condition, push in zip(conditions, pushes, strict=True):
-        noise = 0 if condition[0] == "none" else rng.normal(size=prompts)
-        part = pd.DataFrame({"prompt_id": range(prompts)}).assign(
-            **dict(zip(columns, condition, strict=True))
-        )
-        part["kind"] = np.where(np.arange(prompts) % 4 < 2, "x", "y")
-        part["answer"] = np.arange(prompts) % 2
-        part["logit_difference"] = before + push + noise
-        part["choice"] = pd.array((part["logit_difference"] <= 0).astype(int), dtype="Int64")
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    columns = {"answers": np.arange(prompts) % 2, "kind": np.where(np.arange(prompts) % 4 < 2, "x", "y")}
+    parts = [unsteered(logits=before, **columns)]
+    for (vector, layers, operation, multiplier), push in pushes.items():
+        where = {"vector": vector, "layers": layers, "operation": operation, "multiplier": multiplier}
+        parts.append(condition(logits=before + push + rng.normal(size=prompts), **where, **columns))
+    return table_of(*parts)
 
 
 def effect_by_hand(table, row, value, kind=None):
     """A condition's effect, prompt by prompt."""
     rows = table if kind is None else table[table["kind"] == kind]
-    unsteered = rows[rows["vector"] == "none"].set_index("prompt_id")
+    then = rows[rows["vector"] == "none"].set_index("prompt_id")
     same = [
-        table[name].isna() if row[name] != row[name] else table[name] == row[name]
+        rows[name].isna() if row[name] != row[name] else rows[name] == row[name]
         for name in ("vector", "operation", "layers", "multiplier")
     ]
-    steered = rows[np.logical_and.reduce(same)[rows.index]].set_index("prompt_id")
-    now, then = (part.loc[unsteered.index] for part in (steered, unsteered))
+    now = rows[np.logical_and.reduce(same)].set_index("prompt_id").loc[then.index]
     if value == "shift":
         return (now["logit_difference"] - then["logit_difference"]).mean()
     if value == "flipped":
         return (now["choice"] != then["choice"]).mean()
     if value.endswith("accuracy"):
         return (now["choice"] == now["answer"]).mean() - (then["choice"] == then["answer"]).mean()
-    z = [
-        {
-            k: z_of((part["choice"][part["answer"] == k] == 0).sum(), (part["answer"] == k).sum())
-            for k in (0, 1)
-        }
-        for part in (now, then)
-    ]
+    hits, false_alarms = (
+        [
+            z_of((part["choice"][part["answer"] == k] == 0).sum(), (part["answer"] == k).sum())
+            for part in (now, then)
+        ]
+        for k in (0, 1)
+    )
     if value == "d_prime":
-        return (z[0][0] - z[0][1]) - (z[1][0] - z[1][1])
-    return -(z[0][0] + z[0][1]) / 2 + (z[1][0] + z[1][1]) / 2
+        return (hits[0] - false_alarms[0]) - (hits[1] - false_alarms[1])
+    return -(hits[0] + false_alarms[0]) / 2 + (hits[1] + false_alarms[1]) / 2
 
 
 def test_an_improvement_is_not_beaten_by_controls_that_only_do_harm():
     """Any push lowers accuracy: farther down is not as good as up."""
     table = sweep_table()
     right = table["answer"].to_numpy(int)
-    choice = right.copy()
-    rank = (
-        table.groupby([name for name in CONDITION if name != "control_of"], dropna=False)
-        .cumcount()
-        .to_numpy()
-    )
-    wrong = {"none": 10, "honesty": 5}
-    harm = table["vector"].map(lambda name: wrong.get(name, 18)).to_numpy()
-    choice[rank < harm] = 1 - right[rank < harm]
+    keys = [name for name in CONDITION if name != "control_of"]
+    rank = table.groupby(keys, dropna=False).cumcount().to_numpy()
+    harm = table["vector"].map(lambda name: {"none": 10, "honesty": 5}.get(name, 18)).to_numpy()
+    choice = np.where(rank < harm, 1 - right, right)
     result = against_controls(table.assign(choice=pd.array(choice, dtype="Int64")), value="accuracy")
     np.testing.assert_allclose(result["effect"], 5 / 40)
     np.testing.assert_allclose(result["null_low"], -8 / 40)
@@ -405,42 +372,31 @@ def test_each_effect_its_null_p_and_q_are_those_of_a_plain_loop(value, by):
     assert set(result["vector"]) == {"honesty"}
     assert set(result["value_name"]) == {value}
     assert not result["control"].any()
-    p_values = {kind: [] for kind in kinds}
-    operations = {kind: [] for kind in kinds}
     for row in result.to_dict("records"):
         kind = row["kind"] if by else None
         effect = effect_by_hand(table, row, value, kind)
         assert row["effect"] == pytest.approx(effect, abs=1e-9)
         assert row["n"] == 40 / len(kinds)
         signs = [np.nan] if np.isnan(row["multiplier"]) else [-row["multiplier"], row["multiplier"]]
-        by_control = {}
-        for control in ("random 1", "random 2", "shuffled 1"):
-            by_control[control] = [
+        by_control = [
+            [
                 effect_by_hand(table, row | {"vector": control, "multiplier": multiplier}, value, kind)
                 for multiplier in signs
                 if multiplier != -1  # there is no such condition
             ]
-        every = [each for conditions in by_control.values() for each in conditions]
-        middle = 0
+            for control in ("random 1", "random 2", "shuffled 1")
+        ]
+        every, middle = list(itertools.chain.from_iterable(by_control)), 0
         if value in ("accuracy", "readable_accuracy", "d_prime"):  # any push lowers these
-            middle = (
-                sum(sum(conditions) / len(conditions) for conditions in by_control.values()) + effect
-            ) / 4
-        reached = sum(
-            any(abs(each - middle) > abs(effect - middle) - 1e-9 for each in conditions)
-            for conditions in by_control.values()
-        )
+            middle = (sum(map(np.mean, by_control)) + effect) / 4
+        distances = [np.abs(np.array(effects) - middle).max() for effects in by_control]
+        reached = sum(each > abs(effect - middle) - 1e-9 for each in distances)
         assert row["controls"] == 3
         assert (row["null_low"], row["null_high"]) == pytest.approx((min(every), max(every)), abs=1e-9)
         assert row["null_mean"] == pytest.approx(np.mean(every), abs=1e-9)
         assert row["p_value"] == pytest.approx((reached + 1) / 4)
-        p_values[kind].append(row["p_value"])
-        operations[kind].append((row["operation"], row["q_value"]))
-    for kind in kinds:
-        for operation in ("add", "project_out"):
-            own = [name == operation for name, _ in operations[kind]]
-            p = np.array(p_values[kind])[own]
-            np.testing.assert_allclose(np.array([q for _, q in operations[kind]])[own], step_up(p))
+    for _, tests in result.groupby(["operation", *(["kind"] if by else [])]):
+        np.testing.assert_allclose(tests["q_value"], step_up(tests["p_value"]))
 
 
 def test_intervals_are_those_of_the_tables_the_effects_come_from():
@@ -451,7 +407,7 @@ def test_intervals_are_those_of_the_tables_the_effects_come_from():
         (detected, "d_prime", "d_prime_change"),
         (detected, "criterion", "criterion_change"),
     ):
-        own = source[(source["vector"] == "honesty")]
+        own = source[source["vector"] == "honesty"]
         result = against_controls(table, value=value)
         for end in ("", "_low", "_high"):
             np.testing.assert_array_equal(result[f"effect{end}"], own[f"{name}{end}"])
@@ -471,7 +427,7 @@ def test_the_smallest_p_is_one_over_controls_and_one_and_so_is_the_smallest_q():
     assert set(result["controls"]) == {19}
 
 
-def test_a_control_that_ties_has_reached_the_effect_whatever_rounding_makes_of_it():
+def test_a_tied_control_has_reached_the_effect_in_spite_of_rounding():
     table = sweep_table(prompts=12)
     twin = table[table["vector"] == "honesty"].assign(vector="random 1", control=True)
     twin["logit_difference"] += 1e-13
@@ -480,7 +436,7 @@ def test_a_control_that_ties_has_reached_the_effect_whatever_rounding_makes_of_i
         assert (against_controls(table, value=value)["p_value"].dropna() == 1).all()
 
 
-def test_a_vector_that_is_one_more_random_direction_is_called_no_more_often_than_the_p_value_says():
+def test_a_random_vector_is_called_as_often_as_the_p_value_says():
     """Each layer is a trial. Counted as two, a control's conditions would give p = 1/7 in a quarter."""
     rng = np.random.default_rng(0)
     names = ("honesty", "random 1", "random 2", "random 3")
@@ -509,7 +465,7 @@ def test_a_vector_that_is_one_more_random_direction_is_called_no_more_often_than
         assert (called <= level).mean() > level - 0.12
 
 
-def test_each_vector_is_beside_its_own_controls_and_those_of_none_in_particular():
+def test_each_vector_is_compared_with_its_own_controls_and_shared_ones():
     names = ("random 1 (honesty)", "random 1 (lda)", "shuffled 1")
     table = sweep_table(vectors=("honesty", "lda"), controls=names)
     table.loc[table["vector"] == "random 1 (lda)", "logit_difference"] += 50
@@ -519,12 +475,12 @@ def test_each_vector_is_beside_its_own_controls_and_those_of_none_in_particular(
     result = result.set_index("vector")
     assert (result.loc["lda", "null_high"] < 20).all()
     assert (result.loc["honesty", "null_high"] > 20).all()
-    older = against_controls(table)
+    older = against_controls(table.drop(columns="control_of"))
     assert set(older["controls"]) == {3}
     assert (older["null_high"] > 20).all()
 
 
-def test_controls_elsewhere_do_not_count_and_what_is_missing_is_nan():
+def test_controls_at_other_layers_do_not_count():
     table = sweep_table()
     at_three = table[~table["control"] | (table["layers"] == "3")]
     result = against_controls(at_three).set_index("layers")
@@ -550,24 +506,22 @@ def test_effects_that_are_nan_have_no_p_and_controls_that_are_nan_do_not_count()
     assert result.loc["5+7", "p_value"].isin([1 / 3, 2 / 3, 1]).all()
 
 
-def test_a_table_without_controls_or_anything_to_compare_is_refused_with_what_to_do():
-    table = sweep_table()
-    with pytest.raises(ValueError, match=r"no controls.*control_vectors"):
-        against_controls(table[~table["control"]])
-    with pytest.raises(ValueError, match="no unsteered condition"):
-        against_controls(table[table["vector"] != "none"])
-    with pytest.raises(ValueError, match="all steered conditions are controls"):
-        against_controls(table[table["vector"] != "honesty"])
-    with pytest.raises(ValueError, match="'mass': expected one of shift, flipped"):
-        against_controls(table, value="mass")
-    with pytest.raises(ValueError, match=r"shift is NaN in every steered condition.*flipped"):
-        against_controls(table.assign(logit_difference=np.nan))
-    with pytest.raises(ValueError, match="lacks the columns kinds"):
-        against_controls(table, by="kinds")
-    with pytest.raises(ValueError, match="names of results"):
-        against_controls(table.assign(effect="x"), by="effect")
-    with pytest.raises(ValueError, match="lacks the columns control"):
-        against_controls(table.drop(columns="control"))
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda table: table[~table["control"]], {}, "no controls.*control_vectors"),
+        (lambda table: table[table["vector"] != "none"], {}, "no unsteered condition"),
+        (lambda table: table[table["vector"] != "honesty"], {}, "all steered conditions are controls"),
+        (lambda table: table, {"value": "mass"}, "'mass': expected one of shift, flipped"),
+        (lambda table: table.assign(logit_difference=np.nan), {}, "shift is NaN in every steered.*flipped"),
+        (lambda table: table, {"by": "kinds"}, "lacks the columns kinds"),
+        (lambda table: table.assign(effect="x"), {"by": "effect"}, "names of results"),
+        (lambda table: table.drop(columns="control"), {}, "lacks the columns control"),
+    ],
+)
+def test_tables_without_anything_to_compare_are_rejected(change, options, message):
+    with pytest.raises(ValueError, match=message):
+        against_controls(change(sweep_table()), **options)
 
 
 # --- from pairs to the table -------------------------------------------------------------------------------
@@ -581,17 +535,17 @@ def controlled():
     activations = ts.capture_pairs(model, ts.contrast_pairs(*sides), progress=False)
     vectors = mean_difference(activations).scaled_to(dose=0.4)
     controls = control_vectors(activations, vectors=vectors, random=3, shuffled=2, seed=1)
-    asked = ts.ChoiceQuestions(
+    questions = ts.ChoiceQuestions(
         ["a b c :", "d :", "e f g h :", "i j :"], [(" yes", " no")] * 4, answers=[0, 1, 0, 1]
     )
     table = ts.sweep(
-        model, vectors, asked, multipliers=[-1.0, 1.0, 2.0], operations=("add", "project_out"),
+        model, vectors, questions, multipliers=[-1.0, 1.0, 2.0], operations=("add", "project_out"),
         layers=[0, 2, (0, 1)], controls=controls, control_layers="all", progress=False,
     )  # fmt: skip
     return model, vectors, controls, table
 
 
-def test_a_sweep_takes_the_controls_by_name_and_their_doses_are_the_vectors(controlled):
+def test_a_sweep_has_the_controls_by_name_at_the_vectors_doses(controlled):
     model, vectors, controls, table = controlled
     assert set(controls) == set(table.loc[table["control"], "vector"])
     assert vectors.values.shape == (3, D_MODEL)
@@ -606,7 +560,7 @@ def test_a_sweep_takes_the_controls_by_name_and_their_doses_are_the_vectors(cont
     )
 
 
-def test_a_sweeps_effects_stand_beside_those_of_its_controls_and_are_drawn_so(controlled):
+def test_effects_of_a_sweep_and_its_controls_in_table_and_figure(controlled):
     *_, table = controlled
     result = ts.against_controls(table)
     assert len(result) == 3 * 4
@@ -623,10 +577,10 @@ def test_a_sweeps_effects_stand_beside_those_of_its_controls_and_are_drawn_so(co
 
 def test_controls_may_not_be_named_like_a_vector_or_the_unsteered_condition(controlled):
     model, vectors, controls, _ = controlled
-    asked = ts.ChoiceQuestions(["a b c :"], [(" yes", " no")])
+    questions = ts.ChoiceQuestions(["a b c :"], [(" yes", " no")])
     for name in ("none", "made"):
         with pytest.raises(ValueError, match=f"controls named .*{name}.*has that name"):
             ts.sweep(
-                model, {"made": vectors}, asked, multipliers=[1.0], controls={name: controls["random 1"]},
+                model, {"made": vectors}, questions, multipliers=[1.0], controls={name: controls["random 1"]},
                 progress=False,
             )  # fmt: skip

@@ -74,7 +74,7 @@ def overlapping():
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_a_planted_direction_is_found_at_every_layer(overlapping, name):
+def test_estimators_recover_a_planted_direction_at_every_layer(overlapping, name):
     pairs, direction = overlapping
     vectors = ESTIMATORS[name](pairs)
     for layer in range(2):
@@ -93,7 +93,7 @@ def constant():
     return make_pairs(shared + shift / 2, shared - shift / 2), axis
 
 
-def test_centring_the_differences_would_lose_the_signal_and_ours_keeps_it(constant):
+def test_uncentred_differences_keep_a_constant_signal(constant):
     pairs, axis = constant
     positive, negative = sides_of(pairs, 0)
     centred = PCA(1).fit(positive - negative).components_[0]
@@ -159,7 +159,7 @@ def test_centring_removes_the_behaviours_mean_so_that_it_is_not_the_first_compon
     assert cosine(principal_component(pairs, of="differences")[0].values, honest) > 0.95
 
 
-def test_the_sign_is_the_pairs_majority_or_their_mean_as_asked():
+def test_the_sign_is_the_pairs_majority_or_their_mean():
     """Of 50 pairs 35 are a little higher on the positive side, 15 far lower."""
     rng = np.random.default_rng(0)
     axis = np.linalg.qr(rng.standard_normal((16, 1)))[0][:, 0]
@@ -196,7 +196,7 @@ def test_ties_have_a_sign(sign, shifts, expected):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_a_layer_that_does_not_vary_is_named_and_no_axis_is_made_up(name):
+def test_a_layer_with_identical_sides_is_an_error_that_names_it(name):
     rng = np.random.default_rng(0)
     positive, negative = rng.standard_normal((2, 6, 3, 8))
     positive[:, [0, 2]] = negative[:, [0, 2]] = rng.standard_normal((2, 8))
@@ -204,26 +204,17 @@ def test_a_layer_that_does_not_vary_is_named_and_no_axis_is_made_up(name):
         ESTIMATORS[name](make_pairs(positive, negative))
 
 
-def nothing_varies(rng, positive, negative, how):
-    """Change layer 1 so that nothing varies there, but for what float32 rounds."""
+@pytest.mark.parametrize("how", ["one prompt repeated", "zeros", "identical sides up to rounding"])
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if "pooled" not in name])
+def test_where_nothing_varies_every_estimator_names_the_layer(name, how):
+    rng = np.random.default_rng(0)
+    positive, negative = rng.standard_normal((2, 12, 3, 16)).astype(np.float32)
     if how == "one prompt repeated":
         positive[:, 1] = negative[:, 1] = positive[0, 1]
     elif how == "zeros":
         positive[:, 1] = negative[:, 1] = 0
     else:
-        negative[:, 1] = positive[:, 1]
-    if how.endswith("rounding"):
-        negative[:, 1] *= 1 + 6e-8 * rng.choice([-1, 1], negative[:, 1].shape)
-
-
-@pytest.mark.parametrize(
-    "how", ["identical sides", "one prompt repeated", "zeros", "identical sides up to rounding"]
-)
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if "pooled" not in name])
-def test_where_nothing_varies_every_estimator_names_the_layer(name, how):
-    rng = np.random.default_rng(0)
-    positive, negative = rng.standard_normal((2, 12, 3, 16)).astype(np.float32)
-    nothing_varies(rng, positive, negative, how)
+        negative[:, 1] = positive[:, 1] * (1 + 6e-8 * rng.choice([-1, 1], negative[:, 1].shape))
     with pytest.raises(ValueError, match=r"resid_post at layers \[1\] "):
         ESTIMATORS[name](make_pairs(positive, negative))
 
@@ -252,7 +243,7 @@ def test_lda_of_one_prompt_repeated_on_each_side_has_no_direction():
 
 
 @pytest.mark.parametrize("of", FORMS)
-def test_a_component_beyond_what_varies_is_refused_and_names_the_layer(of):
+def test_a_component_beyond_the_variance_is_an_error_that_names_the_layer(of):
     """At layer 1 the sides differ by multiples of one vector, from one point: one direction, and rounding."""
     rng = np.random.default_rng(0)
     positive, negative = rng.standard_normal((2, 6, 2, 8))
@@ -266,21 +257,23 @@ def test_a_component_beyond_what_varies_is_refused_and_names_the_layer(of):
             principal_component(pairs, component=component, of=of)
 
 
-def test_components_that_do_not_exist_are_refused():
+def test_components_that_do_not_exist_are_rejected():
     rng = np.random.default_rng(0)
     pairs = make_pairs(rng.standard_normal((3, 1, 32)), rng.standard_normal((3, 1, 32)))
     numbers = {"pooled": 5, "differences": 3, "centred_differences": 2, "pair_centred": 3}
     for of, available in numbers.items():
         principal_component(pairs, component=available, of=of)
-        for number in (0, available + 1):
-            with pytest.raises(
-                ValueError, match=f"component {number} does not exist: 3 pairs give 1 to {available}"
-            ):
-                principal_component(pairs, component=number, of=of)
+        message = f"does not exist: 3 pairs give 1 to {available}"
+        for wrong in (0, available + 1, {1: 1.0, available + 1: 1.0}):
+            with pytest.raises(ValueError, match=message):
+                principal_component(pairs, component=wrong, of=of)
+    for nothing in ({}, {1: 1.0, 2: 0.0}):
+        with pytest.raises(ValueError, match="give one component or more, with weights other than 0"):
+            principal_component(pairs, component=nothing)
 
 
 @pytest.mark.parametrize("of", FORMS)
-def test_a_mix_is_the_weighted_sum_of_oriented_axes_made_a_unit_vector(planted, of):
+def test_a_mix_is_the_unit_vector_along_the_weighted_sum_of_oriented_axes(planted, of):
     pairs, _ = planted
     first, second = (principal_component(pairs, component=number, of=of) for number in (1, 2))
     for weights in ({1: 1.0, 2: 0.5}, {2: -3.0, 1: 0.25}):
@@ -296,24 +289,12 @@ def test_a_mix_is_the_weighted_sum_of_oriented_axes_made_a_unit_vector(planted, 
     np.testing.assert_allclose(alone.values, second.values, atol=1e-7)
 
 
-def test_a_mix_tells_its_weights_and_refuses_none(planted):
-    pairs, _ = planted
-    result = principal_component(pairs, component={1: 1.0, 2: -0.5})
-    assert result.method == "principal_component(+1·PC1 -0.5·PC2, pooled)"
-    for nothing in ({}, {1: 1.0, 2: 0.0}):
-        with pytest.raises(ValueError, match="give one component or more, with weights other than 0"):
-            principal_component(pairs, component=nothing)
-    with pytest.raises(ValueError, match="component 99 does not exist"):
-        principal_component(pairs, component={1: 1.0, 99: 1.0})
-
-
 def test_mean_difference_is_the_mean_in_float64_and_keeps_its_length(planted):
     pairs, _ = planted
     for layer in range(2):
         positive, negative = sides_of(pairs, layer)
-        np.testing.assert_allclose(
-            mean_difference(pairs)[layer].values, (positive - negative).mean(0), rtol=1e-6
-        )
+        expected = (positive - negative).mean(0)
+        np.testing.assert_allclose(mean_difference(pairs)[layer].values, expected, rtol=1e-6)
 
 
 def test_a_mean_over_a_long_run_is_not_taken_in_half_precision():
@@ -331,15 +312,13 @@ def test_a_mean_over_a_long_run_is_not_taken_in_half_precision():
     np.testing.assert_allclose(result, tiny.astype(np.float64).mean(0)[0], rtol=1e-7)
 
 
-def test_logistic_equals_scikit_learn_brought_back_to_activation_space(planted):
+def test_logistic_equals_scikit_learn_in_activation_space(planted):
     pairs, _ = planted
-    positive, negative = sides_of(pairs, 1)
-    rows, labels = np.concatenate([positive, negative]), [1] * 200 + [0] * 200
+    rows, labels = np.concatenate(sides_of(pairs, 1)), [1] * 200 + [0] * 200
     scaler = StandardScaler().fit(rows)
-    weights = (
-        LogisticRegression(C=0.5, max_iter=2000).fit(scaler.transform(rows), labels).coef_[0] / scaler.scale_
-    )
-    assert cosine(logistic_direction(pairs, C=0.5)[1].values, weights) > 1 - 1e-6
+    fitted = LogisticRegression(C=0.5, max_iter=2000).fit(scaler.transform(rows), labels)
+    result = logistic_direction(pairs, C=0.5)[1].values
+    assert cosine(result, fitted.coef_[0] / scaler.scale_) > 1 - 1e-6
 
 
 def test_the_logistic_direction_is_in_activation_space():
@@ -381,27 +360,23 @@ def lda_normal(positive, negative):
 SPREAD = np.logspace(-1, 2, 60)  # a few numbers much larger than the others, as in a stream
 
 
-@pytest.mark.parametrize(
-    ("pairs", "scales", "factors"),
-    [
-        (20, np.ones(60), 60),
-        (200, np.ones(60), 60),
-        (30, np.ones(60), 60),
-        (3, np.ones(60), 60),
-        (2, np.ones(60), 60),
-        (20, SPREAD, 60),
-        (200, SPREAD, 60),
-        (20, SPREAD, 3),
-        (20, np.where(np.arange(60) == 5, 0, SPREAD), 60),
-        (30, np.ones(1), 1),
-    ],
-    ids=[
-        "fewer rows than numbers", "more rows than numbers", "as many", "three pairs", "two pairs",
-        "few rows, unlike scales", "many rows, unlike scales", "few directions of variance",
-        "a constant number", "one number",
-    ],
-)  # fmt: skip
-def test_lda_equals_scikit_learn(pairs, scales, factors):
+LDA_CASES = {
+    "fewer rows than numbers": (20, np.ones(60), 60),
+    "more rows than numbers": (200, np.ones(60), 60),
+    "as many": (30, np.ones(60), 60),
+    "three pairs": (3, np.ones(60), 60),
+    "two pairs": (2, np.ones(60), 60),
+    "few rows, unlike scales": (20, SPREAD, 60),
+    "many rows, unlike scales": (200, SPREAD, 60),
+    "few directions of variance": (20, SPREAD, 3),
+    "a constant number": (20, np.where(np.arange(60) == 5, 0, SPREAD), 60),
+    "one number": (30, np.ones(1), 1),
+}
+
+
+@pytest.mark.parametrize("case", LDA_CASES)
+def test_lda_equals_scikit_learn(case):
+    pairs, scales, factors = LDA_CASES[case]
     rng = np.random.default_rng(0)
     width = len(scales)
     mixing = rng.standard_normal((factors, width))
@@ -467,7 +442,7 @@ def test_axes_are_exact_however_small_their_share_of_the_variance(rows, spread):
         assert axis[np.abs(axis).argmax()] > 0
 
 
-def test_the_sign_that_was_turned_is_recorded():
+def test_the_sign_of_a_flipped_component_is_recorded():
     signs = set()
     for seed in range(8):
         rng = np.random.default_rng(seed)
@@ -494,7 +469,7 @@ def test_random_directions_take_a_seed_and_are_spread_over_the_sphere(planted):
     np.testing.assert_allclose((many**2).mean(0), 1 / 32, rtol=0.5)
 
 
-def test_seeds_of_any_size_are_taken_and_negative_ones_are_not(planted):
+def test_seeds_of_any_size_but_negative_ones(planted):
     pairs = planted[0].subset(range(40))
     model = make_model(word_tokenizer())
     calls = {
@@ -513,37 +488,23 @@ def test_seeds_of_any_size_are_taken_and_negative_ones_are_not(planted):
                 call(bad)
 
 
-def test_random_controls_have_the_length_of_what_they_control(planted):
+def test_a_random_control_is_one_direction_for_all_layers_or_one_per_position(planted):
     vectors = mean_difference(planted[0]) * 3.0
-    control = random_like(vectors, seed=4)
-    torch.testing.assert_close(control.values.norm(dim=-1), vectors.values.norm(dim=-1))
-    assert (control.layers, control.hook, control.identity) == (
-        vectors.layers,
-        vectors.hook,
-        vectors.identity,
-    )
-    assert torch.equal(control.stream_norm, vectors.stream_norm)
-    assert control.cosine_similarity(vectors).abs().max() < 0.7
-    assert control.info["seed"] == 4
-
-
-def test_a_random_control_is_one_direction_at_all_layers_and_one_for_each_position(planted):
-    vectors = mean_difference(planted[0])
-    control = random_like(vectors, seed=4)
-    first, *others = control.values / control.values.norm(dim=-1, keepdim=True)
-    for each in others:
-        torch.testing.assert_close(each, first)
-    assert abs(float(random_like(vectors, seed=5).cosine_similarity(control)[0])) < 0.9
     shape = (len(vectors.layers), 3, vectors.values.shape[-1])
     by_position = replace(vectors, values=torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    drawn = random_like(by_position, seed=4).values
-    torch.testing.assert_close(drawn.norm(dim=-1), by_position.values.norm(dim=-1))
-    units = drawn / drawn.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(units, units[:1].expand_as(units))
+    for source in (vectors, by_position):
+        control = random_like(source, seed=4)
+        torch.testing.assert_close(control.values.norm(dim=-1), source.values.norm(dim=-1))
+        units = control.values / control.values.norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(units, units[:1].expand_as(units))
+        assert control.cosine_similarity(source).abs().max() < 0.7
+        assert control.info["seed"] == 4
     assert (torch.linalg.matrix_rank(units[0]) == 3).all()
+    other = random_like(vectors, seed=5).cosine_similarity(random_like(vectors, seed=4))
+    assert abs(float(other[0])) < 0.9
 
 
-def test_estimates_say_where_they_come_from_and_change_nothing(planted):
+def test_estimates_have_provenance_and_change_no_input(planted):
     pairs, _ = planted
     before = pairs.positive.values.clone(), pairs.negative.values.clone()
     for name, estimate in ESTIMATORS.items():
@@ -571,7 +532,7 @@ FACTORS = {
 
 
 @pytest.mark.parametrize("name", FACTORS)
-def test_a_file_of_activations_changes_no_digest(tmp_path, name):
+def test_the_digest_survives_a_file(tmp_path, name):
     pairs = make_pairs(np.ones((3, 1, 8)), np.zeros((3, 1, 8)), factors=pd.DataFrame(FACTORS[name]))
     pairs.save(tmp_path / "pairs.safetensors")
     assert digest(PairedActivations.load(tmp_path / "pairs.safetensors")) == digest(pairs)
@@ -619,33 +580,34 @@ def test_activation_addition_is_the_difference_at_each_position(positive, negati
 
 
 def test_activation_addition_steers_the_first_positions():
-    vectors = activation_addition(BYTES, "Love", "Hate", layers=1)
+    vectors, name = activation_addition(BYTES, "Love", "Hate", layers=1), hook_name("resid_pre", 1)
     ids = BYTES.tokenizer("I went home")["input_ids"]
     with torch.no_grad(), steer(BYTES, Add(vectors, 2.0)):
         _, cache = BYTES.run_with_cache(torch.tensor([ids]))
-    expected = run_alone(BYTES, ids, len(ids), reads=[hook_name("resid_pre", 1)])[1][
-        hook_name("resid_pre", 1)
-    ]
+    expected = run_alone(BYTES, ids, len(ids), reads=[name])[1][name]
     expected[:4] += 2 * vectors.values[0]
-    torch.testing.assert_close(cache[hook_name("resid_pre", 1)][0], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_prompt_shorter_than_the_vectors_is_named_with_both_lengths():
+    torch.testing.assert_close(cache[name][0], expected, rtol=1e-4, atol=1e-4)
     vectors = activation_addition(BYTES, "Love", "Hate!", layers=1)
     with pytest.raises(ValueError, match=r"first 5 positions, but a prompt is shorter: 'home', 4 tokens"):
         generate(BYTES, ["I went home", "home"], Add(vectors, 2.0), max_new_tokens=1)
 
 
-def test_activation_addition_refuses_nothing_against_nothing():
-    for empty in ([""], ["", ""], ["", None]):
-        with pytest.raises(ValueError, match="positive is empty, and negative too or not given"):
-            activation_addition(BYTES, *empty)
-    for same in (["Love", "Love"], ["Love", "Love  "]):
-        with pytest.raises(ValueError, match=r"'Love' and 'Love *' are the same tokens"):
-            activation_addition(BYTES, *same)
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([""], "positive is empty, and negative too or not given"),
+        (["", ""], "positive is empty, and negative too or not given"),
+        (["", None], "positive is empty, and negative too or not given"),
+        (["Love", "Love"], "'Love' and 'Love *' are the same tokens"),
+        (["Love", "Love  "], "'Love' and 'Love *' are the same tokens"),
+    ],
+)
+def test_activation_addition_of_equal_or_empty_prompts_is_an_error(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        activation_addition(BYTES, *prompts)
 
 
-def test_one_prompt_is_added_as_it_is_with_nothing_subtracted():
+def test_activation_addition_of_one_prompt_subtracts_nothing():
     names = [hook_name("resid_pre", layer) for layer in (0, 2)]
     ids = BYTES.tokenizer("Shopping")["input_ids"]
     seen = run_alone(BYTES, ids, len(ids), reads=names)[1]
@@ -661,7 +623,7 @@ def test_one_prompt_is_added_as_it_is_with_nothing_subtracted():
     assert activation_addition(words_model, "a b").values.shape[1] == 3
 
 
-def test_an_empty_side_keeps_the_bos_that_the_other_side_has():
+def test_an_empty_side_has_the_bos_of_the_other_side():
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = "<end>"
     model = make_model(tokenizer)
@@ -688,30 +650,23 @@ class WithBos:
         return {"input_ids": [0, *ids] if add_special_tokens else ids}
 
 
-def test_a_tokenizer_without_a_space_cannot_pad_and_says_so():
+def test_a_tokenizer_without_a_space_cannot_pad():
     words_model = make_model(word_tokenizer())
     assert activation_addition(words_model, "a", "b", layers=0).values.shape[1] == 2
     with pytest.raises(ValueError, match="no token for a space"):
         activation_addition(words_model, "a", "b c", layers=0)
 
 
-def test_vectors_from_pairs_only_composes():
-    words_model = make_model(word_tokenizer())
+def test_vectors_from_pairs_are_mean_differences_of_the_last_tokens():
+    model, name = make_model(word_tokenizer()), hook_name("mlp_out", 1)
     pairs = contrast_pairs(["a b good", "c good"], ["a b bad", "c bad"])
-    result = vectors_from_pairs(words_model, pairs, layers=[1], hook="mlp_out")
-    name = hook_name("mlp_out", 1)
-    sides = [
-        np.mean(
-            [
-                run_alone(words_model, ids, len(ids), reads=[name])[1][name][-1].double().numpy()
-                for ids in tokens
-            ],
-            axis=0,
-        )
-        for tokens in (
-            [words_model.tokenizer(text)["input_ids"] for text in side]
-            for side in (pairs.positive, pairs.negative)
-        )
-    ]
-    np.testing.assert_allclose(result.values[0], sides[0] - sides[1], rtol=1e-3, atol=1e-4)
-    assert result.identity == identify(words_model)
+    result = vectors_from_pairs(model, pairs, layers=[1], hook="mlp_out")
+
+    def mean(texts):
+        tokens = [model.tokenizer(text)["input_ids"] for text in texts]
+        reads = [run_alone(model, ids, len(ids), reads=[name])[1][name] for ids in tokens]
+        return np.mean([read[-1].double().numpy() for read in reads], axis=0)
+
+    expected = mean(pairs.positive) - mean(pairs.negative)
+    np.testing.assert_allclose(result.values[0], expected, rtol=1e-3, atol=1e-4)
+    assert result.identity == identify(model)

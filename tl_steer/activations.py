@@ -39,11 +39,9 @@ class Activations:
         token_index: each position's index in its unpadded prompt and completion, −1 where empty; with a layer
             axis where layers have different positions.
         tokens: the token id there, −1 where empty; same shape.
-        prompt_lengths: tokens in each prompt.
-        layers: 0-based block indices, in the order of the axis.
-        hook: short hook name, "resid_post".
+        prompts, prompt_lengths: each prompt's text and number of tokens.
+        layers, hook: 0-based block indices, in the order of the axis, and short hook name.
         positions: the selection, or one per layer.
-        prompts: the prompts, as text.
         stream_norm: typical norm per layer: the median, over prompts, of each prompt's median norm over
             its positions except the first (where attention sinks are a hundred times larger); NaN where every
             prompt has one token. Under operations, that of the steered activations.
@@ -74,17 +72,13 @@ class Activations:
         return f"Activations({len(self)} prompts at {self.positions}, {_where(self)})"
 
     def single(self) -> Float[Tensor, "prompt layer d_hook"]:
-        """The values where each prompt has exactly one position at each layer.
-
-        Raises:
-            ValueError: some prompt has another number of positions.
-        """
+        """The values, one position per prompt and layer. Raises ValueError for more or fewer."""
         known = self.token_index >= 0
         counts = known.sum(-1)
-        if not bool((counts == 1).all()):
-            row, *index = (int(each) for each in (counts != 1).nonzero()[0])
-            layer = self.layers[index[0]] if index else None
-            selection = self.positions if layer is None else f"{self.positions[layer]} at layer {layer}"
+        if wrong := (counts != 1).nonzero().tolist():
+            row, *index = wrong[0]
+            layers = [self.layers[each] for each in index]
+            selection = f"{self.positions[layers[0]]} at layer {layers[0]}" if layers else self.positions
             raise ValueError(
                 f"single() needs one position per prompt, but {selection} selected "
                 f"{int(counts[row, *index])} of prompt {row}: use .values, or capture at last_token()."
@@ -104,14 +98,12 @@ class Activations:
     @checked
     def subset(self, rows: Rows) -> "Activations":
         """Some of the prompts: `rows` as indices from 0, in the order given, or as a mask."""
-        return _selected(self, row_numbers(rows, len(self)))
-
-
-def _selected(activations: Activations, rows: list[int]) -> Activations:
-    tensors = {name: getattr(activations, name)[rows] for name in ROW_TENSORS}
-    texts = {name: getattr(activations, name) for name in ROW_TEXTS}
-    texts = {name: tuple(text[row] for row in rows) if text else () for name, text in texts.items()}
-    return replace(activations, **tensors, **texts)
+        rows = row_numbers(rows, len(self))
+        changed: dict[str, Any] = {name: getattr(self, name)[rows] for name in ROW_TENSORS}
+        for name in ROW_TEXTS:
+            texts = getattr(self, name)
+            changed[name] = tuple(texts[row] for row in rows) if texts else ()
+        return replace(self, **changed)
 
 
 def _where(activations: "Activations | PairedActivations") -> str:
@@ -126,7 +118,7 @@ class PairedActivations:
     """The two sides of contrast pairs, row by row.
 
     Attributes:
-        positive, negative: activations of each side, with the same layers, hook and positions.
+        positive, negative: activations of each side, with the same layers and hook.
         factors: one row per pair; "group" names what a split must keep together.
     """
 
@@ -174,15 +166,11 @@ class PairedActivations:
         return self.positive.identity
 
     def sides(self) -> tuple[Float[Tensor, "pair layer d_hook"], Float[Tensor, "pair layer d_hook"]]:
-        """Positive and negative values, one position each.
-
-        Raises:
-            ValueError: several positions per prompt, or NaN or infinite values.
-        """
+        """Positive and negative values. Raises ValueError for several positions, NaN or infinity."""
         sides = self.positive.single(), self.negative.single()
         for name, values in zip(("positive", "negative"), sides, strict=True):
             if not bool(torch.isfinite(values).all()):
-                row, index = (int(each) for each in (~torch.isfinite(values)).nonzero()[0][:2])
+                row, index, _ = (~torch.isfinite(values)).nonzero()[0].tolist()
                 raise ValueError(
                     f"the {name} prompt {row} has NaN or infinite activations at layer {self.layers[index]}: "
                     "capture again (in float32, if the model overflows), or leave the pair out with subset."
@@ -194,17 +182,13 @@ class PairedActivations:
         """Some of the pairs: `rows` as indices from 0, in the order given, or as a mask."""
         rows = row_numbers(rows, len(self))
         factors = self.factors.iloc[rows].reset_index(drop=True)
-        return PairedActivations(_selected(self.positive, rows), _selected(self.negative, rows), factors)
+        return PairedActivations(self.positive.subset(rows), self.negative.subset(rows), factors)
 
     @checked
     def swapped(self, flips: Sequence[bool]) -> "PairedActivations":
         """Swap the sides of some pairs, as a null hypothesis in which the labels mean nothing.
 
-        Args:
-            flips: for each pair, whether its sides are swapped.
-
-        Raises:
-            ValueError: not one per pair.
+        `flips` says for each pair whether its sides are swapped. Raises ValueError for another number.
         """
         if len(flips) != len(self):
             raise ValueError(f"{len(flips)} flips for {len(self)} pairs: give one for each.")
@@ -213,19 +197,14 @@ class PairedActivations:
         flip = torch.tensor(list(map(bool, flips)))
 
         def mixed(own: Activations, other: Activations) -> Activations:
-            def fields(names: Sequence[str]) -> list[tuple[str, Any, Any]]:
-                return [(name, getattr(own, name), getattr(other, name)) for name in names]
-
-            tensors = {
-                name: torch.where(flip.view(-1, *[1] * (one.ndim - 1)), two, one)
-                for name, one, two in fields(ROW_TENSORS)
-            }
-            texts = {
-                name: tuple(two[row] if flips[row] else one[row] for row in range(len(one)) if two)
-                for name, one, two in fields(ROW_TEXTS)
-            }
-            under = tuple(dict.fromkeys((*own.under, *other.under)))
-            return replace(own, **tensors, **texts, under=under)
+            changed: dict[str, Any] = {"under": tuple(dict.fromkeys((*own.under, *other.under)))}
+            for name in ROW_TENSORS:
+                one, two = getattr(own, name), getattr(other, name)
+                changed[name] = torch.where(flip.view(-1, *[1] * (one.ndim - 1)), two, one)
+            for name in ROW_TEXTS:  # either has one per prompt, or none
+                texts = zip(flips, getattr(own, name), getattr(other, name), strict=False)
+                changed[name] = tuple(two if is_flipped else one for is_flipped, one, two in texts)
+            return replace(own, **changed)
 
         return PairedActivations(
             mixed(self.positive, self.negative), mixed(self.negative, self.positive), self.factors
@@ -239,14 +218,11 @@ class PairedActivations:
             OSError: the file cannot be written; an existing file stays as it was.
         """
         sides = {"positive": self.positive, "negative": self.negative}
-        tensors = {
-            # Copied, except the largest: safetensors rejects tensors that the two sides share.
-            f"{side}.{name}": getattr(activations, name).contiguous()
-            if name == "values"
-            else getattr(activations, name).contiguous().clone()
-            for side, activations in sides.items()
-            for name in (*ROW_TENSORS, "stream_norm")
-        }
+        tensors = {}
+        for name, side in sides.items():
+            tensors[f"{name}.values"] = side.values.contiguous()
+            for field in (*ROW_TENSORS[1:], "stream_norm"):  # cloned: safetensors rejects shared tensors
+                tensors[f"{name}.{field}"] = getattr(side, field).contiguous().clone()
         description = {
             "layers": self.layers,
             "hook": self.hook,
@@ -257,22 +233,15 @@ class PairedActivations:
             "factors": self.factors.to_dict(orient="list"),
             "factor_dtypes": {name: _dtype_json(column) for name, column in self.factors.items()},
         }
-        metadata = {
-            "format": FORMAT,
-            **{f"{name}.identity": side.identity.to_json() for name, side in sides.items()},
-            "description": json.dumps(description, default=_plain),
-        }
+        metadata = {"format": FORMAT, "description": json.dumps(description, default=_plain)}
+        metadata |= {f"{name}.identity": side.identity.to_json() for name, side in sides.items()}
         write_safetensors(path, tensors, metadata)
         logger.info("wrote %s: %d pairs at %s of %d layers", path, len(self), self.hook, len(self.layers))
 
     @classmethod
     @checked
     def load(cls, path: str | Path) -> "PairedActivations":
-        """Read a file that `save` wrote at `path`.
-
-        Raises:
-            ValueError: another type of file, or a damaged one.
-        """
+        """Read a file that `save` wrote at `path`. Raises ValueError for other or damaged files."""
         metadata, tensors = read_safetensors(path)
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} does not hold paired activations ({FORMAT!r}).")
@@ -310,17 +279,19 @@ def _restored(
 ) -> Activations:
     """One side of a file. Earlier versions have positions, norms and identity once, and fewer fields."""
     texts = {name: description.get(name, {}).get(side, ()) for name in FILE_TEXTS}
+    labels = description.get("labels", {}).get(side, description[side])
     positions = description["positions"]
     positions = positions if isinstance(positions, str) else positions.get(side, positions)
-    labels = description.get("labels", {}).get(side, description[side])
+    if isinstance(positions, dict):
+        positions = {int(layer): parse_positions(each) for layer, each in positions.items()}
+    else:
+        positions = parse_positions(positions)
     activations = Activations(
         **{name: tensors[f"{side}.{name}"] for name in ROW_TENSORS},
         stream_norm=tensors["stream_norm" if "stream_norm" in tensors else f"{side}.stream_norm"],
         layers=tuple(description["layers"]),
         hook=description["hook"],
-        positions={int(layer): parse_positions(each) for layer, each in positions.items()}
-        if isinstance(positions, dict)
-        else parse_positions(positions),
+        positions=positions,
         prompts=tuple(
             prompt if prompt == label else ChatPrompt(prompt, label)
             for prompt, label in zip(description[side], labels, strict=False)  # counted in `_check_shapes`
@@ -338,26 +309,22 @@ def _check_shapes(activations: Activations) -> None:
     """Check that a file has as many of everything as there are prompts, layers and positions."""
     layers, by_layer = activations.layers, isinstance(activations.positions, Mapping)
     n_layers = activations.identity.n_layers
-    if not all(type(layer) is int and 0 <= layer < n_layers for layer in layers):
+    if not all(0 <= layer < n_layers for layer in layers):
         raise ValueError(f"layers {list(layers)} of a model that has {n_layers}")
-    texts = (*activations.prompts, *activations.completions, *activations.under, activations.hook)
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError("prompts, completions, operations and the hook must be text")
     if by_layer and tuple(activations.positions) != layers:
         raise ValueError(f"positions of the layers {list(activations.positions)}, not of {list(layers)}")
-    values = activations.values
-    positions = values.shape[2] if values.ndim == 4 else -1
-    indexed = (len(activations), *([len(layers)] if by_layer else []), positions)
+    prompts, _, positions, width = len(activations), *activations.values.shape[1:]
+    indexed = (prompts, len(layers), positions) if by_layer else (prompts, positions)
     expected = {
-        "values": (len(activations), len(layers), positions, values.shape[-1]),
+        "values": (prompts, len(layers), positions, width),
         "token_index": indexed,
         "tokens": indexed,
-        "prompt_lengths": (len(activations),),
+        "prompt_lengths": (prompts,),
         "stream_norm": (len(layers),),
     }
     for name, shape in expected.items():
-        if tuple(getattr(activations, name).shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(getattr(activations, name).shape)}, not {shape}")
+        if (actual := tuple(getattr(activations, name).shape)) != shape:
+            raise ValueError(f"{name} has shape {actual}, not {shape}")
 
 
 def _plain(value: Any) -> Any:
@@ -374,6 +341,5 @@ def _dtype_json(column: pd.Series) -> str | dict[str, Any]:
 
 
 def _positions_json(positions: Positions | Mapping[int, Positions]) -> str | dict[str, str]:
-    if isinstance(positions, Mapping):
-        return {str(layer): each.label for layer, each in positions.items()}
-    return positions.label
+    is_mapping = isinstance(positions, Mapping)
+    return {str(layer): each.label for layer, each in positions.items()} if is_mapping else positions.label

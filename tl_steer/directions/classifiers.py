@@ -26,7 +26,7 @@ def logistic_direction(activations: PairedActivations, *, C: float = 1.0) -> Ste
         C: inverse strength of the L2 penalty, on standardised activations.
 
     Raises:
-        ValueError: `C` is not between 1e-12 and 1e12.
+        ValueError: `C` is not between 1e-12 and 1e12, or there are fewer than two pairs.
         NoDirectionError: as for `mean_difference`.
 
     The weights are transformed back from the standardised space to the residual stream.
@@ -58,8 +58,7 @@ def lda_direction(activations: PairedActivations) -> SteeringVectors:
         ValueError: values so large or so small that no direction can be computed.
         NoDirectionError: as for `mean_difference`, or at some layer nothing varies within the sides.
 
-    Source: Ledoit & Wolf 2004; the direction is that of scikit-learn's
-    `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`, computed as in `discriminant_normal`.
+    Source: Ledoit & Wolf 2004; scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`.
     """
     return _classifier_direction(activations, discriminant_normal, "lda_direction", {})
 
@@ -75,28 +74,28 @@ def _classifier_direction(
     # Where the means are equal, the classifier's weights are rounding error.
     difference, is_zero = mean_gap(activations)
     sides = [side.double().numpy() for side in activations.sides()]
-    axes = [
-        torch.zeros_like(difference[index])
-        if is_zero[index]
-        else torch.from_numpy(normal(*(side[:, index].copy() for side in sides)))
-        for index in range(len(activations.layers))
-    ]
-    oriented, signs = orient(activations, torch.stack(axes))
+    axes = torch.zeros_like(difference)
+    for index in (~is_zero).nonzero().flatten().tolist():
+        axes[index] = torch.from_numpy(normal(*(side[:, index].copy() for side in sides)))
+    oriented, signs = orient(activations, axes)
     return require_nonzero(estimated(activations, oriented, method, arguments=arguments, sign=signs))
 
 
 def discriminant_normal(positive: Side, negative: Side) -> Normal:
     """The sides' difference times the inverse of their mean covariance, each shrunk as by Ledoit and Wolf.
 
-    Computes scikit-learn's `LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")`: each side is
-    standardised, shrunk towards a multiple of the identity, and scaled back. Such a covariance is a diagonal
-    plus one outer product per row, so it is solved in as many unknowns as there are rows (Woodbury). Where
-    shrinkage is next to nothing (of two pairs, say) it is singular, and scikit-learn's least squares decide.
+    As in scikit-learn, each side is standardised, shrunk towards a multiple of the identity, and scaled back.
+    Such a covariance is a diagonal plus one outer product per row: as many unknowns as rows (Woodbury). With
+    next to no shrinkage (of two pairs, say) it is singular, and scikit-learn's least squares decide.
     """
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
     (diagonal, rows), (other_diagonal, other_rows) = map(_shrunk_covariance, (positive, negative))
     diagonal, rows = (diagonal + other_diagonal) / 2, np.concatenate([rows, other_rows]) / np.sqrt(2)
     if (diagonal <= SINGULAR * (rows**2).sum(0)).any():
-        return _least_squares(positive, negative)
+        labels = [1] * len(positive) + [0] * len(negative)
+        fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+        return fitted.fit(np.concatenate([positive, negative]), labels).coef_[0]
     scale = np.sqrt(diagonal)  # divided by it, the diagonal is the identity
     return _solved(rows / scale, (positive.mean(0) - negative.mean(0)) / scale) / scale
 
@@ -129,11 +128,3 @@ def _solved(factor: Side, right: Normal) -> Normal:
     if count >= width:
         return np.linalg.solve(np.eye(width) + factor.T @ factor, right)
     return right - factor.T @ np.linalg.solve(np.eye(count) + factor @ factor.T, factor @ right)
-
-
-def _least_squares(positive: Side, negative: Side) -> Normal:
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-    labels = [1] * len(positive) + [0] * len(negative)
-    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-    return fitted.fit(np.concatenate([positive, negative]), labels).coef_[0]

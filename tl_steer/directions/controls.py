@@ -1,7 +1,9 @@
 """Random directions and control vectors: as long as the vector under study, without its meaning."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,30 +18,29 @@ from ..prompts.pairs import group_numbers
 from .estimators import Estimator, apply_estimator, estimated, mean_difference, unit
 from .vectors import SteeringVectors
 
+Vectors = Float[Tensor, "layer *pos d_hook"]
 FEWEST = 4  # groups, so that half of them can be swapped in more than one way
 
 
 @checked
 def random_direction(activations: PairedActivations, *, seed: int) -> SteeringVectors:
-    """Directions drawn uniformly from the sphere, with the shapes of `activations`: a baseline.
+    """Directions drawn uniformly from the sphere, one per layer: a baseline.
 
     Args:
         activations: provide layers, hook and shapes; their values are not used.
         seed: of the draw; recorded in `info`.
 
-    Each layer has its own draw. As a control of layers that are steered together use `control_vectors`, which
-    draws one direction for all of them.
+    As a control of layers that are steered together use `control_vectors`, which draws one direction for all.
     """
     drawn = _random_units((len(activations.layers), activations.positive.values.shape[-1]), seed)
     return estimated(activations, drawn, "random_direction", seed=int(seed))
 
 
 def random_like(vectors: SteeringVectors, *, seed: int) -> SteeringVectors:
-    """One random direction with the lengths, layers and hook of `vectors`: their control.
+    """One random direction (one per position) with the lengths, layers and hook of `vectors`: their control.
 
-    It is the same at every layer (one per position, where the vectors have positions). Independent directions
-    of k layers that are steered together add up as √k, those of a vector whose layers agree as k: such a
-    control would be too weak.
+    It is the same at every layer. Independent directions of k layers that are steered together would add up
+    as √k, those of a vector whose layers agree as k: the control would be too weak.
     """
     drawn = _random_units((1, *vectors.values.shape[1:]), seed)
     values = drawn.float() * vectors.values.norm(dim=-1, keepdim=True)
@@ -69,8 +70,7 @@ def control_vectors(
             are swapped. Exactly half (of an odd number, one is left out), so that the signal cancels: a
             coin flip per group would leave some of it, and scaling to the full length would restore it.
         orthogonal: number of random directions without, at each layer, their component along its vector.
-        seed: each control has its own random stream, from the seed, its type and its number: the first is the
-            same however many are drawn. `info` keeps the stream's seed.
+        seed: each control has its own seed (in `info`), which does not depend on how many are drawn.
 
     Returns:
         A control has, per layer, the length of the vectors under study.
@@ -79,20 +79,18 @@ def control_vectors(
         ValueError: a negative number; a vector of length zero; orthogonal controls of vectors of one number;
             or, of shuffled controls, fewer than four groups, vectors at a hook or layer that the pairs do not
             have, or an estimator that ignores the labels: a principal component of swapped pairs is the
-            same one, not a control; one of centred differences is the behaviour itself, whose mean becomes
-            variance.
+            same one; one of centred differences is the behaviour itself, whose mean becomes variance.
 
     Random controls show what a push of this length does; shuffled ones, what a direction does along which
-    these prompts vary, whatever it means. Activations vary along few directions, so shuffled controls often
-    do more. Over several layers, random controls agree fully, shuffled ones as an estimate does.
+    these prompts vary. Activations vary along few directions, so shuffled controls often do more.
 
     A p value from shuffled controls is nearly that of a permutation test: exactly half are swapped, and the
     true labels are not among these shuffles. In simulations 5 % were .13 with 4 groups, .09 with 6, .07 with
     8, and .05 from 20 on (Southworth, Kim & Owen 2009 on balanced permutations).
 
-    `info["cosine_with_vector"]` is the cosine of a shuffled vector with the vector, per layer. Where all
-    differences of the pairs are equal, swapping half leaves nothing, and a random direction is used instead.
-    In a sweep of several vectors, controls given by name serve all of them (`control_of` is "").
+    `info["cosine_with_vector"]` is a shuffled vector's cosine with the vector, per layer. Where all pairs
+    differ alike, swapping half leaves nothing, and a random direction is used instead. In a sweep of several
+    vectors, controls given by name serve all of them (`control_of` is "").
     """
     counts = {"random": random, "shuffled": shuffled, "orthogonal": orthogonal}
     if wrong := {name: count for name, count in counts.items() if count < 0}:
@@ -101,26 +99,20 @@ def control_vectors(
     studied.normalized()  # raises where a length is zero
     if shuffled:
         _require_shuffles(activations, studied, shuffled)
-
-    def control(name: str, seed: int) -> SteeringVectors:
-        if name == "random":
-            return random_like(studied, seed=seed)
-        if name == "orthogonal":
-            return _orthogonal(studied, seed)
-        return _shuffled(studied, activations, estimator, seed)
-
+    factories = {
+        "random": random_like,
+        "shuffled": partial(_shuffled, pairs=activations, estimator=estimator),
+        "orthogonal": _orthogonal,
+    }
     return {
-        f"{name} {number + 1}": control(name, derived_seed(seed, index, number))
+        f"{name} {number + 1}": factories[name](studied, seed=derived_seed(seed, index, number))
         for index, (name, count) in enumerate(counts.items())
         for number in range(count)
     }
 
 
 def coin_flips(factors: pd.DataFrame, rng: np.random.Generator) -> Bool[np.ndarray, " pair"]:
-    """Which pairs to swap: a fair coin flip per group.
-
-    Pairs of a group share a claim, and balance what else distinguishes their sides (the letter, say).
-    """
+    """Which pairs to swap: a fair coin flip per group, whose pairs balance the letter and the like."""
     group = group_numbers(factors)
     return (rng.random(group.max() + 1) < 0.5)[group]
 
@@ -132,7 +124,7 @@ def _random_units(shape: Sequence[int], seed: int) -> Float[Tensor, "*batch d_ho
 
 
 def _shuffled(
-    studied: SteeringVectors, pairs: PairedActivations, estimator: Estimator, seed: int
+    studied: SteeringVectors, *, pairs: PairedActivations, estimator: Estimator, seed: int
 ) -> SteeringVectors:
     rng = np.random.default_rng(seed)
     group = group_numbers(pairs.factors)
@@ -157,10 +149,10 @@ def _shuffled(
             "Give shuffled=0, or another estimator for the controls."
         )
     info = {**vectors.info, "exchanged_pairs": int(swapped.sum()), "cosine_with_vector": cosines.tolist()}
-    return _control(studied, _rescaled(values, studied), f"shuffled {vectors.method}", seed, info)
+    return _control(studied, _rescaled(values, studied), f"shuffled {vectors.method}", seed, **info)
 
 
-def _orthogonal(studied: SteeringVectors, seed: int) -> SteeringVectors:
+def _orthogonal(studied: SteeringVectors, *, seed: int) -> SteeringVectors:
     if studied.values.shape[-1] < 2:
         raise ValueError("nothing is orthogonal to a vector of one number: give orthogonal=0.")
     drawn, vector = random_like(studied, seed=seed).values.double(), studied.values.double()
@@ -169,40 +161,27 @@ def _orthogonal(studied: SteeringVectors, seed: int) -> SteeringVectors:
     return _control(studied, _rescaled(rest, studied), "orthogonal_direction", seed)
 
 
-def _rescaled(
-    values: Float[Tensor, "layer *pos d_hook"], studied: SteeringVectors
-) -> Float[Tensor, "layer *pos d_hook"]:
+def _rescaled(values: Vectors, studied: SteeringVectors) -> Vectors:
     """The values with the lengths of the vectors under study."""
     return (unit(values.double()) * studied.values.double().norm(dim=-1, keepdim=True)).float()
 
 
 def _control(
-    studied: SteeringVectors,
-    values: Float[Tensor, "layer *pos d_hook"],
-    method: str,
-    seed: int,
-    info: Mapping[str, object] | None = None,
+    studied: SteeringVectors, values: Vectors, method: str, seed: int, **info: Any
 ) -> SteeringVectors:
-    info = {**(info or {}), "seed": int(seed), "length_of": studied.method}
+    info = {**info, "seed": int(seed), "length_of": studied.method}
     return replace(studied, values=values, method=method, info=info)
 
 
 def _require_shuffles(pairs: PairedActivations, studied: SteeringVectors, shuffled: int) -> None:
-    n_numbers, width = studied.values.shape[-1], pairs.positive.values.shape[-1]
-    if n_numbers != width:
-        raise ValueError(
-            f"the vectors have {n_numbers} numbers and the activations {width}: give the pairs they were "
-            "made of, or shuffled=0."
-        )
-    groups = len(set(group_numbers(pairs.factors)))
-    if groups < FEWEST:
+    if (groups := len(set(group_numbers(pairs.factors)))) < FEWEST:
         raise ValueError(
             f"shuffled={shuffled}: {groups} groups of pairs are too few to swap half of them; give "
             f"{FEWEST} or more, or shuffled=0."
         )
     studied.identity.require(pairs.identity, what="these vectors")
-    missing = set(studied.layers) - set(pairs.layers)
-    if studied.hook != pairs.hook or missing or studied.has_positions:
+    same_place = studied.hook == pairs.hook and set(studied.layers) <= set(pairs.layers)
+    if not same_place or studied.values.shape[1:] != pairs.positive.values.shape[3:]:
         where = f"{studied.hook} of layers {list(studied.layers)}, shape {tuple(studied.values.shape)}"
         raise ValueError(
             f"shuffled controls are estimated from the pairs, captured at {pairs.hook} of layers "

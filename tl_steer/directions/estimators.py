@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
+from itertools import compress
 from typing import Any, Literal
 
 import numpy as np
@@ -32,8 +32,7 @@ def apply_estimator(
 ) -> SteeringVectors:
     """Apply an estimator to pairs and check the type of its result.
 
-    With `allow_zero`, layers where nothing distinguishes the sides, as after shuffling labels, have zeros;
-    otherwise NoDirectionError is raised.
+    With `allow_zero`, layers without a direction, as after shuffling labels, are zeros instead of an error.
     """
     try:
         vectors = estimator(activations)
@@ -59,8 +58,7 @@ def mean_difference(activations: PairedActivations) -> SteeringVectors:
     Raises:
         NoDirectionError: at some layer both sides are the same, pair by pair or on average.
 
-    Source: difference-in-means, e.g. Marks & Tegmark 2023 (arXiv 2310.06824), section 5; Rimsky et al. 2023
-    (arXiv 2312.06681), section 3.
+    Source: Marks & Tegmark 2023 (arXiv 2310.06824, section 5); Rimsky et al. 2023 (arXiv 2312.06681, 3).
     """
     difference, is_zero = mean_gap(activations)
     difference[is_zero] = 0
@@ -89,15 +87,14 @@ def principal_component(
             "centred_differences": the same minus the mean over pairs, and with it the behaviour's. The first
             component is what varies most between pairs (the claim, the letter). The study's steering vectors
             were the *second* of these, or the second of "pooled".
-            "pair_centred": both sides of each pair minus the pair's own mean, then pooled. These rows are
-            ± half the differences, so the components are those of "differences"; repeng's `pca_center`.
+            "pair_centred": both sides of each pair minus the pair's own mean, then pooled; the components
+            are those of "differences". repeng's `pca_center`.
         sign: how a component is oriented. "mean": the positive side has the higher mean projection. "vote":
             the positive side projects higher in more than half of the pairs, as in the study; a tie goes by
             the mean.
 
     Raises:
-        ValueError: a component that does not exist or (naming the layer) that does not vary, or weights that
-            are all 0.
+        ValueError: a component that does not exist or (naming the layer) does not vary, or a weight of 0.
 
     `info["sign"]` is 1 or −1 per layer, −1 where the component with its largest entry positive was flipped; a
     weighted sum has one such list per component. `info["arguments"]` records `component`, `of` and `sign`.
@@ -122,29 +119,19 @@ def principal_component(
 
 
 def estimated(
-    activations: PairedActivations, values: Float[Tensor, "layer d_hook"], method: str, **info: Any
+    pairs: PairedActivations,
+    values: Float[Tensor, "layer d_hook"],
+    method: str,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> SteeringVectors:
-    """`SteeringVectors` at the layers and hook of the activations, with `estimation_info(activations, …)`."""
-    return SteeringVectors(
-        values.float(),
-        activations.layers,
-        activations.hook,
-        method,
-        activations.stream_norm,
-        activations.identity,
-        estimation_info(activations, **info),
-    )
+    """`SteeringVectors` at the layers and hook of the pairs; `info` has the arguments, data and `more`.
 
-
-def estimation_info(
-    pairs: PairedActivations, *, arguments: Mapping[str, Any] | None = None, **more: Any
-) -> dict[str, Any]:
-    """The `info` of estimated vectors, as plain JSON: the estimator's arguments, data and `more` entries.
-
-    If the model was steered during the capture, `under` names the operations of both sides.
+    If the model was steered during the capture, `info["under"]` names the operations of both sides.
     """
     under = {"positive": list(pairs.positive.under), "negative": list(pairs.negative.under)}
-    return {
+    info = {
         "arguments": dict(arguments or {}),
         "pairs": len(pairs),
         "positions": str(pairs.positive.positions),
@@ -152,16 +139,16 @@ def estimation_info(
         **({"under": under} if any(under.values()) else {}),
         **more,
     }
+    norm, identity = pairs.stream_norm, pairs.identity
+    return SteeringVectors(values.float(), pairs.layers, pairs.hook, method, norm, identity, info)
 
 
 def digest(pairs: PairedActivations) -> str:
-    """Content hash (16 hex digits) of both sides' prompts, completions and factors, order included.
+    """Content hash (16 hex digits) of both sides' prompts, completions' tokens and factors, order included.
 
-    Completions count by their tokens. Saving and loading the activations does not change the digest: missing
-    values and whole numbers count the same in every dtype.
+    It survives saving and loading: missing values and whole numbers count the same in every dtype.
     """
-    columns = pairs.factors.items()
-    factors = {str(name): [_plain(value) for value in column.tolist()] for name, column in columns}
+    factors = {str(name): list(map(_plain, column.tolist())) for name, column in pairs.factors.items()}
     parts = [json.dumps(factors, sort_keys=True, default=str)]
     # Files of earlier versions have the completions' texts alone.
     completions = [side.completion_tokens or side.completions for side in (pairs.positive, pairs.negative)]
@@ -177,8 +164,7 @@ def digest_of(*texts: str) -> str:
 
 def _plain(value: Any) -> Any:
     """A factor's value as it is in a file, where a column with gaps has whole numbers as floats."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    value = value.item() if isinstance(value, np.generic) else value
     if pd.api.types.is_scalar(value) and (pd.isna(value) or value in MISSING):
         return None
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -186,7 +172,7 @@ def _plain(value: Any) -> Any:
 
 def _component_weights(component: int | Mapping[int, float], available: int, pairs: int) -> dict[int, float]:
     weights = dict(component) if isinstance(component, Mapping) else {component: 1.0}
-    if not all(isinstance(each, Real) and math.isfinite(each) for each in weights.values()):
+    if not all(map(math.isfinite, weights.values())):
         raise ValueError(f"component={component!r:.200}: weights must be finite numbers.")
     if not weights or 0 in weights.values():
         raise ValueError(f"component={weights}: give one component or more, with weights other than 0.")
@@ -200,8 +186,8 @@ def principal_axes(
 ) -> Float[Tensor, "layer count d_hook"]:
     """The first principal axes of each layer's rows, each with its largest entry positive.
 
-    From the smaller of rows · rowsᵀ and rowsᵀ · rows: for 672 rows of 5,120 numbers eleven times faster than
-    a singular value decomposition, which is used only where the eigenvalues span more than six digits.
+    From the smaller of rows · rowsᵀ and rowsᵀ · rows, much faster than a singular value decomposition, which
+    is used only where the eigenvalues span more than six digits.
     """
     is_wide = rows.shape[1] < rows.shape[2]
     transposed = rows.transpose(1, 2)
@@ -214,22 +200,19 @@ def principal_axes(
     return torch.where(_largest_entry(axes) < 0, -axes, axes)
 
 
-def _decomposed_rows(
-    activations: PairedActivations, of: str
-) -> tuple[Float[Tensor, "row layer d_hook"], int]:
-    """The rows to decompose, and how many components they have; any further one would be arbitrary."""
-    positive, negative = (side.double() for side in activations.sides())
+def _decomposed_rows(pairs: PairedActivations, of: str) -> tuple[Float[Tensor, "row layer d_hook"], int]:
+    """The rows to decompose, and how many components they have at most."""
+    positive, negative = (side.double() for side in pairs.sides())
+    available = len(pairs)
     if of == "pooled":
-        rows = torch.cat([positive, negative])
-        rows, available = rows - rows.mean(0), len(rows) - 1
-    elif of == "differences":
-        rows, available = positive - negative, len(activations)
-    elif of == "centred_differences":
-        rows = positive - negative
-        rows, available = rows - rows.mean(0), len(activations) - 1
-    else:
+        rows, available = torch.cat([positive, negative]), 2 * available
+    elif of == "pair_centred":
         middle = (positive + negative) / 2
-        rows, available = torch.cat([positive - middle, negative - middle]), len(activations)
+        rows = torch.cat([positive - middle, negative - middle])
+    else:
+        rows = positive - negative
+    if of in ("pooled", "centred_differences"):
+        rows, available = rows - rows.mean(0), available - 1
     return rows, min(available, rows.shape[-1])
 
 
@@ -246,8 +229,7 @@ def require_nonzero(vectors: SteeringVectors) -> SteeringVectors:
     if zero := vectors.zero_layers():
         raise NoDirectionError(
             f"{vectors.method}: {vectors.hook} at layers {zero} is the same on both sides, pair by pair or "
-            "on average, or does not vary within them, so there is no direction. Capture other layers or "
-            "positions.",
+            "on average, or does not vary within them. Capture other layers or positions.",
             vectors,
         )
     return vectors
@@ -263,13 +245,11 @@ def _require_varying(
     both = torch.stack(activations.sides()).double()
     length = reduce(both.square(), "side pair layer d_hook -> layer", "sum").sqrt()
     projections = einsum(rows, axes[:, -1], "row layer d_hook, layer d_hook -> row layer")
-    constant = projections.norm(dim=0) <= torch.finfo(torch.float32).eps * length
-    if bool(constant.any()):
-        layers = [layer for layer, same in zip(activations.layers, constant.tolist(), strict=True) if same]
+    constant = (projections.norm(dim=0) <= torch.finfo(torch.float32).eps * length).tolist()
+    if layers := list(compress(activations.layers, constant)):
         raise ValueError(
             f"principal_component(of={of!r}): {activations.hook} at layers {layers} varies in fewer than "
-            f"{axes.shape[1]} directions, so that component {axes.shape[1]} is arbitrary. Capture other "
-            "layers or positions, or use a lower component."
+            f"{axes.shape[1]} directions. Capture other layers or positions, or use a lower component."
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 import pandas as pd
@@ -24,17 +25,10 @@ SMALL = 1e-6  # relative length that single precision cannot distinguish from ze
 
 @dataclass(frozen=True, eq=False)
 class FactorContrast:
-    """A factor's direction as weights of the activations.
+    """A factor's direction as weights of the activations, `None` where it varies within neither side."""
 
-    Attributes:
-        name: the factor; of three to six levels with one of them ("topic = food").
-        contrast: the difference it takes ("A − B"), or "per unit" of a number.
-        weights: one per activation; `None` where the factor does not vary within either side, so that its
-            direction cannot be separated from the vector's.
-    """
-
-    name: str
-    contrast: str
+    name: str  # with the level, where there are three to six: "topic = food"
+    contrast: str  # "A − B", or "per unit" of a number
     weights: Float[np.ndarray, "side pair"] | None
 
 
@@ -51,32 +45,25 @@ def factor_directions(activations: PairedActivations) -> dict[str, SteeringVecto
         By the factor's name, in units of the residual stream: of two levels the mean of the first (positive,
         true, the larger number, or the first in the alphabet) minus the other's; of three to six one
         direction each against the rest ("topic = food"); of numbers the least-squares slope.
-        `info["contrast"]` says which.
-
-        "group", texts of more than six levels, and factors that vary not at all or only between the sides
-        are left out.
+        `info["contrast"]` says which. "group", texts of more than six levels, and factors that vary not at
+        all or only between the sides are left out.
 
     Raises:
         ValueError: at some layer the activations do not vary within either side.
 
     Differences are taken within a side and averaged over both, so the behaviour, which distinguishes the
-    sides, does not contribute. Nor does a factor that goes with it on the positive side and against it on
-    the other, as a claim's truth does with the letter of its right answer. Where one side has one level only,
-    the direction is the other side's. Where neither varies (A always positive, B always negative), the
-    factor's direction is the vector itself: `confounds` marks such a factor, and other pairs are the only
-    remedy.
+    sides, does not contribute. Where one side has one level only, the direction is the other side's. Where
+    neither varies (A always positive, B always negative), the factor's direction is the vector itself:
+    `confounds` marks such a factor, and other pairs are the only remedy.
     """
     both = np.stack([side.double().numpy() for side in activations.sides()])
     contrasts = [each for each in factor_contrasts(activations) if each.weights is not None]
     centred = both - both.mean(1, keepdims=True)
     spread, length = (np.sqrt((rows**2).sum((0, 1, 3))) for rows in (centred, both))
-    constant = spread <= np.finfo(np.float32).eps * length
-    if contrasts and constant.any():
-        layers = [layer for layer, same in zip(activations.layers, constant, strict=True) if same]
-        raise ValueError(
-            f"factor_directions: {activations.hook} at layers {layers} does not vary within either "
-            "side, so factors have no direction. Capture other layers or positions."
-        )
+    layers = list(compress(activations.layers, spread <= np.finfo(np.float32).eps * length))
+    if contrasts and layers:
+        where = f"{activations.hook} at layers {layers}"
+        raise ValueError(f"factor_directions: {where} does not vary within either side. Capture elsewhere.")
     return {
         each.name: estimated(
             activations,
@@ -150,9 +137,8 @@ def factor_contrasts(activations: PairedActivations) -> list[FactorContrast]:
 def coded_levels(column: pd.Series) -> Iterator[tuple[str, str, Float[np.ndarray, " row"]]]:
     """A factor as numbers, NaN where it is missing; nothing if it does not vary or has too many levels.
 
-    Yields:
-        Level, contrast, numbers: of more than two numbers "", "per unit" and the numbers; else a 1 at the
-        rows of the level, of two levels one, of up to six each in turn.
+    Yields level, contrast and numbers: of more than two numbers "", "per unit" and the numbers; else a 1 at
+    the rows of the level, of two levels for the first, of up to six for each in turn.
     """
     levels = sorted(column.dropna().unique().tolist(), key=_level_order)
     is_numeric = is_numeric_dtype(column) and not is_bool_dtype(column)
@@ -186,15 +172,11 @@ def _require_alike(vectors: SteeringVectors, direction: SteeringVectors, name: s
     vectors.identity.require(direction.identity, what="these vectors")
     if vectors.hook != direction.hook:
         raise ValueError(f"the vectors are at {vectors.hook}, the direction of {name!r} at {direction.hook}.")
-    if vectors.has_positions or direction.has_positions:
-        raise ValueError("these vectors have one per position: projecting out needs one per layer.")
-    if (width := vectors.values.shape[-1]) != (other := direction.values.shape[-1]):
-        raise ValueError(f"the vectors have {width} numbers each, the direction of {name!r} {other}.")
+    if vectors.has_positions or vectors.values.shape[1:] != direction.values.shape[1:]:
+        shapes = f"{tuple(vectors.values.shape)} and {tuple(direction.values.shape)}"
+        raise ValueError(f"vectors and direction of {name!r} of shapes {shapes}: not one per position.")
     if missing := [layer for layer in vectors.layers if layer not in direction.layers]:
-        raise ValueError(
-            f"no direction of {name!r} at layers {missing}: capture the pairs there, or leave these layers "
-            "out of the vectors."
-        )
+        raise ValueError(f"no direction of {name!r} at layers {missing}: capture the pairs there.")
 
 
 def _without(

@@ -23,20 +23,15 @@ Weights = Float[np.ndarray, "layer row"]
 class PairGram:
     """Gram matrices of pairs, in float64, and the estimator they serve.
 
-    Attributes:
-        pairs: the pairs.
-        values: products of the rows: the difference of each pair; for pooled components then the midpoint of
-            each pair, minus the mean of all midpoints.
-        estimator: as passed to `pair_gram`.
-        squares: the squared length of each pair's activations, the mean of both sides.
-        arguments: keywords of `principal_component`; `None` for `mean_difference`.
+    The rows are the difference of each pair; for pooled components then the midpoint of each pair, minus the
+    mean of all midpoints.
     """
 
     pairs: PairedActivations
     values: Float[np.ndarray, "layer row row"]
     estimator: Estimator
-    squares: Float[np.ndarray, "layer pair"]
-    arguments: dict[str, Any] | None
+    squares: Float[np.ndarray, "layer pair"]  # squared length of the activations, the mean of both sides
+    arguments: dict[str, Any] | None  # keywords of `principal_component`; `None` for `mean_difference`
 
     def weights(
         self, rows: Int[np.ndarray, " drawn"], signs: Float[np.ndarray, " pair"] | None = None
@@ -78,14 +73,14 @@ def pair_gram(pairs: PairedActivations, estimator: Estimator) -> PairGram | None
         return None
     is_pooled = arguments is not None and arguments.get("of", "pooled") == "pooled"
     values, squares = [], []
-    for sides in zip(*(side.transpose(0, 1).double().numpy() for side in pairs.sides()), strict=True):
-        positive, negative = sides
+    sides = (side.transpose(0, 1).double().numpy() for side in pairs.sides())
+    for positive, negative in zip(*sides, strict=True):
         rows = positive - negative
         if is_pooled:
             middle = (positive + negative) / 2
             rows = np.concatenate([rows, middle - middle.mean(0)])
         values.append(rows @ rows.T)
-        squares.append(np.square(sides).sum(-1).mean(0))
+        squares.append(np.square([positive, negative]).sum(-1).mean(0))
     return PairGram(pairs, np.stack(values), estimator, np.stack(squares), arguments)
 
 

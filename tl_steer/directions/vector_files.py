@@ -28,33 +28,25 @@ UNITS = {
     "values": "stream units of the model's hook, unscaled",
     "stream_norm": "the same; median over prompts of each prompt's median norm but for its first position",
 }
-WRITERS = {
-    "tl_steer": "tl-steer",
-    "torch": "torch",
-    "transformers": "transformers",
-    "transformer_lens": "transformer-lens",
-}
+WRITERS = ("tl_steer", "torch", "transformers", "transformer_lens")
 UNIT_TOLERANCE = 1e-4  # how far from 1 the length of a direction may be
 
 
 def save(vectors: SteeringVectors, path: str | Path) -> None:
-    """Write vectors to a file; see `SteeringVectors.save`."""
+    """See `SteeringVectors.save`."""
     metadata = {"format": FORMAT, "description": describe(vectors)}
     write_safetensors(path, {"values": vectors.values.contiguous()}, metadata)
     logger.info("wrote %s: %s at %s of %d layers", path, vectors.method, vectors.hook, len(vectors.layers))
 
 
 def load(path: str | Path, *, model: Any = None, force: bool = False) -> SteeringVectors:
-    """Read vectors from a file; see `SteeringVectors.load`."""
-    source = str(path)
-    metadata, tensors = read_safetensors(path)
-    is_first_version = _format_version(metadata.get("format"), source) == 1
+    """See `SteeringVectors.load`."""
+    source, (metadata, tensors) = str(path), read_safetensors(path)
+    is_first = _format_version(metadata.get("format"), source) == 1
     if "values" not in tensors:
         raise ValueError(f"{path} has no tensor 'values'; it has {sorted(tensors)}.")
-    if is_first_version:
-        description = _version_1(metadata, tensors, source)
-    else:
-        description = parse_description(metadata.get("description"), source)
+    text = metadata.get("description")
+    description = _version_1(metadata, tensors, source) if is_first else parse_description(text, source)
     vectors = restore(description, tensors["values"], source)
     if model is not None:
         vectors.identity.require(identify(model), force=force, what=source)
@@ -74,7 +66,7 @@ def describe(vectors: SteeringVectors) -> str:
         "stream_norm": _nullable(vectors.stream_norm),
         "info": dict(vectors.info),
         "units": {**UNITS, "direction": bool(((lengths - 1).abs() < UNIT_TOLERANCE).all())},
-        "versions": {name: _version(package) for name, package in WRITERS.items()},
+        "versions": {name: _version(name) for name in WRITERS},
         "saved": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     try:
@@ -95,9 +87,16 @@ def parse_description(text: Any, source: str) -> dict[str, Any]:
 
 def restore(description: Mapping[str, Any], values: Tensor, source: str) -> SteeringVectors:
     """Steering vectors from a valid description and values, if these fit together."""
-    identity = _identity(description["model"], source)
+    # JSON has one type of number: 4.0 layers are 4.
+    model = {name: int(x) if isinstance(x, float) else x for name, x in description["model"].items()}
+    try:
+        identity = ModelIdentity.from_json(json.dumps(model))
+        norms = [math.nan if number is None else float(number) for number in description["stream_norm"]]
+    except (OverflowError, ValueError) as error:
+        raise ValueError(f"{source}: its description is damaged ({error}).") from error
+    if any(map(math.isinf, norms)):
+        raise ValueError(f"{source}: its description holds an infinite number.")
     layers, hook = tuple(map(int, description["layers"])), description["hook"]
-    norms = _finite_or_nan(description["stream_norm"], source)
     width = identity.n_heads * identity.d_head if hook == "z" else identity.d_model
     if max(layers) >= identity.n_layers:
         raise ValueError(f"{source}: layers {list(layers)} of a model that has {identity.n_layers}.")
@@ -109,15 +108,9 @@ def restore(description: Mapping[str, Any], values: Tensor, source: str) -> Stee
         )
     if not values.is_floating_point() or not bool(torch.isfinite(values).all()):
         raise ValueError(f"{source}: the values are not all finite floating-point numbers.")
-    return SteeringVectors(
-        values.float(),
-        layers,
-        hook,
-        description["method"],
-        torch.tensor(norms, dtype=torch.float32),
-        identity,
-        description["info"],
-    )
+    method, info = description["method"], description["info"]
+    norms = torch.tensor(norms, dtype=torch.float32)
+    return SteeringVectors(values.float(), layers, hook, method, norms, identity, info)
 
 
 @cache
@@ -136,8 +129,8 @@ def _validate(description: Mapping[str, Any], source: str) -> None:
     except RecursionError as deep:
         raise ValueError(f"{source}: its description is nested too deeply.") from deep
     if error is not None:
-        message = error.message if len(error.message) < 200 else f"{error.message[:200]}…"
-        raise ValueError(f"{source}: its description is not valid, at {error.json_path}: {message}.")
+        where = f"{source}: its description is not valid, at {error.json_path}"
+        raise ValueError(f"{where}: {error.message:.200}.")
 
 
 def _format_version(name: Any, source: str) -> int:
@@ -148,7 +141,7 @@ def _format_version(name: Any, source: str) -> int:
     if not 1 <= int(match[1]) <= VERSION:
         raise ValueError(
             f"{source} was written by a newer tl_steer: its format is {name!r}, and this version reads up to "
-            f"{FORMAT!r} (tl_steer {_version('tl-steer')}). Update tl_steer to read the file."
+            f"{FORMAT!r} (tl_steer {_version('tl_steer')}). Update tl_steer to read the file."
         )
     return int(match[1])
 
@@ -177,32 +170,13 @@ def _json_object(text: Any, source: str) -> dict[str, Any]:
     return value
 
 
-def _identity(model: Mapping[str, Any], source: str) -> ModelIdentity:
-    # JSON has one type of number: 4.0 layers are 4.
-    values = {name: int(value) if isinstance(value, float) else value for name, value in model.items()}
-    try:
-        return ModelIdentity.from_json(json.dumps(values))
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
 def _nullable(norms: Tensor) -> list[float | None]:
     return [None if norm != norm else norm for norm in norms.float().tolist()]
-
-
-def _finite_or_nan(numbers: list[int | float | None], source: str) -> list[float]:
-    try:
-        norms = [float("nan") if number is None else float(number) for number in numbers]
-    except OverflowError as error:
-        raise ValueError(f"{source}: its description holds a number that is too large ({error}).") from error
-    if any(map(math.isinf, norms)):
-        raise ValueError(f"{source}: its description holds an infinite number.")
-    return norms
 
 
 @cache
 def _version(package: str) -> str:
     try:
-        return version(package)
+        return version(package.replace("_", "-"))
     except PackageNotFoundError:
         return "unknown"

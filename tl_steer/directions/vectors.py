@@ -1,8 +1,9 @@
 """Steering vectors: immutable values that carry their model, hook and layers."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -29,9 +30,28 @@ class VectorAlgebra:
     layers: Any
     identity: ModelIdentity
     stream_norm: Any
-    has_positions: Any
-    as_vectors: Any
+    axes: ClassVar[int]  # of values without positions
     __array_ufunc__ = None  # so that NumPy leaves `np.float64(2) * vectors` to `__rmul__`
+
+    def __post_init__(self) -> None:
+        if resolve_layers(self.layers, self.identity.n_layers) != self.layers:
+            raise ValueError(
+                f"layers {self.layers}: expected indices from 0 to {self.identity.n_layers - 1}."
+            )
+        if not bool(torch.isfinite(self.values).all()):
+            raise ValueError(f"the vector ({self.method}, {self.hook}) holds NaN or infinite numbers.")
+
+    def __repr__(self) -> str:
+        lengths = self.norms().reshape(-1)
+        span = dict.fromkeys(f"{float(each):.3g}" for each in (lengths.min(), lengths.max()))
+        layers = f"layer {self.layers[0]}" if self.axes == 1 else f"layers {list(self.layers)}"
+        summary = f"{self.method} at {self.hook}, length {' to '.join(span)}"
+        return f"{type(self).__name__}({summary}, {layers}, {self.identity.name})"
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether there is (per layer) one vector for each of the first positions."""
+        return self.values.ndim > self.axes
 
     def norms(self) -> Tensor:
         """Length of each vector; with one vector per position, the largest length per layer."""
@@ -39,11 +59,7 @@ class VectorAlgebra:
         return lengths.amax(-1) if self.has_positions else lengths
 
     def normalized(self: VectorT) -> VectorT:
-        """The direction: each vector divided by its length.
-
-        Raises:
-            ValueError: a vector has length zero; names its layer.
-        """
+        """The direction: each vector divided by its length. Raises ValueError for one of length zero."""
         return self._scaled(1 / self._nonzero_norms())
 
     @checked
@@ -62,11 +78,7 @@ class VectorAlgebra:
         return self._scaled(dose * norm / self._nonzero_norms())
 
     def cosine_similarity(self: VectorT, other: VectorT) -> Tensor:
-        """Cosine with `other`, per layer.
-
-        Raises:
-            ValueError: the models, hooks or layers differ.
-        """
+        """Cosine with `other`, per layer. Raises ValueError if the models, hooks or layers differ."""
         self._require_alike(other)
         one, two = self.values.double(), other.values.double()
         if self.has_positions:
@@ -80,23 +92,19 @@ class VectorAlgebra:
         """Place a single vector at other layers or another hook: read at layer 15 and write at 20, say.
 
         Args:
-            layers: 0-based block indices.
-            hook: short hook name; by default the vector's own.
+            layers, hook: 0-based block indices, and a short hook name (by default the vector's own).
             stream_norm: the typical norm per layer: `{20: 175.0}`, activations or vectors that have it for
                 these layers and this hook, or a list in the order of `layers`; by default NaN.
 
         Raises:
             KeyError: `stream_norm` lacks one of the layers.
-            ValueError: vectors of several layers; activations or vectors of another hook; or a list whose
-                length is not that of `layers`.
+            ValueError: vectors of several layers, norms of another hook, or a list of another length.
 
         `info["read_at"]` keeps the original layer and hook, however often the vector is placed.
         """
         source = self.as_vectors()
         if len(source) != 1:
-            raise ValueError(
-                f"vectors at layers {list(self.layers)}: say which to place, vectors[layer].at(…)."
-            )
+            raise ValueError(f"vectors at layers {list(self.layers)}: say which one, vectors[layer].at(…).")
         hook = hook or self.hook
         layers = resolve_layers(layers, self.identity.n_layers)
         return replace(
@@ -110,14 +118,13 @@ class VectorAlgebra:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write a `.safetensors` file at `path`, with model, hook, layers, method and units as metadata.
+        """Write a `.safetensors` file at `path`, atomically, with model, method, units, … as metadata.
 
-        `vectors.schema.json` in this package describes the metadata. The write is atomic: if it fails, an
-        existing file stays as it was. `SteeringVectors.load` reads the file.
+        `vectors.schema.json` in this package describes the metadata; `SteeringVectors.load` reads the file.
 
         Raises:
             ValueError: `info` contains values that are not plain JSON.
-            OSError: the file cannot be written.
+            OSError: the file cannot be written; an existing one stays as it was.
         """
         from .vector_files import save
 
@@ -128,12 +135,10 @@ class VectorAlgebra:
         return self._layers_where(~self.values.reshape(len(self.layers), -1).any(-1))
 
     def __add__(self: VectorT, other: VectorT) -> VectorT:
-        self._require_alike(other)
-        return self._combined(other, self.values + other.values, "+")
+        return self._combined(other, "+", torch.add)
 
     def __sub__(self: VectorT, other: VectorT) -> VectorT:
-        self._require_alike(other)
-        return self._combined(other, self.values - other.values, "-")
+        return self._combined(other, "-", torch.sub)
 
     def __mul__(self: VectorT, factor: Any) -> VectorT:  # `_number` raises for anything but a number
         return replace(self, values=self.values * _number(factor))
@@ -146,18 +151,17 @@ class VectorAlgebra:
     def __neg__(self: VectorT) -> VectorT:
         return self * -1.0
 
-    def _combined(self: VectorT, other: VectorT, values: Tensor, sign: str) -> VectorT:
+    def _combined(
+        self: VectorT, other: VectorT, sign: str, combine: Callable[[Tensor, Tensor], Tensor]
+    ) -> VectorT:
+        self._require_alike(other)
         info = self.info if self.info == other.info else {"of": [dict(self.info), dict(other.info)]}
-        return replace(self, values=values, method=f"({self.method} {sign} {other.method})", info=info)
+        method = f"({self.method} {sign} {other.method})"
+        return replace(self, values=combine(self.values, other.values), method=method, info=info)
 
     def _scaled(self: VectorT, factors: Tensor) -> VectorT:
         shape = (*factors.shape, *[1] * (self.values.ndim - factors.ndim))
         return replace(self, values=self.values * factors.reshape(shape))
-
-    def _summary(self) -> str:
-        lengths = self.norms().reshape(-1)
-        span = dict.fromkeys(f"{float(each):.3g}" for each in (lengths.min(), lengths.max()))
-        return f"{self.method} at {self.hook}, length {' to '.join(span)}"
 
     def _nonzero_norms(self) -> Tensor:
         norms = self.norms()
@@ -168,15 +172,7 @@ class VectorAlgebra:
         return norms
 
     def _layers_where(self, mask: Tensor) -> list[int]:
-        return [layer for layer, true in zip(self.layers, mask.reshape(-1).tolist(), strict=True) if true]
-
-    def _check(self) -> None:
-        if resolve_layers(self.layers, self.identity.n_layers) != self.layers:
-            raise ValueError(
-                f"layers {self.layers}: expected indices from 0 to {self.identity.n_layers - 1}."
-            )
-        if not bool(torch.isfinite(self.values).all()):
-            raise ValueError(f"the vector ({self.method}, {self.hook}) holds NaN or infinite numbers.")
+        return list(compress(self.layers, mask.reshape(-1).tolist()))
 
     def _require_alike(self: VectorT, other: VectorT) -> None:
         if type(self) is not type(other):
@@ -199,7 +195,7 @@ def _number(value: Any) -> float:
 
 
 @checked
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SteeringVector(VectorAlgebra):
     """One vector at one layer and hook: a direction times a length.
 
@@ -220,40 +216,23 @@ class SteeringVector(VectorAlgebra):
     stream_norm: float
     identity: ModelIdentity
     info: Mapping[str, Any] = field(default_factory=dict)
+    axes: ClassVar[int] = 1
     # Read by argument validation, for numbers passed instead of a vector.
     from_numbers: ClassVar[str] = " From a tensor, use steering_vector(model, tensor, layer=…)."
-
-    def __post_init__(self) -> None:
-        self._check()
-
-    def __repr__(self) -> str:
-        return f"SteeringVector({self._summary()}, layer {self.layer}, {self.identity.name})"
 
     @property
     def layers(self) -> tuple[int, ...]:
         """The layer as a tuple, as `SteeringVectors` has it."""
         return (self.layer,)
 
-    @property
-    def has_positions(self) -> bool:
-        """Whether there is one vector for each of the first positions."""
-        return self.values.ndim == 2
-
     def as_vectors(self) -> "SteeringVectors":
         """`SteeringVectors` of this one layer."""
-        return SteeringVectors(
-            self.values[None].clone(),
-            self.layers,
-            self.hook,
-            self.method,
-            torch.tensor([self.stream_norm], dtype=torch.float32),
-            self.identity,
-            self.info,
-        )
+        values, norm = self.values[None].clone(), torch.tensor([self.stream_norm], dtype=torch.float32)
+        return SteeringVectors(values, self.layers, self.hook, self.method, norm, self.identity, self.info)
 
 
 @checked
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SteeringVectors(VectorAlgebra):
     """One vector per layer.
 
@@ -271,24 +250,17 @@ class SteeringVectors(VectorAlgebra):
     stream_norm: Float[Tensor, " layer"]
     identity: ModelIdentity
     info: Mapping[str, Any] = field(default_factory=dict)
+    axes: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if not len(self.values) == len(self.layers) == len(self.stream_norm):
             raise ValueError(
                 f"{len(self.values)} vectors and {len(self.stream_norm)} norms for {len(self.layers)} layers."
             )
-        self._check()
-
-    @property
-    def has_positions(self) -> bool:
-        """Whether there is, per layer, one vector for each of the first positions."""
-        return self.values.ndim == 3
+        super().__post_init__()
 
     def __len__(self) -> int:
         return len(self.layers)
-
-    def __repr__(self) -> str:
-        return f"SteeringVectors({self._summary()}, layers {list(self.layers)}, {self.identity.name})"
 
     def __contains__(self, layer: object) -> bool:
         """Whether there is a vector at a layer; negative indices count from the model's end."""
@@ -303,36 +275,26 @@ class SteeringVectors(VectorAlgebra):
     def __getitem__(self, layer: int) -> SteeringVector:
         """The vector at a block index (not at a row of `values`); negatives count from the model's end."""
         row = self._row(layer)
-        return SteeringVector(
-            self.values[row].clone(),
-            self.layers[row],
-            self.hook,
-            self.method,
-            float(self.stream_norm[row]),
-            self.identity,
-            self.info,
-        )
+        values, layer, norm = self.values[row].clone(), self.layers[row], float(self.stream_norm[row])
+        return SteeringVector(values, layer, self.hook, self.method, norm, self.identity, self.info)
 
     @checked
     def weighted(self, weights: Mapping[int, float]) -> "SteeringVectors":
         """Only the layers named in `weights`, each vector times its weight (`{17: 1.0, 31: -0.5}`).
 
         Raises:
-            IndexError: a layer that the model does not have.
-            KeyError: a layer without a vector.
-            TypeError: a weight that is not a number.
+            IndexError, KeyError: a layer that the model does not have, or without a vector.
             ValueError: no layers, a layer named twice, or a weight that is not finite.
         """
         rows = [self._row(layer) for layer in resolve_layers(tuple(weights), self.identity.n_layers)]
         if not all(map(math.isfinite, weights.values())):
             raise ValueError(f"weights={weights!r:.200}: expected finite numbers. Give 0.0 for no vector.")
-        factors = torch.tensor([_number(weight) for weight in weights.values()])
         layers = tuple(self.layers[row] for row in rows)
         chosen = replace(self, values=self.values[rows], layers=layers, stream_norm=self.stream_norm[rows])
-        return chosen._scaled(factors)
+        return chosen._scaled(torch.tensor(list(map(float, weights.values()))))
 
     def as_vectors(self) -> "SteeringVectors":
-        """These vectors, as `SteeringVector.as_vectors` gives them."""
+        """These vectors themselves."""
         return self
 
     @classmethod
@@ -376,16 +338,17 @@ def norms_at(
         identity.require(norms.identity, what="the vector")
         if norms.hook != hook:
             raise ValueError(f"stream_norm of {norms.hook}: expected norms of {hook}. Capture there.")
-        norms = dict(zip(norms.layers, norms.stream_norm.tolist(), strict=True))
+        known, numbers = norms.layers, norms.stream_norm.tolist()
     elif isinstance(norms, Mapping):
-        norms = dict(zip(resolve_layers(tuple(norms), identity.n_layers), norms.values(), strict=True))
-    elif len(norms) != len(layers):
+        known, numbers = resolve_layers(tuple(norms), identity.n_layers), norms.values()
+    else:
+        known, numbers = layers, norms
+    if len(known) != len(numbers):
         raise ValueError(
-            f"stream_norm has {len(norms)} numbers: expected one for each of layers {list(layers)}. Give "
+            f"stream_norm has {len(numbers)} numbers: expected one for each of layers {list(layers)}. Give "
             "{layer: norm}, or the activations that have them."
         )
-    else:
-        norms = dict(zip(layers, norms, strict=True))
-    if missing := [layer for layer in layers if layer not in norms]:
-        raise KeyError(f"stream_norm has layers {list(norms)}: expected layers {missing} too.")
-    return torch.tensor([norms[layer] for layer in layers], dtype=torch.float32)
+    by_layer = dict(zip(known, numbers, strict=True))
+    if missing := [layer for layer in layers if layer not in by_layer]:
+        raise KeyError(f"stream_norm has layers {list(known)}: expected layers {missing} too.")
+    return torch.tensor([by_layer[layer] for layer in layers], dtype=torch.float32)

@@ -18,19 +18,12 @@ from .steering import EditLog
 
 @dataclass(frozen=True)
 class ConditionSlots:
-    """The slots of a pass that belong to one condition.
-
-    Attributes:
-        condition: which, as an index.
-        slots: where in the pass.
-        index: each slot's absolute position in its prompt.
-        selected: for each `Positions` of the condition's edits, which of the slots it selects.
-    """
+    """The slots of a pass that belong to one condition."""
 
     condition: int
     slots: slice
-    index: Int[Tensor, " pos"]
-    selected: Mapping[Positions, Bool[Tensor, " pos"]]
+    index: Int[Tensor, " pos"]  # each slot's absolute position in its prompt
+    selected: Mapping[Positions, Bool[Tensor, " pos"]]  # by each `Positions` of the condition's edits
 
 
 class ConditionSteering:
@@ -49,12 +42,7 @@ class ConditionSteering:
 
     def conditions_at(self, layer: int) -> set[int]:
         """The conditions that change anything inside this layer's block, its output included."""
-        return {
-            condition
-            for (at_layer, _), edits in self.sites.items()
-            if at_layer == layer
-            for condition in edits
-        }
+        return set().union(*(edits for (at_layer, _), edits in self.sites.items() if at_layer == layer))
 
     def changed(
         self, layer: int, hook: str, x: Float[Tensor, "1 pos d_hook"], slots: Sequence[ConditionSlots]
@@ -66,7 +54,13 @@ class ConditionSteering:
             return x
         x = x.clone()
         for each in slots:
-            x[:, each.slots] = self._edited(edits[each.condition], x[:, each.slots], each)
+            stream = at_least_float32(x[:, each.slots])
+            for edit in edits[each.condition]:
+                selected = each.selected[edit.positions][None]
+                stream = edit.apply(stream, selected, each.index[None], d_head=self.d_head)
+            x[:, each.slots] = stream = stream.to(x.dtype)
+            self.log.note_applied(edits[each.condition])
+            self.log.note_finite(edits[each.condition], torch.isfinite(stream).all()[None], [self.prompt])
         return x
 
     def require_fired(self, conditions: Sequence[int]) -> None:
@@ -87,18 +81,6 @@ class ConditionSteering:
 
         return change
 
-    def _edited(
-        self, edits: list[Edit], x: Float[Tensor, "1 pos d_hook"], slots: ConditionSlots
-    ) -> Float[Tensor, "1 pos d_hook"]:
-        stream = at_least_float32(x)
-        for edit in edits:
-            selected = slots.selected[edit.positions][None]
-            stream = edit.apply(stream, selected, slots.index[None], d_head=self.d_head)
-        stream = stream.to(x.dtype)
-        self.log.note_applied(edits)
-        self.log.note_finite(edits, torch.isfinite(stream).all()[None], [self.prompt])
-        return stream
-
 
 @contextmanager
 def steer_conditions(
@@ -106,10 +88,7 @@ def steer_conditions(
 ) -> Iterator[ConditionSteering]:
     """Steer passes that hold slots of several conditions; the engine's counterpart of `steer`.
 
-    Args:
-        prompt: the one that runs, if it is only one; named where its residual stream is not finite.
-
-    On exit, also after an exception, the model's own hooks and the user's are as before.
+    A single `prompt` is named where its residual stream is not finite.
     """
     steering = ConditionSteering(conditions, model.cfg.d_head, prompt)
     with ExitStack() as stack:

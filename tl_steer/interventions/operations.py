@@ -33,8 +33,6 @@ class Edit:
     """One change at one hook of one layer; an operation is a list of them.
 
     Attributes:
-        layer, hook: where.
-        positions: at which tokens.
         change: from activations (float32, or float64 as they are) and each slot's absolute position to
             changed activations; slot by slot, since a pass may hold the tokens of several prompts.
         width: numbers per position, `None` for any.
@@ -99,10 +97,7 @@ class Add:
         vector: one vector, or one per layer.
         multiplier: its factor, sign included.
         positions: at which tokens.
-        allow_zero: accept vectors of length zero, which change nothing at their layer.
-
-    Raises:
-        ValueError: a vector of length zero; names its layer.
+        allow_zero: accept vectors of length zero; by default they raise ValueError.
 
     Warns if the doses of several layers sum to more than 1, where the stream norms are known.
 
@@ -117,8 +112,8 @@ class Add:
     def __post_init__(self) -> None:
         if not self.allow_zero and (zero := self.vector.zero_layers()):
             raise ValueError(
-                f"Add: the vector ({self.vector.method}) has length zero at layers {zero}: expected one that "
-                "changes something. Leave these layers out, or give allow_zero=True."
+                f"Add: the vector ({self.vector.method}) has length zero at layers {zero}: leave them "
+                "out, or give allow_zero=True."
             )
         if (count := len(self.vector.layers)) == 1:
             return
@@ -126,8 +121,7 @@ class Add:
         if (total := float(doses.nansum())) > 1:
             warn(
                 f"Add(multiplier={self.multiplier:g}) at {count} layers at once: their doses sum to "
-                f"{total:.2g}, more than the residual stream's own norm. Divide the multiplier by {count}, "
-                f"or scale the vectors with scaled_to(dose={1 / count:.2g}) or less."
+                f"{total:.2g}, more than the residual stream's own norm. Divide the multiplier by {count}."
             )
 
     __repr__ = short_repr
@@ -212,8 +206,7 @@ class Ablate:
     """Replace a hook's activations, all of them or some heads.
 
     Args:
-        layer: block index, negatives from the end.
-        hook: short hook name.
+        layer, hook: block index (negatives from the end) and short hook name.
         heads: only these heads; with hook "z" only.
         to: "zero", a vector "d_hook", or activations whose mean over prompts and positions is taken.
         positions: at which tokens.
@@ -228,51 +221,47 @@ class Ablate:
     __repr__ = short_repr
 
     def __post_init__(self) -> None:
-        if self.heads is not None and self.hook != "z":
-            raise ValueError(f"hook={self.hook!r} with heads: expected 'z'. Only there heads are separate.")
-        if self.heads is not None and not len(self.heads):
-            raise ValueError("heads=[]: expected at least one head. Leave heads out to ablate all.")
-        if isinstance(self.to, str) and self.to != "zero":
-            raise ValueError(f"to={self.to!r}: expected 'zero', a vector, or activations.")
+        if self.heads is not None and (self.hook != "z" or not len(self.heads)):
+            raise ValueError(
+                f"hook={self.hook!r}, heads={list(self.heads)}: expected hook 'z', and one head or more."
+            )
 
     def edits(self, n_layers: int) -> list[Edit]:
         """One edit, for a model of `n_layers`. Raises as `steer`."""
         (layer,) = resolve_layers(self.layer, n_layers)
         target = self._target(layer)
-        width = None if isinstance(target, float) else target.shape[-1]
+        width = target.shape[-1] if target.ndim else None
         described = f"Ablate(hook={self.hook!r}) at layer {layer}"
         identity = self.to.identity if isinstance(self.to, Activations) else None
         heads = None if self.heads is None else tuple(self.heads)
-        return [Edit(layer, self.hook, self.positions, _replacing(target), width, described, identity, heads)]
 
-    def _target(self, layer: int) -> float | Tensor:
+        def change(x: Tensor, index: Tensor) -> Tensor:
+            return target.to(x).expand_as(x)
+
+        return [Edit(layer, self.hook, self.positions, change, width, described, identity, heads)]
+
+    def _target(self, layer: int) -> Tensor:
+        """A number or a vector "d_hook"."""
         if isinstance(self.to, Activations):
             if layer not in self.to.layers or self.to.hook != self.hook:
                 raise ValueError(
                     f"Ablate(to=…) has activations of {self.to.hook} at layers {list(self.to.layers)}: "
                     f"expected {self.hook} at layer {layer}."
                 )
-            values = self.to.values[:, self.to.layers.index(layer)].double()
-            return values.nanmean(dim=(0, 1))
-        return 0.0 if isinstance(self.to, str) else self.to
+            return self.to.values[:, self.to.layers.index(layer)].double().nanmean(dim=(0, 1))
+        return torch.tensor(0.0) if isinstance(self.to, str) else self.to
 
 
 def _edits(
     vectors: Vectors, positions: Positions, described: str, change: Callable[[SteeringVector], Change]
 ) -> list[Edit]:
     """One edit per layer of the vectors."""
-    return [
-        Edit(
-            vector.layer,
-            vector.hook,
-            positions,
-            change(vector),
-            vector.values.shape[-1],
-            f"{described} at layer {vector.layer}",
-            vector.identity,
-        )
-        for vector in vectors.as_vectors()
-    ]
+
+    def edit(vector: SteeringVector) -> Edit:
+        width, where = vector.values.shape[-1], f"{described} at layer {vector.layer}"
+        return Edit(vector.layer, vector.hook, positions, change(vector), width, where, vector.identity)
+
+    return list(map(edit, vectors.as_vectors()))
 
 
 def _unit(vector: SteeringVector) -> Float[Tensor, " d_hook"]:
@@ -281,16 +270,8 @@ def _unit(vector: SteeringVector) -> Float[Tensor, " d_hook"]:
     return vector.normalized().values
 
 
-def _projection(
-    x: Float[Tensor, "batch pos d_hook"], unit: Float[Tensor, " d_hook"]
-) -> Float[Tensor, "batch pos 1"]:
+def _projection(x: Float[Tensor, "*slots d_hook"], unit: Float[Tensor, " d_hook"]) -> Tensor:
     return (x @ unit.to(x))[..., None]
-
-
-def _replacing(target: float | Tensor) -> Change:
-    if isinstance(target, float):
-        return lambda x, index: torch.full_like(x, target)
-    return lambda x, index: target.to(x).expand_as(x)
 
 
 def _first_positions(count: int) -> Positions:
@@ -300,8 +281,7 @@ def _first_positions(count: int) -> Positions:
     def mask(prompt: PromptTokens) -> Bool[Tensor, " pos"]:
         if prompt.length < count:
             raise ValueError(
-                f"the vectors are for the first {count} positions, but a prompt is shorter: {prompt}. "
-                "Pad the prompt, or make the vectors from shorter ones."
+                f"the vectors are for the first {count} positions, but a prompt is shorter: {prompt}."
             )
         return positions.select(prompt)
 

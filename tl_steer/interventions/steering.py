@@ -3,6 +3,8 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from .._util.validation import checked, warn
 from ..errors import HookDidNotFireError, NonFiniteError
-from ..models import HookedModel, ModelIdentity, exclusive, hook_point, hook_width, identify
+from ..models import HookedModel, exclusive, hook_point, hook_width, identify
 from ..models.backend import require_changeable
 from ..positions import PositionTracker, PromptTokens
 from .operations import Edit, Operation, at_least_float32, edits_of
@@ -34,10 +36,10 @@ def steer(
     Works around any call that runs the model: `model(tokens)`, `model.generate(…)`, `run_with_cache`. On
     exit, also after an exception, the model's own hooks and yours are as before.
 
-    Inside the block the model is in evaluation mode; on exit each module's mode is restored. To train under
-    operations, call `model.train()` inside. Other threads that call this package with the model, or with
-    another bridge around the same Hugging Face model, wait until the block ends. Threads that call
-    `model(tokens)` themselves do not wait, and are steered too; so are asyncio tasks of this thread.
+    Inside the block the model is in evaluation mode, until `model.train()` is called; on exit each module's
+    mode is restored. Other threads that call this package with the model, or with another bridge around the
+    same Hugging Face model, wait until the block ends. Threads that call `model(tokens)` themselves do not
+    wait, and are steered too; so are asyncio tasks of this thread.
 
     Args:
         model: a `HookedTransformer` or a `TransformerBridge`.
@@ -56,7 +58,7 @@ def steer(
         ModelMismatchError: a vector belongs to another model.
         ValueError: a hook this model lacks, or that a bridge cannot change (resid_mid); a vector of another
             width; a position that depends on the prompt's end where that would be a guess.
-        NonFiniteError: the steered stream became NaN or infinite; names operation, layer and prompt.
+        NonFiniteError: the steered stream became NaN or infinite.
         HookDidNotFireError: an operation's layer did not run, or no pass of this model did.
         RuntimeError: two threads steer several models in different orders, and each waits for the other.
 
@@ -64,13 +66,16 @@ def steer(
     """
     (edits,) = checked_edits(model, [operations], force)
     tracker = PositionTracker(model, prompts, prompt_lengths, numbers)
-    session = _Session(model, edits, tracker, allow_empty, generating)
-    session.bos = None if prompts is not None else getattr(model.tokenizer, "bos_token_id", None)
+    bos = None if prompts is not None else getattr(model.tokenizer, "bos_token_id", None)
+    session = _Session(tracker, edits, model.cfg.d_head, bos, allow_empty, generating)
+    sites: dict[tuple[int, str], list[Edit]] = defaultdict(list)
+    for edit in edits:
+        sites[edit.layer, edit.hook].append(edit)
     with ExitStack() as stack:
         stack.enter_context(exclusive(model))
         stack.enter_context(tracker)
-        for (layer, hook), edits in session.sites.items():
-            handle = hook_point(model, hook, layer).register_forward_hook(session.hook_at(edits))
+        for (layer, hook), at_hook in sites.items():
+            handle = hook_point(model, hook, layer).register_forward_hook(session.hook_at(at_hook))
             stack.callback(handle.remove)
         last = hook_point(model, "resid_post", model.cfg.n_layers - 1)
         stack.callback(last.register_forward_hook(session.at_end).remove)
@@ -87,38 +92,26 @@ def steer(
 
 def checked_edits(model: Any, conditions: Sequence[Sequence[Operation]], force: bool) -> list[list[Edit]]:
     """The edits of each condition's operations on this model; raises as `steer`."""
-    identity = identify(model)
+    identity, n_heads = identify(model), model.cfg.n_heads
     edits_by_condition = [edits_of(operations, model.cfg.n_layers) for operations in conditions]
-    for edit in (edit for edits in edits_by_condition for edit in edits):
-        _check(model, identity, edit, force)
+    for edit in chain.from_iterable(edits_by_condition):
+        require_changeable(model, edit.hook, edit.layer)
+        width = hook_width(model, edit.hook)
+        if edit.width not in (None, width):
+            raise ValueError(
+                f"{edit.described}: the vector has {edit.width} numbers, but {edit.hook} of {identity.name} "
+                f"has {width}."
+            )
+        if edit.identity is not None:
+            hint = " If that is intended, pass force=True."
+            edit.identity.require(identity, force=force, what=f"the vector of {edit.described}", hint=hint)
+        if edit.heads and not 0 <= min(edit.heads) <= max(edit.heads) < n_heads:
+            raise IndexError(f"{edit.described}: heads {edit.heads}, but there are heads 0 to {n_heads - 1}.")
     return edits_by_condition
 
 
-def _check(model: Any, identity: ModelIdentity, edit: Edit, force: bool) -> None:
-    require_changeable(model, edit.hook, edit.layer)
-    width = hook_width(model, edit.hook)
-    if edit.width not in (None, width):
-        raise ValueError(
-            f"{edit.described}: the vector has {edit.width} numbers, "
-            f"but {edit.hook} of {identity.name} has {width}."
-        )
-    if edit.identity is not None:
-        hint = " If that is intended, pass force=True."
-        edit.identity.require(identity, force=force, what=f"the vector of {edit.described}", hint=hint)
-    if edit.heads and not 0 <= min(edit.heads) <= max(edit.heads) < model.cfg.n_heads:
-        raise IndexError(
-            f"{edit.described}: heads {edit.heads}, but there are heads 0 to {model.cfg.n_heads - 1}."
-        )
-
-
 def raise_non_finite(described: str, prompt: PromptTokens | None = None, *, row: int | None = None) -> None:
-    """Raise the error of a residual stream that became NaN or infinite.
-
-    Args:
-        described: the operations with their layers, "" without operations.
-        prompt: in which, if known.
-        row: its row in the pass; named if the prompt has no number.
-    """
+    """Raise `NonFiniteError`; `row` names a prompt without a number, `described` is "" without operations."""
     which = "" if prompt is None else f" in {prompt.named(row)}"
     remedy = "Use a smaller multiplier" if described else "Load the model in bfloat16 or float32"
     described = described or "without any operation"
@@ -130,8 +123,7 @@ class EditLog:
 
     def __init__(self) -> None:
         self._applied: set[int] = set()
-        # Descriptions, which rows are finite, and those rows' prompts. Read once per pass: each read waits
-        # for the device.
+        # Descriptions, which rows are finite, and their prompts. Read once per pass, since reads are slow.
         self._finite: list[tuple[str, Tensor, Sequence[PromptTokens | None]]] = []
 
     def note_applied(self, edits: Iterable[Edit]) -> None:
@@ -161,21 +153,19 @@ class EditLog:
             )
 
 
+@dataclass
 class _Session:
-    """The edits of one `steer` block by site, with the state of their checks."""
+    """The edits of one `steer` block, with the state of their checks."""
 
-    def __init__(
-        self, model: Any, edits: list[Edit], tracker: PositionTracker, allow_empty: bool, generating: bool
-    ) -> None:
-        self.tracker, self.edits = tracker, edits
-        self.allow_empty, self.generating = allow_empty, generating
-        self.bos: int | None = None  # looked for at the start of prompts until a warning was given
-        self.d_head = model.cfg.d_head
-        self.log = EditLog()
-        self._selecting: dict[int, list[PromptTokens]] = {}  # per edit, prompts of which it selects something
-        self.sites: dict[tuple[int, str], list[Edit]] = defaultdict(list)
-        for edit in edits:
-            self.sites[edit.layer, edit.hook].append(edit)
+    tracker: PositionTracker
+    edits: list[Edit]
+    d_head: int
+    bos: int | None  # looked for at the start of prompts until a warning was given
+    allow_empty: bool
+    generating: bool
+    log: EditLog = field(default_factory=EditLog)
+    # Per edit, the prompts of which it selects something.
+    _selecting: dict[int, list[PromptTokens]] = field(default_factory=dict)
 
     def hook_at(self, edits: list[Edit]) -> Callable[[Any, tuple, Tensor], Tensor]:
         """A forward hook for the hook point of these edits."""
@@ -192,7 +182,7 @@ class _Session:
         return change
 
     def at_end(self, _module: Any, _inputs: tuple, x: Tensor) -> None:
-        """Once per pass, after the last block: check that all of it is finite."""
+        """Check after the last block of a pass that all of it is finite."""
         self._note_finite(self.edits, x)
         self.log.require_finite()
 
@@ -213,7 +203,7 @@ class _Session:
         if self.bos is None:
             return
         for row, prompt in enumerate(self.tracker.prompts):
-            if prompt.ids is not None and prompt.ids[:2] == (self.bos, self.bos):
+            if (prompt.ids or ())[:2] == (self.bos, self.bos):
                 warn(
                     f"row {row} begins with two BOS tokens (id {self.bos}): expected one. Use the ids of "
                     "tokenize(model, text), or model.to_tokens(text, prepend_bos=False)."

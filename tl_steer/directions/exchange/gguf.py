@@ -1,10 +1,9 @@
 """Control vectors of llama.cpp and repeng: GGUF files with a tensor `direction.N` per layer.
 
 `direction.N` is added to the output of block N, blocks counted from 0: it is `resid_post` of layer N here.
-llama.cpp adds it to `l_out` (src/llama-adapter.cpp); repeng writes and reads the same N, an index
-into the list of blocks (repeng/extract.py; it is estimated from `hidden_states[N + 1]`). llama.cpp rejects a
-file that names block 0. llama.cpp's own cvector-generator writes as `direction.N` what it read at the output
-of block N − 1, but it is *added* at N all the same.
+llama.cpp adds it to `l_out` (src/llama-adapter.cpp) and rejects block 0; repeng has the same N, an index into
+the list of blocks (repeng/extract.py). llama.cpp's own cvector-generator writes as `direction.N` what it read
+at the output of block N − 1, but it is *added* at N all the same.
 
 Files are read here rather than by the package `gguf`, which believes an array's length: a damaged one keeps
 it counting for hours. Format: ggml's docs/gguf.md, versions 2 and 3, little-endian.
@@ -12,7 +11,6 @@ it counting for hours. Format: ggml's docs/gguf.md, versions 2 and 3, little-end
 
 import re
 import struct
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from ..vector_files import describe, parse_description, restore
 from ..vectors import SteeringVector, SteeringVectors
 from .in_memory import imported, rows_for
 
+Contents = tuple[dict[str, Any], dict[str, np.ndarray | None]]
 ARCHITECTURE = "controlvector"
 DESCRIPTION = "tl_steer.description"  # our own key
 MAX_BYTES = 1 << 28  # control vectors are a few megabytes
@@ -51,9 +50,8 @@ def save_gguf(
 
     Raises as `save_pt`, and ValueError for layer 0.
 
-    The scale there is the multiplier here, and it is added at every position. llama.cpp adds nothing at
-    layers that the file does not name. The model's identity, method and norms are kept under a key of our
-    own, which others ignore and `load_gguf` reads.
+    The scale there is the multiplier here. llama.cpp adds the vectors at every position, and nothing at
+    layers that the file does not name. A key of our own keeps the model's identity, method and norms.
     """
     from gguf import GGUFWriter
 
@@ -61,8 +59,8 @@ def save_gguf(
     rows = rows_for(vectors, "a GGUF control vector", force=force)
     if 0 in rows:
         raise ValueError(
-            "a GGUF control vector cannot hold layer 0: llama.cpp steers the blocks from 1 on and rejects a "
-            "file that names direction.0. Leave layer 0 out: vectors.weighted({layer: 1.0, …})."
+            "a GGUF control vector cannot hold layer 0: llama.cpp steers the blocks from 1 on. Leave layer 0 "
+            "out: vectors.weighted({layer: 1.0, …})."
         )
     with atomic(path) as scratch:
         writer = GGUFWriter(scratch, ARCHITECTURE)
@@ -84,8 +82,7 @@ def load_gguf(path: str | Path, model: HookedModel, *, force: bool = False) -> S
     """Read a control vector that llama.cpp, repeng or `save_gguf` wrote, for `model`.
 
     Args:
-        path: the file.
-        model: the model they are meant for.
+        path, model: the file, and the model they are meant for.
         force: accept a file of `save_gguf` from other weights of the same shapes and processing.
 
     Returns:
@@ -96,14 +93,14 @@ def load_gguf(path: str | Path, model: HookedModel, *, force: bool = False) -> S
         ValueError: not a control vector, a damaged one, layers or a width that the model does not have.
         ModelMismatchError: a file of `save_gguf` from another model.
     """
-    file = read_gguf(path)
-    if (architecture := file.keys.get("general.architecture")) != ARCHITECTURE:
+    keys, tensors = read_gguf(path)
+    if (architecture := keys.get("general.architecture")) != ARCHITECTURE:
         raise ValueError(f"{path} holds no control vector: its general.architecture is {architecture!r}.")
-    rows = _directions(file, path)
-    if DESCRIPTION not in file.keys:
-        hint = str(file.keys.get(f"{ARCHITECTURE}.model_hint", ""))
+    rows = _directions(tensors, path)
+    if DESCRIPTION not in keys:
+        hint = str(keys.get(f"{ARCHITECTURE}.model_hint", ""))
         return imported(rows, model, f"GGUF control vector {Path(path).name}", model_hint=hint)
-    description = parse_description(file.keys[DESCRIPTION], str(path))
+    description = parse_description(keys[DESCRIPTION], str(path))
     if set(description["layers"]) != set(rows):
         raise ValueError(
             f"{path} has directions for layers {sorted(rows)}, but its own description says "
@@ -111,29 +108,22 @@ def load_gguf(path: str | Path, model: HookedModel, *, force: bool = False) -> S
         )
     values = torch.stack([rows[layer] for layer in description["layers"]])
     vectors = restore(description, values, str(path))
-    vectors.identity.require(identify(model), force=force, what=f"{path}")
+    vectors.identity.require(identify(model), force=force, what=str(path))
     return vectors
 
 
-@dataclass
-class GGUFFile:
-    """Metadata, float32 tensors, and the names of all `others`, which are not read."""
+def read_gguf(path: str | Path) -> Contents:
+    """Metadata and tensors of a GGUF file; tensors of other types than float32 are `None`.
 
-    keys: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, np.ndarray] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
-
-
-def read_gguf(path: str | Path) -> GGUFFile:
-    """Contents of a GGUF file; every length is checked against the file's, up to 256 MiB."""
-    path = Path(path)
-    if path.stat().st_size > MAX_BYTES:
+    Every length is checked against the file's, which may have up to 256 MiB.
+    """
+    if Path(path).stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is larger than 256 MiB: a model, not control vectors.")
-    data = path.read_bytes()
+    data = Path(path).read_bytes()
     if data[:4] != b"GGUF":
         raise ValueError(f"{path} is not a GGUF file.")
     try:
-        return _Reader(data).file()
+        return _Reader(data).contents()
     except (RecursionError, UnicodeDecodeError, ValueError, struct.error) as error:
         raise ValueError(f"{path} is damaged, or not a GGUF file that can be read here ({error}).") from error
 
@@ -144,29 +134,26 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data, self.offset = data, 4
 
-    def file(self) -> GGUFFile:
+    def contents(self) -> Contents:
         version, n_tensors, n_keys = self.number("I"), self.number("Q"), self.number("Q")
         if version not in (2, 3):
             raise ValueError(f"version {version}; 2 and 3 are known")
-        file = GGUFFile()
+        keys: dict[str, Any] = {}
         for _ in range(n_keys):
-            key = self.text()
-            if key in file.keys:
+            if (key := self.text()) in keys:
                 raise ValueError(f"two keys {key!r}")
-            file.keys[key] = self.value(self.number("I"))
+            keys[key] = self.value(self.number("I"))
         headers = [self.header() for _ in range(n_tensors)]
-        alignment = file.keys.get("general.alignment", ALIGNMENT)
+        alignment = keys.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0:
             raise ValueError(f"alignment {alignment!r}")
         start = -(-self.offset // alignment) * alignment
+        tensors: dict[str, np.ndarray | None] = {}
         for name, shape, dtype, offset in headers:
-            if name in file.tensors or name in file.others:
+            if name in tensors:
                 raise ValueError(f"two tensors {name!r}")
-            if dtype == F32:
-                file.tensors[name] = self.tensor(shape, start + offset)
-            else:
-                file.others.append(name)
-        return file
+            tensors[name] = self.tensor(shape, start + offset) if dtype == F32 else None
+        return keys, tensors
 
     def take(self, size: int) -> bytes:
         if size > len(self.data) - self.offset:
@@ -198,8 +185,7 @@ class _Reader:
         name, axes = self.text(), self.number("I")
         if axes > 4:
             raise ValueError(f"{name!r} has {axes} axes")
-        # The first axis of the file varies fastest.
-        shape = tuple(self.number("Q") for _ in range(axes))[::-1]
+        shape = tuple(self.number("Q") for _ in range(axes))[::-1]  # the file's first axis varies fastest
         return name, shape, self.number("I"), self.number("Q")
 
     def tensor(self, shape: tuple[int, ...], start: int) -> np.ndarray:
@@ -210,17 +196,15 @@ class _Reader:
         return values.astype(np.float32).reshape(shape)
 
 
-def _directions(file: GGUFFile, path: str | Path) -> dict[int, torch.Tensor]:
-    if file.others:
-        raise ValueError(f"{path}: {file.others[0]!r} is not float32; directions must be.")
+def _directions(tensors: dict[str, np.ndarray | None], path: str | Path) -> dict[int, torch.Tensor]:
     rows = {}
-    for name, values in file.tensors.items():
+    for name, values in tensors.items():
+        if values is None:
+            raise ValueError(f"{path}: {name!r} is not float32; directions must be.")
         number = re.fullmatch(r"direction\.(\d{1,6})", name)
         if not number or values.ndim != 1:
-            raise ValueError(
-                f"{path}: tensor {name!r} of shape {values.shape} is not a direction; a control vector has "
-                "tensors direction.N with one axis."
-            )
+            shape = f"{name!r} of shape {values.shape}"
+            raise ValueError(f"{path}: {shape} is not a direction: expected direction.N with one axis.")
         rows[int(number[1])] = torch.from_numpy(values)
     if 0 in rows:
         raise ValueError(

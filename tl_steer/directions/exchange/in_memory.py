@@ -37,13 +37,10 @@ def to_repeng(
     rows = rows_for(vectors, "repeng", force=force)
     try:
         from repeng import ControlVector
-    except ImportError as error:
-        raise _missing("to_repeng", "repeng") from error
-    except AttributeError as error:
+    except (ImportError, AttributeError) as error:
         raise ImportError(
-            f"repeng cannot be imported here ({error}). repeng 0.4 asks for numpy.float_, which numpy 2 no "
-            "longer has: set `numpy.float_ = numpy.float64` before the first import of repeng, or give it an "
-            "environment with numpy 1.26 and a file from save_gguf."
+            f"to_repeng needs the package 'repeng': pip install repeng ({error}). repeng 0.4 needs "
+            "numpy.float_, which numpy 2 lacks: set `numpy.float_ = numpy.float64` before its first import."
         ) from error
     directions = {layer: row.numpy() for layer, row in rows.items()}
     return ControlVector(model_type=model_type or vectors.identity.name, directions=directions)
@@ -58,8 +55,8 @@ def from_repeng(control_vector: Any, model: HookedModel) -> SteeringVectors:
         model: the model they are meant for.
 
     Returns:
-        Method "imported", the identity of `model`, `stream_norm` NaN (repeng keeps none; `capture` measures
-        it). Directions trained by repeng have length 1: `scaled_to(dose=…)` gives them another.
+        Vectors as `load_pt` returns them. Directions trained by repeng have length 1: `scaled_to(dose=…)`
+        gives them another.
 
     Raises TypeError for an object without directions, and as `load_pt` for those of another model.
     """
@@ -83,21 +80,18 @@ def to_steering_vectors(vectors: SteeringVectors | SteeringVector, *, force: boo
     try:
         import steering_vectors
     except ImportError as error:
-        raise _missing("to_steering_vectors", "steering-vectors") from error
+        raise ImportError("to_steering_vectors needs: pip install steering-vectors") from error
     return steering_vectors.SteeringVector(layer_activations=rows, layer_type=BLOCK)
 
 
 @checked
 def from_steering_vectors(steering_vector: Any, model: HookedModel) -> SteeringVectors:
-    """The vectors of a `steering_vectors.SteeringVector`, for `model`.
+    """The vectors of a `steering_vectors.SteeringVector`, for `model`, as `load_pt` returns them.
 
     Args:
         steering_vector: anything with `layer_activations`, a mapping from a block's index to a tensor
             "d_model", and `layer_type`.
         model: the model they are meant for.
-
-    Returns:
-        Method "imported", the identity of `model`, `stream_norm` NaN (`capture` measures it).
 
     Raises TypeError for an object without layer activations, ValueError for another layer type than
     "decoder_block", and as `load_pt`.
@@ -121,15 +115,12 @@ def rows_for(
             f'written elsewhere than it was read, place it: vectors[layer].at(layers=…, hook="{OUTPUT}").'
         )
     if vectors.has_positions:
-        raise ValueError(
-            f"{target} has one vector per layer; these are one per position ({vectors.method}). Give the "
-            "mean over positions, or keep them in tl_steer."
-        )
+        raise ValueError(f"{target} has one vector per layer; these are one per position ({vectors.method}).")
     if vectors.identity.centred and not force:
         raise ValueError(
-            f"these vectors are of {vectors.identity.name} with centred weights, whose residual stream "
-            f"lacks a mean that it has in {target}. Added there they give the same logits; projected out "
-            "there they do not. Load the model with processing=False and estimate them again, or pass force."
+            f"these vectors are of {vectors.identity.name} with centred weights: added in {target} they give "
+            "the same logits, projected out there they do not. Load the model with processing=False and "
+            "estimate them again, or pass force."
         )
     rows = vectors.values.detach().float().cpu().reshape(len(vectors.layers), -1)
     return {layer: row.clone() for layer, row in zip(vectors.layers, rows, strict=True)}
@@ -145,8 +136,7 @@ def imported(
         source: where they come from, for messages and `info["from"]`.
 
     Returns:
-        Layers ascending, method "imported", `stream_norm` NaN: no other format stores it. For doses give the
-        norm that `capture(model, prompts, layers=vectors.layers).stream_norm` measures.
+        Layers ascending, method "imported", `stream_norm` NaN: no other format stores it.
 
     Raises:
         ValueError: no vectors, layers that the model does not have, another width, or not finite numbers.
@@ -164,21 +154,16 @@ def imported(
         raise ValueError(f"{source} names the same block twice (negatives count from the end): {list(rows)}.")
     layers = tuple(sorted(values))
     for layer in layers:
-        hook_point(model, hook, layer)
-        if len(values[layer]) != (width := hook_width(model, hook)):
-            raise ValueError(
-                f"{source} has vectors of {len(values[layer])} numbers; {hook} of {name} has {width}: they "
-                "are of another model."
-            )
-    return SteeringVectors(
-        torch.stack([values[layer] for layer in layers]),
-        layers,
-        hook,
-        "imported",
-        torch.full((len(layers),), float("nan")),
-        identify(model),
-        {"from": source, **info},
-    )
+        hook_point(model, hook, layer)  # raises if it does not exist
+    width = hook_width(model, hook)
+    if wrong := [len(row) for row in values.values() if len(row) != width]:
+        raise ValueError(
+            f"{source} has vectors of {wrong[0]} numbers; {hook} of {name} has {width}: they are of another "
+            "model."
+        )
+    stacked, norms = torch.stack([values[layer] for layer in layers]), torch.full((len(layers),), torch.nan)
+    info = {"from": source, **info}
+    return SteeringVectors(stacked, layers, hook, "imported", norms, identify(model), info)
 
 
 def _mapping(source: Any, attribute: str, expected: str) -> dict[int, Any]:
@@ -188,18 +173,12 @@ def _mapping(source: Any, attribute: str, expected: str) -> dict[int, Any]:
     return {int(layer): row for layer, row in rows.items()}
 
 
-def _missing(function: str, package: str) -> ImportError:
-    return ImportError(f"{function} needs the package {package!r}: pip install {package}")
-
-
 def _row(row: Any, layer: int, source: str) -> Float[Tensor, " d_hook"]:
-    if isinstance(row, np.ndarray):
-        if row.dtype.kind != "f":
-            raise ValueError(f"{source}, layer {layer}: {row.dtype} numbers, not floating-point ones.")
+    if isinstance(row, np.ndarray) and row.dtype.kind == "f":
         row = torch.from_numpy(np.array(row, dtype=np.float32))
     if not isinstance(row, Tensor) or not row.is_floating_point():
-        dtype = row.dtype if isinstance(row, Tensor) else type(row).__name__
-        raise ValueError(f"{source}, layer {layer}: {dtype}, not a tensor of floating-point numbers.")
+        dtype = getattr(row, "dtype", type(row).__name__)
+        raise ValueError(f"{source}, layer {layer}: {dtype}, not floating-point numbers.")
     if row.ndim != 1 or row.layout is not torch.strided:
         raise ValueError(f"{source}, layer {layer}: shape {tuple(row.shape)}; one axis is allowed, dense.")
     row = row.detach().float().cpu().clone()

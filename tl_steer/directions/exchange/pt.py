@@ -52,10 +52,10 @@ def load_pt(
             these, layers or a width that the model does not have.
 
     A tensor of one row more than the model has layers is taken for vectors of Hugging Face's `hidden_states`.
-    Its first row is the embedding's, the input of block 0, and row i + 1 the output of block i; the last row
-    is after the final norm, not the output of the last block, and is not used. So at hook "resid_post" the
-    vectors are of all layers but the last, at "resid_pre" of all. Without the embedding's row the file has as
-    many rows as the model has layers: leave the last one out yourself.
+    Its first row is the input of block 0, and row i + 1 the output of block i; the last row is after the
+    final norm and is not used. So at hook "resid_post" the vectors are of all layers but the last, at
+    "resid_pre" of all. Without the embedding's row the file has as many rows as the model has layers: leave
+    the last one out yourself.
     """
     tensors = _load_tensors(path)
     source, n_layers = f"file {Path(path).name}", model.cfg.n_layers
@@ -65,9 +65,7 @@ def load_pt(
         if len(tensors) == n_layers + 1 and hook in HIDDEN_STATES:
             tensors = dict(enumerate(list(tensors)[HIDDEN_STATES[hook] : -1]))
     elif position is not None:
-        raise ValueError(
-            f"{source}, position={position}: expected one tensor, not a dictionary. Leave it out."
-        )
+        raise ValueError(f"{source} is a dictionary, which takes no position={position}. Leave it out.")
     if isinstance(tensors, Mapping):
         rows = _by_layer(tensors, source, hook)
         if chosen and (missing := [layer for layer in chosen if layer not in rows]):
@@ -87,8 +85,7 @@ def save_pt(vectors: SteeringVectors | SteeringVector, path: str | Path, *, forc
     """Write a dictionary from layers (0-based) to tensors "d_model", for `torch.load(weights_only=True)`.
 
     Args:
-        vectors: one vector per layer at "resid_post".
-        path: the file, written atomically.
+        vectors, path: one vector per layer at "resid_post", and the file, written atomically.
         force: also vectors of centred weights.
 
     Raises:
@@ -110,10 +107,10 @@ def _load_tensors(path: str | Path) -> Any:
         loaded = torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file may raise anything
         name = re.search(r"GLOBAL ([\w.]+)", str(error))  # the rest is torch's advice to run it
+        reason = name[1] if name else type(error).__name__
         raise ValueError(
-            f"{path} holds something else than plain tensors, or is damaged; it was not run "
-            f"({name[1] if name else type(error).__name__}). Its author can save tensors alone: "
-            "torch.save({layer: tensor, …}, path)."
+            f"{path} holds something else than plain tensors, or is damaged; it was not run ({reason}). Its "
+            "author can save tensors alone: torch.save({layer: tensor, …}, path)."
         ) from error
     if not isinstance(loaded, Tensor | Mapping):
         raise ValueError(f"{path} holds a {type(loaded).__name__}, not a tensor or a dictionary of tensors.")
@@ -126,11 +123,8 @@ def _rows(tensor: Tensor, position: int | None, source: str) -> Tensor:
     if tensor.ndim not in (1, 2, 3):
         raise ValueError(f"{source}: a tensor of shape {shape}; give layer d_hook, or d_hook.")
     if (tensor.ndim == 3) != (position is not None):
-        expected = "a position" if tensor.ndim == 3 else "no position, which is for pos layer d_hook"
-        raise ValueError(
-            f"{source}: a tensor of shape {shape} and position={position}: expected {expected}. Give "
-            f"position={'an index of the first axis' if tensor.ndim == 3 else None}."
-        )
+        expected = "an index of the first axis" if tensor.ndim == 3 else "None"
+        raise ValueError(f"{source}: a tensor of shape {shape} and position={position}: expected {expected}.")
     if position is not None and not -shape[0] <= position < shape[0]:
         raise IndexError(f"{source}: position={position}, but its first axis has {shape[0]} positions.")
     return tensor[None] if tensor.ndim == 1 else tensor if position is None else tensor[position]
@@ -144,8 +138,7 @@ def _by_layer(tensors: Mapping[Any, Any], source: str, hook: str) -> dict[int, A
             number = int(name[1])
         if type(number) is not int or number < 0:
             raise ValueError(
-                f"{source}: the key {key!r} is not a layer at {hook}; give 0, 1, …, '0', '1', … or "
-                "'layer_0', …."
+                f"{source}: the key {key!r} is not a layer at {hook}; give 0, '0', 'layer_0', …."
             )
         if number in rows:
             raise ValueError(f"{source} has two vectors for layer {number}.")
