@@ -26,6 +26,7 @@ from tl_steer.positions import (
 )
 from tl_steer.prompts import contrast_pairs
 
+from .conftest import assert_raises
 from .tiny_model import (
     D_HEAD,
     D_MODEL,
@@ -36,6 +37,7 @@ from .tiny_model import (
     Change,
     all_hooks,
     favouring,
+    greedy_alone,
     hook_name,
     made_vector,
     make_model,
@@ -92,22 +94,16 @@ def test_layers_may_be_one_negative_or_all():
 
 @settings(max_examples=10, deadline=None)
 @given(prompts=PROMPTS, hook=st.sampled_from(["resid_pre", "resid_post", "z"]))
-def test_the_stream_norm_is_the_median_of_medians_behind_the_first_token(prompts, hook):
+def test_the_stream_norm_is_the_median_of_medians_after_the_first_token(prompts, hook):
     result = capture(MODEL, prompts, hook=hook).stream_norm.numpy()
     for layer in range(N_LAYERS):
-        norms = [
-            np.linalg.norm(activations_alone(ids, hook, layer).double().numpy(), axis=-1)[1:]
-            for ids in prompts
-        ]
+        norms = [activations_alone(ids, hook, layer).double().norm(dim=-1)[1:].numpy() for ids in prompts]
         np.testing.assert_allclose(result[layer], np.median([np.median(row) for row in norms]), rtol=1e-4)
 
 
 def test_the_stream_norm_does_not_depend_on_what_is_captured():
     prompts = [[0, 3, 4, 5, 6], [0, 7, 8]]
-    everywhere, first = (
-        capture(MODEL, prompts, positions=all_tokens()),
-        capture(MODEL, prompts, positions=token(0)),
-    )
+    everywhere, first = (capture(MODEL, prompts, positions=each) for each in (all_tokens(), token(0)))
     assert torch.equal(everywhere.stream_norm, first.stream_norm)
     generating = capture(MODEL, prompts, max_new_tokens=4)
     torch.testing.assert_close(generating.stream_norm, first.stream_norm)
@@ -131,8 +127,8 @@ def test_vectors_of_a_steered_model_say_so():
         "ProjectOut(strength=1) at layer 0, resid_post, all_tokens()",
     ]
     assert mean_difference(steered).info["under"] == {"positive": message, "negative": message}
-    beside = PairedActivations(steered.positive, capture_pairs(MODEL, pairs).negative, steered.factors)
-    assert mean_difference(beside).info["under"] == {"positive": message, "negative": []}
+    one_side = PairedActivations(steered.positive, capture_pairs(MODEL, pairs).negative, steered.factors)
+    assert mean_difference(one_side).info["under"] == {"positive": message, "negative": []}
 
 
 @pytest.mark.parametrize("hook", list(NAMES))
@@ -153,12 +149,10 @@ def test_positions_during_generation_equal_a_second_pass_over_the_finished_text(
     positions = parse_positions(written)
     result = capture(MODEL, prompts, Add(vector, 1.0, positions), positions=positions, max_new_tokens=new)
     changes = [Change(1, "resid_post", lambda x: x + vector.values, TABLE[written])]
-    everything = capture(
-        MODEL, prompts, Add(vector, 1.0, positions), positions=generated_tokens(), max_new_tokens=new
-    )
+    expected = [tuple(greedy_alone(MODEL, ids, new, changes, stops=[1])) for ids in prompts]
+    assert result.completion_tokens == tuple(expected)
     for row, ids in enumerate(prompts):
-        fed_back = [int(token) for token in everything.tokens[row] if token >= 0]
-        text = ids + fed_back
+        text = [*ids, *expected[row][:-1]]
         where = TABLE[written](len(ids), len(text))
         assert [int(index) for index in result.token_index[row] if index >= 0] == where
         assert [int(token) for token in result.tokens[row] if token >= 0] == [text[index] for index in where]
@@ -167,15 +161,13 @@ def test_positions_during_generation_equal_a_second_pass_over_the_finished_text(
             torch.testing.assert_close(result.values[row, layer, : len(where)], second, rtol=1e-3, atol=1e-3)
 
 
-def test_the_last_new_token_has_no_activation_and_nothing_behind_the_end_has():
+def test_the_last_new_token_has_no_activation_and_nothing_after_the_end_has():
     ending = favouring(MODEL, 1, 2.5)  # `</s>` soon comes
     prompts = [[0, 3, 4, 5], [0, 9], [0, 7, 7, 7, 3]]
     result = capture(ending, prompts, positions=generated_tokens(), max_new_tokens=6, allow_empty=True)
     lengths = set()
     for row, ids in enumerate(prompts):
-        new = []
-        while len(new) < 6 and new[-1:] != [1]:
-            new.append(int(run_alone(ending, ids + new, len(ids))[0][-1].argmax()))
+        new = greedy_alone(ending, ids, 6, stops=[1])
         assert [int(token) for token in result.tokens[row] if token >= 0] == new[:-1]
         assert result.completions[row] == ending.tokenizer.decode(new, skip_special_tokens=True)
         lengths.add(len(new))
@@ -194,21 +186,15 @@ def test_one_generated_token_leaves_nothing_to_capture_of_it():
 def test_single_gives_the_one_position_and_rejects_where_there_are_others():
     result = capture(MODEL, ["a b c", "d"])
     assert torch.equal(result.single(), result.values[:, :, 0])
-    assert capture(MODEL, ["a b c", "d"], positions=token(1) | last_token()).token_index.tolist() == [
-        [1, 3],
-        [1, -1],
-    ]
-    with pytest.raises(
-        ValueError, match=r"single\(\) needs one position per prompt, but .* selected 2 of prompt 0"
-    ):
-        capture(MODEL, ["a b c", "d"], positions=token(1) | last_token()).single()
+    two = capture(MODEL, ["a b c", "d"], positions=token(1) | last_token())
+    assert two.token_index.tolist() == [[1, 3], [1, -1]]
+    message = r"single\(\) needs one position per prompt, but .* selected 2 of prompt 0"
+    assert_raises(message, two.single)
 
 
 def test_a_position_that_selects_nothing_names_the_prompt():
-    with pytest.raises(
-        EmptySelectionError, match=r"token\(3\) selects no token of prompt 1 \('<s> d', 2 tokens\)"
-    ):
-        capture(MODEL, ["a b c", "d"], positions=token(3))
+    message = r"token\(3\) selects no token of prompt 1 \('<s> d', 2 tokens\)"
+    assert_raises(message, capture, MODEL, ["a b c", "d"], error=EmptySelectionError, positions=token(3))
     result = capture(MODEL, ["a b c", "d"], positions=token(3), allow_empty=True)
     assert result.token_index.tolist() == [[3], [-1]]
     assert result.values[1].isnan().all()
@@ -272,13 +258,9 @@ def test_positions_by_layer_are_one_capture_per_layer_joined(reuse, new, small, 
 
 
 def test_positions_by_layer_run_the_model_once(monkeypatch):
-    passes = []
-    block = MODEL.blocks[0]
-    handle = block.register_forward_hook(lambda *_: passes.append(1))
-    try:
-        capture(MODEL, WORDS, positions={1: token(1), -1: all_tokens()}, reuse=False)
-    finally:
-        handle.remove()
+    passes, forward = [], MODEL.blocks[0].forward
+    monkeypatch.setattr(MODEL.blocks[0], "forward", lambda *x, **y: passes.append(1) or forward(*x, **y))
+    capture(MODEL, WORDS, positions={1: token(1), -1: all_tokens()}, reuse=False)
     assert len(passes) == 1
     result = capture(MODEL, WORDS, positions={1: token(1), -1: all_tokens()}, layers=[1, 2])
     assert result.layers == (1, 2)
@@ -291,46 +273,39 @@ def test_a_single_position_by_layer_makes_vectors_of_pairs():
     for index, (layer, each) in enumerate(positions.items()):
         alone = capture_pairs(MODEL, pairs, positions=each, layers=layer)
         torch.testing.assert_close(result.positive.single()[:, index], alone.positive.single()[:, 0])
-        torch.testing.assert_close(
-            mean_difference(result)[layer].values, mean_difference(alone)[layer].values
-        )
+        both = (mean_difference(each)[layer].values for each in (result, alone))
+        torch.testing.assert_close(*both)
     part = result.subset([1])
     assert part.positive.token_index.tolist() == [[[1], [2]]]
     swapped = result.swapped([True, False])
     assert torch.equal(swapped.positive.single()[0], result.negative.single()[0])
     assert torch.equal(swapped.positive.token_index[0], result.negative.token_index[0])
     wide = capture_pairs(MODEL, pairs, positions={0: token(1) | token(2), 2: last_token()})
-    with pytest.raises(
-        ValueError, match=r"but \(token\(1\) \| token\(2\)\) at layer 0 selected 2 of prompt 0"
-    ):
-        wide.positive.single()
-    with pytest.raises(ValueError, match="only one of the two sides"):
-        PairedActivations(result.positive, capture(MODEL, ["a", "b"], layers=[0, 2]), result.factors)
+    message = r"but \(token\(1\) \| token\(2\)\) at layer 0 selected 2 of prompt 0"
+    assert_raises(message, wide.positive.single)
+    other = capture(MODEL, ["a", "b"], layers=[0, 2])
+    assert_raises("only one of the two sides", PairedActivations, result.positive, other, result.factors)
 
 
-def test_positions_by_layer_are_told_what_is_wrong():
-    with pytest.raises(ValueError, match=r"layers=\[0, 1\] and positions of the layers \[1, 2\]"):
-        capture(MODEL, WORDS, positions={1: token(0), 2: token(1)}, layers=[0, 1])
-    with pytest.raises(ValueError, match="name the same block twice"):
-        capture(MODEL, WORDS, positions={2: token(0), -1: token(1)})
-    with pytest.raises(IndexError, match="layer 7 is out of range"):
-        capture(MODEL, WORDS, positions={7: token(0)})
-    with pytest.raises(ValueError, match="no layers given"):
-        capture(MODEL, WORDS, positions={})
-    with pytest.raises(EmptySelectionError, match=r"token\(4\) selects no token of prompt 1"):
-        capture(MODEL, WORDS, positions={0: token(0), 1: token(4)})
-    with pytest.raises(TypeError, match="positions must be"):
-        capture(MODEL, WORDS, positions={0: 3})
+@pytest.mark.parametrize(
+    ("positions", "layers", "error", "message"),
+    [
+        ({1: token(0), 2: token(1)}, [0, 1], ValueError, r"\[0, 1\] and positions of the layers \[1, 2\]"),
+        ({2: token(0), -1: token(1)}, None, ValueError, "name the same block twice"),
+        ({7: token(0)}, None, IndexError, "layer 7 is out of range"),
+        ({}, None, ValueError, "no layers given"),
+        ({0: token(0), 1: token(4)}, None, EmptySelectionError, r"token\(4\) selects no token of prompt 1"),
+        ({0: 3}, None, TypeError, "positions must be"),
+    ],
+)
+def test_positions_by_layer_that_do_not_fit_are_rejected(positions, layers, error, message):
+    assert_raises(message, capture, MODEL, WORDS, error=error, positions=positions, layers=layers)
 
 
-def test_no_logits_are_computed_and_no_block_behind_the_last_layer_runs(monkeypatch):
-    def never(*_, **__):
-        raise AssertionError("nobody reads these")
-
+def test_no_logits_are_computed_and_no_block_after_the_last_layer_runs(monkeypatch):
     before = capture(MODEL, ["a b"], layers=[0, 1]).values
-    monkeypatch.setattr(MODEL.unembed, "forward", never)
-    monkeypatch.setattr(MODEL.ln_final, "forward", never)
-    monkeypatch.setattr(MODEL.blocks[2], "forward", never)
+    for module in (MODEL.unembed, MODEL.ln_final, MODEL.blocks[2]):
+        monkeypatch.setattr(module, "forward", lambda *_, **__: pytest.fail("it is not read"))
     assert torch.equal(capture(MODEL, ["a b"], layers=[0, 1]).values, before)
 
 
@@ -338,8 +313,7 @@ def test_activations_that_overflow_are_named():
     broken = make_model(word_tokenizer())
     broken.blocks[1].mlp.b_out[:] = torch.inf
     message = r"layer 1, prompt 0 \('<s> a b', 3 tokens\): the activation is NaN"
-    with pytest.raises(NonFiniteError, match=message):
-        capture(broken, ["a b"], layers=1)
+    assert_raises(message, capture, broken, ["a b"], error=NonFiniteError, layers=1)
 
 
 @pytest.mark.parametrize(
@@ -348,25 +322,14 @@ def test_activations_that_overflow_are_named():
         ([], {}, ValueError, "no prompts given"),
         ([[]], {}, ValueError, "is empty"),
         ([[0] * 49], {}, ValueError, "49 tokens does not fit the context of 48"),
-        (
-            [[0] * 45],
-            {"max_new_tokens": 4},
-            ValueError,
-            "45 tokens and 4 new ones do not fit the context of 48",
-        ),
+        ([[0] * 45], {"max_new_tokens": 4}, ValueError, "45 tokens and 4 new ones do not fit the .* 48"),
         (["a"], {"layers": 3}, IndexError, "layer 3 is out of range: this model has 3 layers"),
         (["a"], {"layers": [0, -3]}, ValueError, "name the same block twice"),
-        (
-            ["a"],
-            {"hook": "resid_end"},
-            ValueError,
-            "'resid_end' does not exist at layer 0 of tiny; this model has",
-        ),
+        (["a"], {"hook": "resid_end"}, ValueError, "'resid_end' does not exist at layer 0 of tiny; .* has"),
     ],
 )
 def test_bad_input_is_rejected(prompts, options, error, message):
-    with pytest.raises(error, match=message):
-        capture(MODEL, prompts, **options)
+    assert_raises(message, capture, MODEL, prompts, error=error, **options)
 
 
 def test_pairs_are_captured_together_and_share_the_stream_s_norm():
@@ -394,12 +357,12 @@ def test_capture_leaves_model_prompts_and_hooks_alone():
 
 def test_batches_hold_every_row_once_of_like_lengths_within_their_budget():
     prompts = [[1] * length for length in (9, 2, 30, 4, 4, 8, 1)]
-    made = list(plain.batches(prompts, budget=20, new_tokens=1))
-    assert sorted(row for batch in made for row in batch.rows) == list(range(7))
-    for batch in made:
+    batches = list(plain.batches(prompts, budget=20, new_tokens=1))
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(7))
+    for batch in batches:
         assert len(batch.rows) == 1 or len(batch.rows) * (batch.tokens.shape[1] + 1) <= 20
-        for row, kept in zip(batch.rows, batch.mask, strict=True):
-            assert kept.tolist() == [False] * (len(kept) - len(prompts[row])) + [True] * len(prompts[row])
+        for row, mask in zip(batch.rows, batch.mask, strict=True):
+            assert mask.tolist() == [False] * (len(mask) - len(prompts[row])) + [True] * len(prompts[row])
 
 
 # texts that are read after the prompts
@@ -419,7 +382,7 @@ def require_same(result, expected):
 
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("written", TABLE)
-def test_reading_what_a_run_has_written_gives_what_it_held_while_it_wrote(written, reuse):
+def test_reading_a_generated_text_gives_the_activations_of_its_generation(written, reuse):
     positions = parse_positions(written)
     steer = Add(made_vector(MODEL, 1, scale=6.0), 1.0, positions)
     wrote = capture(MODEL, UNEQUAL, steer, positions=positions, max_new_tokens=5, reuse=reuse)
@@ -429,7 +392,7 @@ def test_reading_what_a_run_has_written_gives_what_it_held_while_it_wrote(writte
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_completions_are_read_as_generated_tokens_behind_their_prompts(reuse):
+def test_completions_are_read_as_generated_tokens_after_their_prompts(reuse):
     """Against each whole text alone; the steering sees where the prompt ends."""
     texts, vector = [[5, 6, 7, 8], [10], [11, 12]], made_vector(MODEL, 1, scale=6.0)
     steer = Add(vector, -1.0, generated_tokens())
@@ -459,7 +422,9 @@ def test_a_text_is_tokenized_alone_and_kept_as_it_was_given():
 
 def test_one_prompt_takes_one_text_or_one_list_of_ids():
     ids = [0, 3, 4]
-    assert torch.equal(capture(MODEL, ids).values, capture(MODEL, [ids]).values)
+    one = capture(MODEL, ids)
+    assert torch.equal(one.values, capture(MODEL, [ids]).values)
+    assert one.completions == one.completion_tokens == ()
     result = capture(MODEL, ids, completions=[5, 6], positions=all_tokens())
     assert result.tokens.tolist() == [[0, 3, 4, 5]]
     assert capture(MODEL, "a b", completions="c d").completions == ("c d",)
@@ -472,15 +437,9 @@ def test_an_empty_completion_leaves_the_prompt_alone():
     without = capture(MODEL, ["a b"], completions=[[]], positions=prompt_tokens())
     assert torch.equal(without.values, capture(MODEL, ["a b"], positions=prompt_tokens()).values)
     for nothing in ("", [4]):  # of one token, nothing is fed back
-        with pytest.raises(EmptySelectionError, match=r"generated_tokens\(\) selects no token of prompt 0"):
-            capture(MODEL, ["a b"], completions=[nothing], positions=generated_tokens())
-        with pytest.raises(EmptySelectionError, match=r"generated_tokens\(\) selects no token of prompt 1"):
-            capture(MODEL, ["a b", "c"], completions=["d e", nothing], positions=generated_tokens())
-
-
-def test_a_capture_without_new_text_has_none():
-    result = capture(MODEL, ["a b"])
-    assert result.completions == result.completion_tokens == ()
+        message = r"generated_tokens\(\) selects no token of prompt 1"
+        options = {"completions": ["d e", nothing], "positions": generated_tokens()}
+        assert_raises(message, capture, MODEL, ["a b", "c"], error=EmptySelectionError, **options)
 
 
 def test_a_model_without_a_tokenizer_reads_ids_and_shows_them():
@@ -489,8 +448,7 @@ def test_a_model_without_a_tokenizer_reads_ids_and_shows_them():
     result = capture(silent, [[0, 3]], completions=[[4, 5]], positions=all_tokens())
     assert result.completions == ("[4, 5]",)
     assert result.tokens.tolist() == [[0, 3, 4]]
-    with pytest.raises(ValueError, match="no tokenizer: give token ids"):
-        capture(silent, [[0, 3]], completions=["d e"])
+    assert_raises("no tokenizer: give token ids", capture, silent, [[0, 3]], completions=["d e"])
 
 
 @pytest.mark.parametrize(
@@ -505,5 +463,4 @@ def test_a_model_without_a_tokenizer_reads_ids_and_shows_them():
     ],
 )
 def test_completions_that_do_not_fit_are_rejected(completions, options, message):
-    with pytest.raises(ValueError, match=message):
-        capture(MODEL, ["a b c", "d"], completions=completions, **options)
+    assert_raises(message, capture, MODEL, ["a b c", "d"], completions=completions, **options)

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import logsumexp
 
+from tl_steer import _scoring
 from tl_steer._scoring import choice_logits, plan_choices
 from tl_steer.errors import EmptySelectionError
 from tl_steer.interventions import Add
 from tl_steer.models import load_model, tokenize
 from tl_steer.positions import generated_tokens, parse_positions
 
+from .conftest import assert_raises
 from .tiny_model import (
     TABLE,
     Change,
@@ -29,11 +32,7 @@ PAIRS = [("True", "False"), ("(A)", "(B)"), ("good", "bad yes no"), ("(A", "(B b
 def log_probability(logits, ids, start):
     """Summed log-probability of `ids[start:]` after what comes before, in float64."""
     rows = logits.double().numpy()
-    rows = (
-        rows
-        - np.log(np.exp(rows - rows.max(-1, keepdims=True)).sum(-1, keepdims=True))
-        - rows.max(-1, keepdims=True)
-    )
+    rows = rows - logsumexp(rows, axis=-1, keepdims=True)
     return sum(rows[index - 1, ids[index]] for index in range(start, len(ids)))
 
 
@@ -96,11 +95,9 @@ def test_reviews_and_letters_of_the_embedded_model_equal_hugging_face(embedded, 
     for prompt, pair, (_, row) in zip(prompts, pairs, table.iterrows(), strict=True):
         both = [tokenizer(prompt + choice)["input_ids"] for choice in pair]
         length = len(tokenizer(prompt)["input_ids"])
-        scores = []
-        for ids in both:
-            with torch.no_grad():
-                scores.append(log_probability(hf_model(torch.tensor([ids])).logits[0], ids, length))
-        require(row, scores)
+        with torch.no_grad():
+            logits = [hf_model(torch.tensor([ids])).logits[0] for ids in both]
+        require(row, [log_probability(each, ids, length) for each, ids in zip(logits, both, strict=True)])
 
 
 def test_one_pair_serves_all_prompts_and_token_lists_are_prompts():
@@ -116,15 +113,15 @@ def test_one_pair_serves_all_prompts_and_token_lists_are_prompts():
 
 @pytest.mark.parametrize("prompt", ["a b (", "a b:"])
 def test_a_choice_behind_token_ids_is_the_choice_behind_their_text(prompt):
-    """SentencePiece puts a "▁" in front of a text; in front of a choice alone it would be part of it."""
+    """SentencePiece puts a "▁" before a text; before a choice alone it would be part of it."""
     tokenizer = sentence_tokenizer()
     model = make_model(tokenizer)
     ids = tokenizer(prompt)["input_ids"]
     letters = tokenizer.convert_tokens_to_ids(["A", "B"])
     assert letters != [tokenizer(letter)["input_ids"][0] for letter in "AB"]
-    for given in (prompt, ids, [1, *ids]):  # the last are the ids of no text: an end in front
-        (read,) = plan_choices(model, [given], [("A", "B")]).reads
-        assert read.ids == tuple(ids if given == prompt else given)
+    for each in (prompt, ids, [1, *ids]):  # the last are the ids of no text: they begin with an end
+        (read,) = plan_choices(model, [each], [("A", "B")]).reads
+        assert read.ids == tuple(ids if each == prompt else each)
         assert read.targets == (tuple(letters),)
 
 
@@ -136,23 +133,18 @@ def test_a_large_difference_does_not_overflow():
 
 
 def test_logits_are_read_in_parts_without_a_difference(monkeypatch):
-    import importlib
-
     whole = choice_logits(MODEL, PROMPTS, (" (A) a", " (B) b"))
-    module = importlib.import_module("tl_steer._scoring")
-    monkeypatch.setattr(module, "LOGIT_ROWS", 2)
-    np.testing.assert_allclose(
-        choice_logits(MODEL, PROMPTS, (" (A) a", " (B) b")).iloc[:, 1:], whole.iloc[:, 1:], rtol=1e-5
-    )
+    monkeypatch.setattr(_scoring, "LOGIT_ROWS", 2)
+    parts = choice_logits(MODEL, PROMPTS, (" (A) a", " (B) b"))
+    np.testing.assert_allclose(parts.iloc[:, 1:], whole.iloc[:, 1:], rtol=1e-5)
 
 
 @pytest.mark.parametrize("reuse", [True, False])
 def test_only_the_positions_that_are_read_get_logits(monkeypatch, reuse):
     rows = []
     forward = MODEL.ln_final.forward  # once for each position whose logits are wanted
-    monkeypatch.setattr(
-        MODEL.ln_final, "forward", lambda x: rows.append(x.shape[0] * x.shape[1]) or forward(x)
-    )
+    counting = lambda x: rows.append(x.shape[0] * x.shape[1]) or forward(x)  # noqa: E731
+    monkeypatch.setattr(MODEL.ln_final, "forward", counting)
     choice_logits(MODEL, PROMPTS, (" yes", " no"), reuse=reuse)
     assert rows == ([3, 3] if reuse else [3])  # those of the two choices, and of all that normalises them
 
@@ -167,13 +159,14 @@ def test_only_the_positions_that_are_read_get_logits(monkeypatch, reuse):
     ],
 )
 def test_choices_that_nothing_tells_apart_are_rejected(choices, message):
-    with pytest.raises(ValueError, match=message):
-        choice_logits(MODEL, PROMPTS, choices)
+    assert_raises(message, choice_logits, MODEL, PROMPTS, choices)
 
 
-def test_no_prompts_are_rejected():
-    with pytest.raises(ValueError, match="no prompts given"):
-        choice_logits(MODEL, [], (" yes", " no"))
+def test_no_prompts_and_no_tokenizer_are_rejected():
+    assert_raises("no prompts given", choice_logits, MODEL, [], (" yes", " no"))
+    model = make_model(word_tokenizer())
+    model.tokenizer = None
+    assert_raises("no tokenizer", choice_logits, model, [[3, 4]], ("True", "False"))
 
 
 def test_a_plan_is_scored_again_and_again():
@@ -190,12 +183,12 @@ def test_a_prompt_that_does_not_fit_the_context_with_its_choices_is_rejected():
     fits, over = [5] * (n_ctx - 1), [5] * n_ctx
     pair = ("True False", "False True")  # the first token of each is fed
     assert len(choice_logits(MODEL, [fits], pair)) == 1
-    with pytest.raises(ValueError, match=rf"question 1: {n_ctx + 1} tokens .* context of {n_ctx}"):
-        choice_logits(MODEL, [fits, over], pair)
+    message = rf"question 1: {n_ctx + 1} tokens .* context of {n_ctx}"
+    assert_raises(message, choice_logits, MODEL, [fits, over], pair)
     assert len(choice_logits(MODEL, [over], ("True", "False"))) == 1
 
 
-def test_a_text_that_fills_the_context_can_be_asked():
+def test_a_text_that_fills_the_context_can_be_scored():
     """The last token of a choice is never fed."""
     n_ctx = MODEL.cfg.n_ctx
     text = "a " * (n_ctx - 2) + "b"  # a BOS, too
@@ -205,10 +198,3 @@ def test_a_text_that_fills_the_context_can_be_asked():
     assert result["logit_difference"].item() == same["logit_difference"].item()
     with pytest.raises(ValueError, match=rf"question 0: {n_ctx + 1} tokens .* context of {n_ctx}"):
         choice_logits(MODEL, text, (" yes no", " no yes"))
-
-
-def test_without_a_tokenizer_choices_are_rejected():
-    model = make_model(word_tokenizer())
-    model.tokenizer = None
-    with pytest.raises(ValueError, match="no tokenizer"):
-        choice_logits(model, [[3, 4]], ("True", "False"))

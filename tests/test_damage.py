@@ -1,6 +1,8 @@
 """Damage against slow oracles: KL by torch.distributions, loss by Hugging Face, n-grams by hand; ranges."""
 
+import itertools
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -20,32 +22,21 @@ from tl_steer.plots.axes import log_axis
 from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, prompt_tokens, token
 from tl_steer.prompts import read_neutral
 from tl_steer.sweeps import damage
-from tl_steer.sweeps._sweep import sweep
+from tl_steer.sweeps.sweep_table import CONDITION
 from tl_steer.texts import text_damage
 
-from .tiny_model import Change, hook_name, made_vector, make_model, run_alone, word_tokenizer
+from .conftest import assert_raises
+from .test_sweep import MODEL, rows_of, several, swept
+from .tiny_model import Change, hook_name, made_vector, make_model, run_alone, weights_of, word_tokenizer
 
-MODEL = make_model(word_tokenizer())
 PASSAGES = ["a b c d e", "f g h", "a b c k", "i j k l m n o p", "q", "r s t u v w x y z A B"]
-CONDITION = ["vector", "control", "control_of", "operation", "layers", "hook", "multiplier"]
-
-
-def several(model=MODEL, *, layers=(0, 1, 2), scale=4.0, seed=0, hook="resid_post"):
-    values = [made_vector(model, layer, hook, scale=scale, seed=seed + layer).values for layer in layers]
-    norms = torch.full((len(layers),), 10.0)
-    return SteeringVectors(torch.stack(values), layers, hook, "made", norms, identify(model))
+CONDITION = list(CONDITION)
+MEASURED = ["tokens", "kl", "loss", "loss_change"]
 
 
 def measured(passages=PASSAGES, *, model=MODEL, vectors=None, **options):
     options = {"multipliers": [-1.0, 2.0], "controls": 0, "progress": False} | options
-    return damage(model, vectors or several(model), passages, **options)
-
-
-def condition(table, **values):
-    chosen = table
-    for name, value in values.items():
-        chosen = chosen[chosen[name] == value]
-    return chosen
+    return damage(model, vectors or several(model=model), passages, **options)
 
 
 def alone(ids, changes=(), *, model=MODEL):
@@ -66,31 +57,33 @@ def ids_of(passages, model=MODEL):
 
 # Passages
 
-EVERY = {
-    "all_tokens()": (all_tokens(), lambda prompt, length: range(length)),
-    "current_token()": (current_token(), lambda prompt, length: range(length)),
-    "generated_tokens()": (generated_tokens(), lambda prompt, length: range(1, length)),
-    "~token(0)": (~token(0), lambda prompt, length: range(1, length)),
+EVERY = {  # positions, and the first one that they select
+    "all_tokens()": (all_tokens(), 0),
+    "current_token()": (current_token(), 0),
+    "generated_tokens()": (generated_tokens(), 1),
+    "~token(0)": (~token(0), 1),
 }
+
+
+def from_(first):
+    return lambda prompt, length: range(first, length)
 
 
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize("where", EVERY)
 def test_every_number_equals_a_loop_over_whole_passes(where, reuse):
-    positions, indices = EVERY[where]
+    positions, first = EVERY[where]
     vectors = several()
     table = measured(vectors=vectors, layers=[0, 2], positions=positions, reuse=reuse)
     assert len(table) == len(PASSAGES) * 5
-    for layer in (0, 2):
-        for multiplier in (-1.0, 2.0):
-            result = condition(table, layers=str(layer), multiplier=multiplier)
-            changes = [added(vectors[layer], multiplier, indices)]
-            expected = [alone(ids, changes) for ids in ids_of(PASSAGES)]
-            np.testing.assert_allclose(result["kl"], [kl for kl, _ in expected], atol=1e-5)
-            np.testing.assert_allclose(result["loss"], [loss for _, loss in expected], atol=1e-5)
-            before = np.array([alone(ids)[1] for ids in ids_of(PASSAGES)])
-            np.testing.assert_allclose(result["loss_change"], result["loss"] - before, atol=1e-5)
-            assert (result["kl"] > 1e-3).all() or where != "all_tokens()"
+    before = np.array([alone(ids)[1] for ids in ids_of(PASSAGES)])
+    for layer, multiplier in itertools.product((0, 2), (-1.0, 2.0)):
+        result = rows_of(table, layers=str(layer), multiplier=multiplier)
+        changes = [added(vectors[layer], multiplier, from_(first))]
+        expected = [alone(ids, changes) for ids in ids_of(PASSAGES)]
+        np.testing.assert_allclose(result[["kl", "loss"]], expected, atol=1e-5)
+        np.testing.assert_allclose(result["loss_change"], result["loss"] - before, atol=1e-5)
+        assert (result["kl"] > 1e-3).all() or where != "all_tokens()"
 
 
 @pytest.mark.parametrize("reuse", [True, False])
@@ -108,27 +101,24 @@ def test_other_operations_several_layers_and_hooks_are_measured_too(reuse):
         multipliers=[2.0],
     )  # fmt: skip
 
-    def everywhere(prompt, length):
-        return range(length)
-
     def removed(layer, strength):
         unit = vectors[layer].values / vectors[layer].values.norm()
-        return Change(layer, "resid_pre", lambda x: x - strength * (x @ unit) * unit, everywhere)
+        return Change(layer, "resid_pre", lambda x: x - strength * (x @ unit) * unit, from_(0))
 
     def silenced(layer):
         rest = torch.ones(3, 4)
         rest[1] = 0
-        return Change(layer, "z", lambda x: x * rest.flatten(), everywhere)
+        return Change(layer, "z", lambda x: x * rest.flatten(), from_(0))
 
     for labelled, indices in (("1", (1,)), ("0+2", (0, 2))):
         ways = {
-            "add": [added(vectors[layer], 2.0, everywhere) for layer in indices],
+            "add": [added(vectors[layer], 2.0, from_(0)) for layer in indices],
             "project_out": [removed(layer, 1.0) for layer in indices],
             "reflected": [removed(layer, 2.0) for layer in indices],
             "off": [silenced(layer) for layer in indices],
         }
         for operation, changes in ways.items():
-            result = condition(table, layers=labelled, operation=operation)
+            result = rows_of(table, layers=labelled, operation=operation)
             expected = [alone(ids, changes) for ids in ids_of(PASSAGES)]
             np.testing.assert_allclose(result[["kl", "loss"]], expected, atol=1e-5)
 
@@ -138,34 +128,21 @@ def test_the_unsteered_condition_comes_first_and_has_no_divergence():
     unsteered = table.head(len(PASSAGES))
     assert set(unsteered["vector"]) == set(unsteered["operation"]) == {"none"}
     assert (table["vector"] == "none").sum() == len(PASSAGES)
-    assert unsteered["kl"].tolist() == unsteered["loss_change"].tolist() == [0.0] * len(PASSAGES)
+    assert (unsteered[["kl", "loss_change"]] == 0).all(axis=None)
     np.testing.assert_allclose(unsteered["loss"], [alone(ids)[1] for ids in ids_of(PASSAGES)], atol=1e-5)
 
 
 def test_columns_are_a_sweeps_and_the_passages_own():
     passages = pd.DataFrame({"topic": list("xxyyzz"), "passage": PASSAGES}, index=range(10, 16))
     table = measured(passages, controls=1)
-    assert list(table) == [
-        "prompt_id",
-        "prompt",
-        "topic",
-        *CONDITION,
-        "dose",
-        "tokens",
-        "kl",
-        "loss",
-        "loss_change",
-    ]
+    assert list(table) == ["prompt_id", "prompt", "topic", *CONDITION, "dose", *MEASURED]
     assert table["prompt"].tolist() == PASSAGES * 13
     assert table["prompt_id"].tolist() == list(range(6)) * 13
     assert table["topic"].tolist() == list("xxyyzz") * 13
     assert table["control"].dtype == bool
     # <s> is in front of every passage, so that as many tokens are predicted as there are words
     assert table["tokens"].tolist() == [5, 3, 4, 8, 1, 11] * 13
-    sweep_table = sweep(
-        MODEL, several(), PASSAGES, multipliers=[-1.0, 2.0], controls=1, control_layers="all",
-        measure="generate", max_new_tokens=1, progress=False,
-    )  # fmt: skip
+    sweep_table = swept(several(), PASSAGES, controls=1, measure="generate", max_new_tokens=1)
     pd.testing.assert_frame_equal(
         table[CONDITION].drop_duplicates(), sweep_table[CONDITION].drop_duplicates()
     )
@@ -183,9 +160,9 @@ def test_adding_nothing_changes_nothing(reuse):
 
 def test_by_default_there_are_20_controls_at_given_layers_and_none_without_layers():
     options = {"multipliers": [1.0], "progress": False}
-    given = damage(MODEL, several(), PASSAGES[:2], layers=[1], **options)
-    assert given.loc[given["control"], "vector"].nunique() == 20
-    assert set(given.loc[given["control"], "control_of"]) == {"made"}
+    controls = rows_of(damage(MODEL, several(), PASSAGES[:2], layers=[1], **options), control=True)
+    assert controls["vector"].nunique() == 20
+    assert set(controls["control_of"]) == {"made"}
     assert not damage(MODEL, several(), PASSAGES[:2], **options)["control"].any()
 
 
@@ -199,17 +176,14 @@ def test_controls_are_random_directions_of_the_same_length_and_take_the_seed():
         sorted(set(controls["dose"].round(6))), sorted(set(first["dose"].round(6)))[1:]
     )
     assert not np.allclose(controls["kl"], other.loc[other["control"], "kl"])
-    own = condition(first, control=False)
-    pd.testing.assert_frame_equal(own, condition(other, control=False))
+    own = rows_of(first, control=False)
+    pd.testing.assert_frame_equal(own, rows_of(other, control=False))
 
 
 def test_a_batch_equals_its_passages_alone():
-    together = measured()
-    apart = pd.concat([measured([passage]) for passage in PASSAGES], ignore_index=True)
-    together = together.sort_values(["prompt", "layers", "multiplier"]).reset_index(drop=True)
-    apart = apart.sort_values(["prompt", "layers", "multiplier"]).reset_index(drop=True)
-    names = ["tokens", "kl", "loss", "loss_change"]
-    np.testing.assert_allclose(together[names], apart[names], atol=2e-6)
+    order = ["prompt", "layers", "multiplier"]
+    alone = pd.concat([measured([passage]) for passage in PASSAGES]).sort_values(order)
+    np.testing.assert_allclose(measured().sort_values(order)[MEASURED], alone[MEASURED], atol=2e-6)
 
 
 @pytest.mark.parametrize(("rows", "memory"), [(1, None), (3, None), (7, None), (4096, 20_000)])
@@ -241,9 +215,9 @@ def test_the_dose_is_the_added_length_over_the_streams_norm_on_the_passages():
     for ids in ids_of(PASSAGES):
         _, seen = run_alone(MODEL, ids, len(ids), reads=[hook_name("resid_post", 1)])
         norms.append(np.median(seen[hook_name("resid_post", 1)][1:].norm(dim=-1)))
-    (dose,) = set(condition(table, operation="add")["dose"])
+    (dose,) = set(rows_of(table, operation="add")["dose"])
     assert dose == pytest.approx(8.0 / np.median(norms), rel=1e-5)
-    assert condition(table, operation="project_out")["dose"].isna().all()
+    assert rows_of(table, operation="project_out")["dose"].isna().all()
 
 
 def test_only_the_first_tokens_of_a_passage_are_read():
@@ -254,14 +228,11 @@ def test_only_the_first_tokens_of_a_passage_are_read():
 
 
 def test_a_passage_of_one_token_has_nothing_to_predict():
-    passages = [[3, 4, 5], [6], [7, 8]]
-    table = measured(passages)
+    table = measured([[3, 4, 5], [6], [7, 8]])
     assert table["tokens"].tolist() == [2, 0, 1] * 7
-    single = table[table["prompt_id"] == 1]
-    assert single[["kl", "loss", "loss_change"]].isna().all(axis=None)
-    others = table[table["prompt_id"] != 1].reset_index(drop=True)
-    direct = measured([[3, 4, 5], [7, 8]])
-    np.testing.assert_allclose(others[["kl", "loss"]], direct[["kl", "loss"]], atol=2e-6)
+    assert rows_of(table, prompt_id=1)[MEASURED[1:]].isna().all(axis=None)
+    others, direct = table[table["prompt_id"] != 1], measured([[3, 4, 5], [7, 8]])
+    np.testing.assert_allclose(others[MEASURED], direct[MEASURED], atol=2e-6)
 
 
 def test_a_passage_of_two_tokens_of_which_the_first_is_not_steered_does_not_change():
@@ -279,11 +250,7 @@ def test_a_passage_of_two_tokens_of_which_the_first_is_not_steered_does_not_chan
         ([[3], [4]], {}, "every passage is a single token"),
         (PASSAGES, {"max_tokens": 1}, "max_tokens=1: at least 2"),
         (PASSAGES, {"multipliers": []}, "needs multipliers; none given"),
-        (
-            PASSAGES,
-            {"positions": last_token()},
-            r"last_token\(\) leaves generated tokens alone.*current_token",
-        ),
+        (PASSAGES, {"positions": last_token()}, r"last_token\(\) leaves generated .*current_token"),
         (PASSAGES, {"positions": prompt_tokens()}, r"prompt_tokens\(\) leaves generated tokens alone"),
         (PASSAGES, {"positions": token(0)}, r"token\(0\) leaves generated tokens alone"),
         (pd.DataFrame({"text": PASSAGES}), {}, "no column 'passage'; it has text"),
@@ -292,10 +259,9 @@ def test_a_passage_of_two_tokens_of_which_the_first_is_not_steered_does_not_chan
     ],
 )
 def test_bad_input_is_rejected(passages, options, message):
-    options = dict(options)
-    model = make_model(bare_tokenizer()) if options.pop("model", None) else MODEL
-    with pytest.raises(ValueError, match=message):
-        measured(passages, model=model, **options)
+    if "model" in options:
+        options = {"model": make_model(bare_tokenizer())}
+    assert_raises(message, measured, passages, **options)
 
 
 def bare_tokenizer():
@@ -307,17 +273,17 @@ def bare_tokenizer():
 
 def test_without_a_bos_the_first_word_is_what_the_second_is_predicted_from():
     model = make_model(bare_tokenizer())
-    table = measured(["a b c"], model=model, vectors=several(model), layers=[0], multipliers=[1.0])
+    table = measured(["a b c"], model=model, layers=[0], multipliers=[1.0])
     assert table["tokens"].tolist() == [2, 2]
-    changes = [added(several(model)[0], 1.0, lambda prompt, length: range(length))]
-    ids = ids_of(["a b c"], model)[0]
+    changes = [added(several(model=model)[0], 1.0, from_(0))]
+    (ids,) = ids_of(["a b c"], model)
     expected = alone(ids, changes, model=model)
     np.testing.assert_allclose(table.loc[1, ["kl", "loss"]].astype(float), expected, atol=1e-5)
 
 
 def test_model_vectors_and_passages_are_left_alone():
     passages, vectors = pd.DataFrame({"passage": PASSAGES}), several()
-    before = passages.copy(), vectors.values.clone(), {k: v.clone() for k, v in MODEL.state_dict().items()}
+    before = passages.copy(), vectors.values.clone(), weights_of(MODEL)
     measured(passages, vectors=vectors)
     pd.testing.assert_frame_equal(passages, before[0])
     assert torch.equal(vectors.values, before[1])
@@ -330,29 +296,26 @@ def test_the_loss_is_hugging_faces_own(make_hf_model):
     passages = [[5, 9, 77, 3, 120], [8, 8, 1], [4, 100, 101, 102, 103, 104, 105]]
     values = made_vector(MODEL, 0).values.repeat(3)
     vectors = SteeringVectors(values[None], (1,), "resid_post", "made", torch.ones(1), identify(model))
-    table = damage(model, vectors, passages, multipliers=[1.5], controls=0, progress=False)
+    table = measured(passages, model=model, vectors=vectors, multipliers=[1.5])
 
-    def steered(module, inputs, output):
+    def steer(module, inputs, output):
         hidden = output[0] if isinstance(output, tuple) else output
         hidden += 1.5 * values
 
+    @torch.no_grad()
     def passes():
         for ids in passages:
-            tokens = torch.tensor([ids])
-            with torch.no_grad():
-                result = hf_model(tokens, labels=tokens)
+            result = hf_model(torch.tensor([ids]), labels=torch.tensor([ids]))
             yield float(result.loss), result.logits[0, :-1].log_softmax(-1).exp().numpy()
 
     clean = list(passes())
-    handle = hf_model.model.layers[1].register_forward_hook(steered)
+    handle = hf_model.model.layers[1].register_forward_hook(steer)
     changed = list(passes())
     handle.remove()
     np.testing.assert_allclose(table["loss"], [loss for loss, _ in [*clean, *changed]], atol=1e-4)
-    kl = [
-        np.mean([stats.entropy(*rows) for rows in zip(before, after, strict=True)])
-        for (_, before), (_, after) in zip(clean, changed, strict=True)
-    ]
-    np.testing.assert_allclose(condition(table, layers="1")["kl"], kl, rtol=1e-4)
+    pairs = zip(clean, changed, strict=True)
+    kl = [stats.entropy(before, after, axis=-1).mean() for (_, before), (_, after) in pairs]
+    np.testing.assert_allclose(rows_of(table, layers="1")["kl"], kl, rtol=1e-4)
     assert min(kl) > 0.01
 
 
@@ -361,9 +324,8 @@ def test_on_the_embedded_model_the_loss_is_hugging_faces_and_both_ways_agree(emb
     hf_model, tokenizer = embedded_hf
     passages = read_neutral().head(3)
     values = torch.randn(1, 576, generator=torch.Generator().manual_seed(0))
-    vectors = SteeringVectors(
-        values * 100 / values.norm(), (17,), "resid_post", "made", torch.ones(1), identify(embedded)
-    )
+    values *= 100 / values.norm()
+    vectors = SteeringVectors(values, (17,), "resid_post", "made", torch.ones(1), identify(embedded))
     options = {"multipliers": [1.0], "controls": 0, "max_tokens": 24, "progress": False}
     table = damage(embedded, vectors, passages, **options)
     for row, passage in enumerate(passages["passage"]):
@@ -373,7 +335,7 @@ def test_on_the_embedded_model_the_loss_is_hugging_faces_and_both_ways_agree(emb
         assert table.loc[row, "loss"] == pytest.approx(expected, abs=1e-4)
     plain = damage(embedded, vectors, passages, reuse=False, **options)
     pd.testing.assert_frame_equal(table, plain, rtol=0, atol=1e-4)
-    assert (condition(table, layers="17")["kl"] > 0.01).all()
+    assert (rows_of(table, layers="17")["kl"] > 0.01).all()
 
 
 # Texts
@@ -383,11 +345,10 @@ WRITTEN = ["a b a b a b", "", "c", "d e f g", None, "!!! ... !!!"]
 
 def written(texts=WRITTEN, *, prompts=None, conditions=1):
     """A generating sweep's table with these texts in each condition."""
-    table = sweep(
-        MODEL, several(), prompts or [f"{word} :" for word in "abcdef"], layers=[0],
-        multipliers=[float(number) for number in range(1, conditions)] or [1.0], controls=0,
-        measure="generate", max_new_tokens=1, progress=False,
-    ).head(len(texts) * conditions)  # fmt: skip
+    prompts = prompts or [f"{word} :" for word in "abcdef"]
+    multipliers = [float(number) for number in range(1, conditions)] or [1.0]
+    options = {"measure": "generate", "max_new_tokens": 1, "layers": [0], "multipliers": multipliers}
+    table = swept(several(), prompts, **options).head(len(texts) * conditions)
     return table.assign(text=pd.array(list(texts) * conditions, dtype="string"))
 
 
@@ -413,8 +374,8 @@ def test_words_and_distinct_n_grams_are_counted_by_hand():
 def test_unreadable_answers_are_those_without_a_choice_where_there_are_choices():
     table = written()
     assert text_damage(table)["unreadable"].isna().all()
-    asked = table.assign(choice=pd.array([0, pd.NA, 1, pd.NA, pd.NA, 0], dtype="Int64"))
-    result = text_damage(asked)["unreadable"]
+    read = table.assign(choice=pd.array([0, pd.NA, 1, pd.NA, pd.NA, 0], dtype="Int64"))
+    result = text_damage(read)["unreadable"]
     assert result.isna().tolist() == [False, False, False, False, True, False]  # no text, no verdict
     assert result.dropna().tolist() == [False, True, False, True, False]
     known = table.assign(answer=pd.array([0] * 6, dtype="Int64"))  # choices there were, and none was read
@@ -422,30 +383,27 @@ def test_unreadable_answers_are_those_without_a_choice_where_there_are_choices()
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_the_loss_of_a_text_is_that_of_its_tokens_behind_its_prompt(reuse):
+def test_the_loss_of_a_text_is_that_of_its_tokens_after_its_prompt(reuse):
     prompts = ["a b :", "c :", "a b :", "a b d :", "e :", "f g h i :"]
     texts = ["k l m", "k l m", "n", "yes no yes", "o p q r s", "t"]
     result = text_damage(written(texts, prompts=prompts), MODEL, reuse=reuse, progress=False)
     for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-        asked = MODEL.tokenizer(prompt)["input_ids"]
+        ids = MODEL.tokenizer(prompt)["input_ids"]
         new = MODEL.tokenizer(text, add_special_tokens=False)["input_ids"]
-        logits, _ = run_alone(MODEL, asked + new, len(asked))
-        expected = torch.nn.functional.cross_entropy(logits[len(asked) - 1 : -1].double(), torch.tensor(new))
+        logits, _ = run_alone(MODEL, ids + new, len(ids))
+        expected = torch.nn.functional.cross_entropy(logits[len(ids) - 1 : -1].double(), torch.tensor(new))
         assert result.loc[row, "loss"] == pytest.approx(float(expected), abs=1e-5)
         assert result.loc[row, "tokens"] == len(new)
 
 
 def test_the_loss_is_unsteered_and_the_models_own_texts_are_likely():
-    prompts = ["a b c :", "d e :", "f :", "g h i :"]
-    table = sweep(
-        MODEL, several(scale=20.0), prompts, layers=[0], multipliers=[1.0], controls=0, measure="generate",
-        max_new_tokens=8, min_new_tokens=8, progress=False,
-    )  # fmt: skip
+    prompts, vectors = ["a b c :", "d e :", "f :", "g h i :"], several(scale=20.0)
+    options = {"max_new_tokens": 8, "min_new_tokens": 8}
+    table = swept(vectors, prompts, layers=[0], multipliers=[1.0], measure="generate", **options)
     result = text_damage(table, MODEL, progress=False).groupby("vector", sort=False)["loss"].mean()
     assert result["made"] > result["none"] + 0.5
-    assert table.loc[table["vector"] == "made", "text"].tolist() == generate(
-        MODEL, prompts, Add(several(scale=20.0)[0]), max_new_tokens=8, min_new_tokens=8
-    )
+    direct = generate(MODEL, prompts, Add(vectors[0]), **options)
+    assert rows_of(table, vector="made")["text"].tolist() == direct
 
 
 def test_empty_and_missing_texts_have_no_loss_and_disturb_no_other():
@@ -466,20 +424,20 @@ def test_without_a_model_there_is_no_loss_and_the_columns_are_the_same():
         "distinct_2", "distinct_3", "unreadable", "tokens", "loss",
     ]  # fmt: skip
     assert bare[["tokens", "loss"]].isna().all(axis=None)
-    pd.testing.assert_frame_equal(
-        bare.drop(columns=["tokens", "loss"]), full.drop(columns=["tokens", "loss"])
-    )
+    pd.testing.assert_frame_equal(bare, full.assign(tokens=bare["tokens"], loss=bare["loss"]))
 
 
-def test_texts_that_cannot_be_measured_are_rejected():
-    with pytest.raises(ValueError, match="lacks the columns text"):
-        text_damage(written().drop(columns="text"))
-    with pytest.raises(ValueError, match="has no texts"):
-        text_damage(written([None, None]))
-    with pytest.raises(ValueError, match="is twice in the condition"):
-        text_damage(pd.concat([written(), written()]))
-    with pytest.raises(ValueError, match="and 50 new ones do not fit the context of 48"):
-        text_damage(written(["a " * 50]), MODEL, progress=False)
+@pytest.mark.parametrize(
+    ("make", "model", "message"),
+    [
+        (lambda: written().drop(columns="text"), None, "lacks the columns text"),
+        (lambda: written([None, None]), None, "has no texts"),
+        (lambda: pd.concat([written(), written()]), None, "is twice in the condition"),
+        (lambda: written(["a " * 50]), MODEL, "and 50 new ones do not fit the context of 48"),
+    ],
+)
+def test_texts_that_cannot_be_measured_are_rejected(make, model, message):
+    assert_raises(message, text_damage, make(), model, progress=False)
 
 
 # Means
@@ -491,32 +449,29 @@ def test_means_are_taken_condition_by_condition_with_students_interval():
     assert len(means) == 13
     assert means["n"].tolist() == [6] * 13
     for _, row in means.iterrows():
-        rows = table
-        for name in CONDITION:
-            rows = rows[rows[name] == row[name]]
+        rows = rows_of(table, **row[CONDITION])
         for name in ("kl", "loss", "loss_change"):
             assert row[name] == pytest.approx(rows[name].mean())
             if row["vector"] != "none" or name == "loss":
                 low, high = stats.t.interval(0.95, 5, rows[name].mean(), stats.sem(rows[name]))
                 assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((low, high))
         assert row["perplexity"] == pytest.approx(math.exp(rows["loss"].mean()))
-    assert (means.loc[means["vector"] == "none", ["kl", "kl_low", "kl_high", "loss_change_high"]] == 0).all(
-        axis=None
-    )
+    unsteered = rows_of(means, vector="none")
+    assert (unsteered[["kl", "kl_low", "kl_high", "loss_change_high"]] == 0).all(axis=None)
     split = mean_damage(table, by="topic")
     assert len(split) == 26
     assert split["n"].tolist() == [3] * 26
     assert list(split)[8:10] == ["topic", "n"]
 
 
-def test_damage_that_is_no_number_is_refused_and_missing_of_any_kind_left_out():
+def test_damage_that_is_not_a_number_is_rejected_and_missing_values_are_left_out():
     table = text_damage(written(["a b", "c"], prompts=["a :", "b :"]))
     with pytest.raises(ValueError, match="'words' holds 'x': expected numbers"):
         mean_damage(table.assign(words=["x", 2]))
     assert mean_damage(table.assign(words=pd.Series([pd.NA, 4], dtype=object))).loc[0, "words"] == 4
 
 
-def test_means_of_texts_leave_out_what_has_no_value():
+def test_means_of_texts_leave_out_missing_values():
     table = written(["a b a b", "", "c", "d e f"], prompts=["a :", "b :", "c :", "d :"])
     table = table.assign(choice=pd.array([0, pd.NA, pd.NA, 1], dtype="Int64"))
     means = mean_damage(text_damage(table))
@@ -527,98 +482,78 @@ def test_means_of_texts_leave_out_what_has_no_value():
     assert means.loc[0, ["unreadable_low", "unreadable_high"]].tolist() == pytest.approx([low, high])
 
 
-def test_means_reject_what_is_no_damage():
-    with pytest.raises(ValueError, match="no measure of damage"):
-        mean_damage(written().drop(columns="text"))
-    with pytest.raises(ValueError, match="is twice in the condition"):
-        mean_damage(pd.concat([measured(), measured()]))
-    with pytest.raises(ValueError, match=r"by=\['kl'\].* names of results"):
-        mean_damage(measured(), by="kl")
+@pytest.mark.parametrize(
+    ("make", "by", "message"),
+    [
+        (lambda: written().drop(columns="text"), (), "no measure of damage"),
+        (lambda: pd.concat([measured(), measured()]), (), "is twice in the condition"),
+        (measured, "kl", r"by=\['kl'\].* names of results"),
+    ],
+)
+def test_means_reject_other_tables(make, by, message):
+    assert_raises(message, mean_damage, make(), by=by)
 
 
-# Effect beside damage
+# Effect next to damage
 
 
-def conditions_of(rows, *, vector="made", control=False, control_of="", layers="3", operation="add"):
-    """(multiplier, …) to a row a condition."""
-    named = {
-        "vector": vector,
-        "control": control,
-        "control_of": control_of,
-        "operation": operation,
-        "layers": layers,
-        "hook": "resid_post",
-    }
-    return [named | row for row in rows]
+def steered(multiplier, effect=0.0, kl=0.0, loss=0.0, **names):
+    """A condition, its effect, and its damage: KL and change of the loss."""
+    row = {"vector": "made", "control": False, "control_of": "", "operation": "add", "layers": "3"}
+    row |= {"hook": "resid_post", "multiplier": multiplier, "effect": effect, "kl": kl, "loss": loss}
+    return row | names
 
 
-UNSTEERED = {
-    "vector": "none",
-    "control": False,
-    "control_of": "",
-    "operation": "none",
-    "layers": "",
-    "hook": "",
-    "multiplier": 0.0,
-}
+def control(multiplier, effect=0.0, kl=0.0, vector="random 1", **names):
+    return steered(multiplier, effect, kl, vector=vector, control=True, **names)
 
 
-def effects_of(*conditions, spread=0.1):
-    """A table of effects: each condition's multiplier and effect, in a narrow interval."""
-    rows = [UNSTEERED | {"effect": 0.0}, *conditions]
-    table = pd.DataFrame(rows)
+UNSTEERED = steered(0.0, vector="none", operation="none", layers="", hook="")
+
+
+def effects_of(*conditions):
+    """A table of effects, in narrow intervals."""
+    table = pd.DataFrame([UNSTEERED, *conditions]).drop(columns=["kl", "loss"])
     table["shift"] = table.pop("effect")
-    table["shift_low"], table["shift_high"] = table["shift"] - spread, table["shift"] + spread
-    return table.assign(dose=table["multiplier"].abs() / 10, n=50).drop(
-        columns=["kl", "loss"], errors="ignore"
-    )
+    table["shift_low"], table["shift_high"] = table["shift"] - 0.1, table["shift"] + 0.1
+    return table.assign(dose=table["multiplier"].abs() / 10, n=50)
 
 
 def damages_of(*conditions):
-    """A table of damage of two passages that differ a little: each condition's kl and loss change."""
-    rows = [
-        {key: row[key] for key in UNSTEERED if key in row}
-        | {"prompt_id": passage, "dose": 9.0, "loss": 3.0}
-        | {"kl": row.get("kl", 0.0), "loss_change": row.get("loss", 0.0) + (passage - 0.5) * 1e-4}
-        for row in [UNSTEERED, *conditions]
-        for passage in range(2)
-    ]
-    return pd.DataFrame(rows)
+    """A table of damage of two passages that differ a little."""
+    rows = pd.DataFrame([UNSTEERED, *conditions]).drop(columns="effect")
+    rows["loss_change"] = rows["loss"]
+    passages = [rows.assign(prompt_id=i, dose=9.0, loss=3.0) for i in (0, 1)]
+    for sign, each in zip((-1, 1), passages, strict=True):
+        each["loss_change"] += sign * 0.5e-4
+    return pd.concat(passages)
 
 
 def texts_of(values):
-    """A table of texts' measures: {(vector, multiplier): (words, distinct_2, unreadable)}, two texts each."""
+    """Measures of two texts each: {(vector, multiplier): (words, distinct_2, unreadable)}."""
     rows = []
-    for (vector, multiplier), (words, distinct_2, unreadable) in values.items():
-        named = (
-            UNSTEERED if vector == "none" else conditions_of([{"multiplier": multiplier}], vector=vector)[0]
-        )
-        for prompt in range(2):
-            rows.append(
-                named
-                | {"prompt_id": prompt, "words": words, "distinct_2": distinct_2, "unreadable": unreadable}
-            )
+    for (vector, multiplier), measures in values.items():
+        row = UNSTEERED if vector == "none" else steered(multiplier, vector=vector)
+        measures = dict(zip(("words", "distinct_2", "unreadable"), measures, strict=True))
+        rows += [row | measures | {"prompt_id": prompt} for prompt in (0, 1)]
     return pd.DataFrame(rows)
 
 
-RISING = conditions_of(
-    [
-        {"multiplier": 1.0, "effect": 0.05, "kl": 0.001, "loss": 0.001},
-        {"multiplier": 2.0, "effect": 0.5, "kl": 0.01, "loss": 0.01},
-        {"multiplier": 4.0, "effect": 1.0, "kl": 0.05, "loss": 0.06},
-        {"multiplier": 8.0, "effect": 1.5, "kl": 0.4, "loss": 0.5},
-        {"multiplier": 16.0, "effect": 0.8, "kl": 5.0, "loss": 4.0},
-    ]
-)
+RISING = [
+    steered(1.0, 0.05, 0.001, 0.001),
+    steered(2.0, 0.5, 0.01, 0.01),
+    steered(4.0, 1.0, 0.05, 0.06),
+    steered(8.0, 1.5, 0.4, 0.5),
+    steered(16.0, 0.8, 5.0, 4.0),
+]
 
 
 def joined(conditions=RISING, *, texts=None, extra=(), **options):
-    return effect_and_damage(
-        effects_of(*conditions, *extra), damages_of(*conditions, *extra), texts, **options
-    )
+    conditions = [*conditions, *extra]
+    return effect_and_damage(effects_of(*conditions), damages_of(*conditions), texts, **options)
 
 
-def test_each_condition_is_told_usable_or_why_not():
+def test_each_condition_is_usable_or_has_the_reason_why_not():
     table = joined()
     assert table["reason"].tolist() == ["unsteered", "no effect", "", "", "damage", "collapse"]
     assert table["usable"].tolist() == [False, False, True, True, False, False]
@@ -631,32 +566,20 @@ def test_each_condition_is_told_usable_or_why_not():
 
 
 def test_the_intended_side_is_the_multipliers():
-    wrong = conditions_of(
-        [
-            {"multiplier": -2.0, "effect": -0.5, "kl": 0.01},
-            {"multiplier": -4.0, "effect": 0.7, "kl": 0.02},
-            {"multiplier": 2.0, "effect": -0.6, "kl": 0.005},
-        ]
-    )
-    projected = conditions_of([{"multiplier": np.nan, "effect": -0.5, "kl": 0.01}], operation="project_out")
-    table = joined([*wrong, *projected])
+    wrong = [steered(-2.0, -0.5, 0.01), steered(-4.0, 0.7, 0.02), steered(2.0, -0.6, 0.005)]
+    table = joined([*wrong, steered(np.nan, -0.5, 0.01, operation="project_out")])
     assert table["reason"].tolist() == ["unsteered", "", "no effect", "no effect", ""]
     assert table["pareto"].tolist() == [True, True, False, False, True]
 
 
 def test_where_more_is_better_a_subtracted_vector_may_gain_and_harm_by_controls_is_no_match():
     """An accuracy does not go with the multiplier's sign, and any push may lower it."""
-    conditions = conditions_of(
-        [{"multiplier": -2.0, "effect": 0.4, "kl": 0.01}, {"multiplier": 2.0, "effect": -0.3, "kl": 0.01}]
-    )
-    harm = conditions_of([{"multiplier": 2.0, "effect": -0.5, "kl": 0.01}], vector="random 1", control=True)
-    table = joined(conditions, extra=harm, directed=False)
+    conditions = [steered(-2.0, 0.4, 0.01), steered(2.0, -0.3, 0.01)]
+    table = joined(conditions, extra=[control(2.0, -0.5, 0.01)], directed=False)
     assert table["reason"].tolist()[:3] == ["unsteered", "", "no effect"]
     assert table["control_effect"].tolist()[1:3] == [-0.5, -0.5]
-    better = conditions_of([{"multiplier": 2.0, "effect": 0.6, "kl": 0.01}], vector="random 1", control=True)
-    assert joined(conditions, extra=better, directed=False)["reason"].tolist()[:3] == [
-        "unsteered", "no effect", "no effect",
-    ]  # fmt: skip
+    better = joined(conditions, extra=[control(2.0, 0.6, 0.01)], directed=False)
+    assert better["reason"].tolist()[:3] == ["unsteered", "no effect", "no effect"]
 
 
 def test_texts_are_compared_with_the_unsteered_ones_though_the_effects_have_no_such_row():
@@ -666,69 +589,64 @@ def test_texts_are_compared_with_the_unsteered_ones_though_the_effects_have_no_s
     assert table.set_index("multiplier")["collapse"][2.0] == "repetition"
 
 
-def test_bounds_can_be_moved():
-    assert joined(max_loss_change=0.7)["reason"].tolist()[-2:] == ["", "collapse"]
-    assert joined(max_loss_change=0.02)["reason"].tolist()[2:4] == ["", "damage"]
-    assert joined(max_kl=0.02)["reason"].tolist()[2:4] == ["", "damage"]
-    assert joined(collapse_loss=0.3)["collapsed"].tolist()[-2:] == [True, True]
-    assert joined(collapse_loss=5.0)["reason"].tolist()[-1] == "damage"
+@pytest.mark.parametrize(
+    ("bound", "rows", "reasons"),
+    [
+        ({"max_loss_change": 0.7}, slice(4, 6), ["", "collapse"]),
+        ({"max_loss_change": 0.02}, slice(2, 4), ["", "damage"]),
+        ({"max_kl": 0.02}, slice(2, 4), ["", "damage"]),
+        ({"collapse_loss": 0.3}, slice(4, 6), ["collapse", "collapse"]),
+        ({"collapse_loss": 5.0}, slice(5, 6), ["damage"]),
+    ],
+)
+def test_bounds_can_be_moved(bound, rows, reasons):
+    assert joined(**bound)["reason"].tolist()[rows] == reasons
 
 
 def test_the_upper_end_of_the_loss_changes_interval_decides_and_one_passage_is_too_few():
-    conditions = conditions_of([{"multiplier": 1.0, "effect": 1.0, "loss": 0.0999}])
-    assert joined(conditions)["loss_change"].iloc[1] < 0.1
-    assert joined(conditions)["reason"].tolist()[1] == "damage"
-    one = damages_of(*RISING)
-    one = one[one["prompt_id"] == 0]
+    table = joined([steered(1.0, 1.0, loss=0.0999)])
+    assert table["loss_change"].iloc[1] < 0.1
+    assert table["reason"].tolist()[1] == "damage"
+    one = rows_of(damages_of(*RISING), prompt_id=0)
     assert not effect_and_damage(effects_of(*RISING), one)["usable"].any()
 
 
 def test_an_effect_that_random_directions_have_too_is_none():
-    near = conditions_of([{"multiplier": -2.0, "effect": 0.6, "kl": 0.01}], vector="random 1", control=True)
-    table = joined(extra=near)
-    assert table.loc[table["multiplier"] == 2.0, "reason"].tolist() == ["no effect"]
-    assert table.loc[table["multiplier"] == 2.0, "control_effect"].tolist() == pytest.approx([0.6])
-    assert table.loc[table["multiplier"] == 4.0, "reason"].tolist() == [""]
-    assert table.loc[table["multiplier"] == 4.0, "control_effect"].isna().all()
-    assert not table.loc[table["control"], "usable"].any()
+    table = joined(extra=[control(-2.0, 0.6, 0.01)])
+    own = rows_of(table, control=False).set_index("multiplier")
+    assert own.loc[2.0, ["reason", "control_effect"]].tolist() == ["no effect", 0.6]
+    assert own.loc[4.0, "reason"] == ""
+    assert np.isnan(own.loc[4.0, "control_effect"])
+    assert not rows_of(table, control=True)["usable"].any()
 
 
 def test_controls_of_another_vector_or_layer_do_not_count():
-    two = [*conditions_of([RISING[1]], vector="a"), *conditions_of([RISING[1]], vector="b")]
-    two = [dict(row, vector=name) for row, name in zip(two, "ab", strict=True)]
-    controls = conditions_of(
-        [{"multiplier": 2.0, "effect": 9.0}], vector="random 1 (a)", control=True, control_of="b"
-    )
-    controls += conditions_of(
-        [{"multiplier": 2.0, "effect": 9.0}], vector="random 2", control=True, layers="4"
-    )
+    two = [steered(2.0, 0.5, 0.01, 0.01, vector=vector) for vector in "ab"]
+    controls = [
+        control(2.0, 9.0, vector="random 1 (a)", control_of="b"),
+        control(2.0, 9.0, vector="random 2", layers="4"),
+    ]
     table = joined(two, extra=controls)
     assert table.set_index("vector").loc[["a", "b"], "reason"].tolist() == ["", "no effect"]
-    older = [{name: value for name, value in row.items() if name != "control_of"} for row in controls]
-    effects, damages = effects_of(*two, *controls), damages_of(*two, *older)
-    table = effect_and_damage(effects.drop(columns="control_of"), damages.drop(columns="control_of"))
+    older = (table_of(*two, *controls).drop(columns="control_of") for table_of in (effects_of, damages_of))
+    table = effect_and_damage(*older)
     assert table.set_index("vector").loc[["a", "b"], "reason"].tolist() == ["no effect"] * 2
 
 
 def test_the_pareto_set_equals_a_comparison_of_every_pair():
     rng = np.random.default_rng(0)
-    rows = [
-        {
-            "multiplier": sign * (number + 1.0),
-            "effect": round(rng.normal(), 1),
-            "kl": round(rng.exponential(), 1),
-        }
+    drawn = [
+        (sign * (number + 1.0), round(rng.normal(), 1), round(rng.exponential(), 1))
         for number in range(15)
         for sign in (-1, 1)
     ]
-    conditions = [
-        row
-        for vector in ("a", "b")
-        for row in conditions_of(
-            [dict(row, effect=row["effect"] * (1 if vector == "a" else -1)) for row in rows], vector=vector
-        )
-    ]
-    table = joined(conditions)
+    table = joined(
+        [
+            steered(multiplier, side * effect, kl, vector=vector)
+            for vector, side in (("a", 1), ("b", -1))
+            for multiplier, effect, kl in drawn
+        ]
+    )
     for number, row in table.iloc[1:].iterrows():
         sign = np.sign(row["multiplier"])
         rivals = [(0.0, 0.0)]
@@ -742,12 +660,7 @@ def test_the_pareto_set_equals_a_comparison_of_every_pair():
 
 
 def test_the_pareto_set_can_be_weighed_by_the_loss():
-    conditions = conditions_of(
-        [
-            {"multiplier": 1.0, "effect": 1.0, "kl": 0.5, "loss": 0.1},
-            {"multiplier": 2.0, "effect": 1.0, "kl": 0.1, "loss": 0.5},
-        ]
-    )
+    conditions = [steered(1.0, 1.0, 0.5, 0.1), steered(2.0, 1.0, 0.1, 0.5)]
     assert joined(conditions)["pareto"].tolist() == [True, False, True]
     assert joined(conditions, cost="loss_change")["pareto"].tolist() == [True, True, False]
 
@@ -777,20 +690,26 @@ def test_a_condition_whose_texts_fall_apart_has_collapsed_and_says_by_which_rule
     assert joined(texts=before)["reason"].tolist()[2] == "", "unreadable unsteered too"
 
 
-def test_tables_that_do_not_fit_together_are_rejected():
-    effects, damages = effects_of(*RISING), damages_of(*RISING)
-    with pytest.raises(ValueError, match="no steered condition is in both tables"):
-        effect_and_damage(effects, damages.replace({"vector": {"made": "other"}}))
-    with pytest.raises(ValueError, match="condition is twice in the effects"):
-        effect_and_damage(pd.concat([effects, effects]), damages)
-    with pytest.raises(ValueError, match=r"lacks the columns flips, .*effectiveness"):
-        effect_and_damage(effects, damages, value="flips")
-    with pytest.raises(ValueError, match=r"lacks the columns kl; .*that damage returns"):
-        effect_and_damage(effects, damages.drop(columns="kl"))
-    with pytest.raises(ValueError, match=r"lacks the columns words, .*text_damage"):
-        effect_and_damage(effects, damages, written())
-    with pytest.raises(ValueError, match="cost='words': expected one of kl, loss_change"):
-        effect_and_damage(effects, damages, cost="words")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"damage_table": damages_of(steered(2.0, vector="other"))},
+            "no steered condition is in both tables",
+        ),
+        ({"effects": pd.concat([effects_of(*RISING)] * 2)}, "condition is twice in the effects"),
+        ({"value": "flips"}, r"lacks the columns flips, .*effectiveness"),
+        (
+            {"damage_table": damages_of(*RISING).drop(columns="kl")},
+            r"lacks the columns kl; .*that damage returns",
+        ),
+        ({"text": effects_of(*RISING)}, r"lacks the columns .*words, .*text_damage"),
+        ({"cost": "words"}, "cost='words': expected one of kl, loss_change"),
+    ],
+)
+def test_tables_that_do_not_fit_together_are_rejected(changes, message):
+    arguments = {"effects": effects_of(*RISING), "damage_table": damages_of(*RISING)} | changes
+    assert_raises(message, effect_and_damage, **arguments)
 
 
 def test_joining_leaves_the_tables_alone():
@@ -810,19 +729,16 @@ def ranged(*conditions, **options):
 
 def test_the_range_goes_from_the_first_usable_condition_to_the_last_without_a_gap():
     row = ranged(*RISING).loc[1]
-    assert row["conditions"] == 5
-    assert row["usable"] == 2
-    assert (row["smallest_multiplier"], row["largest_multiplier"]) == (2.0, 4.0)
-    assert (row["smallest_dose"], row["largest_dose"]) == pytest.approx((0.2, 0.4))
-    assert (row["collapse_multiplier"], row["collapse_dose"]) == pytest.approx((16.0, 1.6))
-    assert row["reason"] == "damage"
+    assert row[["conditions", "usable", "reason"]].tolist() == [5, 2, "damage"]
+    numbers = ["smallest_multiplier", "largest_multiplier", "smallest_dose", "largest_dose"]
+    numbers += ["collapse_multiplier", "collapse_dose"]
+    assert row[numbers].tolist() == pytest.approx([2.0, 4.0, 0.2, 0.4, 16.0, 1.6])
 
 
-def test_conditions_behind_a_gap_are_not_in_the_range():
-    harmful = dict(RISING[1], multiplier=3.0, loss=0.5)
-    row = ranged(RISING[1], harmful, RISING[2]).loc[1]
-    assert (row["smallest_multiplier"], row["largest_multiplier"], row["usable"]) == (2.0, 2.0, 1)
-    assert row["reason"] == "damage"
+def test_conditions_after_a_gap_are_not_in_the_range():
+    row = ranged(RISING[1], dict(RISING[1], multiplier=3.0, loss=0.5), RISING[2]).loc[1]
+    columns = ["smallest_multiplier", "largest_multiplier", "usable", "reason"]
+    assert row[columns].tolist() == [2.0, 2.0, 1, "damage"]
     assert np.isnan(row["collapse_dose"])
 
 
@@ -834,7 +750,7 @@ def test_each_sign_has_its_range_in_the_order_of_size():
 
 
 @pytest.mark.parametrize(
-    ("effects", "losses", "why"),
+    ("effects", "losses", "reason"),
     [
         ([0.0, 0.0], [0.0, 0.0], "no effect"),
         ([0.0, 1.0], [0.0, 0.5], "damage first"),
@@ -842,25 +758,16 @@ def test_each_sign_has_its_range_in_the_order_of_size():
         ([1.0, 1.0], [0.5, 5.0], "damage first"),
     ],
 )
-def test_an_empty_range_says_why(effects, losses, why):
-    conditions = conditions_of(
-        [
-            {"multiplier": float(number + 1), "effect": effect, "loss": loss, "kl": 0.1}
-            for number, (effect, loss) in enumerate(zip(effects, losses, strict=True))
-        ]
-    )
-    row = ranged(*conditions).loc[1]
-    assert row["reason"] == why
-    assert row["usable"] == 0
+def test_an_empty_range_says_why(effects, losses, reason):
+    values = zip((1.0, 2.0), effects, losses, strict=True)
+    row = ranged(*(steered(multiplier, effect, 0.1, loss) for multiplier, effect, loss in values)).loc[1]
+    assert (row["reason"], row["usable"]) == (reason, 0)
     assert row[["smallest_multiplier", "largest_multiplier", "smallest_dose", "largest_dose"]].isna().all()
 
 
 def test_projections_and_layers_have_rows_of_their_own_and_controls_have_none():
-    projected = conditions_of([{"multiplier": np.nan, "effect": 0.5, "kl": 0.01}], operation="project_out")
-    deeper = conditions_of(RISING[2:3], layers="3+5")
-    deeper = [dict(row, layers="3+5") for row in deeper]
-    control = conditions_of([{"multiplier": 2.0, "effect": 0.0}], vector="random 1", control=True)
-    table = usable_range(joined([*RISING, *projected, *deeper], extra=control))
+    projected = steered(np.nan, 0.5, 0.01, operation="project_out")
+    table = usable_range(joined([*RISING, projected, dict(RISING[2], layers="3+5")], extra=[control(2.0)]))
     assert list(zip(table["operation"], table["layers"], table["sign"], strict=True)) == [
         ("add", "3", 1), ("project_out", "3", 0), ("add", "3+5", 1),
     ]  # fmt: skip
@@ -870,8 +777,8 @@ def test_projections_and_layers_have_rows_of_their_own_and_controls_have_none():
 
 
 def test_a_range_of_another_table_is_rejected():
-    with pytest.raises(ValueError, match=r"lacks .* usable, collapsed, reason; .*effect_and_damage"):
-        usable_range(effects_of(*RISING))
+    message = "lacks .* usable, collapsed, reason; .*effect_and_damage"
+    assert_raises(message, usable_range, effects_of(*RISING))
 
 
 # Figures
@@ -880,9 +787,7 @@ def test_a_range_of_another_table_is_rejected():
 def drawn(figure, name):
     """The traces of that name that have points."""
     return [
-        trace
-        for trace in figure.data
-        if trace.name == name and trace.x is not None and trace.x[0] is not None
+        each for each in figure.data if each.name == name and each.x is not None and each.x[0] is not None
     ]
 
 
@@ -892,11 +797,10 @@ def mean():
 
 
 @pytest.mark.parametrize("value", ["kl", "loss_change", "loss"])
-def test_damage_is_drawn_at_its_dose_a_line_a_layer_and_sign_with_its_interval(mean, value):
+def test_damage_is_drawn_at_its_dose_one_line_per_layer_and_sign_with_its_interval(mean, value):
     figure = plots.damage(mean, value=value)
     for layer in ("0", "1", "2"):
-        added_, subtracted = drawn(figure, f"{layer}")
-        for trace, sign, dash in ((added_, 1, "solid"), (subtracted, -1, "dot")):
+        for trace, sign, dash in zip(drawn(figure, layer), (1, -1), ("solid", "dot"), strict=True):
             rows = mean[(mean["layers"] == layer) & (mean["multiplier"] * sign > 0) & ~mean["control"]]
             rows = rows.sort_values("dose")
             assert list(trace.x) == rows["dose"].tolist()
@@ -908,10 +812,9 @@ def test_damage_is_drawn_at_its_dose_a_line_a_layer_and_sign_with_its_interval(m
     assert len(drawn(figure, "unsteered")) == (value != "kl")
     controls = drawn(figure, "controls")
     assert len(controls) == 2 * 3 * 2
-    shown = [(x, y) for trace in controls for x, y in zip(trace.x, trace.y, strict=True)]
-    assert set(shown) == set(
-        zip(*mean.loc[mean["control"] & mean["dose"].notna(), ["dose", value]].T.to_numpy(), strict=True)
-    )
+    points = {point for trace in controls for point in zip(trace.x, trace.y, strict=True)}
+    rows = mean[mean["control"] & mean["dose"].notna()]
+    assert points == set(zip(rows["dose"], rows[value], strict=True))
 
 
 def test_lines_go_from_the_smallest_dose_to_the_largest():
@@ -938,33 +841,22 @@ def test_a_damage_that_is_zero_has_no_place_on_a_logarithmic_axis(mean):
     assert low < values.min() < values.max() < high
 
 
-PLANE = [
-    *RISING,
-    *conditions_of(
-        [
-            {"multiplier": -2.0, "effect": -0.4, "kl": 0.02},
-            {"multiplier": -4.0, "effect": -0.1, "kl": 0.03, "loss": 3.0},
-        ]
-    ),
-]
-CONTROL = conditions_of([{"multiplier": 2.0, "effect": 0.1, "kl": 0.01}], vector="random 1", control=True)
+PLANE = [*RISING, steered(-2.0, -0.4, 0.02), steered(-4.0, -0.1, 0.03, 3.0)]
+CONTROL = [control(2.0, 0.1, 0.01)]
 
 
 @pytest.mark.parametrize("cost", ["kl", "loss_change"])
-def test_the_plane_shows_each_condition_by_effect_and_cost_and_what_became_of_it(cost):
+def test_the_plane_shows_each_condition_by_effect_and_cost_and_its_state(cost):
     table = joined(PLANE, extra=CONTROL, cost=cost)
     figure = plots.effect_and_damage(table)
     (points,) = drawn(figure, "3")
     rows = table[(table["vector"] == "made")].sort_values("multiplier")
     assert list(points.x) == rows[cost].tolist()
     assert list(points.y) == rows["effect"].tolist()
-    kinds = [
-        "collapsed" if row.collapsed else "usable" if row.usable else "not usable"
-        for row in rows.itertuples()
-    ]
-    assert sorted(set(kinds)) == ["collapsed", "not usable", "usable"]
     symbols = {"usable": "circle", "not usable": "circle-open", "collapsed": "x-thin-open"}
-    assert list(points.marker.symbol) == [symbols[kind] for kind in kinds]
+    states = np.select([rows["collapsed"], rows["usable"]], ["collapsed", "usable"], "not usable")
+    assert set(states) == set(symbols)
+    assert list(points.marker.symbol) == [symbols[state] for state in states]
     for name, symbol in symbols.items():
         (key,) = [trace for trace in figure.data if trace.name == name]
         assert (key.marker.symbol, key.showlegend) == (symbol, True)
@@ -981,83 +873,80 @@ def test_the_pareto_set_of_each_sign_is_a_line_from_the_cheapest_on():
     assert [line.showlegend for line in lines] == [True, False]
 
 
-def test_multipliers_are_written_at_the_pareto_set_and_at_what_collapsed():
-    (labels,) = [
-        trace for trace in plots.effect_and_damage(joined(PLANE)).data if trace.mode == "markers+text"
-    ]
-    assert dict(zip(labels.text, labels.y, strict=True)) == {
+def labels_of(conditions):
+    """Texts next to points, with the points' y."""
+    figure = plots.effect_and_damage(joined(conditions))
+    (labels,) = [trace for trace in figure.data if trace.mode == "markers+text"]
+    return dict(zip(labels.text, labels.y, strict=True))
+
+
+def test_multipliers_are_written_at_the_pareto_set_and_at_collapsed_conditions():
+    assert labels_of(PLANE) == {
         "+8": 1.5, "+4": 1.0, "+16": 0.8, "+2": 0.5, "−2": -0.4, "−4": -0.1, "+1": 0.05,
     }  # fmt: skip
 
 
 def test_labels_that_would_cover_each_other_are_left_out():
-    near = dict(RISING[2], multiplier=5.0, effect=1.0001, kl=0.0501)
-    (labels,) = [
-        trace
-        for trace in plots.effect_and_damage(joined([*RISING, near])).data
-        if trace.mode == "markers+text"
-    ]
-    assert "+5" in labels.text
-    assert "+4" not in labels.text
+    labels = labels_of([*RISING, dict(RISING[2], multiplier=5.0, effect=1.0001, kl=0.0501)])
+    assert "+5" in labels
+    assert "+4" not in labels
 
 
-def test_hover_says_what_a_condition_did_what_it_cost_and_why_it_is_not_usable():
-    figure = plots.effect_and_damage(joined(PLANE, extra=CONTROL))
-    (points,) = drawn(figure, "3")
+def test_hover_says_the_effect_the_cost_and_why_a_condition_is_not_usable():
+    (points,) = drawn(plots.effect_and_damage(joined(PLANE, extra=CONTROL)), "3")
     hover = dict(zip(points.y, points.hovertext, strict=True))
-    assert "layer 3, add +2" in hover[0.5]
-    assert "effect 0.5 [0.4, 0.6]" in hover[0.5]
-    assert "KL 0.01 [0.01, 0.01]" in hover[0.5]
-    assert "controls reach 0.1" in hover[0.5]
-    assert hover[0.5].endswith("usable")
-    assert hover[1.5].endswith("not usable: damage")
-    assert hover[0.8].endswith("not usable: collapse (loss)")
+    for part in ("layer 3, add +2", "effect 0.5 [0.4, 0.6]", "KL 0.01 [0.01, 0.01]", "controls reach 0.1"):
+        assert part in hover[0.5]
+    for effect, end in ((0.5, "usable"), (1.5, "not usable: damage"), (0.8, "not usable: collapse (loss)")):
+        assert hover[effect].endswith(end)
 
 
 def test_several_vectors_get_panels_and_names_never_become_markup(mean):
     name = "<b>loud</b> $5"
-    conditions = [dict(row, vector=vector) for vector in (name, "quiet") for row in RISING]
-    for figure in (
-        plots.effect_and_damage(joined(conditions)),
-        plots.damage(mean.replace({"vector": {"made": name}})),
-    ):
-        message = figure.to_json()
-        assert "<b>loud" not in message
-        assert "$5" not in message
-    assert [each.text for each in plots.effect_and_damage(joined(conditions)).layout.annotations] == [
-        "&lt;b&gt;loud&lt;/b&gt; &#36;5", "quiet",
-    ]  # fmt: skip
+    table = joined([dict(row, vector=vector) for vector in (name, "quiet") for row in RISING])
+    plane = plots.effect_and_damage(table)
+    for figure in (plane, plots.damage(mean.replace({"vector": {"made": name}}))):
+        assert not re.search(r"<b>loud|\$5", figure.to_json())
+    assert [each.text for each in plane.layout.annotations] == ["&lt;b&gt;loud&lt;/b&gt; &#36;5", "quiet"]
 
 
 def test_figures_share_the_projects_look_and_leave_their_tables_alone(mean):
-    table = joined(PLANE)
-    for draw, given in ((plots.damage, mean), (plots.effect_and_damage, table)):
-        before = given.copy()
-        figure = draw(given)
+    for draw, table in ((plots.damage, mean), (plots.effect_and_damage, joined(PLANE))):
+        before = table.copy()
+        figure = draw(table)
         assert figure.layout.template.layout.colorway == plots.style.QUALITATIVE
         assert figure.layout.width == plots.style.WIDTH
         assert "per point" in figure.layout.title.subtitle.text
-        pd.testing.assert_frame_equal(given, before)
+        pd.testing.assert_frame_equal(table, before)
 
 
-def test_figures_reject_what_they_cannot_draw(mean):
-    with pytest.raises(ValueError, match="got 'pain'"):
-        plots.damage(mean, value="pain")
-    with pytest.raises(ValueError, match=r"plots.damage.*lacks the columns words.*mean_damage"):
-        plots.damage(mean, value="words")
-    with pytest.raises(ValueError, match="has no rows"):
-        plots.damage(mean.head(0))
-    with pytest.raises(ValueError, match="has a dose above 0"):
-        plots.damage(mean[mean["multiplier"].isna()])
-    with pytest.raises(ValueError, match="rows share their"):
-        plots.damage(pd.concat([mean, mean]))
-    table = joined(PLANE)
-    with pytest.raises(ValueError, match="the table's cost must be one of kl, loss_change"):
-        plots.effect_and_damage(pd.concat([table, table.assign(vector="other", cost="loss_change")]))
-    with pytest.raises(ValueError, match=r".*lacks the columns pareto.*effect_and_damage"):
-        plots.effect_and_damage(table.drop(columns="pareto"))
-    with pytest.raises(ValueError, match="has a kl above 0"):
-        plots.effect_and_damage(table.assign(kl=0.0))
+@pytest.mark.parametrize(
+    ("change", "value", "message"),
+    [
+        (lambda mean: mean, "pain", "got 'pain'"),
+        (lambda mean: mean, "words", r"plots.damage.*lacks the columns words.*mean_damage"),
+        (lambda mean: mean.head(0), "kl", "has no rows"),
+        (lambda mean: mean[mean["multiplier"].isna()], "kl", "has a dose above 0"),
+        (lambda mean: pd.concat([mean, mean]), "kl", "rows share their"),
+    ],
+)
+def test_a_figure_of_damage_rejects_other_tables(mean, change, value, message):
+    assert_raises(message, plots.damage, change(mean), value=value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda table: pd.concat([table, table.assign(vector="other", cost="loss_change")]),
+            "the table's cost must be one of kl, loss_change",
+        ),
+        (lambda table: table.drop(columns="pareto"), r".*lacks the columns pareto.*effect_and_damage"),
+        (lambda table: table.assign(kl=0.0), "has a kl above 0"),
+    ],
+)
+def test_a_figure_of_effect_and_damage_rejects_other_tables(change, message):
+    assert_raises(message, plots.effect_and_damage, change(joined(PLANE)))
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.08, 1.61), (0.05, 0.1), (0.01, 0.02), (0.1, 3.0), (1e-4, 10.0)])

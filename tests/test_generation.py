@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chisquare
 
 from tl_steer._generation import Decoding, generate
 from tl_steer._util.seeds import derived_seed
@@ -16,11 +17,13 @@ from tl_steer.interventions import Add
 from tl_steer.models import chat_format, load_model
 from tl_steer.positions import generated_tokens, parse_positions
 
+from .conftest import assert_raises
 from .tiny_model import (
     N_LAYERS,
     TABLE,
     Change,
     all_hooks,
+    byte_tokenizer,
     favouring,
     greedy_alone,
     made_vector,
@@ -51,13 +54,11 @@ def test_every_position_is_steered_the_same_in_a_batch_as_alone_by_hand(written,
     assert result == expected
 
 
-def test_the_vector_of_that_test_does_change_what_is_said():
+def test_the_vector_of_that_test_changes_the_text():
     vector = made_vector(MODEL, 1, scale=8.0)
-    said = {
-        written: str(new_tokens(PROMPTS, Add(vector, 1.0, parse_positions(written)), max_new_tokens=6))
-        for written in ("all_tokens()", "generated_tokens()", "current_token()", "last_token()", "token(0)")
-    }
-    assert len(set(said.values()) | {str(new_tokens(PROMPTS, max_new_tokens=6))}) >= 4
+    names = ("all_tokens()", "generated_tokens()", "current_token()", "last_token()", "token(0)")
+    operations = [(), *((Add(vector, 1.0, parse_positions(name)),) for name in names)]
+    assert len({str(new_tokens(PROMPTS, *each, max_new_tokens=6)) for each in operations}) >= 4
 
 
 @settings(max_examples=10, deadline=None)
@@ -85,8 +86,7 @@ def test_a_vector_minus_itself_changes_nothing():
     vector = made_vector(MODEL, 1, scale=8.0)
     texts = ["a b c", "d"]
     plain = generate(MODEL, texts, max_new_tokens=8)
-    with pytest.raises(ValueError, match=r"length zero at layers \[1\].*allow_zero=True"):
-        Add(vector - vector, 5.0)
+    assert_raises(r"length zero at layers \[1\].*allow_zero=True", Add, vector - vector, 5.0)
     unchanged = Add(vector - vector, 5.0, allow_zero=True)
     assert generate(MODEL, texts, unchanged, max_new_tokens=8) == plain
     assert generate(MODEL, texts, Add(vector, 0.0), max_new_tokens=8) == plain
@@ -115,11 +115,9 @@ def test_a_row_ends_at_the_end_of_its_turn_and_the_others_continue():
 def test_no_end_comes_before_the_minimum():
     ending = favouring(MODEL, END, 30.0)  # it would end at once
     assert new_tokens(PROMPTS, model=ending, max_new_tokens=9) == [[END]] * 4
-    silent = favouring(MODEL, END, -1000.0)
-    for row, ids in zip(
-        PROMPTS, new_tokens(PROMPTS, model=ending, max_new_tokens=9, min_new_tokens=4), strict=True
-    ):
-        assert ids == [*greedy_alone(silent, row, 4), END]
+    endless = favouring(MODEL, END, -1000.0)
+    result = new_tokens(PROMPTS, model=ending, max_new_tokens=9, min_new_tokens=4)
+    assert result == [[*greedy_alone(endless, ids, 4), END] for ids in PROMPTS]
 
 
 def test_the_chat_format_s_end_of_turn_stops_too():
@@ -139,45 +137,42 @@ def oracle_sample_distribution(logits, temperature, top_p):
     """The nucleus, one token after the other, in float64."""
     weights = np.exp((logits - logits.max()) / temperature)
     weights /= weights.sum()
-    kept, held = np.zeros_like(weights), 0.0
+    nucleus, total = np.zeros_like(weights), 0.0
     for index in np.argsort(-weights, kind="stable"):
-        if held >= top_p:
+        if total >= top_p:
             break
-        kept[index], held = weights[index], held + weights[index]
-    return kept / kept.sum()
+        nucleus[index], total = weights[index], total + weights[index]
+    return nucleus / nucleus.sum()
+
+
+def require_drawn_from(drawn, expected):
+    """Chi-squared test of drawn tokens; rare ones are counted together, if they are enough."""
+    count = len(drawn)
+    assert set(drawn) <= set(np.flatnonzero(expected))
+    seen, means = np.bincount(drawn, minlength=len(expected)), count * expected
+    common = means >= 5
+    observed, wanted = [*seen[common]], [*means[common]]
+    if means[~common].sum() >= 5:
+        observed, wanted = [*observed, seen[~common].sum()], [*wanted, means[~common].sum()]
+    assert chisquare(observed, np.array(wanted) * sum(observed) / sum(wanted)).pvalue > 1e-4
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.6), (1.0, 0.3)])
 def test_samples_follow_the_tempered_nucleus(temperature, top_p):
-    from scipy.stats import chisquare
-
     prompt = [0, 3, 4]
     logits = run_alone(MODEL, prompt, 3)[0][-1].double().numpy()
-    expected = oracle_sample_distribution(logits, temperature, top_p)
     options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": 1}
     drawn = drawn_first_tokens(prompt, 3000, options)
-    assert set(drawn) <= set(np.flatnonzero(expected))
-    seen = np.bincount(drawn, minlength=len(expected))
-    common = expected * 3000 >= 5
-    rest = [seen[~common].sum()], [3000 * expected[~common].sum()]
-    if rest[1][0] < 5:
-        rest = [], []
-    observed, wanted = np.r_[seen[common], rest[0]], np.r_[3000 * expected[common], rest[1]]
-    assert chisquare(observed, wanted * observed.sum() / wanted.sum()).pvalue > 1e-4
+    require_drawn_from(drawn, oracle_sample_distribution(logits, temperature, top_p))
 
 
 def drawn_first_tokens(prompt, count, options):
     """First tokens under as many seeds, without running the model again for each."""
     module = importlib.import_module("tl_steer._generation")
     logits = run_alone(MODEL, prompt, len(prompt))[0][-1][None]
-    decodings = (module.Decoding(**options, seed=seed) for seed in range(count))
-    drawn = [
-        int(module._next_tokens(logits, decoding, [decoding.generator(prompt, 0)])[0])
-        for decoding in decodings
-    ]
-    assert [drawn[seed] for seed in range(3)] == [
-        new_tokens([prompt], **options, seed=seed)[0][0] for seed in range(3)
-    ]
+    decodings = [Decoding(**options, seed=seed) for seed in range(count)]
+    drawn = [int(module._next_tokens(logits, each, [each.generator(prompt, 0)])[0]) for each in decodings]
+    assert drawn[:3] == [new_tokens([prompt], **options, seed=seed)[0][0] for seed in range(3)]
     return drawn
 
 
@@ -202,9 +197,8 @@ def test_prompts_of_equal_probabilities_are_sampled_independently():
 
 
 def test_a_small_nucleus_is_greedy():
-    assert new_tokens(PROMPTS, max_new_tokens=6, temperature=1.0, top_p=1e-6) == new_tokens(
-        PROMPTS, max_new_tokens=6
-    )
+    greedy = new_tokens(PROMPTS, max_new_tokens=6)
+    assert new_tokens(PROMPTS, max_new_tokens=6, temperature=1.0, top_p=1e-6) == greedy
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -226,41 +220,26 @@ def test_generation_leaves_prompts_vectors_and_hooks_alone():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "options", "error", "message"),
+    ("prompts", "options", "message"),
     [
-        ([], {}, ValueError, "no prompts given; pass a list with at least one"),
-        ([""], {"model": "bytes"}, ValueError, "the prompt '' is empty"),
-        (
-            [[0] * 45],
-            {"max_new_tokens": 4},
-            ValueError,
-            "45 tokens and 4 new ones do not fit the context of 48",
-        ),
-        (["a"], {"max_new_tokens": 0}, ValueError, "at least one new token"),
-        (
-            ["a"],
-            {"max_new_tokens": 3, "min_new_tokens": 4},
-            ValueError,
-            "a minimum that does not exceed the maximum",
-        ),
-        (["a"], {"temperature": -1.0}, ValueError, r"temperature is 0 \(greedy\) or more"),
-        (["a"], {"temperature": 1.0, "top_p": 0.0}, ValueError, r"top_p lies in \(0, 1\]"),
-        (["a"], {"temperature": 1.0, "top_p": 1.1}, ValueError, r"top_p lies in \(0, 1\]"),
-        (["a"], {"temperature": float("nan")}, ValueError, "temperature=nan"),
-        (["a"], {"temperature": float("inf")}, ValueError, "temperature=inf"),
-        (["a"], {"repetition_penalty": 0.0}, ValueError, "repetition_penalty=0.0: expected a number above 0"),
-        (["a"], {"repetition_penalty": float("nan")}, ValueError, "repetition_penalty=nan"),
-        (["a"], {"temperature": 1.0, "seed": -1}, ValueError, "seed=-1: expected a whole number"),
-        ([[0, 99]], {}, ValueError, "token ids must lie in 0 to"),
+        ([], {}, "no prompts given; pass a list with at least one"),
+        ([""], {"model": make_model(byte_tokenizer())}, "the prompt '' is empty"),
+        ([[0] * 45], {"max_new_tokens": 4}, "45 tokens and 4 new ones do not fit the context of 48"),
+        (["a"], {"max_new_tokens": 0}, "at least one new token"),
+        (["a"], {"max_new_tokens": 3, "min_new_tokens": 4}, "a minimum that does not exceed the maximum"),
+        (["a"], {"temperature": -1.0}, r"temperature is 0 \(greedy\) or more"),
+        (["a"], {"temperature": 1.0, "top_p": 0.0}, r"top_p lies in \(0, 1\]"),
+        (["a"], {"temperature": 1.0, "top_p": 1.1}, r"top_p lies in \(0, 1\]"),
+        (["a"], {"temperature": float("nan")}, "temperature=nan"),
+        (["a"], {"temperature": float("inf")}, "temperature=inf"),
+        (["a"], {"repetition_penalty": 0.0}, "repetition_penalty=0.0: expected a number above 0"),
+        (["a"], {"repetition_penalty": float("nan")}, "repetition_penalty=nan"),
+        (["a"], {"temperature": 1.0, "seed": -1}, "seed=-1: expected a whole number"),
+        ([[0, 99]], {}, "token ids must lie in 0 to"),
     ],
 )
-def test_bad_input_is_rejected(prompts, options, error, message):
-    from .tiny_model import byte_tokenizer
-
-    options = dict(options)
-    model = make_model(byte_tokenizer()) if options.pop("model", None) else MODEL
-    with pytest.raises(error, match=message):
-        generate(model, prompts, **options)
+def test_bad_input_is_rejected(prompts, options, message):
+    assert_raises(message, new_tokens, prompts, **options)
 
 
 def test_a_context_that_is_just_full_is_allowed():
@@ -314,8 +293,6 @@ def test_logits_of_either_sign_are_penalized_as_by_hugging_face_s_processor(pena
 
 
 def test_a_penalized_sample_follows_the_distribution_of_the_penalized_logits():
-    from scipy.stats import chisquare
-
     prompt, penalty = [0, 3, 4, 4, 5, 6, 7, 8, 9], 2.0
     logits = run_alone(MODEL, prompt, len(prompt))[0][-1].double().numpy()
     assert {True, False} == set((logits[prompt] < 0).tolist())
@@ -324,17 +301,13 @@ def test_a_penalized_sample_follows_the_distribution_of_the_penalized_logits():
     expected = oracle_sample_distribution(logits, 1.0, 1.0)
     decoding = Decoding(1, temperature=1.0, repetition_penalty=penalty, draws=3000)
     ((*drawn,),) = write(MODEL, [prompt], [()], decoding)
-    seen = np.bincount([token_id for (token_id,) in drawn], minlength=len(expected))
-    common = expected * 3000 >= 5
-    observed = [*seen[common], seen[~common].sum()]
-    assert chisquare(observed, [*3000 * expected[common], 3000 * expected[~common].sum()]).pvalue > 1e-4
+    require_drawn_from([token_id for (token_id,) in drawn], expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"memory": 1}, {"reuse": False}])
 def test_each_draw_is_the_text_of_a_seed_of_its_own_whatever_the_condition(options, monkeypatch):
-    monkeypatch.setattr(
-        plain, "batches", functools.partial(plain.batches, budget=20)
-    )  # parts a prompt's draws
+    split = functools.partial(plain.batches, budget=20)  # a prompt's draws are in several batches
+    monkeypatch.setattr(plain, "batches", split)
     vector = made_vector(MODEL, 1, scale=8.0)
     conditions = [(), (Add(vector),)]
     decoding = Decoding(5, temperature=1.0, top_p=0.9, repetition_penalty=1.3, draws=3, seed=7)
@@ -377,8 +350,7 @@ def test_greedy_text_equals_hugging_face_alone_and_in_a_batch_of_different_lengt
         assert len(new) == 20 or new[-1] == tokenizer.eos_token_id
         tokens = torch.tensor([ids[row] + new])
         with torch.no_grad():
-            logits = hf_model(tokens, attention_mask=torch.ones_like(tokens)).logits[
-                0, len(ids[row]) - 1 : -1
-            ]
+            logits = hf_model(tokens, attention_mask=torch.ones_like(tokens)).logits[0]
+        logits = logits[len(ids[row]) - 1 : -1]
         lost = logits.amax(-1) - logits[torch.arange(len(new)), new]
         assert float(lost.max()) < 1e-3

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 
-from tl_steer.directions import SteeringVectors
 from tl_steer.errors import LostWorkersError, NonFiniteError
 from tl_steer.interventions import Add
 from tl_steer.models import identify
@@ -24,13 +23,13 @@ from tl_steer.sweeps._sweep import sweep
 from tl_steer.sweeps.chunks import in_order
 from tl_steer.sweeps.ray_cluster import _count, _Worker, ray_executor
 
-from .tiny_model import made_vector, make_model, word_tokenizer
+from .conftest import assert_raises
+from .test_sweep import MODEL, several
+from .tiny_model import make_model, word_tokenizer
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'tl-steer[ray]')")
 pytestmark = pytest.mark.integration
-MODEL = make_model(word_tokenizer())
-VALUES = torch.stack([made_vector(MODEL, layer, seed=layer).values for layer in range(3)])
-VECTORS = SteeringVectors(VALUES, (0, 1, 2), "resid_post", "made", torch.full((3,), 10.0), identify(MODEL))
+VECTORS = several()
 QUESTIONS = ChoiceQuestions(
     ["a b c :", "d :", "e f g h :", "i j :"], [(" yes", " no")] * 4, answers=[0, 1] * 2
 )
@@ -168,13 +167,12 @@ def test_conditions_that_kill_every_worker_are_given_up_and_the_sweep_can_contin
     ("changes", "message"),
     [
         ({"seed": 1}, r"the sweep, made on tiny, .*the weights differ.*load="),
-        ({"dtype": torch.bfloat16}, r"the sweep's model is in torch.float32, and .* torch.bfloat16"),
+        ({"dtype": torch.bfloat16}, r"the sweep's model is in torch.float32, .* torch.bfloat16"),
     ],
 )
 def test_a_worker_that_loads_another_model_is_rejected(changes, message):
     worker = _Worker(None, lambda: make_model(word_tokenizer(), **changes), identify(MODEL), "torch.float32")
-    with pytest.raises(ValueError, match=message):
-        worker.run(lambda model, conditions: None, 0, ())
+    assert_raises(message, worker.run, lambda model, conditions: None, 0, ())
 
 
 def test_an_error_in_a_worker_is_the_error_here():
@@ -191,21 +189,17 @@ def test_a_worker_whose_place_is_taken_gets_no_chunk_and_the_others_answer_all()
 
 def test_where_no_worker_can_start_it_is_said_and_not_waited_for_ever(monkeypatch):
     monkeypatch.setattr(ray_cluster, "START_TIMEOUT", 0.5)
-    with (
-        taken(cpus=2),
-        within(seconds=60),
-        pytest.raises(TimeoutError, match=r"waited 0.5 seconds for any of the 2 Ray workers to start"),
-    ):
-        swept(ray_executor(workers=2))
+    message = "waited 0.5 seconds for any of the 2 Ray workers to start"
+    with taken(cpus=2), within(seconds=60):
+        assert_raises(message, swept, ray_executor(workers=2), error=TimeoutError)
 
 
 def test_more_than_the_cluster_has_is_rejected():
-    with pytest.raises(ValueError, match=r"has 2 CPUs and 0 GPUs on 1 machines, and a worker needs 1 and 1"):
-        swept(ray_executor(gpus=1))
-    with within(seconds=60), pytest.raises(ValueError, match=r"it has resources for 2, not for 3"):
-        swept(ray_executor(workers=3))
-    with pytest.raises(ValueError, match=r"workers=0: give at least 1"):
-        ray_executor(workers=0)
+    message = "has 2 CPUs and 0 GPUs on 1 machines, and a worker needs 1 and 1"
+    assert_raises(message, swept, ray_executor(gpus=1))
+    with within(seconds=60):
+        assert_raises("it has resources for 2, not for 3", swept, ray_executor(workers=3))
+    assert_raises("workers=0: give at least 1", ray_executor, workers=0)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +221,8 @@ def test_workers_are_counted_machine_by_machine(machines, resources, expected):
     ray = SimpleNamespace(nodes=lambda: [lost, *nodes])
     if isinstance(expected, int):
         assert _count(ray, *resources) == expected
-        return
-    with pytest.raises(ValueError, match=expected):
-        _count(ray, *resources)
+    else:
+        assert_raises(expected, _count, ray, *resources)
 
 
 def test_without_an_address_no_cluster_that_runs_here_is_joined(monkeypatch):

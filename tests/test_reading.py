@@ -4,140 +4,78 @@ import pytest
 
 from tl_steer._read_choice import read_answer, read_choice
 
-HARD = [
-    ("(A)", 0),
-    ("(B)", 1),
-    ("(A) True", 0),
-    ("(b) False.", 1),
-    ("A", 0),
-    ("B.", 1),
-    ("A. True", 0),
-    ("B) False", 1),
-    ("b) False", 1),
-    ("A: because dogs do bark.", 0),
-    ("B because the moon is made of rock.", 1),
-    ("Answer: B", 1),
-    ("Answer: (A) True. Dogs are mammals.", 0),
-    ("**Answer: B**", 1),
-    ("The answer is A.", 0),
-    ("The correct answer is (B).", 1),
-    ("The correct answer is False.", 1),
-    ("I would choose option A.", 0),
-    ("I'd go with B, since ice floats.", 1),
-    ("Option B is correct.", 1),
-    ("(A) is incorrect.", 1),
-    ("(B) is wrong, so it must be (A).", 0),
-    ("The answer is not (A).", 1),
-    ("True", 0),
-    (" false\n", 1),
-    ("TRUE!", 0),
-    ("“True”, of course.", 0),
-    ("Not true.", 1),
-    ("That is not true.", 1),
-    ("It isn't true.", 1),
-    ("It isn’t exactly true.", 1),
-    ("I would not say it's true.", 1),
-    ("I don't think this statement is true.", 1),
-    ("I do not believe that this claim is really true.", 1),
-    ("This is not false.", 0),
-    ("The claim is not untrue.", 0),
-    ("This is untrue.", 1),
-    ("The statement is incorrect.", 1),
-    ("That's correct.", 0),
-    ("That statement is wrong: whales are mammals.", 1),
-    ("I doubt that this is true.", 1),
-    ("There is no doubt that this is true.", 0),
-    ("It cannot be true.", 1),
-    ("This is far from true.", 1),
-    ("It is never true that water burns.", 1),
-    ("True or false? True.", 0),
-    ("Is it true? It is false.", 1),
-    ("(A) True or (B) False? The answer is (B).", 1),
-    ("True. Some people say it is false, but they have never seen one.", 0),
-    ("Many people believe it is true. In fact it is false.", 1),
-    ("At first sight it seems true. However, the statement is false.", 1),
-    ("It sounds true but it is false.", 1),
-    ("If I had to choose, (A).", 0),
-    ("It is not only true but well known.", 0),
-    ("It isn't true, it's false.", 1),
-    ("It's not false; it's true.", 0),
-    ("No, that's true.", 0),
-    ("Answer: A. No, wait, the answer is B.", 1),
-    ("True. The opposite would be a false statement.", 0),
-    ("This statement is (B) False, because penguins cannot fly.", 1),
-    ("A dog is an animal, and that is false.", 1),
-    # as larger models answer: the claim repeated, with words of its own, and sometimes cut off
-    ('The claim "Ostriches are birds that cannot fly" is (A) True.', 0),
-    ('The statement "Gold never rusts" is true.', 0),
-    ('The claim "Gold never rusts" is (B) False.', 1),
-    ("The claim that ostriches cannot fly is true.", 0),
-    ("The claim that ostriches cannot fly is not true.", 1),
-    ("The statement that no fish can breathe air is false, since lungfish do.", 1),
-    ('The claim "A mile is shorter than a metre" is FALSE.', 1),
-    ("The claim is: A mile is shorter than a metre.\n\nThe correct answer is: (B) False.", 1),
-    ("The claim is false. The correct number of legs is eight. Therefore, the correct", 1),
-    ("The claim is false. The Nile, not the Rhine, is in Egypt. Therefore, option (B) is the correct", 1),
-    ("The claim is false.\n\nWhile it is true that whales swim, they are no fish.", 1),
-    ("Although the statement sounds true, it is false.", 1),
-    ("Sure! The claim “Ice floats” is actually (A", 0),
-    ('My answer is "false".', 1),
-    ('The claim "Most bees sting" is not false. In fact, it is well known.', 0),
-    ("The statement is not entirely accurate.", 1),
-    ("The claim is:\n\nIce floats on water.\n\nAnd the correct answer is:", None),
-    ("The main part of air is not oxygen but nitrogen. Therefore, the correct", None),
-    ('The claim "Ice floats" is (B) True.', None),
-    ("The answer is (A) False.", None),
-    ("The claim is false. Air is mostly nitrogen, so the statement is true.", None),
-    # no verdict
-    ("", None),
-    ("   \n", None),
-    ("A dog is a mammal.", None),
-    ("A person can live without water for three days.", None),
-    ("(A) True (B) False", None),
-    ("(A) True\n(B) False", None),
-    ("(A) or (B)", None),
-    ("True or False", None),
-    ("It is both true and false.", None),
-    ("It is neither true nor false.", None),
-    ("I'm sorry, I can't help with that.", None),
-    ("As an AI, I cannot say whether it is true or false.", None),
-    ("I cannot confirm that this is true.", None),
-    ("I don't know if that is true.", None),
-    ("It depends on whether the statement is true.", None),
-    ("It may or may not be true.", None),
-    ("That could be true.", None),
-    ("It is partly true.", None),
-    ("Some say it is true.", None),
-    ("Vitamin A", None),
-    ("The truth is complicated.", None),
-    ("(A) False", None),
-    ("Is it (A)?", None),
-]
+READINGS = {
+    0: [
+        "(A)", "(A) True", "A", "A. True", "A: because dogs do bark.",
+        "Answer: (A) True. Dogs are mammals.", "The answer is A.", "I would choose option A.",
+        "(B) is wrong, so it must be (A).", "True", "TRUE!", "“True”, of course.", "This is not false.",
+        "The claim is not untrue.", "That's correct.", "There is no doubt that this is true.",
+        "True or false? True.", "True. Some people say it is false, but they have never seen one.",
+        "If I had to choose, (A).", "It is not only true but well known.", "It's not false; it's true.",
+        "No, that's true.", "True. The opposite would be a false statement.",
+        'The claim "Ostriches are birds that cannot fly" is (A) True.',
+        'The statement "Gold never rusts" is true.', "The claim that ostriches cannot fly is true.",
+        "Sure! The claim “Ice floats” is actually (A",
+        'The claim "Most bees sting" is not false. In fact, it is well known.',
+    ],
+    1: [
+        "(B)", "(b) False.", "B.", "B) False", "b) False", "B because the moon is made of rock.",
+        "Answer: B", "**Answer: B**", "The correct answer is (B).", "The correct answer is False.",
+        "I'd go with B, since ice floats.", "Option B is correct.", "(A) is incorrect.",
+        "The answer is not (A).", " false\n", "Not true.", "That is not true.", "It isn't true.",
+        "It isn’t exactly true.", "I would not say it's true.", "I don't think this statement is true.",
+        "I do not believe that this claim is really true.", "This is untrue.",
+        "The statement is incorrect.", "That statement is wrong: whales are mammals.",
+        "I doubt that this is true.", "It cannot be true.", "This is far from true.",
+        "It is never true that water burns.", "Is it true? It is false.",
+        "(A) True or (B) False? The answer is (B).", "Many people believe it is true. In fact it is false.",
+        "At first sight it seems true. However, the statement is false.", "It sounds true but it is false.",
+        "It isn't true, it's false.", "Answer: A. No, wait, the answer is B.",
+        "This statement is (B) False, because penguins cannot fly.",
+        "A dog is an animal, and that is false.", 'The claim "Gold never rusts" is (B) False.',
+        "The claim that ostriches cannot fly is not true.",
+        "The statement that no fish can breathe air is false, since lungfish do.",
+        'The claim "A mile is shorter than a metre" is FALSE.',
+        "The claim is: A mile is shorter than a metre.\n\nThe correct answer is: (B) False.",
+        "The claim is false. The correct number of legs is eight. Therefore, the correct",
+        "The claim is false. The Nile, not the Rhine, is in Egypt. Therefore, option (B) is the correct",
+        "The claim is false.\n\nWhile it is true that whales swim, they are no fish.",
+        "Although the statement sounds true, it is false.", 'My answer is "false".',
+        "The statement is not entirely accurate.",
+    ],
+    None: [
+        "The claim is:\n\nIce floats on water.\n\nAnd the correct answer is:",
+        "The main part of air is not oxygen but nitrogen. Therefore, the correct",
+        'The claim "Ice floats" is (B) True.', "The answer is (A) False.",
+        "The claim is false. Air is mostly nitrogen, so the statement is true.", "", "   \n",
+        "A dog is a mammal.", "A person can live without water for three days.", "(A) True (B) False",
+        "(A) True\n(B) False", "(A) or (B)", "True or False", "It is both true and false.",
+        "It is neither true nor false.", "I'm sorry, I can't help with that.",
+        "As an AI, I cannot say whether it is true or false.", "I cannot confirm that this is true.",
+        "I don't know if that is true.", "It depends on whether the statement is true.",
+        "It may or may not be true.", "That could be true.", "It is partly true.", "Some say it is true.",
+        "Vitamin A", "The truth is complicated.", "(A) False", "Is it (A)?",
+    ],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("text", "reading"), HARD)
+@pytest.mark.parametrize(
+    ("text", "reading"), [(text, reading) for reading, texts in READINGS.items() for text in texts]
+)
 def test_a_careful_reading_is_that_of_a_person(text, reading):
     assert read_choice(text) == reading
 
 
+STUDY = {
+    0: ["(A) True", "true, then FALSE", "It isn't true.", "A dog barks."],
+    1: ["The answer is (B).", "not true", "It is Not  True, though (A) is tempting", "FALSE, then true",
+        "not false", "Answer: B"],
+    None: ["untrue", "a dog barks.", "Banana", ""],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("text", "reading"),
-    [
-        ("(A) True", 0),
-        ("The answer is (B).", 1),
-        ("not true", 1),
-        ("It is Not  True, though (A) is tempting", 1),
-        ("FALSE, then true", 1),
-        ("true, then FALSE", 0),
-        ("untrue", None),
-        ("It isn't true.", 0),
-        ("not false", 1),
-        ("A dog barks.", 0),
-        ("a dog barks.", None),
-        ("Answer: B", 1),
-        ("Banana", None),
-        ("", None),
-    ],
+    ("text", "reading"), [(text, reading) for reading, texts in STUDY.items() for text in texts]
 )
 def test_the_studys_rule_takes_the_first_word_that_decides(text, reading):
     assert read_choice(text, rule="study") == reading
@@ -200,13 +138,19 @@ def test_a_choice_that_is_given_word_for_word_is_read_whatever_it_says(choices):
             assert read_choice(text, choices) == index
 
 
-def test_a_choice_that_another_begins_with_is_not_read_of_that():
-    choices = ("No", "No, they do not")
-    assert read_choice("The answer is (B) No, they do not.", choices) == 1
-    assert read_choice("(B) No, they do not.", choices) == 1
-    assert read_choice("The answer is: No, they do not.", choices) == 1
-    assert read_choice("The answer is: no.", choices) == read_choice("(A) No.", choices) == 0
-    assert read_choice("(A) No, they do not.", choices) is None
+@pytest.mark.parametrize(
+    ("text", "reading"),
+    [
+        ("The answer is (B) No, they do not.", 1),
+        ("(B) No, they do not.", 1),
+        ("The answer is: No, they do not.", 1),
+        ("The answer is: no.", 0),
+        ("(A) No.", 0),
+        ("(A) No, they do not.", None),
+    ],
+)
+def test_a_choice_that_another_begins_with_is_not_read_of_that(text, reading):
+    assert read_choice(text, ("No", "No, they do not")) == reading
 
 
 @pytest.mark.parametrize(

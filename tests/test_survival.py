@@ -23,16 +23,18 @@ import torch
 from filelock import FileLock
 from tokenizers import processors
 
+from tl_steer._scoring import plan_choices
 from tl_steer.errors import InUseError
 from tl_steer.interventions import Add
 from tl_steer.models import identify, weights
 from tl_steer.models.weights import weight_digests
 from tl_steer.positions import all_tokens, last_token
-from tl_steer.sweeps import chunks, measuring, plans
+from tl_steer.sweeps import chunks, plans
 from tl_steer.sweeps._sweep import sweep
 from tl_steer.sweeps.conditions import sweep_conditions
 from tl_steer.sweeps.store import LOCK
 
+from .conftest import assert_raises
 from .fork_server import long_sweep, wait_for
 from .test_sweep import MODEL, questions, several
 from .tiny_model import make_model, word_tokenizer
@@ -43,6 +45,10 @@ N_CHUNKS = -(-(1 + 2 * 3 * 100) // chunks.MAX_CONDITIONS)  # of `long_sweep`
 def finished_chunks(out):
     """Files of the finished chunks with their inodes, which change where a file is written again."""
     return {path.name: path.stat().st_ino for path in out.with_name(f"{out.name}.cells").glob("*.parquet")}
+
+
+def numbers_of(out):
+    return [int(name[:5]) for name in sorted(finished_chunks(out))]
 
 
 def require_same(table, expected):
@@ -187,32 +193,26 @@ def test_the_same_call_on_a_finished_file_returns_its_table_and_runs_nothing(tmp
     require_same(small(out), whole)
     monkeypatch.setattr(MODEL, "forward", lambda *_, **__: pytest.fail("the model ran"))
     require_same(small(out, executor=stopping(0)), whole)
-    with pytest.raises(
-        FileExistsError, match=r"exists.* another sweep: multipliers: \[1.0, 2.0\] against \[1.0\] "
-    ):
-        small(out, multipliers=[1.0])
+    message = r"exists.* another sweep: multipliers: \[1.0, 2.0\] against \[1.0\] "
+    assert_raises(message, small, out, error=FileExistsError, multipliers=[1.0])
     whole.to_parquet(out)
-    with pytest.raises(FileExistsError, match="exists, and is not the table of a sweep"):
-        small(out)
+    assert_raises("exists, and is not the table of a sweep", small, out, error=FileExistsError)
 
 
 @pytest.mark.parametrize("measure", ["choice", "generate"])
 def test_an_interrupt_says_how_many_conditions_are_kept_and_the_same_call_continues(tmp_path, measure):
     out, options = tmp_path / "table.parquet", {"measure": measure, "max_new_tokens": 2}
-    with pytest.raises(
-        KeyboardInterrupt, match=f"7 of 13 conditions are kept in .*{out.name}.cells: the same"
-    ):
-        small(out, executor=stopping(2, KeyboardInterrupt), **options)
+    executor = stopping(2, KeyboardInterrupt)
+    message = f"7 of 13 conditions are kept in .*{out.name}.cells: the same"
+    assert_raises(message, small, out, error=KeyboardInterrupt, executor=executor, **options)
     table = small(out, **options)
     require_same(table, small(tmp_path / "whole.parquet", **options))
     pd.testing.assert_frame_equal(table, small(None, **options), rtol=1e-5, atol=1e-6)
-    with pytest.raises(KeyboardInterrupt, match="none of 13 conditions is kept: give out="):
-        small(None, executor=stopping(2, KeyboardInterrupt), **options)
-    chosen = {"control_layers": "chosen", "controls": 3}
-    with pytest.raises(KeyboardInterrupt, match="7 of 10 conditions are kept"):
-        small(
-            tmp_path / "other.parquet", executor=stopping_in_call(2, KeyboardInterrupt), **options, **chosen
-        )
+    message = "none of 13 conditions is kept: give out="
+    assert_raises(message, small, None, error=KeyboardInterrupt, executor=executor, **options)
+    options |= {"control_layers": "chosen", "controls": 3, "executor": stopping_in_call(2, KeyboardInterrupt)}
+    message = "7 of 10 conditions are kept"
+    assert_raises(message, small, tmp_path / "other.parquet", error=KeyboardInterrupt, **options)
 
 
 def test_chunks_are_small_where_conditions_take_long(monkeypatch, tmp_path):
@@ -221,7 +221,7 @@ def test_chunks_are_small_where_conditions_take_long(monkeypatch, tmp_path):
         sizes = []
 
         def recording(model, measure, pending, sizes=sizes):
-            sizes += [len(conditions) for conditions in pending.values()]
+            sizes += map(len, pending.values())
             yield from chunks.in_order(model, measure, pending)
 
         small(tmp_path / f"{speed}.parquet", executor=recording)
@@ -269,14 +269,29 @@ class StoppedError(Exception):
     pass
 
 
-def stopping(after, error=StoppedError):
-    """Executor that raises an error after `after` chunks."""
+def stopping(after, error=StoppedError, calls=None):
+    """Executor that raises an error after `after` chunks of a call, and notes their numbers in `calls`."""
 
     def executor(model, measure, pending):
         for done, (number, conditions) in enumerate(pending.items()):
             if done == after:
                 raise error
             yield number, measure(model, conditions)
+            if calls is not None:
+                calls.append(number)
+
+    return executor
+
+
+def stopping_in_call(number, error=StoppedError):
+    """Executor that raises an error before the first chunk of a call."""
+    calls = []
+
+    def executor(model, measure, pending):
+        calls.append(pending)
+        if len(calls) == number:
+            raise error
+        yield from chunks.in_order(model, measure, pending)
 
     return executor
 
@@ -290,14 +305,8 @@ def test_finished_chunks_are_not_computed_again_and_progress_starts_after_them(t
     out, computed, progress = tmp_path / "table.parquet", [], []
     interrupt(out)
     assert len(finished_chunks(out)) == 2
-
-    def recording(model, measure, pending):
-        for number, conditions in pending.items():
-            computed.append(number)
-            yield number, measure(model, conditions)
-
     monkeypatch.setattr(chunks, "bar", lambda *_, **__: nullcontext(progress.append))
-    table = small(out, executor=recording)
+    table = small(out, executor=stopping(9, calls=computed))
     assert computed == [2, 3]
     assert progress == [7, 3, 3]
     require_same(table, whole)
@@ -312,31 +321,15 @@ def test_a_sweep_with_controls_at_chosen_layers_continues_to_the_same_table(tmp_
     assert expected.loc[expected["control"], "vector"].nunique() == 8
     assert len(expected) == 8 * (7 + 8)
     out = tmp_path / "table.parquet"
-    interrupt(out, after=1, **options)  # in both parts after the first chunk
-    assert sorted(name[:5] for name in finished_chunks(out)) == ["00000"]
-    with pytest.raises(StoppedError):
-        small(out, executor=stopping_in_call(2), **options)
-    before = finished_chunks(out)
-    assert sorted(name[:5] for name in before) == ["00000", "00001"]
-    with pytest.raises(StoppedError):
-        small(out, executor=stopping(1), **options)
-    assert sorted(name[:5] for name in finished_chunks(out)) == ["00000", "00001", "00002"]
-    assert before.items() <= finished_chunks(out).items()
+    # in both parts after the first chunk, and between them
+    for n_finished, executor in ((1, stopping(1)), (2, stopping_in_call(2)), (3, stopping(1))):
+        before = finished_chunks(out)
+        with pytest.raises(StoppedError):
+            small(out, executor=executor, **options)
+        assert numbers_of(out) == list(range(n_finished))
+        assert before.items() <= finished_chunks(out).items()
     require_same(small(out, **options), expected)
     require_finished(out, expected)
-
-
-def stopping_in_call(number, error=StoppedError):
-    """Executor that raises an error before the first chunk of a call."""
-    calls = []
-
-    def executor(model, measure, pending):
-        calls.append(pending)
-        if len(calls) == number:
-            raise error
-        yield from chunks.in_order(model, measure, pending)
-
-    return executor
 
 
 @pytest.mark.parametrize(
@@ -355,9 +348,8 @@ def test_an_executor_may_change_the_order_but_not_omit_or_repeat_chunks(tmp_path
     for out in (None, tmp_path / "table.parquet"):
         if message is None:
             require_same(small(out, executor=executor), whole)
-            continue
-        with pytest.raises(RuntimeError, match=message):
-            small(out, executor=executor)
+        else:
+            assert_raises(message, small, out, error=RuntimeError, executor=executor)
 
 
 def test_the_executor_s_function_holds_no_model_and_can_be_pickled(whole):
@@ -406,39 +398,32 @@ def test_another_sweep_is_refused_with_what_differs_and_costs_nothing(tmp_path, 
     interrupt(out)
     before = finished_chunks(out)
     for options, message in OTHER_ARGUMENTS:
-        with pytest.raises(
-            FileExistsError, match=rf"was begun with another sweep, part of .*{message}.*start again"
-        ):
-            small(out, **options)
+        message = rf"was begun with another sweep, part of .*{message}.*start again"
+        assert_raises(message, small, out, error=FileExistsError, **options)
         assert finished_chunks(out) == before
     require_same(small(out), whole)
 
 
 def changed_model(change):
+    """A copy of the model after `change(model, its weight W_in)`."""
     other = copy.deepcopy(MODEL)
     other.tokenizer = word_tokenizer()
     with torch.no_grad():
-        change(other)
+        change(other, other.blocks[0].mlp.W_in.data)
     return other
 
 
-def add_to_one_weight(model):
+def add_to_one_weight(model, _):
     """Change a projection that the identity does not sample, as adapters of queries and values do."""
     model.blocks[1].attn.W_V[0, 0, 0] += 0.5
 
 
-def swap_two_rows(model):
-    rows = model.blocks[0].mlp.W_in.data
-    rows[:2] = rows[:2].flip(0)
-
-
-def remove_bos(model):
+def remove_bos(model, _):
     model.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
 
 
-def change_layout(model):
-    weight = model.blocks[0].mlp.W_in
-    weight.data = weight.data.T.contiguous().T
+def change_layout(model, weight):
+    model.blocks[0].mlp.W_in.data = weight.T.contiguous().T
 
 
 def test_another_model_is_refused_with_what_differs(tmp_path):
@@ -449,19 +434,22 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
         (make_model(word_tokenizer(), seed=3), r"model fingerprint: \w+ against \w+ now"),
         (make_model(word_tokenizer(), dtype=torch.bfloat16), "dtype: torch.float32 against torch.bfloat16"),
         (changed_model(add_to_one_weight), r"model weights: \w+ against \w+ now"),
-        (changed_model(swap_two_rows), r"model weights: \w+ against \w+ now"),
         (
-            changed_model(lambda model: setattr(model.cfg, "attn_scores_soft_cap", 1.0)),
+            changed_model(lambda _, rows: rows[:2].copy_(rows[:2].flip(0))),
+            r"model weights: \w+ against \w+ now",
+        ),
+        (
+            changed_model(lambda model, _: setattr(model.cfg, "attn_scores_soft_cap", 1.0)),
             r"model settings attn_scores_soft_cap: -1\.0 against 1\.0 now",
         ),
         (
-            changed_model(lambda model: setattr(model.tokenizer, "eos_token", "<unk>")),
+            changed_model(lambda model, _: setattr(model.tokenizer, "eos_token", "<unk>")),
             r"stop tokens: \[1\] against \[2\] now",
         ),
         (changed_model(remove_bos), r"tokens: 8 \(\w+\) against 8 \(\w+\) now"),
     ):
-        with pytest.raises(FileExistsError, match=f"done: .*{message}"):
-            small(out, model=model, force=True, **options)
+        message = f"done: .*{message}"
+        assert_raises(message, small, out, error=FileExistsError, model=model, force=True, **options)
     small(out, model=changed_model(change_layout), **options)
 
 
@@ -532,7 +520,7 @@ class Slotted:
     [(times(2), times(3)), (closure(2), closure(3)), (recursive(0), recursive(1)), (Slotted, None)],
     ids=["function", "closure", "recursive", "slots"],
 )
-def test_a_callable_is_the_same_on_the_next_call_and_another_one_is_refused(tmp_path, operation, other):
+def test_a_callable_is_the_same_on_the_next_call_and_another_one_is_rejected(tmp_path, operation, other):
     out = tmp_path / "table.parquet"
     interrupt(out, operations=[operation])
     if other:
@@ -571,31 +559,30 @@ def test_digests_differ_by_code_defaults_slots_fields_and_methods():
         assert plans.digest(make()) == plans.digest(make())
 
 
-def test_an_operation_without_a_digest_is_refused_before_anything_is_run(tmp_path):
+def test_an_operation_without_a_digest_is_rejected_before_anything_is_run(tmp_path):
     def operation(vector, multiplier, positions):
         state = torch.Generator()
         return SimpleNamespace(edits=lambda n: state and Add(vector, multiplier, positions).edits(n))
 
-    with pytest.raises(ValueError, match=r"<torch._C.Generator object at .* where in memory .* leave out=…"):
-        small(tmp_path / "table.parquet", operations=[operation], executor=stopping(0))
+    message = r"<torch._C.Generator object at .* where in memory .* leave out=…"
+    out, options = tmp_path / "table.parquet", {"operations": [operation], "executor": stopping(0)}
+    assert_raises(message, small, out, **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whole_multipliers_are_the_same_sweep(tmp_path):
-    out, unchecked = tmp_path / "table.parquet", inspect.unwrap(sweep)  # the tests' type checks refuse ints
+def test_whole_and_numpy_numbers_are_the_same_sweep(tmp_path):
+    out, unchecked = tmp_path / "table.parquet", inspect.unwrap(sweep)  # the tests' type checks reject ints
     options = {"controls": 1, "control_layers": "all", "progress": False, "out": out}
     with pytest.raises(StoppedError):
         unchecked(MODEL, several(), questions(), multipliers=[1, 2], executor=stopping(2), **options)
-    small(out, multipliers=[1.0, 2.0])
-
-
-def test_settings_as_numpy_scalars_are_the_same_sweep():
-    def plan_of(**settings):
-        return json.dumps(plans.sweep_plan(MODEL, {}, 0, [], questions(), {"measure": "choice", **settings}))
-
-    scalars = plan_of(seed=np.int64(1), mass=np.bool_(True), max_new_tokens=np.int64(2))
-    assert scalars == plan_of(seed=1, mass=True, max_new_tokens=2)
+    small(out, multipliers=np.array([1.0, 2.0]), seed=np.int64(0), mass=np.bool_(True))
     assert plans.digest([np.bool_(True), np.int64(1)]) == plans.digest([True, 1])
+
+
+def test_classes_that_have_moved_keep_their_digest():
+    """As in plans on disk: a class of another module than then is in `plans.STORED`."""
+    plan = plan_choices(MODEL, questions().prompts, questions().choices)
+    assert plans.digest([last_token(), plan, questions()]) == "96a66f11a3f522a0"
 
 
 NOT_IN_PARQUET = {
@@ -607,11 +594,11 @@ NOT_IN_PARQUET = {
 
 
 @pytest.mark.parametrize("name", NOT_IN_PARQUET)
-def test_factors_that_parquet_cannot_hold_are_refused_before_anything_is_run(tmp_path, name):
+def test_factors_that_parquet_cannot_hold_are_rejected_before_anything_is_run(tmp_path, name):
     with_factor = questions(factors=pd.DataFrame({"kind": NOT_IN_PARQUET[name]}))
     assert len(small(None, with_factor, multipliers=[1.0], controls=0)) == 8 * 4
-    with pytest.raises(ValueError, match=r"the column 'kind' cannot be written .* leave out=… away"):
-        small(tmp_path / "table.parquet", with_factor, executor=stopping(0))
+    message = "the column 'kind' cannot be written .* leave out=… away"
+    assert_raises(message, small, tmp_path / "table.parquet", with_factor, executor=stopping(0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -725,7 +712,7 @@ def test_a_full_disk_is_an_error_with_the_file_its_size_and_where_the_rest_is(
 @pytest.mark.parametrize(("memory", "expected"), [(None, 4_000_000), (0.25, 2_000_000)])
 def test_memory_is_that_of_the_first_call(tmp_path, monkeypatch, memory, expected):
     """Free memory decides which conditions share a batch, and so the last bits."""
-    seen, out, scored = [], tmp_path / "table.parquet", measuring.score_conditions
+    seen, out, scored = [], tmp_path / "table.parquet", chunks.score_conditions
 
     def recording(*arguments, options, **more):
         seen.append(options.memory)
@@ -739,7 +726,7 @@ def test_memory_is_that_of_the_first_call(tmp_path, monkeypatch, memory, expecte
 
     with free(8_000_000):
         interrupt(out, memory=memory)
-    monkeypatch.setattr(measuring, "score_conditions", recording)
+    monkeypatch.setattr(chunks, "score_conditions", recording)
     with free(16_000_000):
         small(out, memory=memory)
     assert set(seen) == {expected}

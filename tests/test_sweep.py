@@ -20,7 +20,17 @@ from tl_steer.sweeps._sweep import sweep
 from tl_steer.sweeps.chunks import in_order
 from tl_steer.sweeps.plans import digest
 
-from .tiny_model import D_MODEL, favouring, hook_name, made_vector, make_model, run_alone, word_tokenizer
+from .conftest import assert_raises
+from .tiny_model import (
+    all_hooks,
+    favouring,
+    hook_name,
+    made_vector,
+    make_model,
+    run_alone,
+    weights_of,
+    word_tokenizer,
+)
 
 NAN = float("nan")
 MODEL = make_model(word_tokenizer())
@@ -41,17 +51,18 @@ def questions(**changes):
     return ChoiceQuestions(**(fields | changes))
 
 
-def several(seed=0, *, hook="resid_post", layers=(0, 1, 2), scale=4.0):
-    values = torch.stack(
-        [made_vector(MODEL, layer, hook, scale=scale, seed=seed + layer).values for layer in layers]
-    )
-    return SteeringVectors(values, layers, hook, "made", torch.full((len(layers),), 10.0), identify(MODEL))
+def several(seed=0, *, hook="resid_post", layers=(0, 1, 2), scale=4.0, model=MODEL):
+    values = [made_vector(model, layer, hook, scale=scale, seed=seed + layer).values for layer in layers]
+    norms = torch.full((len(layers),), 10.0)
+    return SteeringVectors(torch.stack(values), layers, hook, "made", norms, identify(model))
 
 
-def swept(vectors=None, own_questions=None, **options):
+def swept(vectors=None, own_questions=None, *, model=MODEL, **options):
     options = {"multipliers": [-1.0, 2.0], "controls": 0, "control_layers": "all"} | options
     vectors = several() if vectors is None else vectors
-    return sweep(MODEL, vectors, own_questions or questions(), progress=False, **options)
+    return sweep(
+        model, vectors, questions() if own_questions is None else own_questions, progress=False, **options
+    )
 
 
 def rows_of(table, **values):
@@ -60,7 +71,7 @@ def rows_of(table, **values):
     return table
 
 
-def test_columns_are_the_design_s_in_their_order_and_rows_are_prompts_by_conditions():
+def test_columns_are_in_their_order_and_rows_are_prompts_by_conditions():
     table = swept(controls=2)
     assert list(table) == COLUMNS
     assert len(table) == 8 * (1 + 3 * 3 * 2)
@@ -75,10 +86,8 @@ def test_columns_are_the_design_s_in_their_order_and_rows_are_prompts_by_conditi
 def test_the_unsteered_condition_is_there_once_and_is_the_model_as_it_is():
     unsteered = rows_of(swept(), vector="none")
     assert len(unsteered) == 8
-    assert set(unsteered["operation"]) == {"none"}
-    assert set(unsteered["layers"]) == set(unsteered["hook"]) == {""}
-    assert set(unsteered["multiplier"]) == set(unsteered["dose"]) == {0.0}
-    assert not unsteered["control"].any()
+    names = ["operation", "layers", "hook", "multiplier", "dose", "control"]
+    assert unsteered[names].drop_duplicates().to_numpy().tolist() == [["none", "", "", 0.0, 0.0, False]]
     direct = choice_logits(MODEL, PROMPTS, (" yes", " no"))
     for name in ("logit_difference", "probability", "mass"):
         np.testing.assert_array_equal(unsteered[name], direct[name])
@@ -90,22 +99,17 @@ def test_every_condition_of_a_choice_sweep_equals_a_direct_call(positions):
     table = swept(vectors, layers=[0, -1, (0, 2)], operations=("add", "project_out"), positions=positions)
     for layers, label in (((0,), "0"), ((2,), "2"), ((0, 2), "0+2")):
         for multiplier in (-1.0, 2.0):
-            direct = choice_logits(
-                MODEL,
-                PROMPTS,
-                (" yes", " no"),
-                *[Add(vectors[layer], multiplier, positions) for layer in layers],
-            )
-            require_same(rows_of(table, layers=label, operation="add", multiplier=multiplier), direct)
-        removed = [ProjectOut(vectors[layer], positions=positions) for layer in layers]
+            result = rows_of(table, layers=label, operation="add", multiplier=multiplier)
+            require_choices(result, *(Add(vectors[layer], multiplier, positions) for layer in layers))
         result = rows_of(table, layers=label, operation="project_out")
-        require_same(result, choice_logits(MODEL, PROMPTS, (" yes", " no"), *removed))
-        assert result["multiplier"].isna().all()
-        assert result["dose"].isna().all()
+        require_choices(result, *(ProjectOut(vectors[layer], positions=positions) for layer in layers))
+        assert result[["multiplier", "dose"]].isna().all(axis=None)
     assert len(table) == 8 * (1 + 3 * 2 + 3)
 
 
-def require_same(rows, direct):
+def require_choices(rows, *operations):
+    """The rows are those of a direct call under these operations."""
+    direct = choice_logits(MODEL, PROMPTS, (" yes", " no"), *operations)
     assert len(rows) == len(direct)
     for name in ("logit_difference", "probability", "mass"):
         np.testing.assert_allclose(rows[name], direct[name], rtol=1e-6)
@@ -146,8 +150,8 @@ def test_every_draw_of_a_sweep_equals_a_direct_call_with_its_seed(reuse):
         for draw, seed in enumerate(seeds):
             direct = generate(MODEL, PROMPTS, *operations, max_new_tokens=4, seed=seed, **SAMPLING)
             assert rows_of(rows, draw=draw)["text"].tolist() == direct
-    read = [read_answer(text, (" yes", " no"), prompt)
-            for text, prompt in zip(table["text"], table["prompt"], strict=True)]  # fmt: skip
+    pairs = zip(table["text"], table["prompt"], strict=True)
+    read = [read_answer(text, (" yes", " no"), prompt) for text, prompt in pairs]
     assert table["choice"].astype(object).where(table["choice"].notna(), None).tolist() == read
     assert table["choice"].notna().sum() > 3
     doses = [each.groupby("multiplier")["dose"].first() for each in (table, swept(vectors, **options))]
@@ -176,15 +180,12 @@ def test_sampled_texts_of_plain_prompts_are_the_same_in_chunks_and_from_a_file(t
 def test_texts_of_choice_questions_are_read():
     talking = favouring(MODEL, MODEL.tokenizer.convert_tokens_to_ids("True"), 4.0)
     own_questions = questions(choices=[(" True", " False")] * 4 + [("A", "B")] * 2 + [("B", "A")] * 2)
-    table = sweep(
-        talking, several().weighted({1: 1.0}), own_questions, multipliers=[0.0], measure="generate",
-        max_new_tokens=1, controls=0, progress=False,
-    )  # fmt: skip
-    read = rows_of(table, vector="none")
+    options = {"measure": "generate", "max_new_tokens": 1, "layers": [1]}
+    read = rows_of(swept(None, own_questions, model=talking, **options), vector="none")
     assert set(read["text"]) == {"True"}
     # "True" stands for (A): where B is the signal, that is choice 1.
     assert read["choice"].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
-    silent = swept(own_questions=questions(), measure="generate", max_new_tokens=1, layers=[0])
+    silent = swept(**options)
     assert silent["choice"].isna().any()
 
 
@@ -217,12 +218,10 @@ def test_callables_make_operations_and_are_named():
         return Add(vector, 2 * multiplier, positions)
 
     table = swept(vectors, layers=[1], operations=(twice,), positions=last_token())
-    direct = choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(vectors[1], 4.0, last_token()))
-    require_same(rows_of(table, operation="twice", multiplier=2.0), direct)
+    require_choices(rows_of(table, operation="twice", multiplier=2.0), Add(vectors[1], 4.0, last_token()))
     assert calls == [(1, -1.0, last_token()), (1, 2.0, last_token())]
-    np.testing.assert_allclose(
-        rows_of(table, multiplier=2.0)["dose"], 2 * 2 * 4.0 / median_norm("resid_post", 1), rtol=1e-4
-    )
+    dose = 2 * 2 * 4.0 / median_norm("resid_post", 1)
+    np.testing.assert_allclose(rows_of(table, multiplier=2.0)["dose"], dose, rtol=1e-4)
 
 
 def test_controls_have_the_vectors_length_are_marked_and_take_the_seed():
@@ -236,10 +235,8 @@ def test_controls_have_the_vectors_length_are_marked_and_take_the_seed():
     effects = rows_of(table, layers="2", multiplier=2.0, prompt_id=0)["logit_difference"]
     assert effects.nunique() == 4
     pd.testing.assert_frame_equal(swept(vectors, layers=[0, 2], controls=3, seed=1), table)
-    other = swept(vectors, layers=[0, 2], controls=3, seed=2)
-    assert not np.allclose(
-        rows_of(other, control=True)["logit_difference"], rows_of(table, control=True)["logit_difference"]
-    )
+    both = table, swept(vectors, layers=[0, 2], controls=3, seed=2)
+    assert not np.allclose(*(rows_of(each, control=True)["logit_difference"] for each in both))
 
 
 def test_no_two_controls_of_several_vectors_are_the_same():
@@ -258,10 +255,7 @@ def test_no_two_controls_of_several_vectors_are_the_same():
 def test_controls_by_name_are_marked_and_used():
     control = several(70)
     table = swept(layers=[1], multipliers=[2.0], controls={"shuffled": control})
-    require_same(
-        rows_of(table, control=True, vector="shuffled"),
-        choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(control[1], 2.0)),
-    )
+    require_choices(rows_of(table, control=True, vector="shuffled"), Add(control[1], 2.0))
     assert set(table["control_of"]) == {""}
 
 
@@ -280,14 +274,14 @@ def best_by_hand(table, score):
 
 def at_best(table, best):
     """The rows of a sweep with controls everywhere that one with chosen layers has."""
-    rows = []
-    for index, row in enumerate(table.to_dict("records")):
-        multiplier = None if np.isnan(row["multiplier"]) else row["multiplier"]
-        vectors = {vector for (vector, operation), at in best.items()
-                   if operation == row["operation"] and at == (row["layers"], multiplier)}  # fmt: skip
-        if not row["control"] or row["control_of"] in vectors or (row["control_of"] == "" and vectors):
-            rows.append(index)
-    return table.iloc[rows].reset_index(drop=True)
+    is_chosen = []
+    for row in table.to_dict("records"):
+        at = row["layers"], None if np.isnan(row["multiplier"]) else row["multiplier"]
+        owners = {name for (name, operation), chosen in best.items()
+                  if operation == row["operation"] and chosen == at}  # fmt: skip
+        served = owners | {""} if owners else set()
+        is_chosen.append(not row["control"] or row["control_of"] in served)
+    return table[is_chosen].reset_index(drop=True)
 
 
 def right(table):
@@ -336,11 +330,10 @@ def test_controls_run_at_the_condition_that_does_best_on_the_choosing_half(rule,
 
 def test_controls_of_the_chosen_multiplier_serve_the_opposite_one_too():
     chosen = {"vector": "made", "operation": "add", "layers": "0", "hook": "resid_post", "multiplier": 1.0}
-    table = swept(
-        controls=2, multipliers=[-1.0, 1.0, 2.0], control_layers=lambda table: pd.DataFrame([chosen])
-    )
-    assert set(table.loc[table["control"], "multiplier"]) == {1.0}
-    assert set(table.loc[table["control"], "layers"]) == {"0"}
+    options = {"multipliers": [-1.0, 1.0, 2.0], "control_layers": lambda table: pd.DataFrame([chosen])}
+    table = swept(controls=2, **options)
+    controls = rows_of(table, control=True)[["layers", "multiplier"]].drop_duplicates()
+    assert controls.to_numpy().tolist() == [["0", 1.0]]
     result = against_controls(table).set_index(["layers", "multiplier"])["controls"]
     assert [result["0", each] for each in (-1.0, 1.0, 2.0)] == [2, 2, 0]
 
@@ -354,23 +347,21 @@ def test_a_function_selects_from_the_table_without_controls_and_must_name_condit
 
     table = swept(controls=20, control_layers=by_shift)
     pd.testing.assert_frame_equal(tables[0], table[~table["control"]])
-    chosen = by_shift(tables[0]).iloc[0]
+    chosen = tuple(by_shift(tables[0])[["layers", "multiplier"]].iloc[0])
     controls = table[table["control"]]
-    assert set(controls["layers"]) == {chosen["layers"]}
-    assert set(controls["multiplier"]) == {chosen["multiplier"]}
+    assert set(zip(controls["layers"], controls["multiplier"], strict=True)) == {chosen}
     result = against_controls(table).set_index(["layers", "multiplier"])
-    assert result.loc[(chosen["layers"], chosen["multiplier"]), "controls"] == 20
+    assert result.loc[chosen, "controls"] == 20
     with pytest.raises(ValueError, match="lacks the columns operation, layers, hook, multiplier"):
         swept(controls=1, control_layers=lambda table: pd.DataFrame({"vector": ["made"]}))
 
 
 def test_by_default_there_are_enough_controls_for_p_below_5_percent_at_the_chosen_condition():
     table = sweep(MODEL, several(), questions(), multipliers=[-1.0, 2.0], progress=False)
-    assert table.loc[table["control"], "vector"].nunique() == 20
-    assert table.loc[table["control"], ["layers"]].drop_duplicates().shape == (1, 1)
-    result = against_controls(table)
-    assert result["controls"].max() == 20
-    assert 1 / (1 + result["controls"].max()) < 0.05
+    controls = rows_of(table, control=True)
+    assert (controls["vector"].nunique(), controls["layers"].nunique()) == (20, 1)
+    most = against_controls(table)["controls"].max()
+    assert 1 / (1 + most) < 0.05
 
 
 def test_if_no_prompt_has_the_choosing_split_all_prompts_decide():
@@ -386,10 +377,7 @@ def test_divided_by_layers_the_multiplier_and_dose_are_those_of_the_quotient():
     assert set(rows_of(table, vector="made", layers="1")["multiplier"]) == {2.0}
     both = rows_of(table, vector="made", layers="0+2")
     assert set(both["multiplier"]) == {1.0}
-    vectors = several()
-    require_same(
-        both, choice_logits(MODEL, PROMPTS, (" yes", " no"), Add(vectors[0], 1.0), Add(vectors[2], 1.0))
-    )
+    require_choices(both, Add(several()[0], 1.0), Add(several()[2], 1.0))
     doses = [4.0 / median_norm("resid_post", layer) for layer in (0, 2)]
     np.testing.assert_allclose(both["dose"], max(doses), rtol=1e-4)
     assert set(rows_of(table, control=True, layers="0+2")["multiplier"]) == {1.0}
@@ -397,18 +385,19 @@ def test_divided_by_layers_the_multiplier_and_dose_are_those_of_the_quotient():
 
 def test_several_vectors_keep_their_names_hooks_and_layers():
     named = {"one": several(0, layers=(0, 1)), "two": several(5, hook="mlp_out", layers=(2,))}
-    table = swept(named)
-    assert rows_of(table, vector="one")["layers"].unique().tolist() == ["0", "1"]
-    assert rows_of(table, vector="two")["layers"].unique().tolist() == ["2"]
-    assert rows_of(table, vector="two")["hook"].unique().tolist() == ["mlp_out"]
+    rows = swept(named)[["vector", "layers", "hook"]].drop_duplicates().iloc[1:]
+    assert rows.to_numpy().tolist() == [
+        ["one", "0", "resid_post"], ["one", "1", "resid_post"], ["two", "2", "mlp_out"],
+    ]  # fmt: skip
 
 
 def many(count, **factors):
     letters = "abcdefghijklmnopqrstuvwxyz"
-    prompts = [f"{letters[row // 26]} {letters[row % 26]} :" for row in range(count)]
-    answers = [row // 2 % 2 for row in range(count)]
     return questions(
-        prompts=prompts, choices=[(" yes", " no")] * count, answers=answers, factors=pd.DataFrame(factors)
+        prompts=[f"{letters[row // 26]} {letters[row % 26]} :" for row in range(count)],
+        choices=[(" yes", " no")] * count,
+        answers=[row // 2 % 2 for row in range(count)],
+        factors=pd.DataFrame(factors),
     )
 
 
@@ -448,23 +437,25 @@ def test_parquet_holds_the_table(tmp_path):
 
 def test_a_vector_of_length_zero_is_rejected_by_name_and_layer():
     vectors = several().weighted({0: 1.0, 1: 0.0, 2: 1.0})
-    with pytest.raises(ValueError, match=r"vectors 'flat' have length zero at layers \[1\]"):
-        swept({"flat": vectors})
-    with pytest.raises(ValueError, match=r"have length zero at layers \[1\]"):
-        swept(vectors, layers=[(0, 1)])
-    with pytest.raises(ValueError, match=r"vectors 'none of it' have length zero"):
-        swept(several(), controls={"none of it": vectors})
+    assert_raises(r"vectors 'flat' have length zero at layers \[1\]", swept, {"flat": vectors})
+    assert_raises(r"have length zero at layers \[1\]", swept, vectors, layers=[(0, 1)])
+    assert_raises("vectors 'other' have length zero", swept, controls={"other": vectors})
     assert set(swept(vectors, layers=[0, 2])["layers"]) == {"", "0", "2"}
     table = swept({"flat": vectors}, layers=[1], controls=1, allow_zero=True)
     assert (table.groupby("prompt_id")["logit_difference"].nunique() == 1).all()
-    assert set(table.loc[table["vector"] == "flat", "dose"]) == {0.0}
+    assert set(rows_of(table, vector="flat")["dose"]) == {0.0}
 
 
-def test_conditions_that_tables_could_not_tell_apart_are_rejected():
-    makers = [lambda vector, m, where: Add(vector, m, where), lambda vector, m, where: Add(vector, -m, where)]
-    for repeated in ({"operations": makers}, {"layers": [0, -3]}, {"multipliers": [1.0, 1.0]}):
-        with pytest.raises(ValueError, match="requested twice"):
-            swept(**repeated)
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        {"operations": [lambda vector, m, at: Add(vector, m, at), lambda vector, m, at: Add(vector, -m, at)]},
+        {"layers": [0, -3]},
+        {"multipliers": [1.0, 1.0]},
+    ],
+)
+def test_conditions_that_tables_could_not_tell_apart_are_rejected(repeated):
+    assert_raises("requested twice", swept, **repeated)
 
 
 def test_the_same_prompt_twice_is_never_split_between_the_halves():
@@ -499,7 +490,7 @@ def test_questions_without_answers_or_factors():
     ("options", "error", "message"),
     [
         ({"own_questions": PROMPTS}, ValueError, "measure='choice' needs ChoiceQuestions"),
-        ({"own_questions": PROMPTS[:0], "measure": "generate"}, ValueError, "at least one prompt"),
+        ({"own_questions": (), "measure": "generate"}, ValueError, "at least one prompt"),
         ({"own_questions": "a b c", "measure": "generate"}, (ValueError, TypeError), "questions"),
         ({"multipliers": []}, ValueError, "operation 'add' needs multipliers; none given"),
         ({"operations": ("subtract",)}, ValueError, "'subtract' is unknown: use 'add', 'project_out' or a"),
@@ -524,35 +515,27 @@ def test_questions_without_answers_or_factors():
     ],
 )
 def test_bad_input_is_rejected(options, error, message):
-    options = {"vectors": several(), "multipliers": [1.0], "controls": 0, "progress": False} | options
-    own_questions = options.pop("own_questions", questions(factors=options.pop("factors", None)))
-    with pytest.raises(error, match=message):
-        sweep(MODEL, options.pop("vectors"), own_questions, **options)
+    options = {"multipliers": [1.0]} | options
+    factors = questions(factors=options.pop("factors", None))
+    assert_raises(message, swept, **({"own_questions": factors} | options), error=error)
 
 
 def test_a_sweep_changes_neither_vectors_nor_questions_nor_model():
-    from .tiny_model import all_hooks, weights_of
-
     vectors, own_questions = several(), questions()
-    values, factors, before, weights = (
-        vectors.values.clone(),
-        own_questions.factors.copy(),
-        all_hooks(MODEL),
-        weights_of(MODEL),
-    )
+    values, factors = vectors.values.clone(), own_questions.factors.copy()
+    hooks, weights = all_hooks(MODEL), weights_of(MODEL)
     swept(vectors, own_questions, controls=1, operations=("add", "project_out"))
     assert torch.equal(vectors.values, values)
     assert own_questions.factors.equals(factors)
-    assert all_hooks(MODEL) == before
+    assert all_hooks(MODEL) == hooks
     assert all(torch.equal(weight, weights[name]) for name, weight in MODEL.state_dict().items())
-    assert vectors.values.shape[-1] == D_MODEL
 
 
 def test_if_neither_choice_is_likelier_none_is_chosen():
     model = make_model(word_tokenizer())
     with torch.no_grad():
         model.W_U[:] = model.b_U[:] = 0.0
-    table = sweep(model, several(), questions(), multipliers=[1.0], controls=0, progress=False)
+    table = swept(model=model)
     assert (table["logit_difference"] == 0).all()
     assert table["choice"].isna().all()
 
@@ -566,8 +549,7 @@ def test_one_vector_is_swept_as_a_set_of_one():
 def test_a_stored_sweep_may_not_depend_on_a_hook(tmp_path):
     out = tmp_path / "table.parquet"
     with MODEL.hooks([("blocks.0.hook_resid_post", lambda stream, hook: stream)]):
-        with pytest.raises(ValueError, match=r"there is a hook at blocks\.0\.hook_resid_post"):
-            swept(out=out)
+        assert_raises(r"there is a hook at blocks\.0\.hook_resid_post", swept, out=out)
         swept()
     assert not list(tmp_path.iterdir())
     swept(out=out)

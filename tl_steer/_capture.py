@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -89,13 +89,12 @@ def capture(
     ids = tokenize_all(model, prompts)
     at = _positions_by_layer(positions, layers, model.cfg.n_layers)
     texts = _completion_tokens(model, ids, completions, max_new_tokens)
-    for prompt, text in zip(ids, texts, strict=True):
-        require_context(model, [prompt], max_new_tokens or len(text))
     tokens = [PromptTokens(len(each), tuple(each), model.tokenizer, row) for row, each in enumerate(ids)]
-    if not allow_empty:
-        for each in dict.fromkeys(at.values()):
-            for row, (prompt, text) in enumerate(zip(tokens, texts, strict=True)):
-                each.require_some(prompt, f"prompt {row}", generating=max_new_tokens > 1 or len(text) > 1)
+    for row, (prompt, text) in enumerate(zip(tokens, texts, strict=True)):
+        n_new = max_new_tokens or len(text)
+        require_context(model, [prompt.ids], n_new)
+        for each in () if allow_empty else dict.fromkeys(at.values()):
+            each.require_some(prompt, f"prompt {row}", generating=n_new > 1)
     recorder = Recorder(at, hook, tokens)
     started = time.monotonic()
     with bar("capturing", 1, visible=progress) as on_progress, exclusive(model):
@@ -103,6 +102,12 @@ def capture(
         texts = _record(model, recorder, texts, operations, max_new_tokens, options)
     by_layer = isinstance(positions, Mapping)
     positions = at if by_layer else next(iter(at.values()))
+    new_text = {}
+    if max_new_tokens or completions is not None:
+        written = texts if completions is None else completions
+        decode = str if model.tokenizer is None else partial(completion_text, model)
+        new_text["completions"] = _as_text(written, texts, decode)
+        new_text["completion_tokens"] = tuple(map(tuple, texts))
     log_args = (hook, len(ids), positions, len(at), time.monotonic() - started)
     logger.info("captured %s of %d prompts at %s of %d layers in %.1f s", *log_args)
     return Activations(
@@ -111,13 +116,13 @@ def capture(
         layers=tuple(at),
         hook=hook,
         positions=positions,
-        prompts=_prompt_texts(model, prompts, ids),
+        prompts=_as_text(prompts, ids, getattr(model.tokenizer, "decode", str)),
         identity=identify(model),
         under=tuple(
             f"{edit.described}, {edit.hook}, {edit.positions}"
             for edit in edits_of(operations, model.cfg.n_layers)
         ),
-        **_completions(model, completions, texts) if max_new_tokens or completions is not None else {},
+        **new_text,
     )
 
 
@@ -143,21 +148,10 @@ def capture_pairs(
 
     The other arguments, and what is raised, are those of `capture`.
     """
-    both = capture(
-        model,
-        [*pairs.positive, *pairs.negative],
-        *operations,
-        positions=positions,
-        layers=layers,
-        hook=hook,
-        max_new_tokens=max_new_tokens,
-        allow_empty=allow_empty,
-        force=force,
-        progress=progress,
-        reuse=reuse,
-        memory=memory,
-    )
-    count = len(pairs)
+    where = {"positions": positions, "layers": layers, "hook": hook, "max_new_tokens": max_new_tokens}
+    options = {"allow_empty": allow_empty, "force": force, "progress": progress}
+    prompts, count = [*pairs.positive, *pairs.negative], len(pairs)
+    both = capture(model, prompts, *operations, **where, **options, reuse=reuse, memory=memory)
     sides = both.subset(range(count)), both.subset(range(count, 2 * count))
     return PairedActivations(*sides, pairs.factors)
 
@@ -167,8 +161,8 @@ def _positions_by_layer(
 ) -> dict[int, Positions]:
     """The positions to read at each layer, in the order of the layers."""
     if not isinstance(positions, Mapping):
-        resolved = resolve_layers(layers, n_layers)
-        return dict.fromkeys(resolved, last_token() if positions is None else positions)
+        positions = last_token() if positions is None else positions
+        return dict.fromkeys(resolve_layers(layers, n_layers), positions)
     own = resolve_layers(list(positions), n_layers)
     if layers is not None and (others := resolve_layers(layers, n_layers)) != own:
         raise ValueError(
@@ -225,7 +219,7 @@ def _completion_tokens(
     completions: Prompt | Sequence[Prompt] | None,
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """The tokens to read after each prompt; empty lists without completions."""
+    """The tokens to read after each prompt, tokenized alone; empty lists without completions."""
     if completions is None:
         return [[] for _ in ids]
     if max_new_tokens:
@@ -236,35 +230,19 @@ def _completion_tokens(
     completions = as_prompts(completions)
     if len(completions) != len(ids):
         raise ValueError(f"{len(completions)} completions for {len(ids)} prompts: expected one for each.")
-    tokens = [_tokens_alone(model, completion) for completion in completions]
+    tokens = []
+    for text in completions:
+        if isinstance(text, str) and model.tokenizer is not None:
+            text = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens.append(tokenize(model, text) if len(text) else [])
     if not any(isinstance(completion, str) for completion in completions):
         warn_of_padding(model, tokens, completions=True)
     return tokens
 
 
-def _tokens_alone(model: Any, completion: Prompt) -> list[int]:
-    if isinstance(completion, str) and model.tokenizer is not None:
-        completion = model.tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return tokenize(model, completion) if len(completion) else []
-
-
-def _completions(
-    model: Any, completions: Prompt | Sequence[Prompt] | None, tokens: Sequence[Sequence[int]]
-) -> dict[str, tuple]:
-    """What was read after the prompts, as text and as ids."""
-    texts = tokens if completions is None else as_prompts(completions)
-    decode = str if model.tokenizer is None else partial(completion_text, model)
-    return {
-        "completions": tuple(
-            text if isinstance(text, str) else decode(ids) for text, ids in zip(texts, tokens, strict=True)
-        ),
-        "completion_tokens": tuple(map(tuple, tokens)),
-    }
-
-
-def _prompt_texts(
-    model: Any, prompts: Prompt | Sequence[Prompt], ids: Sequence[Sequence[int]]
+def _as_text(
+    prompts: Prompt | Sequence[Prompt], ids: Sequence[Sequence[int]], decode: Callable[[list[int]], str]
 ) -> tuple[str, ...]:
-    decode = str if model.tokenizer is None else model.tokenizer.decode
+    """Prompts or completions as text: token lists are decoded."""
     pairs = zip(as_prompts(prompts), ids, strict=True)
     return tuple(prompt if isinstance(prompt, str) else decode(list(row)) for prompt, row in pairs)

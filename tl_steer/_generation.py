@@ -57,14 +57,11 @@ class Decoding:
                 "top_p lies in (0, 1]."
             )
         if not 0 < self.repetition_penalty < math.inf:
-            raise ValueError(
-                f"repetition_penalty={self.repetition_penalty}: expected a number above 0. "
-                "1 changes nothing, above 1 makes repetition less likely."
-            )
+            raise ValueError(f"repetition_penalty={self.repetition_penalty}: expected a number above 0.")
         if self.draws < 1 or (self.draws > 1 and self.temperature == 0):
             raise ValueError(
                 f"draws={self.draws}, temperature={self.temperature}: expected one draw or more, and a "
-                "temperature above 0 for several, since greedy texts are all the same."
+                "temperature above 0 for several."
             )
         require_seed(self.seed)
 
@@ -146,9 +143,7 @@ def write_conditions(
     norms: StreamNorms | None = None,
     options: RunOptions = DEFAULT_OPTIONS,
 ) -> list[list[list[int]]]:
-    """New tokens of every prompt under every condition; raises as `generate`.
-
-    With `decoding.draws`, each prompt has that many rows, one after another.
+    """New tokens of every prompt (its draws one after another) under every condition; raises as `generate`.
 
     Args:
         norms: filled by the shared engine if a condition has no operations.
@@ -170,15 +165,15 @@ def write_conditions(
         with nullcontext() if norms is None else norms.of(model, chunk):
             stream = decoder.start()
         members = [row for _, row in decoder.members]
-        numbers = [chunk.rows[row] for row in members]
-        texts = _Texts(model, [chunk.plan.rows[row].ids for row in members], numbers, decoding)
+        ids, numbers = [chunk.plan.rows[row].ids for row in members], [chunk.rows[row] for row in members]
+        texts = _Texts(model, ids, numbers, decoding)
         _decode_together(decoder, texts, stream)
         for (condition, row), new in zip(product(chunk.conditions, chunk.rows), texts.new, strict=True):
             written[condition][row] = new
 
     options = replace(options, reuse=options.reuse and decoding.use_cache)
-    counts = {"new_tokens": decoding.max_new_tokens}
-    run_conditions(model, rows, conditions, options, plain=plain, shared=shared, **counts)
+    n_new = decoding.max_new_tokens
+    run_conditions(model, rows, conditions, options, plain=plain, shared=shared, new_tokens=n_new)
     return written
 
 
@@ -219,34 +214,30 @@ def decode(model: Any, batch: Batch, decoding: Decoding) -> list[list[int]]:
 
     A row that has ended is masked from then on, so that nothing after its end is steered or captured.
     """
-    pairs = zip(batch.tokens, batch.mask, strict=True)
-    texts = _Texts(model, [row[mask].tolist() for row, mask in pairs], batch.rows, decoding)
+    prompts = [row[mask].tolist() for row, mask in zip(batch.tokens, batch.mask, strict=True)]
+    texts = _Texts(model, prompts, batch.rows, decoding)
     cache = new_cache(model, len(batch.rows)) if decoding.use_cache else None
     rows = list(range(len(batch.rows)))
     while True:
         tokens = texts.take(rows, residual(model, batch, cache=cache)[:, -1])
         if not texts.alive:
             return texts.new
-        alive = torch.tensor([row in texts.alive for row in rows])
-        batch = _next_batch(batch, tokens, alive, whole=cache is None)
+        tokens = tokens[:, None].to(batch.tokens.device)
+        mask = torch.tensor([[row in texts.alive] for row in rows]).to(batch.mask.device)
+        if cache is None:  # the whole text again
+            tokens, mask = torch.cat([batch.tokens, tokens], 1), torch.cat([batch.mask, mask], 1)
+        batch = replace(batch, tokens=tokens, mask=mask)
 
 
 class _Texts:
-    """The new tokens of each text, and which texts continue.
-
-    Args:
-        rows: each text's row: prompt · draws + draw.
-    """
+    """The new tokens of each text, and which texts continue; the number of a row is prompt · draws + draw."""
 
     def __init__(
         self, model: Any, prompts: Sequence[Sequence[int]], rows: Sequence[int], decoding: Decoding
     ) -> None:
-        self.model, self.decoding = model, decoding
-        self.stops = stop_tokens(model)
-        self.generators = [
-            decoding.generator(prompt, row % decoding.draws)
-            for prompt, row in zip(prompts, rows, strict=True)
-        ]
+        self.model, self.decoding, self.stops = model, decoding, stop_tokens(model)
+        pairs = zip(prompts, rows, strict=True)
+        self.generators = [decoding.generator(prompt, row % decoding.draws) for prompt, row in pairs]
         self.new: list[list[int]] = [[] for _ in prompts]
         self.alive = set(range(len(prompts)))
         self.seen = [set(prompt) for prompt in prompts]  # tokens of the prompt and the new text
@@ -266,8 +257,8 @@ class _Texts:
     def _next(self, fed: Sequence[int], stream: Float[Tensor, "fed d_model"]) -> Int[Tensor, " fed"]:
         # In the model's own precision, like Hugging Face's `generate`.
         logits = unembedded(self.model, stream).float()
-        if self.decoding.repetition_penalty != 1:
-            _penalize(logits, [self.seen[text] for text in fed], self.decoding.repetition_penalty)
+        if (penalty := self.decoding.repetition_penalty) != 1:
+            _penalize(logits, [self.seen[text] for text in fed], penalty)
         for row, text in enumerate(fed):
             if len(self.new[text]) < self.decoding.min_new_tokens:
                 logits[row, self.stops] = -torch.inf
@@ -279,19 +270,12 @@ def stop_tokens(model: Any) -> list[int]:
     tokenizer = model.tokenizer
     if tokenizer is None:
         return []
-    end = detected_format(model).end_of_turn()
-    token = tokenizer.convert_tokens_to_ids(end) if end else None
-    if token is not None and tokenizer.convert_ids_to_tokens(token) != end:
-        token = None  # several tokens, or the unknown one
-    return sorted({tokenizer.eos_token_id, token} - {None})
-
-
-def _next_batch(batch: Batch, tokens: Int[Tensor, " batch"], alive: Tensor, *, whole: bool) -> Batch:
-    """The next pass's input: the new column, after all columns before it if `whole`."""
-    tokens, mask = tokens[:, None].to(batch.tokens.device), alive[:, None].to(batch.mask.device)
-    if whole:
-        tokens, mask = torch.cat([batch.tokens, tokens], 1), torch.cat([batch.mask, mask], 1)
-    return replace(batch, tokens=tokens, mask=mask)
+    stops = {tokenizer.eos_token_id}
+    if end := detected_format(model).end_of_turn():
+        token = tokenizer.convert_tokens_to_ids(end)
+        if token is not None and tokenizer.convert_ids_to_tokens(token) == end:  # one token, and known
+            stops.add(token)
+    return sorted(stops - {None})
 
 
 def _penalize(logits: Float[Tensor, "batch d_vocab"], seen: Sequence[set[int]], penalty: float) -> None:

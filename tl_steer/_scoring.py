@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from torch.nn.utils.rnn import pad_sequence
 
 from ._util.logs import bar
@@ -25,19 +24,12 @@ LOGIT_ROWS = 512  # positions whose logits are in memory at once
 
 @dataclass(frozen=True)
 class Read:
-    """One sequence to run, and the log-probabilities to read at its last slots.
+    """One sequence to run, and the log-probabilities to read at its last slots."""
 
-    Attributes:
-        question: the prompt's index.
-        ids: the prompt, and the tokens of a choice that have to be fed.
-        targets: for each of the last slots, the next tokens whose log-probability is read.
-        choices: the choice of each target.
-    """
-
-    question: int
-    ids: tuple[int, ...]
-    targets: tuple[tuple[int, ...], ...]
-    choices: tuple[int, ...]
+    question: int  # the prompt's index
+    ids: tuple[int, ...]  # the prompt, and the tokens of a choice that have to be fed
+    targets: tuple[tuple[int, ...], ...]  # for each of the last slots, the next tokens that are scored
+    choices: tuple[int, ...]  # the choice of each target
 
 
 @dataclass(frozen=True)
@@ -109,18 +101,16 @@ def plan_choices(model: Any, prompts: Sequence[Prompt], choices: Sequence[tuple[
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer: expected one, to tokenize the choices.")
     ids = tokenize_all(model, prompts)
-    reads = [
-        read
-        for question, (prompt, tokens, pair) in enumerate(zip(prompts, ids, choices, strict=True))
-        for read in _reads(
-            question, len(tokens), pair, *(_continuation(model, prompt, tokens, choice) for choice in pair)
-        )
-    ]
-    if long := next((read for read in reads if len(read.ids) > model.cfg.n_ctx), None):
-        raise ValueError(
-            f"question {long.question}: {len(long.ids)} tokens of the prompt and its choices do not fit the "
-            f"context of {model.cfg.n_ctx}: shorten the prompt."
-        )
+    reads = []
+    for question, (prompt, tokens, pair) in enumerate(zip(prompts, ids, choices, strict=True)):
+        first, second = (_continuation(model, prompt, tokens, choice) for choice in pair)
+        reads += _reads(question, len(tokens), pair, first, second)
+    for read in reads:
+        if len(read.ids) > model.cfg.n_ctx:
+            raise ValueError(
+                f"question {read.question}: {len(read.ids)} tokens of the prompt and its choices do not fit "
+                f"the context of {model.cfg.n_ctx}: shorten the prompt."
+            )
     return ChoicePlan(tuple(map(tuple, ids)), tuple(reads))
 
 
@@ -156,41 +146,32 @@ def score_conditions(
                 scores[condition, read.question, list(read.choices)] += next(log_probs)
 
     final_streams(model, rows, counts, conditions, score, options, norms=norms, clean=clean)
-    return [_columns(each, mass) for each in scores]
-
-
-def _columns(scores: Float[np.ndarray, "question 2"], mass: bool) -> pd.DataFrame:
-    differences = scores[:, 0] - scores[:, 1]
-    return pd.DataFrame(
-        {
-            "logit_difference": differences,
-            "probability": (1 + np.tanh(differences / 2)) / 2,  # the logistic function, without overflow
-            "mass": np.exp(scores).sum(-1) if mass else np.nan,
-        }
-    )
+    differences = scores[..., 0] - scores[..., 1]
+    columns = {
+        "logit_difference": differences,
+        "probability": (1 + np.tanh(differences / 2)) / 2,  # the logistic function, without overflow
+        "mass": np.exp(scores).sum(-1) if mass else np.full_like(differences, np.nan),
+    }
+    return [pd.DataFrame({name: each[i] for name, each in columns.items()}) for i in range(len(conditions))]
 
 
 def _continuation(model: Any, prompt: Prompt, ids: list[int], choice: str) -> list[int]:
     """The prompt's ids, and those the choice adds."""
-    text = (
-        prompt if isinstance(prompt, str) else model.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    )
-    whole = encode(model, text + choice)  # the last of a choice need not fit the context
+    tokenizer = model.tokenizer
+    if not isinstance(prompt, str):
+        prompt = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    whole = encode(model, prompt + choice)  # the last of a choice need not fit the context
     if whole[: len(ids)] == ids and len(whole) > len(ids):
         return whole
-    # Prompt and choice merge in one token: the prompt keeps its own ids.
-    added = _ids_after_text(model.tokenizer, choice)
-    if not added:
-        raise ValueError(f"the choice {choice!r} has no tokens.")
-    return [*ids, *added]
-
-
-def _ids_after_text(tokenizer: Any, choice: str) -> list[int]:
-    """The ids of a choice after other text: SentencePiece puts a "▁" where a text begins."""
+    # Prompt and choice merge in one token: the prompt keeps its own ids. The choice is tokenized after a line
+    # break, since SentencePiece puts a "▁" where a text begins.
     line, both, bare = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", f"\n{choice}", choice)
     )
-    return both[len(line) :] if both[: len(line)] == line else bare
+    added = both[len(line) :] if both[: len(line)] == line else bare
+    if not added:
+        raise ValueError(f"the choice {choice!r} has no tokens.")
+    return [*ids, *added]
 
 
 def _reads(
@@ -199,19 +180,12 @@ def _reads(
     """The sequences of one question of `length` tokens: one, if the choices differ in one token only."""
     shared = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
     if shared is None:
-        reason = (
-            "tokenize alike" if first == second else "begin alike, and one ends where the other continues"
-        )
-        raise ValueError(
-            f"question {question}: the choices {pair[0]!r} and {pair[1]!r} {reason}: expected choices that "
-            "differ in a token."
-        )
+        alike = "tokenize alike" if first == second else "begin alike, and one ends where the other continues"
+        names = f"question {question}: the choices {pair[0]!r} and {pair[1]!r}"
+        raise ValueError(f"{names} {alike}: expected choices that differ in a token.")
     if len(first) == len(second) == shared + 1:
-        return [
-            Read(
-                question, tuple(first[:-1]), tuple(zip(first[length:], second[length:], strict=True)), (0, 1)
-            )
-        ]
+        targets = tuple(zip(first[length:], second[length:], strict=True))
+        return [Read(question, tuple(first[:-1]), targets, (0, 1))]
     return [
         Read(question, tuple(ids[:-1]), tuple((token,) for token in ids[length:]), (choice,))
         for choice, ids in enumerate((first, second))

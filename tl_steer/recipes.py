@@ -45,12 +45,11 @@ def vectors_from_pairs(
     To compare estimators, keep the activations of `capture_pairs` instead.
 
     Args:
-        model, positions, layers, hook, reuse, memory: as for `capture`.
         pairs: from `contrast_pairs`, `honesty_pairs` or `read_pairs`.
         estimator: from paired activations to vectors; by default `mean_difference`. One with arguments is
             `functools.partial(principal_component, of="differences")`.
 
-    Raises what `capture` and the estimator do.
+    The other arguments, and errors, are those of `capture`.
     """
     options = {"positions": positions, "layers": layers, "hook": hook, "reuse": reuse, "memory": memory}
     return apply_estimator(estimator, capture_pairs(model, pairs, **options))
@@ -149,20 +148,14 @@ def activation_addition(
     where = {"positions": all_tokens(), "layers": layers, "hook": hook}
     read = capture(model, prompts, **where, reuse=reuse, memory=memory)
     values = read.values.double()
-    vectors = SteeringVectors(
-        (values[0] if negative is None else values[0] - values[1]).float(),
-        read.layers,
-        hook,
-        "activation_addition",
-        read.stream_norm,
-        read.identity,
-        {
-            "arguments": {"positive": positive, "negative": negative},
-            "positions": len(prompts[0]),
-            "data": digest_of(*(text for text in (positive, negative) if text is not None)),
-        },
-    )
-    return require_nonzero(vectors)
+    values = (values[0] if negative is None else values[0] - values[1]).float()
+    info = {
+        "arguments": {"positive": positive, "negative": negative},
+        "positions": len(prompts[0]),
+        "data": digest_of(*(text for text in (positive, negative) if text is not None)),
+    }
+    about = (read.layers, hook, "activation_addition", read.stream_norm, read.identity, info)
+    return require_nonzero(SteeringVectors(values, *about))
 
 
 def padded_prompts(model: Any, positive: str, negative: str | None) -> list[list[int]]:
@@ -176,8 +169,8 @@ def padded_prompts(model: Any, positive: str, negative: str | None) -> list[list
     space = model.tokenizer(" ", add_special_tokens=False)["input_ids"][:1]
     if not space and min(map(len, prompts)) < length:
         raise ValueError(
-            f"{positive!r} and {negative!r} have {len(prompts[0])} and {len(prompts[1])} tokens, and this "
-            "tokenizer has no token for a space to pad with: give prompts of as many tokens."
+            f"{positive!r} and {negative!r} have {len(prompts[0])} and {len(prompts[1])} tokens, and there "
+            "is no token for a space to pad with: give prompts of as many tokens."
         )
     padded = [ids + space * (length - len(ids)) for ids in prompts]
     if len(padded) == 2 and padded[0] == padded[1]:

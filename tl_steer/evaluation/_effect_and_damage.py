@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from .._util.validation import checked
 from ..statistics import mean_interval, rate_interval
-from ..sweeps.scores import numbers
+from ..sweeps.selection import numbers
 from ..sweeps.sweep_table import (
     CONDITION,
     UNSTEERED,

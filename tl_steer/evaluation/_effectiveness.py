@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from .._util.seeds import generator
 from .._util.validation import checked
 from ..statistics import joint_counts, mean_interval, rate_interval, share_change
-from ..sweeps.scores import correct, flipped, numbers, says_signal
+from ..sweeps.selection import correct, flipped, numbers, says_signal
 from ..sweeps.sweep_table import (
     CONDITION,
     UNSTEERED,

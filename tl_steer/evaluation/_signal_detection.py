@@ -20,7 +20,7 @@ from ..statistics import (
     z_of_weights,
     z_rates,
 )
-from ..sweeps.scores import numbers, says_signal
+from ..sweeps.selection import numbers, says_signal
 from ..sweeps.sweep_table import (
     CONDITION,
     UNSTEERED,

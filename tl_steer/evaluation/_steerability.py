@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from .._util.seeds import generator
 from .._util.validation import checked
 from ..statistics import percentile_interval, rate_interval, share
-from ..sweeps.scores import numbers
+from ..sweeps.selection import numbers
 from ..sweeps.sweep_table import (
     DRAW,
     FIXED,

@@ -9,8 +9,7 @@ from jaxtyping import Int
 
 from .._util.seeds import generator
 from ..statistics import percentile_interval, rate_interval
-from ..sweeps.scores import correct, correct_if_readable, directed, numbers
-from ..sweeps.selection import Score
+from ..sweeps.selection import Score, correct, correct_if_readable, directed, numbers
 from ..sweeps.sweep_table import (
     CONDITION,
     UNSTEERED,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from .._util.seeds import generator
 from .._util.validation import checked
 from ..statistics import interval_around, z_of_weights, z_rates
-from ..sweeps.scores import numbers, says_signal
+from ..sweeps.selection import numbers, says_signal
 from ..sweeps.sweep_table import CONDITION, UNSTEERED, by_condition, ends, prompt_groups, validated_sweep
 from ..tables import validated
 from ._signal_detection import JEFFREYS_OF_BOTH, MEASURES, is_change_covered, margins

@@ -16,8 +16,8 @@ from ..engine import FinalStreams, Memory, Row, RunOptions, divergences, final_s
 from ..interventions import Vectors, edits_of
 from ..models import HookedModel, Prompt, as_prompts, tokenize_all
 from ..positions import Positions, PromptTokens, all_tokens
+from .chunks import steered_sites, typical_norms
 from .conditions import Condition, OperationFactory, named_vectors, sweep_conditions
-from .measuring import steered_sites, typical_norms
 from .sweep_table import FIXED
 
 MEASURED = ("tokens", "kl", "loss", "loss_change")
@@ -78,9 +78,8 @@ def damage(
     positions = all_tokens() if positions is None else positions
     if controls is None:
         controls = 0 if layers is None else 20
-    named = named_vectors(vectors)
     unsteered, *conditions = sweep_conditions(
-        named,
+        named_vectors(vectors),
         controls,
         layers=layers,
         multipliers=multipliers,
@@ -89,8 +88,7 @@ def damage(
         seed=seed,
     )
     _require_generated(model, conditions)
-    labels = _labels(passages)
-    ids = _tokens(model, passages, max_tokens)
+    labels, ids = _read_passages(model, passages, max_tokens)
     damages = _Damages(model, ids, len(conditions))
     with bar("measuring damage", len(conditions) + 1, visible=progress) as on_progress:
         # Where a passage has no selected token, nothing changes.
@@ -160,43 +158,33 @@ def _require_generated(model: Any, conditions: Sequence[Condition]) -> None:
         vectors = [getattr(operation, "vector", None) for operation in condition.operations]
         if edits and any(isinstance(each, SteeringVector) and each.has_positions for each in vectors):
             raise ValueError(
-                "vectors with one per position: expected one per layer, since passages are read as generated "
-                "text and those vectors are added to a prompt's first tokens."
+                "vectors with one per position, which are added to a prompt's first tokens: expected one per "
+                "layer, since passages are read as generated text."
             )
         if edits and not any(edit.positions.generated for edit in edits):
             raise ValueError(
-                f"{edits[0].positions} leaves generated tokens alone: expected positions that select them, "
-                "since passages are read as generated text after their first token. Use all_tokens(), "
-                "current_token(), generated_tokens() or ~token(0)."
+                f"{edits[0].positions} leaves generated tokens alone, and passages are read as generated "
+                "text after their first token. Use all_tokens(), current_token() or generated_tokens()."
             )
 
 
-def _labels(passages: pd.DataFrame | Sequence[Prompt]) -> pd.DataFrame:
-    """prompt_id, prompt, and a table's other columns."""
-    texts = _texts(passages)
-    table = pd.DataFrame({"prompt_id": range(len(texts)), "prompt": texts})
-    if not isinstance(passages, pd.DataFrame):
-        return table
-    others = passages.drop(columns="passage").reset_index(drop=True)
-    if clash := sorted(set(others) & {*FIXED, *MEASURED}):
-        raise ValueError(f"the passages' columns {clash} have names of the result: rename them first.")
-    return table.join(others)
-
-
-def _texts(passages: pd.DataFrame | Sequence[Prompt]) -> list[Prompt]:
-    if not isinstance(passages, pd.DataFrame):
-        return as_prompts(passages)
-    if "passage" not in passages:
-        raise ValueError(f"the table has no column 'passage'; it has {', '.join(map(str, passages))}.")
-    return passages["passage"].tolist()
-
-
-def _tokens(model: Any, passages: pd.DataFrame | Sequence[Prompt], max_tokens: int) -> list[list[int]]:
+def _read_passages(
+    model: Any, passages: pd.DataFrame | Sequence[Prompt], max_tokens: int
+) -> tuple[pd.DataFrame, list[list[int]]]:
+    """The columns prompt_id, prompt and a table's others, and the first tokens of each passage."""
     if max_tokens < 2:
         raise ValueError(f"max_tokens={max_tokens}: at least 2 are expected, of which one is predicted.")
-    ids = [tokens[:max_tokens] for tokens in tokenize_all(model, _texts(passages))]
+    others = pd.DataFrame()
+    if not isinstance(passages, pd.DataFrame):
+        texts = as_prompts(passages)
+    else:
+        if "passage" not in passages:
+            raise ValueError(f"the table has no column 'passage'; it has {', '.join(map(str, passages))}.")
+        others = passages.drop(columns="passage").reset_index(drop=True)
+        if clash := sorted(set(others) & {*FIXED, *MEASURED}):
+            raise ValueError(f"the passages' columns {clash} have names of the result: rename them first.")
+        texts = passages["passage"].tolist()
+    ids = [tokens[:max_tokens] for tokens in tokenize_all(model, texts)]
     if max(map(len, ids)) < 2:
-        raise ValueError(
-            "every passage is a single token: expected two tokens or more. Give longer passages."
-        )
-    return ids
+        raise ValueError("every passage is a single token: expected some of two tokens or more.")
+    return pd.DataFrame({"prompt_id": range(len(texts)), "prompt": texts}).join(others), ids

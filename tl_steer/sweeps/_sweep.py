@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
@@ -19,9 +19,16 @@ from ..models import HookedModel, exclusive, tokenize_all
 from ..positions import Positions, all_tokens
 from ..prompts import ChoiceQuestions
 from ..tables import validated
-from .chunks import ChunkRunner, Cost, Executor, estimated_cost, in_chunks
-from .conditions import Condition, OperationFactory, controls_at, named_vectors, sweep_conditions
-from .measuring import ChunkResult, measure_of, steered_sites
+from .chunks import ChunkRunner, Cost, Executor, Measurement, estimated_cost, in_chunks, steered_sites
+from .conditions import (
+    AT,
+    ChunkResult,
+    Condition,
+    OperationFactory,
+    controls_at,
+    named_vectors,
+    sweep_conditions,
+)
 from .plans import digest, sweep_plan
 from .selection import best_conditions
 from .store import Checkpoints, finished_table, open_checkpoints, require_writable
@@ -29,8 +36,8 @@ from .sweep_table import assembled_table, question_table, with_draws
 
 logger = logging.getLogger(__name__)
 LONG = 60.0  # seconds
-CONDITION = ("vector", "operation", "layers", "hook", "multiplier")
 SAMPLING = ("temperature", "top_p", "repetition_penalty", "draws")
+DECODING = ("max_new_tokens", "min_new_tokens", *SAMPLING)
 
 
 @checked
@@ -97,7 +104,7 @@ def sweep(
         out: Parquet file to write. Finished chunks (at most 32 conditions, about ten seconds) are stored in
             the folder `out`.cells. The same call continues an interrupted sweep and gives the same table to
             the bit (on the same machine, with as many threads); of a finished sweep it returns the table.
-        executor: runs the chunks, `ray_executor(…)`; by default this process.
+        executor: runs the chunks, such as `ray_executor(…)`; by default this process.
         mass: `False` leaves the column mass empty, and computes only the choices' logits if possible.
         allow_empty: accept prompts in which `positions` selects nothing.
         allow_zero: also add vectors of length zero, which change nothing.
@@ -141,7 +148,7 @@ def sweep(
         named,
         controls,
         layers=layers,
-        multipliers=[float(each) for each in multipliers],
+        multipliers=multipliers,
         operations=operations,
         positions=positions,
         seed=seed,
@@ -160,7 +167,8 @@ def sweep(
     if out is not None:
         settings = {
             "positions": positions.label,
-            **_decoding_settings(measure, decoding),
+            "measure": measure,
+            **{name: getattr(decoding, name) if measure == "generate" else None for name in DECODING},
             "mass": mass,
             "control_layers": control_layers if isinstance(control_layers, str) else digest(control_layers),
             "seed": seed,
@@ -176,16 +184,20 @@ def sweep(
     with checkpoints as files, _explained_interrupt(files, len(prompts), n_conditions):
         if files is not None and executor is None and not isinstance(memory, int):
             memory = files.memory  # the free memory may have changed
-        options = {"allow_empty": allow_empty, "force": force, "reuse": reuse, "memory": memory}
-        sites = steered_sites(model, conditions)
-        measure_chunk = measure_of(questions, measure, decoding, mass=mass, sites=sites, options=options)
-        runner = ChunkRunner(model, measure_chunk, cost.size, executor, files, progress, level)
+        measurement = Measurement(
+            questions,
+            decoding if measure == "generate" else None,
+            mass=mass,
+            sites=steered_sites(model, conditions),
+            options={"allow_empty": allow_empty, "force": force, "reuse": reuse, "memory": memory},
+        )
+        runner = ChunkRunner(model, measurement, cost.size, executor, files, progress, level)
         results = runner.run(first)
         table = _table(prompts, first, results)
         if len(first) < len(conditions):
             select = best_conditions if control_layers == "chosen" else control_layers
             if len(selected := select(table)):
-                validated(selected, *CONDITION, producer="choose", caller="sweep(control_layers=…)")
+                validated(selected, "vector", *AT, producer="choose", caller="sweep(control_layers=…)")
             chosen = controls_at(conditions, selected)
             logger.info("%d conditions of controls", len(chosen))
             results += runner.run(chosen, start=len(in_chunks(first, cost.size)))
@@ -199,14 +211,10 @@ def sweep(
 def _prompt_table(
     questions: ChoiceQuestions | Sequence[str], measure: str, decoding: Decoding
 ) -> pd.DataFrame:
-    """One row per prompt, with the columns that all conditions share.
-
-    Raises:
-        ValueError: no prompts, or plain prompts or sampling with measure="choice".
-    """
+    """One row per prompt, with the columns that all conditions share."""
     has_choices = isinstance(questions, ChoiceQuestions)
     prompts = questions.prompts if has_choices else questions
-    if isinstance(prompts, str) or not len(prompts):
+    if not len(prompts):
         raise ValueError("questions must be ChoiceQuestions, or a list of at least one prompt.")
     if measure == "choice" and not has_choices:
         raise ValueError(
@@ -219,17 +227,8 @@ def _prompt_table(
             f"{', '.join(sampling)} with measure='choice', which scores answers and samples nothing: "
             "expected measure='generate'. `sampled_choices` draws from the scores."
         )
-    if has_choices:
-        return question_table(
-            prompts, answers=questions.answers, factors=questions.factors, seed=decoding.seed
-        )
-    return question_table(prompts, seed=decoding.seed)
-
-
-def _decoding_settings(measure: str, decoding: Decoding) -> dict[str, Any]:
-    names = ("max_new_tokens", "min_new_tokens", *SAMPLING)
-    values = {name: getattr(decoding, name) if measure == "generate" else None for name in names}
-    return {"measure": measure, **values}
+    known = {"answers": questions.answers, "factors": questions.factors} if has_choices else {}
+    return question_table(prompts, **known, seed=decoding.seed)
 
 
 def _log_start(
@@ -237,9 +236,7 @@ def _log_start(
 ) -> tuple[int, int]:
     """Log the work and its estimated time; as a warning if a long sweep is not stored.
 
-    Returns:
-        The number of conditions, where controls at chosen conditions are an estimate; and the level of the
-        messages.
+    Returns the number of conditions, with an estimate of controls at chosen ones, and the messages' level.
     """
     controls = {(each.vector, each.operation) for each in conditions if each.control}
     n_controls = sum(each.control for each in first) or len(controls)
@@ -264,15 +261,11 @@ def _explained_interrupt(files: Checkpoints | None, n_rows: int, n_conditions: i
     try:
         yield
     except KeyboardInterrupt:
-        if files is None:
-            raise KeyboardInterrupt(
-                f"none of {n_conditions} conditions is kept: give out='sweep.parquet' to keep finished ones "
-                "and to continue with the same call."
-            ) from None
-        finished = sum(len(files.load(number).outcomes) // n_rows for number in files.finished())
-        raise KeyboardInterrupt(
-            f"{finished} of {n_conditions} conditions are kept in {files.folder}: the same call continues."
-        ) from None
+        kept = f"none of {n_conditions} conditions is kept: give out='sweep.parquet', with which"
+        if files is not None:
+            finished = sum(len(files.load(number).outcomes) // n_rows for number in files.finished())
+            kept = f"{finished} of {n_conditions} conditions are kept in {files.folder}:"
+        raise KeyboardInterrupt(f"{kept} the same call continues.") from None
 
 
 def _table(

@@ -1,4 +1,4 @@
-"""Chunks of a sweep's conditions: their size by estimated cost, executors, and runs that store each chunk."""
+"""Chunks of a sweep's conditions: their size by estimated cost, their measurement, executors and storage."""
 
 import logging
 import time
@@ -10,18 +10,25 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
+from .._capture import capture
+from .._generation import Decoding, completion_text, write_conditions
+from .._scoring import plan_choices, score_conditions
 from .._util.logs import bar
-from ..engine import OnProgress
+from ..engine import CleanStreams, Memory, OnProgress, RunOptions, Site, StreamNorms
 from ..engine.plain import Row
 from ..engine.shared.chunking import plan_work
 from ..engine.shared.prefixes import Plan
-from ..interventions import edits_of
+from ..engine.support import no_progress
+from ..interventions import Operation, edits_of
+from ..models import tokenize_all
 from ..positions import PromptTokens
-from .conditions import Condition
-from .measuring import ChunkResult, Measure
+from ..prompts import ChoiceQuestions
+from .conditions import UNSTEERED, ChunkResult, Condition, Norms
 from .store import Checkpoints
+from .sweep_table import written_answers
 
 logger = logging.getLogger(__name__)
 MAX_CONDITIONS = 32  # per chunk
@@ -31,6 +38,7 @@ SECONDS = 10.0  # estimated, per chunk: the work that a kill loses
 SPEED = {"cpu": 1e11, "cuda": 1e14}
 
 Chunks = Mapping[int, Sequence[Condition]]  # by number
+Measure = Callable[[Any, Sequence[Condition]], ChunkResult]  # of a model and conditions
 Executor = Callable[[Any, Measure, Chunks], Iterator[tuple[int, ChunkResult]]]
 
 
@@ -42,6 +50,92 @@ def in_order(model: Any, measure: Measure, chunks: Chunks) -> Iterator[tuple[int
     """
     for number, conditions in chunks.items():
         yield number, measure(model, conditions)
+
+
+class Measurement:
+    """Measures a chunk of conditions. It has no model, and cloudpickle can send it to other processes.
+
+    Args:
+        decoding: of the texts; `None` scores choices.
+        sites: where the norms are read in the unsteered condition.
+        options: fields of `RunOptions`, without `on_progress`.
+    """
+
+    def __init__(
+        self,
+        questions: ChoiceQuestions | Sequence[str],
+        decoding: Decoding | None,
+        *,
+        mass: bool,
+        sites: Sequence[Site],
+        options: Mapping[str, Any],
+    ) -> None:
+        self.questions, self.decoding, self.mass = questions, decoding, mass
+        self.sites, self.options = sites, options
+        self.clean = CleanStreams(frozenset(layer + (hook == "resid_post") for layer, hook in sites))
+
+    def __call__(
+        self, model: Any, conditions: Sequence[Condition], on_progress: OnProgress = no_progress
+    ) -> ChunkResult:
+        """The outcomes and, if there is the unsteered condition, the norms that were read or are read now."""
+        operations = [each.operations for each in conditions]
+        options = RunOptions(**self.options, on_progress=on_progress)
+        measured = self._scores if self.decoding is None else self._texts
+        outcomes, norms, prompts = measured(model, operations, options)
+        if UNSTEERED not in conditions:
+            return ChunkResult(outcomes, {})
+        if not norms.seen:
+            return ChunkResult(outcomes, typical_norms(model, prompts, self.sites, reuse=False))
+        return ChunkResult(outcomes, {(hook, layer): norm for (layer, hook), norm in norms.typical().items()})
+
+    def _scores(
+        self, model: Any, operations: Sequence[Sequence[Operation]], options: RunOptions
+    ) -> tuple[pd.DataFrame, StreamNorms, Sequence[Sequence[int]]]:
+        plan = plan_choices(model, self.questions.prompts, self.questions.choices)
+        norms = StreamNorms(self.sites, [read.question for read in plan.reads])
+        extra = {"mass": self.mass, "norms": norms, "clean": self.clean, "options": options}
+        outcomes = pd.concat(score_conditions(model, plan, operations, **extra), ignore_index=True)
+        difference = outcomes["logit_difference"]
+        choice = pd.array(np.where(difference > 0, 0, 1), dtype="Int64")
+        choice[difference == 0] = pd.NA
+        text = pd.array([pd.NA] * len(outcomes), dtype="string")
+        return outcomes.assign(choice=choice, text=text), norms, plan.prompts
+
+    def _texts(
+        self, model: Any, operations: Sequence[Sequence[Operation]], options: RunOptions
+    ) -> tuple[pd.DataFrame, StreamNorms, Sequence[Sequence[int]]]:
+        has_choices, draws = isinstance(self.questions, ChoiceQuestions), self.decoding.draws
+        prompts = list(self.questions.prompts if has_choices else self.questions)
+        ids = tokenize_all(model, prompts)
+        norms = StreamNorms(self.sites, [row // draws for row in range(len(ids) * draws)])
+        tokens = write_conditions(model, ids, operations, self.decoding, norms=norms, options=options)
+        texts = [completion_text(model, new) for condition in tokens for new in condition]
+        choices = [pair for pair in self.questions.choices for _ in range(draws)] if has_choices else None
+        repeated = [prompt for prompt in prompts for _ in range(draws)]
+        return written_answers(texts, repeated, choices), norms, ids
+
+
+def steered_sites(model: Any, conditions: Sequence[Condition]) -> list[Site]:
+    """Every layer and hook that is steered."""
+    edits = [edit for each in conditions for edit in edits_of(each.operations, model.cfg.n_layers)]
+    return sorted({(edit.layer, edit.hook) for edit in edits})
+
+
+def typical_norms(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sites: Sequence[Site],
+    *,
+    reuse: bool = True,
+    memory: Memory = None,
+) -> Norms:
+    """Typical norm of the unsteered residual stream on these prompts."""
+    result = {}
+    for hook in sorted({hook for _, hook in sites}):
+        layers = [layer for layer, other in sites if other == hook]
+        norms = capture(model, prompts, layers=layers, hook=hook, reuse=reuse, memory=memory).stream_norm
+        result |= {(hook, layer): norm for layer, norm in zip(layers, norms.tolist(), strict=True)}
+    return result
 
 
 @dataclass(frozen=True)
@@ -68,10 +162,7 @@ def estimated_cost(
 ) -> Cost:
     """Cost by the size of the model and the tokens and layers that each condition changes.
 
-    Args:
-        ids: token ids of each prompt.
-        conditions: the unsteered one first.
-        new_tokens: generated per prompt, over all draws.
+    `new_tokens` are generated per prompt, over all draws.
     """
     n_layers = model.cfg.n_layers
     prompts = [PromptTokens(len(each), tuple(each), model.tokenizer, row) for row, each in enumerate(ids)]
@@ -95,22 +186,15 @@ def in_chunks(conditions: Sequence[Condition], size: int) -> dict[int, tuple[Con
 
 @dataclass(frozen=True)
 class ChunkRunner:
-    """Runs a sweep's conditions in chunks, and stores or loads the chunks' results.
-
-    Attributes:
-        size: conditions per chunk.
-        executor: `None` for this process.
-        files: `None` if nothing is stored.
-        level: of the log message about the remaining time.
-    """
+    """Runs a sweep's conditions in chunks, and stores or loads the chunks' results."""
 
     model: Any
     measure: Measure
-    size: int
-    executor: Executor | None
-    files: Checkpoints | None
+    size: int  # conditions per chunk
+    executor: Executor | None  # `None` for this process
+    files: Checkpoints | None  # `None` if nothing is stored
     progress: bool
-    level: int
+    level: int  # of the log message about the remaining time
 
     def run(self, conditions: Sequence[Condition], start: int = 0) -> list[ChunkResult]:
         """Results of the conditions' chunks, which are numbered from `start`."""

@@ -1,4 +1,4 @@
-"""Conditions of a sweep: one vector, operation, set of layers and multiplier each."""
+"""Conditions of a sweep (vector, operation, layers, multiplier), and what is measured under some of them."""
 
 import itertools
 from collections import Counter
@@ -14,10 +14,12 @@ from ..directions import SteeringVector, SteeringVectors, random_like
 from ..interventions import Add, Operation, ProjectOut, Vectors
 from ..models import resolve_layers
 from ..positions import Positions
+from .sweep_table import CONDITION
 
 OperationFactory = Callable[[SteeringVector, float, Positions], Operation]
 Norms = Mapping[tuple[str, int], float]  # typical norm of the unsteered residual stream by hook and layer
 NAN = float("nan")
+AT = ("operation", "layers", "hook", "multiplier")  # shared by a condition and its controls
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,10 @@ class Condition:
     """What is done to the model, and how the table names it.
 
     Attributes:
-        vector: name of the vector.
-        control: whether the vector is a control.
         control_of: name of the vector that a control belongs to; "" for controls of all vectors, and for
             vectors that are not controls.
         operation: "add", "project_out", a callable's name, or "none".
         layers: steered together.
-        hook: short hook name.
         multiplier: NaN if the operation has none.
         operations: one per layer.
     """
@@ -52,12 +51,25 @@ class Condition:
 
     def labels(self, norms: Norms) -> dict[str, object]:
         """The condition's columns and dose."""
-        names = ("vector", "control", "control_of", "operation", "layers", "hook", "multiplier")
         dose = max((_dose(operation, norms) for operation in self.operations), default=0.0)
-        return {name: getattr(self, name) for name in names} | {"layers": self.layers_label, "dose": dose}
+        return {name: getattr(self, name) for name in CONDITION} | {"layers": self.layers_label, "dose": dose}
 
 
 UNSTEERED = Condition("none", False, "", "none", (), "", 0.0, ())
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkResult:
+    """What was measured under the conditions of a chunk.
+
+    Attributes:
+        outcomes: choice, logit_difference, probability, mass and text, one row per condition and prompt (or
+            draw), all prompts of the first condition first.
+        norms: empty if the chunk does not contain the unsteered condition.
+    """
+
+    outcomes: pd.DataFrame
+    norms: Norms
 
 
 def _dose(operation: Operation, norms: Norms) -> float:
@@ -71,27 +83,22 @@ def _dose(operation: Operation, norms: Norms) -> float:
 
 
 def controls_at(conditions: Sequence[Condition], chosen: pd.DataFrame) -> list[Condition]:
-    """Conditions of the controls that belong to a chosen condition's vector, at that condition.
+    """Conditions of the controls that belong to a chosen condition's vector, at that condition."""
 
-    Args:
-        conditions: of a sweep.
-        chosen: vector, operation, layers, hook and multiplier, one row per condition.
-    """
+    def key(owner: str, operation: str, layers: str, hook: str, multiplier: float) -> tuple[object, ...]:
+        return owner, operation, layers, hook, None if isnan(multiplier) else multiplier
 
-    def key(operation: str, layers: str, hook: str, multiplier: float) -> tuple[object, ...]:
-        return operation, layers, hook, None if isnan(multiplier) else multiplier
+    keys = {
+        key(owner, *(row[name] for name in AT))
+        for row in chosen.to_dict("records")
+        for owner in ("", row["vector"])
+    }
 
-    owners: dict[tuple[object, ...], set[str]] = {}
-    for row in chosen.to_dict("records"):
-        at = key(row["operation"], row["layers"], row["hook"], row["multiplier"])
-        owners.setdefault(at, {""}).add(row["vector"])
-    return [
-        each
-        for each in conditions
-        if each.control
-        and each.control_of
-        in owners.get(key(each.operation, each.layers_label, each.hook, each.multiplier), ())
-    ]
+    def is_chosen(each: Condition) -> bool:
+        at = key(each.control_of, each.operation, each.layers_label, each.hook, each.multiplier)
+        return each.control and at in keys
+
+    return list(filter(is_chosen, conditions))
 
 
 def named_vectors(vectors: Vectors | Mapping[str, Vectors]) -> dict[str, SteeringVectors]:
@@ -105,7 +112,7 @@ def sweep_conditions(
     controls: int | Mapping[str, SteeringVectors],
     *,
     layers: int | Sequence[int | Sequence[int]] | None,
-    multipliers: Sequence[float],
+    multipliers: Sequence[int | float],
     operations: Sequence[str | OperationFactory],
     positions: Positions,
     seed: int,
@@ -120,13 +127,9 @@ def sweep_conditions(
         KeyError: a layer without a vector.
     """
     layers = [layers] if isinstance(layers, int) else layers
-    for values, name, remedy in (
-        (vectors, "vectors", "pass SteeringVectors, or a mapping of names to them"),
-        ([0] if layers is None else layers, "layers", "leave layers out for all that have vectors"),
-        (operations, "operations", "pass at least one, such as 'add'"),
-    ):
-        if not len(values):
-            raise ValueError(f"no {name} given: {remedy}.")
+    for name, values in {"vectors": vectors, "layers": layers, "operations": operations}.items():
+        if values is not None and not len(values):
+            raise ValueError(f"no {name} given: expected at least one.")
     if UNSTEERED.vector in vectors:
         raise ValueError(f"{UNSTEERED.vector!r} is the name of the unsteered condition: rename the vector.")
     with_owners = _control_vectors(vectors, controls, seed)
@@ -162,10 +165,10 @@ def _require_length(name: str, vectors: SteeringVectors, layers: Sequence[int]) 
 
 def _require_different(conditions: Sequence[Condition]) -> None:
     """Reject conditions with equal labels, which tables cannot tell apart."""
-    labels = [
+    labels = Counter(
         str((each.vector, each.operation, tuple(sorted(each.layers)), each.multiplier)) for each in conditions
-    ]
-    if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
+    )
+    if repeated := sorted(label for label, count in labels.items() if count > 1):
         raise ValueError(
             f"requested twice (vector, operation, layers, multiplier): {'; '.join(repeated)}. "
             "Name callables differently, and each layer and multiplier once."

@@ -2,6 +2,7 @@
 
 import copyreg
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import partial
@@ -31,6 +32,13 @@ NOT_COMPARED = (
     "default_prepend_bos", "n_params",
 )  # fmt: skip
 CONDITIONS = "cells"  # the part that follows from the others; its name is on disk
+# Modules whose classes are in plans on disk under an earlier name.
+STORED = {
+    "tl_steer._scoring": "tl_steer.choices",
+    "tl_steer.positions.selectors": "tl_steer.positions.language",
+    "tl_steer.prompts.choice_questions": "tl_steer.prompts.questions",
+}
+CONTENT = ("vector", "control", "control_of", "operation", "layers", "multiplier", "operations")
 
 
 def sweep_plan(
@@ -43,48 +51,28 @@ def sweep_plan(
 ) -> dict[str, Any]:
     """What a sweep's numbers depend on, large values by their content hash.
 
-    Args:
-        vectors, controls, questions: arguments of `sweep`.
-        conditions: all of them, in order.
-        settings: the plain arguments, "measure" among them.
-
-    Raises:
-        ValueError: an operation holds an object without a content hash.
+    `settings` are the plain arguments of `sweep`, "measure" among them. `ValueError` for an operation that
+    holds an object without a content hash.
     """
 
-    def vectors_part(each: SteeringVectors) -> str:
-        return f"{len(each)} layers at {each.hook} ({digest(each)})"
+    def named(vectors: Mapping[str, SteeringVectors]) -> dict[str, str]:
+        return {name: f"{len(each)} layers at {each.hook} ({digest(each)})" for name, each in vectors.items()}
 
+    own_controls = named(controls) if isinstance(controls, Mapping) else {}
     steered = [each for each in conditions if each.operations]
-    named = (
-        {name: vectors_part(each) for name, each in controls.items()} if isinstance(controls, Mapping) else {}
-    )
-    contents = [
-        [
-            each.vector,
-            each.control,
-            each.control_of,
-            each.operation,
-            each.layers,
-            each.multiplier,
-            each.operations,
-        ]
-        for each in conditions
-    ]
+    contents = [[getattr(each, name) for name in CONTENT] for each in conditions]
     return {
         "format": FORMAT,
         "model": model_parts(model),
-        "vectors": {name: vectors_part(each) for name, each in vectors.items()},
-        "controls": named or len({each.vector for each in conditions if each.control}),
+        "vectors": named(vectors),
+        "controls": own_controls or len({each.vector for each in conditions if each.control}),
         "questions": questions_parts(questions),
         "tokens": _tokens(model, questions, settings["measure"]),
         "stop tokens": stop_tokens(model) if settings["measure"] == "generate" else None,
         "operations": list(dict.fromkeys(each.operation for each in steered)),
         "layers": list(dict.fromkeys(each.layers_label for each in steered)),
         "multipliers": list(dict.fromkeys(str(each.multiplier) for each in steered)),
-        **{
-            name: value.item() if isinstance(value, np.generic) else value for name, value in settings.items()
-        },
+        **settings,
         CONDITIONS: counted(contents),
     }
 
@@ -120,26 +108,23 @@ def tokens_part(model: Any, prompts: Sequence[Prompt]) -> str:
 
 
 def _tokens(model: Any, questions: ChoiceQuestions | Sequence[str], measure: str) -> str:
-    if not isinstance(questions, ChoiceQuestions):
-        return tokens_part(model, questions)
     if measure != "choice":
-        return tokens_part(model, questions.prompts)
+        return tokens_part(model, getattr(questions, "prompts", questions))
     plan = plan_choices(model, questions.prompts, questions.choices)
     return f"{len(plan.prompts)} ({digest(plan)})"
 
 
 def differences(before: Plan, now: Plan) -> str:
-    """Where two plans differ: "multipliers: [1.0] against [1.0, 2.0]"; "" if they are equal."""
-    lines = list(_differing(before, now, ""))
+    """Where a plan differs from one that was read: "multipliers: [1.0] against [1.0, 2.0]"; "" if nowhere."""
+    lines = list(_differing(before, json.loads(json.dumps(now)), ""))
     return "; ".join([line for line in lines if not line.startswith(f"{CONDITIONS}: ")] or lines)
 
 
 def _differing(before: Any, now: Any, name: str) -> Iterator[str]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in dict.fromkeys([*before, *now]):
-            yield from _differing(
-                before.get(key, "nothing"), now.get(key, "nothing"), f"{name} {key}".strip()
-            )
+        for key in before | now:
+            values = before.get(key, "nothing"), now.get(key, "nothing")
+            yield from _differing(*values, f"{name} {key}".strip())
     elif before != now:
         yield f"{name}: {_text(before)} against {_text(now)}"
 
@@ -158,9 +143,9 @@ def counted(values: Any) -> str:
 def digest(value: Any) -> str:
     """Content hash (16 hex digits) of a value, stable across processes.
 
-    Tensors, tables, dataclasses, plain values and containers count by content; functions by name, code,
-    defaults and closure; vectors by values, layers and hook, not by origin; models by their weights; other
-    objects by type and attributes, and by the methods of classes outside this package.
+    Functions count by name, code, defaults and closure; vectors by values, layers and hook, not by origin;
+    models by their weights; other objects by type and attributes, and by the methods of classes outside this
+    package.
 
     Raises:
         ValueError: an object without attributes whose repr is its address in memory.
@@ -247,8 +232,7 @@ def _object_content(value: Any) -> list[Any]:
         return [_class_content(type(value))]  # has attributes, all unset
     raise ValueError(
         f"an operation or its positions hold {value!r:.100}, of which nothing is known but where in memory "
-        "it is: expected values that a later call can compare. Hold plain values, tensors or dataclasses, or "
-        "leave out=… away."
+        "it is: expected values that a later call can compare. Hold plain values, or leave out=… away."
     )
 
 
@@ -264,4 +248,5 @@ def _is_ours(cls: type) -> bool:
 
 
 def _name(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', '')}"
+    module = getattr(thing, "__module__", "")
+    return f"{STORED.get(module, module)}.{getattr(thing, '__qualname__', '')}"

@@ -1,19 +1,19 @@
 """Executor that runs a sweep's chunks on several machines, through Ray."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .._util.validation import checked
 from ..errors import LostWorkersError
 from ..models import ModelIdentity, exclusive, identify
-from .chunks import Chunks, Executor
-from .conditions import Condition
-from .measuring import ChunkResult, Measure
+from .chunks import Chunks, Executor, Measure
+from .conditions import ChunkResult, Condition
 
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 600  # seconds until the first worker has started; a cluster may be adding machines
+UNITS = 10_000  # per CPU or GPU: Ray's own precision, in which nothing is rounded
 
 
 @checked
@@ -36,9 +36,8 @@ def ray_executor(
     Args:
         address: of a running cluster, "auto" for the one this machine belongs to; `None` uses the Ray that
             this process is connected to, else starts one here for the duration of the sweep.
-        load: loads the model in a worker, `lambda: ts.load_model("llama-2-13b-chat", device="cuda")`; it must
-            be the sweep's (the identity is compared). By default the sweep's model, with its device, is sent
-            to each worker: for small models.
+        load: loads the sweep's model in a worker, `lambda: ts.load_model("llama-2-13b-chat", device="cuda")`.
+            By default the sweep's model, with its device, is sent to each worker: for small models.
         workers: by default as many as the cluster's machines have resources for.
         cpus, gpus: per worker; may be a fraction of a GPU.
         retries: how often a chunk whose worker was lost is repeated.
@@ -55,12 +54,13 @@ def ray_executor(
     leave its token authentication on, which is the default.
     """
     if workers is not None and workers < 1:
-        raise ValueError(
-            f"workers={workers}: give at least 1, or None for as many as the cluster has resources for."
-        )
+        raise ValueError(f"workers={workers}: give at least 1, or None for as many as fit.")
 
     def execute(model: Any, measure: Measure, chunks: Chunks) -> Iterator[tuple[int, ChunkResult]]:
-        ray = _ray()
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("Ray is not installed: pip install 'tl-steer[ray]'.") from error
         is_own = not ray.is_initialized()
         if is_own:
             quiet = {"log_to_driver": False} | ({} if address else {"include_dashboard": False})
@@ -100,18 +100,14 @@ class _Worker:
     def run(self, measure: Measure, number: int, conditions: Sequence[Condition]) -> tuple[int, ChunkResult]:
         """A chunk's number and result; the first call loads the model."""
         if self.model is None:
-            self.model = self._loaded()
+            model = self.load()
+            self.identity.require(identify(model), what="the sweep", hint=" See load=… of ray_executor.")
+            if str(model.cfg.dtype) != self.dtype:
+                raise ValueError(
+                    f"the sweep's model is in {self.dtype}, load=… returned one in {model.cfg.dtype}."
+                )
+            self.model = model
         return number, measure(self.model, conditions)
-
-    def _loaded(self) -> Any:
-        model = self.load()
-        self.identity.require(identify(model), what="the sweep", hint=" See load=… of ray_executor.")
-        if str(model.cfg.dtype) != self.dtype:
-            raise ValueError(
-                f"the sweep's model is in {self.dtype}, and what load=… gave a worker in "
-                f"{model.cfg.dtype}: load the same."
-            )
-        return model
 
 
 def _results(
@@ -159,40 +155,22 @@ def _distributed(
 
 
 def _count(ray: Any, workers: int | None, cpus: int | float, gpus: int | float) -> int:
-    """Number of workers.
-
-    Raises:
-        ValueError: the cluster lacks the resources, or no number is given of workers that need none.
-    """
-    needed = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+    """Number of workers; `ValueError` if the cluster lacks the resources, or nothing limits the number."""
+    needed = {name: round(amount * UNITS) for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
     if not needed:
         if workers is None:
             raise ValueError("a worker that takes no CPU and no GPU fits everywhere: say how many workers.")
         return workers
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most = sum(_fitting(machine, needed) for machine in machines)
+    most = sum(
+        min(round(machine.get(name, 0) * UNITS) // max(amount, 1) for name, amount in needed.items())
+        for machine in machines
+    )
     if most < (workers or 1):
         total = {name: sum(machine.get(name, 0) for machine in machines) for name in ("CPU", "GPU")}
         raise ValueError(
             f"the cluster has {total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(machines)} machines, "
-            f"and a worker needs {cpus:g} and {gpus:g} of one: it has resources for {most}, not "
-            f"for {workers or 1}. "
-            "Ask for less (cpus=…, gpus=…), or for fewer workers."
+            f"and a worker needs {cpus:g} and {gpus:g} of one: it has resources for {most}, not for "
+            f"{workers or 1}. Ask for less (cpus=…, gpus=…), or for fewer workers."
         )
     return workers or most
-
-
-def _fitting(machine: Mapping[str, float], needed: Mapping[str, int | float]) -> int:
-    """Number of workers that fit on one machine; Ray counts in ten-thousandths, which avoids rounding."""
-    return min(
-        round(machine.get(name, 0) * 10_000) // max(round(amount * 10_000), 1)
-        for name, amount in needed.items()
-    )
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Ray is not installed: pip install 'tl-steer[ray]'.") from error
-    return ray

@@ -1,4 +1,8 @@
-"""Selection of the best condition, as a function of sets of prompts: on halves, and for controls."""
+"""Scores of answers, and selection of the best condition: on halves, and for controls.
+
+For accuracy, flips and shift, one number per answer; the score is the mean, without NaN. d′ is not a mean.
+Arrays of choices and answers contain 0, 1 and NaN: unreadable, or no answer known.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,20 +12,52 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from .._util.seeds import generator
-from ..statistics import percentile_interval, permutation_p_value
-from .scores import Scorer, Sets, scorer
+from ..statistics import d_prime, percentile_interval, permutation_p_value, share
 from .sweep_table import CONDITION, UNSTEERED, by_condition, merged_by_text, text_index
 
+Values = Float[np.ndarray, "..."]
+Sets = Bool[np.ndarray, "set prompt"]
+Scores = Float[np.ndarray, "set condition"]
+Scorer = Callable[[Sets], Scores]  # scores of each condition on sets of prompts; NaN if a set has none
 # "accuracy", "readable_accuracy", "d_prime", "shift", "flipped", or a function of rows
 Score = str | Callable[[pd.DataFrame], float]
 TIE = 1e-9  # scores of equal counts may differ by rounding
 
-Scores = Float[np.ndarray, "set condition"]
 SELECTION_COLUMNS = (
     "in_sample_score", "held_out_score", "optimism", "optimism_low", "optimism_high", "selection_agreement",
 )  # fmt: skip
 NULL_COLUMNS = ("controls", "null_low", "null_high", "p_value")
 SHARED = ["layers", "hook", "multiplier"]  # by a control's condition and the vector's
+
+
+def numbers(column: pd.Series) -> Float[np.ndarray, " row"]:
+    """The column as floats, missing values as NaN."""
+    return column.to_numpy(float, na_value=np.nan)
+
+
+def correct(choice: Values, answer: Values) -> Values:
+    """1 for the right choice, 0 for the wrong one and for an unreadable one."""
+    return np.where(np.isnan(answer), np.nan, choice == answer)
+
+
+def correct_if_readable(choice: Values, answer: Values) -> Values:
+    """`correct`, of readable answers only."""
+    return np.where(np.isnan(choice), np.nan, correct(choice, answer))
+
+
+def says_signal(choice: Values) -> Values:
+    """1 for choice 0, the signal."""
+    return np.where(np.isnan(choice), np.nan, choice == 0)
+
+
+def flipped(choice: Values, unsteered_choice: Values) -> Values:
+    """1 where steering changed the choice; both must be readable."""
+    return np.where(np.isnan(choice + unsteered_choice), np.nan, choice != unsteered_choice)
+
+
+def directed(shift: Values, multiplier: Values) -> Values:
+    """A shift in the multiplier's direction; without a multiplier (a projection) as it is."""
+    return shift * np.nan_to_num(np.sign(multiplier), nan=1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +66,6 @@ class Candidates:
 
     Attributes:
         labels: the conditions' columns and dose, one row each.
-        scores: scores of all conditions on sets of prompts; NaN if a set has none.
     """
 
     labels: pd.DataFrame
@@ -55,9 +90,37 @@ def candidates(rows: pd.DataFrame, before: pd.DataFrame, score: Score) -> Candid
     prompt = text_index(before).get_indexer(text_index(rows))
     rows = rows.iloc[np.lexsort((prompt, np.argsort(order)[number]))]
     labels = labels.iloc[order].reset_index(drop=True)
+    return Candidates(labels, _scorer(score, rows, before))
+
+
+def _scorer(score: Score, rows: pd.DataFrame, unsteered: pd.DataFrame) -> Scorer:
+    """Of rows condition by condition, each with every prompt once, in the order of `unsteered`."""
+    size = len(unsteered)
     if callable(score):
-        return Candidates(labels, _function_scorer(score, rows, len(labels)))
-    return Candidates(labels, scorer(score, rows, before))
+        conditions = [rows.iloc[start : start + size] for start in range(0, len(rows), size)]
+        return lambda sets: np.array(
+            [score(each[one]) for one in sets for each in conditions], float
+        ).reshape(len(sets), len(conditions))
+    columns = ("answer", "choice", "logit_difference", "multiplier")
+    matrix = {name: numbers(rows[name]).reshape(-1, size) for name in columns if name in rows}
+    choice, answer = matrix["choice"], matrix["answer"]
+    if score == "d_prime":
+        answered = [answer == signal for signal in (0, 1)]
+        counted = [each & part for part in answered for each in (choice == 0, ~np.isnan(choice))]
+        return lambda sets: d_prime(*(_sums(sets, each) for each in counted))
+    if score == "shift":
+        shift = matrix["logit_difference"] - numbers(unsteered["logit_difference"])
+        values = directed(shift, matrix["multiplier"])
+    elif score == "flipped":
+        values = flipped(choice, numbers(unsteered["choice"]))
+    else:
+        values = (correct if score == "accuracy" else correct_if_readable)(choice, answer)
+    total, known = np.nan_to_num(values), ~np.isnan(values)
+    return lambda sets: share(_sums(sets, total), _sums(sets, known))
+
+
+def _sums(sets: Sets, values: np.ndarray) -> Scores:
+    return sets.astype(float) @ values.T.astype(float)
 
 
 def best(scores: Scores) -> Int[np.ndarray, " set"]:
@@ -99,13 +162,9 @@ def best_conditions(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def halvings(prompts: pd.DataFrame, splits: int, seed: int) -> Bool[np.ndarray, "split prompt"]:
-    """The first halves of random splits, stratified by answer.
+    """The first halves of random splits of prompts (or draws), stratified by answer.
 
-    Args:
-        prompts: one row per prompt or draw. Prompts of the same `group` (if there is that column) and of the
-            same text are in the same half.
-        splits: how many.
-        seed: of the random splits.
+    Prompts of the same `group` (if there is that column) and of the same text are in the same half.
     """
     unit, _ = pd.factorize(prompts["group" if "group" in prompts else "prompt_id"], use_na_sentinel=False)
     unit = merged_by_text(unit, prompts)
@@ -164,7 +223,8 @@ def null_columns(
     for _, rows in shared.groupby("vector", sort=False):
         if len(rows) == len(conditions.labels) * len(before):
             null.append(_held_out(candidates(rows, before, score), parts))
-    known = np.array(null, float)[~np.isnan(null)] if null else np.empty(0)
+    known = np.array(null, float)
+    known = known[~np.isnan(known)]
     if not len(known):
         return dict(zip(NULL_COLUMNS, (0, np.nan, np.nan, np.nan), strict=True))
     value = _held_out(conditions, parts)
@@ -185,11 +245,3 @@ def _scores_at(
 ) -> Float[np.ndarray, "turn split"]:
     values = np.take_along_axis(scores, np.maximum(index, 0)[..., None], axis=-1)[..., 0]
     return np.where(index >= 0, values, np.nan)
-
-
-def _function_scorer(score: Callable[[pd.DataFrame], float], rows: pd.DataFrame, count: int) -> Scorer:
-    size = len(rows) // count
-    conditions = [rows.iloc[size * index : size * (index + 1)] for index in range(count)]
-    return lambda sets: np.array([score(each[one]) for one in sets for each in conditions], float).reshape(
-        len(sets), count
-    )

@@ -23,7 +23,7 @@ import pandas as pd
 from .._util.file_io import atomic
 from .._util.validation import warn
 from ..errors import InUseError
-from .measuring import ChunkResult
+from .conditions import ChunkResult
 from .plans import Plan, differences, digest
 
 PACKAGES = ("tl-steer", "torch", "transformer-lens", "transformers")
@@ -33,12 +33,7 @@ OTHER_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".pkl")
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of unfinished work that only this process writes to; `open_store` opens it.
-
-    Attributes:
-        out: the file or folder that the work produces.
-        folder: of the unfinished work.
-    """
+    """The `folder` of unfinished work on `out`, which only this process writes to; `open_store` opens it."""
 
     out: Path
     folder: Path
@@ -46,13 +41,7 @@ class Store:
     def begin(
         self, file: str, begun: Mapping[str, Any], *, plan: str, what: str, remedy: str
     ) -> dict[str, Any]:
-        """Write what the work begins with or, if it was begun before, compare and return that.
-
-        Args:
-            file: name of the file in the folder.
-            begun: JSON values, the plan among them.
-            plan: key of the plan.
-            what, remedy: for the message.
+        """Write what the work begins with (JSON) or, if it was begun before, compare and return that.
 
         Raises:
             FileExistsError: the work was begun with another plan; the message names the differences.
@@ -63,17 +52,14 @@ class Store:
             write_atomic(path, json.dumps(begun, indent=1).encode(), existing)
             return dict(begun)
         before = json.loads(path.read_text("utf-8"))
-        if changes := differences(before[plan], _as_json(begun[plan])):
+        if changes := differences(before[plan], begun[plan]):
             raise FileExistsError(f"{self.out} was begun with {what}: {changes} now. {remedy}")
         return before
 
 
 @contextmanager
 def open_store(folder: Path, out: Path) -> Iterator[Store]:
-    """Create or reopen a folder of unfinished work, lock it, and remove files of killed writers.
-
-    Raises as `locked`.
-    """
+    """Create or reopen a folder of unfinished work, lock it, and remove files of killed writers."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, out):
         for path in [*folder.glob(".*.part"), *out.glob(".*.part"), *out.parent.glob(f".{out.name}.*.part")]:
@@ -87,7 +73,6 @@ def locked(folder: Path, out: Path) -> Iterator[None]:
 
     Raises:
         InUseError: another process holds it; the message names the process.
-        OSError: as `write_atomic`.
     """
     from filelock import FileLock, Timeout
 
@@ -143,7 +128,7 @@ def write_errors(path: Path, finished: Path | None = None, size: str = "") -> It
 
 
 def package_versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions."""
+    """Installed version of each package."""
     versions = dict.fromkeys(packages, "not installed")
     for package in packages:
         with suppress(PackageNotFoundError):
@@ -153,15 +138,10 @@ def package_versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Checkpoints(Store):
-    """The finished chunks of a sweep; `open_checkpoints` opens them.
+    """The finished chunks of a sweep; `open_checkpoints` opens them."""
 
-    Attributes:
-        plan: content hash of the plan; each chunk's file has it too.
-        memory: bytes for the engine, as when the sweep was begun: they decide what shares a batch.
-    """
-
-    plan: str
-    memory: int
+    plan: str  # content hash; each chunk's file has it too
+    memory: int  # bytes for the engine, as when the sweep was begun: they decide what shares a batch
 
     def finished(self) -> set[int]:
         """Numbers of the finished chunks; damaged files and files of other plans are removed."""
@@ -170,17 +150,14 @@ class Checkpoints(Store):
             number, _, expected = path.stem.partition("-")
             content = path.read_bytes()
             metadata = _read_parquet(content)[1] if expected == _file_digest(content) else {}
-            if number.isdecimal() and (self.plan, int(number)) == (
-                metadata.get("plan"),
-                metadata.get("chunk"),
-            ):
+            if metadata.get("plan") == self.plan and number == f"{metadata['chunk']:05d}":
                 numbers.add(int(number))
             else:
                 path.unlink(missing_ok=True)
         return numbers
 
     def save(self, number: int, result: ChunkResult) -> None:
-        """Write a chunk's result. Raises as `write_atomic`."""
+        """Write a chunk's result."""
         norms = [[*site, norm] for site, norm in result.norms.items()]
         content = _parquet(result.outcomes, {"plan": self.plan, "chunk": number, "norms": norms})
         write_atomic(self.folder / f"{number:05d}-{_file_digest(content)}.parquet", content, self.folder)
@@ -192,7 +169,7 @@ class Checkpoints(Store):
         return ChunkResult(outcomes, {(hook, layer): norm for hook, layer, norm in metadata["norms"]})
 
     def finish(self, table: pd.DataFrame) -> None:
-        """Write the table, then remove the chunks. Raises as `write_atomic`; the chunks then remain."""
+        """Write the table, then remove the chunks, which remain after an error."""
         begun = json.loads((self.folder / PLAN).read_text("utf-8"))
         write_atomic(self.out, _parquet(table, begun), self.folder)
         _remove(self.folder)
@@ -200,12 +177,7 @@ class Checkpoints(Store):
 
 @contextmanager
 def open_checkpoints(out: Path, plan: Plan, memory: int) -> Iterator[Checkpoints]:
-    """Begin or continue a sweep that writes to `out`.
-
-    Raises:
-        FileExistsError: `out` exists, or the sweep was begun with another plan.
-        InUseError: another process writes it.
-    """
+    """Begin or continue a sweep that writes to `out`; raises as `open_store` and `Store.begin`."""
     folder = out.with_name(f"{out.name}.cells")
     with open_store(folder, out) as store:
         try:
@@ -221,43 +193,34 @@ def open_checkpoints(out: Path, plan: Plan, memory: int) -> Iterator[Checkpoints
                 remedy="Give what it was begun with to go on, write this one elsewhere, or delete "
                 f"{folder} to start again.",
             )
-            _warn_of_packages(out, begun)
-            yield Checkpoints(out, folder, digest(_as_json(plan)), begun["memory"])
+            _warn_of_packages(out, begun["packages"])
+            yield Checkpoints(out, folder, digest(plan), begun["memory"])
         finally:
             if not any(folder.glob("*.parquet")):  # nothing is finished, or everything is
                 _remove(folder)
 
 
 def finished_table(out: Path, plan: Plan) -> pd.DataFrame | None:
-    """The table of a finished sweep with this plan; `None` if `out` does not exist.
-
-    Raises:
-        FileExistsError: `out` is something else; the message names the differences.
-    """
+    """The table of a finished sweep with this plan; `None` if `out` does not exist, else FileExistsError."""
     if not out.exists():
         return None
     remedy = "Give another name, or move it away first."
     try:
         table, begun = _read_parquet(out.read_bytes())
-        changes = differences(begun["plan"], _as_json(plan))
+        changes = differences(begun["plan"], plan)
     except Exception as error:  # pyarrow's errors for other files are many
         raise FileExistsError(
             f"{out} exists, and is not the table of a sweep ({error!r:.80}). {remedy}"
         ) from error
     if changes:
         raise FileExistsError(f"{out} exists, with the table of another sweep: {changes} now. {remedy}")
-    _warn_of_packages(out, begun)
+    _warn_of_packages(out, begun["packages"])
     _remove_leftovers(begun["plan"], out.with_name(f"{out.name}.cells"))
     return table
 
 
-def _as_json(plan: Plan) -> Any:
-    """The plan as it is read from a file: lists for tuples."""
-    return json.loads(json.dumps(plan))
-
-
-def _warn_of_packages(out: Path, begun: Mapping[str, Any]) -> None:
-    if changes := differences(begun["packages"], package_versions(PACKAGES)):
+def _warn_of_packages(out: Path, before: Plan) -> None:
+    if changes := differences(before, package_versions(PACKAGES)):
         warn(
             f"{out} was begun with other packages: {changes} now. If numbers must not depend on them, "
             "install the earlier ones, or start again elsewhere."
@@ -283,11 +246,7 @@ def _remove(folder: Path) -> None:
 
 
 def require_writable(out: Path, table: pd.DataFrame) -> None:
-    """Reject outputs that could not be written, before any work starts.
-
-    Raises:
-        ValueError: a folder, a name of another file type, or a column that Parquet cannot hold.
-    """
+    """Reject folders, names of other file types, and columns that Parquet cannot hold, before any work."""
     if out.is_dir() or out.suffix in OTHER_TYPES:
         raise ValueError(f"out={str(out)!r}: give the name of a Parquet file, such as 'sweep.parquet'.")
     for name in table:

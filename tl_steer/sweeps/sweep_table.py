@@ -33,15 +33,8 @@ def question_table(
 ) -> pd.DataFrame:
     """One row per prompt, the same in every condition: prompt_id, prompt, label, answer, factors, split.
 
-    Args:
-        prompts: of the questions. `label` is the message that a `ChatPrompt` was rendered from, else the
-            prompt.
-        answers: 0 or 1 per prompt.
-        factors: one row per prompt. A column `split` or `label` takes the place of the table's own.
-        seed: of the split by `balanced_halves`.
-
-    Raises:
-        ValueError: a factor that has one of the table's names.
+    `label` is the message that a `ChatPrompt` was rendered from, else the prompt. A factor `split` or `label`
+    replaces the table's own; other names of the table's columns raise `ValueError`.
     """
     questions = pd.DataFrame({"prompt_id": range(len(prompts)), "prompt": list(map(str, prompts))})
     questions["answer"] = pd.array([pd.NA] * len(prompts) if answers is None else list(answers), "Int64")
@@ -71,16 +64,15 @@ def text_keys(table: pd.DataFrame) -> list[str]:
 
 
 def text_index(rows: pd.DataFrame) -> pd.Index:
-    """The rows by `text_keys`."""
+    """Index of the rows by `text_keys`."""
     return pd.MultiIndex.from_frame(rows[text_keys(rows)]) if DRAW in rows else pd.Index(rows["prompt_id"])
 
 
 def balanced_halves(questions: pd.DataFrame, seed: int) -> Shaped[np.ndarray, " prompt"]:
     """Stratified random split into "choose" and "report".
 
-    Prompts of one `group`, and those with the same text, go to the same half. Strata are combinations of the
-    answer and of the factors with at least two prompts per level: a factor that differs in nearly every
-    prompt (a number, a name) would leave nothing to divide.
+    Prompts of one `group`, and those with the same text, are in the same half. Strata are combinations of the
+    answer and of the factors with at least two prompts per level: others would leave nothing to divide.
     """
     # As objects, so that unused categories and their order do not count.
     group = merged_by_text(group_numbers(questions.filter(["group"]).astype(object)), questions)
@@ -103,8 +95,7 @@ def written_answers(
     """Outcomes of generated texts, one row per text: `choice` and `text`; the scores are NaN.
 
     Args:
-        texts: all prompts of the first condition, then of the next.
-        prompts: of the questions.
+        texts: of all prompts under the first condition, then the next.
         choices: one pair per prompt; `None` leaves `choice` missing.
         rule: of `read_choice`.
     """
@@ -122,13 +113,7 @@ def written_answers(
 def assembled_table(
     questions: pd.DataFrame, conditions: Sequence[Mapping[str, object]], outcomes: pd.DataFrame
 ) -> pd.DataFrame:
-    """A sweep's table, condition by condition.
-
-    Args:
-        questions: from `question_table` or `with_draws`.
-        conditions: the columns of each condition, and its dose.
-        outcomes: one row per prompt and condition, all prompts of the first condition first.
-    """
+    """A sweep's table: `questions` (from `with_draws`) under each condition, next to the outcomes."""
     count = len(questions)
     repeated = questions.iloc[np.tile(np.arange(count), len(conditions))].reset_index(drop=True)
     labels = pd.DataFrame(conditions).loc[np.repeat(np.arange(len(conditions)), count)]
@@ -161,8 +146,8 @@ def factors_of(table: pd.DataFrame, by: str | Sequence[str], results: Iterable[s
     if outcomes := [name for name in names if name in OUTCOMES]:
         raise ValueError(f"by={outcomes}: expected factors of the prompts, 'answer' or 'split'.")
     factors = [name for name in names if name not in (*CONDITION, "dose")]
-    results = {*results, *UNSTEERED_OUTCOMES}
-    if clash := sorted(each for each in factors if _without_end(each) in results):
+    taken = {column for name in (*results, *UNSTEERED_OUTCOMES) for column in ends(name)}
+    if clash := sorted(taken & set(factors)):
         raise ValueError(f"by={clash}: these factors have names of results. Rename them.")
     return factors
 
@@ -170,10 +155,6 @@ def factors_of(table: pd.DataFrame, by: str | Sequence[str], results: Iterable[s
 def ends(name: str) -> list[str]:
     """The columns of a value and of its interval."""
     return [name, f"{name}_low", f"{name}_high"]
-
-
-def _without_end(name: object) -> str:
-    return str(name).removesuffix("_low").removesuffix("_high")
 
 
 def serves(controls: pd.DataFrame, vector: str) -> pd.Series:
@@ -207,16 +188,9 @@ def merged_by_text(group: Int[np.ndarray, " row"], rows: pd.DataFrame) -> Int[np
 
 
 def with_unsteered(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The table with `unsteered_choice` and `unsteered_logit_difference` of the same prompt and draw.
+    """A sweep's table with `unsteered_choice` and `unsteered_logit_difference` of the same prompt and draw.
 
-    Args:
-        table: a sweep's table.
-        by: factors within which a `prompt_id` is unique.
-
-    Raises:
-        ValueError: columns are missing, or a prompt (or a draw of it) is in a condition twice.
-
-    Rows are as many and in the same order; NaN where the prompt has no unsteered row.
+    A `prompt_id` is unique within the factors `by`. NaN where the prompt has no unsteered row.
     """
     table = validated_sweep(table, "prompt_id", "dose", "answer", "choice", "logit_difference")
     table = table.drop(columns=[*UNSTEERED_OUTCOMES], errors="ignore")
@@ -240,9 +214,9 @@ def condition_means(
 
     Args:
         conditions: rows by condition, with `prompt_id`, and with `group` if there is one.
-        outcomes: one column per outcome, in the same rows; NaN does not count.
-        intervals: the outcomes to average, and the function for their 95 % intervals (`…_low`, `…_high`):
-            groups of prompts, and draws of a prompt, belong together.
+        outcomes: in the same rows; NaN does not count.
+        intervals: the outcomes to average, and the function for their 95 % intervals: groups of prompts, and
+            draws of a prompt, belong together.
     """
     sample = conditions.ngroup().to_numpy()
     group = nested(sample, prompt_groups(conditions.obj))
@@ -267,15 +241,9 @@ def require_unique_prompts(table: pd.DataFrame, by: Sequence[str] = ()) -> None:
 
 
 def condition_rows(table: pd.DataFrame, condition: pd.Series) -> pd.DataFrame:
-    """The rows of a condition.
-
-    Args:
-        table: any of a sweep's tables.
-        condition: a row with the columns of a condition; those it lacks are not compared, except that
-            controls are left out unless it has `control`.
-    """
-    values = {"control": False} | {name: condition[name] for name in CONDITION if name in condition}
+    """The rows of a condition, without controls unless it has `control`; missing columns are not compared."""
     same = pd.Series(True, table.index)
-    for name, value in values.items():
-        same &= table[name].isna() if pd.isna(value) else table[name] == value
+    for name, value in ({"control": False} | dict(condition)).items():
+        if name in CONDITION:
+            same &= table[name].isna() if pd.isna(value) else table[name] == value
     return table[same]
