@@ -48,15 +48,35 @@ def written(tmp_path, text):
     return path
 
 
+ORGANISM = """title = "o"
+[model]
+name = "organism-honesty"
+[pairs]
+kind = "organism"
+[questions]
+kind = "organism"
+[sweep]
+multipliers = [-1, 1]
+layers = [0]
+[damage]
+data = "organism"
+"""
+
+
 # Controls
+
+
+def around(half, **values):
+    """Columns with intervals of ± `half`."""
+    ends = {"": 0.0, "_low": -half, "_high": half}
+    return {f"{name}{end}": value + off for name, value in values.items() for end, off in ends.items()}
 
 
 def control_row(*, p_value=0.05, controls=19, effect=2.0, value="shift", **changes):
     """One row as `against_controls` returns it."""
-    row = CHOSEN.to_dict() | {
-        "n": 60, "value_name": value, "effect": effect, "effect_low": effect - 0.25,
-        "effect_high": effect + 0.25,
-        "controls": controls, "null_low": -0.41, "null_high": 0.62, "null_mean": 0.03, "p_value": p_value,
+    row = CHOSEN.to_dict() | around(0.25, effect=effect) | {
+        "n": 60, "value_name": value, "controls": controls, "null_low": -0.41, "null_high": 0.62,
+        "null_mean": 0.03, "p_value": p_value,
     }  # fmt: skip
     return pd.DataFrame([row | changes])
 
@@ -83,13 +103,13 @@ def test_an_effect_is_compared_with_its_controls_by_p_value(as_far, controls, ve
 
 @pytest.mark.parametrize(
     ("value", "name", "centre"),
-    [("shift", "logit difference", "zero"), ("accuracy", "accuracy", "controls' mean"),
-     ("d_prime", "d′", "controls' mean"), ("flipped", "answers that change", "zero")],
+    [("shift", "logit difference", "zero"), ("accuracy", "accuracy", "the controls' mean"),
+     ("d_prime", "d′", "the controls' mean"), ("flipped", "answers that change", "zero")],
 )  # fmt: skip
 def test_accuracy_and_d_prime_are_compared_with_the_mean_of_the_controls(value, name, centre):
     text = controls_finding(control_row(value=value), CHOSEN)
     assert name in text
-    assert f"as far from {'the ' * (centre != 'zero')}{centre}" in text
+    assert f"as far from {centre}" in text
 
 
 def test_without_controls_at_the_chosen_condition_there_are_no_numbers():
@@ -107,7 +127,7 @@ def test_the_controls_table_marks_what_its_sentence_calls_significant():
     table = controls_table(both)
     assert table.marked == [True, False]
     assert table.rows[0] == ["add", "+0.20", "0.21", "+2.00 [+1.75, +2.25]", "−0.41 to +0.62", "19", "0.05"]
-    assert "shift (nats)" in table.columns
+    assert "shift of the logit difference (nats)" in table.columns
     assert "cannot be below" not in table.note
     few = control_row(controls=4, p_value=0.2)
     assert controls_table(few).marked == [False]
@@ -119,11 +139,9 @@ def test_the_controls_table_marks_what_its_sentence_calls_significant():
 # Slopes
 
 
-def slopes(*, slope=1.5, half=0.1, wrong=0.1, r_squared=0.9, control=None):
-    row = {"vector": "v", "control": False, "layers": "7", "n": 80, "slope": slope, "slope_low": slope - half,
-           "slope_high": slope + half, "anti_steerable": wrong, "anti_steerable_low": wrong - 0.05,
-           "anti_steerable_high": wrong + 0.05,
-           "r_squared": r_squared}  # fmt: skip
+def slopes(*, slope=1.5, wrong=0.1, r_squared=0.9, control=None):
+    row = {"vector": "v", "control": False, "layers": "7", "n": 80, "r_squared": r_squared}
+    row |= around(0.1, slope=slope) | around(0.05, anti_steerable=wrong)
     controls = [] if control is None else [row | {"vector": "random 1", "control": True, "slope": control}]
     return pd.DataFrame([row, *controls])
 
@@ -151,12 +169,9 @@ def test_slopes_have_intervals_controls_and_cautions(changes, expected, cautions
 # Damage
 
 
-def cost(*, loss=0.05, half=0.02, usable=True, reason="", controls=()):
-    row = CHOSEN.to_dict() | {
-        "kl": 0.12, "kl_low": 0.1, "kl_high": 0.14, "loss_change": loss, "loss_change_low": loss - half,
-        "loss_change_high": loss + half, "effect": 2.0, "effect_low": 1.5, "effect_high": 2.5,
-        "usable": usable, "reason": reason,
-    }  # fmt: skip
+def cost(*, loss=0.05, usable=True, reason="", controls=()):
+    row = CHOSEN.to_dict() | {"usable": usable, "reason": reason}
+    row |= around(0.02, kl=0.12, loss_change=loss) | around(0.5, effect=2.0)
     random = [row | {"vector": f"random {k}", "control": True, "kl": kl} for k, kl in enumerate(controls)]
     return pd.DataFrame([row, *random])
 
@@ -169,15 +184,12 @@ def usable(*, count=2, reason="largest tried", sign=1, ends=(0.1, 0.2)):
     )  # fmt: skip
 
 
-def test_damage_has_intervals_controls_and_the_usable_range():
+def test_damage_has_intervals_controls_of_the_same_absolute_multiplier_and_the_usable_range():
     text = damage_finding(cost(controls=(0.3, 0.5)), usable(), CHOSEN)
     assert numbers(text) == [0.12, 0.1, 0.14, 0.3, 0.5, 0.05, 0.03, 0.07, 0.1, 0.2, 0.2]
     assert "Added" in text
     for loss, unsure in ((0.05, False), (0.01, True), (np.nan, True)):
         assert ("may be nothing" in damage_finding(cost(loss=loss), usable(), CHOSEN)) == unsure
-
-
-def test_only_controls_with_the_same_absolute_multiplier_are_compared():
     table = cost(controls=(0.3, 9.0))
     table.loc[2, "multiplier"] = 0.4
     for multiplier in (0.2, -0.2):  # a random control has no sign
@@ -189,13 +201,10 @@ def test_a_projection_has_controls_and_is_usable_or_not():
     removed = cost(controls=(0.3,)).assign(operation="project_out", multiplier=np.nan)
     chosen = CHOSEN.copy()
     chosen["operation"], chosen["multiplier"] = "project_out", np.nan
-    for count, end in (
-        (1, "Projected out, it is usable."),
-        (0, "Projected out, it is not usable: no effect"),
-    ):
+    for count, end in ((1, "it is usable."), (0, "it is not usable: no effect")):
         text = damage_finding(removed, usable(sign=0, count=count, reason="no effect"), chosen)
         assert "(random controls 0.30)" in text
-        assert end in text
+        assert f"Projected out, {end}" in text
 
 
 @pytest.mark.parametrize(
@@ -221,7 +230,7 @@ def test_the_cost_table_has_every_condition_but_controls_and_the_reason():
     assert "change of d′" in table.columns
     assert "the 1 control (too few for p ≤ 0.05)" in table.note
     many = cost_table(cost(controls=[0.3] * 19), effect="change of d′").note
-    assert "beyond that of the 19 controls, the" in many
+    assert "beyond that of the 19 controls, and the" in many
     assert table.rows[0][2:] == ["0.21", "+2.00 [+1.50, +2.50]", "0.12 [0.10, 0.14]", "+0.05 [+0.03, +0.07]"]
 
 
@@ -258,9 +267,7 @@ def test_the_worst_texts_have_their_numbers_and_their_condition(distinct, loss, 
     text = texts_finding(texts(distinct, loss))
     assert numbers(text) == expected
     assert ("collapsed" in text) == (min(distinct) < 0.45)
-
-
-def test_the_worst_texts_of_a_projection_have_no_multiplier():
+    assert "projected out" not in text
     removed = texts((0.9, 0.4, 0.8), MISSING).replace({"multiplier": {-0.3: np.nan}})
     assert "(layer 7, projected out)" in texts_finding(removed)
 
@@ -340,16 +347,14 @@ def test_a_prediction_names_the_first_measure_of_its_table():
     text = prediction_finding(predicted(0.9, 1 / 30))
     assert numbers(text) == [0.8, 0.033, 2, 30]
     assert text.startswith("The smallest p is split half")
-    assert "flattered" in text
+    assert "overestimated" in text
     few = prediction_finding(predicted(0.1, 0.1, n=10))
     assert numbers(few) == [2, 0.8, 0.1, 2, 10, 0.1, 20, 0.05]
     assert "tie" in few
     for table in (predicted(0.9, 1 / 30), predicted(0.1, 0.1), predicted(0.3, 0.2)):
         assert [row[0] for row in prediction_table(table).rows] == ["split half", "single"]
         assert "is split half" in prediction_finding(table)
-    assert prediction_finding(predicted(0.2, 0.9)).startswith(
-        "None does so measurably. The smallest p is single"
-    )
+    assert prediction_finding(predicted(0.2, 0.9)).startswith("No measurable correlation. The smallest p is")
     assert numbers(prediction_finding(predicted(np.nan, np.nan))) == []
 
 
@@ -367,25 +372,21 @@ def detected(verdict, *, auc=(0.9, 0.9), shift=2.0, d_prime=(2.0, 1.0), criterio
     rows = []
     for step, condition in enumerate((unsteered, CHOSEN.to_dict())):
         row = {**condition, "n_signal": 60, "n_noise": 50, "covered": True, "change_covered": True}
-        row["verdict"] = verdict if step else ""
-        for name, both in values.items():
-            known = logits or name not in ("auc", "auc_change", "shift")
-            for end, off in (("", 0.0), ("_low", -0.05), ("_high", 0.05)):
-                row[f"{name}{end}"] = both[step] + off if known else np.nan
-        rows.append(row)
-    return pd.DataFrame(rows)
+        row |= around(0.05, **{name: both[step] for name, both in values.items()})
+        rows.append(row | {"verdict": verdict * step})
+    table = pd.DataFrame(rows)
+    return table if logits else table.assign(**dict.fromkeys(table.filter(regex="^(auc|shift)"), np.nan))
 
 
 def moved(positive, negative):
     """Two rows as `effectiveness` by kind returns them."""
-    shift = np.array([positive, negative])
-    columns = {"shift": shift, "shift_low": shift - 0.1, "shift_high": shift + 0.1}
-    return pd.DataFrame({**CHOSEN.to_dict(), "kind": ["positive", "negative"], **columns})
+    shift = around(0.1, shift=np.array([positive, negative]))
+    return pd.DataFrame({**CHOSEN.to_dict(), "kind": ["positive", "negative"], **shift})
 
 
 BIAS, LOSS, GAIN, TURN = "a shift of bias", "a loss of sensitivity", "an improvement", "reverses the answers"
 VERDICTS = (
-    TURN, LOSS, GAIN, BIAS, "neither a shift of bias nor a change", "cannot tell bias from sensitivity",
+    TURN, LOSS, GAIN, BIAS, "no measurable shift of bias or change", "cannot tell bias from sensitivity",
     "cannot be distinguished", "Too few",
 )  # fmt: skip
 
@@ -413,7 +414,7 @@ def verdict(table, *, shifts=(1.0, 1.0), signal=("positive",), is_generated=Fals
         ({"verdict": "sensitivity", "auc": (0.9, 0.1), "shift": 0.0}, [TURN], ["without a measurable"]),
         ({"verdict": "sensitivity", "auc": (0.9, 0.48), "shift": 0.0}, [LOSS], []),  # either side of 0.5
         ({"verdict": "sensitivity", "auc": (0.45, 0.1), "shift": 0.0}, [LOSS], []),  # not told apart before
-        ({"verdict": "neither", "shift": 0.0}, ["neither a shift of bias nor a change"], ["110 answers"]),
+        ({"verdict": "neither", "shift": 0.0}, ["no measurable shift of bias or change"], ["110 answers"]),
         ({"verdict": "cannot tell"}, ["cannot tell bias from sensitivity"], ["110 answers", "d′ changes by"]),
         ({"verdict": "bias", "d_prime": (2.0, 2.0), "logits": False}, [BIAS], ["toward “positive”"]),
         ({"verdict": "bias", "d_prime": (2.0, 2.0), "criterion": 1.0, "logits": False}, [BIAS], ["away"]),
@@ -504,21 +505,6 @@ def test_the_detection_table_has_the_verdict_and_marks_what_is_not_covered():
     assert detection_table(unscored, accuracy).rows[1][4:6] == ["–", "–"]
 
 
-ORGANISM = """title = "o"
-[model]
-name = "organism-honesty"
-[pairs]
-kind = "organism"
-[questions]
-kind = "organism"
-[sweep]
-multipliers = [-1, 1]
-layers = [0]
-[damage]
-data = "organism"
-"""
-
-
 # Preflight
 
 
@@ -544,16 +530,16 @@ def test_errors_that_would_come_later_are_raised_before_the_model_works(
 
 
 def test_experiments_without_problems_pass_the_preflight(tmp_path, organism):
-    require_runnable(read_experiment(written(tmp_path, ORGANISM)), organism)
-    no_damage = ORGANISM.replace('data = "organism"', "passages = 0")
-    require_runnable(read_experiment(written(tmp_path, no_damage)), organism)
+    for damage in ('data = "organism"', "passages = 0"):
+        text = ORGANISM.replace('data = "organism"', damage)
+        require_runnable(read_experiment(written(tmp_path, text)), organism)
 
 
 # End to end, on model organisms with a planted behaviour
 
 
 def organism_run(name, folder, multipliers):
-    """An experiment of the package with fewer controls and multipliers."""
+    """A bundled experiment with fewer controls and multipliers."""
     text = (resources.files("tl_steer.experiments") / f"{name}.toml").read_text(encoding="utf-8")
     for few in (("\ncontrols = 10", "\ncontrols = 3"), ("shuffled = 10", "shuffled = 2"), ("= 60", "= 12")):
         assert few[0] in text
@@ -580,24 +566,11 @@ def findings_of(folder):
 
 
 @pytest.mark.integration
-def test_a_planted_lie_reverses_the_answers_without_a_bias(lying):
-    text = findings_of(lying)
+def test_a_planted_lie_reverses_the_answers_with_every_section_of_evidence(lying):
+    html, text = (lying / "report.html").read_text("utf-8"), findings_of(lying)
     assert Results.load(lying).chosen["multiplier"] < 0
     assert "This reverses the answers, without a measurable shift of bias" in text
     assert "is a shift of bias" not in text
-
-
-@pytest.mark.integration
-def test_a_planted_bias_is_a_bias_in_both_directions(leaning):
-    text = findings_of(leaning)
-    assert text.count("is a shift of bias") == 2
-    assert "reverses" not in text
-    assert "is an improvement" not in text
-
-
-@pytest.mark.integration
-def test_every_section_of_evidence_is_there_with_its_figures_and_tables(lying):
-    html = (lying / "report.html").read_text("utf-8")
     expected = ["agreement", "confounds", "controls", "steerability", "damage", "made"]
     sections = re.findall('<section id="(.*?)"', html)
     assert sections[-len(expected) :] == expected  # no prediction (three layers are too few), no texts
@@ -628,8 +601,10 @@ def test_damage_is_measured_with_random_controls_at_the_chosen_layer(lying):
 
 
 @pytest.mark.integration
-def test_the_sentence_of_the_report_has_the_numbers_of_its_table(leaning):
-    results = Results.load(leaning)
+def test_a_planted_bias_is_a_bias_in_both_directions_and_its_cost_has_the_numbers_of_the_table(leaning):
+    text, results = findings_of(leaning), Results.load(leaning)
+    assert text.count("is a shift of bias") == 2
+    assert not re.search("reverses|is an improvement", text)
     rows = results.cost[~results.cost["control"].astype(bool)]
     row = rows[rows["multiplier"] == results.chosen["multiplier"]].iloc[0]
     text = damage_finding(results.cost, results.usable, results.chosen)

@@ -21,7 +21,7 @@ from tl_steer.evaluation._effectiveness import answer_shifts
 from tl_steer.experiments import Results, measurements, own_experiments, read_experiment, run, write_report
 from tl_steer.experiments.materials import in_unit, pairs_of, questions_of, weighted
 from tl_steer.experiments.preflight import require_runnable
-from tl_steer.experiments.report import (
+from tl_steer.experiments.report.findings import (
     choice_finding,
     mass_finding,
     separation_finding,
@@ -34,7 +34,8 @@ from tl_steer.prompts import read_claims
 from tl_steer.sweeps.plans import digest
 
 from .conftest import assert_raises
-from .test_evidence_report import numbers, written
+from .sweep_tables import condition, table_of, unsteered
+from .test_evidence_report import ORGANISM, numbers, written
 from .tiny_model import make_model, word_tokenizer
 
 SMALLEST = """title = "small"
@@ -47,19 +48,6 @@ kind = "sentiment"
 multipliers = [-0.2, 0.2]
 """
 ASKING = SMALLEST + QUESTIONS
-ORGANISM = """title = "o"
-[model]
-name = "organism-honesty"
-[pairs]
-kind = "organism"
-[questions]
-kind = "organism"
-[sweep]
-multipliers = [-1, 1]
-layers = [0]
-[damage]
-data = "organism"
-"""
 WORDS = """title = "words"
 [pairs]
 kind = "prompts"
@@ -91,16 +79,12 @@ def test_defaults_of_omitted_tables_and_keys(tmp_path):
     assert read_experiment(written(tmp_path, ASKING + "measure = 'generate'")).sweep.score == "accuracy"
 
 
-def test_every_own_experiment_is_valid():
+def test_every_bundled_experiment_is_valid():
     assert {"demo", "honesty"} <= set(own_experiments())
-    for name in own_experiments():
-        assert read_experiment(name).title
-    text = read_experiment("demo").text
-    assert (text.layers, text.max_new_tokens) == (2, 20)
+    assert all(read_experiment(name).title for name in own_experiments())
 
 
 def test_numbers_and_lists_are_converted_to_the_types_of_their_keys(tmp_path):
-    """Whole numbers to floats, keys to layers, a list in a list to one set of layers."""
     text = ASKING.replace("[-0.2, 0.2]", "[-1, 2]") + "layers = [3, [17, 31]]\n"
     text += "[directions]\nmethod = 'principal_component'\nweights = { 17 = 1, -1 = -0.5 }\n"
     experiment = read_experiment(written(tmp_path, text + "component = { 1 = 1, 2 = 0.5 }"))
@@ -170,15 +154,15 @@ DIRECTIONS = SMALLEST + "[directions]\nmethod = 'mean_difference'\n"
         (SMALLEST + "[model]\nprocessing = 3", r"processing = 3: expected true or false or a table"),
         (SMALLEST + "[separation]\nfolds = 1", r"\[separation\] folds = 1: expected 2 or more"),
         # contradictions in a table
-        (TRAINING.replace('"claims"', '"sentiment"'), r"training = true asks the claims of .*: give kind"),
-        (TRAINING.replace("true", "true\ndata = 'a'"), r"training = true asks the claims of .*data out"),
+        (TRAINING.replace('"claims"', '"sentiment"'), r"training = true asks the claims of .*: use kind"),
+        (TRAINING.replace("true", "true\ndata = 'a'"), r"training = true asks the claims of .*without data"),
         (ASKING.replace('"sentiment"', '"sentiment"\nwording = "study"'), r"wording = \"study\" is for kind"),
         (TEXT.replace("prompts = ['a']", ""), r"\[text\] give either prompts"),
         (ASKING + "measure = 'generate'\nscore = 'shift'",
-         r"\[sweep\] score = 'shift' is .* measure = 'generate' does not have: use 'accuracy' or"),
+         r"\[sweep\] score = 'shift' needs logits: use 'accuracy'"),
         (ASKING + "temperature = 0.7", r"\[sweep\] temperature, top_p, .* are for generated text"),
         (ASKING + "measure = 'generate'\ndraws = 3", r"\[sweep\] draws=3, temperature=0.0: expected one"),
-        (ASKING + "measure = 'generate'\nchoices = 'sampled'", r"choices = 'sampled' draws .* not have"),
+        (ASKING + "measure = 'generate'\nchoices = 'sampled'", r"choices = 'sampled' needs probabilities"),
         (ORGANISM + "positions = 'last_token()'", r"\[damage\] positions = 'last_token\(\)' leaves"),
         (WORDS.replace("Love", "").replace("Hate", ""), r"\[pairs\] positive is empty, and negative is"),
         # contradictions between tables
@@ -205,28 +189,21 @@ def test_errors_of_a_file_name_file_table_and_key(tmp_path, text, message):
 
 
 def test_a_missing_file_is_an_error_with_the_names_of_bundled_experiments():
-    with pytest.raises(FileNotFoundError, match=r"neither a file nor one of .*demo, .*honesty, "):
-        read_experiment("nowhere.toml")
+    message = r"neither a file nor one of .*demo, .*honesty, "
+    assert_raises(message, read_experiment, "nowhere.toml", error=FileNotFoundError)
 
 
 # --- findings -------------------------------------------------------------------------------------------
 
 
-def separations(accuracies, *, null_max=0.6, p_corrected=None, pairs=100):
-    """A table as `separation` makes it; the interval is as wide as 100 pairs give."""
-    half = 0.08
-    p_corrected = (
-        np.where(np.greater(accuracies, null_max), 0.01, 0.3) if p_corrected is None else p_corrected
-    )
-    return pd.DataFrame(
-        {
-            "layer": range(len(accuracies)),
-            "paired_accuracy": accuracies,
-            "paired_accuracy_low": np.subtract(accuracies, half),
-            "paired_accuracy_high": np.minimum(np.add(accuracies, half), 1),
-            "p_corrected": p_corrected, "null_max": null_max, "pairs": pairs, "folds": 5,
-        }
-    )  # fmt: skip
+def separations(accuracies, *, null_max=0.6, p_corrected=None):
+    """A table as `separation` makes it, with intervals of ±0.08."""
+    table = pd.DataFrame({"paired_accuracy": accuracies}).rename_axis("layer").reset_index()
+    accuracy = table["paired_accuracy"]
+    low, high = accuracy - 0.08, (accuracy + 0.08).clip(upper=1)
+    p_corrected = np.where(accuracy > null_max, 0.01, 0.3) if p_corrected is None else p_corrected
+    table = table.assign(paired_accuracy_low=low, paired_accuracy_high=high, p_corrected=p_corrected)
+    return table.assign(null_max=null_max, pairs=100, folds=5)
 
 
 @pytest.mark.parametrize(
@@ -254,50 +231,31 @@ def test_separation_counts_the_layers_that_the_figure_counts(accuracies, start, 
     assert f"at {count} of {len(table)} layers" in plots.separation(drawn).layout.title.subtitle.text
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "p_corrected", "words", "expected"),
-    [
+def test_separation_with_few_or_no_shuffles_says_so():
+    for accuracies, p_corrected, phrase, expected in (
         ([0.5, 0.95], 1 / 11, "19 shuffles or more are needed", [0.95, 0.87, 1, 1, 100, 5, 0.05, 19]),
         ([0.9], np.nan, "no shuffled labels were run", [0.9, 0.82, 0.98, 0, 100, 5]),
-    ],
-)
-def test_separation_with_few_or_no_shuffles_says_so(accuracies, p_corrected, words, expected):
-    text = separation_finding(separations(accuracies, null_max=np.nan, p_corrected=p_corrected))
-    assert words in text
-    assert numbers(text) == pytest.approx(expected)
+    ):
+        text = separation_finding(separations(accuracies, null_max=np.nan, p_corrected=p_corrected))
+        assert phrase in text
+        assert numbers(text) == pytest.approx(expected)
 
 
-def swept(effect, *, controls=0.0, n=40, seed=0):
-    """A sweep's table of one layer: `effect(kind)` is added to the logit differences of a kind.
-
-    Before steering, two of three positive reviews and two of three negative ones are answered rightly.
-    """
-    rng = np.random.default_rng(seed)
-    answer = np.repeat([0, 1], n)
-    kind = np.where(answer == 0, "positive", "negative")
-    sign = np.where(answer == 0, 1.0, -1.0)
-    before = sign * np.where(np.arange(2 * n) % 3 < 2, 1.0, -1.0) * rng.uniform(0.5, 1.5, 2 * n)
-    conditions = [("none", False, "none", "", "", 0.0, 0.0, np.zeros(2 * n))]
+def swept(effect, n=40):
+    """A sweep's table of one layer, with `effect` added to logit differences; 2 of 3 are right unsteered."""
+    rng, rows = np.random.default_rng(0), np.arange(2 * n)
+    answers = rows // n
+    columns = {"kind": np.where(answers == 0, "positive", "negative")}
+    columns["split"] = np.where(rows // 3 % 2 == 0, "choose", "report")
+    right = np.where(rows % 3 < 2, 1.0, -1.0)
+    before = np.where(answers == 0, 1.0, -1.0) * right * rng.uniform(0.5, 1.5, 2 * n)
+    conditions = [unsteered(answers=answers, logits=before, **columns)]
     for multiplier in (-0.2, 0.2):
-        added = np.sign(multiplier) * np.array([effect(each) for each in kind]) + rng.normal(0, 0.1, 2 * n)
-        conditions.append(("mean_difference", False, "add", "7", "resid_post", multiplier, 0.21, added))
-        noise = np.sign(multiplier) * controls + rng.normal(0, 0.1, 2 * n)
-        conditions.append(("random 1", True, "add", "7", "resid_post", multiplier, 0.21, noise))
-    frames = []
-    for vector, control, operation, layers, hook, multiplier, dose, added in conditions:
-        frame = pd.DataFrame(
-            {"prompt_id": range(2 * n), "prompt": [f"p{i}" for i in range(2 * n)], "kind": kind}
-        )
-        frame["split"] = np.where(np.arange(2 * n) // 3 % 2 == 0, "choose", "report")
-        frame["logit_difference"] = before + added
-        frame["answer"] = pd.array(answer, dtype="Int64")
-        frame["choice"] = pd.array(np.where(frame["logit_difference"] > 0, 0, 1), dtype="Int64")
-        frame["probability"], frame["mass"], frame["text"] = 0.5, 0.9, None
-        labels = {
-            "vector": vector, "control": control, "operation": operation, "layers": layers, "hook": hook,
-        }  # fmt: skip
-        frames.append(frame.assign(**labels, multiplier=multiplier, dose=dose))
-    return pd.concat(frames, ignore_index=True)
+        for vector, change in (("mean_difference", effect), ("random 1", 0.0)):
+            logits = before + np.sign(multiplier) * change + rng.normal(0, 0.1, 2 * n)
+            columns |= {"vector": vector, "layers": "7", "multiplier": multiplier, "norm": 1.05}
+            conditions.append(condition(answers=answers, logits=logits, **columns))
+    return table_of(*conditions)
 
 
 def projected(table):
@@ -310,8 +268,8 @@ def projected(table):
 
 
 def test_the_best_operation_is_chosen_on_the_choosing_half_whichever_is_listed_first():
-    table = swept(lambda kind: 1.0)
-    weaker = projected(swept(lambda kind: 0.3))
+    table = swept(1.0)
+    weaker = projected(swept(0.3))
     table = pd.concat([weaker, table[table["operation"] != "none"]], ignore_index=True)
     choices = choose(table, on="choose", report="report", value="shift")
     assert list(choices["operation"]) == ["project_out"] * 2 + ["add"] * 2
@@ -333,20 +291,15 @@ def test_the_shift_of_texts_is_the_paired_change_of_the_share_of_signal_answers(
     def unreadable(rows):
         return (rows["prompt_id"] % 7 == 0) & (rows["multiplier"] > 0) | (rows["prompt_id"] % 11 == 0)
 
-    table = as_texts(swept(lambda kind: 1.0), unreadable=unreadable)
+    table = as_texts(swept(1.0), unreadable=unreadable)
     shifts = answer_shifts(table, by="kind", seed=3)
     assert len(shifts) == 10
-    unsteered = table[table["vector"] == "none"].set_index("prompt_id")["choice"]
+    before = table[table["vector"] == "none"].set_index("prompt_id")["choice"]
+    keys = ["vector", "multiplier", "kind"]
     for row in shifts.to_dict("records"):
-        rows = table[
-            (table["vector"] == row["vector"])
-            & (table["multiplier"] == row["multiplier"])
-            & (table["kind"] == row["kind"])
-        ]
-        changes = []
-        for prompt, choice in zip(rows["prompt_id"], rows["choice"], strict=True):
-            if pd.notna(choice) and pd.notna(unsteered[prompt]):
-                changes.append(int(choice == 0) - int(unsteered[prompt] == 0))
+        rows = table[(table[keys] == pd.Series(row)[keys]).all(axis=1)]
+        both = zip(rows["choice"], rows["prompt_id"].map(before), strict=True)
+        changes = [int(a == 0) - int(b == 0) for a, b in both if pd.notna(a) and pd.notna(b)]
         assert (row["n"], row["compared"]) == (len(rows), len(changes))
         assert row["shift"] == pytest.approx(np.mean(changes))
         assert row["shift_low"] <= row["shift"] <= row["shift_high"]
@@ -360,9 +313,7 @@ def test_the_shift_of_texts_is_the_paired_change_of_the_share_of_signal_answers(
 
 
 def test_unreadable_texts_are_counted_per_condition():
-    table = as_texts(
-        swept(lambda kind: 1.0), unreadable=lambda rows: rows["multiplier"] * rows["prompt_id"] > 15
-    )
+    table = as_texts(swept(1.0), unreadable=lambda rows: rows["multiplier"] * rows["prompt_id"] > 15)
     chosen = choose(table, on="choose", report="report", value="accuracy").iloc[1]
     opposite = chosen.copy()
     chosen["multiplier"], opposite["multiplier"] = 0.2, -0.2
@@ -371,11 +322,11 @@ def test_unreadable_texts_are_counted_per_condition():
     assert not text.startswith("Caution")
     many = as_texts(table, unreadable=lambda rows: rows["prompt_id"] < 8)
     assert unreadable_finding(many, [chosen]).startswith("Caution")
-    assert numbers(unreadable_finding(as_texts(swept(lambda kind: 1.0)), [chosen])) == []
+    assert numbers(unreadable_finding(as_texts(swept(1.0)), [chosen])) == []
 
 
 def test_the_choice_is_reported_with_both_halves():
-    choices = choose(swept(lambda kind: 1.0), on="choose", report="report", value="accuracy")
+    choices = choose(swept(1.0), on="choose", report="report", value="accuracy")
     text = choice_finding(choices)
     on, report = choices.iloc[0], choices.iloc[1]
     expected = [on["n"], 7, on["multiplier"], on["dose"], on["value"], on["unsteered"]]
@@ -386,12 +337,13 @@ def test_the_choice_is_reported_with_both_halves():
     assert shown[len(expected) :] == pytest.approx([report["change_low"], report["change_high"]], abs=0.005)
     assert ("may be no change" in text) == (report["change_low"] <= 0 <= report["change_high"])
     assert "selection_agreement" not in choice_finding(choices.assign(selection_agreement=np.nan))
-    for score, caution in (("accuracy", False), ("d_prime", True)):
-        assert ("the verdict says" in choice_finding(choices.assign(value_name=score))) == caution
+    for score in ("accuracy", "d_prime"):
+        caution = "the verdict says" in choice_finding(choices.assign(value_name=score))
+        assert caution == (score == "d_prime")
 
 
 def test_choices_with_little_probability_give_a_caution():
-    table = swept(lambda kind: 1.0)
+    table = swept(1.0)
     chosen = choose(table, on="choose", report="report", value="shift").iloc[1]
     assert mass_finding(table, chosen) is None
     table.loc[table["vector"] == "none", "mass"] = 0.02
@@ -440,10 +392,10 @@ WEIGHTS = "[directions]\nmethod = 'mean_difference'\nweights = { 10 = 1.0, 5 = -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (SMALLEST + "limit = 4", r"\[separation\] folds = 5 cannot be made of the 4 groups.*folds to 2 to 4"),
+        (SMALLEST + "limit = 4", r"\[separation\] folds = 5: \[pairs\] has 4 groups.*folds to 2 to 4"),
         (SMALLEST + "limit = 10\n[directions]\nmethod = 'principal_component'\n"
          "of = 'differences'\ncomponent = 9",
-         r"\[directions\] component = 9 does not exist: \[separation\] folds = 5 leaves 8 pairs .* 1 to 8"),
+         r"\[directions\] component = 9 does not exist: \[separation\] folds = 5 leaves 8 pairs, .* 1 to 8"),
         (SMALLEST + "limit = 10\n[directions]\nmethod = 'principal_component'\n"
          "of = 'centred_differences'\ncomponent = 8", r"component = 8 does not exist: .* 1 to 7"),
         (ASKING.replace("[-0.2, 0.2]", "[0.2]\nlayers = [[10, 12], 5]") + CAPTURED,
@@ -451,8 +403,7 @@ WEIGHTS = "[directions]\nmethod = 'mean_difference'\nweights = { 10 = 1.0, 5 = -
         (SMALLEST + "[text]\nprompts = ['a']\nlayers = [29, -1]", r"\[text\] layers: one is named twice"),
         (SMALLEST + CAPTURED.replace("10", "31"), r"\[capture\] layers: layer 31 is out of range"),
         (ASKING.replace("sentiment", "misconceptions") + "score = 'd_prime'",
-         r"\[sweep\] score = 'd_prime' needs both .* \[questions\] kind = 'misconceptions' has \d+ with "
-         r"the one, 0 with the other: use 'accuracy' or 'shift'\."),
+         r"\[sweep\] score = 'd_prime' needs both .* \d+ with the one, 0 with the other: use 'accuracy' or"),
         (ASKING.replace('"sentiment"', '"sentiment"\nlimit = 2') + "score = 'd_prime'",
          r"\[sweep\] score = 'd_prime' .* 1 with the one, 1 with the other: .*, or ask more"),
         (ASKING.replace('"sentiment"', '"misconceptions"\nlimit = 1'),
@@ -465,13 +416,13 @@ WEIGHTS = "[directions]\nmethod = 'mean_difference'\nweights = { 10 = 1.0, 5 = -
         (ASKING + "layers = [10, [10, 12]]\n" + WEIGHTS,
          r"\[sweep\] layers: .* \[12\], since .* weights are of \[5, 10\]"),
         (HONESTY.replace('"sentiment"', '"claims"\ndata = "claims_train"'),
-         r"\[questions\] asks 12 claims of which the vectors .*training"),
+         r"\[questions\] asks 12 claims that are also in \[pairs\].*training"),
     ],
 )  # fmt: skip
 def test_errors_that_would_come_later_are_raised_before_the_model_works(tmp_path, text, message):
     experiment = read_experiment(written(tmp_path, text))
-    with pytest.raises((ValueError, IndexError, FileNotFoundError), match=message):
-        run(experiment, tmp_path / "runs" / "one", model=Untouched())
+    errors = (ValueError, IndexError, FileNotFoundError)
+    assert_raises(message, run, experiment, tmp_path / "runs" / "one", model=Untouched(), error=errors)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -484,9 +435,8 @@ def test_pair_columns_may_not_have_names_of_the_reports_columns(tmp_path, column
     rows = "".join(f"good {row},bad {row}" + ",0" * len(columns.split(",")) + "\n" for row in range(12))
     (tmp_path / "own.csv").write_text(f"positive,negative,{columns}\n{rows}")
     experiment = read_experiment(written(tmp_path, SMALLEST + "data = 'own.csv'\n"))
-    clashing = columns.split("_positive")[0].split(",")[0]
-    with pytest.raises(ValueError, match=rf"\[pairs\] data: the columns \['{clashing}'\] .*rename"):
-        run(experiment, tmp_path / "one", model=Untouched())
+    message = rf"\[pairs\] data: the columns \['{columns.split('_positive')[0].split(',')[0]}'\] .*rename"
+    assert_raises(message, run, experiment, tmp_path / "one", model=Untouched())
 
 
 def test_experiments_without_problems_pass_the_preflight(tmp_path):
@@ -503,18 +453,15 @@ def test_experiments_without_problems_pass_the_preflight(tmp_path):
 @pytest.fixture
 def calls(monkeypatch):
     """Arguments of calls of `sweep` and `damage`; a sweep returns a table where adding beats projecting."""
-    strong, weak = swept(lambda kind: 1.0), projected(swept(lambda kind: 0.3)).replace({"layers": {"7": "3"}})
+    strong, weak = swept(1.0), projected(swept(0.3)).replace({"layers": {"7": "3"}})
     both = pd.concat([weak, strong[strong["operation"] != "none"]], ignore_index=True)
     swept_table = both[~both["control"]].reset_index(drop=True)
     recorded = []
 
     def sweeping(model, vectors, questions, **options):
         recorded.append(options | {"vectors": vectors})
-        return (
-            swept_table
-            if options["measure"] == "choice"
-            else pd.DataFrame({"prompt_id": [0], "prompt": ["a"]})
-        )
+        texts = pd.DataFrame({"prompt_id": [0], "prompt": ["a"]})
+        return swept_table if options["measure"] == "choice" else texts
 
     def damaging(model, vectors, passages, **options):
         recorded.append(options)
@@ -525,14 +472,17 @@ def calls(monkeypatch):
     return recorded
 
 
-def test_controls_are_run_for_the_chosen_condition_of_the_best_operation(tmp_path, calls, planted):
+def test_controls_damage_and_texts_are_of_the_best_operation(tmp_path, calls, planted):
     text = ASKING + "operations = ['project_out', 'add']\ncontrols = 1\ncontrol_layers = 'chosen'\n"
+    text += "[text]\nprompts = ['a']\nchat = false\nlayers = 2\n"
     experiment = read_experiment(written(tmp_path, text))
     pairs, vectors = planted[0], mean_difference(planted[0])
     table = measurements.question_table(experiment, None, vectors, pairs, progress=False)
     measurements.damage_table(experiment, None, vectors, pairs, table, progress=False)
-    asking, damaging = calls
-    assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"]]
+    measurements.text_table(experiment, None, vectors, [table], progress=False)
+    asking, damaging, texts = calls
+    assert texts["layers"] == [7, 3]  # best first
+    assert [call["operations"] for call in calls] == [("project_out", "add"), ["add"], ("add",)]
     (condition,) = asking["control_layers"](table).to_dict("records")
     assert (condition["operation"], condition["layers"]) == ("add", "7")
     assert abs(condition["multiplier"]) == 0.2
@@ -553,15 +503,6 @@ def test_a_run_resumes_after_its_file_was_moved(tmp_path, calls, planted):
         measurements.question_table(experiment, None, mean_difference(planted[0]), planted[0], progress=False)
         digests.add(digest(calls[-1]["control_layers"]))
     assert len(digests) == 1
-
-
-def test_texts_are_generated_at_the_layers_of_the_best_operation_first(tmp_path, calls, planted):
-    text = ASKING + "operations = ['project_out', 'add']\n[text]\nprompts = ['a']\nchat = false\nlayers = 2\n"
-    experiment = read_experiment(written(tmp_path, text))
-    vectors = mean_difference(planted[0])
-    table = measurements.question_table(experiment, None, vectors, planted[0], progress=False)
-    measurements.text_table(experiment, None, vectors, [table], progress=False)
-    assert calls[-1]["layers"] == [7, 3]
 
 
 @pytest.mark.parametrize(("unit", "length"), [("dose", 10.0), ("one", 1.0), ("length", None)])
@@ -617,9 +558,8 @@ def test_training_claims_are_those_of_the_pairs_and_labelled(tmp_path):
     fewer = questions_of(read_experiment(limited), Untouched())
     assert set(fewer.prompts) < set(questions.prompts)
     assert sorted(fewer.answers) == [0, 0, 1, 1]
-    others = questions_of(
-        read_experiment(written(tmp_path, HONESTY.replace("sentiment", "claims"))), Untouched()
-    )
+    others = written(tmp_path, HONESTY.replace("sentiment", "claims"))
+    others = questions_of(read_experiment(others), Untouched())
     assert "claims" not in others.factors
     assert not set(others.prompts) & set(questions.prompts)
 
@@ -629,10 +569,8 @@ def test_the_wording_is_that_of_the_file(tmp_path):
     for kind in ("claims", "misconceptions"):
         questions = text.replace('"sentiment"', f"'{kind}'\nlimit = 4\nwording = 'study'")
         experiment = read_experiment(written(tmp_path, questions))
-        assert all(
-            prompt.startswith("Question: ") for prompt in questions_of(experiment, Untouched()).prompts
-        )
-        assert all(prompt.startswith("Question: ") for prompt in pairs_of(experiment, Untouched()).positive)
+        asked, pairs = questions_of(experiment, Untouched()), pairs_of(experiment, Untouched())
+        assert all(prompt.startswith("Question: ") for prompt in (*asked.prompts, *pairs.positive))
 
 
 @pytest.mark.parametrize("broken", [TypeError("no such figure"), KeyboardInterrupt("stopped")])
@@ -718,48 +656,28 @@ def tiny_run(embedded, tmp_path_factory):
 
 @pytest.mark.model
 @pytest.mark.integration
-def test_a_run_folder_holds_everything_and_nothing_else(tiny_run):
+def test_a_run_on_the_embedded_model_has_its_files_vectors_and_conditions(tiny_run):
     assert sorted(file.name for file in tiny_run.iterdir()) == [
         "activations.safetensors", "audit.csv", "damage.parquet", "experiment.toml", "report.html",
         "sweep.parquet", "text_damage.parquet", "vectors.safetensors", "versions.json",
     ]  # fmt: skip
-    assert [file.name for file in tiny_run.parent.iterdir() if file.name.startswith(".")] == []
     assert (tiny_run / "experiment.toml").read_bytes() == TINY.encode("utf-8")
     versions = json.loads((tiny_run / "versions.json").read_text())
-    assert versions["seed"] == 3
+    assert (versions["seed"], versions["model"]["n_layers"]) == (3, 30)
     assert versions["packages"]["torch"] == torch.__version__
-    assert versions["model"]["n_layers"] == 30
 
-
-@pytest.mark.model
-@pytest.mark.integration
-def test_a_runs_vectors_have_dose_one_and_come_from_its_activations(tiny_run):
     vectors = SteeringVectors.load(tiny_run / "vectors.safetensors")
     activations = PairedActivations.load(tiny_run / "activations.safetensors")
-    assert len(activations) == 10
-    assert vectors.layers == (5, 12, 18)
-    np.testing.assert_allclose(vectors.norms().numpy(), activations.stream_norm.numpy(), rtol=1e-5)
+    assert (len(activations), vectors.layers) == (10, (5, 12, 18))
     positive, negative = (side.double().numpy() for side in activations.sides())
     mean = (positive - negative).mean(0)
-    cosine = (
-        (vectors.values.numpy() * mean).sum(-1)
-        / np.linalg.norm(vectors.values, axis=-1)
-        / np.linalg.norm(mean, axis=-1)
-    )
-    np.testing.assert_allclose(cosine, 1, atol=1e-6)
+    mean *= activations.stream_norm.numpy()[:, None] / np.linalg.norm(mean, axis=-1, keepdims=True)
+    np.testing.assert_allclose(vectors.values.numpy(), mean, rtol=1e-4, atol=1e-4)
 
-
-@pytest.mark.model
-@pytest.mark.integration
-def test_a_runs_sweep_has_its_conditions_and_texts_with_own_ids(tiny_run):
     table = pd.read_parquet(tiny_run / "sweep.parquet")
     questions, texts = table[table["split"] != "text"], table[table["split"] == "text"]
-    conditions = questions[["vector", "layers", "multiplier"]].drop_duplicates()
-    assert (
-        len(conditions) == 1 + 4 + 1
-    )  # unsteered, two layers at two multipliers, a control at the chosen one
-    assert (questions.groupby(["vector", "layers", "multiplier"]).size() == 12).all()
-    assert questions.loc[questions["vector"] == "random 1", "control"].all()
+    conditions = questions.groupby(["vector", "layers", "multiplier"]).size()
+    assert list(conditions) == [12] * 6  # unsteered, two layers at two multipliers, a chosen control
     assert not set(questions["prompt_id"]) & set(texts["prompt_id"])
     assert set(texts["said"]) == {"How was your day?"}
     assert sorted(texts["multiplier"]) == [-0.3, 0.0, 0.3]

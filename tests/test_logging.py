@@ -15,6 +15,8 @@ from tl_steer import cli
 from tl_steer._util import logs
 from tl_steer.experiments import read_experiment
 
+from .conftest import assert_raises
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -33,14 +35,12 @@ def short_work(folder):
 @contextmanager
 def root_handlers(*handlers):
     """The logging of a program with these handlers at the root."""
-    logger, root = logging.getLogger("tl_steer"), logging.getLogger()
-    before = logger.level, list(logger.handlers), list(root.handlers)
-    root.handlers[:] = handlers
+    root = logging.getLogger()
+    before, root.handlers[:] = list(root.handlers), handlers
     try:
         yield
     finally:
-        logger.setLevel(before[0])
-        logger.handlers[:], root.handlers[:] = before[1:]
+        root.handlers[:] = before
 
 
 @pytest.mark.integration
@@ -50,9 +50,7 @@ def test_import_logs_one_warning_for_an_unknown_level_and_nothing_else():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout == "imported\n"
     assert len(done.stderr.splitlines()) == 1
-    assert (
-        "TL_STEER_LOG='loud' is unknown: set it to debug, info, warning, error, or unset it." in done.stderr
-    )
+    assert "'loud' is unknown: set it to debug, info, warning, error, or unset it." in done.stderr
 
 
 @pytest.mark.integration
@@ -67,15 +65,11 @@ def logged(monkeypatch, capfd, folder, level):
     monkeypatch.setenv(logs.VARIABLE, level)
     capfd.readouterr()
     with root_handlers():
-        assert logs.logs_from_environment() == bool(level)
+        assert logs.logs_from_environment()
         short_work(folder)
     captured = capfd.readouterr()
     assert captured.out == ""
     return captured.err
-
-
-def test_nothing_is_logged_without_a_level(monkeypatch, capfd, tmp_path):
-    assert logged(monkeypatch, capfd, tmp_path, "") == ""
 
 
 def test_info_lists_the_work_with_time_level_and_module_and_no_prompt(monkeypatch, capfd, tmp_path):
@@ -92,11 +86,8 @@ def test_info_lists_the_work_with_time_level_and_module_and_no_prompt(monkeypatc
         assert message in text
     assert all(line[:4].isdigit() for line in text.splitlines())
     assert "DEBUG" not in text
-    prompts = [
-        *ts.organisms.organism_questions().prompts,
-        *ts.organisms.organism_pairs("organism-bias").positive,
-    ]
-    assert not [prompt for prompt in prompts if prompt in text]
+    questions, pairs = ts.organisms.organism_questions(), ts.organisms.organism_pairs("organism-bias")
+    assert not any(prompt in text for prompt in (*questions.prompts, *pairs.positive))
 
 
 def test_debug_adds_memory_and_passes(monkeypatch, capfd, tmp_path):
@@ -154,8 +145,7 @@ def test_a_root_handler_of_transformer_lens_does_not_repeat_messages(capsys):
 
 
 def test_an_unknown_level_in_code_is_rejected():
-    with pytest.raises(ValueError, match="log level 'loud' is unknown: use debug, info, warning, error"):
-        ts.show_logs("loud")
+    assert_raises("log level 'loud' is unknown: use debug, info, warning, error", ts.show_logs, "loud")
 
 
 def test_modules_log_under_their_own_names_and_print_nothing():

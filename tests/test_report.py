@@ -3,6 +3,7 @@
 import html as entities
 import re
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -11,11 +12,12 @@ import pytest
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import mean_difference
 from tl_steer.experiments import Results, read_experiment, report_html
-from tl_steer.experiments.report import prompts_finding
+from tl_steer.experiments.report.findings import prompts_finding
 from tl_steer.experiments.report.page import findings, sections
 from tl_steer.experiments.report.text_rows import text_rows, without_shared_ends
 
 from .conftest import make_pairs
+from .sweep_tables import condition, table_of, unsteered
 
 EMPTY = pd.DataFrame({"split": pd.Series([], dtype=str)})  # a table that the experiment has no use for
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp; {{ 7*7 }}"
@@ -54,41 +56,26 @@ def synthetic_pairs(text, pairs):
 
 def synthetic_sweep(text=HOSTILE, n=20):
     """Choice conditions at two layers with a control, and texts at one; `text` in all of them."""
-    rng = np.random.default_rng(1)
-    kinds = ["positive"] * n + ["negative"] * n
-    conditions = [("none", False, "none", "", "", 0.0, 0.0)]
-    conditions += [
-        (vector, vector != "mean_difference", "add", layer, "resid_post", multiplier, abs(multiplier))
-        for vector in ("mean_difference", "random 1")
-        for layer in ("1", "2")
-        for multiplier in (-0.2, 0.2)
-    ]
-    names = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
-    frames = []
-    before = np.where(np.array(kinds) == "positive", 1.0, -1.0) + rng.normal(0, 0.8, 2 * n)
-    for condition in conditions:
-        _, control, *_, multiplier, _ = condition
-        moved = before + rng.normal(5 * multiplier * (not control), 0.1, 2 * n) * (multiplier != 0)
-        rows = {
-            "prompt_id": range(2 * n), "prompt": [f"{text} {i}" for i in range(2 * n)], "said": None,
-            "kind": kinds, "split": ["choose", "report"] * n,
-            "answer": pd.array([0] * n + [1] * n, dtype="Int64"),
-            "choice": pd.array((moved <= 0).astype(int), dtype="Int64"),
-            "logit_difference": moved, "probability": 0.5, "mass": 0.9, "text": None,
-        }  # fmt: skip
-        frames.append(pd.DataFrame(rows).assign(control_of="", **dict(zip(names, condition, strict=True))))
+    rng, answers = np.random.default_rng(1), np.repeat([0, 1], n)
+    before = np.where(answers == 0, 1.0, -1.0) + rng.normal(0, 0.8, 2 * n)
+    columns = {"said": None, "kind": np.where(answers == 0, "positive", "negative"), "text": None}
+    columns |= {"prompt": [f"{text} {row}" for row in range(2 * n)], "split": ["choose", "report"] * n}
+    tables = [unsteered(answers=answers, logits=before, **columns)]
+    for vector, effect in (("mean_difference", 5.0), ("random 1", 0.0)):
+        for layer, multiplier in product(("1", "2"), (-0.2, 0.2)):
+            logits = before + rng.normal(effect * multiplier, 0.1, 2 * n)
+            where = {"vector": vector, "layers": layer, "multiplier": multiplier, "norm": 1.0}
+            tables.append(condition(answers=answers, logits=logits, **where, **columns))
     for multiplier in (-0.3, 0.0, 0.3):
-        steered = (*conditions[1][:3], "2", "resid_post", multiplier, 0.3)
-        condition = steered if multiplier else conditions[0]
-        rows = {
-            "prompt_id": [2 * n, 2 * n + 1], "prompt": "…", "said": ["How was your day?", text],
-            "kind": None, "split": "text", "answer": pd.array([pd.NA] * 2, dtype="Int64"),
-            "choice": pd.array([pd.NA] * 2, dtype="Int64"),
-            "logit_difference": np.nan, "probability": np.nan, "mass": np.nan,
-            "text": [f"said at {multiplier} {text}", "line one\nline two"],
-        }  # fmt: skip
-        frames.append(pd.DataFrame(rows).assign(control_of="", **dict(zip(names, condition, strict=True))))
-    return pd.concat(frames, ignore_index=True).astype({"text": "string", "kind": "string", "said": "string"})
+        columns = {"prompt_id": [2 * n, 2 * n + 1], "prompt": "…", "said": ["How was your day?", text]}
+        columns |= {"text": [f"said at {multiplier} {text}", "line one\nline two"], "split": "text"}
+        columns |= {"kind": None, "probability": np.nan, "mass": np.nan}
+        where = {"layers": "2", "multiplier": multiplier, "norm": 1.0}
+        where |= {"vector": "mean_difference" if multiplier else "none"}
+        tables.append(condition([None] * 2, [None] * 2, logits=[np.nan] * 2, **where, **columns))
+    return (
+        table_of(*tables).drop(columns="topic").astype({"text": "string", "kind": "string", "said": "string"})
+    )
 
 
 def synthetic_results(folder, experiment=EXPERIMENT, *, text=HOSTILE, pairs=24, sweep=None):
@@ -165,8 +152,8 @@ def test_findings_name_the_verdict_and_both_signs(results, html):
     assert "Held-out" in separation
     assert results.opposite["multiplier"] == -results.chosen["multiplier"]
     assert results.opposite["layers"] == results.chosen["layers"]
-    for finding, condition in ((chosen, results.chosen), (opposite, results.opposite)):
-        assert f"{condition['multiplier']:+.2f} (dose {condition['dose']:.2f})".replace("-", "−") in finding
+    for finding, row in ((chosen, results.chosen), (opposite, results.opposite)):
+        assert f"{row['multiplier']:+.2f} (dose {row['dose']:.2f})".replace("-", "−") in finding
         assert "a shift of bias" in finding
         assert finding in entities.unescape(part(html, 'id="findings"', "<nav>"))
 
@@ -264,13 +251,9 @@ def test_generated_answers_have_no_logits_and_are_escaped(variant):
     ("broken", "caution"), [([0.2], True), ([], False), ([-0.2, 0.0, 0.2], True), ([-0.2, 0.2], True)]
 )
 def test_unreadable_answers_give_a_caution_and_are_not_scored_by_d_prime(variant, broken, caution):
-    """Where no condition has a d′ on the choosing half, accuracy chooses, and a finding says so."""
     scored = variant(GENERATED.replace("[text]", "score = 'd_prime'\n[text]"), generated_sweep(broken=broken))
     some = len(broken) < 2
-    assert (scored.chosen["value_name"], scored.chosen["split"]) == (
-        "d_prime" if some else "accuracy",
-        "report",
-    )
+    assert list(scored.chosen[["value_name", "split"]]) == ["d_prime" if some else "accuracy", "report"]
     ids, figures, text = shown(scored)
     assert "effectiveness" in figures
     assert ({"doses", "detection"} <= set(ids)) == (0.0 not in broken)
@@ -324,13 +307,6 @@ def test_vectors_of_two_words_have_a_report_without_pairs(results, tmp_path):
 
 
 def test_a_vector_of_one_prompt_is_reported_with_nothing_subtracted(results):
-    one, two = (
-        prompts_finding(replace(results.vectors, info={"arguments": arguments, "positions": 3}))
-        for arguments in (
-            {"positive": "Shopping", "negative": None},
-            {"positive": "Love", "negative": "Hate"},
-        )
-    )
-    assert "the residual stream on 'Shopping', nothing subtracted" in one
-    assert "minus" not in one
-    assert "the residual stream on 'Love' minus that on 'Hate'" in two
+    for negative, phrase in ((None, "'Love', nothing subtracted,"), ("Hate", "'Love' minus that on 'Hate',")):
+        info = {"arguments": {"positive": "Love", "negative": negative}, "positions": 3}
+        assert f"the residual stream on {phrase}" in prompts_finding(replace(results.vectors, info=info))

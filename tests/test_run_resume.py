@@ -22,6 +22,7 @@ from tl_steer.experiments.run_folder import is_finished, is_run
 from tl_steer.models import load_model
 from tl_steer.organisms import language
 
+from .conftest import assert_raises
 from .fork_server import wait_for
 
 STEPS = sys.modules["tl_steer.experiments._run"]  # the package attribute is the function
@@ -340,11 +341,13 @@ def test_a_changed_file_is_rejected_with_the_lines_that_differ(finished, model, 
 
 def test_a_run_does_not_continue_with_another_model_or_other_data(pairs_only, model, other_model, tmp_path):
     interrupt(pairs_only, tmp_path / "run", model)
-    with pytest.raises(FileExistsError, match=r"begun with something else.*model fingerprint: \w+ against"):
-        run(read_experiment(pairs_only), tmp_path / "run", model=other_model)
-    pairs_only.with_name("pairs.csv").write_text(ROWS + "more,less\n")
-    with pytest.raises(FileExistsError, match=r"pairs: 12 \(\w+\) against 13 \(\w+\)"):
-        run(read_experiment(pairs_only), tmp_path / "run", model=model)
+    for another, message in (
+        (other_model, r"begun with something else.*model fingerprint: \w+ against"),
+        (model, r"pairs: 12 \(\w+\) against 13 \(\w+\)"),
+    ):
+        experiment = read_experiment(pairs_only)
+        assert_raises(message, run, experiment, tmp_path / "run", model=another, error=FileExistsError)
+        pairs_only.with_name("pairs.csv").write_text(ROWS + "more,less\n")
 
 
 @contextmanager
@@ -386,10 +389,8 @@ def test_a_broken_chat_template_stops_a_run_before_it_starts(tmp_path):
     model, file = load_model("organism-bias", device="cpu"), tmp_path / "broken.toml"
     model.tokenizer.chat_template = "{{ persona.name }}"
     file.write_text(ALL_STEPS.replace("chat = false", "chat = true"), encoding="utf-8")
-    with pytest.raises(
-        ValueError, match=r"chat template is broken \(UndefinedError: 'persona' is undefined\)"
-    ):
-        run(read_experiment(file), tmp_path / "run", model=model, progress=False)
+    message = r"chat template is broken \(UndefinedError: 'persona' is undefined\)"
+    assert_raises(message, run, read_experiment(file), tmp_path / "run", model=model)
     assert not (tmp_path / "run").exists()
 
 
@@ -397,24 +398,21 @@ def test_a_finished_run_of_another_model_is_rejected(finished, model, other_mode
     file, out = finished
     before = files_of(out)
     message = r"something else than is there now: model weights: .*--fresh"
-    with pytest.raises(FileExistsError, match=message):
-        run(read_experiment(file), out, model=other_model)
+    assert_raises(message, run, read_experiment(file), out, model=other_model, error=FileExistsError)
     assert run(read_experiment(file), out, model=model) == out
     (out / "report.html").rename(out.with_name("moved"))  # a report written again is of the same model
-    with pytest.raises(FileExistsError, match=message):
-        run(read_experiment(file), out, model=other_model)
+    assert_raises(message, run, read_experiment(file), out, model=other_model, error=FileExistsError)
     out.with_name("moved").rename(out / "report.html")
     shutil.rmtree(out / "unfinished")
     assert files_of(out) == before
 
 
-def test_a_finished_run_of_other_data_is_rejected_and_needs_its_data_no_more(pairs_only, model, tmp_path):
+def test_a_finished_run_of_other_data_is_rejected_and_no_longer_needs_its_data(pairs_only, model, tmp_path):
     out, data = tmp_path / "run", pairs_only.with_name("pairs.csv")
     run(read_experiment(pairs_only), out, model=model, progress=False)
     data.write_text(ROWS + "more,less\n")
     message = r"else than is there now: data pairs.csv: \w+ against \w+\. Give"
-    with pytest.raises(FileExistsError, match=message):
-        run(read_experiment(pairs_only), out)
+    assert_raises(message, run, read_experiment(pairs_only), out, error=FileExistsError)
     data.unlink()
     assert run(read_experiment(pairs_only), out) == out
 
@@ -458,8 +456,8 @@ def test_fresh_without_a_run_starts_one_and_leaves_other_files_unchanged(pairs_o
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "notes.txt").write_text("notes")
-    with pytest.raises(FileExistsError, match="exists and is not empty"):
-        run(read_experiment(pairs_only), folder, model=model, fresh=True)
+    arguments = read_experiment(pairs_only), folder
+    assert_raises("exists and is not empty", run, *arguments, fresh=True, model=model, error=FileExistsError)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     run(read_experiment(pairs_only), folder / "new", model=model, fresh=True, progress=False)
     assert is_finished(folder / "new")

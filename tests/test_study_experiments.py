@@ -88,11 +88,10 @@ def test_the_files_together_have_the_studys_settings():
     sweeps = [each for each in files if each.sweep is not None]
     pairs = [each.pairs for each in files if each.pairs.kind == "honesty"]
     assert {each.kind for each in (file.questions for file in sweeps)} == {"claims", "misconceptions"}
-    for each in sweeps:
-        assert each.sweep.measure == "generate"
-        assert each.sweep.max_new_tokens == 30
-        assert each.sweep.layers == (17, 18, 19, 31, (17, 31))
-        assert (each.sweep.temperature, each.sweep.top_p) == (0.6, 0.9)  # Llama-2-chat's own
+    for sweep in (each.sweep for each in sweeps):
+        assert (sweep.measure, sweep.max_new_tokens) == ("generate", 30)
+        assert sweep.layers == (17, 18, 19, 31, (17, 31))
+        assert (sweep.temperature, sweep.top_p) == (0.6, 0.9)  # Llama-2-chat's own
     claims, misconceptions = (
         {abs(size) for each in sweeps if each.questions.kind == kind for size in each.sweep.multipliers}
         for kind in ("claims", "misconceptions")
@@ -120,7 +119,6 @@ def test_the_files_together_have_the_studys_settings():
 @pytest.mark.parametrize("name", STUDY)
 def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
     model = request.getfixturevalue("gpt2" if name.endswith("gpt2_xl") else "llama")
-    require_runnable(read_experiment(name), model)
     require_runnable(read_experiment(name), model)
     experiment = shortened(tmp_path, name)
     out = run(experiment, tmp_path / "out", model=model, progress=False)
@@ -154,35 +152,30 @@ def test_training_claims_are_labelled_in_the_report_and_the_table(llama, tmp_pat
 
 
 @pytest.mark.integration
-def test_the_vector_of_two_prompts_is_their_difference_by_position(gpt2, tmp_path):
-    experiment = shortened(tmp_path, "activation_addition_gpt2_xl")
+@pytest.mark.parametrize(
+    "changes",
+    [(), (("Love", "Shopping"), ("negative = .*", ""))],
+    ids=["two prompts", "one prompt"],
+)
+def test_the_vector_of_prompts_is_their_difference_by_position(gpt2, tmp_path, changes):
+    experiment = shortened(tmp_path, "activation_addition_gpt2_xl", *changes)
     out = run(experiment, tmp_path / "out", model=gpt2, progress=False)
     vectors = SteeringVectors.load(out / "vectors.safetensors")
-    sides = [tokenize(gpt2, text) for text in (experiment.pairs.positive, experiment.pairs.negative)]
+    sides = [experiment.pairs.positive, experiment.pairs.negative]
+    sides = [gpt2.tokenizer(text)["input_ids"] for text in sides if text is not None]
     (space,) = gpt2.tokenizer(" ")["input_ids"]
-    length = max(map(len, sides))
-    streams = []
+    length, streams = max(map(len, sides)), []
     for ids in sides:
         with torch.no_grad():
             _, cache = gpt2.run_with_cache(torch.tensor([ids + [space] * (length - len(ids))]))
         streams.append(cache["blocks.6.hook_resid_pre"][0])
+    expected = streams[0] - streams[1] if len(streams) > 1 else streams[0]
     assert vectors.values.shape[1] == length
-    torch.testing.assert_close(vectors[6].values, streams[0] - streams[1], rtol=1e-4, atol=1e-4)
-    assert vectors[6].values[0].abs().max() < 1e-5  # the token that both begin with
-
-
-@pytest.mark.integration
-def test_one_word_is_added_alone(gpt2, tmp_path):
-    """As in the study, with "Shopping": without `negative` nothing is subtracted."""
-    changes = ("Love", "Shopping"), ("negative = .*", "")
-    experiment = shortened(tmp_path, "activation_addition_gpt2_xl", *changes)
-    out = run(experiment, tmp_path / "out", model=gpt2, progress=False)
-    vectors = SteeringVectors.load(out / "vectors.safetensors")
-    with torch.no_grad():
-        ids = gpt2.tokenizer("<|endoftext|>Shopping")["input_ids"]
-        _, cache = gpt2.run_with_cache(torch.tensor([ids]))
-    torch.testing.assert_close(vectors[6].values, cache["blocks.6.hook_resid_pre"][0], rtol=1e-4, atol=1e-4)
-    assert "nothing subtracted" in (out / "report.html").read_text("utf-8")
+    torch.testing.assert_close(vectors[6].values, expected, rtol=1e-4, atol=1e-4)
+    if changes:
+        assert "nothing subtracted" in (out / "report.html").read_text("utf-8")
+    else:
+        assert vectors[6].values[0].abs().max() < 1e-5  # the token that both begin with
 
 
 @pytest.mark.integration

@@ -66,8 +66,8 @@ def models(
 
         typer.echo(f"{name} is at {get_model(name)}")
     else:
-        command = " ".join(part for part in (action, name) if part)
-        raise ValueError(f"models {command} is unknown: use `tl-steer models` or `tl-steer models get NAME`.")
+        command = " ".join(filter(None, ["models", action, name]))
+        raise ValueError(f"{command} is unknown: use `tl-steer models` or `tl-steer models get NAME`.")
 
 
 @app.command()

@@ -16,11 +16,7 @@ REMEDY = (
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file, with or without a byte order mark; line ends are not translated.
-
-    Raises:
-        ValueError: another encoding; the message names the byte and says how to save the file.
-    """
+    """Text of a UTF-8 file, with or without a byte order mark; line ends are not translated."""
     content = path.read_bytes()
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path} is in UTF-16: expected UTF-8. {REMEDY.format('utf-16')}")
@@ -40,14 +36,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     The temporary file `.{name}.{pid}-{random}.part` is in the same folder. It is flushed to the disk and
     renamed to `path` in one step: a reader sees the old file or the new one, also after a crash or a loss of
-    power. After an error (or Ctrl-C) it is removed, and the old file is unchanged.
-
-    Raises:
-        OSError: the folder does not exist or cannot be written to, the disk is full, or nothing was written
-            to the temporary path.
-
-    A process killed while it writes leaves its `.part` file, which can be deleted. Of two writers, the later
-    one's file stays.
+    power. After an error (or Ctrl-C) it is removed, and the old file is unchanged. A killed process leaves
+    its `.part` file, which can be deleted. Of two writers, the later one's file stays.
     """
     path = Path(os.path.realpath(path))  # a link stays a link
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")

@@ -6,11 +6,7 @@ import numpy as np
 
 
 def require_seed(seed: int) -> int:
-    """The seed, of any size, as a Python integer.
-
-    Raises:
-        ValueError: not a whole number, or negative.
-    """
+    """The seed, of any size, as a Python integer; raises ValueError unless it is a whole number from 0."""
     if not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed={seed!s:.40}: expected a whole number. Give 0 or more.")
     return int(seed)

@@ -27,6 +27,10 @@ from typeguard import CollectionCheckStrategy, ForwardRefPolicy, TypeCheckError,
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 # Packages that may be between the user's line and this package: context managers, callbacks, hooks.
 INTERMEDIATE = ("contextlib", "functools", "pandas", "torch", "transformer_lens", "transformers")
+POLICIES = {
+    "forward_ref_policy": ForwardRefPolicy.IGNORE,
+    "collection_check_strategy": CollectionCheckStrategy.ALL_ITEMS,
+}
 MAX_ITEMS = 64  # longer collections are checked by one item of each type
 MAX_WIDTH, MAX_LINES = 100, 10  # of the repr of a dataclass
 MAX_LEVELS = 4  # of a factor that are listed in a repr
@@ -40,8 +44,7 @@ FIELDS.maxtuple = FIELDS.maxlist = FIELDS.maxdict = FIELDS.maxlevel = 3
 def checked(public: Checked) -> Checked:
     """Decorator: check the arguments of a public function or, for a class, of its constructor.
 
-    Wrong arguments raise `TypeError`, or `ValueError` if only certain strings are allowed. The message names
-    the value, what is allowed and, if it is known, the remedy.
+    Wrong arguments raise `TypeError`, or `ValueError` if only certain strings are allowed.
     """
     if isinstance(public, type):
         public.__init__ = _with_checks(public.__init__, public.__name__)
@@ -57,10 +60,8 @@ def require_characters(text: str, what: str) -> None:
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the user's code that called this package."""
-    names = [
-        frame.f_globals.get("__name__", "").partition(".")[0]
-        for frame, _ in traceback.walk_stack(sys._getframe())
-    ]
+    stack = traceback.walk_stack(sys._getframe())
+    names = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in stack]
     outermost = max(depth for depth, name in enumerate(names) if name == names[0])
     outside = (depth for depth in range(outermost + 1, len(names)) if names[depth] not in INTERMEDIATE)
     warnings.warn(message, category, stacklevel=next(outside, outermost) + 1)
@@ -94,11 +95,7 @@ def _with_checks(function: Checked, name: str) -> Checked:
 
 
 def _converted(value: Any, *, hint: Any, where: str) -> Any:
-    """The value, converted to Python numbers and lists where the hint requires it; `~` in paths is expanded.
-
-    Raises:
-        TypeError, ValueError: the value does not match the hint.
-    """
+    """The value, as Python numbers and lists where the hint requires these; `~` in paths is expanded."""
     if isinstance(value, str | Path) and Path in _members(hint):
         value = type(value)(os.path.expanduser(value))
     if _matches(value, hint):
@@ -121,12 +118,7 @@ def _matches(value: Any, hint: Any) -> bool:
     if _has_booleans(sample) and not _types_in(hint) & {bool, Any, object}:
         return False  # a mask where indices are expected would be the indices 1 and 0
     try:
-        check_type(
-            sample,
-            hint,
-            forward_ref_policy=ForwardRefPolicy.IGNORE,
-            collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS,
-        )
+        check_type(sample, hint, **POLICIES)
     except TypeCheckError:
         return False
     return True
@@ -173,9 +165,8 @@ def _types_in(hint: Any) -> set[Any]:
 
 def _has_booleans(value: Any) -> bool:
     """Whether a value is a Boolean, or a list or dict that contains one."""
-    items = (
-        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-    )
+    items = value.values() if isinstance(value, dict) else value
+    items = items if isinstance(value, dict | list | tuple) else [value]
     return any(isinstance(item, bool) for item in items)
 
 

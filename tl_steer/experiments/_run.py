@@ -53,12 +53,7 @@ PACKAGES = (
 
 @checked
 def run(
-    experiment: Experiment,
-    out: str | Path,
-    *,
-    fresh: bool = False,
-    model: Any = None,
-    progress: bool = True,
+    experiment: Experiment, out: str | Path, *, fresh: bool = False, model: Any = None, progress: bool = True
 ) -> Path:
     """Run an experiment into a folder with its data, tables and report, or resume such a run.
 
@@ -73,7 +68,7 @@ def run(
         `out`, with experiment.toml (a copy), versions.json, vectors.safetensors (in the experiment's unit,
         without weights), report.html; for contrast pairs audit.csv and activations.safetensors; with [sweep]
         or [text] sweep.parquet, in which open prompts have the split "text" and a column `said`: the prompt
-        without its chat format. With pairs and [sweep] damage.parquet, and with [text] text_damage.parquet.
+        without its chat format; with pairs and [sweep] damage.parquet; with [text] text_damage.parquet.
 
     Raises:
         FileExistsError: `out` holds something else, or a run of another experiment file, model or data.
@@ -102,14 +97,12 @@ def run(
             model = _loaded(experiment) if model is None else model
             experiment = with_date(experiment, model, work)
             require_runnable(experiment, model)
-            packages = package_versions(PACKAGES)
+            packages, files = package_versions(PACKAGES), files_parts(experiment)
             begun = begin(experiment, model, work, packages)
-            files = files_parts(experiment)
             _work(experiment, model, out, work, memory=begun["memory"], progress=progress)
-            described = _versions(experiment, model, packages, begun, seconds=time.monotonic() - started)
-            described |= {"parts": begun["parts"], "files": files}
-            described["template_variables"] = dict(experiment.model.template_variables)
-            write_atomic(out / VERSIONS, (json.dumps(described, indent=2) + "\n").encode("utf-8"), out)
+            versions = _versions(experiment, model, begun, packages, seconds=time.monotonic() - started)
+            versions["files"] = files
+            write_atomic(out / VERSIONS, (json.dumps(versions, indent=2) + "\n").encode("utf-8"), out)
         _report(out)
     return out
 
@@ -131,18 +124,15 @@ def _loaded(experiment: Experiment) -> Any:
     return load_model(config.name, dtype=config.dtype, device=config.device, processing=config.processing)
 
 
-def _work(
-    experiment: Experiment, model: Any, out: Path, work: Path, *, memory: Memory, progress: bool
-) -> None:
-    """Every step that needs the model, if its file does not exist."""
-    options = {"memory": memory, "progress": progress}
-    vectors, pairs = _estimated(experiment, model, out, **options)
-    vectors = weighted(vectors, experiment)
+def _work(experiment: Experiment, model: Any, out: Path, work: Path, **options: Any) -> None:
+    """Every step that needs the model, if its file does not exist; `options` are `memory` and `progress`."""
+    activations = None if experiment.has_prompts else _activations(experiment, model, out, **options)
+    vectors = weighted(_vectors(experiment, model, out, activations, options["memory"]), experiment)
     tables = []
     if experiment.questions is not None:
-        tables.append(question_table(experiment, model, vectors, pairs, work=work, **options))
-        if experiment.damage.passages and pairs is not None:
-            compute = partial(damage_table, experiment, model, vectors, pairs, tables[0], **options)
+        tables.append(question_table(experiment, model, vectors, activations, work=work, **options))
+        if experiment.damage.passages and activations is not None:
+            compute = partial(damage_table, experiment, model, vectors, activations, tables[0], **options)
             _save_table(out / "damage.parquet", compute)
     if experiment.text is not None:
         tables.append(text_table(experiment, model, vectors, tables, work=work, **options))
@@ -158,64 +148,58 @@ def _concatenated(tables: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _save_table(path: Path, compute: Callable[[], pd.DataFrame]) -> None:
-    if path.exists():
-        return
-    table = compute()
-    with write_errors(path), atomic(path) as scratch:
-        table.to_parquet(scratch, index=False)
-
-
-def _estimated(
-    experiment: Experiment, model: Any, out: Path, *, memory: Memory, progress: bool
-) -> tuple[SteeringVectors, PairedActivations | None]:
-    """The vectors in the experiment's unit, and the activations of the pairs if there are any.
-
-    Both are read back from their files, so that a resumed run computes with the same numbers.
-    """
-    options = {"memory": memory, "progress": progress}
-    activations = None if experiment.has_prompts else _activations(experiment, model, out, **options)
-    path, config = out / "vectors.safetensors", experiment.pairs
     if not path.exists():
-        vectors = (
-            activation_addition(model, config.positive, config.negative, hook=config.hook, memory=memory)
-            if activations is None
-            else estimator_of(experiment)(activations)
-        )
-        with write_errors(path):
-            in_unit(vectors, experiment).save(path)
-    return SteeringVectors.load(path), activations
+        table = compute()
+        with write_errors(path), atomic(path) as scratch:
+            table.to_parquet(scratch, index=False)
+
+
+# Activations and vectors are read back from their files: a resumed run computes with the same numbers.
 
 
 def _activations(experiment: Experiment, model: Any, out: Path, **options: Any) -> PairedActivations:
     """The activations of both sides of the pairs; also writes the audit of the pairs."""
     audit_path, path = out / "audit.csv", out / "activations.safetensors"
+    config, pairs = experiment.capture, pairs_of(experiment, model)
     if not audit_path.exists():
-        differing = audit(pairs_of(experiment, model), tokenizer=model.tokenizer).to_csv(index=False)
+        differing = audit(pairs, tokenizer=model.tokenizer).to_csv(index=False)
         write_atomic(audit_path, differing.encode("utf-8"), out)
     if not path.exists():
         logger.info("capturing activations of both sides of the pairs")
-        config = experiment.capture
+        layers = None if config.layers == "all" else config.layers
+        positions = parse_positions(config.positions)
         activations = capture_pairs(
-            model,
-            pairs_of(experiment, model),
-            positions=parse_positions(config.positions),
-            layers=None if config.layers == "all" else config.layers,
-            hook=config.hook,
-            **options,
+            model, pairs, positions=positions, layers=layers, hook=config.hook, **options
         )
         with write_errors(path):
             activations.save(path)
     return PairedActivations.load(path)
 
 
+def _vectors(
+    experiment: Experiment, model: Any, out: Path, activations: PairedActivations | None, memory: Memory
+) -> SteeringVectors:
+    """The vectors in the experiment's unit."""
+    path, config = out / "vectors.safetensors", experiment.pairs
+    if not path.exists():
+        if activations is None:
+            prompts = config.positive, config.negative
+            vectors = activation_addition(model, *prompts, hook=config.hook, memory=memory)
+        else:
+            vectors = estimator_of(experiment)(activations)
+        with write_errors(path):
+            in_unit(vectors, experiment).save(path)
+    return SteeringVectors.load(path)
+
+
 def _versions(
     experiment: Experiment,
     model: Any,
-    packages: Mapping[str, str],
     begun: Mapping[str, Any],
+    packages: Mapping[str, str],
     *,
     seconds: float,
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """The contents of versions.json."""
     others = {} if begun["packages"] == packages else {"packages_when_begun": begun["packages"]}
     return {
@@ -230,4 +214,6 @@ def _versions(
         "device": str(model.cfg.device),
         "dtype": str(model.cfg.dtype),
         "threads": torch.get_num_threads(),
+        "parts": begun["parts"],
+        "template_variables": dict(experiment.model.template_variables),
     }

@@ -51,6 +51,7 @@ Operations = Annotated[tuple[Literal["add", "project_out"], ...], Field(min_leng
 Weights = Annotated[Mapping[Key, Float], Field(min_length=1), NonZero]
 Unit = Literal["dose", "one", "length"]
 Wording = Literal["plain", "study"]
+SAMPLING = ("temperature", "top_p", "repetition_penalty", "draws")  # arguments of `sweep` for generated text
 
 
 @table
@@ -58,10 +59,9 @@ class Model:
     """[model]: arguments of `load_model`.
 
     Attributes:
-        name: a name of `tl-steer models`, or a local folder.
         device: "cpu", "cuda"; by default CUDA where it is available.
-        processing: `false` leaves the weights as they are, `true` is TransformerLens's usual folding and
-            centring, a table sets each by its name: { scalar_centring = true }.
+        processing: `false`, `true` (TransformerLens's usual folding and centring), or a table that sets each
+            by its name: { scalar_centring = true }.
         template_variables: values for the model's chat template, { enable_thinking = false }; see
             `chat_format`. If the template writes the current date, a run sets `strftime_now` to its start.
     """
@@ -114,8 +114,8 @@ class OrganismPairs:
 class PromptPair:
     """[pairs] kind = "prompts": one or two prompts for `activation_addition`, one vector per token.
 
-    The shorter is padded with spaces; without `negative` nothing is subtracted. Either may be empty, not
-    both. Such a run has no audit, no activations and no sections about pairs.
+    The shorter one, which may be empty, is padded with spaces; without `negative` nothing is subtracted. Such
+    a run has no audit, no activations and no sections about pairs.
     """
 
     kind: Literal["prompts"]
@@ -150,8 +150,8 @@ class _Direction:
     """Keys of every [directions] table.
 
     Attributes:
-        unit: what multiplier 1 stands for. "dose": the typical norm of the layer; "one": length 1, as in the
-            study; "length": the estimator's length.
+        unit: length at multiplier 1. "dose": the typical norm of the layer; "one": 1, as in the study;
+            "length": the estimator's.
         weights: {17 = 1.0, 31 = -0.5} steers with these layers only, each vector times its weight. Saved
             vectors have no weights.
     """
@@ -203,10 +203,10 @@ class Questions:
     """[questions]: two-choice questions with known answers, scored under every condition of the sweep.
 
     Attributes:
-        data: name or path; by default the bundled reviews, claims_eval or misconceptions. "organism" asks all
-            held-out claims of a model organism's language.
+        kind: "organism" asks all held-out claims of a model organism's language.
+        data: name or path; by default the bundled reviews, claims_eval or misconceptions.
         limit: number of questions, equally many of each label.
-        training: ask the claims of [pairs]. The report labels their effects as in-sample, and the table has a
+        training: ask the claims of [pairs]: the report labels their effects as in-sample, and the table has a
             factor `claims` that is "training". Without it, claims that are also in [pairs] are an error.
     """
 
@@ -227,13 +227,9 @@ class Questions:
         if self.kind == "organism" and (self.data is not None or self.limit is not None):
             raise ValueError('kind = "organism" asks all held-out claims: leave data and limit out.')
         if self.training and (self.kind != "claims" or self.data is not None):
-            raise ValueError(
-                'training = true asks the claims of [pairs]: give kind = "claims", and leave data out.'
-            )
+            raise ValueError('training = true asks the claims of [pairs]: use kind = "claims" without data.')
         if self.wording != "plain" and self.kind not in ("claims", "misconceptions"):
-            raise ValueError(
-                f'wording = "{self.wording}" is for kind = "claims" or "misconceptions": leave it out.'
-            )
+            raise ValueError(f'wording = "{self.wording}" is for kind = "claims" or "misconceptions".')
 
     @property
     def factor(self) -> str:
@@ -252,17 +248,13 @@ class _Sampling:
     draws: Positive = 1
     operations: Operations = ("add",)
 
-    DEFAULTS: ClassVar[Mapping[str, float]] = {
-        "temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0, "draws": 1,
-    }  # fmt: skip
-
     def __post_init__(self) -> None:
         Decoding(self.max_new_tokens, **self.sampling)
 
     @property
     def sampling(self) -> dict[str, float]:
         """The sampling arguments of `sweep`."""
-        return {name: getattr(self, name) for name in self.DEFAULTS}
+        return {name: getattr(self, name) for name in SAMPLING}
 
 
 @table
@@ -273,11 +265,11 @@ class Sweep(_Sampling):
         multipliers: on both sides of zero; doses where the vectors' unit is "dose".
         measure: "choice" scores the two answers; "generate" reads the answer from generated text, without
             logits, hence without a shift.
-        choices: "likeliest" counts the more probable choice, "sampled" draws one with the model's own
-            probabilities (`sampled_choices`), which shows biases that flip no likeliest choice.
+        choices: "likeliest" counts the more probable choice, "sampled" draws one with its probability
+            (`sampled_choices`), which shows biases that flip no likeliest choice.
         controls, shuffled, orthogonal: number of random directions of the same length, of vectors of the same
             pairs with the sides of half of them swapped, and of random directions orthogonal to the vector.
-            With fewer than 19 in all no p value can be below .05.
+            With fewer than 19 in all no p value can reach .05.
         control_layers: "all" layers and multipliers of the sweep, or the "chosen" layer and operation, at the
             chosen multiplier and its opposite.
         score: by which layer and multiplier are chosen on half of the questions (`choose`); by default
@@ -297,23 +289,14 @@ class Sweep(_Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.is_generated and self.sampling != self.DEFAULTS:
-            raise ValueError(
-                "temperature, top_p, repetition_penalty and draws are for generated text: leave them out, or "
-                "use measure = 'generate'."
-            )
+        if not self.is_generated and any(getattr(Decoding, name) != self.sampling[name] for name in SAMPLING):
+            raise ValueError(f"{', '.join(SAMPLING)} are for generated text: use measure = 'generate'.")
         if self.score is None:
             object.__setattr__(self, "score", "accuracy" if self.is_generated else "shift")
         if self.is_generated and self.score == "shift":
-            raise ValueError(
-                "score = 'shift' is the change of a logit difference, which measure = 'generate' does not "
-                "have: use 'accuracy' or 'd_prime', or measure = 'choice'."
-            )
+            raise ValueError("score = 'shift' needs logits: use 'accuracy', or measure = 'choice'.")
         if self.is_generated and self.choices == "sampled":
-            raise ValueError(
-                "choices = 'sampled' draws from the probabilities of scored answers, which measure = "
-                "'generate' does not have: leave it out, or use measure = 'choice'."
-            )
+            raise ValueError("choices = 'sampled' needs probabilities: use measure = 'choice'.")
 
     @property
     def is_generated(self) -> bool:
@@ -341,8 +324,8 @@ class Damage:
     def __post_init__(self) -> None:
         if not parse_positions(self.positions).generated:
             raise ValueError(
-                f"positions = {self.positions!r} leaves generated tokens unsteered, and passages are read as "
-                "generated text: use all_tokens(), current_token() or generated_tokens()."
+                f"positions = {self.positions!r} leaves generated tokens unsteered, which passages are read "
+                "as: use all_tokens(), current_token() or generated_tokens()."
             )
 
 

@@ -84,15 +84,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.directions is None:
-            default = (
-                ActivationAddition(method="activation_addition")
-                if self.has_prompts
-                else MeanOrLda(method="mean_difference")
-            )
-            object.__setattr__(self, "directions", default)
-        problems = [*_contradictions(self), *(_prompt_contradictions(self) if self.has_prompts else [])]
-        if problems:
-            raise ValueError(problems[0])
+            method = "activation_addition" if self.has_prompts else "mean_difference"
+            directions = (ActivationAddition if self.has_prompts else MeanOrLda)(method=method)
+            object.__setattr__(self, "directions", directions)
+        for problem in _contradictions(self):
+            raise ValueError(problem)
 
     @property
     def has_prompts(self) -> bool:
@@ -110,39 +106,28 @@ class Experiment:
 
 
 def _contradictions(experiment: Experiment) -> Iterator[str]:
-    """Error messages for tables that do not fit each other."""
+    """Error messages for tables that do not fit each other; the first one is raised."""
     pairs, questions, sweep = experiment.pairs, experiment.questions, experiment.sweep
-    method, text = experiment.directions.method, experiment.text
+    method, text, model = experiment.directions.method, experiment.text, experiment.model.name
     if (questions is None) != (sweep is None):
         yield "[questions] and [sweep] belong together: give both, or neither."
     if questions is None and text is not None and not isinstance(text.layers, tuple):
         yield "[text] layers must be a list, since without [questions] no layer is chosen."
     if experiment.has_prompts != (method == "activation_addition"):
-        yield (
-            '[pairs] kind = "prompts" and [directions] method = "activation_addition" go together: '
-            "give both, or neither."
-        )
+        both = '[pairs] kind = "prompts" and [directions] method = "activation_addition"'
+        yield f"{both} go together: give both, or neither."
     for name, each in (("pairs", pairs), ("questions", questions)):
-        if each is not None and each.kind == "organism" and experiment.model.name not in ORGANISMS:
+        if each is not None and each.kind == "organism" and model not in ORGANISMS:
             yield (
                 f'[{name}] kind = "organism" is in the language of the model organisms, which [model] name = '
-                f"{experiment.model.name!r} does not know: use one of {', '.join(ORGANISMS)}."
+                f"{model!r} does not know: use one of {', '.join(ORGANISMS)}."
             )
     if questions is not None and questions.training and pairs.kind != "honesty":
-        yield (
-            '[questions] training = true asks the claims of [pairs]: expected [pairs] kind = "honesty", '
-            f'not "{pairs.kind}".'
-        )
+        yield f'[questions] training = true needs [pairs] kind = "honesty", not "{pairs.kind}".'
     if sweep is not None and sweep.shuffled and method == "principal_component":
-        yield (
-            "[sweep] shuffled: swapped pairs have the same principal component. Leave shuffled out, or use "
-            "another [directions] method."
-        )
-
-
-def _prompt_contradictions(experiment: Experiment) -> Iterator[str]:
-    """Error messages for tables that do not fit [pairs] kind = "prompts", with one vector per position."""
-    sweep, text = experiment.sweep, experiment.text
+        yield "[sweep] shuffled: swapped pairs have the same principal component. Use other controls."
+    if not experiment.has_prompts:
+        return
     reason = 'with [pairs] kind = "prompts" there are no pairs, and one vector for each of the first tokens'
     if experiment.capture != Capture() or experiment.separation != Separation():
         yield f"[capture] and [separation] are about pairs: {reason}. Leave them out."
@@ -166,10 +151,16 @@ def read_experiment(path: str | Path) -> Experiment:
 
     Raises:
         FileNotFoundError: neither a file nor a name.
-        ValueError: not TOML, or a key that is unknown, missing, of the wrong type or with a value that is not
-            allowed; the message names file, table and key, and a near match where there is one.
+        ValueError: not TOML, or an unknown, missing or wrong key; the message names file, table and key.
     """
-    file, folder = _located(path)
+    if str(path) in own_experiments():
+        file, folder = resources.files("tl_steer.experiments") / f"{path}.toml", Path.cwd()
+    else:
+        file = Path(path)
+        folder = file.resolve().parent
+        if not file.is_file():
+            names = ", ".join(own_experiments())
+            raise FileNotFoundError(f"{path} is neither a file nor one of our experiments ({names}).")
     try:
         source = read_text(file)
         values = tomllib.loads(source)
@@ -192,9 +183,8 @@ def require_as_read(experiment: Experiment) -> None:
         differing = [name for name in names if getattr(original, name) != getattr(experiment, name)]
     if differing:
         raise ValueError(
-            f"the experiment differs from its file in {', '.join(differing)}: expected it as it was read, "
-            "since a run saves the file's text. Write the change into a file, and read that with "
-            "read_experiment."
+            f"the experiment differs from its file in {', '.join(differing)}: a run saves the file's text. "
+            "Write the change into a file, and read that with read_experiment."
         )
 
 
@@ -204,22 +194,9 @@ def own_experiments() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
-def _located(path: str | Path) -> tuple[Any, Path]:
-    """The file, and the folder of its relative data paths."""
-    if str(path) in own_experiments():
-        return resources.files("tl_steer.experiments") / f"{path}.toml", Path.cwd()
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{path} is neither a file nor one of the package's experiments ({', '.join(own_experiments())})."
-        )
-    return file, file.resolve().parent
-
-
 def _validated(values: Mapping[str, Any], source: str, folder: Path) -> Experiment:
-    for key in NOT_IN_FILES:
-        if key in values:
-            raise ValueError(_unknown_key([key], values))
+    if reserved := [key for key in NOT_IN_FILES if key in values]:
+        raise ValueError(_unknown_key(reserved, values))
     try:
         return Experiment(**values, source=source, folder=folder)
     except ValidationError as error:
@@ -241,9 +218,9 @@ def _message(errors: list[Any], values: Mapping[str, Any]) -> str:
         case "union_tag_not_found" | "union_tag_invalid":
             return _wrong_tag(path[0], first["ctx"]["discriminator"].strip("'"), value)
         case "value_error":
-            problem = str(first["ctx"]["error"]).removesuffix(".")
             # The error of a whole table names its key already.
-            return f"{where}{problem}." if not name else f"{where}{name} = {value!r:.60}: {problem}."
+            what = f"{name} = {value!r:.60}: " if name else ""
+            return f"{where}{what}{str(first['ctx']['error']).removesuffix('.')}."
     return _wrong_value(errors, values, path[:2])
 
 
@@ -267,8 +244,7 @@ def _named(path: list[str | int]) -> tuple[str, str]:
 
 def _table_classes(name: str) -> list[type]:
     """The dataclasses that a table may become; empty for a plain key."""
-    field = Experiment.__pydantic_fields__.get(name)
-    annotation = field and field.annotation
+    annotation = getattr(Experiment.__pydantic_fields__.get(name), "annotation", None)
     return [each for each in get_args(annotation) or (annotation,) if is_dataclass(each)]
 
 
@@ -299,15 +275,11 @@ def _wrong_tag(name: str, key: str, values: Mapping[str, Any]) -> str:
 def _wrong_value(errors: list[Any], values: Mapping[str, Any], key: list[str | int]) -> str:
     """What the types of a key expect, of the errors that are deepest in it: there is one per union member."""
     located = [(*_resolved(each["loc"], values), each) for each in errors]
-    located = [each for each in located if each[0][:2] == key]
-    path, value, _ = max(located, key=lambda each: len(each[0]))
+    path, value, _ = max((each for each in located if each[0][:2] == key), key=lambda each: len(each[0]))
     same = [error for steps, _, error in located if steps == path]
-    constraints = [each for each in same if each["type"] not in TYPES]
-    texts = [
-        EXPECTED.get(each["type"], each["msg"]).format(**each.get("ctx", {})) for each in constraints or same
-    ]
-    expected = " or ".join(dict.fromkeys(texts))
-    where, name = _named(path)
+    constraints = [each for each in same if each["type"] not in TYPES] or same
+    texts = (EXPECTED.get(each["type"], each["msg"]).format(**each.get("ctx", {})) for each in constraints)
+    expected, (where, name) = " or ".join(dict.fromkeys(texts)), _named(path)
     if same[0]["loc"][-1] == "[key]":
         return f"{where}{name}: expected {expected} as key.{_near(path[-1], expected)}"
     return f"{where}{name} = {value!r:.60}: expected {expected}.{_near(value, expected)}"

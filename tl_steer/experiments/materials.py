@@ -25,14 +25,13 @@ def pairs_of(experiment: Experiment, model: Any) -> prompts.ContrastPairs:
     """The contrast pairs of [pairs], of any kind but "prompts"."""
     config = experiment.pairs
     if config.kind == "organism":
-        names = ("limit", "matched", "confound", "strength", "mislabelled")
-        options = {name: getattr(config, name) for name in names}
+        options = _options(config, "limit", "matched", "confound", "strength", "mislabelled")
         return organisms.organism_pairs(experiment.model.name, seed=experiment.seed, **options)
     if config.kind == "csv":
         pairs = prompts.read_pairs(_data(experiment, config.data))
         rows = pd.DataFrame(index=pairs.factors.index)
         return pairs.subset(list(_sampled(rows, config.limit, experiment.seed).index))
-    options = {name: getattr(config, name) for name in ("style", "shared", "persona", "wording")}
+    options = _options(config, "style", "shared", "persona", "wording")
     return prompts.honesty_pairs(claims_of_pairs(experiment), chat_of(experiment, model), **options)
 
 
@@ -45,24 +44,19 @@ def claims_of_pairs(experiment: Experiment) -> pd.DataFrame:
 def estimator_of(experiment: Experiment) -> directions.Estimator:
     """The estimator of [directions] with its options, for pairs; without unit and weights."""
     config = experiment.directions
-    if config.method == "principal_component":
-        return partial(
-            directions.principal_component, component=config.component, of=config.of, sign=config.sign
-        )
-    if config.method == "logistic_direction":
-        return partial(directions.logistic_direction, C=config.C)
-    return {"mean_difference": directions.mean_difference, "lda_direction": directions.lda_direction}[
-        config.method
-    ]
+    names = {"principal_component": ("component", "of", "sign"), "logistic_direction": ("C",)}
+    estimator = getattr(directions, config.method)
+    if config.method not in names:
+        return estimator
+    return partial(estimator, **_options(config, *names[config.method]))
 
 
 def can_be_halved(experiment: Experiment, factors: pd.DataFrame) -> bool:
     """Whether vectors can be estimated from either half of the pairs, with and without shuffled labels."""
-    if factors["group"].nunique(dropna=False) < FEWEST:
-        return False
     config = experiment.directions
-    # A quarter of the pairs less one: as many components as centred differences have.
-    return config.method != "principal_component" or max(config.components) < len(factors) // 4
+    if config.method == "principal_component" and max(config.components) >= len(factors) // 4:
+        return False  # a quarter of the pairs less one: as many components as centred differences have
+    return factors["group"].nunique(dropna=False) >= FEWEST
 
 
 def in_unit(vectors: directions.SteeringVectors, experiment: Experiment) -> directions.SteeringVectors:
@@ -86,14 +80,9 @@ def questions_of(experiment: Experiment, model: Any) -> prompts.ChoiceQuestions:
     table = _question_rows(experiment).reset_index(drop=True)
     if config.kind == "sentiment":
         return prompts.sentiment_questions(table)
-    questions = {"claims": prompts.claim_questions, "misconceptions": prompts.misconception_questions}[
-        config.kind
-    ](
-        table,
-        chat_of(experiment, model),
-        free_text=experiment.sweep.is_generated,
-        wording=config.wording,
-    )
+    build = prompts.claim_questions if config.kind == "claims" else prompts.misconception_questions
+    free_text = experiment.sweep.is_generated
+    questions = build(table, chat_of(experiment, model), free_text=free_text, wording=config.wording)
     if not config.training:
         return questions
     return replace(questions, factors=questions.factors.assign(claims="training"))
@@ -137,10 +126,7 @@ def prompts_of(experiment: Experiment) -> list[str]:
 def rendered_prompts(experiment: Experiment, model: Any) -> list[str]:
     """The prompts of [text], in the model's chat format if [text] chat is true."""
     texts = prompts_of(experiment)
-    if not experiment.text.chat:
-        return texts
-    chat = chat_of(experiment, model)
-    return [chat.render(text) for text in texts]
+    return list(map(chat_of(experiment, model).render, texts)) if experiment.text.chat else texts
 
 
 def chat_of(experiment: Experiment, model: Any) -> ChatFormat:
@@ -156,6 +142,10 @@ def files_of(experiment: Experiment) -> dict[str, Path]:
     return {data: path for data, path in paths.items() if isinstance(path, Path)}
 
 
+def _options(config: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in names}
+
+
 def _data(experiment: Experiment, data: str) -> str | Path:
     """The name of a bundled data set unchanged; a path relative to the experiment file."""
     is_bundled = "/" not in data and (resources.files("tl_steer.data") / f"{data}.csv").is_file()
@@ -163,21 +153,13 @@ def _data(experiment: Experiment, data: str) -> str | Path:
 
 
 def _sampled(table: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
-    """`limit` random rows, equally many of each label, in the table's order.
-
-    Raises:
-        ValueError: there are fewer.
-    """
+    """`limit` random rows, equally many of each label, in the table's order."""
     if limit is None:
         return table
     strata = list(table.groupby("label").indices.values()) if "label" in table else [range(len(table))]
     if limit % len(strata) or any(len(rows) < limit // len(strata) for rows in strata):
         sizes = " and ".join(str(len(rows)) for rows in strata)
-        raise ValueError(
-            f"limit = {limit} cannot be drawn: there are {sizes} rows"
-            + (" with either label, of which equally many are taken." if len(strata) > 1 else ".")
-        )
-    sampled = [
-        table.iloc[rows].sample(limit // len(strata), random_state=short_seed(seed)) for rows in strata
-    ]
-    return pd.concat(sampled).sort_index()
+        equally = ", of which equally many of each label are taken" * (len(strata) > 1)
+        raise ValueError(f"limit = {limit} cannot be drawn: there are {sizes} rows{equally}.")
+    count, state = limit // len(strata), short_seed(seed)
+    return pd.concat(table.iloc[rows].sample(count, random_state=state) for rows in strata).sort_index()

@@ -38,11 +38,11 @@ def question_table(
     `work` is the folder where the sweep is saved as it runs; a finished sweep there is read. `options` are
     `memory` and `progress`.
     """
-    config = experiment.sweep
-    questions = questions_of(experiment, model)
+    config, questions = experiment.sweep, questions_of(experiment, model)
     logger.info("asking %d questions", len(questions))
     # Without its folder: part of the sweep's digest, and a run may go on after its file was moved.
     select = partial(_chosen_conditions, replace(experiment, folder=Path()))
+    counts = {"random": config.controls, "shuffled": config.shuffled, "orthogonal": config.orthogonal}
     return _swept(
         experiment,
         config,
@@ -51,7 +51,7 @@ def question_table(
         vectors,
         questions,
         layers=None if config.layers == "all" else config.layers,
-        controls=_controls(experiment, vectors, pairs),
+        controls=_controls(experiment, vectors, pairs, **counts),
         control_layers="all" if config.control_layers == "all" else select,
         positions=parse_positions(config.positions),
         measure=config.measure,
@@ -65,50 +65,28 @@ def _swept(
     """`sweep`, resumed from `out`, or read from there if it is finished."""
     if out is not None and out.exists():
         return pd.read_parquet(out)
-    return sweep(
-        *arguments,
-        out=out,
-        multipliers=config.multipliers,
-        operations=config.operations,
-        max_new_tokens=config.max_new_tokens,
-        **config.sampling,
-        seed=experiment.seed,
-        **options,
-    )
+    shared = {"multipliers": config.multipliers, "operations": config.operations, **config.sampling}
+    shared |= {"max_new_tokens": config.max_new_tokens, "seed": experiment.seed}
+    return sweep(*arguments, out=out, **shared, **options)
 
 
 def _chosen_conditions(experiment: Experiment, table: pd.DataFrame) -> pd.DataFrame:
-    return _chosen_condition(experiment, table).to_frame().T
-
-
-def _chosen_condition(experiment: Experiment, table: pd.DataFrame) -> pd.Series:
-    """The best condition on the choosing half."""
-    return _best(experiment, with_choices(experiment, table))
+    return _best(experiment, with_choices(experiment, table)).to_frame().T
 
 
 def _best(experiment: Experiment, table: pd.DataFrame) -> pd.Series:
+    """The best condition on the choosing half."""
     score = score_of(table, experiment.sweep.score)
     return best_choice(choose(table, on=CHOOSE, report=REPORT, value=score, splits=0))
 
 
 def _controls(
-    experiment: Experiment, vectors: SteeringVectors, pairs: PairedActivations | None
+    experiment: Experiment, vectors: SteeringVectors, pairs: PairedActivations | None, **counts: int
 ) -> dict[str, SteeringVectors]:
-    """The controls of [sweep]; without pairs random ones only."""
-    config = experiment.sweep
+    """Controls by name, the same direction in every table; without pairs random ones only."""
     if pairs is None:
-        return {
-            f"random {index + 1}": random_like(vectors, seed=1000 * experiment.seed + index)
-            for index in range(config.controls)
-        }
-    counts = {"random": config.controls, "shuffled": config.shuffled, "orthogonal": config.orthogonal}
-    return _control_vectors(experiment, vectors, pairs, **counts)
-
-
-def _control_vectors(
-    experiment: Experiment, vectors: SteeringVectors, pairs: PairedActivations, **counts: int
-) -> dict[str, SteeringVectors]:
-    """Controls of each type; the same name is the same direction in every table."""
+        seed = 1000 * experiment.seed
+        return {f"random {k + 1}": random_like(vectors, seed=seed + k) for k in range(counts["random"])}
     estimator = estimator_of(experiment)
     return control_vectors(pairs, estimator=estimator, vectors=vectors, seed=experiment.seed, **counts)
 
@@ -122,8 +100,8 @@ def damage_table(
     **options: Any,
 ) -> pd.DataFrame:
     """Damage to neutral text at the layer chosen in `question_table`, with every multiplier of the sweep."""
-    config, best = experiment.damage, _chosen_condition(experiment, questions)
-    passages = passages_of(experiment)
+    config, passages = experiment.damage, passages_of(experiment)
+    best = _best(experiment, with_choices(experiment, questions))
     logger.info("reading %d neutral passages at layer %s", len(passages), best["layers"])
     return damage(
         model,
@@ -134,9 +112,7 @@ def damage_table(
         operations=[best["operation"]],
         positions=parse_positions(config.positions),
         # "random 1" is the sweep's, so that the effect and the damage in the report are of one direction.
-        controls=_control_vectors(
-            experiment, vectors, pairs, random=config.controls, shuffled=0, orthogonal=0
-        ),
+        controls=_controls(experiment, vectors, pairs, random=config.controls, shuffled=0, orthogonal=0),
         seed=experiment.seed,
         max_tokens=config.max_tokens,
         **options,
@@ -166,8 +142,7 @@ def text_table(
     **options: Any,
 ) -> pd.DataFrame:
     """Generated texts at the chosen layers; prompt ids continue those of `tables`. `work` as above."""
-    config = experiment.text
-    prompts = prompts_of(experiment)
+    config, prompts = experiment.text, prompts_of(experiment)
     layers = list(config.layers) if isinstance(config.layers, tuple) else _best_layers(experiment, tables[0])
     positions = config.positions or (experiment.sweep.positions if experiment.sweep else "all_tokens()")
     logger.info("writing %d texts at each of the layers %s", len(prompts), layers)
@@ -191,14 +166,13 @@ def text_table(
 
 def _best_layers(experiment: Experiment, table: pd.DataFrame) -> list[int | tuple[int, ...]]:
     """The best layers on the choosing half, best first; each is removed before the next is chosen."""
-    count = 1 if experiment.text.layers == "chosen" else experiment.text.layers
     best: list[str] = []
-    while len(best) < count:
-        rest = with_choices(experiment, table)
-        rest = rest[~rest["layers"].isin(best) & ~rest["control"].astype(bool)]
-        if set(rest["vector"]) == {UNSTEERED}:
-            break
-        best.append(_best(experiment, rest)["layers"])
+    table = with_choices(experiment, table)
+    table = table[~table["control"].astype(bool)]
+    for _ in range(1 if experiment.text.layers == "chosen" else experiment.text.layers):
+        rest = table[~table["layers"].isin(best)]
+        if (rest["vector"] != UNSTEERED).any():
+            best.append(_best(experiment, rest)["layers"])
     return [_layers(name) for name in best]
 
 

@@ -33,7 +33,6 @@ def require_runnable(experiment: Experiment, model: Any) -> None:
 
 
 def _problems(experiment: Experiment, model: Any) -> Iterator[str]:
-    """Error messages, the first of which is raised."""
     if not experiment.has_prompts:
         yield from _pair_problems(experiment, pairs_of(experiment, model).factors)
     yield from _layer_problems(experiment, model.cfg.n_layers)
@@ -54,23 +53,18 @@ def _pair_problems(experiment: Experiment, factors: pd.DataFrame) -> Iterator[st
     folds, groups = experiment.separation.folds, factors["group"].nunique(dropna=False)
     if groups < folds:
         allowed = f"set folds to 2 to {groups}, or " if groups > 1 else ""
-        yield (
-            f"[separation] folds = {folds} cannot be made of the {groups} groups of pairs in [pairs]: "
-            f"{allowed}use more pairs."
-        )
+        yield f"[separation] folds = {folds}: [pairs] has {groups} groups of pairs; {allowed}use more pairs."
     directions = experiment.directions
     if directions.method == "principal_component":
         # Components must exist in the training pairs of every fold, which are fewer than all pairs.
         fold = balanced_folds(factors, folds=folds, seed=experiment.seed)
-        n_pairs = int(len(factors) - np.bincount(fold).max())
-        available = {"pooled": 2 * n_pairs - 1, "centred_differences": n_pairs - 1}.get(
-            directions.of, n_pairs
-        )
+        n = int(len(factors) - np.bincount(fold).max())
+        available = {"pooled": 2 * n - 1, "centred_differences": n - 1}.get(directions.of, n)
         for component in directions.components:
             if not 1 <= component <= available:
                 yield (
                     f"[directions] component = {component} does not exist: [separation] folds = {folds} "
-                    f"leaves {n_pairs} pairs to make directions of, which give 1 to {available}."
+                    f"leaves {n} pairs, which have components 1 to {available}."
                 )
     if experiment.sweep is not None and experiment.sweep.shuffled and groups < FEWEST:
         yield (
@@ -109,9 +103,8 @@ def _resolved(key: str, layers: int | Sequence[int] | None, n_layers: int) -> tu
 def _question_problems(experiment: Experiment, model: Any) -> Iterator[str]:
     if shared := shared_claims(experiment):
         yield (
-            f"[questions] asks {len(shared)} claims of which the vectors are made, such as "
-            f"{shared[0]!r:.80}: give data with other claims, or training = true, so that the report labels "
-            "them."
+            f"[questions] asks {len(shared)} claims that are also in [pairs], such as {shared[0]!r:.80}: "
+            "give data with other claims, or training = true, so that the report labels them."
         )
     questions = questions_of(experiment, model)
     if len(questions) < 2:
@@ -120,9 +113,8 @@ def _question_problems(experiment: Experiment, model: Any) -> Iterator[str]:
     if experiment.sweep.score == "d_prime" and min(counts) < 2:
         others = "'accuracy'" if experiment.sweep.is_generated else "'accuracy' or 'shift'"
         yield (
-            "[sweep] score = 'd_prime' needs both right answers in both halves of the questions, and "
-            f"[questions] kind = {experiment.questions.kind!r} has {counts[0]} with the one, {counts[1]} "
-            f"with the other: use {others}{', or ask more' * bool(min(counts))}."
+            "[sweep] score = 'd_prime' needs both right answers in both halves of the questions, and there "
+            f"are {counts[0]} with the one, {counts[1]} with the other: use {others}, or ask more."
         )
 
 
@@ -134,15 +126,11 @@ def _passage_problems(passages: Sequence[str], model: Any) -> Iterator[str]:
     unknown = np.mean(np.concatenate(ids) == model.tokenizer.unk_token_id)
     if unknown > MOST_UNKNOWN:
         yield (
-            f"[damage] data: of the tokens of the neutral passages {unknown:.0%} are unknown to the model's "
-            'tokenizer. Give data = a CSV with text that it knows ("organism" for model organisms), or '
-            "passages = 0."
+            f"[damage] data: of the tokens of the passages {unknown:.0%} are unknown to the tokenizer: "
+            'give a CSV with text that it knows ("organism" for model organisms), or passages = 0.'
         )
-    if (longest := max(map(len, ids))) > model.cfg.n_ctx:
-        yield (
-            f"[damage] data: a passage has {longest} tokens, and the model's context {model.cfg.n_ctx}: give "
-            "a CSV with shorter ones, or passages = 0."
-        )
+    if (longest := max(map(len, ids))) > (context := model.cfg.n_ctx):
+        yield f"[damage] data: a passage has {longest} tokens, and the context {context}: give shorter ones."
 
 
 def _length_problems(experiment: Experiment, model: Any) -> Iterator[str]:
@@ -155,6 +143,5 @@ def _length_problems(experiment: Experiment, model: Any) -> Iterator[str]:
             if len(ids) < count:
                 yield (
                     f"[{name}] the prompt {prompt!r} has {len(ids)} tokens, fewer than the {count} vectors "
-                    "(one for each token of [pairs] positive, or of negative if that is longer): give a "
-                    "longer prompt, or shorter ones in [pairs]."
+                    "(one per token of the longer prompt in [pairs])."
                 )

@@ -31,12 +31,7 @@ CHOOSE, REPORT, TEXT = "choose", "report", "text"  # the splits of a run's sweep
 
 
 def best_choice(choices: pd.DataFrame, *, split: str = CHOOSE) -> pd.Series:
-    """The chosen condition of the operation with the highest value on the choosing half.
-
-    Args:
-        choices: from `choose`, by one score.
-        split: whose row is returned; the choice is made on the choosing half either way.
-    """
+    """The condition of `choose` with the highest value on the choosing half; its row of `split`."""
     keys = ["vector", "operation"]
     halves = choices[choices["split"] == CHOOSE], choices[choices["split"] == split]
     chosen, returned = (half.set_index(keys, drop=False) for half in halves)
@@ -94,11 +89,7 @@ class Results:
     @classmethod
     @checked
     def load(cls, folder: str | Path) -> "Results":
-        """Read a run folder.
-
-        Raises:
-            FileNotFoundError: a file of a run is missing.
-        """
+        """Read a run folder."""
         folder = Path(folder)
         experiment = read_experiment(folder / "experiment.toml")
         paired = not experiment.has_prompts
@@ -125,13 +116,9 @@ class Results:
     @cached_property
     def separation(self) -> pd.DataFrame:
         """`analysis.separation` of the pairs with the experiment's estimator."""
-        return separation(
-            self.activations,
-            estimator=estimator_of(self.experiment),
-            folds=self.experiment.separation.folds,
-            shuffles=self.experiment.separation.shuffles,
-            seed=self.experiment.seed,
-        )
+        config, seed = self.experiment.separation, self.experiment.seed
+        options = {"folds": config.folds, "shuffles": config.shuffles, "seed": seed}
+        return separation(self.activations, estimator=estimator_of(self.experiment), **options)
 
     @cached_property
     def score(self) -> str:
@@ -155,8 +142,7 @@ class Results:
         """The chosen condition with the opposite multiplier, if it was run."""
         if pd.isna(self.chosen["multiplier"]):
             return None
-        opposite = self.chosen.copy()
-        opposite["multiplier"] *= -1
+        opposite = pd.Series({**self.chosen, "multiplier": -self.chosen["multiplier"]})
         rows = condition_rows(self.questions[[*CONDITION, "dose"]].drop_duplicates(), opposite)
         return None if rows.empty else rows.iloc[0]
 
@@ -244,8 +230,8 @@ class Results:
         if not can_be_halved(self.experiment, self.activations.factors):
             return None
         estimators = {self.vectors.method: estimator_of(self.experiment)}
-        counts = {"splits": 20, "resamples": 100, "shuffles": 50}
-        return agreement(self.activations, estimators=estimators, seed=self.experiment.seed, **counts)
+        options = {"splits": 20, "resamples": 100, "shuffles": 50, "seed": self.experiment.seed}
+        return agreement(self.activations, estimators=estimators, **options)
 
     @cached_property
     def confounds(self) -> pd.DataFrame | None:
@@ -262,8 +248,7 @@ class Results:
         rows = self.half(REPORT)
         if self.score == "shift":
             return effect_and_damage(effectiveness(rows), self.damage)
-        measure, _ = measure_of(self.score)
-        effects = measure(rows, 2000, self.experiment.seed)
+        effects = measure_of(self.score)[0](rows, 2000, self.experiment.seed)
         return effect_and_damage(effects, self.damage, value="change", directed=False)
 
     @cached_property

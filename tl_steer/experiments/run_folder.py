@@ -27,9 +27,8 @@ from .config_file import Experiment
 from .materials import files_of, pairs_of, passages_of, questions_of, rendered_prompts
 
 logger = logging.getLogger(__name__)
-UNFINISHED, BEGUN, FILE, VERSIONS, REPORT = (
-    "unfinished", "begun.json", "experiment.toml", "versions.json", "report.html",
-)  # fmt: skip
+UNFINISHED, BEGUN = "unfinished", "begun.json"
+FILE, VERSIONS, REPORT = "experiment.toml", "versions.json", "report.html"
 MAX_LINES = 3  # differing lines in a message
 REMEDY = "Give another folder (--out), or start again (--fresh), which moves the old run aside."
 
@@ -47,15 +46,9 @@ def is_finished(out: str | Path) -> bool:
 
 
 def require_same_experiment(experiment: Experiment, out: Path) -> None:
-    """Reject a folder with other files, or with a run of another experiment file.
-
-    Raises:
-        FileExistsError: the message has the first lines that differ.
-    """
+    """Raise FileExistsError for a folder with other files, or with a run of another experiment file."""
     if not is_run(out) and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
-        raise FileExistsError(
-            f"{out} exists and is not empty: give another folder, or move or delete this one first."
-        )
+        raise FileExistsError(f"{out} exists and is not empty: give another folder, or move this one.")
     if not (out / FILE).exists():
         return
     before = (out / FILE).read_bytes().decode("utf-8", errors="replace")
@@ -72,11 +65,7 @@ def require_same_experiment(experiment: Experiment, out: Path) -> None:
 
 
 def move_aside(out: Path) -> Path | None:
-    """Rename a run to the first free name of out.old-1, out.old-2, …; nothing is deleted.
-
-    Raises:
-        InUseError: a process writes it.
-    """
+    """Rename a run to the first free name of out.old-1, out.old-2, …, unless a process writes it."""
     if not is_run(out):
         return None
     path = out.absolute()  # "." has no name
@@ -93,11 +82,8 @@ def move_aside(out: Path) -> Path | None:
 def open_run(experiment: Experiment, out: Path) -> Iterator[Path]:
     """Begin or continue a run in `out`; yields the folder of files that are removed when it is finished.
 
-    Raises:
-        FileExistsError: as `require_same_experiment`.
-        InUseError: another process writes it.
-
-    After an error, finished files are kept; if nothing was begun, nothing is left.
+    Raises FileExistsError as `require_same_experiment`, and InUseError if another process writes it. After
+    an error, finished files are kept; if nothing was begun, nothing is left.
     """
     require_same_experiment(experiment, out)
     was_there, folder = out.exists(), out / UNFINISHED
@@ -130,12 +116,9 @@ def with_date(experiment: Experiment, model: Any, folder: Path) -> Experiment:
 
 
 def begin(experiment: Experiment, model: Any, folder: Path, packages: dict[str, str]) -> dict[str, Any]:
-    """Write what the run begins with, or compare it; returns what it was begun with.
+    """Write what the run begins with, or return what it was begun with, if model and data are the same.
 
     "memory", in bytes, decides what shares a batch, and so the last bits of every table.
-
-    Raises:
-        FileExistsError: the model or the data differ from those at the start.
     """
     out = folder.parent
     now = {
@@ -147,19 +130,15 @@ def begin(experiment: Experiment, model: Any, folder: Path, packages: dict[str, 
     }
     if not (folder / BEGUN).exists() and not (out / FILE).exists():
         write_atomic(out / FILE, experiment.source.encode("utf-8"), out)
-    begun = Store(out, folder).begin(
-        BEGUN, now, plan="parts", what="something else than is there now", remedy=REMEDY
-    )
+    what = "something else than is there now"
+    begun = Store(out, folder).begin(BEGUN, now, plan="parts", what=what, remedy=REMEDY)
     if changes := differences(begun["packages"], packages):
         logger.warning("%s continues with other packages than it was begun with: %s", out, changes)
     return begun
 
 
 def require_unchanged(experiment: Experiment, model: Any, out: Path) -> None:
-    """Reject a finished run of another model (if one is passed) or of data files that have changed.
-
-    Raises:
-        FileExistsError: the message names the differences.
+    """Raise FileExistsError for a finished run of another model, if one is passed, or of other data files.
 
     Data files that no longer exist are not compared.
     """

@@ -1,27 +1,24 @@
 """Sentences about a run's numbers, with intervals, and no more certain than the numbers."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import pandas as pd
 
 from ...directions import SteeringVectors
+from ...plots.format import interval, number
 from ...sweeps.sweep_table import UNSTEERED, condition_rows
-from .number_format import ALPHA, Row, condition_label, interval, plain, sign_of, signed
+from .report_tables import ALPHA, PLAIN, SIGNED, Row, condition_label, sign_of, value_interval
 
-# Below this share of all probability, two choices say little about what the model would say.
-LITTLE_MASS = 0.5
-# From this share of unreadable texts on, the readable ones may not be representative.
-MUCH_UNREADABLE = 0.1
+LITTLE_MASS = 0.5  # of the probability: below it, two choices say little about what the model would say
+MUCH_UNREADABLE = 0.1  # share of texts from which the readable ones may not be representative
 SCORES = {
     "d_prime": "d′",
     "shift": "the change of the logit difference in the multiplier's direction",
     "flipped": "the share of answers that change",
 }
-
 TRAINING_FINDING = (
-    "Training claims: these made the vector. What is reported of their answers is in-sample, on both halves "
-    "of the questions, and may be larger than on claims that had no part in it."
+    "Training claims: these made the vector. Their effects are in-sample, on both halves of the questions, "
+    "and may be larger than those on new claims."
 )
 
 
@@ -33,8 +30,8 @@ def separation_finding(table: pd.DataFrame) -> str:
 
     A layer counts if p_corrected is at most 0.05, as in the figure.
     """
-    n = f"{int(table['pairs'].iloc[0])} pairs, {int(table['folds'].iloc[0])}-fold"
-    best = _highest(table)
+    first, best = table.iloc[0], _highest(table)
+    n = f"{int(first['pairs'])} pairs, {int(first['folds'])}-fold"
     if table["p_corrected"].isna().all():
         return f"Held-out paired accuracy: {best} ({n}); no shuffled labels were run to compare it with."
     if table["null_max"].isna().all():
@@ -42,9 +39,8 @@ def separation_finding(table: pd.DataFrame) -> str:
             f"Held-out paired accuracy: {best} ({n}). With so few shuffles no layer can reach "
             f"p ≤ {ALPHA}: 19 shuffles or more are needed."
         )
-    chance = (
-        f"shuffled labels exceed {plain(table['null_max'].iloc[0])} at any layer in 5 % of shuffles ({n})"
-    )
+    highest = number(first["null_max"], PLAIN)
+    chance = f"shuffled labels exceed {highest} at any layer in 5 % of shuffles ({n})"
     clear = table[table["p_corrected"] <= ALPHA]
     if len(clear):
         return (
@@ -53,15 +49,15 @@ def separation_finding(table: pd.DataFrame) -> str:
         )
     return (
         f"The pairs are not shown to separate at any of {len(table)} layers (p ≥ "
-        f"{table['p_corrected'].min():.2g}, corrected for all layers): {best}; {chance}. A vector made "
-        "of such pairs is not shown to carry what they were meant to differ in."
+        f"{table['p_corrected'].min():.2g}, corrected for all layers): {best}; {chance}. A vector of such "
+        "pairs is not shown to carry their intended difference."
     )
 
 
 def _highest(table: pd.DataFrame) -> str:
     best = table[table["paired_accuracy"] == table["paired_accuracy"].max()]
     first = best.iloc[0]
-    accuracy = interval(first, "paired_accuracy", show=plain)
+    accuracy = interval(first, "paired_accuracy", PLAIN)
     if len(best) == 1:
         return f"the highest is {accuracy}, at layer {int(first['layer'])}"
     return f"{len(best)} layers tie for the highest, {accuracy}, layer {int(best['layer'].min())} the first"
@@ -69,7 +65,7 @@ def _highest(table: pd.DataFrame) -> str:
 
 def _runs(layers: Iterable[int]) -> str:
     """Layers as runs: "0–4, 7, 9–11"."""
-    layers = sorted(int(layer) for layer in layers)
+    layers = sorted(map(int, layers))
     starts = [layer for layer in layers if layer - 1 not in layers]
     ends = [layer for layer in layers if layer + 1 not in layers]
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
@@ -99,7 +95,7 @@ def effect_finding(
     """
     rows = condition_rows(effects, chosen).to_dict("records")
     signs = {str(row[factor]): sign_of(row, "shift") for row in rows}
-    shifts = "; ".join(f"{row[factor]} {interval(row, 'shift')}" for row in rows)
+    shifts = "; ".join(f"{row[factor]} {interval(row, 'shift', SIGNED)}" for row in rows)
     share = f"the share that says {_aim(signal)}" if len(signal) == 1 else "the share of right answers"
     measured = share if is_generated else "the logit difference"
     moved = f"the vector {_movement(signs, factor, signal)} (change of {measured}: {shifts})"
@@ -109,25 +105,23 @@ def effect_finding(
 
 def _movement(signs: dict[str, int], factor: str, signal: Sequence[str]) -> str:
     """How the question types moved; +1 is toward the signal."""
-    toward = {1: "toward", -1: "away from"}
-    aim = _aim(signal)
+    toward, aim = {1: "toward", -1: "away from"}, _aim(signal)
     if not any(signs.values()):
         return f"moves no kind of question measurably toward or away from {aim}"
     if len(set(signs.values())) == 1:
         (sign,) = set(signs.values())
         return f"moves {'both' if len(signs) == 2 else 'all'} kinds of questions {toward[sign]} {aim}"
-    if len(signal) < len(signs):
-        right = {sign if level in signal else -sign for level, sign in signs.items()}
-        if len(right) == 1:
-            return f"moves each kind of question toward its own {'right' if right == {1} else 'wrong'} answer"
+    right = {sign if level in signal else -sign for level, sign in signs.items()}
+    if len(signal) < len(signs) and len(right) == 1:
+        return f"moves each kind of question toward its own {'right' if right == {1} else 'wrong'} answer"
     parts = [f"{level} {toward[sign]} {aim}" for level, sign in signs.items() if sign]
     still = [level for level, sign in signs.items() if not sign]
     rest = f", and {' and '.join(still)} not measurably" if still else ""
     return f"moves questions of {factor} {' and '.join(parts)}{rest}"
 
 
-def _aim(signal: Sequence[str]) -> str:
-    return f"“{signal[0]}”" if len(signal) == 1 else "the right answer"
+def _aim(signal: Sequence[str], several: str = "the right answer") -> str:
+    return f"“{signal[0]}”" if len(signal) == 1 else several
 
 
 def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], *, has_noise: bool) -> str:
@@ -140,18 +134,15 @@ def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], 
         return "Too few of these answers can be read to tell bias from sensitivity."
     before = detection[detection["vector"] == UNSTEERED].iloc[0]
     measured = f"{_bias_measure(row)}; {_sensitivity_measure(row, before)}"
-    number = int(row["n_signal"] + row["n_noise"])
+    n = int(row["n_signal"] + row["n_noise"])
     if verdict == "cannot tell":
         reason = "too few of some kind for the intervals of d′ and criterion to cover"
         if has_logits:
-            change = interval(row, "d_prime_change")
+            change = interval(row, "d_prime_change", SIGNED)
             reason = f"{measured}: the ranking is perfect in both, and d′ changes by {change}"
-        return f"These {number} answers cannot tell bias from sensitivity: {reason}."
+        return f"These {n} answers cannot tell bias from sensitivity: {reason}."
     if verdict == "neither":
-        return (
-            f"The {number} answers show neither a shift of bias nor a change of sensitivity, measurably: "
-            f"{measured}."
-        )
+        return f"The {n} answers show no measurable shift of bias or change of sensitivity: {measured}."
     shift = f"a shift of bias {_bias_direction(row, signal)}"
     if verdict == "bias":
         return f"This is {shift}, without a measurable change of sensitivity: {measured}."
@@ -166,15 +157,14 @@ def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], 
 
 
 def _bias_direction(row: Row, signal: Sequence[str]) -> str:
-    name = f"“{signal[0]}”" if len(signal) == 1 else "the signal"
     is_toward = row["criterion_change"] < 0 if pd.isna(row["shift"]) else row["shift"] > 0
-    return f"{'toward' if is_toward else 'away from'} {name}"
+    return f"{'toward' if is_toward else 'away from'} {_aim(signal, 'the signal')}"
 
 
 def _bias_measure(row: Row) -> str:
     if pd.isna(row["shift"]):
-        return f"the criterion changes by {interval(row, 'criterion_change')}"
-    change = f"the logit difference changes by {interval(row, 'shift')}"
+        return f"the criterion changes by {interval(row, 'criterion_change', SIGNED)}"
+    change = f"the logit difference changes by {interval(row, 'shift', SIGNED)}"
     if row["verdict"] not in ("bias", "both") and sign_of(row, "shift"):
         return f"the kinds do not move the same way (on average {change})"
     return f"over both kinds {change}"
@@ -182,8 +172,8 @@ def _bias_measure(row: Row) -> str:
 
 def _sensitivity_measure(row: Row, before: Row) -> str:
     if pd.isna(row["auc_change"]):
-        return f"d′ changes by {interval(row, 'd_prime_change')}"
-    change = interval(row, "auc_change", show=partial(signed, digits=3))
+        return f"d′ changes by {interval(row, 'd_prime_change', SIGNED)}"
+    change = interval(row, "auc_change", "+.3f")
     return f"the AUC is {before['auc']:.3f} unsteered and {row['auc']:.3f} steered (change {change})"
 
 
@@ -201,24 +191,23 @@ def choice_finding(choices: pd.DataFrame) -> str:
         choices: two rows from `choose`, the choosing half first.
     """
     on, report = choices.iloc[0], choices.iloc[1]
-    show = plain if on["value_name"] in ("accuracy", "flipped") else signed
-    around = f"{show(report['value'])} [{show(report['low'])}, {show(report['high'])}]"
-    agreement = on["selection_agreement"]
-    again = "" if pd.isna(agreement) else f", and again in {agreement:.0%} of random halves"
+    score, agreement = on["value_name"], on["selection_agreement"]
+    spec = PLAIN if score in ("accuracy", "flipped") else SIGNED
     chosen = (
-        f"Chosen by {SCORES.get(on['value_name'], on['value_name'])} on {int(on['n'])} questions: "
-        f"{condition_label(on)}, with {show(on['value'])}"
+        f"Chosen by {SCORES.get(score, score)} on {int(on['n'])} questions: {condition_label(on)}, with "
+        f"{number(on['value'], spec)}"
     )
-    other = f"On the other {int(report['n'])} it is {around}"
+    again = "" if pd.isna(agreement) else f", and again in {agreement:.0%} of random halves"
+    other = f"On the other {int(report['n'])} it is {value_interval(report, spec)}"
     unless = ", which may be no change at all" if sign_of(report, "change") == 0 else ""
-    if on["value_name"] in ("shift", "flipped"):  # a change already
+    if score in ("shift", "flipped"):  # a change already
         return f"{chosen}{again}. {other}{unless}."
+    unsteered, now = (number(row["unsteered"], spec) for row in (on, report))
+    change = interval(report, "change", SIGNED)
     caution = " A bias that makes answers alike moves d′ too: the verdict says which it is."
     return (
-        f"{chosen} (unsteered {show(on['unsteered'])}){again}. {other}, unsteered "
-        f"{show(report['unsteered'])}: a change of {interval(report, 'change')}{unless}."
-        + caution
-        * (on["value_name"] == "d_prime")
+        f"{chosen} (unsteered {unsteered}){again}. {other}, unsteered {now}: a change of {change}{unless}."
+        + caution * (score == "d_prime")
     )
 
 
@@ -232,8 +221,8 @@ def mass_finding(rows: pd.DataFrame, chosen: pd.Series) -> str | None:
     if rows["mass"].isna().all() or min(unsteered, steered) >= LITTLE_MASS:
         return None
     return (
-        f"Caution: the two choices together hold {plain(unsteered)} of the probability unsteered, "
-        f"{plain(steered)} steered; most of the time the model would say something else."
+        f"Caution: the two choices together have {number(unsteered, PLAIN)} of the probability unsteered, "
+        f"{number(steered, PLAIN)} steered; most of the time the model would say something else."
     )
 
 
@@ -242,13 +231,13 @@ def unreadable_finding(rows: pd.DataFrame, conditions: Sequence[pd.Series]) -> s
     choices = {"unsteered": rows.loc[rows["vector"] == UNSTEERED, "choice"]}
     choices |= {f"at {condition_label(each)}": condition_rows(rows, each)["choice"] for each in conditions}
     if not any(choice.isna().any() for choice in choices.values()):
-        return "The answers are texts, and in each of these a choice could be read."
+        return "The answers are texts, and a choice can be read in each of these."
     counts = ", ".join(f"{choice.isna().sum()} of {len(choice)} {where}" for where, choice in choices.items())
     much = max(choice.isna().mean() for choice in choices.values()) >= MUCH_UNREADABLE
     return (
-        f"{'Caution: t' if much else 'T'}he answers are texts, and in some no choice can be read ({counts}). "
-        "They count as wrong in an accuracy, and are left out of shares, d′ and criterion, which therefore "
-        "speak of the other questions alone."
+        f"{'Caution: s' if much else 'S'}ome of the answers are texts without a readable choice ({counts}). "
+        "They count as wrong in an accuracy. Shares, d′ and criterion leave them out, and so are about the "
+        "other questions only."
     )
 
 
@@ -259,12 +248,12 @@ def prompts_finding(vectors: SteeringVectors) -> str:
     where = f"at {vectors.hook}: one vector for each of the first {count} tokens, where they are added."
     if negative is None:
         return (
-            f"The vector is the residual stream on {positive!r}, nothing subtracted, {where} It holds "
-            "whatever the model computes on such a prompt, also what it computes on any prompt."
+            f"The vector is the residual stream on {positive!r}, nothing subtracted, {where} It also "
+            "contains what the model computes on any prompt."
         )
     return (
         f"The vector is the residual stream on {positive!r} minus that on {negative!r}, {where} Two prompts "
-        "cannot tell what they were meant to differ in from what else they differ in."
+        "cannot tell their intended difference from any other."
     )
 
 
@@ -281,5 +270,5 @@ def text_finding(texts: pd.DataFrame) -> str:
     *most, last = [name for name, was_run in operations.items() if was_run]
     return (
         f"{texts['prompt_id'].nunique()} open prompts were answered with the vector {', '.join(most)} and "
-        f"{last} at {where}. The texts are below to be read; what they say is not measured."
+        f"{last} at {where}. The texts are below to be read; their content is not measured."
     )

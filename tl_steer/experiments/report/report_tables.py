@@ -1,23 +1,27 @@
-"""Tables of the report as text: numbers with intervals, and a note on what each column means."""
+"""Parts of the report: sections, figures as HTML, tables as text, and the format of their numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from ...evaluation._signal_detection import FEWEST
 from ...evaluation.control_tests import ONE_WAY
+from ...plots.format import counted, interval, number
 from ...sweeps.sweep_table import UNSTEERED
-from .number_format import ALPHA, ENOUGH_CONTROLS, Format, counted, interval, plain, signed, span, steered_by
 
+Row = pd.Series | Mapping[str, Any]
+SIGNED, PLAIN = "+.2f", ".2f"  # formats of changes and of other values
+ALPHA = 0.05  # the largest p value that counts as significant, in every sentence and table
+ENOUGH_CONTROLS = 19  # with which a p value can reach ALPHA
 DAGGER = "†"
 EFFECTS = {
-    "shift": "shift (nats)",
+    "shift": "shift of the logit difference (nats)",
     "accuracy": "change of accuracy",
     "d_prime": "change of d′",
-    "flipped": "answers that change",
+    "flipped": "answers that change (share)",
 }
 REASONS = {
     "": "usable",
@@ -25,11 +29,9 @@ REASONS = {
     "collapse": "the text falls apart",
     "no effect": "no clear effect",
 }
-# The measures of `detection_table`, with their formats where they are not signed with two decimals.
-DETECTION = ("accuracy", "auc", "auc_change", "d_prime", "criterion", "d_prime_change", "criterion_change")
-FORMATS: Mapping[str, Format] = {
-    "accuracy": plain, "auc": partial(plain, digits=3), "auc_change": partial(signed, digits=3),
-    "d_prime": plain,
+DETECTION = {  # measures of `detection_table` with their formats
+    "accuracy": PLAIN, "auc": ".3f", "auc_change": "+.3f", "d_prime": PLAIN, "criterion": SIGNED,
+    "d_prime_change": SIGNED, "criterion_change": SIGNED,
 }  # fmt: skip
 
 
@@ -48,9 +50,57 @@ class Table:
     prose: bool = False
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: heading, what to read from it, and figures, tables, or both."""
+
+    id: str
+    title: str
+    read: str
+    figures: Sequence[tuple[str, Markup]] = ()
+    tables: Sequence[Table] = ()
+
+
+def drawn(id_: str, plot: Callable[..., Any], table: pd.DataFrame, **options: Any) -> tuple[str, Markup]:
+    """A figure's id, and its HTML without plotly.js, which the page includes once."""
+    config = {"displaylogo": False, "responsive": True}
+    div = plot(table, **options).to_html(
+        full_html=False, include_plotlyjs=False, div_id=f"figure-{id_}", config=config
+    )
+    return id_, Markup(div)
+
+
+def sign_of(row: Row, name: str) -> int:
+    """+1 or −1 if the interval of a column excludes zero, else 0; also 0 without an interval."""
+    return int(row[f"{name}_low"] > 0) - int(row[f"{name}_high"] < 0)
+
+
+def span(low: float, high: float, spec: str = SIGNED) -> str:
+    """A range, "+0.10 to +0.20", or one number if both look the same."""
+    return " to ".join(dict.fromkeys([number(low, spec), number(high, spec)]))
+
+
+def value_interval(row: Row, spec: str = PLAIN) -> str:
+    """The value of a row of `choose`, with its interval."""
+    return f"{number(row['value'], spec)} [{number(row['low'], spec)}, {number(row['high'], spec)}]"
+
+
+def steered_by(multiplier: float) -> str:
+    """A multiplier, or that the vector is projected out."""
+    return "projected out" if pd.isna(multiplier) else number(multiplier, SIGNED)
+
+
+def condition_label(condition: pd.Series) -> str:
+    """Layer, multiplier and dose of a condition."""
+    if pd.isna(condition["multiplier"]):
+        return f"layer {condition['layers']} ({condition['operation']})"
+    multiplier, dose = number(condition["multiplier"], SIGNED), number(condition["dose"], PLAIN)
+    return f"layer {condition['layers']}, multiplier {multiplier} (dose {dose})"
+
+
 def _table(
     table: pd.DataFrame,
-    columns: Mapping[str, Callable[[Mapping[str, Any]], str]],
+    columns: Mapping[str, Callable[[Row], str]],
     *,
     labels: int,
     marked: pd.Series | None = None,
@@ -62,20 +112,20 @@ def _table(
     return Table(list(columns), rows, labels, marks, note)
 
 
-def _number(name: str, show: Format = signed) -> Callable[[Mapping[str, Any]], str]:
-    return lambda row: show(row[name])
+def _number(name: str, spec: str = SIGNED) -> Callable[[Row], str]:
+    return lambda row: number(row[name], spec)
 
 
-def _range(row: Mapping[str, Any], name: str, show: Format) -> str:
-    return f"{show(row[f'{name}_low'])} to {show(row[f'{name}_high'])}"
+def _range(row: Row, name: str, spec: str) -> str:
+    return f"{number(row[f'{name}_low'], spec)} to {number(row[f'{name}_high'], spec)}"
 
 
-def _operation(row: Mapping[str, Any]) -> str:
-    return row["operation"].replace("_", " ")
+def _words(name: str) -> Callable[[Row], str]:
+    return lambda row: row[name].replace("_", " ")
 
 
-def _count(value: float) -> str:
-    return plain(value, 0 if float(value).is_integer() else 1)
+def _count(name: str) -> Callable[[Row], str]:
+    return lambda row: number(row[name], ".0f" if float(row[name]).is_integer() else ".1f")
 
 
 def audit_table(audit: pd.DataFrame) -> Table:
@@ -83,8 +133,8 @@ def audit_table(audit: pd.DataFrame) -> Table:
     columns = {
         "factor": lambda row: row["factor"],
         "level": lambda row: row["level"],
-        "positive side": _number("positive", _count),
-        "negative side": _number("negative", _count),
+        "positive side": _count("positive"),
+        "negative side": _count("negative"),
         "difference": _number("difference"),
     }
     note = "Counts of prompts, means for lengths; difference in pooled standard deviations."
@@ -104,20 +154,19 @@ def detection_table(detection: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     is_control = both["control"].astype(bool)
     own = both[~is_control].sort_values(["multiplier", "vector"], kind="stable").to_dict("records")
     controls = [rows for _, rows in both[is_control].groupby(["operation", "multiplier"], dropna=False)]
-    rows = [_detection_row(row) for row in own] + [_control_row(rows) for rows in controls]
+    rows = [*map(_detection_row, own), *map(_control_row, controls)]
     columns = [
         "vector", "verdict", "multiplier", "accuracy", "AUC", "change of AUC", "d′", "criterion c",
         "change of d′", "change of c",
     ]  # fmt: skip
-    first = both.iloc[0] if len(both) else {"n_signal": 0, "n_noise": 0}
     note = (
-        f"{first['n_signal']} questions whose right answer is the signal, {first['n_noise']} whose is not; "
-        "95 % intervals. A negative criterion says the signal more often. Verdict: where logit differences "
-        "are known, their AUC decides about sensitivity and their change about bias; else d′ and c do, where "
-        "their intervals are known to cover."
+        f"{both['n_signal'].iloc[0]} questions whose right answer is the signal, {both['n_noise'].iloc[0]} "
+        "whose is not; 95 % intervals. A negative criterion says the signal more often. Where logit "
+        "differences are known, the verdict on sensitivity is that of their AUC, and the verdict on bias "
+        "that of their change; elsewhere d′ and c decide, if their intervals are known to cover."
     )
     if controls:
-        note += " Of control vectors: the lowest and the highest value."
+        note += " Control vectors: lowest and highest value."
     if any(DAGGER in text for row in rows for text in row):
         note += (
             f" {DAGGER} Fewer than {FEWEST} answers of some kind: the interval is not known to cover, and is "
@@ -127,11 +176,11 @@ def detection_table(detection: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
     return Table(columns, rows, 2, marked + [False] * len(controls), note)
 
 
-def _detection_row(row: Mapping[str, Any]) -> list[str]:
+def _detection_row(row: Row) -> list[str]:
     """A condition without controls; a dagger where an interval is not known to cover."""
     is_steered = row["vector"] != UNSTEERED
     texts = []
-    for name in DETECTION:
+    for name, spec in DETECTION.items():
         is_change = name.endswith("_change")
         if is_change and not is_steered:
             texts.append("")
@@ -139,35 +188,36 @@ def _detection_row(row: Mapping[str, Any]) -> list[str]:
             texts.append("–")
         else:
             covered = row["change_covered" if is_change else "covered"] or not name.startswith(("d_", "crit"))
-            texts.append(interval(row, name, show=FORMATS.get(name, signed)) + DAGGER * (not covered))
+            texts.append(interval(row, name, spec) + DAGGER * (not covered))
     multiplier = steered_by(row["multiplier"]) if is_steered else ""
     return [row["vector"] if is_steered else "unsteered", row["verdict"], multiplier, *texts]
 
 
 def _control_row(rows: pd.DataFrame) -> list[str]:
     """All controls of an operation and multiplier, from the lowest to the highest value."""
-    ranges = [span(rows[name].min(), rows[name].max(), FORMATS.get(name, signed)) for name in DETECTION]
-    return [counted(rows["vector"].nunique(), "control"), "", steered_by(rows["multiplier"].iloc[0]), *ranges]
+    ranges = [span(rows[name].min(), rows[name].max(), spec) for name, spec in DETECTION.items()]
+    controls = counted([rows["vector"].nunique()], "control")
+    return [controls, "", steered_by(rows["multiplier"].iloc[0]), *ranges]
 
 
 def optimism_table(choices: pd.DataFrame) -> Table:
     """Results of choosing and reporting on the same questions, and of the controls' own choices."""
     columns = {
         "chosen by": lambda row: row["value_name"],
-        "operation": _operation,
-        "in sample": _number("in_sample_score", plain),
-        "held out": _number("held_out_score", plain),
-        "optimism": lambda row: f"{plain(row['optimism'])} ({_range(row, 'optimism', plain)})",
-        "same again": _number("selection_agreement", lambda share: "–" if pd.isna(share) else f"{share:.0%}"),
-        "controls' choices": lambda row: _range(row, "null", plain) if row["controls"] else "–",
+        "operation": _words("operation"),
+        "in sample": _number("in_sample_score", PLAIN),
+        "held out": _number("held_out_score", PLAIN),
+        "optimism": lambda row: f"{number(row['optimism'], PLAIN)} ({_range(row, 'optimism', PLAIN)})",
+        "same again": _number("selection_agreement", ".0%"),
+        "controls' choices": lambda row: _range(row, "null", PLAIN) if row["controls"] else "–",
         "p": lambda row: f"{row['p_value']:.2g} ({int(row['controls'])})" if row["controls"] else "–",
     }
     note = (
         "In sample: chosen and reported on the same questions. Held out: chosen on one half, reported on the "
-        "other, mean of repeated halvings. Optimism: how much better a choice looks where it was made; in "
-        "brackets the middle 95 % of halvings. Controls' choices: control vectors put through the same "
-        "choice, where they were tried in all the same conditions; p: the share that does as well, the "
-        f"vector itself counted, which takes {ENOUGH_CONTROLS} controls or more to reach {ALPHA}."
+        "other, mean of repeated halvings. Optimism: in sample minus held out; in brackets the middle 95 % "
+        "of halvings. Controls' choices: the same choice among control vectors that ran in all the same "
+        "conditions. p: the share of these that does as well, counting the vector itself; "
+        f"{ENOUGH_CONTROLS} controls or more can reach {ALPHA}."
     )
     return _table(choices[choices["split"] == "report"], columns, labels=2, note=note)
 
@@ -179,10 +229,10 @@ def choice_table(choices: pd.DataFrame) -> Table:
         "split": lambda row: f"{row['split']} (n = {row['n']})",
         "layer": lambda row: row["layers"],
         "multiplier": _number("multiplier"),
-        "dose": _number("dose", plain),
-        "value": lambda row: f"{plain(row['value'])} [{plain(row['low'])}, {plain(row['high'])}]",
-        "unsteered": _number("unsteered", plain),
-        "change": lambda row: interval(row, "change"),
+        "dose": _number("dose", PLAIN),
+        "value": value_interval,
+        "unsteered": _number("unsteered", PLAIN),
+        "change": lambda row: interval(row, "change", SIGNED),
     }
     shifted = "shift" in set(choices["value_name"])
     note = "The shift is the mean change of the logit difference in the multiplier's direction." * shifted
@@ -193,18 +243,18 @@ def controls_table(table: pd.DataFrame) -> Table:
     """Each condition next to its controls, from rows of `against_controls`."""
     value = table["value_name"].iloc[0]
     columns = {
-        "operation": _operation,
-        "multiplier": lambda row: "" if pd.isna(row["multiplier"]) else signed(row["multiplier"]),
-        "dose": _number("dose", plain),
-        EFFECTS[value]: lambda row: interval(row, "effect"),
-        "controls' range": lambda row: _range(row, "null", signed),
+        "operation": _words("operation"),
+        "multiplier": lambda row: "" if pd.isna(row["multiplier"]) else number(row["multiplier"], SIGNED),
+        "dose": _number("dose", PLAIN),
+        EFFECTS[value]: lambda row: interval(row, "effect", SIGNED),
+        "controls' range": lambda row: _range(row, "null", SIGNED),
         "controls": lambda row: str(int(row["controls"])),
-        "p": _number("p_value", plain),
+        "p": _number("p_value", PLAIN),
     }
-    far = "that go as far from the mean of all" if value in ONE_WAY else "that go as far, either way"
+    far = "as far from their mean" if value in ONE_WAY else "as far from zero, either way"
     note = (
-        "Controls' range: over control vectors, with the same multiplier and its opposite. p: the share of "
-        f"them {far}, the vector itself counted; marked at {ALPHA} or less. It is of each condition alone."
+        "Controls' range: of control vectors with the same multiplier and its opposite. p: the share of them "
+        f"{far}, counting the vector itself, not corrected for several conditions; marked at {ALPHA} or less."
     )
     if (fewest := int(table["controls"].min())) < ENOUGH_CONTROLS:
         floor = f"{1 / (fewest + 1):.2g}"
@@ -218,12 +268,12 @@ def confounds_table(table: pd.DataFrame) -> Table:
         "factor": lambda row: row["factor"],
         "direction": lambda row: row["contrast"],
         "cosine": _number("cosine"),
-        "share of length²": _number("share", plain),
-        "chance up to": _number("null_high", plain),
+        "share of length²": _number("share", PLAIN),
+        "chance up to": _number("null_high", PLAIN),
     }
     note = (
         f"At layer {int(table['layer'].iloc[0])}; all: the span of all of them. Chance: in 95 % of shuffles "
-        "no factor that means nothing is beyond it, at any layer; marked beyond."
+        "no shuffled factor is beyond it at any layer; marked where the vector is."
     )
     if not table["balanced"].all():
         note += " Without numbers: each level is on one side alone, which is the vector's own difference."
@@ -235,21 +285,21 @@ def cost_table(cost: pd.DataFrame, *, effect: str) -> Table:
     is_control = cost["control"].astype(bool)
     own = cost[~is_control & (cost["operation"] != "none")].sort_values("multiplier")
     columns = {
-        "multiplier": _number("multiplier", steered_by),
+        "multiplier": lambda row: steered_by(row["multiplier"]),
         "": lambda row: REASONS[row["reason"]],
-        "dose": _number("dose", plain),
-        effect: lambda row: interval(row, "effect"),
-        "KL (nats)": lambda row: interval(row, "kl", show=plain),
-        "loss change (nats)": lambda row: interval(row, "loss_change"),
+        "dose": _number("dose", PLAIN),
+        effect: lambda row: interval(row, "effect", SIGNED),
+        "KL (nats)": lambda row: interval(row, "kl", PLAIN),
+        "loss change (nats)": lambda row: interval(row, "loss_change", SIGNED),
     }
     controls = "controls (this run has no controls)"
-    if number := cost.loc[is_control, "vector"].nunique():
-        few = f" (too few for p ≤ {ALPHA})" if number < ENOUGH_CONTROLS else ""
-        controls = f"the {counted(number, 'control')}{few}"
+    if n := cost.loc[is_control, "vector"].nunique():
+        few = f" (too few for p ≤ {ALPHA})" if n < ENOUGH_CONTROLS else ""
+        controls = f"the {counted([n], 'control')}{few}"
     note = (
         "Usable (marked): the effect's interval is beyond zero (of a shift, on the multiplier's side), the "
-        f"effect beyond that of {controls}, the loss change's upper end at most 0.1 nats (a "
-        "tenth more perplexity). The text falls apart where the loss changes by more than 2 nats."
+        f"effect beyond that of {controls}, and the loss change's upper end at most 0.1 nats (a tenth more "
+        "perplexity). The text falls apart where the loss changes by more than 2 nats."
     )
     return _table(own, columns, labels=2, marked=own["usable"], note=note)
 
@@ -264,13 +314,13 @@ def by_p_value(table: pd.DataFrame) -> pd.DataFrame:
 def prediction_table(table: pd.DataFrame) -> Table:
     """Rank correlations over layers, of the measures that vary over these."""
     columns = {
-        "measure": lambda row: row["measure"].replace("_", " "),
+        "measure": _words("measure"),
         "correlation": _number("correlation"),
-        "p": _number("p_value", plain),
+        "p": _number("p_value", PLAIN),
         "layers": lambda row: str(int(row["n"])),
     }
     note = (
-        "Spearman's correlation over layers with the size of the mean slope per dose; p by shifting layers, "
-        "of each measure alone; smallest p first."
+        "Spearman's correlation over layers with the size of the mean slope per dose; p of each measure "
+        "alone, by shifting layers; smallest first."
     )
     return _table(by_p_value(table), columns, labels=1, note=note)

@@ -7,22 +7,14 @@ from itertools import takewhile
 
 import pandas as pd
 
-from ...plots.format import prompt_labels
+from ...plots.format import number, prompt_labels
 from ...sweeps.sweep_table import DRAW, UNSTEERED, condition_rows, text_keys
-from .number_format import plain, signed
-from .report_tables import Table
+from .report_tables import PLAIN, SIGNED, Table
 
 
 @dataclass(frozen=True)
 class TextLayer:
-    """Texts at one layer.
-
-    Attributes:
-        layer: as in the sweep's table.
-        heads: heading of each column of texts.
-        rows: prompts with their texts.
-        plain: index of the unsteered column.
-    """
+    """Texts at one layer: a heading per column, prompts with their texts; `plain` is the unsteered column."""
 
     layer: str
     heads: Sequence[str]
@@ -103,4 +95,4 @@ def _head(condition: pd.Series) -> str:
         return "unsteered"
     if pd.isna(condition["multiplier"]):
         return condition["operation"].replace("_", " ")
-    return f"{signed(condition['multiplier'])} (dose {plain(condition['dose'])})"
+    return f"{number(condition['multiplier'], SIGNED)} (dose {number(condition['dose'], PLAIN)})"
