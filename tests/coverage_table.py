@@ -1,8 +1,10 @@
-"""How often 95 % intervals hold the truth, by simulation: `python -m tests.coverage_table` prints Markdown.
+"""Coverage of 95 % intervals, by simulation: `python -m tests.coverage_table` prints Markdown.
 
-Beside each interval of today stands what it replaced: the percentile bootstrap with the log-linear
-correction, bare, and smoothed by one prompt that is shared among the outcomes.
+Next to each current interval are those it replaced: the percentile bootstrap with the log-linear correction,
+bare, and smoothed by one prompt that is shared among the outcomes.
 """
+
+import itertools
 
 import numpy as np
 from scipy.special import ndtri
@@ -18,7 +20,7 @@ RATES = (
     (0.99, 0.5), (0.99, 0.43), (0.99, 0.01), (0.99, 0.95), (0.01, 0.01),
 )  # fmt: skip
 GROUP_ROWS = ((2,), (4,), (1, 2, 4))
-# hit and false-alarm rate unsteered, steered, and the correlation of what lies under a prompt's two answers
+# hit and false-alarm rate unsteered, steered, and the correlation of a prompt's two latent values
 MOVES = (
     ((0.5, 0.5), (0.5, 0.5), 0.9),
     ((0.8, 0.2), (0.8, 0.5), 0.0),
@@ -45,9 +47,9 @@ def joint_rates(now, then, correlation):
 
 
 def simulated(rates, n, *, simulations=SIMULATIONS, seed=0):
-    """Counts "simulation kind outcome" of n prompts of each kind, whose outcomes have these rates."""
+    """Counts "simulation class outcome" of n prompts of each class, whose outcomes have these rates."""
     rng = np.random.default_rng(seed)
-    return np.stack([rng.multinomial(n, kind, simulations) for kind in rates], 1)
+    return np.stack([rng.multinomial(n, of_class, simulations) for of_class in rates], 1)
 
 
 def answered(hit, false_alarm):
@@ -68,16 +70,17 @@ def change_of(then, now):
     return {name: after[name] - before[name] for name in after}
 
 
+def share_within(low, high, truth):
+    return float(((low <= truth) & (truth <= high)).mean())
+
+
 def covering(intervals, truth):
-    """The share of simulations whose interval holds the truth, of each measure."""
-    return {
-        name: float(((low <= truth[name]) & (truth[name] <= high)).mean())
-        for name, (_, low, high) in intervals.items()
-    }
+    """Coverage of each measure."""
+    return {name: share_within(low, high, truth[name]) for name, (_, low, high) in intervals.items()}
 
 
 def now_used(counts, *, resamples=1000, seed=1):
-    """Today's intervals of simulated counts; what a joint outcome is given for is a change."""
+    """Current intervals of simulated counts; of changes, for joint outcomes."""
     measure = measures if counts.shape[-1] == 2 else changes
     distinct, index = np.unique(counts, axis=0, return_inverse=True)
     result = measure(distinct, resamples=resamples, seed=seed)
@@ -103,15 +106,13 @@ def share_change_formerly_used(joint, *, resamples=1000, seed=1):
 
 
 def wilson_coverage(counts, rate):
-    low, high = statistics.wilson_interval(counts[:, 0], counts.sum(1))
-    return float(((low <= rate) & (rate <= high)).mean())
+    return share_within(*statistics.wilson_interval(counts[:, 0], counts.sum(1)), rate)
 
 
 def share_coverage(joint, intervals):
-    """Of the joint counts of one kind: how often the true change of the share lies within."""
+    """Coverage of the true change of the share, from joint counts of one class."""
     counts, truth = joint
-    _, low, high = intervals(counts)
-    return float(((low <= truth) & (truth <= high)).mean())
+    return share_within(*intervals(counts)[1:], truth)
 
 
 def share_intervals(joint, *, resamples=1000, seed=1):
@@ -121,8 +122,7 @@ def share_intervals(joint, *, resamples=1000, seed=1):
 def mean_coverage(n, draw, *, simulations=SIMULATIONS, seed=0):
     """Student's t interval of a mean of n values; `draw(rng, shape)` has mean 0."""
     values = draw(np.random.default_rng(seed), (simulations, n))
-    low, high = statistics.t_interval(values.mean(1), values.std(1, ddof=1), n)
-    return float(((low <= 0) & (high >= 0)).mean())
+    return share_within(*statistics.t_interval(values.mean(1), values.std(1, ddof=1), n), 0)
 
 
 def grouped_values(sizes, agreement, *, rate=None, simulations=SIMULATIONS, seed=0):
@@ -141,22 +141,20 @@ def grouped_values(sizes, agreement, *, rate=None, simulations=SIMULATIONS, seed
 
 
 def grouped_coverage(sizes, agreement, *, rate=None, whole=True, simulations=SIMULATIONS, seed=0):
-    """Of `mean_interval`, or given a rate of `rate_interval`; with `whole=False` rows are independent."""
+    """Of `mean_interval`, or with a rate of `rate_interval`; with `whole=False` rows are independent."""
     values, group = grouped_values(sizes, agreement, rate=rate, simulations=simulations, seed=seed)
     sample = np.repeat(np.arange(simulations), len(group))
     group = statistics.nested(sample, np.tile(group if whole else np.arange(len(group)), simulations))
     interval = statistics.mean_interval if rate is None else statistics.rate_interval
-    _, low, high = interval(values.ravel(), sample, group)
-    return float(((low <= (rate or 0)) & ((rate or 0) <= high)).mean())
+    return share_within(*interval(values.ravel(), sample, group)[1:], rate or 0)
 
 
 def bootstrapped_mean_coverage(n, *, simulations=SIMULATIONS, resamples=1000, seed=0):
-    """The bootstrap over rows, which scores given as functions get, of a mean of n normal values."""
+    """The bootstrap over rows, as for scores that are functions, of a mean of n normal values."""
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(simulations, n))
     drawn = np.stack([values[:, rng.integers(0, n, n)].mean(1) for _ in range(resamples)])
-    low, high = statistics.percentile_interval(drawn)
-    return float(((low <= 0) & (high >= 0)).mean())
+    return share_within(*statistics.percentile_interval(drawn), 0)
 
 
 def _percent(*shares):
@@ -164,42 +162,28 @@ def _percent(*shares):
 
 
 def rate_rows():
-    """n a kind, rates, hit and false-alarm rate, d′ and c by three intervals, share marked as covered."""
-    for n in SIZES:
-        for rates in RATES:
-            counts = simulated(answered(*rates), n)
-            truth = truth_of(*rates)
-            methods = formerly_used(counts, smoothing=0), formerly_used(counts), now_used(counts)
-            result = [covering(intervals, truth) for intervals in methods]
-            yield [
-                str(n),
-                f"{rates[0]:g} / {rates[1]:g}",
-                _percent(*(wilson_coverage(counts[:, kind], rates[kind]) for kind in (0, 1))),
-                _percent(*(each["d_prime"] for each in result)),
-                _percent(*(each["criterion"] for each in result)),
-                f"{is_covered(counts).mean():.0%}",
-            ]
+    """n per class, rates, hit and false-alarm rate, d′ and c by three intervals, share marked as covered."""
+    for n, rates in itertools.product(SIZES, RATES):
+        counts = simulated(answered(*rates), n)
+        methods = formerly_used(counts, smoothing=0), formerly_used(counts), now_used(counts)
+        result = [covering(intervals, truth_of(*rates)) for intervals in methods]
+        wilson = _percent(*(wilson_coverage(counts[:, index], rates[index]) for index in (0, 1)))
+        measured = (_percent(*(each[name] for each in result)) for name in ("d_prime", "criterion"))
+        yield [f"{n}", "{:g} / {:g}".format(*rates), wilson, *measured, f"{is_covered(counts).mean():.0%}"]
 
 
 def change_rows():
-    """n a kind, the move, changes of d′ and c and of the hit rate by two intervals each, share marked."""
-    for n in SIZES:
-        for then, now, correlation in MOVES:
-            joint = simulated(moved(then, now, correlation), n)
-            methods = formerly_used(joint), now_used(joint)
-            result = [covering(intervals, change_of(then, now)) for intervals in methods]
-            hits = joint[:, 0], now[0] - then[0]
-            yield [
-                str(n),
-                f"{then[0]:g} / {then[1]:g} → {now[0]:g} / {now[1]:g}",
-                f"{correlation:g}",
-                _percent(*(each["d_prime"] for each in result)),
-                _percent(*(each["criterion"] for each in result)),
-                _percent(
-                    *(share_coverage(hits, each) for each in (share_change_formerly_used, share_intervals))
-                ),
-                f"{is_change_covered(joint).mean():.0%}",
-            ]
+    """n per class, the move, changes of d′, c and the hit rate by two intervals each, share marked."""
+    for n, (then, now, correlation) in itertools.product(SIZES, MOVES):
+        joint = simulated(moved(then, now, correlation), n)
+        methods = formerly_used(joint), now_used(joint)
+        result = [covering(intervals, change_of(then, now)) for intervals in methods]
+        measured = (_percent(*(each[name] for each in result)) for name in ("d_prime", "criterion"))
+        hits = joint[:, 0], now[0] - then[0]
+        of_hits = (share_coverage(hits, each) for each in (share_change_formerly_used, share_intervals))
+        rates = "{:g} / {:g} → {:g} / {:g}".format(*then, *now)
+        marked = f"{is_change_covered(joint).mean():.0%}"
+        yield [f"{n}", rates, f"{correlation:g}", *measured, _percent(*of_hits), marked]
 
 
 def mean_rows():
@@ -211,47 +195,30 @@ def mean_rows():
 
 
 def verdict_rows(repeats=400):
-    """What happened, spread and n of each kind, and the share of each verdict, from `test_verdicts`."""
+    """What happened, spread and n of each class, and the share of each verdict, from `test_verdicts`."""
     from .test_verdicts import SPREADS, verdicts
 
-    constant = [(d, d, shift) for d in (1, 2, 4, 6) for shift in (1, 4)]
-    for logits in (True, False):
-        for then, now, shift in (*constant, (2, 1, 0), (1, 2, 0), (2, 3, 0), (2, 1, 1)):
-            for spread in SPREADS:
-                for n in (20, 60, 200):
-                    share = verdicts(
-                        repeats if logits else repeats // 2, n, then, now, shift=shift,
-                        noise=0.6 if then != now else 0.0, spread=SPREADS[spread], logits=logits,
-                    )  # fmt: skip
-                    known = "logits" if logits else "choices"
-                    yield [
-                        known,
-                        f"{then} → {now}",
-                        str(shift),
-                        spread,
-                        str(n),
-                        *(f"{each:.0%}" for each in share),
-                    ]
+    shifted = [(d, d, shift) for d in (1, 2, 4, 6) for shift in (1, 4)]
+    changes = [*shifted, (2, 1, 0), (1, 2, 0), (2, 3, 0), (2, 1, 1)]
+    for logits, move, spread, n in itertools.product((True, False), changes, SPREADS, (20, 60, 200)):
+        then, now, shift = move
+        shares = verdicts(
+            repeats if logits else repeats // 2, n, then, now, shift=shift,
+            noise=0.6 if then != now else 0.0, spread=SPREADS[spread], logits=logits,
+        )  # fmt: skip
+        known = "logits" if logits else "choices"
+        yield [known, f"{then} → {now}", f"{shift}", spread, f"{n}", *(f"{each:.0%}" for each in shares)]
 
 
 def group_rows():
-    """Groups, their rows, how much these agree, coverage of means and rates (rows / groups whole)."""
-    for groups in (20, 50):
-        for rows in GROUP_ROWS:
-            for agreement in (0, 0.3, 1):
-                result = [
-                    [
-                        grouped_coverage(sized(groups, rows), agreement, rate=rate, whole=whole)
-                        for whole in (False, True)
-                    ]
-                    for rate in (None, 0.2, 0.5, 0.8)
-                ]
-                yield [
-                    str(groups),
-                    "/".join(map(str, rows)),
-                    f"{agreement:g}",
-                    *(_percent(*each) for each in result),
-                ]
+    """Groups, their rows and correlation, coverage of means and rates (rows / groups whole)."""
+    for groups, rows, agreement in itertools.product((20, 50), GROUP_ROWS, (0, 0.3, 1)):
+        sizes = sized(groups, rows)
+        shares = (
+            _percent(*(grouped_coverage(sizes, agreement, rate=rate, whole=whole) for whole in (False, True)))
+            for rate in (None, 0.2, 0.5, 0.8)
+        )
+        yield [f"{groups}", "/".join(map(str, rows)), f"{agreement:g}", *shares]
 
 
 def sized(groups, rows):
@@ -265,19 +232,13 @@ def markdown(columns, rows):
 
 
 def main():
-    rates = [
-        "n a kind",
-        "H / F",
-        "H / F (Wilson)",
-        "d′: bare / before / now",
-        "c: bare / before / now",
-        "marked",
-    ]
-    moves = ["n a kind", "H / F", "correlation", "d′ change: before / now", "c change: before / now",
+    rates = ["n per class", "H / F", "H / F (Wilson)", "d′: bare / before / now", "c: bare / before / now",
+             "marked"]  # fmt: skip
+    moves = ["n per class", "H / F", "correlation", "d′ change: before / now", "c change: before / now",
              "change of H: before / now", "marked"]  # fmt: skip
-    means = ["n", "t, normal", "t, exponential", "rows drawn anew, normal"]
+    means = ["n", "t, normal", "t, exponential", "bootstrap of rows, normal"]
     groups = ["groups", "rows", "correlation", "mean: rows / groups", "rate .2", "rate .5", "rate .8"]
-    verdicts = ["known", "d′", "shift", "variances", "n of each kind", "bias", "sensitivity", "both",
+    verdicts = ["known", "d′", "shift", "variances", "n of each class", "bias", "sensitivity", "both",
                 "neither", "cannot tell"]  # fmt: skip
     for columns, rows in (
         (verdicts, verdict_rows()), (rates, rate_rows()), (moves, change_rows()), (means, mean_rows()),

@@ -6,45 +6,35 @@ import pytest
 from scipy import stats
 
 from tl_steer import plots
-from tl_steer.evaluation._choose import choose
-from tl_steer.evaluation.condition_scores import measure_of
+from tl_steer.evaluation._choose import choose, measure_of
+from tl_steer.sweeps import sweep_table
 from tl_steer.sweeps.selection import SELECTION_COLUMNS, best, candidates, halvings
-from tl_steer.sweeps.sweep_table import CONDITION
 
-NAN = float("nan")
+from .conftest import assert_raises
+from .sweep_tables import NAN, condition, table_of
+
 PLAN = [("add", layers, multiplier) for layers in ("3", "4", "3+4") for multiplier in (-1.0, 1.0, 2.0)]
 PLAN += [("project_out", layers, NAN) for layers in ("3", "4")]
+UNSTEERED = [("none", "", 0.0)]
 BETTER = 4  # of these conditions, the one with an effect: layer 4, multiplier 1
 SCORES = ("accuracy", "readable_accuracy", "d_prime", "shift")
 
 
-def condition_rows(vector, outcomes, answers, plan=PLAN, control=False, control_of=""):
-    """Rows of a vector's conditions; `outcomes` gives the logit differences of each, NaN where unreadable."""
+def conditions(vector, logits, answers, plan=PLAN, **columns):
+    """A vector's rows; `logits` are the differences in each condition, NaN where unreadable."""
     n = len(answers)
-    logits = np.concatenate(outcomes)
-    multiplier = np.repeat([multiplier for *_, multiplier in plan], n)
-    choice = pd.array(logits <= 0, dtype="Int64")
-    choice[np.isnan(logits)] = pd.NA
-    values = {
-        "prompt_id": np.tile(np.arange(50, 50 + n), len(plan)),
-        "prompt": [f"prompt {row}" for row in range(n)] * len(plan),
-        "vector": vector,
-        "control": control,
-        "control_of": control_of,
-        "operation": np.repeat([operation for operation, *_ in plan], n),
-        "layers": np.repeat([layers for _, layers, _ in plan], n),
-        "hook": "" if vector == "none" else "resid_post",
-        "multiplier": multiplier,
-        "dose": abs(multiplier) / 10,
-        "split": np.tile(["one", "two"], n // 2 * len(plan)),
-        "answer": pd.array(np.tile(answers, len(plan)), dtype="Int64"),
-        "choice": choice,
-        "logit_difference": logits,
-        "probability": 0.5,
-        "mass": 0.9,
-        "text": None,
-    }
-    return pd.DataFrame(values)
+    labels = {"prompt_id": range(50, 50 + n), "split": np.resize(["one", "two"], n)} | columns
+    return table_of(
+        *(
+            condition(answers=answers, logits=each, vector=vector, operation=operation, layers=layers,
+                      multiplier=multiplier, **labels)
+            for each, (operation, layers, multiplier) in zip(logits, plan, strict=True)
+        )
+    )  # fmt: skip
+
+
+def chosen_on_one(table, **options):
+    return choose(table, on="one", report="two", **options)
 
 
 def noise_sweep(n=40, seed=0, *, effect=0.0, controls=0, unreadable=0.1, vectors=("honesty",), plan=PLAN):
@@ -62,20 +52,13 @@ def noise_sweep(n=40, seed=0, *, effect=0.0, controls=0, unreadable=0.1, vectors
         logits[rng.random(logits.shape) < unreadable] = NAN
         return logits
 
-    made = [condition_rows("none", rng.normal(size=(1, n)), answers, plan=[("none", "", 0.0)])]
+    tables = [conditions("none", rng.normal(size=(1, n)), answers, UNSTEERED)]
     for vector in vectors:
-        made.append(condition_rows(vector, drawn(effect), answers, plan))
+        tables.append(conditions(vector, drawn(effect), answers, plan))
         for number in range(controls):
             name = f"random {number + 1}" + f" ({vector})" * (len(vectors) > 1)
-            made.append(condition_rows(name, drawn(0.0), answers, plan, control=True, control_of=vector))
-    return pd.concat(made, ignore_index=True)
-
-
-def halves_of(table, splits, seed):
-    """The halvings that `choose` draws, as a mapping from prompt to half."""
-    prompts = table[table["vector"] == "none"]
-    for first in halvings(prompts, splits, seed):
-        yield pd.Series(first, prompts["prompt_id"])
+            tables.append(conditions(name, drawn(0.0), answers, plan, control_of=vector))
+    return table_of(*tables)
 
 
 def on_halves(table, half, score):
@@ -89,29 +72,26 @@ def condition_of(row):
     return row["layers"], None if np.isnan(row["multiplier"]) else row["multiplier"]
 
 
-# the choice, made again
+# the choice, repeated
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_held_out_scores_and_optimism_are_a_plain_loop_of_choose_over_relabelled_halves(score):
     table = noise_sweep(effect=1.0)
-    result = choose(table, on="one", report="two", value=score, resamples=1, splits=4, seed=3)
-    turns = [
-        (on_halves(table, half, score), on_halves(table, ~half, score)) for half in halves_of(table, 4, 3)
-    ]
+    result = chosen_on_one(table, value=score, resamples=1, splits=4, seed=3)
+    prompts = table[table["vector"] == "none"]
+    halves = [pd.Series(half, prompts["prompt_id"]) for half in halvings(prompts, 4, 3)]
+    turns = [on_halves(table, each, score) for half in halves for each in (half, ~half)]
     for operation, rows in result.groupby("operation"):
-        made = [[turn.loc[operation] for turn in pair] for pair in turns]
-        inside, outside = (
-            np.array([[turn.loc[half, "value"] for turn in pair] for pair in made])
-            for half in ("first", "second")
-        )
-        again = [condition_of(turn.iloc[0]) == condition_of(rows.iloc[0]) for pair in made for turn in pair]
-        row = rows.iloc[0]
-        assert row["held_out_score"] == pytest.approx(outside.mean())
-        assert row["optimism"] == pytest.approx((inside - outside).mean())
-        ends = np.quantile([np.mean(each) for each in inside - outside], [0.025, 0.975])
+        repeats, row = [turn.loc[operation] for turn in turns], rows.iloc[0]
+        inside, outside = ([turn.loc[half, "value"] for turn in repeats] for half in ("first", "second"))
+        optimism = np.subtract(inside, outside)
+        assert row["held_out_score"] == pytest.approx(np.mean(outside))
+        assert row["optimism"] == pytest.approx(optimism.mean())
+        ends = np.quantile(optimism.reshape(-1, 2).mean(1), [0.025, 0.975])
         assert (row["optimism_low"], row["optimism_high"]) == pytest.approx(tuple(ends))
-        assert row["selection_agreement"] == np.mean(again)
+        same = [condition_of(turn.iloc[0]) == condition_of(row) for turn in repeats]
+        assert row["selection_agreement"] == np.mean(same)
 
 
 @pytest.mark.parametrize("splits", [0, 5])
@@ -122,8 +102,7 @@ def test_a_function_is_scored_on_the_same_halves_as_the_named_score(splits):
         return rows["choice"].eq(rows["answer"]).fillna(False).mean()
 
     own, named = (
-        choose(table, on="one", report="two", value=score, resamples=2, splits=splits)
-        for score in (my_accuracy, "accuracy")
+        chosen_on_one(table, value=score, resamples=2, splits=splits) for score in (my_accuracy, "accuracy")
     )
     for name in SELECTION_COLUMNS:
         assert own[name].to_list() == pytest.approx(named[name].to_list(), nan_ok=True), name
@@ -134,7 +113,7 @@ def test_the_in_sample_score_is_the_highest_score_of_all_prompts_together(score)
     table = noise_sweep(effect=0.5)
     measure, _ = measure_of(score)
     conditions = measure(table, 1, 0)
-    result = choose(table, on="one", report="two", value=score, resamples=1, splits=0)
+    result = chosen_on_one(table, value=score, resamples=1, splits=0)
     for operation, rows in result.groupby("operation"):
         highest = conditions.loc[conditions["operation"] == operation, "value"].max()
         assert rows["in_sample_score"].to_list() == pytest.approx([highest] * 2)
@@ -160,7 +139,7 @@ def test_scores_of_many_sets_are_those_of_the_tables(score):
 @pytest.mark.statistics
 def test_pure_noise_looks_good_in_sample_and_not_held_out():
     table = noise_sweep(n=40, unreadable=0, vectors=[f"vector {k}" for k in range(30)], plan=PLAN[:9])
-    result = choose(table, on="one", report="two", resamples=1, splits=20)
+    result = chosen_on_one(table, resamples=1, splits=20)
     result = result[result["split"] == "two"]
     error = result["held_out_score"].std() / len(result) ** 0.5
     assert abs(result["held_out_score"].mean() - 0.5) < 3 * error
@@ -171,9 +150,9 @@ def test_pure_noise_looks_good_in_sample_and_not_held_out():
     assert result["optimism"].mean() > 0.1
 
 
-def test_a_cell_that_is_really_better_is_chosen_again_and_little_is_optimism():
+def test_a_better_condition_is_chosen_in_every_half_without_optimism():
     table = noise_sweep(n=80, effect=2.5, unreadable=0)
-    row = choose(table, on="one", report="two").iloc[1]
+    row = chosen_on_one(table).iloc[1]
     assert (row["layers"], row["multiplier"]) == ("4", 1.0)
     assert row["selection_agreement"] == 1.0
     assert row["optimism"] == row["optimism_low"] == row["optimism_high"] == 0.0
@@ -184,7 +163,7 @@ def test_a_cell_that_is_really_better_is_chosen_again_and_little_is_optimism():
 @pytest.mark.parametrize("score", SCORES)
 def test_optimism_is_never_negative(score):
     table = noise_sweep(vectors=("a", "b", "c", "d", "e", "f"), unreadable=0)
-    result = choose(table, on="one", report="two", value=score, resamples=1, splits=30)
+    result = chosen_on_one(table, value=score, resamples=1, splits=30)
     assert (result["optimism_low"] >= 0).all()
     assert (result["optimism"] > 0).all()
 
@@ -197,10 +176,10 @@ def test_halves_break_ties_as_the_choice_itself_does(turn):
     alike = np.tile(rng.normal(size=20), (4, 1))
     plan = [("add", "10", -1.0), ("add", "9+11", 1.0), ("add", "9", 1.0), ("add", "2", 3.0)]
     plan = plan[turn:] + plan[:turn]
-    none = condition_rows("none", alike[:1] - 1, answers, plan=[("none", "", 0.0)])
-    table = pd.concat([none, condition_rows("honesty", alike, answers, plan=plan)])
+    none = conditions("none", alike[:1] - 1, answers, UNSTEERED)
+    table = table_of(none, conditions("honesty", alike, answers, plan))
     for score in ("accuracy", "d_prime"):
-        result = choose(table, on="one", report="two", value=score, resamples=1, splits=10)
+        result = chosen_on_one(table, value=score, resamples=1, splits=10)
         first = next(layers for _, layers, _ in plan if layers in ("9", "9+11"))
         assert set(result["layers"]) == {first}
         assert result["selection_agreement"].to_list() == [1.0, 1.0]
@@ -231,23 +210,20 @@ def test_halves_hold_as_many_prompts_of_each_answer_and_keep_groups_together():
     assert (same_text == together).all()
 
 
-def test_no_halvings_leave_nan_and_the_rest_as_it_was():
+def test_without_halvings_their_columns_are_nan_and_the_others_unchanged():
     table = noise_sweep(controls=2)
-    with_splits, without = (
-        choose(table, on="one", report="two", resamples=5, splits=each) for each in (7, 0)
-    )
+    with_splits, without = (chosen_on_one(table, resamples=5, splits=each) for each in (7, 0))
     columns = list(SELECTION_COLUMNS[1:])
     assert without[columns].isna().all(axis=None)
     pd.testing.assert_frame_equal(without.drop(columns=columns), with_splits.drop(columns=columns))
-    with pytest.raises(ValueError, match=r"splits=-1 is negative: .* 0 for never"):
-        choose(table, on="one", report="two", splits=-1)
+    assert_raises(r"splits=-1 is negative: .* 0 for never", chosen_on_one, table, splits=-1)
 
 
 def test_halves_without_a_score_are_left_out():
     """One prompt alone has an answer: in each halving one half has no accuracy."""
     table = noise_sweep(unreadable=0)
     table["answer"] = table["answer"].where(table["prompt_id"] == 50)
-    result = choose(table, on="one", report="two", resamples=5, splits=5)
+    result = chosen_on_one(table, resamples=5, splits=5)
     assert result["held_out_score"].isna().all()
     assert result["in_sample_score"].eq(1.0).any()
 
@@ -258,12 +234,13 @@ def test_accuracy_rewards_readable_answers_and_the_result_says_so():
     answers = np.array([0, 0, 1, 1] * 20)
     right = np.where(answers == 0, 1.0, -1.0)
     chance = np.where(np.arange(80) % 8 < 4, right, -right)
-    table = pd.concat([
-        condition_rows("none", [np.where(np.arange(80) % 16 < 8, chance, NAN)], answers, [("none", "", 0.0)]),
-        condition_rows("honesty", [chance], answers, [("add", "3", 1.0)]),
-    ])  # fmt: skip
+    half = np.where(np.arange(80) % 16 < 8, chance, NAN)
+    table = table_of(
+        conditions("none", [half], answers, UNSTEERED),
+        conditions("honesty", [chance], answers, [("add", "3", 1.0)]),
+    )
     result = {
-        score: choose(table, on="one", report="two", value=score, splits=0, resamples=200).iloc[1]
+        score: chosen_on_one(table, value=score, splits=0, resamples=200).iloc[1]
         for score in ("accuracy", "readable_accuracy")
     }
     for row in result.values():
@@ -278,24 +255,16 @@ def test_accuracy_rewards_readable_answers_and_the_result_says_so():
 def test_readable_accuracy_its_interval_and_change_are_those_of_a_plain_count():
     table = noise_sweep(unreadable=0.3, effect=1.0)
     result = measure_of("readable_accuracy")[0](table, 200, 0)
-    before = table[table["vector"] == "none"].set_index("prompt_id")
-    for row in result.to_dict("records"):
-        rows = [
-            each for each in table.to_dict("records")
-            if all(each[name] == row[name] or (each[name] != each[name] and row[name] != row[name])
-                   for name in ("vector", "operation", "layers", "multiplier"))
-        ]  # fmt: skip
-        read = [each for each in rows if not pd.isna(each["choice"])]
-        right = sum(each["choice"] == each["answer"] for each in read)
-        oracle = stats.binomtest(right, len(read)).proportion_ci(method="wilson")
-        assert row["value"] == pytest.approx(right / len(read))
-        assert (row["low"], row["high"]) == pytest.approx((oracle.low, oracle.high))
-        both = [each for each in read if not pd.isna(before.loc[each["prompt_id"], "choice"])]
-        then = [before.loc[each["prompt_id"], "choice"] == each["answer"] for each in both]
-        gained = [
-            int(each["choice"] == each["answer"]) - int(old) for each, old in zip(both, then, strict=True)
-        ]
-        assert row["change"] == pytest.approx(np.mean(gained))
+    before = table[table["vector"] == "none"].set_index("prompt_id")["choice"]
+    for _, row in result.iterrows():
+        rows = sweep_table.condition_rows(table, row)
+        rows = rows[rows["choice"].notna()]
+        right = rows["choice"].eq(rows["answer"])
+        oracle = stats.binomtest(int(right.sum()), len(rows)).proportion_ci(method="wilson")
+        assert [row["value"], row["low"], row["high"]] == pytest.approx([right.mean(), *oracle])
+        then = before.loc[rows["prompt_id"]].to_numpy()
+        gained = right.astype(float) - pd.array(then == rows["answer"]).astype("Float64")
+        assert row["change"] == pytest.approx(gained.mean())
         assert row["change_low"] < row["change"] < row["change_high"]
 
 
@@ -303,7 +272,7 @@ def test_a_condition_without_a_readable_answer_has_no_readable_accuracy_and_is_n
     table = noise_sweep()
     silent = (table["vector"] == "honesty") & (table["layers"] != "4")
     table["choice"] = table["choice"].mask(silent)
-    result = choose(table, on="one", report="two", value="readable_accuracy", splits=2, resamples=5)
+    result = chosen_on_one(table, value="readable_accuracy", splits=2, resamples=5)
     assert set(result["layers"]) == {"4"}
     measured = measure_of("readable_accuracy")[0](table, 20, 0)
     assert measured.loc[measured["layers"] != "4", ["value", "change", "change_low"]].isna().all(axis=None)
@@ -315,12 +284,12 @@ def test_a_condition_without_a_readable_answer_has_no_readable_accuracy_and_is_n
 @pytest.mark.parametrize("score", SCORES)
 def test_every_control_is_put_through_choose_as_if_it_were_the_vector(score):
     table = noise_sweep(controls=4, effect=0.7)
-    result = choose(table, on="one", report="two", value=score, resamples=1, splits=0)
+    result = chosen_on_one(table, value=score, resamples=1, splits=0)
     null = []
     for number in range(4):
         control = table[table["vector"].isin(["none", f"random {number + 1}"])].assign(control=False)
-        made = choose(control, on="one", report="two", value=score, resamples=1, splits=0)
-        null.append(made[made["split"] == "two"].set_index("operation")["value"])
+        alone = chosen_on_one(control, value=score, resamples=1, splits=0)
+        null.append(alone[alone["split"] == "two"].set_index("operation")["value"])
     null = pd.concat(null, axis=1)
     for operation, rows in result.groupby("operation"):
         own, reported = null.loc[operation], rows.loc[rows["split"] == "two", "value"].item()
@@ -335,7 +304,7 @@ def test_the_p_value_of_a_vector_that_is_one_more_control_is_uniform():
     """Nine controls of its own to each of forty vectors by chance: p is one of ten tenths, each as often."""
     names = [f"vector {number}" for number in range(40)]
     table = noise_sweep(n=24, vectors=names, controls=9, plan=PLAN[:3])
-    result = choose(table, on="one", report="two", value="shift", resamples=1, splits=0)
+    result = chosen_on_one(table, value="shift", resamples=1, splits=0)
     p_values = result.loc[result["split"] == "two", "p_value"]
     assert set((10 * p_values).round(9)) <= set(range(1, 11))
     assert p_values.mean() == pytest.approx(0.55, abs=3 * 0.287 / 40**0.5)
@@ -343,7 +312,7 @@ def test_the_p_value_of_a_vector_that_is_one_more_control_is_uniform():
 
 
 def test_a_real_effect_is_beyond_every_control():
-    row = choose(noise_sweep(n=80, effect=2.5, controls=19), on="one", report="two").iloc[1]
+    row = chosen_on_one(noise_sweep(n=80, effect=2.5, controls=19)).iloc[1]
     assert row["p_value"] == 1 / 20
     assert row["null_high"] < row["low"]
 
@@ -351,33 +320,32 @@ def test_a_real_effect_is_beyond_every_control():
 def test_controls_that_were_not_swept_everywhere_are_no_null():
     table = noise_sweep(controls=3)
     fewer = table[(table["vector"] != "random 2") | (table["layers"] != "4") | (table["multiplier"] != 1.0)]
-    result = choose(fewer, on="one", report="two", resamples=1).set_index("operation")
+    result = chosen_on_one(fewer, resamples=1).set_index("operation")
     assert set(result.loc["add", "controls"]) == {2}
     assert set(result.loc["project_out", "controls"]) == {3}
     one_prompt = table[(table["vector"] != "random 2") | (table["prompt_id"] != 60)]
-    assert set(choose(one_prompt, on="one", report="two", resamples=1)["controls"]) == {2}
-    alone = choose(table[~table["control"]], on="one", report="two", resamples=1)
+    assert set(chosen_on_one(one_prompt, resamples=1)["controls"]) == {2}
+    alone = chosen_on_one(table[~table["control"]], resamples=1)
     assert alone["controls"].to_list() == [0] * 4
     assert alone[["null_low", "null_high", "p_value"]].isna().all(axis=None)
 
 
 def test_a_vector_without_a_score_on_the_reported_half_has_no_p_value():
-    """No reply of its can be read there, while the controls' can."""
     table = noise_sweep(controls=3)
     table["choice"] = table["choice"].mask((table["vector"] == "honesty") & (table["split"] == "two"))
-    result = choose(table, on="one", report="two", value="d_prime", resamples=5, splits=0)
+    result = chosen_on_one(table, value="d_prime", resamples=5, splits=0)
     assert result["controls"].to_list() == [3] * 4
     assert result["p_value"].isna().all()
     assert result["null_high"].notna().all()
 
 
-def test_cells_that_only_a_control_has_do_not_help_it():
+def test_conditions_that_only_a_control_has_do_not_count():
     table = noise_sweep(controls=3, effect=1.0)
     extra = table[table["control"] & (table["multiplier"] == 2.0)].assign(multiplier=8.0)
     extra["choice"] = extra["answer"]
     pd.testing.assert_frame_equal(
-        choose(pd.concat([table, extra]), on="one", report="two", resamples=5),
-        choose(table, on="one", report="two", resamples=5),
+        chosen_on_one(pd.concat([table, extra]), resamples=5),
+        chosen_on_one(table, resamples=5),
     )
 
 
@@ -385,22 +353,20 @@ def test_each_of_several_vectors_is_compared_with_its_own_controls_and_those_tha
     table = noise_sweep(vectors=("honesty", "tone"), controls=2, plan=PLAN[:3])
     for_all = table["vector"] == "random 2 (tone)"
     shared = table.assign(control_of=table["control_of"].mask(for_all, ""))
-    result = choose(shared, on="one", report="two", resamples=1, splits=0).set_index("vector")
+    result = chosen_on_one(shared, resamples=1, splits=0).set_index("vector")
     assert set(result.loc["honesty", "controls"]) == {3}, "its own two, and the one that is for all"
     assert set(result.loc["tone", "controls"]) == {2}
-    older = choose(table.drop(columns="control_of"), on="one", report="two", resamples=1, splits=0)
+    older = chosen_on_one(table.drop(columns="control_of"), resamples=1, splits=0)
     assert set(older["controls"]) == {4}, "a table of an older version: every control serves every vector"
 
 
-def test_the_order_of_rows_decides_nothing_but_ties():
+def test_the_order_of_rows_decides_only_ties():
     table = noise_sweep(controls=2, unreadable=0)
-    shuffled = table.sample(frac=1, random_state=1)
     one, other = (
-        choose(each, on="one", report="two", value="shift", splits=0).sort_values(["operation", "split"])
-        for each in (table, shuffled)
+        chosen_on_one(each, value="shift", splits=0).sort_values(["operation", "split"], ignore_index=True)
+        for each in (table, table.sample(frac=1, random_state=1))
     )
-    pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
-    assert set(CONDITION) - {"control", "control_of"} <= set(one)
+    pd.testing.assert_frame_equal(one, other)
 
 
 # the figure
@@ -408,9 +374,7 @@ def test_the_order_of_rows_decides_nothing_but_ties():
 
 @pytest.fixture
 def chosen():
-    return choose(
-        noise_sweep(controls=4, effect=0.7, vectors=("<b>one</b>",)), on="one", report="two", splits=9
-    )
+    return chosen_on_one(noise_sweep(controls=4, effect=0.7, vectors=("<b>one</b>",)), splits=9)
 
 
 def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(chosen):
@@ -437,22 +401,23 @@ def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(cho
 
 
 def test_the_figure_stands_without_controls_and_without_halvings():
-    table = choose(noise_sweep(), on="one", report="two", splits=0)
+    table = chosen_on_one(noise_sweep(), splits=0)
     figure = plots.choose(table)
     assert [trace.name for trace in figure.data if trace.showlegend is False] == ["controls, chosen alike"]
     assert np.isfinite(figure.layout.xaxis.range).all()
 
 
 def test_the_figure_needs_pairs_of_one_score(chosen):
-    with pytest.raises(ValueError, match=r"plots\.choose.*lacks the columns in_sample_score.*choose"):
-        plots.choose(chosen.drop(columns="in_sample_score"))
-    with pytest.raises(ValueError, match=r"\['accuracy', 'shift'\] have no common axis: select one"):
-        plots.choose(pd.concat([chosen, chosen.assign(value_name="shift")]))
-    with pytest.raises(ValueError, match="needs two rows"):
-        plots.choose(chosen.iloc[:3])
+    two_scores = pd.concat([chosen, chosen.assign(value_name="shift")])
+    for table, message in (
+        (chosen.drop(columns="in_sample_score"), r"plots\.choose.*lacks the columns in_sample_score.*choose"),
+        (two_scores, r"\['accuracy', 'shift'\] have no common axis: select one"),
+        (chosen.iloc[:3], "needs two rows"),
+    ):
+        assert_raises(message, plots.choose, table)
 
 
-def test_a_control_that_ties_has_done_as_well_whatever_rounding_makes_of_it():
+def test_a_control_that_ties_up_to_rounding_has_done_as_well():
     answers = np.array([0] * 40 + [1] * 40)
     ranks = np.arange(40) // 2  # prompts of a stratum alternate between the two splits
 
@@ -461,19 +426,17 @@ def test_a_control_that_ties_has_done_as_well_whatever_rounding_makes_of_it():
         return [np.where(yes, 1.0, -1.0)]
 
     plan = [("add", "3", 1.0)]
-    tables = [
-        condition_rows("none", answered(10, 10), answers, [("none", "", 0.0)]),
-        condition_rows("honesty", answered(5, 0), answers, plan),
-        *(condition_rows(f"random {k}", answered(20, 15), answers, plan, control=True) for k in range(19)),
-    ]
-    result = choose(pd.concat(tables), on="one", report="two", value="d_prime", splits=0, resamples=50)
+    tables = [conditions(f"random {k}", answered(20, 15), answers, plan) for k in range(19)]
+    tables += [conditions("none", answered(10, 10), answers, UNSTEERED)]
+    tables += [conditions("honesty", answered(5, 0), answers, plan)]
+    result = chosen_on_one(table_of(*tables), value="d_prime", splits=0, resamples=50)
     assert (result["controls"] == 19).all()
     assert (result["p_value"] == 1).all()
 
 
 def test_the_result_has_a_summary_that_a_notebook_shows_and_parquet_keeps(tmp_path, capsys):
     table = noise_sweep(effect=3.0, controls=4, vectors=("honesty", "<b>"))
-    chosen = choose(table, on="one", report="two", resamples=50, splits=0)
+    chosen = chosen_on_one(table, resamples=50, splits=0)
     lines = chosen.attrs["summary"].splitlines()
     assert lines[0].startswith("honesty, add × 1 at resid_post of layer 4: ")
     assert lines[1].startswith(f"honesty, project_out at resid_post of layer {chosen['layers'][2]}: ")
@@ -490,8 +453,8 @@ def test_the_result_has_a_summary_that_a_notebook_shows_and_parquet_keeps(tmp_pa
     again = pd.read_parquet(tmp_path / "chosen.parquet")
     assert again.attrs == chosen.attrs
     pd.testing.assert_frame_equal(again, pd.DataFrame(chosen))
-    shift = choose(table, on="one", report="two", value="shift", splits=0).attrs["summary"]
+    shift = chosen_on_one(table, value="shift", splits=0).attrs["summary"]
     assert "change" not in shift
-    without = choose(table.query("~control"), on="one", report="two", splits=0).attrs["summary"]
+    without = chosen_on_one(table.query("~control"), splits=0).attrs["summary"]
     assert "no p value (it needs controls at all these conditions)" in without
     assert capsys.readouterr() == ("", "")

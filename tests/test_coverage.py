@@ -1,7 +1,7 @@
-"""Intervals hold the truth as often as they say, and p values are uniform where there is nothing to find.
+"""Intervals have their nominal coverage, and p values are uniform under the null hypothesis.
 
-The truth is known because the answers are simulated; `coverage_table` says how, and prints the wider table.
-2,000 simulations leave a standard error of half a point.
+The answers are simulated with a known truth: see `coverage_table`, which prints a larger table. 2,000
+simulations leave a standard error of half a point.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ from scipy import stats
 from tl_steer import statistics
 from tl_steer.analysis._separation import separation
 from tl_steer.evaluation import against_baselines, choose, effectiveness, signal_detection
+from tl_steer.evaluation._choose import measure_of
 from tl_steer.evaluation._effectiveness import answer_shifts
 from tl_steer.evaluation._signal_detection import changes, is_change_covered, is_covered, measures
 from tl_steer.evaluation._steerability import _drawn, _mean
-from tl_steer.evaluation.condition_scores import measure_of
 
 from .conftest import make_pairs
 from .coverage_table import (
@@ -36,18 +36,18 @@ from .coverage_table import (
     truth_of,
     wilson_coverage,
 )
-from .sweep_tables import condition, unsteered
-from .test_evaluation_tables import row_of
+from .sweep_tables import condition, table_of, unsteered
+from .test_evaluation_tables import interval_of, row_of
 
 RESAMPLES = 500
 
 
-def promised(coverage):
-    """95 %, give or take two points."""
+def is_nominal(coverage):
+    """95 %, ± two points."""
     return all(0.93 <= share <= 0.97 for share in coverage.values())
 
 
-# inside: at least 100 prompts of each kind and rates of .2 to .8, and as far as `covered` reaches
+# inside: at least 100 prompts of each class and rates of .2 to .8, and as far as `covered` reaches
 
 
 @pytest.mark.statistics
@@ -56,8 +56,8 @@ def promised(coverage):
 def test_intervals_of_rates_d_prime_and_criterion_cover_as_they_say(rates, n):
     counts = simulated(answered(*rates), n)
     coverage = covering(now_used(counts, resamples=RESAMPLES), truth_of(*rates))
-    coverage |= {f"rate of {kind}": wilson_coverage(counts[:, kind], rates[kind]) for kind in (0, 1)}
-    assert promised(coverage), coverage
+    coverage |= {f"rate of {index}": wilson_coverage(counts[:, index], rates[index]) for index in (0, 1)}
+    assert is_nominal(coverage), coverage
 
 
 @pytest.mark.statistics
@@ -68,7 +68,7 @@ def test_intervals_of_rates_d_prime_and_criterion_cover_as_they_say(rates, n):
 def test_with_five_prompts_a_choice_to_be_expected_they_cover_as_well(rates, n):
     counts = simulated(answered(*rates), n, seed=1)
     coverage = covering(now_used(counts, resamples=RESAMPLES), truth_of(*rates))
-    assert promised(coverage), coverage
+    assert is_nominal(coverage), coverage
 
 
 @pytest.mark.statistics
@@ -87,13 +87,13 @@ def test_intervals_of_paired_changes_cover_as_they_say(then, now, correlation):
     coverage = covering(now_used(joint, resamples=RESAMPLES), change_of(then, now))
     intervals = share_intervals(joint[:, 0], resamples=RESAMPLES)
     coverage["change of the hit rate"] = share_coverage((joint[:, 0], now[0] - then[0]), lambda _: intervals)
-    assert promised(coverage), coverage
+    assert is_nominal(coverage), coverage
 
 
 @pytest.mark.statistics
 @pytest.mark.parametrize("n", [20, 100])
 def test_the_t_interval_of_a_mean_covers_as_it_says(n):
-    assert promised({"normal": mean_coverage(n, lambda rng, shape: rng.normal(size=shape))})
+    assert is_nominal({"normal": mean_coverage(n, lambda rng, shape: rng.normal(size=shape))})
 
 
 @pytest.mark.statistics
@@ -110,7 +110,7 @@ def test_the_interval_of_a_spread_covers_as_it_says(n, draw, spread, draws):
     values = draw(np.random.default_rng(0), (draws(8000), n))
     sample = np.repeat(np.arange(len(values)), n)
     _, low, high = statistics.spread_interval(values.ravel(), sample, np.arange(values.size))
-    assert promised({"spread": ((low <= spread) & (spread <= high)).mean()})
+    assert is_nominal({"spread": ((low <= spread) & (spread <= high)).mean()})
 
 
 @pytest.mark.statistics
@@ -129,21 +129,10 @@ def test_changes_against_several_unsteered_draws_cover_as_they_say(baselines, ch
     simulations = draws(400)
     for run in range(simulations):
         logits = ability + rng.normal(size=200)
-
-        def said(shift, times, logits=logits):
-            return (rng.random((times, 200)) > stats.norm.cdf(logits + shift)).astype(int)
-
-        labels = {
-            "prompt": [f"prompt {row}" for row in range(200)],
-            "control": False, "control_of": "", "operation": "add", "layers": "3",
-            "hook": "resid_post", "multiplier": 1.0, "dose": 0.1, "vector": "v",
-        }  # fmt: skip
-        rows = pd.DataFrame(
-            {"prompt_id": range(200), "answer": answer, "choice": said(change, 1)[0]} | labels
-        )
-        unsteered = enumerate(said(0, baselines))
-        many = pd.concat([rows.assign(draw=draw, choice=each, vector="none") for draw, each in unsteered])
-        row = against_baselines(rows, many, resamples=300, seed=run).iloc[0]
+        probabilities = [stats.norm.cdf(logits + each) for each in (change, *[0.0] * baselines)]
+        now, *then = ((rng.random(200) > each).astype(int) for each in probabilities)
+        many = table_of(*(unsteered(each, answer, draw=draw) for draw, each in enumerate(then)))
+        row = against_baselines(condition(now, answer), many, resamples=300, seed=run).iloc[0]
         for name, value in truth.items():
             hits[name] += row[f"{name}_change_low"] <= value <= row[f"{name}_change_high"]
     error = 3 * np.sqrt(0.05 * 0.95 / simulations)
@@ -162,7 +151,7 @@ def test_intervals_cover_as_they_say_whatever_the_rows_of_a_group_share(groups, 
     }
     # of 20 groups of 1, 2 and 4 identical rows, 15 count, and rates of .2 and .8 come to 92 %
     fewest = 0.91 if groups == 20 and len(rows) > 1 and agreement == 1 else 0.93
-    assert promised({"mean": coverage.pop("None")})
+    assert is_nominal({"mean": coverage.pop("None")})
     assert all(fewest <= share <= 0.975 for share in coverage.values()), coverage
 
 
@@ -206,14 +195,9 @@ def test_outside_the_interval_is_too_wide_rather_than_too_narrow(n, rates, bare,
     """Bare: the percentile bootstrap with the log-linear correction, 78 % at rates .99 and .43 of 100."""
     counts = simulated(answered(*rates), n, seed=3)
     truth = truth_of(*rates)
-    result = [
-        covering(intervals, truth)["d_prime"]
-        for intervals in (
-            formerly_used(counts, smoothing=0, resamples=RESAMPLES),
-            formerly_used(counts, resamples=RESAMPLES),
-            now_used(counts, resamples=RESAMPLES),
-        )
-    ]
+    methods = [formerly_used(counts, smoothing=each, resamples=RESAMPLES) for each in (0, 1)]
+    methods.append(now_used(counts, resamples=RESAMPLES))
+    result = [covering(intervals, truth)["d_prime"] for intervals in methods]
     assert result == pytest.approx([bare, before, now], abs=0.03)
     assert result[2] > 0.92
     assert abs(result[2] - 0.95) < abs(result[0] - 0.95)
@@ -242,60 +226,44 @@ def test_outside_intervals_of_changes_are_not_too_narrow_either(n, then, now, co
 )
 def test_where_few_prompts_change_the_interval_of_the_change_still_holds_the_truth(n, up, down, before):
     joint = simulated([(0.5 - down, up, down, 0.5 - up)], n, seed=3)[:, 0]
-    result = [
-        share_coverage((joint, up - down), intervals)
-        for intervals in (share_change_formerly_used, share_intervals)
-    ]
-    assert result[0] == pytest.approx(before, abs=0.03)
-    assert result[1] > 0.95
+    assert share_coverage((joint, up - down), share_change_formerly_used) == pytest.approx(before, abs=0.03)
+    assert share_coverage((joint, up - down), share_intervals) > 0.95
 
 
 @pytest.mark.statistics
 def test_what_is_marked_as_covered_is_whatever_the_truth():
-    """4,000 conditions of 20 to 200 prompts a kind, each with a truth of its own."""
+    """4,000 conditions of 20 to 200 prompts per class, 200 for each of 20 truths."""
     rng = np.random.default_rng(0)
-    held, rest = {"now": [], "change": []}, {"now": [], "change": []}
+    hits, marks = {"now": [], "change": []}, {"now": [], "change": []}
     for number in range(20):
         n = (20, 30, 50, 100, 200)[number % 5]
         then, now = rng.uniform(0.03, 0.97, (2, 2))
         joint = simulated(moved(then, now, rng.choice([0, 0.5, 0.9])), n, simulations=200, seed=number)
-        counts = np.stack([joint[..., 0] + joint[..., 1], joint[..., 2] + joint[..., 3]], -1)
-        for what, marked, result, truth in (
-            ("now", is_covered(counts), measures(counts, resamples=RESAMPLES, seed=1), truth_of(*now)),
-            (
-                "change",
-                is_change_covered(joint),
-                changes(joint, resamples=RESAMPLES, seed=1),
-                change_of(then, now),
-            ),
+        counts = np.stack([joint[..., :2].sum(-1), joint[..., 2:].sum(-1)], -1)
+        for name, marked, measure, answers, truth in (
+            ("now", is_covered(counts), measures, counts, truth_of(*now)),
+            ("change", is_change_covered(joint), changes, joint, change_of(then, now)),
         ):
-            for name, (_, low, high) in result.items():
-                held[what] += ((low <= truth[name]) & (truth[name] <= high)).tolist()
-                rest[what] += marked.tolist()
-    for what in ("now", "change"):
-        marked = np.array(rest[what])
+            for each, (_, low, high) in measure(answers, resamples=RESAMPLES, seed=1).items():
+                hits[name] += ((low <= truth[each]) & (truth[each] <= high)).tolist()
+                marks[name] += marked.tolist()
+    for name in hits:
+        marked = np.array(marks[name])
         assert 0.2 < marked.mean() < 0.9
-        assert 0.93 <= np.array(held[what])[marked].mean() <= 0.97
+        assert 0.93 <= np.array(hits[name])[marked].mean() <= 0.97
 
 
 # what the functions give is what was simulated
 
 
 def questions(joint):
-    """A sweep's table whose answers have these joint counts; kinds "signal" and "noise"."""
-    now, then, answers = [], [], []
-    for kind in (0, 1):
-        for (chosen, before), count in zip([(0, 0), (0, 1), (1, 0), (1, 1)], joint[kind], strict=True):
-            now, then, answers = now + [chosen] * count, then + [before] * count, answers + [kind] * count
-    table = pd.concat([unsteered(then, answers), condition(now, answers)], ignore_index=True)
-    return table.assign(kind=table["answer"].map({0: "signal", 1: "noise"}))
+    """A sweep's table whose answers have these joint counts; classes "signal" and "noise"."""
+    answers, now, then = np.repeat(np.indices((2, 2, 2)).reshape(3, 8), np.ravel(joint), axis=1)
+    table = table_of(unsteered(then, answers), condition(now, answers))
+    return table.assign(type=table["answer"].map({0: "signal", 1: "noise"}))
 
 
 JOINT = np.array([[40, 15, 3, 22], [11, 14, 2, 43]])
-
-
-def interval_of(row, name):
-    return [row[f"{name}{end}"] for end in ("", "_low", "_high")]
 
 
 def test_signal_detection_gives_the_simulated_intervals():
@@ -321,9 +289,9 @@ def test_answer_shifts_and_choosing_by_accuracy_give_the_simulated_interval():
         return list(statistics.share_change(joint, resamples=300, rng=np.random.default_rng(4)))
 
     table = questions(JOINT)
-    result = answer_shifts(table, by="kind", resamples=300, seed=4)
-    for kind, joint in zip(("signal", "noise"), JOINT, strict=True):
-        assert interval_of(row_of(result, vector="honesty", kind=kind), "shift") == expected(joint)
+    result = answer_shifts(table, by="type", resamples=300, seed=4)
+    for name, joint in zip(("signal", "noise"), JOINT, strict=True):
+        assert interval_of(row_of(result, vector="honesty", type=name), "shift") == expected(joint)
     other = table.assign(split="b", prompt_id=table["prompt_id"] + 1000, prompt="other " + table["prompt"])
     halves = pd.concat([table.assign(split="a"), other])
     row = choose(halves, on="a", report="b", resamples=300, seed=4).iloc[1]
@@ -333,7 +301,7 @@ def test_answer_shifts_and_choosing_by_accuracy_give_the_simulated_interval():
 
 
 def test_the_unsteered_answers_have_not_shifted():
-    result = answer_shifts(questions(JOINT), by="kind", resamples=50)
+    result = answer_shifts(questions(JOINT), by="type", resamples=50)
     still = result[result["vector"] == "none"]
     assert (still[["shift", "shift_low", "shift_high"]] == 0).all(axis=None)
     assert list(still["compared"]) == [80, 70]
@@ -395,10 +363,8 @@ def test_separation_of_noise_has_uniform_p_values():
 
 
 def sampled_twice(worlds, prompts=40, draws=4):
-    """A sweep in each world, in which steering changes nothing: every text is a sample of its own.
-
-    A prompt is answered right with a probability of its own, .5 on average.
-    """
+    """A sweep per world, in which steering changes nothing. Each prompt has its own probability of a right
+    answer, .5 on average."""
     rng = np.random.default_rng(0)
     world, prompt, draw = (each.ravel() for each in np.indices((worlds, prompts, draws)))
     right = rng.beta(1.5, 1.5, (worlds, prompts))[world, prompt]
@@ -409,15 +375,12 @@ def sampled_twice(worlds, prompts=40, draws=4):
 
     about = {"prompt_id": world * prompts + prompt, "draw": draw, "world": world, "split": "one"}
     conditions = [unsteered(sampled(), answers), condition(sampled(), answers)]
-    return pd.concat(
-        [each.assign(**about, logit_difference=np.nan) for each in conditions], ignore_index=True
-    )
+    return table_of(*(each.assign(**about, logit_difference=np.nan) for each in conditions))
 
 
-def holding(table, name, truth):
-    """How often the intervals of the steered rows hold the truth."""
+def coverage_of(table, name, truth):
     rows = table[table["vector"] != "none"]
-    return ((rows[f"{name}_low"] <= truth) & (truth <= rows[f"{name}_high"])).mean()
+    return rows[f"{name}_low"].le(truth).mul(rows[f"{name}_high"].ge(truth)).mean()
 
 
 @pytest.mark.statistics
@@ -425,17 +388,17 @@ def test_with_several_draws_nothing_is_found_where_nothing_was_steered(draws):
     table = sampled_twice(draws(1000))
     right = table["choice"].eq(table["answer"]).groupby([table["world"], table["vector"]]).mean().unstack()
     assert (right["honesty"] != right["none"]).mean() > 0.9  # two samples differ
-    coverage = holding(effectiveness(table, by="world"), "accuracy", 0.5)
-    assert promised({"accuracy": coverage}), coverage
+    coverage = coverage_of(effectiveness(table, by="world"), "accuracy", 0.5)
+    assert is_nominal({"accuracy": coverage}), coverage
     alone = table.drop(columns="draw").assign(prompt_id=4 * table["prompt_id"] + table["draw"])
-    assert holding(effectiveness(alone, by="world"), "accuracy", 0.5) < 0.9
+    assert coverage_of(effectiveness(alone, by="world"), "accuracy", 0.5) < 0.9
     # Of changes at least what they say: the prior is of whole prompts, whose draws agree less than that.
     some = table[table["world"] < draws(200)]
-    assert holding(answer_shifts(some, by="world", resamples=RESAMPLES), "shift", 0) >= 0.93
+    assert coverage_of(answer_shifts(some, by="world", resamples=RESAMPLES), "shift", 0) >= 0.93
     measure, _ = measure_of("accuracy")
     result = pd.concat([measure(rows, RESAMPLES, 0) for _, rows in some.groupby("world")])
-    assert holding(result, "change", 0) >= 0.93
+    assert coverage_of(result, "change", 0) >= 0.93
     detected = signal_detection(some, by="world", resamples=RESAMPLES)
     for name in ("d_prime_change", "criterion_change"):
-        assert holding(detected, name, 0) >= 0.93
+        assert coverage_of(detected, name, 0) >= 0.93
     assert detected["verdict"].isin(["", "neither", "cannot tell"]).mean() >= 0.93

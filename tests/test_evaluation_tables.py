@@ -1,5 +1,6 @@
 """Effectiveness, signal detection and choosing, each against a plain loop or a known library."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -12,13 +13,12 @@ from tl_steer.evaluation import against_controls, steerability
 from tl_steer.evaluation._choose import choose
 from tl_steer.evaluation._effectiveness import effectiveness
 from tl_steer.evaluation._signal_detection import signal_detection
-from tl_steer.sweeps.sweep_table import CONDITION
+from tl_steer.sweeps.sweep_table import CONDITION, condition_rows
 from tl_steer.texts import preference
 from tl_steer.texts.judge_prompts import answer_pairs
 
-from .sweep_tables import condition, unsteered
-
-NAN = float("nan")
+from .conftest import assert_raises
+from .sweep_tables import NAN, condition, table_of, unsteered
 
 
 def random_sweep(n=80, seed=0):
@@ -31,19 +31,28 @@ def random_sweep(n=80, seed=0):
         choices[rng.random(n) < 0.1] = None
         return {"choices": list(choices), "answers": answers, "logits": rng.normal(size=n)}
 
-    conditions = [unsteered(**drawn(0.6))]
-    conditions += [
-        condition(**drawn(rate), layers=layers, multiplier=multiplier, dose=abs(multiplier) / 10)
-        for layers, multiplier, rate in (
-            ("3", 1.0, 0.7),
-            ("3", -1.0, 0.5),
-            ("4", 1.0, 0.8),
-            ("3+4", 1.0, 0.6),
-        )
-    ]
-    conditions += [condition(**drawn(0.6), operation="project_out", multiplier=NAN, dose=NAN)]
-    conditions += [condition(**drawn(0.6), vector="random 0", control=True)]
-    return pd.concat(conditions, ignore_index=True)
+    steered = [("3", 1.0, 0.7), ("3", -1.0, 0.5), ("4", 1.0, 0.8), ("3+4", 1.0, 0.6)]
+    return table_of(
+        unsteered(**drawn(0.6)),
+        *(condition(**drawn(rate), layers=layers, multiplier=multiplier)
+          for layers, multiplier, rate in steered),
+        condition(**drawn(0.6), operation="project_out", multiplier=NAN),
+        condition(**drawn(0.6), vector="random 0"),
+    )  # fmt: skip
+
+
+def chosen(table, **options):
+    return choose(table, on="one", report="two", **options)
+
+
+def interval_of(row, name):
+    return [row[f"{name}{end}"] for end in ("", "_low", "_high")]
+
+
+def wilson(successes, n):
+    """The rate and its interval."""
+    oracle = stats.binomtest(int(successes), n).proportion_ci(method="wilson")
+    return pytest.approx([successes / n, oracle.low, oracle.high])
 
 
 def row_of(table, **values):
@@ -60,32 +69,19 @@ def test_effectiveness_is_a_plain_loop_over_prompts():
     table = random_sweep()
     result = effectiveness(table, by="topic")
     assert len(result) == 7 * 2
-    before = table[table["vector"] == "none"].set_index("prompt_id")
-    for _, found in result.iterrows():
-        rows = [
-            row
-            for _, row in table.iterrows()
-            if all(
-                row[name] == found[name] or (pd.isna(row[name]) and pd.isna(found[name]))
-                for name in (*CONDITION, "topic")
-            )
-        ]
-        readable = [row for row in rows if not pd.isna(row["choice"])]
-        right = sum(row["choice"] == row["answer"] for row in readable)
-        assert found["n"] == len(rows)
-        assert found["unreadable"] == pytest.approx(1 - len(readable) / len(rows))
-        assert found["accuracy"] == pytest.approx(right / len(rows))
-        oracle = stats.binomtest(int(right), len(rows)).proportion_ci(method="wilson")
-        assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx((oracle.low, oracle.high))
-        signal = sum(row["choice"] == 0 for row in readable)
-        assert found["signal_rate"] == pytest.approx(signal / len(readable))
-        oracle = stats.binomtest(int(signal), len(readable)).proportion_ci(method="wilson")
-        assert (found["signal_rate_low"], found["signal_rate_high"]) == pytest.approx(
-            (oracle.low, oracle.high)
-        )
-        both = [row for row in readable if not pd.isna(before["choice"][row["prompt_id"]])]
-        flips = sum(row["choice"] != before["choice"][row["prompt_id"]] for row in both)
-        assert found["flipped"] == pytest.approx(flips / len(both))
+    before = table[table["vector"] == "none"].set_index("prompt_id")["choice"]
+    for _, row in result.iterrows():
+        rows = condition_rows(table, row)
+        rows = rows[rows["topic"] == row["topic"]]
+        readable = rows[rows["choice"].notna()]
+        assert row["n"] == len(rows)
+        assert row["unreadable"] == pytest.approx(1 - len(readable) / len(rows))
+        right = sum(each["choice"] == each["answer"] for _, each in readable.iterrows())
+        assert interval_of(row, "accuracy") == wilson(right, len(rows))
+        assert interval_of(row, "signal_rate") == wilson(list(readable["choice"]).count(0), len(readable))
+        pairs = [(each["choice"], before[each["prompt_id"]]) for _, each in readable.iterrows()]
+        flips = [choice != then for choice, then in pairs if not pd.isna(then)]
+        assert row["flipped"] == pytest.approx(np.mean(flips))
 
 
 def test_logit_difference_and_shift_have_scipys_t_intervals():
@@ -97,9 +93,7 @@ def test_logit_difference_and_shift_have_scipys_t_intervals():
         ("logit_difference", stats.ttest_1samp(steered, 0), steered.mean()),
         ("shift", stats.ttest_rel(steered, before), (steered - before).mean()),
     ):
-        interval = oracle.confidence_interval(0.95)
-        expected = pytest.approx((mean, interval.low, interval.high))
-        assert (result[name], result[f"{name}_low"], result[f"{name}_high"]) == expected
+        assert interval_of(result, name) == pytest.approx([mean, *oracle.confidence_interval(0.95)])
 
 
 def test_prompts_are_compared_with_themselves_whatever_their_order():
@@ -107,24 +101,19 @@ def test_prompts_are_compared_with_themselves_whatever_their_order():
     steered = condition([0, 0, 1, 1], answers, logits=[1.0, 2.0, 3.0, 4.0]).iloc[::-1]
     before = unsteered([0, 0, 1, 1], answers, logits=[0.5, 1.5, 2.5, 3.5])
     result = row_of(effectiveness(pd.concat([steered, before])), vector="honesty")
-    assert (result["shift"], result["shift_low"], result["shift_high"]) == (0.5, 0.5, 0.5)
+    assert interval_of(result, "shift") == [0.5, 0.5, 0.5]
     assert result["flipped"] == 0
 
 
 def test_the_columns_are_the_documented_ones():
     result = effectiveness(random_sweep(), by=["answer", "vector", "topic"])
-    interval = [f"{name}{end}" for name in ("accuracy", "signal_rate", "logit_difference", "shift")
-                for end in ("", "_low", "_high")]  # fmt: skip
-    assert list(result.columns) == [
-        *CONDITION,
-        "dose",
-        "answer",
-        "topic",
-        "n",
-        "unreadable",
-        *interval,
-        "flipped",
+    intervals = [
+        name + end
+        for name in ("accuracy", "signal_rate", "logit_difference", "shift")
+        for end in ("", "_low", "_high")
     ]
+    columns = [*CONDITION, "dose", "answer", "topic", "n", "unreadable", *intervals, "flipped"]
+    assert list(result.columns) == columns
     assert list(result["layers"].unique()) == ["", "3", "4", "3+4"]
 
 
@@ -143,27 +132,26 @@ def test_overall_puts_all_prompts_together_first():
     together, split = result[:7], result[7:].reset_index(drop=True)
     pd.testing.assert_frame_equal(together.drop(columns="topic"), effectiveness(table))
     pd.testing.assert_frame_equal(split, effectiveness(table, by="topic"), check_dtype=False)
-    assert list(together["n"]) == [80] * 7
 
 
 @pytest.mark.parametrize("levels", [[0, 1], [True, False], [0.5, 1.5]])
-def test_overall_takes_factors_that_are_no_text(levels):
+def test_overall_takes_factors_that_are_not_text(levels):
     table = random_sweep()
-    table["kind"] = table["prompt_id"].map(lambda prompt: levels[prompt % 2])
-    result = effectiveness(table, by=["layers", "kind"], overall=True)
-    assert list(result["kind"]) == ["all"] * 7 + levels * 7
+    table["level"] = table["prompt_id"].map(lambda prompt: levels[prompt % 2])
+    result = effectiveness(table, by=["layers", "level"], overall=True)
+    assert list(result["level"]) == ["all"] * 7 + levels * 7
     assert set(effectiveness(table, by="answer", overall=True)["answer"]) == {"all", 0, 1}
-    categories = table.assign(kind=table["kind"].astype("category"))
-    pd.testing.assert_frame_equal(effectiveness(categories, by="kind", overall=True), result)
+    categories = table.assign(level=table["level"].astype("category"))
+    pd.testing.assert_frame_equal(effectiveness(categories, by="level", overall=True), result)
 
 
 def test_overall_needs_one_factor_without_a_value_all():
     table = random_sweep(8)
+    overall = partial(effectiveness, overall=True)
     for by in ((), "layers", ["topic", "answer"]):
-        with pytest.raises(ValueError, match=r"overall=True with by=.*expected one factor"):
-            effectiveness(table, by=by, overall=True)
-    with pytest.raises(ValueError, match="'topic' has a value 'all' already"):
-        effectiveness(table.assign(topic=["all", "some"] * 28), by="topic", overall=True)
+        assert_raises(r"overall=True with by=.*expected one factor", overall, table, by=by)
+    with_all = table.assign(topic=["all", "some"] * 28)
+    assert_raises("'topic' has a value 'all' already", overall, with_all, by="topic")
 
 
 UNKNOWN = pd.array([pd.NA] * 560, dtype="Int64")
@@ -195,14 +183,13 @@ def test_the_table_is_left_alone():
 
 def test_missing_columns_and_outcomes_are_named():
     table = random_sweep(8)
-    with pytest.raises(ValueError, match="lacks the columns dose, choice"):
-        signal_detection(table.drop(columns=["choice", "dose"]))
-    with pytest.raises(ValueError, match="lacks the columns colour"):
-        effectiveness(table, by="colour")
-    with pytest.raises(ValueError, match="lacks the columns multiplier"):
-        effectiveness(table.drop(columns="multiplier"))
-    with pytest.raises(ValueError, match="expected factors"):
-        effectiveness(table, by=["choice"])
+    fewer = table.drop(columns=["choice", "dose"])
+    assert_raises("lacks the columns dose, choice", signal_detection, fewer)
+    assert_raises("lacks the columns multiplier", effectiveness, table.drop(columns="multiplier"))
+    assert_raises("lacks the columns colour", effectiveness, table, by="colour")
+    assert_raises("expected factors", effectiveness, table, by=["choice"])
+    assert_raises("no row has an answer", signal_detection, table.assign(answer=pd.NA))
+    assert_raises("expected 0, 1", signal_detection, table.assign(answer=2))
 
 
 @pytest.mark.parametrize(
@@ -219,15 +206,13 @@ def test_missing_columns_and_outcomes_are_named():
 def test_a_value_of_another_type_is_rejected_by_its_column(column, value, expected):
     table = random_sweep(8).astype(object)
     table.loc[3, column] = value
-    with pytest.raises(ValueError, match=f"column '{column}' holds .*: expected {expected}"):
-        effectiveness(table)
+    assert_raises(f"column '{column}' holds .*: expected {expected}", effectiveness, table)
 
 
-def test_a_prompt_twice_in_a_condition_is_refused_unless_a_factor_tells_them_apart():
+def test_a_prompt_twice_in_a_condition_is_rejected_unless_a_factor_separates_them():
     table = random_sweep(8)
     two = pd.concat([table.assign(model="a"), table.assign(model="b")])
-    with pytest.raises(ValueError, match="prompt_id 0 is twice in the condition vector=none"):
-        effectiveness(two)
+    assert_raises("prompt_id 0 is twice in the condition vector=none", effectiveness, two)
     assert len(effectiveness(two, by="model")) == 14
 
 
@@ -242,17 +227,15 @@ def test_signal_detection_is_hautus_of_plain_counts():
     table = random_sweep()
     result = row_of(signal_detection(table, resamples=50), layers="4")
     rows = table[(table["layers"] == "4") & table["choice"].notna()]
-    signal, noise = (rows[rows["answer"] == kind]["choice"].to_list() for kind in (0, 1))
-    hit, false_alarm = z(signal.count(0), len(signal)), z(noise.count(0), len(noise))
+    signal, noise = (rows[rows["answer"] == answer]["choice"].to_list() for answer in (0, 1))
+    hits, false_alarms = signal.count(0), noise.count(0)
+    z_hit, z_false_alarm = z(hits, len(signal)), z(false_alarms, len(noise))
     assert (result["n_signal"], result["n_noise"]) == (len(signal), len(noise))
     assert result["unreadable"] == pytest.approx(1 - len(rows) / 80)
-    assert result["hit_rate"] == pytest.approx(signal.count(0) / len(signal))
-    assert result["false_alarm_rate"] == pytest.approx(noise.count(0) / len(noise))
-    assert result["d_prime"] == pytest.approx(hit - false_alarm)
-    assert result["criterion"] == pytest.approx(-(hit + false_alarm) / 2)
-    oracle = stats.binomtest(noise.count(0), len(noise)).proportion_ci(method="wilson")
-    expected = pytest.approx((oracle.low, oracle.high))
-    assert (result["false_alarm_rate_low"], result["false_alarm_rate_high"]) == expected
+    assert interval_of(result, "hit_rate") == wilson(hits, len(signal))
+    assert interval_of(result, "false_alarm_rate") == wilson(false_alarms, len(noise))
+    assert result["d_prime"] == pytest.approx(z_hit - z_false_alarm)
+    assert result["criterion"] == pytest.approx(-(z_hit + z_false_alarm) / 2)
 
 
 def test_changes_are_against_unsteered_on_the_prompts_readable_in_both():
@@ -287,29 +270,22 @@ def test_intervals_are_those_of_prompts_weighed_one_by_one():
             for each, extra in zip(choice, added, strict=True)
         ]
 
-    kinds = [np.flatnonzero(answers == kind) for kind in (0, 1)]
-    (hit,), (false_alarm,) = (z_of(rows, [after], [[0, 1]]) for rows in kinds)
-    signal, noise = (z_of(rows, [after, before], [[0, 1], [1, 0]]) for rows in kinds)
-    moves = [signal[0] - signal[1], noise[0] - noise[1]]
-    drawn = {
-        "d_prime": hit - false_alarm,
-        "criterion": -(hit + false_alarm) / 2,
-        "d_prime_change": moves[0] - moves[1],
-        "criterion_change": -(moves[0] + moves[1]) / 2,
-    }
-    for name, values in drawn.items():
-        expected = pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.02)
-        assert [result[f"{name}_low"], result[f"{name}_high"]] == expected
+    classes = [np.flatnonzero(answers == answer) for answer in (0, 1)]
+    values = [z_of(rows, [after], [[0, 1]])[0] for rows in classes]
+    moves = [np.subtract(*z_of(rows, [after, before], [[0, 1], [1, 0]])) for rows in classes]
+    for suffix, (signal, noise) in (("", values), ("_change", moves)):
+        for name, drawn in (("d_prime", signal - noise), ("criterion", -(signal + noise) / 2)):
+            expected = pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.02)
+            assert interval_of(result, name + suffix)[1:] == expected
 
 
 def test_saying_the_signal_more_often_is_a_negative_criterion_and_no_better_d_prime():
-    """The study's finding: both kinds of prompts move toward "true"."""
+    """The study's finding: both classes of prompts move toward "true"."""
     answers = [0] * 50 + [1] * 50
     before = [0] * 35 + [1] * 15 + [0] * 15 + [1] * 35
     after = [0] * 45 + [1] * 5 + [0] * 27 + [1] * 23
-    result = row_of(
-        signal_detection(pd.concat([unsteered(before, answers), condition(after, answers)])), vector="honesty"
-    )
+    table = table_of(unsteered(before, answers), condition(after, answers))
+    result = row_of(signal_detection(table), vector="honesty")
     assert result["criterion"] < -0.3
     assert result["criterion_change_high"] < 0
     assert result["d_prime_change_low"] < 0 < result["d_prime_change_high"]
@@ -326,7 +302,7 @@ def test_sixty_right_of_sixty_is_not_certain():
     assert itself[["d_prime_change", "d_prime_change_low", "criterion_change_high"]].to_list() == [0, 0, 0]
 
 
-def test_one_kind_alone_or_no_unsteered_condition_gives_nan():
+def test_one_class_alone_or_no_unsteered_condition_gives_nan():
     table = random_sweep()
     by_answer = signal_detection(table, by="answer", resamples=20)
     assert by_answer["d_prime"].isna().all()
@@ -344,27 +320,15 @@ def test_a_row_does_not_depend_on_the_other_conditions():
     assert other["d_prime_low"] != whole["d_prime_low"]
 
 
-def test_signal_detection_keeps_projections_and_splits_by_factors():
+def test_signal_detection_has_projections_and_splits_by_factors():
     result = signal_detection(random_sweep(), by=("topic", "layers"), resamples=20)
     assert list(result.columns[:9]) == [*CONDITION, "dose", "topic"]
-    names = ["hit_rate", "false_alarm_rate", "d_prime", "criterion", "covered", "d_prime_change",
-             "criterion_change", "change_covered"]  # fmt: skip
-    intervals = [
-        name + end for name in names for end in (("",) if "covered" in name else ("", "_low", "_high"))
-    ]
-    logits = [name + end for name in ("auc", "auc_change", "shift") for end in ("", "_low", "_high")]
-    logits += ["signal_shift", "noise_shift", "verdict"]
-    assert list(result.columns[9:]) == ["n_signal", "n_noise", "unreadable", *intervals, *logits]
+    names = "n_signal n_noise unreadable hit_rate* false_alarm_rate* d_prime* criterion* covered"
+    names += " d_prime_change* criterion_change* change_covered auc* auc_change* shift* signal_shift"
+    names = re.sub(r"(\w+)\*", r"\1 \1_low \1_high", f"{names} noise_shift verdict").split()
+    assert list(result.columns[9:]) == names
     assert len(result) == 14
     assert len(result[result["multiplier"].isna()]) == 2
-
-
-def test_signal_detection_needs_answers():
-    table = random_sweep(8)
-    with pytest.raises(ValueError, match="no row has an answer"):
-        signal_detection(table.assign(answer=pd.NA))
-    with pytest.raises(ValueError, match="expected 0, 1"):
-        signal_detection(table.assign(answer=2))
 
 
 # choosing
@@ -379,46 +343,33 @@ def test_the_choice_is_made_on_one_half_and_reported_on_the_other():
     table = pd.concat(
         [unsteered(wrong, answers), condition(lucky, answers), condition(good, answers, layers="4")]
     )
-    result = choose(table, on="one", report="two", resamples=200)
-    assert list(result["layers"]) == ["3", "3"]
-    assert list(result["split"]) == ["one", "two"]
-    assert list(result["value"]) == [1, 0]
-    assert list(result["unsteered"]) == [0, 0]
-    assert list(result["change"]) == [1, 0]
-    assert list(result["n"]) == [20, 20]
+    result = chosen(table, resamples=200)
+    names = ["layers", "split", "value", "unsteered", "change", "n"]
+    assert result[names].to_numpy().tolist() == [["3", "one", 1, 0, 1, 20], ["3", "two", 0, 0, 0, 20]]
     assert choose(table, on="two", report="one", resamples=200)["layers"].to_list() == ["4", "4"]
 
 
 def test_choose_gives_the_numbers_of_the_other_tables():
     table = random_sweep()
+    accuracy, d_prime = chosen(table), chosen(table, value="d_prime")
     for split in ("one", "two"):
         rows = table[table["split"] == split]
-        accuracy = choose(table, on="one", report="two")
         result = row_of(accuracy, split=split, operation="add")
-        condition_row = row_of(effectiveness(rows), layers=result["layers"], multiplier=result["multiplier"],
-                          operation="add", control=False)  # fmt: skip
-        expected = condition_row[["accuracy", "accuracy_low", "accuracy_high"]].to_list()
-        assert result[["value", "low", "high"]].to_list() == expected
-        assert result["change"] == result["value"] - row_of(effectiveness(rows), vector="none")["accuracy"]
+        measured = effectiveness(rows)
+        own = row_of(condition_rows(measured, result))
+        assert result[["value", "low", "high"]].to_list() == interval_of(own, "accuracy")
+        assert result["change"] == result["value"] - row_of(measured, vector="none")["accuracy"]
         assert result["change_low"] < result["change"] < result["change_high"]
-        result = row_of(
-            choose(table, on="one", report="two", value="d_prime"), split=split, operation="project_out"
-        )
-        condition_row = row_of(signal_detection(rows), operation="project_out")
-        names = ["d_prime", "d_prime_low", "d_prime_high", "d_prime_change", "d_prime_change_low"]
-        assert (
-            result[["value", "low", "high", "change", "change_low"]].to_list()
-            == condition_row[names].to_list()
-        )
+        result = row_of(d_prime, split=split, operation="project_out")
+        own = row_of(signal_detection(rows), operation="project_out")
+        assert result[["value", "low", "high"]].to_list() == interval_of(own, "d_prime")
+        assert interval_of(result, "change") == interval_of(own, "d_prime_change")
 
 
-def test_every_vector_and_operation_gets_its_best_condition_and_controls_none():
-    result = choose(random_sweep(), on="one", report="two", resamples=50)
-    assert list(zip(result["vector"], result["operation"], result["split"], strict=True)) == [
-        ("honesty", "add", "one"),
-        ("honesty", "add", "two"),
-        ("honesty", "project_out", "one"),
-        ("honesty", "project_out", "two"),
+def test_every_vector_and_operation_has_its_best_condition_and_controls_have_none():
+    result = chosen(random_sweep(), resamples=50)
+    assert result[["vector", "operation", "split"]].to_numpy().tolist() == [
+        ["honesty", operation, split] for operation in ("add", "project_out") for split in ("one", "two")
     ]
     expected = "vector operation layers hook multiplier dose split n unreadable unreadable_unsteered"
     expected += " value_name value low high unsteered change"
@@ -449,30 +400,16 @@ def test_a_function_scores_rows_and_is_bootstrapped_in_pairs():
     def mean_logit(rows):
         return rows["logit_difference"].mean()
 
-    result = choose(table, on="one", report="two", value=mean_logit, resamples=200)
-    found = row_of(result, operation="add", split="two")
-    rows = table[(table["split"] == "two") & (table["operation"] == "add") & ~table["control"]]
-    chosen = rows[(rows["layers"] == found["layers"]) & (rows["multiplier"] == found["multiplier"])]
-    before = table[(table["vector"] == "none") & (table["split"] == "two")]["logit_difference"].to_numpy()
-    steered = chosen["logit_difference"].to_numpy()
-    assert found["value_name"] == "mean_logit"
-    assert (found["value"], found["unsteered"]) == pytest.approx((steered.mean(), before.mean()))
-    oracle = stats.ttest_rel(steered, before).confidence_interval(0.95)
-    assert (found["change_low"], found["change_high"]) == pytest.approx((oracle.low, oracle.high), abs=0.12)
-    oracle = stats.ttest_1samp(steered, 0).confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((oracle.low, oracle.high), abs=0.12)
-
-
-@pytest.mark.parametrize("turn", [0, 1, 2])
-def test_of_equal_scores_the_smaller_dose_wins_then_the_earlier_layer(turn):
-    answers = [0, 1] * 4
-    conditions = [
-        condition(answers, answers, layers="2", multiplier=-3.0, dose=0.3),
-        condition(answers, answers, layers="10+11", multiplier=1.0, dose=0.1),
-        condition(answers, answers, layers="9", multiplier=1.0, dose=0.1),
-    ]
-    table = pd.concat([unsteered(answers, answers), *conditions[turn:], *conditions[:turn]])
-    assert set(choose(table, on="one", report="two", resamples=10)["layers"]) == {"9"}
+    row = row_of(chosen(table, value=mean_logit, resamples=200), operation="add", split="two")
+    rows = table[table["split"] == "two"]
+    before = rows[rows["vector"] == "none"]["logit_difference"].to_numpy()
+    steered = condition_rows(rows, row)["logit_difference"].to_numpy()
+    assert row["value_name"] == "mean_logit"
+    assert (row["value"], row["unsteered"]) == pytest.approx((steered.mean(), before.mean()))
+    change = stats.ttest_rel(steered, before).confidence_interval(0.95)
+    assert interval_of(row, "change")[1:] == pytest.approx([*change], abs=0.12)
+    interval = stats.ttest_1samp(steered, 0).confidence_interval(0.95)
+    assert row[["low", "high"]].to_list() == pytest.approx([*interval], abs=0.12)
 
 
 def leaking(table, **columns):
@@ -498,8 +435,8 @@ def leaking(table, **columns):
 )  # fmt: skip
 def test_choose_rejects_tables_that_do_not_compare_like_with_like(change, options, message):
     table = random_sweep(8)
-    with pytest.raises(ValueError, match=message):
-        choose(change(table) if change else table, **{"on": "one", "report": "two"} | options)
+    options = {"on": "one", "report": "two"} | options
+    assert_raises(message, choose, change(table) if change else table, **options)
 
 
 TABLES_BY = {
@@ -510,17 +447,7 @@ TABLES_BY = {
     "steerability": lambda table, by: steerability(table, by=by, resamples=10),
     "choose": lambda table, by: choose(table, on="one", report="two", splits=2, resamples=10),
     "opposites": lambda table, by: answer_pairs(table[~table["control"]], "opposite"),
-    "preference": lambda table, by: preference(
-        pd.concat(
-            [
-                answer_pairs(table[~table["control"]], "opposite").assign(
-                    first_shown=first, verdict="positive", reply="1", cached=False
-                )
-                for first in ("positive", "negative")
-            ]
-        ),
-        by=by,
-    ),
+    "preference": lambda table, by: preference(judged_pairs(table), by=by),
     "mean_projections": lambda table, by: mean_projections(projected_rows(by)),
     "by side": lambda table, by: mean_projections(projected_rows(by), by=["side", by]),
     "traces": lambda table, by: mean_traces(traced_rows(by), by=by),
@@ -528,6 +455,12 @@ TABLES_BY = {
         traced_rows(by), by=by, difference=("sea", "sky"), pair="prompt_id"
     ),
 }  # fmt: skip
+
+
+def judged_pairs(table):
+    pairs = answer_pairs(table[~table["control"]], "opposite")
+    pairs = pairs.assign(verdict="positive", reply="1", cached=False)
+    return pd.concat([pairs.assign(first_shown=first) for first in ("positive", "negative")])
 
 
 def projected_rows(factor):
@@ -567,8 +500,8 @@ def test_factors_may_have_the_names_of_temporary_columns(function, name):
     ],
 )  # fmt: skip
 def test_factors_with_the_names_of_results_are_rejected(function, name):
-    with pytest.raises(ValueError, match=rf"(?i)'{name}'.* names? of (a )?result.* rename"):
-        TABLES_BY[function](random_sweep(n=20).rename(columns={"topic": name}), name)
+    message = rf"(?i)'{name}'.* names? of (a )?result.* rename"
+    assert_raises(message, TABLES_BY[function], random_sweep(n=20).rename(columns={"topic": name}), name)
     table = random_sweep(n=40)
     for each in (effectiveness, partial(choose, on="one", report="two", splits=2)):
         pd.testing.assert_frame_equal(each(table.assign(**{name: "x"})), each(table))

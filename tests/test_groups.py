@@ -10,25 +10,23 @@ from tl_steer import statistics
 from tl_steer.analysis import mean_projections, mean_traces, projections, separation
 from tl_steer.directions import mean_difference
 from tl_steer.evaluation import effectiveness, embedding_effect, mean_damage, steerability
+from tl_steer.evaluation._choose import measure_of
 from tl_steer.evaluation._effectiveness import answer_shifts, flips
-from tl_steer.evaluation.condition_scores import measure_of
 from tl_steer.sweeps.selection import best_conditions
 from tl_steer.texts import preference, side_by_side, text_damage
 from tl_steer.texts.judge_prompts import answer_pairs
 
-from .conftest import make_pairs
-from .sweep_tables import condition, unsteered
+from .conftest import assert_raises, make_pairs
+from .sweep_tables import NAN, condition, table_of, unsteered
 from .test_evaluation_tables import row_of
 
-NAN = float("nan")
 GROUPS = np.repeat(np.arange(20), [1, 2, 4, 3] * 5)  # 50 rows
 
 
 def by_group(values, groups):
     """The known values of each group that has any."""
-    parts = [[v for v, g in zip(values, groups, strict=True) if g == group and not np.isnan(v)]
-             for group in dict.fromkeys(groups)]  # fmt: skip
-    return [part for part in parts if part]
+    values = pd.Series(np.asarray(values, float)).dropna()
+    return [part.to_list() for _, part in values.groupby(np.asarray(groups)[values.index], sort=False)]
 
 
 def t_by_loop(values, groups):
@@ -59,11 +57,11 @@ def ends(row, name):
     return pytest.approx([row[f"{name}{end}"] for end in ("", "_low", "_high")], nan_ok=True)
 
 
-def drawn(seed=0, kind="normal"):
+def drawn(seed=0, distribution="normal"):
     """Rows that partly agree within their group; three are missing."""
     rng = np.random.default_rng(seed)
     shared, own = rng.normal(size=20)[GROUPS], rng.normal(size=50)
-    values = shared + own if kind == "normal" else (shared + own > -0.5).astype(float)
+    values = shared + own if distribution == "normal" else (shared + own > -0.5).astype(float)
     values[[3, 11, 40]] = NAN
     return values
 
@@ -71,15 +69,15 @@ def drawn(seed=0, kind="normal"):
 # the arithmetic
 
 
-@pytest.mark.parametrize("kind", ["normal", "binary"])
-def test_intervals_of_several_samples_are_those_of_a_loop_over_groups(kind):
+@pytest.mark.parametrize("distribution", ["normal", "binary"])
+def test_intervals_of_several_samples_are_those_of_a_loop_over_groups(distribution):
     order = np.random.default_rng(1).permutation(100)
-    values = np.concatenate([drawn(0, kind), drawn(1, kind)])[order]
+    values = np.concatenate([drawn(0, distribution), drawn(1, distribution)])[order]
     sample, group = (np.concatenate(each)[order] for each in ([0 * GROUPS, 0 * GROUPS + 1], [GROUPS, GROUPS]))
     interval, loop = {
         "normal": (statistics.mean_interval, t_by_loop),
         "binary": (statistics.rate_interval, wilson_by_loop),
-    }[kind]
+    }[distribution]
     result = np.stack(interval(values, sample, statistics.nested(sample, group)), 1)
     for number in (0, 1):
         expected = loop(values[sample == number], group[sample == number])
@@ -92,7 +90,7 @@ def test_with_a_row_per_group_they_are_scipys():
     one, rows = np.zeros(50, int), np.random.default_rng(0).permutation(50)
     oracle = stats.ttest_1samp(known, 0).confidence_interval(0.95)
     assert np.ravel(statistics.mean_interval(values, one, rows)) == pytest.approx([known.mean(), *oracle])
-    right = drawn(kind="binary")
+    right = drawn(distribution="binary")
     count = int(np.nansum(right))
     oracle = stats.binomtest(count, 47).proportion_ci(method="wilson")
     assert np.ravel(statistics.rate_interval(right, one, rows)) == pytest.approx([count / 47, *oracle])
@@ -115,7 +113,7 @@ def test_copies_of_a_row_are_one_row(copies):
     assert np.ravel(certain) == pytest.approx(np.ravel(statistics.rate_interval(np.ones(50), one, rows)))
 
 
-def test_few_groups_leave_few_numbers_and_balanced_ones_are_not_certain():
+def test_few_groups_have_wide_intervals_and_balanced_ones_are_not_certain():
     one, none = np.zeros(4, int), np.zeros(0, int)
     values = np.array([0.0, 1.0, 1.0, 1.0])
     mean, low, high = statistics.mean_interval(values, one, one)
@@ -159,20 +157,21 @@ def grouped_sweep(seed=0):
         choices[rng.random(50) < 0.1] = None
         return {"choices": list(choices), "answers": answers, "logits": logits}
 
-    conditions = [unsteered(**outcomes_of(0)), condition(**outcomes_of(0.5))]
-    conditions += [condition(**outcomes_of(-0.5), multiplier=-1.0)]
-    conditions += [condition(**outcomes_of(0.2), operation="project_out", multiplier=NAN, dose=NAN)]
-    named = [f"claim {number}" for number in GROUPS]
-    table = pd.concat([each.assign(group=named) for each in conditions], ignore_index=True)
+    table = table_of(
+        unsteered(**outcomes_of(0)),
+        condition(**outcomes_of(0.5)),
+        condition(**outcomes_of(-0.5), multiplier=-1.0),
+        condition(**outcomes_of(0.2), operation="project_out", multiplier=NAN),
+    )
+    table["group"] = [f"claim {GROUPS[prompt]}" for prompt in table["prompt_id"]]
     return table.sample(frac=1, random_state=seed)
 
 
 def outcomes(rows, before):
-    """What each prompt of a cell counts as, by name."""
+    """The value of each prompt of a condition, by outcome."""
     result = []
-    for row, then in zip(
-        rows.to_dict("records"), before.loc[rows["prompt_id"]].to_dict("records"), strict=True
-    ):
+    unsteered_rows = before.loc[rows["prompt_id"]].to_dict("records")
+    for row, then in zip(rows.to_dict("records"), unsteered_rows, strict=True):
         choice, known = row["choice"], not pd.isna(row["choice"])
         both = known and not pd.isna(then["choice"])
         result.append({
@@ -206,12 +205,10 @@ def test_effectiveness_and_flips_take_groups_whole(by):
 def test_a_group_that_is_split_by_a_factor_is_one_in_each_level():
     """One prompt of each claim per topic: within a topic every prompt is alone."""
     table = grouped_sweep()
-    alone = table.assign(group=table["prompt_id"] // 2)
-    expected = effectiveness(table.drop(columns="group"), by="topic")
-    pd.testing.assert_frame_equal(effectiveness(alone, by="topic"), expected)
-    assert not np.allclose(
-        effectiveness(alone)["shift_low"], effectiveness(table.drop(columns="group"))["shift_low"]
-    )
+    grouped, ungrouped = table.assign(group=table["prompt_id"] // 2), table.drop(columns="group")
+    by_topic = (effectiveness(each, by="topic") for each in (grouped, ungrouped))
+    pd.testing.assert_frame_equal(*by_topic)
+    assert not np.allclose(*(effectiveness(each)["shift_low"] for each in (grouped, ungrouped)))
 
 
 def test_embedding_effect_and_mean_damage_take_groups_whole():
@@ -234,9 +231,7 @@ def test_preference_takes_groups_whole():
     for first in ("positive", "negative"):
         signs = shared[table["group"].str.split().str[1].astype(int)] + rng.normal(size=50)
         verdict = np.select([signs > 0.3, signs < -0.6, signs < 0.2], ["positive", "negative", "tie"], "?")
-        orders.append(
-            table.assign(first_shown=first, verdict=pd.Series(verdict, table.index).replace("?", None))
-        )
+        orders.append(table.assign(first_shown=first, verdict=np.where(verdict == "?", None, verdict)))
     both = pd.concat(orders)
     (row,) = preference(both).to_dict("records")
     counted = []
@@ -268,21 +263,21 @@ def test_steerability_draws_groups_and_copies_of_prompts_change_nothing():
     for by_text in (copies.drop(columns="group"), copies.assign(group=copies["prompt_id"])):
         pd.testing.assert_series_equal(steerability(by_text, resamples=4000).loc[0], twice)
     copies["prompt"] += copies["prompt_id"].astype(str)
-    naive = steerability(copies.drop(columns="group"), resamples=4000).loc[0]
-    assert naive["slope_high"] - naive["slope_low"] < 0.8 * (twice["slope_high"] - twice["slope_low"])
+    own_texts = steerability(copies.drop(columns="group"), resamples=4000).loc[0]
+    widths = [row["slope_high"] - row["slope_low"] for row in (own_texts, twice)]
+    assert widths[0] < 0.8 * widths[1]
 
     table = grouped_sweep(1)
     result = steerability(table, resamples=4000).loc[0]
     slopes = ts.evaluation.prompt_slopes(table)
     _, low, high, _ = t_by_loop(slopes["slope"], slopes["group"])
     assert [result["slope_low"], result["slope_high"]] == pytest.approx([low, high], abs=0.05 * (high - low))
-    assert wilson_by_loop((slopes["slope"] < 0).astype(float), slopes["group"]) == ends(
-        result, "anti_steerable"
-    )
+    negative = (slopes["slope"] < 0).astype(float)
+    assert wilson_by_loop(negative, slopes["group"]) == ends(result, "anti_steerable")
 
 
-def test_a_score_given_as_a_function_sees_whole_groups_with_both_answers():
-    """One group of two rows has answer 1: drawn among all, it would often be left out."""
+def test_a_function_scores_draws_of_whole_groups_with_both_answers():
+    """One group of two rows has answer 1: without strata, many draws would lack it."""
     table = grouped_sweep()
     table["answer"] = (table["group"] == "claim 1").astype("Int64")
     sizes = table[table["multiplier"] == 1.0].groupby("group").size()
@@ -302,7 +297,7 @@ def test_a_score_given_as_a_function_sees_whole_groups_with_both_answers():
 
 
 def drawn_sweep(seed=0, draws=3):
-    """Thirty prompts, their draws partly alike, with texts; a draw of the unsteered model beside each."""
+    """Thirty prompts with several partly similar draws and texts each, steered and unsteered."""
     rng = np.random.default_rng(seed)
     prompt, draw = (each.ravel() for each in np.indices((30, draws)))
     answers, split = (np.arange(30) % 2)[prompt], np.where(prompt % 4 < 2, "choose", "report")
@@ -318,20 +313,18 @@ def drawn_sweep(seed=0, draws=3):
     steered = [{"layers": layers, "multiplier": mean} for layers in "34" for mean in (-0.5, 0.5)]
     conditions = [unsteered(**outcomes_of(0))]
     conditions += [condition(**outcomes_of(each["multiplier"]), **each) for each in steered]
-    conditions += [condition(**outcomes_of(0), **each, vector=f"random {number}", control=True)
+    conditions += [condition(**outcomes_of(0), **each, vector=f"random {number}")
                    for number in range(3) for each in steered]  # fmt: skip
-    about = {"prompt_id": prompt, "draw": draw, "prompt": [f"prompt {row}" for row in prompt]}
-    table = pd.concat([each.assign(**about, topic=prompt % 3) for each in conditions], ignore_index=True)
-    return table.assign(logit_difference=NAN)
+    labels = {"prompt_id": prompt, "draw": draw, "prompt": [f"prompt {row}" for row in prompt]}
+    return table_of(*(each.assign(**labels, topic=prompt % 3, logit_difference=NAN) for each in conditions))
 
 
 def judged(table):
     rng = np.random.default_rng(0)
     rows = table[table["multiplier"] == 0.5].assign(against="opposite", reply="", cached=False, other_text="")
-    return pd.concat(
-        [rows.assign(first_shown=each, verdict=rng.choice(["positive", "negative", "tie"], len(rows)))
-         for each in ("positive", "negative")], ignore_index=True,
-    )  # fmt: skip
+    verdicts = ["positive", "negative", "tie"]
+    return table_of(*(rows.assign(first_shown=each, verdict=rng.choice(verdicts, len(rows)))
+                      for each in verdicts[:2]))  # fmt: skip
 
 
 def scored_tables(table):
@@ -396,8 +389,8 @@ def test_hit_rates_and_readable_accuracy_take_groups_whole():
     row = row_of(ts.signal_detection(table, resamples=5), multiplier=0.5, layers="3")
     rows = table[(table["multiplier"] == 0.5) & (table["layers"] == "3")]
     rows = rows[rows["choice"].notna()]
-    for kind, name in ((0, "hit_rate"), (1, "false_alarm_rate")):
-        some = rows[rows["answer"] == kind]
+    for answer, name in ((0, "hit_rate"), (1, "false_alarm_rate")):
+        some = rows[rows["answer"] == answer]
         assert wilson_by_loop(some["choice"].eq(0).astype(float), some["prompt_id"]) == ends(row, name)
     measure, _ = measure_of("readable_accuracy")
     result = measure(table, 50, 0).query("multiplier == 0.5 and layers == '3'").iloc[0]
@@ -405,42 +398,27 @@ def test_hit_rates_and_readable_accuracy_take_groups_whole():
     assert expected == pytest.approx([result["value"], result["low"], result["high"]])
 
 
-def test_a_draw_that_is_there_twice_is_named():
+def test_repeated_draws_and_slopes_of_texts_are_rejected():
     table = drawn_sweep()
-    with pytest.raises(ValueError, match="prompt_id 0 is twice in the condition draw=0, vector=none"):
-        effectiveness(pd.concat([table, table]))
-
-
-def test_slopes_of_sampled_texts_are_rejected_as_those_of_other_texts():
-    with pytest.raises(ValueError, match="slopes need a sweep with measure='choice'"):
-        steerability(drawn_sweep())
-
-
-def grouped_projections():
-    sides = (
-        np.random.default_rng(0).normal(size=(2, 50, 1, 4))
-        + np.random.default_rng(1).normal(size=(20, 1, 4))[GROUPS]
-    )
-    sides[0] += 0.5
-    pairs = make_pairs(*sides, factors=pd.DataFrame({"group": GROUPS, "topic": np.arange(50) % 2}))
-    return pairs, projections(pairs, mean_difference(pairs))
+    assert_raises("prompt_id 0 is twice in the condition draw=0", effectiveness, pd.concat([table, table]))
+    assert_raises("slopes need a sweep with measure='choice'", steerability, table)
 
 
 def test_mean_projections_take_groups_or_else_pairs_whole():
-    _, table = grouped_projections()
-    sided = {side: rows.set_index("pair") for side, rows in table.groupby("side")}
-    sided["difference"] = (
-        sided["positive"][["projection", "cosine"]] - sided["negative"][["projection", "cosine"]]
-    )
+    rng, shared = np.random.default_rng(0), np.random.default_rng(1).normal(size=(20, 1, 4))
+    sides = rng.normal(size=(2, 50, 1, 4)) + shared[GROUPS]
+    sides[0] += 0.5
+    pairs = make_pairs(*sides, factors=pd.DataFrame({"group": GROUPS, "topic": np.arange(50) % 2}))
+    table = projections(pairs, mean_difference(pairs))
+    values = {side: rows.set_index("pair")[["projection", "cosine"]] for side, rows in table.groupby("side")}
+    values["difference"] = values["positive"] - values["negative"]
     means = mean_projections(table.sample(frac=1, random_state=0)).set_index("side")
-    for side, rows in sided.items():
+    for side, rows in values.items():
         for name in ("projection", "cosine"):
             assert t_by_loop(rows[name], GROUPS)[:3] == ends(means.loc[side], name)
     # Both sides of a pair are in each topic.
-    for unit in ("group", "pair"):
-        for row in mean_projections(
-            table if unit == "group" else table.drop(columns="group"), by="topic"
-        ).to_dict("records"):
+    for unit, each in (("group", table), ("pair", table.drop(columns="group"))):
+        for row in mean_projections(each, by="topic").to_dict("records"):
             rows = table[table["topic"] == row["topic"]]
             assert t_by_loop(rows["projection"], rows[unit])[:3] == ends(row, "projection")
 
@@ -448,14 +426,13 @@ def test_mean_projections_take_groups_or_else_pairs_whole():
 def test_the_spread_s_interval_takes_groups_whole():
     """Four copies of each row in one group: the interval of one row each, up to the SD's own n − 1."""
     rng = np.random.default_rng(0)
-    values, none = rng.normal(size=40), np.zeros(40, int)
-    alone = np.ravel(statistics.spread_interval(values, none, np.arange(40)))
-    copied = np.ravel(
-        statistics.spread_interval(np.repeat(values, 4), np.zeros(160, int), np.repeat(np.arange(40), 4))
-    )
-    assert copied == pytest.approx(alone * np.sqrt(39 / 40 * 160 / 159))
-    apart = np.ravel(statistics.spread_interval(np.repeat(values, 4), np.zeros(160, int), np.arange(160)))
-    assert apart[2] - apart[1] < 0.6 * (alone[2] - alone[1])
+    values, one = rng.normal(size=40), np.zeros(160, int)
+    alone = np.ravel(statistics.spread_interval(values, one[:40], np.arange(40)))
+    copies, groups = np.repeat(values, 4), np.repeat(np.arange(40), 4)
+    grouped = np.ravel(statistics.spread_interval(copies, one, groups))
+    assert grouped == pytest.approx(alone * np.sqrt(39 / 40 * 160 / 159))
+    ungrouped = np.ravel(statistics.spread_interval(copies, one, np.arange(160)))
+    assert ungrouped[2] - ungrouped[1] < 0.6 * (alone[2] - alone[1])
 
 
 def test_separation_takes_groups_whole():
@@ -469,7 +446,7 @@ def test_separation_takes_groups_whole():
         assert wilson_by_loop(values, GROUPS) == ends(row, "paired_accuracy")
 
 
-def test_traces_take_groups_whole_and_know_those_of_both_levels():
+def test_traces_take_groups_whole_within_and_across_levels():
     rng = np.random.default_rng(0)
     persona = np.where(np.arange(50) % 3 > 0, "honest", "dishonest")
     rows = [

@@ -7,6 +7,8 @@ from sklearn.metrics import roc_auc_score
 
 from tl_steer import statistics as ours
 
+from .conftest import assert_raises
+
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (3, 10), (10, 10), (57, 60), (1, 1)])
 @pytest.mark.parametrize("confidence", [0.95, 0.8])
@@ -21,10 +23,8 @@ def test_wilson_interval_is_scipys(successes, n, confidence):
 
 
 def test_wilson_interval_rejects_impossible_counts():
-    with pytest.raises(ValueError, match="between 0 and n"):
-        ours.wilson_interval(11, 10)
-    with pytest.raises(ValueError, match=r"such as 0\.95"):
-        ours.wilson_interval(1, 10, 95.0)
+    assert_raises("between 0 and n", ours.wilson_interval, 11, 10)
+    assert_raises(r"such as 0\.95", ours.wilson_interval, 1, 10, 95.0)
 
 
 def criterion(hits, n_signal, false_alarms, n_noise):
@@ -68,12 +68,11 @@ def test_d_prime_and_criterion_of_textbook_rates():
 
 def test_joint_counts_are_counted_one_by_one():
     now, then = np.random.default_rng(0).random((2, 50)) < 0.4
-    pairs = [(True, True), (True, False), (False, True), (False, False)]
-    seen = list(zip(now.tolist(), then.tolist(), strict=True))
+    pairs = list(zip(now.tolist(), then.tolist(), strict=True))
+    outcomes = [(True, True), (True, False), (False, True), (False, False)]
     groups = np.arange(len(now)) % 3
-    assert ours.joint_counts(now, then, groups).sum(0).tolist() == [seen.count(pair) for pair in pairs]
-    first = [pair for row, pair in enumerate(seen) if row % 3 == 0]
-    assert ours.joint_counts(now, then, groups)[0].tolist() == [first.count(pair) for pair in pairs]
+    for group, counts in enumerate(ours.joint_counts(now, then, groups)):
+        assert counts.tolist() == [pairs[group::3].count(outcome) for outcome in outcomes]
     assert ours.joint_counts(now[:0], then[:0], groups[:0]).shape == (0, 4)
 
 
@@ -159,9 +158,8 @@ def test_permutation_p_value_is_scipys():
     oracle = stats.permutation_test(
         (values,), np.mean, permutation_type="samples", n_resamples=4000, alternative="greater"
     ).pvalue
-    assert ours.permutation_p_value(values.mean(), (signs * values).mean(1)) == pytest.approx(
-        oracle, abs=0.05
-    )
+    p_value = ours.permutation_p_value(values.mean(), (signs * values).mean(1))
+    assert p_value == pytest.approx(oracle, abs=0.05)
 
 
 def test_welch_s_interval_is_scipy_s():

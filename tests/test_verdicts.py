@@ -8,23 +8,24 @@ from scipy import stats
 from tl_steer import statistics
 from tl_steer.evaluation import signal_detection
 
-from .sweep_tables import condition, unsteered
+from .conftest import assert_raises
+from .sweep_tables import condition, table_of, unsteered
 from .test_evaluation_tables import row_of
 
 SPREADS = {"equal": (1.0, 1.0), "unequal": (1.5, 0.8)}  # standard deviations of signal and noise
 
 
-def table_of(then, now, answers, **factors):
+def sweep_of(then, now, answers):
     """A sweep's table whose choices follow the logit differences."""
-    rows = [(unsteered, then), (condition, now)]
-    return pd.concat(
-        [make(list((each < 0).astype(int)), answers, logits=each, **factors) for make, each in rows],
-        ignore_index=True,
-    )
+    return table_of(unsteered(answers=answers, logits=then), condition(answers=answers, logits=now))
+
+
+def steered_row(table, **options):
+    return row_of(signal_detection(table, **{"resamples": 50} | options), vector="honesty")
 
 
 def simulated(rng, n, then, now, *, spread=(1.0, 1.0), shift=0.0, noise=0.0):
-    """Logit differences of n prompts of each kind, whose d′ is `then` unsteered and `now` steered."""
+    """Logit differences of n prompts of each class, whose d′ is `then` unsteered and `now` steered."""
     answers = np.repeat([0, 1], n)
     side = np.where(answers == 0, 0.5, -0.5)
     scale = np.where(answers == 0, *spread)
@@ -36,17 +37,14 @@ def simulated(rng, n, then, now, *, spread=(1.0, 1.0), shift=0.0, noise=0.0):
 def verdicts(repeats, n, *moved, logits=True, resamples=300, seed=0, **simulation):
     """The share of each verdict over simulated sweeps."""
     rng = np.random.default_rng(seed)
-    tables = [table_of(*simulated(rng, n, *moved, **simulation)).assign(run=run) for run in range(repeats)]
+    tables = [sweep_of(*simulated(rng, n, *moved, **simulation)).assign(run=run) for run in range(repeats)]
     table = pd.concat(tables, ignore_index=True)
     if not logits:
         table["logit_difference"] = np.nan
     result = signal_detection(table, by="run", resamples=resamples)
     steered = result[result["vector"] == "honesty"]
-    return (
-        steered["verdict"]
-        .value_counts(normalize=True)
-        .reindex(["bias", "sensitivity", "both", "neither", "cannot tell"], fill_value=0.0)
-    )
+    names = ["bias", "sensitivity", "both", "neither", "cannot tell"]
+    return steered["verdict"].value_counts(normalize=True).reindex(names, fill_value=0.0)
 
 
 @pytest.mark.statistics
@@ -88,17 +86,16 @@ def test_intervals_of_the_auc_and_of_its_change_cover(draws, n, spread):
     own = np.repeat([True, False], n)
     for then, now in [(0, 0), (1, 1), (2, 2), (4, 4), (2, 1), (2, 3), (3, 1), (4, 3)]:
         true = stats.norm.cdf(np.array([now, then]) / np.hypot(*SPREADS[spread]))
-        held = []
+        hits = []
         for _ in range(draws(500)):
             logits = simulated(rng, n, then, now, spread=SPREADS[spread], noise=0.6)
             area, change = statistics.auc_intervals(np.stack(logits[1::-1]), own, np.arange(2 * n))
-            held.append(
-                [*((area[1] <= true) & (true <= area[2])), change[1] <= true[0] - true[1] <= change[2]]
-            )
-        error = 3 * np.sqrt(0.05 * 0.95 / len(held))
-        assert (np.mean(held, 0) > 0.935 - error).all(), (then, now, np.mean(held, 0))
+            covered = (area[1] <= true) & (true <= area[2])
+            hits.append([*covered, change[1] <= true[0] - true[1] <= change[2]])
+        error, coverage = 3 * np.sqrt(0.05 * 0.95 / len(hits)), np.mean(hits, 0)
+        assert (coverage > 0.935 - error).all(), (then, now, coverage)
         if n > 20 and max(then, now) <= 2:
-            assert (np.mean(held, 0) < 0.97 + error).all(), (then, now, np.mean(held, 0))
+            assert (coverage < 0.97 + error).all(), (then, now, coverage)
 
 
 @pytest.mark.statistics
@@ -121,31 +118,36 @@ def test_intervals_of_grouped_prompts_cover(draws, groups, size, alike):
     tables = []
     for run in range(draws(400)):
         then, now = answered(), answered()
-        both = [make(list(each), answers) for make, each in ((unsteered, then), (condition, now))]
-        tables.append(pd.concat(both).assign(run=run, group=np.tile(group, 2), logit_difference=np.nan))
+        table = table_of(unsteered(then, answers), condition(now, answers))
+        tables.append(table.assign(run=run, group=np.tile(group, 2), logit_difference=np.nan))
     result = signal_detection(pd.concat(tables, ignore_index=True), by="run", resamples=400)
     steered = result[result["vector"] == "honesty"]
     for name, true in truth.items():
-        held = ((steered[f"{name}_low"] <= true) & (true <= steered[f"{name}_high"])).mean()
+        coverage = ((steered[f"{name}_low"] <= true) & (true <= steered[f"{name}_high"])).mean()
         error = 3 * np.sqrt(0.05 * 0.95 / len(steered))
-        assert 0.94 - error <= held <= 0.96 + error, (name, held)
+        assert 0.94 - error <= coverage <= 0.96 + error, (name, coverage)
 
 
 # one table each
 
 
+def placed(values, signal):
+    """Of each signal prompt, the share of noise below it; of each noise prompt, of signal above it."""
+    kernel = np.array([[[(a > b) + (a == b) / 2 for b in v[~signal]] for a in v[signal]] for v in values])
+    return kernel.mean(2), kernel.mean(1)
+
+
 def delong(values, signal):
     """Areas and their covariance by DeLong's sums, pair by pair."""
-    kernels = np.array(
-        [
-            [[(a > b) + (a == b) / 2 for b in each[~signal]] for a in each[signal]]
-            for each in np.asarray(values)
-        ]
-    )
-    areas = kernels.mean((1, 2))
-    by_signal, by_noise = kernels.mean(2), kernels.mean(1)
-    covariance = sum(np.atleast_2d(np.cov(each)) / each.shape[1] for each in (by_signal, by_noise))
-    return areas, covariance
+    sides = placed(values, signal)
+    return sides[0].mean(1), sum(np.atleast_2d(np.cov(each)) / each.shape[1] for each in sides)
+
+
+def influence_of(values, signal):
+    result = np.empty(values.shape)
+    for of_class, each in zip((signal, ~signal), placed(values, signal), strict=True):
+        result[:, of_class] = (each - each.mean(1, keepdims=True)) / of_class.sum()
+    return result
 
 
 @pytest.fixture
@@ -168,19 +170,6 @@ def test_auc_and_covariance_are_delongs(ranked):
         [np.diag(np.atleast_2d(np.cov(each))) / each.shape[1] for each in placed(values, signal)]
     )
     np.testing.assert_allclose(freedom, parts.sum(0) ** 2 / (parts**2 / [[29], [19]]).sum(0))
-
-
-def placed(values, signal):
-    kernel = np.array([[[(a > b) + (a == b) / 2 for b in v[~signal]] for a in v[signal]] for v in values])
-    return kernel.mean(2), kernel.mean(1)
-
-
-def influence_of(values, signal):
-    by_signal, by_noise = placed(values, signal)
-    result = np.empty(values.shape)
-    for kind, each in ((signal, by_signal), (~signal, by_noise)):
-        result[:, kind] = (each - each.mean(1, keepdims=True)) / kind.sum()
-    return result
 
 
 @pytest.mark.parametrize("gap", [0.0, 2.5])
@@ -214,24 +203,19 @@ def test_the_interval_of_the_change_joins_both_as_zou_and_donner_do(ranked):
 
 def test_repeated_prompts_of_one_group_say_no_more_than_one(ranked):
     values, signal = ranked
-    alone, change = statistics.auc_intervals(values, signal, np.arange(50))
-    repeated, change_repeated = statistics.auc_intervals(
-        np.repeat(values, 3, axis=1), np.repeat(signal, 3), np.repeat(np.arange(50), 3)
-    )
-    np.testing.assert_allclose(repeated, alone, atol=1e-3)
-    np.testing.assert_allclose(change_repeated, change, atol=1e-3)
-    single = statistics.mean_of_classes(values[0], signal, np.arange(50))
-    tripled = statistics.mean_of_classes(
-        np.repeat(values[0], 3), np.repeat(signal, 3), np.repeat(np.arange(50), 3)
-    )
-    np.testing.assert_allclose(single, tripled)
+    alone = values, signal, np.arange(50)
+    repeated = [np.repeat(each, 3, axis=-1) for each in alone]
+    for one, three in zip(*(statistics.auc_intervals(*each) for each in (alone, repeated)), strict=True):
+        np.testing.assert_allclose(three, one, atol=1e-3)
+    one, three = (statistics.mean_of_classes(each[0][0], *each[1:]) for each in (alone, repeated))
+    np.testing.assert_allclose(one, three)
 
 
-def test_the_mean_of_both_kinds_has_welchs_interval():
+def test_the_mean_of_both_classes_has_welchs_interval():
     rng = np.random.default_rng(0)
     values, signal = rng.normal(size=30) * np.repeat([1, 3], 15) + 1, np.arange(30) < 15
     middle, low, high = statistics.mean_of_classes(values, signal, np.arange(30))
-    # the mean of both is half the difference of one and the other turned round
+    # the mean of both is half the difference of one and the negated other
     welch = stats.ttest_ind(values[signal], -values[~signal], equal_var=False).confidence_interval(0.95)
     assert middle == pytest.approx((values[signal].mean() + values[~signal].mean()) / 2)
     np.testing.assert_allclose([low, high], [welch.low / 2, welch.high / 2])
@@ -241,46 +225,40 @@ def test_groups_of_d_prime_and_criterion_count_as_one_prompt_each():
     rng = np.random.default_rng(1)
     answers = np.repeat([0, 1], 40)
     choices = np.where(rng.random(80) < 0.75, answers, 1 - answers)
-    alone = pd.concat([unsteered(list(answers), answers), condition(list(choices), answers)])
+    alone = table_of(unsteered(answers, answers), condition(choices, answers))
     repeated = pd.concat([alone.assign(group=alone["prompt_id"], prompt_id=alone["prompt_id"] + 80 * k)
                           for k in range(4)])  # fmt: skip
-    one, four = (
-        row_of(signal_detection(each, resamples=4000), vector="honesty") for each in (alone, repeated)
-    )
+    one, four = (steered_row(each, resamples=4000) for each in (alone, repeated))
     for name in ("d_prime", "criterion", "d_prime_change", "criterion_change"):
         width, widths = (row[f"{name}_high"] - row[f"{name}_low"] for row in (one, four))
         assert widths == pytest.approx(width, rel=0.1), name
     own_texts = repeated.assign(prompt=repeated["prompt_id"].map("prompt {}".format)).drop(columns="group")
-    ungrouped = row_of(signal_detection(own_texts, resamples=1000), vector="honesty")
-    assert ungrouped["d_prime_high"] - ungrouped["d_prime_low"] < 0.6 * (
-        four["d_prime_high"] - four["d_prime_low"]
-    )
+    ungrouped = steered_row(own_texts, resamples=1000)
+    widths = [row["d_prime_high"] - row["d_prime_low"] for row in (ungrouped, four)]
+    assert widths[0] < 0.6 * widths[1]
     assert one["covered"]
     assert four["covered"]
 
 
 def test_four_prompts_of_one_group_do_not_make_an_interval_covered():
     answers = np.repeat([0, 1], 40)
-    choices = np.where(np.arange(80) % 40 < 8, 1 - answers, answers)  # eight wrong of each kind
-    table = pd.concat([unsteered(list(answers), answers), condition(list(choices), answers)])
-    assert row_of(signal_detection(table, resamples=10), vector="honesty")["covered"]
-    grouped = table.assign(group=table["prompt_id"] // 4)  # two groups
-    assert not row_of(signal_detection(grouped, resamples=10), vector="honesty")["covered"]
-    before = np.where(np.arange(80) % 40 >= 32, 1 - answers, answers)  # another eight
-    table = pd.concat([unsteered(list(before), answers), condition(list(choices), answers)])
-    for rows, is_covered in ((table, True), (table.assign(group=table["prompt_id"] // 4), False)):
-        assert row_of(signal_detection(rows, resamples=10), vector="honesty")["change_covered"] == is_covered
+    index = np.arange(80) % 40
+    now, then = (np.where(wrong, 1 - answers, answers) for wrong in (index < 8, index >= 32))  # eight of 40
+    for before, name in ((answers, "covered"), (then, "change_covered")):
+        table = table_of(unsteered(before, answers), condition(now, answers))
+        assert steered_row(table)[name]
+        assert not steered_row(table.assign(group=table["prompt_id"] // 4))[name]
 
 
 def test_a_constant_leaves_the_auc_and_moves_both_kinds():
     rng = np.random.default_rng(0)
     then, now, answers = simulated(rng, 100, 4, 4, shift=4)
-    row = row_of(signal_detection(table_of(then, now, answers), resamples=500), vector="honesty")
-    assert row["d_prime_change_high"] < 0  # what d′ says
+    row = steered_row(sweep_of(then, now, answers), resamples=500)
+    assert row["d_prime_change_high"] < 0  # although nothing but the bias changed
     assert row["auc_change"] == 0
     assert [row["shift"], row["shift_low"], row["shift_high"]] == pytest.approx([4, 4, 4])
     assert row["verdict"] == "bias"
-    assert row_of(signal_detection(table_of(then, now, answers), resamples=5), vector="none")["verdict"] == ""
+    assert row_of(signal_detection(sweep_of(then, now, answers), resamples=5), vector="none")["verdict"] == ""
 
 
 @pytest.mark.parametrize(
@@ -290,24 +268,21 @@ def test_a_constant_leaves_the_auc_and_moves_both_kinds():
         (lambda then, side: then + 1, "bias"),
         (lambda then, side: then - 3 * side, "sensitivity"),
         (lambda then, side: then - 3 * side + 4, "both"),
-        (lambda then, side: then - 4 * side + 1, "sensitivity"),  # the kinds move apart, by 1 on average
+        (lambda then, side: then - 4 * side + 1, "sensitivity"),  # the classes move apart, by 1 on average
     ],
 )
-def test_what_moved_is_what_the_verdict_says(move, verdict):
+def test_the_verdict_names_what_moved(move, verdict):
     then, _, answers = simulated(np.random.default_rng(0), 60, 1, 1)
     noise = np.random.default_rng(1).normal(size=120) * 0.3
     side = np.where(answers == 0, 0.5, -0.5)
-    row = row_of(
-        signal_detection(table_of(then, move(then, side) + noise, answers), resamples=50), vector="honesty"
-    )
-    assert row["verdict"] == verdict
+    assert steered_row(sweep_of(then, move(then, side) + noise, answers))["verdict"] == verdict
 
 
-def test_where_one_kind_or_the_unsteered_rows_are_missing_nothing_can_be_told():
+def test_without_one_class_or_the_unsteered_rows_the_verdict_is_cannot_tell():
     then, now, answers = simulated(np.random.default_rng(0), 40, 1, 2)
-    table = table_of(then, now, answers)
+    table = sweep_of(then, now, answers)
     for part in (table[table["answer"] == 0], table[table["vector"] != "none"]):
-        row = row_of(signal_detection(part, resamples=20), vector="honesty")
+        row = steered_row(part)
         assert row["verdict"] == "cannot tell"
         assert np.isnan([row["auc_change"], row["shift"], row["d_prime_change"]]).all()
 
@@ -317,53 +292,42 @@ def test_at_a_perfect_ranking_a_covered_loss_of_d_prime_cannot_be_told():
     answers = np.repeat([0, 1], 100)
     then = np.where(answers == 0, 2.0, -2.0)
     wrong, more = np.arange(200) % 100 < 8, np.arange(200) % 100 < 30
-    table = table_of(then, then / 2, answers)
+    table = sweep_of(then, then / 2, answers)
     drawn = [np.where(each, 1 - answers, answers) for each in (wrong, more)]
     table["choice"] = pd.array(np.concatenate(drawn), dtype="Int64")
-    row = row_of(signal_detection(table, resamples=300), vector="honesty")
+    row = steered_row(table, resamples=300)
     assert (row["auc"], row["auc_change"], row["verdict"]) == (1.0, 0.0, "cannot tell")
     assert row["d_prime_change_high"] < 0
-    still = row_of(signal_detection(table_of(then, then / 2, answers), resamples=20), vector="honesty")
-    assert still["verdict"] == "neither"
+    assert steered_row(sweep_of(then, then / 2, answers))["verdict"] == "neither"
 
 
 # any factor as the signal
 
 
-def misconceptions(said, letters):
-    """Questions whose right answer (choice 0) has these letters, answered with those."""
-    choices = [int(one != right) for one, right in zip(said, letters, strict=True)]
-    zeros = [0] * len(letters)
-    table = pd.concat([unsteered(zeros, zeros), condition(choices, zeros)], ignore_index=True)
-    wrong = table["choice"].astype(float)
-    return table.assign(letter=np.tile(letters, 2), logit_difference=1 - 2 * wrong)
+def lettered(choices, letters):
+    """Questions whose right answer (choice 0) has these letters, answered with the chosen ones."""
+    wrong = (np.asarray(choices) != letters).astype(int)
+    zeros = np.zeros(len(letters), int)
+    table = table_of(unsteered(zeros, zeros), condition(wrong, zeros))
+    return table.assign(letter=np.tile(letters, 2), logit_difference=1.0 - 2 * table["choice"].astype(float))
 
 
 def test_always_saying_a_is_a_bias_toward_a_and_no_sensitivity():
     letters = np.array(list("AB") * 20)
-    row = row_of(
-        signal_detection(misconceptions(["A"] * 40, letters), signal="letter", resamples=50), vector="honesty"
-    )
-    assert (row["n_signal"], row["n_noise"]) == (20, 20)
-    assert (row["hit_rate"], row["false_alarm_rate"]) == (1.0, 1.0)
-    assert row["d_prime"] == 0
+    row = steered_row(lettered(["A"] * 40, letters), signal="letter")
+    assert row[["n_signal", "n_noise", "hit_rate", "false_alarm_rate"]].to_list() == [20, 20, 1, 1]
+    assert row[["d_prime", "auc", "signal_shift", "noise_shift"]].to_list() == [0, 0.5, 0, 2]
     assert row["criterion"] < -1.5
-    assert row["auc"] == 0.5
-    assert row["signal_shift"] == 0
-    assert row["noise_shift"] == 2
-    right = row_of(
-        signal_detection(misconceptions(letters, letters), signal="letter", resamples=50), vector="honesty"
-    )
+    right = steered_row(lettered(letters, letters), signal="letter")
     assert right["d_prime"] > 3
-    assert right["criterion"] == 0
-    assert right["auc"] == 1
-    without = signal_detection(misconceptions(letters, letters), resamples=50)
+    assert right[["criterion", "auc"]].to_list() == [0, 1]
+    without = signal_detection(lettered(letters, letters), resamples=50)
     assert without["d_prime"].isna().all()  # all answers are the same
 
 
 def test_the_label_as_the_signal_is_the_answer():
     then, now, answers = simulated(np.random.default_rng(2), 40, 1, 1, shift=1)
-    table = table_of(then, now, answers)
+    table = sweep_of(then, now, answers)
     table["label"] = pd.Categorical(np.where(table["answer"] == 0, "true", "false"), ["true", "false"])
     pd.testing.assert_frame_equal(
         signal_detection(table, signal="label", resamples=50), signal_detection(table, resamples=50)
@@ -371,10 +335,10 @@ def test_the_label_as_the_signal_is_the_answer():
 
 
 def test_a_signal_needs_two_levels():
-    table = misconceptions(list("AB") * 2, list("AB") * 2)
-    with pytest.raises(ValueError, match="expected two, signal and noise"):
-        signal_detection(table.assign(letter="A"), signal="letter")
-    with pytest.raises(ValueError, match="lacks the columns language"):
-        signal_detection(table, signal="language")
-    with pytest.raises(ValueError, match=r"verdict.* names of results"):
-        signal_detection(table.assign(verdict="right"), by="verdict")
+    table = lettered(list("AB") * 2, np.array(list("AB") * 2))
+    for change, options, message in (
+        ({"letter": "A"}, {"signal": "letter"}, "expected two, signal and noise"),
+        ({}, {"signal": "language"}, "lacks the columns language"),
+        ({"verdict": "right"}, {"by": "verdict"}, r"verdict.* names of results"),
+    ):
+        assert_raises(message, signal_detection, table.assign(**change), **options)

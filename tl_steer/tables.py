@@ -5,41 +5,37 @@ A table is tidy: one row per observation, never an index with a meaning. Columns
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 Type = Literal["number", "integer", "binary", "boolean", "text", "name", "id"]
-EXPECTED = {
-    "number": "numbers",
-    "integer": "whole numbers in every row",
-    "binary": "0, 1 or missing",
-    "boolean": "true or false in every row",
-    "text": "text",
-    "name": "text in every row",
-    "id": "numbers or text, not both",
+# What a column of each type holds, and a test of its single values.
+TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "number": ("numbers", lambda each: isinstance(each, Real) and not isinstance(each, bool | np.bool_)),
+    "integer": (
+        "whole numbers in every row",
+        lambda each: isinstance(each, int | np.integer) and not isinstance(each, bool),
+    ),
+    "binary": ("0, 1 or missing", lambda each: each in (0, 1)),
+    "boolean": ("true or false in every row", lambda each: isinstance(each, bool | np.bool_)),
+    "text": ("text", lambda each: isinstance(each, str)),
+    "name": ("text in every row", lambda each: isinstance(each, str)),
+    "id": ("numbers or text, not both", lambda each: True),
 }
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a column holds.
-
-    Attributes:
-        type: "number", "integer", "binary" (0 or 1), "boolean", "text", "name" or "id" (numbers or texts).
-            Numbers, binaries and texts may be missing.
-        label: for axes and hovers, with the unit in parentheses.
-        producers: functions whose tables have it, comma-separated. "sweep" covers all tables that keep its
-            columns.
-    """
+    """What a column holds."""
 
     type: Type
-    label: str
-    producers: str
+    label: str  # for axes and hovers, with the unit in parentheses
+    producers: str  # functions whose tables have it; "sweep" covers all tables that keep its columns
 
 
 SCHEMA: dict[str, Column] = {
@@ -75,9 +71,8 @@ SCHEMA: dict[str, Column] = {
     "cosine_positive": Column("number", "cosine with the positive exemplars", "embedding_scores"),
     "cost": Column("name", "measure of damage", "effect_and_damage"),
     "covered": Column("boolean", "interval is covered", "signal_detection"),
-    "criterion": Column(
-        "number", "criterion c (negative: says the signal more often)", "signal_detection, against_baselines"
-    ),
+    "criterion": Column("number", "criterion c (negative: says the signal more often)",
+                        "signal_detection, against_baselines"),
     "criterion_change": Column("number", "change of the criterion c", "signal_detection, against_baselines"),
     "d_prime": Column("number", "d′ (sensitivity)", "separation, signal_detection, against_baselines"),
     "d_prime_change": Column("number", "change of d′", "signal_detection, against_baselines"),
@@ -100,9 +95,8 @@ SCHEMA: dict[str, Column] = {
     "first_share": Column("number", "first shown preferred", "preference"),
     "first_shown": Column("text", "answer shown first", "judge"),
     "flipped": Column("number", "choices that differ from unsteered (share)", "effectiveness"),
-    "compare_estimators.flipped": Column(
-        "number", "answers flipped by subtracting it (share)", "compare_estimators"
-    ),
+    "compare_estimators.flipped": Column("number", "answers flipped by subtracting it (share)",
+                                         "compare_estimators"),
     "folds": Column("number", "folds", "separation"),
     "held_out_score": Column("number", "score on the half not chosen on", "choose"),
     "high": Column("number", "upper end of the 95% interval", "choose"),
@@ -110,23 +104,18 @@ SCHEMA: dict[str, Column] = {
     "hook": Column("name", "hook", "sweep"),
     "identical": Column("number", "identical", "preference"),
     "in_sample_score": Column("number", "score on the prompts chosen on", "choose"),
-    "kl": Column(
-        "number",
-        "KL of the predictions, unsteered ‖ steered (nats per token)",
-        "damage, mean_damage, effect_and_damage",
-    ),
+    "kl": Column("number", "KL of the predictions, unsteered ‖ steered (nats per token)",
+                 "damage, mean_damage, effect_and_damage"),
     "kurtosis": Column("number", "excess kurtosis", "vector_components"),
     "label": Column("text", "message", "sweep, traces, projections, pca"),
     "layer": Column("integer", "layer", "separation, projections, pca, traces, logit_lens"),
     "layers": Column("name", "steered layer", "sweep"),
     "logit": Column("number", "logit", "logit_lens"),
-    "logit_difference": Column(
-        "number", "logit difference, signal − other (nats)", "choice_logits, sweep, effectiveness"
-    ),
+    "logit_difference": Column("number", "logit difference, signal − other (nats)",
+                               "choice_logits, sweep, effectiveness"),
     "loss": Column("number", "loss (nats per token)", "damage, mean_damage"),
-    "loss_change": Column(
-        "number", "change of the loss on neutral text (nats per token)", "damage, mean_damage"
-    ),
+    "loss_change": Column("number", "change of the loss on neutral text (nats per token)",
+                          "damage, mean_damage"),
     "low": Column("number", "lower end of the 95% interval", "choose"),
     "mass": Column("number", "probability of both choices (share)", "choice_logits, sweep"),
     "method": Column("text", "method", "separation, agreement, confounds, compare_estimators"),
@@ -152,16 +141,12 @@ SCHEMA: dict[str, Column] = {
     "passages": Column("number", "passages", "effect_and_damage"),
     "PC": Column("number", "PC", "pca"),
     "perplexity": Column("number", "perplexity", "mean_damage"),
-    "position": Column(
-        "integer",
-        "position relative to the end of the prompt (0: the first new token)",
-        "traces, mean_traces",
-    ),
+    "position": Column("integer", "position relative to the end of the prompt (0: the first new token)",
+                       "traces, mean_traces"),
     "preference": Column("number", "preference (share of prompts, no preference: ½)", "preference"),
     "probability": Column("number", "probability", "logit_lens, choice_logits, sweep"),
-    "projection": Column(
-        "number", "projection (residual stream units)", "projections, mean_projections, traces"
-    ),
+    "projection": Column("number", "projection (residual stream units)",
+                         "projections, mean_projections, traces"),
     "projection_rank": Column("number", "rank by projection", "mean_projections"),
     "prompt": Column("text", "prompt", "sweep"),
     "prompt_id": Column("id", "prompt", "sweep"),
@@ -176,13 +161,11 @@ SCHEMA: dict[str, Column] = {
     "selection_agreement": Column("number", "halves with the same choice (share)", "choose"),
     "share": Column("number", "share of the squared length", "vector_components, confounds"),
     "shift": Column("number", "shift of the logit difference (nats)", "effectiveness"),
-    "compare_estimators.shift": Column(
-        "number", "change of the gap between true and false claims (nats)", "compare_estimators"
-    ),
+    "compare_estimators.shift": Column("number", "change of the gap between true and false claims (nats)",
+                                       "compare_estimators"),
     "embedding_effect.shift": Column("number", "shift of the embedding score (cosine)", "embedding_effect"),
-    "choose.shift": Column(
-        "number", "shift of the logit difference in the multiplier's direction (nats)", "choose"
-    ),
+    "choose.shift": Column("number", "shift of the logit difference in the multiplier's direction (nats)",
+                           "choose"),
     "side": Column("name", "side", "projections, pca, mean_projections"),
     "signal_rate": Column("number", "signal rate (share of answers)", "effectiveness"),
     "signal_shift": Column("number", "shift of signal prompts (nats)", "signal_detection"),
@@ -203,30 +186,26 @@ SCHEMA: dict[str, Column] = {
     "token_share": Column("number", "share of the commonest token", "mean_traces"),
     "toward": Column("name", "target of the slopes", "prompt_slopes, steerability"),
     "units": Column("number", "independent units", "component_factors"),
-    "unreadable": Column(
-        "number", "unreadable answers (share)", "effectiveness, mean_damage, signal_detection"
-    ),
+    "unreadable": Column("number", "unreadable answers (share)",
+                         "effectiveness, mean_damage, signal_detection"),
     "preference.unreadable": Column("number", "unreadable", "preference"),
     "unsteered": Column("number", "unsteered", "choose"),
     "usable": Column("boolean", "usable", "effect_and_damage"),
     "value": Column("number", "value", "choose"),
     "value_name": Column("name", "quantity of the value", "choose, against_controls"),
-    "vector_components.value": Column(
-        "number", "value of the coordinate (residual stream units)", "vector_components"
-    ),
+    "vector_components.value": Column("number", "value of the coordinate (residual stream units)",
+                                      "vector_components"),
     "vector": Column("name", "vector", "sweep"),
     "verdict": Column("text", "verdict", "signal_detection, judge"),
     "win_rate": Column("number", "win rate (share of prompts that both orders decide)", "preference"),
     "words": Column("number", "words per text", "text_damage, mean_damage"),
-}
+}  # fmt: skip
 
 
 def column(name: str, producer: str = "") -> Column | None:
     """The definition of a column, or of the end of an interval; numbered columns (`cosine_2`) share one.
 
-    Args:
-        name: of the column.
-        producer: a function that gives the name a meaning of its own: `embedding_effect.shift`.
+    A producer may give the name a meaning of its own: `embedding_effect.shift`.
     """
     base = re.sub(r"_(low|high|unsteered)$", "", name)
     names = [f"{producer.rpartition('.')[2]}.{base}", base, re.sub(r"_?\d+$", "", base)]
@@ -239,24 +218,18 @@ def validated(
     """Check the columns that a function reads, and return the table with its number columns as float64.
 
     Args:
-        table: as passed by the user.
-        columns: those that the function reads. Other columns may be missing, and may hold anything.
-        producer: the function that returns such a table, for the message.
-        caller: the function that reads it, for the message.
+        table: as passed by the user. Other columns may be missing, and may hold anything.
+        columns: those that the function reads.
+        producer, caller: the functions that return and that read such a table, for the message.
         factors: columns that the user chose, of any type.
-
-    Raises:
-        ValueError: not a table, no rows, a column missing or there twice, or values of another type.
     """
     prefix = f"{caller}: " if caller else ""
     remedy = f"Pass the table that {producer} returns."
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{prefix}got {type(table).__name__}: expected a table. {remedy}")
     names = list(map(str, table.columns))
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(
-            f"{prefix}the table has several columns named {', '.join(twice)}: rename or drop some."
-        )
+    if twice := ", ".join(sorted({name for name in names if names.count(name) > 1})):
+        raise ValueError(f"{prefix}the table has several columns named {twice}: rename or drop some.")
     if missing := [name for name in (*columns, *factors) if name not in table.columns]:
         raise ValueError(
             f"{prefix}the table lacks the columns {', '.join(missing)}; it has {', '.join(names)}. {remedy}"
@@ -267,31 +240,21 @@ def validated(
     for name in columns:
         if (known := column(name, producer.partition("(")[0])) is None:
             continue
-        if (wrong := _wrong(table[name], known.type)) is not None:
-            raise ValueError(
-                f"{prefix}the column {name!r} holds {wrong[0]!r:.60}: expected {EXPECTED[known.type]}. "
-                f"{remedy}"
-            )
+        if wrong := _wrong(table[name], known.type):
+            holds, expected = f"{wrong[0]!r:.60}", TYPES[known.type][0]
+            raise ValueError(f"{prefix}the column {name!r} holds {holds}: expected {expected}. {remedy}")
         if known.type == "number":
             changed[name] = pd.to_numeric(table[name].fillna(np.nan)).astype(float)
     return table.assign(**changed)
 
 
-def _wrong(values: pd.Series, expected: Type) -> tuple[object] | None:
-    """The first value of another type, or `None`."""
-    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+def _wrong(values: pd.Series, expected: Type) -> list[object]:
+    """Values of another type."""
     if expected == "id":
-        is_mixed = pd.api.types.infer_dtype(values).startswith("mixed")
-        return (values.iloc[0],) if is_mixed else None
-    if numeric and expected == "number":
-        return None
-    allowed = {
-        "number": lambda each: isinstance(each, Real) and not isinstance(each, bool | np.bool_),
-        "integer": lambda each: isinstance(each, int | np.integer) and not isinstance(each, bool),
-        "binary": lambda each: each in (0, 1),
-        "boolean": lambda each: isinstance(each, bool | np.bool_),
-        "text": lambda each: isinstance(each, str),
-        "name": lambda each: isinstance(each, str),
-    }[expected]
+        return [values.iloc[0]] if pd.api.types.infer_dtype(values).startswith("mixed") else []
+    is_numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+    if expected == "number" and is_numeric:
+        return []
+    _, is_allowed = TYPES[expected]
     present = values.dropna() if expected in ("number", "binary", "text") else values
-    return next(((each,) for each in present.unique() if not allowed(each)), None)
+    return [each for each in present.unique() if not is_allowed(each)]

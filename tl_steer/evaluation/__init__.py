@@ -10,17 +10,7 @@ from .control_tests import against_controls
 from .sampled_answers import against_baselines, sampled_choices
 
 __all__ = [
-    "against_baselines",
-    "against_controls",
-    "choose",
-    "effect_and_damage",
-    "effectiveness",
-    "embedding_effect",
-    "mean_damage",
-    "prediction",
-    "prompt_slopes",
-    "sampled_choices",
-    "signal_detection",
-    "steerability",
-    "usable_range",
-]
+    "against_baselines", "against_controls", "choose", "effect_and_damage", "effectiveness",
+    "embedding_effect", "mean_damage", "prediction", "prompt_slopes", "sampled_choices", "signal_detection",
+    "steerability", "usable_range",
+]  # fmt: skip

@@ -22,11 +22,19 @@ from ..sweeps.sweep_table import (
     validated_sweep,
 )
 from ..tables import validated
+from ._effectiveness import renamed
 
 COSTS = ("kl", "loss_change")
 TEXT_MEASURES = ["words", "distinct_2", "unreadable", "empty"]
 # Without control_of: in either table the controls may have been passed by name, for all vectors.
 KEYS = [name for name in CONDITION if name != "control_of"]
+AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
+RANGE_KEYS = ("vector", "operation", "layers", "hook", "sign")
+RANGE_ENDS = (
+    "smallest_multiplier", "largest_multiplier", "smallest_dose", "largest_dose", "collapse_multiplier",
+    "collapse_dose",
+)  # fmt: skip
+FIRST_FAILURES = {"damage": "damage first", "collapse": "collapse first"}
 
 
 @checked
@@ -52,17 +60,17 @@ def effect_and_damage(
             out.
         text: from `text_damage`, of texts written under these conditions (all, or some of them).
         value: the column of `effects` that is the effect, 0 where steering does nothing.
-        cost: which damage the Pareto set, and the figure, weighs against it, "kl" or "loss_change".
+        cost: the damage of the Pareto set and of the figure, "kl" or "loss_change".
         directed: whether the effect has the multiplier's sign, as a shift does. `False` where more is better
             with either sign (accuracy, d′, flips): then a lower value is not an effect, and controls that
             lower it do not count.
-        max_loss_change: a condition is not usable where the upper end of its loss change's interval, in nats,
-            is above this. 0.1 is 10 % more perplexity.
+        max_loss_change: upper bound, for a usable condition, of the upper end of the loss change's interval,
+            in nats. 0.1 is 10 % more perplexity.
         max_kl: the same of the KL divergence; no bound by default, since a change is intended.
         min_distinct: a text has collapsed where the mean distinct_2 is below this share of the unsteered
-            texts'.
-        max_unreadable: or where more than this share of the answers, and more than unsteered, is unreadable;
-            or of the texts is without a word.
+            texts';
+        max_unreadable: or where more than this share, and more than unsteered, of the answers is unreadable
+            or of the texts without a word;
         collapse_loss: or where the mean loss change is above this, in nats: 2 is 7 times the perplexity.
 
     Returns:
@@ -71,18 +79,18 @@ def effect_and_damage(
         control_effect: the largest |effect| (if not directed, the largest effect) of control vectors under
             the same condition, with either sign of the multiplier; NaN without controls.
         words, distinct_2, unreadable: means of the texts; NaN without.
-        pareto: no other condition of the vector, with a multiplier of the same sign, has as much effect for
-            as little cost, or nothing at all for none. A projection (no multiplier) counts by |effect|.
+        pareto: no other condition of the vector with a multiplier of the same sign, and not the unsteered
+            one, has as much effect for as little cost. A projection (no multiplier) counts by |effect|.
         cost: the argument.
-        collapsed: and by which of the rules, in `collapse` ("repetition", "unreadable", "empty", "loss").
+        collapsed, collapse: whether, and by which rules: "repetition", "unreadable", "empty", "loss".
         usable: the effect's interval lies beyond zero (if directed, on the multiplier's side), the effect is
             beyond that of the controls, the damage within the bounds, and the text has not collapsed. At
             least two passages.
         reason: "" where it is usable, else "unsteered", "collapse", "no effect" or "damage".
 
     Raises:
-        ValueError: columns are missing, a condition is twice in `effects` (split by a factor: select one
-            value), no steered condition is in both tables, or an unknown cost.
+        ValueError: columns are missing, a condition is twice in `effects`, no steered condition is in both
+            tables, or an unknown cost.
 
     The bounds are conventions, not findings: report them with the conditions. The best of many conditions is
     flattered; `choose` tells by how much.
@@ -120,8 +128,7 @@ def _effects(effects: pd.DataFrame, value: str) -> pd.DataFrame:
             "a condition is twice in the effects, as where they are split by a factor: expected one row per "
             "condition. Select one value of the factor, or leave out by=…"
         )
-    renamed = effects.rename(columns=dict(zip(ends(value), ends("effect"), strict=True)))
-    return renamed[[*CONDITION, "dose", "n", *ends("effect")]]
+    return renamed(effects, value, ends("effect"))[[*CONDITION, "dose", "n", *ends("effect")]]
 
 
 def _joined(effects: pd.DataFrame, damage_table: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +145,7 @@ def _joined(effects: pd.DataFrame, damage_table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _texts(text: pd.DataFrame | None, table: pd.DataFrame) -> pd.DataFrame:
-    """Mean measures of the texts per condition."""
+    """Mean measures of the texts per condition, NaN without texts."""
     if text is None:
         return table[KEYS].assign(**dict.fromkeys(TEXT_MEASURES, np.nan))
     text = validated_sweep(text, "words", "distinct_2", producer="text_damage", factors=["unreadable"])
@@ -148,25 +155,24 @@ def _texts(text: pd.DataFrame | None, table: pd.DataFrame) -> pd.DataFrame:
 
 def _control_effects(effects: pd.DataFrame, table: pd.DataFrame, directed: bool) -> list[float]:
     """The largest |effect|, or effect, of each vector's controls under the same condition."""
-    keys = ["operation", "layers", "hook", "size"]
     is_control = effects["control"].astype(bool)
-    controls = effects[is_control]
-    controls = controls.assign(
-        size=controls["multiplier"].abs().fillna(-1),
-        reach=controls["effect"].abs() if directed else controls["effect"],
-    )
-    largest = {
-        name: controls[serves(controls, name)].groupby(keys)["reach"].max().to_dict()
-        for name in effects.loc[~is_control, "vector"].unique()
-    }
-    of_all = controls.groupby(keys)["reach"].max().to_dict()
-    sizes = table.assign(size=table["multiplier"].abs().fillna(-1))
-    rows = zip(table["vector"], zip(*(sizes[name] for name in keys), strict=True), strict=True)
-    return [largest.get(vector, of_all).get(key, np.nan) for vector, key in rows]
+    reach = effects["effect"].abs() if directed else effects["effect"]
+    names = ["operation", "layers", "hook"]
+    keys, own_keys = ([*(rows[name] for name in names), rows["multiplier"].abs().fillna(-1)]
+                      for rows in (effects, table))  # fmt: skip
+
+    def largest(chosen: pd.Series) -> dict[tuple, float]:
+        return reach.where(chosen).groupby(keys).max().to_dict()
+
+    vectors = effects.loc[~is_control, "vector"].unique()
+    by_vector = {vector: largest(is_control & serves(effects, vector)) for vector in vectors}
+    rows = zip(table["vector"], zip(*own_keys, strict=True), strict=True)
+    of_all = largest(is_control)
+    return [by_vector.get(vector, of_all).get(key, np.nan) for vector, key in rows]
 
 
 def _gains(table: pd.DataFrame, sign: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """The effect towards the multiplier's side, and whether its interval lies beyond zero there."""
+    """The effect in the multiplier's direction, and whether its interval lies beyond zero there."""
     gain = (table["effect"] * sign).where(sign != 0, table["effect"].abs())
     up, down = table["effect_low"] > 0, table["effect_high"] < 0
     return gain, up.where(sign > 0, down).where(sign != 0, up | down)
@@ -203,11 +209,6 @@ def _collapses(
     rules["loss"] = table["loss_change"] > loss
     broken = pd.DataFrame(rules).mul(table["vector"] != UNSTEERED, axis=0)
     return [", ".join(name for name in rules if row[name]) for row in broken.to_dict("records")]
-
-
-AVERAGED = ("kl", "loss", "loss_change", "words", "distinct_1", "distinct_2", "distinct_3", "unreadable")
-RANGE_KEYS = ("vector", "operation", "layers", "hook", "sign")
-FIRST_FAILURES = {"damage": "damage first", "collapse": "collapse first"}
 
 
 @checked
@@ -256,15 +257,14 @@ def usable_range(table: pd.DataFrame) -> pd.DataFrame:
         smallest_multiplier, largest_multiplier, smallest_dose, largest_dose: of the range, which goes from
             the usable condition of the smallest |multiplier| on as long as each next one is usable too; NaN
             where empty.
-        collapse_multiplier, collapse_dose: of the first condition whose text collapsed; NaN where none did.
+        collapse_multiplier, collapse_dose: of the first condition whose text collapsed; NaN without one.
         reason: what ends the range: "damage", "collapse", "no effect", or "largest tried". Where it is empty:
             "no effect" in any condition, or the first failure: "damage first" or "collapse first".
 
     Raises:
         ValueError: columns are missing.
 
-    Controls are left out. The range knows only the conditions that were tried: between them nothing was
-    measured.
+    Controls are left out. Between the conditions that were tried nothing was measured.
     """
     columns = (*RANGE_KEYS[:-1], "control", "multiplier", "dose", "usable", "collapsed", "reason")
     table = validated(table, *columns, producer="effect_and_damage")
@@ -282,23 +282,14 @@ def _range(conditions: pd.DataFrame) -> dict[str, Any]:
     count = len(conditions)
     start = int(usable.argmax()) if usable.any() else count
     stop = next((index for index in range(start, count) if not usable[index]), count)
-    inside, collapsed = conditions.iloc[start:stop], conditions[conditions["collapsed"].astype(bool)]
+    inside, collapsed = conditions[start:stop], conditions[conditions["collapsed"].astype(bool)]
     if start < count:
         reason = reasons[stop] if stop < count else "largest tried"
     else:
         reason = next((FIRST_FAILURES[each] for each in reasons if each in FIRST_FAILURES), "no effect")
-    return {
-        "conditions": count,
-        "usable": len(inside),
-        "smallest_multiplier": _at(inside, 0, "multiplier"),
-        "largest_multiplier": _at(inside, -1, "multiplier"),
-        "smallest_dose": _at(inside, 0, "dose"),
-        "largest_dose": _at(inside, -1, "dose"),
-        "collapse_multiplier": _at(collapsed, 0, "multiplier"),
-        "collapse_dose": _at(collapsed, 0, "dose"),
-        "reason": reason,
-    }
-
-
-def _at(conditions: pd.DataFrame, index: int, name: str) -> float:
-    return float(conditions[name].iloc[index]) if len(conditions) else float("nan")
+    result = {"conditions": count, "usable": len(inside)}
+    rows = {"smallest": inside[:1], "largest": inside[-1:], "collapse": collapsed[:1]}
+    for column in RANGE_ENDS:
+        end, _, name = column.partition("_")
+        result[column] = float(rows[end][name].sum(min_count=1))  # NaN without a row
+    return result | {"reason": reason}

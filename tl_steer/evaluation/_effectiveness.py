@@ -50,8 +50,7 @@ def effectiveness(
             right. Wilson interval.
         signal_rate: share of choice 0 among the readable. Wilson interval.
         logit_difference: mean of first choice minus second. t interval.
-        shift: mean change of the logit difference against the unsteered model on the same prompts. t interval
-            of the paired differences.
+        shift: mean change of the logit difference against unsteered, on the same prompts. Paired t interval.
         flipped: share of prompts, readable with and without, whose choice differs from the unsteered one.
         `shift` and `flipped` are NaN where the table has no unsteered rows for these prompts.
 
@@ -74,17 +73,17 @@ def effectiveness(
 
 
 def flips(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """The share of flipped choices of `effectiveness`, with its Wilson interval, groups whole.
-
-    Returns:
-        The condition's columns, `dose`, the factors, n (prompts), compared (those readable with and without
-        steering), flipped, flipped_low, flipped_high.
-    """
+    """`flipped` of `effectiveness` with its Wilson interval, and `compared`, the prompts it is of."""
     conditions, outcomes = _by_condition(table, by)
     result = condition_means(conditions, outcomes, {"flipped": rate_interval})
     compared = outcomes["flipped"].groupby(conditions.ngroup().to_numpy()).count()
     result.insert(result.columns.get_loc("n") + 1, "compared", compared.to_numpy())
     return result
+
+
+def renamed(table: pd.DataFrame, name: str, names: Sequence[str]) -> pd.DataFrame:
+    """The table with other names for a value and the ends of its interval."""
+    return table.rename(columns=dict(zip(ends(name), names, strict=True)))
 
 
 def _with_all(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -100,7 +99,7 @@ def _with_all(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def _by_condition(table: pd.DataFrame, by: Sequence[str]) -> tuple[ByCondition, pd.DataFrame]:
-    """The rows by condition and factors, and apart, since factors may have their names, the outcomes."""
+    """The rows by condition and factors, and, separately since factors may have their names, the outcomes."""
     rows = with_unsteered(table, by)
     keys = [*CONDITION, "dose", *by, *rows.columns.intersection(["prompt_id", "prompt", "group"])]
     choice, answer = numbers(rows["choice"]), numbers(rows["answer"])
@@ -132,7 +131,7 @@ def share_changes(
         resamples, seed: of `statistics.share_change`; every condition starts from the seed.
 
     Returns:
-        compared (answers that count both times), change, change_low, change_high: one row per condition.
+        compared (answers that count both times), change, change_low, change_high.
     """
     answer = numbers(rows["answer"])
     now, then = (outcome(numbers(rows[name]), answer) for name in ("choice", "unsteered_choice"))
@@ -158,12 +157,10 @@ def answer_shifts(rows: pd.DataFrame, *, by: str, resamples: int = 2000, seed: i
     Returns:
         One row per condition and level: the condition's columns, `dose`, the factor,
         n: prompts; with several draws per prompt, all draws.
-        compared: those whose answer could be read both unsteered and steered; all else is of these.
+        compared: those readable both unsteered and steered. The others do not count: a vector that only
+            breaks the text would otherwise seem to move all answers away from the signal.
         shift, shift_low, shift_high: change of the share of choice 0 against unsteered, from −1 to 1, with
             its 95 % interval; NaN where nothing can be compared, zero for the unsteered condition.
-
-    Unreadable answers are left out, not counted as the other choice: a vector that only breaks the text would
-    otherwise seem to move all answers away from the signal.
     """
     factors_of(rows, by, ("n", "compared", "shift"))
     rows = with_unsteered(rows, [by])
@@ -186,11 +183,10 @@ def embedding_effect(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd
 
     Returns:
         The condition's columns, `dose`, the factors, and, with 95 % intervals in `…_low` and `…_high`:
-        n: texts with a score.
-        blank: texts without one.
+        n, blank: texts with and without a score.
         score: mean embedding score. Student's t interval.
-        shift: mean change against the unsteered text of the same prompt and draw. t interval of the paired
-            differences; NaN where there is no unsteered text.
+        shift: mean change against the unsteered text of the same prompt and draw. Paired t interval; NaN
+            where there is no unsteered text.
         Prompts of one `group`, and draws of one prompt, are taken together, as in `effectiveness`.
 
     Raises:
@@ -199,8 +195,6 @@ def embedding_effect(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd
     table = validated_sweep(table, "embedding_score", producer="embedding_scores")
     factors = factors_of(table, by, {"n", "blank", "score", "shift"})
     result = effectiveness(table.assign(logit_difference=table["embedding_score"]), by=factors)
-    scores = by_condition(table, factors)["embedding_score"].agg(["count", "size"])  # in the same order
-    result = result.assign(
-        n=scores["count"].to_numpy(), blank=(scores["size"] - scores["count"]).to_numpy()
-    ).rename(columns=dict(zip(ends("logit_difference"), ends("score"), strict=True)))
+    n = by_condition(table, factors)["embedding_score"].count().to_numpy()  # in the same order
+    result = renamed(result.assign(blank=result["n"] - n, n=n), "logit_difference", ends("score"))
     return result[[*CONDITION, "dose", *factors, "n", "blank", *ends("score"), *ends("shift")]]

@@ -8,9 +8,7 @@ import pandas as pd
 from .._util.validation import checked
 from ..tables import validated
 
-MEASURES = (
-    "split_half", "reliability", "single", "cone", "between", "paired_accuracy", "auc", "d_prime",
-)  # fmt: skip
+MEASURES = ("split_half", "reliability", "single", "cone", "between", "paired_accuracy", "auc", "d_prime")
 KEYS = ("vector", "operation", "hook", "multiplier")
 FEWEST = 4  # layers
 
@@ -28,10 +26,10 @@ def prediction(
     Args:
         per_layer: tables with one row per layer, or per layer and method: of `agreement`, of `separation`.
         effects: from `effectiveness` or `steerability`, of a sweep over single layers, of one vector.
-            Controls, the unsteered condition and conditions of several layers are left out.
-        value: a column of it that is 0 where nothing changes ("shift", "flipped", "slope_per_dose"); its
-            size is taken, without the sign.
-        measures: columns of the tables per layer; those that a table lacks are passed over.
+            Controls and conditions of no or several layers are left out.
+        value: a column of the effects that is 0 where nothing changes ("shift", "flipped",
+            "slope_per_dose"); its absolute value is used.
+        measures: columns of the tables per layer; a table may lack some.
 
     Returns:
         One row per vector, operation, hook and multiplier of the effects, and method and measure:
@@ -42,17 +40,16 @@ def prediction(
         dose_low, dose_high: the smallest and largest dose among them, NaN where none is known.
 
     Raises:
-        ValueError: columns are missing, a layer is twice in a table or condition (a table split by a factor:
-            select a level), no measure, fewer than four layers in common, or no single-layer conditions.
+        ValueError: columns are missing, a layer is twice in a table or condition, no measure, fewer than four
+            layers in common, or no single-layer conditions.
 
-    Effects at different layers compare at one dose, and the same multiplier is another dose in another layer.
-    So each effect is divided by its dose, where it has one (a projection has none). That is right as far as
-    effects grow in proportion; a sweep of `vectors.scaled_to(dose=…)` does not need this assumption, and
-    `dose_low` and `dose_high` say how far it reaches.
+    The same multiplier is another dose in another layer, so each effect is divided by its dose, if it has one
+    (a projection has none). This assumes that effects grow in proportion, over the range from `dose_low` to
+    `dose_high`; a sweep of `vectors.scaled_to(dose=…)` does not need the assumption.
 
-    Neighbouring layers are alike in both, so a free permutation would call every two smooth curves related;
-    shifts keep their smoothness. Even so, curves that both rise in the middle of the model, as most do, are
-    correlated without one predicting the other. The best of several measures is flattered.
+    Circular shifts keep the smoothness over layers; free permutations would call any two smooth curves
+    related. Even so, curves that both rise in the middle of the model, as most do, are correlated without one
+    predicting the other. The best of several measures is flattered.
 
     Source: shifts for smooth series, Harris 2020 (arXiv 2012.06862); circular ones are the approximate form.
     """
@@ -73,11 +70,10 @@ def prediction(
 
 def _effect_sizes(effects: pd.DataFrame, value: str) -> list[tuple[tuple, pd.Series, tuple[float, float]]]:
     """Per vector, operation, hook and multiplier: the effect's size by layer, and the range of doses."""
-    optional = [name for name in ("dose", "control") if name in effects]
+    optional = effects.columns.intersection(["dose", "control"])
     effects = validated(effects, "vector", "layers", value, *optional, producer="effectiveness")
-    rows = effects[effects["layers"].str.fullmatch(r"\d+")]
-    if "control" in rows:
-        rows = rows[~rows["control"].astype(bool)]
+    effects = effects.assign(dose=effects.get("dose", np.nan), control=effects.get("control", False))
+    rows = effects[effects["layers"].str.fullmatch(r"\d+") & ~effects["control"].astype(bool)]
     if rows.empty:
         raise ValueError(
             f"no condition of one layer but controls; layers are {sorted(set(effects['layers']))}: expected "
@@ -86,7 +82,7 @@ def _effect_sizes(effects: pd.DataFrame, value: str) -> list[tuple[tuple, pd.Ser
     keys = [name for name in KEYS if name in rows]
     result = []
     for key, condition in rows.groupby(keys, dropna=False, sort=False, observed=True):
-        dose = condition["dose"].abs() if "dose" in condition else pd.Series(np.nan, condition.index)
+        dose = condition["dose"].abs()
         sizes = (condition[value].abs() / dose.where(dose > 0, 1.0)).set_axis(condition["layers"].astype(int))
         _require_unique_layers(sizes, f"the effects of {', '.join(map(str, key))}")
         result.append((key, sizes, (dose.min(), dose.max())))

@@ -1,6 +1,6 @@
 """Signal detection: whether steering changes what a model can tell apart, or only what it prefers to say."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,11 +36,11 @@ MEASURES = {"d_prime": sensitivity, "criterion": bias}  # of the z of both class
 # of both rates, steered and unsteered.
 JEFFREYS = (0.5, 0.5)
 JEFFREYS_OF_BOTH = (0.0, 0.5, 0.5, 0.0)
-RESULTS = {
-    *ends("hit_rate"), *ends("false_alarm_rate"), *ends("d_prime"), *ends("criterion"), *ends("auc"),
-    *ends("d_prime_change"), *ends("criterion_change"), *ends("auc_change"), *ends("shift"), "n_signal",
-    "n_noise", "unreadable", "covered", "change_covered", "signal_shift", "noise_shift", "verdict",
-}  # fmt: skip
+RESULTS = (
+    "n_signal", "n_noise", "unreadable", "hit_rate", "false_alarm_rate", "d_prime", "criterion", "covered",
+    "d_prime_change", "criterion_change", "change_covered", "auc", "auc_change", "shift", "signal_shift",
+    "noise_shift", "verdict",
+)  # fmt: skip
 CHOICES = ["choice", "unsteered_choice"]
 LOGITS = ["logit_difference", "unsteered_logit_difference"]
 FEWEST = 5  # groups of each class with each choice, from which on intervals are known to cover
@@ -68,8 +68,7 @@ def signal_detection(
             (or in a categorical's) is the signal. A right choice says the prompt's own level, a wrong one the
             other. "answer": the signal is answer 0, and choice 0 says it. "letter": where the right answer is
             lettered A or B, the bias is toward a letter.
-        resamples: bootstrap draws.
-        seed: of the draws; every condition starts from it, so that its row does not depend on the others.
+        resamples, seed: of the bootstrap; every row starts from the seed and does not depend on the others.
 
     Returns:
         The condition's columns, `dose`, the factors, and, with 95 % intervals in `…_low` and `…_high`:
@@ -81,8 +80,8 @@ def signal_detection(
         criterion: −½(z(H) + z(F)), negative says the signal more often. Bayesian bootstrap.
         covered: whether the intervals of d′ and c are known to contain the truth in 93 to 97 %: at least 5
             groups of each class chose the signal, and at least 5 did not.
-        d_prime_change, criterion_change: against the unsteered condition, on the prompts readable in both (so
-            that where some are not, it is not quite the difference of two rows). Paired Bayesian bootstrap.
+        d_prime_change, criterion_change: against unsteered, on the prompts readable in both (so not always
+            the difference of two rows). Paired Bayesian bootstrap.
         change_covered: the same of the changes: at least 5 groups of these prompts in each choice, steered
             and unsteered, and at least 5 that changed it. True where the change is zero by definition.
         auc, auc_change: probability that a signal prompt's logit difference exceeds a noise prompt's, and
@@ -90,12 +89,11 @@ def signal_detection(
         shift: paired change of the logit difference toward the signal (nats), mean of both classes' means. t
             interval. signal_shift, noise_shift: those means, without intervals.
         verdict: "sensitivity" if the interval of the AUC's change excludes zero; "bias" if that of the shift
-            does and both classes moved in the same direction; "both", "neither". "cannot tell" if it would be
-            "neither", but the AUC is 1 in both and d′ changed where `change_covered` (drawn choices can
-            show a loss that a perfect ranking hides). Without logit differences, the changes of d′ and c
-            decide where `change_covered`, which assumes equal variances; else "cannot tell". "" for the
-            unsteered condition. "neither" and "bias" do not show that sensitivity is unchanged: see the
-            interval.
+            does and both classes moved in the same direction; "both"; else "neither", or "cannot tell" if the
+            AUC is 1 in both and d′ changed where `change_covered` (drawn choices can show a loss that a
+            perfect ranking hides). Without logit differences, the changes of d′ and c decide where
+            `change_covered`, which assumes equal variances; else "cannot tell". "" for the unsteered
+            condition. "neither" and "bias" do not show that sensitivity is unchanged: see the interval.
         NaN where one class of prompts, for changes the unsteered condition, or for AUC and shift the logit
         difference is missing.
 
@@ -103,13 +101,13 @@ def signal_detection(
         ValueError: no answers, answers other than 0 and 1, missing columns, a prompt twice in a condition, or
             `signal` without two levels.
 
-    A constant added to every logit difference is a pure bias. It leaves the AUC as it is, and moves d′ where
+    A constant added to every logit difference is a pure bias. It does not change the AUC, but moves d′ where
     variances are unequal or rates are near 0 or 1; so the AUC decides wherever it is known.
 
     Prompts of one `group`, and draws of one prompt, are resampled together, within each class
-    (`statistics.resampled_weights`). In simulations with 20 to 200 prompts per class, rates of .01 to .99,
-    95 % intervals contained the truth in 93 to 97 % where 5 prompts per choice were to be expected, elsewhere
-    in 92 to 100 %. `tests/coverage_table.py` prints the whole table.
+    (`statistics.resampled_weights`). In simulations with 20 to 200 prompts per class and rates of .01 to .99,
+    95 % intervals contained the truth in 93 to 97 % where 5 prompts per choice were expected, elsewhere in 92
+    to 100 % (`tests/coverage_table.py`).
 
     Source: Macmillan & Creelman 2005, chapters 1 to 3; correction of Hautus 1995; the bootstrap: Rubin 1981,
     with Jeffreys' prior on each rate (Brown, Cai & DasGupta 2001).
@@ -153,9 +151,8 @@ def measures(
     """d′ and criterion, each with its 95 % interval, by `statistics.resampled_weights`.
 
     Args:
-        counts: of signal and of noise prompts (class), how many said the signal and how many did not; with
-            `grouped`, of each group (first axis).
-        resamples, seed: of the draws.
+        counts: signal and noise prompts (class) that said the signal and that did not; with `grouped`, of
+            each group (first axis).
     """
     weights = resampled_weights(counts, JEFFREYS, resamples=resamples, rng=generator(seed), grouped=grouped)
     return _with_intervals(_z_of_counts(counts.sum(0) if grouped else counts), z_of_weights(weights))
@@ -164,16 +161,9 @@ def measures(
 def changes(
     joint: Int[np.ndarray, "*batch class 4"], *, resamples: int, seed: int, grouped: bool = False
 ) -> Intervals:
-    """The same prompts' change of d′ and criterion, steered minus unsteered, in the form of `measures`.
-
-    Args:
-        joint: of signal and of noise prompts, the `joint_counts` of saying the signal steered and unsteered;
-            with `grouped`, of each group (first axis).
-        resamples, seed: of the draws.
-    """
-    weights = resampled_weights(
-        joint, JEFFREYS_OF_BOTH, resamples=resamples, rng=generator(seed), grouped=grouped
-    )
+    """Change of d′ and criterion, steered minus unsteered, from `joint_counts`; as `measures` otherwise."""
+    prior, rng = JEFFREYS_OF_BOTH, generator(seed)
+    weights = resampled_weights(joint, prior, resamples=resamples, rng=rng, grouped=grouped)
     # d′ and c are linear in z, so that their change is that of z.
     now, then = map(_z_of_counts, margins(joint.sum(0) if grouped else joint))
     drawn_now, drawn_then = map(z_of_weights, margins(weights))
@@ -183,7 +173,7 @@ def changes(
 def margins(
     joint: Num[np.ndarray, "*batch 4"],
 ) -> tuple[Num[np.ndarray, "*batch 2"], Num[np.ndarray, "*batch 2"]]:
-    """Of `joint_counts`, or weights like them: those with and without the property now, and then."""
+    """Of `joint_counts` or such weights: those with and without the property now, and then."""
     both, now, then, neither = np.moveaxis(joint, -1, 0)
     return np.stack([both + now, then + neither], -1), np.stack([both + then, now + neither], -1)
 
@@ -195,11 +185,11 @@ def _z_of_counts(counts: Int[np.ndarray, "*batch class 2"]) -> Float[np.ndarray,
 def _with_intervals(
     observed: Float[np.ndarray, "*batch class"], drawn: Float[np.ndarray, "draw *batch class"]
 ) -> Intervals:
-    def interval(measure: Callable[..., Any]) -> tuple[Any, Any, Any]:
+    result = {}
+    for name, measure in MEASURES.items():
         value = measure(observed[..., 0], observed[..., 1])
-        return value, *interval_around(value, measure(drawn[..., 0], drawn[..., 1]))
-
-    return {name: interval(measure) for name, measure in MEASURES.items()}
+        result[name] = value, *interval_around(value, measure(drawn[..., 0], drawn[..., 1]))
+    return result
 
 
 def is_covered(counts: Int[np.ndarray, "*batch class 2"]) -> Bool[np.ndarray, "*batch"] | np.bool_:
@@ -216,11 +206,8 @@ def is_change_covered(joint: Int[np.ndarray, "*batch class 4"]) -> Bool[np.ndarr
 def _detected(condition: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
     is_unsteered = condition["vector"].iloc[0] == UNSTEERED
     counts, joint = _counted(condition)
-    n_signal, n_noise = counts.sum((0, 2))
-    result = {
-        "n_signal": int(n_signal), "n_noise": int(n_noise),
-        "unreadable": float(condition["choice"].isna().mean()),
-    }  # fmt: skip
+    result = dict(zip(("n_signal", "n_noise"), counts.sum((0, 2)).tolist(), strict=True))
+    result["unreadable"] = float(condition["choice"].isna().mean())
     for is_signal, name in ((True, "hit_rate"), (False, "false_alarm_rate")):
         result |= _columns(name, _rate(condition[condition["_signal"] == is_signal]))
     for name, interval in measures(counts, resamples=resamples, seed=seed, grouped=True).items():
@@ -228,8 +215,8 @@ def _detected(condition: pd.DataFrame, resamples: int, seed: int) -> dict[str, A
     result["covered"] = bool(is_covered((counts > 0).sum(0)))
     for name, interval in changes(joint, resamples=resamples, seed=seed, grouped=True).items():
         result |= _columns(f"{name}_change", _change(interval, is_unsteered))
-    known = joint.sum((0, -1)).all()
-    result["change_covered"] = bool(known if is_unsteered else is_change_covered((joint > 0).sum(0)))
+    change_covered = joint.sum((0, -1)).all() if is_unsteered else is_change_covered((joint > 0).sum(0))
+    result["change_covered"] = bool(change_covered)
     result |= _from_logits(condition, is_unsteered)
     return result | {"verdict": "" if is_unsteered else _verdict(result)}
 
@@ -246,7 +233,7 @@ def _rate(rows: pd.DataFrame) -> Sequence[float]:
 def _counted(
     condition: pd.DataFrame,
 ) -> tuple[Int[np.ndarray, "group class=2 2"], Int[np.ndarray, "group class=2 4"]]:
-    """Prompts of each group and class that said the signal and that did not; their joint counts."""
+    """The counts of `measures` and of `changes`, of each group."""
     noise, group = 1 - condition["_signal"].to_numpy(), pd.factorize(condition["_group"])[0]
     choice, unsteered = (numbers(condition[name]) for name in CHOICES)
     counts = np.zeros((group.max() + 1, 2, 2), int)

@@ -43,15 +43,15 @@ def prompt_slopes(table: pd.DataFrame, *, toward: str = "signal") -> pd.DataFram
         multipliers: points of the line, the unsteered one among them.
         slope: nats per unit of multiplier.
         r_squared: share of the points' variance that the line explains: low where the effect turns or levels
-            off, and one slope says little. It is 1 for two points, and NaN where nothing moves.
+            off. It is 1 for two points, and NaN where nothing moves.
         slope_per_dose: nats per unit of dose (with the multiplier's sign): comparable across layers and
             vectors. NaN for an operation without a dose.
         Slopes are NaN for a prompt without a scored answer, and toward "answer" without a right one.
 
     Raises:
-        ValueError: columns are missing, a factor is named like a result, `toward` is unknown or there are no
-            answers, no operation has a multiplier (a projection has none), there are no logit differences
-            (texts were read), a prompt has no unsteered row, or is in a condition twice.
+        ValueError: columns are missing, a factor has the name of a result, there are no answers, multipliers
+            (a projection has none) or logit differences (texts were read), or a prompt has no unsteered row
+            or is in a condition twice.
 
     Source: Tan et al. 2024, "Analysing the Generalization and Reliability of Steering Vectors", arXiv
     2407.12404. Points far from the middle weigh most in a line: where a large multiplier breaks the answers,
@@ -61,8 +61,8 @@ def prompt_slopes(table: pd.DataFrame, *, toward: str = "signal") -> pd.DataFram
     rows = rows.assign(toward=toward)
     keys = [*LINE, "toward", *text_keys(rows)]
     line = rows.groupby(keys, sort=False, observed=True).ngroup().to_numpy()
-    labels = [*keys, "prompt", *_factors(table), *(name for name in ("answer", "split") if name in table)]
-    result = rows.drop_duplicates(keys)[labels].reset_index(drop=True)
+    labels = [*keys, "prompt", *_factors(table), "answer", "split"]
+    result = rows.drop_duplicates(keys).filter(labels).reset_index(drop=True)
     multiplier = rows["multiplier"].to_numpy(float)
     result["multipliers"] = 1 + np.bincount(line, ~np.isnan(shift)).astype(int)
     result["slope"], result["r_squared"] = _lines(multiplier, shift, line)
@@ -85,16 +85,14 @@ def steerability(
     Args:
         table, toward: as for `prompt_slopes`.
         by: factors of the prompts to split by.
-        resamples: bootstrap draws.
-        seed: of the draws; every row starts from it, so that it does not depend on the others.
+        resamples, seed: of the bootstrap; every row starts from the seed and does not depend on the others.
 
     Returns:
         vector, control, control_of, operation, hook, layers, toward, the factors, and, with 95 % intervals in
         `…_low` and `…_high`:
         n: prompts that have a slope.
         slope, slope_per_dose: their means. Bootstrap over groups, expanded percentile interval.
-        anti_steerable: share of prompts whose slope is negative: those moved the wrong way. Wilson
-            interval, groups whole (`statistics.rate_interval`).
+        anti_steerable: share of prompts whose slope is negative. Wilson interval, groups whole.
         spread: standard deviation of the slopes.
         r_squared: the median of the prompts'. NaN where none has one.
 
@@ -102,7 +100,7 @@ def steerability(
         ValueError: as for `prompt_slopes`, no resamples, or `by` names an outcome or a result.
 
     Prompts that share a `group` or their text are drawn together. A control's sign is arbitrary: compare with
-    its slope's size, and with both `anti_steerable` and 1 − `anti_steerable`.
+    its absolute slope, and with both `anti_steerable` and 1 − `anti_steerable`.
 
     Source of the interval: Hesterberg 2015, The American Statistician 69, section 4: percentiles further out,
     by as much as Student's t interval is wider than one from a normal distribution and the variance over n.
@@ -172,36 +170,31 @@ def _summary(
     rows: pd.DataFrame, counts: dict[int, Int[np.ndarray, "draw group"]], resamples: int, seed: int
 ) -> list[float | int]:
     rows = rows[rows["slope"].notna()]
+    if rows.empty:
+        return [0] + [np.nan] * (len(RESULTS) - 1)
     group = prompt_groups(rows)
     groups = len(np.unique(group))
     if groups not in counts:
         counts[groups] = _drawn(groups, resamples, seed)
     means = [_mean(rows[name].to_numpy(float), group, counts[groups]) for name in ("slope", "slope_per_dose")]
-    anti_steerable = [np.nan] * 3
-    if len(rows):
-        negative = (rows["slope"] < 0).to_numpy(float)
-        interval = rate_interval(negative, np.zeros(len(rows), int), group)
-        anti_steerable = [float(each[0]) for each in interval]
+    negative = rate_interval((rows["slope"] < 0).to_numpy(float), np.zeros(len(rows), int), group)
+    anti_steerable = (float(each[0]) for each in negative)
     spread, r_squared = rows["slope"].std(), rows["r_squared"].median()
     return [len(rows), *means[0], *means[1], *anti_steerable, float(spread), float(r_squared)]
 
 
 def _drawn(groups: int, resamples: int, seed: int) -> Int[np.ndarray, "draw group"]:
     """How often each group is drawn, of as many with replacement."""
-    if not groups:
-        return np.zeros((resamples, 0), int)
     return generator(seed).multinomial(groups, np.full(groups, 1 / groups), size=resamples)
 
 
 def _mean(
     values: Float[np.ndarray, " n"], group: Int[np.ndarray, " n"], counts: Int[np.ndarray, "draw group"]
 ) -> tuple[float, float, float]:
-    """Mean, low and high; NaN where a value is, or where there are fewer than two groups."""
+    """Mean, low and high; NaN where a value is, low and high also with one group."""
     from scipy.special import ndtr
     from scipy.stats import t
 
-    if not len(values):
-        return np.nan, np.nan, np.nan
     size = np.bincount(group)
     n = size.sum() ** 2 / (size**2).sum()  # as in `statistics.mean_interval`
     if n == 1:

@@ -11,9 +11,9 @@ from .._util.validation import checked
 from ..statistics import false_discovery, permutation_p_value
 from ..sweeps.selection import TIE
 from ..sweeps.sweep_table import CONDITION, UNSTEERED, ends, factors_of, serves, validated_sweep
-from ._effectiveness import effectiveness, flips
+from ._choose import measure_of
+from ._effectiveness import effectiveness, flips, renamed
 from ._signal_detection import signal_detection
-from .condition_scores import measure_of
 
 TESTED = ("controls", "null_low", "null_high", "null_mean", "p_value", "q_value")
 RESAMPLES = 2000  # of the accuracy's bootstrap
@@ -29,12 +29,10 @@ def against_controls(
     Args:
         table: a sweep's table with controls.
         by: factors of the prompts to split by. Conditions are never pooled.
-        value: what the effect is, always against the unsteered model on the same prompts:
-            "shift", of the mean logit difference (t interval);
-            "flipped", the share of choices that differ (Wilson interval);
-            "accuracy", its change, an unreadable answer counting as wrong; "readable_accuracy", the same of
-            the prompts whose answers are readable both times; "d_prime" and "criterion", theirs (paired
-            bootstrap intervals).
+        value: the effect, always against the unsteered model on the same prompts: "shift" of the mean logit
+            difference (t interval); "flipped", the share of choices that differ (Wilson interval); or the
+            change (paired bootstrap interval) of "accuracy", in which an unreadable answer is wrong, of
+            "readable_accuracy" on the prompts readable both times, of "d_prime" or of "criterion".
 
     Returns:
         One row per condition that is not a control (and combination of factors): the condition's columns,
@@ -42,10 +40,10 @@ def against_controls(
         n: prompts; for d′ and the criterion those that are readable;
         value_name: the argument `value`;
         effect, effect_low, effect_high: with its 95 % interval over prompts;
-        controls: its control vectors with a condition of the same operation, hook, layers and multiplier, or
-            its opposite: a random direction has no sign, so both are its conditions (NaN matches NaN);
-        null_low, null_high, null_mean: lowest and highest of these conditions' effects, since they are few,
-            and their mean;
+        controls: its control vectors (`control_of` is its name or "") with a condition of the same operation,
+            hook, layers and multiplier, or its opposite, since a random direction has no sign;
+        null_low, null_high, null_mean: lowest, highest and mean effect of these conditions. The range is not
+            symmetric: an effect just outside it may be nearer to zero than its other end;
         p_value: (b + 1) / (m + 1), where b of the m control vectors have a condition whose effect is as far
             from zero. Two-sided, since the controls have no sign. Accuracy and d′ fall under any push, so for
             them it is as far from the mean of the controls and the vector: an improvement is not beaten by
@@ -57,14 +55,9 @@ def against_controls(
         ValueError: no controls or no unsteered condition, no row has the value, an unknown value, columns are
             missing, or `by` names an outcome or a result.
 
-    The range is not symmetric: an effect just outside it may be nearer to zero than its other end.
-
-    With m controls no p value, nor q value, gets below 1 / (m + 1): 0.17 with 5, 0.05 with 19, and 0.048 with
-    the 20 that `sweep` runs by default, at the chosen condition alone. Both conditions of a control vector
-    say nearly the same, so they count once, by the larger effect.
-
-    Random, shuffled and orthogonal controls count alike: to compare with one type, leave out the others'
-    rows. A vector is compared with the controls whose `control_of` is its name or "".
+    With m controls no p or q value gets below 1 / (m + 1): 0.17 with 5, 0.05 with 19, and 0.048 with the 20
+    that `sweep` runs by default, at the chosen condition alone. Random, shuffled and orthogonal controls
+    count alike: to compare with one type, leave out the rows of the others.
 
     Source: the p value, Phipson & Smyth 2010, section 3; false discovery, Benjamini & Hochberg 1995.
     """
@@ -121,28 +114,22 @@ def _tested(row: Mapping[str, Any], controls: pd.DataFrame, *, one_way: bool) ->
     middle = np.mean([*by_vector.mean(), row["effect"]]) if one_way else 0.0
     distance = by_vector.agg(lambda each: (each - middle).abs().max()).to_numpy(float)
     result = dict.fromkeys(TESTED[1:-1], np.nan) | {"controls": len(distance)}
-    if len(distance):
-        result |= {"null_low": effects.min(), "null_high": effects.max(), "null_mean": effects.mean()}
-    if len(distance) and not np.isnan(row["effect"]):
+    if controls.empty:
+        return result
+    result |= {"null_low": effects.min(), "null_high": effects.max(), "null_mean": effects.mean()}
+    if not np.isnan(row["effect"]):
         result["p_value"] = permutation_p_value(abs(row["effect"] - middle) - TIE, distance)
     return result
 
 
-def _shift(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    return _named(effectiveness(table, by=by), "shift")
-
-
-def _flipped(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    return _named(flips(table, by), "flipped")
-
-
 def _accuracy(table: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:
     measure, _ = measure_of(name)
-    levels = table.groupby(by, dropna=False, sort=False, observed=True) if by else [((), table)]
     changes = []
-    for level, rows in levels:
+    for level, rows in table.groupby(by, dropna=False, sort=False, observed=True) if by else [((), table)]:
         if (rows["vector"] == UNSTEERED).any():
-            change = _named(measure(rows, RESAMPLES, 0), "change")[[*CONDITION, *ends("effect")]]
+            # Renamed before the factors are added, which may be called "change".
+            change = renamed(measure(rows, RESAMPLES, 0), "change", ends("effect"))
+            change = change[[*CONDITION, *ends("effect")]]
             change[list(by)] = level
             changes.append(change)
     conditions = effectiveness(table, by=by)[[*CONDITION, "dose", *by, "n"]]
@@ -151,18 +138,13 @@ def _accuracy(table: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame
 
 def _detected(table: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:
     result = signal_detection(table, by=by)
-    return _named(result.assign(n=result["n_signal"] + result["n_noise"]), f"{name}_change")
-
-
-def _named(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    return table.rename(columns=dict(zip(ends(name), ends("effect"), strict=True)))
+    result["n"] = result["n_signal"] + result["n_noise"]
+    return renamed(result, f"{name}_change", ends("effect"))
 
 
 EFFECTS: dict[str, Callable[[pd.DataFrame, Sequence[str]], pd.DataFrame]] = {
-    "shift": _shift,
-    "flipped": _flipped,
-    "accuracy": partial(_accuracy, name="accuracy"),
-    "readable_accuracy": partial(_accuracy, name="readable_accuracy"),
-    "d_prime": partial(_detected, name="d_prime"),
-    "criterion": partial(_detected, name="criterion"),
+    "shift": lambda table, by: renamed(effectiveness(table, by=by), "shift", ends("effect")),
+    "flipped": lambda table, by: renamed(flips(table, by), "flipped", ends("effect")),
+    **{name: partial(_accuracy, name=name) for name in ("accuracy", "readable_accuracy")},
+    **{name: partial(_detected, name=name) for name in ("d_prime", "criterion")},
 }

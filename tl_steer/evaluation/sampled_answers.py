@@ -29,10 +29,9 @@ def sampled_choices(table: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     Raises:
         ValueError: missing columns, or no probabilities (answers were written, not scored).
 
-    A prompt has one number between 0 and 1 for all conditions, and chooses 0 where its probability is above
-    that: similar conditions choose alike. The numbers of the prompts with the same answer and split lie
-    evenly between 0 and 1, in random order, so that shares scatter less than those of independent draws. An
-    interval that takes prompts as independent is then rather too wide than too narrow.
+    Each prompt has one threshold for all conditions, so that similar conditions choose alike. The thresholds
+    of prompts with the same answer and split are spread evenly from 0 to 1, in random order: shares vary less
+    than those of independent draws, and intervals are too wide rather than too narrow.
     """
     table = validated(table, "prompt_id", "answer", "choice", "probability", producer="sweep")
     if table["probability"].isna().all():
@@ -58,8 +57,7 @@ def against_baselines(
         table: sampled answers, from `read_recorded` or a sweep. Its own unsteered rows are not used.
         baselines: unsteered rows of the same prompts with a column `draw`, one row per prompt and draw, such
             as `read_recorded` makes of a file of several recordings.
-        resamples: bootstrap draws.
-        seed: of the bootstrap draws, the same for every condition.
+        resamples, seed: of the bootstrap; the draws are the same for every condition.
 
     Returns:
         Per steered condition one row per draw, after a row of all draws (`draw` is NA):
@@ -68,7 +66,7 @@ def against_baselines(
         d_prime, criterion: of the condition; d_prime_unsteered, criterion_unsteered: of the baseline. Rates
             are means over prompts of each prompt's share, log-linear corrected in prompts;
         d_prime_change, criterion_change: the difference, on the same prompts, with a 95 % interval in …_low
-            and …_high: paired Bayesian bootstrap over prompts, or over groups of prompts, whole;
+            and …_high: paired Bayesian bootstrap over prompts, groups whole;
         change_covered: as in `signal_detection`; in the row of all draws of the expected numbers of prompts.
 
     Raises:
@@ -78,22 +76,21 @@ def against_baselines(
     all draws compares with the mean of the draws. Its interval includes the sampling of prompts, of the
     steered answers and of the baseline's.
 
-    Source: the bootstrap as in `signal_detection` (Rubin 1981), an average over a prompt's draws being one
-    observation.
+    Source: the bootstrap of `signal_detection` (Rubin 1981); a prompt's mean over draws is one observation.
     """
     table = validated_sweep(table, "prompt_id", "prompt", "answer", "choice", "dose")
     prompts = _prompts(table, baselines)
-    unsteered = {draw: _shares(rows, prompts) for draw, rows in baselines.groupby("draw", sort=True)}
+    then = {draw: _shares(rows, prompts) for draw, rows in baselines.groupby("draw", sort=True)}
     names = {} if "recording" not in baselines else baselines.groupby("draw")["recording"].first().to_dict()
     weights = generator(seed).standard_exponential((resamples, prompts["_group"].max() + 1))
     results = []
     for _, condition in by_condition(table[table["vector"] != UNSTEERED]):
         now = _shares(condition, prompts)
         labels = condition.iloc[0][[*CONDITION, "dose"]].to_dict()
-        for draw in (None, *unsteered):
-            then = list(unsteered.values()) if draw is None else [unsteered[draw]]
+        for draw in (None, *then):
+            unsteered = np.stack(list(then.values()) if draw is None else [then[draw]])
             source = {"recording": names.get(draw)} if names else {}
-            changes = _changes([_joint(now, each) for each in then], prompts, weights, generator(seed))
+            changes = _changes(now, unsteered, prompts, weights, generator(seed))
             results.append(labels | {"draw": draw} | source | changes)
     return pd.DataFrame(results).astype({"draw": "Int64"})
 
@@ -105,18 +102,16 @@ def _prompts(table: pd.DataFrame, baselines: pd.DataFrame) -> pd.DataFrame:
         raise ValueError("the baselines have steered rows: expected unsteered ones only.")
     if baselines.duplicated(["prompt_id", "draw"]).any():
         raise ValueError("the baselines have a prompt twice in a draw: expected one row per prompt and draw.")
-    columns = ["prompt_id", "prompt", "answer", *(["group"] if "group" in table else [])]
-    prompts = table[columns].drop_duplicates("prompt_id").set_index("prompt_id", drop=False)
+    prompts = table.filter(["prompt_id", "prompt", "answer", "group"]).drop_duplicates("prompt_id")
+    prompts = prompts.set_index("prompt_id", drop=False)
     if prompts["answer"].isna().any():
         raise ValueError("the table has no answers (0, the signal, or 1). Pass labels to read_recorded.")
     if prompts["answer"].nunique() < 2:
         raise ValueError("all answers are the same: expected signal prompts (0) and noise prompts (1).")
-    texts = baselines["prompt_id"].map(prompts["prompt"])
-    if (differing := baselines[texts.ne(baselines["prompt"])]).size:
-        row = differing.iloc[0]
-        raise ValueError(
-            f"prompt_id {row['prompt_id']} of the baselines is another prompt: {row['prompt']!r:.80}."
-        )
+    differing = baselines[baselines["prompt_id"].map(prompts["prompt"]).ne(baselines["prompt"])]
+    if len(differing):
+        index, text = differing[["prompt_id", "prompt"]].iloc[0]
+        raise ValueError(f"prompt_id {index} of the baselines is another prompt: {text!r:.80}.")
     return prompts.assign(_group=prompt_groups(prompts.reset_index(drop=True)))
 
 
@@ -126,24 +121,19 @@ def _shares(rows: pd.DataFrame, prompts: pd.DataFrame) -> Float[np.ndarray, " pr
     return said.groupby(rows["prompt_id"].to_numpy()).mean().reindex(prompts.index).to_numpy()
 
 
-def _joint(
-    now: Float[np.ndarray, " prompt"], then: Float[np.ndarray, " prompt"]
-) -> Float[np.ndarray, "prompt 4"]:
-    """Probabilities of saying the signal both times, only now, only then, never; NaN where either is."""
-    return np.stack([now * then, now * (1 - then), (1 - now) * then, (1 - now) * (1 - then)], -1)
-
-
 def _changes(
-    joints: list[Float[np.ndarray, "prompt 4"]],
+    now: Float[np.ndarray, " prompt"],
+    then: Float[np.ndarray, "draw prompt"],
     prompts: pd.DataFrame,
     weights: Float[np.ndarray, "resample group"],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Measures of the mean over draws of the joint probabilities, and their changes with intervals."""
-    stacked = np.stack(joints)
-    known = ~np.isnan(stacked).any(-1)
+    """Measures of the mean over draws, and their changes with intervals."""
+    # Probabilities of saying the signal both times, only now, only then, never.
+    joints = np.stack([now * then, now * (1 - then), (1 - now) * then, (1 - now) * (1 - then)], -1)
+    known = ~np.isnan(joints).any(-1)
     read = known.any(0)
-    joint = np.where(known[..., None], stacked, 0).sum(0)[read] / known.sum(0)[read, None]
+    joint = np.where(known[..., None], joints, 0).sum(0)[read] / known.sum(0)[read, None]
     signal = (prompts["answer"] == 0).to_numpy(bool)[read]
     counts = np.zeros((weights.shape[1], 2, 4))
     groups = prompts["_group"].to_numpy()[read]
@@ -153,11 +143,12 @@ def _changes(
     prior = rng.standard_gamma(np.asarray(JEFFREYS_OF_BOTH), (len(weights), 2, 4))
     drawn = margins(np.tensordot(weights, counts, 1) + size * prior)
     drawn_change = z_of_weights(drawn[0]) - z_of_weights(drawn[1])
-    now, then = (z_rates(each[:, 0], each.sum(-1)) for each in margins(counts.sum(0)))
+    z_now, z_then = (z_rates(each[:, 0], each.sum(-1)) for each in margins(counts.sum(0)))
     result: dict[str, Any] = {"n_signal": int(signal.sum()), "n_noise": int((~signal).sum())}
     for name, measure in MEASURES.items():
-        change = float(measure(*now) - measure(*then))
+        value, unsteered = float(measure(*z_now)), float(measure(*z_then))
+        change = value - unsteered
         interval = (change, *interval_around(change, measure(*drawn_change.T)))
-        result |= {name: float(measure(*now)), f"{name}_unsteered": float(measure(*then))}
+        result |= {name: value, f"{name}_unsteered": unsteered}
         result |= dict(zip(ends(f"{name}_change"), interval, strict=True))
     return result | {"change_covered": bool(is_change_covered(np.rint(counts.sum(0) / size).astype(int)))}

@@ -15,12 +15,11 @@ from ..analysis import agreement, confounds, pca, projections, separation
 from ..directions import SteeringVectors
 from ..directions.factors import factor_contrasts
 from ..evaluation import effect_and_damage, usable_range
-from ..evaluation._choose import choose
+from ..evaluation._choose import choose, measure_of
 from ..evaluation._effectiveness import answer_shifts, effectiveness
 from ..evaluation._prediction import FEWEST, prediction
 from ..evaluation._signal_detection import signal_detection
 from ..evaluation._steerability import prompt_slopes, steerability
-from ..evaluation.condition_scores import measure_of
 from ..evaluation.control_tests import against_controls
 from ..evaluation.sampled_answers import sampled_choices
 from ..sweeps.sweep_table import CONDITION, UNSTEERED, condition_rows, validated_sweep

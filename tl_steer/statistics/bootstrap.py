@@ -32,30 +32,27 @@ def resampled_weights(
     an outcome's share of the weight is a draw of its rate.
 
     Args:
-        counts: prompts with each outcome. Of joint ones (`joint_counts`) a prompt's steered and unsteered
-            outcomes are drawn together.
-        prior: groups added to each outcome: from the bare counts 60 right of 60 would never vary, and the
-            interval would claim a certainty that 60 prompts cannot give.
-        resamples: draws.
-        rng: random generator.
-        grouped: the first axis of `counts` is groups. An added group is as large as the groups are on average
-            (of the prompts).
+        counts: prompts with each outcome. With `joint_counts`, a prompt's steered and unsteered outcomes are
+            drawn together.
+        prior: groups added to each outcome: without them 60 right of 60 would never vary.
+        resamples, rng: number of draws, and their generator.
+        grouped: the first axis of `counts` is groups. An added group has the size of a prompt's group, on
+            average over prompts.
 
     Source: Rubin 1981, Annals of Statistics 9, 130–134.
     """
     if resamples < 1:
         raise ValueError(f"resamples={resamples}: expected 1 or more draws.")
-    counts = np.asarray(counts)
     if grouped:
         sizes = counts.sum(-1)
         if (sizes.sum(tuple(range(1, sizes.ndim))) > 1).any():
             size = share((sizes**2).sum(0), sizes.sum(0))[..., None]
-            weights = rng.standard_exponential((int(resamples), len(counts)))
+            weights = rng.standard_exponential((resamples, len(counts)))
             drawn = np.tensordot(weights, counts, 1)
             return drawn + size * rng.standard_gamma(np.asarray(prior, float), drawn.shape)
         counts = counts.sum(0)
     shapes = counts + np.asarray(prior, float)
-    return rng.standard_gamma(shapes, size=(int(resamples), *shapes.shape))
+    return rng.standard_gamma(shapes, size=(resamples, *shapes.shape))
 
 
 def z_of_weights(weights: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch"]:
@@ -71,15 +68,11 @@ def share_change(
 ) -> Interval:
     """Share of prompts now minus then, from `joint_counts`, with its 95 % interval; NaN without prompts.
 
-    The interval is by `resampled_weights`, with a group added to those with only now and only then. In
-    simulations it contained the truth in at least 93 %, and in nearly 100 % where five prompts or fewer
-    change.
+    The interval is by `resampled_weights` (which has the other arguments), with one group added to only now
+    and one to only then. In simulations it contained the truth in at least 93 %, and in nearly 100 % where
+    five prompts or fewer change.
 
-    Args:
-        joint: counts; with `grouped`, of each group (first axis).
-        resamples, rng, grouped: as for `resampled_weights`.
-
-    Source: these two prompts are Bonett & Price's, 2012, Journal of Educational and Behavioral Statistics 37.
+    Source: the added groups, Bonett & Price 2012, Journal of Educational and Behavioral Statistics 37.
     """
     weights = resampled_weights(joint, (0.0, 1.0, 1.0, 0.0), resamples=resamples, rng=rng, grouped=grouped)
     total = joint.sum(0) if grouped else joint
@@ -91,9 +84,9 @@ def share_change(
 def interval_around(
     estimate: Numbers, draws: Float[np.ndarray, " draw *batch"], confidence: float = 0.95
 ) -> tuple[Numbers, Numbers]:
-    """`percentile_interval`, widened to include the estimate where that lies at the edge of its range.
+    """`percentile_interval`, widened to include the estimate: a rate of 1 is not a percentile of any draws.
 
-    (A rate of 1 is no percentile of any draws. Source: Brown, Cai & DasGupta 2001, section 4.1.)
+    Source: Brown, Cai & DasGupta 2001, section 4.1.
     """
     low, high = percentile_interval(draws, confidence)
     return np.minimum(low, estimate), np.maximum(high, estimate)
@@ -115,41 +108,30 @@ def percentile_interval(
 def permutation_p_value(observed: Numbers, null: Num[np.ndarray, " draw *batch"]) -> Numbers:
     """One-sided p value: how often the null reaches the observed statistic, never zero.
 
-    Args:
-        observed: the statistic.
-        null: the same under shuffled labels; draws along the first axis.
-
-    Source: (b + 1) / (m + 1), Phipson & Smyth 2010, section 3: the observed labelling is one of those that
-    chance could have drawn.
+    Source: (b + 1) / (m + 1), Phipson & Smyth 2010, section 3: chance could have drawn the observed
+    labelling, too.
     """
     return ((null >= observed).sum(0) + 1) / (len(null) + 1)
 
 
 def simultaneous_threshold(maxima: Num[np.ndarray, " draw"]) -> float:
-    """The value above which a statistic's p value against a null of maxima is at most 0.05.
+    """The value above which `permutation_p_value` against maxima over all tests (per draw) is at most 0.05.
 
-    Args:
-        maxima: of each draw of the null, the maximum over all tests.
-
-    Returns:
-        The k-th largest of the m maxima, k = (m + 1) / 20 rounded down, which the p value (b + 1) / (m + 1)
-        of `permutation_p_value` makes so. NaN with fewer than 19 draws, which cannot reach 0.05.
+    It is the k-th largest of the m maxima, k = (m + 1) / 20 rounded down; NaN with fewer than 19 draws.
     """
     rank = (len(maxima) + 1) // 20
     return float(np.sort(maxima)[-rank]) if rank else float("nan")
 
 
 def false_discovery(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """q values: the share of false discoveries among all tests with a p value as small, controlled.
+    """q values: of the tests with q below 0.05, at most 5 % are false discoveries on average. NaN stays NaN.
 
-    Tests with q below 0.05 are, on average, at most 5 % false ones, if the p values are independent or
-    positively dependent (as those of neighbouring layers are). NaN is not a test, and stays NaN.
+    The p values must be independent or positively dependent (as those of neighbouring layers are).
 
     Source: Benjamini & Hochberg 1995; dependence: Benjamini & Yekutieli 2001, section 2.
     """
     from scipy.stats import false_discovery_control
 
-    p_values = np.asarray(p_values, float)
     known = ~np.isnan(p_values)
     result = np.full(len(p_values), np.nan)
     if known.any():

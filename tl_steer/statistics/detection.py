@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
-from .intervals import Counts, Numbers, score_interval
+from .intervals import Counts, Numbers, score_interval, share
 
 
 def z_rates(hits: Counts, n: Counts) -> Numbers:
@@ -35,10 +35,6 @@ def bias(hit: Numbers, false_alarm: Numbers) -> Numbers:
 def d_prime(hits: Counts, n_signal: Counts, false_alarms: Counts, n_noise: Counts) -> Numbers:
     """d′ = z(H) − z(F), rates log-linear corrected: how well signal and noise are distinguished.
 
-    Args:
-        hits: "signal" answers to signal prompts, of `n_signal`.
-        false_alarms: "signal" answers to noise prompts, of `n_noise`.
-
     Source: Green & Swets 1966; Macmillan & Creelman 2005, chapter 1.
     """
     return sensitivity(z_rates(hits, n_signal), z_rates(false_alarms, n_noise))
@@ -53,8 +49,7 @@ def standardised_difference(
     """
     n, m = positive.shape[-1], negative.shape[-1]
     pooled = np.sqrt(((n - 1) * positive.var(-1, ddof=1) + (m - 1) * negative.var(-1, ddof=1)) / (n + m - 2))
-    difference = positive.mean(-1) - negative.mean(-1)
-    return np.divide(difference, pooled, out=np.full(np.shape(difference), np.nan), where=pooled > 0)[()]
+    return share(positive.mean(-1) - negative.mean(-1), pooled)
 
 
 def auc(positive: Num[np.ndarray, "*batch n"], negative: Num[np.ndarray, "*batch m"]) -> Numbers:
@@ -72,15 +67,12 @@ def auc(positive: Num[np.ndarray, "*batch n"], negative: Num[np.ndarray, "*batch
 def auc_intervals(
     values: Float[np.ndarray, "time n"], signal: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "3 time"], Float[np.ndarray, "3"]]:
-    """AUC of the same prompts at each time, and the first time's minus the last's, with 95 % intervals.
+    """AUC, low, high at each time; change (first minus last time), low, high: 95 % intervals.
 
     Args:
         values: of each prompt, steered and unsteered.
         signal: which prompts are signal; the others are noise.
-        groups: group number of each prompt.
-
-    Returns:
-        AUC, low, high at each time; change, low, high. NaN with fewer than two groups of either class.
+        groups: group number of each prompt. With fewer than two of either class, the result is NaN.
 
     The variance is DeLong's, of groups Obuchowski's. The interval of an AUC is Wilson's of as many prompts as
     have this variance, at most as many as there are, with Student's t in place of z. That of the change joins

@@ -23,13 +23,8 @@ def share(successes: Counts, n: Counts) -> Numbers:
 def wilson_interval(successes: Counts, n: Counts, confidence: float = 0.95) -> tuple[Numbers, Numbers]:
     """Wilson's score interval of a proportion, low and high; NaN where n is 0.
 
-    Args:
-        successes: of each proportion; ties may count one half.
-        n: trials of each proportion; broadcast against `successes`.
-        confidence: between 0 and 1.
-
-    Raises:
-        ValueError: more successes than trials, negative ones, or a confidence outside (0, 1).
+    Ties may count as half a success. Raises `ValueError` for counts outside 0 to n, or a confidence outside
+    (0, 1).
 
     Source: Wilson 1927; recommended over the normal interval by Brown, Cai & DasGupta 2001, section 3.
     """
@@ -48,11 +43,7 @@ def score_interval(rate: Numbers, n: Numbers, z: Numbers) -> tuple[Numbers, Numb
 
 
 def two_sided_z(confidence: float) -> float:
-    """Critical value of the normal distribution.
-
-    Raises:
-        ValueError: a confidence outside (0, 1).
-    """
+    """Critical value of the normal distribution."""
     from scipy.special import ndtri
 
     if not 0 < confidence < 1:
@@ -63,12 +54,7 @@ def two_sided_z(confidence: float) -> float:
 def t_interval(
     mean: Numbers, deviation: Numbers, n: Counts, confidence: float = 0.95
 ) -> tuple[Numbers, Numbers]:
-    """Student's t interval of means, low and high; NaN where n is below 2.
-
-    Args:
-        mean, deviation, n: of each sample; the standard deviation with n − 1 in the denominator.
-        confidence: between 0 and 1.
-    """
+    """Student's t interval of means, low and high; NaN where n is below 2. Deviations have ddof 1."""
     from scipy.stats import t
 
     n = np.asarray(n, float)
@@ -83,8 +69,7 @@ def welch_interval(
     """Welch's interval of the difference of two means, low and high; NaN where an n is below 2.
 
     Args:
-        first, second: mean, standard deviation (n − 1 in the denominator) and n of each sample.
-        confidence: between 0 and 1.
+        first, second: mean, standard deviation (ddof 1) and n of each sample.
         covariance: of the two means; 0 for independent samples. Where it is not 0, the degrees of freedom are
             those of the smaller sample, as for paired values.
 
@@ -105,15 +90,13 @@ def welch_interval(
 
 
 def mean_interval(values: RowValues, sample: RowNumbers, group: RowNumbers) -> Interval:
-    """Mean of each sample, with its 95 % interval: cluster-robust t, rows of a group belong together.
+    """Mean, low and high of each sample: 95 % cluster-robust t interval, rows of a group belong together.
 
     Args:
         values: NaN where a row has none; it does not count.
         sample: number of each row's sample, from 0.
-        group: number of each row's group, from 0, in one sample only (`nested`).
-
-    Returns:
-        Mean, low and high of each sample; low and high are NaN where it has fewer than two groups.
+        group: number of each row's group, from 0, in one sample only (`nested`). With fewer than two groups
+            in a sample, low and high are NaN.
 
     The residuals of a group are added before they are squared, so that rows of a group may agree or differ in
     any way. A group's residuals are divided by √(1 − its share of the rows), and the degrees of freedom are
@@ -150,14 +133,11 @@ def spread_interval(values: RowValues, sample: RowNumbers, group: RowNumbers) ->
 
 
 def rate_interval(values: RowValues, sample: RowNumbers, group: RowNumbers) -> Interval:
-    """Rate of each sample, with its 95 % Wilson interval where rows of a group belong together.
+    """Rate, low and high of each sample: 95 % Wilson interval where rows of a group belong together.
 
     Args:
         values: 0 or 1, one half for a tie, NaN where a row has none; it does not count.
         sample, group: as for `mean_interval`.
-
-    Returns:
-        Rate, low and high of each sample.
 
     Wilson's interval takes the number of independent rows that would leave as much uncertainty: n times the
     squared ratio of the widths of two t intervals of the mean, rows independent over `mean_interval`. It is
@@ -190,11 +170,10 @@ def difference_interval(
 
     With one row per group, this is Welch's interval of independent samples.
     """
-    sides = [_grouped(values, sample, group) for values in (first, second)]
-    moments = [_moments(side) for side in sides]
-    products = sides[0].part * sides[1].part
-    covariance = np.bincount(sides[0].sample, products, _count(sample))
-    return moments[0][0] - moments[1][0], *welch_interval(*moments, covariance=covariance)
+    one, other = (_grouped(values, sample, group) for values in (first, second))
+    covariance = np.bincount(one.sample, one.part * other.part, _count(sample))
+    interval = welch_interval(_moments(one), _moments(other), covariance=covariance)
+    return one.mean - other.mean, *interval
 
 
 def nested(sample: RowNumbers, group: RowNumbers) -> RowNumbers:
@@ -207,19 +186,10 @@ def _count(numbers: RowNumbers) -> int:
 
 
 class _Grouped(NamedTuple):
-    """Values by sample and group.
-
-    Attributes:
-        mean: of each sample.
-        part: of each group in the error of the mean: the squares of a sample's parts add up to its variance.
-        size: rows of each group.
-        sample: number of each group's sample.
-    """
-
     mean: Float[np.ndarray, " sample"]
-    part: Float[np.ndarray, " group"]
+    part: Float[np.ndarray, " group"]  # of the error of the mean: their squares add up to its variance
     size: Int[np.ndarray, " group"]
-    sample: Int[np.ndarray, " group"]
+    sample: Int[np.ndarray, " group"]  # of each group
 
 
 def _grouped(values: RowValues, sample: RowNumbers, group: RowNumbers) -> _Grouped:
