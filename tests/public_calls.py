@@ -53,16 +53,13 @@ class Materials:
         levels = [f"x{mark}", f"y{mark}"]
         texts = [f"{letter} is{mark}" for letter in "abcdefgh"]
         self.claims = pd.DataFrame({"statement": texts, "label": [1, 0] * 4})
-        self.questions = ts.ChoiceQuestions(
-            texts,
-            [("True", "False")] * 8,
-            answers=[0, 1] * 4,
-            factors=pd.DataFrame({"kind": levels * 4}),
-        )
+        kinds, topics = (pd.DataFrame({name: levels * 4}) for name in ("kind", "topic"))
+        choices = [("True", "False")] * 8
+        self.questions = ts.ChoiceQuestions(texts, choices, answers=[0, 1] * 4, factors=kinds)
         positive, negative = ([f"{x}{mark} {word}" for x in "abcdefgh"] for word in ("good", "bad"))
-        self.pairs = ts.contrast_pairs(positive, negative, factors=pd.DataFrame({"topic": levels * 4}))
-        rng = np.random.default_rng(0)
-        values = rng.standard_normal((2, 8, N_LAYERS, D_MODEL)) + np.array([1.0, -1.0])[:, None, None, None]
+        self.pairs = ts.contrast_pairs(positive, negative, factors=topics)
+        values = np.random.default_rng(0).standard_normal((2, 8, N_LAYERS, D_MODEL))
+        values += np.array([1.0, -1.0])[:, None, None, None]
         captured = ts.capture_pairs(MODEL, self.pairs)
         sides = (
             replace(side, values=torch.tensor(array, dtype=torch.float32)[:, :, None])
@@ -106,9 +103,8 @@ class Materials:
 
     @functools.cached_property
     def scored(self) -> pd.DataFrame:
-        return ts.texts.embedding_scores(
-            self.texts, {"positive": ["good"], "negative": ["bad"]}, embedder=embedded
-        )
+        exemplars = {"positive": ["good"], "negative": ["bad"]}
+        return ts.texts.embedding_scores(self.texts, exemplars, embedder=embedded)
 
     @functools.cached_property
     def agreement(self) -> pd.DataFrame:
@@ -157,10 +153,8 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
     def scaled(it, weights, dose, factor):
         return (it.weighted(weights) * factor).scaled_to(dose=dose)
 
-    def chat_prompt(kind, user, system, answer_prefix):
-        return ts.models.ChatFormat(kind, MODEL.tokenizer).render(
-            user, system=system, answer_prefix=answer_prefix
-        )
+    def chat_prompt(kind, **arguments):
+        return ts.models.ChatFormat(kind, MODEL.tokenizer).render(**arguments)
 
     def previewed(positions, /, **arguments):
         return Call(lambda **values: ts.preview(MODEL, "a b c", positions(**values)), arguments)
@@ -181,8 +175,8 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         "ProjectOut": call(ts.ProjectOut, vector=vectors, strength=1.0, positions=first),
         "SetProjection": call(ts.SetProjection, vector=vectors, value=1.0, positions=first),
         "ChatFormat": call(chat_prompt, kind="llama-2", user="a", system="b", answer_prefix="c"),
-        "ChoiceQuestions": call(ts.ChoiceQuestions, prompts=prompts, choices=choices,
-            answers=[0, 1], factors=pd.DataFrame({"kind": ["x", "y"]})),
+        "ChoiceQuestions": call(ts.ChoiceQuestions, prompts=prompts, choices=choices, answers=[0, 1],
+            factors=pd.DataFrame({"kind": ["x", "y"]})),
         "SteeringVector": call(ts.SteeringVector.at, self=vectors[1], layers=[0, 2], hook="resid_post"),
         "SteeringVectors": call(scaled, it=vectors, weights={0: 1.0, 2: -0.5}, dose=0.5, factor=2.0),
         "steering_vector": run(ts.steering_vector, tensor=vectors.values[0], layer=1, hook="resid_pre",
@@ -191,8 +185,8 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
             hook="resid_pre"),
         "after": previewed(ts.after, text="b"),
         "against_controls": call(ts.against_controls, table=m.sweep, by=["kind"], value="shift"),
-        "agreement": call(ts.agreement, activations=activations, estimators=estimators, splits=2,
-            resamples=2, shuffles=2, slow_resamples=1, seed=0),
+        "agreement": call(ts.agreement, activations=activations, estimators=estimators, splits=2, resamples=2,
+            shuffles=2, slow_resamples=1, seed=0),
         "audit": call(ts.audit, pairs=m.pairs, tokenizer=MODEL.tokenizer),
         "capture": edited(ts.capture, "prompts", prompts=prompts, positions=last, layers=[0, 1],
             hook="resid_post", max_new_tokens=1, allow_empty=False, force=False, reuse=True, memory=None),
@@ -207,8 +201,7 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
             wording="study"),
         "component_factors": call(analysis.component_factors, table=ts.pca(activations, components=2),
             factors=["topic"]),
-        "confounds": call(analysis.confounds, vectors=vectors, activations=activations, shuffles=3,
-            seed=0),
+        "confounds": call(analysis.confounds, vectors=vectors, activations=activations, shuffles=3, seed=0),
         "contrast_pairs": call(ts.contrast_pairs, positive=["a", "b"], negative=["c", "d"],
             factors=pd.DataFrame({"topic": ["x", "y"]})),
         "control_vectors": call(ts.control_vectors, activations=activations, vectors=vectors, random=1,
@@ -225,8 +218,8 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         "exemplar_accuracy": call(texts.exemplar_accuracy, exemplars=exemplars, embedder=embedded),
         "factor_directions": call(directions.factor_directions, activations=activations),
         "generate": edited(ts.generate, "prompts", prompts=prompts, max_new_tokens=2, min_new_tokens=0,
-            temperature=0.5, top_p=0.9, repetition_penalty=1.1, seed=0, use_cache=True,
-            return_tokens=False, memory=None),
+            temperature=0.5, top_p=0.9, repetition_penalty=1.1, seed=0, use_cache=True, return_tokens=False,
+            memory=None),
         "honesty_pairs": call(ts.honesty_pairs, claims=m.claims, chat=chat, style="letters", shared="letter",
             persona=True, wording="study"),
         "identify": run(ts.identify),
@@ -243,8 +236,7 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         "mean_difference": call(ts.mean_difference, activations=activations),
         "mean_projections": call(analysis.mean_projections, table=m.projections, by="side"),
         "mean_traces": call(analysis.mean_traces, table=traced, by="prompt_id", difference=None, pair=None),
-        "method_agreement": call(analysis.method_agreement, activations=activations,
-            estimators=estimators),
+        "method_agreement": call(analysis.method_agreement, activations=activations, estimators=estimators),
         "misconception_questions": call(ts.prompts.misconception_questions, questions=misconceptions,
             chat=chat, free_text=True, wording="study"),
         "organism_pairs": call(ts.organisms.organism_pairs, name="organism-bias", limit=3, confound="truth",
@@ -252,27 +244,25 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         "organism_passages": call(ts.organisms.organism_passages, count=2, seed=0),
         "organism_questions": call(ts.organisms.organism_questions, split="test", persona="anyone", seed=0),
         "parse_positions": call(ts.positions.parse_positions, text="token(0) | generated_tokens()"),
-        "pca": call(ts.pca, activations=activations, components=2, layers=[0, 1],
-            of="centred_differences"),
+        "pca": call(ts.pca, activations=activations, components=2, layers=[0, 1], of="centred_differences"),
         "prediction": call(evaluation.prediction, per_layer=m.agreement, effects=m.effects, value="shift"),
         "preference": call(texts.preference, table=m.judged, by=[]),
         "preview": run(ts.preview, prompt="a b c", positions=ts.span(0, 2)),
-        "principal_component": call(ts.principal_component, activations=activations,
-            component={1: 1.0, 2: 0.5}, of="pooled", sign="vote"),
+        "principal_component": call(ts.principal_component, activations=activations, component={1: 1.0,
+            2: 0.5}, of="pooled", sign="vote"),
         "projections": call(ts.projections, activations=activations, vectors=vectors, centred=True),
         "prompt_slopes": call(evaluation.prompt_slopes, table=m.sweep, toward="signal"),
         "random_direction": call(ts.random_direction, activations=activations, seed=0),
         "read_choice": call(ts.read_choice, text="(A) True", choices=("True", "False"), rule="careful"),
         "sampled_choices": call(evaluation.sampled_choices, table=m.sweep, seed=0),
-        "sentiment_questions": call(ts.prompts.sentiment_questions, reviews=reviews,
-            examples=[("a", "positive")]),
+        "sentiment_questions": call(ts.prompts.sentiment_questions, reviews=reviews, examples=[("a",
+            "positive")]),
         "save_gguf": call(exchange.save_gguf, vectors=vectors.weighted({1: 1.0, 2: 1.0}),
             path=folder / "vectors.gguf", model_hint="llama", force=False),
         "save_pt": call(exchange.save_pt, vectors=vectors, path=folder / "vectors.pt", force=False),
         "separation": call(ts.separation, activations=activations, folds=2, shuffles=2, seed=0),
         "side_by_side": call(texts.side_by_side, table=m.texts, layers=[0], multipliers=[2.0],
-            operation="add",
-            vector=None, controls=False),
+            operation="add", vector=None, controls=False),
         "signal_detection": call(ts.signal_detection, table=m.sweep, by=["kind"], resamples=5, seed=0),
         "span": previewed(ts.span, start=0, stop=2),
         "steer": call(steered, model=MODEL, operation=add, prompt_lengths=[3], force=False),
@@ -280,9 +270,8 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
             seed=0),
         "sweep": run(ts.sweep, vectors=vectors, questions=m.questions, layers=[0, (0, 2)], multipliers=[-1.0,
             1.0], operations=["add", "project_out"], positions=every, measure="choice", max_new_tokens=2,
-            temperature=0.0, top_p=1.0, repetition_penalty=1.0, draws=1,
-            controls=1, control_layers="chosen", divide_by_layers=False, seed=0, out=folder / "table.parquet",
-            progress=False, memory=None),
+            temperature=0.0, top_p=1.0, repetition_penalty=1.0, draws=1, controls=1, control_layers="chosen",
+            divide_by_layers=False, seed=0, out=folder / "table.parquet", progress=False, memory=None),
         "text_damage": call(texts.text_damage, table=m.texts, model=MODEL, progress=False, memory=None),
         "token": previewed(ts.token, i=1),
         "tokenize": run(ts.tokenize, text="a b", bos=None),
@@ -305,14 +294,11 @@ def figure_calls(m: Materials) -> dict[str, Call]:
     """A call of each figure in `FIGURES`."""
     activations, vectors = m.activations, m.vectors
     captured = ts.capture(MODEL, list(m.pairs.positive[:2]), positions=ts.all_tokens())
-    facets = {"effectiveness": "kind", "steerability": "kind", "traces": "prompt_id"}
+    steered = m.sweep[~m.sweep["control"]]
+    baseline = m.sweep[m.sweep["vector"] == "none"].assign(draw=0, recording=f"r{m.mark}")
     tables = {
         "agreement": m.agreement,
-        "against_baselines": ts.evaluation.against_baselines(
-            m.sweep[~m.sweep["control"]],
-            m.sweep[m.sweep["vector"] == "none"].assign(draw=0, recording=f"r{m.mark}"),
-            resamples=5,
-        ),
+        "against_baselines": evaluation.against_baselines(steered, baseline, resamples=5),
         "choose": ts.choose(m.sweep, on="choose", report="report", resamples=5, splits=3),
         "component_factors": ts.analysis.component_factors(m.pca),
         "confounds": ts.analysis.confounds(vectors, activations, shuffles=3),
@@ -334,11 +320,7 @@ def figure_calls(m: Materials) -> dict[str, Call]:
         "traces": ts.traces(captured, vectors, tokenizer=MODEL.tokenizer),
         "vector_components": ts.analysis.vector_components(vectors),
     }
-    return {
-        name: Call(
-            getattr(ts.plots, name),
-            {"table": table} | ({"facet": facets[name]} if name in facets else {}),
-            ("table",),
-        )
-        for name, table in tables.items()
-    }
+    arguments = {name: {"table": table} for name, table in tables.items()}
+    for name, facet in {"effectiveness": "kind", "steerability": "kind", "traces": "prompt_id"}.items():
+        arguments[name]["facet"] = facet
+    return {name: Call(getattr(ts.plots, name), each, ("table",)) for name, each in arguments.items()}

@@ -11,22 +11,17 @@ from sklearn.metrics import roc_auc_score
 from tl_steer.activations import PairedActivations
 from tl_steer.analysis import pca, projections, separation
 from tl_steer.analysis._separation import balanced_folds
-from tl_steer.directions import SteeringVectors, mean_difference, random_direction
+from tl_steer.directions import mean_difference
 from tl_steer.errors import ModelMismatchError
 
-from .conftest import make_pairs
+from .conftest import assert_raises, make_pairs
+from .test_looking import vectors_of
 
 
 def letters(n):
-    """n pairs whose positive side wears (A) in half of them."""
-    return pd.DataFrame(
-        {
-            "group": range(n),
-            "letter_positive": ["A", "B"] * (n // 2),
-            "letter_negative": ["B", "A"] * (n // 2),
-            "tokens": np.random.default_rng(0).integers(5, 50, n),
-        }
-    )
+    """n pairs whose positive side has the letter A in half of them."""
+    letter = {"letter_positive": ["A", "B"] * (n // 2), "letter_negative": ["B", "A"] * (n // 2)}
+    return pd.DataFrame({"group": range(n), **letter, "tokens": np.random.default_rng(0).integers(5, 50, n)})
 
 
 # separation
@@ -34,22 +29,19 @@ def letters(n):
 
 def test_a_planted_direction_separates_and_noise_does_not(planted):
     pairs, _ = planted
-    noise = np.random.default_rng(0).normal(size=(2, 60, 32))
-    mixed = [side[:60].numpy().copy() for side in pairs.sides()]
-    for side, layer_1 in zip(mixed, noise, strict=True):
-        side[:, 1] = layer_1
+    mixed = torch.stack(pairs.sides())[:, :60].numpy()
+    mixed[:, :, 1] = np.random.default_rng(0).normal(size=(2, 60, 32))
     table = separation(make_pairs(*mixed), shuffles=20)
-    assert list(table["layer"]) == [0, 1]
-    assert table["paired_accuracy"][0] > 0.99
-    assert table["auc"][0] > 0.99
-    assert table["p_value"][0] == pytest.approx(1 / 21)
-    assert 0.35 < table["paired_accuracy"][1] < 0.65
-    assert table["p_value"][1] > 0.05
+    signal, noise = table.iloc
+    assert (signal["layer"], noise["layer"]) == (0, 1)
+    assert min(signal["paired_accuracy"], signal["auc"]) > 0.99
+    assert signal["p_value"] == pytest.approx(1 / 21)
+    assert 0.35 < noise["paired_accuracy"] < 0.65
+    assert noise["p_value"] > 0.05
     assert (table["null_low"] < table["null_mean"]).all()
     assert (table["null_mean"] < table["null_high"]).all()
     assert (table["null_mean"] - 0.5).abs().max() < 0.05
-    assert set(table["method"]) == {"mean_difference"}
-    assert set(table["pairs"]) == {60}
+    assert (signal["method"], signal["pairs"]) == ("mean_difference", 60)
 
 
 def test_separation_is_a_plain_loop_over_held_out_pairs():
@@ -75,8 +67,8 @@ def test_separation_is_a_plain_loop_over_held_out_pairs():
         pooled = np.sqrt((along[0].var(ddof=1) + along[1].var(ddof=1)) / 2)
         assert result["d_prime"] == pytest.approx((along[0].mean() - along[1].mean()) / pooled, rel=1e-5)
         oracle = stats.binomtest(round(result["paired_accuracy"] * 30), 30).proportion_ci(method="wilson")
-        assert result["paired_accuracy_low"] == pytest.approx(oracle.low)
-        assert result["paired_accuracy_high"] == pytest.approx(oracle.high)
+        ends = result[["paired_accuracy_low", "paired_accuracy_high"]]
+        assert list(ends) == pytest.approx([oracle.low, oracle.high])
     assert table[["null_low", "null_high", "null_mean", "p_value"]].isna().all(axis=None)
 
 
@@ -124,14 +116,14 @@ def test_the_letters_direction_does_not_pass_for_the_behaviours():
     assert ((table["paired_accuracy"] - 0.5).abs() < 0.15).all()
 
 
-def test_the_p_value_is_fair_where_there_is_nothing():
+def test_p_values_of_noise_are_uniform():
     values = np.random.default_rng(1).normal(size=(2, 20, 60, 6))
     p = separation(make_pairs(*values), folds=2, shuffles=39)["p_value"]
     assert (p <= 0.05).mean() < 0.2
     assert 0.3 < p.mean() < 0.7
 
 
-def test_the_same_seed_gives_the_same_table_and_leaves_the_pairs_alone(planted):
+def test_the_same_seed_gives_the_same_table_and_the_pairs_are_unchanged(planted):
     pairs = planted[0].subset(range(20))
     before, factors = pairs.positive.values.clone(), pairs.factors.copy()
     first, second = (separation(pairs, shuffles=3, seed=4) for _ in range(2))
@@ -140,14 +132,12 @@ def test_the_same_seed_gives_the_same_table_and_leaves_the_pairs_alone(planted):
     pd.testing.assert_frame_equal(pairs.factors, factors)
 
 
-def test_too_few_groups_or_folds_are_refused():
-    values = np.zeros((2, 4, 1, 3))
-    with pytest.raises(ValueError, match="give 2 to 4 folds"):
-        separation(make_pairs(*values))
-    with pytest.raises(ValueError, match="give 2 to 4 folds"):
-        separation(make_pairs(*values), folds=1)
-    with pytest.raises(ValueError, match="give 0 or more"):
-        separation(make_pairs(*values), folds=2, shuffles=-1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({}, "give 2 to 4 folds"), ({"folds": 1}, "give 2 to 4"), ({"folds": 2, "shuffles": -1}, "0 or more")],
+)
+def test_separation_rejects_too_few_groups_folds_or_shuffles(options, message):
+    assert_raises(message, separation, make_pairs(*np.zeros((2, 4, 1, 3))), **options)
 
 
 # folds
@@ -163,7 +153,7 @@ def test_folds_hold_equally_many_of_each_kind_of_pair(n):
     assert (fold != balanced_folds(factors, folds=5, seed=0)).any()
 
 
-def test_groups_stay_together_and_their_kinds_are_balanced():
+def test_groups_stay_together_and_their_strata_are_balanced():
     factors = pd.DataFrame(
         {"group": np.repeat(range(40), 2), "label": np.repeat([0, 1], 40), "letter": ["A", "B"] * 40}
     ).sample(frac=1, random_state=0, ignore_index=True)
@@ -172,7 +162,7 @@ def test_groups_stay_together_and_their_kinds_are_balanced():
     assert (pd.crosstab(fold, [factors["label"], factors["letter"]]) == 5).all(axis=None)
 
 
-def test_kinds_rarer_than_the_folds_are_spread_over_them():
+def test_strata_rarer_than_the_folds_are_spread_over_them():
     factors = pd.DataFrame({"group": range(20), "kind": ["a"] * 12 + ["b"] * 3 + ["c"] * 3 + ["d"] * 2})
     fold = balanced_folds(factors, folds=4)
     counts = pd.crosstab(fold, factors["kind"])
@@ -181,7 +171,7 @@ def test_kinds_rarer_than_the_folds_are_spread_over_them():
     assert set(np.bincount(fold)) == {5}
 
 
-def test_factors_that_describe_rather_than_sort_do_not_spoil_the_balance():
+def test_factors_of_many_levels_are_ignored_in_the_balance():
     factors = letters(60).assign(claim=[f"claim {row}" for row in range(60)], length=np.linspace(0, 1, 60))
     counts = pd.crosstab(balanced_folds(factors, folds=5), factors["letter_positive"])
     assert (counts == 6).all(axis=None)
@@ -195,11 +185,9 @@ def test_pca_is_scikit_learns_up_to_sign(planted):
     table = pca(pairs, components=2, layers=[1])
     rows = np.concatenate([side[:, 1].double().numpy() for side in pairs.sides()])
     oracle = PCA(2, svd_solver="full").fit(rows)
-    coordinates = table[["PC1", "PC2"]].to_numpy()
-    np.testing.assert_allclose(np.abs(coordinates), np.abs(oracle.transform(rows)), atol=1e-8)
-    np.testing.assert_allclose(
-        table[["explained_1", "explained_2"]].iloc[0], oracle.explained_variance_ratio_
-    )
+    np.testing.assert_allclose(table[["PC1", "PC2"]].abs(), np.abs(oracle.transform(rows)), atol=1e-8)
+    explained = table[["explained_1", "explained_2"]].iloc[0]
+    np.testing.assert_allclose(explained, oracle.explained_variance_ratio_)
     assert set(table["layer"]) == {1}
     assert list(table["side"]) == ["positive"] * 200 + ["negative"] * 200
     assert table["prompt"].iloc[201] == "negative prompt 1"
@@ -210,27 +198,22 @@ def test_the_positive_side_has_the_higher_mean_on_every_component(planted):
     swapped = PairedActivations(pairs.negative, pairs.positive, pairs.factors)
     for table in (pca(pairs), pca(swapped)):
         means = table.groupby(["layer", "side"])[["PC1", "PC2", "PC3"]].mean().unstack("side")
-        for name in ("PC1", "PC2", "PC3"):
-            assert (means[name]["positive"] > means[name]["negative"]).all()
+        sides = (means.xs(side, axis=1, level="side") for side in ("positive", "negative"))
+        assert np.greater(*sides).all(axis=None)
 
 
-def test_pca_refuses_components_and_layers_that_are_not_there():
+def test_pca_rejects_missing_components_and_layers_and_constant_activations():
     pairs = make_pairs(*np.random.default_rng(0).normal(size=(2, 2, 2, 8)), layers=(1, 3))
     assert set(pca(pairs, layers=-1)["layer"]) == {3}
-    with pytest.raises(ValueError, match="give 1 to 3"):
-        pca(pairs, components=4)
-    with pytest.raises(ValueError, match=r"were not captured; there are \[1, 3\]"):
-        pca(pairs, layers=[0])
-
-
-def test_activations_that_do_not_vary_are_an_error_that_names_the_layer():
+    assert_raises("give 1 to 3", pca, pairs, components=4)
+    assert_raises(r"nothing at layers \[0\]; there are \[1, 3\]", pca, pairs, layers=[0])
     sides = np.random.default_rng(0).normal(size=(2, 3, 2, 8))
     sides[:, :, 1] = sides[0, 0, 1]
-    with pytest.raises(ValueError, match="activations at layer 1 vary in fewer than 1 directions"):
-        pca(make_pairs(*sides), components=1)
+    message = "activations at layer 1 vary in fewer than 1 directions"
+    assert_raises(message, pca, make_pairs(*sides), components=1)
 
 
-def test_a_component_beyond_what_varies_explains_nothing():
+def test_a_component_in_which_nothing_varies_explains_nothing():
     rows = np.outer(np.arange(6.0), np.ones(8)).reshape(2, 3, 1, 8)
     table = pca(make_pairs(*rows), components=2)
     np.testing.assert_allclose(table[["explained_1", "explained_2"]], [[1, 0]] * 6, atol=1e-6)
@@ -239,70 +222,63 @@ def test_a_component_beyond_what_varies_explains_nothing():
 # projections and labels
 
 
-def vectors_for(pairs, values, **changes):
-    source = random_direction(pairs, seed=0)
-    fields = {name: getattr(source, name) for name in ("layers", "hook", "method", "stream_norm", "identity")}
-    return SteeringVectors(torch.as_tensor(values, dtype=torch.float32), **(fields | changes))
-
-
 def test_projections_are_the_dot_product_with_the_unit_direction():
-    positive, negative = np.random.default_rng(0).normal(size=(2, 3, 1, 4))
-    pairs = make_pairs(positive, negative)
-    table = projections(pairs, vectors_for(pairs, [[0.0, 3.0, 0.0, 0.0]]))
-    rows = np.concatenate([positive, negative])[:, 0]
-    np.testing.assert_allclose(table["projection"], rows[:, 1], atol=1e-6)
-    np.testing.assert_allclose(table["cosine"], rows[:, 1] / np.linalg.norm(rows, axis=1), atol=1e-6)
-    centred = projections(pairs, vectors_for(pairs, [[0.0, 3.0, 0.0, 0.0]]), centred=True)
-    rows = rows - rows.mean(0)
-    np.testing.assert_allclose(centred["projection"], rows[:, 1], atol=1e-6)
-    np.testing.assert_allclose(centred["cosine"], rows[:, 1] / np.linalg.norm(rows, axis=1), atol=1e-6)
+    sides = np.random.default_rng(0).normal(size=(2, 3, 1, 4))
+    pairs = make_pairs(*sides)
+    vectors = vectors_of([[0.0, 3.0, 0.0, 0.0]], identity=pairs.identity)
+    rows = np.concatenate(sides)[:, 0]
+    for centred, expected in ((False, rows), (True, rows - rows.mean(0))):
+        table = projections(pairs, vectors, centred=centred)
+        np.testing.assert_allclose(table["projection"], expected[:, 1], atol=1e-6)
+        cosines = expected[:, 1] / np.linalg.norm(expected, axis=1)
+        np.testing.assert_allclose(table["cosine"], cosines, atol=1e-6)
 
 
 def test_projections_take_the_layers_that_both_have():
     pairs = make_pairs(*np.random.default_rng(0).normal(size=(2, 3, 3, 4)), layers=(1, 2, 4))
-    norms = torch.ones(2)
-    table = projections(pairs, vectors_for(pairs, np.eye(4)[:2], layers=(4, 0), stream_norm=norms))
+    table = projections(pairs, vectors_of(np.eye(4)[:2], layers=(4, 0), identity=pairs.identity))
     assert set(table["layer"]) == {4}
     np.testing.assert_allclose(table["projection"][:3], pairs.sides()[0][:, 2, 0], atol=1e-6)
 
 
-def test_projections_refuse_vectors_that_do_not_fit():
-    pairs = make_pairs(*np.random.default_rng(0).normal(size=(2, 3, 1, 4)))
-    good = np.ones((1, 4))
-    elsewhere = make_pairs(*np.zeros((2, 3, 1, 5)))
-    with pytest.raises(ValueError, match="these vectors have 3 numbers, the activations 4"):
-        projections(pairs, vectors_for(pairs, np.ones((1, 3))))
-    with pytest.raises(ModelMismatchError, match="these vectors"):
-        projections(pairs, vectors_for(elsewhere, np.ones((1, 5))))
-    with pytest.raises(ValueError, match="capture there"):
-        projections(pairs, vectors_for(pairs, good, hook="resid_pre"))
-    with pytest.raises(ValueError, match="one per layer"):
-        projections(pairs, vectors_for(pairs, np.ones((1, 2, 4))))
-    with pytest.raises(ValueError, match="length zero"):
-        projections(pairs, vectors_for(pairs, 0 * good))
-    with pytest.raises(ValueError, match="no pairs to project"):
-        projections(pairs.subset([]), vectors_for(pairs, good))
-    second = make_pairs(*np.ones((2, 3, 1, 4)), layers=(1,))
-    with pytest.raises(ValueError, match="no layer in common"):
-        projections(second, vectors_for(second, good, layers=(0,)))
+ONES = np.ones((1, 4))
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (np.ones((1, 3)), {}, "these vectors have 3 numbers, the activations 4"),
+        (ONES, {"hook": "resid_pre"}, "capture there"),
+        (ONES, {"layers": (1,)}, "no layer in common"),
+        (np.ones((1, 2, 4)), {}, "one per layer"),
+        (0 * ONES, {}, "length zero"),
+    ],
+)
+def test_projections_reject_vectors_that_do_not_fit(values, options, message):
+    pairs = make_pairs(*np.random.default_rng(0).normal(size=(2, 3, 2, 4)), layers=(0, 2))
+    assert_raises(message, projections, pairs, vectors_of(values, identity=pairs.identity, **options))
+
+
+def test_projections_reject_another_model_and_no_pairs():
+    pairs, other = (make_pairs(*np.zeros((2, 3, 1, width))) for width in (4, 5))
+    vectors = vectors_of(ONES, identity=pairs.identity)
+    assert_raises("these vectors", projections, other, vectors, error=ModelMismatchError)
+    assert_raises("no pairs to project", projections, pairs.subset([]), vectors)
 
 
 def test_factors_that_differ_between_the_sides_become_one_column():
     factors = pd.DataFrame({"group": [5, 6], "letter_positive": ["A", "B"], "letter_negative": ["B", "A"]})
-    table = pca(
-        make_pairs(*np.random.default_rng(0).normal(size=(2, 2, 1, 4)), factors=factors), components=1
-    )
+    values = np.random.default_rng(0).normal(size=(2, 2, 1, 4))
+    table = pca(make_pairs(*values, factors=factors), components=1)
     known = ["layer", "pair", "side", "prompt", "label", "group", "letter"]
     assert list(table.columns) == [*known, "decomposed", "PC1", "explained_1"]
-    assert list(table["letter"]) == ["A", "B", "B", "A"]
-    assert list(table["group"]) == [5, 6, 5, 6]
-    assert list(table["pair"]) == [0, 1, 0, 1]
+    rows = [(0, 5, "A"), (1, 6, "B"), (0, 5, "B"), (1, 6, "A")]
+    assert list(table[["pair", "group", "letter"]].itertuples(index=False, name=None)) == rows
 
 
-def test_factors_named_like_another_column_are_refused():
+@pytest.mark.parametrize("names", [["side"], ["x", "x_positive", "x_negative"], ["PC1"]])
+def test_factors_named_like_another_column_are_refused(names):
     values = np.random.default_rng(0).normal(size=(2, 2, 1, 4))
-    with pytest.raises(ValueError, match="side"):
-        pca(make_pairs(*values, factors=pd.DataFrame({"side": [0, 1]})), components=1)
-    clash = pd.DataFrame({"x": [0, 1], "x_positive": [0, 1], "x_negative": [0, 1]})
-    with pytest.raises(ValueError, match="rename"):
-        pca(make_pairs(*values, factors=clash), components=1)
+    factors = pd.DataFrame(0, range(2), names)
+    message = rf"\['{names[0]}'\] .*rename"
+    assert_raises(message, pca, make_pairs(*values, factors=factors), components=1)

@@ -60,7 +60,7 @@ def parsed(thing):
 
 
 class Documented:
-    """A public name with its signature, its docstring and the errors that its source raises."""
+    """A public name with its signature, docstring and the errors that its source raises."""
 
     def __init__(self, name, thing):
         self.name, self.thing = name, inspect.unwrap(thing)
@@ -152,23 +152,21 @@ def top_level(documented):
 def test_every_docstring_begins_with_a_short_sentence(documented):
     assert len(documented) > 150
     assert {"SteeringVectors.scaled_to", "plots.pca", "sweep"} <= {each.name for each in documented}
-    assert [
-        (each.name, each.summary)
-        for each in documented
-        if not re.search(r"\.|\?$", each.summary) or len(each.summary) >= 115
-    ] == []
+    summaries = {each.name: each.summary for each in documented}
+    sentence = re.compile(r"(?=.{1,114}$).*[.?]")
+    assert {name: text for name, text in summaries.items() if not sentence.match(text)} == {}
 
 
 def test_every_parameter_is_explained_and_no_other(documented):
-    failures = []
-    for each in documented:
-        missing = set(each.parameters) - each.explained
-        if re.search(r"other arguments.* of `\w+`|with the same arguments", each.text):
-            missing = set()
-        unknown = each.entries("Args:") - set(each.parameters) if each.parameters else set()
-        if missing or unknown:
-            failures.append((each.name, missing, unknown))
-    assert failures == []
+    elsewhere = r"other arguments.* of `\w+`|with the same arguments"
+    missing = {
+        each.name: set(each.parameters) - each.explained
+        for each in documented
+        if not re.search(elsewhere, each.text)
+    }
+    with_parameters = [each for each in documented if each.parameters]
+    unknown = {each.name: each.entries("Args:") - set(each.parameters) for each in with_parameters}
+    assert {name: names for name, names in [*missing.items(), *unknown.items()] if names} == {}
 
 
 def test_returned_tables_are_described(documented):
@@ -187,34 +185,23 @@ def test_raised_errors_are_documented(documented):
 
 
 def test_published_methods_name_their_source():
-    texts = {name: inspect.getdoc(PUBLIC[name]) for name in PUBLISHED}
-    assert [
-        name
-        for name, text in texts.items()
-        if not re.search(r"Source|et al\. \d{4}", text) or not re.search(r"\b(1[89]|20)\d\d\b", text)
-    ] == []
+    source = re.compile(r"(?=.*(Source|et al\. \d{4})).*\b(1[89]|20)\d\d\b", re.DOTALL)
+    assert [name for name in PUBLISHED if not source.match(inspect.getdoc(PUBLIC[name]))] == []
 
 
 def test_docstrings_are_rewritten_for_the_reference():
-    text = (
-        "Args:\n    a, b: both.\n\nReturns:\n    A row, and\n    n: prompts,\n        all.\n    NaN else.\n"
-    )
-    readable = docstrings.readable(text)
+    text = "Args:\n    a, b: both.\n\nReturns:\n    A row, and\n    n: prompts,\n        all.\n    NaN else."
+    readable = docstrings.readable(f"{text}\n")
     assert "    a: both.\n    b: both.\n" in readable
     assert "**Returns:**\n\nA row, and\n\n- **n**: prompts,\n    all.\n\nNaN else." in readable
 
 
-def test_every_public_name_is_on_one_page_of_the_reference(top_level):
+def test_every_public_name_is_on_one_page_of_the_reference_and_resolves_to_its_definition(top_level):
     names = [name for each in site_pages.PAGES for name in site_pages.names_of(each)]
     assert sorted(names) == sorted(each.name for each in top_level)
-
-
-def test_the_reference_resolves_names_to_their_definitions(top_level):
-    resolved = {each.name: site_pages.home(each.name) for each in top_level}
-    defined = {
-        each.name: (f"{each.thing.__module__}.{each.thing.__qualname__}", each.summary) for each in top_level
-    }
-    assert resolved == defined
+    for each in top_level:
+        defined = f"{each.thing.__module__}.{each.thing.__qualname__}"
+        assert site_pages.home(each.name) == (defined, each.summary), each.name
 
 
 # ---- the built site
@@ -249,7 +236,8 @@ def site(tmp_path_factory):
 @pytest.mark.integration
 def test_the_site_loads_nothing_from_a_network(site):
     assert len(site.pages) > 15
-    assert [each for each in site.addresses("link|script|img|source|iframe|object") if "//" in each[1]] == []
+    loaded = site.addresses("link|script|img|source|iframe|object")
+    assert [address for _, address in loaded if "//" in address] == []
     styles = "".join(path.read_text(encoding="utf-8") for path in site.folder.rglob("*.css"))
     assert not re.findall(r"url\([\"']?https?:|@import [\"']?https?:", styles)
 
@@ -294,7 +282,6 @@ def test_pages_fit_wide_and_narrow_windows_and_use_no_network(site, browser):
 
 
 def test_every_promise_has_an_existing_test():
-    """Each row of "How it stays correct" names at least one test."""
     tables = re.findall(r"^\| promise .*\n\|.*\n((?:\|.*\n)+)", page("correct"), re.MULTILINE)
     rows = [row for table in tables for row in table.splitlines()]
     assert len(rows) > 60
@@ -304,19 +291,14 @@ def test_every_promise_has_an_existing_test():
 
 
 def test_every_pitfall_is_among_the_promises():
-    tests = {name for name in functions_in("test_pitfalls") if name.startswith("test_")}
-    missing = {test for test in tests if test not in page("correct")}
-    # The page names a stronger test of the same promise.
-    assert missing <= {"test_half_precision_is_added_in_float32"}
+    assert [name for name in functions_in("test_pitfalls") if name not in page("correct")] == []
 
 
 def python_blocks():
     """(page, code) of every Python block on the written pages."""
-    blocks = [
-        (path.stem, code)
-        for path in sorted((DOCS / "pages").glob("*.md"))
-        for code in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
-    ]
+    names = [path.stem for path in sorted((DOCS / "pages").glob("*.md"))]
+    code = re.compile(r"```python\n(.*?)```", re.DOTALL)
+    blocks = [(name, block) for name in names for block in code.findall(page(name))]
     assert len(blocks) > 5
     return blocks
 
@@ -332,20 +314,15 @@ def signature_mismatch(call):
         return f"{ast.unparse(call)}: {error}"
 
 
-def test_calls_on_the_pages_fit_the_signatures():
+def test_code_on_the_pages_fits_the_signatures_and_the_width():
     failures = []
     for name, code in python_blocks():
+        failures += [(name, line) for line in code.splitlines() if len(line) > 92]
         nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
         calls = [node for node in nodes if re.fullmatch(r"ts(\.\w+){1,2}", ast.unparse(node.func))]
         failures += [(name, text) for text in map(signature_mismatch, calls) if text]
         failures += [(name, code)] if "ts." in code and not calls else []
     assert failures == []
-
-
-def test_code_on_the_pages_fits_their_width():
-    assert [
-        (name, line) for name, code in python_blocks() for line in code.splitlines() if len(line) > 92
-    ] == []
 
 
 @pytest.mark.integration

@@ -66,16 +66,10 @@ def uses():
     return [use for use in imports if use[0] != use[1]]
 
 
-def test_every_package_has_a_row():
+def test_packages_import_only_packages_above_them():
     assert {name.split(".")[1] for _, name, _ in parsed() if name != "tl_steer"} - {"__main__"} <= set(ROW_OF)
     assert len(uses()) > 20
-
-
-def test_packages_import_only_packages_above_them():
     assert [use for use in uses() if ROW_OF[use[1]] >= ROW_OF[use[0]]] == []
-
-
-def test_independent_packages_import_only_errors_and_private_utilities():
     allowed = ("_util", "errors", "tables")
     assert [use for use in uses() if use[0] in INDEPENDENT and use[1] not in allowed] == []
 
@@ -99,36 +93,24 @@ def names_of_modules():
 def test_module_names_are_unique_and_no_public_function_hides_a_module():
     counts = Counter(name.rpartition(".")[2] for name in names_of_modules())
     assert [name for name, count in counts.items() if count > 1] == []
-    hidden = []
     for name in names_of_modules():
         package, _, module = name.rpartition(".")
-        public = getattr(importlib.import_module(package), "__all__", ()) if package else ()
-        if module in public and not inspect.ismodule(getattr(importlib.import_module(package), module)):
-            hidden.append(name)
-    assert hidden == []
+        parent = importlib.import_module(package or name)
+        is_public = module in getattr(parent, "__all__", ())
+        assert not is_public or inspect.ismodule(getattr(parent, module)), name
 
 
-def test_every_listed_public_name_exists_once():
+def test_every_package_lists_its_public_names_and_each_exists_once():
+    packages = {name for path, name, _ in parsed() if path.name == "__init__.py"}
     failures = []
     for name in names_of_modules():
         module = importlib.import_module(name)
         public = getattr(module, "__all__", [])
         failures += [f"{name}.{each}" for each in public if not hasattr(module, each)]
         failures += [f"{name}.{each} twice" for each in set(public) if public.count(each) > 1]
+        has_modules = name in packages and len(list(Path(module.__file__).parent.glob("*.py"))) > 1
+        failures += [f"{name} lacks __all__"] if has_modules and not hasattr(module, "__all__") else []
     assert failures == []
-
-
-def test_every_package_lists_its_public_names():
-    assert [
-        name
-        for path, name, tree in parsed()
-        if path.name == "__init__.py"
-        and len(list(path.parent.glob("*.py"))) > 1
-        and not any(
-            isinstance(node, ast.Assign | ast.AnnAssign) and "__all__" in ast.unparse(node)
-            for node in tree.body
-        )
-    ] == []
 
 
 def test_a_star_import_imports_the_listed_names():

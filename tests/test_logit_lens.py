@@ -11,34 +11,37 @@ from transformers import PreTrainedTokenizerFast
 
 from tl_steer import capture, logit_lens, plots
 from tl_steer.analysis._projections import token_texts
-from tl_steer.directions import SteeringVectors
 from tl_steer.errors import ModelMismatchError
 from tl_steer.models import identify, load_model
 from tl_steer.positions import all_tokens, last_token, span
 
-from .conftest import VOCABULARY
+from .conftest import VOCABULARY, assert_raises
+from .test_looking import vectors_of
 from .tiny_model import all_hooks, byte_tokenizer, made_vector, make_model, weights_of, word_tokenizer
 
 PROMPTS = [[3, 14, 15, 92, 65], [35, 89]]
 
 
-def vectors_for(model, *, layers=(0, 2), seed=0, shape=(), **changes):
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(len(layers), *shape, model.cfg.d_model, generator=generator)
-    settings = {"hook": "resid_post", "method": "made", "identity": identify(model)} | changes
-    return SteeringVectors(values, layers, stream_norm=torch.ones(len(layers)), **settings)
+def vectors_for(model, *, shape=()):
+    values = torch.randn(2, *shape, model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    return vectors_of(values, layers=(0, 2), identity=identify(model))
+
+
+@pytest.fixture
+def tiny():
+    return make_model(word_tokenizer())
 
 
 def final_parts(hf_model):
     """(final norm, head, whether the norm's weights are 1 + w, soft cap) of a Hugging Face model."""
     name = type(hf_model).__name__
+    is_gemma = name.startswith("Gemma2")
     if name.startswith("GPT2"):
         norm = hf_model.transformer.ln_f
     elif name.startswith("GPTNeoX"):
         norm = hf_model.gpt_neox.final_layer_norm
     else:
         norm = hf_model.model.norm
-    is_gemma = name.startswith("Gemma2")
     cap = hf_model.config.final_logit_softcapping if is_gemma else None
     return norm, hf_model.get_output_embeddings(), is_gemma, cap
 
@@ -51,7 +54,7 @@ def hf_logits(hf_model, stream):
 
 
 def spread(table, value, shape):
-    """All tokens' values by id, a row for each thing that was read."""
+    """All tokens' values by id, one row per vector or activation."""
     rows = table[value].to_numpy().reshape(-1, VOCABULARY)
     ids = table["token_id"].to_numpy().reshape(-1, VOCABULARY)
     return np.take_along_axis(rows, ids.argsort(-1), -1).reshape(*shape, VOCABULARY)
@@ -95,14 +98,11 @@ def test_without_the_norm_it_is_what_the_vector_adds_to_the_logits(architecture)
     values = vectors.values - (vectors.values.mean(-1, keepdim=True) if hasattr(norm, "bias") else 0)
     weight = norm.weight.detach() + (1 if is_gemma else 0)
     expected = (values * weight) @ head.weight.detach().T
-    once, twice = (
-        spread(logit_lens(model, vectors, multipliers=[m], top=VOCABULARY, norm=False), "logit", (2,))
-        for m in (1, 2)
-    )
-    np.testing.assert_allclose(once, expected, atol=1e-4)
-    np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
-    table = logit_lens(model, vectors, multipliers=[1], top=VOCABULARY, norm=False)
-    np.testing.assert_allclose(spread(table, "probability", (2,)), expected.softmax(-1), atol=1e-5)
+    once, twice = (logit_lens(model, vectors, multipliers=[m], top=VOCABULARY, norm=False) for m in (1, 2))
+    logits = spread(once, "logit", (2,))
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(spread(twice, "logit", (2,)), 2 * logits, rtol=1e-5)
+    np.testing.assert_allclose(spread(once, "probability", (2,)), expected.softmax(-1), atol=1e-5)
 
 
 def test_with_the_norm_only_the_sign_of_a_multiplier_matters(architecture):
@@ -117,16 +117,14 @@ def test_with_the_norm_only_the_sign_of_a_multiplier_matters(architecture):
 def test_folded_models_are_read_as_they_are(name, make_hf_model):
     """Folding moves the norm's weights into the unembedding, and centring its columns moves every logit."""
     hf_model = make_hf_model(name)
-    folded = load_model(f"tiny-{name}", hf_model=hf_model, device="cpu", processing=True)
-    plain = load_model(f"tiny-{name}", hf_model=hf_model, device="cpu")
+    folded, plain = (
+        load_model(f"tiny-{name}", hf_model=hf_model, device="cpu", processing=each) for each in (True, False)
+    )
     assert folded.cfg.normalization_type.endswith("Pre")
-    tables = [
-        logit_lens(model, capture(model, PROMPTS, layers=-1), top=VOCABULARY) for model in (folded, plain)
-    ]
-    probabilities = [spread(table, "probability", (2,)) for table in tables]
-    np.testing.assert_allclose(*probabilities, atol=1e-4)
-    with pytest.raises(ModelMismatchError, match=r"these vectors, made on .*, cannot be used with"):
-        logit_lens(folded, vectors_for(plain))
+    tables = (logit_lens(each, capture(each, PROMPTS, layers=-1), top=VOCABULARY) for each in (folded, plain))
+    np.testing.assert_allclose(*(spread(table, "probability", (2,)) for table in tables), atol=1e-4)
+    message = r"these vectors, made on .*, cannot be used with"
+    assert_raises(message, logit_lens, folded, vectors_for(plain), error=ModelMismatchError)
 
 
 def test_a_bfloat16_model_is_read_in_float32_from_its_own_weights(make_hf_model):
@@ -151,106 +149,93 @@ def test_a_model_without_a_final_norm_is_only_unembedded():
     np.testing.assert_allclose(table["logit"], best.values.flatten(), atol=1e-5)
 
 
-def test_the_bias_of_the_unembedding_counts():
-    model = make_model(word_tokenizer())
+def test_the_bias_of_the_unembedding_counts(tiny):
     with torch.no_grad():
-        model.unembed.b_U[9] = 100.0
-    assert set(logit_lens(model, vectors_for(model), top=1)["token_id"]) == {9}
-    assert set(logit_lens(model, vectors_for(model), top=1, norm=False)["token_id"]) != {9}
+        tiny.unembed.b_U[9] = 100.0
+    assert set(logit_lens(tiny, vectors_for(tiny), top=1)["token_id"]) == {9}
+    assert set(logit_lens(tiny, vectors_for(tiny), top=1, norm=False)["token_id"]) != {9}
 
 
-# --- what is read ------------------------------------------------------------------------------------------
+# --- sources -----------------------------------------------------------------------------------------------
 
 
-def test_activations_with_positions_by_layer_are_read_at_their_own():
-    model = make_model(word_tokenizer())
+def test_activations_with_positions_by_layer_are_read_at_their_own(tiny):
     positions = {1: last_token(), 0: span(0, 2)}
-    result = logit_lens(model, capture(model, ["a b c", "d"], positions=positions), top=2)
+    result = logit_lens(tiny, capture(tiny, ["a b c", "d"], positions=positions), top=2)
     alone = [
-        logit_lens(model, capture(model, ["a b c", "d"], positions=each, layers=layer), top=2)
+        logit_lens(tiny, capture(tiny, ["a b c", "d"], positions=each, layers=layer), top=2)
         for layer, each in positions.items()
     ]
     pd.testing.assert_frame_equal(result, pd.concat(alone, ignore_index=True), rtol=1e-4)
 
 
-def test_every_position_of_every_prompt_is_read_alone_and_padding_never():
-    model = make_model(word_tokenizer())
-    activations = capture(model, ["a b c", "d"], positions=all_tokens(), layers=[0, 1])
-    table = logit_lens(model, activations, top=2, layers=[1])
+def test_every_position_of_every_prompt_is_read_alone_and_padding_never(tiny):
+    activations = capture(tiny, ["a b c", "d"], positions=all_tokens(), layers=[0, 1])
+    table = logit_lens(tiny, activations, top=2, layers=[1])
     assert set(table["layer"]) == {1}
-    assert list(zip(table["prompt_id"], table["token_index"], strict=True))[::2] == [
-        (0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1),
-    ]  # fmt: skip
+    read = table[["prompt_id", "token_index"]].to_numpy()[::2].tolist()
+    assert read == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1]]
     assert list(table["prompt"])[-1] == "d"
     for row in table.query("rank == 1").to_dict("records"):
         x = activations.values[row["prompt_id"], 1, row["token_index"]]
         with torch.no_grad():
-            logits = model.unembed(model.ln_final(x[None, None]))[0, 0]
+            logits = tiny.unembed(tiny.ln_final(x[None, None]))[0, 0]
         assert row["token_id"] == int(logits.argmax())
         assert row["logit"] == pytest.approx(float(logits.max()), abs=1e-5)
         assert row["probability"] == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
 
 
-def test_rows_beyond_what_is_held_at_once_are_the_same(monkeypatch):
-    model = make_model(word_tokenizer())
-    whole = logit_lens(model, vectors_for(model), top=4)
-    # the module by its name: in its package, the function stands in its place
+def test_the_rows_of_several_chunks_are_the_same(tiny, monkeypatch):
+    whole = logit_lens(tiny, vectors_for(tiny), top=4)
+    # The module by its name: in its package, the function has the same.
     monkeypatch.setattr(sys.modules["tl_steer.analysis._logit_lens"], "MAX_LOGITS", 1)
-    again = logit_lens(model, vectors_for(model), top=4)
-    assert (whole["token_id"] == again["token_id"]).all()
-    np.testing.assert_allclose(whole["logit"], again["logit"], rtol=1e-5)
+    again = logit_lens(tiny, vectors_for(tiny), top=4)
+    pd.testing.assert_frame_equal(whole, again, rtol=1e-5)
 
 
-def test_one_vector_a_position_is_read_position_by_position():
-    model = make_model(word_tokenizer())
-    vectors = vectors_for(model, shape=(3,))
-    table = logit_lens(model, vectors, multipliers=[1], top=1)
+def test_one_vector_per_position_is_read_position_by_position(tiny):
+    vectors = vectors_for(tiny, shape=(3,))
+    table = logit_lens(tiny, vectors, multipliers=[1], top=1)
     assert list(table["token_index"]) == [0, 1, 2] * 2
-    alone = SteeringVectors(
-        vectors.values[:, 1], vectors.layers, "resid_post", "made", torch.ones(2), vectors.identity
-    )
-    assert (
-        logit_lens(model, alone, multipliers=[1], top=1)["token_id"].tolist()
-        == table[table["token_index"] == 1]["token_id"].tolist()
-    )
+    alone = vectors_of(vectors.values[:, 1], layers=(0, 2), identity=vectors.identity)
+    expected = logit_lens(tiny, alone, multipliers=[1], top=1)["token_id"]
+    assert table[table["token_index"] == 1]["token_id"].tolist() == expected.tolist()
 
 
-def test_one_vector_will_do_and_layers_are_chosen_from_the_source():
-    model = make_model(word_tokenizer())
-    one = made_vector(model, 1)
-    assert set(logit_lens(model, one)["layer"]) == {1}
-    assert logit_lens(model, one).equals(logit_lens(model, one.at(layers=1)))
-    assert set(logit_lens(model, vectors_for(model), layers=-1)["layer"]) == {2}
-    with pytest.raises(ValueError, match=r"nothing at layers \[1\]; there are \[0, 2\]"):
-        logit_lens(model, vectors_for(model), layers=[0, 1])
+def test_one_vector_is_accepted_and_layers_are_chosen_from_the_source(tiny):
+    one = made_vector(tiny, 1)
+    assert set(logit_lens(tiny, one)["layer"]) == {1}
+    assert logit_lens(tiny, one).equals(logit_lens(tiny, one.at(layers=1)))
+    assert set(logit_lens(tiny, vectors_for(tiny), layers=-1)["layer"]) == {2}
 
 
-def test_what_the_unembedding_cannot_read_is_refused():
-    model = make_model(word_tokenizer())
-    with pytest.raises(ValueError, match="are at z, not of the residual stream"):
-        logit_lens(model, made_vector(model, 1, "z"))
-    with pytest.raises(ValueError, match="these activations are at z"):
-        logit_lens(model, capture(model, ["a"], hook="z"))
-    with pytest.raises(ValueError, match="multipliers are for vectors"):
-        logit_lens(model, capture(model, ["a"]), multipliers=[1])
-    with pytest.raises(ValueError, match="no multipliers"):
-        logit_lens(model, vectors_for(model), multipliers=[])
-    for top in (0, 1000):
-        with pytest.raises(ValueError, match=f"top={top}: give 1 to"):
-            logit_lens(model, vectors_for(model), top=top)
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (vectors_for, {"layers": [0, 1]}, r"nothing at layers \[1\]; there are \[0, 2\]"),
+        (lambda model: made_vector(model, 1, "z"), {}, "are at z, not of the residual stream"),
+        (lambda model: capture(model, ["a"], hook="z"), {}, "these activations are at z"),
+        (lambda model: capture(model, ["a"]), {"multipliers": [1]}, "multipliers are for vectors"),
+        (vectors_for, {"multipliers": []}, "no multipliers"),
+        (vectors_for, {"top": 0}, "top=0: give 1 to"),
+        (vectors_for, {"top": 1000}, "top=1000: give 1 to"),
+    ],
+)
+def test_sources_that_cannot_be_read_are_rejected(tiny, source, options, message):
+    assert_raises(message, logit_lens, tiny, source(tiny), **options)
 
 
-def test_another_models_vectors_are_refused_unless_forced():
-    model, other = make_model(word_tokenizer()), make_model(word_tokenizer(), seed=5)
-    with pytest.raises(ModelMismatchError, match=r"these vectors.*weights differ.*force=True"):
-        logit_lens(model, vectors_for(other))
-    with pytest.raises(ModelMismatchError, match="these activations"):
-        logit_lens(model, capture(other, ["a"]))
-    assert len(logit_lens(model, vectors_for(other), force=True)) == 40
+def test_another_models_vectors_are_refused_unless_forced(tiny):
+    other = make_model(word_tokenizer(), seed=5)
+    message = r"these vectors.*weights differ.*force=True"
+    assert_raises(message, logit_lens, tiny, vectors_for(other), error=ModelMismatchError)
+    activations = capture(other, ["a"])
+    assert_raises("these activations", logit_lens, tiny, activations, error=ModelMismatchError)
+    assert len(logit_lens(tiny, vectors_for(other), force=True)) == 40
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_that_was_given_is_changed(dtype):
+def test_the_model_and_the_vectors_are_unchanged(dtype):
     model = make_model(word_tokenizer(), dtype=dtype)
     vectors, weights, hooks = vectors_for(model), weights_of(model), all_hooks(model)
     values = vectors.values.clone()
@@ -266,7 +251,7 @@ def test_nothing_that_was_given_is_changed(dtype):
 # --- tokens as text ----------------------------------------------------------------------------------------
 
 
-def test_byte_level_tokens_are_text_with_their_spaces_and_loose_bytes_are_named():
+def test_byte_level_tokens_are_text_with_spaces_and_single_bytes_are_named():
     tokenizer = byte_tokenizer([("Ġ", "a"), ("Ã", "©")])
     ids = tokenizer.get_vocab()
     assert token_texts(tokenizer, [ids["a"], ids["Ġa"], ids["Ġ"], ids["Ċ"]]) == ["a", " a", " ", "\n"]
@@ -283,7 +268,7 @@ def test_sentencepiece_tokens_keep_the_space_that_decoding_one_by_one_drops():
 
 
 @pytest.mark.model
-def test_no_two_tokens_of_the_embedded_model_read_alike(embedded):
+def test_all_tokens_of_the_embedded_model_have_distinct_texts(embedded):
     ids = list(range(embedded.cfg.d_vocab))
     texts = token_texts(embedded.tokenizer, ids)
     assert len(set(texts)) == len(ids)
@@ -293,7 +278,7 @@ def test_no_two_tokens_of_the_embedded_model_read_alike(embedded):
 
 
 @pytest.mark.model
-def test_the_embedded_models_last_layer_says_what_it_says(embedded, embedded_hf):
+def test_the_embedded_models_last_layer_is_hugging_faces_prediction(embedded, embedded_hf):
     hf_model, tokenizer = embedded_hf
     prompt = "The capital of France is"
     table = logit_lens(embedded, capture(embedded, prompt, layers=-1), top=5)

@@ -10,6 +10,7 @@ import pytest
 
 from .test_evaluation_tables import random_sweep
 
+ROOT = Path(__file__).parents[1]
 # Judges are functions that the user writes.
 OWN_FUNCTIONS = {"05_reading_free_text": {"small_judge", "counting_judge"}}
 IMPORTS = {"tl_steer", "pandas", "os", "pathlib", "re"}
@@ -36,16 +37,14 @@ class Notebook:
 
 @pytest.fixture(scope="module")
 def notebooks():
-    return [Notebook(path) for path in sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))]
+    return [Notebook(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
-def test_notebooks_define_no_functions_of_their_own(notebooks):
+def test_notebooks_import_the_package_and_pandas_only_and_define_no_functions(notebooks):
     types = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     defined = {each.name: {node.name for node in each.nodes if isinstance(node, types)} for each in notebooks}
     assert {name: functions for name, functions in defined.items() if functions} == OWN_FUNCTIONS
 
-
-def test_notebooks_import_the_package_and_pandas_only(notebooks):
     others = {each.name: each.imports - IMPORTS for each in notebooks if "tl_steer" in each.imports}
     assert others == {each.name: OWN_IMPORTS.get(each.name, set()) for each in notebooks}
 
@@ -63,14 +62,11 @@ def test_notebooks_are_committed_with_outputs_and_a_picture_of_every_figure(note
 
 
 def test_notebooks_state_question_limits_and_a_fuller_setting(notebooks):
-    failures = []
     for each in notebooks:
-        texts = ["The question.", "What it does not show"]
-        failures += [(each.name, text) for text in texts if text not in each.text]
+        assert "The question." in each.text, each.name
+        assert "What it does not show" in each.text, each.name
         # The first is short, and the sixth runs no model.
-        if "FULL = False  # True: " not in each.code and each.name[:2] not in ("01", "06"):
-            failures.append((each.name, "fuller setting"))
-    assert failures == []
+        assert "FULL = False  # True: " in each.code or each.name[:2] in ("01", "06"), each.name
 
 
 def test_the_recorded_notebook_shows_the_study_s_own_answers(notebooks):
@@ -82,14 +78,13 @@ def test_the_recorded_notebook_shows_the_study_s_own_answers(notebooks):
 
 @pytest.mark.integration
 def test_one_command_draws_every_picture_of_the_documentation(tmp_path, monkeypatch):
-    root = Path(__file__).parents[1]
-    monkeypatch.syspath_prepend(root / "docs")
+    monkeypatch.syspath_prepend(ROOT / "docs")
     import pictures
 
     table = random_sweep().rename(columns={"topic": "kind"})
     table.to_parquet(tmp_path / "sweep.parquet")
     written = {path.relative_to(tmp_path).name for path in pictures.draw(tmp_path, tmp_path)}
-    pages = [root / "README.md", *(root / "docs" / "pages").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs" / "pages").glob("*.md")]
     text = "".join(path.read_text(encoding="utf-8") for path in pages)
     assert written == set(re.findall(r"figures/(\w+\.png)\)", text))
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in written)
@@ -102,16 +97,12 @@ def test_the_notebook_of_own_data_runs_twice_and_reads_its_finished_sweep(embedd
     import nbformat
     from nbclient import NotebookClient
 
-    path = Path(__file__).parents[1] / "notebooks" / "08_own_data.ipynb"
     printed = []
     for _ in range(2):
-        notebook = nbformat.read(path, as_version=4)
+        notebook = nbformat.read(ROOT / "notebooks" / "08_own_data.ipynb", as_version=4)
         NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-        printed.append(
-            "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
-        )
-    written = tmp_path / "runs" / "own_data" / "sweep.parquet"
-    assert len(pd.read_parquet(written)) == 16 * (1 + 10 * 4 + 20)
+        printed.append("".join(output["text"] for output in outputs if output.get("name") == "stdout"))
+    assert len(pd.read_parquet(tmp_path / "runs" / "own_data" / "sweep.parquet")) == 16 * (1 + 10 * 4 + 20)
     assert "conditions" in printed[0]  # the message of the interruption
     assert "the same call continues" not in printed[1]

@@ -41,15 +41,7 @@ def wheel(distribution):
 
 
 @pytest.mark.integration
-def test_the_source_archive_contains_the_files_of_the_wheel(distribution, wheel):
-    with tarfile.open(distribution[0]) as archive:
-        archived = {name.partition("/")[2] for name in archive.getnames()}
-    own = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {name.replace("tl_steer/data/", "data/") for name in own} <= archived
-
-
-@pytest.mark.integration
-def test_the_wheel_contains_every_module_and_all_data(wheel):
+def test_wheel_and_source_archive_contain_every_module_and_all_data(distribution, wheel):
     patterns = ["tl_steer/**/*.py", "tl_steer/**/*.toml", "tl_steer/**/*.jinja", "tl_steer/**/*.json"]
     files = {file.relative_to(ROOT).as_posix() for pattern in patterns for file in ROOT.glob(pattern)}
     patterns = ["data/*.csv", "data/*.json", "data/organisms/organism-*/*"]
@@ -59,6 +51,10 @@ def test_the_wheel_contains_every_module_and_all_data(wheel):
     installed = set(zipfile.ZipFile(wheel).namelist())
     assert files <= installed
     assert not any("training" in Path(name).parts for name in installed)
+    with tarfile.open(distribution[0]) as archive:
+        archived = {name.partition("/")[2] for name in archive.getnames()}
+    own = {name for name in installed if ".dist-info/" not in name}
+    assert {name.replace("tl_steer/data/", "data/") for name in own} <= archived
 
 
 @pytest.mark.integration

@@ -9,17 +9,7 @@ from ._separation import separation
 from ._traces import mean_traces, trace_difference, traces
 
 __all__ = [
-    "agreement",
-    "component_factors",
-    "confounds",
-    "logit_lens",
-    "mean_projections",
-    "mean_traces",
-    "method_agreement",
-    "pca",
-    "projections",
-    "separation",
-    "trace_difference",
-    "traces",
+    "agreement", "component_factors", "confounds", "logit_lens", "mean_projections", "mean_traces",
+    "method_agreement", "pca", "projections", "separation", "trace_difference", "traces",
     "vector_components",
-]
+]  # fmt: skip

@@ -1,20 +1,20 @@
 """Principal components of activations, the factors they correlate with, and the coordinates of a vector."""
 
 from collections.abc import Iterator, Sequence
-from itertools import count, takewhile
+from itertools import count, product, takewhile
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 
 from .._util.validation import checked
 from ..activations import PairedActivations
 from ..directions import SteeringVector, SteeringVectors
 from ..directions.factors import MAX_LEVELS, coded_levels
-from ..models import resolve_layers
 from ..tables import validated
-from ._projections import LABELS, labelled, side_labels
+from ._projections import LABELS, chosen_layers, divided, labelled
 
 
 @checked
@@ -32,8 +32,7 @@ def pca(
         components: number of components.
         layers: which of the captured layers, negatives from the model's end; all by default.
         of: the rows that are decomposed, as for `principal_component`: both sides pooled, minus their common
-            mean; or the differences of the pairs, as they are or minus their mean. The study's figure of
-            layer 17 has the components of the centred differences.
+            mean; or the differences of the pairs, as they are or (as in the study) minus their mean.
 
     Returns:
         One row per layer, pair and side: layer, pair, side ("positive", "negative"), prompt, label (its
@@ -44,14 +43,13 @@ def pca(
         rows, of their variance), the same in all rows of a layer.
 
     Raises:
-        ValueError: fewer components exist, a layer was not captured, or the differences of a layer, which is
-            named, vary in fewer directions.
+        ValueError: fewer components exist, a layer was not captured, or activations vary in fewer directions.
 
     Pooled components may show what pairs share (the topic). The sign of a component is arbitrary: the
     positive side has the higher mean, or, in a tie, the largest coordinate is positive.
     """
-    chosen = _captured_layers(activations, layers)
-    sides = [side.double().numpy() for side in activations.sides()]
+    chosen = chosen_layers(activations, layers)
+    sides = torch.stack(activations.sides()).double().numpy()
     both = np.concatenate(sides)
     rows = both if of == "pooled" else sides[0] - sides[1]
     rows = rows if of == "differences" else rows - rows.mean(0)
@@ -60,31 +58,24 @@ def pca(
         raise ValueError(
             f"components={components} do not exist: {len(activations)} pairs give 1 to {available}."
         )
-    labels, tables = side_labels(activations), []
+    tables = {}
     for layer in chosen:
         index = activations.layers.index(layer)
+        _, singular, axes = np.linalg.svd(rows[:, index], full_matrices=False)
         rounding = np.finfo(np.float32).eps * np.linalg.norm(both[:, index])
-        axes, explained = _principal_axes(rows[:, index], components, rounding)
+        squares = np.where(singular > rounding, singular**2, 0.0)
         name, needed = ("activations", 1) if of == "pooled" else ("differences", components)
-        if not explained[needed - 1]:
+        if not squares[needed - 1]:
             raise ValueError(
                 f"the {name} at layer {layer} vary in fewer than {needed} directions: capture other "
                 "layers or positions, or give fewer components."
             )
-        coordinates = _oriented((both[:, index] - both[:, index].mean(0)) @ axes.T)
+        coordinates = _oriented((both[:, index] - both[:, index].mean(0)) @ axes[:components].T)
+        explained = squares / squares.sum()
         values = {"decomposed": of} | {f"PC{k + 1}": coordinates[:, k] for k in range(components)}
         values |= {f"explained_{k + 1}": explained[k] for k in range(components)}
-        tables.append(labelled(labels, layer, pd.DataFrame(values)))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _principal_axes(
-    rows: Float[np.ndarray, "row d_hook"], components: int, rounding: float
-) -> tuple[Float[np.ndarray, "component d_hook"], Float[np.ndarray, " component"]]:
-    """Axes of the uncentred rows, and their shares of the sum of squares; up to `rounding` is 0."""
-    _, singular, axes = np.linalg.svd(rows, full_matrices=False)
-    squares = np.where(singular > rounding, singular**2, 0.0)
-    return axes[:components], squares[:components] / (squares.sum() or 1.0)
+        tables[layer] = pd.DataFrame(values)
+    return labelled(activations, tables)
 
 
 def _oriented(coordinates: Float[np.ndarray, "point component"]) -> Float[np.ndarray, "point component"]:
@@ -93,15 +84,6 @@ def _oriented(coordinates: Float[np.ndarray, "point component"]) -> Float[np.nda
     gap = positive.mean(0) - negative.mean(0)
     largest = np.take_along_axis(coordinates, np.abs(coordinates).argmax(0)[None], 0)[0]
     return coordinates * np.where(np.where(gap == 0, largest, gap) < 0, -1.0, 1.0)
-
-
-def _captured_layers(pairs: PairedActivations, layers: int | Sequence[int] | None) -> tuple[int, ...]:
-    if layers is None:
-        return pairs.layers
-    chosen = resolve_layers(layers, pairs.identity.n_layers)
-    if missing := [layer for layer in chosen if layer not in pairs.layers]:
-        raise ValueError(f"layers {missing} were not captured; there are {list(pairs.layers)}.")
-    return chosen
 
 
 @checked
@@ -124,8 +106,7 @@ def component_factors(table: pd.DataFrame, *, factors: str | Sequence[str] | Non
         units: independent units of the interval: the prompts' groups, or without groups their pairs.
 
     Raises:
-        ValueError: no rows, missing columns, or a factor that is missing, does not vary, or has too many
-            levels.
+        ValueError: no rows, or a factor that is missing, does not vary, or has too many levels.
 
     A component's sign is a convention (the positive side has the higher mean): compare signs within one.
     The interval counts each group once: right for what a group shares (truth), too wide for what differs
@@ -139,21 +120,16 @@ def component_factors(table: pd.DataFrame, *, factors: str | Sequence[str] | Non
     columns = [f"{name}{number}" for name in ("PC", "explained_") for number in numbers]
     table = validated(table, *LABELS, *columns, producer="pca", caller="component_factors")
     codings = list(_coded(table, {*columns, "decomposed"}, factors))
-    unit = "group" if "group" in table.columns else "pair"
+    unit = table["group" if "group" in table else "pair"]
     rows = []
-    for layer, index in table.groupby("layer").indices.items():
-        layer_rows = table.iloc[index]
-        for component in numbers:
-            coordinates = layer_rows[f"PC{component}"].to_numpy(float)
-            explained = layer_rows[f"explained_{component}"].iloc[0]
-            for factor, level, values in codings:
-                known = ~np.isnan(values[index])
-                r = _correlation(coordinates[known], values[index][known])
-                units = layer_rows[unit][known].nunique()
-                interval = _fisher_interval(r, units)
-                rows.append(
-                    (layer, component, explained, factor, level, r, *interval, int(known.sum()), units)
-                )
+    layers = table.groupby("layer").indices.items()
+    for (layer, index), component, (factor, level, values) in product(layers, numbers, codings):
+        explained = table[f"explained_{component}"].iloc[index[0]]
+        index = index[~np.isnan(values[index])]
+        r = _correlation(table[f"PC{component}"].to_numpy(float)[index], values[index])
+        units = unit.iloc[index].nunique()
+        interval = _fisher_interval(r, units)
+        rows.append((layer, component, explained, factor, level, r, *interval, len(index), units))
     correlation = ("correlation", "correlation_low", "correlation_high")
     names = ["layer", "component", "explained", "factor", "level", *correlation, "n", "units"]
     return pd.DataFrame(rows, columns=names)
@@ -190,12 +166,12 @@ def _correlation(x: Float[np.ndarray, " row"], y: Float[np.ndarray, " row"]) -> 
 def _fisher_interval(r: float, units: int) -> tuple[float, float]:
     from scipy.stats import norm
 
-    if np.isnan(r) or units <= 3:
+    if units <= 3:
         return float("nan"), float("nan")
-    if abs(r) == 1:
-        return r, r
     half = norm.ppf(0.975) / np.sqrt(units - 3)
-    return float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))
+    with np.errstate(divide="ignore"):  # of r = 1
+        z = np.arctanh(r)
+    return float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
 @checked
@@ -218,9 +194,9 @@ def vector_components(vectors: SteeringVectors | SteeringVector) -> pd.DataFrame
         ValueError: one vector per position, or a vector of length zero.
 
     A random direction's coordinates are normal with kurtosis 0, and an eighth of them carries half of its
-    squared length. A vector far from that lies along a few coordinates. Many models have such *outlier
-    dimensions*, large in every activation: a vector along one of them may show the model rather than the
-    behaviour.
+    squared length. Many models have *outlier dimensions*, large in every activation: a vector along a few of
+    them may show the model rather than the behaviour.
+
     Source: Timkey & van Schijndel 2021 (arXiv 2109.04404), section 3.
     """
     vectors = vectors.as_vectors()
@@ -229,27 +205,26 @@ def vector_components(vectors: SteeringVectors | SteeringVector) -> pd.DataFrame
     if zero := vectors.zero_layers():
         raise ValueError(f"a vector of length zero (layers {zero}) has no coordinates to compare.")
     values = vectors.values.double().numpy()
-    tables = [_coordinates(layer, row) for layer, row in zip(vectors.layers, values, strict=True)]
-    return pd.concat(tables, ignore_index=True)
-
-
-def _coordinates(layer: int, values: Float[np.ndarray, " d_hook"]) -> pd.DataFrame:
+    count, width = values.shape
     squares = values**2
-    share = squares / squares.sum()
-    order = np.argsort(-share, kind="stable")
-    rank = np.empty(len(values), int)
-    rank[order] = np.arange(1, len(values) + 1)
-    centred = values - values.mean()
-    variance = (centred**2).mean()
+    share = squares / squares.sum(1, keepdims=True)
+    order = np.argsort(-share, axis=1, kind="stable")
+    energy = np.take_along_axis(share, order, axis=1).cumsum(1)
+    centred = values - values.mean(1, keepdims=True)
+    variance = (centred**2).mean(1)
+    kurtosis = divided((centred**4).mean(1), variance**2) - 3
+    per_layer = {
+        "spread": np.sqrt(squares.mean(1)),
+        "kurtosis": kurtosis,
+        "n_half_energy": (energy < 0.5 * (1 - 1e-12)).sum(1) + 1,
+    }
     return pd.DataFrame(
         {
-            "layer": layer,
-            "coordinate": np.arange(len(values)),
-            "value": values,
-            "share": share,
-            "rank": rank,
-            "spread": np.sqrt(squares.mean()),
-            "kurtosis": (centred**4).mean() / variance**2 - 3 if variance > 0 else np.nan,
-            "n_half_energy": int(np.searchsorted(share[order].cumsum(), 0.5 * (1 - 1e-12)) + 1),
+            "layer": np.repeat(vectors.layers, width),
+            "coordinate": np.tile(np.arange(width), count),
+            "value": values.ravel(),
+            "share": share.ravel(),
+            "rank": order.argsort(1).ravel() + 1,
+            **{name: np.repeat(each, width) for name, each in per_layer.items()},
         }
     )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import torch
 from einops import einsum
 from jaxtyping import Float, Int
 
@@ -25,7 +26,7 @@ def confounds(
     """How far vectors point along letter, length, truth: the audit of a direction, not of its prompts.
 
     Args:
-        vectors: of any method, one vector per layer.
+        vectors: one vector per layer.
         activations: with the factors to test; better not those that the vectors were made from (see below).
         shuffles: permutations for the null; with fewer than 19 nothing can differ.
         seed: of the permutations.
@@ -46,23 +47,20 @@ def confounds(
 
     Raises:
         ModelMismatchError: the vectors belong to another model.
-        ValueError: no factor that varies, no layer in common, another hook, one vector per position, or fewer
-            than one shuffle.
+        ValueError: no factor that varies, no layer in common, another hook, or one vector per position.
 
     The null makes directions of noise: the factors' effects are removed from the activations (least squares
-    within each side), then each pair is given the factors of another, whole groups at a time. These are
-    contrasts of the same activations, which vary along few directions, so their cosines with any vector are
-    far larger than those of random directions. With the factors' effects left in, a chance contrast would
-    contain some of each, most of the strongest. Each |cosine| is compared in standard deviations from its own
-    null's mean, and null_high is where the maximum of these over all rows of the table has its 95 % point. So
-    a table of meaningless factors has a row that differs in 5 % of cases, however many layers it has.
+    within each side; they would leak into a chance contrast), then each pair is given the factors of another,
+    whole groups at a time. Activations vary along few directions, so these cosines are far larger than those
+    of random directions. Each |cosine| is compared in standard deviations from its own null's mean, and
+    null_high is where the maximum of these over all rows of the table has its 95 % point. So a table of
+    meaningless factors has a row that differs in 5 % of cases, however many layers it has.
 
     A vector and a factor's direction of the same pairs share these pairs' noise, and so have a cosine that
     the null lacks: make the vectors from one half of the pairs (`balanced_folds`) and test with the other.
 
     A cosine says where the vector points, not what it does. For that, split the effect by the factor,
-    `effectiveness(sweep_table, by=…)`, and sweep with the vector `without_factors`. Directions estimated from
-    few pairs are partly noise, so the cosine with the true one is larger.
+    `effectiveness(sweep_table, by=…)`, and sweep with the vector `without_factors`.
 
     Source: permuted residuals, Freedman & Lane 1983 (Journal of Business & Economic Statistics 1:292); the
     maximum over tests, Westfall & Young 1993, chapter 2.
@@ -78,7 +76,7 @@ def confounds(
     rng = generator(seed)
     orders = [permuted_rows(activations.factors, rng) for _ in range(shuffles)]
     permuted = np.stack([weights[:, :, order] for order in orders])
-    both = np.stack([side.double().numpy() for side in activations.sides()])
+    both = torch.stack(activations.sides()).double().numpy()
     observed, null = [], []
     for layer in layers:
         rows = both[:, :, activations.layers.index(layer)]
@@ -95,7 +93,7 @@ def _table(
 ) -> pd.DataFrame:
     """One row per layer and factor; `numbers` are cosine and bound of each balanced factor, then of all."""
     is_balanced = [each.weights is not None for each in factors]
-    columns = [*np.flatnonzero(is_balanced), len(factors)] if any(is_balanced) else []
+    columns = np.flatnonzero([*is_balanced, any(is_balanced)])
     full = np.full((len(layers), len(factors) + 1, 2), np.nan)
     full[:, columns] = numbers[:, : len(columns)]
     cosine, bound = full.reshape(-1, 2).T

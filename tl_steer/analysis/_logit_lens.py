@@ -1,20 +1,20 @@
 """Logit lens: vectors and activations read in the model's own vocabulary."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 import torch
-from einops import rearrange
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from .._util.validation import checked
 from ..activations import Activations
 from ..directions import SteeringVector, SteeringVectors
-from ..models import HookedModel, Layers, exclusive, identify, prompt_label, resolve_layers
+from ..models import HookedModel, Layers, exclusive, identify, prompt_label
 from ..models.backend import unembedding
-from ._projections import token_texts
+from ._projections import chosen_layers, token_texts
 
 MULTIPLIERS = (20.0, -20.0)
 MAX_LOGITS = 2**24  # in memory at a time: 64 MiB
@@ -44,14 +44,13 @@ def logit_lens(
 
     Returns:
         One row per layer, multiplier and rank (of vectors; of one vector per position, also a token_index) or
-        per layer, prompt_id, prompt, label (the message that a prompt was rendered from, else the prompt),
-        token_index (in the unpadded prompt and completion) and rank (of activations): these, then token_id;
-        token, its text; logit; probability, among all tokens.
+        per layer, prompt_id, prompt, label (the message that a prompt was rendered from), token_index (in the
+        unpadded text) and rank (of activations): these, then token_id; token, its text; logit; probability.
 
     Raises:
         ModelMismatchError: the source belongs to another model.
         ValueError: a source at "z", a layer that it lacks, multipliers for activations or none for vectors,
-            or a `top` that is not between 1 and the vocabulary's size.
+            or more tokens than the vocabulary has.
 
     Final norm, unembedding, biases and soft cap are the model's own, in float32 at least: of the last layer's
     resid_post this is the model's prediction. Earlier layers match it only as far as they share its basis.
@@ -67,14 +66,21 @@ def logit_lens(
     labels, rows = _rows(model, source, multipliers, layers, force)
     if not 1 <= top <= model.cfg.d_vocab_out:
         raise ValueError(f"top={top}: give 1 to {model.cfg.d_vocab_out}, the size of the vocabulary.")
+    dtype = torch.promote_types(model.cfg.dtype, torch.float32)
+    parts = []
     with exclusive(model), torch.no_grad():
-        parts = [_top(logits, top) for logits in _logits(model, rows, norm=norm)]
+        read = unembedding(model, dtype, norm=norm)
+        for chunk in rows.split(max(1, MAX_LOGITS // model.cfg.d_vocab_out)):
+            logits = read(chunk.to(model.W_U.device, dtype))
+            best = logits.topk(top, dim=-1)
+            probabilities = (best.values - logits.logsumexp(-1, keepdim=True)).exp()
+            parts.append((best.indices, best.values, probabilities))
     token, logit, probability = (torch.cat(part).flatten().cpu().numpy() for part in zip(*parts, strict=True))
     table = labels.loc[labels.index.repeat(top)].reset_index(drop=True)
     distinct = sorted(set(token.tolist()))
     texts = dict(zip(distinct, token_texts(model.tokenizer, distinct), strict=True))
     return table.assign(
-        rank=list(range(1, top + 1)) * len(labels),
+        rank=[*range(1, top + 1)] * len(labels),
         token_id=token,
         token=[texts[each] for each in token.tolist()],
         logit=logit,
@@ -92,13 +98,8 @@ def _rows(
     hint = " If that is what you want, say so with force=True."
     source.identity.require(identify(model), force=force, what=what, hint=hint)
     if source.hook == "z" or source.values.shape[-1] != model.cfg.d_model:
-        raise ValueError(
-            f"{what} are at {source.hook}, not of the residual stream: the unembedding cannot read them."
-        )
-    chosen = source.layers if layers is None else resolve_layers(layers, model.cfg.n_layers)
-    if missing := [layer for layer in chosen if layer not in source.layers]:
-        raise ValueError(f"there is nothing at layers {missing}; there are {list(source.layers)}.")
-    indices = [source.layers.index(layer) for layer in chosen]
+        raise ValueError(f"{what} are at {source.hook}, not of the residual stream: it cannot be read.")
+    indices = [source.layers.index(layer) for layer in chosen_layers(source, layers)]
     if is_activations:
         if tuple(multipliers) != MULTIPLIERS:
             raise ValueError("multipliers are for vectors; activations are read as they are.")
@@ -114,15 +115,14 @@ def _vector_rows(
     """Vectors in the order layer, (token_index,) multiplier."""
     values = vectors.values[list(indices)]
     values = values if vectors.has_positions else values[:, None]
-    factors = torch.tensor(multipliers)[:, None]
+    rows = einsum(
+        values, torch.tensor(multipliers), "layer pos d_model, multiplier -> layer pos multiplier d_model"
+    )
     layers = [vectors.layers[index] for index in indices]
     levels = {"layer": layers, "token_index": range(values.shape[1]), "multiplier": multipliers}
     labels = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
-    if not vectors.has_positions:
-        labels = labels.drop(columns="token_index")
-    return labels, rearrange(
-        values[:, :, None] * factors, "layer pos multiplier d_model -> (layer pos multiplier) d_model"
-    )
+    labels = labels if vectors.has_positions else labels.drop(columns="token_index")
+    return labels, rows.flatten(0, 2)
 
 
 def _activation_rows(
@@ -143,21 +143,3 @@ def _activation_rows(
         tables.append(pd.DataFrame(columns))
         values.append(activations.values[prompt, layer_index, position])
     return pd.concat(tables, ignore_index=True), torch.cat(values)
-
-
-def _logits(
-    model: Any, rows: Float[Tensor, "row d_model"], *, norm: bool
-) -> Iterator[Float[Tensor, "chunk d_vocab"]]:
-    """Logits of chunks of rows, in float32 or in the model's float64."""
-    dtype = torch.promote_types(model.cfg.dtype, torch.float32)
-    read = unembedding(model, dtype, norm=norm)
-    for chunk in rows.split(max(1, MAX_LOGITS // model.cfg.d_vocab_out)):
-        yield read(chunk.to(model.W_U.device, dtype))
-
-
-def _top(
-    logits: Float[Tensor, "row d_vocab"], top: int
-) -> tuple[Tensor, Float[Tensor, "row top"], Float[Tensor, "row top"]]:
-    """Ids, logits and probabilities of each row's likeliest tokens."""
-    best = logits.topk(top, dim=-1)
-    return best.indices, best.values, (best.values - logits.logsumexp(-1, keepdim=True)).exp()

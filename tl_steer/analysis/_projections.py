@@ -1,20 +1,22 @@
 """Projections of activations on steering vectors, their means by layer and side, and the labels of rows."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 
 from .._util.validation import checked
 from ..activations import Activations, PairedActivations
 from ..directions import SteeringVector, SteeringVectors
-from ..models import prompt_label
+from ..models import Layers, prompt_label, resolve_layers
 from ..prompts.pairs import SIDES, group_numbers, sided_factors
 from ..statistics import mean_interval, nested, spread_interval
 from ..tables import validated
 
+LABELS = ("layer", "pair", "side", "prompt")
 VALUES = ("projection", "cosine")
 SPREAD = ("spread", "spread_low", "spread_high")
 RESULTS = {
@@ -41,8 +43,7 @@ def projections(
 
     Raises:
         ModelMismatchError: the vectors belong to another model.
-        ValueError: no pairs, no layer in common, another hook, one vector per position, or a vector of length
-            zero.
+        ValueError: no pairs, no layer in common, another hook, one vector per position, or a zero vector.
 
     Uncentred projections are in the units of `SetProjection`, and comparable within a layer. What all
     activations share dominates the cosines and differs between layers: to compare layers, or to read
@@ -53,14 +54,12 @@ def projections(
     layers = shared_layers(activations, vectors)
     if not len(activations):
         raise ValueError("no pairs to project: the activations have none.")
-    both = np.concatenate([side.double().numpy() for side in activations.sides()])
-    directions, labels = vectors.normalized(), side_labels(activations)
-    tables = []
+    both = torch.cat(activations.sides()).double().numpy()
+    directions, tables = vectors.normalized(), {}
     for layer in layers:
         rows = both[:, activations.layers.index(layer)]
-        rows = rows - rows.mean(0) if centred else rows
-        tables.append(labelled(labels, layer, projected(rows, directions[layer])))
-    return pd.concat(tables, ignore_index=True)
+        tables[layer] = projected(rows - rows.mean(0) if centred else rows, directions[layer])
+    return labelled(activations, tables)
 
 
 def shared_layers(activations: Activations | PairedActivations, vectors: SteeringVectors) -> list[int]:
@@ -76,13 +75,20 @@ def shared_layers(activations: Activations | PairedActivations, vectors: Steerin
     side = activations.positive if isinstance(activations, PairedActivations) else activations
     if (count := vectors.values.shape[-1]) != (width := side.values.shape[-1]):
         raise ValueError(f"these vectors have {count} numbers, the activations {width}.")
-    shared = [layer for layer in activations.layers if layer in vectors.layers]
-    if not shared:
-        raise ValueError(
-            f"no layer in common: vectors at {list(vectors.layers)}, "
-            f"activations at {list(activations.layers)}."
-        )
-    return shared
+    if shared := [layer for layer in activations.layers if layer in vectors.layers]:
+        return shared
+    ours, theirs = list(vectors.layers), list(activations.layers)
+    raise ValueError(f"no layer in common: vectors at {ours}, activations at {theirs}.")
+
+
+def chosen_layers(
+    source: Activations | PairedActivations | SteeringVectors, layers: Layers
+) -> tuple[int, ...]:
+    """Some of the layers that a source has; all by default."""
+    chosen = source.layers if layers is None else resolve_layers(layers, source.identity.n_layers)
+    if missing := [layer for layer in chosen if layer not in source.layers]:
+        raise ValueError(f"there is nothing at layers {missing}; there are {list(source.layers)}.")
+    return chosen
 
 
 def projected(rows: Float[np.ndarray, "row d_hook"], vector: SteeringVector) -> pd.DataFrame:
@@ -116,8 +122,7 @@ def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -
         layer, the columns of `by`, n;
         projection, cosine: means, with Student's 95 % intervals in …_low and …_high.
         spread: standard deviation of the projections (ddof 1), with a 95 % interval in spread_low and
-        spread_high (`statistics.spread_interval`). Small where a side's projections are peaked; it grows with
-        the norm of the residual stream, so compare sides within a layer.
+        spread_high (`statistics.spread_interval`). Compare it within a layer.
 
         Where `by` has "side", also a row with side "difference", of n whole pairs: the mean of positive minus
         negative with a paired interval; `spread` is there the standard deviation of these differences, and
@@ -127,24 +132,22 @@ def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -
     Raises:
         ValueError: no rows, missing columns, or a layer that has a pair's side twice.
 
-    Projections grow with the residual stream from layer to layer, so ranks of the difference itself favour
-    late layers. The effect has no unit: it compares layers. Ranks are among the layers of one level of the
-    other factors.
+    Projections and spreads grow with the residual stream from layer to layer, so ranks of the difference
+    itself favour late layers. The effect has no unit: it compares layers. Ranks are among the layers of one
+    level of the other factors.
 
     A factor that differs between the sides of a pair (the letter) leaves no whole pair in any of its levels,
-    and so no difference; in a table of all levels, its contribution to the differences counts as their
-    spread, though the pairs balance it. Intervals take groups whole (`statistics.mean_interval`): the rows
-    that share a value of the factor `group`, or without this column a pair. On the pairs that the vectors
-    were made from, differences flatter; `separation` holds pairs out.
+    and so no difference; without it in `by`, it adds to the spread of the differences. Intervals take groups
+    whole (`statistics.mean_interval`): the rows that share a value of the factor `group`, else a pair. On the
+    pairs that the vectors were made from, differences flatter; `separation` holds pairs out.
     """
     by = [by] if isinstance(by, str) else list(by)
     table = validated(
         table, "layer", "pair", "side", *VALUES,
         producer="projections", caller="mean_projections", factors=by,
     )  # fmt: skip
+    require_unused(by, RESULTS)
     others = [name for name in by if name != "side"]
-    if taken := sorted(RESULTS & set(by)):
-        raise ValueError(f"by={taken} have the names of results: rename these factors first.")
     if table.duplicated(["layer", *others, "pair", "side"]).any():
         raise ValueError(
             "a layer has the same side of a pair twice: are these several tables in one? "
@@ -154,8 +157,7 @@ def mean_projections(table: pd.DataFrame, *, by: str | Sequence[str] = "side") -
     means = _summarised(table, ["layer", *by], group)
     if "side" not in by:
         return means.sort_values(["layer", *by], ignore_index=True)
-    differences = _ranked(_differences(table, ["layer", *others], group), others)
-    both = pd.concat([means, differences], ignore_index=True)
+    both = pd.concat([means, _differences(table, others, group)], ignore_index=True)
     both["side"] = pd.Categorical(both["side"], [*SIDES, "difference"])
     both = both.sort_values(["layer", *others, "side"], ignore_index=True)
     return both.astype({"side": table["side"].dtype})
@@ -170,45 +172,37 @@ def _summarised(table: pd.DataFrame, keys: list[str], group: Int[np.ndarray, " r
     for name in VALUES:
         ends = mean_interval(table[name].to_numpy(float), sample, group)
         means[[name, f"{name}_low", f"{name}_high"]] = np.stack(ends, 1)
-    spread = spread_interval(table["projection"].to_numpy(float), sample, group)
-    return means.assign(**dict(zip(SPREAD, spread, strict=True)))
+    means[[*SPREAD]] = np.stack(spread_interval(table["projection"].to_numpy(float), sample, group), 1)
+    return means
 
 
-def _differences(table: pd.DataFrame, keys: list[str], group: Int[np.ndarray, " row"]) -> pd.DataFrame:
-    """Positive minus negative of each pair that is whole within a combination of `keys`, summarised."""
-    index = [*keys, "pair"]
-    positive, negative = (table[table["side"] == side].set_index(index)[[*VALUES]] for side in SIDES)
+def _differences(table: pd.DataFrame, others: list[str], group: Int[np.ndarray, " row"]) -> pd.DataFrame:
+    """Positive minus negative of each pair that is whole at a layer and level of `others`, summarised."""
+    keys = ["layer", *others]
+    positive, negative = (table[table["side"] == side].set_index([*keys, "pair"]) for side in SIDES)
+    positive, negative = positive[[*VALUES]], negative[[*VALUES]]
     whole = positive.index.isin(negative.index)
     gaps = positive.sub(negative.reindex(positive.index))[whole].reset_index()
     means = _summarised(gaps, keys, group[table["side"] == SIDES[0]][whole]).assign(side="difference")
     # Where all pairs differ equally, the spread is rounding error and there is no effect.
     is_known = means["spread"] > 1e-12 * means["projection"].abs()
-    return means.assign(effect=means["projection"] / means["spread"].where(is_known))
+    means["effect"] = means["projection"] / means["spread"].where(is_known)
+    levels = means.groupby(others or np.zeros(len(means)), dropna=False, observed=True)
+    ranks = levels[["effect", "projection"]].rank(ascending=False, method="min").astype("Int64")
+    return means.assign(rank=ranks["effect"], projection_rank=ranks["projection"])
 
 
-def _ranked(differences: pd.DataFrame, others: list[str]) -> pd.DataFrame:
-    ranked = differences.copy()
-    for rank, value in (("rank", "effect"), ("projection_rank", "projection")):
-        column = ranked.groupby(others, dropna=False, observed=True)[value] if others else ranked[value]
-        ranked[rank] = column.rank(ascending=False, method="min").astype("Int64")
-    return ranked
+def labelled(pairs: PairedActivations, tables: Mapping[int, pd.DataFrame]) -> pd.DataFrame:
+    """One table of the values per layer, those of the positive sides first, next to what they belong to.
 
-
-LABELS = ("layer", "pair", "side", "prompt")
-
-
-def side_labels(pairs: PairedActivations) -> pd.DataFrame:
-    """One row per activation, all positive ones, then all negative ones: pair, side, prompt, label, factors.
-
-    `label` is the message that a prompt was rendered from, else the prompt; or a factor of that name.
-    Factors that differ between the sides (letter_positive, letter_negative) become one column (letter).
+    Columns: layer, pair, side, prompt, label (the message that a prompt was rendered from, else the prompt;
+    or a factor of that name), the factors and the values. Factors that differ between the sides
+    (letter_positive, letter_negative) become one column (letter).
     """
-    names, joined = set(map(str, pairs.factors.columns)), set(sided_factors(pairs.factors))
-    if taken := {*LABELS, *joined} & names | set(LABELS) & joined:
-        raise ValueError(
-            f"the factors {sorted(taken)} have the name of another column of the table: rename them."
-        )
-    tables = []
+    joined = sided_factors(pairs.factors)
+    require_unused(pairs.factors.columns, {*LABELS, *joined})
+    require_unused(joined, LABELS)
+    sides = []
     for side, other in zip(SIDES, SIDES[::-1], strict=True):
         factors = pairs.factors.reset_index(drop=True).drop(columns=[f"{name}_{other}" for name in joined])
         factors = factors.rename(columns={f"{name}_{side}": name for name in joined})
@@ -216,15 +210,18 @@ def side_labels(pairs: PairedActivations) -> pd.DataFrame:
         labels = {"pair": range(len(pairs)), "side": side, "prompt": list(map(str, prompts))}
         if "label" not in factors:
             labels["label"] = list(map(prompt_label, prompts))
-        tables.append(pd.DataFrame(labels).join(factors))
-    return pd.concat(tables, ignore_index=True)
+        sides.append(pd.DataFrame(labels).join(factors))
+    labels = pd.concat(sides, ignore_index=True)
+    for values in tables.values():
+        require_unused(labels, values)
+    parts = {layer: pd.concat([labels, values], axis=1) for layer, values in tables.items()}
+    return pd.concat(parts, names=["layer"]).reset_index("layer").reset_index(drop=True)
 
 
-def labelled(labels: pd.DataFrame, layer: int, values: pd.DataFrame) -> pd.DataFrame:
-    """A layer's values with the labels of both sides."""
-    if taken := sorted(set(labels) & set(values)):
-        raise ValueError(f"the factors {taken} have the names of results: rename them first.")
-    return pd.concat([pd.DataFrame({"layer": layer}, index=labels.index), labels, values], axis=1)
+def require_unused(names: Iterable[Hashable], columns: Iterable[Hashable]) -> None:
+    """Raise if factors have the names of other columns of a table."""
+    if taken := sorted(set(map(str, names)) & set(columns)):
+        raise ValueError(f"the factors {taken} have the names of other columns: rename them.")
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -238,38 +235,36 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         return list(map(str, ids))
     size = len(tokenizer)
     pieces = tokenizer.convert_ids_to_tokens([min(token, size - 1) for token in ids])
-    byte_of = _byte_alphabet() if _is_byte_level(tokenizer) else None
+    byte_of = _byte_alphabet(tokenizer)
     special = set(tokenizer.get_added_vocab())
+
+    def text(piece: str) -> str:
+        if piece in special:
+            return piece
+        if not set(piece) <= byte_of.keys():
+            return piece.replace("▁", " ")  # SentencePiece's sign for a space
+        raw = bytes(byte_of[sign] for sign in piece)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "".join(chr(byte) if 32 <= byte < 127 else f"<0x{byte:02X}>" for byte in raw)
+
     return [
-        f"<id {token}>" if token >= size or piece is None else _piece_text(piece, byte_of, special)
+        f"<id {token}>" if token >= size or piece is None else text(piece)
         for token, piece in zip(ids, pieces, strict=True)
     ]
 
 
-def _piece_text(piece: str, byte_of: dict[str, int] | None, special: set[str]) -> str:
-    if piece in special:
-        return piece
-    if byte_of is None or not set(piece) <= byte_of.keys():
-        return piece.replace("▁", " ")  # SentencePiece's sign for a space
-    raw = bytes(byte_of[sign] for sign in piece)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return "".join(chr(byte) if 32 <= byte < 127 else f"<0x{byte:02X}>" for byte in raw)
+def _byte_alphabet(tokenizer: Any) -> dict[str, int]:
+    """GPT-2's sign for each byte, if the vocabulary spells bytes with them ("Ġ" is a space); else empty.
 
-
-def _is_byte_level(tokenizer: Any) -> bool:
-    """Whether the vocabulary spells bytes with GPT-2's letters, in which "Ġ" is a space."""
-    space = tokenizer.get_vocab().get("Ġ")
-    return space is not None and tokenizer.decode([space], clean_up_tokenization_spaces=False) == " "
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's sign for each byte: printable ones are themselves, the others follow from U+0100 on.
+    Printable bytes are themselves, the others follow from U+0100 on.
 
     Source: Radford et al. 2019, `bytes_to_unicode` in the released encoder.
     """
+    space = tokenizer.get_vocab().get("Ġ")
+    if space is None or tokenizer.decode([space], clean_up_tokenization_spaces=False) != " ":
+        return {}
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    signs = {chr(256 + index): byte for index, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | signs
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}

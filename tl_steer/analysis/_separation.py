@@ -3,12 +3,12 @@
 import numpy as np
 import pandas as pd
 from einops import einsum
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from .._util.seeds import generator, short_seed
 from .._util.validation import checked
 from ..activations import PairedActivations
-from ..directions import Estimator, SteeringVectors, apply_estimator, coin_flips, mean_difference, pair_gram
+from ..directions import Estimator, apply_estimator, coin_flips, mean_difference, pair_gram
 from ..prompts.pairs import group_numbers
 from ..statistics import (
     auc,
@@ -18,6 +18,8 @@ from ..statistics import (
     simultaneous_threshold,
     standardised_difference,
 )
+
+Folds = Int[np.ndarray, " pair"]
 
 
 @checked
@@ -59,26 +61,28 @@ def separation(
     Raises:
         ValueError: fewer than two folds, fewer groups than folds, or a negative number of shuffles.
 
-    Pairs that share factors["group"] are never on both sides of a split, and the folds contain equally many
-    of each stratum (see `balanced_folds`). Across folds, AUC and d′ compare projections on the unit
-    direction, relative to the training pairs' mean.
+    Folds keep groups whole and strata balanced (see `balanced_folds`). Across folds, AUC and d′ compare
+    projections on the unit direction, relative to the training pairs' mean.
 
     The null swaps the sides of whole groups, each by a fair coin. Pairs of a group share a claim, so they
     tend to be right or wrong together: swapping them one by one would make the null too narrow, and undo
     what the pairs of a group balance (the letter, say).
 
-    Report p_corrected: with many layers, p_value is small somewhere by chance. Where one layer's null is
-    wider than the others', it makes the correction of all of them stricter, never too weak. With m shuffles
-    neither gets below 1 / (m + 1). A layer picked as the best of many still flatters itself: report its
-    accuracy on other pairs.
+    Report p_corrected: with many layers, p_value is small somewhere by chance. With m shuffles neither gets
+    below 1 / (m + 1). A layer picked as the best of many still flatters itself: report its accuracy on other
+    pairs.
     """
     pairs = activations
     if shuffles < 0:
         raise ValueError(f"shuffles={shuffles}: give 0 or more.")
     fold = balanced_folds(pairs.factors, folds=folds, seed=seed)
     projected, method = _held_out(pairs, estimator, fold)
-    accuracy, low, high = _accuracy_interval(projected, group_numbers(pairs.factors))
-    null = _null(pairs, estimator, fold, shuffles=shuffles, seed=seed)
+    correct = _correct(projected)
+    sample = np.repeat(np.arange(len(correct)), len(pairs))
+    group = nested(sample, np.tile(group_numbers(pairs.factors), len(correct)))
+    accuracy, low, high = rate_interval(correct.ravel(), sample, group)
+    rng = generator(seed)
+    null = _null(pairs, estimator, fold, [coin_flips(pairs.factors, rng) for _ in range(shuffles)])
     table = {
         "layer": pairs.layers,
         "paired_accuracy": accuracy,
@@ -91,7 +95,7 @@ def separation(
     return pd.DataFrame(table).assign(pairs=len(pairs), folds=folds, method=method)
 
 
-def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[np.ndarray, " pair"]:
+def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Folds:
     """The fold of each pair, stratified and with whole groups.
 
     Args:
@@ -104,9 +108,8 @@ def balanced_folds(factors: pd.DataFrame, *, folds: int, seed: int = 0) -> Int[n
         ValueError: fewer than two folds, or fewer groups than folds.
 
     In unbalanced folds, a difference between strata (a letter) would pass for one between the sides. Groups
-    of a stratum are assigned to the folds in turn, so strata of equal size are equal in every fold, which
-    scikit-learn's greedy StratifiedGroupKFold does not promise. Strata of fewer than `folds` groups are
-    assigned together.
+    of a stratum are assigned to the folds in turn, which balances them exactly; scikit-learn's greedy
+    StratifiedGroupKFold does not promise that. Strata of fewer than `folds` groups are assigned together.
     """
     strata = group_strata(factors, min_pairs=folds)
     if folds < 2 or len(strata) < folds:
@@ -122,27 +125,19 @@ def group_strata(factors: pd.DataFrame, *, min_pairs: int) -> "pd.Series[tuple[i
     """The stratum of each group, by its number: the combination of factor levels of its pairs.
 
     Args:
-        factors: one row per pair. Factors whose levels have fewer than `min_pairs` pairs on average (a
-            length, a topic) are ignored: they describe pairs rather than sort them.
+        min_pairs: factors with fewer pairs per level on average (a length, a topic) are ignored.
     """
-    columns = [
-        name
-        for name in factors.columns
-        if name != "group" and factors[name].nunique(dropna=False) * min_pairs <= len(factors)
-    ]
+    levels = factors.drop(columns="group", errors="ignore").nunique(dropna=False)
+    columns = list(levels.index[levels * min_pairs <= len(factors)])
     group = group_numbers(factors)
-    level = 0 * group
+    level = np.zeros(len(factors), int)
     if columns:
         level = factors.groupby(columns, dropna=False, observed=True).ngroup().to_numpy()
     return pd.Series(level).groupby(group).agg(lambda levels: tuple(sorted(levels)))
 
 
 def _held_out(
-    pairs: PairedActivations,
-    estimator: Estimator,
-    fold: Int[np.ndarray, " pair"],
-    *,
-    allow_zero: bool = False,
+    pairs: PairedActivations, estimator: Estimator, fold: Folds, allow_zero: bool = False
 ) -> tuple[Float[np.ndarray, "side layer pair"], str]:
     """Projections of each fold's sides, minus the other folds' mean, on the other folds' unit direction."""
     both = np.stack([side.numpy() for side in pairs.sides()])
@@ -153,37 +148,26 @@ def _held_out(
         vectors = apply_estimator(estimator, pairs.subset(train.tolist()), allow_zero=allow_zero)
         rows = both[:, test].astype(np.float64)
         mean = (total - rows.sum((0, 1))) / (2 * len(train))
+        directions = vectors.values.double().numpy()
+        norms = np.linalg.norm(directions, axis=-1, keepdims=True)  # a vector of length zero makes ties
+        units = np.divide(directions, norms, out=np.zeros_like(directions), where=norms > 0)
         projected[:, :, test] = einsum(
-            rows - mean, _unit_directions(vectors), "side pair layer d_hook, layer d_hook -> side layer pair"
+            rows - mean, units, "side pair layer d_hook, layer d_hook -> side layer pair"
         )
     return projected, vectors.method
 
 
-def _unit_directions(vectors: SteeringVectors) -> Float[np.ndarray, "layer d_hook"]:
-    """Unit vectors; a vector of length zero stays zero, so that its projections are ties."""
-    values = vectors.values.double().numpy()
-    norms = np.linalg.norm(values, axis=-1, keepdims=True)
-    return np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
-
-
 def _null(
-    pairs: PairedActivations,
-    estimator: Estimator,
-    fold: Int[np.ndarray, " pair"],
-    *,
-    shuffles: int,
-    seed: int,
+    pairs: PairedActivations, estimator: Estimator, fold: Folds, flips: list[Bool[np.ndarray, " pair"]]
 ) -> Float[np.ndarray, "shuffle layer"]:
     """Paired accuracy of the whole cross-validation, repeated with shuffled labels."""
-    rng = generator(seed)
-    flips = [coin_flips(pairs.factors, rng) for _ in range(shuffles)]
-    gram = pair_gram(pairs, estimator) if shuffles else None
+    gram = pair_gram(pairs, estimator) if len(flips) else None
     if gram is None:
         shuffled = (pairs.swapped(each.tolist()) for each in flips)
         null = [_correct(_held_out(each, estimator, fold, allow_zero=True)[0]).mean(-1) for each in shuffled]
-        return np.reshape(null, (shuffles, len(pairs.layers)))
+        return np.reshape(null, (len(flips), len(pairs.layers)))
     signs = np.where(flips, -1.0, 1.0)
-    correct = np.zeros((len(pairs.layers), shuffles))
+    correct = np.zeros((len(pairs.layers), len(flips)))
     for part in range(fold.max() + 1):
         train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
         weights = np.stack([gram.weights(train, each) for each in signs], axis=1)
@@ -203,14 +187,6 @@ def _null_columns(
     tests = (permutation_p_value(accuracy, each) for each in (null, maxima[:, None]))
     threshold = np.full_like(accuracy, simultaneous_threshold(maxima))
     return dict(zip(names, (low, high, null.mean(0), *tests, threshold), strict=True))
-
-
-def _accuracy_interval(
-    projected: Float[np.ndarray, "side layer pair"], group: Int[np.ndarray, " pair"]
-) -> tuple[Float[np.ndarray, " layer"], ...]:
-    correct = _correct(projected)
-    sample = np.repeat(np.arange(len(correct)), len(group))
-    return rate_interval(correct.ravel(), sample, nested(sample, np.tile(group, len(correct))))
 
 
 def _correct(projected: Float[np.ndarray, "side layer pair"]) -> Float[np.ndarray, "layer pair"]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from .._util.validation import checked
 from ..activations import Activations
@@ -14,7 +14,7 @@ from ..models import prompt_label
 from ..prompts.pairs import group_numbers
 from ..statistics import difference_interval, mean_interval, nested
 from ..tables import validated
-from ._projections import VALUES, projected, shared_layers, token_texts
+from ._projections import VALUES, projected, require_unused, shared_layers, token_texts
 
 TOKEN_KEYS = ["prompt_id", "layer", "position"]
 POSITION_KEYS = ["layer", "position"]
@@ -52,8 +52,7 @@ def traces(
 
     Raises:
         ModelMismatchError: the vectors belong to another model.
-        ValueError: no layer in common, another hook, one vector per position, a vector of length zero,
-            factors that do not fit, or no token in the window.
+        ValueError: as for `projections`, or factors that do not fit, or no token in the window.
 
     The norm at a prompt's first token is often a hundred times larger than at the others: for colours of
     projections, leave it out of the window. The last new token was never fed back and has no row.
@@ -62,14 +61,12 @@ def traces(
     directions = vectors.normalized()
     if factors is not None and len(factors) != len(activations):
         raise ValueError(f"{len(factors)} rows of factors for {len(activations)} prompts: give one for each.")
-    names = [] if factors is None else list(factors.columns)
-    if taken := sorted(set(names) & set(LABELS)):
-        raise ValueError(f"the factors {taken} have the name of another column of the table: rename them.")
     prompts = pd.DataFrame({"prompt": list(map(str, activations.prompts))})
-    if "label" not in names:
-        prompts["label"] = list(map(prompt_label, activations.prompts))
     if factors is not None:
+        require_unused(factors, LABELS)
         prompts = prompts.join(factors.reset_index(drop=True))
+    if "label" not in prompts:
+        prompts.insert(1, "label", list(map(prompt_label, activations.prompts)))
     tables = []
     for layer in layers:
         index = activations.layers.index(layer)
@@ -98,13 +95,9 @@ def trace_difference(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """
     for table in (first, second):
         validated(table, *TOKEN_KEYS, "token_id", "token", *VALUES, producer="traces")
+        _require_unique(table, TOKEN_KEYS)
     first, second = (table.sort_values(TOKEN_KEYS, ignore_index=True) for table in (first, second))
-    _require_unique(first, TOKEN_KEYS)
-    _require_unique(second, TOKEN_KEYS)
-    remedy = (
-        "let the second run read what the first wrote: "
-        "capture(…, completions=first_activations.completion_tokens)."
-    )
+    remedy = "let the second run read the first's text: capture(…, completions=first.completion_tokens)."
     if not first[TOKEN_KEYS].equals(second[TOKEN_KEYS]):
         raise ValueError(
             f"the tables differ in their prompts, layers or positions ({len(first)} and {len(second)} rows): "
@@ -126,15 +119,13 @@ def mean_traces(
     """Mean projection and cosine over prompts, per layer and position, for each level of a factor.
 
     Args:
-        table: from `traces` or `trace_difference`; or several in one (`pandas.concat`), distinguished by a
-            column of their own.
+        table: from `traces` or `trace_difference`; or several in one (`pandas.concat`), with `by` different.
         by: the factor.
         difference: two of its levels, such as `("honest", "dishonest")`: rows of their difference follow, as
             the level "honest − dishonest".
-        pair: a column that pairs the prompts of one level with those of the other ("prompt_id"
-            where the same prompts were run twice): the difference is then taken within pairs, at the
-            positions that both prompts of a pair have. By default the levels are independent samples, except
-            for prompts that share a value of the factor `group`.
+        pair: a column that pairs the prompts of one level with those of the other ("prompt_id" where the same
+            prompts were run twice): the difference is then taken within pairs, at positions that both prompts
+            have. By default the levels are independent samples, but for prompts of the same `group`.
 
     Returns:
         One row per level (as text), layer and position: difference (whether the values are differences), n
@@ -143,8 +134,8 @@ def mean_traces(
         Student's t, and for independent levels Welch's, groups whole (`statistics.mean_interval`).
 
     Raises:
-        ValueError: a column is missing, a level is unknown, a prompt is in a level twice, or a pair has not
-            one prompt on each side, or no pair a position in both.
+        ValueError: a level is unknown, a prompt is in a level twice, a pair has not one prompt on each side,
+            or no pair has a position in both.
 
     Each interval holds for one row by itself: of many rows, one in twenty misses. Texts end at different
     lengths, so later positions are means over fewer and other prompts; below two there is no interval.
@@ -153,12 +144,12 @@ def mean_traces(
     """
     factors = [by, pair] if pair else [by]
     validated(table, *TOKEN_KEYS, "token_id", "token", *VALUES, producer="traces", factors=factors)
-    if by in RESULTS:
-        raise ValueError(f"by={by!r} is the name of a result: rename this factor first.")
-    table = table.astype({by: str})
+    require_unused([by], RESULTS)
+    is_difference = table["difference"].eq(True) if "difference" in table else False
+    table = table.assign(difference=is_difference).astype({by: str})
     _require_unique(table, list(dict.fromkeys([by, *TOKEN_KEYS])))
     levels = {str(level): rows for level, rows in table.groupby(by, sort=False)}
-    parts = {level: _means(rows).assign(difference=_is_difference(rows)) for level, rows in levels.items()}
+    parts = {level: _means(rows).assign(difference=all(rows["difference"])) for level, rows in levels.items()}
     if difference is not None:
         if len(difference) != 2:
             raise ValueError(f"difference={difference!r}: name two levels, the first minus the second.")
@@ -187,37 +178,36 @@ def _tokens(
         raise ValueError(f"no token in the window {window}{layer}; captured positions: {captured}.")
     ids, inverse = np.unique(tokens[rows, slots], return_inverse=True)
     texts = np.array(token_texts(tokenizer, ids.tolist()), dtype=object)
-    labels = {
-        "prompt_id": rows,
-        "position": position[rows, slots],
-        "token_id": ids[inverse],
-        "token": texts[inverse],
-    }
-    return rows, slots, pd.DataFrame(labels)
+    labels = {"prompt_id": rows, "position": position[rows, slots], "token_id": ids[inverse]}
+    return rows, slots, pd.DataFrame(labels).assign(token=texts[inverse])
 
 
 def _require_unique(table: pd.DataFrame, keys: list[str]) -> None:
     """Raise if two rows have the same keys."""
-    again = table.duplicated(keys)
-    if again.any():
-        row = table[again].iloc[0]
+    if len(again := table[table.duplicated(keys)]):
+        row = again.iloc[0]
         raise ValueError(
             f"prompt {row['prompt_id']} is twice at layer {row['layer']}, position {row['position']}: "
             "several tables in one need a column that tells them apart, to be given as by=…."
         )
 
 
-def _is_difference(rows: pd.DataFrame) -> bool:
-    return "difference" in rows and bool(rows["difference"].eq(True).all())
+def _means(rows: pd.DataFrame, is_first: Bool[np.ndarray, " row"] | None = None) -> pd.DataFrame:
+    """By layer and position: n, tokens, and each value with Student's t interval.
 
-
-def _means(rows: pd.DataFrame) -> pd.DataFrame:
-    """By layer and position: n, tokens, and each value with Student's t interval."""
+    With `is_first`, the values are means of these rows minus means of the others, with Welch's interval.
+    """
     grouped = rows.groupby(POSITION_KEYS)
     means = pd.DataFrame({"n": grouped.size()}).join(_commonest(rows), on="position")
-    samples = _samples_and_groups(grouped)
+    sample = grouped.ngroup().to_numpy()
+    group = nested(sample, group_numbers(rows))
     for value in VALUES:
-        ends = mean_interval(rows[value].to_numpy(float), *samples)
+        values = rows[value].to_numpy(float)
+        if is_first is None:
+            ends = mean_interval(values, sample, group)
+        else:
+            sides = (np.where(side, values, np.nan) for side in (is_first, ~is_first))
+            ends = difference_interval(*sides, sample, group)
         means[[value, f"{value}_low", f"{value}_high"]] = np.stack(ends, 1)
     return means
 
@@ -240,27 +230,11 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, pair: str) -> pd.DataFram
 
 
 def _independent(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """By layer and position: the difference of the sides' means, with Welch's interval."""
+    """`_means` of the difference of two samples, where both have rows."""
     counts = [side.groupby(POSITION_KEYS).size() for side in (first, second)]
-    counts = pd.concat(counts, axis=1, join="inner")
+    counts = pd.concat(counts, axis=1, join="inner").min(axis=1)
     both = pd.concat([first, second], ignore_index=True)
-    means = pd.DataFrame({"n": counts.min(axis=1)}).join(_commonest(both), on="position")
-    grouped = both.groupby(POSITION_KEYS)
-    samples = _samples_and_groups(grouped)
-    is_first = np.arange(len(both)) < len(first)
-    for value in VALUES:
-        sides = [both[value].where(side).to_numpy(float) for side in (is_first, ~is_first)]
-        ends = pd.DataFrame(np.stack(difference_interval(*sides, *samples), 1), grouped.size().index)
-        means[[value, f"{value}_low", f"{value}_high"]] = ends.loc[means.index].to_numpy()
-    return means
-
-
-def _samples_and_groups(
-    grouped: "pd.api.typing.DataFrameGroupBy",
-) -> tuple[Int[np.ndarray, " row"], Int[np.ndarray, " row"]]:
-    """Number of each row's layer and position, and of its prompt's group there."""
-    sample = grouped.ngroup().to_numpy()
-    return sample, nested(sample, group_numbers(grouped.obj))
+    return _means(both, np.arange(len(both)) < len(first)).loc[counts.index].assign(n=counts)
 
 
 def _commonest(rows: pd.DataFrame) -> pd.DataFrame:
