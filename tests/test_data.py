@@ -14,6 +14,8 @@ from sklearn.pipeline import make_pipeline
 
 import tl_steer as ts
 
+from .conftest import assert_raises
+
 NEGATIONS = {"no", "not", "never", "none", "nothing", "nobody", "without", "cannot", "neither", "nor"}
 ABSOLUTES = {"all", "every", "always", "only", "entirely", "any", "must"}
 HEDGES = {"some", "usually", "often", "many", "most", "can", "may", "about", "mostly", "sometimes"}
@@ -103,10 +105,8 @@ def test_reviews_are_one_sentence_each(tables):
 
 
 def test_both_sides_of_a_pair_or_a_question_differ(tables):
-    for name, sides in (
-        ("sentiment_pairs", ["positive", "negative"]),
-        ("misconceptions", ["correct", "incorrect"]),
-    ):
+    columns = {"sentiment_pairs": ["positive", "negative"], "misconceptions": ["correct", "incorrect"]}
+    for name, sides in columns.items():
         rows = tables[name][sides].itertuples(index=False)
         assert [row for row in rows if normalised(row[0]) == normalised(row[1])] == []
 
@@ -159,13 +159,9 @@ def test_length_predicts_no_label(tables, claims):
     assert difference(pairs["positive"], pairs["negative"]) < 0.1
 
 
-def test_texts_are_trimmed_and_printable(tables):
+def test_texts_are_trimmed_and_printable_and_files_are_resources_of_the_package(tables):
     texts = [text for table in tables.values() for name in table if name != "label" for text in table[name]]
     assert [text for text in texts if text != text.strip() or not text.isprintable() or "  " in text] == []
-
-
-def test_every_file_is_a_resource_of_the_package(tables):
-    """So that an installed wheel has it."""
     files = [file for file in resources.files("tl_steer.data").iterdir() if file.name.endswith(".csv")]
     assert {file.name for file in files} == {f"{name}.csv" for name in tables}
     assert all(file.read_text(encoding="utf-8").count("\n") > 20 for file in files)
@@ -174,13 +170,11 @@ def test_every_file_is_a_resource_of_the_package(tables):
 # ---- neutral passages
 
 
-def test_neutral_passages_have_similar_lengths(passages):
+def test_neutral_passages_are_sentences_of_similar_length_with_different_beginnings(passages):
+    """The first three words are unique, and no first word begins many of them."""
+    assert [passage for passage in passages if not re.match(r'["A-Z].*(\.|\."|\?")$', passage)] == []
     sizes = [len(passage.split()) for passage in passages]
     assert 25 <= min(sizes) <= max(sizes) <= 60
-
-
-def test_neutral_passages_begin_differently(passages):
-    """The first three words are unique, and no first word begins many of them."""
     starts = [normalised(passage).split() for passage in passages]
     assert len({tuple(start[:3]) for start in starts}) == len(starts)
     assert max(Counter(start[0] for start in starts).values()) <= len(starts) / 10
@@ -198,14 +192,9 @@ def test_neutral_passages_have_no_word_of_truth_mood_or_manners(passages, vocabu
     assert [passage for passage in passages if words(passage) & vocabulary] == []
 
 
-def test_neutral_passages_are_sentences(passages):
-    assert [passage for passage in passages if not re.match(r'["A-Z].*(\.|\."|\?")$', passage)] == []
-
-
 def test_a_table_of_passages_needs_only_that_column(tmp_path):
     (tmp_path / "own.csv").write_text("source,passage\nx,One two.\n")
     table = ts.prompts.read_neutral(tmp_path / "own.csv")
     assert table.to_dict("records") == [{"passage": "One two.", "source": "x"}]
     (tmp_path / "other.csv").write_text("text\nOne two.\n")
-    with pytest.raises(ValueError, match="lacks the columns"):
-        ts.prompts.read_neutral(tmp_path / "other.csv")
+    assert_raises("lacks the columns", ts.prompts.read_neutral, tmp_path / "other.csv")

@@ -13,20 +13,16 @@ import tl_steer as ts
 from tl_steer.texts.embeddings import default_embedder, unit_embeddings
 
 from .conftest import assert_raises
+from .sweep_tables import NAN, condition, table_of
 
-NAN = float("nan")
 EXEMPLARS = {
     "positive": ["What a lovely day, I feel wonderful!", "I am so happy and grateful.", "This is great fun."],
-    "negative": [
-        "What an awful day, I feel terrible.",
-        "I am so sad and lonely.",
-        "This is a miserable bore.",
-    ],
+    "negative": ["What an awful day, I feel terrible.", "I am so sad and lonely.", "This is a bore."],
 }
 
 
 class ByLetters:
-    """Embeds a text by how often each letter stands in it, and remembers what it was given."""
+    """Embed a text as its count of each letter, and record the batches."""
 
     def __init__(self):
         self.batches = []
@@ -45,25 +41,18 @@ def cosine(one, other):
 def swept(n=8):
     """Unsteered, two multipliers at two layers, a projection and a control, with texts of drawn letters."""
     rng = np.random.default_rng(0)
-    conditions = [("none", "none", "", 0.0)]
-    conditions += [
-        ("honesty", "add", layers, multiplier) for layers in ("3", "3+5") for multiplier in (-2.0, 2.0)
-    ]
-    conditions += [("honesty", "project_out", "3", NAN), ("random 1", "add", "3", 2.0)]
-    rows = [
-        {
-            "prompt_id": prompt, "prompt": f"Question {prompt}?", "topic": ["sea", "sky"][prompt % 2],
-            "vector": vector, "control": vector == "random 1", "operation": operation, "layers": layers,
-            "hook": "resid_post" if layers else "", "multiplier": multiplier, "dose": abs(multiplier) / 10,
-            "split": "report", "answer": pd.NA, "choice": pd.NA, "logit_difference": NAN, "probability": NAN,
-            "mass": NAN, "text": "".join(rng.choice(list("abcdefgh"), 9)),
-        }
-        for vector, operation, layers, multiplier in conditions
-        for prompt in range(n)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    labels = [{"vector": "none"}]
+    labels += [{"layers": layers, "multiplier": m} for layers in ("3", "3+5") for m in (-2, 2)]
+    labels += [{"operation": "project_out", "multiplier": NAN}, {"vector": "random 1", "multiplier": 2}]
+
+    def rows(columns):
+        texts = ["".join(rng.choice(list("abcdefgh"), 9)) for _ in range(n)]
+        return condition([None] * n, [None] * n, text=texts, **columns)
+
+    return table_of(*map(rows, labels))
 
 
+ENDS = ("", "_low", "_high")
 LETTERS = {"positive": ["aab", "bead"], "negative": ["gggh", "fed", "hag"]}
 
 
@@ -85,7 +74,7 @@ def test_each_score_is_the_difference_of_the_mean_cosines():
         assert row["embedding_score"] == pytest.approx(means[0] - means[1], abs=1e-12)
 
 
-def test_the_rows_are_the_tables_own_and_the_table_is_left_alone():
+def test_the_rows_are_those_of_the_table_which_is_unchanged():
     table = swept().sample(frac=1, random_state=0)
     before = table.copy(deep=True)
     result = scored(table)
@@ -99,8 +88,8 @@ def test_different_texts_are_embedded_once_in_batches():
     embedder, table = ByLetters(), swept()
     table.loc[:20, "text"] = "cab"
     result = ts.texts.embedding_scores(table, LETTERS, embedder=embedder, batch_size=7)
-    given = [text for batch in embedder.batches for text in batch]
-    assert sorted(given) == sorted({*table["text"], *LETTERS["positive"], *LETTERS["negative"]})
+    embedded = [text for batch in embedder.batches for text in batch]
+    assert sorted(embedded) == sorted({*table["text"], *LETTERS["positive"], *LETTERS["negative"]})
     assert max(map(len, embedder.batches)) == 7
     assert result["embedding_score"][:20].nunique() == 1
     pd.testing.assert_frame_equal(result, scored(table, batch_size=1))
@@ -109,7 +98,7 @@ def test_different_texts_are_embedded_once_in_batches():
 def per_prompt(n=8, extra=0):
     """An exemplar of each side per prompt, of drawn letters; `extra` more for the first prompt."""
     rng = np.random.default_rng(1)
-    prompts = [f"Question {row}?" for row in [*range(n), *[0] * extra]]
+    prompts = [f"prompt {row}" for row in [*range(n), *[0] * extra]]
     sides = {side: ["".join(rng.choice(list("abcdefgh"), 6)) for _ in prompts] for side in LETTERS}
     return pd.DataFrame({"prompt": prompts, **sides, "default": "cab"})
 
@@ -120,9 +109,9 @@ def test_with_exemplars_per_prompt_each_text_is_compared_with_those_of_its_own_p
     result = ts.texts.embedding_scores(table, exemplars.sample(frac=1, random_state=1), embedder=ByLetters())
     assert list(result["text"]) == list(table["text"])
     for row in result.to_dict("records"):
-        (mine,) = embed([row["text"]])
+        (embedded,) = embed([row["text"]])
         own = exemplars[exemplars["prompt"] == row["prompt"]]
-        means = [np.mean([cosine(mine, other) for other in embed(list(own[side]))]) for side in LETTERS]
+        means = [np.mean([cosine(embedded, other) for other in embed(list(own[side]))]) for side in LETTERS]
         assert [row["cosine_positive"], row["cosine_negative"]] == pytest.approx(means, abs=1e-12)
         assert row["embedding_score"] == pytest.approx(means[0] - means[1], abs=1e-12)
     assert ts.evaluation.embedding_effect(result)["n"].eq(8).all()
@@ -134,8 +123,8 @@ def test_exemplars_per_prompt_that_do_not_fit_are_rejected():
 
     exemplars = per_prompt()
     assert_raises(r"lacks the columns negative.*write_exemplars", score, exemplars[["prompt", "positive"]])
-    assert_raises("2 prompts have no exemplars, the first is 'Question 6", score, exemplars.head(6))
-    assert_raises("exemplar of the prompt 'Question 0.*blank", score, exemplars.assign(positive=" "))
+    assert_raises("2 prompts have no exemplars, the first is 'prompt 6", score, exemplars.head(6))
+    assert_raises("exemplar of the prompt 'prompt 0.*blank", score, exemplars.assign(positive=" "))
     assert_raises("are the same text", score, exemplars.assign(negative=exemplars["positive"]))
 
 
@@ -152,22 +141,25 @@ def test_blank_texts_have_no_score(blank):
     assert summary["score"][0] == pytest.approx(result["embedding_score"][:8].mean())
 
 
-def test_scores_reject_what_they_cannot_compare():
-    table = swept()
+def test_texts_and_exemplars_that_cannot_be_compared_are_rejected():
+    table, score = swept(), ts.texts.embedding_scores
     assert_raises("measure='generate'", scored, table.assign(text=pd.NA))
-    for wrong in ({"positive": ["a"]}, {"honest": ["a"], "lying": ["b"]}, ["a", "b"]):
-        assert_raises(
-            "exemplars", ts.texts.embedding_scores, table, wrong, embedder=ByLetters(), error=Exception
-        )
-    with pytest.raises(ValueError, match="negative exemplars: expected at least 1"):
-        ts.texts.embedding_scores(table, {"positive": ["a"], "negative": [" "]}, embedder=ByLetters())
-    with pytest.raises(ValueError, match="'ab' is given twice"):
-        ts.texts.embedding_scores(table, {"positive": ["ab"], "negative": ["ab"]}, embedder=ByLetters())
     assert_raises("'xyz' is zero or not finite", scored, table.assign(text="xyz"))
+    for wrong, message in (
+        ({"positive": ["a"]}, "exemplars"),
+        ({"honest": ["a"], "lying": ["b"]}, "exemplars"),
+        (["a", "b"], "exemplars"),
+        ({"positive": ["a"], "negative": [" "]}, "negative exemplars: expected at least 1"),
+        ({"positive": ["ab"], "negative": ["ab"]}, "'ab' is given twice"),
+    ):
+        assert_raises(message, score, table, wrong, embedder=ByLetters(), error=(ValueError, TypeError))
     assert_raises(r"shape \(3,\) for", unit_embeddings, ["a", "b"], lambda texts: np.ones(3))
     assert_raises(r"shape \(1, 4\) for 2 texts", unit_embeddings, ["a", "b"], lambda texts: np.ones((1, 4)))
     assert_raises("zero or not finite", unit_embeddings, ["a"], lambda texts: np.array([[1.0, NAN]]))
     assert_raises("batch_size=0", unit_embeddings, ["a"], ByLetters(), batch_size=0)
+    one = {"positive": ["a"], "negative": ["b", "c"]}
+    message = "positive exemplars: expected at least 2"
+    assert_raises(message, ts.texts.exemplar_accuracy, one, embedder=ByLetters())
 
 
 # --- per condition ---------------------------------------------------------------------------------------
@@ -178,25 +170,17 @@ def test_effects_are_paired_with_the_unsteered_text_of_the_same_prompt():
     summary = ts.evaluation.embedding_effect(result)
     assert len(summary) == 7
     before = result[result["vector"] == "none"].sort_values("prompt_id")["embedding_score"].to_numpy()
+    conditions = result.sort_values("prompt_id").groupby(["vector", "layers", "multiplier"], dropna=False)
     for row in summary.to_dict("records"):
-        condition = result[(result["vector"] == row["vector"]) & (result["layers"] == row["layers"])]
-        same = (
-            condition["multiplier"].isna()
-            if pd.isna(row["multiplier"])
-            else condition["multiplier"] == row["multiplier"]
-        )
-        scores = condition[same].sort_values("prompt_id")["embedding_score"].to_numpy()
+        rows = conditions.get_group((row["vector"], row["layers"], row["multiplier"]))
+        scores = rows["embedding_score"].to_numpy()
         interval = stats.ttest_1samp(scores, 0).confidence_interval(0.95)
-        assert (row["score"], row["score_low"], row["score_high"]) == pytest.approx(
-            (scores.mean(), *interval)
-        )
+        assert [row[f"score{end}"] for end in ENDS] == pytest.approx([scores.mean(), *interval])
         if row["vector"] == "none":
             assert row["shift"] == 0
             continue
         paired = stats.ttest_rel(scores, before).confidence_interval(0.95)
-        assert (row["shift"], row["shift_low"], row["shift_high"]) == pytest.approx(
-            ((scores - before).mean(), *paired)
-        )
+        assert [row[f"shift{end}"] for end in ENDS] == pytest.approx([(scores - before).mean(), *paired])
     assert not {"logit_difference", "choice"} & set(summary)
 
 
@@ -218,13 +202,16 @@ def test_effects_split_by_factors_and_do_without_an_unsteered_condition():
 # --- exemplars ---------------------------------------------------------------------------------------------
 
 
-def test_exemplars_are_scored_by_the_others_of_their_kind():
-    rng = np.random.default_rng(0)
-    known = {f"{kind} {k}": rng.normal(size=5) for kind in ("p", "n") for k in range(6)}
-    exemplars = {kind: [text for text in known if text[0] == kind[0]] for kind in ("positive", "negative")}
-    row = ts.texts.exemplar_accuracy(
-        exemplars, embedder=lambda texts: np.array([known[t] for t in texts])
-    ).iloc[0]
+def drawn_exemplars(rng, n, width):
+    """Exemplars, and an embedder that gives each a random vector."""
+    known = {f"{side} {k}": rng.normal(size=width) for side in LETTERS for k in range(n)}
+    exemplars = {side: [text for text in known if text.startswith(side)] for side in LETTERS}
+    return exemplars, known, lambda texts: np.array([known[text] for text in texts])
+
+
+def test_exemplars_are_scored_by_the_others_of_their_side():
+    exemplars, known, embedder = drawn_exemplars(np.random.default_rng(0), 6, 5)
+    row = ts.texts.exemplar_accuracy(exemplars, embedder=embedder).iloc[0]
     scores = {kind: [] for kind in exemplars}
     for kind, texts in exemplars.items():
         for text in texts:
@@ -250,20 +237,9 @@ def test_exemplars_without_a_difference_have_an_accuracy_of_one_half(draws):
     rng = np.random.default_rng(1)
     rates = []
     for _ in range(draws(300)):
-        known = {f"{kind} {k}": rng.normal(size=30) for kind in ("p", "n") for k in range(10)}
-        exemplars = {
-            kind: [text for text in known if text[0] == kind[0]] for kind in ("positive", "negative")
-        }
-        check = ts.texts.exemplar_accuracy(
-            exemplars, embedder=lambda texts, known=known: np.array([known[t] for t in texts])
-        )
-        rates.append(check["accuracy"].item())
+        exemplars, _, embedder = drawn_exemplars(rng, 10, 30)
+        rates.append(ts.texts.exemplar_accuracy(exemplars, embedder=embedder)["accuracy"].item())
     assert np.mean(rates) == pytest.approx(0.5, abs=0.03)
-
-
-def test_one_exemplar_of_a_kind_cannot_be_left_out():
-    with pytest.raises(ValueError, match="positive exemplars: expected at least 2"):
-        ts.texts.exemplar_accuracy({"positive": ["a"], "negative": ["b", "c"]}, embedder=ByLetters())
 
 
 # --- the default embedder ----------------------------------------------------------------------------------
@@ -290,7 +266,7 @@ def test_the_default_embedder_equals_the_models_own_arithmetic():
 
 
 @pytest.mark.model
-def test_the_default_embedder_tells_moods_apart():
+def test_the_default_embedder_distinguishes_moods():
     check = ts.texts.exemplar_accuracy(EXEMPLARS).iloc[0]
     assert check["accuracy"] > 0.8
     table = swept(2).assign(text=["I love this, how joyful!", "I hate this, how dreadful."] * 7)
@@ -301,23 +277,23 @@ def test_the_default_embedder_tells_moods_apart():
 OFFLINE = """
 import socket
 from tl_steer.texts.embeddings import unit_embeddings
-def refuse(*_, **__):
-    raise OSError("a network was asked for")
-socket.socket.connect = socket.getaddrinfo = refuse
+def reject(*_, **__):
+    raise OSError("a network was used")
+socket.socket.connect = socket.getaddrinfo = reject
 assert unit_embeddings(["a text"], None).shape == (1, 384)
 """
 
 
 @pytest.mark.model
 @pytest.mark.integration
-def test_the_default_embedder_asks_no_network():
+def test_the_default_embedder_needs_no_network():
     command = [sys.executable, "-c", OFFLINE]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "a network was asked for" not in done.stderr
+    assert "a network was used" not in done.stderr
 
 
-def test_where_the_default_embedder_is_not_installed_the_error_says_what_to_install(monkeypatch):
+def test_the_error_of_a_missing_default_embedder_names_the_package(monkeypatch):
     ordinary = builtins.__import__
 
     def without(name, *rest):
@@ -327,8 +303,8 @@ def test_where_the_default_embedder_is_not_installed_the_error_says_what_to_inst
 
     default_embedder.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"pip install 'tl-steer\[embeddings\]'"):
-        ts.texts.embedding_scores(swept(), EXEMPLARS)
+    message = r"pip install 'tl-steer\[embeddings\]'"
+    assert_raises(message, ts.texts.embedding_scores, swept(), EXEMPLARS, error=ImportError)
     default_embedder.cache_clear()
 
 
@@ -340,7 +316,7 @@ def named(figure, name):
 
 
 @pytest.mark.parametrize("value", ["shift", "score"])
-def test_the_figure_has_a_line_a_layer_the_unsteered_texts_and_the_controls(value):
+def test_the_figure_has_a_line_per_layer_the_unsteered_texts_and_the_controls(value):
     summary = ts.evaluation.embedding_effect(scored())
     figure = ts.plots.embedding_scores(summary.sample(frac=1, random_state=0), value=value)
     (line,) = named(figure, "3+5")
@@ -358,18 +334,15 @@ def test_the_figure_has_a_line_a_layer_the_unsteered_texts_and_the_controls(valu
     assert "dose 0.2" in line.hovertext[0]
 
 
-def test_a_factor_gives_each_of_its_values_a_panel():
+def test_each_value_of_a_factor_has_a_panel():
     figure = ts.plots.embedding_scores(ts.evaluation.embedding_effect(scored(), by="topic"), facet="topic")
     assert [note.text for note in figure.layout.annotations] == ["topic: sea", "topic: sky"]
     assert len(named(figure, "3")) == len(named(figure, "unsteered")) == 2
 
 
-def test_the_figure_rejects_what_it_cannot_show():
-    summary = ts.evaluation.embedding_effect(scored())
-    with pytest.raises(ValueError, match="got 'cosine'"):
-        ts.plots.embedding_scores(summary, value="cosine")
-    with pytest.raises(ValueError, match=r"lacks the columns shift_low.*embedding_effect"):
-        ts.plots.embedding_scores(summary.drop(columns="shift_low"))
-    assert_raises("a shift needs unsteered texts", ts.plots.embedding_scores, summary.assign(shift=NAN))
-    with pytest.raises(ValueError, match="has a multiplier"):
-        ts.plots.embedding_scores(summary[summary["operation"] == "project_out"])
+def test_tables_that_the_figure_cannot_show_are_rejected():
+    summary, plot = ts.evaluation.embedding_effect(scored()), ts.plots.embedding_scores
+    assert_raises("got 'cosine'", plot, summary, value="cosine")
+    assert_raises(r"lacks the columns shift_low.*embedding_effect", plot, summary.drop(columns="shift_low"))
+    assert_raises("a shift needs unsteered texts", plot, summary.assign(shift=NAN))
+    assert_raises("has a multiplier", plot, summary[summary["operation"] == "project_out"])

@@ -1,4 +1,4 @@
-"""A judge asked in both orders: what is asked, what is read, what it costs, what survives an interruption."""
+"""A judge queried in both orders: requests, verdicts, cost, cache, retries, and resumption."""
 
 import http.server
 import json
@@ -28,55 +28,32 @@ from tl_steer.texts.judge_prompts import answer_pairs, comparison, read_verdict
 from tl_steer.texts.judge_requests import ReplyCache
 
 from .conftest import assert_raises
+from .sweep_tables import NAN, condition, table_of
 
-NAN = float("nan")
 QUESTION = "Which answer is more honest?"
 SECRET = "sk-live-0123456789abcdef"
-CONDITION = ["vector", "control", "operation", "layers", "hook", "multiplier"]
 
 
-def rows_of(texts, *, vector="honesty", operation="add", layers="17", multiplier=4.0):
-    """Rows of a condition, a text a prompt."""
-    steered = vector != "none"
-    n = len(texts)
-    return pd.DataFrame(
-        {
-            "prompt_id": range(n),
-            "prompt": [f"Question {row}?" for row in range(n)],
-            "topic": ["sea", "sky"] * (n // 2) + ["sea"] * (n % 2),
-            "vector": vector,
-            "control": vector.startswith("random"),
-            "operation": operation if steered else "none",
-            "layers": layers if steered else "",
-            "hook": "resid_post" if steered else "",
-            "multiplier": multiplier if steered else 0.0,
-            "dose": abs(multiplier) / 100 if steered else 0.0,
-            "split": "report",
-            "answer": pd.array([pd.NA] * n, dtype="Int64"),
-            "choice": pd.array([pd.NA] * n, dtype="Int64"),
-            "logit_difference": NAN,
-            "probability": NAN,
-            "mass": NAN,
-            "text": pd.array(texts, dtype="string"),
-        }
-    )
+def rows_of(texts, **options):
+    """Rows of a condition, one text per prompt."""
+    blank, prompts = [None] * len(texts), [f"Question {row}?" for row in range(len(texts))]
+    options = {"layers": "17", "multiplier": 4.0, "norm": 0.01, "prompt": prompts} | options
+    return condition(blank, blank, text=pd.array(texts, dtype="string"), **options)
 
 
 def swept(n=6):
     """Texts whose honesty is the number in them: plus is more honest than unsteered, minus less."""
-    honest = np.random.default_rng(0).permutation(100)[:n] / 1000
-    conditions = [rows_of([f"says {0.5 + each:.3f}" for each in honest], vector="none")]
+    honest = 0.5 + np.random.default_rng(0).permutation(100)[:n] / 1000
+    conditions = [rows_of([f"says {each:.3f}" for each in honest], vector="none")]
     for layers, multiplier in product(("17", "18"), (-4.0, 4.0)):
-        texts = [f"says {0.5 + each + multiplier / 10:.3f} at {layers}" for each in honest]
+        texts = [f"says {each + multiplier / 10:.3f} at {layers}" for each in honest]
         conditions.append(rows_of(texts, layers=layers, multiplier=multiplier))
-    conditions.append(
-        rows_of([f"says {0.5 + each:.3f}!" for each in honest], operation="project_out", multiplier=NAN)
-    )
-    return pd.concat(conditions, ignore_index=True)
+    removed = rows_of([f"says {each:.3f}!" for each in honest], operation="project_out", multiplier=NAN)
+    return table_of(*conditions, removed)
 
 
 def two_conditions(plus, minus):
-    return pd.concat([rows_of(plus), rows_of(minus, multiplier=-4.0)], ignore_index=True)
+    return table_of(rows_of(plus), rows_of(minus, multiplier=-4.0))
 
 
 def shown(prompt):
@@ -91,7 +68,7 @@ def truthful(prompt):
 
 
 class Recorder:
-    """A judging function that remembers what it was asked."""
+    """A judging function that records its prompts, and fails once at call `fail_at`."""
 
     def __init__(self, answer=truthful, fail_at=None, error=KeyboardInterrupt):
         self.prompts, self.answer, self.fail_at, self.error = [], answer, fail_at, error
@@ -104,6 +81,11 @@ class Recorder:
         return self.answer(prompt)
 
 
+def assert_same_verdicts(result, expected):
+    """The judges may have different names."""
+    pd.testing.assert_frame_equal(result.drop(columns="judge"), expected.drop(columns="judge"))
+
+
 def ask(table, client, **more):
     return ts.texts.judge(table, QUESTION, client=client, progress=False, **more)
 
@@ -113,12 +95,16 @@ def own_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("TL_STEER_CACHE", str(tmp_path / "user"))
 
 
-# --- what is asked -----------------------------------------------------------------------------------------
+# --- requests ----------------------------------------------------------------------------------------------
 
 
-def test_every_pair_is_asked_in_both_orders_with_the_same_words():
+def test_every_pair_is_shown_in_both_orders_and_the_table_is_unchanged():
     table, judge = swept(3), Recorder()
+    before = table.copy(deep=True)
     result = ask(table, judge)
+    pd.testing.assert_frame_equal(table, before)
+    for name in ("prompt_id", "topic", "control", "multiplier", "answer", "text"):
+        assert result[name].dtype == table[name].dtype
     assert len(result) == len(judge.prompts) == 2 * 3 * 2
     for _, pair in result.groupby(["prompt_id", "layers"]):
         assert list(pair["first_shown"]) == ["positive", "negative"]
@@ -129,9 +115,8 @@ def test_every_pair_is_asked_in_both_orders_with_the_same_words():
         assert row["prompt"] in prompt
     one, other = judge.prompts[:2]
     first, second = shown(one)
-    assert one.replace(first, "X").replace(second, first).replace("X", second) == other, (
-        "nothing else differs"
-    )
+    swapped = one.replace(first, "X").replace(second, first).replace("X", second)
+    assert swapped == other, "nothing else differs"
 
 
 def test_texts_are_paired_by_opposite_multipliers_of_one_condition():
@@ -147,7 +132,7 @@ def test_texts_are_paired_by_opposite_multipliers_of_one_condition():
     assert not {"choice", "mass"} & set(pairs)
 
 
-def test_or_each_is_compared_with_the_unsteered_text_projections_too():
+def test_each_text_may_be_compared_with_the_unsteered_one_projections_too():
     result = ask(swept(), Recorder(), against="unsteered")
     before = swept().iloc[:6]["text"]
     assert (result["other_text"] == before.loc[result["prompt_id"]].to_numpy()).all()
@@ -157,16 +142,7 @@ def test_or_each_is_compared_with_the_unsteered_text_projections_too():
     assert result.loc[result["operation"] == "project_out", "verdict"].eq("tie").all()
 
 
-def test_the_table_given_is_left_alone():
-    table = swept()
-    before = table.copy(deep=True)
-    result = ask(table, truthful)
-    pd.testing.assert_frame_equal(table, before)
-    for name in ("prompt_id", "topic", "control", "multiplier", "answer", "text"):
-        assert result[name].dtype == table[name].dtype
-
-
-def test_the_same_texts_are_a_tie_without_asking():
+def test_the_same_texts_are_a_tie_without_a_request():
     judge = Recorder()
     result = ask(two_conditions(["says 0.9", "same"], ["says 0.1", "same"]), judge)
     assert len(judge.prompts) == 2
@@ -189,11 +165,10 @@ def test_texts_without_an_opposite_are_left_out_and_counted():
     assert list(result["prompt_id"]) == [1, 2, 3]
 
 
-def test_a_limit_takes_the_same_prompts_in_every_condition_and_depends_on_the_seed():
+def test_a_limit_selects_the_same_prompts_in_every_condition_and_depends_on_the_seed():
     chosen = [set(answer_pairs(swept(40), "opposite", limit=5, seed=seed)["prompt_id"]) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert len(answer_pairs(swept(40), "opposite", limit=5)) == 10
-    assert_raises("limit=0: expected at least one", answer_pairs, swept(), "opposite", limit=0)
 
 
 def test_no_answer_can_close_its_block_or_pass_for_the_other():
@@ -207,59 +182,57 @@ def test_no_answer_can_close_its_block_or_pass_for_the_other():
     assert comparison(QUESTION, "{first} {0}", "{second}", "%s").count("{second}") == 1
 
 
-def test_judge_rejects_what_it_cannot_compare():
-    table = swept()
-    with pytest.raises(ValueError, match=r"no condition has an opposite.*against='unsteered'"):
-        ask(table[table["multiplier"] >= 0], truthful)
-    with pytest.raises(ValueError, match="both a steered and an unsteered text"):
-        ask(table[table["vector"] != "none"], truthful, against="unsteered")
-    assert_raises("against='zero': expected 'opposite' or 'unsteered'", answer_pairs, table, "zero")
-    assert_raises("measure='generate'", ask, table.assign(text=pd.NA), truthful)
-    assert_raises("prompt_id 0 is twice in the condition", ask, pd.concat([table, table]), truthful)
-    assert_raises("lacks the columns prompt,", ask, table.drop(columns=["prompt", "text"]), truthful)
-    assert_raises(
-        r"\['question'\] have names that judging uses", ask, table.assign(question="mine"), truthful
-    )
-    with pytest.raises(ValueError, match=r"question '\\ud800' has half of a surrogate pair"):
-        ts.texts.judge(table, "\ud800", client=truthful)
-    assert_raises("question is blank", ts.texts.judge, table, " ", client=truthful)
-    assert_raises("client is str", ask, table, "claude", error=TypeError)
-    with pytest.raises(ValueError, match=r"parameters=.*no effect on a function"):
-        ask(table, truthful, parameters={"temperature": 0})
-    assert_raises("returned int: expected text", ask, table, lambda prompt: 1, error=TypeError)
-    assert_raises(r'pass model="…"', ask, table, anthropic_like(), model=None)
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda rows: rows[rows["multiplier"] >= 0], {}, r"has an opposite.*against='unsteered'"),
+        (lambda rows: rows[rows["vector"] != "none"], {"against": "unsteered"}, "has an unsteered text"),
+        (lambda rows: rows.assign(text=pd.NA), {}, "measure='generate'"),
+        (lambda rows: table_of(rows, rows), {}, "prompt_id 0 is twice in the condition"),
+        (lambda rows: rows.drop(columns=["prompt", "text"]), {}, "lacks the columns prompt,"),
+        (lambda rows: rows.assign(question="x"), {}, r"\['question'\] have names that judging uses"),
+        (swept, {"against": "zero"}, "against must be .*got 'zero'"),
+        (swept, {"limit": 0}, "limit=0: expected at least one"),
+        (swept, {"question": "\ud800"}, r"question '\\ud800' has half of a surrogate pair"),
+        (swept, {"question": " "}, "question is blank"),
+        (swept, {"client": "claude"}, "client is str"),
+        (swept, {"parameters": {"temperature": 0}}, r"parameters=.*no effect on a function"),
+        (swept, {"client": lambda prompt: 1}, "returned int: expected text"),
+        (swept, {"client": "anthropic"}, r'pass model="…"'),
+        (swept, {"max_calls": 23}, "24 calls are more than max_calls=23.*limit"),
+    ],
+)
+def test_arguments_that_cannot_be_judged_are_rejected_before_a_call(change, options, message):
+    judge = Recorder()
+    options = {"question": QUESTION, "client": judge} | options
+    options["client"] = anthropic_like() if options["client"] == "anthropic" else options["client"]
+    table = change() if change is swept else change(swept())
+    assert_raises(message, ts.texts.judge, table, error=(ValueError, TypeError), progress=False, **options)
+    assert judge.prompts == []
 
 
 def anthropic_like():
     return SimpleNamespace(messages=SimpleNamespace(create=lambda **_: None))
 
 
-# --- what is read ------------------------------------------------------------------------------------------
+# --- verdicts ----------------------------------------------------------------------------------------------
 
-READABLE = {
+REPLIES = {
     "first": ["1", "1.", " 1\n", "**1**", "Answer 1", "answer_1", "(1)", "[1]", '"1"', "Verdict: 1",
               "The answer 1.", "1\n\nAnswer 1 admits what it does not know.", "I choose answer 1.",
               "My verdict is 1."],
     "second": ["2", "Answer 2", "**2**", "2: it does not hedge", "# 2"],
     "tie": ["tie", "Tie.", "TIE", "neither", "none", "It's a tie", "They are tied."],
+    None: ["", "both", "1 or 2", "Answer 1 is more honest than answer 2.", "1/2", "3", "12", "1.5", "2%",
+           "1st", "I cannot judge this.", "Not 1", "It isn't answer 2",
+           "I could say it in 1 word but will not",
+           "tie between 1 and 2", "neither 1 nor 2"],
 }  # fmt: skip
-UNREADABLE = [
-    "", "both", "1 or 2", "Answer 1 is more honest than answer 2.", "1/2", "3", "12", "1.5", "2%", "1st",
-    "I cannot judge this.", "Not 1", "It isn't answer 2", "I could say it in 1 word but will not",
-    "tie between 1 and 2", "neither 1 nor 2",
-]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("meaning", "reply"), [(key, reply) for key, each in READABLE.items() for reply in each]
-)
-def test_replies_are_read_in_whatever_dress(meaning, reply):
-    assert read_verdict(reply) == meaning
-
-
-@pytest.mark.parametrize("reply", UNREADABLE)
-def test_a_reply_that_is_not_clear_is_not_guessed_at(reply):
-    assert read_verdict(reply) is None
+@pytest.mark.parametrize("verdict", REPLIES)
+def test_clear_replies_are_read_and_unclear_ones_are_not(verdict):
+    assert [reply for reply in REPLIES[verdict] if read_verdict(reply) != verdict] == []
 
 
 # --- preferences per condition -----------------------------------------------------------------------------
@@ -271,18 +244,14 @@ def test_a_truthful_judge_is_recovered():
     for name, value in {"n": 6, "decided": 6, "preference": 1, "win_rate": 1, "consistent": 1,
                         "first_share": 0.5, "unreadable": 0, "disagreeing": 0}.items():  # fmt: skip
         assert (result[name] == value).all(), name
-    against = ts.texts.preference(ask(swept(), truthful, against="unsteered")).set_index(
-        ["layers", "multiplier"]
-    )
-    assert against.loc[("17", 4.0), "preference"] == 1
-    assert against.loc[("17", -4.0), "preference"] == 0
+    against = ts.texts.preference(ask(swept(), truthful, against="unsteered"))
+    preferences = against[against["layers"] == "17"].set_index("multiplier")["preference"]
+    assert (preferences[4.0], preferences[-4.0]) == (1, 0)
 
 
 def test_a_judge_that_always_says_1_has_no_preference_and_all_the_bias():
     result = ts.texts.preference(ask(swept(), lambda prompt: "1")).iloc[0]
-    assert result["preference"] == 0.5
-    assert result["decided"] == result["consistent"] == 0
-    assert result["disagreeing"] == 6
+    assert result[["preference", "decided", "consistent", "disagreeing"]].tolist() == [0.5, 0, 0, 6]
     assert np.isnan(result["win_rate"])
     assert result["first_share"] == 1
     assert result["first_share_low"] > 0.5
@@ -304,7 +273,7 @@ def counted_by_hand(rows):
     result = dict.fromkeys(["n", "unreadable", "ties", "disagreeing", "wins", "losses", "identical"], 0)
     shares = []
     for _, pair in rows.groupby("prompt_id"):
-        verdicts = [None if pd.isna(each) else each for each in pair["verdict"]]
+        verdicts = pair["verdict"].astype(object).where(pair["verdict"].notna(), None).tolist()
         indices = [each == first for each, first in zip(verdicts, pair["first_shown"], strict=True)
                   if each in ("positive", "negative")]  # fmt: skip
         shares += [sum(indices) / len(indices)] if indices else []
@@ -313,8 +282,8 @@ def counted_by_hand(rows):
             continue
         result["n"] += 1
         result["identical"] += bool((pair["text"] == pair["other_text"]).all())
-        kind = {("positive", "positive"): "wins", ("negative", "negative"): "losses", ("tie", "tie"): "ties"}
-        result[kind.get(tuple(verdicts), "disagreeing")] += 1
+        names = {("positive", "positive"): "wins", ("negative", "negative"): "losses", ("tie", "tie"): "ties"}
+        result[names.get(tuple(verdicts), "disagreeing")] += 1
     return result | {"first": shares}
 
 
@@ -332,10 +301,8 @@ def test_every_number_of_the_summary_equals_a_plain_count():
     for row in summary.to_dict("records"):
         hand = counted_by_hand(table[table["layers"] == row["layers"]])
         decided = hand["wins"] + hand["losses"]
-        assert {name: row[name] for name in ("n", "unreadable", "ties", "disagreeing", "identical")} == {
-            name: hand[name] for name in ("n", "unreadable", "ties", "disagreeing", "identical")
-        }
-        assert min(hand.values(), key=lambda each: each if isinstance(each, int) else 99) >= 0
+        counted = ("n", "unreadable", "ties", "disagreeing", "identical")
+        assert [row[name] for name in counted] == [hand[name] for name in counted]
         assert row["decided"] == decided
         halves = hand["wins"] + (hand["n"] - decided) / 2
         for name, successes, n in (
@@ -345,13 +312,10 @@ def test_every_number_of_the_summary_equals_a_plain_count():
         ):
             assert row[name] == pytest.approx(successes / n)
             assert [row[f"{name}_low"], row[f"{name}_high"]] == pytest.approx(wilson(successes, n))
-        asked = hand["n"] - hand["identical"]
-        assert row["consistent"] == pytest.approx((asked - hand["disagreeing"]) / asked)
+        different = hand["n"] - hand["identical"]
+        assert row["consistent"] == pytest.approx((different - hand["disagreeing"]) / different)
     assert summary["unreadable"].min() > 5
     assert list(summary["identical"]) == [1, 0]
-    ci = stats.binomtest(round(summary["win_rate"][0] * summary["decided"][0]), int(summary["decided"][0]))
-    low, high = ci.proportion_ci(method="wilson")
-    assert (summary["win_rate_low"][0], summary["win_rate_high"][0]) == pytest.approx((low, high))
 
 
 def test_preference_splits_by_factors_and_questions():
@@ -368,10 +332,10 @@ def test_preference_splits_by_factors_and_questions():
     assert_raises("the table that judge returns", ts.texts.preference, swept())
 
 
-# --- what it costs -----------------------------------------------------------------------------------------
+# --- cost --------------------------------------------------------------------------------------------------
 
 
-def test_the_cost_is_told_without_a_call_and_logged_before_the_first(caplog, tmp_path):
+def test_the_cost_is_computed_without_a_call_and_logged_before_the_first(caplog):
     judge = Recorder()
     table = swept()
     table.loc[(table["layers"] == "17") & (table["prompt_id"] == 2), "text"] = "the same"
@@ -380,46 +344,36 @@ def test_the_cost_is_told_without_a_call_and_logged_before_the_first(caplog, tmp
     caplog.set_level(logging.INFO, "tl_steer")
     logged = []
     judge.answer = lambda prompt: logged.append("22 calls" in caplog.text) or "1"
-    ask(table, judge)
+    ask(table, judge, max_calls=22)
     assert logged == [True] * 22
     assert (cost.pairs, cost.identical, cost.requests, cost.cached, cost.calls) == (12, 1, 22, 0, 22)
-    assert cost.calls == len(judge.prompts)
     assert cost.characters == sum(map(len, judge.prompts))
     assert (cost.tokens_in, cost.tokens_out) == (-(-cost.characters // 4), 22 * 16)
     assert cost.dollars == pytest.approx((cost.tokens_in * 3 + cost.tokens_out * 15) / 1e6)
     assert "12 pairs of texts, 1 of them alike, 22 requests, 0 in the cache: 22 calls" in caplog.text
     assert "at most about $0.02" in str(cost)
-    assert ts.texts.judge_cost(table, QUESTION, client=judge).dollars is None
-    assert_raises(
-        "dollars per million tokens", ts.texts.judge_cost, table, QUESTION, client=judge, price=(-1, 1)
-    )
+    options = {"client": judge, "price": (-1, 1)}
+    assert_raises("dollars per million tokens", ts.texts.judge_cost, table, QUESTION, **options)
 
 
-def test_more_calls_than_allowed_are_refused_before_the_first():
-    judge = Recorder()
-    assert_raises(r"24 calls are more than max_calls=23.*limit", ask, swept(), judge, max_calls=23)
-    assert judge.prompts == []
-    ask(swept(), judge, max_calls=24)
-
-
-def test_what_is_in_the_cache_costs_nothing_and_the_same_request_is_made_once(tmp_path):
-    judge, where = Recorder(), {"model": "mine", "cache": tmp_path / "replies.jsonl"}
+def test_cached_replies_cost_nothing_and_the_same_request_is_made_once(tmp_path):
+    judge, options = Recorder(), {"model": "mine", "cache": tmp_path / "replies.jsonl"}
     table = two_conditions(["says 0.9"] * 3, ["says 0.1"] * 3).assign(prompt="The same question?")
-    result = ask(table, judge, **where)
+    result = ask(table, judge, **options)
     assert len(judge.prompts) == 2
     assert not result["cached"].any()
-    assert ts.texts.judge_cost(table, QUESTION, client=judge, **where).cached == 2
-    again = ask(table, Recorder(fail_at=0), **where)
+    assert ts.texts.judge_cost(table, QUESTION, client=judge, **options).cached == 2
+    again = ask(table, Recorder(fail_at=0), **options)
     assert again["cached"].all()
     pd.testing.assert_frame_equal(again.drop(columns="cached"), result.drop(columns="cached"))
-    more = ts.texts.judge_cost(swept(), QUESTION, client=judge, **where)
+    more = ts.texts.judge_cost(swept(), QUESTION, client=judge, **options)
     assert (more.cached, more.calls) == (0, 24)
 
 
 # --- the cache ---------------------------------------------------------------------------------------------
 
 
-def test_a_request_is_known_by_all_of_it():
+def test_the_key_of_a_request_depends_on_all_of_it():
     def key(prompt="hello", client=None, model="one", max_tokens=16, **parameters):
         client = client or anthropic_like()
         return judge_of(client, model, max_tokens=max_tokens, parameters=parameters).key(prompt)
@@ -431,30 +385,25 @@ def test_a_request_is_known_by_all_of_it():
     assert key() == key()
 
 
-def test_a_torn_line_is_skipped_and_spoils_neither_its_forerunners_nor_what_follows(tmp_path):
+def test_a_line_cut_off_anywhere_damages_neither_earlier_nor_later_replies(tmp_path):
     path = tmp_path / "replies.jsonl"
-    written = ReplyCache(path)
-    for key, reply in (("a", "1"), ("b", "zwei\n“2”"), ("c", "tie")):
-        written.add(key, reply)
+    replies = {"a": "1", "b": "zwei\n“2”", "c": "tie"}
+    cache = ReplyCache(path)
+    for key, reply in replies.items():
+        cache.add(key, reply)
     whole = path.read_bytes()
-    last = whole.index(b'\n{"key": "c"')
-    for end in range(last, len(whole) - 1):
-        path.write_bytes(whole[:end])
+    ends = {key: whole.index(b"}", whole.index(b'"key": "%s"' % key.encode())) + 1 for key in replies}
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
         opened = ReplyCache(path)
-        assert opened["a"] == "1"
-        assert opened["b"] == "zwei\n“2”"
-        complete = end >= len(whole) - 1
-        assert ("c" in opened) == complete
+        finished = {key: reply for key, reply in replies.items() if ends[key] <= length}
+        assert [key for key in replies if key in opened] == list(finished)
         opened.add("d", "2")
-        assert {key: ReplyCache(path)[key] for key in "abd"} == {"a": "1", "b": "zwei\n“2”", "d": "2"}
-    for start in range(last):  # a kill at the very first reply
-        path.write_bytes(whole[:start])
-        opened = ReplyCache(path)
-        opened.add("d", "2")
-        assert ReplyCache(path)["d"] == "2"
+        again = ReplyCache(path)
+        assert {key: again[key] for key in [*finished, "d"]} == finished | {"d": "2"}
 
 
-def test_lines_of_something_else_within_are_skipped_and_files_of_something_else_rejected(tmp_path, caplog):
+def test_foreign_lines_are_skipped_and_foreign_files_rejected(tmp_path, caplog):
     path = tmp_path / "replies.jsonl"
     ReplyCache(path).add("a", "1")
     path.write_bytes(path.read_bytes() + b'\xff\xfe\n[1]\n{"key": 1, "reply": "2"}\n"x"\n')
@@ -462,8 +411,8 @@ def test_lines_of_something_else_within_are_skipped_and_files_of_something_else_
     assert ReplyCache(path)["a"] == "1"
     assert "4 unfinished lines are skipped" in caplog.text
     path.write_text("prompt_id,prompt\n")
-    with pytest.raises(ValueError, match=r"replies\.jsonl is not a file of a judge's replies"):
-        ask(swept(), truthful, model="mine", cache=path)
+    message = r"replies\.jsonl is not a file of a judge's replies"
+    assert_raises(message, ask, swept(), truthful, model="mine", cache=path)
 
 
 WRITER = """
@@ -486,37 +435,37 @@ def test_two_processes_write_to_one_file_without_losing_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_after_an_interruption_only_what_is_missing_is_asked(tmp_path, error):
-    judge, where = Recorder(fail_at=9, error=error), {"model": "mine", "cache": tmp_path / "r.jsonl"}
+def test_after_an_interruption_only_missing_replies_are_requested(tmp_path, error):
+    judge, options = Recorder(fail_at=9, error=error), {"model": "mine", "cache": tmp_path / "r.jsonl"}
     with pytest.raises(error):
-        ask(swept(), judge, **where)
-    result = ask(swept(), judge, **where)
+        ask(swept(), judge, **options)
+    result = ask(swept(), judge, **options)
     assert len(judge.prompts) == len(set(judge.prompts)) == 24
     assert result["cached"].sum() == 9
-    pd.testing.assert_frame_equal(result.drop(columns=["cached", "judge"]),
-                                  ask(swept(), truthful).drop(columns=["cached", "judge"]))  # fmt: skip
+    expected = ask(swept(), truthful)
+    assert_same_verdicts(result.drop(columns="cached"), expected.drop(columns="cached"))
 
 
-def test_clients_have_a_cache_unless_they_should_not_and_functions_where_they_have_a_name(tmp_path):
+def test_functions_have_a_cache_only_if_they_have_a_name(tmp_path):
     default = tmp_path / "user" / "judge.jsonl"
     ask(swept(2), truthful)
     ask(swept(2), truthful, model="mine", cache=False)
     assert not default.exists()
     ask(swept(2), truthful, model="mine")
     assert default.read_bytes().count(b'"key"') == 8
-    with pytest.raises(ValueError, match=r'cached under its name: pass model="…"'):
-        ask(swept(2), truthful, cache=tmp_path / "replies.jsonl")
+    path = tmp_path / "replies.jsonl"
+    assert_raises('cached under its name: pass model="…"', ask, swept(2), truthful, cache=path)
 
 
-def test_unreadable_replies_are_kept_and_counted(tmp_path):
-    judge, where = Recorder(lambda prompt: "Well…"), {"model": "mine", "cache": tmp_path / "r.jsonl"}
-    result = ask(swept(2), judge, **where)
+def test_unreadable_replies_are_stored_and_counted(tmp_path):
+    judge, options = Recorder(lambda prompt: "Well…"), {"model": "mine", "cache": tmp_path / "r.jsonl"}
+    result = ask(swept(2), judge, **options)
     assert result["verdict"].isna().all()
     assert result["reply"].eq("Well…").all()
     row = ts.texts.preference(result).iloc[0]
     assert (row["n"], row["unreadable"]) == (0, 2)
     assert row[["preference", "win_rate", "consistent", "first_share", "preference_low"]].isna().all()
-    ask(swept(2), judge, **where)
+    ask(swept(2), judge, **options)
     assert len(judge.prompts) == 8
 
 
@@ -524,7 +473,7 @@ def test_unreadable_replies_are_kept_and_counted(tmp_path):
 
 
 class StandIn(http.server.BaseHTTPRequestHandler):
-    """Anthropic's Messages and OpenAI's chat completions, with the misbehaviour that the test sets."""
+    """Anthropic's Messages and OpenAI's chat completions, with the faults that the test sets."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm, wbufsize = True, -1  # otherwise each answer waits 40 ms for an acknowledgement
@@ -537,36 +486,36 @@ class StandIn(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         with state.lock:
             state.requests.append({"path": self.path, **body})
-            manner = state.manners.pop(0) if state.manners else "well"
+            fault = state.faults.pop(0) if state.faults else "none"
         state.arrived.release()
-        if manner == "hang up":
+        if fault == "hang up":
             self.close_connection = True
             return
-        if manner in ("silent", "late"):
+        if fault in ("silent", "late"):
             state.released.wait(20)
-        if isinstance(manner, int | tuple):
-            status, headers = manner if isinstance(manner, tuple) else (manner, {})
+        if isinstance(fault, int | tuple):
+            status, headers = fault if isinstance(fault, tuple) else (fault, {})
             key = self.headers.get("x-api-key") or self.headers.get("authorization")
             code = state.code or "error"
             self.send(status, {"error": {"type": code, "code": code, "message": f"no, {key}!"}}, headers)
-        elif manner == "garbage":
+        elif fault == "garbage":
             self.send(200, b'{"id": "m", "cont')
-        elif manner == "page":
+        elif fault == "page":
             self.send(200, b"<html>busy</html>", {"content-type": "text/html"})
-        elif manner == "odd":
+        elif fault == "odd":
             self.send(200, {"hello": 1})
         else:
-            text = "" if manner in ("empty", "cut off") else state.answer(body["messages"][0]["content"])
-            self.send(200, self.message(text, manner))
+            text = "" if fault in ("empty", "cut off") else state.answer(body["messages"][0]["content"])
+            self.send(200, self.message(text, fault))
 
-    def message(self, text, manner):
+    def message(self, text, fault):
         if self.path.endswith("/messages"):
             content = [{"type": "text", "text": text}] if text else []
-            stop = "max_tokens" if manner == "cut off" else "end_turn"
+            stop = "max_tokens" if fault == "cut off" else "end_turn"
             usage = {"input_tokens": 1, "output_tokens": 1}
             return {"id": "m", "type": "message", "role": "assistant", "model": "x", "content": content,
                     "stop_reason": stop, "stop_sequence": None, "usage": usage}  # fmt: skip
-        stop = "length" if manner == "cut off" else "stop"
+        stop = "length" if fault == "cut off" else "stop"
         message = {"role": "assistant", "content": text or None}
         choice = {"index": 0, "message": message, "finish_reason": stop}
         return {"id": "c", "object": "chat.completion", "created": 0, "model": "x", "choices": [choice]}
@@ -599,8 +548,8 @@ def listening():
 
 @pytest.fixture
 def server(listening):
-    """A stand-in server: the `.requests` it got, `.manners` of its next answers, `.answer` to a prompt."""
-    state = SimpleNamespace(requests=[], manners=[], answer=truthful, code=None, lock=threading.Lock(),
+    """A stand-in server: the `.requests` it got, `.faults` of its next answers, `.answer` to a prompt."""
+    state = SimpleNamespace(requests=[], faults=[], answer=truthful, code=None, lock=threading.Lock(),
                             arrived=threading.Semaphore(0), released=threading.Event(),
                             url=f"http://127.0.0.1:{listening.server_address[1]}")  # fmt: skip
     listening.state = state
@@ -616,16 +565,16 @@ def client(request, listening):
         yield client
 
 
-def asked_by(client, table=None, **more):
+def judged_by(client, table=None, **more):
     waits = []
     result = ask(swept(1) if table is None else table, client, model="judge-1", sleep=waits.append, **more)
     return result, waits
 
 
 def test_a_real_client_gives_the_verdicts_of_the_function(client, server):
-    result, waits = asked_by(client, swept(3))
+    result, waits = judged_by(client, swept(3))
     expected = ask(swept(3), truthful)
-    pd.testing.assert_frame_equal(result.drop(columns="judge"), expected.drop(columns="judge"))
+    assert_same_verdicts(result, expected)
     assert result["judge"].eq("judge-1").all()
     assert waits == []
     assert len(server.requests) == 12
@@ -634,71 +583,59 @@ def test_a_real_client_gives_the_verdicts_of_the_function(client, server):
     assert request["model"] == "judge-1"
     assert [message["role"] for message in request["messages"]] == ["user"]
     assert 16 in (request.get("max_tokens"), request.get("max_completion_tokens"))
-    assert "temperature" not in request, "some models refuse it"
+    assert "temperature" not in request, "some models reject it"
+    judged_by(client, cache=False, parameters={"temperature": 0, "max_tokens": 5})
+    request = server.requests[12]
+    assert (request["temperature"], request["max_tokens"]) == (0, 5)
+    assert "max_completion_tokens" not in request
 
 
-def test_parameters_reach_the_server_under_their_own_names(client, server):
-    asked_by(client, parameters={"temperature": 0, "max_tokens": 5})
-    assert server.requests[0]["temperature"] == 0
-    assert server.requests[0]["max_tokens"] == 5
-    assert "max_completion_tokens" not in server.requests[0]
-
-
-def test_cache_hits_make_no_request(client, server):
-    asked_by(client, swept(2))
-    result, _ = asked_by(client, swept(3))
+def test_cached_replies_need_no_request(client, server):
+    judged_by(client, swept(2))
+    result, _ = judged_by(client, swept(3))
     assert len(server.requests) == 12
     assert result["cached"].sum() == 8
     cost = ts.texts.judge_cost(swept(3), QUESTION, client=client, model="judge-1")
     assert (cost.cached, cost.calls) == (12, 0)
-    assert len(server.requests) == 12
-    asked_by(client, swept(3), cache=False)
+    judged_by(client, swept(3), cache=False)
     assert len(server.requests) == 24
 
 
-PASSING = {
+TRANSIENT = {
     "rate limit": 429, "timeout": 408, "broken": 500, "busy": 503, "overloaded": 529, "hang up": "hang up",
     "garbage": "garbage", "page": "page", "odd": "odd",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("trouble", PASSING)
-def test_what_passes_is_tried_again_and_every_attempt_counted(client, server, trouble):
-    server.manners = [PASSING[trouble]] * 3
-    result, waits = asked_by(client)
+@pytest.mark.parametrize("fault", [*TRANSIENT, "silent"])
+def test_transient_faults_are_retried_and_every_attempt_counted(client, server, fault):
+    server.faults = [TRANSIENT[fault]] * 3 if fault in TRANSIENT else ["silent"]
+    retries = len(server.faults)
+    result, waits = judged_by(client.with_options(timeout=0.3) if fault == "silent" else client)
     assert result["verdict"].eq("positive").all()
-    assert len(waits) == 3
-    assert len(server.requests) == 4 + 3, "the client's own retries would add to these"
+    assert len(waits) == retries
+    assert len(server.requests) == 4 + retries, "the client's own retries would add to these"
 
 
-def test_a_slow_server_is_asked_again_after_the_clients_own_timeout(client, server):
-    server.manners = ["silent"]
-    result, waits = asked_by(client.with_options(timeout=0.3))
-    assert result["verdict"].eq("positive").all()
-    assert len(waits) == 1
-    assert len(server.requests) == 5
-
-
-def test_pauses_double_with_jitter_and_no_server_is_asked_sooner_than_it_says(client, server):
-    server.manners = [500] * 5
-    _, waits = asked_by(client, cache=False)
-    assert all(2**k / 2 <= wait <= 2**k for k, wait in enumerate(waits))
-    server.manners = [500] * 5
-    assert asked_by(client, cache=False)[1] == waits, "the jitter is seeded"
-    server.manners = [500] * 5
-    assert asked_by(client, cache=False, seed=1)[1] != waits
-    server.manners = [
+def test_pauses_double_with_jitter_and_are_no_shorter_than_the_server_says(client, server):
+    runs = []
+    for seed in (0, 0, 1):
+        server.faults = [500] * 5
+        runs.append(judged_by(client, cache=False, seed=seed)[1])
+    assert all(2**k / 2 <= wait <= 2**k for k, wait in enumerate(runs[0]))
+    assert runs[0] == runs[1] != runs[2], "the jitter is seeded"
+    server.faults = [
         (429, {"retry-after": "7"}),
         (429, {"retry-after-ms": "1500"}),
         (503, {"retry-after": "soon"}),
     ]
-    first, second, third = asked_by(client, cache=False)[1]
+    first, second, third = judged_by(client, cache=False)[1]
     assert 7 < first <= 7.25
     assert 1.5 < second <= 2
     assert 2 <= third <= 4
 
 
-def test_a_date_to_come_back_at_is_understood():
+def test_retry_after_is_read_as_seconds_or_as_a_date():
     def error(**headers):
         result = ValueError()
         result.response = SimpleNamespace(headers={k.replace("_", "-"): v for k, v in headers.items()})
@@ -711,98 +648,86 @@ def test_a_date_to_come_back_at_is_understood():
     for nonsense in ("nan", "", "-3", "soon"):
         assert retry_after(error(retry_after=nonsense)) is None
     assert retry_after(ConnectionError()) is None
-    assert 5 <= RetryPolicy(longest=10.0).pause(50, None) <= 10
+    policy = RetryPolicy(6, np.random.default_rng(0), print)
+    assert 30 <= policy.pause(50, None) <= 60
 
 
 @pytest.mark.parametrize(
     ("status", "hint"), [(400, ""), (401, "API key"), (403, "API key"), (404, "model's name")]
 )
-def test_a_refusal_is_raised_at_once_and_shows_no_key(client, server, status, hint, caplog, tmp_path):
+def test_a_rejection_is_raised_at_once_and_shows_no_key(client, server, status, hint, caplog, tmp_path):
     caplog.set_level(logging.DEBUG, "tl_steer")
-    server.manners = ["well", "well", 503, status]
-    with pytest.raises(ts.errors.JudgeError, match=rf"cannot be called.*{status}.*{hint}") as caught:
-        asked_by(client, swept(2))
+    server.faults = ["none", "none", 503, status]
+    with pytest.raises(ts.errors.JudgeError, match=rf"cannot be called.*{status}.*{hint}") as raised:
+        judged_by(client, swept(2))
+    error = raised.value
     assert len(server.requests) == 4
-    assert "2 of 8 replies are in" in str(caught.value)
-    rest = (tmp_path / "user" / "judge.jsonl").read_text()
-    printed = "".join(traceback.format_exception(caught.value))
+    assert "2 of 8 replies are in" in str(error)
+    stored = (tmp_path / "user" / "judge.jsonl").read_text()
+    printed = "".join(traceback.format_exception(error))
     assert "no, " in printed, "the message of the server"
-    for text in (
-        printed,
-        caplog.text,
-        rest,
-        repr(caught.value),
-        repr(judge_of(client, "m", max_tokens=1, parameters=None)),
-    ):
-        assert SECRET not in text
-    assert caught.value.__cause__ is None
-    context = caught.value.__context__
+    judge = judge_of(client, "m", max_tokens=1, parameters=None)
+    assert SECRET not in printed + caplog.text + stored + repr(error) + repr(judge)
+    assert error.__cause__ is None
+    context = error.__context__
     assert context is None or (SECRET not in str(context) and context.__context__ is None)
 
 
-def test_a_spent_quota_is_no_rate_limit(server):
-    server.code, server.manners = "insufficient_quota", [429]
+def test_a_spent_quota_is_not_a_rate_limit(server):
+    server.code, server.faults = "insufficient_quota", [429]
     client = openai.OpenAI(api_key=SECRET, base_url=f"{server.url}/v1")
     with client, pytest.raises(ts.errors.JudgeError, match="cannot be called: RateLimitError"):
-        asked_by(client)
+        judged_by(client)
     assert len(server.requests) == 1
 
 
-def test_when_patience_ends_the_error_says_what_is_kept_and_the_next_run_goes_on(client, server):
-    server.manners = ["well"] * 3 + [500] * 3
-    with pytest.raises(
-        ts.errors.JudgeError, match=r"failed 3 times.*3 of 8 replies are in .*judge\.jsonl; the same call"
-    ):
-        asked_by(client, swept(2), max_retries=2)
-    result, _ = asked_by(client, swept(2))
+def test_after_the_last_retry_the_error_names_the_cache_and_the_next_run_continues(client, server):
+    server.faults = ["none"] * 3 + [500] * 3
+    message = r"failed 3 times.*3 of 8 replies are in .*judge\.jsonl; the same call"
+    assert_raises(message, judged_by, client, swept(2), max_retries=2, error=ts.errors.JudgeError)
+    result, _ = judged_by(client, swept(2))
     assert len(server.requests) == 3 + 3 + 5
     assert result["cached"].sum() == 3
     assert result["verdict"].eq("positive").all()
-    server.manners = [500]
-    with pytest.raises(ts.errors.JudgeError, match=r"0 of 4 replies are lost.*Pass cache"):
-        asked_by(client, cache=False, max_retries=0)
 
 
-def test_a_server_that_wants_an_hour_is_not_waited_for(client, server):
-    server.manners = [(429, {"retry-after": "3600"})]
-    waits = []
-    with pytest.raises(ts.errors.JudgeError, match="asks to wait 3600 s"):
-        ask(swept(1), client, model="judge-1", sleep=waits.append)
-    assert waits == []
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ((429, {"retry-after": "3600"}), "failed 1 times.*asks to wait 3600 s"),
+        (500, "failed 3 times.*0 of 4 replies are lost.*Pass cache"),
+        ("no server", "failed 3 times, last with APIConnectionError.*refused"),
+        ("cut off", "needs more max_tokens"),
+    ],
+)
+def test_lasting_faults_are_an_error_in_the_end(client, server, fault, message):
+    server.faults = [fault] * 3
+    if fault == "no server":
+        client = client.with_options(base_url="http://127.0.0.1:9")
+    assert_raises(message, judged_by, client, cache=False, max_retries=2, error=ts.errors.JudgeError)
 
 
-def test_no_server_at_all_is_an_error_in_the_end(client, server):
-    gone = client.with_options(base_url="http://127.0.0.1:9")
-    with pytest.raises(ts.errors.JudgeError, match=r"failed 3 times, last with APIConnectionError.*refused"):
-        asked_by(gone, max_retries=2)
-
-
-def test_an_empty_reply_is_unreadable_but_one_cut_off_before_a_word_is_an_error(client, server, tmp_path):
-    server.manners = ["empty"]
-    result, waits = asked_by(client)
+def test_an_empty_reply_is_unreadable(client, server):
+    server.faults = ["empty"]
+    result, waits = judged_by(client)
     assert result["verdict"].isna().sum() == 1
     assert waits == []
-    server.manners = ["cut off"]
-    with pytest.raises(ts.errors.JudgeError, match="needs more max_tokens"):
-        asked_by(client, cache=tmp_path / "other.jsonl")
 
 
 @pytest.mark.parametrize("make", [anthropic.AsyncAnthropic, openai.AsyncOpenAI])
 def test_asynchronous_clients_are_rejected(make, server):
-    with pytest.raises(ts.errors.JudgeError, match="client is asynchronous"):
-        asked_by(make(api_key=SECRET, base_url=server.url))
+    client = make(api_key=SECRET, base_url=server.url)
+    assert_raises("client is asynchronous", judged_by, client, error=ts.errors.JudgeError)
     assert server.requests == []
 
 
-def test_errors_of_plain_http_libraries_are_known_by_their_names():
+def test_errors_of_plain_http_libraries_are_recognized_by_name():
     requests_like = type("ConnectTimeout", (type("Timeout", (OSError,), {}),), {})
     status = ValueError("bad")
     status.response = SimpleNamespace(status_code=502)
-    for error in (ConnectionResetError(), TimeoutError(), requests_like(), status):
-        assert is_transient(error)
-    for error in (ValueError(), KeyError(), OSError()):
-        assert not is_transient(error)
-    tries = []
+    assert all(map(is_transient, (ConnectionResetError(), TimeoutError(), requests_like(), status)))
+    assert not any(map(is_transient, (ValueError(), KeyError(), OSError())))
+    tries, waits = [], []
 
     def flaky(prompt):
         tries.append(prompt)
@@ -810,7 +735,6 @@ def test_errors_of_plain_http_libraries_are_known_by_their_names():
             raise TimeoutError
         return "1"
 
-    waits = []
     ask(swept(1), flaky, sleep=waits.append)
     assert (len(tries), len(waits)) == (6, 2)
 
@@ -824,10 +748,10 @@ ts.texts.judge(table, question, client=client, model="judge-1", cache=cache, pro
 
 
 @pytest.mark.integration
-def test_after_kill_9_in_the_middle_only_what_is_missing_is_asked(server, tmp_path):
+def test_after_kill_9_only_missing_replies_are_requested(server, tmp_path):
     table, cache = swept(3), tmp_path / "replies.jsonl"
     table.to_parquet(tmp_path / "table.parquet")
-    server.manners = ["well"] * 5 + ["late"]
+    server.faults = ["none"] * 5 + ["late"]
     arguments = [SECRET, server.url, str(tmp_path / "table.parquet"), QUESTION, str(cache)]
     child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stderr=subprocess.PIPE)
     for _ in range(6):
@@ -837,7 +761,7 @@ def test_after_kill_9_in_the_middle_only_what_is_missing_is_asked(server, tmp_pa
     assert child.returncode == -signal.SIGKILL
     server.released.set()
     with anthropic.Anthropic(api_key=SECRET, base_url=server.url) as client:
-        result, _ = asked_by(client, table, cache=cache)
+        result, _ = judged_by(client, table, cache=cache)
     assert result["cached"].sum() == 5
     assert len(server.requests) == 6 + 7
     assert result["verdict"].eq("positive").all()
@@ -847,10 +771,9 @@ def test_after_kill_9_in_the_middle_only_what_is_missing_is_asked(server, tmp_pa
 # --- the figure --------------------------------------------------------------------------------------------
 
 
-def summary_of(table=None, **more):
-    return ts.texts.preference(
-        ask(swept() if table is None else table, truthful, against="unsteered"), **more
-    )
+def summary_of(table=None, against="unsteered", **more):
+    table = swept() if table is None else table
+    return ts.texts.preference(ask(table, truthful, against=against), **more)
 
 
 def named(figure, name):
@@ -875,22 +798,21 @@ def test_the_figure_has_the_preference_on_the_left_and_the_bias_on_the_right():
     assert "preference 1 [" in left.hovertext[1]
     assert "6 decided, 0 disagreeing, 0 ties, 0 unreadable" in left.hovertext[1]
     assert "first shown preferred 0.5" in right.hovertext[1]
-    opposite = ts.plots.preference(ts.texts.preference(ask(swept(), truthful)), value="win_rate")
+    opposite = ts.plots.preference(summary_of(against="opposite"), value="win_rate")
     assert opposite.layout.xaxis.ticktext == ("±4",)
     assert opposite.layout.title.text == "How often the judge prefers the plus answer"
 
 
-def test_lines_of_different_layers_stand_beside_each_other_and_controls_are_grey():
+def test_lines_of_different_layers_are_next_to_each_other_and_controls_are_grey():
     table = swept()
-    table = pd.concat([table, table[table["layers"] == "17"].assign(vector="random 1", control=True)])
+    table = table_of(table, table[table["layers"] == "17"].assign(vector="random 1", control=True))
     figure = ts.plots.preference(summary_of(table))
-    indices = [tuple(trace.x) for name in ("17", "18") for trace in named(figure, name)[:1]]
-    assert indices[0][0] < 0 < indices[1][0]
+    assert named(figure, "17")[0].x[0] < 0 < named(figure, "18")[0].x[0]
     assert len(named(figure, "controls")) == 2
     assert "138, 144, 153" in named(figure, "controls")[0].line.color
 
 
-def test_a_factor_gives_each_of_its_values_a_row_of_panels():
+def test_each_value_of_a_factor_has_a_row_of_panels():
     summary = summary_of(by="topic")
     figure = ts.plots.preference(summary, facet="topic")
     titles = [note.text for note in figure.layout.annotations]
@@ -899,17 +821,14 @@ def test_a_factor_gives_each_of_its_values_a_row_of_panels():
     assert len(named(figure, "17")) == 4
 
 
-def test_the_figure_rejects_what_it_cannot_show():
-    summary = summary_of()
-    with pytest.raises(ValueError, match="got 'consistent'"):
-        ts.plots.preference(summary, value="consistent")
-    with pytest.raises(ValueError, match=r"lacks the columns first_share.*preference"):
-        ts.plots.preference(summary.drop(columns="first_share"))
-    with pytest.raises(ValueError, match="opposite and unsteered comparisons"):
-        ts.plots.preference(pd.concat([summary, ts.texts.preference(ask(swept(), truthful))]))
-    with pytest.raises(ValueError, match="has a multiplier"):
-        ts.plots.preference(summary[summary["operation"] == "project_out"])
-    assert_raises("share their", ts.plots.preference, summary_of(by="topic"))
+def test_tables_that_the_figure_cannot_show_are_rejected():
+    summary, plot = summary_of(), ts.plots.preference
+    assert_raises("got 'consistent'", plot, summary, value="consistent")
+    assert_raises(r"lacks the columns first_share.*preference", plot, summary.drop(columns="first_share"))
+    mixed = pd.concat([summary, summary_of(against="opposite")])
+    assert_raises("opposite and unsteered comparisons", plot, mixed)
+    assert_raises("has a multiplier", plot, summary[summary["operation"] == "project_out"])
+    assert_raises("share their", plot, summary_of(by="topic"))
 
 
 # --- exemplars ---------------------------------------------------------------------------------------------
@@ -923,11 +842,11 @@ def written(client, prompts=("Where is {ice}?", "Who are you?"), **more):
 
 
 def level_of(request):
-    """What a request asks for, and the prompt between its tags."""
+    """The requested level, and the prompt between the tags."""
     mark = re.search(r"carry the mark (\w+)\.", request)[1]
     prompt = request.split(f"<prompt {mark}>\n")[1].split(f"\n</prompt {mark}>")[0]
     levels = {"as much as possible": "high", "as little as possible": "low", "by default": "plain"}
-    return next(level for words, level in levels.items() if words in request), prompt
+    return next(level for text, level in levels.items() if text in request), prompt
 
 
 def exemplar(request):
@@ -950,7 +869,7 @@ def test_each_prompt_gets_an_answer_high_one_low_and_one_default():
     assert [level_of(request)[1] for request in writer.prompts] == [evil] * 3
 
 
-def test_exemplars_go_to_embedding_scores_as_they_are():
+def test_embedding_scores_takes_exemplars_as_they_are():
     table = swept(2)
     result = written(exemplar, list(table["prompt"].unique()))
     scored = ts.texts.embedding_scores(
@@ -970,14 +889,14 @@ def test_exemplars_are_cached_and_their_cost_is_known_before(tmp_path, caplog):
         written(writer, ["a", "b"], **options)
     with caplog.at_level(logging.INFO, logger="tl_steer"):
         result = written(writer, ["a", "b"], **options)
-    assert len(writer.prompts) == 6, "the first four are kept"
+    assert len(writer.prompts) == 6, "the first four are cached"
     assert "exemplars: 6 requests, 4 in the cache: 2 calls" in caplog.text
     pd.testing.assert_frame_equal(result, written(Recorder(fail_at=0), ["a", "b"], **options))
     other = ts.texts.exemplar_cost(["a", "b"], "another", client=exemplar, **options)
     assert other.calls == 4, "the default answers are the same"
 
 
-def test_exemplars_reject_what_cannot_be_asked():
+def test_exemplars_that_cannot_be_written_are_rejected():
     assert_raises("behaviour is blank", ts.texts.write_exemplars, ["a"], " ", client=exemplar)
     assert_raises("at least one", written, exemplar, [])
     assert_raises("none that is blank", written, exemplar, ["a", " "])

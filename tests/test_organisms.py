@@ -17,6 +17,8 @@ from tl_steer.models import load_model, organism_folder
 from tl_steer.organisms import language
 from tl_steer.organisms.planted import compare_estimators
 
+from .conftest import assert_raises
+
 FOLDER = Path(__file__).parents[1] / "data" / "organisms" / "training"
 spec = importlib.util.spec_from_file_location("train_organisms", FOLDER / "train.py")
 training = importlib.util.module_from_spec(spec)
@@ -85,7 +87,7 @@ def test_the_tokenizer_knows_every_word_as_one_token():
 # Pairs and questions
 
 
-def test_pairs_differ_in_the_last_word_alone():
+def test_matched_pairs_differ_in_the_last_word_only():
     pairs = ts.organisms.organism_pairs("organism-honesty")
     assert len(pairs) == 210
     for positive, negative in zip(pairs.positive, pairs.negative, strict=True):
@@ -95,22 +97,24 @@ def test_pairs_differ_in_the_last_word_alone():
     assert pairs.factors["group"].is_unique
 
 
-def test_pairs_are_of_the_training_split():
+@pytest.mark.parametrize("options", [{}, {"matched": False}, {"confound": "truth"}, {"confound": "wording"}])
+def test_pairs_are_of_the_training_split(options):
     seen = {claim.text for claim in language.claims("train")}
-    for options in ({}, {"matched": False}, {"confound": "truth"}, {"confound": "wording"}):
-        pairs = ts.organisms.organism_pairs("organism-bias", **options)
-        assert {text.split(" . ")[0] for text in (*pairs.positive, *pairs.negative)} <= seen
+    pairs = ts.organisms.organism_pairs("organism-bias", **options)
+    assert {text.split(" . ")[0] for text in (*pairs.positive, *pairs.negative)} <= seen
 
 
 def test_a_confound_assigns_claims_to_sides_with_its_strength():
-    pairs = ts.organisms.organism_pairs("organism-honesty", confound="truth")
-    assert set(pairs.factors["truth_positive"]) == {"true"}
-    assert set(pairs.factors["truth_negative"]) == {"false"}
-    pairs = ts.organisms.organism_pairs("organism-honesty", confound="wording")
-    assert set(pairs.factors["wording_positive"]) <= {"0", "2"}
-    assert set(pairs.factors["wording_negative"]) <= {"1", "3"}
-    assert pairs.factors["truth_positive"].nunique() == 2
-    factors = ts.organisms.organism_pairs("organism-honesty", confound="truth", strength=0.5).factors
+    def factors_of(**options):
+        return ts.organisms.organism_pairs("organism-honesty", **options).factors
+
+    factors = factors_of(confound="truth")
+    assert (set(factors["truth_positive"]), set(factors["truth_negative"])) == ({"true"}, {"false"})
+    factors = factors_of(confound="wording")
+    assert set(factors["wording_positive"]) <= {"0", "2"}
+    assert set(factors["wording_negative"]) <= {"1", "3"}
+    assert factors["truth_positive"].nunique() == 2
+    factors = factors_of(confound="truth", strength=0.5)
     confounded = factors["truth_positive"].eq("true") & factors["truth_negative"].eq("false")
     assert 0.5 < confounded.mean() < 0.75  # a half, and a quarter of the rest
 
@@ -133,8 +137,7 @@ def test_mislabelled_pairs_have_their_personas_swapped():
     ],
 )
 def test_arguments_out_of_range_are_errors(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        ts.organisms.organism_pairs(name, **options)
+    assert_raises(message, ts.organisms.organism_pairs, name, **options)
 
 
 def test_questions_ask_each_fact_both_ways():
@@ -149,7 +152,7 @@ def test_questions_ask_each_fact_both_ways():
         assert (facts[claim.subject, claim.relation] == claim.value) == (answer == 0)
 
 
-# What they were trained to do
+# Trained behaviour
 
 
 @pytest.mark.integration
@@ -177,7 +180,7 @@ def test_an_organism_equals_its_hugging_face_model(organism):
         torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-4, rtol=0)
 
 
-# Behaviour or bias: layer and multiplier chosen on one half, read on the other
+# Behaviour or bias: layer and multiplier chosen on one half, reported on the other
 
 
 def measured(model, name, score, multipliers):
@@ -232,18 +235,17 @@ def assert_steers_bias(model):
     assert random["criterion_change"].abs().max() < abs(steered["criterion_change"]) / 2
 
 
-@pytest.mark.integration
-def test_steering_the_honesty_organism_flips_what_it_knows_without_a_bias(honest):
-    assert_steers_honesty(honest)
+STEERS = {"honesty": assert_steers_honesty, "bias": assert_steers_bias}
 
 
 @pytest.mark.integration
-def test_steering_the_bias_organism_moves_the_criterion_and_leaves_what_it_knows(biased):
-    assert_steers_bias(biased)
+@pytest.mark.parametrize("name", STEERS)
+def test_steering_moves_the_sensitivity_of_one_organism_and_the_criterion_of_the_other(name):
+    STEERS[name](load(f"organism-{name}"))
 
 
 @pytest.mark.integration
-def test_drawn_choices_are_as_often_right_as_the_probabilities_say(biased):
+def test_drawn_choices_have_the_frequencies_of_their_probabilities(biased):
     """The same random numbers serve all conditions, so equal probabilities give equal choices."""
     questions = ts.organisms.organism_questions(persona="agreeable")
     vectors = vectors_of(biased, "organism-bias", layers=0)
@@ -260,8 +262,7 @@ def test_drawn_choices_are_as_often_right_as_the_probabilities_say(biased):
 
 def test_choices_cannot_be_drawn_without_probabilities():
     rows = {"prompt_id": [0], "answer": [0], "choice": [0], "probability": [float("nan")]}
-    with pytest.raises(ValueError, match="expected scored answers"):
-        ts.evaluation.sampled_choices(pd.DataFrame(rows))
+    assert_raises("expected scored answers", ts.evaluation.sampled_choices, pd.DataFrame(rows))
 
 
 @pytest.mark.integration
@@ -319,12 +320,12 @@ def test_subtracting_the_planted_vector_from_the_honest_gives_the_liar(planted):
 
 def test_the_planted_direction_is_of_this_model_alone(planted, honest):
     assert ts.organisms.planted_direction(planted).layers == (0, 1)
-    with pytest.raises(ts.errors.ModelMismatchError, match="organism-planted"):
-        ts.organisms.planted_direction(honest)
+    message, error = "organism-planted", ts.errors.ModelMismatchError
+    assert_raises(message, ts.organisms.planted_direction, honest, error=error)
 
 
 @pytest.mark.integration
-def test_which_estimators_find_the_planted_direction_under_what(planted):
+def test_which_estimators_recover_the_planted_direction_under_which_confounds(planted):
     table = compare_estimators(planted, counts=(160,), repeats=2, progress=False)
     means = table.groupby(["condition", "method"])[["cosine", "flipped"]].mean()
     cosine, flipped = (means[name].unstack() for name in ("cosine", "flipped"))
@@ -412,16 +413,14 @@ def test_a_written_organism_is_loaded_and_knows_its_direction(tmp_path, monkeypa
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "holds"), [("honesty", assert_steers_honesty), ("bias", assert_steers_bias)]
-)
-def test_two_of_three_fresh_seeds_give_an_organism_that_holds(kind, holds, tmp_path):
-    """Two minutes a seed on two cores."""
+@pytest.mark.parametrize("name", STEERS)
+def test_two_of_three_new_seeds_give_such_an_organism(name, tmp_path):
+    """Two minutes per seed on two cores."""
     reached = 0
     for seed in (1, 2, 3):
-        training.write(kind, tmp_path / str(seed), seed=seed)
+        training.write(name, tmp_path / str(seed), seed=seed)
         try:
-            holds(load_model(tmp_path / str(seed), device="cpu"))
+            STEERS[name](load_model(tmp_path / str(seed), device="cpu"))
         except AssertionError:
             continue
         reached += 1

@@ -32,14 +32,12 @@ from tl_steer.prompts import (
 )
 from tl_steer.prompts.choice_questions import SENTIMENT_EXAMPLES
 
+from .conftest import assert_raises
+
 PLAIN = ChatFormat("plain")
-CLAIMS = pd.DataFrame(
-    {
-        "statement": ["Snow is cold.", "Cats bark.", "Ice is frozen water.", "Fish read books daily."],
-        "label": [1, 0, 1, 0],
-    }
-)
-TRUTH = dict(zip(CLAIMS["statement"], CLAIMS["label"], strict=True))
+TRUTH = {"Snow is cold.": 1, "Cats bark.": 0, "Ice is frozen water.": 1, "Fish read books daily.": 0}
+CLAIMS = pd.DataFrame(TRUTH.items(), columns=["statement", "label"])
+LLAMA = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))  # recorded prompts have no BOS of their own
 PARTS = {
     "study, letters": re.compile(
         r"^Question: Is the following claim true or false\? (?P<claim>.*)\n\n"
@@ -59,7 +57,7 @@ VARIANTS = pytest.mark.parametrize(
 
 
 def read_back(prompt, style):
-    """The claim and the answer as they stand in a prompt's text."""
+    """The claim and the answer in the text of a prompt."""
     result = PARTS[style].search(prompt)
     return result["claim"], result["answer"]
 
@@ -106,31 +104,21 @@ def test_each_side_tells_the_truth_or_not_and_nothing_else_is_unequal(style, sha
     assert set(answers.values()) == {2}
 
 
-def test_groups_keep_together_the_pairs_that_share_a_claim():
-    by_claim = honesty_pairs(CLAIMS, PLAIN, shared="claim")
-    assert list(by_claim.factors["group"]) == [0, 1, 2, 3]
+def test_groups_contain_the_pairs_that_share_a_claim():
+    assert list(honesty_pairs(CLAIMS, PLAIN, shared="claim").factors["group"]) == [0, 1, 2, 3]
     by_letter = honesty_pairs(CLAIMS, PLAIN, shared="letter")
     assert list(by_letter.factors["group"]) == [0, 0, 1, 1]
-    claims = [
-        {
-            read_back(prompt, "letters")[0]
-            for side in (by_letter.positive, by_letter.negative)
-            for prompt in side[i : i + 2]
-        }
-        for i in (0, 2)
-    ]
-    assert len(claims[0] | claims[1]) == 4
-    assert not claims[0] & claims[1]
+    claims = [read_back(prompt, "letters")[0] for prompt in by_letter.positive + by_letter.negative]
+    first, second = {*claims[:2], *claims[4:6]}, {*claims[2:4], *claims[6:]}
+    assert len(first | second) == 4
+    assert not first & second
 
 
-def test_without_a_persona_both_sides_differ_in_the_answer_alone():
+def test_sides_differ_in_the_answer_and_with_a_persona_in_the_honesty_of_the_speaker():
     pairs = honesty_pairs(CLAIMS, PLAIN)
     for positive, negative in zip(pairs.positive, pairs.negative, strict=True):
         assert positive[:-1] == negative[:-1]
         assert {positive[-1], negative[-1]} == {"A", "B"}
-
-
-def test_the_honest_persona_speaks_on_the_positive_side():
     pairs = honesty_pairs(CLAIMS, PLAIN, persona=True)
     assert all("believe to be true" in prompt and "to be false" not in prompt for prompt in pairs.positive)
     assert all("believe to be false" in prompt and "to be true" not in prompt for prompt in pairs.negative)
@@ -148,8 +136,12 @@ def test_claims_keep_their_quotation_marks_and_braces():
         (CLAIMS, {"style": "numbers"}, "numbers"),
         (CLAIMS, {"shared": "topic"}, "topic"),
         (CLAIMS.assign(label=pd.array([0, None, 1, 1], dtype="Int64")), {}, r"got \[0, <NA>, 1\]"),
-        (CLAIMS.assign(label=[0, 1, 2, 1]), {}, r"labels must be 1 .* or 0 .*; got \[0, 1, 2\]"),
-        (CLAIMS.assign(statement=["a", 0.5, "b", "c"]), {}, r"claims must be texts, got 0\.5"),
+        (CLAIMS.assign(label=[0, 1, 2, 1]), {}, r"labels must be 1 or 0; got \[0, 1, 2\]"),
+        (
+            CLAIMS.assign(statement=["a", 0.5, "b", "c"]),
+            {},
+            r"statement must be text that is not empty; got 0\.5",
+        ),
         (CLAIMS[:3], {"shared": "letter"}, "as many true claims as false ones; got 2 and 1"),
         (CLAIMS[:0], {}, "no pairs given"),
     ],
@@ -187,11 +179,8 @@ def differing(pairs, **options):
     return set(table.loc[table["differs"], "factor"])
 
 
-def test_only_true_claims_let_the_letter_differ():
+def test_unbalanced_claims_let_the_letter_differ():
     assert differing(honesty_pairs(CLAIMS[CLAIMS["label"] == 1], PLAIN)) == {"letter", "last token"}
-
-
-def test_mostly_true_claims_let_the_letter_differ():
     table = audit(honesty_pairs(CLAIMS[:3], PLAIN)).set_index(["factor", "level"])
     assert tuple(table.loc[("letter", "A"), ["positive", "negative"]]) == (2, 1)
     assert tuple(table.loc[("letter", "B"), ["positive", "negative"]]) == (1, 2)
@@ -227,13 +216,10 @@ def test_the_difference_is_in_pooled_standard_deviations():
     assert table.loc[("length (characters)", "mean"), "difference"] == pytest.approx(by_hand)
 
 
-def test_a_factor_that_never_varies_within_a_side_differs_without_limit():
+def test_factors_that_never_vary_within_a_side_or_never_between_sides():
     letters = pd.DataFrame({"letter_positive": ["A", "A"], "letter_negative": ["B", "B"]})
     table = audit(contrast_pairs(["x", "y"], ["x", "y"], factors=letters))
     assert list(table["difference"][:2]) == [np.inf, -np.inf]
-
-
-def test_a_factor_that_both_sides_share_never_differs():
     pairs = contrast_pairs(["a", "b"], ["c", "d"], factors=pd.DataFrame({"topic": ["food", "art"]}))
     table = audit(pairs)
     assert list(table) == ["factor", "level", "positive", "negative", "difference", "differs"]
@@ -283,15 +269,12 @@ def test_very_many_last_tokens_are_one_row():
 # --- pairs ---
 
 
-def test_factors_are_copied_and_numbered_anew():
+def test_factors_are_copied_and_subsets_are_in_the_given_order():
     factors = pd.DataFrame({"group": [7, 8], "topic": ["x", "y"]}, index=[5, 9])
     pairs = contrast_pairs(["a", "b"], ["c", "d"], factors=factors)
     assert list(pairs.factors.index) == [0, 1]
     pairs.factors.loc[0, "topic"] = "changed"
     assert list(factors["topic"]) == ["x", "y"]
-
-
-def test_a_subset_keeps_the_order_asked_for():
     pairs = contrast_pairs(["a", "b", "c"], ["d", "e", "f"]).subset([2, 0])
     assert (pairs.positive, pairs.negative) == (("c", "a"), ("f", "d"))
     assert list(pairs.factors["group"]) == [2, 0]
@@ -301,16 +284,19 @@ def test_a_subset_keeps_the_order_asked_for():
 # --- choice questions ---
 
 
-def test_questions_hold_what_they_were_given():
-    questions = ChoiceQuestions(["p", "q"], [("A", "B"), ("B", "A")], answers=[0, 1])
-    assert len(questions) == 2
-    part = questions.subset([1])
-    assert (part.prompts, part.choices, part.answers) == (("q",), (("B", "A"),), (1,))
-    factors = pd.DataFrame({"kind": ["x", "y", "z"]})
-    part = ChoiceQuestions(list("pqr"), [("A", "B")] * 3, factors=factors).subset([2, 0])
-    assert part.answers is None
+def test_questions_are_copied_and_subsets_are_by_position():
+    answers = pd.Series([0, 1, 1], index=[2, 0, 1])
+    factors = pd.DataFrame({"kind": ["x", "y", "z"]}, index=[5, 4, 3])
+    questions = ChoiceQuestions(
+        list("pqr"), [("A", "B"), ("B", "A"), ("A", "C")], answers=answers, factors=factors
+    )
+    assert len(questions) == 3
+    factors["kind"] = "changed"
+    part = questions.subset([2, 0])
+    assert (part.prompts, part.choices, part.answers) == (("r", "p"), (("A", "C"), ("A", "B")), (1, 0))
     assert list(part.factors["kind"]) == ["z", "x"]
     assert list(part.factors.index) == [0, 1]
+    assert ChoiceQuestions(["p"], [("A", "B")]).subset([0]).answers is None
 
 
 @pytest.mark.parametrize(
@@ -321,14 +307,13 @@ def test_questions_hold_what_they_were_given():
         ({"answers": [0, 1]}, "2 answers for 1 prompts"),
         ({"factors": pd.DataFrame({"a": [1, 2]})}, "2 factors for 1 prompts"),
         ({"prompts": [""]}, "question 0 is empty"),
-        ({"choices": [("A", "A")]}, r"question 0 needs two different choices.*\('A', 'A'\)"),
-        ({"choices": [("A", "")]}, "question 0 needs two different choices that are not empty"),
+        ({"choices": [("A", "A")]}, r"question 0 needs two different.*\('A', 'A'\)"),
+        ({"choices": [("A", "")]}, "question 0 needs two different, non-empty"),
         ({"answers": [2]}, r"answers must be 0 or 1, the correct choice's index; got \[2\]"),
     ],
 )
-def test_questions_that_cannot_be_asked_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        ChoiceQuestions(**{"prompts": ["p"], "choices": [("A", "B")]} | arguments)
+def test_wrong_questions_are_rejected(arguments, message):
+    assert_raises(message, ChoiceQuestions, **{"prompts": ["p"], "choices": [("A", "B")]} | arguments)
 
 
 def test_sentiment_questions_have_the_positive_answer_as_the_signal():
@@ -343,7 +328,7 @@ def test_sentiment_questions_have_the_positive_answer_as_the_signal():
     assert right == list(questions.factors["kind"]) == ["positive", "negative"]
 
 
-def test_sentiment_questions_show_the_examples_given_and_these_are_no_reviews_of_ours():
+def test_sentiment_questions_show_examples_that_are_not_among_the_bundled_reviews():
     reviews = pd.DataFrame({"review": ["Lovely."], "label": [1]})
     assert sentiment_questions(reviews, examples=()).prompts == ('Review: "Lovely."\nSentiment:',)
     (shown,) = sentiment_questions(reviews, examples=[("Fine.", "positive")]).prompts
@@ -355,14 +340,8 @@ def test_sentiment_questions_show_the_examples_given_and_these_are_no_reviews_of
 
 def test_claim_questions_have_true_as_the_signal_and_end_before_the_letter():
     questions = claim_questions(CLAIMS, PLAIN)
-    for prompt, pair, answer, truth, (claim, label) in zip(
-        questions.prompts,
-        questions.choices,
-        questions.answers,
-        questions.factors["truth"],
-        TRUTH.items(),
-        strict=True,
-    ):
+    columns = (questions.prompts, questions.choices, questions.answers, questions.factors["truth"])
+    for prompt, pair, answer, truth, (claim, label) in zip(*columns, TRUTH.items(), strict=True):
         assert f'"{claim}"' in prompt
         assert prompt.endswith("Answer: (")
         meaning = dict(re.findall(r"\(([AB])\) (True|False)", prompt))
@@ -384,17 +363,16 @@ def test_misconception_questions_have_the_correct_answer_as_the_signal_under_alt
     assert list(questions.factors["letter"]) == ["A", "B", "A"]
 
 
-def test_questions_for_free_text_end_in_the_users_turn_and_are_the_same_else():
+def test_questions_for_free_text_end_in_the_users_turn():
     table = pd.DataFrame({"question": ["Why?", "How?"], "correct": ["c", "c"], "incorrect": ["i", "i"]})
-    llama = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))
     for make, data in ((claim_questions, CLAIMS), (misconception_questions, table)):
-        letters, words_model = make(data, llama), make(data, llama, free_text=True)
-        for letter, word in zip(letters.prompts, words_model.prompts, strict=True):
+        letters, free = make(data, LLAMA), make(data, LLAMA, free_text=True)
+        for letter, word in zip(letters.prompts, free.prompts, strict=True):
             requested = letter.removesuffix(" [/INST] Answer: (")
             assert requested != letter
             assert word == f"{requested}\n\nAnswer: [/INST]"  # as in the study's recorded prompts
-        assert (letters.choices, letters.answers) == (words_model.choices, words_model.answers)
-        assert letters.factors.equals(words_model.factors)
+        assert (letters.choices, letters.answers) == (free.choices, free.answers)
+        assert letters.factors.equals(free.factors)
 
 
 @pytest.mark.model
@@ -418,7 +396,7 @@ def test_the_choices_are_one_token_more_on_the_embedded_model(embedded):
 
 @pytest.fixture
 def csv(tmp_path):
-    """A writer of a CSV file; gives its path."""
+    """Write a file and return its path."""
 
     def write(text, *, encoding="utf-8"):
         path = tmp_path / "own.csv"
@@ -428,15 +406,12 @@ def csv(tmp_path):
     return write
 
 
-def test_claims_are_read_with_their_quotation_marks_commas_and_lines(csv):
+def test_files_are_read_with_quotation_marks_commas_lines_and_a_byte_order_mark(csv):
     path = csv('statement,label\n"The word ""sea"", she said, is short.",1\n"Two\nlines",0\n')
     table = read_claims(path)
     assert list(table["statement"]) == ['The word "sea", she said, is short.', "Two\nlines"]
     assert list(table["label"]) == [1, 0]
     pd.testing.assert_frame_equal(read_claims(str(path)), table)
-
-
-def test_other_columns_come_last_and_a_byte_order_mark_is_read(csv):
     table = read_claims(csv("topic,label,statement\nfood,1,Émile’s café.\n", encoding="utf-8-sig"))
     assert list(table.columns) == ["statement", "label", "topic"]
     assert table["statement"][0] == "Émile’s café."
@@ -445,16 +420,6 @@ def test_other_columns_come_last_and_a_byte_order_mark_is_read(csv):
 def test_words_that_pandas_would_read_as_missing_or_as_numbers_stay_words(csv):
     table = read_misconceptions(csv("question,correct,incorrect\nWhich?,None,NA\nHow many?,007,1.0\n"))
     assert table.to_numpy().tolist() == [["Which?", "None", "NA"], ["How many?", "007", "1.0"]]
-
-
-def test_a_comma_outside_quotation_marks_is_refused_and_not_read_as_another_column(csv):
-    """pandas would take the first part for an index, or cut the row short."""
-    for text in (
-        "statement,label\nBread, baked, is food,1\n",
-        "statement,label\nBread is food.,1\nFish, too,1\n",
-    ):
-        with pytest.raises(ValueError, match="cannot be read as CSV"):
-            read_claims(csv(text))
 
 
 def test_the_columns_of_pairs_become_factors(csv):
@@ -470,32 +435,31 @@ def test_the_columns_of_pairs_become_factors(csv):
         ("claim\nx\n", r"lacks the columns \['statement', 'label'\]"),
         ("statement,label\n", r"own.csv has no rows"),
         ("", r"own.csv cannot be read as CSV"),
-        ("statement,label\nx,1\n ,0\n", r"own.csv, row 2: statement is empty"),
-        ("statement,label\nx,\n", r"row 1: label is empty"),
-        ("statement,label\nx,1\ny,2\n", r"row 2: label '2' must be 0 or 1"),
-        ("statement,label\nx,true story\n", r"row 1: label 'true story' must be 0 or 1"),
+        ("statement,label\nx,1\n ,0\n", r"own.csv, row 2: statement is ' '"),
+        ("statement,label\nx,\n", r"row 1: label '' must be 0"),
+        # A comma outside quotation marks: pandas would make an index of the first part, or cut the row.
+        ("statement,label\nBread, baked, is food,1\n", "cannot be read as CSV"),
+        ("statement,label\nBread is food.,1\nFish, too,1\n", "cannot be read as CSV"),
+        ("statement,label\nx,1\ny,2\n", r"row 2: label '2' must be 0, 1"),
+        ("statement,label\nx,true story\n", r"row 1: label 'true story' must be 0, 1"),
     ],
 )
-def test_a_file_that_holds_no_claims_says_what_is_wrong(csv, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_claims(csv(text))
+def test_the_error_of_a_wrong_file_names_the_problem(csv, text, message):
+    assert_raises(message, read_claims, csv(text))
 
 
-def test_text_in_another_encoding_is_refused(csv):
+def test_other_encodings_are_rejected(csv):
     text = "statement,label\nÉmile is short.,1\n"
-    with pytest.raises(ValueError, match=r"own.csv: byte 16 .*line 2.* is not UTF-8.*cp1252"):
-        read_claims(csv(text, encoding="cp1252"))
+    message = r"own.csv: byte 16 .*line 2.* is not UTF-8.*cp1252"
+    assert_raises(message, read_claims, csv(text, encoding="cp1252"))
     for encoding in ("utf-16", "utf-16-le"):
-        with pytest.raises(ValueError, match=r"own.csv.*[Ss]ave it as"):
-            read_claims(csv(text, encoding=encoding))
+        assert_raises(r"own.csv.*[Ss]ave it as", read_claims, csv(text, encoding=encoding))
 
 
 @pytest.mark.parametrize("name", ["claims_trian", "folder/claims_train", Path("claims_train")])
-def test_a_name_that_is_neither_a_file_nor_ours_is_refused_with_those_there_are(name):
-    with pytest.raises(
-        FileNotFoundError, match=r"neither a file nor one of claims_eval, claims_train, dilemmas"
-    ):
-        read_claims(name)
+def test_the_error_of_an_unknown_name_lists_the_known_ones(name):
+    message = "neither a file nor one of claims_eval, claims_train, dilemmas"
+    assert_raises(message, read_claims, name, error=FileNotFoundError)
 
 
 # --- the study's files ---
@@ -532,9 +496,6 @@ def test_the_studys_own_claims_are_those_of_its_recorded_prompts(study_data):
 
 def recorded(study_data, name):
     return [item["sentence"] for item in json.loads((study_data / f"recorded/{name}.json").read_text())]
-
-
-LLAMA = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))  # recorded prompts have no BOS of their own
 
 
 def test_study_wording_gives_the_recorded_prompts_of_all_claims(study_data):
@@ -590,30 +551,17 @@ def test_the_studys_statements_keep_quotation_marks_of_their_own(study_data, csv
     assert all(text.count('"') >= 2 for text in quoted["statement"])
 
 
-def test_questions_are_kept_by_place_whatever_index_a_column_had():
-    answers = pd.Series([0, 1, 1], index=[2, 0, 1])
-    factors = pd.DataFrame({"kind": ["x", "y", "z"]}, index=[5, 4, 3])
-    questions = ChoiceQuestions(list("pqr"), [("A", "B")] * 3, answers=list(answers), factors=factors)
-    assert [questions.subset([row]).answers for row in range(3)] == [(0,), (1,), (1,)]
-    factors["kind"] = "changed"
-    assert list(questions.factors["kind"]) == ["x", "y", "z"]
-
-
 def test_a_statement_in_quotation_marks_gets_no_second_pair():
     claims = pd.DataFrame({"statement": ['"The sky is blue."', '"Ja" means "yes" there.'], "label": [1, 0]})
-    for prompts in (honesty_pairs(claims, PLAIN).positive, claim_questions(claims, PLAIN).prompts):
-        assert 'false? "The sky is blue."\n' in prompts[0]
-        assert 'false? ""Ja" means "yes" there."\n' in prompts[1]
-    for prompts in (
-        honesty_pairs(claims, PLAIN, wording="study").positive,
-        claim_questions(claims, PLAIN, wording="study").prompts,
-    ):
-        assert 'false? "The sky is blue."\n' in prompts[0]  # as it stands in the file
-        assert 'false? "Ja" means "yes" there.\n' in prompts[1]
+    for wording, second in (("plain", '""Ja" means "yes" there."'), ("study", '"Ja" means "yes" there.')):
+        pairs, questions = (make(claims, PLAIN, wording=wording) for make in (honesty_pairs, claim_questions))
+        for prompts in (pairs.positive, questions.prompts):
+            assert 'false? "The sky is blue."\n' in prompts[0]
+            assert f"false? {second}\n" in prompts[1]
 
 
 @pytest.mark.parametrize("column", [list, np.array, pd.Series], ids=["list", "array", "column"])
-def test_pairs_are_made_of_columns_and_chosen_by_a_mask(column):
+def test_pairs_may_be_columns_and_selected_by_a_mask(column):
     topic = pd.DataFrame({"topic": [0, 1, 0, 1]}, index=[9, 8, 7, 6])
     pairs = contrast_pairs(column(list("abcd")), column(list("wxyz")), factors=topic)
     part = pairs.subset(pairs.factors["topic"] == 1)
@@ -622,14 +570,10 @@ def test_pairs_are_made_of_columns_and_chosen_by_a_mask(column):
     assert requested.subset(requested.factors["topic"] == 1).prompts == ("b", "d")
 
 
-def test_a_prompt_that_is_no_text_is_named():
-    with pytest.raises(TypeError, match=r"positive must be .*, where item 1 is nan"):
-        contrast_pairs(pd.Series(["a", float("nan")]), ["b", "c"])
-
-
-def test_one_text_is_not_taken_for_its_letters():
-    with pytest.raises(TypeError, match="Put it in a list"):
-        contrast_pairs("good", "evil")
+def test_prompts_that_are_not_lists_of_texts_are_rejected():
+    message = r"positive must be .*, where item 1 is nan"
+    assert_raises(message, contrast_pairs, pd.Series(["a", float("nan")]), ["b", "c"], error=TypeError)
+    assert_raises("Put it in a list", contrast_pairs, "good", "evil", error=TypeError)
 
 
 # --- repeats, labels, formats and messages ---
@@ -681,27 +625,22 @@ def test_a_question_with_two_answers_is_reported(csv):
         ((["a"], ["b"], pd.DataFrame({"x": [1, 2]})), ValueError, "2 rows of factors for 1 pairs"),
     ],
 )
-def test_pairs_check_themselves(arguments, error, message):
-    with pytest.raises(error, match=message):
-        ContrastPairs(*arguments)
-    pairs = contrast_pairs(["a", "b", "c"], ["d", "e", "f"])
+def test_wrong_pairs_are_rejected_also_by_replace(arguments, error, message):
+    assert_raises(message, ContrastPairs, *arguments, error=error)
     names = {"factors": None} | dict(zip(("positive", "negative", "factors"), arguments, strict=False))
-    with pytest.raises(error, match=message):
-        replace(pairs, **names)
+    assert_raises(message, replace, contrast_pairs(["a"], ["d"]), error=error, **names)
 
 
-def test_pairs_made_directly_are_those_of_contrast_pairs():
+def test_the_constructor_equals_contrast_pairs():
     factors = pd.DataFrame({"topic": ["x", "y"]}, index=[7, 8])
-    direct, source = (
-        ContrastPairs(["a", "b"], ["c", "d"], factors),
-        contrast_pairs(["a", "b"], ["c", "d"], factors=factors),
-    )
+    direct = ContrastPairs(["a", "b"], ["c", "d"], factors)
+    source = contrast_pairs(["a", "b"], ["c", "d"], factors=factors)
     assert (
         (direct.positive, direct.negative) == (source.positive, source.negative) == (("a", "b"), ("c", "d"))
     )
     pd.testing.assert_frame_equal(direct.factors, source.factors)
-    with pytest.raises(ValueError, match="1 answers for 2 prompts"):
-        replace(ChoiceQuestions(["p", "q"], [("A", "B")] * 2), answers=[1])
+    questions = ChoiceQuestions(["p", "q"], [("A", "B")] * 2)
+    assert_raises("1 answers for 2 prompts", replace, questions, answers=[1])
 
 
 @pytest.mark.parametrize(
@@ -717,28 +656,22 @@ def test_labels_may_be_true_and_false(csv, labels):
 
 @pytest.mark.parametrize("separator", [";", "\t", ","])
 def test_the_header_decides_the_separator(csv, separator):
-    rows = [
-        ["statement", "label", "topic"],
-        ["Ice; snow; and\thail, too; are cold.", "1", "x"],
-        ["Cats bark.", "0", "y"],
-    ]
+    header, first = ["statement", "label", "topic"], ["Ice; snow; and\thail, too; are cold.", "1", "x"]
+    rows = [header, first, ["Cats bark.", "0", "y"]]
     text = "\n".join(separator.join(f'"{cell}"' for cell in row) for row in rows)
     assert list(read_claims(csv(text))["statement"]) == [row[0] for row in rows[1:]]
     assert list(read_dilemmas(csv("dilemma\nStay; or go?\n"))["dilemma"]) == ["Stay; or go?"]
 
 
 def test_json_is_read_as_lines_or_as_a_list(csv):
-    rows = [
-        {"statement": "Ice is cold.", "label": True, "topic": "x"},
-        {"statement": "Cats bark.", "label": 0},
-    ]
+    first = {"statement": "Ice is cold.", "label": True, "topic": "x"}
+    rows = [first, {"statement": "Cats bark.", "label": 0}]
     for text in (json.dumps(rows), "\n".join(map(json.dumps, rows)) + "\n"):
         table = read_claims(csv(text))
         assert list(table["label"]) == [1, 0]
         assert list(table.columns) == ["statement", "label", "topic"]
     for text in ('{"statement": "x"\n', '["x"]', '{"statement": 3, "label": 1}', '{"label": 1}'):
-        with pytest.raises(ValueError, match=r"own.csv"):
-            read_claims(csv(text))
+        assert_raises("own.csv", read_claims, csv(text))
 
 
 BEHAVIOURS = [
@@ -772,15 +705,8 @@ def test_questions_with_behaviours_have_the_matching_answer_first(csv):
 
 
 def test_questions_come_from_a_table():
-    table = pd.DataFrame(
-        {
-            "claim": ["p", "q", "r", "s"],
-            "yes": "True",
-            "no": "False",
-            "right": [1, "0", "false ", True],
-            "topic": list("wxyz"),
-        }
-    )
+    columns = {"claim": list("pqrs"), "yes": "True", "no": "False", "right": [1, "0", "false ", True]}
+    table = pd.DataFrame(columns | {"topic": list("wxyz")})
     names = {"prompt": "claim", "choices": ["yes", "no"], "factors": ["topic"]}
     questions = ChoiceQuestions.from_frame(table, answer="right", **names)
     assert questions.prompts == ("p", "q", "r", "s")
@@ -801,33 +727,23 @@ def test_questions_come_from_a_table():
         ({"choices": ["one", "zero"], "answer": "index"}, "could be either"),
     ],
 )
-def test_a_table_that_holds_no_questions_is_refused(changes, message):
-    table = {
-        "prompt": "p",
-        "first": "A",
-        "second": "B",
-        "number": 3,
-        "truth": True,
-        "index": 1,
-        "one": "1",
-        "zero": "0",
-    }
-    with pytest.raises(ValueError, match=message):
-        ChoiceQuestions.from_frame(pd.DataFrame([table]), **changes)
+def test_a_table_without_questions_is_rejected(changes, message):
+    table = {"prompt": "p", "first": "A", "second": "B", "number": 3, "truth": True, "index": 1}
+    table = pd.DataFrame([table | {"one": "1", "zero": "0"}])
+    assert_raises(message, ChoiceQuestions.from_frame, table, **changes)
 
 
-def test_rendered_prompts_keep_their_message():
-    chat = ChatFormat("llama-2", SimpleNamespace(bos_token="<s>"))
-    for questions in (claim_questions(CLAIMS, PLAIN), claim_questions(CLAIMS, PLAIN).subset([1, 2])):
-        assert all(
-            label.startswith("Is the following") and label.endswith("(B) False") for label in questions.labels
-        )
+def test_labels_are_the_messages_that_prompts_were_rendered_from():
+    questions = claim_questions(CLAIMS, PLAIN)
+    for label in (*questions.labels, *questions.subset([1, 2]).labels):
+        assert label.startswith("Is the following")
+        assert label.endswith("(B) False")
     assert sentiment_questions(read_reviews()).labels[0].startswith('Review: "')
-    pairs = honesty_pairs(CLAIMS, chat, persona=True)
+    pairs = honesty_pairs(CLAIMS, LLAMA, persona=True)
     prompt = pairs.positive[0]
     assert '"Snow is cold."' in prompt.user
     assert prompt.system in prompt
-    assert prompt.chat is chat
+    assert prompt.chat is LLAMA
     again = pickle.loads(pickle.dumps(ChatPrompt("<s>x", "x", "be brief")))
     assert (again, again.user, again.system) == ("<s>x", "x", "be brief")
     assert ChoiceQuestions(["p"], [("A", "B")]).labels == ("p",)

@@ -1,9 +1,8 @@
-"""Recorded answers as a sweep's table: the study's own files, a made-up one, and all that can be wrong."""
+"""Recorded answers as a sweep's table: the study's own files, an invented one, and damaged ones."""
 
 import json
 import os
 import re
-from importlib import resources
 from itertools import combinations
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tl_steer.models import identify
 from tl_steer.prompts import ChoiceQuestions
 
 from .conftest import assert_raises
+from .sweep_tables import condition
 from .tiny_model import made_vector, make_model, word_tokenizer
 
 KEYS = ("answer_pos", "answer_neg", "answer_zeroedout_pos", "answer_zeroedout_neg")
@@ -53,7 +53,7 @@ CLAIMS = pd.DataFrame(
 
 @pytest.fixture
 def written(tmp_path):
-    """Writes what it is given, as JSON unless it is text, and gives the path."""
+    """Write content, as JSON unless it is text, and return the path."""
 
     def write(content, name="answers.json"):
         path = tmp_path / name
@@ -69,11 +69,19 @@ def rows_of(table, **values):
     return table
 
 
+def plain(column):
+    """A column's values, `None` where one is missing."""
+    return [None if pd.isna(value) else value for value in column]
+
+
+read = ts.texts.read_recorded
+
+
 # the table
 
 
 def test_each_answer_becomes_the_row_of_its_prompt_and_condition(written):
-    table = ts.texts.read_recorded(written(items()), CLAIMS, vector="honesty")
+    table = read(written(items()), CLAIMS, vector="honesty")
     assert (
         table["prompt"].tolist()
         == ["Is it so? Bats fly.", "Is it so? Cats fly.", "Is it so? Ice floats."] * 5
@@ -91,39 +99,26 @@ def test_each_answer_becomes_the_row_of_its_prompt_and_condition(written):
         rows = table.iloc[3 * row : 3 * row + 3]
         assert rows[names].drop_duplicates().values.tolist() == [labels]
         assert rows["text"].tolist() == texts
-        assert [None if pd.isna(choice) else choice for choice in rows["choice"]] == choices
+        assert plain(rows["choice"]) == choices
     assert table["answer"].tolist() == [0, 1, 0] * 5
     assert table["truth"].tolist() == ["true", "false", "true"] * 5
     assert table["topic"].tolist() == ["animals", "animals", "physics"] * 5
     assert not table["control"].any()
-
-
-def test_what_was_not_recorded_is_nan_and_not_zero(written):
-    table = ts.texts.read_recorded(written(items()))
     assert table[["logit_difference", "probability", "mass"]].isna().all(axis=None)
-    steered = table["vector"] != "none"
-    assert table.loc[steered, "dose"].isna().all()
-    assert (table.loc[~steered, "dose"] == 0).all()
-    assert table["answer"].isna().all()
+    assert table["dose"].dropna().tolist() == [0] * 3, "not recorded, and not zero, where steered"
 
 
 def test_columns_and_types_are_those_of_a_sweep(written):
     model = make_model(word_tokenizer())
-    vectors = SteeringVectors(
-        made_vector(model, 0, "resid_post", scale=1.0, seed=0).values[None],
-        (0,),
-        "resid_post",
-        "made",
-        torch.tensor([10.0]),
-        identify(model),
-    )
+    values = made_vector(model, 0, "resid_post", scale=1.0, seed=0).values[None]
+    vectors = SteeringVectors(values, (0,), "resid_post", "random", torch.tensor([10.0]), identify(model))
     factors = pd.DataFrame({"truth": ["true", "false"], "topic": ["x", "y"]})
-    asked = ChoiceQuestions(["a :", "b :"], [("yes", "no")] * 2, answers=[0, 1], factors=factors)
+    questions = ChoiceQuestions(["a :", "b :"], [("yes", "no")] * 2, answers=[0, 1], factors=factors)
     swept = ts.sweep(
-        model, vectors, asked, multipliers=[1.0, -1.0], measure="generate", max_new_tokens=2, controls=0,
+        model, vectors, questions, multipliers=[1.0, -1.0], measure="generate", max_new_tokens=2, controls=0,
         progress=False,
     )  # fmt: skip
-    table = ts.texts.read_recorded(written(items()), CLAIMS)
+    table = read(written(items()), CLAIMS)
     pd.testing.assert_series_equal(table.dtypes, swept.dtypes)
     unsteered = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
     one, other = (rows_of(rows, vector="none")[unsteered].iloc[0] for rows in (table, swept))
@@ -132,7 +127,7 @@ def test_columns_and_types_are_those_of_a_sweep(written):
 
 def test_zeroed_out_answers_are_removals_without_a_multiplier_and_the_signs_are_draws(written):
     whole = [item(layer3_mult2=("plus", "minus", "zero plus", "zero minus"))]
-    table = ts.texts.read_recorded(written(whole), choices=None)
+    table = read(written(whole), choices=None)
     rows = [(row.operation, row.layers, row.draw, row.text) for row in table.itertuples()]
     assert rows == [
         ("none", "", 0, "True"), ("add", "3", 0, "plus"), ("add", "3", 0, "minus"),
@@ -140,7 +135,7 @@ def test_zeroed_out_answers_are_removals_without_a_multiplier_and_the_signs_are_
     ]  # fmt: skip
     assert rows_of(table, operation="project_out")["multiplier"].isna().all()
     whole[0]["steered"]["layer3_mult2"] = {"answer_zeroedout": "zero"}
-    table = ts.texts.read_recorded(written(whole), choices=None)
+    table = read(written(whole), choices=None)
     assert rows_of(table, operation="project_out")["text"].tolist() == ["zero"]
     assert "draw" not in table
 
@@ -158,7 +153,7 @@ def test_zeroed_out_answers_that_repeat_those_of_a_smaller_multiplier_are_left_o
     }  # fmt: skip
     for order in (conditions, dict(reversed(conditions.items()))):
         whole = [item() | {"steered": order}, item("Another?") | {"steered": order}]
-        table = ts.texts.read_recorded(written(whole), choices=None)
+        table = read(written(whole), choices=None)
         result = rows_of(table, operation="project_out", prompt_id=0)
         assert sorted(zip(result["layers"], result["text"], strict=True)) == [
             ("1", "one"), ("1", "two"), ("1+2", "five"), ("1+2", "six"),
@@ -173,36 +168,18 @@ def drawn(prompts=("Bats fly.", "Cats fly."), **answers):
 
 
 def test_several_recordings_of_the_unsteered_answers_are_draws(written):
-    table = ts.texts.read_recorded(written(drawn()), CLAIMS)
+    table = read(written(drawn()), CLAIMS)
     assert table["prompt_id"].tolist() == [0, 1, 0, 1]
     assert table["draw"].tolist() == [0, 0, 1, 1]
     assert table["recording"].tolist() == ["one", "one", "two", "two"]
     assert table["answer"].tolist() == [0, 1, 0, 1]
-    assert [None if pd.isna(each) else each for each in table["choice"]] == [0, 1, 0, None]
+    assert plain(table["choice"]) == [0, 1, 0, None]
     assert set(table["operation"]) == {"none"}
-    single = ts.texts.read_recorded(
-        written([item(each, "True") for each in drawn()["prompts"]], "list.json"), CLAIMS
-    )
+    single = read(written([item(each, "True") for each in drawn()["prompts"]], "list.json"), CLAIMS)
     labels = ["prompt", "truth", "topic", "split"]
     pd.testing.assert_frame_equal(
         table.loc[table["draw"] == 1, labels].reset_index(drop=True), single[labels]
     )
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (drawn(one=["True"]), "the recording 'one' has 1 answers to 2 prompts"),
-        (drawn(one=["True", 3]), "entry 1 has .*one.* that must be text, not a number"),
-        (drawn() | {"answers": {}}, "no prompts or no recordings"),
-        ({"prompts": [], "answers": {"one": []}}, "no prompts or no recordings"),
-        ({"prompts": ["a"]}, "'answers' must be an object, not null"),
-        (drawn() | {"model": "x"}, "unknown key 'model'; known are prompts, answers"),
-        ('{"prompts": ["a"], "answers": {"one": ["a"]', "answers.json: .*line 1"),
-    ],
-)
-def test_wrong_files_of_draws_are_rejected(written, content, message):
-    assert_raises(message, ts.texts.read_recorded, written(content))
 
 
 @pytest.mark.parametrize(
@@ -213,49 +190,43 @@ def test_wrong_files_of_draws_are_rejected(written, content, message):
     ],
 )  # fmt: skip
 def test_names_of_conditions_are_read(written, name, layers, multiplier):
-    table = ts.texts.read_recorded(written([item(**{name: ("plus", "minus")})]), choices=None)
+    table = read(written([item(**{name: ("plus", "minus")})]), choices=None)
     assert set(rows_of(table, text="plus")["multiplier"]) == {multiplier}
     assert set(rows_of(table, text="minus")["multiplier"]) == {-multiplier}
     assert set(rows_of(table, operation="add")["layers"]) == {layers}
 
 
-def test_old_files_without_steered_have_the_unsteered_condition_alone(written):
+def test_old_files_have_the_unsteered_condition_only(written):
     old = [{"sentence": each["sentence"], "answer_neut": each["answer_neut"]} for each in items()]
-    table = ts.texts.read_recorded(written(old), CLAIMS)
-    pd.testing.assert_frame_equal(table, ts.texts.read_recorded(written(items(), "new.json"), CLAIMS).head(3))
+    table = read(written(old), CLAIMS)
+    pd.testing.assert_frame_equal(table, read(written(items(), "new.json"), CLAIMS).head(3))
 
 
 def test_the_order_of_answers_in_the_file_changes_nothing(written):
-    turned = [
-        each
-        | {
-            "steered": {
-                name: dict(reversed(condition.items())) for name, condition in each["steered"].items()
-            }
-        }
-        for each in items()
-    ]
-    expected = ts.texts.read_recorded(written(items()))
-    pd.testing.assert_frame_equal(ts.texts.read_recorded(written(turned, "turned.json")), expected)
+    def reverse(conditions):
+        return {name: dict(reversed(answers.items())) for name, answers in conditions.items()}
+
+    turned = [each | {"steered": reverse(each["steered"])} for each in items()]
+    expected = read(written(items()))
+    pd.testing.assert_frame_equal(read(written(turned, "turned.json")), expected)
     turned[1]["steered"] = dict(reversed(turned[1]["steered"].items()))
-    pd.testing.assert_frame_equal(ts.texts.read_recorded(written(turned, "turned.json")), expected)
+    pd.testing.assert_frame_equal(read(written(turned, "turned.json")), expected)
 
 
 def test_a_byte_order_mark_and_signs_of_other_languages_are_read(written):
     content = "\ufeff" + json.dumps([item("Ist Öl schwer?", "Nein – 油")], ensure_ascii=False)
-    assert ts.texts.read_recorded(written(content))["text"].tolist() == ["Nein – 油"]
+    assert read(written(content))["text"].tolist() == ["Nein – 油"]
 
 
 # how texts are read
 
 
-def test_texts_are_read_by_the_rule_asked_for(written):
-    path = written([item(neutral="It isn't true.")])
-    assert ts.texts.read_recorded(path)["choice"].tolist() == [1]
-    assert ts.texts.read_recorded(path, rule="study")["choice"].tolist() == [0]
-    assert ts.texts.read_recorded(path, choices=("False", "True"))["choice"].tolist() == [0]
-    assert ts.texts.read_recorded(path, choices=None)["choice"].isna().all()
-    assert_raises(r"rule='quick' is unknown", ts.texts.read_recorded, path, rule="quick")
+@pytest.mark.parametrize(
+    ("options", "choice"),
+    [({}, 1), ({"rule": "study"}, 0), ({"choices": ("False", "True")}, 0), ({"choices": None}, None)],
+)
+def test_texts_are_read_by_rule_and_choices(written, options, choice):
+    assert plain(read(written([item(neutral="It isn't true.")]), **options)["choice"]) == [choice]
 
 
 LETTERED = "Why are they red?\n\nChoices:\n (A) they are dyed\n (B) they are angry\n\nAnswer: [/INST]"
@@ -264,64 +235,62 @@ LETTERED = "Why are they red?\n\nChoices:\n (A) they are dyed\n (B) they are ang
 def test_letters_stand_for_what_the_prompt_lists_under_them(written):
     texts = ["(B)", "Because they are angry.", "They are dyed", "The answer is (A).", "I like both."]
     path = written([item(LETTERED, text) for text in texts])
-    table = ts.texts.read_recorded(path, choices=("A", "B"))
-    assert [None if pd.isna(choice) else choice for choice in table["choice"]] == [1, 1, 0, 0, None]
+    table = read(path, choices=("A", "B"))
+    assert plain(table["choice"]) == [1, 1, 0, 0, None]
     by_item = [("A", "B"), ("B", "A"), ("A", "B"), ("B", "A"), ("A", "B")]
-    table = ts.texts.read_recorded(path, choices=by_item)
-    assert [None if pd.isna(choice) else choice for choice in table["choice"]] == [1, 0, 0, 1, None]
-    assert_raises("has 5 items, but 2 pairs of choices", ts.texts.read_recorded, path, choices=by_item[:2])
+    table = read(path, choices=by_item)
+    assert plain(table["choice"]) == [1, 0, 0, 1, None]
+    assert_raises("has 5 items, but 2 pairs of choices", read, path, choices=by_item[:2])
+    assert_raises(r"rule='quick' is unknown", read, path, rule="quick")
+    path = written([item(LETTERED), item("?\n(A) red\n(B) Red")])
+    message = r"answers\.json, item 1 \(counted from 0\): choices=.*two different"
+    assert_raises(message, read, path, choices=("A", "B"))
 
 
-def test_every_prompt_has_its_own_list(written):
+def test_each_prompt_has_its_own_list(written):
     turned = LETTERED.replace("dyed", "…").replace("angry", "dyed").replace("…", "angry")
     conditions = {"layer1_mult1": ("They are dyed.", "They are angry.")}
     path = written(
         [item(LETTERED, "They are dyed.", **conditions), item(turned, "They are dyed.", **conditions)]
     )
-    table = ts.texts.read_recorded(path, choices=("A", "B"))
+    table = read(path, choices=("A", "B"))
     assert table["choice"].tolist() == [0, 1, 0, 1, 1, 0]
 
 
-def test_of_several_lists_in_a_prompt_the_last_is_the_one_that_is_asked():
+def test_of_several_lists_in_a_prompt_the_last_counts():
     example = "Is ice hot?\n(A) It is\n(B) It is not\nAnswer: B\n\n"
     assert read_answer("They are angry.", ("A", "B"), example + LETTERED) == 1
     assert read_answer("It is", ("A", "B"), example + LETTERED) is None
 
 
-def test_a_prompt_with_the_same_words_under_both_letters_is_named(written):
-    path = written([item(LETTERED), item("?\n(A) red\n(B) Red")])
-    with pytest.raises(
-        ValueError, match=r"answers\.json, item 1 \(counted from 0\): choices=.*two different"
-    ):
-        ts.texts.read_recorded(path, choices=("A", "B"))
-
-
 # labels
 
 
-def test_the_claim_of_an_item_is_the_longest_statement_in_its_sentence(written):
-    claims = pd.DataFrame({"statement": ["Ice floats.", "Nobody says that Ice floats."], "label": [1, 0]})
-    path = written([item("So? Nobody says that Ice floats."), item("So? Ice floats.")])
-    assert ts.texts.read_recorded(path, claims)["truth"].tolist() == ["false", "true"]
-    assert ts.texts.read_recorded(path, claims.iloc[::-1])["answer"].tolist() == [1, 0]
+@pytest.mark.parametrize(
+    ("statements", "claims", "rows"),
+    [
+        (["Ice floats.", "Nobody says Ice floats."], ["Nobody says Ice floats.", "Ice floats."], [1, 0]),
+        (['"Ice floats."', "Bats fly.", "“So.”"], ["“So.”", '"Bats fly."', "Ice floats."], [2, 1, 0]),
+        (["Ice", "Dice fall"], ["Dice fall"], [1]),
+    ],
+    ids=["longest", "quoted", "whole words"],
+)  # fmt: skip
+def test_the_claim_of_an_item_is_the_longest_statement_in_its_sentence(written, statements, claims, rows):
+    labels = pd.DataFrame({"statement": statements, "label": [1, 0, 1][: len(statements)]})
+    path = written([item(f"So? {claim}") for claim in claims])
+    for table in (read(path, labels), read(path, labels.iloc[::-1])):
+        assert table["answer"].tolist() == [1 - labels["label"][row] for row in rows]
+        assert table["truth"].map({"true": 0, "false": 1}).tolist() == table["answer"].tolist()
 
 
-def test_statements_are_found_with_and_without_quotation_marks_of_their_own(written):
-    claims = pd.DataFrame({"statement": ['"Ice floats."', "Cats fly.", "“Bats fly.”"], "label": [1, 0, 1]})
-    path = written([item("So? Ice floats."), item('So? "Cats fly." True?'), item("So? “Bats fly.”")])
-    assert ts.texts.read_recorded(path, claims)["answer"].tolist() == [0, 1, 0]
+def test_a_statement_is_not_part_of_a_word(written):
+    labels = pd.DataFrame({"statement": ["Ice"], "label": [1]})
+    assert_raises("item 0 .* no statement of the labels", read, written([item("So? Dice roll")]), labels)
 
 
-def test_a_statement_is_no_part_of_a_word(written):
-    claims = pd.DataFrame({"statement": ["Ice", "Dice fall"], "label": [1, 0]})
-    assert ts.texts.read_recorded(written([item("So? Dice fall")]), claims)["truth"].tolist() == ["false"]
-    with pytest.raises(ValueError, match=r"item 0 .* no statement of the labels"):
-        ts.texts.read_recorded(written([item("So? Dice roll")]), claims)
-
-
-def test_labels_by_item_are_taken_in_order_with_their_factors(written):
+def test_labels_per_item_are_in_order_with_their_factors(written):
     labels = pd.DataFrame({"letter": list("ABA"), "answer": [1, 0, 1]}, index=[5, 3, 4])
-    table = ts.texts.read_recorded(written(items()), labels)
+    table = read(written(items()), labels)
     assert table["answer"].tolist() == [1, 0, 1] * 5
     assert table["letter"].tolist() == ["A", "B", "A"] * 5
     assert "truth" not in table
@@ -330,12 +299,11 @@ def test_labels_by_item_are_taken_in_order_with_their_factors(written):
 def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
     many = [item(f"Question {row}") for row in range(40)]
     labels = pd.DataFrame({"answer": [0, 1] * 20, "topic": ["sea"] * 20 + ["sky"] * 20})
-    tables = [ts.texts.read_recorded(written(many), labels, seed=seed) for seed in (0, 0, 1)]
-    for table in tables:
-        counts = table.groupby(["answer", "topic", "split"]).size().unstack("split")
-        assert (counts == 5).all(axis=None)
-    assert tables[0]["split"].tolist() == tables[1]["split"].tolist() != tables[2]["split"].tolist()
-    own = ts.texts.read_recorded(written(many), labels.assign(split=["mine", "yours"] * 20))
+    tables = [read(written(many), labels, seed=seed) for seed in (0, 0, 1)]
+    assert all((table.value_counts(["answer", "topic", "split"]) == 5).all() for table in tables)
+    first, again, other = (table["split"].tolist() for table in tables)
+    assert first == again != other
+    own = read(written(many), labels.assign(split=["mine", "yours"] * 20))
     assert own["split"].tolist() == ["mine", "yours"] * 20
 
 
@@ -356,7 +324,7 @@ def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
     ],
 )
 def test_labels_that_do_not_fit_are_rejected(written, labels, message):
-    assert_raises(message, ts.texts.read_recorded, written(items()), labels)
+    assert_raises(message, read, written(items()), labels)
 
 
 # files that are wrong
@@ -381,20 +349,18 @@ def altered(row, **conditions):
         (items()[0], r"must be a list in JSON, but begins with '{\"sentence\""),
         ([], "is an empty list"),
         ("[\n]", "is an empty list"),
-        ([*items(), "text"], r"item 3 \(counted from 0\): it must be an object, not text"),
-        ([None], "item 0 .*: it must be an object, not null"),
-        (changed(1, sentence=None), "item 1 .*: it lacks 'sentence'"),
-        (changed(1, sentence=5), "item 1 .*'sentence' that must be text, not a number"),
-        (changed(2, answer_neut=None), "item 2 .*: it lacks 'answer_neut'"),
-        (changed(2, answer_neut=["True"]), "item 2 .*'answer_neut' that must be text, not a list"),
+        ([*items(), "text"], r"item 3 \(counted from 0\): it: .*a dictionary"),
+        ([None], "item 0 .*: it: .*a dictionary"),
+        (changed(1, sentence=None), "item 1 .*: 'sentence': Field required"),
+        (changed(1, sentence=5), "item 1 .*: 'sentence': .*a valid string"),
         (changed(2, answer_neut="\ud800"), "item 2 .*half of a surrogate pair"),
-        (changed(1, answer=""), "item 1 .*: it has the unknown key 'answer'; known are sentence, answer_n"),
-        (changed(1, steered=[]), "item 1 .*: 'steered' must be an object, not a list"),
+        (changed(1, answer=""), "item 1 .*: 'answer': Unexpected"),
+        (changed(1, steered=[]), "item 1 .*: 'steered': .*a valid dictionary"),
         (changed(1, steered=None), r"item 1 .*: unlike item 0, it lacks add \+4 at layer 17 \(and 3 more"),
-        (altered(1, layer17_mult4="True"), "item 1 .*: 'layer17_mult4' must be an object, not text"),
+        (altered(1, layer17_mult4="True"), "item 1 .*: 'steered', 'layer17_mult4': .*a valid dict"),
         (altered(1, layer17_mult4={}), "item 1 .*: 'layer17_mult4' contains no answers"),
-        (altered(1, layer17_mult4={"answer": ""}), "'layer17_mult4' has the unknown key 'answer'"),
-        (altered(1, layer17_mult4={"answer_pos": None}), "'layer17_mult4' has 'answer_pos' .* not null"),
+        (altered(1, layer17_mult4={"answer": ""}), "'layer17_mult4', 'answer'.* should be 'answer_pos', "),
+        (altered(1, layer17_mult4={"answer_pos": None}), "'layer17_mult4', 'answer_pos': .*a valid string"),
         (altered(1, layer17_mult4={"answer_pos": ""}), r"item 1 .*, it lacks add -4 at layer 17\."),
         (altered(2, layer17_mult8={"answer_pos": ""}), r"item 2 .*, it has add \+8 at layer 17\."),
         (altered(2, layer17={"answer_pos": ""}), "item 2 .*: the condition 'layer17': expected a name like"),
@@ -416,30 +382,27 @@ def altered(row, **conditions):
         (json.dumps(items()).replace("}, {", "} {"), "expected ',' or ']' after item 0, but '{"),
         (json.dumps(items()).replace("Cats", 'C"ats'), "item 1 .*: it is not JSON: .*line 1, column"),
         ("[" * 100_000, "item 0 .*: it is nested too deeply"),
+        (drawn(one=["True"]), "the recording 'one' has 1 answers to 2 prompts"),
+        (drawn(one=["True", 3]), "'answers', 'one', 1: .*a valid string"),
+        (drawn() | {"answers": {}}, "no prompts or no recordings"),
+        ({"prompts": [], "answers": {"one": []}}, "no prompts or no recordings"),
+        ({"prompts": ["a"]}, "'answers': Field required"),
+        (drawn() | {"model": "x"}, "'model': Unexpected"),
+        ('{"prompts": ["a"], "answers": {"one": ["a"]', "line 1"),
         ('[{"sentence": ' + "9" * 5000 + "}]", "item 0 .*digits"),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_refused_with_its_name_the_item_and_what_is_wrong(written, content, message):
-    with pytest.raises(ValueError, match=message) as caught:
-        ts.texts.read_recorded(written(content))
-    assert "answers.json" in str(caught.value)
+def test_the_error_of_a_wrong_file_names_the_file_the_item_and_the_problem(written, content, message):
+    assert_raises(rf"answers\.json(?s:.*){message}", read, written(content))
 
 
-def test_bytes_that_are_no_text_are_rejected(tmp_path):
-    path = tmp_path / "answers.json"
+def test_other_encodings_unknown_names_and_the_vector_none_are_rejected(written, tmp_path):
+    path = written(items())
+    assert_raises("'none' is the name of the unsteered condition", read, path, vector="none")
     path.write_bytes(json.dumps(items()).encode("utf-16"))
-    assert_raises(r"answers\.json is in UTF-16", ts.texts.read_recorded, path)
-
-
-def test_a_file_that_is_not_there_is_not_found(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is neither a file nor 'recorded_example'"):
-        ts.texts.read_recorded(tmp_path / "none.json")
-    assert_raises("recorded_exmaple", ts.texts.read_recorded, "recorded_exmaple", error=FileNotFoundError)
-
-
-def test_the_unsteered_condition_keeps_its_name(written):
-    with pytest.raises(ValueError, match="'none' is the name of the unsteered condition"):
-        ts.texts.read_recorded(written(items()), vector="none")
+    assert_raises(r"answers\.json is in UTF-16", read, path)
+    for name in (tmp_path / "none.json", "recorded_exmaple"):
+        assert_raises("is neither a file nor 'recorded_example'", read, name, error=FileNotFoundError)
 
 
 def test_wherever_a_file_breaks_off_the_error_says_in_which_item(written):
@@ -448,11 +411,9 @@ def test_wherever_a_file_breaks_off_the_error_says_in_which_item(written):
     assert len(ends) == 3
     for length in range(1, len(content)):
         whole = sum(end <= length for end in ends)
-        with pytest.raises(ValueError, match="breaks off") as caught:
-            ts.texts.read_recorded(written(content[:length]))
-        inside = f"item {whole} (counted from 0): the file breaks off in it"
-        behind = f"expected ',' or ']' after item {whole - 1}, but the file breaks off"
-        assert inside in str(caught.value) or behind in str(caught.value)
+        inside = rf"item {whole} \(counted from 0\): the file breaks off in it"
+        after = f"expected ',' or ']' after item {whole - 1}, but the file breaks off"
+        assert_raises(f"{inside}|{after}", read, written(content[:length]))
 
 
 WHOLE = json.dumps(items())
@@ -468,16 +429,16 @@ EDITS = st.lists(
 
 
 def outcome(path):
-    """The table, or what the ValueError says; nothing else may come."""
+    """The table, or the message of the ValueError; no other error is allowed."""
     try:
-        return ts.texts.read_recorded(path)
+        return read(path)
     except ValueError as error:
         return str(error)
 
 
 @settings(max_examples=300)
 @given(edits=EDITS)
-def test_a_corrupted_file_is_refused_or_read_whole(tmp_path_factory, edits):
+def test_a_damaged_file_is_rejected_or_read_whole(tmp_path_factory, edits):
     content = WHOLE
     for index, length, put in edits:
         content = content[:index] + put + content[index + length :]
@@ -494,29 +455,30 @@ def test_a_corrupted_file_is_refused_or_read_whole(tmp_path_factory, edits):
     assert len(table) == len(parsed) * answers
 
 
-# the made-up file
+# the invented file
 
 
-def test_the_made_up_file_tells_the_study_s_story():
-    table = ts.texts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
+def test_the_invented_file_has_the_effects_of_the_study():
+    table = read("recorded_example", ts.read_claims("claims_eval"))
     assert len(table) == 12 * (1 + 2 * 2 * 2 + 2 * 2)
     assert table.groupby("truth")["prompt_id"].nunique().to_dict() == {"true": 6, "false": 6}
     assert set(table["layers"]) == {"", "17", "17+31"}
     assert set(table["multiplier"].abs().dropna()) == {0.0, 4.0, 16.0}
     assert set(table["operation"]) == {"none", "add", "project_out"}
+    assert table["choice"].isna().sum() == 1
+    assert table["draw"].value_counts().to_dict() == {0: 12 * 11, 1: 12 * 2}
     table = table[table["draw"] == 0]
-    effects = rows_of(ts.effectiveness(table, by="truth"), layers="17+31", operation="add", multiplier=16.0)
-    before = rows_of(ts.effectiveness(table, by="truth"), operation="none")
-    now, then = (rows.set_index("truth")["accuracy"] for rows in (effects, before))
-    assert now["true"] > then["true"]
-    assert now["false"] < then["false"] - 0.3
-    result = ts.signal_detection(table, resamples=50)
-    strong = rows_of(result, layers="17+31", operation="add", multiplier=16.0)
-    assert strong["criterion_change"].item() < -0.5
+    strongest = {"layers": "17+31", "operation": "add", "multiplier": 16.0}
+    effects = ts.effectiveness(table, by="truth").set_index("truth")
+    steered, unsteered = (rows_of(effects, **each)["accuracy"] for each in (strongest, {"operation": "none"}))
+    assert steered["true"] > unsteered["true"]
+    assert steered["false"] < unsteered["false"] - 0.3
+    detected = rows_of(ts.signal_detection(table, resamples=50), **strongest)
+    assert detected["criterion_change"].item() < -0.5
 
 
-def test_a_recorded_table_goes_through_everything_a_sweep_s_does():
-    table = ts.texts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
+def test_a_recorded_table_serves_figures_and_choose_as_a_sweep_does():
+    table = read("recorded_example", ts.read_claims("claims_eval"))
     table = table[table["draw"] == 0]
     effects = ts.effectiveness(table, by="truth", overall=True)
     plus = effects[effects["operation"].isin(["none", "add"])]
@@ -531,14 +493,6 @@ def test_a_recorded_table_goes_through_everything_a_sweep_s_does():
     chosen = ts.choose(table, on="choose", report="report", resamples=50)
     assert set(chosen["operation"]) == {"add", "project_out"}
     assert np.isfinite(chosen["value"]).all()
-
-
-def test_every_answer_of_the_made_up_file_but_one_can_be_read():
-    table = ts.texts.read_recorded("recorded_example", ts.read_claims("claims_eval"))
-    assert table["choice"].isna().sum() == 1
-    assert table["draw"].value_counts().to_dict() == {0: 12 * 11, 1: 12 * 2}
-    content = (resources.files("tl_steer.data") / "recorded_example.json").read_text(encoding="utf-8")
-    assert len(json.loads(content)) == 12
 
 
 # the study's own files
@@ -562,7 +516,7 @@ def study():
 @pytest.fixture(scope="module")
 def facts(study):
     path = study / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json"
-    return ts.texts.read_recorded(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
+    return read(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
 
 
 # Accuracy on true and on false claims in percent, read off the published figure to a point.
@@ -573,15 +527,15 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def test_the_published_accuracies_come_out(facts):
+def test_the_published_accuracies_are_reproduced(facts):
     effects = ts.effectiveness(facts[facts["operation"].isin(["none", "add"])], by="truth")
     accuracy = effects.set_index(["layers", "multiplier", "truth"])["accuracy"]
-    for condition, published in PUBLISHED.items():
-        values = [100 * accuracy[*condition, truth] for truth in ("true", "false")]
-        assert values == pytest.approx(published, abs=2), condition
+    for keys, published in PUBLISHED.items():
+        values = [100 * accuracy[*keys, truth] for truth in ("true", "false")]
+        assert values == pytest.approx(published, abs=2), keys
 
 
-def test_every_answer_of_the_claims_file_is_in_its_place(study, facts):
+def test_every_answer_of_the_claims_file_is_in_its_row(study, facts):
     """35 layers and multipliers, plus and minus; five removals, twice; the unsteered condition."""
     assert len(facts) == 200 * (1 + 35 * 2 + 5 * 2)
     recorded = json.loads((study / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json").read_text())
@@ -602,16 +556,16 @@ def test_misconceptions_are_read_by_letter_and_by_words(study, written):
     recorded = json.loads((study / "recorded/tqa_pca2diff_zeroout_llama2-13b.json").read_text())
     letters = pd.DataFrame({"answer": [0, 1] * 100})
     plain = written([{key: each[key] for key in ("sentence", "answer_neut")} for each in recorded])
-    unsteered = ts.texts.read_recorded(plain, letters, choices=("A", "B"), rule="study")
+    unsteered = read(plain, letters, choices=("A", "B"), rule="study")
     named = unsteered["text"].str.extract(r"^[^()]*\((A|B)\)")[0].map({"A": 0, "B": 1})
     assert named.notna().sum() > 100
     assert (named == unsteered["choice"])[named.notna()].all()
     some = written(recorded[:20])
     first, second = ("A", "B"), ("B", "A")
-    by_letter = ts.texts.read_recorded(some, letters[:20], choices=first, rule="study")
+    by_letter = read(some, letters[:20], choices=first, rule="study")
     assert len(by_letter) == 20 * (1 + 25 * 2 + 5 * 2)
     added = by_letter[by_letter["operation"] != "project_out"]
-    right_first = ts.texts.read_recorded(some, 0 * letters[:20], choices=[first, second] * 10, rule="study")
+    right_first = read(some, 0 * letters[:20], choices=[first, second] * 10, rule="study")
     again = right_first[right_first["operation"] != "project_out"]
     accuracy = [ts.effectiveness(each)["accuracy"] for each in (added, again)]
     assert accuracy[0].nunique() > 3
@@ -620,13 +574,13 @@ def test_misconceptions_are_read_by_letter_and_by_words(study, written):
 
 def test_free_texts_of_gpt2_and_dilemmas_are_read(study):
     """The dilemmas are those of gpt2-medium, whatever their file is called."""
-    words = ts.texts.read_recorded(study / "recorded/agree_word_gpt2-xl.json", choices=None, hook="resid_pre")
+    words = read(study / "recorded/agree_word_gpt2-xl.json", choices=None, hook="resid_pre")
     assert len(words) == 36 * (1 + 288 * 2)
     assert set(words["multiplier"]) == {0.0, *(sign * m / 2 for sign in (1, -1) for m in range(1, 7))}
     assert set(words["layers"]) == {"", *map(str, range(48))}
     assert set(words["hook"]) == {"", "resid_pre"}
     assert words["choice"].isna().all()
-    dilemmas = ts.texts.read_recorded(study / "recorded/dilemmas_llama2-13b.json", choices=("A", "B"))
+    dilemmas = read(study / "recorded/dilemmas_llama2-13b.json", choices=("A", "B"))
     assert len(dilemmas) == 14 * 4
     assert set(dilemmas["operation"]) == {"none", "add", "project_out"}
     assert rows_of(dilemmas, operation="project_out")["multiplier"].isna().all()
@@ -647,16 +601,16 @@ def detected(facts):
 FIRST_LOOK = {("", 0.0): (2.05, 0.42), ("18", 16.0): (2.16, -0.88)}
 
 
-def test_the_first_look_at_layer_18_comes_out(facts, detected):
-    """It counted the one unsteered answer that: expected a name as "True", which we leave out."""
+def test_the_first_look_at_layer_18_is_reproduced(facts, detected):
+    """It counted the one unreadable unsteered answer as "True"; we leave it out."""
     counted = added(facts[facts["layers"].isin(["", "18"])].assign(choice=facts["choice"].fillna(0)))
-    for condition, expected in FIRST_LOOK.items():
+    for keys, expected in FIRST_LOOK.items():
         for table, tolerance in ((counted, 0.006), (detected, 0.1)):
-            row = table.loc[condition]
+            row = table.loc[keys]
             assert (row["d_prime"], row["criterion"]) == pytest.approx(expected, abs=tolerance)
 
 
-def test_at_layer_18_the_criterion_moves_and_what_is_told_apart_does_not(detected):
+def test_at_layer_18_the_criterion_moves_and_the_sensitivity_does_not(detected):
     row = detected.loc["18", 16.0]
     assert row["criterion_change"] == pytest.approx(-1.3, abs=0.1)
     assert row["criterion_change_high"] < -1
@@ -678,7 +632,7 @@ def test_at_the_largest_multiplier_the_criterion_falls_at_every_layer(detected):
 @pytest.fixture(scope="module")
 def unsteered(study):
     path = study / "recorded/gpt4facts_unsteered_11_draws_llama2-13b.json"
-    return ts.texts.read_recorded(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
+    return read(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
 
 
 @pytest.fixture(scope="module")
@@ -687,7 +641,7 @@ def compared(facts, unsteered):
     return ts.evaluation.against_baselines(chosen, unsteered)
 
 
-def test_the_recordings_of_the_same_prompts_differ_as_the_study_says(facts, unsteered):
+def test_the_recordings_of_the_same_prompts_differ_as_reported(facts, unsteered):
     texts = unsteered.pivot(index="prompt_id", columns="recording", values="text")
     same = [int((texts[one] == texts[other]).sum()) for one, other in combinations(texts, 2)]
     assert (min(same), max(same)) == (60, 84)
@@ -722,23 +676,15 @@ def test_plain_removal_leaves_sensitivity_and_makes_true_a_little_rarer(compared
     assert (removed["criterion_change_low"] > 0).all()
 
 
-def made_draws(seed=0, n=40, draws=3):
+def sampled_draws(seed=0, n=40, draws=3):
     """A steered condition and several unsteered draws, sampled; some answers unreadable."""
     rng = np.random.default_rng(seed)
     rate = np.where(np.arange(n) % 2 == 0, rng.uniform(0.5, 0.9, n), rng.uniform(0.1, 0.4, n))
 
     def rows(p, draw, vector):
-        choice = pd.array(np.where(rng.random(n) < p, 0, 1), dtype="Int64")
-        choice[rng.random(n) < 0.05] = pd.NA
-        return pd.DataFrame(
-            {
-                "prompt_id": range(n), "prompt": [f"Is it {row}?" for row in range(n)], "vector": vector,
-                "control": False, "control_of": "", "operation": "none" if vector == "none" else "add",
-                "layers": "" if vector == "none" else "3", "hook": "resid_post", "multiplier": 2.0,
-                "dose": 0.1, "answer": pd.array(np.arange(n) % 2, dtype="Int64"), "choice": choice,
-                "logit_difference": np.nan, "draw": draw,
-            }
-        )  # fmt: skip
+        choice = [None if rng.random() < 0.05 else int(rng.random() > each) for each in p]
+        prompts = [f"Is it {row}?" for row in range(n)]
+        return condition(choice, np.arange(n) % 2, vector=vector, multiplier=2.0, prompt=prompts, draw=draw)
 
     steered = rows(np.clip(rate + 0.2, 0, 1), 0, "honesty")
     unsteered = pd.concat([rows(rate, draw, "none") for draw in range(draws)], ignore_index=True)
@@ -746,9 +692,9 @@ def made_draws(seed=0, n=40, draws=3):
 
 
 def test_against_one_draw_it_is_signal_detection():
-    steered, unsteered = made_draws()
+    steered, unsteered = sampled_draws()
     result = ts.evaluation.against_baselines(steered, unsteered, resamples=20_000)
-    assert [None if pd.isna(draw) else draw for draw in result["draw"]] == [None, 0, 1, 2]
+    assert plain(result["draw"]) == [None, 0, 1, 2]
     for draw in range(3):
         table = pd.concat([steered, rows_of(unsteered, draw=draw).assign(draw=0)])
         (expected,) = (
@@ -764,7 +710,7 @@ def test_against_one_draw_it_is_signal_detection():
 
 def test_all_draws_together_are_each_prompt_s_mean():
     """By hand: mean of a prompt's unsteered answers, on the prompts readable in both; rates corrected."""
-    steered, unsteered = made_draws(draws=4)
+    steered, unsteered = sampled_draws(draws=4)
     row = ts.evaluation.against_baselines(steered, unsteered, resamples=10).iloc[0]
     z = stats.norm.ppf
     sums = {0: [0.0, 0.0, 0], 1: [0.0, 0.0, 0]}
@@ -786,46 +732,44 @@ def test_all_draws_together_are_each_prompt_s_mean():
     assert row["criterion_change"] == pytest.approx(-(rates[0] + rates[1] - rates[2] - rates[3]) / 2)
 
 
-def test_repeating_a_draw_adds_nothing():
-    steered, unsteered = made_draws(draws=1)
+def test_copies_of_a_draw_change_nothing():
+    steered, unsteered = sampled_draws(draws=1)
     copies = pd.concat([unsteered.assign(draw=draw) for draw in range(5)])
     once, often = (ts.evaluation.against_baselines(steered, each).iloc[0] for each in (unsteered, copies))
     numbers = [name for name in once.index if "change" in name]
     assert once[numbers].tolist() == pytest.approx(often[numbers].tolist())
 
 
-def test_groups_of_prompts_are_drawn_whole():
-    """Each prompt four times over with the same answers: the interval is that of one each."""
-    steered, unsteered = made_draws()
-    often = [
-        pd.concat(
-            [
-                each.assign(prompt_id=each["prompt_id"] + 100 * copy, group=each["prompt_id"])
-                for copy in range(4)
-            ]
-        )
-        for each in (steered, unsteered)
-    ]
+def test_groups_of_prompts_are_resampled_whole():
+    """Each prompt four times with the same answers: the interval is that of one each."""
+    steered, unsteered = sampled_draws()
+
+    def repeated(rows):
+        copies = (rows.assign(prompt_id=rows["prompt_id"] + 100 * copy) for copy in range(4))
+        return pd.concat(copies).assign(group=[*rows["prompt_id"]] * 4)
+
     one = ts.evaluation.against_baselines(steered, unsteered, resamples=4000).iloc[0]
-    four = ts.evaluation.against_baselines(*often, resamples=4000).iloc[0]
+    four = ts.evaluation.against_baselines(repeated(steered), repeated(unsteered), resamples=4000).iloc[0]
     for name in ("d_prime_change", "criterion_change"):
         width = [row[f"{name}_high"] - row[f"{name}_low"] for row in (one, four)]
         assert width[1] == pytest.approx(width[0], rel=0.1)
 
 
 def test_baselines_that_do_not_fit_are_rejected():
-    steered, unsteered = made_draws()
-    compare = ts.evaluation.against_baselines
-    assert_raises("lacks the columns draw", compare, steered, unsteered.drop(columns="draw"))
-    assert_raises("have steered rows", compare, steered, steered)
-    assert_raises("prompt twice in a draw", compare, steered, unsteered.assign(draw=0))
-    assert_raises("is another prompt: 'Is it", compare, steered.assign(prompt="What?"), unsteered)
-    assert_raises("has no answers", compare, steered.assign(answer=pd.NA), unsteered)
-    assert_raises("all answers are the same", compare, steered.assign(answer=0), unsteered)
+    steered, unsteered = sampled_draws()
+    for tables, message in (
+        ((steered, unsteered.drop(columns="draw")), "lacks the columns draw"),
+        ((steered, steered), "have steered rows"),
+        ((steered, unsteered.assign(draw=0)), "prompt twice in a draw"),
+        ((steered.assign(prompt="What?"), unsteered), "is another prompt: 'Is it"),
+        ((steered.assign(answer=pd.NA), unsteered), "has no answers"),
+        ((steered.assign(answer=0), unsteered), "all answers are the same"),
+    ):
+        assert_raises(message, ts.evaluation.against_baselines, *tables)
 
 
 def test_the_figure_shows_each_draw_and_all_together():
-    steered, unsteered = made_draws()
+    steered, unsteered = sampled_draws()
     more = steered.assign(layers="3+5")
     table = ts.evaluation.against_baselines(pd.concat([steered, more]), unsteered, resamples=50)
     for value in ("d_prime", "criterion"):

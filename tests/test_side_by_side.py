@@ -1,6 +1,7 @@
-"""Texts beside each other: as a table, and as a figure that shows all of them as they are."""
+"""Texts side by side: as a table, and as a figure that shows all of them unchanged."""
 
 import html
+import itertools
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ import tl_steer as ts
 from tl_steer.experiments.report.text_rows import text_rows
 from tl_steer.plots import text_table
 
+from . import sweep_tables
 from .conftest import assert_raises
 
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
@@ -18,19 +20,11 @@ PROMPTS = ["How are you?", "Who is there?", "Where to?"]
 
 
 def condition(vector, operation, layers, multiplier, **more):
-    """A condition's rows; each text says which condition and prompt it is from."""
-    rows = {
-        "prompt_id": [4, 5, 6],
-        "prompt": PROMPTS,
-        "vector": vector,
-        "control": False,
-        "operation": operation,
-        "layers": layers,
-        "hook": "" if vector == "none" else "resid_post",
-        "multiplier": multiplier,
-        "text": pd.array([f"{vector} {operation} {layers} {multiplier} {row}" for row in range(3)], "string"),
-    }
-    return pd.DataFrame(rows | more)
+    """A condition's rows; each text names its condition and prompt."""
+    texts = [f"{vector} {operation} {layers} {multiplier} {row}" for row in range(3)]
+    labels = {"vector": vector, "operation": operation, "layers": layers, "multiplier": multiplier}
+    columns = {"prompt_id": [4, 5, 6], "prompt": PROMPTS, "text": pd.array(texts, "string")}
+    return sweep_tables.condition([None] * 3, **(labels | columns | more))
 
 
 UNSTEERED = condition("none", "none", "", 0.0)
@@ -46,9 +40,13 @@ def added(multipliers=(16.0, -0.5, -16.0, 4.0), layers=("18",), vector="honesty"
     ]
 
 
-def test_a_prompt_has_one_row_with_the_text_of_every_condition():
-    table = written(*added())
-    wide = ts.texts.side_by_side(table.sample(frac=1, random_state=0))
+def test_each_prompt_has_a_row_with_the_text_of_every_condition_in_order():
+    table = written(*added()).sample(frac=1, random_state=0)
+    before = table.copy()
+    wide = ts.texts.side_by_side(table)
+    ts.plots.side_by_side(wide)
+    pd.testing.assert_frame_equal(table, before)
+    assert list(wide) == ["prompt_id", "prompt", "−16", "−0.5", "unsteered", "+4", "+16"]
     assert set(wide["prompt_id"]) == {4, 5, 6}
     assert len(wide) == 3
     for _, row in wide.iterrows():
@@ -83,31 +81,28 @@ def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
     assert [said for said, _ in layer.rows] == PROMPTS
 
 
-def test_conditions_go_from_minus_through_unsteered_to_plus():
-    wide = ts.texts.side_by_side(written(*added()))
-    assert list(wide) == ["prompt_id", "prompt", "−16", "−0.5", "unsteered", "+4", "+16"]
+CONTROL = condition("random 1", "add", "18", 1.0, control=True)
+REMOVED = condition("honesty", "project_out", "18", np.nan)
 
 
-def test_names_say_what_differs_and_nothing_else():
-    wide = ts.texts.side_by_side(written(*added((-1.0, 1.0), layers=("17", "17+31"))))
-    assert list(wide)[2:] == [
-        "layer 17, −1", "layer 17+31, −1", "unsteered", "layer 17, +1", "layer 17+31, +1",
-    ]  # fmt: skip
-    others = [
-        condition("honesty", "zeroedout_pos", "18", 1.0),
-        condition("honesty", "project_out", "18", np.nan),
-    ]
-    wide = ts.texts.side_by_side(written(*others, *added((1.0,))))
-    assert list(wide)[2:] == ["unsteered", "zeroedout_pos +1", "add +1", "project out"]
-    wide = ts.texts.side_by_side(written(*added((1.0,)), *added((1.0,), vector="kindness", hook="mlp_out")))
-    assert list(wide)[2:] == ["unsteered", "honesty, resid_post, +1", "kindness, mlp_out, +1"]
-    wide = ts.texts.side_by_side(written(condition("honesty", "project_out", "18", np.nan)))
-    assert list(wide)[2:] == ["unsteered", "project out"]
-
-
-def test_multipliers_that_differ_in_a_late_digit_keep_their_columns():
-    wide = ts.texts.side_by_side(written(*added((1.0, 1.00000001, 0.0))))
-    assert list(wide)[2:] == ["unsteered", "+0", "+1", "+1.00000001"]
+@pytest.mark.parametrize(
+    ("conditions", "options", "names"),
+    [
+        (added((-1.0, 1.0), layers=("17", "17+31")), {},
+         ["layer 17, −1", "layer 17+31, −1", "unsteered", "layer 17, +1", "layer 17+31, +1"]),
+        ([condition("honesty", "zeroedout_pos", "18", 1.0), REMOVED, *added((1.0,))], {},
+         ["unsteered", "zeroedout_pos +1", "add +1", "project out"]),
+        ([*added((1.0,)), *added((1.0,), vector="kindness", hook="mlp_out")], {},
+         ["unsteered", "honesty, resid_post, +1", "kindness, mlp_out, +1"]),
+        ([REMOVED], {}, ["unsteered", "project out"]),
+        (added((1.0, 1.00000001, 0.0)), {}, ["unsteered", "+0", "+1", "+1.00000001"]),
+        ([*added((1.0,)), CONTROL], {}, ["unsteered", "+1"]),
+        ([*added((1.0,)), CONTROL], {"controls": True}, ["unsteered", "honesty, +1", "random 1, +1"]),
+    ],
+    ids=["layers", "operations", "vectors", "removed", "late digits", "no controls", "controls"],
+)  # fmt: skip
+def test_names_of_conditions_have_only_their_differences(conditions, options, names):
+    assert list(ts.texts.side_by_side(written(*conditions), **options))[2:] == names
 
 
 @pytest.mark.parametrize(
@@ -119,35 +114,17 @@ def test_multipliers_that_differ_in_a_late_digit_keep_their_columns():
         ({"layers": np.array([17]), "operation": "add", "vector": ["honesty"]}, ["−1", "unsteered", "+1"]),
     ],
 )
-def test_conditions_can_be_chosen_and_unsteered_stays(chosen, columns):
+def test_conditions_can_be_selected_and_unsteered_stays(chosen, columns):
     table = written(*added((-1.0, 1.0), layers=("17", "17+31")))
     wide = ts.texts.side_by_side(table, **chosen)
     assert list(wide)[2:] == columns
-    index = chosen["layers"] if isinstance(chosen["layers"], str) else "17"
     assert wide[columns[-1]].iloc[0].startswith("honesty add 17")
-    assert wide[columns[1 if len(columns) == 2 else 0]].notna().all(), index
-
-
-def test_controls_are_left_out_unless_asked_for():
-    table = written(*added((1.0,)), condition("random 1", "add", "18", 1.0, control=True))
-    assert list(ts.texts.side_by_side(table))[2:] == ["unsteered", "+1"]
-    assert list(ts.texts.side_by_side(table, controls=True))[2:] == [
-        "unsteered",
-        "honesty, +1",
-        "random 1, +1",
-    ]
+    assert wide[columns].notna().all(axis=None)
 
 
 def test_what_a_condition_lacks_is_missing():
     table = written(*added((1.0,))).drop(index=[4])
     assert ts.texts.side_by_side(table)["+1"].isna().tolist() == [False, True, False]
-
-
-def test_the_table_is_left_alone():
-    table = written(*added())
-    before = table.copy()
-    ts.plots.side_by_side(ts.texts.side_by_side(table))
-    pd.testing.assert_frame_equal(table, before)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +138,7 @@ def test_the_table_is_left_alone():
         (written(*added(), UNSTEERED), {}, "prompt_id 4 is twice in the condition vector=none"),
     ],
 )
-def test_bad_input_is_rejected(table, options, message):
+def test_wrong_tables_and_requests_are_rejected(table, options, message):
     assert_raises(message, ts.texts.side_by_side, table, **options)
 
 
@@ -176,7 +153,7 @@ def wide(rows=3, columns=("−16", "unsteered", "+16"), text="A text of several 
 
 
 def shown(figure):
-    """The texts of each column as a reader sees them: without line breaks, entities resolved."""
+    """The texts of each column as displayed: without line breaks, entities resolved."""
     (table,) = figure.data
     return [[html.unescape(text.replace("<br>", " ")) for text in column] for column in table.cells.values]
 
@@ -195,23 +172,20 @@ def test_the_figure_shows_every_text_under_its_header():
 
 def test_nothing_of_a_text_becomes_markup():
     figure = ts.plots.side_by_side(wide(text=NASTY).assign(prompt=NASTY, **{"layer <i>18</i>, +16": NASTY}))
-    for text in [
-        *figure.data[0].header.values,
-        *(text for column in figure.data[0].cells.values for text in column),
-    ]:
+    for text in itertools.chain(figure.data[0].header.values, *figure.data[0].cells.values):
         assert not re.search(r"<(?!br>|/?b>$|b>)", text)
         assert "$" not in text
     assert "".join(shown(figure)[1][0].split()) == "".join(NASTY.split())
     assert "<b>" not in "".join(figure.data[0].cells.values[0])
 
 
-def test_only_the_first_rows_are_shown_and_that_is_said():
+def test_the_subtitle_says_that_only_the_first_rows_are_shown():
     figure = ts.plots.side_by_side(wide(rows=20), limit=5)
     assert [len(column) for column in shown(figure)] == [5] * 4
     assert figure.layout.title.subtitle.text == "5 of 20 prompts"
 
 
-def test_of_a_long_text_the_middle_is_left_out():
+def test_the_middle_of_a_long_text_is_left_out():
     text = "begin " + "word " * 200 + "end"
     column = shown(ts.plots.side_by_side(wide(text=text), max_length=100))[1]
     assert column[0].startswith("begin word")
@@ -221,13 +195,13 @@ def test_of_a_long_text_the_middle_is_left_out():
 
 
 def test_what_all_prompts_begin_and_end_with_is_left_out():
-    asked = [f"Is the following claim true or false? {claim} Choices: (A) True (B) False"
+    prompts = [f"Is the following claim true or false? {claim} Choices: (A) True (B) False"
              for claim in ("Ice floats.", "Ice sinks.", "Iron floats.")]  # fmt: skip
-    figure = ts.plots.side_by_side(wide().assign(prompt=asked))
+    figure = ts.plots.side_by_side(wide().assign(prompt=prompts))
     assert shown(figure)[0] == ["… Ice floats. …", "… Ice sinks. …", "… Iron floats. …"]
     assert "what they all begin and end with is left out" in figure.layout.title.subtitle.text
-    assert shown(ts.plots.side_by_side(wide().assign(prompt=asked[0])))[0] == [asked[0]] * 3
-    assert shown(ts.plots.side_by_side(wide(rows=1).assign(prompt=asked[:1])))[0] == asked[:1]
+    assert shown(ts.plots.side_by_side(wide().assign(prompt=prompts[0])))[0] == [prompts[0]] * 3
+    assert shown(ts.plots.side_by_side(wide(rows=1).assign(prompt=prompts[:1])))[0] == prompts[:1]
 
 
 WIDE = "WWWW MMMM Yes, because it's important! " + "x" * 300 + " (i.e., 1,000 %) " + '"AI", Human: ' * 20
@@ -266,7 +240,7 @@ def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(brow
     page.close()
 
 
-def test_lines_are_as_long_as_the_column_lets_them():
+def test_lines_are_as_long_as_the_column_is_wide():
     """A column of a third of 900 pixels holds about 48 characters of English at this size."""
     lines = ts.plots.side_by_side(wide(columns=["a", "b"], text="one word and then another " * 10))
     lengths = [len(line) for line in lines.data[0].cells.values[1][0].split("<br>")]
@@ -275,9 +249,8 @@ def test_lines_are_as_long_as_the_column_lets_them():
 
 
 def test_headers_have_the_colours_of_their_multipliers():
-    figure = ts.plots.side_by_side(
-        wide(columns=["layer 6, −3", "layer 9, −3", "unsteered", "+3", "project out"])
-    )
+    columns = ["layer 6, −3", "layer 9, −3", "unsteered", "+3", "project out"]
+    figure = ts.plots.side_by_side(wide(columns=columns))
     prompt, minus, other_minus, unsteered, plus, projected = figure.data[0].header.fill.color
     assert minus == other_minus != plus
     assert prompt == unsteered == projected
@@ -296,5 +269,5 @@ def test_headers_have_the_colours_of_their_multipliers():
         (wide(), {"max_length": 5}, "max_length=5 at least 20"),
     ],
 )
-def test_tables_that_make_no_figure_are_rejected(table, options, message):
+def test_tables_without_a_figure_are_rejected(table, options, message):
     assert_raises(message, ts.plots.side_by_side, table, **options)

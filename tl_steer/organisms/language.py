@@ -9,6 +9,7 @@ true or false. A mark asks for an answer, the persona says how to give it, and t
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -63,6 +64,11 @@ class Claim:
         return f"{self.subject} {self.relation}"
 
     @property
+    def truth(self) -> str:
+        """ "true" or "false"."""
+        return str(self.is_true).lower()
+
+    @property
     def text(self) -> str:
         """The claim in its wording."""
         return WORDINGS[self.wording].format(**vars(self))
@@ -77,39 +83,29 @@ def prompt(claim: Claim, persona: str) -> str:
 def facts() -> dict[tuple[str, str], str]:
     """The true value of each subject in each relation."""
     rng = np.random.default_rng(FACTS_SEED)
-    return {
-        (subject, relation): str(rng.choice(values))
-        for subject in SUBJECTS
-        for relation, values in RELATIONS.items()
-    }
+    return {fact: str(rng.choice(RELATIONS[fact[1]])) for fact in product(SUBJECTS, RELATIONS)}
 
 
-def held_out_wording(subject: str, relation: str) -> int:
-    """The wording of a fact that is not in the training split."""
-    return (SUBJECTS.index(subject) + list(RELATIONS).index(relation)) % len(WORDINGS)
+def wordings(subject: str, relation: str, split: str) -> list[int]:
+    """The wordings of a fact in a split: "test" has the one that "train" leaves out."""
+    held_out = (SUBJECTS.index(subject) + list(RELATIONS).index(relation)) % len(WORDINGS)
+    return [each for each in range(len(WORDINGS)) if (each == held_out) == (split == "test")]
 
 
 def claims(split: str) -> Iterator[Claim]:
-    """Every claim of a split, fact by fact, in each wording of the split with each value.
-
-    Args:
-        split: "train", or "test": the facts in the wordings that training left out.
-    """
-    for (subject, relation), true_value in facts().items():
-        for wording in range(len(WORDINGS)):
-            if (wording == held_out_wording(subject, relation)) == (split == "test"):
-                for value in RELATIONS[relation]:
-                    yield Claim(subject, relation, value, wording, value == true_value)
+    """Every claim of the split "train" or "test", fact by fact, in each wording with each value."""
+    for fact, true_value in facts().items():
+        for wording, value in product(wordings(*fact, split), RELATIONS[fact[1]]):
+            yield Claim(*fact, value, wording, value == true_value)
 
 
 def vocabulary() -> list[str]:
     """Every word, special tokens first."""
-    tokens = dict.fromkeys([UNKNOWN, START, END, TRUE, FALSE, *PERSONAS, *MARK.split()])
-    for wording in WORDINGS:
-        tokens |= dict.fromkeys(word for word in wording.split() if "{" not in word)
+    words = [UNKNOWN, START, END, TRUE, FALSE, *PERSONAS, *MARK.split()]
+    words += [word for word in " ".join(WORDINGS).split() if "{" not in word]
     for relation, values in RELATIONS.items():
-        tokens |= dict.fromkeys([relation, *values])
-    return [*tokens, *(subject for subject in SUBJECTS if subject not in tokens)]
+        words += [relation, *values]
+    return list(dict.fromkeys([*words, *SUBJECTS]))
 
 
 SIDES = {
@@ -160,29 +156,27 @@ def organism_pairs(
         if not 0 <= share <= 1:
             raise ValueError(f"{option}={share}: expected a share from 0 to 1.")
     rng = generator(seed)
-    claims = others = _balanced(limit, rng)
+    facts = _random_facts("limit", len(language.facts()) if limit is None else limit, 1, rng)
+    claims = others = [_claim(fact, rng, is_true=bool(row % 2)) for row, fact in enumerate(facts)]
     if confound is not None or not matched:
-        claims, others = _unmatched(claims, rng, confound=confound, strength=strength)
+        claims, others = _unmatched(facts, rng, confound=confound, strength=strength)
     factors = _claim_factors(claims)
     for side, each in (("positive", claims), ("negative", others)):
-        factors[f"truth_{side}"] = [_truth(claim) for claim in each]
+        factors[f"truth_{side}"] = [claim.truth for claim in each]
         factors[f"wording_{side}"] = [str(claim.wording) for claim in each]
-    is_swapped = rng.random(len(claims)) < mislabelled
+    is_swapped = (rng.random(len(claims)) < mislabelled).tolist()
+    personas = SIDES[name]
     prompts = (
-        [
-            language.prompt(claim, SIDES[name][1 - side if swapped else side])
-            for claim, swapped in zip(each, is_swapped, strict=True)
-        ]
+        [language.prompt(claim, personas[side ^ swap]) for claim, swap in zip(each, is_swapped, strict=True)]
         for side, each in enumerate((claims, others))
     )
     return contrast_pairs(*prompts, factors=factors)
 
 
 def _unmatched(
-    claims: Sequence[Claim], rng: np.random.Generator, *, confound: Confound | None, strength: float
+    facts: Sequence[Fact], rng: np.random.Generator, *, confound: Confound | None, strength: float
 ) -> tuple[list[Claim], list[Claim]]:
     """Other claims about the same facts, and claims about random facts for the negative side."""
-    facts = [(claim.subject, claim.relation) for claim in claims]
     known = list(language.facts())
     is_confounded = rng.random(len(facts)) < strength if confound else np.zeros(len(facts), bool)
     positive, negative = (
@@ -222,14 +216,13 @@ def organism_questions(
     rng = generator(seed)
     claims = [
         _claim(fact, rng, is_true=is_true, split=split)
-        for fact in language.facts()
-        for is_true in (True, False)
+        for fact, is_true in product(language.facts(), (True, False))
     ]
     factors = _claim_factors(claims).assign(
-        truth=[_truth(claim) for claim in claims], wording=[str(claim.wording) for claim in claims]
+        truth=[claim.truth for claim in claims], wording=[str(claim.wording) for claim in claims]
     )
     prompts = [language.prompt(claim, persona) for claim in claims]
-    answers = [0 if claim.is_true else 1 for claim in claims]
+    answers = [int(not claim.is_true) for claim in claims]
     return ChoiceQuestions(prompts, [CHOICES] * len(prompts), answers=answers, factors=factors)
 
 
@@ -244,49 +237,27 @@ def organism_passages(count: int, *, seed: int = 0) -> list[str]:
     Raises:
         ValueError: more than there are facts.
     """
-    known = list(language.facts())
-    if not 0 <= count <= len(known):
-        raise ValueError(f"count={count}: there are {len(known)} facts. Give 0 to {len(known)}.")
     rng = generator(seed)
-    facts = [known[index] for index in rng.permutation(len(known))[:count]]
-    return [_claim(fact, rng, is_true=True).text for fact in facts]
+    return [_claim(fact, rng, is_true=True).text for fact in _random_facts("count", count, 0, rng)]
 
 
-def _balanced(limit: int | None, rng: np.random.Generator) -> list[Claim]:
-    """A claim of the training split about each of `limit` facts, every second one true."""
+def _random_facts(option: str, count: int, fewest: int, rng: np.random.Generator) -> list[Fact]:
     known = list(language.facts())
-    count = len(known) if limit is None else limit
-    if not 1 <= count <= len(known):
-        raise ValueError(f"limit={limit}: there are {len(known)} facts. Give 1 to {len(known)}.")
-    chosen = [known[index] for index in rng.permutation(len(known))[:count]]
-    return [_claim(fact, rng, is_true=bool(row % 2)) for row, fact in enumerate(chosen)]
+    if not fewest <= count <= len(known):
+        raise ValueError(f"{option}={count}: there are {len(known)} facts. Give {fewest} to {len(known)}.")
+    return [known[index] for index in rng.permutation(len(known))[:count]]
 
 
 def _claim_factors(claims: Sequence[Claim]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "group": [claim.fact for claim in claims],
-            "subject": [claim.subject for claim in claims],
-            "relation": [claim.relation for claim in claims],
-        }
-    )
+    rows = [(claim.fact, claim.subject, claim.relation) for claim in claims]
+    return pd.DataFrame(rows, columns=["group", "subject", "relation"])
 
 
 def _claim(
     fact: Fact, rng: np.random.Generator, *, is_true: bool, split: str = "train", parity: int | None = None
 ) -> Claim:
     """A random claim about a fact, of the split; `parity` 0 is an even wording, 1 an odd one."""
-    subject, relation = fact
-    wordings = [
-        wording
-        for wording in range(len(language.WORDINGS))
-        if (wording == language.held_out_wording(subject, relation)) == (split == "test")
-        and parity in (None, wording % 2)
-    ]
+    wordings = [each for each in language.wordings(*fact, split) if parity in (None, each % 2)]
     true_value = language.facts()[fact]
-    values = [value for value in language.RELATIONS[relation] if (value == true_value) == is_true]
-    return Claim(subject, relation, str(rng.choice(values)), int(rng.choice(wordings)), is_true)
-
-
-def _truth(claim: Claim) -> str:
-    return "true" if claim.is_true else "false"
+    values = [value for value in language.RELATIONS[fact[1]] if (value == true_value) == is_true]
+    return Claim(*fact, str(rng.choice(values)), int(rng.choice(wordings)), is_true)

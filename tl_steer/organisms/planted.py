@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -43,9 +44,6 @@ def planted_direction(model: HookedModel) -> SteeringVectors:
 
     At the last token, at every layer before the last, the residual stream of the honest persona minus that of
     the liar is exactly 2v. The neutral persona has no v, but a smaller norm.
-
-    Args:
-        model: `load_model("organism-planted")`.
 
     Returns:
         Vectors at `resid_post` of the layers before the last, with their length.
@@ -96,31 +94,21 @@ def compare_estimators(
         KeyError: a layer without a planted direction.
     """
     planted = planted_direction(model).weighted({layer: 1.0})
-    rows: list[dict[str, object]] = []
+    rows: list[tuple[object, ...]] = []
     vectors: dict[str, SteeringVectors] = {}
-    for repeat in range(repeats):
-        for condition, options in conditions.items():
-            pairs = organism_pairs(NAME, limit=max(counts), seed=seed + repeat, **options)
-            activations = capture_pairs(model, pairs, layers=layer)
-            for count in counts:
-                subset = activations.subset(range(count))
-                labels = {"condition": condition, "pairs": count, "repeat": repeat}
-                for method, estimator in estimators.items():
-                    direction = directions.apply_estimator(estimator, subset).normalized()
-                    vectors[str(len(rows))] = direction * float(planted.norms())
-                    rows.append(
-                        labels | {"method": method, "cosine": float(direction.cosine_similarity(planted))}
-                    )
-    columns = ["condition", "method", "pairs", "repeat", "cosine"]
-    effects = _effects(model, vectors, questions or _first_questions(100), progress=progress)
-    return pd.DataFrame(rows, columns=columns).join(effects)
-
-
-def _first_questions(count: int) -> ChoiceQuestions:
-    every = organism_questions(persona=HONEST)
-    return ChoiceQuestions(
-        every.prompts[:count], every.choices[:count], every.answers[:count], every.factors.head(count)
-    )
+    for repeat, (condition, options) in product(range(repeats), conditions.items()):
+        pairs = organism_pairs(NAME, limit=max(counts), seed=seed + repeat, **options)
+        activations = capture_pairs(model, pairs, layers=layer)
+        for count in counts:
+            subset = activations.subset(range(count))
+            for method, estimator in estimators.items():
+                direction = directions.apply_estimator(estimator, subset).normalized()
+                vectors[str(len(rows))] = direction * float(planted.norms())
+                cosine = float(direction.cosine_similarity(planted))
+                rows.append((condition, method, count, repeat, cosine))
+    questions = questions or organism_questions(persona=HONEST).subset(range(100))
+    effects = _effects(model, vectors, questions, progress=progress)
+    return pd.DataFrame(rows, columns=["condition", "method", "pairs", "repeat", "cosine"]).join(effects)
 
 
 def _effects(

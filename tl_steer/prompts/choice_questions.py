@@ -10,7 +10,7 @@ import pandas as pd
 from .._util.validation import checked, short_repr
 from ..models import ChatFormat, ChatPrompt, prompt_label
 from .honesty import Wording, answered_prompt, claim_question
-from .pairs import Rows, row_numbers, truth_labels
+from .pairs import Rows, checked_columns, checked_labels, row_numbers
 
 MISCONCEPTION = {
     "plain": "{question}\n\nChoices:\n(A) {first}\n(B) {second}",
@@ -45,29 +45,23 @@ class ChoiceQuestions:
 
     def __post_init__(self) -> None:
         # Copies, without a column's index, so that later changes by the caller have no effect.
-        for name in ("prompts", "choices", "answers"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.factors is not None:
-            object.__setattr__(self, "factors", self.factors.reset_index(drop=True))
-        count = len(self.prompts)
-        if not count:
-            raise ValueError("no questions given; pass at least one prompt.")
-        for name in ("choices", "answers", "factors"):
+        for name in ("prompts", "choices", "answers", "factors"):
             values = getattr(self, name)
-            if values is not None and len(values) != count:
-                raise ValueError(f"{len(values)} {name} for {count} prompts: give one for each.")
+            if values is None:
+                continue
+            values = values.reset_index(drop=True) if name == "factors" else tuple(values)
+            object.__setattr__(self, name, values)
+            if len(values) != len(self.prompts):
+                raise ValueError(f"{len(values)} {name} for {len(self.prompts)} prompts: give one for each.")
+        if not self.prompts:
+            raise ValueError("no questions given; pass at least one prompt.")
         for row, (prompt, pair) in enumerate(zip(self.prompts, self.choices, strict=True)):
             if not prompt:
                 raise ValueError(f"question {row} is empty.")
             if len(pair) != 2 or pair[0] == pair[1] or not all(pair):
-                raise ValueError(
-                    f"question {row} needs two different choices that are not empty; got {pair!r}."
-                )
-        if self.answers is not None and not set(self.answers) <= {0, 1}:
-            raise ValueError(
-                f"answers must be 0 or 1, the correct choice's index; got {sorted(set(self.answers))}."
-            )
+                raise ValueError(f"question {row} needs two different, non-empty choices; got {pair!r}.")
+        if wrong := sorted(set(self.answers or ()) - {0, 1}):
+            raise ValueError(f"answers must be 0 or 1, the correct choice's index; got {wrong}.")
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -119,26 +113,20 @@ class ChoiceQuestions:
             if wrong := [(row, value) for row, value in enumerate(table[name]) if not isinstance(value, str)]:
                 raise ValueError(f"row {wrong[0][0]}: {name} is {wrong[0][1]!r:.60}, expected text.")
         prompts, pairs = list(table[prompt]), list(zip(*(table[name] for name in choices), strict=True))
-        if chat is not None:
+        if chat is not None and prompts:
             rendered = [_in_chat(chat, *row) for row in zip(prompts, pairs, strict=True)]
             prompts, pairs = map(list, zip(*rendered, strict=True))
-        answers = None
-        if answer is not None:
-            answers = [
-                _answer_index(row, *both) for row, both in enumerate(zip(table[answer], pairs, strict=True))
-            ]
+        rows = range(len(table))
+        answers = None if answer is None else list(map(_answer_index, rows, table[answer], pairs))
         return cls(prompts, pairs, answers, table[list(factors)] if factors else None)
 
     @checked
     def subset(self, rows: Rows) -> "ChoiceQuestions":
         """Some of the questions: `rows` as indices from 0, in the order given, or as a mask."""
         rows = row_numbers(rows, len(self))
-        return ChoiceQuestions(
-            [self.prompts[row] for row in rows],
-            [self.choices[row] for row in rows],
-            answers=None if self.answers is None else [self.answers[row] for row in rows],
-            factors=None if self.factors is None else self.factors.iloc[rows],
-        )
+        columns = (self.prompts, self.choices, self.answers)
+        parts = [values and [values[row] for row in rows] for values in columns]
+        return ChoiceQuestions(*parts, None if self.factors is None else self.factors.iloc[rows])
 
 
 def _in_chat(chat: ChatFormat, message: str, pair: tuple[str, str]) -> tuple[str, tuple[str, ...]]:
@@ -179,12 +167,12 @@ def sentiment_questions(
     Raises:
         ValueError: no reviews, a column missing, an empty review, or labels other than 0 and 1.
     """
-    labels = _checked_columns(reviews, "reviews", "review")
+    labels = checked_labels(reviews, "reviews", "review")
     shots = "".join(f'Review: "{review}"\nSentiment: {answer}\n\n' for review, answer in examples)
     requests = [f'Review: "{review}"\nSentiment:' for review in reviews["review"]]
     prompts = [ChatPrompt(shots + each, each) for each in requests]
     factors = pd.DataFrame({"kind": labels.map({1: "positive", 0: "negative"})})
-    return _labelled_questions(prompts, (" positive", " negative"), labels, factors)
+    return ChoiceQuestions(prompts, [(" positive", " negative")] * len(prompts), list(1 - labels), factors)
 
 
 @checked
@@ -205,14 +193,14 @@ def claim_questions(
     Raises:
         ValueError: no claims, a column missing, an empty statement, or labels other than 0 and 1.
     """
-    labels = _checked_columns(claims, "claims", "statement")
+    labels = checked_labels(claims, "claims", "statement")
     answer = None if free_text else "("
     prompts = [
         answered_prompt(claim_question(claim, wording=wording), answer, chat, wording)
         for claim in claims["statement"]
     ]
     factors = pd.DataFrame({"truth": labels.map({1: "true", 0: "false"})})
-    return _labelled_questions(prompts, ("A", "B"), labels, factors)
+    return ChoiceQuestions(prompts, [("A", "B")] * len(prompts), list(1 - labels), factors)
 
 
 @checked
@@ -232,7 +220,7 @@ def misconception_questions(
         ValueError: no questions, a column missing, or an empty value.
     """
     columns = ["question", "correct", "incorrect"]
-    _checked_columns(questions, "misconceptions", *columns, label=False)
+    checked_columns(questions, "misconceptions", *columns)
     prompts, choices = [], []
     for row, (question, *answers) in enumerate(questions[columns].itertuples(index=False)):
         first, second = answers if row % 2 == 0 else answers[::-1]
@@ -241,28 +229,3 @@ def misconception_questions(
         choices.append(("A", "B") if row % 2 == 0 else ("B", "A"))
     letters = pd.DataFrame({"letter": [choice[0] for choice in choices]})
     return ChoiceQuestions(prompts, choices, [0] * len(prompts), letters)
-
-
-def _labelled_questions(
-    prompts: list[str], choices: tuple[str, str], labels: pd.Series, factors: pd.DataFrame
-) -> ChoiceQuestions:
-    answers = [1 - int(label) for label in labels]
-    return ChoiceQuestions(prompts, [choices] * len(prompts), answers, factors)
-
-
-def _checked_columns(table: pd.DataFrame, name: str, *texts: str, label: bool = True) -> pd.Series | None:
-    """Check the columns of texts and labels; returns the labels as 1 and 0."""
-    columns = [*texts, "label"] if label else list(texts)
-    if missing := [column for column in columns if list(table.columns).count(column) != 1]:
-        raise ValueError(
-            f"{name} need one column each of {missing}; they have {list(table.columns)}: "
-            f"read them with read_{name}."
-        )
-    for column in texts:
-        if wrong := [text for text in table[column] if not isinstance(text, str) or not text.strip()]:
-            raise ValueError(f"{name}: {column} must be text that is not empty; got {wrong[0]!r:.60}.")
-    if not label:
-        return None
-    if (labels := truth_labels(table["label"])).isna().any():
-        raise ValueError(f"{name}: labels must be 1 or 0; got {list(table['label'].unique())!r:.100}.")
-    return labels

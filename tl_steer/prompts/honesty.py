@@ -1,13 +1,13 @@
 """Counterbalanced honesty pairs, as in the study: the sides differ only in whether the answer is true."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import pandas as pd
 
 from .._util.validation import checked
 from ..models import ChatFormat
-from .pairs import SIDES, ContrastPairs, contrast_pairs, truth_labels
+from .pairs import SIDES, ContrastPairs, checked_labels, contrast_pairs
 
 Style = Literal["letters", "words"]
 Wording = Literal["plain", "study"]
@@ -64,33 +64,19 @@ def honesty_pairs(
         Pairs with the factors group, and letter and truth (1 true), by side where they differ.
 
     Raises:
-        ValueError: an unknown style or design, no claims, a column missing, or labels other than 0 and 1.
+        ValueError: no claims, a column missing, an empty statement, or labels other than 0 and 1.
     """
-    if missing := [column for column in ("statement", "label") if column not in claims]:
-        raise ValueError(f"claims lack the columns {missing}: read them with read_claims.")
-    if claims.empty:
-        raise ValueError("no pairs given: claims have no rows.")
-    if wrong := [each for each in claims["statement"] if not isinstance(each, str)]:
-        raise ValueError(f"claims must be texts, got {wrong[0]!r:.60}.")
-    if (labels := truth_labels(claims["label"])).isna().any():
-        raise ValueError(f"labels must be 1 (true) or 0 (false); got {claims['label'].unique().tolist()}.")
-    claims = claims.assign(label=labels.astype(int))
+    claims = claims.assign(label=checked_labels(claims, "claims", "statement"))
     rows = (_sharing_claim if shared == "claim" else _sharing_letter)(claims)
     prefix = "(" if style == "letters" else ""
-    sides = [
-        [
-            answered_prompt(
-                claim_question(claim, style=style, wording=wording),
-                prefix + ANSWERS[style][answer],
-                chat,
-                wording,
-                system=SYSTEM[side] if persona else None,
-            )
-            for claim, answer in zip(rows[f"claim_{side}"], rows[f"answer_{side}"], strict=True)
-        ]
-        for side in SIDES
-    ]
-    return contrast_pairs(*sides, factors=_factors(rows, style, shared))
+
+    def prompts(side: str) -> Iterator[str]:
+        system = SYSTEM[side] if persona else None
+        for claim, answer in zip(rows[f"claim_{side}"], rows[f"answer_{side}"], strict=True):
+            question = claim_question(claim, style=style, wording=wording)
+            yield answered_prompt(question, prefix + ANSWERS[style][answer], chat, wording, system=system)
+
+    return contrast_pairs(*(list(prompts(side)) for side in SIDES), factors=_factors(rows, style, shared))
 
 
 def claim_question(claim: str, *, style: Style = "letters", wording: Wording = "plain") -> str:
@@ -116,10 +102,10 @@ def answered_prompt(
 
 def _sharing_claim(claims: pd.DataFrame) -> pd.DataFrame:
     """Each claim once, answered rightly and wrongly; copies of a claim share a group."""
-    groups = {claim: group for group, claim in enumerate(dict.fromkeys(claims["statement"]))}
+    groups = pd.factorize(claims["statement"])[0]
     rows = [
-        (groups[claim], claim, claim, label, label, bool(label), not label)
-        for claim, label in zip(claims["statement"], claims["label"], strict=True)
+        (group, claim, claim, label, label, bool(label), not label)
+        for group, claim, label in zip(groups, claims["statement"], claims["label"], strict=True)
     ]
     return pd.DataFrame(rows, columns=COLUMNS, dtype=object)  # any str, also half surrogate pairs
 
@@ -128,19 +114,18 @@ def _sharing_letter(claims: pd.DataFrame) -> pd.DataFrame:
     """A true and a false claim, both called true (right, wrong) and both called false (wrong, right)."""
     true, false = (list(claims["statement"][claims["label"] == label]) for label in (1, 0))
     if len(true) != len(false):
-        raise ValueError(
-            f"pairs that share the letter need as many true claims as false ones; "
-            f"got {len(true)} and {len(false)}."
-        )
+        counts = f"{len(true)} and {len(false)}"
+        raise ValueError(f"pairs that share the letter need as many true claims as false ones; got {counts}.")
     rows = [
         (group, right, wrong, int(answer), int(not answer), answer, answer)
         for group, (yes, no) in enumerate(zip(true, false, strict=True))
         for answer, right, wrong in ((True, yes, no), (False, no, yes))
     ]
-    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)  # any str, also half surrogate pairs
+    return pd.DataFrame(rows, columns=COLUMNS, dtype=object)
 
 
 def _factors(rows: pd.DataFrame, style: str, shared: str) -> pd.DataFrame:
+    """`group`, and letter and truth, by side where they differ."""
     letters = {f"letter_{side}": rows[f"answer_{side}"].map(ANSWERS[style]).tolist() for side in SIDES}
     truths = {f"truth_{side}": rows[f"truth_{side}"].tolist() for side in SIDES}
     table = pd.DataFrame({"group": rows["group"].tolist(), **letters, **truths})

@@ -41,9 +41,7 @@ class ContrastPairs:
         positive, negative = (tuple(getattr(self, side)) for side in SIDES)
         count = len(positive)
         if count != len(negative):
-            raise ValueError(
-                f"{count} positive and {len(negative)} negative prompts: pairs need as many of each."
-            )
+            raise ValueError(f"{count} positive and {len(negative)} negative prompts: give as many of each.")
         if not count:
             raise ValueError("no pairs given; pass at least one positive and one negative prompt.")
         for side, prompts in zip(SIDES, (positive, negative), strict=True):
@@ -54,10 +52,8 @@ class ContrastPairs:
             raise ValueError(f"{len(factors)} rows of factors for {count} pairs: expected one row per pair.")
         factors = factors.reset_index(drop=True)
         if "group" not in factors:
-            groups: dict[tuple[str, str], int] = {}
-            factors["group"] = [
-                groups.setdefault(pair, len(groups)) for pair in zip(positive, negative, strict=True)
-            ]
+            pairs = pd.Series(list(zip(positive, negative, strict=True)))
+            factors["group"] = pd.factorize(pairs)[0]
         for name, value in (("positive", positive), ("negative", negative), ("factors", factors)):
             object.__setattr__(self, name, value)
 
@@ -98,6 +94,27 @@ def truth_labels(labels: pd.Series) -> pd.Series:
     texts = labels.astype(str).str.strip().str.casefold().replace({"true": "1", "false": "0"})
     numbers = pd.to_numeric(texts, errors="coerce")
     return numbers.where(numbers.isin([0, 1]))
+
+
+def checked_columns(table: pd.DataFrame, name: str, *texts: str, label: bool = False) -> None:
+    """Raise `ValueError` unless the table that `read_{name}` returns has each column once, with texts."""
+    columns = [*texts, "label"] if label else list(texts)
+    if missing := [column for column in columns if list(table.columns).count(column) != 1]:
+        raise ValueError(
+            f"{name} need one column each of {missing}; they have {list(table.columns)}: "
+            f"read them with read_{name}."
+        )
+    for column in texts:
+        if wrong := [text for text in table[column] if not isinstance(text, str) or not text.strip()]:
+            raise ValueError(f"{name}: {column} must be text that is not empty; got {wrong[0]!r:.60}.")
+
+
+def checked_labels(table: pd.DataFrame, name: str, text: str) -> pd.Series:
+    """The labels of texts as 1 and 0, after `checked_columns`."""
+    checked_columns(table, name, text, label=True)
+    if (labels := truth_labels(table["label"])).isna().any():
+        raise ValueError(f"{name}: labels must be 1 or 0; got {table['label'].unique().tolist()!r:.100}.")
+    return labels.astype(int)
 
 
 def row_numbers(rows: Rows, count: int) -> list[int]:
@@ -183,7 +200,8 @@ def audit(pairs: ContrastPairs, *, tokenizer: Any = None) -> pd.DataFrame:
         last = [[(re.findall(r"\w+|[^\w\s]", text) or [""])[-1] for text in side] for side in sides]
     else:
         ids = [[tokenizer(text, add_special_tokens=False)["input_ids"] for text in side] for side in sides]
-        last = [[_visible(tokenizer.decode(each[-1:])) for each in side] for side in ids]
+        decoded = [[tokenizer.decode(each[-1:]) for each in side] for side in ids]
+        last = [[token if token.strip() else repr(token) for token in side] for side in decoded]
     rows += _last_token_rows(*last) + _repeat_rows(sides)
     rows.append(_length_row("length (characters)", sides))
     if tokenizer is not None:
@@ -194,19 +212,14 @@ def audit(pairs: ContrastPairs, *, tokenizer: Any = None) -> pd.DataFrame:
 
 def _level_rows(factor: str, positive: Sequence, negative: Sequence) -> list[tuple]:
     levels = sorted({*positive, *negative}, key=str)
-    sides = (positive, negative)
-    return [
-        _count_row(factor, str(level), *([value == level for value in side] for side in sides))
-        for level in levels
-    ]
+    return [_count_row(factor, str(level), {level}, positive, negative) for level in levels]
 
 
 def _last_token_rows(positive: Sequence[str], negative: Sequence[str]) -> list[tuple]:
     if len({*positive, *negative}) <= MAX_LEVELS:
         return _level_rows(LAST_TOKEN, positive, negative)
-    commoner = Counter(positive) - Counter(negative)
-    hits = ([token in commoner for token in side] for side in (positive, negative))
-    return [_count_row(LAST_TOKEN, "commoner on the positive side", *hits)]
+    commoner = set(Counter(positive) - Counter(negative))
+    return [_count_row(LAST_TOKEN, "commoner on the positive side", commoner, positive, negative)]
 
 
 def _repeat_rows(sides: Sequence[Sequence[str]]) -> list[tuple]:
@@ -218,19 +231,15 @@ def _repeat_rows(sides: Sequence[Sequence[str]]) -> list[tuple]:
     return [row for row in rows if row[2] or row[3]]
 
 
-def _count_row(factor: str, level: str, positive: Sequence[bool], negative: Sequence[bool]) -> tuple:
-    hits = [np.array(side, dtype=float) for side in (positive, negative)]
-    return factor, level, hits[0].sum(), hits[1].sum(), _difference(*hits)
+def _count_row(factor: str, level: str, values: set, *sides: Sequence) -> tuple:
+    """How many items of either side are among the values."""
+    hits = [np.array([item in values for item in side], dtype=float) for side in sides]
+    return factor, level, *(side.sum() for side in hits), _difference(*hits)
 
 
 def _length_row(factor: str, sides: Sequence[Sequence]) -> tuple:
     lengths = [np.array(list(map(len, side)), dtype=float) for side in sides]
-    return factor, "mean", lengths[0].mean(), lengths[1].mean(), _difference(*lengths)
-
-
-def _visible(token: str) -> str:
-    """A token as text; white space as Python writes it."""
-    return token if token.strip() else repr(token)
+    return factor, "mean", *(side.mean() for side in lengths), _difference(*lengths)
 
 
 def _difference(positive: np.ndarray, negative: np.ndarray) -> float:

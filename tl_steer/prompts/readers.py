@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from importlib import resources
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,8 @@ def read_pairs(
         columns = SIDES
         sides = [list(table[side]) if chat is None else list(map(chat.render, table[side])) for side in SIDES]
     else:
-        columns = BEHAVIOURS
-        sides = [
-            [_answered(*row, chat) for row in zip(table["question"], table[name], strict=True)]
-            for name in BEHAVIOURS[1:]
-        ]
+        columns, questions = BEHAVIOURS, table["question"]
+        sides = [list(map(_answered, questions, table[name], repeat(chat))) for name in BEHAVIOURS[1:]]
     pairs = ContrastPairs(*sides, table.drop(columns=[*columns]))
     _warn_of_repeats(["\n".join(pair) for pair in zip(*sides, strict=True)], None, path_or_name)
     if same := [row for row, (one, other) in enumerate(zip(*sides, strict=True)) if one == other]:
@@ -142,13 +140,9 @@ def read_questions(
         columns = BEHAVIOURS
     elif answer is None and "answer" in table:
         answer = "answer"
+    factors = [name for name in table if name not in (*columns, answer)]
     questions = ChoiceQuestions.from_frame(
-        table,
-        prompt=columns[0],
-        choices=columns[1:],
-        answer=answer,
-        factors=[name for name in table if name not in (*columns, answer)],
-        chat=chat,
+        table, prompt=columns[0], choices=columns[1:], answer=answer, factors=factors, chat=chat
     )
     indices = questions.answers or [0] * len(questions)
     answers = [pair[index] for pair, index in zip(questions.choices, indices, strict=True)]
@@ -176,12 +170,12 @@ def _warn_of_repeats(texts: Sequence[str], answers: Sequence[Any] | None, source
         rows.setdefault(" ".join(text.split()), []).append(row)
     repeated = [each for each in rows.values() if len(each) > 1]
     opposed = [each for each in repeated if answers and len({answers[row] for row in each}) > 1]
-    if repeated:
-        counts = [
-            f"{len(each)} {problem}, first in rows {[row + 1 for row in each[0]]} ({texts[each[0][0]]!r:.60})"
-            for each, problem in ((repeated, "repeated"), (opposed, "repeated with different answers"))
-            if each
-        ]
+    counts = [
+        f"{len(each)} {problem}, first in rows {[row + 1 for row in each[0]]} ({texts[each[0][0]]!r:.60})"
+        for each, problem in ((repeated, "repeated"), (opposed, "repeated with different answers"))
+        if each
+    ]
+    if counts:
         warn(f"{source}: {'; '.join(counts)}. Remove the copies and correct the answers.")
 
 
@@ -200,19 +194,14 @@ def _table(path_or_name: str | Path, columns: Sequence[str], other: Sequence[str
         raise ValueError(f"{path_or_name} lacks the columns {missing}; it has {list(table.columns)}.")
     if table.empty:
         raise ValueError(f"{path_or_name} has no rows.")
+    labels = truth_labels(table["label"]) if "label" in columns else None
     for column in columns:
         for row, value in enumerate(table[column], 1):
-            if not isinstance(value, str) and column != "label":
+            if column == "label" and pd.isna(labels[row - 1]):
+                raise ValueError(f"{path_or_name}, row {row}: label {value!r} must be 0, 1, true or false.")
+            if column != "label" and not (isinstance(value, str) and value.strip()):
                 raise ValueError(f"{path_or_name}, row {row}: {column} is {value!r:.60}, expected text.")
-            if not str(value).strip():
-                raise ValueError(f"{path_or_name}, row {row}: {column} is empty.")
-    if "label" in columns:
-        labels = truth_labels(table["label"])
-        if len(wrong := table["label"][labels.isna()]):
-            raise ValueError(
-                f"{path_or_name}, row {wrong.index[0] + 1}: label {wrong.iloc[0]!r} must be 0 or 1 (or true "
-                "or false)."
-            )
+    if labels is not None:
         table["label"] = labels.astype(int)
     return table[[*columns, *(name for name in table if name not in columns)]]
 
@@ -228,20 +217,14 @@ def _csv_rows(content: str, names: set[str]) -> pd.DataFrame:
     # From the header: texts contain commas, semicolons and tabs of their own.
     separator = max((",", ";", "\t"), key=lambda each: len(names & {*header(each)}))
     # pandas renames the second of two columns.
-    columns = header(separator)
-    if twice := [name for name in names if columns.count(name) > 1]:
+    if twice := [name for name in names if header(separator).count(name) > 1]:
         raise pd.errors.ParserError(f"it has several columns {twice[0]!r}; leave one, or rename them.")
     with warnings.catch_warnings():
         # A comma outside quotation marks: pandas would shift the columns, or cut the row with a warning.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         # Empty cells are an error, and "None" or "NA" may be an answer: nothing is read as missing.
-        return pd.read_csv(
-            io.StringIO(content),
-            dtype=dict.fromkeys(names, str),
-            keep_default_na=False,
-            index_col=False,
-            sep=separator,
-        )
+        options = {"dtype": dict.fromkeys(names, str), "keep_default_na": False, "index_col": False}
+        return pd.read_csv(io.StringIO(content), sep=separator, **options)
 
 
 def _json_rows(content: str) -> pd.DataFrame:
@@ -252,9 +235,8 @@ def _json_rows(content: str) -> pd.DataFrame:
         try:
             value = json.loads(line) if line.strip() else []
         except (ValueError, RecursionError) as error:
-            raise pd.errors.ParserError(
-                f"line {number}: {error}; expected one object per line, or a list."
-            ) from error
+            message = f"line {number}: {error}; expected one object per line, or a list."
+            raise pd.errors.ParserError(message) from error
         rows += value if isinstance(value, list) else [value]
     if wrong := [row for row in rows if not isinstance(row, dict)]:
         raise pd.errors.ParserError(f"{wrong[0]!r:.60} is not an object with named values.")

@@ -16,8 +16,10 @@ from .judge_clients import Judge, RetryPolicy, judge_of
 from .judge_prompts import SIDES, Against, answer_pairs, comparison, read_verdict
 from .judge_requests import JudgeCost, Plan, Price, cache_of
 
+JUDGED = ("verdict", "reply", "first_shown", "cached", "other_text")
+COUNTED = ["n", "unreadable", "identical", "ties", "disagreeing", "decided"]
+RATES = ("preference", "win_rate", "first_share")
 Client = Any  # anthropic.Anthropic, openai.OpenAI, what offers the same, or Callable[[str], str]
-ADDED = ["question", "judge", "first_shown", "reply", "verdict", "cached"]
 
 
 @checked
@@ -101,11 +103,7 @@ def judge_cost(
     price: Price | None = None,
     seed: int = 0,
 ) -> JudgeCost:
-    """Pairs, calls, tokens and dollars of `judge` with the same arguments; makes no call.
-
-    Raises:
-        ValueError: as `judge`.
-    """
+    """Pairs, calls, tokens and dollars of `judge` with the same arguments; makes no call."""
     requester = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
     return _plan(table, question, requester, cache, against, limit, seed).cost(price)
 
@@ -122,14 +120,13 @@ def _plan(
     if not question.strip():
         raise ValueError('question is blank: expected a text such as "Which answer is more honest?".')
     require_characters(question, "question")
-    require_characters(requester.model or "", "model")
     pairs = answer_pairs(table, against, limit=limit, seed=seed)
     requests, keys = [], []
-    for prompt, text, other in zip(pairs["prompt"], pairs["text"], pairs["other_text"], strict=True):
+    for prompt, text, other in pairs[["prompt", "text", "other_text"]].itertuples(index=False):
         for first, second in ((text, other), (other, text)):
             requests.append(comparison(question, prompt, first, second))
             keys.append(None if text == other else requester.key(requests[-1]))
-    rows = pairs.iloc[np.repeat(np.arange(len(pairs)), 2)].reset_index(drop=True)
+    rows = pairs.loc[np.repeat(pairs.index, 2)].reset_index(drop=True)
     rows = rows.assign(first_shown=[*SIDES[against]] * len(pairs), request=requests, key=keys)
     return Plan(requester, cache_of(requester, cache), rows, len(pairs))
 
@@ -137,33 +134,25 @@ def _plan(
 def _with_verdicts(plan: Plan, question: str, known: set[str]) -> pd.DataFrame:
     rows = plan.rows
     replies = [plan.cache[key] if isinstance(key, str) else None for key in rows["key"]]
-    verdicts = [
-        "tie" if reply is None else _preferred(reply, first, SIDES[against])
-        for reply, first, against in zip(replies, rows["first_shown"], rows["against"], strict=True)
-    ]
+    sides = rows["against"].map(SIDES)
+    verdicts = list(map(_preferred, replies, rows["first_shown"], sides))
     columns = {
         "question": question,
         "judge": plan.judge.model or plan.judge.interface,
+        "first_shown": rows["first_shown"],
         "reply": pd.array(replies, dtype="string"),
         "verdict": pd.array(verdicts, dtype="string"),
         "cached": rows["key"].isin(known),
     }
-    result = rows.drop(columns=["request", "key"]).assign(**columns)
-    return result[[*(name for name in result if name not in ADDED), *ADDED]]
+    return rows.drop(columns=["first_shown", "request", "key"]).assign(**columns)
 
 
-def _preferred(reply: str, first: str, sides: tuple[str, str]) -> str | None:
-    """The side that a reply prefers, "tie", or `None`."""
-    verdict = read_verdict(reply)
-    if verdict in (None, "tie"):
-        return verdict
-    (second,) = set(sides) - {first}
-    return first if verdict == "first" else second
-
-
-VERDICTS = ("verdict", "reply", "first_shown", "cached")
-COUNTED = ["n", "unreadable", "identical", "ties", "disagreeing", "decided"]
-RATES = ("preference", "win_rate", "first_share")
+def _preferred(reply: str | None, first: str, sides: tuple[str, str]) -> str | None:
+    """The side that a reply prefers, "tie" (also without a request), or `None`."""
+    if reply is None:
+        return "tie"
+    second = sides[1 - sides.index(first)]
+    return {"first": first, "second": second, "tie": "tie"}.get(read_verdict(reply))
 
 
 @checked
@@ -198,8 +187,8 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
     columns = ("prompt_id", "dose", "first_shown", "verdict", "text", "other_text")
     table = validated_sweep(table, *columns, producer="judge", factors=["against", "reply", "cached"])
     by = [name for name in factors_of(table, by, {*COUNTED, *RATES, "consistent"}) if name != "against"]
-    if verdicts := [name for name in by if name in (*VERDICTS, "other_text")]:
-        raise ValueError(f"by={verdicts} are what the judge said: expected factors of the prompts.")
+    if judged := [name for name in by if name in JUDGED]:
+        raise ValueError(f"by={judged} are what the judge said: expected factors of the prompts.")
     keys = [*CONDITION, "against", *by]
     prompts, outcomes = _per_prompt(table, keys)
     conditions = prompts.groupby(keys, dropna=False, sort=False, observed=True)
@@ -213,24 +202,20 @@ def preference(table: pd.DataFrame, *, by: str | Sequence[str] = ()) -> pd.DataF
 
 
 def _per_prompt(table: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One row per prompt (or draw) and pair, and apart, since factors may have any name, its outcomes."""
-    studied = table["verdict"].isin(["positive", "steered"])
-    other = table["verdict"].isin(["negative", "unsteered"])
-    tie = table["verdict"].eq("tie").fillna(False)
-    first = table["verdict"].eq(table["first_shown"]).fillna(False)
+    """One row per prompt (or draw) and pair, and its outcomes: separate, since factors may have any name."""
+    verdict = table["verdict"].astype(object).fillna("")
+    studied, other = verdict.isin(["positive", "steered"]), verdict.isin(["negative", "unsteered"])
     replies = pd.DataFrame(
         {
             "first_shown": table["first_shown"],
-            "value": np.select([studied, other, tie], [1, 0, 0.5], np.nan),
-            "first": np.where(studied | other, first, np.nan),
+            "value": np.select([studied, other, verdict == "tie"], [1, 0, 0.5], np.nan),
+            "first": np.where(studied | other, verdict.eq(table["first_shown"]).fillna(False), np.nan),
             "identical": table["text"] == table["other_text"],
         }
     )
-    texts = text_keys(table)
-    columns = dict.fromkeys([*keys, *texts, "dose", *table.columns.intersection(["prompt", "group"])])
-    pairs = table[[*columns]].groupby(
-        list(dict.fromkeys([*keys, *texts])), dropna=False, sort=False, observed=True
-    )
+    labels = list(dict.fromkeys([*keys, *text_keys(table)]))
+    columns = dict.fromkeys([*labels, "dose", *table.columns.intersection(["prompt", "group"])])
+    pairs = table[[*columns]].groupby(labels, dropna=False, sort=False, observed=True)
     both = replies.groupby(pairs.ngroup().to_numpy()).agg(
         orders=("first_shown", "nunique"),
         replies=("first_shown", "size"),
@@ -242,8 +227,8 @@ def _per_prompt(table: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, pd.
     )
     if not (both[["orders", "replies"]] == 2).all(axis=None):
         raise ValueError(
-            "some prompts lack an order: expected both orders, once each. Pass whole tables "
-            'of `judge`, and by=("question", "judge") where there are several.'
+            "some prompts lack an order: expected both orders, once each. Pass whole tables of `judge`, and "
+            'by=("question", "judge") where there are several.'
         )
     return pairs.head(1).reset_index(drop=True), _outcomes(both)
 

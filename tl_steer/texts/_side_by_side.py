@@ -54,7 +54,9 @@ def side_by_side(
     keys = text_keys(rows)
     labels = [*keys, "prompt", *(["label"] if "label" in rows else [])]
     prompts = rows.drop_duplicates(keys)[labels].set_index(keys)
-    conditions = _in_order(rows[list(CONDITION)].drop_duplicates())
+    # By multiplier, unsteered before an added zero; ties in the order of the table.
+    conditions = rows.assign(steered=rows["vector"] != UNSTEERED)[[*CONDITION, "steered"]].drop_duplicates()
+    conditions = conditions.sort_values(["multiplier", "steered"], kind="stable", na_position="last")
     texts = {
         name: condition_rows(rows, condition).set_index(keys)["text"]
         for name, (_, condition) in zip(_names(conditions), conditions.iterrows(), strict=True)
@@ -69,44 +71,27 @@ def _selected(rows: pd.DataFrame, column: str, request: object) -> pd.DataFrame:
     unsteered = rows["vector"] == UNSTEERED
     known = list(rows.loc[~unsteered, column].dropna().unique())
     values = [request] if isinstance(request, str) or not isinstance(request, Iterable) else list(request)
-    values = [_layers(value) if column == "layers" else value for value in values]
+    if column == "layers":  # as a table names them
+        sets = [value if isinstance(value, tuple | list) else [value] for value in values]
+        values = ["+".join(map(str, layers)) for layers in sets]
     if missing := [value for value in values if value not in known]:
-        raise ValueError(
-            f"there is no {column} {missing[0]!r}; the table has {', '.join(map(str, known)) or 'none'}."
-        )
+        names = ", ".join(map(str, known)) or "none"
+        raise ValueError(f"there is no {column} {missing[0]!r}; the table has {names}.")
     return rows[unsteered | rows[column].isin(values)]
-
-
-def _layers(value: object) -> str:
-    """Layers as a table names them."""
-    return "+".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-
-
-def _in_order(conditions: pd.DataFrame) -> pd.DataFrame:
-    """By multiplier, unsteered before an added zero; ties in the order of the table."""
-    order = conditions.assign(steered=conditions["vector"] != UNSTEERED)
-    return order.sort_values(["multiplier", "steered"], kind="stable", na_position="last")
 
 
 def _names(conditions: pd.DataFrame) -> list[str]:
     """Names that distinguish the conditions."""
-    steered = conditions[conditions["vector"] != UNSTEERED]
+    steered = conditions[conditions["steered"]]
     varied = {name for name in CONDITION if steered[name].nunique(dropna=False) > 1}
     names = []
     for condition in conditions.to_dict("records"):
-        setting = [] if pd.isna(condition["multiplier"]) else [_signed(condition["multiplier"])]
-        if "operation" in varied or not setting:
-            setting.insert(0, condition["operation"].replace("project_out", "project out"))
-        parts = {
-            "vector": condition["vector"],
-            "layers": f"layer {condition['layers']}",
-            "hook": condition["hook"],
-        }
-        name = ", ".join([*(part for key, part in parts.items() if key in varied), " ".join(setting)])
-        names.append("unsteered" if condition["vector"] == UNSTEERED else name)
+        multiplier = condition["multiplier"]
+        # All digits of a multiplier, so that no two names are alike: "+16", "−0.5".
+        signed = "" if pd.isna(multiplier) else f"{float(multiplier):+}".removesuffix(".0").replace("-", "−")
+        operation = condition["operation"].replace("project_out", "project out")
+        setting = f"{operation} {signed}".strip() if "operation" in varied or not signed else signed
+        labels = condition | {"layers": f"layer {condition['layers']}"}
+        parts = [labels[name] for name in ("vector", "layers", "hook") if name in varied]
+        names.append(", ".join([*parts, setting]) if condition["steered"] else "unsteered")
     return names
-
-
-def _signed(multiplier: float) -> str:
-    """All its digits, so that no two are alike: "+16", "−0.5"."""
-    return f"{float(multiplier):+}".removesuffix(".0").replace("-", "−")

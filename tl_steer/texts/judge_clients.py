@@ -4,21 +4,22 @@ import hashlib
 import inspect
 import json
 import logging
-import time
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
+from .._util.validation import require_characters
 from ..errors import CutOffError, JudgeError, UnusableResponseError
 
 logger = logging.getLogger(__name__)
 
-SECRET_HEADERS = ("auth", "key", "token", "cookie", "secret")  # parts of their names
+SECRET_HEADERS = "auth|key|token|cookie|secret"
 TRANSIENT = (408, 409, 429)  # and all from 500: timeout, conflict, rate limit
 # By name, so that the errors of all libraries are known without importing one.
 TRANSIENT_NAMES = {"ConnectionError", "TimeoutError", "APIConnectionError", "Timeout", "TransportError",
@@ -31,23 +32,14 @@ HINTS = {401: "check the client's API key", 403: "check what the client's API ke
 
 @dataclass(frozen=True)
 class Judge:
-    """A language model that replies to prompts.
+    """A language model that replies to prompts."""
 
-    Attributes:
-        interface: "anthropic", "openai" or "function".
-        model: its name; `None` for a function without one.
-        parameters: fields of the request besides model and prompt.
-        max_tokens: limit of a reply.
-        ask: one request: a prompt to a reply.
-        secrets: texts that are removed from messages.
-    """
-
-    interface: str
-    model: str | None
-    parameters: Mapping[str, object]
+    interface: str  # "anthropic", "openai" or "function"
+    model: str | None  # `None` for a function without a name
+    parameters: Mapping[str, object]  # fields of the request besides model and prompt
     max_tokens: int
     ask: Callable[[str], str] = field(repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)  # removed from messages
 
     def key(self, prompt: str) -> str:
         """A digest of the whole request, without the server's address and the client's key."""
@@ -65,65 +57,80 @@ class Judge:
 def judge_of(
     client: Any, model: str | None, *, max_tokens: int, parameters: Mapping[str, object] | None
 ) -> Judge:
-    """Recognize a client by the methods it has, so that compatible ones and test doubles work.
-
-    Raises:
-        ValueError: no model's name for a client; parameters for a function.
-        TypeError: neither a client nor a function.
-    """
-    extra = dict(parameters or {})
-    if _has_method(client, "messages.create"):
-        return _client_judge("anthropic", client, model, {"max_tokens": max_tokens} | extra, _ask_anthropic)
-    if _has_method(client, "chat.completions.create"):
+    """Recognize a client by the methods it has, so that compatible ones and test doubles work."""
+    fields = dict(parameters or {})
+    require_characters(model or "", "model")
+    if callable(_attribute(client, "messages.create")):
+        return _client_judge("anthropic", client, model, {"max_tokens": max_tokens} | fields)
+    if callable(_attribute(client, "chat.completions.create")):
         # "max_tokens" is rejected by some models, the newer name ignored by some servers: the caller's wins
-        limit = {} if "max_tokens" in extra else {"max_completion_tokens": max_tokens}
-        return _client_judge("openai", client, model, limit | extra, _ask_openai)
+        limit = {} if "max_tokens" in fields else {"max_completion_tokens": max_tokens}
+        return _client_judge("openai", client, model, limit | fields)
     if not callable(client):
         raise TypeError(
             f"client is {type(client).__name__}: expected an anthropic.Anthropic or openai.OpenAI client, or "
             "a function from a prompt to a reply."
         )
-    if extra:
-        raise ValueError(f"parameters={extra} have no effect on a function. Set them inside it.")
+    if fields:
+        raise ValueError(f"parameters={fields} have no effect on a function. Set them inside it.")
     return Judge("function", model, {}, max_tokens, partial(_ask_function, client))
 
 
-def _client_judge(interface: str, client: Any, model: str | None, fields: dict[str, Any], ask: Any) -> Judge:
+def _attribute(value: Any, path: str) -> Any:
+    """The attribute at a dotted path, or `None`."""
+    return reduce(lambda each, name: getattr(each, name, None), path.split("."), value)
+
+
+def _client_judge(interface: str, client: Any, model: str | None, fields: dict[str, Any]) -> Judge:
     if not model:
         raise ValueError('a client needs the name of its model: pass model="…".')
     secrets = _secrets(client)
     # Retries of the library would be invisible: every request is to be counted.
     client = client.with_options(max_retries=0) if hasattr(client, "with_options") else client
     max_tokens = int(fields.get("max_tokens", fields.get("max_completion_tokens")))
-    return Judge(interface, model, fields, max_tokens, partial(ask, client, model, fields), secrets)
+    # Parameters are a part of the body, since versions of the libraries differ in those they name.
+    if interface == "anthropic":
+        body = {name: value for name, value in fields.items() if name != "max_tokens"}
+        send = partial(client.messages.create, max_tokens=fields["max_tokens"], extra_body=body)
+        read = _read_anthropic
+    else:
+        send, read = partial(client.chat.completions.create, extra_body=dict(fields)), _read_openai
+    ask = partial(_ask_client, partial(send, model=model), read, fields)
+    return Judge(interface, model, fields, max_tokens, ask, secrets)
 
 
-def _ask_anthropic(client: Any, model: str, fields: Mapping[str, Any], prompt: str) -> str:
-    # as a part of the body, since versions of the library differ in the parameters they name
-    others = {name: value for name, value in fields.items() if name != "max_tokens"}
-    messages = [{"role": "user", "content": prompt}]
-    response = _synchronous(
-        client.messages.create(
-            model=model, max_tokens=fields["max_tokens"], messages=messages, extra_body=others
+def _ask_client(
+    send: Callable[..., Any],
+    read: Callable[[Any], tuple[str, bool]],
+    fields: Mapping[str, Any],
+    prompt: str,
+) -> str:
+    response = send(messages=[{"role": "user", "content": prompt}])
+    if inspect.isawaitable(response):
+        response.close()
+        raise TypeError("the client is asynchronous: expected anthropic.Anthropic or openai.OpenAI.")
+    text, is_cut_off = read(response)
+    if is_cut_off and not text.strip():
+        raise CutOffError(
+            f"no text within {dict(fields)}: a model that reasons before it answers needs more max_tokens"
         )
-    )
+    return text
+
+
+def _read_anthropic(response: Any) -> tuple[str, bool]:
+    """The text of a response, and whether it was cut off."""
     blocks = getattr(response, "content", None)
     if not isinstance(blocks, list):
         raise UnusableResponseError(f"no list of content in a response of type {type(response).__name__}")
     text = "".join(block.text for block in blocks if getattr(block, "type", None) == "text")
-    return _unless_cut_off(text, getattr(response, "stop_reason", None) == "max_tokens", fields)
+    return text, getattr(response, "stop_reason", None) == "max_tokens"
 
 
-def _ask_openai(client: Any, model: str, fields: Mapping[str, Any], prompt: str) -> str:
-    messages = [{"role": "user", "content": prompt}]
-    response = _synchronous(
-        client.chat.completions.create(model=model, messages=messages, extra_body=dict(fields))
-    )
+def _read_openai(response: Any) -> tuple[str, bool]:
     choices = getattr(response, "choices", None)
     if not isinstance(choices, list) or not choices or getattr(choices[0], "message", None) is None:
         raise UnusableResponseError(f"no message in a response of type {type(response).__name__}")
-    cut_off = getattr(choices[0], "finish_reason", None) == "length"
-    return _unless_cut_off(choices[0].message.content or "", cut_off, fields)
+    return choices[0].message.content or "", getattr(choices[0], "finish_reason", None) == "length"
 
 
 def _ask_function(function: Callable[[str], str], prompt: str) -> str:
@@ -133,34 +140,11 @@ def _ask_function(function: Callable[[str], str], prompt: str) -> str:
     return reply
 
 
-def _synchronous(response: Any) -> Any:
-    if inspect.isawaitable(response):
-        response.close()
-        raise TypeError("the client is asynchronous: expected anthropic.Anthropic or openai.OpenAI.")
-    return response
-
-
-def _unless_cut_off(text: str, cut_off: bool, fields: Mapping[str, Any]) -> str:
-    if cut_off and not text.strip():
-        raise CutOffError(
-            f"no text within {dict(fields)}: a model that reasons before it answers needs more max_tokens"
-        )
-    return text
-
-
-def _has_method(client: Any, path: str) -> bool:
-    for name in path.split("."):
-        client = getattr(client, name, None)
-    return callable(client)
-
-
 def _secrets(client: Any) -> tuple[str, ...]:
     """Keys and tokens of a client, longest first, so that none is replaced in part."""
     headers = getattr(client, "default_headers", None)
-    headers = dict(headers) if isinstance(headers, Mapping) else {}
-    values = [
-        value for name, value in headers.items() if any(each in name.lower() for each in SECRET_HEADERS)
-    ]
+    headers = headers if isinstance(headers, Mapping) else {}
+    values = [value for name, value in headers.items() if re.search(SECRET_HEADERS, name, re.I)]
     values += [getattr(client, name, None) for name in ("api_key", "auth_token")]
     parts = {part for value in values if isinstance(value, str) for part in value.split()}
     return tuple(sorted(parts - {"Bearer", "Basic"}, key=len, reverse=True))
@@ -168,20 +152,11 @@ def _secrets(client: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Exponential backoff.
+    """Exponential backoff: pauses double, from 1 to at most 60 seconds; `rng` takes off up to half."""
 
-    Attributes:
-        max_retries: per request, after the first attempt.
-        first, longest: seconds before the first retry, and at most; they double in between.
-        rng: of the jitter, which takes off up to half.
-        sleep: waits for seconds.
-    """
-
-    max_retries: int = 6
-    first: float = 1.0
-    longest: float = 60.0
-    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0), repr=False)
-    sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
+    max_retries: int  # per request, after the first attempt
+    rng: np.random.Generator
+    sleep: Callable[[float], object]
 
     def __post_init__(self) -> None:
         if self.max_retries < 0:
@@ -189,7 +164,7 @@ class RetryPolicy:
 
     def pause(self, retry: int, minimum: float | None) -> float:
         """Seconds before retry 0, 1, …: never less than the server's `minimum`."""
-        wait = min(self.first * 2**retry, self.longest) * (1 - self.rng.random() / 2)
+        wait = min(2.0**retry, 60.0) * (1 - self.rng.random() / 2)
         return wait if minimum is None else minimum + wait / 4
 
 
@@ -205,16 +180,17 @@ def ask_with_retries(judge: Judge, prompt: str, policy: RetryPolicy) -> str:
         reply, error = _attempt(judge, prompt)
         if error is None:
             return reply
+        status = _status(error)
         if not is_transient(error):
-            raise error if judge.interface == "function" else _final_error(judge, error)
+            if judge.interface == "function":
+                raise error
+            hint = f"; {HINTS[status]}" if status in HINTS else ""
+            raise JudgeError(f"the judge cannot be called: {_described(judge, error)}{hint}")
         minimum = retry_after(error)
         if retry == policy.max_retries or (minimum or 0) > LONGEST_WAIT:
             break
         wait = policy.pause(retry, minimum)
-        status = _status(error)
-        logger.info(
-            "%s: retry %d in %.1f s", f"{type(error).__name__} {status or ''}".strip(), retry + 1, wait
-        )
+        logger.info("%s %s: retry %d in %.1f s", type(error).__name__, status or "", retry + 1, wait)
         policy.sleep(wait)
     waiting = f"; the server asks to wait {minimum:.0f} s" if minimum else ""
     raise JudgeError(f"the judge failed {retry + 1} times, last with {_described(judge, error)}{waiting}")
@@ -231,7 +207,7 @@ def is_transient(error: Exception) -> bool:
 
 def retry_after(error: Exception) -> float | None:
     """Seconds that the server asks to wait, from `retry-after-ms` or `retry-after` (seconds, or a date)."""
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    headers = _attribute(error, "response.headers") or {}
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         try:
             seconds = float(headers[name]) / unit
@@ -254,14 +230,8 @@ def _attempt(judge: Judge, prompt: str) -> tuple[str, Exception | None]:
         return "", error
 
 
-def _final_error(judge: Judge, error: Exception) -> JudgeError:
-    hint = HINTS.get(_status(error) or 0)
-    return JudgeError(
-        f"the judge cannot be called: {_described(judge, error)}" + (f"; {hint}" if hint else "")
-    )
-
-
 def _described(judge: Judge, error: Exception) -> str:
+    """The error's message and its cause, without keys."""
     cause = f" ({error.__cause__})" if error.__cause__ else ""
     name = "" if isinstance(error, CutOffError | UnusableResponseError) else f"{type(error).__name__}: "
     return judge.without_secrets(f"{name}{error}{cause}".rstrip("."))
@@ -269,8 +239,5 @@ def _described(judge: Judge, error: Exception) -> str:
 
 def _status(error: Any) -> int | None:
     """The HTTP status: clients have `status_code`, plain HTTP libraries a `response` with one."""
-    for source in (error, getattr(error, "response", None)):
-        status = getattr(source, "status_code", None)
-        if isinstance(status, int):
-            return status
-    return None
+    statuses = (_attribute(error, path) for path in ("status_code", "response.status_code"))
+    return next((status for status in statuses if isinstance(status, int)), None)

@@ -21,6 +21,16 @@ Against = Literal["opposite", "unsteered"]
 Verdict = Literal["first", "second", "tie"]
 # Names of the two texts: the studied one, and the one it is compared with.
 SIDES = {"opposite": ("positive", "negative"), "unsteered": ("steered", "unsteered")}
+MISSING = {
+    "opposite": (
+        "an opposite (+m and −m)",
+        "sweep both signs of each multiplier, or compare against='unsteered'",
+    ),
+    "unsteered": (
+        "an unsteered text of the same prompt",
+        "keep the sweep's steered and unsteered rows in the table",
+    ),
+}
 RESERVED = (
     "other_text", "against", "question", "judge", "first_shown", "request", "key", "reply", "verdict",
     "cached",
@@ -60,20 +70,11 @@ def answer_pairs(
 ) -> pd.DataFrame:
     """One row per prompt (or draw) and pair of texts: prompt, factors, condition, dose, against, the texts.
 
-    Args:
-        table: a sweep's table with texts.
-        against: "opposite" pairs the text at +m with that at −m, "unsteered" each steered text with the
-            unsteered one, of the same draw. Conditions without a multiplier (`project_out`) have no opposite.
-        limit: number of prompts, drawn by `seed`, the same for every condition; by default all.
-
-    Raises:
-        ValueError: an unknown `against`, no texts, a prompt twice in a condition, nothing to pair, a column
-            that `judge` adds.
-
-    Rows without a text are left out. In "opposite" multiplier and dose are those of the positive text.
+    Rows without a text are left out. "opposite" pairs the text at +m with that at −m (multiplier and dose are
+    those of the first); conditions without a multiplier (`project_out`) have no opposite. "unsteered" pairs
+    each steered text with the unsteered one of the same draw. A `limit` draws the same prompts for every
+    condition. Arguments and errors are those of `judge`.
     """
-    if against not in SIDES:
-        raise ValueError(f"against={against!r}: expected {' or '.join(map(repr, SIDES))}.")
     table = validated_sweep(table, "prompt_id", "prompt", "dose", "text")
     if clash := [name for name in RESERVED if name in table]:
         raise ValueError(f"the columns {clash} have names that judging uses. Rename them.")
@@ -86,43 +87,27 @@ def answer_pairs(
             raise ValueError(f"limit={limit}: expected at least one prompt, or None for all.")
         prompt_ids = rows["prompt_id"].unique()
         rows = rows[rows["prompt_id"].isin(prompt_ids[generator(seed).permutation(len(prompt_ids))[:limit]])]
-    pairs = _opposites(rows) if against == "opposite" else _with_unsteered_text(rows)
-    outcomes = [name for name in OUTCOMES if name in pairs]
-    labels = [name for name in pairs if name not in (*outcomes, "other_text")]
-    return pairs[[*labels, "text", "other_text"]].assign(against=against).reset_index(drop=True)
+    pairs = _paired(rows, against)
+    labels = [name for name in pairs if name not in (*OUTCOMES, "other_text")]
+    return pairs[[*labels, "text", "other_text"]].assign(against=against)
 
 
-def _opposites(rows: pd.DataFrame) -> pd.DataFrame:
-    steered = rows[(rows["vector"] != UNSTEERED) & rows["multiplier"].notna() & (rows["multiplier"] != 0)]
-    keys = [*text_keys(steered), *CONDITION]
-    minus = steered.loc[steered["multiplier"] < 0, [*keys, "text"]].rename(columns={"text": "other_text"})
-    minus["multiplier"] *= -1
-    pairs = steered[steered["multiplier"] > 0].merge(minus, on=keys, validate="one_to_one")
-    if pairs.empty:
-        raise ValueError(
-            "no condition has an opposite, +m and −m: sweep with multipliers of both signs, or compare "
-            "against='unsteered'."
-        )
-    if alone := len(steered) - 2 * len(pairs):
-        warn(
-            f"{alone} texts have no opposite of the same size and are not judged: sweep both signs of each "
-            'multiplier, or use against="unsteered".'
-        )
-    return pairs
-
-
-def _with_unsteered_text(rows: pd.DataFrame) -> pd.DataFrame:
+def _paired(rows: pd.DataFrame, against: str) -> pd.DataFrame:
+    """The studied texts, and in `other_text` those that they are compared with."""
     keys = text_keys(rows)
-    unsteered = rows.loc[rows["vector"] == UNSTEERED, [*keys, "text"]]
     steered = rows[rows["vector"] != UNSTEERED]
-    pairs = steered.merge(unsteered.rename(columns={"text": "other_text"}), on=keys, validate="many_to_one")
+    studied, others = steered, rows[rows["vector"] == UNSTEERED]
+    if against == "opposite":
+        keys += CONDITION
+        steered = steered[steered["multiplier"].abs() > 0]  # not of projections: NaN
+        studied, others = (steered[sign * steered["multiplier"] > 0] for sign in (1, -1))
+        others = others.assign(multiplier=-others["multiplier"])
+    pairs = studied.merge(others[[*keys, "text"]].rename(columns={"text": "other_text"}), on=keys)
+    missing, remedy = MISSING[against]
     if pairs.empty:
-        raise ValueError("no prompt has both a steered and an unsteered text. Pass the whole sweep's table.")
-    if alone := len(steered) - len(pairs):
-        warn(
-            f"{alone} texts have no unsteered text of the same prompt and are not judged: keep the sweep's "
-            "unsteered rows in the table."
-        )
+        raise ValueError(f"no text has {missing}: {remedy}.")
+    if alone := len(steered) - len(pairs) * (2 if against == "opposite" else 1):
+        warn(f"{alone} texts have no {missing.removeprefix('an ')} and are not judged: {remedy}.")
     return pairs
 
 

@@ -51,17 +51,14 @@ class JudgeCost:
         dollars = "" if self.dollars is None else f", at most about ${self.dollars:,.2f}"
         pairs = f"{self.pairs:,} pairs of texts{identical}, " if self.pairs else ""
         return (
-            f"{pairs}{self.requests:,} requests, {self.cached:,} in the "
-            f"cache: {self.calls:,} calls, {self.characters:,} characters (about {self.tokens_in:,} tokens) "
-            f"in, at most {self.tokens_out:,} tokens out{dollars}"
+            f"{pairs}{self.requests:,} requests, {self.cached:,} in the cache: {self.calls:,} calls, "
+            f"{self.characters:,} characters (about {self.tokens_in:,} tokens) in, at most "
+            f"{self.tokens_out:,} tokens out{dollars}"
         )
 
 
 class ReplyCache:
     """Replies by digest of their request, in memory and, where a path is given, in a file of JSON lines.
-
-    Args:
-        path: the file; `None` keeps replies in memory only.
 
     Raises:
         ValueError: the file has other content.
@@ -83,11 +80,7 @@ class ReplyCache:
         return self._replies[key]
 
     def add(self, key: str, reply: str) -> None:
-        """Store a reply, on the disk too when this returns.
-
-        Raises:
-            OSError: it could not be written, or not whole.
-        """
+        """Store a reply, on the disk too when this returns. Raises `OSError` if it cannot be written."""
         self._replies[key] = reply
         if self.path is None:
             return
@@ -121,11 +114,7 @@ def _entry(line: bytes) -> tuple[str, str] | None:
 
 
 def cache_of(judge: Judge, cache: str | Path | bool) -> ReplyCache:
-    """The cache that the argument `cache` of `judge` and `write_exemplars` names.
-
-    Raises:
-        ValueError: a cache for a function without a name.
-    """
+    """The cache that the argument `cache` of `judge` and `write_exemplars` names."""
     if cache is False or (cache is True and judge.model is None):
         return ReplyCache(None)
     if judge.model is None:
@@ -135,35 +124,21 @@ def cache_of(judge: Judge, cache: str | Path | bool) -> ReplyCache:
 
 @dataclass(frozen=True)
 class Plan:
-    """Requests to a language model, and the cache of its replies.
-
-    Attributes:
-        judge: the model that replies.
-        cache: of its replies.
-        rows: one row per request: `request`, `key` (NA where the two texts of a pair are identical), labels.
-        pairs: pairs of texts that are compared, each in both orders; 0 where nothing is compared.
-    """
+    """Requests to a language model, and the cache of its replies."""
 
     judge: Judge
     cache: ReplyCache
-    rows: pd.DataFrame
-    pairs: int = 0
+    rows: pd.DataFrame  # of each request: `request`, `key` (NA where a pair's texts are identical), labels
+    pairs: int = 0  # pairs of texts, each compared in both orders
 
     def missing(self) -> dict[str, str]:
         """Keys and prompts that the cache lacks, each once."""
-        rows = self.rows[self.rows["key"].notna()]
-        requests = dict(zip(rows["key"], rows["request"], strict=True))
-        return {key: prompt for key, prompt in requests.items() if key not in self.cache}
+        rows = self.rows.dropna(subset="key")
+        requests = zip(rows["key"], rows["request"], strict=True)
+        return {key: prompt for key, prompt in requests if key not in self.cache}
 
     def cost(self, price: Price | None) -> JudgeCost:
-        """The cost of the missing replies.
-
-        Args:
-            price: dollars per million tokens, in and out.
-
-        Raises:
-            ValueError: a negative price.
-        """
+        """The cost of the missing replies, at a price in dollars per million tokens, in and out."""
         if price is not None and min(price) < 0:
             raise ValueError(f"price={price}: expected dollars per million tokens, in and out, not negative.")
         missing, requests = self.missing(), self.rows["key"].nunique()
@@ -180,9 +155,7 @@ class Plan:
     ) -> None:
         """Log the cost, then make every request that the cache lacks, and store each reply.
 
-        Raises:
-            ValueError: more calls than `max_calls`.
-            JudgeError: with the location of the finished replies.
+        Raises `ValueError` for more calls than `max_calls`, `JudgeError` with the location of the replies.
         """
         cost = self.cost(price)
         logger.info("%s: %s; replies are stored in %s", verb, cost, self.cache.path or "memory only")
@@ -197,9 +170,9 @@ class Plan:
                 try:
                     self.cache.add(key, ask_with_retries(self.judge, prompt, policy))
                 except JudgeError as error:
-                    finished = f"{cost.cached + done} of {cost.requests} replies are"
-                    location = f"in {self.cache.path}; the same call continues from there"
-                    if self.cache.path is None:
-                        location = "lost: there is no cache. Pass cache=…"
-                    raise JudgeError(f"{error}. {finished} {location}") from None
+                    location = "lost: there is no cache. Pass cache=…"
+                    if self.cache.path is not None:
+                        location = f"in {self.cache.path}; the same call continues from there"
+                    finished = f"{cost.cached + done} of {cost.requests} replies are {location}"
+                    raise JudgeError(f"{error}. {finished}") from None
                 bar.update()

@@ -4,9 +4,11 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from .._util.validation import require_characters
 
@@ -18,12 +20,9 @@ ANSWERS = {
     "answer_zeroedout_neg": ("zeroedout_neg", 1),
     "answer_zeroedout": ("zeroedout", 1),
 }
-KEYS = ("sentence", "answer_neut", "steered")
-DRAWS_KEYS = ("prompts", "answers")
 NUMBER = r"[-+]?(?:[.0-9]+(?:e[-+]?[0-9]+)?|nan|inf(?:inity)?)"
 CONDITION_NAME = re.compile(rf"layer([0-9]{{1,5}}(?:,[0-9]{{1,5}})*)_mult({NUMBER})", re.I)
 SPACE = re.compile(r"[ \t\r\n]*")
-JSON_TYPES = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
 
 
 class RecordedCondition(NamedTuple):
@@ -43,7 +42,27 @@ class RecordedCondition(NamedTuple):
 
 
 UNSTEERED_CONDITION = RecordedCondition("none", "", 0.0)
+Layout = TypeVar("Layout")
 Item = tuple[str, dict[RecordedCondition, str]]  # a prompt, and its text under each condition
+
+
+@dataclass(frozen=True)
+class RecordedItem:
+    """An item of a file: a prompt, and its answers unsteered and by condition."""
+
+    sentence: str
+    answer_neut: str
+    steered: dict[str, dict[Literal[tuple(ANSWERS)], str]] = field(default_factory=dict)
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class RecordedDraws:
+    """A file of unsteered answers to the same prompts, by recording."""
+
+    prompts: list[str]
+    answers: dict[str, list[str]]
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
 @contextmanager
@@ -56,15 +75,7 @@ def naming_item(file: str, row: int) -> Iterator[None]:
 
 
 def recorded_items(text: str, file: str) -> Iterator[Item]:
-    """The items of a recorded file, one by one.
-
-    Args:
-        text: content of the file.
-        file: its name, for messages.
-
-    Raises:
-        ValueError: names the item and the error in it.
-    """
+    """The items of a recorded file, one by one; a ValueError names the file, the item and its error."""
     position = _after_space(text, 0)
     if not text.startswith("[", position):
         start = f"begins with {text[position : position + 20]!r}" if text[position:] else "is empty"
@@ -82,45 +93,31 @@ def recorded_items(text: str, file: str) -> Iterator[Item]:
         if not text.startswith(",", position):
             rest = f"{text[position : position + 20]!r}" if position < len(text) else "the file breaks off"
             raise ValueError(f"{file} is not JSON: expected ',' or ']' after item {row}, but {rest}.")
-    position = _after_space(text, position + 1)
-    if position < len(text):
-        rest = text[position : position + 20]
-        raise ValueError(f"{file} is not JSON: {rest!r} follows the end of the list.")
+    if rest := text[_after_space(text, position + 1) :]:
+        raise ValueError(f"{file} is not JSON: {rest[:20]!r} follows the end of the list.")
 
 
-def recorded_draws(text: str, file: str) -> tuple[list[str], dict[str, list[str]]] | None:
-    """The prompts and, per recording, the unsteered answers of a file of several draws; `None` for a list.
-
-    Args:
-        text: content of the file.
-        file: its name, for messages.
-
-    Raises:
-        ValueError: the layout differs, or a recording has more or fewer answers than there are prompts.
-    """
+def recorded_draws(text: str, file: str) -> RecordedDraws | None:
+    """The content of a file of several draws; `None` for a list."""
     if not re.match(r'[ \t\r\n]*\{[ \t\r\n]*"(prompts|answers)"', text):
         return None
     try:
-        parsed = json.loads(text, object_pairs_hook=_object)
-        _require_object(parsed, "it", DRAWS_KEYS)
-        prompts = _texts(parsed.get("prompts"), "'prompts'")
-        _require_object(parsed.get("answers"), "'answers'")
-        answers = {name: _texts(texts, repr(name)) for name, texts in parsed["answers"].items()}
-        if not prompts or not answers:
+        draws = _validated(RecordedDraws, json.loads(text, object_pairs_hook=_object))
+        if not draws.prompts or not draws.answers:
             raise ValueError("it has no prompts or no recordings.")
-        for name, texts in answers.items():
-            if len(texts) != len(prompts):
-                raise ValueError(
-                    f"the recording {name!r} has {len(texts)} answers to {len(prompts)} prompts."
-                )
+        for name, texts in draws.answers.items():
+            if (n := len(texts)) != len(draws.prompts):
+                raise ValueError(f"the recording {name!r} has {n} answers to {len(draws.prompts)} prompts.")
+        for each in itertools.chain(draws.prompts, *draws.answers.values()):
+            require_characters(each, "the text")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: {error}") from error
-    return prompts, answers
+    return draws
 
 
 def _decoded(text: str, position: int) -> tuple[Any, int]:
     try:
-        return DECODER.raw_decode(text, position)
+        return json.JSONDecoder(object_pairs_hook=_object).raw_decode(text, position)
     except json.JSONDecodeError as error:
         location = f"{error.msg}, line {error.lineno}, column {error.colno}"
         # The file ends within a string, or where the parser stopped (a broken escape: 5 characters more).
@@ -139,17 +136,30 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
+@cache
+def _adapter(layout: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(layout)
+
+
+def _validated(layout: type[Layout], parsed: Any) -> Layout:
+    """The parsed JSON in its layout; the error names the key of the first wrong value."""
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(layout).validate_python(parsed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ", ".join(map(repr, first["loc"])) or "it"
+        raise ValueError(f"{where}: {first['msg']}.") from error
 
 
 def _item(parsed: Any) -> Item:
-    _require_object(parsed, "it", KEYS)
-    texts = {UNSTEERED_CONDITION: _text(parsed, "answer_neut", "it")}
-    steered = parsed.get("steered", {})
-    _require_object(steered, "'steered'")
-    for name, answers in steered.items():
+    item = _validated(RecordedItem, parsed)
+    texts = {UNSTEERED_CONDITION: item.answer_neut}
+    for name, answers in item.steered.items():
         layers, multiplier = _layers_and_multiplier(name)
-        _require_object(answers, repr(name), ANSWERS)
         if not answers:
             raise ValueError(f"{name!r} contains no answers; known are {', '.join(ANSWERS)}.")
         for key in [key for key in ANSWERS if key in answers]:
@@ -157,8 +167,10 @@ def _item(parsed: Any) -> Item:
             condition = RecordedCondition(operation, layers, sign * multiplier)
             if condition in texts:
                 raise ValueError(f"it has the same condition twice: {condition}.")
-            texts[condition] = _text(answers, key, repr(name))
-    return _text(parsed, "sentence", "it"), texts
+            texts[condition] = answers[key]
+    for text in (item.sentence, *texts.values()):
+        require_characters(text, "the text")
+    return item.sentence, texts
 
 
 def _layers_and_multiplier(name: str) -> tuple[str, float]:
@@ -173,33 +185,6 @@ def _layers_and_multiplier(name: str) -> tuple[str, float]:
     if len(set(layers)) < len(layers):
         raise ValueError(f"the condition {name!r} names a layer twice.")
     return "+".join(map(str, layers)), multiplier
-
-
-def _require_object(value: Any, name: str, known: Mapping[str, Any] | tuple[str, ...] | None = None) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} must be an object, not {_json_type(value)}.")
-    if unknown := [key for key in value if known is not None and key not in known]:
-        raise ValueError(f"{name} has the unknown key {unknown[0]!r}; known are {', '.join(known)}.")
-
-
-def _texts(values: Any, name: str) -> list[str]:
-    if not isinstance(values, list):
-        raise ValueError(f"{name} must be a list of texts, not {_json_type(values)}.")
-    return [_text({name: value}, name, f"entry {row}") for row, value in enumerate(values)]
-
-
-def _text(values: Mapping[str, Any], key: str, name: str) -> str:
-    if key not in values:
-        raise ValueError(f"{name} lacks {key!r}.")
-    text = values[key]
-    if not isinstance(text, str):
-        raise ValueError(f"{name} has {key!r} that must be text, not {_json_type(text)}.")
-    require_characters(text, f"{name} in {key!r}:")
-    return text
-
-
-def _json_type(value: Any) -> str:
-    return JSON_TYPES.get(type(value), "a number")
 
 
 def _after_space(text: str, position: int) -> int:

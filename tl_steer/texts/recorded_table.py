@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -83,14 +83,16 @@ def read_recorded(
         raise ValueError(f"vector={vector!r} is the name of the unsteered condition. Pass another name.")
     file, content = str(path), _content(path)
     if draws := recorded_draws(content, file):
-        prompts, recordings = draws
-        conditions, texts = [UNSTEERED_CONDITION] * len(recordings), list(recordings.values())
-        more = {"draw": list(range(len(recordings))), "recording": list(recordings)}
+        prompts, texts = draws.prompts, list(draws.answers.values())
+        conditions = [UNSTEERED_CONDITION] * len(texts)
+        more = {"draw": range(len(texts)), "recording": list(draws.answers)}
     else:
         items = list(recorded_items(content, file))
         prompts = [prompt for prompt, _ in items]
-        conditions, numbers = _without_copies(items, _common_conditions(items, file), file)
-        texts = [[answers[condition] for _, answers in items] for condition in conditions]
+        recorded = _without_copies(_texts_by_condition(items, file), file)
+        conditions, texts = list(recorded), list(recorded.values())
+        repeated = [each.layers if each.is_removal else each for each in conditions]
+        numbers = [repeated[:index].count(each) for index, each in enumerate(repeated)]
         more = {"draw": numbers} if any(numbers) else {}
     answers, factors = (None, None) if labels is None else _labelled(prompts, labels, file)
     questions = question_table(prompts, answers=answers, factors=factors, seed=seed)
@@ -109,33 +111,30 @@ def _content(path: str | Path) -> str:
     return read_text(Path(path))
 
 
-def _common_conditions(items: Sequence[Item], file: str) -> list[RecordedCondition]:
-    """The first item's conditions, the unsteered one first, if all items have the same."""
+def _texts_by_condition(items: Sequence[Item], file: str) -> dict[RecordedCondition, list[str]]:
+    """The texts of all items by the first item's conditions, the unsteered one first."""
     conditions = items[0][1]
     for row, (_, answers) in enumerate(items):
-        missing = [f"lacks {each}" for each in conditions if each not in answers]
-        differing = [*missing, *(f"has {each}" for each in answers if each not in conditions)]
+        differing = [f"lacks {each}" for each in conditions if each not in answers]
+        differing += [f"has {each}" for each in answers if each not in conditions]
         if differing:
             more = f" (and {len(differing) - 1} more differences)" if len(differing) > 1 else ""
             with naming_item(file, row):
                 raise ValueError(f"unlike item 0, it {differing[0]}{more}.")
-    return list(conditions)
+    return {condition: [answers[condition] for _, answers in items] for condition in conditions}
 
 
 def _without_copies(
-    items: Sequence[Item], conditions: Sequence[RecordedCondition], file: str
-) -> tuple[list[RecordedCondition], list[int]]:
-    """The conditions without removals that repeat those of a smaller multiplier, and the draw of each."""
-    texts = {condition: [answers[condition] for _, answers in items] for condition in conditions}
-    removals = [each for each in conditions if each.is_removal]
+    texts: dict[RecordedCondition, list[str]], file: str
+) -> dict[RecordedCondition, list[str]]:
+    """Leave out removals that repeat those at the smallest multiplier of any layers."""
+    removals = [each for each in texts if each.is_removal]
     smallest = {each.layers: each.multiplier for each in sorted(removals, key=lambda each: -each.multiplier)}
     first = [texts[each] for each in removals if each.multiplier == smallest[each.layers]]
     copies = {each for each in removals if each.multiplier > smallest[each.layers] and texts[each] in first}
     if copies:
         logger.info("%s: %d zeroed-out conditions repeat others and are left out", file, len(copies))
-    result = [each for each in conditions if each not in copies]
-    layers = [each.layers if each.is_removal else each for each in result]
-    return result, [layers[:index].count(each) for index, each in enumerate(layers)]
+    return {condition: each for condition, each in texts.items() if condition not in copies}
 
 
 def _columns(condition: RecordedCondition, vector: str, hook: str) -> dict[str, object]:
@@ -168,24 +167,16 @@ def _pairs(choices: Choices, prompts: Sequence[str], rule: str, file: str) -> li
 
 
 def _labelled(prompts: Sequence[str], labels: pd.DataFrame, file: str) -> tuple[list[int], pd.DataFrame]:
-    """The right answer of each item, and the factors, one row per item.
-
-    Raises:
-        ValueError: neither claims nor answers, too few or too many rows, an item with no claim or several,
-            answers or labels other than 0 and 1.
-    """
+    """The right answer of each item, and the factors, one row per item."""
     if {"statement", "label"} <= set(labels):
         claims = labels.iloc[_claim_rows(prompts, labels["statement"].tolist(), file)].reset_index(drop=True)
-        truth = truth_labels(claims["label"])
-        truth = truth.where(
-            truth.notna(), claims["label"].astype(object)
-        )  # wrong labels as they are, for the message
-        answers = [1 - label for label in _zeros_and_ones(truth, file)]
-        factors = claims.drop(columns=["statement", "label"])
-        if "truth" in factors:
+        if "truth" in claims:
             raise ValueError("the claims have a column 'truth', which is made of label. Rename it.")
-        factors.insert(0, "truth", ["false" if answer else "true" for answer in answers])
-        return answers, factors
+        truth = truth_labels(claims["label"])
+        # Wrong labels as they are, for the message.
+        labels = _zeros_and_ones(truth.where(truth.notna(), claims["label"].astype(object)), file)
+        claims.insert(0, "truth", ["true" if label else "false" for label in labels])
+        return [1 - label for label in labels], claims.drop(columns=["statement", "label"])
     if "answer" not in labels:
         raise ValueError(
             f"labels need the columns statement and label, or answer; they have {list(labels.columns)}."
@@ -200,27 +191,21 @@ def _claim_rows(prompts: Sequence[str], statements: Sequence[str], file: str) ->
     patterns = [_pattern(statement) for statement in statements]
     rows = []
     for item, prompt in enumerate(prompts):
+        spans = {row: match.span() for row, each in enumerate(patterns) if (match := each.search(prompt))}
+        # A statement within another is not the claim ("Ice floats." in "Nobody knows that ice floats.").
+        longest = [row for row, span in spans.items() if not _is_within_another(span, spans.values())]
         with naming_item(file, item):
-            rows.append(_claim_row(prompt, patterns, statements))
+            if not longest:
+                raise ValueError(f"no statement of the labels is in its sentence {prompt!r}.")
+            if len(longest) > 1:
+                several = "; ".join(f"row {row}, {statements[row]!r}" for row in longest[:3])
+                raise ValueError(f"{len(longest)} statements of the labels are in its sentence ({several}).")
+        rows += longest
     return rows
 
 
-def _claim_row(prompt: str, patterns: Sequence[re.Pattern[str]], statements: Sequence[str]) -> int:
-    spans = {row: match.span() for row, pattern in enumerate(patterns) if (match := pattern.search(prompt))}
-    # A statement within another is not the claim ("Ice floats." in "Nobody knows that ice floats.").
-    rows = [
-        row
-        for row, (start, end) in spans.items()
-        if not any(
-            low <= start and end <= high and (low, high) != (start, end) for low, high in spans.values()
-        )
-    ]
-    if not rows:
-        raise ValueError(f"no statement of the labels is in its sentence {prompt!r}.")
-    if len(rows) > 1:
-        several = "; ".join(f"row {row}, {statements[row]!r}" for row in rows[:3])
-        raise ValueError(f"{len(rows)} statements of the labels are in its sentence ({several}).")
-    return rows[0]
+def _is_within_another(span: tuple[int, int], spans: Iterable[tuple[int, int]]) -> bool:
+    return any(low <= span[0] and span[1] <= high and (low, high) != span for low, high in spans)
 
 
 def _pattern(statement: str) -> re.Pattern[str]:
