@@ -12,15 +12,18 @@ from jaxtyping import Int
 from .._util.seeds import generator
 from .._util.validation import checked
 from ..statistics import percentile_interval, rate_interval
-from ..sweeps.scores import correct, correct_if_readable, directed, numbers
 from ..sweeps.selection import (
     NULL_COLUMNS,
     SELECTION_COLUMNS,
     Score,
     best,
     candidates,
+    correct,
+    correct_if_readable,
+    directed,
     halvings,
     null_columns,
+    numbers,
     selection_columns,
 )
 from ..sweeps.sweep_table import (
