@@ -18,7 +18,7 @@ from tl_steer.engine import logits as logits_module
 from tl_steer.evaluation import effect_and_damage, mean_damage, usable_range
 from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.models import identify, load_model
-from tl_steer.plots.axes import log_axis
+from tl_steer.plots.marks import log_axis
 from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, prompt_tokens, token
 from tl_steer.prompts import read_neutral
 from tl_steer.sweeps import damage

@@ -28,25 +28,20 @@ HOSTILE = [
      "\x07\x08", "{% raw %}", "<math><mi xlink:href='javascript:hacked=13'>f</mi></math>", "`hacked=14`",
      "</td></table></style></title><u>g</u>"],
 ]  # fmt: skip
-GROUPS = range(len(HOSTILE))
-
-
-def hostile(group: int) -> str:
-    return " ".join(HOSTILE[group])
+TEXTS = [" ".join(group) for group in HOSTILE]
 
 
 def marked(value, text: str):
     """The value with the hostile text instead of the mark, in cells and column names of a table."""
+    if isinstance(value, str):
+        return value.replace(MARK, text)
     if not isinstance(value, pd.DataFrame):
-        return value.replace(MARK, text) if isinstance(value, str) else value
-
-    def replaced(each):
-        return each.replace(MARK, text) if isinstance(each, str) else each
-
-    table = value.rename(columns=replaced)
+        return value
+    table = value.rename(columns=lambda name: marked(name, text))
     for index, (name, dtype) in enumerate(value.dtypes.items()):
         if isinstance(dtype, pd.StringDtype | pd.CategoricalDtype) or pd.api.types.is_object_dtype(dtype):
-            table.isetitem(index, value[name].astype(object).map(replaced, na_action="ignore"))
+            cells = value[name].astype(object)
+            table.isetitem(index, cells.map(lambda each: marked(each, text), na_action="ignore"))
     return table
 
 
@@ -57,15 +52,15 @@ def plain_calls():
 
 def figures(group: int) -> dict:
     """Every figure, drawn from tables full of hostile text."""
-    calls = {}
+    drawn = {}
     for name, call in plain_calls().items():
-        arguments = {key: marked(value, hostile(group)) for key, value in call.arguments.items()}
-        calls[name] = Call(call.function, arguments, call.positional)
-    return {name: call() for name, call in calls.items()}
+        arguments = {key: marked(value, TEXTS[group]) for key, value in call.arguments.items()}
+        drawn[name] = Call(call.function, arguments, call.positional)()
+    return drawn
 
 
 def previews(group: int) -> list[str]:
-    model = _Spelling(hostile(group))
+    model = _Spelling(TEXTS[group])
     return [ts.preview(model, [3, 4, 5], ts.tokens_matching(text))._repr_html_() for text in HOSTILE[group]]
 
 
@@ -89,7 +84,7 @@ class _Spelling:
 
 def report(folder) -> str:
     """The report of a synthetic run, with hostile text wherever text of others can come from."""
-    every = " ".join(map(hostile, GROUPS))
+    every = " ".join(TEXTS)
     experiment = EXPERIMENT.replace('"A title with <b>marks</b>"', json.dumps(every))
     return report_html(synthetic_results(folder, experiment, text=every))
 
@@ -164,7 +159,7 @@ def test_texts_of_figures_are_escaped():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", range(len(TEXTS)))
 def test_hostile_text_in_figures_and_previews_is_shown_and_does_nothing(group, browser, tmp_path):
     from plotly.offline import get_plotlyjs
 
@@ -196,11 +191,11 @@ def report_page(browser, tmp_path_factory):
 
 @pytest.mark.integration
 def test_every_figure_of_a_report_is_drawn(report_page):
-    figures = report_page.locator(".figure .js-plotly-plot")
-    assert figures.count() == 11
-    for number in range(11):
-        assert figures.nth(number).locator("svg.main-svg").count() > 0
-        assert figures.nth(number).locator(".trace path, .point, .bars path, .hm image").count() > 0
+    drawn = report_page.locator(".figure .js-plotly-plot").all()
+    assert len(drawn) == 11
+    for figure in drawn:
+        for part in ("svg.main-svg", ".trace path, .point, .bars path, .hm image"):
+            assert figure.locator(part).count() > 0
 
 
 @pytest.mark.integration
@@ -238,6 +233,6 @@ def test_hostile_text_in_a_report_is_shown_and_does_nothing(report_page):
 
 def test_a_terminal_is_sent_no_control_characters():
     """A preview printed where escape sequences work: they are written out, not obeyed."""
-    for group in GROUPS:
-        shown = str(ts.preview(_Spelling(hostile(group)), [3, 4], ts.all_tokens()))
+    for text in TEXTS:
+        shown = str(ts.preview(_Spelling(text), [3, 4], ts.all_tokens()))
         assert not [sign for sign in shown if (sign < " " and sign != "\n") or sign in "\x7f\u202e\u2066"]

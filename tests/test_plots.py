@@ -1,5 +1,6 @@
 """Figures hold what their tables hold, and text never becomes markup."""
 
+import html
 import itertools
 import json
 import re
@@ -13,18 +14,23 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+import tl_steer as ts
 from tl_steer import plots
+from tl_steer.analysis import component_factors as factors_table
+from tl_steer.analysis import mean_projections as means_table
 from tl_steer.evaluation import prompt_slopes, steerability
+from tl_steer.models import ChatPrompt
 from tl_steer.plots import style
-from tl_steer.plots.axes import layer_axis, layer_positions, multiplier_ranks
-from tl_steer.plots.format import HOVER_LENGTH, controls_text, counted, escape, levels, number, wrapped
-from tl_steer.plots.marks import control_marks
+from tl_steer.plots.format import controls_text, counted, escape, levels, number, visible, wrapped
+from tl_steer.plots.marks import control_marks, layer_axis, layer_positions, multiplier_ranks
 from tl_steer.plots.panels import panels_of
 
 from .conftest import assert_raises
 from .test_groups import grouped_sweep
+from .tiny_model import make_model, word_tokenizer
 
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
+SIDES = ("positive", "negative")
 LAYERS = ("3", "5", "10", "3+5")
 MULTIPLIERS = (-4.0, -2.0, 2.0, 4.0)
 
@@ -45,21 +51,14 @@ def separated():
 def activation_table(columns, layers=(0, 4, 9), pairs=6):
     """A row per layer, pair and side, shuffled: no figure may depend on the order of rows."""
     rng = np.random.default_rng(1)
-    rows = [
-        {
-            "layer": layer, "pair": pair, "side": side, "truth": pair % 2 == 0,
-            "prompt": f"{side} prompt {pair}",
-        }
-        for layer, pair, side in itertools.product(layers, range(pairs), ("positive", "negative"))
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    table.loc[table["pair"] == 0, "prompt"] = NASTY
+    rows = itertools.product(layers, range(pairs), SIDES)
+    table = pd.DataFrame(rows, columns=["layer", "pair", "side"])
+    table["truth"] = table["pair"] % 2 == 0
+    table["prompt"] = (table["side"] + " prompt " + table["pair"].astype(str)).where(table["pair"] > 0, NASTY)
     for column in columns:
         table[column] = rng.normal(size=len(table))
-    for layer in layers:
-        for component in range(1, 5):
-            if f"PC{component}" in columns:
-                table.loc[table["layer"] == layer, f"explained_{component}"] = 0.4 / component + layer / 100
+        if column.startswith("PC"):
+            table[f"explained_{column[2:]}"] = 0.4 / int(column[2:]) + table["layer"] / 100
     return table.sample(frac=1, random_state=0).reset_index(drop=True)
 
 
@@ -91,16 +90,6 @@ def sweep_table(*, vectors=("honesty",), operations=("add",), controls=3, truths
     return table
 
 
-@pytest.fixture
-def swept():
-    return sweep_table()
-
-
-@pytest.fixture
-def pooled():
-    return pooled_table()
-
-
 def pooled_table(**options):
     return sweep_table(truths=("all",), **options).drop(columns="truth")
 
@@ -115,16 +104,71 @@ def detected(pooled):
     return table
 
 
-def named(figure, name):
-    (trace,) = [trace for trace in figure.data if trace.name == name and trace.showlegend is not False]
+@pytest.fixture
+def means(projected):
+    return means_table(projected).sample(frac=1, random_state=0)
+
+
+@pytest.fixture
+def related():
+    table = activation_table(["PC1", "PC2"])
+    table["topic"] = np.where(table["truth"], NASTY, "plain")
+    table.loc[table["side"] == "positive", "PC1"] += 5
+    return factors_table(table).sample(frac=1, random_state=0)
+
+
+@pytest.fixture
+def coordinates():
+    """Two vectors of a hundred coordinates; the second has one far away."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 100))
+    values[1, 42] = -30
+    tables = []
+    for layer, row in zip((3, 8), values, strict=True):
+        rows = pd.DataFrame({"layer": layer, "coordinate": range(100), "value": row})
+        rows = rows.assign(share=row**2 / (row**2).sum(), spread=np.sqrt((row**2).mean()), kurtosis=1.5)
+        rows["rank"] = rows["share"].rank(ascending=False).astype(int)
+        tables.append(rows.assign(n_half_energy=7 * layer))
+    return pd.concat(tables).sample(frac=1, random_state=0)
+
+
+def lens_table(layers=(0, 4, 9), multipliers=(20.0, -20.0), top=3):
+    rng = np.random.default_rng(0)
+    cells = itertools.product(layers, multipliers, range(1, top + 1))
+    table = pd.DataFrame(cells, columns=["layer", "multiplier", "rank"])
+    table["token_id"] = range(100, 100 + len(table))
+    table["token"] = [f" t{index}" for index in range(len(table))]
+    table["logit"], table["probability"] = rng.normal(size=len(table)), rng.uniform(size=len(table))
+    return table.sample(frac=1, random_state=0)
+
+
+swept, pooled, lens = (pytest.fixture(each) for each in (sweep_table, pooled_table, lens_table))
+
+
+def named(figure, name, axis=None):
+    """The trace of that name in the legend, or on an x axis."""
+    traces = [trace for trace in figure.data if trace.name == name]
+    (trace,) = [
+        trace for trace in traces if (trace.showlegend is not False if axis is None else trace.xaxis == axis)
+    ]
     return trace
 
 
-def row_of(table, **where):
+def rows_of(table, **where):
+    """The rows with these values; NaN is one."""
     for column, value in where.items():
         table = table[table[column].isna() if value != value else table[column] == value]
-    (row,) = table.to_dict("records")
+    return table
+
+
+def row_of(table, **where):
+    (row,) = rows_of(table, **where).to_dict("records")
     return row
+
+
+def titles_of(figure):
+    """The titles of the panels."""
+    return [note.text for note in figure.layout.annotations]
 
 
 def texts_of(figure):
@@ -139,6 +183,13 @@ def texts_of(figure):
         elif isinstance(value, list | tuple | np.ndarray):
             values += list(value)
     return texts
+
+
+def assert_escaped(figure):
+    """The hostile text is in the figure, as text."""
+    texts = texts_of(figure)
+    assert any("&lt;b&gt;loud&lt;/b&gt;" in text for text in texts)
+    assert not any(part in text for text in texts for part in ("<b>loud", "<a "))
 
 
 # --- all figures -------------------------------------------------------------------------------------------
@@ -169,48 +220,44 @@ def test_every_public_name_is_a_function_and_stays_one_after_its_module_is_impor
         _ = plots.scatter
 
 
-FIGURES = [
-    ("separation", "separated", "paired_accuracy", "separation"),
-    ("pca", "components", "explained_2", "pca"),
-    ("projections", "projected", "cosine", "projections"),
-    ("effectiveness", "pooled", "accuracy_low", "effectiveness"),
-    ("dose_response", "pooled", "shift_high", "effectiveness"),
-    ("signal_detection", "detected", "criterion", "signal_detection"),
-]
-
-
-def assert_needs_table(name, table, column, producer):
-    draw = getattr(plots, name)
+@pytest.mark.parametrize(
+    ("name", "fixture", "column"),
+    [
+        ("separation", "separated", "paired_accuracy"),
+        ("pca", "components", "explained_2"),
+        ("projections", "projected", "cosine"),
+        ("effectiveness", "pooled", "accuracy_low"),
+        ("dose_response", "pooled", "shift_high"),
+        ("signal_detection", "detected", "criterion"),
+        ("mean_projections", "means", "projection_low"),
+        ("component_factors", "related", "correlation"),
+        ("vector_components", "coordinates", "share"),
+        ("logit_lens", "lens", "token"),
+    ],
+)
+def test_figures_need_their_table_leave_it_unchanged_and_share_one_style(name, fixture, column, request):
+    draw, table = getattr(plots, name), request.getfixturevalue(fixture)
+    producer, before = name.replace("dose_response", "effectiveness"), table.copy(deep=True)
     assert_raises(rf"plots\.{name}.*lacks.*{column}.*{producer}", draw, table.drop(columns=column))
     assert_raises(rf"plots\.{name}.*no rows.*{producer}", draw, table.iloc[:0])
-
-
-def assert_common_style(name, table):
-    """The figure has the common template, width and titles, and leaves its table as it is."""
-    before = table.copy(deep=True)
-    figure = getattr(plots, name)(table)
+    figure = draw(table)
     pd.testing.assert_frame_equal(table, before)
     assert isinstance(figure, go.Figure)
     assert figure.layout.template == style.template()
+    assert figure.layout.template.layout.legend.x > 1, "the legend is next to the data"
     assert figure.layout.width == 900
-    assert figure.layout.title.subtitle.text
+    assert 350 <= figure.layout.height <= 700
+    assert re.search("pair|prompt|coordinate|layer", figure.layout.title.subtitle.text)
     for axes in (figure.select_xaxes, figure.select_yaxes):
         assert any(axis.title.text for axis in axes() if axis.visible is not False)
-    return figure
-
-
-@pytest.mark.parametrize(("name", "fixture", "column", "producer"), FIGURES)
-def test_a_table_without_a_column_or_without_rows_raises(name, fixture, column, producer, request):
-    assert_needs_table(name, request.getfixturevalue(fixture), column, producer)
+    figure.to_json()
 
 
 @pytest.mark.parametrize(
     ("name", "fixture", "column", "value", "message"),
     [
         ("separation", "separated", "folds", "1", "holds '1': expected numbers"),
-        ("pca", "components", "PC1", "1", "holds '1': expected numbers"),
         ("pca", "components", "explained_2", "1", "holds '1': expected numbers"),
-        ("effectiveness", "pooled", "accuracy_low", "1", "holds '1': expected numbers"),
         ("separation", "separated", "paired_accuracy", True, "holds True: expected numbers"),
         ("separation", "separated", "layer", 1.0, "holds 1.0: expected whole numbers"),
         ("effectiveness", "pooled", "control", pd.NA, "holds <NA>: expected true or false"),
@@ -225,36 +272,107 @@ def test_a_column_of_another_type_raises(name, fixture, column, value, message, 
 
 
 @pytest.mark.parametrize(
-    ("counts", "text"),
+    ("name", "fixture", "options", "message"),
     [
-        ([3, 5, 4], "3 to 5 pairs"), ([1.0, np.nan], "1 pair"), ([2.0, 2], "2 pairs"), ([0.5], "0.5 pairs"),
-        ([pd.NA], "no pairs"), ([12345678], "12345678 pairs"),
+        ("effectiveness", "pooled", {"value": "mass"}, "'signal_rate' or 'logit_difference' or 'shift'; got"),
+        ("effectiveness", "swept", {"facet": "politeness"}, "lacks the columns politeness; it has"),
+        ("effectiveness", "swept", {}, r"split by \['truth'\].*facet"),
+        ("dose_response", "swept", {}, r"split by \['truth'\].*facet"),
+        ("dose_response", "swept", {"facet": "truth", "x": "layer"}, "'dose' or 'multiplier'"),
+        ("signal_detection", "detected", {"layer": 7}, r"no layer 7 .* 3, 5, 10, 3\+5"),
+        ("pca", "components", {"y": 7}, "PC7"),
+        ("pca", "components", {"x": 2, "y": 2}, "two different"),
+        ("pca", "components", {"layer": 5}, "no layer 5 in the table; it has 0, 4, 9"),
+        ("pca", "components", {"symbol": "letter"}, "letter"),
+        ("projections", "projected", {"layers": [5]}, r"layers=\[5\]: expected one or more of 0, 4, 9"),
+        ("projections", "projected", {"layers": []}, r"layers=\[\]: expected one or more of 0, 4, 9"),
+        ("projections", "projected", {"layer": 0, "layers": "all"}, "layer=… is where the slider starts"),
+        ("projections", "projected", {"facet": "pair"}, "at most 4 panels"),
+        ("component_factors", "related", {"layer": 7}, "no layer 7 in the table; it has 0, 4, 9"),
+        ("vector_components", "coordinates", {"layer": 7}, "no layer 7 in the table; it has 3, 8"),
+        ("mean_projections", "means", {"value": "effect"}, "'projection' or 'cosine'; got"),
+        ("logit_lens", "lens", {"value": "rank"}, "'probability' or 'logit'; got"),
+        ("logit_lens", "lens", {"layers": [4, 7]}, r"layers=\[4, 7\]: expected one or more of 0, 4, 9"),
+    ],
+)
+def test_arguments_that_do_not_fit_the_table_raise(name, fixture, options, message, request):
+    assert_raises(message, getattr(plots, name), request.getfixturevalue(fixture), **options)
+
+
+def test_tables_that_cannot_be_drawn_raise(swept, pooled, detected, components, projected, means):
+    recorded = swept.assign(dose=swept["dose"].where(swept["operation"] == "none"))
+    projected_out = pooled[pooled["operation"] == "project_out"]
+    halves = projected.assign(half=projected["pair"] < 3)
+    three = means_table(halves, by=["side", "truth", "half"])
+    many = lens_table(multipliers=(1, 2, 3, 4, 5))
+    sweep = pd.DataFrame({"prompt_id": [0], "prompt": ["a"], "multiplier": [1.0], "text": ["b"]})
+    for draw, table, options, message in (
+        (plots.effectiveness, pooled.assign(accuracy=np.nan), {}, "NaN in every row"),
+        (plots.effectiveness, pooled[pooled["operation"] == "none"], {}, "no steered condition"),
+        (plots.effectiveness, sweep_table(truths="abcdefg"), {"facet": "truth"}, "too many panels"),
+        (plots.dose_response, recorded, {"facet": "truth", "x": "dose"}, "no steered row has a dose"),
+        (plots.dose_response, projected_out, {}, "no steered row has a multiplier"),
+        (plots.signal_detection, detected.assign(d_prime=np.nan), {}, "signal and noise"),
+        (plots.side_by_side, sweep, {}, "side by side first"),
+        (plots.mean_projections, means.drop(columns="spread_low"), {}, "lacks the columns spread_low"),
+        (plots.mean_projections, three, {}, r"split by \['side', 'truth', 'half'\]"),
+        (plots.logit_lens, many, {}, r"5 combinations of \['multiplier'\] are too many"),
+        # With a slider, the text of one prompt would be at the point of another.
+        (plots.pca, components.drop(index=5), {}, "each pair and side once"),
+        (plots.projections, projected.drop(index=5), {}, "each pair and side once"),
+    ):
+        assert_raises(message, draw, table, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "fixture", "message"),
+    [
+        ("pca", "components", "each pair and side once"),
+        ("projections", "projected", "each pair and side once"),
+        ("component_factors", "related", "expected one table"),
+        ("vector_components", "coordinates", "expected one vector"),
+        ("logit_lens", "lens", "share their layer and rank"),
+    ],
+)
+def test_repeated_rows_raise(name, fixture, message, request):
+    table = request.getfixturevalue(fixture)
+    assert_raises(message, getattr(plots, name), pd.concat([table, table]))
+
+
+# --- text and colours --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "text"),
+    [
+        (counted, ([3, 5, 4], "pair"), "3 to 5 pairs"), (counted, ([1.0, np.nan], "pair"), "1 pair"),
+        (counted, ([2.0, 2], "pair"), "2 pairs"), (counted, ([0.5], "pair"), "0.5 pairs"),
+        (counted, ([pd.NA], "pair"), "no pairs"), (counted, ([12345678], "pair"), "12345678 pairs"),
+        (number, (-0.12345,), "−0.123"), (number, (float("nan"),), "–"),
+        (levels, (pd.Series(["negative", "positive"]),), ["positive", "negative"]),
+        (levels, (pd.Series([False, True]),), ["True", "False"]),
+        (levels, (pd.Series([10, 9, 2, None]),), ["2.0", "9.0", "10.0", "missing"]),
+        (visible, (" the",), "␣the"), (visible, ("\n\t",), "⏎⇥"), (visible, ("\u200b",), "<U+200B>"),
+        (visible, ("\ufe0f",), "<U+FE0F>"), (visible, ("e\u0301",), "e\u0301"),
+        (visible, ("\xa0",), "<U+00A0>"), (visible, ("日本é",), "日本é"),
     ],
 )  # fmt: skip
-def test_counts_have_a_noun_in_the_right_number(counts, text):
-    assert counted(counts, "pair") == text
+def test_counts_numbers_levels_and_tokens_as_text(function, arguments, text):
+    assert function(*arguments) == text
 
 
-@pytest.mark.parametrize(("name", "fixture", "column", "producer"), FIGURES)
-def test_figures_share_one_style_and_leave_the_table_unchanged(name, fixture, column, producer, request):
-    figure = assert_common_style(name, request.getfixturevalue(fixture))
-    assert 420 <= figure.layout.height <= 560
-    assert any(unit in figure.layout.title.subtitle.text for unit in ("pair", "prompt"))
-    assert figure.layout.template.layout.legend.x > 1, "the legend is next to the data"
-
-
-def test_names_of_methods_are_escaped(separated):
-    texts = texts_of(plots.separation(separated.assign(method=NASTY)))
-    assert not any("<a href" in text or "<b>loud" in text for text in texts)
-    assert any("&lt;b&gt;loud" in text for text in texts)
-
-
-# --- text and colours -------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, ""), (1, "; grey: 1 control direction (p ≥ 0.5)"), (19, "; grey: 19 control directions"),
+        (18, "; grey: 18 control directions (p ≥ 0.053)"),
+    ],
+)  # fmt: skip
+def test_subtitles_say_which_p_value_so_few_controls_can_reach(count, text):
+    assert controls_text(count) == text
 
 
 def test_escaped_text_reads_as_it_was_written_and_has_no_active_character():
-    import html
-
     escaped = escape(NASTY)
     assert html.unescape(escaped) == NASTY
     assert not set("<>$") & set(escaped)
@@ -265,30 +383,26 @@ def test_wrapping_keeps_every_character_of_a_short_text_and_both_ends_of_a_long_
     short = "word & <i> " * 20
     assert wrapped(short).replace("<br>", " ").strip() == escape(short).strip()
     assert max(map(len, wrapped("x" * 500).split("<br>"))) <= 72
-    long = "begin " + "x" * 5000 + " Answer: (A"
-    assert wrapped(long).startswith("begin")
-    assert wrapped(long).endswith("Answer: (A")
-    assert len(wrapped(long)) < HOVER_LENGTH + 100
+    long = wrapped("begin " + "x" * 5000 + " Answer: (A")
+    assert long.startswith("begin")
+    assert long.endswith("Answer: (A")
+    assert len(long) < 700
     assert wrapped("one\n\ntwo") == "one<br><br>two"
 
 
-def test_levels_are_in_an_order_of_meaning_not_of_the_table():
-    assert levels(pd.Series(["negative", "positive"])) == ["positive", "negative"]
-    assert levels(pd.Series([False, True])) == ["True", "False"]
-    assert levels(pd.Series([10, 9, 2, None])) == ["2.0", "9.0", "10.0", "missing"]
-
-
-def test_numbers_are_short_and_signed_with_a_minus():
-    assert number(-0.12345) == "−0.123"
-    assert number(float("nan")) == "–"
+@pytest.mark.parametrize("longest", range(20, 60))
+def test_long_texts_are_not_cut_or_broken_within_a_special_token(longest):
+    text = "Hello you<|im_end|>\n<|im_start|>assistant\n" + "x" * 40 + "<|im_end|>" * 3 + " [/INST] good bye"
+    table = pd.DataFrame({"prompt_id": [0], "prompt": [text], **{name: [text] for name in "abcdef"}})
+    (column, *_) = plots.side_by_side(table, max_length=longest).data[0].cells["values"]
+    shown = column[0].replace("&lt;", "<").replace("&gt;", ">").replace("<br>", "⏎")
+    rest = re.sub(r"<\|im_(end|start)\|>|\[/INST\]", "", shown)
+    assert not set(rest.replace("[…]", "")) & set("<|>[]/_I"), shown
 
 
 def test_a_level_has_the_same_colour_with_any_other_levels():
-    alone, together = (
-        style.level_colours(["positive"]),
-        style.level_colours(["film", "negative", "positive"]),
-    )
-    assert alone["positive"] == together["positive"]
+    together = style.level_colours(["film", "negative", "positive"])
+    assert style.level_colours(["positive"])["positive"] == together["positive"]
     assert style.level_colours(["True"])["True"] == style.level_colours(["false", "true"])["true"]
     assert len(set(style.level_colours("abcdefg").values())) == 7
     assert_raises("Group them first", style.level_colours, "abcdefgh")
@@ -296,30 +410,11 @@ def test_a_level_has_the_same_colour_with_any_other_levels():
 
 def test_multipliers_diverge_blue_and_red_and_deepen_with_size():
     colours = style.multiplier_colours([-8, -2, 0, 2, 8, float("nan")])
-    channels = {key: [int(part) for part in colours[key][4:-1].split(",")] for key in (-8, -2, 2, 8)}
-    for small, large in ((-2, -8), (2, 8)):
-        assert sum(channels[large]) < sum(channels[small])
-    assert all(channels[key][2] > channels[key][0] for key in (-8, -2))
-    assert all(channels[key][0] > channels[key][2] for key in (2, 8))
     assert set(colours) == {-8, -2, 0, 2, 8}
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, ""),
-        (1, "; grey: 1 control direction (p ≥ 0.5)"),
-        (18, "; grey: 18 control directions (p ≥ 0.053)"),
-        (19, "; grey: 19 control directions"),
-    ],
-)
-def test_subtitles_say_which_p_value_so_few_controls_can_reach(count, text, pooled):
-    assert controls_text(count) == text
-    for draw in (plots.effectiveness, plots.dose_response):
-        assert controls_text(3) in draw(pooled, value="shift").layout.title.subtitle.text
-
-
-# --- separation --------------------------------------------------------------------------------------------
+    channels = {key: [int(part) for part in colours[key][4:-1].split(",")] for key in (-8, -2, 2, 8)}
+    for small, large, (strong, weak) in ((-2, -8, (2, 0)), (2, 8, (0, 2))):
+        assert sum(channels[large]) < sum(channels[small])
+        assert all(channels[key][strong] > channels[key][weak] for key in (small, large))
 
 
 def test_separation_shows_the_curve_its_band_the_null_and_chance(separated):
@@ -339,9 +434,8 @@ def test_separation_shows_the_curve_its_band_the_null_and_chance(separated):
     assert high >= 1
     for part in ("AUC", "d′", "p = 0.0099 for this layer alone", "for all layers p = 0.01", "layer 0"):
         assert part in line.hovertext[0]
-    assert figure.layout.title.subtitle.text.endswith(
-        "; p ≤ 0.05, corrected for all layers, at 4 of 6 layers"
-    )
+    subtitle = figure.layout.title.subtitle.text
+    assert subtitle.endswith("; p ≤ 0.05, corrected for all layers, at 4 of 6 layers")
 
 
 def test_separation_gives_each_method_a_line_and_the_null_one_legend_entry(separated):
@@ -354,26 +448,17 @@ def test_separation_gives_each_method_a_line_and_the_null_one_legend_entry(separ
     assert sum("together" in (trace.name or "") for trace in figure.data) == 2
     by_vector = plots.separation(separated.assign(vector=["a", "b"] * 3))
     assert list(named(by_vector, "b").x) == [1, 3, 5]
+    assert_escaped(plots.separation(separated.assign(method=NASTY)))
 
 
-def test_separation_without_shuffles_has_no_null_band(separated):
+def test_separation_says_that_few_shuffles_cannot_be_significant(separated):
     tested = ["null_low", "null_high", "null_mean", "p_value", "p_corrected", "null_max"]
     figure = plots.separation(separated.assign(**dict.fromkeys(tested, np.nan)))
     assert "p ≤" not in figure.layout.title.subtitle.text
     assert not any("shuffled" in (trace.name or "") for trace in figure.data)
-
-
-def test_separation_says_that_few_shuffles_cannot_be_significant(separated):
     figure = plots.separation(separated.assign(null_max=np.nan, p_corrected=1 / 11))
     assert figure.layout.title.subtitle.text.endswith("; 19 shuffles or more are needed to reach p ≤ 0.05")
     assert not any("together" in (trace.name or "") for trace in figure.data)
-
-
-# --- pca ---------------------------------------------------------------------------------------------------
-
-
-def axis_of(figure, trace, letter):
-    return figure.layout[getattr(trace, f"{letter}axis").replace(letter, f"{letter}axis", 1)]
 
 
 def after(figure, *changes):
@@ -389,28 +474,20 @@ def after(figure, *changes):
 
 
 def shown_points(figure):
+    """The visible points by pair and side, as their hovers name them."""
     points = {}
-    for trace in figure.data:
-        if trace.visible:
-            points |= dict(zip(trace.hovertext, zip(trace.x, trace.y, strict=True), strict=True))
+    for trace in (trace for trace in figure.data if trace.visible):
+        for text, *point in zip(trace.hovertext, trace.x, trace.y, strict=True):
+            pair, side = re.search(r"<b>pair (\d+)</b>.* side: (\w+)", text).groups()
+            points[int(pair), side] = tuple(point)
     return points
 
 
 def expected_points(table, layer, across, up):
-    rows = table[table["layer"] == layer]
     return {
-        (row["pair"], row["side"]): (float(f"{row[f'PC{across}']:.5g}"), float(f"{row[f'PC{up}']:.5g}"))
-        for row in rows.to_dict("records")
+        (row["pair"], row["side"]): tuple(float(f"{row[f'PC{component}']:.5g}") for component in (across, up))
+        for row in rows_of(table, layer=layer).to_dict("records")
     }
-
-
-def by_label(points):
-    labelled = {}
-    for text, point in points.items():
-        label = text.rsplit("<br>", 1)[1]
-        side = "positive" if "side: positive" in label else "negative"
-        labelled[int(label.split("</b>")[0].removeprefix("<b>pair ")), side] = point
-    return labelled
 
 
 def test_pca_menu_and_slider_reach_every_layer_and_pair_of_components_in_either_order(components):
@@ -418,21 +495,19 @@ def test_pca_menu_and_slider_reach_every_layer_and_pair_of_components_in_either_
     slider, menu = figure.layout.sliders[0], figure.layout.updatemenus[0]
     assert [step.label for step in slider.steps] == ["0", "4", "9"]
     assert [button.label for button in menu.buttons] == ["PC1 / PC2", "PC1 / PC3", "PC2 / PC3"]
-    for step, (button, (across, up)) in itertools.product(
-        slider.steps, zip(menu.buttons, [(1, 2), (1, 3), (2, 3)], strict=True)
-    ):
+    buttons = zip(menu.buttons, [(1, 2), (1, 3), (2, 3)], strict=True)
+    for step, (button, pair) in itertools.product(slider.steps, buttons):
         one, other = after(figure, step.args, button.args), after(figure, button.args, step.args)
         assert one.to_dict() == other.to_dict()
         layer = int(step.label)
-        assert by_label(shown_points(one)) == expected_points(components, layer, across, up)
+        assert shown_points(one) == expected_points(components, layer, *pair)
         trace = next(trace for trace in one.data if trace.visible)
-        for letter, component in (("x", across), ("y", up)):
-            axis = axis_of(one, trace, letter)
+        for letter, component in zip("xy", pair, strict=True):
+            axis = one.layout[trace[f"{letter}axis"].replace(letter, f"{letter}axis", 1)]
             share = 100 * (0.4 / component + layer / 100)
             assert axis.title.text == f"PC{component} ({share:.3g}% of the variance)"
             assert axis.visible
-        seen = [axis for axis in one.select_xaxes() if axis.visible]
-        assert len(seen) == 1
+        assert len([axis for axis in one.select_xaxes() if axis.visible]) == 1
         # without it, the white ground of an unseen pair of axes covers the points
         assert all(axis.overlaying == "x" for axis in list(one.select_xaxes())[1:])
 
@@ -444,18 +519,17 @@ def test_pca_says_of_what_its_components_are(components):
         "centred_differences": ("differences, mean removed", "of the differences' variance"),
     }
     for of, (subtitle, share) in subtitles.items():
-        figure = plots.pca(components.assign(decomposed=of))
-        assert subtitle in figure.layout.title.subtitle.text
-        assert share in figure.layout.xaxis.title.text
-        assert share in figure.layout.yaxis.title.text
+        layout = plots.pca(components.assign(decomposed=of)).layout
+        assert subtitle in layout.title.subtitle.text
+        assert all(share in axis.title.text for axis in (layout.xaxis, layout.yaxis))
     mixed = components.assign(decomposed=np.where(components["pair"] == 0, "pooled", "differences"))
     for table in (mixed, components.assign(decomposed="raw")):
         assert_raises("column decomposed", plots.pca, table)
 
 
-def test_pca_starts_where_it_is_asked_to(components):
+def test_pca_starts_at_the_selected_components_and_layer(components):
     figure = plots.pca(components, x=4, y=2, layer=9)
-    assert by_label(shown_points(figure)) == expected_points(components, 9, 4, 2)
+    assert shown_points(figure) == expected_points(components, 9, 4, 2)
     assert figure.layout.sliders[0].active == 2
     assert figure.layout.updatemenus[0].buttons[0].label == "PC4 / PC2"
     two = components.drop(columns=["PC3", "PC4", "explained_3", "explained_4"])
@@ -465,32 +539,18 @@ def test_pca_starts_where_it_is_asked_to(components):
 def test_pca_colours_by_one_factor_and_marks_by_another(components):
     figure = plots.pca(components, colour="truth", symbol="side")
     shown = [trace for trace in figure.data if trace.visible]
-    assert [trace.name for trace in shown] == [
-        "True, positive", "True, negative", "False, positive", "False, negative",
-    ]  # fmt: skip
+    names = [f"{truth}, {side}" for truth in (True, False) for side in SIDES]
+    assert [trace.name for trace in shown] == names
     assert shown[0].marker.color == shown[1].marker.color == style.MEANINGS["true"]
     assert shown[0].marker.symbol == shown[2].marker.symbol != shown[1].marker.symbol
     assert figure.layout.legend.title.text == "truth, side"
 
 
-@pytest.mark.parametrize("draw", ["pca", "projections"])
-def test_hover_shows_the_prompt_as_text_once_for_all_layers(draw, request):
-    table = request.getfixturevalue("components" if draw == "pca" else "projected")
-    texts = texts_of(getattr(plots, draw)(table))
-    assert any("&lt;b&gt;loud&lt;/b&gt;" in text for text in texts)
-    assert not any("<b>loud" in text or "<a " in text for text in texts)
-    copies = sum("positive prompt 3" in text for text in texts)
-    assert copies == (3 if draw == "pca" else 1), "once for each pair of components"
-
-
-@pytest.mark.parametrize("draw", ["pca", "projections"])
-def test_layers_with_different_rows_raise_lest_a_text_stands_at_anothers_point(draw, request):
-    table = request.getfixturevalue("components" if draw == "pca" else "projected")
-    assert_raises("each pair and side once", getattr(plots, draw), table.drop(index=5))
-    assert_raises("each pair and side once", getattr(plots, draw), pd.concat([table, table]))
-
-
-# --- projections -------------------------------------------------------------------------------------------
+def test_hovers_show_the_prompt_as_text_once_for_all_layers(components, projected):
+    for figure, copies in ((plots.pca(components), 3), (plots.projections(projected), 1)):
+        assert_escaped(figure)
+        shown = sum("positive prompt 3" in text for text in texts_of(figure))
+        assert shown == copies, "once for each pair of components"
 
 
 def test_projection_histograms_hold_the_layers_values_and_share_their_bins(projected):
@@ -501,18 +561,16 @@ def test_projection_histograms_hold_the_layers_values_and_share_their_bins(proje
         histograms = [trace for trace in drawn.data if trace.type == "histogram"]
         strips = [trace for trace in drawn.data if trace.type == "scatter"]
         assert {trace.bingroup for trace in histograms} == {"projection"}
-        truths = itertools.product([True, False], ["positive", "negative"])
-        for (truth, side), histogram, strip in zip(truths, histograms, strips, strict=True):
-            rows = projected[(projected["layer"] == layer) & (projected["truth"] == truth)]
-            rows = rows[rows["side"] == side].sort_values("pair")
+        panels = itertools.product([True, False], SIDES)
+        for (truth, side), histogram, strip in zip(panels, histograms, strips, strict=True):
+            rows = rows_of(projected, layer=layer, truth=truth, side=side).sort_values("pair")
             np.testing.assert_allclose(histogram.x, rows["projection"], rtol=1e-4)
             np.testing.assert_allclose(strip.x, rows["projection"], rtol=1e-4)
             np.testing.assert_allclose(strip.customdata, rows["cosine"], rtol=1e-4)
-            assert all(
-                f"pair {pair}<" in text for pair, text in zip(rows["pair"], strip.hovertext, strict=True)
-            )
+            for pair, text in zip(rows["pair"], strip.hovertext, strict=True):
+                assert f"pair {pair}<" in text
     assert figure.layout.barmode == "overlay"
-    assert [note.text for note in figure.layout.annotations] == ["truth: True", "truth: False"]
+    assert titles_of(figure) == ["truth: True", "truth: False"]
     assert sum(trace.showlegend is not False for trace in figure.data) == 2
 
 
@@ -520,21 +578,18 @@ def test_projection_histograms_hold_the_layers_values_and_share_their_bins(proje
 def test_all_layers_on_one_sheet_are_histograms_of_their_own(projected, facet, panels):
     figure = plots.projections(projected, layers="all", facet=facet, overall=bool(facet))
     assert not figure.layout.sliders
-    cells = [(layer, truth) for layer in (0, 4, 9) for truth in (None, True, False)[:panels]]
-    titles = [note.text for note in figure.layout.annotations]
-    assert titles[:2] == (["layer 0", "layer 4"] if panels == 1 else ["layer 0, all", "layer 0, truth: True"])
-    assert len(figure.data) == 2 * len(cells)
-    for (layer, truth), traces in zip(
-        cells, zip(figure.data[::2], figure.data[1::2], strict=True), strict=True
-    ):
-        rows = projected[projected["layer"] == layer]
-        ends = rows["projection"].agg(["min", "max"])
-        rows = rows if truth is None else rows[rows["truth"] == truth]
-        for side, trace in zip(("positive", "negative"), traces, strict=True):
+    cells = list(itertools.product((0, 4, 9), (None, True, False)[:panels]))
+    expected = ["layer 0", "layer 4"] if panels == 1 else ["layer 0, all", "layer 0, truth: True"]
+    assert titles_of(figure)[:2] == expected
+    traces = zip(figure.data[::2], figure.data[1::2], strict=True)
+    for (layer, truth), both in zip(cells, traces, strict=True):
+        ends = rows_of(projected, layer=layer)["projection"].agg(["min", "max"])
+        rows = rows_of(projected, layer=layer, **({} if truth is None else {"truth": truth}))
+        for side, trace in zip(SIDES, both, strict=True):
             edges, counts = np.array(trace.x[::2], float), np.array(trace.y[1:-1:2])
             assert trace.name == side
             np.testing.assert_allclose(edges[[0, -1]], ends, rtol=1e-4)
-            values = rows.loc[rows["side"] == side, "projection"]
+            values = rows_of(rows, side=side)["projection"]
             assert counts.sum() == len(values)
             exact = np.linspace(*ends, len(edges))
             expected = [((values >= low) & (values < high)).sum() for low, high in itertools.pairwise(exact)]
@@ -542,18 +597,31 @@ def test_all_layers_on_one_sheet_are_histograms_of_their_own(projected, facet, p
             assert list(counts) == expected
     ranges = {axis.range for axis in figure.select_xaxes() if axis.range}
     assert len(ranges) == 3  # of each layer, common to its panels
+    assert titles_of(plots.projections(projected, layers=[9, 0])) == ["layer 9", "layer 0"]
 
 
-def test_a_sheet_has_the_layers_in_the_order_given(projected):
-    figure = plots.projections(projected, layers=[9, 0])
-    assert [note.text for note in figure.layout.annotations][:2] == ["layer 9", "layer 0"]
+def test_a_panel_of_all_prompts_is_before_those_of_a_factor(projected):
+    figure = plots.projections(projected, facet="truth", overall=True, layer=4)
+    assert titles_of(figure) == ["all", "truth: True", "truth: False"]
+    moved = after(figure, figure.layout.sliders[0].steps[2].args)
+    for drawn, layer in ((figure, 4), (moved, 9)):
+        histograms = [trace for trace in drawn.data if trace.type == "histogram"]
+        assert [len(trace.x) for trace in histograms] == [6, 6, 3, 3, 3, 3]
+        for side, trace in zip(SIDES, histograms, strict=False):
+            rows = rows_of(projected, layer=layer, side=side).sort_values("pair")
+            np.testing.assert_allclose(trace.x, rows["projection"], rtol=1e-4)
+    assert sum(trace.showlegend is not False for trace in figure.data) == 2
+    four = projected.assign(topic=projected["pair"] % 4)
+    assert len(titles_of(plots.projections(four, facet="topic"))) == 4
+    assert_raises("at most 4 panels", plots.projections, four, facet="topic", overall=True)
+    assert plots.projections(projected, overall=True) == plots.projections(projected)
 
 
 # --- effectiveness and dose --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", ["accuracy", "signal_rate", "logit_difference", "shift"])
-def test_effectiveness_draws_each_cell_at_its_layer_with_its_interval(pooled, value):
+def test_effectiveness_draws_each_condition_at_its_layer_with_its_interval(pooled, value):
     figure = plots.effectiveness(pooled, value=value)
     positions = dict(zip(figure.layout.xaxis.ticktext, figure.layout.xaxis.tickvals, strict=True))
     assert [positions[layer] for layer in ("3", "5", "10")] == [3, 5, 10]
@@ -566,23 +634,20 @@ def test_effectiveness_draws_each_cell_at_its_layer_with_its_interval(pooled, va
             assert line.y[at] == row[value]
             np.testing.assert_allclose(line.y[at] + line.error_y.array[at], row[f"{value}_high"])
             np.testing.assert_allclose(line.y[at] - line.error_y.arrayminus[at], row[f"{value}_low"])
-            assert f"layer {layers}" in line.hovertext[at]
-            assert "n = 50" in line.hovertext[at]
-            assert number(row["dose"]) in line.hovertext[at]
+            for part in (f"layer {layers}", "n = 50", number(row["dose"])):
+                assert part in line.hovertext[at]
         assert np.isnan(line.y[3]), "no line leads from layer 10 to 3+5"
         assert np.isfinite(np.asarray(line.error_y.array, dtype=float)).all()
 
 
-def control_values(table, size, **where):
-    """What the controls of one |multiplier| (NaN: without one) do, cell by cell."""
+def control_values(table, size, value, **where):
+    """A value of the controls of one |multiplier| (NaN: without one), condition by condition."""
     rows = table[table["control"]]
     rows = rows[rows["multiplier"].isna() if np.isnan(size) else rows["multiplier"].isin([-size, size])]
-    for column, value in where.items():
-        rows = rows[rows[column] == value]
-    return rows
+    return rows_of(rows, **where)[value]
 
 
-def test_effectiveness_shows_the_unsteered_value_and_the_reach_of_the_controls_of_each_size(pooled):
+def test_effectiveness_shows_the_unsteered_value_and_the_range_of_the_controls_of_each_size(pooled):
     figure = plots.effectiveness(pooled)
     unsteered = named(figure, "unsteered")
     row = row_of(pooled, operation="none")
@@ -590,35 +655,38 @@ def test_effectiveness_shows_the_unsteered_value_and_the_reach_of_the_controls_o
     assert unsteered.line.dash == "dash"
     around = figure.data[figure.data.index(unsteered) - 1]
     assert set(pd.Series(around.y).dropna()) == {row["accuracy_low"], row["accuracy_high"]}
-    assert around.fill is None, "what is filled is a control's"
+    assert around.fill is None, "only bands of controls are filled"
+    pooled.loc[pooled["operation"] == "none", ["shift", "shift_low", "shift_high"]] = 0.0
+    unmoved = plots.effectiveness(pooled, value="shift").data
+    assert [trace.name for trace in unmoved if trace.mode == "lines" and not trace.fill] == ["unsteered"]
     for name, size in (("controls, ±2", 2), ("controls, ±4", 4), ("controls, project out", np.nan)):
         bands = [trace for trace in figure.data if trace.name == name]
         assert list(bands[0].x) == [3, 5, 10, 10, 5, 3]
-        values = [control_values(pooled, size, layers=layers)["accuracy"] for layers in ("3", "5", "10")]
+        values = [control_values(pooled, size, "accuracy", layers=layers) for layers in ("3", "5", "10")]
         assert {len(each) for each in values} == {3 if np.isnan(size) else 6}
         expected = [*(each.max() for each in values), *(each.min() for each in reversed(values))]
         np.testing.assert_allclose(bands[0].y, expected)
-        both = control_values(pooled, size, layers="3+5")["accuracy"]
+        both = control_values(pooled, size, "accuracy", layers="3+5")
         np.testing.assert_allclose(sorted(set(bands[1].y)), [both.min(), both.max()])
-    assert "3 control directions" in figure.layout.title.subtitle.text
+    assert controls_text(3) in figure.layout.title.subtitle.text
     assert "ring" in figure.layout.title.subtitle.text
-
-
-def test_the_band_of_a_smaller_multiplier_is_darker_and_drawn_over_that_of_a_larger_one(pooled):
-    figure = plots.effectiveness(pooled)
     order = [trace.name for trace in figure.data if (trace.name or "").startswith("controls")]
-    assert order.index("controls, ±4") < order.index("controls, ±2")
+    assert order.index("controls, ±4") < order.index("controls, ±2"), "the smaller is drawn above the larger"
     depth = [sum(map(int, named(figure, f"controls, ±{size}").fillcolor[4:-1].split(","))) for size in (2, 4)]
     assert depth[0] < depth[1]
     lines = [index for index, trace in enumerate(figure.data) if trace.mode == "lines+markers"]
-    assert len(order) < min(lines), "lines are drawn over all bands"
+    assert len(order) < min(lines), "lines are drawn above all bands"
 
 
 @pytest.mark.parametrize("facet", [None, "truth"])
-def test_a_point_within_its_own_controls_is_a_ring_and_says_how_far_they_reach(swept, pooled, facet):
+def test_a_point_within_its_own_controls_is_a_ring_and_panels_have_their_own_rows(swept, pooled, facet):
     table = swept if facet else pooled
     figure = plots.effectiveness(table, facet=facet)
     truths = {"x": "true", "x2": "false"} if facet else {"x": None}
+    assert titles_of(figure) == [f"truth: {truth}" for truth in truths.values() if truth]
+    assert facet is None or figure.layout.yaxis2.matches == "y"
+    entries = [trace.name for trace in figure.data if trace.showlegend]
+    assert len(entries) == len(set(entries))
     lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
     dots = [trace for trace in figure.data if trace.mode == "markers"]
     assert len(lines) == len(dots) == 5 * len(truths)
@@ -626,39 +694,36 @@ def test_a_point_within_its_own_controls_is_a_ring_and_says_how_far_they_reach(s
     for line, dot in zip(lines, dots, strict=True):
         assert dot.legendgroup == line.legendgroup
         assert (dot.xaxis, dot.showlegend, dot.hoverinfo) == (line.xaxis, False, "skip")
-        size = np.nan if line.name == "project out" else abs(float(line.name.replace("−", "-")))
+        multiplier = np.nan if line.name == "project out" else float(line.name.replace("−", "-"))
         where = {"truth": truths[line.xaxis]} if facet else {}
         shown = set(zip(dot.x, dot.y, strict=True))
         for x, y, text in zip(line.x, line.y, line.hovertext, strict=True):
             if not text:
                 continue
-            layers = text.split("layer ")[1].split(",")[0]
-            null = control_values(table, size, layers=layers, **where)["accuracy"]
+            where["layers"] = text.split("layer ")[1].split(",")[0]
+            assert y == row_of(table, vector="honesty", multiplier=multiplier, **where)["accuracy"]
+            null = control_values(table, abs(multiplier), "accuracy", **where)
             assert ((x, y) in shown) == (null.min() <= y <= null.max())
             assert text.endswith(f"its controls {number(null.min())} to {number(null.max())}")
             rings += (x, y) in shown
     assert 0 < rings < 4 * len(lines)
 
 
-def test_controls_of_another_operation_are_not_a_lines_own():
+def test_operations_differ_by_name_and_dash_and_have_their_own_controls():
     table = pooled_table(operations=("add", "set"))
     table.loc[table["control"] & (table["operation"] == "set"), "accuracy"] += 5
     figure = plots.effectiveness(table)
-    adding = named(figure, "controls, add ±4")
-    assert max(adding.y) < 1
+    assert named(figure, "add +4").line.dash != named(figure, "set +4").line.dash
+    assert named(figure, "add +4").line.color == named(figure, "set +4").line.color
+    expected = row_of(table, vector="honesty", operation="set", layers="3", multiplier=4.0)
+    assert named(figure, "set +4").y[0] == expected["accuracy"]
+    assert max(named(figure, "controls, add ±4").y) < 1
     assert max(named(figure, "controls, set ±4").y) > 5
-    for operation, reaches in (("add", "its controls 0."), ("set", "its controls 5.")):
-        assert all(reaches in text for text in named(figure, f"{operation} +4").hovertext if text)
+    for operation, start in (("add", "its controls 0."), ("set", "its controls 5.")):
+        assert all(start in text for text in named(figure, f"{operation} +4").hovertext if text)
 
 
-def test_the_unsteered_shift_is_a_line_without_an_interval(pooled):
-    unmoved = pooled["operation"] == "none"
-    pooled.loc[unmoved, ["shift", "shift_low", "shift_high"]] = 0.0
-    figure = plots.effectiveness(pooled, value="shift")
-    assert [trace.name for trace in figure.data if trace.mode == "lines" and not trace.fill] == ["unsteered"]
-
-
-def test_without_controls_there_is_no_band_no_ring_and_no_word_of_them(pooled):
+def test_without_controls_there_is_no_band_and_no_ring_also_in_the_subtitle(pooled):
     bare = pooled[~pooled["control"]]
     for figure in (plots.effectiveness(bare), plots.dose_response(bare)):
         assert not any("controls" in (trace.name or "") for trace in figure.data)
@@ -666,115 +731,42 @@ def test_without_controls_there_is_no_band_no_ring_and_no_word_of_them(pooled):
         assert "ring" not in figure.layout.title.subtitle.text
 
 
-def test_effectiveness_facets_share_an_axis_and_hold_each_its_rows(swept):
-    figure = plots.effectiveness(swept, facet="truth")
-    assert [note.text for note in figure.layout.annotations] == ["truth: true", "truth: false"]
-    assert figure.layout.yaxis2.matches == "y"
-    for truth, axis in (("true", "x"), ("false", "x2")):
-        (line,) = [trace for trace in figure.data if trace.name == "+4" and trace.xaxis == axis]
-        assert (
-            line.y[0] == row_of(swept, vector="honesty", layers="3", multiplier=4.0, truth=truth)["accuracy"]
-        )
-    entries = [trace.name for trace in figure.data if trace.showlegend]
-    assert len(entries) == len(set(entries))
-
-
 def test_several_vectors_get_panels_with_their_own_controls():
     table = pooled_table(vectors=("honesty", "lda"))
-    table["vector"] = table["vector"].replace(
-        {"random 0": "random 1 (honesty)", "random 1": "random 1 (lda)"}
-    )
+    owned = {"random 0": "random 1 (honesty)", "random 1": "random 1 (lda)"}
+    table["vector"] = table["vector"].replace(owned)
     owners = {"random 1 (honesty)": "honesty", "random 1 (lda)": "lda"}
     table["control_of"] = table["vector"].map(owners).fillna("")
     for name, extra in (("random 1 (honesty)", 1), ("random 1 (lda)", -1)):
         table.loc[table["vector"] == name, "accuracy"] += extra
     figure = plots.effectiveness(table)
-    assert [note.text for note in figure.layout.annotations] == ["honesty", "lda"]
-    for axis, names in (("x", ["random 1 (honesty)", "random 2"]), ("x2", ["random 1 (lda)", "random 2"])):
+    assert titles_of(figure) == ["honesty", "lda"]
+    for axis, own in (("x", "random 1 (honesty)"), ("x2", "random 1 (lda)")):
         band = next(trace for trace in figure.data if trace.name == "controls, ±4" and trace.xaxis == axis)
-        rows = table[
-            table["vector"].isin(names) & (table["layers"] == "3") & (table["multiplier"].abs() == 4)
-        ]
-        np.testing.assert_allclose([band.y[0], band.y[-1]], [rows["accuracy"].max(), rows["accuracy"].min()])
-
-
-def test_several_operations_are_told_apart_by_name_and_dash():
-    table = pooled_table(operations=("add", "set"))
-    figure = plots.effectiveness(table)
-    assert named(figure, "add +4").line.dash != named(figure, "set +4").line.dash
-    assert named(figure, "add +4").line.color == named(figure, "set +4").line.color
-    expected = row_of(table, vector="honesty", operation="set", layers="3", multiplier=4.0)
-    assert named(figure, "set +4").y[0] == expected["accuracy"]
-
-
-@pytest.mark.parametrize(
-    ("name", "fixture", "options", "message"),
-    [
-        ("effectiveness", "pooled", {"value": "mass"}, "'signal_rate' or 'logit_difference' or 'shift'; got"),
-        ("effectiveness", "swept", {"facet": "politeness"}, "lacks the columns politeness; it has"),
-        ("effectiveness", "swept", {}, r"split by \['truth'\].*facet"),
-        ("dose_response", "swept", {}, r"split by \['truth'\].*facet"),
-        ("dose_response", "swept", {"facet": "truth", "x": "layer"}, "'dose' or 'multiplier'"),
-        ("signal_detection", "detected", {"layer": 7}, r"no layer 7 .* 3, 5, 10, 3\+5"),
-        ("pca", "components", {"y": 7}, "PC7"),
-        ("pca", "components", {"x": 2, "y": 2}, "two different"),
-        ("pca", "components", {"layer": 5}, "no layer 5 in the table; it has 0, 4, 9"),
-        ("pca", "components", {"symbol": "letter"}, "letter"),
-        ("projections", "projected", {"layers": [5]}, "no layer 5 in the table; it has 0, 4, 9"),
-        ("projections", "projected", {"layers": []}, "is empty"),
-        ("projections", "projected", {"layer": 0, "layers": "all"}, "layer=… is where the slider starts"),
-        ("projections", "projected", {"facet": "pair"}, "at most 4 panels"),
-    ],
-)
-def test_arguments_that_do_not_fit_the_table_raise(name, fixture, options, message, request):
-    assert_raises(message, getattr(plots, name), request.getfixturevalue(fixture), **options)
-
-
-def test_tables_that_cannot_be_drawn_raise(swept, pooled, detected):
-    recorded = swept.assign(dose=swept["dose"].where(swept["operation"] == "none"))
-    assert_raises("NaN in every row", plots.effectiveness, pooled.assign(accuracy=np.nan))
-    assert_raises("no steered condition", plots.effectiveness, pooled[pooled["operation"] == "none"])
-    assert_raises("too many panels", plots.effectiveness, sweep_table(truths="abcdefg"), facet="truth")
-    assert_raises("no steered row has a dose", plots.dose_response, recorded, facet="truth", x="dose")
-    projected_out = pooled[pooled["operation"] == "project_out"]
-    assert_raises("no steered row has a multiplier", plots.dose_response, projected_out)
-    assert_raises("signal and noise", plots.signal_detection, detected.assign(d_prime=np.nan))
-    sweep = pd.DataFrame({"prompt_id": [0], "prompt": ["a"], "multiplier": [1.0], "text": ["b"]})
-    assert_raises("side by side first", plots.side_by_side, sweep)
+        rows = table[table["vector"].isin([own, "random 2"])]
+        values = control_values(rows, 4, "accuracy", layers="3")
+        np.testing.assert_allclose([band.y[0], band.y[-1]], [values.max(), values.min()])
 
 
 @pytest.mark.parametrize(
     ("layers", "positions"),
     [
-        (
-            ["17+31", "31", "", "2", "10+11", "17"],
-            {"2": 2, "17": 17, "31": 31, "10+11": 38.25, "17+31": 45.5},
-        ),
+        (["17+31", "31", "", "2", "10+11", "17"],
+         {"2": 2, "17": 17, "31": 31, "10+11": 38.25, "17+31": 45.5}),
         (["3+5"], {"3+5": 1}),
         (["17", "31", "18", "19", "", "17+31"], {"17": 0, "18": 1, "19": 2, "31": 3, "17+31": 4}),
     ],
-)
+)  # fmt: skip
 def test_single_layers_are_at_their_index_and_sets_after_them_unless_few_are_far_apart(layers, positions):
     result = layer_positions(pd.DataFrame({"layers": layers}))
     assert result == positions
     assert list(result) == list(positions)
 
 
-def test_multipliers_that_end_in_the_same_place_share_a_label(detected):
-    together = detected.assign(d_prime=1.0, criterion=0.5)
-    (path,) = [
-        trace
-        for trace in plots.signal_detection(together, layer=5).data
-        if trace.name == "add" and trace.visible
-    ]
-    assert sorted(filter(None, path.text)) == ["−4 to +4"]
-
-
-def test_controls_at_one_layer_alone_have_a_band_that_can_be_seen(swept):
+def test_controls_at_one_layer_alone_have_a_visible_band(swept):
     here = swept[~swept["control"] | (swept["layers"] == "5")]
-    bands = [
-        trace for trace in plots.effectiveness(here, facet="truth").data if "controls" in (trace.name or "")
-    ]
+    figure = plots.effectiveness(here, facet="truth")
+    bands = [trace for trace in figure.data if "controls" in (trace.name or "")]
     assert bands
     for trace in bands:
         assert (min(trace.x), max(trace.x)) == pytest.approx((4.7, 5.3))
@@ -793,35 +785,20 @@ def test_lines_over_layers_far_apart_have_gaps_and_their_whiskers_are_next_to_ea
         assert [x is None or x != x for x in line.x] == [False, False, True, False, True, False]
 
 
-@pytest.mark.parametrize(("to", "millimetres"), [("column", 85), ("page", 178)])
-def test_a_printed_figure_has_the_width_of_a_column_or_page_and_nothing_to_click(detected, to, millimetres):
-    figure = plots.signal_detection(detected, layer=5)
-    before = json.loads(figure.to_json())
-    printed = plots.for_print(figure, to)
-    assert json.loads(figure.to_json()) == before
-    assert printed.layout.width == pytest.approx(millimetres / 25.4 * 96, abs=1)
-    assert not printed.layout.sliders
-    assert printed.layout.title.text is None
-    assert printed.layout.legend.orientation == "h"
-    assert [trace.visible for trace in printed.data] == [trace.visible for trace in figure.data]
-    assert plots.for_print(figure, to, title=True, height=500).layout.height >= 500
-    assert plots.for_print(figure, to, title=True).layout.title.text == figure.layout.title.text
-    assert_raises("'column' or 'page'", plots.for_print, figure, "poster")
-
-
-def test_dose_response_goes_through_the_unsteered_cell_from_negative_to_positive(swept):
+def test_dose_response_goes_through_the_unsteered_condition_from_negative_to_positive(swept):
     figure = plots.dose_response(swept, facet="truth")
     for truth, axis in (("true", "x"), ("false", "x2")):
-        (line,) = [trace for trace in figure.data if trace.name == "5" and trace.xaxis == axis]
+        line = named(figure, "5", axis)
         assert list(line.x) == [-0.4, -0.2, 0.0, 0.2, 0.4]
-        rows = swept[(swept["truth"] == truth) & ((swept["vector"] == "honesty") & (swept["layers"] == "5"))]
+        rows = rows_of(swept, truth=truth, vector="honesty", layers="5")
         expected = rows.dropna(subset="multiplier").sort_values("multiplier")["shift"].tolist()
         expected.insert(2, row_of(swept, operation="none", truth=truth)["shift"])
         assert list(line.y) == expected
     assert named(figure, "3+5").line.dash == "dot"
+    assert controls_text(3) in figure.layout.title.subtitle.text
 
 
-def test_dose_response_shows_what_controls_of_either_sign_reach_at_each_dose_and_layer(swept):
+def test_dose_response_shows_the_range_of_controls_of_either_sign_at_each_dose_and_layer(swept):
     figure = plots.dose_response(swept, facet="truth")
     for truth, axis in (("true", "x"), ("false", "x2")):
         bands = [trace for trace in figure.data if trace.name == "controls" and trace.xaxis == axis]
@@ -830,11 +807,10 @@ def test_dose_response_shows_what_controls_of_either_sign_reach_at_each_dose_and
         expected = set()
         for layers in LAYERS:
             small, large = (
-                control_values(swept, size, layers=layers, truth=truth)["shift"].agg(["min", "max"])
-                for size in (2, 4)
+                control_values(swept, size, "shift", layers=layers, truth=truth) for size in (2, 4)
             )
-            high = [large["max"], small["max"], before, small["max"], large["max"]]
-            low = [large["min"], small["min"], before, small["min"], large["min"]]
+            high = [large.max(), small.max(), before, small.max(), large.max()]
+            low = [large.min(), small.min(), before, small.min(), large.min()]
             expected.add((*high, *low))
         assert {tuple(trace.y) for trace in bands} == expected
         assert {tuple(trace.x[:5]) for trace in bands} == {(-0.4, -0.2, 0.0, 0.2, 0.4)}
@@ -842,25 +818,20 @@ def test_dose_response_shows_what_controls_of_either_sign_reach_at_each_dose_and
         assert {(trace.fillcolor, trace.fill) for trace in bands} == {(bands[0].fillcolor, "toself")}
         assert bands[0].fillcolor.startswith("#")
     assert sum(bool(trace.showlegend) for trace in figure.data if trace.name == "controls") == 1
-
-
-def test_controls_of_one_sign_have_a_band_on_both_sides(swept):
     half = swept[~swept["control"] | (swept["multiplier"] > 0)]
-    figure = plots.dose_response(half, facet="truth")
-    (band, *_) = (trace for trace in figure.data if trace.name == "controls")
-    positions = np.array(band.x)
-    assert positions.min() == pytest.approx(-positions.max())
-    assert positions.max() > 0
+    (band, *_) = (each for each in plots.dose_response(half, facet="truth").data if each.name == "controls")
+    assert max(band.x) == pytest.approx(-min(band.x)), "on both sides, though of one sign"
+    assert max(band.x) > 0
 
 
 def test_a_dose_within_its_own_layers_controls_is_a_ring(pooled):
     figure = plots.dose_response(pooled)
     for layers in LAYERS:
         line = named(figure, layers)
-        (dots,) = [t for t in figure.data if t.mode == "markers" and t.legendgroup == layers]
+        (dots,) = [each for each in figure.data if each.mode == "markers" and each.legendgroup == layers]
         expected = []
         for x, y in zip(line.x, line.y, strict=True):
-            null = control_values(pooled, 10 * abs(x), layers=layers)["shift"] if x else pd.Series([0.0])
+            null = control_values(pooled, 10 * abs(x), "shift", layers=layers) if x else pd.Series([0.0])
             if null.min() <= y <= null.max():
                 expected.append((x, y))
         assert list(zip(dots.x, dots.y, strict=True)) == expected
@@ -869,35 +840,29 @@ def test_a_dose_within_its_own_layers_controls_is_a_ring(pooled):
 def test_more_than_five_control_vectors_over_multipliers_are_one_band():
     table = pooled_table(controls=6)
     ranks = multiplier_ranks(table, caller="")
-    for count in (5, 6):
-        rows = table[~table["control"] | (table["vector"] < f"random {count}")]
-        (panel,) = panels_of(rows, None, caller="")
-        traces = list(control_marks(panel, "shift", ranks, str))
-        if count == 5:
-            assert len(traces) == 5 * len(LAYERS)
-            continue
-        (band,) = traces
-        assert list(band.x) == [0, 1, 2, 3, 3, 2, 1, 0]
-        small, large = (control_values(rows, size)["shift"] for size in (2, 4))
-        high = [large.max(), small.max(), small.max(), large.max()]
-        low = [large.min(), small.min(), small.min(), large.min()]
-        np.testing.assert_allclose(band.y, [*high, *low])
+    lines, (band,) = (
+        list(control_marks(panels_of(rows, None, caller="")[0], "shift", ranks, str))
+        for rows in (table[table["vector"] != "random 5"], table)
+    )
+    assert len(lines) == 5 * len(LAYERS)
+    assert list(band.x) == [0, 1, 2, 3, 3, 2, 1, 0]
+    small, large = (control_values(table, size, "shift") for size in (2, 4))
+    high = [large.max(), small.max(), small.max(), large.max()]
+    low = [large.min(), small.min(), small.min(), large.min()]
+    np.testing.assert_allclose(band.y, [*high, *low])
 
 
-def test_dose_response_takes_the_multiplier_where_no_dose_is_known(swept):
+def test_dose_response_is_by_multiplier_where_no_dose_is_known(swept):
     recorded = swept.assign(dose=swept["dose"].where(swept["operation"] == "none"))
-    for figure in (
-        plots.dose_response(recorded, facet="truth"),
-        plots.dose_response(swept, facet="truth", x="multiplier"),
-    ):
-        (line,) = [trace for trace in figure.data if trace.name == "5" and trace.xaxis == "x"]
+    for table, options in ((recorded, {}), (swept, {"x": "multiplier"})):
+        figure = plots.dose_response(table, facet="truth", **options)
         multipliers = swept.loc[(swept["layers"] == "5") & ~swept["control"], "multiplier"].dropna()
-        assert list(line.x) == sorted({0.0, *multipliers})
+        assert list(named(figure, "5", "x").x) == sorted({0.0, *multipliers})
         assert figure.layout.xaxis.title.text == "multiplier of the vector"
         assert "by multiplier" in figure.layout.title.text
 
 
-def test_many_layers_are_told_apart_by_a_colour_bar_instead_of_a_long_legend(pooled):
+def test_many_layers_have_a_colour_bar_instead_of_a_long_legend(pooled):
     one = pooled[(pooled["layers"].isin(["3", ""])) & ~pooled["control"]]
     steered = one[one["layers"] == "3"]
     table = pd.concat([one, *(steered.assign(layers=str(layer)) for layer in range(10, 22))])
@@ -912,30 +877,29 @@ def test_many_layers_are_told_apart_by_a_colour_bar_instead_of_a_long_legend(poo
 
 def test_signal_detection_shows_one_layers_path_in_the_order_of_the_multiplier(detected):
     figure = plots.signal_detection(detected, layer=5)
-    assert [step.label for step in figure.layout.sliders[0].steps] == list(LAYERS)
-    for step in figure.layout.sliders[0].steps:
-        drawn = after(figure, step.args)
-        shown = [trace for trace in drawn.data if trace.visible]
-        assert sorted(trace.name for trace in shown) == [
-            "add", "control directions", "project out", "unsteered",
-        ]  # fmt: skip
-        (path,) = [trace for trace in shown if trace.name == "add"]
-        rows = detected[
-            (detected["vector"].isin(["honesty", "none"])) & detected["layers"].isin([step.label, ""])
-        ]
+    steps = figure.layout.sliders[0].steps
+    assert [step.label for step in steps] == list(LAYERS)
+    for step in steps:
+        shown = {trace.name: trace for trace in after(figure, step.args).data if trace.visible}
+        assert sorted(shown) == ["add", "control directions", "project out", "unsteered"]
+        path = shown["add"]
+        rows = detected[detected["vector"].isin(["honesty", "none"])]
+        rows = rows[rows["layers"].isin([step.label, ""])]
         rows = rows.dropna(subset="multiplier").sort_values("multiplier")
         assert list(path.x) == list(rows["criterion"])
         assert list(path.y) == list(rows["d_prime"])
         assert list(path.text) == ["−4", "−2", "", "+2", "+4"]
         np.testing.assert_allclose(path.error_x.array, rows["criterion_high"] - rows["criterion"])
         np.testing.assert_allclose(path.error_y.arrayminus, rows["d_prime"] - rows["d_prime_low"])
-        (controls,) = [trace for trace in shown if trace.name == "control directions"]
-        assert len(controls.x) == 3 * 5
+        assert len(shown["control directions"].x) == 3 * 5
     assert figure.layout.sliders[0].active == 1
-    assert [trace.visible for trace in figure.data] == figure.layout.sliders[0].steps[1].args[0]["visible"]
+    assert [trace.visible for trace in figure.data] == steps[1].args[0]["visible"]
+    together = plots.signal_detection(detected.assign(d_prime=1.0, criterion=0.5), layer=5)
+    (path,) = [trace for trace in together.data if trace.name == "add" and trace.visible]
+    assert sorted(filter(None, path.text)) == ["−4 to +4"], "one label at the same point"
 
 
-def test_signal_detection_says_the_auc_and_the_verdict_where_they_are_known(detected):
+def test_signal_detection_has_the_auc_and_the_verdict_where_they_are_known(detected):
     scored = detected.assign(auc=0.9, auc_low=0.85, auc_high=0.95, verdict="bias")
     for table, known in ((detected, False), (scored, True), (scored.assign(auc=np.nan, verdict=""), False)):
         texts = [text for trace in plots.signal_detection(table).data for text in trace.hovertext]
@@ -943,7 +907,7 @@ def test_signal_detection_says_the_auc_and_the_verdict_where_they_are_known(dete
             assert all((part in text) == known for text in texts)
 
 
-def test_signal_detection_keeps_its_axes_over_layers_and_says_what_they_mean(detected):
+def test_signal_detection_has_the_same_axes_at_all_layers_with_their_meaning(detected):
     figure = plots.signal_detection(detected)
     assert "says the signal more often" in figure.layout.xaxis.title.text
     assert "d′" in figure.layout.yaxis.title.text
@@ -951,8 +915,24 @@ def test_signal_detection_keeps_its_axes_over_layers_and_says_what_they_mean(det
         real = detected[~detected["control"]]
         assert axis.range[0] < min(real[f"{value}_low"].min(), detected[value].min())
         assert axis.range[1] > max(real[f"{value}_high"].max(), detected[value].max())
-    texts = texts_of(figure)
-    assert any("hits 80%, false alarms 30%" in text for text in texts)
+    assert any("hits 80%, false alarms 30%" in text for text in texts_of(figure))
+
+
+@pytest.mark.parametrize(("to", "millimetres"), [("column", 85), ("page", 178)])
+def test_a_printed_figure_has_the_width_of_a_column_or_page_and_nothing_to_click(detected, to, millimetres):
+    figure = plots.signal_detection(detected, layer=5)
+    before = json.loads(figure.to_json())
+    printed = plots.for_print(figure, to)
+    assert json.loads(figure.to_json()) == before
+    assert printed.layout.width == pytest.approx(millimetres / 25.4 * 96, abs=1)
+    assert not printed.layout.sliders
+    assert printed.layout.title.text is None
+    assert printed.layout.legend.orientation == "h"
+    assert [trace.visible for trace in printed.data] == [trace.visible for trace in figure.data]
+    titled = plots.for_print(figure, to, title=True, height=500).layout
+    assert titled.height >= 500
+    assert titled.title.text == figure.layout.title.text
+    assert_raises("'column' or 'page'", plots.for_print, figure, "poster")
 
 
 # Names of columns of figures and tables.
@@ -964,11 +944,8 @@ FACTORS = (
 
 @pytest.mark.parametrize("name", FACTORS)
 def test_a_factor_may_have_any_name_and_only_drawn_columns_are_checked(name, swept, projected, components):
-    sweep = grouped_sweep().drop(columns="group")
-    slopes, lines = (
-        steerable(sweep.astype({"topic": str}), **options)
-        for steerable, options in ((prompt_slopes, {}), (steerability, {"by": "topic", "resamples": 5}))
-    )
+    sweep = grouped_sweep().drop(columns="group").astype({"topic": str})
+    slopes, lines = prompt_slopes(sweep), steerability(sweep, by="topic", resamples=5)
     for draw, table, factor in (
         (partial(plots.effectiveness, facet=name), swept, "truth"),
         (partial(plots.dose_response, facet=name), swept, "truth"),
@@ -994,27 +971,211 @@ def test_long_titles_of_panels_do_not_run_into_each_other(n_panels):
     assert 6.8 * longest * len(titles) <= 560
 
 
-@pytest.mark.parametrize("n_layers", [12, 30, 48, 80])
 @pytest.mark.parametrize("columns", [1, 3])
-def test_layer_axes_have_a_few_ticks_of_whole_layers(n_layers, columns):
-    positions = {str(layer): float(layer) for layer in range(n_layers)} | {"17+31": n_layers + 9.0}
-    *singles, layer_set = layer_axis(positions, columns)["ticktext"]
-    assert layer_set == "17+31"
-    assert 4 <= len(singles) <= 12
-    assert np.ptp(np.diff(list(map(int, singles)))) == 0
+def test_layer_axes_have_a_few_ticks_of_whole_layers(columns):
+    for n_layers in (12, 30, 48, 80):
+        positions = {str(layer): float(layer) for layer in range(n_layers)} | {"17+31": n_layers + 9.0}
+        *singles, layer_set = layer_axis(positions, columns)["ticktext"]
+        assert layer_set == "17+31"
+        assert 4 <= len(singles) <= 12
+        assert np.ptp(np.diff(list(map(int, singles)))) == 0
+    odd = {str(layer): float(layer) for layer in range(1, 18, 2)}
+    assert set(layer_axis(odd, columns)["ticktext"]) >= {"1", "5", "9", "13", "17"}
 
 
-def test_layer_axes_of_every_other_layer_have_ticks():
-    assert layer_axis({str(layer): float(layer) for layer in range(1, 18, 2)}, 3)["ticktext"] == [
-        "1", "5", "9", "13", "17",
-    ]  # fmt: skip
+@pytest.mark.parametrize("value", ["projection", "cosine"])
+def test_means_show_both_sides_then_their_spread_and_the_difference_below(means, value):
+    figure = plots.mean_projections(means, value=value)
+    below = "y3" if value == "projection" else "y2"
+    panels = [("positive", "y", value), ("negative", "y", value), ("difference", below, value)]
+    panels += [(side, "y2", "spread") for side in SIDES if value == "projection"]
+    for name, axis, quantity in panels:
+        rows = rows_of(means, side=name).sort_values("layer")
+        around, line = (each for each in figure.data if each.name == name and (each.yaxis or "y") == axis)
+        assert list(line.x) == [0, 4, 9]
+        assert list(line.y) == list(rows[quantity])
+        assert list(around.y) == [*rows[f"{quantity}_high"], *rows[f"{quantity}_low"][::-1]]
+        assert around.fill == "toself"
+        assert f"{quantity} {rows[quantity].iloc[0]:.3g}".replace("-", "−") in line.hovertext[0]
+        assert (line.showlegend is False) == (quantity == "spread")
+    for side in SIDES:
+        assert named(figure, side).line.color == style.MEANINGS[side]
+    if value == "projection":
+        assert figure.layout.yaxis2.title.text == "spread (SD)"
+    assert figure.layout[below.replace("y", "xaxis")].title.text == "layer"
+    assert "6 pairs" in figure.layout.title.subtitle.text
 
 
-@pytest.mark.parametrize("longest", range(20, 60))
-def test_long_texts_are_not_cut_or_broken_within_a_special_token(longest):
-    text = "Hello you<|im_end|>\n<|im_start|>assistant\n" + "x" * 40 + "<|im_end|>" * 3 + " [/INST] good bye"
-    table = pd.DataFrame({"prompt_id": [0], "prompt": [text], **{name: [text] for name in "abcdef"}})
-    (column, *_) = plots.side_by_side(table, max_length=longest).data[0].cells["values"]
-    shown = column[0].replace("&lt;", "<").replace("&gt;", ">").replace("<br>", "⏎")
-    rest = re.sub(r"<\|im_(end|start)\|>|\[/INST\]", "", shown)
-    assert not set(rest.replace("[…]", "")) & set("<|>[]/_I"), shown
+def test_the_first_ranks_are_written_at_the_differences_of_projections_only():
+    table = means_table(activation_table(["projection", "cosine"], layers=range(6)))
+    line = named(plots.mean_projections(table), "difference")
+    ranks = table[table["side"] == "difference"]["rank"]
+    assert list(line.text) == [str(rank) if rank <= 3 else "" for rank in ranks]
+    assert all(f"rank {rank};" in text for rank, text in zip(ranks, line.hovertext, strict=True))
+    assert named(plots.mean_projections(table, value="cosine"), "difference").text is None
+
+
+def test_a_factor_and_the_side_differ_by_dashes_and_names_never_become_markup(projected):
+    loud = projected.assign(topic=np.where(projected["truth"], NASTY, "plain"))
+    assert_escaped(plots.mean_projections(means_table(loud, by=["side", "topic"])))
+    table = means_table(projected, by=["side", "truth"])
+    figure = plots.mean_projections(table)
+    names = [f"{side}, {truth}" for side in (*SIDES, "difference") for truth in (True, False)]
+    assert [trace.name for trace in figure.data if trace.showlegend is not False] == names
+    for truth in (True, False):
+        lines = [named(figure, f"{side}, {truth}") for side in (*SIDES, "difference")]
+        assert len({line.line.dash for line in lines}) == 1
+        rows = rows_of(table, truth=truth, side="difference")
+        assert list(lines[2].y) == list(rows["projection"])
+    assert named(figure, "positive, True").line.dash != named(figure, "positive, False").line.dash
+
+
+def test_means_of_one_factor_have_no_difference(projected):
+    figure = plots.mean_projections(means_table(projected, by="truth"))
+    assert named(figure, "True").line.color == style.MEANINGS["true"]
+    assert [axis.title.text for axis in figure.select_yaxes()][1:] == ["spread (SD)"]
+    assert "6 prompts" in figure.layout.title.subtitle.text
+
+
+# --- components and factors --------------------------------------------------------------------------------
+
+
+def test_the_heatmap_holds_each_layers_correlations_centred_on_zero(related):
+    figure = plots.component_factors(related, layer=4)
+    (heatmap,) = figure.data
+    assert (heatmap.zmin, heatmap.zmax) == (-1, 1)
+    steps = figure.layout.sliders[0].steps
+    assert [step.label for step in steps] == ["0", "4", "9"]
+    assert figure.layout.sliders[0].active == 1
+    for drawn, layer in ((figure, 4), (after(figure, steps[2].args), 9)):
+        (heatmap,) = drawn.data
+        assert [name[:3] for name in heatmap.y] == ["PC1", "PC2"]
+        explained = 100 * (0.4 + layer / 100)
+        assert heatmap.y[0] == f"PC1 ({explained:.3g}%)"
+        for row, column in itertools.product(range(2), range(len(heatmap.x))):
+            factor, _, level = heatmap.x[column].partition(" = ")
+            rows = rows_of(related, layer=layer, component=row + 1, factor=factor)
+            (cell,) = rows[rows["level"].map(escape) == level].to_dict("records")
+            assert heatmap.z[row][column] == pytest.approx(cell["correlation"], rel=1e-4)
+            sure = cell["correlation_low"] * cell["correlation_high"] > 0
+            assert heatmap.text[row][column].startswith("<b>") == sure
+            shown = heatmap.text[row][column].removeprefix("<b>").removesuffix("</b>").replace("−", "-")
+            assert float(shown) == pytest.approx(cell["correlation"], abs=0.005001)
+            assert "n = 12 prompts, 6 independent units" in heatmap.hovertext[row][column]
+    assert_escaped(figure)
+    assert "side = positive" in figure.data[0].x
+
+
+def test_a_missing_correlation_is_a_dash_and_too_many_factors_raise(related):
+    many = pd.concat([related.assign(factor=f"factor {index}") for index in range(15)])
+    many = many.drop_duplicates(["layer", "component", "factor", "level"])
+    assert_raises("at most 14", plots.component_factors, many)
+    related.loc[related["layer"] == 4, ["correlation", "correlation_low", "correlation_high"]] = np.nan
+    (heatmap,) = plots.component_factors(related, layer=4).data
+    assert set(itertools.chain(*heatmap.text)) == {"–"}
+    assert set(itertools.chain(*heatmap.z)) == {None}
+
+
+def test_the_histogram_counts_every_coordinate_and_names_the_largest(coordinates):
+    figure = plots.vector_components(coordinates, layer=3)
+    for drawn, layer in ((figure, 3), (after(figure, figure.layout.sliders[0].steps[1].args), 8)):
+        bars, curve, strip = drawn.data
+        rows = coordinates[coordinates["layer"] == layer]
+        counts, edges = np.histogram(rows["value"], bins=60)
+        assert [count or 0 for count in bars.y] == list(counts)
+        assert sum(count or 0 for count in bars.y) == 100
+        np.testing.assert_allclose(bars.x, (edges[1:] + edges[:-1]) / 2, rtol=1e-3, atol=1e-3)
+        spread, width = rows["spread"].iloc[0], edges[1] - edges[0]
+        at = len(curve.x) // 2
+        density = np.exp(-((curve.x[at] / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
+        assert curve.y[at] == pytest.approx(100 * width * density, rel=1e-3)
+        largest = rows.sort_values("rank").head(6)
+        np.testing.assert_allclose(strip.x, largest["value"], rtol=1e-4)
+        for text, coordinate in zip(strip.text, largest["coordinate"], strict=True):
+            assert text.split()[0] == str(coordinate)
+        assert f"layer {layer}: {7 * layer} of 100" in drawn.layout.title.subtitle.text
+    assert drawn.data[2].text[0].split()[0] == "42"
+    assert drawn.data[2].textposition[0] == "middle right", "toward the middle"
+
+
+# --- logit lens --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["probability", "logit"])
+def test_the_lens_has_a_panel_per_multiplier_and_each_token_in_its_cell(lens, value):
+    figure = plots.logit_lens(lens, value=value)
+    assert titles_of(figure) == ["vector × +20", "vector × −20"]
+    for heatmap, multiplier in zip(figure.data, (20.0, -20.0), strict=True):
+        assert list(heatmap.x) == [1, 2, 3]
+        assert list(heatmap.y) == ["0", "4", "9"]
+        for (row, layer), (column, rank) in itertools.product(enumerate((0, 4, 9)), enumerate((1, 2, 3))):
+            cell = row_of(lens, layer=layer, rank=rank, multiplier=multiplier)
+            assert heatmap.z[row][column] == pytest.approx(cell[value], rel=1e-4)
+            assert heatmap.text[row][column] == cell["token"].replace(" ", "␣")
+            assert f"(id {cell['token_id']})" in heatmap.hovertext[row][column]
+            assert f"probability {cell['probability']:.3g}" in heatmap.hovertext[row][column]
+    assert {heatmap.coloraxis for heatmap in figure.data} == {"coloraxis"}
+    assert figure.layout.coloraxis.cmax == lens[value].max()
+    assert figure.layout.coloraxis.cmin == (0 if value == "probability" else lens["logit"].min())
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(12, list(range(12))), (13, [0, 2, 4, 6, 8, 10, 12]), (30, [2, 5, 8, 11, 14, 17, 20, 23, 26, 29])],
+)
+def test_of_many_layers_every_kth_from_the_last_is_shown(count, shown):
+    table = lens_table(layers=range(count), top=1)
+    figure = plots.logit_lens(table)
+    assert list(figure.data[0].y) == [str(layer) for layer in shown]
+    assert f"{len(shown)} of {count} layers" in figure.layout.title.subtitle.text
+    chosen = plots.logit_lens(table, layers=[5, 1])
+    assert list(chosen.data[0].y) == ["1", "5"]
+    assert len(plots.logit_lens(table, layers=range(count)).data[1].y) == count
+
+
+def test_a_figure_of_more_layers_is_taller_and_ranks_beyond_ten_are_left_out():
+    table = lens_table(layers=range(12), top=12)
+    figure = plots.logit_lens(table)
+    assert list(figure.data[0].x) == list(range(1, 11))
+    assert figure.layout.height > plots.logit_lens(table, layers=[0]).layout.height + 2 * 11 * 20
+
+
+def test_panels_of_activations_are_named_by_prompt_and_token(lens):
+    table = lens.drop(columns="multiplier").assign(
+        prompt_id=lens["multiplier"].map({20.0: 0, -20.0: 3}), token_index=7, prompt=NASTY
+    )
+    figure = plots.logit_lens(table)
+    assert titles_of(figure) == ["prompt 0, token 7", "prompt 3, token 7"]
+    assert "&lt;b&gt;loud" in figure.data[0].hovertext[0][0]
+
+
+def test_tokens_are_text_in_their_cell_and_complete_in_the_hover(lens):
+    figure = plots.logit_lens(lens.assign(token=NASTY))
+    assert_escaped(figure)
+    assert not any("%{x}" in text for text in texts_of(figure))
+    heatmap = plots.logit_lens(lens.assign(token="=" * 40)).data[0]
+    assert heatmap.text[0][0] == "=" * 10 + "…"
+    assert "=" * 40 in heatmap.hovertext[0][0]
+
+
+def test_figures_name_prompts_by_their_message_and_by_the_prompt_in_older_tables():
+    model = make_model(word_tokenizer())
+    sides = [[ChatPrompt(f"c {side} {word} d", f"{side} {word}\n") for word in "efgh"] for side in "ab"]
+    pairs = ts.capture_pairs(model, ts.contrast_pairs(*sides))
+    vectors, one = ts.mean_difference(pairs), ts.capture(model, sides[0][:1])
+    questions = ts.ChoiceQuestions(sides[0], [(" c", " d")] * 4)
+    options = {"layers": [0], "multipliers": [-1, 1], "controls": 0, "progress": False}
+    texts = ts.sweep(model, vectors, questions, measure="generate", max_new_tokens=2, **options)
+    tables = {
+        "projections": ts.projections(pairs, vectors),
+        "pca": ts.pca(pairs, components=2),
+        "logit_lens": ts.logit_lens(model, one),
+        "traces": ts.traces(one, vectors),
+        "prompt_slopes": ts.evaluation.prompt_slopes(ts.sweep(model, vectors, questions, **options)),
+        "side_by_side": ts.texts.side_by_side(texts),
+    }
+    for name, table in tables.items():
+        figure = getattr(plots, name)
+        shown, older = (figure(each).to_json() for each in (table, table.drop(columns="label")))
+        assert ["a e" in text for text in (shown, older)] == [True, True], name
+        assert ["a e d" in text for text in (shown, older)] == [False, True], name

@@ -10,7 +10,7 @@ import pytest
 
 import tl_steer as ts
 from tl_steer.experiments.report.text_rows import text_rows
-from tl_steer.plots import text_table
+from tl_steer.plots import text_figures
 
 from . import sweep_tables
 from .conftest import assert_raises
@@ -254,7 +254,7 @@ def test_headers_have_the_colours_of_their_multipliers():
     prompt, minus, other_minus, unsteered, plus, projected = figure.data[0].header.fill.color
     assert minus == other_minus != plus
     assert prompt == unsteered == projected
-    colour = text_table.multiplier_colours([-3, 3])
+    colour = text_figures.multiplier_colours([-3, 3])
     assert colour[3.0].removeprefix("rgb(").removesuffix(")") in plus
 
 

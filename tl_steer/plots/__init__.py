@@ -1,39 +1,35 @@
 """Figures from tables: each function takes a tidy DataFrame and returns a `plotly.graph_objects.Figure`.
 
-A figure has the name of the function whose table it draws. Figures compute no inferential statistics, and
-neither show nor save. plotly is imported with the first figure.
+A figure has the name of the function whose table it draws; a table that it cannot draw raises ValueError.
+Figures compute no inferential statistics, and neither show nor save. plotly loads with the first figure.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .comparisons import against_baselines, choose, compare_estimators
+    from .comparisons import against_baselines, choose, compare_estimators, preference
     from .components import pca, vector_components
     from .heat_maps import component_factors, confounds, logit_lens
     from .histograms import projections
     from .layer_curves import agreement, mean_projections, separation
-    from .multiplier_curves import damage, embedding_scores, preference
     from .planes import effect_and_damage, signal_detection
     from .slope_figures import prompt_slopes, steerability
     from .style import for_print
-    from .sweep_curves import dose_response, effectiveness
-    from .text_table import side_by_side
-    from .trace_maps import traces
+    from .sweep_curves import damage, dose_response, effectiveness, embedding_scores
+    from .text_figures import side_by_side, traces
 
 _MODULES = {
-    "comparisons": ("against_baselines", "choose", "compare_estimators"),
+    "comparisons": ("against_baselines", "choose", "compare_estimators", "preference"),
     "components": ("pca", "vector_components"),
     "heat_maps": ("component_factors", "confounds", "logit_lens"),
     "histograms": ("projections",),
     "layer_curves": ("agreement", "mean_projections", "separation"),
-    "multiplier_curves": ("damage", "embedding_scores", "preference"),
     "planes": ("effect_and_damage", "signal_detection"),
     "slope_figures": ("prompt_slopes", "steerability"),
     "style": ("for_print",),
-    "sweep_curves": ("dose_response", "effectiveness"),
-    "text_table": ("side_by_side",),
-    "trace_maps": ("traces",),
+    "sweep_curves": ("damage", "dose_response", "effectiveness", "embedding_scores"),
+    "text_figures": ("side_by_side", "traces"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

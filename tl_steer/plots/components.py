@@ -1,21 +1,19 @@
 """Components: prompts on principal components, the coordinates of a vector."""
 
 from collections.abc import Sequence
-from itertools import combinations
-from typing import Any, NamedTuple
+from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from .._util.validation import checked
-from .axes import apply_change, layer_slider, start_index
-from .format import counted, escape, hover, level, levels, number, prompt_labels, wrapped
+from .format import at_level, counted, escape, hover, level, levels, number, prompt_labels, rounded, wrapped
 from .histograms import pairs_by_layer
-from .marks import DASHED, rounded
+from .marks import DASHED, add_layer_slider
 from .panels import figure_table
-from .style import BLUE, SYMBOLS, VERMILLION, level_colours, styled, translucent
+from .style import BLUE, SYMBOLS, VERMILLION, Style, level_colours, styled, subplots, translucent
 
 DECOMPOSITIONS = {  # subtitle, and the total of which a component has a share
     "pooled": ("both sides pooled", "variance"),
@@ -27,15 +25,6 @@ COMPONENT_COLUMNS = ("layer", "coordinate", "value", "share", "rank", "spread", 
 COUNT_TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
 COMPONENT_BINS = 60
 LABELLED = 6  # coordinates named below the histogram
-
-
-class Group(NamedTuple):
-    """The rows of one combination of colour and symbol."""
-
-    name: str
-    colour: str
-    symbol: str
-    rows: pd.DataFrame
 
 
 @checked
@@ -57,10 +46,6 @@ def pca(
         x, y: the components shown at first, counted from 1.
         layer: the layer shown at first; by default the middle one.
 
-    Raises:
-        ValueError: another table, an unknown component or layer, too many factor values, layers whose rows
-            differ, or components of different decompositions in one table.
-
     Components are fitted per layer: the same point may be elsewhere, or mirrored, at the next layer.
     """
     columns = [f"{name}{component}" for component in (x, y) for name in ("PC", "explained_")]
@@ -75,56 +60,50 @@ def pca(
             f"plots.pca: the column decomposed holds {decomposed}: expected one of "
             f"{', '.join(DECOMPOSITIONS)} in all rows. Pass the table of one call of pca."
         )
-    layers = [str(each) for each in table["layer"].unique()]
-    start = start_index(layers, layer)
+    layers = table["layer"].unique().tolist()
     known = [component for component in range(1, MENU_COMPONENTS + 1) if f"PC{component}" in table.columns]
     pairs = [(x, y), *(pair for pair in combinations(known, 2) if set(pair) != {x, y})]
     groups = _groups(table, colour, symbol)
+    hovers = [_prompt_texts(rows, [colour, symbol]) for _, rows in groups]
     traces = [
-        _points(group, pair, index, [colour, symbol]) for index, pair in enumerate(pairs) for group in groups
+        _points(style, texts, pair, index)
+        for index, pair in enumerate(pairs)
+        for (style, _), texts in zip(groups, hovers, strict=True)
     ]
     figure = go.Figure(traces)
-    changes = [_pca_change(table, groups, pairs, int(each)) for each in layers]
+    changes = [_pca_change(table, groups, pairs, each) for each in layers]
     figure.update_layout(_axes(len(pairs)), updatemenus=_menu(pairs, len(groups)))
-    figure.update_layout(sliders=layer_slider(layers, changes, start))
-    apply_change(figure, changes[start])
+    add_layer_slider(figure, layers, changes, layer)
     figure.update_layout(legend_title_text=escape(colour if symbol is None else f"{colour}, {symbol}"))
     subtitle = f"{counted([table['pair'].nunique()], 'pair')}; {DECOMPOSITIONS[decomposed[0]][0]}"
     return styled(figure, "Principal components of both sides", subtitle, height=560)
 
 
-def _groups(table: pd.DataFrame, colour: str, symbol: str | None) -> list[Group]:
+def _groups(table: pd.DataFrame, colour: str, symbol: str | None) -> list[tuple[Style, pd.DataFrame]]:
+    """The style and rows of each combination of colour and symbol."""
     colours = level_colours(levels(table[colour]))
     marks = levels(table[symbol]) if symbol and symbol != colour else [None]
     if len(marks) > len(SYMBOLS):
         raise ValueError(f"{symbol!r} has {len(marks)} values: expected at most {len(SYMBOLS)} for markers.")
     groups = []
-    for shade in colours:
-        for mark, shape in zip(marks, SYMBOLS, strict=False):
-            rows = table[table[colour].map(level) == shade]
-            if mark is not None:
-                rows = rows[rows[symbol].map(level) == mark]
-            name = escape(shade if mark is None else f"{shade}, {mark}")
-            if len(rows):
-                groups.append(Group(name, colours[shade], shape, rows))
+    for shade, (mark, shape) in product(colours, zip(marks, SYMBOLS, strict=False)):
+        rows = at_level(table, colour, shade)
+        rows = rows if mark is None else at_level(rows, symbol, mark)
+        name = escape(shade if mark is None else f"{shade}, {mark}")
+        if len(rows):
+            groups.append((Style(name, colours[shade], symbol=shape), rows))
     return groups
 
 
-def _points(group: Group, pair: tuple[int, int], index: int, factors: Sequence[str | None]) -> go.Scatter:
+def _points(style: Style, texts: list[str], pair: tuple[int, int], index: int) -> go.Scatter:
     """A trace per pair of components and group; its texts serve all layers."""
-    edge = group.colour if "open" in group.symbol else "white"
+    edge = {"width": 1, "color": style.colour if "open" in style.symbol else "white"}
     return go.Scatter(
         mode="markers",
-        name=group.name,
-        legendgroup=group.name,
-        marker={
-            "color": group.colour,
-            "symbol": group.symbol,
-            "size": 8,
-            "opacity": 0.8,
-            "line": {"width": 1, "color": edge},
-        },
-        hovertext=_prompt_texts(group.rows, factors),
+        name=style.name,
+        legendgroup=style.name,
+        marker={"color": style.colour, "symbol": style.symbol, "size": 8, "opacity": 0.8, "line": edge},
+        hovertext=texts,
         hovertemplate=f"%{{hovertext}}<br>PC{pair[0]} %{{x:.3g}}, PC{pair[1]} %{{y:.3g}}<extra></extra>",
         xaxis=_axis("x", index),
         yaxis=_axis("y", index),
@@ -148,14 +127,14 @@ def _axis(letter: str, index: int) -> str:
 
 
 def _pca_change(
-    table: pd.DataFrame, groups: list[Group], pairs: list[tuple[int, int]], layer: int
+    table: pd.DataFrame, groups: list[tuple[Style, pd.DataFrame]], pairs: list[tuple[int, int]], layer: int
 ) -> list[dict[str, Any]]:
     """The arguments of the slider's step, for every pair of components.
 
     Each pair of components has its own axes: the slider sets all their titles, the menu only their
     visibility, so that neither needs the state of the other.
     """
-    at_layer = [group.rows[group.rows["layer"] == layer] for group in groups]
+    at_layer = [rows[rows["layer"] == layer] for _, rows in groups]
     explained = table[table["layer"] == layer].iloc[0]
     total = DECOMPOSITIONS[explained["decomposed"]][1]
     data, titles = {}, {}
@@ -188,15 +167,12 @@ def _menu(pairs: list[tuple[int, int]], n_groups: int) -> list[dict[str, Any]]:
         return []
     buttons = []
     for selected, (across, up) in enumerate(pairs):
-        is_selected = [index == selected for index in range(len(pairs))]
-        visible = [flag for flag in is_selected for _ in range(n_groups)]
+        flags = [index == selected for index in range(len(pairs))]
         axes = {
-            f"{_axis(letter + 'axis', index)}.visible": flag
-            for index, flag in enumerate(is_selected)
-            for letter in "xy"
+            _axis(f"{letter}axis", i) + ".visible": flag for i, flag in enumerate(flags) for letter in "xy"
         }
-        label = f"PC{across} / PC{up}"
-        buttons.append({"label": label, "method": "update", "args": [{"visible": visible}, axes]})
+        args = [{"visible": np.repeat(flags, n_groups).tolist()}, axes]
+        buttons.append({"label": f"PC{across} / PC{up}", "method": "update", "args": args})
     position = {"x": 1.01, "xanchor": "left", "y": 0, "yanchor": "bottom"}
     return [{"buttons": buttons, "active": 0, "showactive": True, "direction": "up", **position}]
 
@@ -209,9 +185,6 @@ def vector_components(table: pd.DataFrame, *, layer: int | None = None) -> go.Fi
         table: from `analysis.vector_components`.
         layer: the layer shown at first; by default the middle one.
 
-    Raises:
-        ValueError: another table, an unknown layer, or a layer that has a coordinate twice.
-
     The curve is the normal distribution of the same spread, which the coordinates of a random direction of
     the same length follow. Counts are on a logarithmic scale, so that a bar of one coordinate is visible.
     """
@@ -221,10 +194,9 @@ def vector_components(table: pd.DataFrame, *, layer: int | None = None) -> go.Fi
         raise ValueError(f"{caller}: a layer has a coordinate twice: expected one vector. Select its rows.")
     if table["value"].isna().any():
         raise ValueError(f"{caller}: a coordinate has no value (NaN): expected numbers. Select other layers.")
-    layers = [str(each) for each in sorted(table["layer"].unique())]
-    start = start_index(layers, layer)
-    changes = [_component_change(table[table["layer"] == int(each)]) for each in layers]
-    figure = make_subplots(rows=2, cols=1, row_heights=[0.74, 0.26], shared_xaxes=True, vertical_spacing=0.04)
+    layers = sorted(table["layer"].unique().tolist())
+    changes = [_component_change(table[table["layer"] == each]) for each in layers]
+    figure = subplots(2, 1, row_heights=[0.74, 0.26], shared_xaxes=True, vertical_spacing=0.04)
     for trace, row in zip(_component_traces(), (1, 1, 2), strict=True):
         figure.add_trace(trace, row=row, col=1)
     highest = max(max(count for count in change[0]["y"][0] if count) for change in changes)
@@ -233,9 +205,9 @@ def vector_components(table: pd.DataFrame, *, layer: int | None = None) -> go.Fi
     figure.update_yaxes(title_text="largest", range=[LABELLED - 0.4, -0.6], row=2)
     figure.update_yaxes(showticklabels=False, ticks="", showgrid=False, zeroline=False, row=2)
     figure.update_xaxes(title_text="value of the coordinate (residual stream units)", row=2)
-    figure.update_layout(sliders=layer_slider(layers, changes, start), bargap=0)
+    figure.update_layout(bargap=0)
     styled(figure, "What the vector is made of", "", height=560)
-    apply_change(figure, changes[start])
+    add_layer_slider(figure, layers, changes, layer)
     return figure
 
 
@@ -279,20 +251,15 @@ def _component_change(rows: pd.DataFrame) -> list[dict[str, Any]]:
     sides = ["middle right" if value < centre else "middle left" for value in largest["value"]]
     data = {
         "x": [rounded(middles), rounded(x[is_visible]), rounded(largest["value"])],
-        "y": [
-            [int(count) or None for count in counts],
-            rounded(normal[is_visible]),
-            list(range(len(largest))),
-        ],
+        "y": [[int(each) or None for each in counts], rounded(normal[is_visible]), list(range(len(largest)))],
         "hovertext": [bar_texts, None, texts],
         "text": [None, None, [f" {row.coordinate} ({row.share:.1%}) " for row in largest.itertuples()]],
         "textposition": [None, None, sides],
     }
-    return [data, {"title.subtitle.text": _component_subtitle(rows)}]
-
-
-def _component_subtitle(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    half = f"{first['n_half_energy']:.0f} of {len(rows)} coordinates carry half of the squared length"
-    random = f"(random direction: about {len(rows) / 8:.0f})"
-    return f"layer {first['layer']:.0f}: {half} {random}; excess kurtosis {number(first['kurtosis'], '.2g')}"
+    subtitle = (
+        f"layer {first['layer']:.0f}: {first['n_half_energy']:.0f} of {len(rows)} coordinates carry half of "
+        f"the squared length (random direction: about {len(rows) / 8:.0f}); "
+        f"excess kurtosis {number(first['kurtosis'], '.2g')}"
+    )
+    return [data, {"title.subtitle.text": subtitle}]

@@ -25,10 +25,12 @@ def escape(text: object) -> str:
 
     Control and directional formatting characters are replaced by their code points.
     """
-    visible_text = "".join(
-        f"<U+{ord(character):04X}>" if _is_control(character) else character for character in str(text)
-    )
+    visible_text = "".join(_code_point(each) if _is_control(each) else each for each in str(text))
     return html.escape(visible_text, quote=False).replace("$", "&#36;").replace("%{", "%&#123;")
+
+
+def _code_point(character: str) -> str:
+    return f"<U+{ord(character):04X}>"
 
 
 def _is_control(character: str) -> bool:
@@ -61,17 +63,13 @@ def truncated(text: str, max_length: int) -> str:
 
 def visible(token: str) -> str:
     """Show every character of a token: spaces, line ends, controls and combining marks at its start."""
-    return "".join(
-        f"<U+{ord(character):04X}>"
-        if _is_invisible(character, is_first=index == 0)
-        else SYMBOLS_OF_SPACES.get(character, character)
-        for index, character in enumerate(token)
-    )
-
-
-def _is_invisible(character: str, *, is_first: bool) -> bool:
-    category = unicodedata.category(character)[0]
-    return character not in SYMBOLS_OF_SPACES and (category in "CZ" or (category == "M" and is_first))
+    characters = []
+    for index, character in enumerate(token):
+        category = unicodedata.category(character)[0]
+        is_invisible = category in "CZ" or (category == "M" and index == 0)
+        default = _code_point(character) if is_invisible else character
+        characters.append(SYMBOLS_OF_SPACES.get(character, default))
+    return "".join(characters)
 
 
 def hover(*lines: str) -> str:
@@ -82,6 +80,11 @@ def hover(*lines: str) -> str:
 def number(value: Any, spec: str = ".3g") -> str:
     """Format a number, with a minus sign; "–" if it is missing."""
     return "–" if pd.isna(value) else format(value, spec).replace("-", "−")
+
+
+def rounded(values: Iterable[float | None]) -> list[float | None]:
+    """Five significant digits, to keep figures with many layers small; `None` for missing values."""
+    return [None if pd.isna(value) else float(f"{value:.5g}") for value in values]
 
 
 def signed(value: Any) -> str:
@@ -105,10 +108,10 @@ def counted(counts: Iterable[Any], noun: str) -> str:
 def controls_text(controls: int | pd.DataFrame, noun: str = "control direction") -> str:
     """The number of controls, or of a table's control vectors: "; grey: 2 control directions (p ≥ 0.33)".
 
-    With m controls no p value is below 1 / (m + 1); that bound is given where it exceeds 0.05.
+    With m controls no p value is below 1 / (m + 1); that bound is included where it exceeds 0.05.
     """
     if isinstance(controls, pd.DataFrame):
-        controls = controls.loc[controls["control"].astype(bool), "vector"].nunique()
+        controls = controls.loc[controls["control"], "vector"].nunique()
     if not controls:
         return ""
     floor = "" if controls >= 19 else f" (p ≥ {number(1 / (controls + 1), '.2g')})"
@@ -123,6 +126,11 @@ def levels(values: pd.Series) -> list[str]:
 def level(value: object) -> str:
     """A value of a factor as text."""
     return "missing" if pd.isna(value) else str(value)
+
+
+def at_level(table: pd.DataFrame, factor: str, name: str) -> pd.DataFrame:
+    """The rows of one of `levels`."""
+    return table[table[factor].map(level) == name]
 
 
 def _level_order(value: object) -> tuple[bool, int, float, str]:
@@ -153,8 +161,7 @@ def axis_title(name: str, producer: str = "") -> str:
 
 def short_label(name: str, producer: str = "") -> str:
     """The label of a column without unit and details, for a hover or a title."""
-    known = column(name, producer)
-    return re.split(r" \(|, ", known.label)[0] if known else name
+    return re.split(r" \(|, ", axis_title(name, producer))[0]
 
 
 def capitalized(text: str) -> str:

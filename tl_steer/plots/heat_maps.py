@@ -1,15 +1,13 @@
 """Heat maps: confounds, correlations with principal components, tokens of the logit lens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from .._util.validation import checked
-from .axes import layer_range, layer_slider, start_index
 from .format import (
     counted,
     escape,
@@ -22,24 +20,58 @@ from .format import (
     visible,
     wrapped,
 )
-from .marks import colour_bar, correlation_scale, curve, heat_map, on_grid, row_grid
-from .panels import figure_table
-from .style import BLUE, CONTROL, INK, PANEL_TITLE_SIZE, Style, colour_scale, styled, translucent
+from .marks import Hover, Row, add_layer_slider, colour_bar, curve, layer_range, selected_layers
+from .panels import figure_table, with_ends
+from .style import BLUE, CONTROL, DIVERGING, INK, Style, colour_scale, styled, subplots, translucent
 
 CONFOUND_COLUMNS = (
     "layer", "factor", "contrast", "cosine", "share", "null_high", "differs", "balanced", "pairs", "method",
 )  # fmt: skip
 MAX_FACTORS = 20
 FACTOR_COLUMNS = (
-    "layer", "component", "explained", "factor", "level", "correlation", "correlation_low",
-    "correlation_high", "n", "units",
+    "layer", "component", "explained", "factor", "level", *with_ends("correlation"), "n", "units",
 )  # fmt: skip
 MAX_ROWS = 14  # legible factors and components
 LENS_COLUMNS = ("layer", "rank", "token_id", "token", "logit", "probability")
 MAX_LENS_PANELS, MAX_RANKS, FEW_LAYERS = 4, 10, 12
 CELL_LENGTH = 11  # characters of a token
 LENS_ROW, LENS_TOP, LENS_BOTTOM, LENS_GAP = 25, 100, 60, 40  # pixels: of a layer, around panels, between
+CORRELATION = {"zmin": -1, "zmax": 1, "colorscale": colour_scale(DIVERGING)}
 LIGHT_TO_DARK = ("#FFFFFF", "#BBDDF1", "#56A5D3", BLUE, "#08355C")
+
+
+def heat_map(
+    rows: pd.DataFrame,
+    axes: dict[str, list],
+    value: str,
+    hover: Hover,
+    text: Hover | None = None,
+    **more: Any,
+) -> go.Heatmap:
+    """A heat map of a table that has a row per cell.
+
+    Args:
+        axes: the columns of the vertical and of the horizontal axis, each with its values in order.
+        text: written into each cell.
+        more: titles, colours and gaps.
+    """
+    records = {tuple(row[name] for name in axes): row for row in rows.to_dict("records")}
+    downwards, rightwards = axes.values()
+    grid = [[records.get((down, right)) for right in rightwards] for down in downwards]
+    if text is not None:
+        more |= {"text": _on_grid(grid, text), "texttemplate": "%{text}"}
+    z = _on_grid(grid, lambda row: None if pd.isna(row[value]) else row[value], missing=None)
+    defaults = {"hovertemplate": "%{hovertext}<extra></extra>", "hoverongaps": False, "xgap": 1, "ygap": 1}
+    return go.Heatmap(z=z, hovertext=_on_grid(grid, hover), **(defaults | more))
+
+
+def _on_grid(grid: list[list], function: Callable[[Row], Any], missing: Any = "") -> list[list]:
+    return [[missing if row is None else function(row) for row in line] for line in grid]
+
+
+def stacked_panels(titles: Sequence[str], *, gap: float) -> go.Figure:
+    """Panels below each other with a common x axis; `gap` is a share of the height."""
+    return subplots(len(titles), 1, titles, shared_xaxes=True, vertical_spacing=gap * (len(titles) > 1))
 
 
 @checked
@@ -48,9 +80,6 @@ def confounds(table: pd.DataFrame) -> go.Figure:
 
     Args:
         table: from `analysis.confounds`, of one vector.
-
-    Raises:
-        ValueError: another table, repeated rows, or too many factors.
 
     Grey rows with question marks are factors that vary between the sides only: they cannot be distinguished
     from the vector, which may be theirs.
@@ -65,10 +94,9 @@ def confounds(table: pd.DataFrame) -> go.Figure:
     if len(names) > MAX_FACTORS:
         raise ValueError(f"{caller}: {len(names)} factors cannot be read, at most {MAX_FACTORS} can.")
     table = table.assign(y=table["factor"].map(names))
-    grid = row_grid(table, table["factor"], table["layer"], (list(names), layers))
-    labels = list(names.values())
-    scale = correlation_scale("cosine")
-    figure = go.Figure(heat_map(grid, "cosine", _confound_hover, x=layers, y=labels, ygap=2, **scale))
+    labels, axes = list(names.values()), {"factor": list(names), "layer": layers}
+    scale = CORRELATION | {"colorbar": colour_bar("cosine")}
+    figure = go.Figure(heat_map(table, axes, "cosine", _confound_hover, x=layers, y=labels, ygap=2, **scale))
     _mark_confounds(figure, table)
     figure.update_xaxes(title_text="layer", showgrid=False, **layer_range(table["layer"]))
     figure.update_yaxes(
@@ -93,8 +121,8 @@ def _factor_name(row: dict[str, Any]) -> str:
 
 def _mark_confounds(figure: go.Figure, table: pd.DataFrame) -> None:
     """Dots where a cosine is beyond chance, question marks where it cannot be measured."""
-    beyond = table[table["differs"].astype(bool)]
-    unknown = table[~table["balanced"].astype(bool) & table["cosine"].isna()].sort_values("layer")
+    beyond = table[table["differs"]]
+    unknown = table[~table["balanced"] & table["cosine"].isna()].sort_values("layer")
     if len(beyond):
         edge = {"width": 1, "color": "white"}
         dots = curve(beyond, "y", Style("", INK), x="layer", mode="markers", marker_line=edge)
@@ -126,9 +154,6 @@ def component_factors(table: pd.DataFrame, *, layer: int | None = None) -> go.Fi
         table: from `analysis.component_factors`.
         layer: the layer shown at first; by default the middle one.
 
-    Raises:
-        ValueError: another table, an unknown layer, or repeated or too many factors.
-
     A number in bold has an interval that excludes zero; among many, some do by chance.
     """
     caller = "plots.component_factors"
@@ -141,16 +166,15 @@ def component_factors(table: pd.DataFrame, *, layer: int | None = None) -> go.Fi
     if max(len(factors), len(components)) > MAX_ROWS:
         size = f"{len(components)} components × {len(factors)} factors"
         raise ValueError(f"{caller}: got {size}: expected at most {MAX_ROWS} of each. Select some.")
-    layers = [str(each) for each in sorted(table["layer"].unique())]
-    start = start_index(layers, layer)
-    heat_maps = [_correlations(table[table["layer"] == int(each)], components, factors) for each in layers]
+    layers = sorted(table["layer"].unique().tolist())
+    heat_maps = [_correlations(table[table["layer"] == each], components, factors) for each in layers]
     changing = ("y", "z", "text", "hovertext")
     changes = [[{name: [getattr(each, name)] for name in changing}, {}] for each in heat_maps]
-    figure = go.Figure(heat_maps[start])
+    figure = go.Figure(heat_maps[0])
+    add_layer_slider(figure, layers, changes, layer)
     figure.update_xaxes(type="category", title_text="factor (the level counted as 1)", showgrid=False)
     figure.update_yaxes(type="category", autorange="reversed", title_text="component (share of variance)")
     figure.update_yaxes(showgrid=False)
-    figure.update_layout(sliders=layer_slider(layers, changes, start))
     counts = f"{counted(table['n'], 'prompt')}, {counted(table['units'], 'independent unit')}"
     subtitle = f"{counts}; bold: the 95% interval of that cell alone excludes 0"
     height = min(560, max(420, 230 + 60 * len(components)))
@@ -159,21 +183,21 @@ def component_factors(table: pd.DataFrame, *, layer: int | None = None) -> go.Fi
 
 def _correlations(rows: pd.DataFrame, components: list[int], factors: list[str]) -> go.Heatmap:
     """The heat map of one layer."""
-    grid = row_grid(rows, rows["component"], rows["name"], (components, factors))
     explained = dict(zip(rows["component"], rows["explained"], strict=True))
     shares = [number(100 * explained.get(each, float("nan"))) for each in components]
     return heat_map(
-        grid,
+        rows,
+        {"component": components, "name": factors},
         "correlation",
         _correlation_hover,
+        text=_correlation_text,
         x=[escape(name) for name in factors],
         y=[f"PC{each} ({share}%)" for each, share in zip(components, shares, strict=True)],
-        text=on_grid(grid, _correlation_text),
-        texttemplate="%{text}",
         textfont={"size": 13},
         xgap=2,
         ygap=2,
-        **correlation_scale("Pearson’s r"),
+        colorbar=colour_bar("Pearson’s r"),
+        **CORRELATION,
     )
 
 
@@ -207,35 +231,26 @@ def logit_lens(
         layers: those to show; by default all up to twelve. Of more, every second, or third, … counted from
             the last, so that at most twelve are shown.
 
-    Raises:
-        ValueError: another table, an unknown value or layer, too many panels, or rows that share layer and
-            rank.
-
     Spaces are written ␣, line ends ⏎; long tokens are cut, and complete in the hover. Ranks beyond ten are
     left out. All panels share one colour scale.
     """
     table = figure_table(table, "logit_lens", *LENS_COLUMNS)
     available = sorted(table["layer"].unique().tolist())
-    selected = _selected_layers(available, layers)
+    step = math.ceil(len(available) / FEW_LAYERS)
+    selected = sorted(set(selected_layers(available, available[::-step] if layers is None else layers)))
     table = table[table["layer"].isin(selected) & (table["rank"] <= MAX_RANKS)]
     if table.empty:
         raise ValueError(f"plots.logit_lens: no row has a rank of at most {MAX_RANKS}.")
     panels = _lens_panels(table)
     inner = len(panels) * len(selected) * LENS_ROW + (len(panels) - 1) * LENS_GAP
-    figure = make_subplots(
-        rows=len(panels),
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=LENS_GAP / inner if len(panels) > 1 else 0,
-        subplot_titles=list(panels),
-    )
+    figure = stacked_panels(list(panels), gap=LENS_GAP / inner)
     for row, rows in enumerate(panels.values(), start=1):
         figure.add_trace(_lens_heat_map(rows, selected, value), row=row, col=1)
     bare = {"showgrid": False, "zeroline": False, "ticks": "", "showline": False}
     figure.update_xaxes(dtick=1, **bare)
     figure.update_xaxes(title_text="rank", row=len(panels))
     figure.update_yaxes(type="category", dtick=1, title_text="layer", ticklabelstandoff=5, **bare)
-    figure.update_annotations(font_size=PANEL_TITLE_SIZE, x=0, xanchor="left")
+    figure.update_annotations(x=0, xanchor="left")
     lowest = 0.0 if value == "probability" else float(table[value].min())
     scale = {"colorscale": colour_scale(LIGHT_TO_DARK), "colorbar": colour_bar(value)}
     scale |= {"cmin": lowest, "cmax": float(table[value].max())}
@@ -243,16 +258,6 @@ def logit_lens(
     subtitle = f"{len(selected)} of {counted([len(available)], 'layer')}; ␣ is a space"
     title, height = "Logit lens: the likeliest tokens", LENS_TOP + inner + LENS_BOTTOM
     return styled(figure, title, subtitle, height=height)
-
-
-def _selected_layers(available: list[int], layers: Sequence[int] | None) -> list[int]:
-    if layers is None:
-        step = math.ceil(len(available) / FEW_LAYERS)
-        return available[::-step][::-1]
-    missing = [layer for layer in layers if layer not in available]
-    if missing or not len(layers):
-        raise ValueError(f"no layers {missing} in the table; it has {', '.join(map(str, available))}.")
-    return sorted({int(layer) for layer in layers})
 
 
 def _lens_panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -278,15 +283,14 @@ def _lens_panels(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _lens_heat_map(rows: pd.DataFrame, layers: list[int], value: str) -> go.Heatmap:
     rows = rows.assign(prompt=prompt_labels(rows)) if "prompt" in rows else rows
     ranks = sorted(rows["rank"].unique().tolist())
-    grid = row_grid(rows, rows["layer"], rows["rank"], (layers, ranks))
     return heat_map(
-        grid,
+        rows,
+        {"layer": layers, "rank": ranks},
         value,
         _lens_hover,
+        text=lambda row: escape(truncated(visible(row["token"]), CELL_LENGTH)),
         x=ranks,
-        y=[str(layer) for layer in layers],
-        text=on_grid(grid, lambda row: escape(truncated(visible(row["token"]), CELL_LENGTH))),
-        texttemplate="%{text}",
+        y=list(map(str, layers)),
         textfont={"size": 11},
         coloraxis="coloraxis",
     )

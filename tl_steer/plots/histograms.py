@@ -1,5 +1,6 @@
 """Histograms of projections, and the panels above strips of prompts that histograms share."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -7,14 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float, Int
-from plotly.subplots import make_subplots
 
 from .._util.validation import checked
-from .axes import apply_change, layer_slider, start_index
-from .format import counted, escape, hover, level, levels, number, prompt_labels, wrapped
-from .marks import rounded
-from .panels import figure_table
-from .style import PANEL_TITLE_SIZE, level_colours, styled, translucent
+from .format import at_level, counted, escape, hover, levels, number, prompt_labels, rounded, wrapped
+from .marks import add_layer_slider, selected_layers
+from .panels import facet_parts, figure_table
+from .style import level_colours, styled, subplots, translucent
 
 PROJECTION_COLUMNS = ("layer", "pair", "side", "prompt", "projection", "cosine")
 MAX_FACETS = 4
@@ -24,35 +23,22 @@ SHEET_ROW = 104  # pixels of each row of a sheet
 
 
 def facet_panels(table: pd.DataFrame, facet: str | None, *, overall: bool = False) -> dict[str, pd.DataFrame]:
-    """The rows of each level of a factor by title, after those of all levels if `overall`.
-
-    Raises:
-        ValueError: too many levels.
-    """
-    if facet is None:
-        return {"": table}
-    names = levels(table[facet])
-    if len(names) + overall > MAX_FACETS:
+    """The rows of each level of a factor by title, after those of all levels if `overall`."""
+    parts = facet_parts(table, facet)
+    if len(parts) + overall > MAX_FACETS:
         raise ValueError(
-            f"{facet!r} has {len(names)} values{', and all together' * overall}: "
+            f"{facet!r} has {len(parts)} values{', and all together' * overall}: "
             f"at most {MAX_FACETS} panels fit next to each other."
         )
-    every = {"all": table} if overall else {}
-    return every | {escape(f"{facet}: {name}"): table[table[facet].map(level) == name] for name in names}
+    return {"all": table} | parts if overall and facet is not None else parts
 
 
 def panels_with_strips(titles: Sequence[str], n_strips: int, *, strip_height: float) -> go.Figure:
     """Panels next to each other with common axes, each above a panel of strips of points."""
-    figure = make_subplots(
-        rows=2,
-        cols=len(titles),
-        row_heights=[1 - strip_height, strip_height],
-        shared_xaxes=True,
-        shared_yaxes=True,
-        vertical_spacing=0.03,
-        horizontal_spacing=0.04,
-        column_titles=[title for title in titles if title],
-    )
+    figure = subplots(
+        2, len(titles), row_heights=[1 - strip_height, strip_height], shared_xaxes=True, shared_yaxes=True,
+        vertical_spacing=0.03, horizontal_spacing=0.04, column_titles=[title for title in titles if title],
+    )  # fmt: skip
     figure.update_xaxes(matches="x")
     return figure.update_yaxes(visible=False, fixedrange=True, range=[n_strips - 0.4, -0.6], row=2)
 
@@ -103,10 +89,6 @@ def projections(
         layers: "all" or some layers, as small multiples instead of a slider. Each layer has its own axes,
             common to its panels, because projections grow from layer to layer.
 
-    Raises:
-        ValueError: another table, an unknown layer, too many factor values, layers whose rows differ, or both
-            `layer` and `layers`.
-
     The strip below the slider's histogram has a line per prompt, with its text in the hover.
     """
     table = figure_table(table, "projections", *PROJECTION_COLUMNS, factors=[by, facet])
@@ -117,55 +99,52 @@ def projections(
     if layers is not None:
         if layer is not None:
             raise ValueError("plots.projections: layer=… is where the slider starts, layers=… has none.")
-        figure = _sheet(panels, colours, by, _selected(table, layers))
+        available = table["layer"].unique().tolist()
+        selected = available if layers == "all" else selected_layers(available, layers)
+        figure = _sheet(panels, colours, by, selected)
         subtitle = f"{pairs}; residual stream units; height: prompts per bin, on a scale per layer"
         height = figure.layout.height
         styled(figure, "Projection on the direction, by layer", subtitle, height=height)
         return figure.update_layout(margin={"t": 84, "l": 12, "b": 26}, title_y=1 - 14 / height)
-    names = [str(each) for each in table["layer"].unique()]
-    start = start_index(names, layer)
     figure = panels_with_strips(list(panels), len(colours), strip_height=0.16)
-    figure.update_annotations(font_size=PANEL_TITLE_SIZE)
     groups: list[pd.DataFrame] = []  # of each trace
     for column, rows in enumerate(panels.values(), start=1):
         for rank, (name, colour) in enumerate(colours.items()):
-            group = rows[rows[by].map(level) == name]
+            group = at_level(rows, by, name)
             groups += [group, group]
             figure.add_trace(_histogram(name, colour, is_first=column == 1), row=1, col=column)
             figure.add_trace(_prompt_strip(group, name, colour, rank), row=2, col=column)
-    changes = [[_projection_data(groups, int(each)), {}] for each in names]
-    apply_change(figure, changes[start])
+    names = table["layer"].unique().tolist()
+    add_layer_slider(figure, names, [[_projection_data(groups, each), {}] for each in names], layer)
     figure.update_xaxes(title_text="projection (residual stream units)", row=2)
     figure.update_yaxes(title_text="prompts", row=1, col=1)
     figure.update_layout(barmode="overlay", bargap=0.02, legend_title_text=escape(by))
-    slider = layer_slider(names, changes, start)
-    figure.update_layout(sliders=slider, margin_t=76 if len(panels) == 1 else 100)
+    figure.update_layout(margin_t=76 if len(panels) == 1 else 100)
     return styled(figure, "Projection on the direction", f"{pairs}; below, a line per prompt", height=540)
+
+
+def bar_style(name: str, colour: str, *, opacity: float = 0.55, is_first: bool) -> dict[str, Any]:
+    """Name, legend entry and colours of a trace of bars."""
+    marker = {"color": translucent(colour, opacity), "line": {"color": colour, "width": 1}}
+    return {"name": escape(name), "legendgroup": name, "showlegend": is_first, "marker": marker}
 
 
 def _histogram(name: str, colour: str, *, is_first: bool) -> go.Histogram:
     return go.Histogram(
-        name=escape(name),
-        legendgroup=name,
-        showlegend=is_first,
-        marker={"color": translucent(colour, 0.55), "line": {"color": colour, "width": 1}},
         # With one group, plotly.js gives the traces of all panels the same bins, recomputed at every layer.
         bingroup="projection",
         nbinsx=MAX_BINS,
         hovertemplate=f"{escape(name)}: %{{y}} prompts between %{{x}}<extra></extra>",
+        **bar_style(name, colour, is_first=is_first),
     )
 
 
 def _prompt_strip(rows: pd.DataFrame, name: str, colour: str, rank: int) -> go.Scatter:
     first = rows[rows["layer"] == rows["layer"].min()]
-    texts = [
-        hover(
-            wrapped(prompt),
-            f"<b>pair {row['pair']}</b>, {escape(name)}"
-            f"{'' if name == row['side'] else escape(', ' + row['side'])}",
-        )
-        for prompt, row in zip(prompt_labels(first), first.to_dict("records"), strict=True)
-    ]
+    texts = []
+    for prompt, row in zip(prompt_labels(first), first.to_dict("records"), strict=True):
+        names = escape(name if name == row["side"] else f"{name}, {row['side']}")
+        texts.append(hover(wrapped(prompt), f"<b>pair {row['pair']}</b>, {names}"))
     template = "projection %{x:.4g}, cosine %{customdata:.3f}"
     return strip(colour, texts, template, y=[rank] * len(first), legendgroup=name)
 
@@ -178,16 +157,6 @@ def _projection_data(groups: list[pd.DataFrame], layer: int) -> dict[str, list[l
     }
 
 
-def _selected(table: pd.DataFrame, layers: str | Sequence[int]) -> list[int]:
-    known = [int(each) for each in table["layer"].unique()]
-    selected = known if layers == "all" else [int(each) for each in layers]
-    if unknown := [each for each in selected if each not in known]:
-        raise ValueError(f"no layer {unknown[0]} in the table; it has {', '.join(map(str, known))}.")
-    if not selected:
-        raise ValueError("layers=[] is empty: expected 'all' or at least one layer.")
-    return selected
-
-
 def _sheet(
     panels: dict[str, pd.DataFrame], colours: dict[str, str], by: str, layers: Sequence[int]
 ) -> go.Figure:
@@ -195,26 +164,22 @@ def _sheet(
     columns = len(panels) * min(len(layers), max(1, SHEET_COLUMNS // len(panels)))
     rows = -(-len(layers) * len(panels) // columns)
     height = 110 + SHEET_ROW * rows
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
-        horizontal_spacing=0.012,
-        vertical_spacing=min(44 / (height - 110), 1 / max(rows - 1, 1) / 1.5),
-        subplot_titles=[f"layer {each}{f', {title}' * bool(title)}" for each in layers for title in panels],
-    )
-    cell = 0
+    titles = [f"layer {each}{f', {title}' * bool(title)}" for each in layers for title in panels]
+    gap = min(44 / (height - 110), 1 / max(rows - 1, 1) / 1.5)
+    figure = subplots(rows, columns, titles, horizontal_spacing=0.012, vertical_spacing=gap)
+    cells = itertools.product(range(1, rows + 1), range(1, columns + 1))
     for layer in layers:
         at_layer = [each[each["layer"] == layer] for each in panels.values()]
         edges = np.histogram_bin_edges(pd.concat(at_layer)["projection"], bins=SHEET_BINS)
-        groups = [[each[each[by].map(level) == name]["projection"] for name in colours] for each in at_layer]
+        groups = [[at_level(each, by, name)["projection"] for name in colours] for each in at_layer]
         counts = [[np.histogram(values, bins=edges)[0] for values in group] for group in groups]
-        for panel_counts in counts:
-            at = {"row": cell // columns + 1, "col": cell % columns + 1}
+        for panel_counts, (row, column) in zip(counts, cells, strict=False):
+            at = {"row": row, "col": column}
             for (name, colour), values in zip(colours.items(), panel_counts, strict=True):
-                figure.add_trace(_steps(edges, values, name, colour, is_first=cell == 0), **at)
+                style = bar_style(name, colour, opacity=0.45, is_first=row == column == 1)
+                figure.add_trace(_steps(edges, values, **style), **at)
             figure.update_xaxes(range=[edges[0], edges[-1]], **at)
             figure.update_yaxes(range=[0, 1.05 * np.max(counts)], **at)
-            cell += 1
     figure.update_annotations(font_size=10, yshift=-3)
     figure.update_xaxes(nticks=4, tickfont_size=8, ticklen=2, tickangle=0, zeroline=True)
     figure.update_yaxes(visible=False)
@@ -224,22 +189,20 @@ def _sheet(
 def _steps(
     edges: Float[np.ndarray, " edge"],
     counts: Int[np.ndarray, " bin"],
-    name: str,
-    colour: str,
     *,
-    is_first: bool,
+    marker: dict[str, Any],
+    **style: Any,
 ) -> go.Scatter:
+    """A histogram as an area, in a `bar_style`."""
     return go.Scatter(
         x=rounded(np.repeat(edges, 2)),
         y=[0, *np.repeat(counts, 2).tolist(), 0],
         mode="lines",
         fill="tozeroy",
-        fillcolor=translucent(colour, 0.45),
-        line={"color": colour, "width": 1},
-        name=escape(name),
-        legendgroup=name,
-        showlegend=is_first,
-        hovertemplate=f"{escape(name)}: %{{y}} prompts at %{{x}}<extra></extra>",
+        fillcolor=marker["color"],
+        line=marker["line"],
+        hovertemplate=f"{style['name']}: %{{y}} prompts at %{{x}}<extra></extra>",
+        **style,
     )
 
 

@@ -1,22 +1,21 @@
-"""Tables by layer as curves with bands: separation, agreement, mean projections."""
+"""Curves by layer with bands: separation, agreement, mean projections."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from .._util.validation import checked
-from .axes import layer_range
-from .format import axis_title, counted, escape, hover, interval, level, levels, number
-from .marks import DASHED, band, curve, curve_with_band
+from .format import at_level, axis_title, counted, escape, hover, interval, level, levels, number
+from .marks import DASHED, band, curve, curve_with_band, layer_range
 from .panels import figure_table, with_ends
-from .style import CONTROL, DASHES, INK, PANEL_TITLE_SIZE, Style, level_colours, styled, translucent
+from .style import CONTROL, DASHES, INK, Style, level_colours, styled, subplots, translucent
 
 SEPARATION_COLUMNS = (
-    "layer", "paired_accuracy", "paired_accuracy_low", "paired_accuracy_high", "auc", "d_prime",
-    "null_low", "null_high", "null_mean", "p_value", "p_corrected", "null_max", "pairs", "folds", "method",
+    "layer", *with_ends("paired_accuracy"), "auc", "d_prime", "null_low", "null_high", "null_mean",
+    "p_value", "p_corrected", "null_max", "pairs", "folds", "method",
 )  # fmt: skip
 ALPHA = 0.05  # of p_corrected
 AGREEMENT_PANELS = {
@@ -26,13 +25,11 @@ AGREEMENT_PANELS = {
     "cone": "95% of resampled vectors lie within",
 }
 AGREEMENT_COLUMNS = (
-    "layer", "method", "split_half", "split_half_low", "split_half_high", "split_half_null", "reliability",
-    "single", "single_low", "single_high", "cone", "between", "pairs",
+    "layer", "method", *with_ends("split_half", "single"), "split_half_null", "reliability", "cone",
+    "between", "pairs",
 )  # fmt: skip
-MEAN_COLUMNS = {
-    "layer", "n", "effect", "rank", "projection_rank",
-    *with_ends("projection", "cosine", "spread"),
-}  # fmt: skip
+MEAN_COLUMNS = {"layer", "n", "effect", "rank", "projection_rank"}
+MEAN_COLUMNS.update(with_ends("projection", "cosine", "spread"))
 TOP_RANKS = 3  # layers whose rank is written at their point
 
 
@@ -47,14 +44,11 @@ def separation(table: pd.DataFrame) -> go.Figure:
     Args:
         table: from `analysis.separation`; several in one (`pandas.concat`) give a line per `method`, or per
             `vector` where there is such a column.
-
-    Raises:
-        ValueError: another table.
     """
     table = figure_table(table, "separation", *SEPARATION_COLUMNS)
     by = "vector" if "vector" in table.columns else "method"
-    colours = level_colours(dict.fromkeys(table[by].map(level)))
-    parts = {name: table[table[by].map(level) == name].sort_values("layer") for name in colours}
+    parts = _by_layer(table, by)
+    colours = level_colours(parts)
     figure = go.Figure()
     for rank, rows in enumerate(parts.values()):
         if rows["null_low"].notna().any():  # with shuffles=0 there is no null
@@ -75,6 +69,12 @@ def separation(table: pd.DataFrame) -> go.Figure:
     method = f"{escape(next(iter(parts)))}, " if len(parts) == 1 else ""
     subtitle = f"{method}{counts}; band: 95% interval{_significant(list(parts.values()))}"
     return styled(figure, "Do held-out pairs separate?", subtitle)
+
+
+def _by_layer(table: pd.DataFrame, factor: str) -> dict[str, pd.DataFrame]:
+    """The rows of each value of a factor, in the table's order, by layer."""
+    parts = table.groupby(table[factor].map(level), sort=False)
+    return {name: rows.sort_values("layer") for name, rows in parts}
 
 
 def _shuffled(rows: pd.DataFrame, *, opacity: float, is_first: bool) -> list[go.Scatter]:
@@ -124,9 +124,6 @@ def agreement(table: pd.DataFrame) -> go.Figure:
     Args:
         table: from `analysis.agreement`.
 
-    Raises:
-        ValueError: another table, or several rows for a layer and method.
-
     Below the dotted line, halves agree no better than with shuffled labels. With one method, the area below
     it is shaded, and bands are the middle 95 % of splits and of pairs; with several these are in the hover.
     Panels without values are left out.
@@ -136,60 +133,51 @@ def agreement(table: pd.DataFrame) -> go.Figure:
         raise ValueError(
             "plots.agreement: a layer and method is there twice: expected one table. Select one."
         )
-    colours = level_colours(dict.fromkeys(table["method"].map(level)))
+    parts = _by_layer(table, "method")
+    colours = level_colours(parts)
     values = [name for name in AGREEMENT_PANELS if table[name].notna().any()]
     columns = 3 if len(values) == 3 else 2
     figure = _agreement_panels(values, columns)
     for index, value in enumerate(values):
-        for method, colour in colours.items():
-            rows = table[table["method"].map(level) == method].sort_values("layer")
-            traces = _agreement_curve(rows, value, Style(escape(method), colour), is_single=len(colours) == 1)
+        for method, rows in parts.items():
+            style = Style(escape(method), colours[method])
+            traces = _agreement_curve(rows, value, style, is_single=len(parts) == 1)
             traces[-1].showlegend = index == 0
             figure.add_traces(traces, rows=index // columns + 1, cols=index % columns + 1)
     figure.update_xaxes(**layer_range(table["layer"]))
-    is_tall = len(values) > columns
-    legend = {"orientation": "h", "x": 0, "y": -0.13 if is_tall else -0.22, "yanchor": "top"}
+    below, height = (-0.13, 660) if len(values) > columns else (-0.22, 420)
+    legend = {"orientation": "h", "x": 0, "y": below, "yanchor": "top"}
     figure.update_layout(legend=legend, margin={"t": 104, "r": 24})
-    bands = "; bands: the middle 95% of splits and of pairs" * (len(colours) == 1)
+    bands = "; bands: the middle 95% of splits and of pairs" * (len(parts) == 1)
     dotted = f"{counted(table['pairs'], 'pair')}; dotted: 97.5% with shuffled labels, at each layer alone"
-    height = 660 if is_tall else 420
     return styled(figure, "Do vectors of these pairs agree?", dotted + bands, height=height)
 
 
 def _agreement_panels(values: list[str], columns: int) -> go.Figure:
-    figure = make_subplots(
-        rows=-(-len(values) // columns),
-        cols=min(len(values), columns),
-        horizontal_spacing=0.09,
-        vertical_spacing=0.13,
-        subplot_titles=[AGREEMENT_PANELS[name] for name in values],
-    )
-    figure.update_annotations(font_size=PANEL_TITLE_SIZE)
+    rows, columns = -(-len(values) // columns), min(len(values), columns)
+    titles = [AGREEMENT_PANELS[name] for name in values]
+    figure = subplots(rows, columns, titles, horizontal_spacing=0.09, vertical_spacing=0.13)
     figure.update_yaxes(rangemode="tozero")
     for index, name in enumerate(values):
         at = {"row": index // columns + 1, "col": index % columns + 1}
         figure.update_yaxes(title_text="degrees" if name == "cone" else "cosine", **at)
-        if index >= len(values) - columns:
-            figure.update_xaxes(title_text="layer", **at)
+        figure.update_xaxes(title_text="layer" if index >= len(values) - columns else None, **at)
     return figure
 
 
 def _agreement_curve(rows: pd.DataFrame, value: str, style: Style, *, is_single: bool) -> list[go.Scatter]:
     """Bands and line of one method in one panel; the line is the last."""
-    traces = []
+    traces, text = [], partial(_agreement_hover, method=style.name)
     if value == "split_half" and rows["split_half_null"].notna().any():
         null = rows["split_half_null"]
         if is_single:
             floor = [min(0.0, null.min())] * len(rows)
             traces.append(band(rows["layer"], floor, null, translucent(CONTROL, 0.2)))
-        dotted = Style(style.name, style.colour, "dot")
-        traces.append(curve(rows, "split_half_null", dotted, x="layer", mode="lines", width=1.5))
-    text = partial(_agreement_hover, method=style.name)
-    around, line = [], curve(rows, value, style, text, x="layer", size=4, legendgroup=style.name)
+        traces.append(curve(rows, null.name, replace(style, dash="dot"), x="layer", mode="lines", width=1.5))
     if is_single and f"{value}_low" in rows and rows[f"{value}_low"].notna().all():
-        around = [curve_with_band(rows, value, style, text)[0]]
-    traces = [each.update(legendgroup=style.name, showlegend=False) for each in [*traces, *around]]
-    return [*traces, line]
+        traces.append(curve_with_band(rows, value, style, text)[0])
+    traces = [each.update(legendgroup=style.name, showlegend=False) for each in traces]
+    return [*traces, curve(rows, value, style, text, x="layer", size=4, legendgroup=style.name)]
 
 
 def _agreement_hover(row: dict[str, Any], method: str) -> str:
@@ -213,9 +201,6 @@ def mean_projections(
         table: from `analysis.mean_projections`, by "side" (colours) and at most one factor (dashes), or by
             one factor.
         value: "cosine" has no panel of the spread.
-
-    Raises:
-        ValueError: another table, several factors, or too many levels.
 
     The numbers at the differences are the first ranks by effect (the difference in standard deviations of the
     pairs), which need not be the highest points: projections grow with the residual stream.
@@ -251,13 +236,8 @@ def mean_projections(
 
 def _mean_panels(values: list[str], *, has_differences: bool) -> go.Figure:
     heights = [0.62, 0.3][: len(values)] + [0.38] * has_differences
-    figure = make_subplots(
-        rows=len(heights),
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.05,
-        row_heights=[height / sum(heights) for height in heights],
-    )
+    shares = [height / sum(heights) for height in heights]
+    figure = subplots(len(heights), 1, shared_xaxes=True, vertical_spacing=0.05, row_heights=shares)
     figure.update_xaxes(title_text="layer", row=len(heights))
     figure.update_yaxes(title_text=f"mean {axis_title(values[0])}", row=1)
     if len(values) > 1:
@@ -270,25 +250,23 @@ def _mean_panels(values: list[str], *, has_differences: bool) -> go.Figure:
 
 def _level_curves(table: pd.DataFrame, value: str, colour: str, dash: str | None) -> list[list[go.Scatter]]:
     """Band and line of each level of the `colour` factor (a difference in ink) and of the `dash` factor."""
-    names = levels(table[colour])
+    names, parts = levels(table[colour]), levels(table[dash]) if dash else [""]
+    if len(parts) > len(DASHES):
+        raise ValueError(f"{dash!r} has {len(parts)} values: expected at most {len(DASHES)}.")
     colours = {"difference": INK} if names == ["difference"] else level_colours(names)
-    dashes = dict(zip(levels(table[dash]), DASHES, strict=False)) if dash else {"": "solid"}
-    if dash and table[dash].nunique(dropna=False) > len(DASHES):
-        raise ValueError(f"{dash!r} has {len(levels(table[dash]))} values: expected at most {len(DASHES)}.")
     curves = []
     for name, shade in colours.items():
-        for part, style in dashes.items():
-            rows = table[table[colour].map(level) == name]
-            rows = rows[rows[dash].map(level) == part] if dash else rows
+        for part, style in zip(parts, DASHES, strict=False):
+            rows = at_level(table, colour, name)
+            rows = at_level(rows, dash, part) if dash else rows
             label = f"{name}, {part}" if dash else name
             text = partial(_mean_hover, value=value, name=label)
             around, line = curve_with_band(rows, value, Style(escape(label), shade, style), text)
             if name == "difference" and value == "projection" and "rank" in rows:
                 line.update(mode="lines+markers+text", textposition="top center", textfont_size=12)
                 ranks = rows.sort_values("layer")["rank"]
-                line.text = (
-                    ranks.astype(float).map("{:.0f}".format).where((ranks <= TOP_RANKS).fillna(False), "")
-                )
+                is_first = (ranks <= TOP_RANKS).fillna(False)
+                line.text = ranks.astype(float).map("{:.0f}".format).where(is_first, "")
             curves.append([around, line])
     return curves
 

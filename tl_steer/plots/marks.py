@@ -1,23 +1,166 @@
-"""Traces and axes that several figures share: curves, bands, control ranges, heat maps, layers, sliders."""
+"""Traces, axes and sliders that several figures share: curves, bands, control ranges, layers, multipliers."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count, pairwise
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from .axes import UNEVEN, is_to_scale, layer_steps
-from .format import interval
+from .format import interval, layers_order, signed
 from .panels import Panel
-from .style import CONTROL, CONTROL_BAND, DIVERGING, INK, Style, colour_scale, translucent
+from .style import AXIS, CONTROL, CONTROL_BAND, INK, Style, translucent
 
+# At most this many layers may be evenly spaced where a step exceeds another by this factor.
+FEW_LAYERS, UNEVEN = 8, 3
 MAX_CONTROL_LINES = 5  # control vectors that get a line each
 DASHED = {"color": INK, "width": 1, "dash": "dash"}  # reference lines
 DOTTED = {"color": INK, "width": 1, "dash": "dot"}
+X_MULTIPLIER = "multiplier (evenly spaced)"
 
-Numbers = Iterable[float | int]
+Numbers = Iterable[float]
 Row = dict[str, Any]
 Hover = Callable[[Row], str]
+
+
+# --- axes and sliders --------------------------------------------------------------------------------------
+
+
+def layer_step(layers: Iterable[int], max_ticks: int = 10) -> int:
+    """Distance of ticks so that there are about `max_ticks` at most: 1, 2, 5, 10, …"""
+    span = max(layers) - min(layers)
+    steps = (factor * 10**power for power in count() for factor in (1, 2, 5))
+    return next(step for step in steps if span <= max_ticks * step)
+
+
+def layer_ticks(layers: Iterable[int], max_ticks: int) -> list[int]:
+    """Multiples of `layer_step` among the layers; if fewer than two, every k-th layer."""
+    layers = sorted(layers)
+    step = layer_step(layers, min(max_ticks, 10))
+    multiples = [layer for layer in layers if layer % step == 0]
+    return multiples if len(multiples) > 1 else layers[:: -(-len(layers) // max_ticks)]
+
+
+def layer_positions(table: pd.DataFrame) -> dict[str, float]:
+    """x-coordinate of each `layers` value: single layers at their index, layer sets appended after the last.
+
+    A few unevenly spaced layers (17, 18, 19, 31) are placed at equal distances, to be legible.
+    """
+    names = sorted(filter(None, table["layers"].unique()), key=layers_order)
+    singles = [int(name) for name in names if name.isdigit()]
+    steps = [upper - lower for lower, upper in pairwise(singles)]
+    if len(names) <= FEW_LAYERS and steps and max(steps) > UNEVEN * min(steps):
+        return {name: float(rank) for rank, name in enumerate(names)}
+    last = max(singles, default=0)
+    gap = max(1.0, (last - min(singles, default=0)) / 4)  # wide enough for the names of sets
+    sets = names[len(singles) :]
+    positions = {str(layer): float(layer) for layer in singles}
+    return positions | {name: last + gap * rank for rank, name in enumerate(sets, start=1)}
+
+
+def is_to_scale(positions: Mapping[str, float]) -> bool:
+    """Whether each single layer is at its index."""
+    return all(position == int(name) for name, position in positions.items() if name.isdigit())
+
+
+def layer_axis(positions: Mapping[str, float], columns: int) -> dict[str, object]:
+    """The x axis of `layer_positions`, with as many ticks as `columns` panels in a row leave space for."""
+    singles = [int(name) for name in positions if name.isdigit()]
+    max_ticks = min(12, 24 // columns)
+    is_short = len(singles) <= max_ticks or not is_to_scale(positions)
+    named = singles if is_short else layer_ticks(singles, max_ticks)
+    ticks = {name: x for name, x in positions.items() if not name.isdigit() or int(name) in named}
+    low, high = min(positions.values()), max(positions.values())
+    margin = max(0.6, (0.02 if len(singles) == len(positions) else 0.05) * (high - low))
+    return _named_ticks(ticks, [low - margin, high + margin])
+
+
+def _named_ticks(ticks: Mapping[str, float], ends: list[float]) -> dict[str, object]:
+    names, positions = list(ticks), list(ticks.values())
+    return {"tickvals": positions, "ticktext": names, "tickangle": 0, "range": ends, "zeroline": False}
+
+
+def layer_range(layers: pd.Series) -> dict[str, object]:
+    """The axis of a column `layer`: half a layer more on each side, whole layers as ticks."""
+    ends = [layers.min() - 0.5, layers.max() + 0.5]
+    return {"range": ends, "zeroline": False, "tick0": 0, "dtick": layer_step(layers)}
+
+
+def multiplier_ranks(table: pd.DataFrame, *, caller: str) -> dict[float, int]:
+    """x-coordinate of each multiplier of the steered conditions: evenly spaced, ascending."""
+    multipliers = table.loc[table["operation"] != "none", "multiplier"].dropna()
+    if multipliers.empty:
+        raise ValueError(f"{caller}: no steered condition has a multiplier; a projection has none.")
+    return {multiplier: rank for rank, multiplier in enumerate(sorted(multipliers.astype(float).unique()))}
+
+
+def multiplier_axis(ranks: Mapping[float, int], *, opposite: bool = False) -> dict[str, object]:
+    """The x axis of `multiplier_ranks`; `opposite` where each also represents its opposite ("±8")."""
+    names = {f"±{each:g}" if opposite else signed(each): rank for each, rank in ranks.items()}
+    return _named_ticks(names, [-0.5, len(ranks) - 0.5])
+
+
+def log_axis(values: pd.Series) -> dict[str, object]:
+    """A logarithmic axis with a margin, and more ticks the narrower the range is."""
+    low, high = math.log10(values.min()), math.log10(values.max())
+    margin = max(0.06 * (high - low), 0.05)
+    narrow = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    steps = narrow if high - low < 0.7 else (1, 2, 5) if high - low < 2.5 else (1,)
+    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    return {
+        "type": "log",
+        "tickvals": ticks,
+        "ticktext": [f"{tick:g}" for tick in ticks],
+        "range": [low - margin, high + margin],
+        "autorange": False,
+    }
+
+
+def selected_layers(available: Sequence[int], layers: Sequence[int]) -> list[int]:
+    """The layers that a user selects of a table."""
+    if not len(layers) or not set(layers) <= set(available):
+        raise ValueError(f"layers={list(layers)}: expected one or more of {', '.join(map(str, available))}.")
+    return [int(layer) for layer in layers]
+
+
+def add_layer_slider(
+    figure: go.Figure, layers: Iterable[int | str], changes: Sequence[list[Any]], layer: int | str | None
+) -> None:
+    """Add a slider over layers, and apply its first step: `layer`, by default the middle one.
+
+    Args:
+        changes: the arguments of `Plotly.update` of each step; a `None` leaves a trace's attribute as it is.
+
+    Raises:
+        ValueError: no such layer.
+    """
+    names = [str(each) for each in layers]
+    if layer is not None and str(layer) not in names:
+        raise ValueError(f"no layer {layer} in the table; it has {', '.join(names)}.")
+    start = len(names) // 2 if layer is None else names.index(str(layer))
+    steps = zip(names, changes, strict=True)
+    slider = {
+        "steps": [{"label": name, "method": "update", "args": change} for name, change in steps],
+        "active": start,
+        "currentvalue": {"prefix": "layer ", "font": {"size": 13}, "xanchor": "left"},
+        "pad": {"t": 52, "b": 8},
+        "len": 1,
+        "x": 0,
+        "minorticklen": 0,
+        "tickcolor": AXIS,
+        "font": {"size": 11},
+    }
+    figure.update_layout(sliders=[slider])
+    data, layout = changes[start]
+    for index, trace in enumerate(figure.data):
+        trace.update({name: values[index] for name, values in data.items() if values[index] is not None})
+    for path, value in layout.items():
+        figure.layout[path] = value
+
+
+# --- traces ------------------------------------------------------------------------------------------------
 
 
 def curve(
@@ -75,21 +218,12 @@ def with_gaps(rows: pd.DataFrame, positions: Mapping[str, float]) -> pd.DataFram
     That is before each layer set and, if single layers are not at their index, where layers are missing.
     """
     rows = rows.reset_index(drop=True)
-    singles = [layers for layers in rows["layers"] if layers.isdigit()]
-    steps = layer_steps(singles)
-    breaks = {
-        upper
-        for upper, step in zip(singles[1:], steps, strict=True)
-        if step > UNEVEN * min(steps) and not is_to_scale(positions)
-    }
-    has_gap = [layers in breaks or not layers.isdigit() for layers in rows["layers"]]
+    is_set = ~rows["layers"].str.isdigit()
+    has_gap = is_set
+    if not is_to_scale(positions):
+        steps = rows.loc[~is_set, "layers"].astype(int).diff()
+        has_gap = has_gap | (steps > UNEVEN * steps.min()).reindex(rows.index, fill_value=False)
     return rows.reindex(rows.index.union(rows.index[has_gap] - 0.5)).reset_index(drop=True)
-
-
-def x_offsets(names: Iterable[str], width: float) -> dict[str, float]:
-    """Shifts of lines along the x axis, `width` apart, so that their whiskers do not overlap."""
-    names = list(dict.fromkeys(names))
-    return {name: width * (rank - (len(names) - 1) / 2) for rank, name in enumerate(names)}
 
 
 def band(x: Numbers, low: Numbers, high: Numbers, colour: str, **more: Any) -> go.Scatter:
@@ -111,9 +245,8 @@ def curve_with_band(
 ) -> list[go.Scatter]:
     """The interval of a value by layer as a band, and its curve; both in one legend entry."""
     rows = rows.sort_values("layer")
-    around = band(
-        rows["layer"], rows[f"{value}_low"], rows[f"{value}_high"], translucent(style.colour, opacity)
-    )
+    shade = translucent(style.colour, opacity)
+    around = band(rows["layer"], rows[f"{value}_low"], rows[f"{value}_high"], shade)
     around.update(legendgroup=style.name, name=style.name, showlegend=False)
     line = curve(rows, value, style, hover, x="layer", size=5, legendgroup=style.name, **more)
     return [around, line]
@@ -122,24 +255,21 @@ def curve_with_band(
 def layer_bands(
     ranges: pd.DataFrame, positions: Mapping[str, float], shade: str, **more: Any
 ) -> list[go.Scatter]:
-    """Control ranges by layer: a band over single layers, a short one at each layer set.
+    """Control ranges by layer: a band over single layers; a short one at layer sets and at a lone layer.
 
     Args:
         ranges: `null_low` and `null_high`, with `layers` as index.
-        positions: x-coordinates of `layers`.
         shade: opaque, so that the smaller of two bands covers the larger one.
-
-    A layer without neighbours gets a short band too.
     """
     ends = ranges[["null_low", "null_high"]].dropna().rename(index=dict(positions)).sort_index()
     sets = {position for name, position in positions.items() if not name.isdigit()}
-    isolated = [position for position in ends.index if position in sets]
-    singles = ends.drop(isolated)
-    if len(singles) == 1:
-        isolated, singles = [*singles.index, *isolated], singles.iloc[:0]
+    is_set = ends.index.isin(sets)
+    if (~is_set).sum() == 1:
+        is_set[:] = True
+    singles = ends[~is_set]
     width = max(0.3, 0.03 * (max(positions.values()) - min(positions.values())))
     spans = [(list(singles.index), singles)] if len(singles) else []
-    spans += [([position - width, position + width], ends.loc[[position] * 2]) for position in isolated]
+    spans += [([x - width, x + width], ends.loc[[x] * 2]) for x in ends.index[is_set]]
     bands = [band(x, rows["null_low"], rows["null_high"], shade, **more) for x, rows in spans]
     return [each.update(line={"width": 1, "color": translucent(CONTROL, 0.6)}) for each in bands]
 
@@ -177,53 +307,21 @@ def control_lines(
         yield trace.update(marker_color=translucent(CONTROL, opacity))
 
 
-def control_marks(panel: Panel, value: str, ranks: Mapping[float, int], hover: Hover) -> Iterator[go.Scatter]:
+def control_marks(panel: Panel, value: str, ranks: Mapping[float, int], hover: Hover) -> list[go.Scatter]:
     """A panel's controls over multipliers: a line each, or of more than five vectors their range.
 
     The range is that of each |multiplier|, because a control direction has no sign.
     """
-    controls = panel.controls.dropna(subset=["multiplier", value]).sort_values("multiplier")
-    controls = controls.assign(x=controls["multiplier"].map(ranks))
+    controls = panel.controls.dropna(subset=["multiplier", value])
+    controls = controls.assign(x=controls["multiplier"].map(ranks), size=controls["multiplier"].abs())
     if controls["vector"].nunique() <= MAX_CONTROL_LINES:
-        yield from control_lines(controls, value, hover)
-        return
-    positions = controls.drop_duplicates("multiplier").set_index("multiplier")["x"]
-    ranges = controls.groupby(controls["multiplier"].abs())[value].agg(["min", "max"])
-    ranges = ranges.loc[positions.index.to_series().abs()]
-    yield band(positions, ranges["min"], ranges["max"], CONTROL_BAND, name="controls")
-
-
-def row_grid(rows: pd.DataFrame, row_keys: pd.Series, column_keys: pd.Series, shape: tuple) -> list[list]:
-    """The table's rows as a grid of dicts, or `None`; `shape`: the keys of its rows, and of its columns."""
-    records = zip(row_keys, column_keys, rows.to_dict("records"), strict=True)
-    cells = {(row_key, column_key): record for row_key, column_key, record in records}
-    return [[cells.get((row_key, column_key)) for column_key in shape[1]] for row_key in shape[0]]
-
-
-def on_grid(grid: list[list], function: Callable[[Row], Any], missing: Any = "") -> list[list]:
-    """A function of every cell of a grid of `row_grid`."""
-    return [[missing if cell is None else function(cell) for cell in line] for line in grid]
-
-
-def heat_map(grid: list[list], value: str, hover: Hover, **more: Any) -> go.Heatmap:
-    """A heat map of a grid of `row_grid`; `more` has the axes, colours and texts."""
-    return go.Heatmap(
-        z=on_grid(grid, lambda row: None if pd.isna(row[value]) else row[value], missing=None),
-        hovertext=on_grid(grid, hover),
-        **{"hovertemplate": "%{hovertext}<extra></extra>", "hoverongaps": False, "xgap": 1, "ygap": 1} | more,
-    )
+        return list(control_lines(controls, value, hover))
+    of_size = controls.groupby("size")[value]
+    controls = controls.assign(low=of_size.transform("min"), high=of_size.transform("max"))
+    ends = controls.sort_values("x").drop_duplicates("x")
+    return [band(ends["x"], ends["low"], ends["high"], CONTROL_BAND, name="controls")]
 
 
 def colour_bar(title: str, **more: Any) -> dict[str, Any]:
     """The layout of a colour bar."""
     return {"title": {"text": title}, "thickness": 14, "outlinewidth": 0, **more}
-
-
-def correlation_scale(title: str) -> dict[str, Any]:
-    """A diverging colour scale from −1 to 1, for the arguments of a heat map."""
-    return {"zmin": -1, "zmax": 1, "colorscale": colour_scale(DIVERGING), "colorbar": colour_bar(title)}
-
-
-def rounded(values: Iterable[float | None]) -> list[float | None]:
-    """Five significant digits, to keep figures with many layers small; `None` for missing values."""
-    return [None if pd.isna(value) else float(f"{value:.5g}") for value in values]

@@ -2,27 +2,27 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import compress, cycle, takewhile
 from textwrap import wrap
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from ..tables import validated
-from .format import escape, hover, interval, layers_order, level, levels, number, short_label, signed
+from ..tables import column, validated
+from .format import at_level, escape, hover, interval, layers_order, levels, number, short_label, signed
 from .style import (
     DASHES,
     GREEN,
     HEIGHT,
     LAYER_SETS,
-    PANEL_TITLE_SIZE,
     SYMBOLS,
     Style,
     multiplier_colours,
     operation_name,
     sequential_colours,
+    subplots,
+    x_offsets,
 )
 
 CONDITION = ("vector", "control", "operation", "layers", "hook", "multiplier")
@@ -34,13 +34,7 @@ TITLE_LENGTH = 78  # characters of an axis title across the figure
 
 @dataclass(frozen=True)
 class Panel:
-    """The conditions of one vector and one level of a factor.
-
-    Attributes:
-        title: what distinguishes this panel, escaped; "" if there is only one.
-        steered, controls: conditions of the vector, and of its control vectors.
-        unsteered: the unsteered condition; may be empty.
-    """
+    """The conditions of one vector and one level of a factor; `title`, escaped, says which, or is ""."""
 
     title: str
     steered: pd.DataFrame
@@ -51,9 +45,11 @@ class Panel:
 def figure_table(
     table: pd.DataFrame, figure: str, *columns: str, factors: Iterable[str | None] = (), producer: str = ""
 ) -> pd.DataFrame:
-    """The validated table of a figure; by default that of the function of the same name."""
+    """The validated table of a figure, with flags as bool; by default of the function of the same name."""
     chosen = [name for name in factors if name is not None]
-    return validated(table, *columns, producer=producer or figure, caller=f"plots.{figure}", factors=chosen)
+    table = validated(table, *columns, producer=producer or figure, caller=f"plots.{figure}", factors=chosen)
+    flags = [name for name in columns if (known := column(name)) and known.type == "boolean"]
+    return table.astype(dict.fromkeys(flags, bool))
 
 
 def with_ends(*names: str) -> list[str]:
@@ -64,11 +60,7 @@ def with_ends(*names: str) -> list[str]:
 def effects_table(
     table: pd.DataFrame, figure: str, value: str, facet: str | None, *, producer: str = ""
 ) -> pd.DataFrame:
-    """The validated table of a figure of conditions.
-
-    Raises:
-        ValueError: another table, or the value is missing in every row.
-    """
+    """The validated table of a figure of conditions, in some of which the value is known."""
     columns = [*CONDITION, "dose", "n", *with_ends(value)]
     table = figure_table(table, figure, *columns, factors=[facet], producer=producer)
     if table[value].isna().all():
@@ -85,72 +77,64 @@ def rows_at(rows: pd.DataFrame, layers: str, operation: str) -> pd.DataFrame:
 
 
 def check_conditions(table: pd.DataFrame, facet: str | None, *, caller: str) -> None:
-    """Check that a table has steered conditions, and one row for each.
-
-    Raises:
-        ValueError: several rows for a condition, or no steered condition.
-    """
-    if not ((table["operation"] != "none") & ~table["control"].astype(bool)).any():
+    """Check that a table has steered conditions, and one row for each."""
+    if ((table["operation"] == "none") | table["control"]).all():
         raise ValueError(
             f"{caller}: the table has no steered condition: expected others than unsteered or control ones."
         )
-    keys = [*CONDITION, *([facet] if facet else [])]
-    if repeated := int(table.duplicated(keys, keep=False).sum()):
-        names = list(table.columns)
-        after_dose = names[names.index("dose") + 1 :]  # factors, then results from `n` or `n_signal` on
+    repeated = int(table.duplicated([*CONDITION, *([facet] if facet else [])], keep=False).sum())
+    if repeated:
+        after_dose = list(table.columns)[table.columns.get_loc("dose") + 1 :]
+        # factors, then results from `n` or `n_signal` on
         factors = [*takewhile(lambda name: name not in ("n", "n_signal"), after_dose)]
         factors = [name for name in factors if name != facet]
-        remedy = "Select one of several tables."
-        if factors:
-            remedy = (
-                f"The table is split by {factors}: select one value of each, or give facet=… where the "
-                "figure has it."
-            )
+        remedy = "select one value of each, or give facet=… where the figure has it."
+        remedy = f"The table is split by {factors}: {remedy}" if factors else "Select one of several tables."
         raise ValueError(
             f"{caller}: {repeated} rows share their condition: expected one row per condition. {remedy}"
         )
+
+
+def facet_parts(table: pd.DataFrame, facet: str | None) -> dict[str, pd.DataFrame]:
+    """The rows of each level of a factor by title, escaped; without a factor all rows by ""."""
+    if facet is None:
+        return {"": table}
+    return {escape(f"{facet}: {name}"): at_level(table, facet, name) for name in levels(table[facet])}
 
 
 def panels_of(table: pd.DataFrame, facet: str | None, *, caller: str) -> list[Panel]:
     """A panel for each vector (and hook, if there are several) and each level of `facet`.
 
     Raises:
-        ValueError: as `check_conditions`, or too many panels.
+        ValueError: several rows for a condition, no steered condition, or too many panels.
     """
     check_conditions(table, facet, caller=caller)
-    is_unsteered, is_control = table["operation"] == "none", table["control"].astype(bool)
-    steered = table[~is_unsteered & ~is_control]
+    steered = table[(table["operation"] != "none") & ~table["control"]]
     sources = list(dict.fromkeys(zip(steered["vector"], steered["hook"], strict=True)))
-    names: list[str | None] = [*levels(table[facet])] if facet else [None]
-    if len(sources) * len(names) > MAX_PANELS:
+    parts = facet_parts(table, facet)
+    if len(sources) * len(parts) > MAX_PANELS:
         raise ValueError(
-            f"{caller}: {len(sources)} vectors × {len(names)} values of {facet!r} are too many panels: "
+            f"{caller}: {len(sources)} vectors × {len(parts)} values of {facet!r} are too many panels: "
             f"expected at most {MAX_PANELS}. Select some rows."
         )
-    # Tables of older versions have no `control_of`: their controls belong to every vector.
-    control_of = table["control_of"] if "control_of" in table else pd.Series("", table.index)
+    has_several = [len(set(names)) > 1 for names in zip(*sources, strict=True)]  # vectors, hooks
     panels = []
     for vector, hook in sources:
-        for name in names:
-            in_facet = pd.Series(True, table.index) if name is None else table[facet].map(level) == name
-            at_hook = in_facet & ~is_unsteered & (table["hook"] == hook)
+        for part, rows in parts.items():
+            names = [escape(name) for name in compress((vector, hook), has_several)]
+            is_control = rows["control"]
+            # Tables of older versions have no `control_of`: their controls belong to every vector.
+            is_own = rows["control_of"].isin(["", vector]) if "control_of" in rows else is_control
+            at_hook = (rows["operation"] != "none") & (rows["hook"] == hook)
             panels.append(
                 Panel(
-                    _title(vector, hook, sources, facet, name),
-                    table[at_hook & ~is_control & (table["vector"] == vector)],
-                    table[at_hook & is_control & control_of.isin(["", vector])],
-                    table[in_facet & is_unsteered],
+                    ", ".join(filter(None, [*names, part])),
+                    rows[at_hook & ~is_control & (rows["vector"] == vector)],
+                    rows[at_hook & is_control & is_own],
+                    rows[rows["operation"] == "none"],
                 )
             )
     return panels
-
-
-def _title(
-    vector: str, hook: str, sources: list[tuple[str, str]], facet: str | None, name: str | None
-) -> str:
-    vectors, hooks = (set(each) for each in zip(*sources, strict=True))
-    parts = [vector] * (len(vectors) > 1) + [hook] * (len(hooks) > 1)
-    return escape(", ".join([*parts, *([f"{facet}: {name}"] if facet else [])]))
 
 
 class PanelGrid:
@@ -160,25 +144,27 @@ class PanelGrid:
         titles: of the panels, in reading order.
         x_title, y_title: written once per row and column.
         y_range: lower and upper end; by default that of the data.
+        columns: by default as many as fit.
+        more: of `make_subplots`.
     """
 
     def __init__(
-        self, titles: Sequence[str], *, x_title: str, y_title: str, y_range: tuple[float, float] | None = None
+        self,
+        titles: Sequence[str],
+        *,
+        x_title: str,
+        y_title: str,
+        y_range: tuple[float, float] | None = None,
+        columns: int | None = None,
+        **more: Any,
     ) -> None:
         n_panels = len(titles)
-        self.columns = min(n_panels, 3) if n_panels != 4 else 2
+        self.columns = columns or (2 if n_panels == 4 else min(n_panels, 3))
         self.rows = -(-n_panels // self.columns)
         self.height = HEIGHT + ROW_HEIGHT * (self.rows - 1)
-        self.figure = make_subplots(
-            rows=self.rows,
-            cols=self.columns,
-            shared_xaxes="all",
-            shared_yaxes="all",
-            horizontal_spacing=0.03,
-            vertical_spacing=0.16 / self.rows,
-            subplot_titles=titles if n_panels > 1 else None,
-        )
-        self.figure.update_annotations(font_size=PANEL_TITLE_SIZE)
+        options = {"shared_xaxes": "all", "shared_yaxes": "all"}
+        options |= {"horizontal_spacing": 0.03, "vertical_spacing": 0.16 / self.rows} | more
+        self.figure = subplots(self.rows, self.columns, titles if n_panels > 1 else None, **options)
         self.figure.update_layout(margin_t=76 if n_panels == 1 else 100)
         # A long title below each of several panels would overlap the next.
         is_long = len(x_title) > TITLE_LENGTH // self.columns
@@ -189,19 +175,20 @@ class PanelGrid:
         # Explicit, because plotly.js finds no range of matched axes if that of the x axes is set.
         self.figure.update_yaxes(range=y_range, autorange=y_range is None)
 
-    def add(self, index: int, trace: go.Scatter, group: str, *, rank: int = 500) -> None:
-        """Draw into panel `index` (0-based); the first trace of each group is in the legend, by `rank`."""
+    def add(
+        self, index: int, traces: Iterable[go.Scatter], group: str | None = None, *, rank: int = 500
+    ) -> None:
+        """Draw into panel `index` (0-based) the traces of a legend group, by default each of its own name.
+
+        Only the first trace of a group is in the legend, at `rank`.
+        """
         row, column = divmod(index, self.columns)
-        add_grouped(self.figure, trace, group, row=row + 1, column=column + 1, rank=rank)
-
-
-def add_grouped(
-    figure: go.Figure, trace: go.Scatter, group: str, *, row: int, column: int, rank: int = 500
-) -> None:
-    """Add a trace of a legend group, of which only the first trace is in the legend."""
-    is_first = not any(each.legendgroup == group and each.showlegend for each in figure.data)
-    trace.update(legendgroup=group, legendrank=rank, showlegend=trace.showlegend is not False and is_first)
-    figure.add_trace(trace, row=row, col=column)
+        for trace in traces:
+            name = trace.name if group is None else group
+            is_first = not any(each.legendgroup == name and each.showlegend for each in self.figure.data)
+            is_shown = trace.showlegend is not False and is_first
+            trace.update(legendgroup=name, legendrank=rank, showlegend=is_shown)
+            self.figure.add_trace(trace, row=row + 1, col=column + 1)
 
 
 def multiplier_lines(panels: Sequence[Panel]) -> Iterator[tuple[int, Style, pd.DataFrame]]:
@@ -232,26 +219,25 @@ def layer_styles(panels: Sequence[Panel], *, max_legend: int | None = None) -> d
     layer number, for a colour bar.
     """
     steered = pd.concat([panel.steered for panel in panels])
-    keys = sorted(
-        steered.groupby(["layers", "operation"]).groups, key=lambda key: (layers_order(key[0]), key[1])
-    )
+    pairs = steered[["layers", "operation"]].drop_duplicates().itertuples(index=False, name=None)
+    keys = sorted(pairs, key=lambda key: (layers_order(key[0]), key[1]))
+    names = list(dict.fromkeys(layers for layers, _ in keys))
     operations = list(dict.fromkeys(operation for _, operation in keys))
-    singles = sorted({int(layers) for layers, _ in keys if layers.isdigit()})
-    sets = list(dict.fromkeys(layers for layers, _ in keys if not layers.isdigit()))
+    singles = [int(layers) for layers in names if layers.isdigit()]
     has_bar = max_legend is not None and len(keys) > max_legend
     shades = sequential_colours(singles if has_bar else range(len(singles))).values()
-    colours = dict(zip(map(str, singles), shades, strict=True))
-    colours |= {layers: LAYER_SETS[rank % len(LAYER_SETS)] for rank, layers in enumerate(sets)}
-    step = LINE_SPREAD / max(len(keys) - 1, 1)
+    colours = dict(zip(names, shades, strict=False))  # sets are after the single layers
+    colours |= dict(zip(names[len(singles) :], cycle(LAYER_SETS), strict=False))
+    offsets = x_offsets(keys, LINE_SPREAD / max(len(keys) - 1, 1))
     return {
         (layers, operation): Style(
             escape(f"{layers}, {operation}" if len(operations) > 1 else layers),
             colours[layers],
             "solid" if layers.isdigit() else "dot",
             SYMBOLS[operations.index(operation) % len(SYMBOLS)],
-            (rank - (len(keys) - 1) / 2) * step,
+            offset,
         )
-        for rank, (layers, operation) in enumerate(keys)
+        for (layers, operation), offset in offsets.items()
     }
 
 
@@ -284,13 +270,11 @@ def condition_name(row: dict[str, Any]) -> str:
 def condition_hover(row: dict[str, Any], value: str, *, label: str | None = None) -> str:
     """The hover of a condition: its name, vector, dose, and the value with its interval."""
     vector = ", ".join(escape(row[name]) for name in ("vector", "hook") if row[name] not in ("", "none"))
-    null = ""
-    if not pd.isna(row.get("null_low")):
-        null = f"its controls {number(row['null_low'])} to {number(row['null_high'])}"
+    has_null = pd.notna(row.get("null_low"))
     return hover(
         f"<b>{condition_name(row)}</b>",
         vector,
         f"dose {number(row['dose'])}, n = {int(row['n'])}",
         f"{label or short_label(value)} {interval(row, value)}",
-        null,
+        f"its controls {number(row['null_low'])} to {number(row['null_high'])}" if has_null else "",
     )

@@ -1,16 +1,16 @@
 """Conditions of a sweep in a plane: d′ by criterion, effect by damage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 from .._util.validation import checked
-from .axes import apply_change, layer_positions, layer_slider, log_axis, start_index
 from .format import axis_title, controls_text, counted, escape, hover, interval, number, short_label, signed
-from .marks import DOTTED, curve, error_bars
+from .marks import DOTTED, add_layer_slider, curve, error_bars, layer_positions, log_axis
 from .panels import (
     CONDITION,
     Panel,
@@ -56,9 +56,6 @@ def signal_detection(table: pd.DataFrame, *, layer: int | str | None = None) -> 
         table: from `evaluation.signal_detection`.
         layer: the layer, or layer set ("17+31"), shown at first; by default the middle one.
 
-    Raises:
-        ValueError: another table, an unknown layer, or rows that share a condition.
-
     Sideways is a change of bias, upwards of sensitivity; but a strong bias takes d′ toward 0 too, because it
     makes all answers alike. The hover has the AUC, which a bias alone does not move, and the verdict. All
     layers have the same axes.
@@ -71,22 +68,18 @@ def signal_detection(table: pd.DataFrame, *, layer: int | str | None = None) -> 
     if table["d_prime"].isna().all():
         raise ValueError(f"{caller}: d′ is NaN in every row; it needs signal and noise prompts.")
     table = table.assign(n=table["n_signal"] + table["n_noise"])
-    layers = list(layer_positions(table[~table["control"].astype(bool)]))
-    start = start_index(layers, layer)
-    traces = [
-        (trace, name) for name in layers for trace in [*_controls_at(table, name), *_paths(table, name)]
-    ]
+    layers = list(layer_positions(table[~table["control"]]))
+    traces = [(trace, name) for name in layers for trace in _at_layers(table, name)]
     unsteered = table[table["operation"] == "none"].head(1)
     if len(unsteered):
         style = Style("unsteered", INK, symbol="diamond")
         traces.append((_detection_points(unsteered, style, size=12), None))
     figure = go.Figure([trace for trace, _ in traces])
     changes = [[{"visible": [owner in (None, name) for _, owner in traces]}, {}] for name in layers]
-    apply_change(figure, changes[start])
+    add_layer_slider(figure, layers, changes, layer)
     figure.update_xaxes(title_text=axis_title("criterion"), range=_detection_range(table, "criterion"))
     figure.update_yaxes(title_text=axis_title("d_prime"), range=_detection_range(table, "d_prime"))
     figure.add_vline(x=0, layer="below", line=DOTTED)
-    figure.update_layout(sliders=layer_slider(layers, changes, start))
     counts = f"{counted(table['n_signal'], 'signal prompt')}, {counted(table['n_noise'], 'noise prompt')}"
     return styled(figure, "Sensitivity or bias?", f"{counts} per point; crosses: 95% intervals", height=560)
 
@@ -95,28 +88,24 @@ def _detection_points(rows: pd.DataFrame, style: Style, *, size: int, **more: An
     return curve(rows, "d_prime", style, _detection_hover, x="criterion", mode="markers", size=size, **more)
 
 
-def _controls_at(table: pd.DataFrame, layers: str) -> list[go.Scatter]:
-    rows = table[table["control"].astype(bool) & (table["layers"] == layers)]
-    style = Style("control directions", translucent(CONTROL, 0.55))
-    return [_detection_points(rows, style, size=6, legendrank=2000)] if len(rows) else []
-
-
-def _paths(table: pd.DataFrame, layers: str) -> list[go.Scatter]:
-    """A path per vector, operation and hook, through the unsteered condition."""
-    real = table[~table["control"].astype(bool)]
+def _at_layers(table: pd.DataFrame, layers: str) -> Iterator[go.Scatter]:
+    """The controls, and a path per vector, operation and hook through the unsteered condition."""
+    controls = table[table["control"] & (table["layers"] == layers)]
+    if len(controls):
+        style = Style("control directions", translucent(CONTROL, 0.55))
+        yield _detection_points(controls, style, size=6, legendrank=2000)
+    real = table[~table["control"]]
     is_unsteered = real["operation"] == "none"
     colours = multiplier_colours(real["multiplier"])
-    keys, traces = ["vector", "operation", "hook"], []
+    keys = ["vector", "operation", "hook"]
     lines = list(real[~is_unsteered].groupby(keys).groups)
     for rank, line in enumerate(lines):
         rows = real[(real[keys] == list(line)).all(axis=1) & (real["layers"] == layers)]
-        if rows.empty:
-            continue
-        parts = [rows, real[is_unsteered]] if rows["multiplier"].notna().any() else [rows]
-        path = pd.concat(parts).sort_values("multiplier")
-        symbol = SYMBOLS[rank % len(SYMBOLS)]
-        traces.append(_path(path, Style(_path_name(line, lines), INK, symbol=symbol), colours))
-    return traces
+        if rows["multiplier"].notna().any():
+            rows = pd.concat([rows, real[is_unsteered]])
+        if len(rows):
+            style = Style(_path_name(line, lines), INK, symbol=SYMBOLS[rank % len(SYMBOLS)])
+            yield _path(rows.sort_values("multiplier"), style, colours)
 
 
 def _path(path: pd.DataFrame, style: Style, colours: dict[float, str]) -> go.Scatter:
@@ -169,7 +158,7 @@ def _detection_hover(row: dict[str, Any]) -> str:
 
 
 def _detection_range(table: pd.DataFrame, value: str) -> list[float]:
-    real = table[~table["control"].astype(bool)]
+    real = table[~table["control"]]
     low = min(real[f"{value}_low"].min(), table[value].min())
     high = max(real[f"{value}_high"].max(), table[value].max())
     margin = 0.06 * (high - low) or 1.0
@@ -186,9 +175,6 @@ def effect_and_damage(
         table: from `evaluation.effect_and_damage`; its `cost` is the damage, KL divergences on a logarithmic
             axis.
         label: what the effect is, for the axis.
-
-    Raises:
-        ValueError: another table, an unknown cost, rows that share a condition, or no condition with a cost.
 
     Filled points are usable conditions, open ones are not, and crosses are conditions whose text has
     collapsed. Numbers are multipliers, of the Pareto set and of crosses, where there is space.
@@ -208,18 +194,17 @@ def effect_and_damage(
     for index, panel in enumerate(panels):
         grey = Style("controls", translucent(CONTROL, 0.5))
         controls = curve(panel.controls, "effect", grey, _cost_hover, x=cost, mode="markers", size=5)
-        grid.add(index, controls.update(showlegend=bool(len(panel.controls))), "controls", rank=900)
-        for trace in _pareto_lines(panel, cost):
-            grid.add(index, trace, "Pareto set", rank=700)
+        grid.add(index, [controls.update(showlegend=bool(len(panel.controls)))], rank=900)
+        grid.add(index, _pareto_lines(panel, cost), rank=700)
         for key, style in styles.items():
             points = rows_at(panel.steered, *key)
             if len(points):
-                grid.add(index, _effect_points(points, cost, style), style.name)
-        grid.add(index, _effect_labels(panel, cost), "labels")
+                grid.add(index, [_effect_points(points, cost, style)])
+        grid.add(index, [_effect_labels(panel, cost)], "labels")
     keys = [(Style(style.name, style.colour), 500 + rank) for rank, style in enumerate(styles.values())]
     keys += [(Style(state, INK, symbol=STATES[state]), 600 + rank) for rank, state in enumerate(STATES)]
     for style, rank in keys:
-        grid.add(0, _legend_key(style), style.name, rank=rank)
+        grid.add(0, [_legend_key(style)], rank=rank)
     if cost == "kl":
         grid.figure.update_xaxes(**log_axis(rows.loc[rows["kl"] > 0, "kl"]))
     grid.figure.update_yaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1)
@@ -231,8 +216,7 @@ def effect_and_damage(
 
 def _effect_points(rows: pd.DataFrame, cost: str, style: Style) -> go.Scatter:
     rows = rows.sort_values("multiplier")
-    is_usable, has_collapsed = (rows[name].astype(bool) for name in ("usable", "collapsed"))
-    states = np.where(has_collapsed, "collapsed", np.where(is_usable, "usable", "not usable"))
+    states = np.where(rows["collapsed"], "collapsed", np.where(rows["usable"], "usable", "not usable"))
     symbols = [STATES[state] for state in states]
     points = curve(rows, "effect", style, _cost_hover, x=cost, mode="markers", size=9, showlegend=False)
     return points.update(marker={"symbol": symbols, "line": {"width": 2, "color": style.colour}})
@@ -241,11 +225,11 @@ def _effect_points(rows: pd.DataFrame, cost: str, style: Style) -> go.Scatter:
 def _effect_labels(panel: Panel, cost: str) -> go.Scatter:
     """Multipliers of collapsed conditions and of the Pareto set, where labels do not overlap."""
     rows = panel.steered[panel.steered["multiplier"].notna()]
-    rows = rows[rows["collapsed"].astype(bool) | rows["pareto"].astype(bool)]
+    rows = rows[rows["collapsed"] | rows["pareto"]]
     rows = rows.loc[rows["effect"].abs().sort_values(ascending=False).index]
     points = pd.DataFrame({"x": np.log(rows[cost]) if cost == "kl" else rows[cost], "y": rows["effect"]})
     points = (points - points.min()) / (points.max() - points.min()).replace(0.0, 1.0)
-    rows = rows[np.array(_without_overlap(points["x"].tolist(), points["y"].tolist()), dtype=bool)]
+    rows = rows[[*_without_overlap(points.to_numpy())]]
     return go.Scatter(
         x=rows[cost],
         y=rows["effect"],
@@ -260,19 +244,18 @@ def _effect_labels(panel: Panel, cost: str) -> go.Scatter:
     )
 
 
-def _without_overlap(x: Sequence[float], y: Sequence[float]) -> list[bool]:
+def _without_overlap(points: Float[np.ndarray, "label 2"]) -> Iterator[bool]:
     """Whether each label, in order of priority, is at a distance from all labels selected before."""
-    selected: list[int] = []
-    for index in range(len(x)):
-        distances = ((abs(x[index] - x[other]), abs(y[index] - y[other])) for other in selected)
-        if all(across > LABEL_WIDTH or up > LABEL_HEIGHT for across, up in distances):
-            selected.append(index)
-    return [index in selected for index in range(len(x))]
+    selected = points[:0]
+    for point in points:
+        is_apart = bool((np.abs(selected - point) > (LABEL_WIDTH, LABEL_HEIGHT)).any(axis=1).all())
+        selected = np.vstack([selected, point]) if is_apart else selected
+        yield is_apart
 
 
 def _pareto_lines(panel: Panel, cost: str) -> list[go.Scatter]:
     """A line for each sign of the multiplier, in order of cost."""
-    rows = panel.steered[panel.steered["pareto"].astype(bool)].sort_values(cost)
+    rows = panel.steered[panel.steered["pareto"]].sort_values(cost)
     style = Style("Pareto set", translucent(INK, 0.55), "dot")
     return [
         curve(side, "effect", style, x=cost, mode="lines", width=1.2)

@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from .._util.validation import checked
-from .axes import apply_change, layer_axis, layer_positions, layer_slider, start_index
 from .format import (
     axis_title,
     controls_text,
@@ -18,16 +17,15 @@ from .format import (
     hover,
     interval,
     layers_order,
-    level,
-    levels,
     number,
     prompt_labels,
+    rounded,
     wrapped,
 )
-from .histograms import bar_heights, facet_panels, panels_with_strips, round_edges, strip
-from .marks import DASHED, curve, layer_bands, rings, rounded, with_gaps, x_offsets
-from .panels import Panel, PanelGrid, figure_table, panels_of, with_ends
-from .style import CONTROL, Style, level_colours, styled, translucent
+from .histograms import bar_heights, bar_style, facet_panels, panels_with_strips, round_edges, strip
+from .marks import DASHED, add_layer_slider, curve, layer_axis, layer_bands, layer_positions, rings, with_gaps
+from .panels import Panel, PanelGrid, facet_parts, figure_table, panels_of, with_ends
+from .style import CONTROL, Style, level_colours, styled, translucent, x_offsets
 
 LINE = ("vector", "control", "operation", "hook", "layers")
 TARGETS = {"signal": "the signal", "answer": "the right answer"}
@@ -56,17 +54,16 @@ def steerability(
             prompts whose slope is negative.
         facet: a factor by which the table is split; a panel for each of its values, on common axes.
 
-    Raises:
-        ValueError: another table, rows that share their line and layers, or too many panels.
-
     A control's sign is arbitrary, so the grey band is symmetric: up to the largest |mean slope| of a control,
     or, for "anti_steerable", over the shares p and 1 − p of all controls. A point within it is a ring.
     """
     table = _steerability_table(table, value, facet).reset_index(drop=True)
     positions = layer_positions(table[table["layers"] != ""])
-    panels = _vector_panels(table, facet)
+    caller = "plots.steerability"
+    parts = facet_parts(table.assign(multiplier=np.nan, dose=np.nan), facet)
+    panels = {title: panels_of(rows, None, caller=caller) for title, rows in parts.items()}
     names = _line_names(table).map(escape)
-    colours = level_colours(dict.fromkeys(names[~table["control"].astype(bool)]))
+    colours = level_colours(dict.fromkeys(names[~table["control"]]))
     grid = PanelGrid(list(panels), x_title="steered layer", y_title=axis_title(value))
     width = 0.004 * (max(positions.values()) - min(positions.values()) + 1)
     offsets = x_offsets(colours, width)
@@ -74,8 +71,9 @@ def steerability(
         for part, is_shared in _control_owners(parts):
             outline = CONTROL if is_shared else colours[names[part.steered.index[0]]]
             ranges, grey = _signless_ranges(part.controls, value), translucent(CONTROL, 0.25)
-            for trace in layer_bands(ranges, positions, grey, name="controls, ±"):
-                grid.add(index, trace.update(line_color=translucent(outline, 0.6)), "controls", rank=900)
+            bands = layer_bands(ranges, positions, grey, name="controls, ±")
+            bands = [each.update(line_color=translucent(outline, 0.6)) for each in bands]
+            grid.add(index, bands, "controls", rank=900)
     for index, parts in enumerate(panels.values()):
         for part in parts:
             ranges = _signless_ranges(part.controls, value)
@@ -84,15 +82,14 @@ def steerability(
                 rows = rows.assign(x=rows["layers"].map(positions) + offsets[name]).sort_values("x")
                 text, style = partial(_steerability_hover, value=value), Style(name, colours[name])
                 line = curve(with_gaps(rows, positions), value, style, text, whiskers=True)
-                for trace in (line, rings(rows, value)):
-                    grid.add(index, trace, name)
+                grid.add(index, [line, rings(rows, value)], name)
     is_share = value == "anti_steerable"
     grid.figure.add_hline(y=0.5 if is_share else 0.0, layer="below", line=DASHED)
     grid.figure.update_xaxes(**layer_axis(positions, grid.columns))
     if is_share:
         grid.figure.update_yaxes(range=(-0.02, 1.02), autorange=False)
     grid.figure.update_layout(legend_title_text="vector")
-    title = STEERABILITY_TITLES[value].format(target=_target(table, caller="plots.steerability"))
+    title = STEERABILITY_TITLES[value].format(target=_target(table, caller=caller))
     grey = f"{controls_text(table)}{', either sign' if table['control'].any() else ''}"
     subtitle = f"{counted(table['n'], 'prompt')} per point; whiskers: 95% intervals{grey}"
     return styled(grid.figure, title, subtitle, height=grid.height)
@@ -102,7 +99,7 @@ def _steerability_table(table: pd.DataFrame, value: str, facet: str | None) -> p
     caller = "plots.steerability"
     columns = [*LINE, "toward", "n", *with_ends(*STEERABILITY_TITLES), "spread", "r_squared"]
     table = figure_table(table, "steerability", *columns, factors=[facet])
-    if table.loc[~table["control"].astype(bool), value].isna().all():
+    if table.loc[~table["control"], value].isna().all():
         raise ValueError(f"{caller}: {value} is NaN in every row; some operations have no dose.")
     if table.duplicated([*LINE, *([facet] if facet else [])]).any():
         raise ValueError(
@@ -113,11 +110,7 @@ def _steerability_table(table: pd.DataFrame, value: str, facet: str | None) -> p
 
 
 def _target(table: pd.DataFrame, *, caller: str) -> str:
-    """What the slopes are toward, for a sentence.
-
-    Raises:
-        ValueError: an unknown target, or several.
-    """
+    """What the slopes are toward, for a sentence."""
     toward = table["toward"].unique().tolist()
     if len(toward) != 1 or toward[0] not in TARGETS:
         raise ValueError(
@@ -127,21 +120,9 @@ def _target(table: pd.DataFrame, *, caller: str) -> str:
     return TARGETS[toward[0]]
 
 
-def _vector_panels(table: pd.DataFrame, facet: str | None) -> dict[str, list[Panel]]:
-    """For each level of the facet, each vector with its own controls."""
-    table = table.assign(multiplier=np.nan, dose=np.nan)
-    parts = {"": table}
-    if facet is not None:
-        parts = {
-            escape(f"{facet}: {name}"): table[table[facet].map(level) == name]
-            for name in levels(table[facet])
-        }
-    return {title: panels_of(rows, None, caller="plots.steerability") for title, rows in parts.items()}
-
-
 def _line_names(table: pd.DataFrame) -> pd.Series:
     """The vector, and operation and hook where there are several."""
-    steered = table[~table["control"].astype(bool)]
+    steered = table[~table["control"]]
     columns = ["vector", *(name for name in ("operation", "hook") if steered[name].nunique() > 1)]
     return table[columns].agg(", ".join, axis=1)
 
@@ -186,10 +167,6 @@ def prompt_slopes(
         layer: the layer, or layer set such as "17+31", shown at first; by default the middle one.
         facet: a factor of the prompts; a panel for each of its values, on common axes.
 
-    Raises:
-        ValueError: another table, an unknown value or layer, no vector except controls, too many factor
-            values, or layers of a vector that differ in their prompts.
-
     The text above each panel says how many prompts move the wrong way: left of the line at 0. Bars are
     shares, because there are more controls than vectors. The strip below has a line per prompt, with its text
     in the hover.
@@ -197,14 +174,11 @@ def prompt_slopes(
     table = figure_table(table, "prompt_slopes", *LINE, "toward", *SLOPES, factors=[facet])
     table = table.sort_values("prompt_id", kind="stable", ignore_index=True)
     groups = _slope_groups(table)
-    panels = {
-        title: rows.assign(group=groups[rows.index]) for title, rows in facet_panels(table, facet).items()
-    }
-    table = table.assign(group=groups)
+    panels = facet_panels(table, facet)
+    panels = {title: rows.assign(group=groups[rows.index]) for title, rows in panels.items()}
     layers = sorted(table["layers"].unique(), key=layers_order)
-    start = start_index(layers, layer)
-    colours = level_colours(name for name in dict.fromkeys(table["group"]) if name != CONTROLS)
-    has_controls = bool((table["group"] == CONTROLS).any())
+    colours = level_colours(groups[groups != CONTROLS].unique())
+    has_controls = bool((groups == CONTROLS).any())
     shades = {CONTROLS: CONTROL, **colours} if has_controls else colours  # drawn below the vectors
     figure = _slope_panels(list(panels), len(colours))
     for column, rows in enumerate(panels.values(), start=1):
@@ -216,11 +190,10 @@ def prompt_slopes(
             points = strip(colour, texts, "<b>slope %{x:.4g}</b>, r² %{customdata:.2f}")
             figure.add_trace(points, row=2, col=column)
     changes = [_layer_change(panels, list(shades), list(colours), value, each) for each in layers]
-    apply_change(figure, changes[start])
+    add_layer_slider(figure, layers, changes, layer)
     figure.add_vline(x=0, line=DASHED)
     figure.update_xaxes(title_text=axis_title(value, "prompt_slopes"), row=2)
     figure.update_layout(barmode="overlay", bargap=0, legend_title_text="vector")
-    figure.update_layout(sliders=layer_slider(layers, changes, start))
     figure.update_layout(margin_t=84 + 16 * (1 + len(shades) + (facet is not None)))
     target, points = _target(table, caller="plots.prompt_slopes"), counted(table["multipliers"], "multiplier")
     prompts = counted([table["prompt_id"].nunique()], "prompt")
@@ -237,18 +210,14 @@ def _slope_panels(titles: list[str], n_vectors: int) -> go.Figure:
 
 
 def _slope_groups(table: pd.DataFrame) -> pd.Series:
-    """What has a colour: each vector (and operation and hook, if there are several), and all controls.
-
-    Raises:
-        ValueError: controls only, or a vector's layers differ in their prompts: with a slider, the text of
-            one prompt would be at the point of another.
-    """
-    is_control = table["control"].astype(bool)
+    """What has a colour: each vector (and operation and hook, if there are several), and all controls."""
+    is_control = table["control"]
     if is_control.all():
         raise ValueError("plots.prompt_slopes: the table has controls alone: add the rows of a vector.")
     groups = _line_names(table).mask(is_control, CONTROLS)
     for name, rows in table[~is_control].groupby(groups):
         sizes = rows.groupby("prompt_id")["layers"].agg(["size", "nunique"])
+        # With a slider, the text of one prompt would be at the point of another.
         if not (sizes == rows["layers"].nunique()).all(axis=None):
             raise ValueError(
                 f"plots.prompt_slopes: every layer of {name!r} needs each prompt once. Select whole layers, "
@@ -258,16 +227,9 @@ def _slope_groups(table: pd.DataFrame) -> pd.Series:
 
 
 def _bars(name: str, colour: str, *, is_first: bool) -> go.Bar:
-    opacity = 0.3 if name == CONTROLS else 0.55
-    return go.Bar(
-        name=escape(name),
-        legendgroup=name,
-        showlegend=is_first,
-        legendrank=900 if name == CONTROLS else 500,
-        marker={"color": translucent(colour, opacity), "line": {"color": colour, "width": 1}},
-        textposition="none",
-        hovertemplate="%{text}<extra></extra>",
-    )
+    opacity, rank = (0.3, 900) if name == CONTROLS else (0.55, 500)
+    style = bar_style(name, colour, opacity=opacity, is_first=is_first)
+    return go.Bar(legendrank=rank, textposition="none", hovertemplate="%{text}<extra></extra>", **style)
 
 
 def _layer_change(

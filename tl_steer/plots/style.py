@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
+from plotly.colors import hex_to_rgb, sample_colorscale
+from plotly.subplots import make_subplots
 
 from .._util.validation import checked
 from .format import escape
@@ -41,13 +43,7 @@ LEGEND_SYMBOL = 34  # pixels next to the text of a legend entry
 
 @dataclass(frozen=True)
 class Style:
-    """The style of a line.
-
-    Attributes:
-        name: for the legend, escaped.
-        offset: shift along the x axis, so that whiskers of different lines do not overlap.
-        rank: position in the legend, smallest first.
-    """
+    """The style of a line; `name` is escaped, `offset` along the x axis, `rank` in the legend ascending."""
 
     name: str
     colour: str
@@ -55,6 +51,18 @@ class Style:
     symbol: str = "circle"
     offset: float = 0.0
     rank: int = 500
+
+
+def ranked_style(rank: int, name: str) -> Style:
+    """The style of the k-th line of several without an order, from 0."""
+    choices = (QUALITATIVE, DASHES, SYMBOLS)
+    return Style(name, *(each[rank % len(each)] for each in choices))
+
+
+def x_offsets(names: Iterable[Any], width: float) -> dict[Any, float]:
+    """Shifts of lines along the x axis, `width` apart, so that their whiskers do not overlap."""
+    names = list(names)
+    return {name: width * (rank - (len(names) - 1) / 2) for rank, name in enumerate(names)}
 
 
 def template() -> go.layout.Template:
@@ -83,10 +91,16 @@ def template() -> go.layout.Template:
     )  # fmt: skip
 
 
-def styled(figure: go.Figure, title: str, subtitle: str, *, height: int = HEIGHT) -> go.Figure:
+def styled(figure: go.Figure, title: str, subtitle: str, *, height: float = HEIGHT) -> go.Figure:
     """Set template, size, title and subtitle (both escaped) of a figure, and return it."""
     heading = {"text": title, "subtitle": {"text": subtitle, "font": {"size": 12, "color": "#5B626B"}}}
     return figure.update_layout(template=template(), title=heading, width=WIDTH, height=height)
+
+
+def subplots(rows: int, columns: int, titles: Sequence[str] | None = None, **more: Any) -> go.Figure:
+    """A figure of panels with small titles."""
+    figure = make_subplots(rows=rows, cols=columns, subplot_titles=titles, **more)
+    return figure.update_annotations(font_size=PANEL_TITLE_SIZE)
 
 
 def colour_scale(colours: Sequence[str]) -> list[list[float | str]]:
@@ -95,11 +109,7 @@ def colour_scale(colours: Sequence[str]) -> list[list[float | str]]:
 
 
 def level_colours(levels: Iterable[str]) -> dict[str, str]:
-    """Assign colours to levels: fixed for those in `MEANINGS`, in order for the others.
-
-    Raises:
-        ValueError: more levels than colours.
-    """
+    """Assign colours to levels: fixed for those in `MEANINGS`, in order for the others."""
     levels = list(levels)
     fixed = {level: MEANINGS[level.lower()] for level in levels if level.lower() in MEANINGS}
     others = [level for level in levels if level not in fixed]
@@ -120,7 +130,7 @@ def multiplier_colours(multipliers: Iterable[float | int]) -> dict[float, str]:
     colours = {0.0: CONTROL} if 0.0 in multipliers else {}
     for multiplier in multipliers - {0.0}:
         side = NEGATIVE_SIDE if multiplier < 0 else POSITIVE_SIDE
-        (colours[multiplier],) = sample_colorscale(colour_scale(side), [depths[abs(multiplier)]])
+        colours |= _sampled(side, {multiplier: depths[abs(multiplier)]})
     return colours
 
 
@@ -128,28 +138,27 @@ def sequential_colours(numbers: Iterable[int]) -> dict[int, str]:
     """From dark for the smallest number to light for the largest."""
     numbers = sorted(set(numbers))
     span = max(numbers[-1] - numbers[0], 1) if numbers else 1
-    depths = [(number - numbers[0]) / span for number in numbers]
-    return dict(
-        zip(numbers, sample_colorscale(colour_scale(SEQUENTIAL), depths) if depths else [], strict=True)
-    )
+    return _sampled(SEQUENTIAL, {number: (number - numbers[0]) / span for number in numbers})
 
 
 def control_greys(sizes: Iterable[float]) -> dict[float, str]:
     """A grey for the controls of each |multiplier|, lighter with size."""
     sizes = sorted(set(sizes))
-    depths = [rank / (len(sizes) - 1) for rank in range(len(sizes))] if len(sizes) > 1 else [0.6] * len(sizes)
-    return dict(
-        zip(sizes, sample_colorscale(colour_scale(CONTROL_GREYS), depths) if sizes else [], strict=True)
-    )
+    steps = len(sizes) - 1
+    return _sampled(CONTROL_GREYS, {size: rank / steps if steps else 0.6 for rank, size in enumerate(sizes)})
+
+
+def _sampled(colours: Sequence[str], depths: dict[Any, float]) -> dict[Any, str]:
+    """The colour of each key, at its depth from 0 to 1 of a scale."""
+    scale = colour_scale(colours)
+    return {key: sample_colorscale(scale, [depth])[0] for key, depth in depths.items()}
 
 
 def translucent(colour: str, opacity: float) -> str:
     """A colour ("#RRGGBB" or "rgb(r, g, b)") as rgba."""
     if colour.startswith("#"):
-        channels = ", ".join(str(int(colour[start : start + 2], 16)) for start in (1, 3, 5))
-    else:
-        channels = colour.removeprefix("rgb(").removesuffix(")")
-    return f"rgba({channels}, {opacity})"
+        colour = f"rgb{hex_to_rgb(colour)}"
+    return f"rgba({colour.removeprefix('rgb(').removesuffix(')')}, {opacity})"
 
 
 def operation_name(operation: str) -> str:
@@ -166,9 +175,6 @@ def for_print(figure: go.Figure, to: str, *, height: int | None = None, title: b
         to: "column" (85 mm) or "page" (178 mm).
         height: in pixels, 96 to the inch; by default in proportion, at least 240, plus the legend.
         title: keep title and subtitle. A printed figure has them in its caption.
-
-    Raises:
-        ValueError: another size.
 
     Sliders and menus are removed; what they select stays. To write the copy, use
     `.write_image("figure.pdf")`, .svg, or .png with scale=4; needs `kaleido`, the extra "images".
