@@ -1,8 +1,7 @@
 """Devices that are not there: memory of their own, numbers computed on the CPU, every mixing an error.
 
-A tensor "on" `lazy:0` or `lazy:1` (a device type that torch knows and nobody's build has) holds a tensor of
-the CPU. What a GPU refuses is refused: operands of two devices, values or indices that are elsewhere,
-`numpy()`; and, where the device is said to have none, float64.
+A tensor "on" `lazy:0` or `lazy:1` (a device type that torch knows but no build has) wraps a CPU tensor.
+Errors are those of a GPU: operands, values or indices on other devices, `numpy()`, and optionally float64.
 """
 
 from typing import Any
@@ -28,22 +27,17 @@ class Elsewhere(torch.Tensor):
     @staticmethod
     def __new__(cls, cpu_tensor: torch.Tensor, device: torch.device) -> "Elsewhere":
         wrapper = torch.Tensor._make_wrapper_subclass(
-            cls,
-            cpu_tensor.size(),
-            strides=cpu_tensor.stride(),
-            storage_offset=cpu_tensor.storage_offset(),
-            dtype=cpu_tensor.dtype,
-            device=device,
-            requires_grad=cpu_tensor.requires_grad,
-        )
-        wrapper.held = cpu_tensor
+            cls, cpu_tensor.size(), strides=cpu_tensor.stride(), storage_offset=cpu_tensor.storage_offset(),
+            dtype=cpu_tensor.dtype, device=device, requires_grad=cpu_tensor.requires_grad,
+        )  # fmt: skip
+        wrapper.cpu_tensor = cpu_tensor
         return wrapper
 
     def __repr__(self) -> str:
-        return f"Elsewhere({self.held}, {self.device})"
+        return f"Elsewhere({self.cpu_tensor}, {self.device})"
 
     def tolist(self) -> Any:
-        return self.held.tolist()
+        return self.cpu_tensor.tolist()
 
     def numpy(self) -> Any:
         raise TypeError(f"can't convert {self.device} tensor to numpy: use Tensor.cpu() first.")
@@ -79,7 +73,7 @@ class FakeDevices(TorchDispatchMode):
 
 
 def computed(func: Any, args: tuple, kwargs: dict) -> Any:
-    """What an operation gives: on the CPU, and told to be where its operands are."""
+    """The result of an operation, computed on the CPU, on the device of its operands."""
     requested = kwargs.get("device")
     device = _device_of(func, args, kwargs)
     if requested is not None:
@@ -90,14 +84,13 @@ def computed(func: Any, args: tuple, kwargs: dict) -> Any:
     result = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
     if device == CPU:
         return result
-    wrappers = {id(each.held): each for each in tree_flatten(args)[0] if isinstance(each, Elsewhere)}
+    wrappers = {id(each.cpu_tensor): each for each in tree_flatten(args)[0] if isinstance(each, Elsewhere)}
 
     def there(each: Any) -> Any:
         if not isinstance(each, torch.Tensor) or isinstance(each, Elsewhere):
             return each
-        return (
-            wrappers[id(each)] if id(each) in wrappers else Elsewhere(each, device)
-        )  # in place: the same tensor
+        # In place: the same tensor.
+        return wrappers[id(each)] if id(each) in wrappers else Elsewhere(each, device)
 
     return tree_map(there, result)
 
@@ -128,4 +121,4 @@ def _is_in(one: torch.Tensor, others: list) -> bool:
 
 
 def _on_cpu(value: Any) -> Any:
-    return value.held if isinstance(value, Elsewhere) else value
+    return value.cpu_tensor if isinstance(value, Elsewhere) else value

@@ -122,11 +122,3 @@ def padded(prompts, side="left"):
 
 def unpadded(logits, mask):
     return [row[tokens.bool()] for row, tokens in zip(logits, mask, strict=True)]
-
-
-def run_padded(hf_model, prompts):
-    """Each prompt's logits from one left-padded batch: transformers needs the mask, and positions with it."""
-    tokens, mask = padded(prompts)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    with torch.no_grad():
-        return unpadded(hf_model(tokens, attention_mask=mask, position_ids=positions).logits, mask)

@@ -21,7 +21,6 @@ from tl_steer.analysis import logit_lens
 from tl_steer.directions import SteeringVector, mean_difference
 from tl_steer.engine import logits_of, residual
 from tl_steer.engine.plain import left_padded
-from tl_steer.engine.support import obstacle
 from tl_steer.errors import HookDidNotFireError, ModelMismatchError
 from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer
 from tl_steer.models import BACKENDS, DEFAULT_BACKEND, chat_format, hook_point, identify, load_model, tokenize
@@ -32,7 +31,6 @@ from tl_steer.positions import (
     current_token,
     generated_tokens,
     last_token,
-    preview,
     prompt_tokens,
     span,
     token,
@@ -44,7 +42,7 @@ from tl_steer.sweeps._sweep import sweep
 
 from .conftest import ARCHITECTURES, SIZES, VOCABULARY, WIDTH, random_hf_model
 from .fake_devices import FakeDevices
-from .hugging_face import HOOKS, Change, block, greedy_alone, padded, run_alone, run_padded, unpadded
+from .hugging_face import HOOKS, Change, block, greedy_alone, padded, run_alone, unpadded
 
 NO_HOOKED = pytest.mark.skipif(
     HookedTransformer is None, reason="TransformerLens 4 has no HookedTransformer, only the bridge"
@@ -179,20 +177,7 @@ def test_blocks_behind_the_last_layer_asked_for_are_not_run(pair):
     assert ran == [0, 1]
 
 
-def test_positions_by_layer_are_one_capture_per_layer_joined(llama):
-    positions = {2: token(1) | generated_tokens(), 0: last_token()}
-    result = capture(llama.model, PROMPTS, positions=positions, max_new_tokens=3)
-    for index, (layer, each) in enumerate(positions.items()):
-        alone = capture(llama.model, PROMPTS, positions=each, layers=layer, max_new_tokens=3)
-        own = alone.values.shape[2]
-        torch.testing.assert_close(
-            result.values[:, index, :own], alone.values[:, 0], rtol=1e-4, atol=1e-4, equal_nan=True
-        )
-        assert torch.equal(result.token_index[:, index, :own], alone.token_index)
-        assert (result.token_index[:, index, own:] == -1).all()
-
-
-def test_what_is_generated_is_read_as_one_pass_over_it_reads_it(llama):
+def test_generated_tokens_are_read_as_in_one_pass_over_the_whole_text(llama):
     result = capture(llama.model, PROMPTS, positions=generated_tokens(), max_new_tokens=4)
     for row, ids in enumerate(PROMPTS):
         text = [*ids, *result.completion_tokens[row][:-1]]
@@ -219,9 +204,8 @@ OPERATIONS = {
 def test_every_operation_changes_every_hook_as_a_hugging_face_hook_does(pair, hook, name):
     operation, by_hand = OPERATIONS[name]
     vector = made_vector(pair.model, hook=hook)
-    assert_steered(
-        pair, operation(vector), [Change(1, hook, lambda x: by_hand(vector.values, x), everywhere)]
-    )
+    changes = [Change(1, hook, lambda x: by_hand(vector.values, x), everywhere)]
+    assert_steered(pair, operation(vector), changes)
 
 
 def test_one_heads_output_alone_is_ablated(pair):
@@ -240,12 +224,6 @@ def test_positions_mean_the_same_under_either_padding(pair, side):
     assert_steered(pair, Add(vector, 1.0, token(1) | last_token()), changes, side)
 
 
-def test_the_oracle_is_the_same_alone_and_in_a_padded_batch(pair):
-    """So that neither the padding nor the oracle hides the other's mistake."""
-    for ids, result in zip(PROMPTS, run_padded(pair.hf_model, PROMPTS), strict=True):
-        torch.testing.assert_close(result, pair.alone(ids)[0], **CLOSE)
-
-
 def test_capture_at_the_steered_layer_shows_exactly_the_added_vector(pair):
     vector = made_vector(pair.model)
     plain, steered = (capture(pair.model, PROMPTS, *each).single() for each in ((), (Add(vector, -2.0),)))
@@ -253,30 +231,21 @@ def test_capture_at_the_steered_layer_shows_exactly_the_added_vector(pair):
     torch.testing.assert_close(steered[:, 1] - plain[:, 1], (-2 * vector.values).expand(3, -1), **CLOSE)
 
 
-def test_a_users_own_call_with_a_cache_shows_the_steered_stream(llama):
-    vector = made_vector(llama.model)
-    name = hook_point(llama.model, "resid_post", 1).name
-    tokens = torch.tensor([PROMPTS[1]])
-    with torch.no_grad():
-        _, before = llama.model.run_with_cache(tokens)
-        with steer(llama.model, Add(vector)):
-            _, during = llama.model.run_with_cache(tokens)
-        _, after = llama.model.run_with_cache(tokens)
-    torch.testing.assert_close(during[name] - before[name], vector.values.expand(1, 8, -1), **CLOSE)
-    assert torch.equal(after[name], before[name])
-
-
 def test_steering_twice_in_turn_is_steering_once(llama):
-    vector, tokens = made_vector(llama.model), torch.tensor([PROMPTS[0]])
-    with torch.no_grad():
-        plain = llama.model(tokens)
-        result = []
-        for _ in range(2):
-            with steer(llama.model, Add(vector)):
-                result.append(llama.model(tokens))
-        assert torch.equal(llama.model(tokens), plain)
-    assert torch.equal(*result)
-    assert not torch.equal(result[0], plain)
+    """Seen by the user's own `run_with_cache`, which shows the steered stream."""
+    vector, name = made_vector(llama.model), hook_point(llama.model, "resid_post", 1).name
+
+    def stream():
+        with torch.no_grad():
+            return llama.model.run_with_cache(torch.tensor([PROMPTS[1]]))[1][name]
+
+    before, steered = stream(), []
+    for _ in range(2):
+        with steer(llama.model, Add(vector)):
+            steered.append(stream())
+    assert torch.equal(*steered)
+    torch.testing.assert_close(steered[0] - before, vector.values.expand(1, 8, -1), **CLOSE)
+    assert torch.equal(stream(), before)
 
 
 def test_hooks_are_as_before_also_after_an_exception(llama):
@@ -287,10 +256,8 @@ def test_hooks_are_as_before_also_after_an_exception(llama):
         raise RuntimeError("on purpose")
     capture(llama.model, PROMPTS, layers=0)
     generate(llama.model, PROMPTS, max_new_tokens=2, return_tokens=True)
-    with (
-        pytest.raises(ValueError, match="would be a guess"),
-        steer(llama.model, Add(made_vector(llama.model), 1.0, last_token())),
-    ):
+    add = Add(made_vector(llama.model), 1.0, last_token())
+    with pytest.raises(ValueError, match="would be a guess"), steer(llama.model, add):
         llama.model(torch.tensor([[1, 2], [3, 4]]))
     assert registered(llama.model) == before
     handle.remove()
@@ -326,13 +293,10 @@ WHERE = {
 def test_steered_texts_are_the_same_with_and_without_a_cache_and_those_of_hugging_face(llama, name):
     positions, where = WHERE[name]
     vector = made_vector(llama.model, scale=4.0)
-    expected = llama.greedy(6, [Change(1, "resid_post", lambda x: x + vector.values, where)])
+    expected, options = llama.greedy(6, adding(vector, where)), {"max_new_tokens": 6, "return_tokens": True}
     for use_cache in (True, False):
-        result = generate(
-            llama.model, PROMPTS, Add(vector, 1.0, positions),
-            max_new_tokens=6, use_cache=use_cache, return_tokens=True,
-        )  # fmt: skip
-        assert result == expected
+        add = Add(vector, 1.0, positions)
+        assert generate(llama.model, PROMPTS, add, use_cache=use_cache, **options) == expected
 
 
 def test_every_architecture_writes_what_hugging_face_writes(pair):
@@ -355,42 +319,34 @@ def test_a_batch_writes_what_its_rows_write_alone_also_where_some_end_early(spea
     assert together == alone
 
 
-@pytest.mark.parametrize("use_past_kv_cache", [True, False])
-def test_the_models_own_generate_is_steered_at_the_same_tokens(speaking, use_past_kv_cache):
-    vector, hf_model = made_vector(speaking, scale=4.0), random_hf_model("llama")
-    ids = tokenize(speaking, "the cat is")
-    changes = adding(vector, lambda p, n: range(p - 1, n))
-    expected = greedy_alone(hf_model, "llama", ids, 5, changes)
-    with steer(speaking, Add(vector, 1.0, current_token()), prompt_lengths=[len(ids)]):
-        result = speaking.generate(
-            torch.tensor([ids]), max_new_tokens=5, do_sample=False, stop_at_eos=False, verbose=False,
-            use_past_kv_cache=use_past_kv_cache,
-        )  # fmt: skip
-    assert result[0, len(ids) :].tolist() == expected
-
-
-def test_where_a_prompt_ends_is_told_from_the_cache_in_the_models_own_generate(speaking):
-    ids = tokenize(speaking, "the cat is")
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("name", ["current_token()", "generated_tokens()"])
+def test_the_models_own_generate_is_steered_at_the_same_tokens(speaking, name, cached):
+    """The prompt's end is known from the cache, or else must be given."""
+    (positions, where), ids = WHERE[name], tokenize(speaking, "the cat is")
     vector, hf_model = made_vector(speaking, scale=9.0), random_hf_model("llama")
-    changes = adding(vector, lambda p, n: range(p, n))
-    expected = greedy_alone(hf_model, "llama", ids, 5, changes)
+    expected = greedy_alone(hf_model, "llama", ids, 5, adding(vector, where))
     assert expected != greedy_alone(hf_model, "llama", ids, 5)
-    options = {"max_new_tokens": 5, "do_sample": False, "stop_at_eos": False, "verbose": False}
-    add = Add(vector, 1.0, generated_tokens())
-    with steer(speaking, add) as tracker:
-        result = speaking.generate(torch.tensor([ids]), **options)
-    assert result[0, len(ids) :].tolist() == expected
-    assert tracker.passes == 5
-    with pytest.raises(ValueError, match="would be a guess"), steer(speaking, add):
-        speaking.generate(torch.tensor([ids]), use_past_kv_cache=False, **options)
+    options = {"do_sample": False, "stop_at_eos": False, "verbose": False, "use_past_kv_cache": cached}
+
+    def generated(**lengths):
+        with steer(speaking, Add(vector, 1.0, positions), **lengths) as tracker:
+            result = speaking.generate(torch.tensor([ids]), max_new_tokens=5, **options)
+        assert tracker.passes == 5
+        return result[0, len(ids) :].tolist()
+
+    assert generated(prompt_lengths=[len(ids)]) == expected
+    if cached:
+        assert generated() == expected
+    else:
+        with pytest.raises(ValueError, match="would be a guess"):
+            generated()
 
 
 def test_a_users_own_cache_without_a_mask_is_counted():
     model, vector = loaded("llama", "bridge"), made_vector(loaded("llama", "bridge"))
-    ids, changes = (
-        PROMPTS[1],
-        [Change(1, "resid_post", lambda x: x + vector.values, lambda p, n: range(6, n))],
-    )
+    ids = PROMPTS[1]
+    changes = adding(vector, lambda p, n: range(6, n))
     expected = run_alone(random_hf_model("llama"), "llama", ids, 6, changes)[0]
     cache = DynamicCache()
     with torch.no_grad(), steer(model, Add(vector, 1.0, generated_tokens())) as tracker:
@@ -434,13 +390,6 @@ def test_choices_are_scored_as_hugging_face_scores_them(speaking):
     )
     mass = torch.tensor([first, second]).exp().sum(0)
     assert result["mass"].tolist() == pytest.approx(mass.tolist(), rel=1e-4)
-
-
-def test_the_formats_tokens_and_previews_are_the_tokenizers(speaking):
-    assert tokenize(speaking, "the cat") == [1, 11, 14]
-    assert tokenize(speaking, "<s> the cat") == [1, 11, 14]
-    assert chat_format(speaking).kind == "plain"
-    assert preview(speaking, "the cat", last_token()).selected == (False, False, True)
 
 
 @NO_HOOKED
@@ -493,10 +442,6 @@ def test_without_the_norm_the_lens_is_what_a_vector_adds_to_the_logits(pair):
     result = logit_lens(pair.model, vector, multipliers=[2.0], top=VOCABULARY, norm=False)
     values = torch.tensor(result.sort_values("token_id")["logit"].to_numpy())
     torch.testing.assert_close(values, expected.detach(), rtol=1e-4, atol=1e-4)
-
-
-def test_no_shortcut_is_taken_where_there_is_no_hooked_transformer():
-    assert obstacle(loaded("llama", "bridge")) == "TransformerBridge is not a HookedTransformer"
 
 
 # --- identity
@@ -559,24 +504,16 @@ def test_weights_in_four_bits_have_no_fingerprint_and_say_so():
 # --- loading
 
 
-def test_a_hugging_face_model_is_wrapped_and_not_copied_and_computes_the_same():
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"processing": True}], ids=str)
+def test_a_hugging_face_model_is_copied_only_if_its_weights_would_change(options):
     hf_model, tokens = random_hf_model("llama"), torch.tensor([PROMPTS[1]])
     before = hf_model(tokens).logits
-    model = load_model("tiny", backend="bridge", hf_model=hf_model)
-    assert model.original_model is hf_model
+    model = load_model("tiny", backend="bridge", hf_model=hf_model, **options)
+    assert (model.original_model is hf_model) == (not options)
     assert torch.equal(hf_model(tokens).logits, before)
+    assert model.cfg.dtype == (torch.bfloat16 if "dtype" in options else torch.float32)
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
-
-
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"processing": True}])
-def test_a_hugging_face_model_whose_weights_would_change_is_copied(options):
-    hf_model = random_hf_model("gpt2")
-    before = {name: weight.clone() for name, weight in hf_model.state_dict().items()}
-    model = load_model("tiny", backend="bridge", hf_model=hf_model, **options)
-    assert model.original_model is not hf_model
-    assert all(torch.equal(weight, before[name]) for name, weight in hf_model.state_dict().items())
-    assert model.cfg.dtype == (torch.bfloat16 if "dtype" in options else torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -636,14 +573,27 @@ def test_a_bridge_that_computes_something_else_is_refused(monkeypatch):
         loaded("llama", "bridge")
 
 
-def test_an_architecture_without_a_bridge_is_refused():
-    class NovelForCausalLM(type(random_hf_model("gpt2"))):
-        pass
+def novel(hf_model):
+    hf_model.__class__ = type("NovelForCausalLM", (type(hf_model),), {})
 
-    hf_model = random_hf_model("gpt2")
-    hf_model.__class__ = NovelForCausalLM
-    with pytest.raises(ValueError, match=r"bridge cannot run NovelForCausalLM: .*[Uu]nsupported"):
-        load_model("novel", backend="bridge", hf_model=hf_model)
+
+def offloaded(hf_model):
+    hf_model.model.layers[2].to("meta")
+    hf_model.forward = None  # nothing may run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (novel, r"bridge cannot run NovelForCausalLM: .*[Uu]nsupported"),
+        (offloaded, r"tiny has weights on meta: .* cannot be read or run with hooks"),
+    ],
+)
+def test_a_model_that_no_bridge_can_run_is_rejected(change, message):
+    hf_model = random_hf_model("llama")
+    change(hf_model)
+    with pytest.raises(ValueError, match=message):
+        load_model("tiny", backend="bridge", hf_model=hf_model)
 
 
 def test_the_default_backend_is_hooked_if_there_is_one(monkeypatch):
@@ -679,13 +629,10 @@ def rare(monkeypatch):
     return make
 
 
-NONE_TO_REFUSE = pytest.mark.skipif(
-    HookedTransformer is None,
-    reason="TransformerLens 4's bridge computes MPT as it should: none is to be refused",
-)
+MPT = pytest.param("Mpt", marks=pytest.mark.skipif(HookedTransformer is None, reason="correct in 4"))
 
 
-@pytest.mark.parametrize("architecture", [pytest.param("Mpt", marks=NONE_TO_REFUSE), "Mamba"])
+@pytest.mark.parametrize("architecture", [MPT, "Mamba"])
 def test_a_bridge_that_goes_wrong_after_cached_keys_and_values_is_refused(architecture, monkeypatch):
     sizes = {"vocab_size": VOCABULARY, "d_model": WIDTH, "n_layers": 3, "n_heads": 4, "max_seq_len": 64}
     if architecture == "Mamba":
@@ -750,17 +697,6 @@ def test_a_lens_without_the_norm_takes_streams_to_a_norm_and_a_head_on_other_dev
         torch.testing.assert_close(result.cpu(), expected, **CLOSE)
 
 
-# --- what a bridge is not given
-
-
-def test_weights_that_are_not_in_memory_are_refused_before_anything_runs():
-    hf_model = random_hf_model("llama")
-    hf_model.model.layers[2].to("meta")
-    hf_model.forward = None
-    with pytest.raises(ValueError, match=r"tiny has weights on meta: .* cannot be read or run with hooks"):
-        load_model("tiny", backend="bridge", hf_model=hf_model)
-
-
 @pytest.mark.parametrize(
     ("device", "requested", "same"),
     [
@@ -768,7 +704,7 @@ def test_weights_that_are_not_in_memory_are_refused_before_anything_runs():
         ("cuda:0", "cuda:1", False), ("cpu", "cuda", False),
     ],
 )  # fmt: skip
-def test_a_device_without_an_index_is_any_of_its_kind(device, requested, same):
+def test_a_device_without_an_index_matches_any_index(device, requested, same):
     assert _is_same(torch.device(device), torch.device(requested)) is same
 
 
@@ -806,13 +742,11 @@ def test_a_head_that_scales_its_logits_is_the_models_own(rare):
         capture(model, PROMPTS, hook="attn_out")
 
 
-def test_a_mask_for_each_query_does_not_say_where_the_tokens_are():
-    model = loaded("llama", "bridge")
-    with (
-        pytest.raises(ValueError, match="attention mask that is not one number per row and token"),
-        steer(model, Add(made_vector(model))),
-    ):
-        model(torch.tensor([PROMPTS[0]]), attention_mask=torch.ones(1, 1, 4, 4))
+def test_a_mask_for_each_query_is_rejected():
+    model, tokens = loaded("llama", "bridge"), torch.tensor([PROMPTS[0]])
+    message = "attention mask that is not one number per row and token"
+    with pytest.raises(ValueError, match=message), steer(model, Add(made_vector(model))):
+        model(tokens, attention_mask=torch.ones(1, 1, 4, 4))
 
 
 def test_operations_follow_the_stream_to_its_device():
@@ -853,9 +787,3 @@ def test_the_embedded_models_bridge_reads_and_steers_as_hugging_face_does(embedd
     add = Add(vector, 5.0, current_token())
     assert generate(embedded_bridge, [ids], add, max_new_tokens=8, return_tokens=True) == [expected]
     assert expected != greedy_alone(hf_model, "llama", ids, 8, stops=[2])
-
-
-@pytest.mark.model
-@NO_HOOKED
-def test_the_embedded_models_bridge_is_the_same_model(embedded, embedded_bridge):
-    assert identify(embedded_bridge).fingerprint == identify(embedded).fingerprint

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import pickle
-import warnings
+from contextlib import nullcontext
 from datetime import date
 from types import SimpleNamespace
 
@@ -69,6 +69,7 @@ APRIEL = (  # the generation prompt begins the reasoning in words
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\nHere are my reasoning steps:\n{% endif %}"
 )
+GEMMA_4 = APRIEL.replace("Here are my reasoning steps:\n", "<|channel>thought\n<channel|>")
 DATED_MACRO = (  # the date in a macro, with a system message alone, and white space that Jinja trims
     "\n  {% macro head(text) %}{{ text }} on {{ strftime_now('%-d.%m.%y, %A') }}{% endmacro %}\n"
     "  {% for m in messages %}"
@@ -118,21 +119,23 @@ def test_llama_2_is_the_official_form(llama):
     assert [index for index, token in enumerate(ids) if token == llama.tokenizer.bos_token_id] == [0]
 
 
-def test_plain_text_has_no_turns(tokenizer):
-    plain = ChatFormat("plain", tokenizer)
-    assert plain.render("Is it?") == "Is it?\n"
-    assert plain.render("Is it?", system="Think.") == "Think.\n\nIs it?\n"
-    assert plain.render("Is it?", answer_prefix="Answer: (") == "Is it?\nAnswer: ("
+@pytest.mark.parametrize(
+    ("system", "prefix", "expected"),
+    [
+        (None, "", "Is it?\n"),
+        ("Think.", "", "Think.\n\nIs it?\n"),
+        (None, "Answer: (", "Is it?\nAnswer: ("),
+    ],
+)
+def test_plain_text_has_no_turns(system, prefix, expected):
+    plain = ChatFormat("plain")
+    assert plain.render("Is it?", system=system, answer_prefix=prefix) == expected
     assert plain.end_of_turn() is None
-    assert ChatFormat("plain").render("Is it?") == "Is it?\n"
 
 
-def test_the_answer_prefix_stands_apart_by_exactly_one_space(llama):
-    turn = llama.render("Is it?")
-    assert llama.render("Is it?", answer_prefix="Yes") == turn + " Yes"
-    assert llama.render("Is it?", answer_prefix=" Yes") == turn + " Yes"
-    assert llama.render("Is it?", answer_prefix="\nYes") == turn + "\nYes"
-    assert llama.render("Is it?", answer_prefix="") == turn
+@pytest.mark.parametrize(("prefix", "end"), [("Yes", " Yes"), (" Yes", " Yes"), ("\nYes", "\nYes"), ("", "")])
+def test_one_space_is_before_the_answer_prefix(llama, prefix, end):
+    assert llama.render("Is it?", answer_prefix=prefix) == llama.render("Is it?") + end
 
 
 @pytest.mark.parametrize(
@@ -152,49 +155,57 @@ def test_the_format_follows_the_template_and_else_the_models_name(tokenizer, nam
 
 
 @pytest.mark.parametrize(
-    ("template", "system", "message"),
+    ("template", "system", "unset", "message"),
     [
-        (SYSTEM_DROPPED, "Be brief.", "drops the system message: put it in the user's turn"),
-        (SYSTEM_DROPPED, "u", "drops the system message"),  # also if the template has the same text by chance
-        (SYSTEM_REJECTED, "Be brief.", "rejects the conversation: System role not supported"),  # as Gemma's
+        (
+            SYSTEM_DROPPED,
+            "Be brief.",
+            "<|u|>Is it?<|a|>",
+            "drops the system message: put it in the user's turn",
+        ),
+        (SYSTEM_DROPPED, "u", "<|u|>Is it?<|a|>", "drops the system message"),  # the template has that text
+        (SYSTEM_REJECTED, "Be brief.", "Is it?ok", "rejects the conversation: System role not"),  # as Gemma's
     ],
 )
-def test_a_template_that_drops_or_rejects_a_system_message_says_so(tokenizer, template, system, message):
+def test_a_template_that_drops_or_rejects_a_system_message_says_so(
+    tokenizer, template, system, unset, message
+):
     chat = template_format(tokenizer, template)
-    assert chat.render("Is it?") == {SYSTEM_DROPPED: "<|u|>Is it?<|a|>"}.get(template, "Is it?ok")
+    assert chat.render("Is it?") == unset
     with pytest.raises(ValueError, match=message):
         chat.render("Is it?", system=system)
 
 
 def test_a_template_of_parts_gets_parts(tokenizer):
     chat = template_format(tokenizer, PARTS)
-    assert chat.render("Is it?") == "USER: Is it? ASSISTANT:"
     assert chat.render("Is it?", answer_prefix="Yes") == "USER: Is it? ASSISTANT: Yes"
     assert chat.render("USER", system="user") == "SYSTEM: user USER: USER ASSISTANT:"
     assert template_format(tokenizer, PARTS + "{{ messages[0].content[0]['text'] + '.' }}").render("Is it?")
     assert chat.end_of_turn() is None
 
 
+PARTS_ALONE = "{% if messages[0].content is string %}{{ raise_exception('parts') }}{% endif %}"
+NO_MESSAGE = r"drops the user's message: set model\.tokenizer.chat_template"
+
+
 @pytest.mark.parametrize(
-    "template", ["<|user|><|assistant|>", "{{ messages[0].content[:1] }} user", "{{ messages[0].role }}"]
+    ("template", "message"),
+    [
+        ("<|user|><|assistant|>", NO_MESSAGE),
+        ("{{ messages[0].content[:1] }} user", NO_MESSAGE),
+        ("{{ messages[0].role }}", NO_MESSAGE),
+        # A list of parts printed as Python text is not a message.
+        (PARTS_ALONE + "{{ messages[0].content }}", "rejects the conversation: parts"),
+    ],
 )
-def test_a_template_that_drops_the_users_message_is_refused(tokenizer, template):
+def test_a_template_that_drops_the_users_message_is_refused(tokenizer, template, message):
     chat = template_format(tokenizer, template)
-    for message in ("Is it?", "user"):  # also where the template has the same text by chance
-        with pytest.raises(ValueError, match=r"drops the user's message: set model\.tokenizer.chat_template"):
-            chat.render(message)
+    for text in ("Is it?", "user"):  # the template may have the same text by chance
+        with pytest.raises(ValueError, match=message):
+            chat.render(text)
 
 
-def test_a_list_of_parts_printed_as_python_text_is_no_message(tokenizer):
-    template = (
-        "{% if messages[0].content is string %}{{ raise_exception('parts') }}{% endif %}"
-        "{{ messages[0].content }}"
-    )
-    with pytest.raises(ValueError, match="rejects the conversation: parts"):
-        template_format(tokenizer, template).render("Is it?")
-
-
-def test_a_message_that_a_template_shortens_by_its_switches_is_not_dropped(tokenizer):
+def test_switches_that_a_template_removes_from_a_message_do_not_drop_it(tokenizer):
     """SmolLM3 and Nemotron read /no_think and take it out."""
     chat = template_format(tokenizer, "{{ messages[0].content.replace('/no_think', '') }}|")
     assert chat.render("Is it? /no_think") == "Is it? |"
@@ -215,6 +226,8 @@ def test_a_message_that_a_template_shortens_by_its_switches_is_not_dropped(token
         ("<u>{{ messages[0].content }}<a><think>", {}, "<u>Q<a><think>\n\n</think>\n\nAnswer: ("),
         ("<u>{{ messages[0].content }}[THINK]", {}, "<u>Q[THINK]\n\n[/THINK]\n\nAnswer: ("),
         ("<u>{{ messages[0].content }}<a>", {}, "<u>Q<a> Answer: ("),
+        (COMMAND, {"reasoning": False}, "<|user|>Q<|assistant|><|START_THINKING|><|END_THINKING|> Answer: ("),
+        (GEMMA_4, {}, "<|user|>\nQ\n<|assistant|>\n<|channel>thought\n<channel|> Answer: ("),
     ],
 )  # fmt: skip
 def test_the_answer_stands_in_no_thinking_block_and_no_header(tokenizer, template, variables, expected):
@@ -226,45 +239,37 @@ def test_the_answer_stands_in_no_thinking_block_and_no_header(tokenizer, templat
     assert chat.render("Q") == own  # without an answer, the model may think
 
 
-def test_a_prefix_that_brings_its_own_header_or_block_is_left_as_it_is(tokenizer):
-    for template, prefix in [
-        (QWEN, "<think>\nHm"),
-        (QWEN_THINKING, "Hm.\n</think>\n\nYes"),
-        (DEEPSEEK, "Hm.\n</think>\n\nYes"),
-        (HARMONY, "<|channel|>analysis<|message|>Hm"),
-    ]:
-        chat = template_format(tokenizer, template)
-        assert chat.render("Q", answer_prefix=prefix).removeprefix(chat.render("Q")).lstrip(" ") == prefix
+@pytest.mark.parametrize(
+    ("template", "message", "prefix"),
+    [
+        (QWEN, "Q", "<think>\nHm"),
+        (QWEN_THINKING, "Q", "Hm.\n</think>\n\nYes"),
+        (DEEPSEEK, "Q", "Hm.\n</think>\n\nYes"),
+        (HARMONY, "Q", "<|channel|>analysis<|message|>Hm"),
+        # A tag of the user's opens no block.
+        (DEEPSEEK.replace("<think>\n", ""), "What is <think>?", "A tag"),
+        (DEEPSEEK.replace("<think>\n", ""), "think", "A tag"),
+    ],
+)
+def test_nothing_is_added_before_a_prefix_with_its_own_header_or_block(tokenizer, template, message, prefix):
+    chat = template_format(tokenizer, template)
+    added = chat.render(message, answer_prefix=prefix).removeprefix(chat.render(message))
+    assert added.lstrip(" ") == prefix
 
 
-def test_the_users_own_think_tag_opens_no_block(tokenizer):
-    chat = template_format(tokenizer, DEEPSEEK.replace("<think>\n", ""))
-    for message in ("What is <think>?", "think"):
-        assert chat.render(message, answer_prefix="A tag") == f"<s><U>{message}<A>A tag"
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (COMMAND, r"opens a thinking block \(<\|START_THINKING\|>\).*enable_thinking=False"),
+        (APRIEL, "'Here are my reasoning steps:', which it does not write before an"),
+    ],
+)
+def test_a_thinking_block_that_cannot_be_closed_is_refused_with_the_remedy(tokenizer, template, message):
+    with pytest.raises(ValueError, match=message):
+        template_format(tokenizer, template).render("Q", answer_prefix="Yes")
 
 
-def test_a_thinking_block_that_cannot_be_closed_is_refused_with_the_remedy(tokenizer):
-    with pytest.raises(
-        ValueError, match=r"opens a thinking block \(<\|START_THINKING\|>\).*enable_thinking=False"
-    ):
-        template_format(tokenizer, COMMAND).render("Q", answer_prefix="Yes")
-    chat = template_format(tokenizer, COMMAND, reasoning=False)
-    assert chat.render("Q", answer_prefix="Yes").startswith(
-        "<|user|>Q<|assistant|><|START_THINKING|><|END_THINKING|>"
-    )
-
-
-def test_reasoning_that_begins_in_words_is_rejected(tokenizer):
-    chat = template_format(tokenizer, APRIEL)
-    with pytest.raises(ValueError, match="'Here are my reasoning steps:', which it does not write before an"):
-        chat.render("Q", answer_prefix="Yes")
-    assert chat.render("Q").endswith("<|assistant|>\nHere are my reasoning steps:\n")
-    closed = APRIEL.replace("Here are my reasoning steps:\n", "<|channel>thought\n<channel|>")  # Gemma 4
-    chat = template_format(tokenizer, closed)
-    assert chat.render("Q", answer_prefix="Yes").endswith("\n<|channel>thought\n<channel|> Yes")
-
-
-def test_the_template_says_what_stands_before_an_answer(tokenizer):
+def test_the_template_defines_the_text_before_an_answer(tokenizer):
     template = (
         "{% for m in messages %}[{{ m.role }}]{{ gap }}{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -280,21 +285,16 @@ def test_end_of_turn_of_imitated_templates(tokenizer):
     ends |= {APERTUS: "<|assistant_end|>", APRIEL: "<|user|>"}
     for template, end in ends.items():
         assert template_format(tokenizer, template).end_of_turn() == end
-
-
-def test_an_end_of_turn_that_is_no_token_does_not_stop_at_the_unknown_one():
-    tokenizer = word_tokenizer()
+    model = make_model(tokenizer := word_tokenizer())  # without a token <|return|>; does not stop at <unk>
     tokenizer.chat_template = HARMONY
-    assert stop_tokens(make_model(tokenizer)) == [tokenizer.eos_token_id]
+    assert stop_tokens(model) == [tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize(("template", "error"), BROKEN.values(), ids=list(BROKEN))
 def test_a_broken_template_gives_one_clear_error_wherever_it_is_used(template, error):
     model = make_model(tokenizer := word_tokenizer())
     tokenizer.chat_template = template
-    message = (
-        rf"chat template is broken \(({error}): .*set model.tokenizer.chat_template to a working template"
-    )
+    message = rf"chat template is broken \(({error}): .*set model.tokenizer.chat_template to a working"
     for use in (
         lambda: chat_format(model).render("a"),
         lambda: chat_format(model).end_of_turn(),
@@ -322,41 +322,31 @@ def test_template_variables_are_kept_checked_and_read_only(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("variables", "message"),
+    ("kind", "settings", "variables", "message"),
     [
-        ({"enable_thinkin": False}, "enable_thinkin=False: expected a variable that .* reads"),
-        ({"tokenize": True}, "tokenize is set by render"),
-        ({"enable_thinking": object()}, "expected plain values"),
-    ],
-)
-def test_a_variable_that_has_no_effect_is_rejected(tokenizer, variables, message):
-    with pytest.raises(ValueError, match=message):
-        template_format(tokenizer, QWEN, **variables)
-
-
-@pytest.mark.parametrize(
-    ("kind", "bos", "variables", "message"),
-    [
+        ("template", {}, {}, "expected a tokenizer with a chat_template"),
+        ("llama-2", {"bos_token": None}, {}, "expected a tokenizer with a BOS"),
+        ("llama-2", {}, {"enable_thinking": False}, "that reads it; this format is 'llama-2'"),
         (
-            "llama-2",
-            "<s>",
-            {"enable_thinking": False},
-            "that reads it; this format is 'llama-2'",
+            "template",
+            {"chat_template": QWEN},
+            {"enable_thinkin": False},
+            "expected a variable that .* reads",
         ),
-        ("template", "<s>", {}, "expected a tokenizer with a chat_template"),
-        ("llama-2", None, {}, "expected a tokenizer with a BOS"),
+        ("template", {"chat_template": QWEN}, {"tokenize": True}, "tokenize is set by render"),
+        ("template", {"chat_template": QWEN}, {"enable_thinking": object()}, "expected plain values"),
+        ("template", {"chat_template": LLAMA_3}, {"strftime_now": "31 Jan 2026"}, "a date in ISO format"),
     ],
 )
-def test_a_format_needs_its_template_or_bos(kind, bos, variables, message):
+def test_an_incomplete_format_or_unused_variable_is_rejected(kind, settings, variables, message):
     with pytest.raises(ValueError, match=message):
-        ChatFormat(kind, SimpleNamespace(bos_token=bos), variables)
+        ChatFormat(kind, SimpleNamespace(**{"bos_token": "<s>"} | settings), variables)
 
 
 def test_a_template_with_the_current_date_warns_and_takes_one(tokenizer):
     today = date.today().strftime("%d %b %Y")
-    with pytest.warns(
-        UserWarning, match=r'writes the current date.*chat_format\(model, strftime_now="\d{4}-\d\d-\d\d"\)'
-    ):
+    message = r'writes the current date.*chat_format\(model, strftime_now="\d{4}-\d\d-\d\d"\)'
+    with pytest.warns(UserWarning, match=message):
         chat = template_format(tokenizer, LLAMA_3)
     assert writes_date(chat)
     assert chat.render("Q").startswith(f"Today: {today}\n")
@@ -365,12 +355,9 @@ def test_a_template_with_the_current_date_warns_and_takes_one(tokenizer):
         chat = template_format(tokenizer, LLAMA_3, **variables)  # without a warning, which would be an error
         assert not writes_date(chat)
         assert chat.render("Q") == expected
-    with pytest.raises(ValueError, match="expected a date in ISO format"):
-        template_format(tokenizer, LLAMA_3, strftime_now="31 Jan 2026")
 
 
-def test_a_date_of_ones_own_changes_nothing_else(tokenizer):
-    """A date in a macro, with a system message alone, and white space that Jinja trims."""
+def test_a_given_date_changes_nothing_else(tokenizer):
     with pytest.warns(UserWarning, match="current date"):
         unset = template_format(tokenizer, DATED_MACRO)
     now = date.today()
@@ -382,48 +369,36 @@ def test_a_date_of_ones_own_changes_nothing_else(tokenizer):
     assert "S on 2.01.26, Friday" in chat.render("Q", system="S")
 
 
-def llama_like(tokenizer, name, **changes):
-    model = model_with(tokenizer, name)
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "vocab_size": 32000, "chat_template": None} | changes
-    model.tokenizer = SimpleNamespace(**settings)
+LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "vocab_size": 32000, "chat_template": None}
+WARNING = r'no chat format was recognised.*ChatFormat\("llama-2", model.tokenizer\)'
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "kind", "message"),
+    [
+        ("my-checkpoint", {}, "plain", WARNING),
+        ("llama2-chat-tuned", {}, "plain", WARNING),
+        ("llama-7b-hf", {}, "plain", None),
+        ("Llama-2-13b", {}, "plain", None),
+        ("llama-2-7b-hf", {}, "plain", None),
+        ("llama-2-7b-chat", {}, "llama-2", None),
+        ("my-checkpoint", {"vocab_size": 50257}, "plain", None),
+    ],
+)
+def test_a_llama_2_under_another_name_and_without_a_template_warns(name, changes, kind, message):
+    model = model_with(SimpleNamespace(**LLAMA | changes), name)
     model.cfg.original_architecture = "LlamaForCausalLM"
-    return model
-
-
-def test_a_llama_2_under_another_name_and_without_a_template_warns(tokenizer):
-    for name in ("my-checkpoint", "llama2-chat-tuned"):
-        with pytest.warns(
-            UserWarning, match=r'no chat format was recognised.*ChatFormat\("llama-2", model.tokenizer\)'
-        ):
-            assert chat_format(llama_like(tokenizer, name)).kind == "plain"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for name in ("llama-7b-hf", "Llama-2-13b", "llama-2-7b-hf"):
-            assert chat_format(llama_like(tokenizer, name)).kind == "plain"
-        assert chat_format(llama_like(tokenizer, "llama-2-7b-chat")).kind == "llama-2"
-        assert chat_format(llama_like(tokenizer, "my-checkpoint", vocab_size=50257)).kind == "plain"
+    with pytest.warns(UserWarning, match=message) if message else nullcontext():
+        assert chat_format(model).kind == kind
 
 
 @pytest.mark.model
 def test_the_embedded_models_template_is_the_tokenizers_own(embedded, embedded_hf):
     chat, tokenizer = chat_format(embedded), embedded_hf[1]
-    assert chat.kind == "template"
+    assert (chat.kind, chat.end_of_turn()) == ("template", "<|im_end|>")
     for system in (None, "Be brief."):
         turns = [] if system is None else [{"role": "system", "content": system}]
-        turns.append({"role": "user", "content": "Is the sky blue?"})
-        theirs = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        assert chat.render("Is the sky blue?", system=system) == theirs
-        assert (
-            chat.render("Is the sky blue?", system=system, answer_prefix="Answer: (A")
-            == theirs + "Answer: (A"
-        )
-
-
-@pytest.mark.model
-def test_the_embedded_models_turn_ends_as_chatml_does(embedded):
-    """Written out by hand: the text after the assistant's turn opens on a line of its own."""
-    text = chat_format(embedded).render("Hi.", system="Be brief.")
-    assert text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
-    )
-    assert chat_format(embedded).end_of_turn() == "<|im_end|>"
+        turns.append({"role": "user", "content": "Is it?"})
+        expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        for prefix in ("", "Answer: (A"):
+            assert chat.render("Is it?", system=system, answer_prefix=prefix) == expected + prefix

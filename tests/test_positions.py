@@ -46,45 +46,44 @@ def bytes_of(text, start, stop):
 
 
 @pytest.mark.parametrize(
-    ("positions", "selected", "generated"),
+    ("positions", "selected", "generated", "needs_end"),
     [
-        (all_tokens(), [0, 1, 2, 3, 4], True),
-        (prompt_tokens(), [0, 1, 2, 3, 4], False),
-        (generated_tokens(), [], True),
-        (last_token(), [4], False),
-        (current_token(), [4], True),
-        (token(0), [0], False),
-        (token(3), [3], False),
-        (token(5), [], False),
-        (token(-1), [4], False),
-        (token(-5), [0], False),
-        (token(-6), [], False),
-        (span(1, 3), [1, 2], False),
-        (span(None, 2), [0, 1], False),
-        (span(3, None), [3, 4], False),
-        (span(-2, None), [3, 4], False),
-        (span(None, None), [0, 1, 2, 3, 4], False),
-        (span(1, -1), [1, 2, 3], False),
-        (span(3, 1), [], False),
-        (span(2, 99), [2, 3, 4], False),
-        (tokens_matching("c"), [2], False),
-        (after("b"), [2, 3, 4], False),
-        (last_token() | generated_tokens(), [4], True),
-        (token(0) | span(2, 4), [0, 2, 3], False),
-        (all_tokens() & span(1, 3), [1, 2], False),
-        (all_tokens() & generated_tokens(), [], True),
-        (~last_token(), [0, 1, 2, 3], True),
-        (~generated_tokens(), [0, 1, 2, 3, 4], False),
-        (~all_tokens(), [], False),
-        (~~token(2), [2], False),
-        (~(token(0) | generated_tokens()), [1, 2, 3, 4], False),
-        (~tokens_matching("c") & prompt_tokens(), [0, 1, 3, 4], False),
+        (all_tokens(), [0, 1, 2, 3, 4], True, False),
+        (prompt_tokens(), [0, 1, 2, 3, 4], False, True),
+        (generated_tokens(), [], True, True),
+        (last_token(), [4], False, True),
+        (current_token(), [4], True, True),
+        (token(0), [0], False, False),
+        (token(5), [], False, False),
+        (token(-1), [4], False, True),
+        (token(-6), [], False, True),
+        (span(1, 3), [1, 2], False, False),
+        (span(None, 2), [0, 1], False, False),
+        (span(3, None), [3, 4], False, True),
+        (span(-2, None), [3, 4], False, True),
+        (span(-4, 3), [1, 2], False, True),
+        (span(None, None), [0, 1, 2, 3, 4], False, True),
+        (span(1, -1), [1, 2, 3], False, True),
+        (span(3, 1), [], False, False),
+        (span(2, 99), [2, 3, 4], False, False),
+        (tokens_matching("c"), [2], False, True),
+        (after("b"), [2, 3, 4], False, True),
+        (last_token() | generated_tokens(), [4], True, True),
+        (token(0) | span(2, 4), [0, 2, 3], False, False),
+        (token(0) & last_token(), [], False, True),
+        (all_tokens() & generated_tokens(), [], True, True),
+        (~last_token(), [0, 1, 2, 3], True, True),
+        (~generated_tokens(), [0, 1, 2, 3, 4], False, True),
+        (~all_tokens(), [], False, False),
+        (~~token(2), [2], False, False),
+        (~(token(0) | generated_tokens()), [1, 2, 3, 4], False, True),
+        (~tokens_matching("c") & prompt_tokens(), [0, 1, 3, 4], False, True),
     ],
     ids=repr,
 )
-def test_each_position_selects_what_the_table_says(positions, selected, generated):
+def test_each_position_selects_what_the_table_says(positions, selected, generated, needs_end):
     assert chosen(positions, prompt_of("abcde")) == selected
-    assert positions.generated is generated
+    assert (positions.generated, positions.needs_end) == (generated, needs_end)
 
 
 @pytest.mark.parametrize("written", TABLE)
@@ -95,39 +94,13 @@ def test_positions_agree_with_list_indexing_at_every_length(written, prompt, new
     assert chosen(positions, PromptTokens(prompt)) + fed_back == TABLE[written](prompt, prompt + new)
 
 
-@pytest.mark.parametrize(
-    ("positions", "needs_end"),
-    [
-        (all_tokens(), False),
-        (token(0), False),
-        (span(1, 3), False),
-        (~token(2), False),
-        (token(-1), True),
-        (span(-2, 3), True),
-        (span(0, None), True),
-        (span(0, -1), True),
-        (prompt_tokens(), True),
-        (generated_tokens(), True),
-        (last_token(), True),
-        (current_token(), True),
-        (tokens_matching("c"), True),
-        (after("c"), True),
-        (token(0) & last_token(), True),
-        (~last_token(), True),
-    ],
-    ids=repr,
-)
-def test_only_positions_that_depend_on_the_prompts_end_say_so(positions, needs_end):
-    assert positions.needs_end is needs_end
-
-
 @given(
     before=st.text("aé€😀 ", max_size=5),
     text=st.text("aé€😀", min_size=1, max_size=3),
-    behind=st.text("aé€😀 ", max_size=5),
+    rest=st.text("aé€😀 ", max_size=5),
 )
-def test_text_is_found_by_its_characters_whatever_bytes_they_take(before, text, behind):
-    whole = before + text + behind
+def test_text_is_found_by_its_characters_whatever_bytes_they_take(before, text, rest):
+    whole = before + text + rest
     occurrences = [at for at in range(len(whole)) if whole.startswith(text, at)]
     expected = sorted({byte for at in occurrences for byte in bytes_of(whole, at, at + len(text))})
     prompt = prompt_of(whole)
@@ -135,16 +108,29 @@ def test_text_is_found_by_its_characters_whatever_bytes_they_take(before, text, 
     assert chosen(after(text), prompt) == bytes_of(whole, occurrences[-1] + len(text), len(whole))
 
 
-def test_half_an_emoji_s_bytes_all_count_as_the_emoji():
-    assert chosen(tokens_matching("😀"), prompt_of("a😀b")) == [1, 2, 3, 4]
-    assert chosen(tokens_matching("b"), prompt_of("a😀b")) == [5]
-    assert chosen(after("😀"), prompt_of("a😀é")) == [5, 6]
-
-
-def test_a_replacement_character_that_was_written_belongs_to_its_own_tokens():
-    """Decoded, it looks like the beginning of a character that later tokens complete."""
-    assert chosen(tokens_matching("\ufffd"), prompt_of("a\ufffdb")) == [1, 2, 3]
-    assert chosen(tokens_matching("b"), prompt_of("a\ufffdb")) == [4]
+@pytest.mark.parametrize(
+    ("text", "positions", "selected"),
+    [
+        ("a😀b", tokens_matching("b"), [5]),
+        ("a😀é", after("😀"), [5, 6]),
+        # Decoded, it looks like the beginning of a character that later tokens complete.
+        ("a\ufffdb", tokens_matching("\ufffd"), [1, 2, 3]),
+        ("a\ufffdb", tokens_matching("b"), [4]),
+        ("xaxaxy", tokens_matching("xax"), [0, 1, 2, 3, 4]),
+        ("xaxaxy", after("xax"), [5]),
+        ("xaxaxy", after("y"), []),
+        # One token per word: <s> a b . b ( A )
+        (WORDS, tokens_matching("b . b"), [2, 3, 4]),
+        (WORDS, tokens_matching("."), [3]),
+        (WORDS, tokens_matching("( A"), [5, 6]),
+        (WORDS, tokens_matching("<s>"), [0]),
+        (WORDS, tokens_matching("nowhere"), []),
+        (WORDS, after("nowhere"), []),
+    ],
+)
+def test_text_is_matched_literally_across_bytes_and_words(text, positions, selected):
+    prompt = prompt_of("a b . b ( A )", WORDS) if text is WORDS else prompt_of(text)
+    assert chosen(positions, prompt) == selected
 
 
 def test_a_token_s_leading_space_belongs_to_it_where_the_tokenizer_s_offsets_leave_it_out():
@@ -173,31 +159,12 @@ def test_a_token_with_the_end_of_one_character_and_the_next_overlaps_both():
     assert chosen(after("a"), prompt) == [1, 2]
 
 
-def test_repeated_and_overlapping_text_is_matched_everywhere_but_after_starts_at_the_last():
-    prompt = prompt_of("xaxaxy")
-    assert chosen(tokens_matching("xax"), prompt) == [0, 1, 2, 3, 4]
-    assert chosen(after("xax"), prompt) == [5]
-    assert chosen(after("y"), prompt) == []
-
-
-def test_text_across_word_tokens_is_matched_and_special_characters_are_literal():
-    prompt = prompt_of("a b . b ( A )", WORDS)
-    assert WORDS.convert_ids_to_tokens(prompt.ids) == ["<s>", "a", "b", ".", "b", "(", "A", ")"]
-    assert chosen(tokens_matching("b . b"), prompt) == [2, 3, 4]
-    assert chosen(tokens_matching("."), prompt) == [3]
-    assert chosen(tokens_matching("( A"), prompt) == [5, 6]
-    assert chosen(tokens_matching("<s>"), prompt) == [0]
-    assert chosen(tokens_matching("nowhere"), prompt) == []
-    assert chosen(after("nowhere"), prompt) == []
-
-
 def test_text_needs_tokens_and_a_tokenizer_and_must_not_be_empty():
     with pytest.raises(ValueError, match="needs the prompt's tokens and a tokenizer"):
         tokens_matching("a").select(PromptTokens(3, (1, 2, 3)))
-    with pytest.raises(ValueError, match="not empty"):
-        tokens_matching("").select(prompt_of("abc"))
-    with pytest.raises(ValueError, match="not empty"):
-        after("").select(prompt_of("abc"))
+    for positions in (tokens_matching(""), after("")):
+        with pytest.raises(ValueError, match="not empty"):
+            positions.select(prompt_of("abc"))
 
 
 ATOMS = st.sampled_from(
@@ -219,21 +186,17 @@ EXPRESSIONS = st.recursive(
 
 
 @given(EXPRESSIONS)
-def test_what_is_written_is_read_back_the_same(positions):
-    again = parse_positions(repr(positions))
-    assert again == positions
-    assert hash(again) == hash(positions)
+def test_positions_are_the_same_after_parsing_pickling_and_copying(positions):
     prompt = prompt_of("abcbx")
-    assert chosen(again, prompt) == chosen(positions, prompt)
-    assert (again.generated, again.needs_end) == (positions.generated, positions.needs_end)
-
-
-@given(EXPRESSIONS)
-def test_positions_survive_pickling_and_copying(positions):
-    prompt = prompt_of("abcbx")
-    for again in (pickle.loads(pickle.dumps(positions)), copy.deepcopy(positions)):
+    for again in (
+        parse_positions(repr(positions)),
+        pickle.loads(pickle.dumps(positions)),
+        copy.deepcopy(positions),
+    ):
         assert again == positions
+        assert hash(again) == hash(positions)
         assert chosen(again, prompt) == chosen(positions, prompt)
+        assert (again.generated, again.needs_end) == (positions.generated, positions.needs_end)
 
 
 @given(EXPRESSIONS, EXPRESSIONS)
@@ -281,6 +244,9 @@ def test_preview_marks_the_selected_tokens_as_plain_text(model):
     assert str(shown) == repr(shown) == "(token(1) | last_token()): 2 of 4 tokens\n<s>[a]b[c]"
     assert "and every generated token" in str(preview(model, "a b c", all_tokens()))
     assert str(current_token().preview(model, [3, 4])).endswith("a[b]")
+    lines = preview(make_model(BYTES), "a\nb", token(1))
+    assert str(lines).endswith("a[⏎]b")
+    assert "⏎</span><br>" in lines._repr_html_()
 
 
 def test_preview_escapes_the_model_s_text_and_the_label_in_html(model):
@@ -290,12 +256,6 @@ def test_preview_escapes_the_model_s_text_and_the_label_in_html(model):
     assert "tokens_matching(&#x27;&lt;s&gt;&#x27;)" in page
     assert page.count("background:") == 1
     assert page.count("<span") == 3
-
-
-def test_preview_shows_line_breaks():
-    lines = make_model(BYTES)
-    assert str(preview(lines, "a\nb", token(1))).endswith("a[⏎]b")
-    assert "⏎</span><br>" in preview(lines, "a\nb", token(1))._repr_html_()
 
 
 def test_selecting_leaves_ids_and_masks_alone():

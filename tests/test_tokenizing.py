@@ -1,6 +1,7 @@
 """`tokenize`: the tokenizer's own ids, one BOS where the model has one, and messages for what cannot be."""
 
 import functools
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pandas as pd
@@ -48,12 +49,6 @@ def test_bos_can_be_asked_for_and_refused(with_bos, without_bos, text):
         assert tokenize(model, text, bos=False) == cat
 
 
-def test_bos_from_a_tokenizer_that_has_none_is_refused(without_bos):
-    without_bos.tokenizer.bos_token = None
-    with pytest.raises(ValueError, match="bos=True, but this tokenizer has no BOS"):
-        tokenize(without_bos, "the cat", bos=True)
-
-
 @pytest.mark.parametrize("ids", [[5, 6, 2], (5, 6, 2)])
 def test_ids_pass_through_as_a_new_list(with_bos, ids):
     assert tokenize(with_bos, ids) == [5, 6, 2]
@@ -77,12 +72,15 @@ def test_invalid_prompts_are_rejected(without_bos, prompt, message):
         tokenize(without_bos, prompt)
 
 
-def test_text_for_a_model_without_a_tokenizer_is_refused(with_bos):
-    with_bos.tokenizer = None
-    assert tokenize(with_bos, [3, 4]) == [3, 4]
-    assert token_strings(with_bos, [3, 4]) == ["3", "4"]
+def test_a_bos_or_tokenizer_that_does_not_exist_is_rejected(without_bos):
+    without_bos.tokenizer.bos_token = None
+    with pytest.raises(ValueError, match="bos=True, but this tokenizer has no BOS"):
+        tokenize(without_bos, "the cat", bos=True)
+    without_bos.tokenizer = None
+    assert tokenize(without_bos, [3, 4]) == [3, 4]
+    assert token_strings(without_bos, [3, 4]) == ["3", "4"]
     with pytest.raises(ValueError, match="has no tokenizer: give token ids"):
-        tokenize(with_bos, "cat")
+        tokenize(without_bos, "cat")
 
 
 def test_prompts_are_tokenized_one_by_one_and_a_single_one_is_a_list_of_one(with_bos):
@@ -97,30 +95,19 @@ def test_prompts_are_tokenized_one_by_one_and_a_single_one_is_a_list_of_one(with
 
 
 @pytest.mark.model
-def test_plain_text_gets_no_bos_on_the_embedded_model(embedded, embedded_hf):
-    tokenizer = embedded_hf[1]
-    assert tokenizer.bos_token == "<|im_start|>"
-    ids = tokenize(embedded, "Hello there")
-    assert ids == tokenizer("Hello there")["input_ids"]
-    assert tokenizer.bos_token_id not in ids
-
-
-@pytest.mark.model
 def test_a_chat_prompt_is_not_given_a_second_bos_on_the_embedded_model(embedded, embedded_hf):
     tokenizer = embedded_hf[1]
     text = chat_format(embedded).render("Hello there")
-    theirs = tokenizer.apply_chat_template(
+    expected = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hello there"}], add_generation_prompt=True, return_dict=False
     )
     ids = tokenize(embedded, text)
-    assert ids == theirs == embedded.to_tokens(text)[0].tolist()
+    assert ids == expected == embedded.to_tokens(text)[0].tolist()
     assert ids[0] == tokenizer.bos_token_id != ids[1]
-
-
-@pytest.mark.model
-def test_token_strings_give_each_token_with_its_space(embedded):
-    ids = tokenize(embedded, "The sea, of course")
-    assert token_strings(embedded, ids) == ["The", " sea", ",", " of", " course"]
+    plain = tokenize(embedded, "The sea, of course")
+    assert plain == tokenizer("The sea, of course")["input_ids"]
+    assert tokenizer.bos_token_id not in plain
+    assert token_strings(embedded, plain) == ["The", " sea", ",", " of", " course"]
 
 
 @pytest.mark.parametrize(
@@ -146,11 +133,8 @@ def test_padded_rows_of_ids_warn(rows, message):
         lambda: generate(model, ids, max_new_tokens=1),
         lambda: choice_logits(model, ids, (" a", " b")),
     ):
-        if message is None:
+        with pytest.warns(UserWarning, match=message) if message else nullcontext():
             call()
-        else:
-            with pytest.warns(UserWarning, match=message):
-                call()
 
 
 def test_padded_completions_warn_and_those_that_end_in_an_eos_or_not_do_not():
@@ -167,6 +151,11 @@ def test_a_pad_token_that_is_nothing_else_warns_wherever_it_stands(without_bos):
         tokenize_all(without_bos, [[4, 5, pad], [7, 8, pad]])
     without_bos.tokenizer.pad_token = None
     assert tokenize_all(without_bos, [[4, 5, 5], [6, 7, 7]]) == [[4, 5, 5], [6, 7, 7]]
+
+
+def chat_model(backend, make_hf_model, tokenizer):
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }} : {% endfor %}"
+    return load_model("tiny", backend=backend, hf_model=make_hf_model("llama"), tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("backend", ["hooked", "bridge"])
@@ -193,10 +182,3 @@ def test_two_bos_under_steer_warn(backend, make_hf_model, make_tokenizer):
         model(twice)  # once per block
     with steer(model, operation):
         model(torch.tensor([tokenize(model, text)]))
-
-
-def chat_model(backend, make_hf_model, tokenizer):
-    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }} : {% endfor %}"
-    return load_model(
-        "tiny", backend=backend, hf_model=make_hf_model("llama"), tokenizer=tokenizer, device="cpu"
-    )

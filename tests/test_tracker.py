@@ -14,8 +14,10 @@ from tl_steer.positions import (
     parse_positions,
     span,
     token,
+    tokens_matching,
 )
 
+from .hugging_face import padded
 from .tiny_model import TABLE, all_hooks, byte_tokenizer, make_model, word_tokenizer
 
 MODEL = make_model(word_tokenizer())
@@ -25,16 +27,6 @@ GREEDY = {"do_sample": False, "stop_at_eos": False, "verbose": False}
 
 def new_cache(rows):
     return TransformerLensKeyValueCache.init_cache(MODEL.cfg, "cpu", rows)
-
-
-def padded(prompts, side):
-    """Tokens and mask, padded with 1, which is a token of its own."""
-    width = max(map(len, prompts))
-    tokens, mask = torch.ones(len(prompts), width, dtype=torch.long), torch.zeros(len(prompts), width).long()
-    for row, prompt in enumerate(prompts):
-        index = slice(width - len(prompt), None) if side == "left" else slice(None, len(prompt))
-        tokens[row, index], mask[row, index] = torch.tensor(prompt), 1
-    return tokens, mask
 
 
 def selected_while(run, tracker, positions, layer=0):
@@ -85,16 +77,12 @@ PROMPTS = st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=7), min_siz
 @settings(max_examples=30, deadline=None)
 @given(written=st.sampled_from(list(TABLE)), prompts=PROMPTS, cached=st.booleans(), known=st.booleans())
 def test_every_position_means_the_same_in_any_batch_with_and_without_a_cache(written, prompts, cached, known):
-    tracker = (
-        PositionTracker(MODEL, prompts=prompts)
-        if known
-        else PositionTracker(MODEL, prompt_lengths=list(map(len, prompts)))
-    )
-    result = selected_while(decoding(prompts, "left", cached=cached), tracker, parse_positions(written))
-    if cached:
-        assert result == expected(written, prompts)
-    else:  # each pass computes everything again, and selects it again
-        assert {row: sorted(set(indices)) for row, indices in result.items()} == expected(written, prompts)
+    source = {"prompts": prompts} if known else {"prompt_lengths": list(map(len, prompts))}
+    run = decoding(prompts, "left", cached=cached)
+    result = selected_while(run, PositionTracker(MODEL, **source), parse_positions(written))
+    if not cached:  # each pass computes everything again, and selects it again
+        result = {row: sorted(set(indices)) for row, indices in result.items()}
+    assert result == expected(written, prompts)
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,15 +109,6 @@ def test_a_bare_tracker_follows_generation_with_a_cache_by_itself(written):
     assert selected_while(run, PositionTracker(MODEL), parse_positions(written)) == expected(written, prompts)
 
 
-def test_a_bare_tracker_trusts_the_mask_it_sees():
-    """TransformerLens's own `generate` takes a pad id at the end of its input for padding."""
-
-    def run():
-        MODEL.generate(torch.tensor([[0, 3, 4, 1]]), max_new_tokens=2, **GREEDY)
-
-    assert selected_while(run, PositionTracker(MODEL), last_token()) == {0: [2]}
-
-
 @pytest.mark.parametrize("written", TABLE)
 def test_generation_without_a_cache_is_rejected_where_the_end_is_a_guess_and_prompt_lengths_tell(written):
     prompt = [0, 3, 4, 1, 5]
@@ -139,14 +118,12 @@ def test_generation_without_a_cache_is_rejected_where_the_end_is_a_guess_and_pro
         MODEL.generate(torch.tensor([prompt]), max_new_tokens=NEW + 1, **GREEDY, use_past_kv_cache=False)
 
     if positions.needs_end:
-        with pytest.raises(
-            ValueError, match=r"would be a guess here: .*without a cache.*prompt_lengths=\[…\]"
-        ):
+        message = r"would be a guess here: .*without a cache.*prompt_lengths=\[…\]"
+        with pytest.raises(ValueError, match=message):
             selected_while(run, PositionTracker(MODEL), positions)
     else:
-        assert set(selected_while(run, PositionTracker(MODEL), positions)[0]) == set(
-            expected(written, [prompt])[0]
-        )
+        result = selected_while(run, PositionTracker(MODEL), positions)
+        assert set(result[0]) == set(expected(written, [prompt])[0])
     known = selected_while(run, PositionTracker(MODEL, prompt_lengths=[5]), positions)
     assert {row: sorted(set(indices)) for row, indices in known.items()} == expected(written, [prompt])
 
@@ -154,16 +131,14 @@ def test_generation_without_a_cache_is_rejected_where_the_end_is_a_guess_and_pro
 def test_a_span_beyond_the_prompt_never_takes_generated_tokens_for_the_prompt_s():
     prompt = torch.tensor([[0, 3, 4]])
 
-    def generation(cached):
-        return lambda: MODEL.generate(prompt, max_new_tokens=4, **GREEDY, use_past_kv_cache=cached)
+    def selected(cached, positions, **known):
+        run = lambda: MODEL.generate(prompt, max_new_tokens=4, **GREEDY, use_past_kv_cache=cached)  # noqa: E731
+        return set(selected_while(run, PositionTracker(MODEL, **known), positions)[0])
 
-    assert selected_while(generation(True), PositionTracker(MODEL), span(1, 5)) == {0: [1, 2]}
+    assert selected(True, span(1, 5)) == {1, 2}
     with pytest.raises(ValueError, match="would be a guess"):
-        selected_while(generation(False), PositionTracker(MODEL), span(1, 5))
-    assert set(
-        selected_while(generation(False), PositionTracker(MODEL, prompt_lengths=[3]), span(1, 5))[0]
-    ) == {1, 2}
-    assert set(selected_while(generation(False), PositionTracker(MODEL), span(1, 3))[0]) == {1, 2}
+        selected(False, span(1, 5))
+    assert selected(False, span(1, 5), prompt_lengths=[3]) == selected(False, span(1, 3)) == {1, 2}
 
 
 def test_a_batch_without_a_mask_is_rejected_where_the_end_would_be_a_guess():
@@ -180,37 +155,65 @@ def test_a_batch_without_a_mask_is_rejected_where_the_end_would_be_a_guess():
     assert masked == {0: [4], 1: [4]}
 
 
-def test_one_row_needs_no_mask():
-    assert selected_while(lambda: MODEL(torch.tensor([[0, 1, 1]])), PositionTracker(MODEL), last_token()) == {
-        0: [2]
-    }
+def passes(*prompts, **options):
+    return [MODEL(torch.tensor([ids]), **options) for ids in prompts]
 
 
-def test_two_prompts_one_after_the_other_are_two_prompts():
+def in_two_passes():
+    passes([0, 3, 4], [5, 6], past_kv_cache=new_cache(1))
+
+
+def generations():
+    for ids in ([0, 3, 4, 5], [0, 6]):
+        MODEL.generate(torch.tensor([ids]), max_new_tokens=3, **GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("run", "positions", "selected"),
+    [
+        (lambda: passes([0, 1, 1]), last_token(), [2]),  # one row needs no mask
+        (lambda: passes([0, 3, 4, 5], [0, 3, 6, 7, 8, 9], [0, 3, 6]), last_token(), [3, 5, 2]),
+        (lambda: passes([0, 3, 4, 1, 5], [0, 3, 4, 1, 5], stop_at_layer=1), last_token(), [4, 4]),
+        (lambda: passes([0, 3, 4, 5], [0, 3, 4, 5, 6]), all_tokens(), [0, 1, 2, 3, 0, 1, 2, 3, 4]),
+        (lambda: passes([0, 3, 4, 1, 4]), parse_positions("tokens_matching('b')"), [2, 4]),
+        (lambda: MODEL.run_with_cache(torch.tensor([[0, 3, 4, 1, 5]])), token(-2), [3]),
+        (generations, generated_tokens(), [4, 5, 2, 3]),
+    ],
+)
+def test_a_bare_tracker_follows_any_passes(run, positions, selected):
+    assert selected_while(run, PositionTracker(MODEL), positions) == {0: selected}
+
+
+def test_a_bare_tracker_trusts_the_mask_it_sees():
+    """TransformerLens's own `generate` takes a pad id at the end of its input for padding."""
+
     def run():
-        MODEL(torch.tensor([[0, 3, 4, 5]]))
-        MODEL(torch.tensor([[0, 3, 6, 7, 8, 9]]))
-        MODEL(torch.tensor([[0, 3, 6]]))
+        MODEL.generate(torch.tensor([[0, 3, 4, 1]]), max_new_tokens=2, **GREEDY)
 
-    assert selected_while(run, PositionTracker(MODEL), last_token()) == {0: [3, 5, 2]}
+    assert selected_while(run, PositionTracker(MODEL), last_token()) == {0: [2]}
 
 
-def test_a_generation_after_another_begins_anew():
-    def run():
-        for prompt in ([[0, 3, 4, 5]], [[0, 6]]):
-            MODEL.generate(torch.tensor(prompt), max_new_tokens=3, **GREEDY)
-
-    assert selected_while(run, PositionTracker(MODEL), generated_tokens()) == {0: [4, 5, 2, 3]}
+def test_a_prompt_in_two_passes_over_a_cache_keeps_its_end():
+    tracker = PositionTracker(MODEL, prompt_lengths=[5])
+    assert selected_while(in_two_passes, tracker, span(-3, None)) == {0: [2, 3, 4]}
 
 
-def test_a_prompt_that_continues_from_the_previous_one_could_be_generation_so_it_is_rejected():
-    def run():
-        MODEL(torch.tensor([[0, 3, 4, 5]]))
-        MODEL(torch.tensor([[0, 3, 4, 5, 6]]))
-
-    with pytest.raises(ValueError, match="begins with all of the previous one's input"):
-        selected_while(run, PositionTracker(MODEL), last_token())
-    assert selected_while(run, PositionTracker(MODEL), all_tokens()) == {0: [0, 1, 2, 3, 0, 1, 2, 3, 4]}
+@pytest.mark.parametrize(
+    ("run", "known", "positions", "message"),
+    [
+        # It could be generation without a cache.
+        (lambda: passes([0, 3, 4, 5], [0, 3, 4, 5, 6]), {}, last_token(), "begins with all of the previous"),
+        (
+            lambda: MODEL(torch.tensor([[0, 1], [0, 2]])), {"prompt_lengths": [2, 2, 2]}, last_token(),
+            "3 prompts for a pass of 2 rows",
+        ),
+        (lambda: passes([0, 1]), {"prompt_lengths": [2]}, tokens_matching("b"), r"give prompts=\[…\]"),
+        (lambda: None, {"prompt_lengths": [3, -1]}, last_token(), "prompt_lengths has -1: expected"),
+    ],
+)  # fmt: skip
+def test_unknown_ends_and_wrong_lengths_are_rejected(run, known, positions, message):
+    with pytest.raises(ValueError, match=message):
+        selected_while(run, PositionTracker(MODEL, **known), positions)
 
 
 def test_going_on_from_a_cache_that_was_filled_before_is_rejected_where_it_would_be_a_guess():
@@ -222,21 +225,11 @@ def test_going_on_from_a_cache_that_was_filled_before_is_rejected_where_it_would
         cache.freeze()
         MODEL(torch.tensor([[5, 6]]), past_kv_cache=cache)
 
-    with pytest.raises(ValueError, match="continues from a cache"):
-        selected_while(run, PositionTracker(MODEL), last_token())
-    with pytest.raises(ValueError, match="continues from a cache"):
-        selected_while(run, PositionTracker(MODEL), span(1, 5))
+    for positions in (last_token(), span(1, 5)):
+        with pytest.raises(ValueError, match="continues from a cache"):
+            selected_while(run, PositionTracker(MODEL), positions)
     assert selected_while(run, PositionTracker(MODEL, prompt_lengths=[5]), last_token()) == {0: [4]}
     assert selected_while(run, PositionTracker(MODEL), all_tokens()) == {0: [3, 4]}
-
-
-def test_a_prompt_in_two_passes_over_a_cache_keeps_its_end():
-    def run():
-        cache = new_cache(1)
-        MODEL(torch.tensor([[0, 3, 4]]), past_kv_cache=cache)
-        MODEL(torch.tensor([[5, 6]]), past_kv_cache=cache)
-
-    assert selected_while(run, PositionTracker(MODEL, prompt_lengths=[5]), span(-3, None)) == {0: [2, 3, 4]}
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -252,51 +245,13 @@ def test_passes_that_start_at_a_later_layer_are_followed(side):
     assert selected_while(run, PositionTracker(MODEL), last_token(), layer=2) == {0: [4], 1: [2]}
 
 
-def test_run_with_cache_and_passes_that_stop_early_are_followed():
-    tokens = torch.tensor([[0, 3, 4, 1, 5]])
-    assert selected_while(lambda: MODEL.run_with_cache(tokens), PositionTracker(MODEL), token(-2)) == {0: [3]}
-
-    def twice():
-        MODEL(tokens, stop_at_layer=1)
-        MODEL(tokens, stop_at_layer=1)
-
-    tracker = PositionTracker(MODEL)
-    assert selected_while(twice, tracker, last_token()) == {0: [4, 4]}
-    assert tracker.passes == 2
-
-
-def test_the_index_counts_unpadded_places():
-    tokens, mask = padded([[0, 3, 4, 1], [1, 1]], "left")
-    with PositionTracker(MODEL) as tracker, torch.no_grad():
-        MODEL(tokens, attention_mask=mask)
-        assert tracker.index.tolist() == [[0, 1, 2, 3], [-1, -1, 0, 1]]
+def test_the_index_counts_unpadded_tokens():
+    for side, second in (("left", [-1, -1, 0, 1]), ("right", [0, 1, -1, -1])):
+        tokens, mask = padded([[0, 3, 4, 1], [1, 1]], side)
+        with PositionTracker(MODEL) as tracker, torch.no_grad():
+            MODEL(tokens, attention_mask=mask)
+        assert tracker.index.tolist() == [[0, 1, 2, 3], second]
         assert [prompt.ids for prompt in tracker.prompts] == [(0, 3, 4, 1), (1, 1)]
-        tokens, mask = padded([[0, 3, 4, 1], [1, 1]], "right")
-        MODEL(tokens, attention_mask=mask)
-        assert tracker.index.tolist() == [[0, 1, 2, 3], [0, 1, -1, -1]]
-        assert [prompt.ids for prompt in tracker.prompts] == [(0, 3, 4, 1), (1, 1)]
-
-
-def test_a_prompt_of_fewer_tokens_than_none_is_rejected():
-    with pytest.raises(ValueError, match=r"prompt_lengths has -1: expected"):
-        PositionTracker(MODEL, prompt_lengths=[3, -1])
-
-
-def test_other_numbers_of_prompts_than_rows_are_rejected():
-    with pytest.raises(ValueError, match="3 prompts for a pass of 2 rows"):
-        selected_while(
-            lambda: MODEL(torch.tensor([[0, 1], [0, 2]])),
-            PositionTracker(MODEL, prompt_lengths=[2, 2, 2]),
-            last_token(),
-        )
-
-
-def test_text_is_matched_in_what_a_bare_pass_brings_and_refused_where_only_lengths_are_told():
-    tokens = torch.tensor([[0, 3, 4, 1, 4]])
-    positions = parse_positions("tokens_matching('b')")
-    assert selected_while(lambda: MODEL(tokens), PositionTracker(MODEL), positions) == {0: [2, 4]}
-    with pytest.raises(ValueError, match=r"give prompts=\[…\]"):
-        selected_while(lambda: MODEL(tokens), PositionTracker(MODEL, prompt_lengths=[5]), positions)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -311,19 +266,12 @@ def test_emoji_are_found_in_padded_rows(side):
     assert result == [1, 2, 3, 4, 0, 1, 2, 3]
 
 
-def test_the_tracker_leaves_no_hook_behind_even_where_the_pass_fails():
+def test_a_tracker_that_fails_leaves_no_hooks(monkeypatch):
+    """During a pass, or while it registers its own."""
     before = all_hooks(MODEL)
-
-    def fails():
-        raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError), PositionTracker(MODEL):
-        fails()
+        raise ZeroDivisionError
     assert all_hooks(MODEL) == before
-
-
-def test_a_tracker_that_cannot_be_set_leaves_no_hook_behind(monkeypatch):
-    before = all_hooks(MODEL)
     monkeypatch.setattr(MODEL.blocks[2], "register_forward_pre_hook", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError), PositionTracker(MODEL):
         pass

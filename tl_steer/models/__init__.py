@@ -12,12 +12,11 @@ from .backend import (
     is_hooked,
     resolve_layers,
 )
-from .bundled import EMBEDDED, ORGANISMS, embedded_folder, get_model, organism_folder
 from .chat import ChatFormat, ChatPrompt, chat_format, detected_format, prompt_label, writes_date
 from .identity import ModelIdentity, identify
 from .loading import load_hugging_face, load_model
 from .passes import exclusive
-from .sources import MODELS
+from .sources import EMBEDDED, MODELS, ORGANISMS, embedded_folder, get_model, organism_folder
 from .tokenizing import Prompt, as_prompts, token_strings, tokenize, tokenize_all
 from .weights import optimize_layout, restore_layout
 

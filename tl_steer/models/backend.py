@@ -58,9 +58,7 @@ def architecture_of(cfg: Any) -> str | None:
 def resolve_layers(layers: Layers, n_layers: int) -> tuple[int, ...]:
     """Layers as 0-based indices in the order given; `None` means all.
 
-    Raises:
-        IndexError: a layer outside −n_layers … n_layers−1.
-        ValueError: no layers, or one given twice.
+    Raises IndexError for a layer outside −n_layers … n_layers−1, ValueError for none or one given twice.
     """
     if layers is None:
         return tuple(range(n_layers))
@@ -82,8 +80,7 @@ def resolve_layers(layers: Layers, n_layers: int) -> tuple[int, ...]:
 def hook_point(model: Any, hook: str, layer: int) -> HookPoint:
     """The model's `HookPoint` of a short hook name at a resolved layer.
 
-    Raises:
-        ValueError: the hook is unknown, or this architecture lacks it; lists the hooks it has.
+    Raises ValueError if this architecture lacks the hook, with the hooks it has.
     """
     point = _find_hook_point(model, hook, layer) if hook in HOOKS else None
     if point is None:
@@ -138,12 +135,9 @@ def run(
     stop_at_layer: int | None = None,
     cache: Any = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """Residual stream of a left-padded batch after the last block, or before `stop_at_layer`; no logits.
+    """Residual stream of a left-padded batch after the last block, or before `stop_at_layer` (at least 1).
 
-    Args:
-        tokens, mask: of the new tokens only, if there is a cache.
-        stop_at_layer: at least 1.
-        cache: from `new_cache`; the new keys, values and mask are appended to it.
+    With a `cache` (from `new_cache`, appended to), `tokens` and `mask` are of the new tokens only.
     """
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
     if is_bridge(model):
@@ -161,9 +155,8 @@ def unembedded(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tens
 def unembedding(model: Any, dtype: torch.dtype, *, norm: bool = True) -> Unembedding:
     """Function from residual streams to logits, computed in `dtype`; the model is not changed.
 
-    Args:
-        norm: `False` omits the division by the length, all biases and the soft cap: a linear function, for
-            the contribution of one part of the residual stream.
+    Without `norm` it is linear, for the contribution of one part of the residual stream: no division by the
+    length, no biases, no soft cap.
     """
     if is_bridge(model):
         return bridge.unembedding(model, dtype, norm)

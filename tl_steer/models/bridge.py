@@ -13,17 +13,12 @@ from torch import Tensor, nn
 
 PROBE = 2.0**12  # a power of two, so that sums are exact, and so large that a norm's epsilon is negligible
 
-READ_ONLY = {
-    # On a bridge it is the second norm's input: a change there does not reach the skip connection.
-    "resid_mid": "Add at attn_out of the same layer does the same",
-}
+# On a bridge it is the second norm's input: a change there does not reach the skip connection.
+READ_ONLY = {"resid_mid": "Add at attn_out of the same layer does the same"}
 
 
-class _StopAtLayerError(BaseException):
-    """Leaves a forward pass with the residual stream: a Hugging Face model cannot stop at a layer.
-
-    Not an `Exception`, which code of the model might catch.
-    """
+class _StopAtLayerError(BaseException):  # not an `Exception`, which code of the model might catch
+    """Leaves a forward pass with the residual stream: a Hugging Face model cannot stop at a layer."""
 
     def __init__(self, stream: Tensor) -> None:
         self.stream = stream
@@ -57,7 +52,11 @@ def run(
     if cache is not None:
         mask = cache.mask = torch.cat([cache.mask, mask], 1)
         options = {"use_cache": True, "past_key_values": cache.keys_and_values}
-    handle = model.blocks[stop_at_layer - 1].register_forward_hook(_stop)
+
+    def stop(_module: nn.Module, _inputs: tuple, output: Any) -> None:
+        raise _StopAtLayerError(output[0] if isinstance(output, tuple) else output)
+
+    handle = model.blocks[stop_at_layer - 1].register_forward_hook(stop)
     try:
         model(tokens, attention_mask=mask.long(), return_type=None, **options)
     except _StopAtLayerError as stopped:
@@ -65,10 +64,6 @@ def run(
     finally:
         handle.remove()
     raise RuntimeError(f"block {stop_at_layer - 1} of {model.cfg.model_name} did not run in its own pass.")
-
-
-def _stop(_module: nn.Module, _inputs: tuple, output: Any) -> None:
-    raise _StopAtLayerError(output[0] if isinstance(output, tuple) else output)
 
 
 @torch.no_grad()
@@ -81,10 +76,8 @@ def unembedded(
 ) -> Float[Tensor, "batch d_vocab"]:
     """`backend.unembedded`, by the Hugging Face model's own forward pass, with its scaling and caps.
 
-    The body of the model is temporarily replaced by a function that returns the normed stream.
-
-    Args:
-        norm, head: used instead of the model's final norm and unembedding.
+    The body of the model is temporarily replaced by a function that returns the normed stream; `norm` and
+    `head` replace the model's own.
     """
     body_output = _BodyOutput((norm or model.ln_final)(stream[:, None]))
     input_ids = torch.zeros(len(stream), 1, dtype=torch.long, device=stream.device)
@@ -115,10 +108,7 @@ def _bodies(hf_model: Any) -> list[nn.Module]:
 
 @contextmanager
 def _replaced_forward(module: nn.Module, function: Callable) -> Iterator[None]:
-    """Temporarily override `module.forward`.
-
-    Set through `vars()`: the bridge's attribute access delegates to the wrapped module.
-    """
+    """Temporarily override `module.forward`, through `vars()` since a bridge delegates attributes."""
     before = vars(module).get("forward")
     vars(module)["forward"] = function
     try:
@@ -165,10 +155,7 @@ def scaled(rows: Float[Tensor, "row d_model"], weight: Tensor, centres: bool) ->
 
 
 def _linear_norm(norm: Any, d_model: int, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """A norm without its division and biases.
-
-    Measured, since a norm multiplies by its weight, by 1 + weight, or has none.
-    """
+    """A norm without its division and biases; measured, since some multiply by 1 + weight or have none."""
     device = next((weight.device for weight in norm.parameters()), torch.device("cpu"))
     level = torch.full((d_model,), PROBE, dtype=dtype, device=device)
     alternating = level.clone()
@@ -202,10 +189,7 @@ def _linear_head(model: Any, head: Any, dtype: torch.dtype) -> Callable[[Tensor]
 
 
 def is_folded(model: Any) -> bool:
-    """Whether the norms' weights were folded away, as `enable_compatibility_mode()` does.
-
-    Measured, since the bridge's config still names the norm of the Hugging Face model.
-    """
+    """Whether the norms' weights were folded away; measured, since the config still names the norm."""
     if not (model.compatibility_mode or getattr(model, "_weights_processed", False)):
         return False
     weight = getattr(model.blocks[0].ln1, "weight", None)
@@ -213,10 +197,7 @@ def is_folded(model: Any) -> bool:
 
 
 def block_weight(model: Any, layer: int, name: str) -> Tensor | None:
-    """W_O, W_Q, W_V or W_out of a block in `HookedTransformer`'s shape.
-
-    `None` if it cannot be read: packed in 4 bits, or another kind of attention or MLP.
-    """
+    """W_O, W_Q, W_V or W_out of a block in `HookedTransformer`'s shape; `None` if it cannot be read."""
     cfg, block = model.cfg, model.blocks[layer]
     if name == "W_out":
         return _matrix(getattr(getattr(block, "mlp", None), "out", None), cfg.d_mlp, cfg.d_model)

@@ -12,7 +12,6 @@ from .._util.validation import checked, short_repr, warn
 from .backend import HookedModel, architecture_of
 from .chat_template import DATE, answer_gap, depends_on_date, first_tag, render_template, space
 
-LLAMA_2_SYSTEM = "<<SYS>>\n{system}\n<</SYS>>\n\n"
 LLAMA_2_TOKENS = 32_000
 DROPPED = {
     "system": "the system message: put it in the user's turn",
@@ -27,9 +26,7 @@ NOT_VARIABLES = (
 
 
 class ChatPrompt(str):
-    """A rendered prompt with its messages; otherwise an ordinary `str`.
-
-    Text made from it (`prompt + "…"`, `prompt.strip()`) is a plain `str`.
+    """A rendered prompt with its messages; text made from it (`prompt + "…"`) is a plain `str`.
 
     Attributes:
         user: the user's message.
@@ -43,11 +40,7 @@ class ChatPrompt(str):
 
     @checked
     def __new__(
-        cls,
-        text: str,
-        user: str | None = None,
-        system: str | None = None,
-        chat: "ChatFormat | None" = None,
+        cls, text: str, user: str | None = None, system: str | None = None, chat: "ChatFormat | None" = None
     ) -> "ChatPrompt":
         """The rendered `text`; without `user` that is the message itself."""
         prompt = super().__new__(cls, text)
@@ -87,8 +80,7 @@ class ChatFormat:
             raise ValueError("kind='llama-2': expected a tokenizer with a BOS. Use model.tokenizer.")
         if self.kind == "template" and not getattr(self.tokenizer, "chat_template", None):
             raise ValueError(
-                "kind='template': expected a tokenizer with a chat_template. Set tokenizer.chat_template, or "
-                "use 'plain'."
+                "kind='template': expected a tokenizer with a chat_template. Set it, or use 'plain'."
             )
         for name, value in self.template_variables.items():
             _require_variable(self, name, value)
@@ -117,15 +109,13 @@ class ChatFormat:
                 a thinking block that cannot be closed.
         """
         if self.kind == "template":
-            text = self._render_template(user, system, answer_prefix)
+            return ChatPrompt(self._render_template(user, system, answer_prefix), user, system, self)
+        if self.kind == "llama-2":
+            head = "" if system is None else f"<<SYS>>\n{system}\n<</SYS>>\n\n"
+            text = f"{self.tokenizer.bos_token}[INST] {head}{user} [/INST]"
         else:
-            if self.kind == "llama-2":
-                head = "" if system is None else LLAMA_2_SYSTEM.format(system=system)
-                text = f"{self.tokenizer.bos_token}[INST] {head}{user} [/INST]"
-            else:
-                text = f"{user}\n" if system is None else f"{system}\n\n{user}\n"
-            text += space(text, answer_prefix) + answer_prefix
-        return ChatPrompt(text, user, system, self)
+            text = f"{user}\n" if system is None else f"{system}\n\n{user}\n"
+        return ChatPrompt(text + space(text, answer_prefix) + answer_prefix, user, system, self)
 
     def end_of_turn(self) -> str | None:
         """The token that ends the assistant's turn (`<|im_end|>`, `</s>`), if the format has one.
@@ -133,19 +123,17 @@ class ChatFormat:
         Raises:
             ValueError: the tokenizer's template is broken.
         """
-        if self.kind == "llama-2":
-            return self.tokenizer.eos_token
-        if self.kind == "plain":
-            return None
+        if self.kind != "template":
+            return self.tokenizer.eos_token if self.kind == "llama-2" else None
         turns = {"user": "question", "assistant": "answer"}
-        rendered = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
-        if "assistant" in rendered.dropped:
-            return None
-        if tag := first_tag(rendered.after("assistant")):
-            return tag
-        turns["next"] = "question"  # some templates end an assistant's turn only before the next one
-        rendered = render_template(self.tokenizer, self.template_variables, turns, prompt=False)
-        return first_tag(rendered.after("assistant"))
+        # Some templates end an assistant's turn only before the next one.
+        for each in (turns, turns | {"next": "question"}):
+            rendered = render_template(self.tokenizer, self.template_variables, each, prompt=False)
+            if "assistant" in rendered.dropped:
+                return None
+            if tag := first_tag(rendered.after("assistant")):
+                return tag
+        return None
 
     def _render_template(self, user: str, system: str | None, answer_prefix: str) -> str:
         turns = {"user": user} if system is None else {"system": system, "user": user}
@@ -236,18 +224,12 @@ def _require_variable(chat: ChatFormat, name: str, value: Any) -> None:
     elif not re.search(rf"\b{re.escape(name)}\b", str(chat.tokenizer.chat_template)):
         problem = "expected a variable that this model's chat template reads: see tokenizer.chat_template."
     else:
-        problem = _invalid_value(name, value)
-    if problem:
-        raise ValueError(f"template variable {name}={value!r:.60}: {problem}")
-
-
-def _invalid_value(name: str, value: Any) -> str:
-    problem = "expected plain values (text, numbers, lists, dicts)."
-    try:
-        json.dumps(value)
+        check, expected = json.dumps, "plain values (text, numbers, lists, dicts)"
         if name == DATE:
-            problem = 'expected a date in ISO format, as "2026-01-31".'
-            datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return problem
-    return ""
+            check, expected = datetime.fromisoformat, 'a date in ISO format, as "2026-01-31"'
+        try:
+            check(value)
+            return
+        except (TypeError, ValueError):
+            problem = f"expected {expected}."
+    raise ValueError(f"template variable {name}={value!r:.60}: {problem}")

@@ -38,39 +38,35 @@ def render_template(
 ) -> Rendered:
     """Render one message per role; content is text or, where that loses a message, a list with one text part.
 
+    Raises ValueError if the template is broken, or rejects the conversation.
+
     Args:
         turns: message by role; "next" is a second message of the user, after the assistant's.
         prompt: end with the template's generation prompt.
-
-    Raises:
-        ValueError: the template is broken, or rejects the conversation.
     """
-    rendered = error = None
+    outcomes: list[Rendered | ValueError] = []
     for as_parts in (False, True):
         try:
-            result = _rendered(tokenizer, variables, turns, prompt, as_parts)
-        except ValueError as raised:
-            error = error or raised
+            outcomes.append(_rendered(tokenizer, variables, turns, prompt, as_parts))
+        except ValueError as error:
+            outcomes.append(error)
             continue
-        if not result.dropped:
-            return result
-        rendered = rendered or (result if error is None else None)
-    if rendered is None:
-        raise error
-    return rendered
+        if not outcomes[-1].dropped:
+            return outcomes[-1]
+    if isinstance(outcomes[0], ValueError):
+        raise outcomes[0]
+    return outcomes[0]
 
 
 def answer_gap(tail: str, lead: str | None, answer_prefix: str) -> str:
     """The text between a generation prompt and an answer: completes headers, closes thinking blocks.
 
+    Raises ValueError if that is unknown: the prompt leaves a thinking block or text of its own open.
+
     Args:
         tail: the rendered prompt after the user's message.
         lead: the text that the template writes between the user's message and an answer; `None` if it drops
             answers.
-
-    Raises:
-        ValueError: an open thinking block has no known closing tag, or the prompt ends in text that the
-            template does not write before an answer.
     """
     known = lead is not None and lead.startswith(tail)
     gap = lead[len(tail) :] if known else ""

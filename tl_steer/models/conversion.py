@@ -27,13 +27,9 @@ def converted(
 ) -> HookedTransformer:
     """Convert a model, with the processing steps that do not change its predictions.
 
-    Args:
-        name: TransformerLens's name, if there is no `hf_model`.
-        hf_model: not changed; `None` for models that were trained for TransformerLens.
-        n_devices: over how many GPUs the layers are spread.
+    Without an `hf_model`, which is not changed, `name` is that of a model trained for TransformerLens.
 
-    Raises:
-        ValueError: an architecture that TransformerLens would convert wrongly, or too few GPUs.
+    Raises ValueError for an architecture that TransformerLens would convert wrongly, or too few GPUs.
     """
     if n_devices < 1 or (n_devices > 1 and torch.device(device).type != "cuda"):
         raise ValueError(f"n_devices={n_devices} on {device!r}: expected 1 or more CUDA devices.")
@@ -132,8 +128,7 @@ def _build(cfg: HookedTransformerConfig, weights: dict, steps: Mapping[str, bool
 def spread(model: HookedTransformer) -> None:
     """Put each module on the device where a forward pass has the residual stream; in place.
 
-    TransformerLens's `move_model_modules_to_device` takes whichever GPU is emptiest, while its passes go
-    through the GPUs in order, and so raises with several.
+    TransformerLens's `move_model_modules_to_device` takes the emptiest GPU, its passes take them in order.
     """
     devices = [get_device_for_block_index(layer, model.cfg) for layer in range(model.cfg.n_layers)]
     for block, device in zip(model.blocks, devices, strict=True):

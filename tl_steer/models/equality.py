@@ -47,9 +47,7 @@ def difference(values: Float[Tensor, "pos d_vocab"], expected: Float[Tensor, "po
 
 @contextmanager
 def reference(hf_model: Any, *, rounded_buffers: bool = False) -> Iterator[None]:
-    """Run a Hugging Face model as an oracle: evaluation mode, and the attention that has soft caps.
-
-    On exit the model is as before.
+    """Run a Hugging Face model as an oracle until exit: evaluation mode, attention that has soft caps.
 
     Args:
         rounded_buffers: leave buffers as they are. `.to(torch.bfloat16)` rounds rotary frequencies and the
@@ -88,32 +86,24 @@ def _exact_buffers(hf_model: Any) -> Iterator[tuple[nn.Module, str, Tensor]]:
 @contextmanager
 def in_float32(hf_model: Any) -> Iterator[None]:
     """Compute in float32, module by module: a module's own weights are converted while it runs."""
-
     dtypes = {weight: weight.dtype for weight in hf_model.parameters() if weight.is_floating_point()}
 
-    def enter(module: nn.Module, _inputs: Any) -> None:
+    def convert(module: nn.Module, _inputs: Any, *output: Any) -> None:  # output: after the module
         for weight in dtypes.keys() & set(module.parameters(recurse=False)):
-            weight.data = weight.data.float()
-
-    def leave(module: nn.Module, _inputs: Any, _output: Any) -> None:
-        for weight in dtypes.keys() & set(module.parameters(recurse=False)):
-            weight.data = weight.data.to(dtypes[weight])
+            weight.data = weight.data.to(dtypes[weight] if output else torch.float32)
 
     with ExitStack() as stack:
         for module in hf_model.modules():
             if module._parameters:
-                stack.callback(module.register_forward_pre_hook(enter).remove)
-                stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+                stack.callback(module.register_forward_pre_hook(convert).remove)
+                stack.callback(module.register_forward_hook(convert, always_call=True).remove)
         yield
 
 
 def shortfall(model: Any, hf_model: Any, float32_twin: Callable[[Any], Any]) -> str:
     """Why a converted model does not compute what the Hugging Face model does; "" if it does.
 
-    Args:
-        model: the converted model, in any dtype.
-        hf_model: the model it was converted from.
-        float32_twin: converts a Hugging Face model in float32, for models in half precision.
+    For models in half precision, `float32_twin` converts a Hugging Face model in float32.
     """
     length = probe(hf_model).shape[1]
     if problem := beyond_probe(hf_model.config.get_text_config(), model.cfg, length):

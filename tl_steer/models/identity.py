@@ -1,6 +1,5 @@
 """Identify the model that a vector belongs to, from the model itself."""
 
-import functools
 import hashlib
 import itertools
 import json
@@ -39,8 +38,8 @@ class ModelIdentity:
             measured on `W_E`), or "scalar" (by one mean of all entries; measured on `W_O`).
         tokenizer: digest of the vocabulary, "" without a tokenizer; not compared.
         fingerprint: fixed entries of the first, middle and last block: 256 of `W_O`, 96 of `W_Q`, 96 of `W_V`
-            and 64 of `W_out`, up to the first weight that cannot be read (a mixture of experts has no
-            `W_out`); () if none can (4-bit). Older files have those of `W_O` only.
+            and 64 of `W_out`, up to the first weight that cannot be read (experts have no `W_out`); () if
+            none can (4-bit). Older files have those of `W_O` only.
     """
 
     __pydantic_config__: ClassVar = {"strict": True, "extra": "forbid"}
@@ -61,16 +60,13 @@ class ModelIdentity:
     def require(
         self, other: "ModelIdentity", *, force: bool = False, what: str = "this vector", hint: str = ""
     ) -> None:
-        """Raise if `other` is not this model.
+        """Raise ModelMismatchError if `other`, the model in use, has other shapes, processing or weights.
 
         Args:
             other: the identity of the model in use.
             force: accept other weights of the same shapes and processing.
             what: the object that belongs to this model, for the message.
             hint: added to the message if only the weights differ.
-
-        Raises:
-            ModelMismatchError: shapes or processing differ, or (without `force`) the weights do.
         """
         differences = [
             f"{name}: {getattr(self, name)} against {getattr(other, name)}"
@@ -111,10 +107,10 @@ class ModelIdentity:
         Raises:
             ValueError: a key is missing or unknown, or a value is not valid.
         """
-        from pydantic import ValidationError
+        from pydantic import TypeAdapter, ValidationError
 
         try:
-            return _adapter().validate_json(text)
+            return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
@@ -135,19 +131,9 @@ class ModelIdentity:
         return [part for part in values.tensor_split(ends) if len(part)]
 
 
-@functools.cache
-def _adapter() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(ModelIdentity)
-
-
 @checked
 def identify(model: HookedModel) -> ModelIdentity:
-    """The identity of any TransformerLens model, however it was loaded.
-
-    A bridge has the identity of the `HookedTransformer` with the same weights.
-    """
+    """The identity of any TransformerLens model; a bridge has that of the `HookedTransformer` it equals."""
     cfg, revision, folded = model.cfg, getattr(model, "revision", None), False
     if is_bridge(model):
         revision = getattr(getattr(model.original_model, "config", None), "_commit_hash", None)
@@ -178,7 +164,16 @@ def _is_scalar_centred(model: Any) -> bool:
     """
     if model.cfg.normalization_type not in ("LN", "LNPre"):  # the processing step needs a LayerNorm
         return False
-    return all(_has_zero_mean(_block_weight(model, layer, "W_O")) for layer in set(_fixed_layers(model)))
+    for layer in set(_fixed_layers(model)):
+        weight = _block_weight(model, layer, "W_O")
+        if weight is None or not weight.is_floating_point() or weight.is_meta:
+            return False
+        rounding = 1e-7 + 4 * torch.finfo(weight.dtype).eps / weight.numel() ** 0.5
+        # Row means on the weight's device, which may lack float64.
+        mean, size = (each.float().mean(-1).cpu().double().mean() for each in (weight, weight.abs()))
+        if not mean.abs() < rounding * size:
+            return False
+    return True
 
 
 def _fixed_layers(model: Any) -> tuple[int, int, int]:
@@ -186,23 +181,10 @@ def _fixed_layers(model: Any) -> tuple[int, int, int]:
     return 0, last // 2, last
 
 
-def _has_zero_mean(weight: Tensor | None) -> bool:
-    if weight is None or not weight.is_floating_point() or weight.is_meta:
-        return False
-    rounding = 1e-7 + 4 * torch.finfo(weight.dtype).eps / weight.numel() ** 0.5
-    # Row means on the weight's device, which may lack float64.
-    mean, size = (each.float().mean(-1).cpu().double().mean() for each in (weight, weight.abs()))
-    return bool(mean.abs() < rounding * size)
-
-
 def _fingerprint(model: Any) -> tuple[float, ...]:
-    values: list[float] = []
-    for name, count in FINGERPRINT_PARTS.items():
-        entries = _entries(model, name, count)
-        if not entries:
-            break
-        values += entries
-    return tuple(float(f"{value:.6g}") for value in values)
+    parts = (_entries(model, name, count) for name, count in FINGERPRINT_PARTS.items())
+    readable = itertools.takewhile(bool, parts)  # up to the first weight that cannot be read
+    return tuple(float(f"{value:.6g}") for value in itertools.chain.from_iterable(readable))
 
 
 def _entries(model: Any, name: str, count: int) -> list[float]:

@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -13,11 +14,10 @@ import torch
 
 from .._util.validation import checked, warn
 from .backend import BACKENDS, DEFAULT_BACKEND, HookedTransformer
-from .bundled import EMBEDDED, record_comparison, was_compared
 from .chat import begins_with_bos, detected_format
 from .equality import cause_of, fits, shortfall, unusual_settings
 from .passes import exclusive
-from .sources import Source, fetch, merge_adapters
+from .sources import EMBEDDED, Source, fetch, record_comparison, was_compared
 from .weights import SCALAR_CENTRING, optimize_layout, processing_steps
 from .wrapping import load_bridge, require_in_memory, wrapped
 
@@ -44,15 +44,12 @@ def load_model(
 ) -> Any:
     """Load a `HookedTransformer` or `TransformerBridge` whose activations equal the Hugging Face model's.
 
-    The model is compared with the Hugging Face model on up to 320 tokens before it is returned: a setting
-    that TransformerLens's conversion drops (a rotary scaling, a bias, a window) is an error.
-
-    If the chat format brings its own BOS and the tokenizer adds none, `model.cfg.default_prepend_bos` is set
-    to False, so that `model.to_tokens` and `model.generate` do not add a second one.
+    The two are compared on up to 320 tokens first: a setting that TransformerLens's conversion drops (rotary
+    scaling, a bias, a window) is an error. If the chat format has its own BOS and the tokenizer adds none,
+    `model.cfg.default_prepend_bos` is False: `model.to_tokens` and `model.generate` add no second one.
 
     Args:
-        name: a name of `MODELS`, any name TransformerLens knows, or a local Hugging Face folder. With
-            `hf_model` it only names the model.
+        name: of `MODELS`, known to TransformerLens, or a Hugging Face folder; with `hf_model` only a label.
         backend: "hooked" (TransformerLens 3; the shared engine needs it) or "bridge" (any model transformers
             loads, in whole passes; the default with TransformerLens 4, which has nothing else).
         dtype: of the weights; by default that of `hf_model`, else float32; "auto" is that of the files.
@@ -64,17 +61,16 @@ def load_model(
         tokenizer: used instead of the model's own; copied, not changed.
         processing: `False` leaves the weights as they are, so that a vector means the same elsewhere; `True`
             is TransformerLens's usual folding and centring; a mapping sets each by TransformerLens's name, or
-            "scalar_centring" (backend "hooked" only), what the study did to gpt2-xl: from each embedding, and
-            from each weight and bias that writes to the residual stream, its one mean over all entries is
-            subtracted. Logits stay the same, the residual stream and vectors do not. Steps that would change
-            an architecture's predictions are left out and logged.
+            "scalar_centring" (backend "hooked" only), the study's change of gpt2-xl: its one mean over all
+            entries is subtracted from each embedding and from each weight and bias that writes to the
+            residual stream. Logits stay the same, the residual stream and vectors do not. Steps that would
+            change an architecture's predictions are left out and logged.
         layout: store a `HookedTransformer`'s weights with the strides its components need: decode steps are
             two to three times faster, numbers the same. `safetensors.save_file(model.state_dict())` then
             needs `restore_layout(model)` first.
         n_devices: number of GPUs for a `HookedTransformer`'s layers, the first ones on `device`; conditions
             are then run in whole passes. For a bridge pass an `hf_model` with a `device_map` instead.
-        trust_remote_code: run Python code that comes with the model's files. It can do whatever you can: read
-            it first.
+        trust_remote_code: run Python code that comes with the model's files: read it first.
         check: compare with the Hugging Face model. In half precision two float32 copies are compared if
             memory allows, else the difference may be three times that of half precision itself.
 
@@ -119,10 +115,9 @@ def load_hugging_face(
 ) -> tuple[Any, Any]:
     """The Hugging Face model and tokenizer that `load_model` starts from, on the CPU.
 
-    Either may be `None`: a model trained for TransformerLens, a folder without a tokenizer.
-    Arguments and errors are those of `load_model`; the names that are known depend on `backend`.
+    Either may be `None`: a model trained for TransformerLens, a folder without a tokenizer. Arguments and
+    errors are those of `load_model`; the names that are known depend on `backend`.
     """
-    _check_backend(backend)
     source = _source(name, None, backend, dtype, trust_remote_code)
     return None if source.hf_model is None else source.hf_model.eval(), source.tokenizer
 
@@ -130,33 +125,7 @@ def load_hugging_face(
 def _source(
     name: str | Path, hf_model: Any, backend: str, dtype: torch.dtype | str | None, trust_remote_code: bool
 ) -> Source:
-    """The user's `hf_model`, prepared, or the model of this name."""
-    if hf_model is None:
-        fetched_dtype = "auto" if dtype == "auto" else _dtype(dtype) or torch.float32
-        return fetch(name, fetched_dtype, backend, trust_remote_code)
-    hf_model = merge_adapters(hf_model)
-    require_in_memory(hf_model, str(name))
-    if name == EMBEDDED:  # the default
-        name = hf_model.config.name_or_path or type(hf_model).__name__
-    return Source(str(name), hf_model)
-
-
-def _steps(processing: bool | Mapping[str, bool], backend: str, n_devices: int) -> dict[str, bool]:
-    """The processing steps of a valid backend.
-
-    Raises:
-        ValueError: an unknown backend or step, or an option that the backend does not have.
-    """
-    _check_backend(backend)
-    if backend == "bridge" and n_devices != 1:
-        raise ValueError("n_devices is for backend='hooked': give a bridge an hf_model with a device_map.")
-    steps = processing_steps(processing)
-    if backend == "bridge" and steps.pop(SCALAR_CENTRING):
-        raise ValueError(f"processing: {SCALAR_CENTRING} is for backend='hooked' only.")
-    return steps
-
-
-def _check_backend(backend: str) -> None:
+    """The user's `hf_model` or the model of this name, with adapters merged."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; there are {' and '.join(map(repr, BACKENDS))}.")
     if backend == "hooked" and HookedTransformer is None:
@@ -164,6 +133,57 @@ def _check_backend(backend: str) -> None:
             "backend 'hooked' is a HookedTransformer, which TransformerLens 4 no longer has: use "
             "backend='bridge', the default there, or install 'transformer-lens<4'."
         )
+    if hf_model is None:
+        fetched_dtype = "auto" if dtype == "auto" else _dtype(dtype) or torch.float32
+        source = fetch(name, fetched_dtype, backend, trust_remote_code)
+        return source if source.hf_model is None else replace(source, hf_model=_merged(source.hf_model))
+    hf_model = _merged(hf_model)
+    require_in_memory(hf_model, str(name))
+    if name == EMBEDDED:  # the default
+        name = hf_model.config.name_or_path or type(hf_model).__name__
+    return Source(str(name), hf_model)
+
+
+def _merged(hf_model: Any) -> Any:
+    """The model with peft's adapters merged into a copy of its weights, and without torch.compile.
+
+    Raises ValueError for adapters that cannot be merged (prompt or prefix tuning, several types).
+    """
+    hf_model = getattr(hf_model, "_orig_mod", hf_model)
+    if not any(type(module).__module__.startswith("peft.") for module in hf_model.modules()):
+        return hf_model
+    try:
+        merged = copy.deepcopy(hf_model)
+        return merged.merge_and_unload() if hasattr(merged, "merge_and_unload") else _merge_injected(merged)
+    except Exception as error:
+        raise ValueError(
+            f"this {type(hf_model).__name__} has adapters that cannot be merged into its weights ({error}): "
+            "expected LoRA or similar adapters. Pass the base model, or merge them yourself."
+        ) from error
+
+
+def _merge_injected(hf_model: Any) -> Any:
+    """Merge adapters that transformers' `add_adapter` injected, and restore the plain layers; in place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: layer for name, layer in hf_model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    if not layers:
+        raise ValueError("it has no tuner layers")
+    for name, layer in layers.items():
+        layer.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(hf_model.get_submodule(parent), child, layer.get_base_layer())
+    hf_model._hf_peft_config_loaded = False
+    return hf_model
+
+
+def _steps(processing: bool | Mapping[str, bool], backend: str, n_devices: int) -> dict[str, bool]:
+    if backend == "bridge" and n_devices != 1:
+        raise ValueError("n_devices is for backend='hooked': give a bridge an hf_model with a device_map.")
+    steps = processing_steps(processing)
+    if backend == "bridge" and steps.pop(SCALAR_CENTRING):
+        raise ValueError(f"processing: {SCALAR_CENTRING} is for backend='hooked' only.")
+    return steps
 
 
 def _load_hooked(source: Source, dtype: torch.dtype | None, *, check: bool, **options: Any) -> Any:
@@ -225,11 +245,7 @@ def _inconvertible(hf_model: Any, reason: str) -> ValueError:
 
 
 def _device(device: torch.device | str | None) -> str:
-    """The device's name; checks that it exists.
-
-    Raises:
-        ValueError: a device that torch does not know, or that this machine lacks.
-    """
+    """The device's name, after a check that it exists."""
     if device is None or str(device) == "auto":
         if torch.cuda.is_available():
             return "cuda"
@@ -243,18 +259,16 @@ def _device(device: torch.device | str | None) -> str:
     counts = {"cuda": torch.cuda.device_count, "mps": lambda: int(torch.backends.mps.is_available())}
     count = counts.get(requested.type, lambda: inf)()
     if (requested.index or 0) >= count:
-        raise ValueError(
-            f"device='{device}' is not there: torch finds {count} of the kind {requested.type!r}."
-        )
+        raise ValueError(f"device='{device}' is not there: torch finds {count} {requested.type!r} devices.")
     return str(device)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     """The torch dtype; `None` for "auto"."""
-    if dtype == "auto":
+    if dtype in (None, "auto"):
         return None
     resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not isinstance(resolved, torch.dtype):
+    if not isinstance(resolved, torch.dtype):
         raise ValueError(f"dtype {dtype!r} is unknown; use 'float32', 'bfloat16', 'float16' or 'auto'.")
     return resolved
 

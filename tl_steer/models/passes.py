@@ -31,17 +31,13 @@ _waiting: dict[threading.Thread, nn.Module] = {}
 
 @contextmanager
 def exclusive(model: Any, *, evaluation: bool = True) -> Iterator[None]:
-    """Keep other threads from running a model, with every module of it in evaluation mode.
+    """Keep other threads from running a model, with every module of it in evaluation mode until exit.
 
     Other threads that enter this for the same model, or for another bridge around the same Hugging Face
-    model, wait; the thread that holds it may enter again. On exit each module's mode is restored.
-
-    Args:
-        model: a `HookedTransformer`, a `TransformerBridge`, or a Hugging Face model.
-        evaluation: `False` leaves the modes as they are.
+    model, wait; the same thread may enter again. `evaluation=False` leaves the modes as they are.
 
     Raises:
-        RuntimeError: the other thread waits for a model that this one holds.
+        RuntimeError: the other thread waits for a model that this one has.
     """
     module = model.original_model if is_bridge(model) else model
     _acquire(module)
@@ -100,21 +96,13 @@ def _require_no_deadlock(holder: threading.Thread, current: threading.Thread) ->
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """The inputs of one pass of a model.
-
-    Attributes:
-        rows, slots: its shape, padding included.
-        past: number of cached slots before it.
-        mask: which cached and new slots hold a token; `None` if the caller gave none.
-        tokens: the ids; `None` if the pass began after the embedding.
-        device: of the residual stream.
-    """
+    """The inputs of one pass of a model: rows × slots, padding included, after `past` cached slots."""
 
     rows: int
     slots: int
     past: int
     mask: Int[Tensor, "batch all"] | Bool[Tensor, "batch all"] | Float[Tensor, "batch all"] | None
-    tokens: Int[Tensor, "batch pos"] | None
+    tokens: Int[Tensor, "batch pos"] | None  # None if the pass began after the embedding
     device: torch.device
 
 
@@ -145,7 +133,10 @@ def _watch_hooked(model: Any, begin: Begin) -> Iterator[Any]:
             nonlocal tokens, last_block
             if number <= last_block or last_block == -1:
                 stream = inputs[0] if inputs else kwargs["resid_pre"]
-                begin(_hooked_pass(stream, kwargs, tokens))
+                entry = kwargs.get("past_kv_cache_entry")
+                past = 0 if entry is None else entry.past_keys.shape[1]
+                ids = tokens if tokens is not None and tokens.shape == stream.shape[:2] else None
+                begin(ForwardPass(*stream.shape[:2], past, kwargs.get("attention_mask"), ids, stream.device))
                 tokens = None
             last_block = number
 
@@ -154,15 +145,6 @@ def _watch_hooked(model: Any, begin: Begin) -> Iterator[Any]:
     yield model.embed.register_forward_pre_hook(at_embedding)
     for number, block in enumerate(model.blocks):
         yield block.register_forward_pre_hook(at_block(number), with_kwargs=True)
-
-
-def _hooked_pass(stream: Tensor, kwargs: dict, tokens: Tensor | None) -> ForwardPass:
-    rows, slots = stream.shape[:2]
-    entry = kwargs.get("past_kv_cache_entry")
-    past = 0 if entry is None else entry.past_keys.shape[1]
-    if tokens is not None and tokens.shape != (rows, slots):
-        tokens = None
-    return ForwardPass(rows, slots, past, kwargs.get("attention_mask"), tokens, stream.device)
 
 
 def _watch_bridge(model: Any, begin: Begin) -> Iterator[Any]:

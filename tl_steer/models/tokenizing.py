@@ -23,14 +23,12 @@ def tokenize(model: HookedModel, text: Prompt, *, bos: bool | None = None) -> li
     (a rendered chat prompt). Lists of ids are checked and returned.
 
     Args:
-        model: with a tokenizer if `text` is a string. The tokenizer of a model that TransformerLens booted
-            adds a BOS to everything; `load_model` keeps the tokenizer as it is.
+        model: of `load_model`; loaded by TransformerLens, its tokenizer adds a BOS to everything.
         text: a string, or token ids.
         bos: `None` leaves it to the tokenizer; `True` puts exactly one BOS in front, `False` none.
 
     Raises:
-        ValueError: no tokens, more than the model's context, an id outside the vocabulary, or a string
-            for a model without a tokenizer.
+        ValueError: no tokens, more than the context, an id outside the vocabulary, or no tokenizer.
     """
     ids = encode(model, text, bos) if isinstance(text, str) else [int(token) for token in text]
     if not ids:
@@ -72,13 +70,7 @@ def as_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
 
 
 def tokenize_all(model: Any, prompts: Prompt | Iterable[Prompt]) -> list[list[int]]:
-    """`tokenize` for a list of prompts, or for a single one.
-
-    Raises:
-        ValueError: no prompts, or an error of `tokenize`.
-
-    Warns if rows of ids of one length, as of a tensor, seem to be padded.
-    """
+    """`tokenize` for a list of prompts, or for a single one; warns if rows of ids seem to be padded."""
     prompts = as_prompts(prompts)
     if not prompts:
         raise ValueError("no prompts given; pass a list with at least one.")
@@ -91,8 +83,7 @@ def tokenize_all(model: Any, prompts: Prompt | Iterable[Prompt]) -> list[list[in
 def warn_of_padding(model: Any, rows: Sequence[Sequence[int]], *, completions: bool = False) -> None:
     """Warn if rows of one length begin or end with padding, which would be read as text.
 
-    One pad token is enough, unless it is the BOS or EOS too: then two, or runs of unequal length (for
-    completions, which may end in an EOS or not, only two).
+    One pad token is enough. If it is the BOS or EOS: two, or (not in completions) runs of unequal length.
     """
     tokenizer = model.tokenizer
     pad = getattr(tokenizer, "pad_token_id", None)

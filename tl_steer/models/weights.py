@@ -37,18 +37,12 @@ _digests = WeakIdKeyDictionary()  # by weight: its digest, and its state when it
 
 
 def processing_steps(processing: bool | Mapping[str, bool]) -> dict[str, bool]:
-    """Each processing step, and whether it was requested.
-
-    Raises:
-        ValueError: an unknown step, or two kinds of centring.
-    """
+    """Each processing step, and whether it was requested."""
     chosen = (USUAL_PROCESSING if processing else {}) if isinstance(processing, bool) else dict(processing)
     if unknown := set(chosen) - set(PROCESSING):
         raise ValueError(f"unknown processing {sorted(unknown)}: expected any of {', '.join(PROCESSING)}.")
     if chosen.get(SCALAR_CENTRING) and chosen.get("center_writing_weights"):
-        raise ValueError(
-            f"processing: {SCALAR_CENTRING} and center_writing_weights are two kinds of centring: give one."
-        )
+        raise ValueError(f"processing: {SCALAR_CENTRING} or center_writing_weights: expected at most one.")
     return {step: bool(chosen.get(step, False)) for step in PROCESSING}
 
 
@@ -74,12 +68,9 @@ def possible_steps(steps: Mapping[str, bool], cfg: Any) -> dict[str, bool]:
         # Only a LayerNorm removes a constant added to the residual stream.
         SCALAR_CENTRING: post_norm or shortformer or cfg.normalization_type not in ("LN", "LNPre"),
     }
-    if left_out := sorted(step for step, never in impossible.items() if never and steps.get(step)):
-        logger.warning(
-            "%s cannot have %s: left out, since its predictions would change; see identify(model)",
-            cfg.model_name,
-            ", ".join(left_out),
-        )
+    if left_out := ", ".join(sorted(step for step in impossible if impossible[step] and steps.get(step))):
+        message = "%s cannot have %s: left out, since its predictions would change; see identify(model)"
+        logger.warning(message, cfg.model_name, left_out)
     return {step: chosen and not impossible[step] for step, chosen in steps.items()}
 
 
@@ -99,12 +90,10 @@ def centre_by_scalars(weights: MutableMapping[str, Tensor]) -> None:
 def optimize_layout(model: Any) -> None:
     """Store weights with the strides that components rearrange them to on every call; in place.
 
-    `HookedTransformer` 3.9 transposes and copies W_Q, W_K, W_V, W_O, W_U and the weights of gated MLPs each
-    time they run, which is most of a decode step. With these strides the copies are views: shapes, names and
-    values stay, logits are equal to the bit. `load_model` does this.
-
-    `safetensors.save_file(model.state_dict())` then needs `.contiguous()` on each tensor, or
-    `restore_layout(model)` first. `load_state_dict(assign=True)` undoes it: slower, never wrong.
+    `HookedTransformer` 3.9 copies W_Q, W_K, W_V, W_O, W_U and the weights of gated MLPs each time they run,
+    which is most of a decode step. With these strides the copies are views; logits are equal to the bit.
+    `safetensors.save_file(model.state_dict())` then needs `restore_layout(model)` first.
+    `load_state_dict(assign=True)` undoes it: slower, never wrong.
     """
     for weight, order in _copied_weights(model):
         inverse = torch.tensor(order).argsort().tolist()
@@ -126,11 +115,10 @@ def _copied_weights(model: Any) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]
 
     components = ((AbstractAttention, _ATTENTION), (GatedMLP, _GATED_MLP), (Unembed, _UNEMBED))
     for module in model.modules():
-        for component, orders in components:
-            if isinstance(module, component):
-                for name, weight in module.named_parameters(recurse=False):
-                    if name in orders and weight.is_floating_point():
-                        yield weight, orders[name]
+        orders = next((orders for component, orders in components if isinstance(module, component)), {})
+        for name, weight in module.named_parameters(recurse=False):
+            if name in orders and weight.is_floating_point():
+                yield weight, orders[name]
 
 
 def weight_digests(model: Any) -> dict[str, str]:

@@ -25,10 +25,9 @@ def load_bridge(
     check: bool,
     copy_changed: bool,
 ) -> Any:
-    """A checked bridge in this dtype and on this device, with its weights processed.
+    """A checked bridge, with its weights processed; `None` leaves the model's dtype or device.
 
     Args:
-        dtype, device: `None` leaves them as they are. A model with a `device_map` stays on its devices.
         copy_changed: copy the model if its weights would change, because they are the user's.
     """
     changes: dict[str, Any] = {} if dtype in (None, hf_model.dtype) else {"dtype": dtype}
@@ -55,10 +54,7 @@ def wrapped(hf_model: Any, name: str, *, check: bool = True) -> Any:
     """Wrap a Hugging Face model in a `TransformerBridge`; the model is not copied.
 
     Some bridges do not compute what the model computes (Cohere's of 3.9 is off by half a logit), or not in a
-    decode step with a cache (MPT's, Mamba's). `check` compares logits on probe tokens before and after.
-
-    Raises:
-        ValueError: TransformerLens has no bridge for the architecture, or its bridge changes the logits.
+    decode step with a cache (MPT's, Mamba's): `check` raises ValueError if logits on probe tokens change.
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
@@ -73,27 +69,22 @@ def wrapped(hf_model: Any, name: str, *, check: bool = True) -> Any:
     except Exception as error:
         raise ValueError(f"TransformerLens's bridge cannot run {architecture}: {cause_of(error)}.") from error
     model.cfg.n_devices = max(1, len(set((getattr(hf_model, "hf_device_map", None) or {}).values())))
-    if check and (problem := _problem(lambda: after, before, hf_model.dtype)):
-        raise ValueError(
-            f"TransformerLens's bridge changes what {architecture} computes: {problem}. "
-            "Use backend='hooked', or another version of TransformerLens."
-        )
-    if check and (problem := _problem(lambda: _decode_step(model, tokens), before[-1:], hf_model.dtype)):
+    if not check:
+        return model
+    hint = "Use backend='hooked', or another version of TransformerLens."
+    if problem := _problem(lambda: after, before, hf_model.dtype):
+        raise ValueError(f"TransformerLens's bridge changes what {architecture} computes: {problem}. {hint}")
+    if problem := _problem(lambda: _decode_step(model, tokens), before[-1:], hf_model.dtype):
         raise ValueError(
             f"TransformerLens's bridge cannot run {architecture} a token at a time with cached keys and "
-            f"values, as generation does: {problem}. Use backend='hooked' if possible, or another version "
-            "of TransformerLens."
+            f"values, as generation does: {problem}. {hint}"
         )
     return model
 
 
 @torch.no_grad()
 def process(model: Any, steps: Mapping[str, bool]) -> None:
-    """Apply TransformerLens's processing to a bridge's weights, in place.
-
-    Raises:
-        ValueError: it fails on this architecture, or the model then fails or predicts something else.
-    """
+    """Apply TransformerLens's processing to a bridge's weights, in place; predictions must stay the same."""
     tokens = probe(model.original_model)
 
     def log_probabilities() -> Float[Tensor, "pos d_vocab"]:

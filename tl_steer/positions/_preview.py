@@ -4,8 +4,6 @@ import html
 import unicodedata
 from dataclasses import dataclass
 
-import torch
-
 from .._util.validation import checked
 from ..models import HookedModel, Prompt, token_strings, tokenize
 from .selectors import Positions, PromptTokens
@@ -29,12 +27,9 @@ class TokenPreview:
     selected: tuple[bool, ...]
 
     def __str__(self) -> str:
-        texts = map(_printable, self.tokens)
-        marked = [
-            f"[{text}]" if is_selected else text
-            for text, is_selected in zip(texts, self.selected, strict=True)
-        ]
-        return f"{self._title()}\n{''.join(marked)}"
+        pairs = zip(map(_printable, self.tokens), self.selected, strict=True)
+        marked = "".join(f"[{text}]" if is_selected else text for text, is_selected in pairs)
+        return f"{self._title()}\n{marked}"
 
     __repr__ = __str__
 
@@ -56,14 +51,12 @@ class TokenPreview:
 
 def _printable(text: str) -> str:
     """With a code point for each character that would control a terminal or the text direction."""
-    return "".join(map(_printable_character, text))
 
+    def is_control(sign: str) -> bool:
+        return unicodedata.category(sign) in ("Cc", "Cs") or unicodedata.bidirectional(sign) in BIDIRECTIONAL
 
-def _printable_character(sign: str) -> str:
-    if sign == "\n":
-        return "⏎"
-    controls = unicodedata.category(sign) in ("Cc", "Cs") or unicodedata.bidirectional(sign) in BIDIRECTIONAL
-    return f"<U+{ord(sign):04X}>" if controls and sign != "\t" else sign
+    shown = (f"<U+{ord(sign):04X}>" if is_control(sign) and sign not in "\n\t" else sign for sign in text)
+    return "".join(shown).replace("\n", "⏎")
 
 
 @checked
@@ -77,4 +70,4 @@ def preview(model: HookedModel, prompt: Prompt, positions: Positions) -> TokenPr
     """
     ids = tokenize(model, prompt)
     mask = positions.select(PromptTokens(len(ids), tuple(ids), model.tokenizer))
-    return TokenPreview(positions, tuple(token_strings(model, ids)), tuple(torch.as_tensor(mask).tolist()))
+    return TokenPreview(positions, tuple(token_strings(model, ids)), tuple(mask.tolist()))

@@ -32,13 +32,9 @@ from ..models import HookedModel
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """A prompt's unpadded token ids, and their tokenizer.
+    """A prompt's unpadded token ids, `None` if only their `length` is known, and their tokenizer.
 
-    Attributes:
-        length: number of tokens.
-        ids: the tokens, or `None` if only the length is known.
-        tokenizer: needed by positions that match text.
-        number: which of the caller's prompts it is, for messages.
+    `number` says which of the caller's prompts it is, for messages.
     """
 
     length: int
@@ -193,9 +189,7 @@ def current_token() -> Positions:
 
 @checked
 def token(i: int) -> Positions:
-    """One token of the prompt, by its index `i`: `token(0)` is the first id, BOS included.
-
-    Negatives count from the prompt's end.
+    """The prompt's token at index `i`: `token(0)` is the first id, BOS included; −1 is the last.
 
     Raises:
         ValueError: `i` is not a whole number.
@@ -268,7 +262,7 @@ def _whole_number(index: int) -> int:
 
 
 def _not_empty(text: str) -> str:
-    if not isinstance(text, str) or not text:
+    if not text:
         raise ValueError(f"positions that match {text!r}: expected a text that is not empty.")
     return text
 
@@ -284,10 +278,7 @@ _FUNCTIONS: dict[str, Callable[..., Positions]] = {
 
 @checked
 def parse_positions(text: str) -> Positions:
-    """Parse positions from text: `"last_token() | generated_tokens()"`.
-
-    Args:
-        text: calls of this module's functions with literal arguments, combined with `|`, `&`, `~`.
+    """Parse positions from `text`: `"last_token() | generated_tokens()"`, with literal arguments.
 
     Raises:
         ValueError: anything else.
@@ -302,12 +293,13 @@ def parse_positions(text: str) -> Positions:
 
 
 def _evaluate(node: ast.expr) -> Positions:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        return _FUNCTIONS[node.func.id](*(ast.literal_eval(argument) for argument in node.args))
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _evaluate(node.left) | _evaluate(node.right)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd):
-        return _evaluate(node.left) & _evaluate(node.right)
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
-        return ~_evaluate(node.operand)
+    match node:
+        case ast.Call(ast.Name(name), arguments, []):
+            return _FUNCTIONS[name](*map(ast.literal_eval, arguments))
+        case ast.BinOp(left, ast.BitOr(), right):
+            return _evaluate(left) | _evaluate(right)
+        case ast.BinOp(left, ast.BitAnd(), right):
+            return _evaluate(left) & _evaluate(right)
+        case ast.UnaryOp(ast.Invert(), operand):
+            return ~_evaluate(operand)
     raise ValueError(ast.unparse(node))

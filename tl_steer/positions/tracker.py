@@ -70,21 +70,13 @@ class PositionTracker:
             )
 
     def mask(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
-        """Which slots of the current pass are selected.
-
-        Raises:
-            ValueError: the position depends on where the prompts end, and that would be a guess.
-        """
+        """Which slots of the current pass are selected."""
         if positions not in self._masks:
             self._masks[positions] = self._resolve(positions)
         return self._masks[positions]
 
     def slots_of(self, x: Float[Tensor, "..."]) -> Float[Tensor, "batch pos d_hook"]:
-        """A hook's activations with one row per slot: "z" has an axis of heads.
-
-        Raises:
-            ValueError: the hook has no row for each slot of the pass.
-        """
+        """A hook's activations with one row per slot: "z" has an axis of heads."""
         if x.shape[:2] != self.index.shape or x.ndim < 3:
             raise ValueError(
                 f"the hook holds {tuple(x.shape)} in a pass of {tuple(self.index.shape)} (rows, tokens): "
@@ -141,12 +133,13 @@ class PositionTracker:
 
     def _begin_prompts(self, new: ForwardPass) -> None:
         """Take the rows of a pass with nothing cached as new prompts, unless that would be a guess."""
-        ids = self._unpadded_ids(new.tokens)
-        lengths = (self.index >= 0).sum(-1).tolist()
-        if ids is None:
+        real, ids = self.index >= 0, None
+        lengths = real.sum(-1).tolist()
+        if new.tokens is None:
             grew = isinstance(self._previous, int) and self._previous < max(lengths)
             self._previous = max(lengths)
         else:
+            ids = [row[mask].tolist() for row, mask in zip(new.tokens, real, strict=True)]
             grew = isinstance(self._previous, list) and _continues(ids, self._previous)
             self._previous = ids
         self._ambiguity = ""
@@ -164,11 +157,6 @@ class PositionTracker:
             for length, row in zip(lengths, tokens, strict=True)
         ]
 
-    def _unpadded_ids(self, tokens: Int[Tensor, "batch pos"] | None) -> list[list[int]] | None:
-        if tokens is None:
-            return None
-        return [row[index >= 0].tolist() for row, index in zip(tokens, self.index, strict=True)]
-
 
 def _known_prompts(
     tokenizer: Any,
@@ -182,9 +170,9 @@ def _known_prompts(
             PromptTokens(len(ids), tuple(ids), tokenizer, number)
             for ids, number in zip(prompts, numbers, strict=True)
         ]
-    if negative := [length for length in lengths or () if length < 0]:
+    if (shortest := min(lengths or (0,))) < 0:
         raise ValueError(
-            f"prompt_lengths has {negative[0]}: expected the number of tokens of each row's prompt."
+            f"prompt_lengths has {shortest}: expected the number of tokens of each row's prompt."
         )
     return [PromptTokens(int(length)) for length in lengths or ()]
 

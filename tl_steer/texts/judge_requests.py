@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..errors import JudgeError
-from ..models.bundled import cache_folder
+from ..models.sources import cache_folder
 from .judge_clients import Judge, RetryPolicy, ask_with_retries
 
 logger = logging.getLogger(__name__)

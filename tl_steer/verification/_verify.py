@@ -91,17 +91,14 @@ def _row(check: Check, context: Context) -> dict[str, Any]:
 
 def format_table(table: pd.DataFrame, *, width: int = 100) -> str:
     """The table of `verify` as lines of at most `width` characters: failures first, with their meaning."""
-    lines = []
-    for result in MARKS:
-        for row in table[table["result"] == result].to_dict("records"):
-            lines += _lines(row, width)
-    return "\n".join(lines)
+    order = table["result"].map(list(MARKS).index)
+    rows = table.loc[order.sort_values(kind="stable").index].to_dict("records")
+    return "\n".join(line for row in rows for line in _lines(row, width))
 
 
 def summary(table: pd.DataFrame) -> str:
     """The numbers of checks that passed, failed, and do not apply."""
-    counts = table["result"].value_counts()
-    passed, failed, unfit = (counts.get(result, 0) for result in ("passed", "failed", "does not apply"))
+    failed, unfit, passed = (int((table["result"] == result).sum()) for result in MARKS)
     return f"{len(table)} checks: {passed} passed, {failed} failed, {unfit} not applicable"
 
 
@@ -111,9 +108,7 @@ def _lines(row: dict[str, Any], width: int) -> Iterator[str]:
         f"{row['measured']:.2g} {row['unit']} (at most {row['allowed']:.2g})"
     )  # fmt: skip
     yield f"{MARKS[row['result']]:<{MARK_WIDTH}}{row['check']:<{NAME_WIDTH}}{numbers}".rstrip()
-    if row["detail"]:
-        yield from wrap(row["detail"], width, initial_indent=indent, subsequent_indent=indent)
-    if row["result"] != "does not apply":
-        yield from wrap(row["meaning"], width, initial_indent=indent, subsequent_indent=indent)
+    for text in (row["detail"], "" if row["result"] == "does not apply" else row["meaning"]):
+        yield from wrap(text, width, initial_indent=indent, subsequent_indent=indent)
     if row["result"] == "failed":
         yield ""

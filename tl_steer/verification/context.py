@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from math import isnan
+from math import inf, isnan
 from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,12 +19,6 @@ from torch import Tensor, nn
 from ..directions import SteeringVector
 from ..errors import DoesNotApplyError
 from ..models import Prompt, detected_format, identify, tokenize_all
-
-# What rounding alone may come to, by the weights' dtype. Measured on SmolLM2-135M against the same
-# computation in another order: 4e-6, 0.014, 0.06 of the length; 1e-4, 0.1, 1.0 nats.
-LENGTHS = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
-NATS = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 0.5, torch.bfloat16: 3.0}
-LAST_BITS = {dtype: 4 * torch.finfo(dtype).eps for dtype in LENGTHS}  # between passes of one shape
 
 NEW_TOKENS = 6
 SENTENCES = (
@@ -41,14 +34,10 @@ Measurements = Iterator[tuple[float, str]]  # each with its detail, such as prom
 
 @dataclass(frozen=True)
 class Check:
-    """One guarantee of the package.
+    """One guarantee of the package, and what goes wrong without it (`meaning`).
 
-    Attributes:
-        name: what holds if it passes.
-        unit: of the measurements.
-        meaning: the guarantee, and what goes wrong without it.
-        measure: yields measurements of a `Context`, or raises `DoesNotApplyError`.
-        allowed: the largest measurement that passes, or a table of it by dtype.
+    `measure` raises `DoesNotApplyError` where there is nothing to measure; `allowed` is the largest
+    measurement that passes, or a table of it by dtype.
     """
 
     name: str
@@ -66,8 +55,7 @@ class Check:
     def worst(self, context: "Context") -> tuple[float, str]:
         """The largest measurement and its detail; NaN counts as infinite."""
         measurements = [
-            (torch.inf if isnan(measured) else float(measured), detail)
-            for measured, detail in self.measure(context)
+            (inf if isnan(value) else float(value), detail) for value, detail in self.measure(context)
         ]
         if not measurements:
             raise DoesNotApplyError("there was nothing to measure.")
@@ -81,12 +69,7 @@ def check(name: str, unit: str, allowed: float | dict[torch.dtype, float] = 0.0)
 
 @dataclass(frozen=True)
 class Pass:
-    """One prompt's pass.
-
-    Attributes:
-        logits: at every position, in float32 on the CPU.
-        streams: the output of each block, by layer, in the model's dtype on the CPU.
-    """
+    """One prompt's pass, on the CPU: logits in float32, and each block's output in the model's dtype."""
 
     logits: Float[Tensor, "pos d_vocab"]
     streams: dict[int, Float[Tensor, "pos d_model"]]
@@ -94,14 +77,7 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """The input of every check.
-
-    Attributes:
-        model: the model to verify.
-        hf_model: the Hugging Face model that it should equal, if there is one.
-        ids: the prompts' tokens.
-        before: hooks, weights and settings of the model before any check, each by name.
-    """
+    """The input of every check: `ids` of the prompts, and the model's state `before` any check, by name."""
 
     model: Any
     hf_model: Any
@@ -153,6 +129,18 @@ class Context:
         drawn = torch.randn(self.model.cfg.d_model, generator=torch.Generator().manual_seed(layer))
         values = dose * norm * drawn / drawn.norm()
         return SteeringVector(values, layer, "resid_post", "verify", norm, identify(self.model))
+
+    def choices(self) -> tuple[tuple[str, str], tuple[int, int]]:
+        """Two continuations of one token each, and their ids."""
+        by_id: dict[int, str] = {}
+        for text in CHOICES:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id:
+                by_id.setdefault(ids[0], text)
+        if len(by_id) < 2:
+            raise DoesNotApplyError(f"fewer than two of {', '.join(map(repr, CHOICES))} are one token.")
+        (first, a), (second, b) = list(by_id.items())[:2]
+        return (a, b), (first, second)
 
     def label(self, row: int) -> str:
         """A prompt's label in details."""
@@ -207,47 +195,3 @@ def recording(blocks: nn.ModuleList) -> Iterator[dict[int, Tensor]]:
 def as_batch(model: Any, rows: Sequence[Sequence[int]]) -> Int[Tensor, "batch pos"]:
     """Token lists of one length as a tensor on the embedding's device."""
     return torch.tensor([list(row) for row in rows], device=next(model.parameters()).device)
-
-
-def relative_error(values: Float[Tensor, "*pos d"], expected: Float[Tensor, "*pos d"]) -> float:
-    """Norm of the difference relative to the norm of `expected`, at the worst position."""
-    values, expected = values.cpu().double(), expected.cpu().double()  # MPS has no float64
-    norms = expected.norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
-    errors = (values - expected).norm(dim=-1) / norms
-    return float(torch.where(errors.isnan(), torch.inf, errors).max())
-
-
-def logits_error(logits: Float[Tensor, "pos d_vocab"], expected: Float[Tensor, "pos d_vocab"]) -> float:
-    """`relative_error` of centred logits: a constant added to all of a position changes no probability."""
-    both = (each.double() for each in (logits, expected))
-    return relative_error(*(each - each.mean(-1, keepdim=True) for each in both))
-
-
-def choices(context: Context) -> tuple[tuple[str, str], tuple[int, int]]:
-    """Two continuations of one token each, and their ids."""
-    by_id: dict[int, str] = {}
-    for text in CHOICES:
-        ids = context.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1 and ids[0] != context.tokenizer.unk_token_id:
-            by_id.setdefault(ids[0], text)
-    if len(by_id) < 2:
-        raise DoesNotApplyError(f"fewer than two of {', '.join(map(repr, CHOICES))} are one token.")
-    (first, a), (second, b) = list(by_id.items())[:2]
-    return (a, b), (first, second)
-
-
-def choice_scores(logits: Float[Tensor, " d_vocab"], ids: tuple[int, int]) -> dict[str, float]:
-    """The expected result of `choice_logits` for these next-token logits."""
-    first, second = logits.double().log_softmax(-1)[list(ids)].tolist()
-    return {"logit_difference": first - second, "log mass": float(np.logaddexp(first, second))}
-
-
-def greedy_shortfall(logits: Float[Tensor, "pos d_vocab"], prompt_length: int, new: Sequence[int]) -> float:
-    """By how much a chosen token is below the best one, at the worst step; 0 for greedy tokens.
-
-    Args:
-        logits: of a pass over the prompt and the new tokens.
-    """
-    steps = logits[prompt_length - 1 : prompt_length - 1 + len(new)]
-    chosen = steps[torch.arange(len(new)), torch.tensor(list(new))]
-    return float((steps.amax(-1) - chosen).max())

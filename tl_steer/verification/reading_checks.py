@@ -1,13 +1,11 @@
 """Checks of activations, scores and texts: against Hugging Face, in batches, under padding, with a cache."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .._capture import capture
 from .._generation import generate
@@ -16,23 +14,16 @@ from ..errors import DoesNotApplyError
 from ..models import exclusive, identify, is_bridge, is_hooked
 from ..models.equality import probe_difference
 from ..positions import all_tokens, generated_tokens
-from .context import (
+from .comparison import (
     LAST_BITS,
     LENGTHS,
     NATS,
-    Context,
-    Measurements,
-    Pass,
-    as_batch,
-    check,
     choice_scores,
-    choices,
     greedy_shortfall,
     logits_error,
-    recording,
     relative_error,
-    run_alone,
 )
+from .context import Context, Measurements, Pass, as_batch, check, recording, run_alone
 
 COPIED = 3e9  # largest number of weights of which a float32 copy is made
 STREAM, LOGITS = "of the stream's length", "of the logits' length"
@@ -83,8 +74,8 @@ def equal_inputs(context: Context) -> Measurements:
     for row, expected in enumerate(context.passes):
         inputs = capture(context.model, [context.ids[row]], **options).values[0]
         for stream, layer in zip(inputs, layers, strict=True):
-            error = relative_error(stream, expected.streams[layer - 1].float())
-            yield error, f"layer {layer}, {context.label(row)}"
+            before = expected.streams[layer - 1].float()
+            yield relative_error(stream, before), f"layer {layer}, {context.label(row)}"
 
 
 @check("a batch equals its prompts alone", STREAM, LENGTHS)
@@ -105,19 +96,15 @@ def equal_padded(context: Context) -> Measurements:
     """The model's own forward, given a mask, is the same padded on the left, on the right, and alone.
     Otherwise your own batches are wrong, inside `with steer(…)` too."""
     context.require_padding()
-    width = max(map(len, context.ids))
-    for side in ("left", "right"):
-        starts = [width - len(ids) if side == "left" else 0 for ids in context.ids]
-        mask = torch.zeros(len(starts), width, dtype=torch.long)
-        tokens = torch.zeros_like(mask)
-        for row, (start, ids) in enumerate(zip(starts, context.ids, strict=True)):
-            mask[row, start : start + len(ids)] = 1
-            tokens[row, start : start + len(ids)] = torch.tensor(ids)
-        tokens, mask = (as_batch(context.model, each.tolist()) for each in (tokens, mask))
+    for side, order in (("left", -1), ("right", 1)):
+        rows = [torch.tensor(ids[::order]) for ids in context.ids]
+        ones = [torch.ones_like(ids) for ids in rows]
+        padded = (pad_sequence(each, batch_first=True) for each in (rows, ones))
+        tokens, mask = (as_batch(context.model, [row[::order] for row in each.tolist()]) for each in padded)
         with torch.no_grad():
             logits = context.model(tokens, attention_mask=mask).float().cpu()
-        for row, (start, expected) in enumerate(zip(starts, context.passes, strict=True)):
-            unpadded = logits[row, start : start + len(expected.logits)]
+        for row, expected in enumerate(context.passes):
+            unpadded = logits[row, mask[row].bool().cpu()]
             yield logits_error(unpadded, expected.logits), f"padded on the {side}, {context.label(row)}"
 
 
@@ -126,15 +113,16 @@ def equal_sides(context: Context) -> Measurements:
     """The package's functions give the same whatever tokenizer.padding_side is. Otherwise two notebooks with
     the same code disagree."""
     context.require_padding()
-    results = []
-    for side in ("left", "right"):
-        with _padding_side(context.tokenizer, side):
-            stream = capture(context.model, context.ids, layers=context.layers, reuse=False).values
-            texts = generate(
-                context.model, context.ids, max_new_tokens=context.new_tokens, return_tokens=True
-            )
-            results.append((stream, texts))
-    (left, left_texts), (right, right_texts) = results
+    results, before = [], context.tokenizer.padding_side
+    options = {"max_new_tokens": context.new_tokens, "return_tokens": True}
+    try:
+        for side in ("left", "right"):
+            context.tokenizer.padding_side = side
+            results.append(capture(context.model, context.ids, layers=context.layers, reuse=False).values)
+            results.append(generate(context.model, context.ids, **options))
+    finally:
+        context.tokenizer.padding_side = before
+    left, left_texts, right, right_texts = results
     for row in range(len(context.ids)):
         if left_texts[row] == right_texts[row]:
             yield relative_error(left[row], right[row]), context.label(row)
@@ -146,7 +134,7 @@ def equal_sides(context: Context) -> Measurements:
 def equal_choices(context: Context) -> Measurements:
     """choice_logits is the log-softmax of the model's own logits at the prompt's last token. Otherwise logit
     differences and probability mass are wrong."""
-    pair, ids = choices(context)
+    pair, ids = context.choices()
     for reuse in (True, False):
         table = choice_logits(context.model, context.ids, pair, reuse=reuse)
         table = table.assign(**{"log mass": np.log(table["mass"].clip(lower=1e-30))})
@@ -213,16 +201,11 @@ def _hugging_face(context: Context) -> list[Pass]:
     """Each prompt alone through the Hugging Face model, recorded at its blocks, before the final norm."""
     hf_model = context.hf_model
     if hf_model is None:
-        raise DoesNotApplyError(
-            "there is nothing to compare with: pass hf_model=…, the same weights loaded by transformers."
-        )
+        raise DoesNotApplyError("pass hf_model=…, the same weights loaded by transformers, to compare with.")
     if is_bridge(context.model):
         own_weights = set(map(id, context.model.original_model.parameters()))
         if any(id(weight) in own_weights for weight in hf_model.parameters()):
-            raise DoesNotApplyError(
-                "hf_model is the very model that the bridge was put into, so that nothing would be compared: "
-                "pass another copy of the same weights."
-            )
+            raise DoesNotApplyError("hf_model is the bridge's own model: pass another copy of the weights.")
     if any(module.training for module in hf_model.modules()):
         raise DoesNotApplyError("hf_model is in training mode, with dropout on: call hf_model.eval().")
     n_layers = context.model.cfg.n_layers
@@ -240,13 +223,3 @@ def _hugging_face(context: Context) -> list[Pass]:
                 logits = hf_model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
             passes.append(Pass(logits.float().cpu(), streams))
     return passes
-
-
-@contextmanager
-def _padding_side(tokenizer: Any, side: str) -> Iterator[None]:
-    before = tokenizer.padding_side
-    tokenizer.padding_side = side
-    try:
-        yield
-    finally:
-        tokenizer.padding_side = before

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-import torch
 from jinja2 import TemplateError
 from torch import nn
 
@@ -31,9 +30,8 @@ def no_hooks(context: Context) -> Measurements:
 @check("evaluation mode", "modules")
 def evaluation_mode(context: Context) -> Measurements:
     """No module is in training mode. Otherwise dropout may be on, and no two runs are alike."""
-    count, names = listed(
-        [name or "the model" for name, each in context.model.named_modules() if each.training]
-    )
+    training = [name or "the model" for name, each in context.model.named_modules() if each.training]
+    count, names = listed(training)
     yield count, f"call model.eval(): {names}"
 
 
@@ -96,21 +94,17 @@ def vocabulary(context: Context) -> Measurements:
     tokenizer = context.tokenizer
     # A placeholder of another modality (Gemma 3's <image_soft_token>) is never embedded.
     special = {id_ for id_, added in getattr(tokenizer, "added_tokens_decoder", {}).items() if added.special}
-    missing = [
-        text
-        for text, id_ in tokenizer.get_vocab().items()
-        if id_ >= context.model.cfg.d_vocab and id_ not in special
-    ]
-    yield len(missing), ", ".join(map(repr, sorted(missing)[:5]))
+    size, ids = context.model.cfg.d_vocab, tokenizer.get_vocab()
+    missing = sorted(repr(text) for text in ids if ids[text] >= size and ids[text] not in special)
+    yield listed(missing)
 
 
 def _wrong_tokens(context: Context, ids: list[int], expected: list[int]) -> int:
     """Number of positions in which two token lists differ, plus BOS tokens after the first one."""
     bos = context.tokenizer.bos_token_id
     leading = next((index for index, token in enumerate(ids) if token != bos), len(ids))
-    shared = min(len(ids), len(expected))
-    different = torch.tensor(ids[:shared]) != torch.tensor(list(expected)[:shared])
-    return max(0, leading - 1) + int(different.sum()) + abs(len(ids) - len(expected))
+    different = sum(one != other for one, other in zip(ids, expected, strict=False))
+    return max(0, leading - 1) + different + abs(len(ids) - len(expected))
 
 
 def snapshot(model: Any) -> dict[str, dict[str, Any]]:
@@ -131,18 +125,13 @@ def hooks(model: Any) -> dict[str, tuple[int, ...]]:
     everywhere = nn.modules.module
     registered["every module"] = (*everywhere._global_forward_pre_hooks, *everywhere._global_forward_hooks)
     if is_hooked(model):
-        replaced = {
-            name: vars(module)["forward"] for module, name in names.items() if "forward" in vars(module)
-        }
-        registered |= {f"{name}.forward": (id(forward),) for name, forward in replaced.items()}
+        replaced = [(name, vars(module).get("forward")) for module, name in names.items()]
+        registered |= {f"{name}.forward": (id(forward),) for name, forward in replaced if forward}
     return {name: keys for name, keys in registered.items() if keys}
 
 
 def _is_library(hook: Any) -> bool:
-    """Whether a hook is a bridge's own, or of transformers.
-
-    transformers adds hooks at the first pass that returns hidden states, and leaves them there.
-    """
+    """Whether a hook is a bridge's, or one that transformers leaves after it returned hidden states."""
     owner = getattr(hook, "__module__", None) or ""
     return owner.startswith(("transformer_lens.model_bridge", "transformers.utils.output_capturing"))
 
@@ -162,7 +151,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[int, str
     return listed([name for name in {**before, **after} if before.get(name) != after.get(name)])
 
 
-def listed(names: Sequence[str], limit: int = 5) -> tuple[int, str]:
-    """The number of names, and the first few as text."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return len(names), ", ".join(names[:limit]) + more
+def listed(names: Sequence[str]) -> tuple[int, str]:
+    """The number of names, and the first five as text."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return len(names), ", ".join(names[:5]) + more

@@ -1,8 +1,7 @@
 """Checks of steering: where operations act, their rounding, shared computations, and that nothing remains."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from jaxtyping import Float
@@ -16,23 +15,16 @@ from ..errors import DoesNotApplyError, NonFiniteError
 from ..interventions import Ablate, Add, Operation, ProjectOut, SetProjection, steer
 from ..models import hook_point
 from ..positions import all_tokens
-from .context import (
+from .comparison import (
     LAST_BITS,
     LENGTHS,
     NATS,
-    Context,
-    Measurements,
-    Pass,
-    as_batch,
-    check,
     choice_scores,
-    choices,
     greedy_shortfall,
     logits_error,
-    recording,
     relative_error,
-    run_alone,
 )
+from .context import Context, Measurements, Pass, as_batch, check, recording, run_alone
 from .state_checks import differences, hooks
 
 DOSES = (0.1, 0.3, 1.0, 3.0)
@@ -68,10 +60,15 @@ def arithmetic(context: Context) -> Measurements:
     ids = context.ids[context.longest]
     for layer in {context.layers[0], context.layers[-1]}:
         for operation, exact in _operations(context, layer):
-            # Within one pass, since two may round differently.
-            with _recording_before(context.model, layer) as unsteered:
+            inputs: list[tuple[Tensor]] = []  # of the same pass, since two may round differently
+            point = hook_point(context.model, "resid_post", layer)
+            handle = point.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args))
+            try:
                 steered = _run_steered(context, [operation], ids).streams[layer].double()
-            (clean,) = (stream.double() for stream in unsteered)
+            finally:
+                handle.remove()
+            ((unsteered,),) = inputs
+            clean = unsteered[0].detach().cpu().double()
             expected = exact(clean)
             half_step = _half_step(expected, context.dtype)
             slack = FLOAT32_STEPS * torch.finfo(torch.float32).eps * clean.norm(dim=-1, keepdim=True)
@@ -164,7 +161,7 @@ def equal_conditions(context: Context) -> Measurements:
     """A sweep's conditions, which share passes, prefer what each condition's own whole passes prefer.
     Otherwise one condition leaks into another: pass reuse=False to sweep, and report it."""
     _require_engine(context)
-    (pair, tokens), conditions = choices(context), _conditions(context)
+    (pair, tokens), conditions = context.choices(), _conditions(context)
     plan = plan_choices(context.model, context.ids, [pair] * len(context.ids))
     tables = score_conditions(context.model, plan, list(conditions.values()))
     for (name, operations), table in zip(conditions.items(), tables, strict=True):
@@ -182,13 +179,13 @@ def _require_engine(context: Context) -> None:
 def _conditions(context: Context) -> dict[str, tuple[Operation, ...]]:
     """Conditions that share much: unsteered, and two multipliers at the first layer, the last, and both."""
     first, last = context.layers[0], context.layers[-1]
-    return {"unsteered": ()} | {
-        f"steered at {' and '.join(f'layer {layer}' for layer in layers)}, {multiplier:+g}": tuple(
-            Add(context.vector(layer, dose=0.3), multiplier) for layer in layers
-        )
-        for layers in dict.fromkeys([(first,), (last,), tuple(dict.fromkeys((first, last)))])
-        for multiplier in (1.0, -1.0)
-    }
+    conditions: dict[str, tuple[Operation, ...]] = {"unsteered": ()}
+    for layers in ((first,), (last,), dict.fromkeys((first, last))):
+        where = " and ".join(f"layer {layer}" for layer in layers)
+        for multiplier in (1.0, -1.0):
+            adds = tuple(Add(context.vector(layer, dose=0.3), multiplier) for layer in layers)
+            conditions[f"steered at {where}, {multiplier:+g}"] = adds
+    return conditions
 
 
 def _run_steered(
@@ -199,21 +196,6 @@ def _run_steered(
     with torch.no_grad(), steering, recording(context.model.blocks) as streams:
         logits = context.model(as_batch(context.model, [[*ids, *new]]))[0]
     return Pass(logits.float().cpu(), streams)
-
-
-@contextmanager
-def _recording_before(model: Any, layer: int) -> Iterator[list[Float[Tensor, "pos d_model"]]]:
-    """Record a block's output for the first row, once per pass, before it is steered, until exit."""
-    streams: list[Tensor] = []
-
-    def hook(_module: Any, inputs: tuple) -> None:
-        streams.append(inputs[0][0].detach().cpu())
-
-    handle = hook_point(model, "resid_post", layer).register_forward_pre_hook(hook)
-    try:
-        yield streams
-    finally:
-        handle.remove()
 
 
 def _operations(context: Context, layer: int) -> list[tuple[Operation, Exact]]:
