@@ -245,7 +245,7 @@ def test_vectors_of_another_model_are_refused():
         (span(-2, None), lambda prompt, length: [prompt - 2, prompt - 1]),
         (token(1) | generated_tokens(), lambda prompt, length: [1, *range(prompt, length)]),
     ],
-    ids=str,
+    ids=["all", "current", "generated", "last", "span", "union"],
 )
 def test_steered_minus_unsteered_is_the_vector_where_it_was_added(positions, chosen, reuse):
     """At the steered layer the difference is multiplier · length on the vector's own direction."""
