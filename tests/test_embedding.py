@@ -17,7 +17,11 @@ from .sweep_tables import NAN, condition, table_of
 
 EXEMPLARS = {
     "positive": ["What a lovely day, I feel wonderful!", "I am so happy and grateful.", "This is great fun."],
-    "negative": ["What an awful day, I feel terrible.", "I am so sad and lonely.", "This is a bore."],
+    "negative": [
+        "What an awful day, I feel terrible.",
+        "I am so sad and lonely.",
+        "This is a miserable bore.",
+    ],
 }
 
 

@@ -500,7 +500,7 @@ def test_factors_may_have_the_names_of_temporary_columns(function, name):
     ],
 )  # fmt: skip
 def test_factors_with_the_names_of_results_are_rejected(function, name):
-    message = rf"(?i)'{name}'.* names? of (a )?result.* rename"
+    message = rf"(?i)'{name}'.* names? of (a )?(result|other columns).* rename"
     assert_raises(message, TABLES_BY[function], random_sweep(n=20).rename(columns={"topic": name}), name)
     table = random_sweep(n=40)
     for each in (effectiveness, partial(choose, on="one", report="two", splits=2)):

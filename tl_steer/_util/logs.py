@@ -32,6 +32,9 @@ def show_logs(level: str = "info", *, form: str = FULL) -> None:
         level: "debug", "info", "warning" or "error", in any case.
         form: a format of `logging`; by default time, level, module and message.
 
+    Raises:
+        ValueError: an unknown level.
+
     If your program has handlers on the root logger, these show the messages instead.
     """
     name = level.strip().lower()

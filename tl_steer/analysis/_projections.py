@@ -77,8 +77,9 @@ def shared_layers(activations: Activations | PairedActivations, vectors: Steerin
         raise ValueError(f"these vectors have {count} numbers, the activations {width}.")
     if shared := [layer for layer in activations.layers if layer in vectors.layers]:
         return shared
-    ours, theirs = list(vectors.layers), list(activations.layers)
-    raise ValueError(f"no layer in common: vectors at {ours}, activations at {theirs}.")
+    raise ValueError(
+        f"no layer in common: vectors at {list(vectors.layers)}, activations at {list(activations.layers)}."
+    )
 
 
 def chosen_layers(

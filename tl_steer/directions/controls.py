@@ -180,8 +180,8 @@ def _require_shuffles(pairs: PairedActivations, studied: SteeringVectors, shuffl
             f"{FEWEST} or more, or shuffled=0."
         )
     studied.identity.require(pairs.identity, what="these vectors")
-    same_place = studied.hook == pairs.hook and set(studied.layers) <= set(pairs.layers)
-    if not same_place or studied.values.shape[1:] != pairs.positive.values.shape[3:]:
+    is_captured = studied.hook == pairs.hook and set(studied.layers) <= set(pairs.layers)
+    if not is_captured or studied.values.shape[1:] != pairs.positive.values.shape[3:]:
         where = f"{studied.hook} of layers {list(studied.layers)}, shape {tuple(studied.values.shape)}"
         raise ValueError(
             f"shuffled controls are estimated from the pairs, captured at {pairs.hook} of layers "

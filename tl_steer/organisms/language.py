@@ -101,11 +101,11 @@ def claims(split: str) -> Iterator[Claim]:
 
 def vocabulary() -> list[str]:
     """Every word, special tokens first."""
-    words = [UNKNOWN, START, END, TRUE, FALSE, *PERSONAS, *MARK.split()]
-    words += [word for word in " ".join(WORDINGS).split() if "{" not in word]
+    tokens = [UNKNOWN, START, END, TRUE, FALSE, *PERSONAS, *MARK.split()]
+    tokens += [word for word in " ".join(WORDINGS).split() if "{" not in word]
     for relation, values in RELATIONS.items():
-        words += [relation, *values]
-    return list(dict.fromkeys([*words, *SUBJECTS]))
+        tokens += [relation, *values]
+    return list(dict.fromkeys([*tokens, *SUBJECTS]))
 
 
 SIDES = {

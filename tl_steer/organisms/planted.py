@@ -45,6 +45,9 @@ def planted_direction(model: HookedModel) -> SteeringVectors:
     At the last token, at every layer before the last, the residual stream of the honest persona minus that of
     the liar is exactly 2v. The neutral persona has no v, but a smaller norm.
 
+    Args:
+        model: from `load_model("organism-planted")`.
+
     Returns:
         Vectors at `resid_post` of the layers before the last, with their length.
 

@@ -186,8 +186,8 @@ class PanelGrid:
         for trace in traces:
             name = trace.name if group is None else group
             is_first = not any(each.legendgroup == name and each.showlegend for each in self.figure.data)
-            is_shown = trace.showlegend is not False and is_first
-            trace.update(legendgroup=name, legendrank=rank, showlegend=is_shown)
+            in_legend = trace.showlegend is not False and is_first
+            trace.update(legendgroup=name, legendrank=rank, showlegend=in_legend)
             self.figure.add_trace(trace, row=row + 1, col=column + 1)
 
 

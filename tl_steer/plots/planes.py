@@ -248,9 +248,9 @@ def _without_overlap(points: Float[np.ndarray, "label 2"]) -> Iterator[bool]:
     """Whether each label, in order of priority, is at a distance from all labels selected before."""
     selected = points[:0]
     for point in points:
-        is_apart = bool((np.abs(selected - point) > (LABEL_WIDTH, LABEL_HEIGHT)).any(axis=1).all())
-        selected = np.vstack([selected, point]) if is_apart else selected
-        yield is_apart
+        is_free = bool((np.abs(selected - point) > (LABEL_WIDTH, LABEL_HEIGHT)).any(axis=1).all())
+        selected = np.vstack([selected, point]) if is_free else selected
+        yield is_free
 
 
 def _pareto_lines(panel: Panel, cost: str) -> list[go.Scatter]:

@@ -55,8 +55,8 @@ def _printable(text: str) -> str:
     def is_control(sign: str) -> bool:
         return unicodedata.category(sign) in ("Cc", "Cs") or unicodedata.bidirectional(sign) in BIDIRECTIONAL
 
-    shown = (f"<U+{ord(sign):04X}>" if is_control(sign) and sign not in "\n\t" else sign for sign in text)
-    return "".join(shown).replace("\n", "⏎")
+    printable = (f"<U+{ord(sign):04X}>" if is_control(sign) and sign not in "\n\t" else sign for sign in text)
+    return "".join(printable).replace("\n", "⏎")
 
 
 @checked

@@ -261,11 +261,11 @@ def _explained_interrupt(files: Checkpoints | None, n_rows: int, n_conditions: i
     try:
         yield
     except KeyboardInterrupt:
-        kept = f"none of {n_conditions} conditions is kept: give out='sweep.parquet', with which"
+        message = f"none of {n_conditions} conditions is kept: give out='sweep.parquet', with which"
         if files is not None:
             finished = sum(len(files.load(number).outcomes) // n_rows for number in files.finished())
-            kept = f"{finished} of {n_conditions} conditions are kept in {files.folder}:"
-        raise KeyboardInterrupt(f"{kept} the same call continues.") from None
+            message = f"{finished} of {n_conditions} conditions are kept in {files.folder}:"
+        raise KeyboardInterrupt(f"{message} the same call continues.") from None
 
 
 def _table(

@@ -103,7 +103,7 @@ def judge_cost(
     price: Price | None = None,
     seed: int = 0,
 ) -> JudgeCost:
-    """Pairs, calls, tokens and dollars of `judge` with the same arguments; makes no call."""
+    """Pairs, calls, tokens and dollars of `judge` with the same arguments; raises as `judge`. No call."""
     requester = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
     return _plan(table, question, requester, cache, against, limit, seed).cost(price)
 

@@ -89,7 +89,10 @@ def exemplar_cost(
     parameters: Mapping[str, object] | None = None,
     price: Price | None = None,
 ) -> JudgeCost:
-    """Calls, tokens and dollars of `write_exemplars` with the same arguments; makes no call."""
+    """Calls, tokens and dollars of `write_exemplars` with the same arguments; makes no call.
+
+    Raises as `write_exemplars`.
+    """
     writer = judge_of(client, model, max_tokens=max_tokens, parameters=parameters)
     return _plan(prompts, behaviour, writer, cache).cost(price)
 

@@ -120,7 +120,7 @@ def _range(row: Row, name: str, spec: str) -> str:
     return f"{number(row[f'{name}_low'], spec)} to {number(row[f'{name}_high'], spec)}"
 
 
-def _words(name: str) -> Callable[[Row], str]:
+def _spaced(name: str) -> Callable[[Row], str]:
     return lambda row: row[name].replace("_", " ")
 
 
@@ -204,7 +204,7 @@ def optimism_table(choices: pd.DataFrame) -> Table:
     """Results of choosing and reporting on the same questions, and of the controls' own choices."""
     columns = {
         "chosen by": lambda row: row["value_name"],
-        "operation": _words("operation"),
+        "operation": _spaced("operation"),
         "in sample": _number("in_sample_score", PLAIN),
         "held out": _number("held_out_score", PLAIN),
         "optimism": lambda row: f"{number(row['optimism'], PLAIN)} ({_range(row, 'optimism', PLAIN)})",
@@ -243,7 +243,7 @@ def controls_table(table: pd.DataFrame) -> Table:
     """Each condition next to its controls, from rows of `against_controls`."""
     value = table["value_name"].iloc[0]
     columns = {
-        "operation": _words("operation"),
+        "operation": _spaced("operation"),
         "multiplier": lambda row: "" if pd.isna(row["multiplier"]) else number(row["multiplier"], SIGNED),
         "dose": _number("dose", PLAIN),
         EFFECTS[value]: lambda row: interval(row, "effect", SIGNED),
@@ -314,7 +314,7 @@ def by_p_value(table: pd.DataFrame) -> pd.DataFrame:
 def prediction_table(table: pd.DataFrame) -> Table:
     """Rank correlations over layers, of the measures that vary over these."""
     columns = {
-        "measure": _words("measure"),
+        "measure": _spaced("measure"),
         "correlation": _number("correlation"),
         "p": _number("p_value", PLAIN),
         "layers": lambda row: str(int(row["n"])),
