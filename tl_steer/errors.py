@@ -67,14 +67,7 @@ class DoesNotApplyError(Exception):
 
 
 __all__ = [
-    "EmptySelectionError",
-    "HookDidNotFireError",
-    "InUseError",
-    "JudgeError",
-    "LostWorkersError",
-    "ModelMismatchError",
-    "ModelUnavailableError",
-    "NoDirectionError",
-    "NonFiniteError",
+    "EmptySelectionError", "HookDidNotFireError", "InUseError", "JudgeError", "LostWorkersError",
+    "ModelMismatchError", "ModelUnavailableError", "NoDirectionError", "NonFiniteError",
     "UnfinishedRunError",
-]
+]  # fmt: skip

@@ -9,23 +9,8 @@ from .gram import PairGram, pair_gram
 from .vectors import SteeringVector, SteeringVectors
 
 __all__ = [
-    "Estimator",
-    "PairGram",
-    "SteeringVector",
-    "SteeringVectors",
-    "apply_estimator",
-    "coin_flips",
-    "control_vectors",
-    "digest",
-    "digest_of",
-    "exchange",
-    "factor_directions",
-    "lda_direction",
-    "logistic_direction",
-    "mean_difference",
-    "pair_gram",
-    "principal_component",
-    "random_direction",
-    "random_like",
-    "without_factors",
-]
+    "Estimator", "PairGram", "SteeringVector", "SteeringVectors", "apply_estimator", "coin_flips",
+    "control_vectors", "digest", "digest_of", "exchange", "factor_directions", "lda_direction",
+    "logistic_direction", "mean_difference", "pair_gram", "principal_component", "random_direction",
+    "random_like", "without_factors",
+]  # fmt: skip

@@ -17,19 +17,6 @@ from .shared.forward import CleanStreams
 from .support import Memory, OnProgress, RunOptions
 
 __all__ = [
-    "CleanStreams",
-    "FinalStreams",
-    "Memory",
-    "OnProgress",
-    "Row",
-    "RunOptions",
-    "Site",
-    "StreamNorms",
-    "divergences",
-    "final_streams",
-    "logits_of",
-    "losses",
-    "residual",
-    "row_means",
-    "run_conditions",
-]
+    "CleanStreams", "FinalStreams", "Memory", "OnProgress", "Row", "RunOptions", "Site", "StreamNorms",
+    "divergences", "final_streams", "logits_of", "losses", "residual", "row_means", "run_conditions",
+]  # fmt: skip

@@ -5,18 +5,7 @@ from .operations import Ablate, Add, Edit, Operation, ProjectOut, SetProjection,
 from .steering import checked_edits, raise_non_finite, steer
 
 __all__ = [
-    "Ablate",
-    "Add",
-    "ConditionSlots",
-    "ConditionSteering",
-    "Edit",
-    "Operation",
-    "ProjectOut",
-    "SetProjection",
-    "Vectors",
-    "checked_edits",
-    "edits_of",
-    "raise_non_finite",
-    "steer",
+    "Ablate", "Add", "ConditionSlots", "ConditionSteering", "Edit", "Operation", "ProjectOut",
+    "SetProjection", "Vectors", "checked_edits", "edits_of", "raise_non_finite", "steer",
     "steer_conditions",
-]
+]  # fmt: skip

@@ -18,19 +18,7 @@ from .selectors import (
 from .tracker import PositionTracker
 
 __all__ = [
-    "PositionTracker",
-    "Positions",
-    "PromptTokens",
-    "TokenPreview",
-    "after",
-    "all_tokens",
-    "current_token",
-    "generated_tokens",
-    "last_token",
-    "parse_positions",
-    "preview",
-    "prompt_tokens",
-    "span",
-    "token",
-    "tokens_matching",
-]
+    "PositionTracker", "Positions", "PromptTokens", "TokenPreview", "after", "all_tokens",
+    "current_token", "generated_tokens", "last_token", "parse_positions", "preview", "prompt_tokens",
+    "span", "token", "tokens_matching",
+]  # fmt: skip

@@ -10,16 +10,6 @@ from .judge_requests import JudgeCost
 from .recorded_table import read_recorded
 
 __all__ = [
-    "JudgeCost",
-    "embedding_scores",
-    "exemplar_accuracy",
-    "exemplar_cost",
-    "judge",
-    "judge_cost",
-    "preference",
-    "read_choice",
-    "read_recorded",
-    "side_by_side",
-    "text_damage",
-    "write_exemplars",
-]
+    "JudgeCost", "embedding_scores", "exemplar_accuracy", "exemplar_cost", "judge", "judge_cost",
+    "preference", "read_choice", "read_recorded", "side_by_side", "text_damage", "write_exemplars",
+]  # fmt: skip
