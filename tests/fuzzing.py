@@ -1,7 +1,6 @@
-"""Fuzzing of public functions and file readers: strategies of invalid inputs, and what counts as a refusal.
+"""Fuzzing of public functions and file readers: strategies of invalid inputs, and accepted errors.
 
-For every input a call must either return a result that passes a check, or raise an error that `is_refusal`
-accepts.
+For every input a call must return a result that passes a check, or raise an error that `is_refusal` accepts.
 """
 
 import functools
@@ -35,8 +34,7 @@ def raised_in(error: Exception) -> Path:
 def is_refusal(error: Exception) -> bool:
     """Whether an error is of a usual type, raised by a line of the package, with a message.
 
-    Errors of the operating system that name a file ("No such file or directory: 'x'") count too. Those of
-    the run-time type checks do not, since only tests have them.
+    Errors of the operating system that name a file count too, those of the tests' type checks do not.
     """
     if isinstance(error, OSError) and error.filename:
         return True
@@ -45,11 +43,7 @@ def is_refusal(error: Exception) -> bool:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """Result of a call, or `None` where it rejects its input.
-
-    Raises:
-        RaisedInsideError: an error that is not a refusal.
-    """
+    """Result of a call, or `None` if it rejects its input."""
     try:
         return call()
     except Exception as error:
@@ -69,7 +63,6 @@ def fuzz(
 
     With a folder the inputs are bytes, and the function gets a file there, which it must not change.
     """
-
     checks = list(hypothesis.HealthCheck)
 
     @hypothesis.settings(max_examples=examples, print_blob=True, database=None, suppress_health_check=checks)
@@ -128,16 +121,14 @@ def plain_values() -> st.SearchStrategy[Any]:
 @st.composite
 def one_changed(draw: st.DrawFn, value: Any, changes: st.SearchStrategy[Any] | None = None) -> Any:
     """A value of dictionaries and lists with one item in it removed, inserted or replaced."""
-    path: tuple = ()
-    inside = value
+    path, inside = (), value
     while isinstance(inside, dict | list) and inside and draw(st.integers(0, 5)):
         key = draw(st.sampled_from(sorted(inside) if isinstance(inside, dict) else range(len(inside))))
         path, inside = (*path, key), inside[key]
     change = draw(st.sampled_from(["replace", "replace", "remove", "insert"]))
-    keys = texts()
-    if isinstance(inside, dict):
-        keys = st.one_of(keys, st.sampled_from(sorted(inside) or ["a"]))
-    return _changed(value, path, change, draw(plain_values() if changes is None else changes), draw(keys))
+    present = sorted(inside) if isinstance(inside, dict) else []
+    key = draw(st.one_of(texts(), st.sampled_from(present or ["a"])))
+    return _changed(value, path, change, draw(plain_values() if changes is None else changes), key)
 
 
 def _changed(value: Any, path: tuple, change: str, new: Any, key: str) -> Any:
@@ -193,10 +184,7 @@ OTHER_TYPES = [
     np.array([1.0, 2.0]), torch.tensor([1.0]), pd.DataFrame(), pd.Series([1]), {1, 2}, len,
 ]  # fmt: skip
 LARGEST_COUNT = 50  # more splits, tokens or resamples take long without being wrong
-
-
-def small_numbers() -> st.SearchStrategy[Any]:
-    return st.sampled_from([number for number in NUMBERS if not abs(number) > LARGEST_COUNT])  # with NaN
+SMALL_NUMBERS = st.sampled_from([number for number in NUMBERS if not abs(number) > LARGEST_COUNT])  # with NaN
 
 
 def invalid(value: Any) -> st.SearchStrategy[Any]:
@@ -207,7 +195,7 @@ def invalid(value: Any) -> st.SearchStrategy[Any]:
 
 def same_type(value: Any) -> st.SearchStrategy[Any]:
     if isinstance(value, bool | int | float):
-        return small_numbers()
+        return SMALL_NUMBERS
     if isinstance(value, str):
         return st.one_of(texts(), st.sampled_from(WORDS))
     if isinstance(value, pd.DataFrame):
@@ -260,7 +248,7 @@ def tables(draw, value):
     table = value.copy()
     if change in ("cell", "column"):
         missing_or_text = st.sampled_from([None, pd.NA, "1", "x", float("nan")])
-        new = draw(st.one_of(small_numbers(), writable, missing_or_text))
+        new = draw(st.one_of(SMALL_NUMBERS, writable, missing_or_text))
         cells = list(table[column].astype(object))
         cells = [new if change == "column" or i == row else cell for i, cell in enumerate(cells)]
         table[column] = pd.Series(cells, index=table.index, dtype=object)
@@ -297,15 +285,10 @@ def activations(value):
     def factors(change):
         return lambda: replace(value, factors=change(value.factors))
 
-    def one_value(number):
-        return with_values(lambda values: values[0, 0, 0, :1].fill_(number))
-
     return accepted(
-        *(one_value(number) for number in (float("nan"), float("inf"), 3e38)),
-        with_values(lambda values: values.fill_(float("nan"))),
-        with_values(lambda values: values.fill_(0.0)),
-        with_values(lambda values: values.mul_(1e37)),
-        with_values(lambda values: values.mul_(1e-42)),
+        *(with_values(lambda x, n=n: x[0, 0, 0, :1].fill_(n)) for n in (float("nan"), float("inf"), 3e38)),
+        *(with_values(lambda x, n=n: x.fill_(n)) for n in (float("nan"), 0.0)),
+        *(with_values(lambda x, n=n: x.mul_(n)) for n in (1e37, 1e-42)),
         *(functools.partial(value.subset, rows) for rows in ([0], [0] * 3, [0, 1], [])),
         lambda: value.swapped([True] * len(value)),
         factors(lambda table: table.drop(columns="topic")),

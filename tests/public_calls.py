@@ -1,8 +1,8 @@
 """A valid call of every public function, on tiny inputs; `mark` is inserted into every text and name."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from .tiny_model import D_MODEL, made_vector, make_model, word_tokenizer
 
 N_LAYERS = 4  # the minimum that `prediction` can rank
 MODEL = make_model(word_tokenizer(), n_layers=N_LAYERS)
+MULTIPLIERS = [-2.0, -1.0, 1.0, 2.0]
+EXEMPLARS = {"positive": ["good"], "negative": ["bad"]}
 # Types, errors, packages, readers (tests/test_bad_files.py), and functions that need another model or Ray.
 WITHOUT_CALL = {
     "Activations", "ContrastPairs", "JudgeCost", "ModelIdentity", "PairedActivations", "Positions",
@@ -72,15 +74,7 @@ class Materials:
     def named_vectors(self) -> dict[str, ts.SteeringVectors]:
         return {f"v{self.mark}": self.vectors}
 
-    @functools.cached_property
-    def sweep(self) -> pd.DataFrame:
-        multipliers = [-2.0, -1.0, 1.0, 2.0]
-        return ts.sweep(
-            MODEL, self.named_vectors, self.questions, layers=[0, 1, 2, 3], multipliers=multipliers,
-            controls=2, control_layers="all", progress=False,
-        )  # fmt: skip
-
-    @functools.cached_property
+    @cached_property
     def texts(self) -> pd.DataFrame:
         table = ts.sweep(
             MODEL, self.named_vectors, list(self.questions.prompts), layers=[0, 1], multipliers=[-2.0, 2.0],
@@ -88,43 +82,26 @@ class Materials:
         )  # fmt: skip
         return table.assign(text=[f"{text} {row}{self.mark}" for row, text in enumerate(table["text"])])
 
-    @functools.cached_property
-    def judged(self) -> pd.DataFrame:
-        return ts.texts.judge(
-            self.texts, "Which?", client=lambda prompt: "12"[len(prompt) % 3 == 0], progress=False
-        )
+    # fmt: off
+    sweep = cached_property(lambda self: ts.sweep(MODEL, self.named_vectors, self.questions,
+        layers=[0, 1, 2, 3], multipliers=MULTIPLIERS, controls=2, control_layers="all", progress=False))
+    damaged = cached_property(lambda self: ts.damage(MODEL, self.named_vectors, ["a b c", "d e f g"],
+        layers=[0, 1, 2], multipliers=MULTIPLIERS, controls=2, progress=False))
+    # fmt: on
+    judged = cached_property(lambda self: ts.texts.judge(self.texts, "Which?", client=client, progress=False))
+    scored = cached_property(lambda self: texts.embedding_scores(self.texts, EXEMPLARS, embedder=embedded))
+    agreement = cached_property(
+        lambda self: ts.agreement(self.activations, splits=2, resamples=2, shuffles=2)
+    )
+    effects = cached_property(lambda self: ts.effectiveness(self.sweep))
+    joined = cached_property(lambda self: evaluation.effect_and_damage(self.effects, self.damaged))
+    pca = cached_property(lambda self: ts.pca(self.activations))
+    projections = cached_property(lambda self: ts.projections(self.activations, self.vectors))
 
-    @functools.cached_property
-    def damaged(self) -> pd.DataFrame:
-        return ts.damage(
-            MODEL, self.named_vectors, ["a b c", "d e f g"], layers=[0, 1, 2],
-            multipliers=[-2.0, -1.0, 1.0, 2.0], controls=2, progress=False,
-        )  # fmt: skip
 
-    @functools.cached_property
-    def scored(self) -> pd.DataFrame:
-        exemplars = {"positive": ["good"], "negative": ["bad"]}
-        return ts.texts.embedding_scores(self.texts, exemplars, embedder=embedded)
-
-    @functools.cached_property
-    def agreement(self) -> pd.DataFrame:
-        return ts.agreement(self.activations, splits=2, resamples=2, shuffles=2)
-
-    @functools.cached_property
-    def effects(self) -> pd.DataFrame:
-        return ts.effectiveness(self.sweep)
-
-    @functools.cached_property
-    def joined(self) -> pd.DataFrame:
-        return ts.evaluation.effect_and_damage(self.effects, self.damaged)
-
-    @functools.cached_property
-    def pca(self) -> pd.DataFrame:
-        return ts.pca(self.activations)
-
-    @functools.cached_property
-    def projections(self) -> pd.DataFrame:
-        return ts.projections(self.activations, self.vectors)
+def client(prompt: str) -> str:
+    """A fake judge."""
+    return "12"[len(prompt) % 3 == 0]
 
 
 def embedded(texts: list[str]) -> np.ndarray:
@@ -180,7 +157,7 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         "SteeringVector": call(ts.SteeringVector.at, self=vectors[1], layers=[0, 2], hook="resid_post"),
         "SteeringVectors": call(scaled, it=vectors, weights={0: 1.0, 2: -0.5}, dose=0.5, factor=2.0),
         "steering_vector": run(ts.steering_vector, tensor=vectors.values[0], layer=1, hook="resid_pre",
-            name="given", stream_norm=2.0),
+            name="x", stream_norm=2.0),
         "activation_addition": run(ts.activation_addition, positive="a b", negative="c d", layers=[0, 1],
             hook="resid_pre"),
         "after": previewed(ts.after, text="b"),
@@ -213,8 +190,8 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
             value="shift", cost="kl", max_loss_change=0.1, min_distinct=0.5),
         "effectiveness": call(ts.effectiveness, table=m.sweep, by=["kind"], overall=False),
         "embedding_effect": call(evaluation.embedding_effect, table=m.scored, by=[]),
-        "embedding_scores": call(texts.embedding_scores, table=m.texts, exemplars={"positive": ["good"],
-            "negative": ["bad"]}, embedder=embedded, batch_size=4),
+        "embedding_scores": call(texts.embedding_scores, table=m.texts, exemplars=EXEMPLARS,
+            embedder=embedded, batch_size=4),
         "exemplar_accuracy": call(texts.exemplar_accuracy, exemplars=exemplars, embedder=embedded),
         "factor_directions": call(directions.factor_directions, activations=activations),
         "generate": edited(ts.generate, "prompts", prompts=prompts, max_new_tokens=2, min_new_tokens=0,
@@ -223,10 +200,10 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         "honesty_pairs": call(ts.honesty_pairs, claims=m.claims, chat=chat, style="letters", shared="letter",
             persona=True, wording="study"),
         "identify": run(ts.identify),
-        "judge": call(texts.judge, table=m.texts, question="Which?", client=lambda prompt: "1", model="m",
+        "judge": call(texts.judge, table=m.texts, question="Which?", client=client, model="m",
             against="opposite", cache=str(folder / "replies"), max_tokens=8, limit=2, max_calls=100,
             max_retries=1, seed=0, sleep=lambda seconds: None, progress=False),
-        "judge_cost": call(texts.judge_cost, table=m.texts, question="Which?", client=lambda prompt: "1",
+        "judge_cost": call(texts.judge_cost, table=m.texts, question="Which?", client=client,
             model="m", against="unsteered", cache=False, max_tokens=8, limit=2, price=(1.0, 2), seed=0),
         "lda_direction": call(ts.lda_direction, activations=activations),
         "logistic_direction": call(ts.logistic_direction, activations=activations, C=1.0),
@@ -297,29 +274,26 @@ def figure_calls(m: Materials) -> dict[str, Call]:
     steered = m.sweep[~m.sweep["control"]]
     baseline = m.sweep[m.sweep["vector"] == "none"].assign(draw=0, recording=f"r{m.mark}")
     tables = {
-        "agreement": m.agreement,
+        "agreement": m.agreement, "dose_response": m.effects, "effect_and_damage": m.joined, "pca": m.pca,
+        "projections": m.projections,
         "against_baselines": evaluation.against_baselines(steered, baseline, resamples=5),
         "choose": ts.choose(m.sweep, on="choose", report="report", resamples=5, splits=3),
-        "component_factors": ts.analysis.component_factors(m.pca),
-        "confounds": ts.analysis.confounds(vectors, activations, shuffles=3),
-        "damage": ts.evaluation.mean_damage(m.damaged),
-        "dose_response": m.effects,
-        "effect_and_damage": m.joined,
+        "component_factors": analysis.component_factors(m.pca),
+        "confounds": analysis.confounds(vectors, activations, shuffles=3),
+        "damage": evaluation.mean_damage(m.damaged),
         "effectiveness": ts.effectiveness(m.sweep, by=["kind"]),
-        "embedding_scores": ts.evaluation.embedding_effect(m.scored),
-        "preference": ts.texts.preference(m.judged),
+        "embedding_scores": evaluation.embedding_effect(m.scored),
+        "preference": texts.preference(m.judged),
         "logit_lens": ts.logit_lens(MODEL, vectors, top=3),
-        "mean_projections": ts.analysis.mean_projections(m.projections),
-        "pca": m.pca,
-        "projections": m.projections,
+        "mean_projections": analysis.mean_projections(m.projections),
         "separation": ts.separation(activations, folds=2, shuffles=2),
         "signal_detection": ts.signal_detection(m.sweep, resamples=5),
-        "prompt_slopes": ts.evaluation.prompt_slopes(m.sweep),
+        "prompt_slopes": evaluation.prompt_slopes(m.sweep),
         "steerability": ts.steerability(m.sweep, by=["kind"], resamples=5),
-        "side_by_side": ts.texts.side_by_side(m.texts),
+        "side_by_side": texts.side_by_side(m.texts),
         "traces": ts.traces(captured, vectors, tokenizer=MODEL.tokenizer),
-        "vector_components": ts.analysis.vector_components(vectors),
-    }
+        "vector_components": analysis.vector_components(vectors),
+    }  # fmt: skip
     arguments = {name: {"table": table} for name, table in tables.items()}
     for name, facet in {"effectiveness": "kind", "steerability": "kind", "traces": "prompt_id"}.items():
         arguments[name]["facet"] = facet

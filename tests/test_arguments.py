@@ -6,7 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,39 +75,33 @@ def test_every_public_call_rejects_other_types():
             functions[name](**{key: OtherType() for key, each in parameters.items() if each.kind in named})
             failures.append(f"{name} accepts another type")
         except Exception as error:
-            refused = isinstance(error, TypeError) and raised_in(error) == Path(validation.__file__)
-            if not refused or not re.search(r"must be .*; got an OtherType\.", str(error)):
+            rejected = isinstance(error, TypeError) and raised_in(error) == Path(validation.__file__)
+            if not rejected or not re.search(r"must be .*; got an OtherType\.", str(error)):
                 failures.append(f"{name}: {error!r}")
     assert not failures, "\n".join(failures)
 
 
 def wrong_calls(folder):
-    """(call with a common mistake, part of the message that it must raise)."""
+    """Calls with a common mistake, and a part of the message of their errors."""
     m, materials = MODEL, Materials()
-    v, pairs, questions = materials.vectors, materials.pairs, materials.questions
-    one = v[1]
+    v, one = materials.vectors, materials.vectors[1]
     torch.save(np.ones((2, 3)), folder / "array.pt")
     capture = checked(inspect.unwrap(ts.capture))  # the tests' type checks bind arguments first
 
     def sweep(**changes):
-        options = {"vectors": v, "questions": questions, "multipliers": [1.0], "progress": False}
+        options = {"vectors": v, "questions": materials.questions, "multipliers": [1.0], "progress": False}
         return ts.sweep(m, **options | changes)
 
     def vector(**changes):
         options = {"values": one.values, "layer": 1, "hook": "resid_post", "method": "x", "stream_norm": 1.0}
         return ts.SteeringVector(**options | {"identity": one.identity} | changes)
 
-    def vectors(layers):
-        return ts.SteeringVectors(v.values, layers, v.hook, v.method, v.stream_norm, v.identity)
-
     return [
         (lambda: ts.directions.without_factors(v, {}, names=[None]), "Sequence[str] or None; got [None]"),
         (lambda: sweep(multipliers=0.1), "in a list: [0.1]"),
         (lambda: sweep(operations="add"), "in a list: ['add']"),
         (lambda: sweep(layers="15"), "got '15'"),
-        (lambda: sweep(layers=[1.0]), "got [1.0]"),
         (lambda: sweep(controls=v), "got a SteeringVectors"),
-        (lambda: sweep(out="."), "Parquet"),
         (lambda: sweep(out=folder / "x.csv"), "Parquet"),
         (lambda: sweep(memory="2GB"), "got '2GB'"),
         (lambda: sweep(questions="text", measure="generate"), "in a list"),
@@ -117,11 +111,9 @@ def wrong_calls(folder):
         (lambda: ts.capture(m, "a", positions=ts.last_token), "mean to call it, last_token(…)?"),
         (lambda: ts.capture(m, "a", layers=["5"]), "got ['5']"),
         (lambda: ts.capture(m, ["a", None]), "where item 1 is None"),
-        (lambda: ts.capture(m, b"a"), "got b'a'"),
         (lambda: capture(m, "a", layer=1), "capture() got an unexpected keyword"),
         (lambda: capture(m), "missing 1 required positional argument: 'prompts'"),
         (lambda: v[[0, 1]], "int; got [0, 1]"),
-        (lambda: v[0:2], "int; got a slice"),
         (lambda: v * "2", "scaled by a number"),
         (lambda: v.cosine_similarity(one), "cannot combine"),
         (lambda: v.weighted([1.0]), "got [1.0]"),
@@ -129,28 +121,20 @@ def wrong_calls(folder):
         (lambda: ts.generate(m, "a", one), "got a SteeringVector"),
         (lambda: ts.generate(m, "a", temperature="hot"), "float; got 'hot'"),
         (lambda: ts.Add(one.values), "got a Tensor of shape"),
-        (lambda: ts.Ablate(1, to=one), "got a SteeringVector"),
         (lambda: ts.Ablate(1, "z", heads=0), "in a list: [0]"),
         (lambda: vector(values=np.ones(D_MODEL)), "got a ndarray of shape"),
         (lambda: vector(layer=-1), "0 to"),
         (lambda: vector(layer=99), "layer 99 is out of range"),
-        (lambda: vectors((0,) * N_LAYERS), "twice"),
-        (lambda: vectors((0, 1, 2, -1)), "0 to"),
+        (lambda: replace(v, layers=(0,) * N_LAYERS), "twice"),
         (lambda: ts.choice_logits(m, "a", ("a", "b", "c")), "got ('a', 'b', 'c')"),
-        (lambda: ts.choice_logits(m, "a", "AB"), "got 'AB'"),
         (lambda: ts.ChoiceQuestions([*"ab"], [("A", "B")] * 2, answers=[None, 0]), "where item 0 is None"),
         (lambda: ts.ChoiceQuestions("a", [("A", "B")]), "in a list: ['a']"),
         (lambda: ts.chat_format(m).render([{"role": "user"}]), "str; got [{'role': 'user'}]"),
         (lambda: ts.load_model(processing="center_writing_weights"), "got 'center_writing_weights'"),
         (lambda: ts.load_model(backend="x"), "'hooked'"),
         (lambda: ts.load_model(device="gpu"), "device='gpu'"),
-        (lambda: ts.logit_lens(m, v, multipliers=3.0), "in a list: [3.0]"),
         (lambda: ts.activation_addition(m, ["a"], ["b"]), "out of its list"),
-        (lambda: ts.read_pairs(pd.DataFrame({"a": [1]})), "got a DataFrame"),
         (lambda: ts.contrast_pairs(["a"], ["b"], factors={"x": 1}), "DataFrame or None; got {'x': 1}"),
-        (lambda: ts.capture_pairs(m, [("a", "b")]), "ContrastPairs; got"),
-        (lambda: ts.mean_difference(pairs), "PairedActivations; got a ContrastPairs"),
-        (lambda: ts.effectiveness([1]), "DataFrame; got [1]"),
         (lambda: ts.exchange.load_pt(folder / "array.pt", m), "plain tensors"),
     ]
 
@@ -205,13 +189,10 @@ def short_id(value):
         ("numbers", torch.tensor([3, 1]), [3, 1]),
         ("numbers", pd.Series([2, 1], index=[7, 8]), [2, 1]),
         ("numbers", [np.int64(3), 4], [3, 4]),
-        ("numbers", range(2), range(2)),
         ("numbers", {5: "a"}.keys(), [5]),
         ("texts", (each for each in "ab"), ["a", "b"]),
-        ("texts", np.array(["a", "b"]), ["a", "b"]),
         ("prompts", torch.tensor([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
         ("number", np.float32(0.5), 0.5),
-        ("number", np.int64(2), 2),
         ("number", torch.tensor(2.0), 2.0),
         ("number", 3, 3),
         ("whole", np.int64(2), 2),
@@ -239,60 +220,54 @@ def test_a_matching_value_is_passed_on_unchanged():
         ("numbers", 15, TypeError, r"^example: numbers must be .*; got 15\. Put it in a list: \[15\]\.$"),
         ("numbers", [1, 2, "a", 4], TypeError, r"got \[1, 2, 'a', 4\], where item 2 is 'a'\.$"),
         ("numbers", np.array([1.5]), TypeError, r"got a ndarray of shape \(1,\)\.$"),
-        ("texts", "abc", TypeError, r"Sequence\[str\]; got 'abc'\. Put it in a list: \['abc'\]\."),
         ("prompts", b"ab", TypeError, r"got b'ab'"),
         ("word", "z", ValueError, r"must be 'x' or 'y'; got 'z'\.$"),
         ("word", 3, TypeError, r"must be 'x' or 'y'; got 3\.$"),
         ("number", "2", TypeError, r"must be float; got '2'\.$"),
-        ("number", [2.0], TypeError, r"got \[2\.0\]\. Take it out of its list\.$"),
         ("by_name", {"a": 1, "b": "c"}, TypeError, r"where item 'b' is 'c'\.$"),
         ("values", torch.ones(2), TypeError, r"'a b'\] or None; got a Tensor of shape \(2,\)\.$"),
         ("function", 3, TypeError, r"a function or None; got 3\.$"),
-        ("whole", ts.last_token, TypeError, r"Did you mean to call it, last_token\(…\)\?$"),
         ("whole", int, TypeError, r"got the class int\.$"),
         ("rows", 5, TypeError, r"Iterable\[Any\]; got 5\. Put it in a list"),
         ("numbers", [True, False], TypeError, r"True and False are not taken for numbers\.$"),
         ("numbers", [0, True], TypeError, r"where item 1 is True\. True and False are not"),
-        ("numbers", np.array([True, False]), TypeError, r"True and False are not"),
         ("number", True, TypeError, r"must be float; got True\. True and False are not"),
         ("whole", torch.tensor(True), TypeError, r"True and False are not"),
         ("by_name", {"a": False}, TypeError, r"True and False are not"),
+        ("numbers", np.array([True, False]), TypeError, r"True and False are not"),
+        ("texts", ["a" * 1000] * 700 + [None], TypeError, "where item 700 is None"),
+        ("numbers", [1] * 1500 + [1.5] + [2] * 500, TypeError, r"where item 1500 is 1\.5"),
+        ("by_name", dict.fromkeys(map(str, range(900)), 1) | {"k900": None}, TypeError, "'k900' is None"),
     ],
     ids=short_id,
 )  # fmt: skip
 def test_wrong_types_are_rejected_with_value_and_fix(name, value, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         example(**{name: value})
+    assert len(str(raised.value)) < 600
 
 
-def test_a_wrong_item_of_a_long_collection_is_rejected_in_a_short_message():
-    for arguments, message in (
-        ({"texts": ["a" * 1000] * 700 + [None]}, "where item 700 is None"),
-        ({"numbers": [1] * 1500 + [1.5] + [2] * 500}, r"where item 1500 is 1\.5"),
-        ({"by_name": dict.fromkeys(map(str, range(900)), 1) | {"k900": None}}, "where item 'k900' is None"),
-    ):
-        with pytest.raises(TypeError, match=message) as raised:
-            example(**arguments)
-        assert len(str(raised.value)) < 600
-    for wrong in (1.5, None, "3", True):
-        prompts = [[1, 2]] * 100 + [[1] * 40 + [wrong] + [2] * 40] + [[1, 2]] * 100
-        with pytest.raises(TypeError, match=re.escape(repr(wrong))):
-            ts.generate(MODEL, prompts, max_new_tokens=1, progress=False)
+@pytest.mark.parametrize("wrong", [1.5, None, "3", True])
+def test_a_wrong_id_of_many_prompts_is_named(wrong):
+    prompts = [[1, 2]] * 100 + [[1] * 40 + [wrong] + [2] * 40] + [[1, 2]] * 100
+    with pytest.raises(TypeError, match=re.escape(repr(wrong))):
+        ts.generate(MODEL, prompts, max_new_tokens=1, progress=False)
 
 
 def test_numbers_of_a_table_are_layers_and_multipliers():
     vectors = Materials().vectors
     table = pd.DataFrame({"layer": [1, 2], "multiplier": [0.5, 1.0]})
     assert vectors[table["layer"][1]].layer == 2
-    options = {"measure": "generate", "controls": 0, "max_new_tokens": 2, "progress": False}
-    sweep = functools.partial(ts.sweep, MODEL, vectors, ["a b"], **options)
+    sweep = functools.partial(
+        ts.sweep, MODEL, vectors, ["a b"], measure="generate", controls=0, max_new_tokens=2, progress=False
+    )
     from_table = sweep(layers=table["layer"], multipliers=table["multiplier"].to_numpy())
     pd.testing.assert_frame_equal(from_table, sweep(layers=[1, 2], multipliers=[0.5, 1.0]))
 
 
 # ---- fuzzing
 
-FIXED = {"tokenizer", "client", "embedder", "out", "path", "cache", "it", "self"}  # not changed
+FIXED = {"tokenizer", "client", "embedder", "out", "path", "cache", "it", "self"}  # never replaced
 
 
 @pytest.fixture(scope="module")
@@ -320,13 +295,13 @@ def unchanged(before: Any, after: Any) -> bool:
     if isinstance(before, Mapping):
         return list(before) == list(after) and all(unchanged(before[key], after[key]) for key in before)
     if is_dataclass(before):
-        names = [each.name for each in fields(before)]
-        return all(unchanged(getattr(before, name), getattr(after, name)) for name in names)
+        return all(
+            unchanged(getattr(before, each.name), getattr(after, each.name)) for each in fields(before)
+        )
     return True
 
 
 def require_finite(result: Any, changed: Any = None) -> None:
-    """Every vector in a result must be finite."""
     for value in result.values() if isinstance(result, dict) else [result]:
         if isinstance(value, ts.SteeringVectors | ts.SteeringVector):
             assert bool(torch.isfinite(value.values).all())
@@ -383,24 +358,21 @@ def test_invalid_arguments_give_a_result_or_a_refusal(name, examples, calls, fol
     fuzz(changes(call.arguments), checked_call(call, folder), require_finite, examples)
 
 
-# --- reprs, paths ---
+# ---- reprs, paths
 
 
 def test_reprs_of_public_dataclasses_are_short():
-    """Instances of every public dataclass, with long texts and many prompts, factors and layers."""
     texts = [f"{number} {'word ' * 100}\n" for number in range(40)]
     factors = pd.DataFrame({f"factor {number}": texts for number in range(20)})
     pairs = ts.ContrastPairs(texts, [text + "!" for text in texts], factors)
     activations = ts.capture_pairs(MODEL, ts.contrast_pairs(list("abcd"), list("efgh")))
-    vectors = ts.mean_difference(activations)
+    vectors, ablation = ts.mean_difference(activations), ts.Ablate(1, to=torch.zeros(D_MODEL))
     instances = [
-        pairs, activations, activations.positive, vectors, vectors[1], activations.identity,
-        ts.ChoiceQuestions(texts, [(" A", " B")] * 40, [0] * 40, factors),
+        pairs, activations, activations.positive, vectors, vectors[1], activations.identity, ablation,
+        ts.ChoiceQuestions(texts, [(" A", " B")] * 40, [0] * 40, factors), read_experiment("demo"),
         ts.Add(vectors, 0.1), ts.ProjectOut(vectors[1]), ts.SetProjection(vectors, 2.0),
-        ts.Ablate(1, to=torch.zeros(D_MODEL)),
-        ts.last_token() | ts.token(3), ChatFormat("plain", MODEL.tokenizer),
-        ts.texts.JudgeCost(*range(8), 0.5),
-        read_experiment("demo"), ts.preview(MODEL, "a b c", ts.last_token()),
+        ts.last_token() | ts.token(3), ts.preview(MODEL, "a b c", ts.last_token()),
+        ChatFormat("plain", MODEL.tokenizer), ts.texts.JudgeCost(*range(8), 0.5),
     ]  # fmt: skip
     public = {each for each in PUBLIC.values() if is_dataclass(each) and isinstance(each, type)}
     assert public <= {type(each) for each in instances}
@@ -409,9 +381,8 @@ def test_reprs_of_public_dataclasses_are_short():
         assert len(lines) <= 10, each
         assert max(map(len, lines)) <= 200, each
     text = repr(ts.ContrastPairs(texts, texts[::-1], pd.DataFrame({"letter": ["A", "B"] * 20})))
-    assert "40: '0 word" in text
     assert "letter (A/B), group (40 levels)" in text
-    assert "to=float32 [16]" in repr(instances[10])
+    assert "to=float32 [16]" in repr(ablation)
 
 
 def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):

@@ -8,19 +8,11 @@ import torch
 
 from tl_steer._capture import capture
 from tl_steer._generation import generate
-from tl_steer.directions import SteeringVector, SteeringVectors
+from tl_steer.directions import SteeringVector
 from tl_steer.errors import EmptySelectionError, HookDidNotFireError, ModelMismatchError, NonFiniteError
 from tl_steer.interventions import Ablate, Add, SetProjection, steer
 from tl_steer.models import identify, load_model
-from tl_steer.positions import (
-    all_tokens,
-    generated_tokens,
-    last_token,
-    parse_positions,
-    span,
-    token,
-    tokens_matching,
-)
+from tl_steer.positions import generated_tokens, last_token, parse_positions, token
 
 from .tiny_model import (
     D_MODEL,
@@ -42,9 +34,19 @@ TOKENS = torch.tensor([IDS])
 GREEDY = {"do_sample": False, "stop_at_eos": False, "verbose": False}
 
 
-def added(vector, multiplier, written):
+def added(vector, multiplier=1.0, positions="all_tokens()"):
     """The change by hand that `Add` is."""
-    return Change(vector.layer, vector.hook, lambda x: x + multiplier * vector.values, TABLE[written])
+    return Change(vector.layer, vector.hook, lambda x: x + multiplier * vector.values, TABLE[positions])
+
+
+def by_hand(*changes):
+    return run_alone(MODEL, IDS, 5, changes)[0]
+
+
+def steered(*operations, tokens=TOKENS, **options):
+    """Logits of the first row."""
+    with torch.no_grad(), steer(MODEL, *operations, **options):
+        return MODEL(tokens)[0]
 
 
 @pytest.fixture
@@ -76,34 +78,31 @@ def test_afterwards_every_hook_is_as_before_and_those_of_the_user_have_run(user_
     assert len(user_hooks) == 4
 
 
-def entered(model, *operations):
-    with steer(model, *operations):
-        pass
-
-
 class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("when", ["inside", "in a pass", "while entering", "not finite"])
-def test_after_an_exception_every_hook_is_as_before(user_hooks, when):
+def stop(*_, **__):
+    raise StopError
+
+
+EXCEPTIONS = {
+    "inside": (StopError, [], stop),
+    "in a pass": (
+        StopError, [], lambda: MODEL.run_with_hooks(TOKENS, fwd_hooks=[(hook_name("resid_mid", 1), stop)]),
+    ),
+    "while entering": (ValueError, [Ablate(1, "nothing")], stop),
+    "not finite": (
+        NonFiniteError, [Add(made_vector(MODEL, 2), 3e38)],
+        lambda: MODEL.generate(TOKENS, max_new_tokens=2, **GREEDY),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "operations", "run"), EXCEPTIONS.values(), ids=EXCEPTIONS)
+def test_after_an_exception_every_hook_is_as_before(user_hooks, error, operations, run):
     before = all_hooks(MODEL)
-    good = Add(made_vector(MODEL, 1), 2.0)
-
-    def stop(*_, **__):
-        raise StopError
-
-    def run():
-        bad = {"while entering": Ablate(1, "nothing"), "not finite": Add(made_vector(MODEL, 2), 3e38)}
-        with steer(MODEL, good, *([bad[when]] if when in bad else [])):
-            if when == "inside":
-                stop()
-            if when == "in a pass":
-                MODEL.run_with_hooks(TOKENS, fwd_hooks=[(hook_name("resid_mid", 1), stop)])
-            MODEL.generate(TOKENS, max_new_tokens=2, **GREEDY)
-
-    errors = {"while entering": ValueError, "not finite": NonFiniteError}
-    with pytest.raises(errors.get(when, StopError)):
+    with pytest.raises(error), steer(MODEL, Add(made_vector(MODEL, 1), 2.0), *operations):
         run()
     assert all_hooks(MODEL) == before
 
@@ -112,14 +111,14 @@ def test_an_error_while_hooks_are_registered_leaves_none(monkeypatch):
     before = all_hooks(MODEL)
     monkeypatch.setattr(MODEL.blocks[2].hook_resid_post, "register_forward_hook", lambda hook: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        entered(MODEL, Add(made_vector(MODEL, 0)), Add(made_vector(MODEL, 2)))
+        steered(Add(made_vector(MODEL, 0)), Add(made_vector(MODEL, 2)))
     monkeypatch.undo()
     assert all_hooks(MODEL) == before
 
 
 def test_hooks_of_the_user_are_added_and_removed_inside():
     vector = made_vector(MODEL, 1)
-    expected, _ = run_alone(MODEL, IDS, 5, [added(vector, 1.0, "all_tokens()")])
+    expected = by_hand(added(vector))
     with torch.no_grad(), steer(MODEL, Add(vector)):
         MODEL.run_with_hooks(TOKENS, fwd_hooks=[(hook_name("resid_post", 1), lambda x, hook: x * 0)])
         MODEL.reset_hooks()
@@ -128,24 +127,23 @@ def test_hooks_of_the_user_are_added_and_removed_inside():
 
 def test_nested_blocks_add_up_and_the_inner_one_ends_first():
     first, second = made_vector(MODEL, 1, seed=1), made_vector(MODEL, 1, seed=2)
-    one, other = added(first, 1.0, "all_tokens()"), added(second, -2.0, "token(0)")
-    expected = [run_alone(MODEL, IDS, 5, changes)[0] for changes in ([one, other], [one], [])]
+    one, other = added(first), added(second, -2.0, "token(0)")
+    expected = by_hand(one, other), by_hand(one), by_hand()
     with torch.no_grad(), steer(MODEL, Add(first)):
         with steer(MODEL, Add(second, -2.0, token(0))):
             torch.testing.assert_close(MODEL(TOKENS)[0], expected[0])
         torch.testing.assert_close(MODEL(TOKENS)[0], expected[1])
     assert torch.equal(MODEL(TOKENS)[0], expected[2])
-    with steer(MODEL):
-        assert torch.equal(MODEL(TOKENS)[0], expected[2])
+    assert torch.equal(steered(), expected[2])
 
 
 @pytest.mark.parametrize(
-    "written", ["all_tokens()", "current_token()", "generated_tokens()", "last_token()", "~token(0)"]
+    "positions", ["all_tokens()", "current_token()", "generated_tokens()", "last_token()", "~token(0)"]
 )
-def test_transformer_lens_s_own_generation_is_steered_at_the_same_tokens_with_and_without_a_cache(written):
+def test_transformer_lens_s_own_generation_is_steered_at_the_same_tokens_with_and_without_a_cache(positions):
     vector = made_vector(MODEL, 1, scale=9.0)
-    operation = Add(vector, 1.0, parse_positions(written))
-    expected = greedy_alone(MODEL, IDS, 6, [added(vector, 1.0, written)])
+    operation = Add(vector, 1.0, parse_positions(positions))
+    expected = greedy_alone(MODEL, IDS, 6, [added(vector, 1.0, positions)])
     for cached in (True, False):
         with steer(MODEL, operation, prompt_lengths=None if cached else [5]):
             result = MODEL.generate(TOKENS, max_new_tokens=6, use_past_kv_cache=cached, **GREEDY)
@@ -158,7 +156,7 @@ def test_passes_that_start_at_a_layer_are_steered():
         residual = MODEL(TOKENS, stop_at_layer=1)
         with steer(MODEL, Add(vector, 1.0, last_token())):
             result = MODEL(residual, start_at_layer=1)
-    torch.testing.assert_close(result[0], run_alone(MODEL, IDS, 5, [added(vector, 1.0, "last_token()")])[0])
+    torch.testing.assert_close(result[0], by_hand(added(vector, 1.0, "last_token()")))
 
 
 @pytest.mark.parametrize(
@@ -178,19 +176,10 @@ def test_an_operation_whose_hook_was_not_reached_is_an_error(run, message):
             run(model)
 
 
-def test_an_exception_inside_is_not_replaced_by_a_hook_that_did_not_fire():
-    with pytest.raises(StopError), steer(MODEL, Add(made_vector(MODEL, 2))):  # noqa: PT012
-        MODEL(TOKENS, stop_at_layer=1)
-        raise StopError
-
-
 def test_a_prompt_shorter_than_its_length_is_an_error():
     operation = Add(made_vector(MODEL, 1), positions=last_token())
-    with (
-        pytest.raises(ValueError, match=r"prompt of 9 tokens, but no row had more than 4"),
-        steer(MODEL, operation, prompt_lengths=[9]),
-    ):
-        MODEL(TOKENS[:1, :4])
+    with pytest.raises(ValueError, match=r"prompt of 9 tokens, but no row had more than 4"):
+        steered(operation, tokens=TOKENS[:, :4], prompt_lengths=[9])
 
 
 def test_other_weights_are_accepted_only_with_force_by_capture_and_generate(make_hf_model):
@@ -207,47 +196,36 @@ def test_other_weights_are_accepted_only_with_force_by_capture_and_generate(make
 def test_a_vector_of_another_model_is_rejected_without_force():
     vector = made_vector(make_model(word_tokenizer(), seed=5), 1)
     with pytest.raises(ModelMismatchError, match=r"the vector of Add\(multiplier=1\) at layer 1.*force=True"):
-        entered(MODEL, Add(vector))
-    with torch.no_grad(), steer(MODEL, Add(vector), force=True):
-        result = MODEL(TOKENS)[0]
-    torch.testing.assert_close(result, run_alone(MODEL, IDS, 5, [added(vector, 1.0, "all_tokens()")])[0])
+        steered(Add(vector))
+    torch.testing.assert_close(steered(Add(vector), force=True), by_hand(added(vector)))
     deeper = made_vector(make_model(word_tokenizer(), n_layers=4), 1)
-    with (
-        pytest.raises(ModelMismatchError, match="n_layers: 4 against 3"),
-        steer(MODEL, Add(deeper), force=True),
-    ):
-        pass
+    with pytest.raises(ModelMismatchError, match="n_layers: 4 against 3"):
+        steered(Add(deeper), force=True)
 
 
 def test_a_hook_that_the_architecture_lacks_is_an_error_that_lists_the_others():
     parallel = make_model(word_tokenizer(), parallel_attn_mlp=True)
-    with pytest.raises(
-        ValueError, match=r"'resid_mid' does not exist at layer 1 of tiny; .* has resid_pre, resid_post"
-    ):
-        entered(parallel, Ablate(1, "resid_mid"))
+    message = r"'resid_mid' does not exist at layer 1 of tiny; .* has resid_pre, resid_post"
+    with pytest.raises(ValueError, match=message), steer(parallel, Ablate(1, "resid_mid")):
+        pass
 
 
 def test_every_operation_with_a_model_is_checked():
     other = make_model(word_tokenizer(), seed=5)
     for operation in (SetProjection(made_vector(other, 1), 1.0), Ablate(1, to=capture(other, ["a b"]))):
         with pytest.raises(ModelMismatchError):
-            entered(MODEL, operation)
+            steered(operation)
 
 
 def test_an_empty_selection_is_an_error_unless_allowed():
     vector = made_vector(MODEL, 1)
-
-    def run(positions, **options):
-        with torch.no_grad(), steer(MODEL, Add(vector, 1.0, positions), **options):
-            return MODEL(TOKENS)[0]
-
-    for positions in (token(5), tokens_matching("nowhere"), span(3, 3), ~all_tokens()):
-        with pytest.raises(
-            EmptySelectionError, match=r"selects no token of Add.* row 0 \('<s> a b c d', 5 tokens\)"
-        ):
-            run(positions)
-        assert torch.equal(run(positions, allow_empty=True), run_alone(MODEL, IDS, 5)[0])
-    run(generated_tokens())  # of what may come
+    for positions in ("token(5)", "tokens_matching('nowhere')", "span(3, 3)", "~all_tokens()"):
+        operation = Add(vector, 1.0, parse_positions(positions))
+        message = r"selects no token of Add.* row 0 \('<s> a b c d', 5 tokens\)"
+        with pytest.raises(EmptySelectionError, match=message):
+            steered(operation)
+        assert torch.equal(steered(operation, allow_empty=True), by_hand())
+    steered(Add(vector, 1.0, generated_tokens()))  # of what may come
 
 
 def test_every_prompt_of_a_block_is_checked():
@@ -259,14 +237,11 @@ def test_every_prompt_of_a_block_is_checked():
 
 def test_vectors_tensors_and_residuals_are_not_changed():
     vector, target = made_vector(MODEL, 1), torch.ones(D_MODEL)
-    several = SteeringVectors(
-        torch.ones(2, D_MODEL), (0, 2), "resid_post", "made", torch.ones(2), identify(MODEL)
-    )
+    several = made_vector(MODEL, 1).at(layers=[0, 2])
     residual = MODEL(TOKENS, stop_at_layer=1).clone()
     tensors = [vector.values, target, several.values, TOKENS, residual]
     copies = [tensor.clone() for tensor in tensors]
-    with steer(MODEL, Add(vector, 3.0), Ablate(2, to=target), SetProjection(several, 2.0)):
-        MODEL(TOKENS)
+    steered(Add(vector, 3.0), Ablate(2, to=target), SetProjection(several, 2.0))
     with steer(MODEL, Add(made_vector(MODEL, 1, "resid_pre"), 5.0)):
         MODEL(residual, start_at_layer=1)
     assert all(map(torch.equal, tensors, copies))

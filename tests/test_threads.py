@@ -1,6 +1,7 @@
 """One thread at a time runs a model, in evaluation mode: else each gets the other's hooks, and dropout."""
 
 import copy
+import functools
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,21 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
-from tl_steer._capture import capture, capture_pairs
-from tl_steer._generation import generate
-from tl_steer._scoring import choice_logits
-from tl_steer.analysis import logit_lens, traces
-from tl_steer.directions import SteeringVectors
-from tl_steer.interventions import Add, steer
-from tl_steer.models import exclusive, identify, is_bridge, load_model, passes
+import tl_steer as ts
+from tl_steer.models import exclusive, is_bridge, passes
 from tl_steer.models.wrapping import wrapped
-from tl_steer.positions import all_tokens
-from tl_steer.prompts import ChoiceQuestions, contrast_pairs
-from tl_steer.recipes import activation_addition, vectors_from_pairs
-from tl_steer.sweeps import damage
-from tl_steer.sweeps._sweep import sweep
 from tl_steer.texts import text_damage
-from tl_steer.verification import verify
 
 from .conftest import random_hf_model
 from .tiny_model import N_LAYERS, make_model, word_tokenizer
@@ -34,17 +24,19 @@ from .tiny_model import N_LAYERS, make_model, word_tokenizer
 MEET = 0.4  # seconds in which a thread waits for another inside a pass
 LONG = 20.0  # seconds after which a test fails that would wait forever
 PROMPTS = ["a b c", "d e f g h"]
-QUESTIONS = ChoiceQuestions(PROMPTS, [("yes", "no")] * 2)
-DROPOUT = {"attn_pdrop": 0.5, "resid_pdrop": 0.5, "embd_pdrop": 0.5}
-BACKENDS = ("hooked", "bridge")
+QUESTIONS = ts.ChoiceQuestions(PROMPTS, [("yes", "no")] * 2)
+PAIRS = ts.contrast_pairs(["a b", "c d e"], ["f g", "h i j"])
+GRID = {"layers": [1], "multipliers": [4.0], "controls": 0, "progress": False}
+LENS_COLUMNS = ["token_id", "logit", "probability"]
+TOKENS = torch.tensor([[0, 3, 4, 5, 6]])
 
 
 def make(backend):
     """A tiny model; its blocks have dropout, where the backend has any."""
     if backend == "hooked":
         return make_model(word_tokenizer())
-    hf_model = random_hf_model("gpt2", **DROPOUT)
-    return load_model("tiny", backend="bridge", hf_model=hf_model, tokenizer=word_tokenizer(), device="cpu")
+    inner = random_hf_model("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
+    return ts.load_model("tiny", backend="bridge", hf_model=inner, tokenizer=word_tokenizer(), device="cpu")
 
 
 def first_block(model):
@@ -55,42 +47,38 @@ def first_block(model):
 def vectors_of(model, seed=0):
     values = torch.randn(N_LAYERS, model.cfg.d_model, generator=torch.Generator().manual_seed(seed))
     norms = torch.full((N_LAYERS,), 10.0)
-    return SteeringVectors(values, tuple(range(N_LAYERS)), "resid_post", "made", norms, identify(model))
+    return ts.SteeringVectors(values, tuple(range(N_LAYERS)), "resid_post", "x", norms, ts.identify(model))
 
 
 def added(model, seed):
-    return Add(vectors_of(model, seed)[1], 4.0)
+    return ts.Add(vectors_of(model, seed)[1], 4.0)
 
 
 def steered_logits(model, seed):
-    with steer(model, added(model, seed)), torch.no_grad():
-        return model(torch.tensor([[0, 3, 4, 5, 6]]))
+    with ts.steer(model, added(model, seed)), torch.no_grad():
+        return model(TOKENS)
+
+
+def unsteered(model, seed=0):
+    return ts.capture(model, PROMPTS, layers=-1).values
 
 
 def captured(model, seed):
-    return capture(model, PROMPTS, added(model, seed), layers=-1).values
-
-
-def generated(model, seed):
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "return_tokens": True}
-    return generate(model, PROMPTS, added(model, seed), **options)
-
-
-def scored(model, seed):
-    return choice_logits(model, PROMPTS, ("yes", "no"), added(model, seed))
+    return ts.capture(model, PROMPTS, added(model, seed), layers=-1).values
 
 
 def swept(model, seed, **options):
-    options |= {"layers": [1], "multipliers": [4.0], "controls": 0, "progress": False}
-    return sweep(model, vectors_of(model, seed), QUESTIONS, **options)
+    return ts.sweep(model, vectors_of(model, seed), QUESTIONS, **GRID, **options)
 
 
-CALLS = (steered_logits, captured, generated, scored, swept)
-
-
-def damaged(model, seed):
-    options = {"layers": [1], "multipliers": [4.0], "controls": 0, "progress": False}
-    return damage(model, vectors_of(model, seed), PROMPTS, **options)
+TOKEN_OPTIONS = {"max_new_tokens": 6, "min_new_tokens": 6, "return_tokens": True}
+CALLS = {
+    "logits": steered_logits,
+    "captured": captured,
+    "generated": lambda model, seed: ts.generate(model, PROMPTS, added(model, seed), **TOKEN_OPTIONS),
+    "scored": lambda model, seed: ts.choice_logits(model, PROMPTS, ("yes", "no"), added(model, seed)),
+    "swept": swept,
+}
 
 
 def text_damaged(model, seed):
@@ -99,30 +87,24 @@ def text_damaged(model, seed):
 
 
 def pairs_captured(model, seed):
-    pairs = contrast_pairs(["a b", "c d e"], ["f g", "h i j"])
-    both = capture_pairs(model, pairs, added(model, seed), max_new_tokens=2, positions=all_tokens())
+    both = ts.capture_pairs(model, PAIRS, added(model, seed), max_new_tokens=2, positions=ts.all_tokens())
     return torch.cat([both.positive.values, both.negative.values])
 
 
-def estimated(model, seed):
-    return vectors_from_pairs(model, contrast_pairs(["a b", "c d e"], ["f g", "h i j"])).values
-
-
-def activation_added(model, seed):
-    return activation_addition(model, "a", "b").values
-
-
-def lens(model, seed):
-    return logit_lens(model, vectors_of(model, seed))[["token_id", "logit", "probability"]]
-
-
 def traced(model, seed):
-    everywhere = capture(model, PROMPTS, added(model, seed), positions=all_tokens())
-    return traces(everywhere, vectors_of(model))[["projection", "cosine"]]
+    activations = ts.capture(model, PROMPTS, added(model, seed), positions=ts.all_tokens())
+    return ts.traces(activations, vectors_of(model))[["projection", "cosine"]]
 
 
-OTHERS = (damaged, text_damaged, pairs_captured, estimated, activation_added, lens, traced)
-NUMBERS = (*CALLS, *OTHERS)
+NUMBERS = CALLS | {
+    "damaged": lambda model, seed: ts.damage(model, vectors_of(model, seed), PROMPTS, **GRID),
+    "text_damaged": text_damaged,
+    "pairs_captured": pairs_captured,
+    "estimated": lambda model, seed: ts.vectors_from_pairs(model, PAIRS).values,
+    "activation_added": lambda model, seed: ts.activation_addition(model, "a", "b").values,
+    "lens": lambda model, seed: ts.logit_lens(model, vectors_of(model, seed))[LENS_COLUMNS],
+    "traced": traced,
+}
 
 
 def require_equal(result, expected):
@@ -137,15 +119,15 @@ def require_equal(result, expected):
 @contextmanager
 def meeting(model):
     """In its first pass, each thread waits inside block 0 until another thread is there too, or too long."""
-    barrier, met, inside = threading.Barrier(2), set(), threading.Event()
+    barrier, threads, inside = threading.Barrier(2), set(), threading.Event()
     module = first_block(model)
     forward = module.forward
 
     def gated(*inputs, **options):
-        if threading.current_thread() not in met:
-            met.add(threading.current_thread())
+        if threading.current_thread() not in threads:
+            threads.add(threading.current_thread())
             inside.set()
-            with suppress(threading.BrokenBarrierError):  # no other came: it waits for this one
+            with suppress(threading.BrokenBarrierError):  # the other thread waits for this one
                 barrier.wait(MEET)
         return forward(*inputs, **options)
 
@@ -170,29 +152,35 @@ def in_thread(call, *arguments):
         return pool.submit(call, *arguments).result(LONG)
 
 
+def in_thread_after(block, call, *arguments, **options):
+    """Result of a call in another thread, which must wait until the block ends."""
+    with ThreadPoolExecutor(1) as pool:
+        with block:
+            future = pool.submit(call, *arguments, **options)
+            with pytest.raises(TimeoutError):
+                future.result(MEET)
+        return future.result(LONG)
+
+
 # ---- Threads
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+@pytest.fixture(scope="module", params=["hooked", "bridge"])
 def model(request):
     """A model, which tests leave as it was."""
     return make(request.param)
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), [*combinations_with_replacement(CALLS, 2)], ids=lambda call: call.__name__
-)
+@pytest.mark.parametrize(("first", "second"), [*combinations_with_replacement(CALLS, 2)])
 def test_two_threads_get_the_numbers_that_each_gets_alone(model, first, second):
+    first, second = CALLS[first], CALLS[second]
     alone = first(model, 1), second(model, 2)
     for result, expected in zip(in_threads(model, first, second), alone, strict=True):
         require_equal(result, expected)
 
 
 def test_an_unsteered_call_is_not_steered_by_another_thread(model):
-    def unsteered(model, seed):
-        return capture(model, PROMPTS, layers=-1).values
-
-    alone = unsteered(model, 0)
+    alone = unsteered(model)
     require_equal(in_threads(model, steered_logits, unsteered)[1], alone)
     require_equal(in_threads(model, unsteered, steered_logits)[0], alone)
 
@@ -202,31 +190,26 @@ def test_two_bridges_around_one_hugging_face_model_wait_for_each_other():
     two = wrapped(one.original_model, "tiny")
     two.tokenizer = word_tokenizer()
     alone = captured(two, 2)
-    with ThreadPoolExecutor(1) as pool:
-        with steer(one, added(one, 1)), torch.no_grad():
-            other = pool.submit(captured, two, 2)
-            with pytest.raises(TimeoutError):
-                other.result(MEET)
-            one(torch.tensor([[0, 3, 4]]))
-        require_equal(other.result(LONG), alone)
+
+    @contextmanager
+    def steered():
+        with ts.steer(one, added(one, 1)), torch.no_grad():
+            yield
+            one(TOKENS)
+
+    require_equal(in_thread_after(steered(), captured, two, 2), alone)
 
 
 def test_a_sweep_with_a_file_waits_for_another_thread_s_hooks(tmp_path):
     model = make("hooked")
-    expected = swept(model, 2)
-    with ThreadPoolExecutor(1) as pool:
-        with steer(model):
-            sweeping = pool.submit(swept, model, 2, out=tmp_path / "sweep.parquet")
-            with pytest.raises(TimeoutError):
-                sweeping.result(MEET)
-        require_equal(sweeping.result(LONG), expected)
+    result = in_thread_after(ts.steer(model), swept, model, 2, out=tmp_path / "sweep.parquet")
+    require_equal(result, swept(model, 2))
 
 
 def test_a_thread_may_use_the_model_that_it_steers(model):
     expected = captured(model, 1)
-    with steer(model, added(model, 1)):
-        result = capture(model, PROMPTS, layers=-1).values
-    require_equal(result, expected)
+    with ts.steer(model, added(model, 1)):
+        require_equal(unsteered(model), expected)
     in_thread(captured, model, 1)  # released as often as entered
 
 
@@ -234,21 +217,21 @@ def test_other_models_are_not_waited_for(model):
     other = copy.deepcopy(model)
     expected = captured(other, 2)
     with exclusive(model):
-        require_equal(in_thread(captured, other, 2), expected)
-        require_equal(in_thread(captured, copy.deepcopy(model), 2), expected)
+        for copied in (other, copy.deepcopy(model)):
+            require_equal(in_thread(captured, copied, 2), expected)
 
 
 def test_after_an_exception_or_in_another_thread_the_model_is_released(model):
-    with pytest.raises(ZeroDivisionError), steer(model, added(model, 1)):
+    with pytest.raises(ZeroDivisionError), ts.steer(model, added(model, 1)):
         raise ZeroDivisionError
     in_thread(captured, model, 1)
     block = exclusive(model)
     block.__enter__()
     in_thread(block.__exit__, None, None, None)
     in_thread(captured, model, 1)
-    abandoned = exclusive(model)
-    abandoned.__enter__()
-    del abandoned
+    block = exclusive(model)
+    block.__enter__()
+    del block
     gc.collect()
     in_thread(captured, model, 1)
 
@@ -258,24 +241,23 @@ def test_two_models_steered_in_opposite_order_are_an_error_and_no_deadlock():
     both = threading.Barrier(2)
 
     def in_order(first, second):
-        with steer(first), ExitStack() as stack:
+        with ts.steer(first), ExitStack() as stack:
             both.wait(LONG)
             try:
-                stack.enter_context(steer(second))
+                stack.enter_context(ts.steer(second))
             except RuntimeError as error:
                 return str(error)
-            return "entered"
+            return ""
 
     with ThreadPoolExecutor(2) as pool:
-        result = [pool.submit(in_order, *models) for models in ((one, two), (two, one))]
-        results = sorted(each.result(LONG) for each in result)
-    assert results[0] == "entered"
-    assert "Steer several models in the same order in every thread" in results[1]
+        entered, message = sorted(pool.map(in_order, (one, two), (two, one), timeout=LONG))
+    assert entered == ""
+    assert "Steer several models in the same order in every thread" in message
 
 
 def test_a_thread_that_waits_long_warns_and_names_the_other(model, monkeypatch):
     monkeypatch.setattr(passes, "WARN_AFTER", 0.05)
-    with steer(model), pytest.raises(RuntimeWarning, match="'MainThread' uses"):
+    with ts.steer(model), pytest.raises(RuntimeWarning, match="'MainThread' uses"):
         in_thread(captured, model, 1)
     in_thread(captured, model, 1)
 
@@ -287,20 +269,18 @@ def modules_of(model):
     return list(dict.fromkeys([*model.modules(), *getattr(model, "original_model", model).modules()]))
 
 
+def modes_of(model):
+    return [module.training for module in modules_of(model)]
+
+
 def evaluate(model):
     for module in modules_of(model):
         vars(module)["training"] = False
 
 
-def set_training(model, case):
-    """Training mode, of all modules or of some."""
-    if case == "model.train()":
-        model.train()
-    elif case == "below the bridge":
-        model.original_model.train()
-    else:
-        for number, module in enumerate(modules_of(model)):
-            vars(module)["training"] = number % 3 > 0
+def train_some(model):
+    for number, module in enumerate(modules_of(model)):
+        vars(module)["training"] = number % 3 > 0
 
 
 @pytest.fixture(scope="module")
@@ -308,48 +288,43 @@ def bridge():
     return make("bridge")
 
 
-@pytest.mark.parametrize("call", NUMBERS, ids=lambda call: call.__name__)
+@pytest.mark.parametrize("call", NUMBERS.values(), ids=NUMBERS)
 def test_dropout_changes_no_number_and_every_mode_is_restored(bridge, call):
-    modules = modules_of(bridge)
     evaluate(bridge)
     expected = call(bridge, 1)
-    for case in ("model.train()", "below the bridge", "some modules"):
-        set_training(bridge, case)
-        modes = [module.training for module in modules]
+    for set_training in (bridge.train, bridge.original_model.train, functools.partial(train_some, bridge)):
+        set_training()
+        modes = modes_of(bridge)
         assert any(modes)
         require_equal(call(bridge, 1), expected)
-        assert [module.training for module in modules] == modes
+        assert modes_of(bridge) == modes
 
 
 def test_a_hooked_transformer_in_training_mode_is_evaluated():
     model = make("hooked")
-    forward = model.blocks[1].mlp.forward
-
-    def dropping(x):
-        return torch.nn.functional.dropout(forward(x), 0.5, model.blocks[1].mlp.training)
-
-    model.blocks[1].mlp.forward = dropping
-    expected = [call(model, 1) for call in NUMBERS]
-    set_training(model, "some modules")
-    model.blocks[1].mlp.train()
-    modes = [module.training for module in model.modules()]
-    for call, numbers in zip(NUMBERS, expected, strict=True):
+    mlp = model.blocks[1].mlp
+    forward = mlp.forward
+    mlp.forward = lambda x: torch.nn.functional.dropout(forward(x), 0.5, mlp.training)
+    expected = [call(model, 1) for call in NUMBERS.values()]
+    train_some(model)
+    mlp.train()
+    modes = modes_of(model)
+    for call, numbers in zip(NUMBERS.values(), expected, strict=True):
         require_equal(call(model, 1), numbers)
-    assert [module.training for module in model.modules()] == modes
+    assert modes_of(model) == modes
 
 
 def test_modes_are_restored_after_an_exception_and_training_can_be_steered(bridge):
-    set_training(bridge, "some modules")
-    modes = [module.training for module in modules_of(bridge)]
-    with pytest.raises(ZeroDivisionError), steer(bridge, added(bridge, 1)):
-        _ = 1 / sum(module.training for module in modules_of(bridge))  # 0: none is
-    assert [module.training for module in modules_of(bridge)] == modes
+    train_some(bridge)
+    modes = modes_of(bridge)
+    with pytest.raises(ZeroDivisionError), ts.steer(bridge, added(bridge, 1)):
+        _ = 1 / sum(modes_of(bridge))  # 0: none is in training mode
+    assert modes_of(bridge) == modes
     evaluate(bridge)
-    tokens = torch.tensor([[0, 3, 4, 5]])
-    with steer(bridge, added(bridge, 1)), torch.no_grad():
-        evaluated = bridge(tokens)
+    with ts.steer(bridge, added(bridge, 1)), torch.no_grad():
+        evaluated = bridge(TOKENS)
         bridge.train()
-        assert not torch.equal(bridge(tokens), evaluated)
+        assert not torch.equal(bridge(TOKENS), evaluated)
     evaluate(bridge)
 
 
@@ -357,10 +332,9 @@ def test_verify_still_reports_training_mode_and_compares_nothing_with_it(bridge)
     reference = random_hf_model("gpt2")
     reference.transformer.h[1].attn.train()  # the model itself is in evaluation mode
     assert not reference.training
-    set_training(bridge, "below the bridge")
-    table = verify(bridge, hf_model=reference, prompts=PROMPTS, progress=False).set_index("check")
+    bridge.original_model.train()
+    table = ts.verify(bridge, hf_model=reference, prompts=PROMPTS, progress=False).set_index("check")
     evaluate(bridge)
-    assert table.loc["evaluation mode", "result"] == "failed"
-    assert table.loc["settings are unchanged", "result"] == "passed"
+    assert list(table.loc[["evaluation mode", "settings are unchanged"], "result"]) == ["failed", "passed"]
     assert table["detail"].str.contains("hf_model is in training mode").any()
     assert np.isfinite(table.loc["evaluation mode", "measured"])
