@@ -18,12 +18,10 @@ from tl_steer.directions import (
     mean_difference,
 )
 from tl_steer.evaluation import against_controls, effectiveness, signal_detection
-from tl_steer.models import identify
-from tl_steer.sweeps.sweep_table import CONDITION
 
-from .conftest import make_identity, make_pairs
+from .conftest import assert_raises, make_identity, make_pairs
 from .sweep_tables import condition, table_of, unsteered
-from .tiny_model import D_MODEL, make_model, word_tokenizer
+from .tiny_model import make_model, word_tokenizer
 
 COUNTS = {"random": 3, "shuffled": 4, "orthogonal": 2}
 
@@ -82,25 +80,23 @@ def test_orthogonal_vectors_and_random_ones_of_layers_that_add_up():
 
 def test_a_shuffled_vector_is_the_estimate_of_pairs_with_half_of_the_groups_swapped():
     """Against a search of all swaps of whole groups: one gives the vector, up to its length."""
-    factors = pd.DataFrame({"group": [0, 0, 1, 2, 2, 3], "letter": list("ABABAB")})
-    pairs = some_pairs(6, factors=factors)
+    groups = np.array([0, 0, 1, 2, 2, 3])
+    pairs = some_pairs(6, factors=pd.DataFrame({"group": groups, "letter": list("ABABAB")}))
     positive, negative = (side.double().numpy() for side in pairs.sides())
-    result = control_vectors(pairs, random=0, shuffled=7, orthogonal=0, seed=3)
-    swaps = set()
-    for each in result.values():
-        matches = []
+    true, swaps = (positive - negative).mean(0), set()
+    for each in control_vectors(pairs, random=0, shuffled=7, orthogonal=0, seed=3).values():
+        matches = {}
         for coins in itertools.product([False, True], repeat=4):
-            flip = np.array(coins)[factors["group"]][:, None, None]
-            mean = (np.where(flip, negative, positive) - np.where(flip, positive, negative)).mean(0)
+            sign = np.where(np.array(coins)[groups], -1, 1)[:, None, None]
+            mean = (sign * (positive - negative)).mean(0)
             mean *= lengths(each)[:, None] / np.linalg.norm(mean, axis=-1, keepdims=True)
             if np.allclose(mean, each.values.numpy(), rtol=1e-4, atol=1e-5):
-                matches.append((coins, mean))
-        ((coins, mean),) = matches
+                matches[coins] = mean
+        ((coins, mean),) = matches.items()
         assert sum(coins) == 2
-        assert each.info["exchanged_pairs"] == np.array(coins)[factors["group"]].sum()
+        assert each.info["exchanged_pairs"] == np.array(coins)[groups].sum()
         assert each.method == "shuffled mean_difference"
         swaps.add(coins)
-        true = (positive - negative).mean(0)
         cosine = (mean * true).sum(-1) / np.linalg.norm(mean, axis=-1) / np.linalg.norm(true, axis=-1)
         np.testing.assert_allclose(each.info["cosine_with_vector"], cosine, atol=1e-5)
     assert len(swaps) > 2
@@ -133,8 +129,7 @@ def test_principal_components_have_no_shuffled_controls(of, message):
     noise, shift = np.random.default_rng(0).standard_normal((2, 40, 1, 8)), np.array([9.0, *np.zeros(7)])
     pairs = make_pairs(noise[0] + shift, noise[1])
     estimator = functools.partial(ts.principal_component, of=of)
-    with pytest.raises(ValueError, match=rf"{message}.*shuffled=0"):
-        control_vectors(pairs, estimator=estimator, shuffled=1)
+    assert_raises(rf"{message}.*shuffled=0", control_vectors, pairs, estimator=estimator, shuffled=1)
     assert len(control_vectors(pairs, estimator=estimator, shuffled=0)) == 6
     if of == "centred_differences":
         swapped = pairs.swapped([row % 2 == 0 for row in range(40)])
@@ -150,11 +145,10 @@ def test_a_random_direction_replaces_shuffled_vectors_of_equal_differences():
 
 
 def test_a_control_does_not_depend_on_the_number_of_others():
-    pairs = some_pairs()
-    few = control_vectors(pairs, random=1, shuffled=1, orthogonal=1, seed=5)
+    pairs, one_each = some_pairs(), dict.fromkeys(COUNTS, 1)
     many = control_vectors(pairs, random=6, shuffled=3, orthogonal=2, seed=5)
-    other = control_vectors(pairs, random=1, shuffled=1, orthogonal=1, seed=6)
-    for name, each in few.items():
+    other = control_vectors(pairs, **one_each, seed=6)
+    for name, each in control_vectors(pairs, **one_each, seed=5).items():
         assert torch.equal(each.values, many[name].values)
         assert each.info["seed"] == many[name].info["seed"]
         assert not torch.equal(each.values, other[name].values)
@@ -165,12 +159,12 @@ def test_inputs_are_unchanged_and_controls_survive_a_file(tmp_path):
     pairs = some_pairs()
     studied = mean_difference(pairs)
     before = [side.clone() for side in (*pairs.sides(), studied.values)]
-    result = control_vectors(pairs, vectors=studied)
+    control = control_vectors(pairs, vectors=studied)["shuffled 1"]
     assert all(torch.equal(*each) for each in zip(before, (*pairs.sides(), studied.values), strict=True))
-    result["shuffled 1"].save(tmp_path / "control.safetensors")
-    again = SteeringVectors.load(tmp_path / "control.safetensors")
-    assert torch.equal(again.values, result["shuffled 1"].values)
-    assert again.info["seed"] == result["shuffled 1"].info["seed"]
+    control.save(tmp_path / "control.safetensors")
+    loaded = SteeringVectors.load(tmp_path / "control.safetensors")
+    assert torch.equal(loaded.values, control.values)
+    assert loaded.info["seed"] == control.info["seed"]
 
 
 def test_controls_of_some_layers_and_of_vectors_with_positions():
@@ -190,7 +184,10 @@ def test_controls_of_some_layers_and_of_vectors_with_positions():
 
 PAIRS = some_pairs()
 DEEPER = some_pairs(layers=(0, 3)).identity
+OTHER_LAYERS = mean_difference(some_pairs(layers=(0, 3), identity=DEEPER))
+OTHER_WIDTH = mean_difference(some_pairs(identity=make_identity(d_model=17)))
 STUDIED = mean_difference(PAIRS)
+OTHER_HOOK = STUDIED[0].at(layers=0, hook="resid_pre", stream_norm=[1.0])
 BY_POSITION = SteeringVectors(torch.ones(2, 3, 16), (0, 2), "resid_post", "", torch.ones(2), PAIRS.identity)
 
 
@@ -200,29 +197,16 @@ BY_POSITION = SteeringVectors(torch.ones(2, 3, 16), (0, 2), "resid_post", "", to
         (PAIRS, {"shuffled": -1}, r"'shuffled': -1.*0 or more"),
         (PAIRS.subset([]), {"vectors": STUDIED, "shuffled": 2}, "0 groups of pairs are too few to swap half"),
         (some_pairs(3), {"shuffled": 4}, "3 groups of pairs are too few to swap half"),
-        (
-            some_pairs(identity=DEEPER),
-            {"vectors": mean_difference(some_pairs(layers=(0, 3), identity=DEEPER))},
-            r"layers \[0, 2\].*shuffled=0",
-        ),
-        (
-            PAIRS,
-            {"vectors": STUDIED[0].at(layers=0, hook="resid_pre", stream_norm=[1.0])},
-            "captured at resid_post.*the vectors are at resid_pre",
-        ),
+        (some_pairs(identity=DEEPER), {"vectors": OTHER_LAYERS}, r"layers \[0, 2\].*shuffled=0"),
+        (PAIRS, {"vectors": OTHER_HOOK}, "captured at resid_post.*the vectors are at resid_pre"),
         (PAIRS, {"vectors": BY_POSITION}, "one vector per layer.*shuffled=0"),
-        (
-            PAIRS,
-            {"vectors": mean_difference(some_pairs(identity=make_identity(d_model=17)))},
-            "d_model: 17 against 16",
-        ),
+        (PAIRS, {"vectors": OTHER_WIDTH}, "d_model: 17 against 16"),
         (PAIRS, {"vectors": STUDIED.weighted({2: 1.0, 0: 0.0})}, r"length zero .*of layers \[0\]"),
         (some_pairs(width=1), {"shuffled": 0}, "nothing is orthogonal to a vector of one number"),
     ],
 )
 def test_controls_that_do_not_exist_are_errors(pairs, options, message):
-    with pytest.raises(ValueError, match=message):
-        control_vectors(pairs, **options)
+    assert_raises(message, control_vectors, pairs, **options)
 
 
 def test_coin_flips_are_fair_and_one_per_group():
@@ -242,16 +226,14 @@ def test_coin_flips_are_fair_and_one_per_group():
 
 def step_up(p_values):
     """Benjamini & Hochberg by its definition: q is the smallest level at which a test is a discovery."""
-    p_values, tests = list(p_values), len(p_values)
-    levels = sorted({p * tests / rank for p in p_values for rank in range(1, tests + 1)})
-    result = []
-    for p in p_values:
-        for level in levels:
-            passing = [q for rank, q in enumerate(sorted(p_values), 1) if q <= level * rank / tests + 1e-12]
-            if passing and p <= max(passing):
-                result.append(min(level, 1.0))
-                break
-    return result
+    ordered, tests = sorted(p_values), len(p_values)
+    levels = sorted({p * tests / rank for p in ordered for rank in range(1, tests + 1)})
+    result = {}
+    for level in levels:
+        passing = [p for rank, p in enumerate(ordered, 1) if p <= level * rank / tests + 1e-12]
+        for p in ordered[: ordered.index(passing[-1]) + 1] if passing else []:
+            result.setdefault(p, min(level, 1.0))
+    return [result[p] for p in p_values]
 
 
 def layered_pairs(*, strength=1.0, seed=0):
@@ -298,61 +280,57 @@ MULTIPLIERS = (-2.0, 1.0, 2.0)
 def sweep_table(*, vectors=("honesty",), controls=("random 1", "random 2", "shuffled 1"), prompts=40, seed=0):
     """Answers drawn at random, with a push along the vector."""
     rng = np.random.default_rng(seed)
-    sizes = dict.fromkeys(vectors, 1.0) | dict.fromkeys(controls, 0.3)
-    pushes = {}
-    for (name, size), layers in itertools.product(sizes.items(), ("3", "5+7")):
-        direction = rng.normal()
-        for multiplier in MULTIPLIERS:
-            pushes[name, layers, "add", multiplier] = size * direction * multiplier
-        pushes[name, layers, "project_out", np.nan] = size * rng.normal()
     before = rng.normal(size=prompts)
     columns = {"answers": np.arange(prompts) % 2, "kind": np.where(np.arange(prompts) % 4 < 2, "x", "y")}
     parts = [unsteered(logits=before, **columns)]
-    for (vector, layers, operation, multiplier), push in pushes.items():
-        where = {"vector": vector, "layers": layers, "operation": operation, "multiplier": multiplier}
-        parts.append(condition(logits=before + push + rng.normal(size=prompts), **where, **columns))
+    sizes = dict.fromkeys(vectors, 1.0) | dict.fromkeys(controls, 0.3)
+    for (vector, size), layers in itertools.product(sizes.items(), ("3", "5+7")):
+        direction, projection = size * rng.normal(size=2)
+        pushes = {multiplier: direction * multiplier for multiplier in MULTIPLIERS} | {np.nan: projection}
+        for multiplier, push in pushes.items():
+            where = {"operation": "project_out" if np.isnan(multiplier) else "add", "multiplier": multiplier}
+            logits = before + push + rng.normal(size=prompts)
+            parts.append(condition(logits=logits, vector=vector, layers=layers, **where, **columns))
     return table_of(*parts)
 
 
 def effect_by_hand(table, row, value, kind=None):
     """A condition's effect, prompt by prompt."""
     rows = table if kind is None else table[table["kind"] == kind]
+    multiplier = row["multiplier"]
+    same = rows["multiplier"].isna() if np.isnan(multiplier) else rows["multiplier"] == multiplier
+    for name in ("vector", "operation", "layers"):
+        same &= rows[name] == row[name]
     then = rows[rows["vector"] == "none"].set_index("prompt_id")
-    same = [
-        rows[name].isna() if row[name] != row[name] else rows[name] == row[name]
-        for name in ("vector", "operation", "layers", "multiplier")
-    ]
-    now = rows[np.logical_and.reduce(same)].set_index("prompt_id").loc[then.index]
+    now = rows[same].set_index("prompt_id").loc[then.index]
     if value == "shift":
         return (now["logit_difference"] - then["logit_difference"]).mean()
     if value == "flipped":
         return (now["choice"] != then["choice"]).mean()
     if value.endswith("accuracy"):
         return (now["choice"] == now["answer"]).mean() - (then["choice"] == then["answer"]).mean()
-    hits, false_alarms = (
-        [
-            z_of((part["choice"][part["answer"] == k] == 0).sum(), (part["answer"] == k).sum())
-            for part in (now, then)
-        ]
-        for k in (0, 1)
-    )
-    if value == "d_prime":
-        return (hits[0] - false_alarms[0]) - (hits[1] - false_alarms[1])
-    return -(hits[0] + false_alarms[0]) / 2 + (hits[1] + false_alarms[1]) / 2
+
+    def detection(part):
+        hits, false_alarms = (
+            z_of((part["choice"][part["answer"] == answer] == 0).sum(), (part["answer"] == answer).sum())
+            for answer in (0, 1)
+        )
+        return hits - false_alarms if value == "d_prime" else -(hits + false_alarms) / 2
+
+    return detection(now) - detection(then)
 
 
 def test_an_improvement_is_not_beaten_by_controls_that_only_do_harm():
     """Any push lowers accuracy: farther down is not as good as up."""
-    table = sweep_table()
-    right = table["answer"].to_numpy(int)
-    keys = [name for name in CONDITION if name != "control_of"]
-    rank = table.groupby(keys, dropna=False).cumcount().to_numpy()
-    harm = table["vector"].map(lambda name: {"none": 10, "honesty": 5}.get(name, 18)).to_numpy()
-    choice = np.where(rank < harm, 1 - right, right)
-    result = against_controls(table.assign(choice=pd.array(choice, dtype="Int64")), value="accuracy")
-    np.testing.assert_allclose(result["effect"], 5 / 40)
-    np.testing.assert_allclose(result["null_low"], -8 / 40)
-    np.testing.assert_allclose(result["p_value"], 1 / 4)
+    answers = np.arange(40) % 2
+    errors = {"none": 10, "honesty": 5, "random 1": 18, "random 2": 18, "random 3": 18}
+    conditions = [
+        condition(np.where(np.arange(40) < count, 1 - answers, answers), answers, vector=vector)
+        for vector, count in errors.items()
+    ]
+    (row,) = against_controls(table_of(*conditions), value="accuracy").to_dict("records")
+    numbers = [row["effect"], row["null_low"], row["p_value"]]
+    assert numbers == pytest.approx([5 / 40, -8 / 40, 1 / 4])
 
 
 def z_of(count, n):
@@ -377,14 +355,11 @@ def test_each_effect_its_null_p_and_q_are_those_of_a_plain_loop(value, by):
         effect = effect_by_hand(table, row, value, kind)
         assert row["effect"] == pytest.approx(effect, abs=1e-9)
         assert row["n"] == 40 / len(kinds)
-        signs = [np.nan] if np.isnan(row["multiplier"]) else [-row["multiplier"], row["multiplier"]]
+        # multipliers of the same size; there is no condition with -1
+        sizes = {row["multiplier"], -row["multiplier"]} & set(MULTIPLIERS) or {np.nan}
         by_control = [
-            [
-                effect_by_hand(table, row | {"vector": control, "multiplier": multiplier}, value, kind)
-                for multiplier in signs
-                if multiplier != -1  # there is no such condition
-            ]
-            for control in ("random 1", "random 2", "shuffled 1")
+            [effect_by_hand(table, row | {"vector": name, "multiplier": each}, value, kind) for each in sizes]
+            for name in ("random 1", "random 2", "shuffled 1")
         ]
         every, middle = list(itertools.chain.from_iterable(by_control)), 0
         if value in ("accuracy", "readable_accuracy", "d_prime"):  # any push lowers these
@@ -401,9 +376,9 @@ def test_each_effect_its_null_p_and_q_are_those_of_a_plain_loop(value, by):
 
 def test_intervals_are_those_of_the_tables_the_effects_come_from():
     table = sweep_table()
-    swept, detected = effectiveness(table), signal_detection(table)
+    detected = signal_detection(table)
     for source, value, name in (
-        (swept, "shift", "shift"),
+        (effectiveness(table), "shift", "shift"),
         (detected, "d_prime", "d_prime_change"),
         (detected, "criterion", "criterion_change"),
     ):
@@ -413,18 +388,8 @@ def test_intervals_are_those_of_the_tables_the_effects_come_from():
             np.testing.assert_array_equal(result[f"effect{end}"], own[f"{name}{end}"])
     for value in ("flipped", "accuracy"):
         result = against_controls(table, value=value)
-        assert (result["effect_low"] <= result["effect"]).all()
-        assert (result["effect"] <= result["effect_high"]).all()
-        assert (result["effect_low"] < result["effect_high"]).all()
-
-
-def test_the_smallest_p_is_one_over_controls_and_one_and_so_is_the_smallest_q():
-    table = sweep_table(controls=[f"random {k}" for k in range(1, 20)])
-    steered = table["vector"] == "honesty"
-    table.loc[steered, "logit_difference"] += 1000 * table.loc[steered, "multiplier"].fillna(1)
-    result = against_controls(table)
-    assert set(result["p_value"]) == set(result["q_value"]) == {1 / 20}
-    assert set(result["controls"]) == {19}
+        low, effect, high = (result[f"effect{end}"] for end in ("_low", "", "_high"))
+        assert ((low <= effect) & (effect <= high) & (low < high)).all()
 
 
 def test_a_tied_control_has_reached_the_effect_in_spite_of_rounding():
@@ -439,30 +404,24 @@ def test_a_tied_control_has_reached_the_effect_in_spite_of_rounding():
 def test_a_random_vector_is_called_as_often_as_the_p_value_says():
     """Each layer is a trial. Counted as two, a control's conditions would give p = 1/7 in a quarter."""
     rng = np.random.default_rng(0)
-    names = ("honesty", "random 1", "random 2", "random 3")
-    conditions = pd.DataFrame(
-        [(name, str(layer), m) for name in names for layer in range(400) for m in (-2.0, 2.0)],
-        columns=["vector", "layers", "multiplier"],
-    )
-    push = {key: rng.normal() for key in conditions.groupby(["vector", "layers"]).groups}
-    along = np.array([push[key] for key in zip(conditions["vector"], conditions["layers"], strict=True)])
-    conditions["logit_difference"] = along * conditions["multiplier"] + 0.01 * rng.normal(
-        size=len(conditions)
-    )
+    vectors, layers = ["honesty", "random 1", "random 2", "random 3"], [str(layer) for layer in range(400)]
+    conditions = pd.MultiIndex.from_product(
+        [vectors, layers, [-2.0, 2.0]], names=["vector", "layers", "multiplier"]
+    ).to_frame(index=False)
+    labels = {"operation": "add", "hook": "resid_post", "control_of": "", "prompt_id": 0, "dose": 0.1}
+    labels |= {"answer": 0, "choice": 0}
+    push = rng.normal(size=len(conditions) // 2).repeat(2)  # the same for both multipliers
     conditions = conditions.assign(
-        operation="add", hook="resid_post", control=conditions["vector"].str.startswith("random")
+        logit_difference=push * conditions["multiplier"] + 0.01 * rng.normal(size=len(conditions)),
+        control=conditions["vector"] != "honesty",
+        **labels,
     )
-    unsteered = {"vector": "none", "layers": "", "multiplier": 0.0, "logit_difference": 0.0}
-    unsteered |= {"operation": "none", "hook": "", "control": False}
-    table = pd.concat([pd.DataFrame([unsteered]), conditions]).assign(
-        prompt_id=0, dose=0.1, answer=0, choice=0
-    )
-    result = against_controls(table)
+    before = unsteered(logits=[0.0], answers=[0])[list(conditions)]
+    result = against_controls(table_of(before, conditions))
     called = result.loc[result["multiplier"] == 2, "p_value"]
     assert len(called) == 400
     for level in sorted(set(called)):
-        assert (called <= level).mean() < level + 0.06
-        assert (called <= level).mean() > level - 0.12
+        assert level - 0.12 < (called <= level).mean() < level + 0.06
 
 
 def test_each_vector_is_compared_with_its_own_controls_and_shared_ones():
@@ -484,12 +443,11 @@ def test_controls_at_other_layers_do_not_count():
     table = sweep_table()
     at_three = table[~table["control"] | (table["layers"] == "3")]
     result = against_controls(at_three).set_index("layers")
-    assert (result.loc["3", "controls"] == 3).all()
-    assert (result.loc["5+7", "controls"] == 0).all()
     tested = ["null_low", "null_high", "null_mean", "p_value", "q_value"]
-    assert result.loc["5+7", tested].isna().all(axis=None)
-    assert result.loc["5+7", "effect"].notna().all()
-    assert result.loc["3", tested].notna().all(axis=None)
+    for layers, count in (("3", 3), ("5+7", 0)):
+        assert (result.loc[layers, "controls"] == count).all()
+        assert (result.loc[layers, tested].notna() == bool(count)).all(axis=None)
+    assert result["effect"].notna().all()
     moved = table.assign(hook=table["hook"].where(~table["control"], "resid_pre"))
     assert (against_controls(moved)["controls"] == 0).all()
 
@@ -520,48 +478,27 @@ def test_effects_that_are_nan_have_no_p_and_controls_that_are_nan_do_not_count()
     ],
 )
 def test_tables_without_anything_to_compare_are_rejected(change, options, message):
-    with pytest.raises(ValueError, match=message):
-        against_controls(change(sweep_table()), **options)
+    assert_raises(message, against_controls, change(sweep_table()), **options)
 
 
 # --- from pairs to the table -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def controlled():
-    """A tiny model, its vectors and controls, and a sweep with them."""
+def test_effects_of_a_sweep_and_its_controls_in_table_and_figure():
     model = make_model(word_tokenizer())
     sides = ["a b good", "c d good", "e f yes", "g h yes"], ["a b bad", "c d bad", "e f no", "g h no"]
     activations = ts.capture_pairs(model, ts.contrast_pairs(*sides), progress=False)
     vectors = mean_difference(activations).scaled_to(dose=0.4)
     controls = control_vectors(activations, vectors=vectors, random=3, shuffled=2, seed=1)
-    questions = ts.ChoiceQuestions(
-        ["a b c :", "d :", "e f g h :", "i j :"], [(" yes", " no")] * 4, answers=[0, 1, 0, 1]
-    )
+    prompts = ["a b c :", "d :", "e f g h :", "i j :"]
+    questions = ts.ChoiceQuestions(prompts, [(" yes", " no")] * 4, answers=[0, 1, 0, 1])
     table = ts.sweep(
         model, vectors, questions, multipliers=[-1.0, 1.0, 2.0], operations=("add", "project_out"),
         layers=[0, 2, (0, 1)], controls=controls, control_layers="all", progress=False,
     )  # fmt: skip
-    return model, vectors, controls, table
-
-
-def test_a_sweep_has_the_controls_by_name_at_the_vectors_doses(controlled):
-    model, vectors, controls, table = controlled
-    assert set(controls) == set(table.loc[table["control"], "vector"])
-    assert vectors.values.shape == (3, D_MODEL)
-    assert identify(model) == controls["shuffled 1"].identity
+    assert set(table.loc[table["control"], "vector"]) == set(controls)
     doses = table[table["operation"] == "add"].groupby(["layers", "multiplier"])["dose"].agg(["min", "max"])
     np.testing.assert_allclose(doses["min"], doses["max"], rtol=1e-5)
-    shuffled = ts.Add(controls["shuffled 2"][2], 2.0)
-    direct = ts.choice_logits(model, ["a b c :", "d :", "e f g h :", "i j :"], (" yes", " no"), shuffled)
-    condition = (table["vector"] == "shuffled 2") & (table["layers"] == "2") & (table["multiplier"] == 2)
-    np.testing.assert_allclose(
-        table.loc[condition, "logit_difference"], direct["logit_difference"], rtol=1e-4, atol=1e-5
-    )
-
-
-def test_effects_of_a_sweep_and_its_controls_in_table_and_figure(controlled):
-    *_, table = controlled
     result = ts.against_controls(table)
     assert len(result) == 3 * 4
     assert (result["controls"] == 6).all()
@@ -573,14 +510,3 @@ def test_effects_of_a_sweep_and_its_controls_in_table_and_figure(controlled):
     figure = ts.plots.effectiveness(summary, value="shift")
     band = next(trace for trace in figure.data if trace.name == "controls, ±1")
     assert {row["null_low"], row["null_high"]} <= set(band.y)
-
-
-def test_controls_may_not_be_named_like_a_vector_or_the_unsteered_condition(controlled):
-    model, vectors, controls, _ = controlled
-    questions = ts.ChoiceQuestions(["a b c :"], [(" yes", " no")])
-    for name in ("none", "made"):
-        with pytest.raises(ValueError, match=f"controls named .*{name}.*has that name"):
-            ts.sweep(
-                model, {"made": vectors}, questions, multipliers=[1.0], controls={name: controls["random 1"]},
-                progress=False,
-            )  # fmt: skip

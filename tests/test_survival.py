@@ -4,13 +4,14 @@ import copy
 import errno
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import random
 import re
 import shutil
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,15 +48,16 @@ def finished_chunks(out):
     return {path.name: path.stat().st_ino for path in out.with_name(f"{out.name}.cells").glob("*.parquet")}
 
 
-def numbers_of(out):
-    return [int(name[:5]) for name in sorted(finished_chunks(out))]
-
-
 def require_same(table, expected):
     pd.testing.assert_frame_equal(table, expected, check_exact=True)
 
 
 # Killed processes
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "table.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -74,46 +76,36 @@ def require_finished(out, expected):
     assert [path for path in out.parent.iterdir() if out.name in path.name] == [out]
 
 
-def kill_at_random(fork_server, out, kills, rng, most_chunks, **options):
-    """Start a sweep and kill it, `kills` times; then let it finish."""
-    for _ in range(kills):
-        before = finished_chunks(out)
-        process = fork_server.start("sweep", out=out, pause=0.01, **options)
-        n_chunks = len(before) + rng.randint(0, most_chunks)
-        wait_for(lambda n_chunks=n_chunks: len(finished_chunks(out)) >= n_chunks)
-        time.sleep(rng.uniform(0, 0.15))
-        assert fork_server.kill(process)
-        assert not out.exists()
-        assert before.items() <= finished_chunks(out).items()  # finished chunks are not computed again
-    fork_server.run("sweep", out=out, **options)
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("seed", "kills", "most_chunks", "count"),
     [(0, 3, 3, 100), *(pytest.param(seed, 20, 2, 600, marks=pytest.mark.slow) for seed in (1, 2))],
 )
 def test_a_sweep_that_is_killed_gives_the_same_table(
-    fork_server, uninterrupted, tmp_path, seed, kills, most_chunks, count
+    fork_server, uninterrupted, out, seed, kills, most_chunks, count
 ):
-    out = tmp_path / "table.parquet"
-    kill_at_random(fork_server, out, kills, random.Random(seed), most_chunks, count=count)
+    rng = random.Random(seed)
+    for _ in range(kills):
+        before = finished_chunks(out)
+        process = fork_server.start("sweep", out=out, pause=0.01, count=count)
+        n_chunks = len(before) + rng.randint(0, most_chunks)
+        wait_for(lambda n_chunks=n_chunks: len(finished_chunks(out)) >= n_chunks)
+        time.sleep(rng.uniform(0, 0.15))
+        assert fork_server.kill(process)
+        assert not out.exists()
+        assert before.items() <= finished_chunks(out).items()  # finished chunks are not computed again
+    fork_server.run("sweep", out=out, count=count)
     if count != 100:
-        uninterrupted = table_of(fork_server, tmp_path / "uninterrupted", count=count)
+        uninterrupted = table_of(fork_server, out.with_name("uninterrupted"), count=count)
     require_finished(out, uninterrupted)
 
 
-@pytest.mark.integration
-def test_a_sweep_in_chunks_equals_one_without_up_to_rounding(uninterrupted):
-    pd.testing.assert_frame_equal(uninterrupted, long_sweep(None), rtol=1e-5, atol=1e-6)
-
-
-def stop_sweep(fork_server, tmp_path, step, name):
-    """Process and output of a sweep that stopped at one step of writing one file."""
-    out, marker = tmp_path / "table.parquet", tmp_path / "marker"
+def stop_sweep(fork_server, out, step, name):
+    """Process of a sweep that stopped at one step of writing one file."""
+    marker = out.with_name("marker")
     process = fork_server.start("stopped_sweep", out=out, step=step, name=name, marker=marker)
     wait_for(marker.exists)
-    return process, out
+    return process
 
 
 @pytest.mark.integration
@@ -122,10 +114,9 @@ def stop_sweep(fork_server, tmp_path, step, name):
     ("name", "n_chunks"), [("plan.json", 0), ("00000-", 0), ("00003-", 3), ("table.parquet", N_CHUNKS)]
 )
 def test_a_sweep_that_is_killed_while_it_writes_continues(
-    fork_server, uninterrupted, tmp_path, step, name, n_chunks
+    fork_server, uninterrupted, out, step, name, n_chunks
 ):
-    process, out = stop_sweep(fork_server, tmp_path, step, name)
-    assert fork_server.kill(process)
+    assert fork_server.kill(stop_sweep(fork_server, out, step, name))
     assert not out.exists()
     assert len(finished_chunks(out)) == n_chunks
     fork_server.run("sweep", out=out)
@@ -133,18 +124,17 @@ def test_a_sweep_that_is_killed_while_it_writes_continues(
 
 
 @pytest.mark.integration
-def test_a_sweep_that_is_killed_after_its_table_is_written_is_finished(fork_server, uninterrupted, tmp_path):
-    process, out = stop_sweep(fork_server, tmp_path, "removal", "cells")
-    assert fork_server.kill(process)
+def test_a_sweep_that_is_killed_after_its_table_is_written_is_finished(fork_server, uninterrupted, out):
+    assert fork_server.kill(stop_sweep(fork_server, out, "removal", "cells"))
     require_same(long_sweep(out), uninterrupted)
     require_finished(out, uninterrupted)
 
 
 @pytest.mark.integration
-def test_a_second_process_is_refused_while_the_first_one_runs(fork_server, uninterrupted, tmp_path):
-    process, out = stop_sweep(fork_server, tmp_path, "replace", "00003-")
-    with pytest.raises(InUseError, match=f"table.parquet is being written by process {process}: wait"):
-        long_sweep(out)
+def test_a_second_process_is_refused_while_the_first_one_runs(fork_server, uninterrupted, out):
+    process = stop_sweep(fork_server, out, "replace", "00003-")
+    message = f"table.parquet is being written by process {process}: wait"
+    assert_raises(message, long_sweep, out, error=InUseError)
     assert len(finished_chunks(out)) == 3  # of the first process
     assert fork_server.kill(process)
     fork_server.run("sweep", out=out)
@@ -188,8 +178,7 @@ def whole():
         return small(None, executor=chunks.in_order)
 
 
-def test_the_same_call_on_a_finished_file_returns_its_table_and_runs_nothing(tmp_path, whole, monkeypatch):
-    out = tmp_path / "table.parquet"
+def test_the_same_call_on_a_finished_file_returns_its_table_and_runs_nothing(out, whole, monkeypatch):
     require_same(small(out), whole)
     monkeypatch.setattr(MODEL, "forward", lambda *_, **__: pytest.fail("the model ran"))
     require_same(small(out, executor=stopping(0)), whole)
@@ -200,67 +189,61 @@ def test_the_same_call_on_a_finished_file_returns_its_table_and_runs_nothing(tmp
 
 
 @pytest.mark.parametrize("measure", ["choice", "generate"])
-def test_an_interrupt_says_how_many_conditions_are_kept_and_the_same_call_continues(tmp_path, measure):
-    out, options = tmp_path / "table.parquet", {"measure": measure, "max_new_tokens": 2}
-    executor = stopping(2, KeyboardInterrupt)
-    message = f"7 of 13 conditions are kept in .*{out.name}.cells: the same"
-    assert_raises(message, small, out, error=KeyboardInterrupt, executor=executor, **options)
+def test_an_interrupt_says_how_many_conditions_are_kept_and_the_same_call_continues(tmp_path, out, measure):
+    options = {"measure": measure, "max_new_tokens": 2}
+
+    def interrupted(message, path, executor, **more):
+        more |= options | {"executor": executor(2, KeyboardInterrupt)}
+        assert_raises(message, small, path, error=KeyboardInterrupt, **more)
+
+    interrupted(f"7 of 13 conditions are kept in .*{out.name}.cells: the same", out, stopping)
     table = small(out, **options)
     require_same(table, small(tmp_path / "whole.parquet", **options))
     pd.testing.assert_frame_equal(table, small(None, **options), rtol=1e-5, atol=1e-6)
-    message = "none of 13 conditions is kept: give out="
-    assert_raises(message, small, None, error=KeyboardInterrupt, executor=executor, **options)
-    options |= {"control_layers": "chosen", "controls": 3, "executor": stopping_in_call(2, KeyboardInterrupt)}
-    message = "7 of 10 conditions are kept"
-    assert_raises(message, small, tmp_path / "other.parquet", error=KeyboardInterrupt, **options)
+    interrupted("none of 13 conditions is kept: give out=", None, stopping)
+    chosen = {"control_layers": "chosen", "controls": 3}
+    interrupted("7 of 10 conditions are kept", tmp_path / "other.parquet", stopping_in_call, **chosen)
 
 
 def test_chunks_are_small_where_conditions_take_long(monkeypatch, tmp_path):
-    for speed, expected in ((1e30, [4, 3, 3, 3]), (1e-30, [3, 3, 3, 2, 2])):
+    sizes = []
+
+    def recording(model, measure, pending):
+        sizes.append([len(conditions) for conditions in pending.values()])
+        yield from chunks.in_order(model, measure, pending)
+
+    for speed in (1e30, 1e-30):
         monkeypatch.setattr(chunks, "SPEED", {"cpu": speed, "cuda": 1e13})
-        sizes = []
-
-        def recording(model, measure, pending, sizes=sizes):
-            sizes += map(len, pending.values())
-            yield from chunks.in_order(model, measure, pending)
-
         small(tmp_path / f"{speed}.parquet", executor=recording)
-        assert sizes == expected
+    assert sizes == [[4, 3, 3, 3], [3, 3, 3, 2, 2]]
 
 
 def test_the_cost_of_a_condition_is_of_the_tokens_and_layers_that_it_changes():
-    def cost(layer, positions, new_tokens=0):
-        conditions = sweep_conditions(
-            {"made": several()}, 0, layers=[layer], multipliers=[1.0], operations=["add"],
-            positions=positions, seed=0,
-        )  # fmt: skip
-        result = chunks.estimated_cost(MODEL, [[0, 1, 2, 3], [0, 1, 2, 4], [0, 5]], conditions, new_tokens)
-        return result.clean / unit, 2 * result.condition / unit  # the unsteered condition is one of two
-
-    n_layers = MODEL.cfg.n_layers
+    n_layers, options = MODEL.cfg.n_layers, {"multipliers": [1.0], "operations": ["add"], "seed": 0}
     unit = 2 * sum(weight.numel() for weight in MODEL.blocks.parameters()) / n_layers / chunks.SPEED["cpu"]
-    clean = pytest.approx(6 * n_layers)  # tokens, without those that the prompts share
-    assert cost(0, all_tokens()) == (clean, pytest.approx(6 * (n_layers - 1)))
-    assert cost(1, all_tokens()) == (clean, pytest.approx(6 * (n_layers - 2)))
-    assert cost(0, last_token()) == (clean, pytest.approx(3 * (n_layers - 1)))
-    assert cost(1, last_token(), new_tokens=5) == (
-        clean,
-        pytest.approx(3 * (n_layers - 2) + 2 * 3 * 5 * n_layers),
-    )
+    for layer, positions, new_tokens, expected in (
+        (0, all_tokens(), 0, 6 * (n_layers - 1)),  # 6 tokens, without those that the prompts share
+        (1, all_tokens(), 0, 6 * (n_layers - 2)),
+        (0, last_token(), 0, 3 * (n_layers - 1)),
+        (1, last_token(), 5, 3 * (n_layers - 2) + 2 * 3 * 5 * n_layers),
+    ):
+        conditions = sweep_conditions({"made": several()}, 0, layers=[layer], positions=positions, **options)
+        cost = chunks.estimated_cost(MODEL, [[0, 1, 2, 3], [0, 1, 2, 4], [0, 5]], conditions, new_tokens)
+        assert cost.clean / unit == pytest.approx(6 * n_layers)
+        assert 2 * cost.condition / unit == pytest.approx(expected)  # one of two conditions is unsteered
 
 
-def test_a_long_sweep_says_so_at_its_start_and_what_remains(monkeypatch, caplog, tmp_path):
+def test_a_long_sweep_says_so_at_its_start_and_what_remains(monkeypatch, caplog, out):
     monkeypatch.setattr(chunks, "SECONDS", 0.0)
-    stored = tmp_path / "table.parquet"
-    for speed, out, level in ((1e12, None, "INFO"), (1.0, None, "WARNING"), (1.0, stored, "INFO")):
+    for speed, path, level in ((1e12, None, "INFO"), (1.0, None, "WARNING"), (1.0, out, "INFO")):
         monkeypatch.setattr(chunks, "SPEED", {"cpu": speed, "cuda": 1e13})
         caplog.clear()
         with caplog.at_level("INFO"):
-            small(out)
+            small(path)
         start, *later = [record for record in caplog.records if record.name.startswith("tl_steer.sweeps")]
         assert start.levelname == level
         assert "13 conditions (46 % controls) of 8 questions, about" in start.getMessage()
-        assert ("without out=… nothing is kept" in start.getMessage()) == (out is None)
+        assert ("without out=… nothing is kept" in start.getMessage()) == (path is None)
         remaining = [record.levelname for record in later if "minutes remain" in record.getMessage()]
         assert set(remaining) == {level}
 
@@ -285,11 +268,10 @@ def stopping(after, error=StoppedError, calls=None):
 
 def stopping_in_call(number, error=StoppedError):
     """Executor that raises an error before the first chunk of a call."""
-    calls = []
+    calls = itertools.count(1)
 
     def executor(model, measure, pending):
-        calls.append(pending)
-        if len(calls) == number:
+        if next(calls) == number:
             raise error
         yield from chunks.in_order(model, measure, pending)
 
@@ -301,8 +283,8 @@ def interrupt(out, after=2, **options):
         small(out, executor=stopping(after), **options)
 
 
-def test_finished_chunks_are_not_computed_again_and_progress_starts_after_them(tmp_path, whole, monkeypatch):
-    out, computed, progress = tmp_path / "table.parquet", [], []
+def test_finished_chunks_are_not_computed_again_and_progress_starts_after_them(out, whole, monkeypatch):
+    computed, progress = [], []
     interrupt(out)
     assert len(finished_chunks(out)) == 2
     monkeypatch.setattr(chunks, "bar", lambda *_, **__: nullcontext(progress.append))
@@ -313,20 +295,19 @@ def test_finished_chunks_are_not_computed_again_and_progress_starts_after_them(t
     require_same(pd.read_parquet(out), whole)
 
 
-def test_a_sweep_with_controls_at_chosen_layers_continues_to_the_same_table(tmp_path):
+def test_a_sweep_with_controls_at_chosen_layers_continues_to_the_same_table(tmp_path, out):
     """7 conditions in 2 chunks, then 8 of controls in 2."""
     options = {"control_layers": "chosen", "controls": 8, "multipliers": [1.0, -1.0], "layers": [0, 1, 2]}
     expected = small(tmp_path / "whole.parquet", **options)
     require_same(small(None, executor=chunks.in_order, **options), expected)
     assert expected.loc[expected["control"], "vector"].nunique() == 8
     assert len(expected) == 8 * (7 + 8)
-    out = tmp_path / "table.parquet"
     # in both parts after the first chunk, and between them
     for n_finished, executor in ((1, stopping(1)), (2, stopping_in_call(2)), (3, stopping(1))):
         before = finished_chunks(out)
         with pytest.raises(StoppedError):
             small(out, executor=executor, **options)
-        assert numbers_of(out) == list(range(n_finished))
+        assert [int(name[:5]) for name in sorted(finished_chunks(out))] == list(range(n_finished))
         assert before.items() <= finished_chunks(out).items()
     require_same(small(out, **options), expected)
     require_finished(out, expected)
@@ -340,16 +321,16 @@ def test_a_sweep_with_controls_at_chosen_layers_continues_to_the_same_table(tmp_
         ([0, 0], "answered chunk 0, which is done"),
     ],
 )
-def test_an_executor_may_change_the_order_but_not_omit_or_repeat_chunks(tmp_path, whole, numbers, message):
+def test_an_executor_may_change_the_order_but_not_omit_or_repeat_chunks(out, whole, numbers, message):
     def executor(model, measure, pending):
         for number in numbers:
             yield number, measure(model, pending[number])
 
-    for out in (None, tmp_path / "table.parquet"):
+    for path in (None, out):
         if message is None:
-            require_same(small(out, executor=executor), whole)
+            require_same(small(path, executor=executor), whole)
         else:
-            assert_raises(message, small, out, error=RuntimeError, executor=executor)
+            assert_raises(message, small, path, error=RuntimeError, executor=executor)
 
 
 def test_the_executor_s_function_holds_no_model_and_can_be_pickled(whole):
@@ -364,13 +345,15 @@ def test_the_executor_s_function_holds_no_model_and_can_be_pickled(whole):
     pd.testing.assert_frame_equal(small(None, executor=sending), whole, rtol=1e-5, atol=1e-6)
 
 
-def twice(vector, multiplier, positions):
-    return Add(vector, 2 * multiplier, positions)
+def times(factor):
+    def scaled(vector, multiplier, positions):
+        return Add(vector, factor * multiplier, positions)
+
+    return scaled
 
 
 OTHER_ARGUMENTS = [
     ({"multipliers": [1.0, 3.0]}, r"multipliers: \[1.0, 2.0\] against \[1.0, 3.0\] now"),
-    ({"layers": [0, (1, 2)]}, r"layers: \[0, 1, 2\] against \[0, 1\+2\]"),
     ({"vectors": several(5)}, r"vectors made: 3 layers at resid_post \(\w+\) against 3 layers"),
     ({"controls": 2}, "controls: 1 against 2"),
     ({"control_layers": "chosen"}, "control_layers: all against chosen"),
@@ -381,7 +364,7 @@ OTHER_ARGUMENTS = [
     ({"own_questions": questions(factors=None)}, r"questions factors: 8 \(\w+\) against nothing"),
     ({"positions": last_token()}, r"positions: all_tokens\(\) against last_token\(\)"),
     ({"operations": ["project_out"]}, r"operations: \[add\] against \[project_out\]"),
-    ({"operations": [twice]}, r"operations: \[add\] against \[twice\]"),
+    ({"operations": [times(2)]}, r"operations: \[add\] against \[scaled\]"),
     ({"seed": 1}, "seed: 0 against 1"),
     ({"mass": False}, "mass: True against False"),
     ({"measure": "generate", "max_new_tokens": 2}, "measure: choice against generate"),
@@ -393,8 +376,7 @@ OTHER_ARGUMENTS = [
 ]
 
 
-def test_another_sweep_is_refused_with_what_differs_and_costs_nothing(tmp_path, whole):
-    out = tmp_path / "table.parquet"
+def test_another_sweep_is_refused_with_what_differs_and_costs_nothing(out, whole):
     interrupt(out)
     before = finished_chunks(out)
     for options, message in OTHER_ARGUMENTS:
@@ -426,26 +408,23 @@ def change_layout(model, weight):
     model.blocks[0].mlp.W_in.data = weight.T.contiguous().T
 
 
-def test_another_model_is_refused_with_what_differs(tmp_path):
-    out, options = tmp_path / "table.parquet", {"measure": "generate", "max_new_tokens": 2}
+def exchange_rows(_, weight):
+    weight[:2] = weight[:2].flip(0)
+
+
+def test_another_model_is_refused_with_what_differs(out):
+    options = {"measure": "generate", "max_new_tokens": 2}
     interrupt(out, **options)
     assert identify(MODEL) == identify(changed_model(add_to_one_weight))
+    capped = changed_model(lambda model, _: setattr(model.cfg, "attn_scores_soft_cap", 1.0))
+    stopped = changed_model(lambda model, _: setattr(model.tokenizer, "eos_token", "<unk>"))
     for model, message in (
         (make_model(word_tokenizer(), seed=3), r"model fingerprint: \w+ against \w+ now"),
         (make_model(word_tokenizer(), dtype=torch.bfloat16), "dtype: torch.float32 against torch.bfloat16"),
         (changed_model(add_to_one_weight), r"model weights: \w+ against \w+ now"),
-        (
-            changed_model(lambda _, rows: rows[:2].copy_(rows[:2].flip(0))),
-            r"model weights: \w+ against \w+ now",
-        ),
-        (
-            changed_model(lambda model, _: setattr(model.cfg, "attn_scores_soft_cap", 1.0)),
-            r"model settings attn_scores_soft_cap: -1\.0 against 1\.0 now",
-        ),
-        (
-            changed_model(lambda model, _: setattr(model.tokenizer, "eos_token", "<unk>")),
-            r"stop tokens: \[1\] against \[2\] now",
-        ),
+        (changed_model(exchange_rows), r"model weights: \w+ against \w+ now"),
+        (capped, r"model settings attn_scores_soft_cap: -1\.0 against 1\.0 now"),
+        (stopped, r"stop tokens: \[1\] against \[2\] now"),
         (changed_model(remove_bos), r"tokens: 8 \(\w+\) against 8 \(\w+\) now"),
     ):
         message = f"done: .*{message}"
@@ -454,38 +433,31 @@ def test_another_model_is_refused_with_what_differs(tmp_path):
 
 
 def test_weights_on_meta_have_no_digest_and_packed_ones_do():
-    meta = plans.model_parts(MODEL)["weights"], weight_digests(torch.nn.Linear(2, 2, device="meta"))
-    assert meta[1] == {"weight": "", "bias": ""}
+    assert weight_digests(torch.nn.Linear(2, 2, device="meta")) == {"weight": "", "bias": ""}
     packed = torch.nn.Module()
     packed.weight = torch.nn.Parameter(torch.arange(6, dtype=torch.uint8), requires_grad=False)
     assert weight_digests(packed) == {"weight": hashlib.sha256(bytes(range(6))).hexdigest()[:16]}
 
 
-@pytest.mark.parametrize("edit", ["data", "numpy", "rows", "assigned"])
+EDITS = {
+    "data": lambda layer: layer.weight.data[1].add_(1),
+    "numpy": lambda layer: layer.weight.detach().numpy().fill(7),
+    "rows": lambda layer: layer.weight.data.copy_(layer.weight.data.flip(0)),
+    "assigned": lambda layer: setattr(layer, "weight", torch.nn.Parameter(torch.zeros(2, 3))),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
 def test_weights_are_hashed_once_and_again_after_an_edit_in_place(edit, monkeypatch):
     layer = torch.nn.Linear(3, 2)
     before = weight_digests(layer)
     monkeypatch.setattr(weights, "hashlib", None)
     assert weight_digests(layer) == before
     monkeypatch.undo()
-    if edit == "data":
-        layer.weight.data[1, 2] += 1
-    elif edit == "numpy":
-        layer.weight.detach().numpy()[1, 2] = 7
-    elif edit == "rows":
-        layer.weight.data[[0, 1]] = layer.weight.data[[1, 0]]
-    else:
-        layer.weight = torch.nn.Parameter(torch.zeros(2, 3))
+    EDITS[edit](layer)
     content = layer.weight.detach().numpy().tobytes()
     expected = {"weight": hashlib.sha256(content).hexdigest()[:16], "bias": before["bias"]}
     assert weight_digests(layer) == expected != before
-
-
-def times(factor):
-    def scaled(vector, multiplier, positions):
-        return Add(vector, factor * multiplier, positions)
-
-    return scaled
 
 
 def closure(factor):
@@ -520,12 +492,11 @@ class Slotted:
     [(times(2), times(3)), (closure(2), closure(3)), (recursive(0), recursive(1)), (Slotted, None)],
     ids=["function", "closure", "recursive", "slots"],
 )
-def test_a_callable_is_the_same_on_the_next_call_and_another_one_is_rejected(tmp_path, operation, other):
-    out = tmp_path / "table.parquet"
+def test_a_callable_is_the_same_on_the_next_call_and_another_one_is_rejected(out, operation, other):
     interrupt(out, operations=[operation])
     if other:
-        with pytest.raises(FileExistsError, match=r"done: cells: 13 \(\w+\) against 13 \(\w+\) now"):
-            small(out, operations=[other])
+        message = r"done: cells: 13 \(\w+\) against 13 \(\w+\) now"
+        assert_raises(message, small, out, error=FileExistsError, operations=[other])
     small(out, operations=[operation])
 
 
@@ -540,7 +511,7 @@ def edited_class(body, *, state):
 
 
 @dataclass(frozen=True)
-class Own:
+class Fields:
     compared: int
     ignored: int = field(compare=False)
 
@@ -549,32 +520,31 @@ def test_digests_differ_by_code_defaults_slots_fields_and_methods():
     values = [
         lambda x: x, lambda x: x + 1, lambda x, y=1: x, lambda x, y=2: x, lambda x, *, y=1: x, lambda x: -x,
         Slotted(1, 2, 3), Slotted(1, 2, 4), Slotted(2, 2, 3).edits, Slotted(1, 2, 3).edits,
-        Own(1, 2), Own(1, 3),
+        Fields(1, 2), Fields(1, 3),
+        *(edited_class(body, state=state) for state in (True, False)
+          for body in ("1", "2", "len(range(1))", "len(range(2))")),
     ]  # fmt: skip
-    for state in (True, False):
-        values += [edited_class(body, state=state) for body in ("1", "2", "len(range(1))", "len(range(2))")]
     assert len(set(map(plans.digest, values))) == len(values)
     # Each last_token() has its own mask.
-    for make in (lambda: Slotted(1, 2, 3), lambda: Own(1, 2), last_token):
+    for make in (lambda: Slotted(1, 2, 3), lambda: Fields(1, 2), last_token):
         assert plans.digest(make()) == plans.digest(make())
 
 
-def test_an_operation_without_a_digest_is_rejected_before_anything_is_run(tmp_path):
+def test_an_operation_without_a_digest_is_rejected_before_anything_is_run(tmp_path, out):
     def operation(vector, multiplier, positions):
         state = torch.Generator()
         return SimpleNamespace(edits=lambda n: state and Add(vector, multiplier, positions).edits(n))
 
     message = r"<torch._C.Generator object at .* where in memory .* leave out=…"
-    out, options = tmp_path / "table.parquet", {"operations": [operation], "executor": stopping(0)}
-    assert_raises(message, small, out, **options)
+    assert_raises(message, small, out, operations=[operation], executor=stopping(0))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whole_and_numpy_numbers_are_the_same_sweep(tmp_path):
-    out, unchecked = tmp_path / "table.parquet", inspect.unwrap(sweep)  # the tests' type checks reject ints
-    options = {"controls": 1, "control_layers": "all", "progress": False, "out": out}
+def test_whole_and_numpy_numbers_are_the_same_sweep(out):
+    unchecked = inspect.unwrap(sweep)  # the tests' type checks reject ints
+    options = {"controls": 1, "control_layers": "all", "progress": False, "executor": stopping(2)}
     with pytest.raises(StoppedError):
-        unchecked(MODEL, several(), questions(), multipliers=[1, 2], executor=stopping(2), **options)
+        unchecked(MODEL, several(), questions(), multipliers=[1, 2], out=out, **options)
     small(out, multipliers=np.array([1.0, 2.0]), seed=np.int64(0), mass=np.bool_(True))
     assert plans.digest([np.bool_(True), np.int64(1)]) == plans.digest([True, 1])
 
@@ -594,31 +564,28 @@ NOT_IN_PARQUET = {
 
 
 @pytest.mark.parametrize("name", NOT_IN_PARQUET)
-def test_factors_that_parquet_cannot_hold_are_rejected_before_anything_is_run(tmp_path, name):
+def test_factors_that_parquet_cannot_hold_are_rejected_before_anything_is_run(tmp_path, out, name):
     with_factor = questions(factors=pd.DataFrame({"kind": NOT_IN_PARQUET[name]}))
     assert len(small(None, with_factor, multipliers=[1.0], controls=0)) == 8 * 4
     message = "the column 'kind' cannot be written .* leave out=… away"
-    assert_raises(message, small, tmp_path / "table.parquet", with_factor, executor=stopping(0))
+    assert_raises(message, small, out, with_factor, executor=stopping(0))
     assert list(tmp_path.iterdir()) == []
 
 
 # Files next to the table
 
 
-def test_chunks_next_to_another_table_are_left_unchanged(tmp_path, whole):
-    out = tmp_path / "table.parquet"
+def test_chunks_next_to_another_table_are_left_unchanged(out, whole):
     interrupt(out)
     whole.to_parquet(out)
     before = finished_chunks(out)
-    with pytest.raises(FileExistsError, match="Give another name"):
-        small(out)
+    assert_raises("Give another name", small, out, error=FileExistsError)
     assert finished_chunks(out) == before
 
 
 @pytest.fixture
-def not_removed(tmp_path):
-    """A finished table and its chunks, as a kill between writing and removing leaves them."""
-    out = tmp_path / "table.parquet"
+def not_removed(tmp_path, out):
+    """The folder of chunks next to their table, as a kill between writing and removing leaves it."""
     folder, copied = out.with_name("table.parquet.cells"), tmp_path / "copy"
 
     def copying(model, measure, pending):
@@ -627,22 +594,20 @@ def not_removed(tmp_path):
 
     small(out, executor=copying)
     copied.rename(folder)
-    return out, folder
+    return folder
 
 
-def test_chunks_of_a_finished_sweep_are_removed_unless_they_are_locked(tmp_path, not_removed):
-    out, folder = not_removed
+def test_chunks_of_a_finished_sweep_are_removed_unless_they_are_locked(tmp_path, out, not_removed):
     before = finished_chunks(out)
     assert len(before) == 4
-    with FileLock(folder / LOCK):
+    with FileLock(not_removed / LOCK):
         small(out)
     assert finished_chunks(out) == before
     small(out)
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_chunks_that_another_process_removes_at_the_same_time_are_no_error(not_removed, monkeypatch):
-    out, folder = not_removed
+def test_chunks_that_another_process_removes_at_the_same_time_are_no_error(out, not_removed, monkeypatch):
     unlink = Path.unlink
 
     def unlink_twice(path, **options):
@@ -651,29 +616,31 @@ def test_chunks_that_another_process_removes_at_the_same_time_are_no_error(not_r
 
     monkeypatch.setattr(Path, "unlink", unlink_twice)
     small(out)
-    assert not folder.exists()
+    assert not not_removed.exists()
 
 
-def test_a_sweep_without_a_finished_chunk_may_be_replaced_by_another(tmp_path):
-    out = tmp_path / "table.parquet"
+def test_a_sweep_without_a_finished_chunk_may_be_replaced_by_another(tmp_path, out):
     interrupt(out, after=0)
     assert list(tmp_path.iterdir()) == []
     small(out, multipliers=[5.0])
 
 
-def flipped_bit(content):
-    return content[:-200] + bytes([content[-200] ^ 1]) + content[-199:]
+DAMAGES = {
+    "flipped bit": lambda content: content[:-200] + bytes([content[-200] ^ 1]) + content[-199:],
+    "cut": lambda content: content[:500],
+    "empty": lambda content: b"",
+    "of another sweep": None,
+}
 
 
-@pytest.mark.parametrize("damage", [flipped_bit, lambda content: content[:500], lambda content: b"", None])
-def test_a_chunk_that_is_damaged_or_of_another_sweep_is_computed_again(tmp_path, whole, damage):
-    out, other = tmp_path / "table.parquet", tmp_path / "other.parquet"
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_chunk_that_is_damaged_or_of_another_sweep_is_computed_again(tmp_path, out, whole, damage):
     interrupt(out)
     (path,) = (tmp_path / "table.parquet.cells").glob("00001-*")
-    if damage:
-        path.write_bytes(damage(path.read_bytes()))
+    if DAMAGES[damage]:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
     else:
-        interrupt(other, seed=1)
+        interrupt(tmp_path / "other.parquet", seed=1)
         path.unlink()
         (foreign,) = (tmp_path / "other.parquet.cells").glob("00001-*")
         shutil.copy(foreign, path.parent)
@@ -685,10 +652,10 @@ def test_a_chunk_that_is_damaged_or_of_another_sweep_is_computed_again(tmp_path,
     [(1, "writer.json", 0), (2, "plan.json", 0), (4, r"00001-\w+.parquet", 1), (7, "table.parquet", 4)],
 )
 def test_a_full_disk_is_an_error_with_the_file_its_size_and_where_the_rest_is(
-    tmp_path, monkeypatch, whole, number, name, n_chunks
+    tmp_path, out, monkeypatch, whole, number, name, n_chunks
 ):
     """The disk is full when the `number`-th file is written."""
-    out, written, fsync = tmp_path / "table.parquet", [], os.fsync
+    written, fsync = [], os.fsync
 
     def full_disk(handle):
         path = os.readlink(f"/proc/self/fd/{handle}")
@@ -710,30 +677,24 @@ def test_a_full_disk_is_an_error_with_the_file_its_size_and_where_the_rest_is(
 
 
 @pytest.mark.parametrize(("memory", "expected"), [(None, 4_000_000), (0.25, 2_000_000)])
-def test_memory_is_that_of_the_first_call(tmp_path, monkeypatch, memory, expected):
+def test_memory_is_that_of_the_first_call(out, monkeypatch, memory, expected):
     """Free memory decides which conditions share a batch, and so the last bits."""
-    seen, out, scored = [], tmp_path / "table.parquet", chunks.score_conditions
+    seen, scored, available = [], chunks.score_conditions, [8_000_000]
 
     def recording(*arguments, options, **more):
         seen.append(options.memory)
         return scored(*arguments, options=options, **more)
 
-    @contextmanager
-    def free(number):
-        with monkeypatch.context() as patch:
-            patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=number))
-            yield
-
-    with free(8_000_000):
-        interrupt(out, memory=memory)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available[0]))
+    interrupt(out, memory=memory)
+    available[0] = 16_000_000
     monkeypatch.setattr(chunks, "score_conditions", recording)
-    with free(16_000_000):
-        small(out, memory=memory)
+    small(out, memory=memory)
     assert set(seen) == {expected}
 
 
-def test_other_package_versions_are_a_warning(tmp_path):
-    out, plan = tmp_path / "table.parquet", tmp_path / "table.parquet.cells" / "plan.json"
+def test_other_package_versions_are_a_warning(out):
+    plan = out.with_name("table.parquet.cells") / "plan.json"
     interrupt(out)
     begun = json.loads(plan.read_text())
     begun["packages"]["torch"] = "0.0"

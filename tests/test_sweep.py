@@ -1,5 +1,7 @@
 """The sweep's table: columns, conditions against direct calls, doses by hand, controls, splits, files."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +23,7 @@ from tl_steer.sweeps.chunks import in_order
 from tl_steer.sweeps.plans import digest
 
 from .conftest import assert_raises
+from .sweep_tables import NAN
 from .tiny_model import (
     all_hooks,
     favouring,
@@ -32,13 +35,13 @@ from .tiny_model import (
     word_tokenizer,
 )
 
-NAN = float("nan")
 MODEL = make_model(word_tokenizer())
 PROMPTS = ["a b c :", "d :", "e f g h :", "i j :", "k :", "l m n :", "o p :", "q r :"]
 COLUMNS = [
     "prompt_id", "prompt", "label", "kind", "vector", "control", "control_of", "operation", "layers", "hook",
     "multiplier", "dose", "split", "answer", "choice", "logit_difference", "probability", "mass", "text",
 ]  # fmt: skip
+SCORES = ["logit_difference", "probability", "mass"]
 
 
 def questions(**changes):
@@ -60,9 +63,8 @@ def several(seed=0, *, hook="resid_post", layers=(0, 1, 2), scale=4.0, model=MOD
 def swept(vectors=None, own_questions=None, *, model=MODEL, **options):
     options = {"multipliers": [-1.0, 2.0], "controls": 0, "control_layers": "all"} | options
     vectors = several() if vectors is None else vectors
-    return sweep(
-        model, vectors, questions() if own_questions is None else own_questions, progress=False, **options
-    )
+    own_questions = questions() if own_questions is None else own_questions
+    return sweep(model, vectors, own_questions, progress=False, **options)
 
 
 def rows_of(table, **values):
@@ -74,23 +76,17 @@ def rows_of(table, **values):
 def test_columns_are_in_their_order_and_rows_are_prompts_by_conditions():
     table = swept(controls=2)
     assert list(table) == COLUMNS
-    assert len(table) == 8 * (1 + 3 * 3 * 2)
-    assert table["prompt_id"].tolist() == list(range(8)) * 19
+    assert table["prompt_id"].tolist() == list(range(8)) * (1 + 3 * 3 * 2)
     assert table["prompt"].tolist() == PROMPTS * 19
     assert table["control"].dtype == bool
     assert str(table["choice"].dtype) == str(table["answer"].dtype) == "Int64"
     assert table.index.equals(pd.RangeIndex(len(table)))
-    assert table.duplicated(["prompt_id", "vector", "layers", "multiplier", "operation"]).sum() == 0
-
-
-def test_the_unsteered_condition_is_there_once_and_is_the_model_as_it_is():
-    unsteered = rows_of(swept(), vector="none")
-    assert len(unsteered) == 8
+    assert not table.duplicated(["prompt_id", "vector", "layers", "multiplier", "operation"]).any()
+    unsteered = rows_of(table, vector="none")
     names = ["operation", "layers", "hook", "multiplier", "dose", "control"]
-    assert unsteered[names].drop_duplicates().to_numpy().tolist() == [["none", "", "", 0.0, 0.0, False]]
+    assert unsteered[names].to_numpy().tolist() == [["none", "", "", 0.0, 0.0, False]] * 8
     direct = choice_logits(MODEL, PROMPTS, (" yes", " no"))
-    for name in ("logit_difference", "probability", "mass"):
-        np.testing.assert_array_equal(unsteered[name], direct[name])
+    np.testing.assert_array_equal(unsteered[SCORES], direct[SCORES])
 
 
 @pytest.mark.parametrize("positions", [all_tokens(), last_token(), token(0)], ids=repr)
@@ -110,9 +106,7 @@ def test_every_condition_of_a_choice_sweep_equals_a_direct_call(positions):
 def require_choices(rows, *operations):
     """The rows are those of a direct call under these operations."""
     direct = choice_logits(MODEL, PROMPTS, (" yes", " no"), *operations)
-    assert len(rows) == len(direct)
-    for name in ("logit_difference", "probability", "mass"):
-        np.testing.assert_allclose(rows[name], direct[name], rtol=1e-6)
+    np.testing.assert_allclose(rows[SCORES], direct[SCORES], rtol=1e-6)
     assert rows["choice"].tolist() == [0 if x > 0 else 1 for x in direct["logit_difference"]]
     assert rows["text"].isna().all()
     assert set(rows["hook"]) == {"resid_post"}
@@ -122,12 +116,11 @@ def test_every_condition_of_a_generating_sweep_equals_a_direct_call():
     vectors = several(scale=9.0)
     table = swept(vectors, PROMPTS, layers=[1, 2], measure="generate", max_new_tokens=4)
     assert list(table) == [name for name in COLUMNS if name != "kind"]
-    for layer in (1, 2):
-        for multiplier in (-1.0, 2.0):
-            direct = generate(MODEL, PROMPTS, Add(vectors[layer], multiplier), max_new_tokens=4)
-            assert rows_of(table, layers=str(layer), multiplier=multiplier)["text"].tolist() == direct
+    for layer, multiplier in itertools.product((1, 2), (-1.0, 2.0)):
+        direct = generate(MODEL, PROMPTS, Add(vectors[layer], multiplier), max_new_tokens=4)
+        assert rows_of(table, layers=str(layer), multiplier=multiplier)["text"].tolist() == direct
     assert rows_of(table, vector="none")["text"].tolist() == generate(MODEL, PROMPTS, max_new_tokens=4)
-    assert table[["answer", "choice", "logit_difference", "probability", "mass"]].isna().all(axis=None)
+    assert table[["answer", "choice", *SCORES]].isna().all(axis=None)
     assert table["text"].nunique() > 8
 
 
@@ -185,8 +178,7 @@ def test_texts_of_choice_questions_are_read():
     assert set(read["text"]) == {"True"}
     # "True" stands for (A): where B is the signal, that is choice 1.
     assert read["choice"].tolist() == [0, 0, 0, 0, 0, 0, 1, 1]
-    silent = swept(**options)
-    assert silent["choice"].isna().any()
+    assert swept(**options)["choice"].isna().any()
 
 
 def median_norm(hook, layer):
@@ -225,38 +217,37 @@ def test_callables_make_operations_and_are_named():
 
 
 def test_controls_have_the_vectors_length_are_marked_and_take_the_seed():
-    vectors = several()
-    table = swept(vectors, layers=[0, 2], controls=3, seed=1)
-    assert rows_of(table, control=True)["vector"].unique().tolist() == ["random 1", "random 2", "random 3"]
+    table, again, other = (swept(layers=[0, 2], controls=3, seed=seed) for seed in (1, 1, 2))
+    controls = rows_of(table, control=True)
+    assert controls["vector"].unique().tolist() == ["random 1", "random 2", "random 3"]
     assert rows_of(table, control=False)["vector"].unique().tolist() == ["none", "made"]
     for layer in ("0", "2"):
         doses = rows_of(table, layers=layer, multiplier=2.0).groupby("vector")["dose"].first()
         np.testing.assert_allclose(doses, doses["made"], rtol=1e-5)
-    effects = rows_of(table, layers="2", multiplier=2.0, prompt_id=0)["logit_difference"]
-    assert effects.nunique() == 4
-    pd.testing.assert_frame_equal(swept(vectors, layers=[0, 2], controls=3, seed=1), table)
-    both = table, swept(vectors, layers=[0, 2], controls=3, seed=2)
-    assert not np.allclose(*(rows_of(each, control=True)["logit_difference"] for each in both))
+    assert rows_of(table, layers="2", multiplier=2.0, prompt_id=0)["logit_difference"].nunique() == 4
+    pd.testing.assert_frame_equal(again, table)
+    assert not np.allclose(controls["logit_difference"], rows_of(other, control=True)["logit_difference"])
 
 
 def test_no_two_controls_of_several_vectors_are_the_same():
-    named = {"one": several(0), "two": several(50)}
-    table = swept(named, layers=[1], multipliers=[3.0], controls=12)
-    names = rows_of(table, control=True)["vector"].unique().tolist()
-    assert names[0] == "random 1 (one)"
-    assert len(names) == 24
-    effects = rows_of(table, control=True, prompt_id=0)["logit_difference"].round(7)
-    assert effects.nunique() == 24
-    owners = rows_of(table, control=True).drop_duplicates("vector")["control_of"].tolist()
-    assert owners == ["one"] * 12 + ["two"] * 12
+    vectors = {"one": several(0), "two": several(50)}
+    table = swept(vectors, layers=[1], multipliers=[3.0], controls=12)
+    controls = rows_of(table, control=True, prompt_id=0)
+    assert controls["vector"].iloc[0] == "random 1 (one)"
+    assert controls["vector"].nunique() == controls["logit_difference"].round(7).nunique() == 24
+    assert controls["control_of"].tolist() == ["one"] * 12 + ["two"] * 12
     assert set(rows_of(table, control=False)["control_of"]) == {""}
 
 
 def test_controls_by_name_are_marked_and_used():
-    control = several(70)
-    table = swept(layers=[1], multipliers=[2.0], controls={"shuffled": control})
-    require_choices(rows_of(table, control=True, vector="shuffled"), Add(control[1], 2.0))
+    table = swept(layers=[1], multipliers=[2.0], controls={"shuffled": several(70)})
+    require_choices(rows_of(table, control=True, vector="shuffled"), Add(several(70)[1], 2.0))
     assert set(table["control_of"]) == {""}
+
+
+def key_of(row):
+    """(layers, multiplier), with None for a projection, so that keys can be compared."""
+    return row["layers"], None if np.isnan(row["multiplier"]) else row["multiplier"]
 
 
 def best_by_hand(table, score):
@@ -267,8 +258,7 @@ def best_by_hand(table, score):
         means = rows.groupby(["layers", "multiplier", "dose"], dropna=False)["score"].mean().reset_index()
         top = means[means["score"] >= means["score"].max() - 1e-9].copy()
         top["first"] = [int(layers.split("+")[0]) for layers in top["layers"]]
-        row = top.sort_values(["dose", "first"], kind="stable").iloc[0]
-        best[keys] = row["layers"], None if np.isnan(row["multiplier"]) else row["multiplier"]
+        best[keys] = key_of(top.sort_values(["dose", "first"], kind="stable").iloc[0])
     return best
 
 
@@ -276,11 +266,9 @@ def at_best(table, best):
     """The rows of a sweep with controls everywhere that one with chosen layers has."""
     is_chosen = []
     for row in table.to_dict("records"):
-        at = row["layers"], None if np.isnan(row["multiplier"]) else row["multiplier"]
-        owners = {name for (name, operation), chosen in best.items()
-                  if operation == row["operation"] and chosen == at}  # fmt: skip
-        served = owners | {""} if owners else set()
-        is_chosen.append(not row["control"] or row["control_of"] in served)
+        chosen = {keys for keys, condition in best.items() if condition == key_of(row)}
+        owners = {vector for vector, operation in chosen if operation == row["operation"]}
+        is_chosen.append(not row["control"] or (bool(owners) and row["control_of"] in {"", *owners}))
     return table[is_chosen].reset_index(drop=True)
 
 
@@ -314,7 +302,7 @@ def test_controls_run_at_the_condition_that_does_best_on_the_choosing_half(rule,
     vectors = {"one": several(0), "two": several(50)}
     options |= {"layers": [0, 2, (0, 1)], "multipliers": [-2.0, -1.0, 1.0], "controls": controls}
     options |= {"operations": ("add", "project_out")}
-    everywhere = swept(vectors, own_questions, control_layers="all", **options)
+    everywhere = swept(vectors, own_questions, **options)
     best = best_by_hand(everywhere, score(everywhere))
     assert len(best) == 4
     expected = at_best(everywhere, best)
@@ -323,9 +311,8 @@ def test_controls_run_at_the_condition_that_does_best_on_the_choosing_half(rule,
         table = swept(vectors, own_questions, control_layers="chosen", executor=executor, **options)
         pd.testing.assert_frame_equal(table, expected, rtol=1e-4, atol=1e-5)
     for name in vectors:
-        sizes = table.loc[table["control_of"].isin(["", name]) & table["control"], "multiplier"].abs()
-        assert sizes.isna().any(), "controls of the projection"
-        assert sizes.notna().any()
+        multipliers = table.loc[table["control_of"].isin(["", name]) & table["control"], "multiplier"]
+        assert set(multipliers.isna()) == {True, False}, "controls of the projection and of the addition"
 
 
 def test_controls_of_the_chosen_multiplier_serve_the_opposite_one_too():
@@ -352,8 +339,8 @@ def test_a_function_selects_from_the_table_without_controls_and_must_name_condit
     assert set(zip(controls["layers"], controls["multiplier"], strict=True)) == {chosen}
     result = against_controls(table).set_index(["layers", "multiplier"])
     assert result.loc[chosen, "controls"] == 20
-    with pytest.raises(ValueError, match="lacks the columns operation, layers, hook, multiplier"):
-        swept(controls=1, control_layers=lambda table: pd.DataFrame({"vector": ["made"]}))
+    message = "lacks the columns operation, layers, hook, multiplier"
+    assert_raises(message, swept, controls=1, control_layers=lambda _: pd.DataFrame({"vector": ["made"]}))
 
 
 def test_by_default_there_are_enough_controls_for_p_below_5_percent_at_the_chosen_condition():
@@ -384,29 +371,25 @@ def test_divided_by_layers_the_multiplier_and_dose_are_those_of_the_quotient():
 
 
 def test_several_vectors_keep_their_names_hooks_and_layers():
-    named = {"one": several(0, layers=(0, 1)), "two": several(5, hook="mlp_out", layers=(2,))}
-    rows = swept(named)[["vector", "layers", "hook"]].drop_duplicates().iloc[1:]
+    vectors = {"one": several(0, layers=(0, 1)), "two": several(5, hook="mlp_out", layers=(2,))}
+    rows = swept(vectors)[["vector", "layers", "hook"]].drop_duplicates().iloc[1:]
     assert rows.to_numpy().tolist() == [
         ["one", "0", "resid_post"], ["one", "1", "resid_post"], ["two", "2", "mlp_out"],
     ]  # fmt: skip
 
 
-def many(count, **factors):
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return questions(
-        prompts=[f"{letters[row // 26]} {letters[row % 26]} :" for row in range(count)],
-        choices=[(" yes", " no")] * count,
-        answers=[row // 2 % 2 for row in range(count)],
-        factors=pd.DataFrame(factors),
-    )
-
-
 def test_the_split_is_disjoint_and_balanced_over_factors_and_answers_for_every_seed():
     """A factor with another level in each prompt ("id") does not change that."""
     factors = {"kind": ["x", "y"] * 20, "topic": ["p"] * 24 + ["q"] * 16, "id": range(40)}
+    own_questions = questions(
+        prompts=[f"{first} {second} :" for first in "abcd" for second in "abcdefghij"],
+        choices=[(" yes", " no")] * 40,
+        answers=[0, 0, 1, 1] * 10,
+        factors=pd.DataFrame(factors),
+    )
     splits = set()
     for seed in (0, 1, 2, 3, 3):
-        table = swept(several().weighted({0: 1.0}), many(40, **factors), multipliers=[1.0], seed=seed)
+        table = swept(several().weighted({0: 1.0}), own_questions, multipliers=[1.0], seed=seed)
         assert (table.groupby("prompt_id")["split"].nunique() == 1).all()
         once = rows_of(table, vector="none")
         assert set(once["split"]) == {"choose", "report"}
@@ -446,18 +429,6 @@ def test_a_vector_of_length_zero_is_rejected_by_name_and_layer():
     assert set(rows_of(table, vector="flat")["dose"]) == {0.0}
 
 
-@pytest.mark.parametrize(
-    "repeated",
-    [
-        {"operations": [lambda vector, m, at: Add(vector, m, at), lambda vector, m, at: Add(vector, -m, at)]},
-        {"layers": [0, -3]},
-        {"multipliers": [1.0, 1.0]},
-    ],
-)
-def test_conditions_that_tables_could_not_tell_apart_are_rejected(repeated):
-    assert_raises("requested twice", swept, **repeated)
-
-
 def test_the_same_prompt_twice_is_never_split_between_the_halves():
     """Nor are groups that share a text: 1 and 4 are "b :", 0 and 7 are "a :"."""
     texts = [f"{word} :" for word in "abcdbefa"]
@@ -479,11 +450,7 @@ def test_prompts_of_a_group_are_in_the_same_half_and_those_without_are_one_group
     assert sorted(split.first()) == ["choose", "choose", "report", "report"]
 
 
-def test_questions_without_answers_or_factors():
-    table = swept(own_questions=questions(answers=None, factors=None), layers=[0])
-    assert list(table) == [name for name in COLUMNS if name != "kind"]
-    assert table["answer"].isna().all()
-    assert table["choice"].notna().all()
+SAME_NAME = [lambda vector, m, at: Add(vector, m, at), lambda vector, m, at: Add(vector, -m, at)]
 
 
 @pytest.mark.parametrize(
@@ -493,12 +460,17 @@ def test_questions_without_answers_or_factors():
         ({"own_questions": (), "measure": "generate"}, ValueError, "at least one prompt"),
         ({"own_questions": "a b c", "measure": "generate"}, (ValueError, TypeError), "questions"),
         ({"multipliers": []}, ValueError, "operation 'add' needs multipliers; none given"),
+        ({"multipliers": [1.0, 1.0]}, ValueError, "requested twice"),
+        ({"operations": SAME_NAME}, ValueError, "requested twice"),
         ({"operations": ("subtract",)}, ValueError, "'subtract' is unknown: use 'add', 'project_out' or a"),
         ({"operations": ()}, ValueError, "no operations given"),
         ({"layers": [3]}, IndexError, "layer 3 is out of range"),
         ({"layers": [(0, 0)]}, ValueError, "name the same block twice"),
+        ({"layers": [0, -3]}, ValueError, "requested twice"),
         ({"layers": []}, ValueError, "no layers given"),
         ({"controls": -1}, ValueError, "controls=-1: give how many"),
+        ({"controls": {"none": several()}}, ValueError, "controls named .*none.*has that name"),
+        ({"controls": {"made": several()}}, ValueError, "controls named .*made.*has that name"),
         ({"vectors": {}}, ValueError, "no vectors given"),
         ({"vectors": several(layers=(0, 1)), "layers": [2]}, KeyError, "no vector at layer 2"),
         ({"vectors": {"none": several()}}, ValueError, "'none' is the name of the unsteered condition"),
@@ -533,8 +505,7 @@ def test_a_sweep_changes_neither_vectors_nor_questions_nor_model():
 
 def test_if_neither_choice_is_likelier_none_is_chosen():
     model = make_model(word_tokenizer())
-    with torch.no_grad():
-        model.W_U[:] = model.b_U[:] = 0.0
+    model.W_U[:] = model.b_U[:] = 0.0
     table = swept(model=model)
     assert (table["logit_difference"] == 0).all()
     assert table["choice"].isna().all()
@@ -563,6 +534,9 @@ def test_the_label_of_a_prompt_is_a_factor_its_message_or_the_prompt():
     pd.testing.assert_frame_equal(table.drop(columns="label"), plain.drop(columns="label"))
     assert digest(questions(prompts=prompts)) == digest(questions())  # an interrupted sweep continues
     factors = pd.DataFrame({"label": [1, 1, 0, 0] * 2})
-    table = swept(own_questions=questions(factors=factors), layers=[0])
+    table = swept(own_questions=questions(answers=None, factors=factors), layers=[0])
+    assert list(table) == [name for name in COLUMNS if name != "kind"]
     assert list(table["label"]) == [1, 1, 0, 0] * 6
     assert (table.groupby("split")["label"].mean() == 0.5).all()
+    assert table["answer"].isna().all()
+    assert table["choice"].notna().all()
