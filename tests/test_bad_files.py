@@ -21,21 +21,22 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 import tl_steer as ts
+from tl_steer.directions.exchange import load_gguf, load_pt, save_gguf, save_pt
 from tl_steer.experiments import read_experiment
 from tl_steer.experiments.config_file import Experiment, own_experiments
 from tl_steer.positions import PromptTokens
 from tl_steer.texts.judge_requests import ReplyCache
 
-from .conftest import make_pairs
+from .conftest import assert_raises, make_pairs
 from .fuzzing import damaged, fuzz, numbers, one_changed, texts
 from .tiny_model import D_MODEL, made_vector, make_model, word_tokenizer
 
 
-def written(save_to, *args) -> bytes:
+def content_of(save_to, *args) -> bytes:
     """Content of a file that a function writes."""
     with tempfile.TemporaryDirectory() as folder:
-        save_to(*args, Path(folder) / "written")
-        return (Path(folder) / "written").read_bytes()
+        save_to(*args, Path(folder) / "file")
+        return (Path(folder) / "file").read_bytes()
 
 
 def as_json(value) -> bytes:
@@ -47,7 +48,6 @@ def as_json(value) -> bytes:
 
 
 # ---- CSV
-
 COLUMNS = {
     ts.read_claims: ("statement", "label"),
     ts.prompts.read_reviews: ("review", "label"),
@@ -56,12 +56,12 @@ COLUMNS = {
     ts.prompts.read_neutral: ("passage",),
     ts.read_pairs: ("positive", "negative"),
 }
-CELLS = ["The sky is blue.", "Ice, when hot, sinks.", "It said “so”.\nTwice."]
+TEXTS = ["The sky is blue.", "Ice, when hot, sinks.", "It said “so”.\nTwice."]
 
 
 def csv_rows(reader):
     """Header and three rows, with a column of the user's own."""
-    columns = [["1", "0", "1"] if name == "label" else CELLS for name in COLUMNS[reader]]
+    columns = [["1", "0", "1"] if name == "label" else TEXTS for name in COLUMNS[reader]]
     return [[*COLUMNS[reader], "topic"], *map(list, zip(*columns, ["weather"] * 3, strict=True))]
 
 
@@ -75,24 +75,26 @@ def check_csv(result, content):
     if isinstance(result, ts.ContrastPairs):
         result = {"positive": result.positive, "negative": result.negative}
     header, *body = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-    columns = next(names for names in COLUMNS.values() if set(names) <= set(result))
-    for name in columns:
-        cells = list(result[name])
-        assert cells, "no rows"
+    for name in next(names for names in COLUMNS.values() if set(names) <= set(result)):
+        values = list(result[name])
+        assert values, "no rows"
         if name == "label":
-            assert set(cells) <= {0, 1}
+            assert set(values) <= {0, 1}
         else:
-            assert all(isinstance(cell, str) and cell.strip() for cell in cells)
-            assert cells == [row[header.index(name)] for row in body if row]
+            assert all(isinstance(value, str) and value.strip() for value in values)
+            assert values == [row[header.index(name)] for row in body if row]
 
 
 def changed_csv(reader):
-    """A valid table with a cell, a row or a column's name changed."""
+    """A valid table with a value, a row or a column's name changed."""
     numerals = numbers().map(lambda number: str(number)[:400])
     rows = one_changed(csv_rows(reader), st.one_of(texts(), numerals, st.sampled_from(COLUMNS[reader])))
-    return rows.filter(
-        lambda rows: isinstance(rows, list) and all(isinstance(row, list) for row in rows)
-    ).map(as_csv)
+    lists = rows.filter(lambda table: isinstance(table, list))
+    return lists.filter(lambda table: all(isinstance(row, list) for row in table)).map(as_csv)
+
+
+def damaged_csv(reader):
+    return damaged(as_csv(csv_rows(reader)))
 
 
 def check_damaged_csv(result, content):
@@ -101,8 +103,6 @@ def check_damaged_csv(result, content):
 
 
 # ---- experiments
-
-
 def experiments(change, write=lambda values: values):
     folder = resources.files("tl_steer.experiments")
     files = [tomllib.loads((folder / f"{name}.toml").read_text()) for name in own_experiments()]
@@ -136,10 +136,8 @@ def numbers_in(value):
     if isinstance(value, Mapping):
         value = (*value, *value.values())
     if isinstance(value, tuple):
-        for item in value:
-            yield from numbers_in(item)
-    elif isinstance(value, int | float):
-        yield value
+        return [number for item in value for number in numbers_in(item)]
+    return [value] if isinstance(value, int | float) else []
 
 
 def check_experiment(result, content):
@@ -149,7 +147,6 @@ def check_experiment(result, content):
 
 
 # ---- recorded answers
-
 RECORDED = [
     {
         "sentence": f"Is it true that {claim}? (A)",
@@ -171,25 +168,15 @@ def check_recorded(result, content):
     assert len(result) == len(items) * (1 + sum(map(len, steered[0])))
     assert set(result["text"]) == answers
     assert list(result["prompt"][: len(items)]) == [item["sentence"] for item in items]
-    multiplied = result["operation"] != "project_out"
-    assert (result["multiplier"].map(math.isfinite) == multiplied).all()
+    assert (result["multiplier"].map(math.isfinite) == (result["operation"] != "project_out")).all()
 
 
 # ---- vectors and activations
-
-
 @functools.cache
 def saved(name) -> bytes:
     positive, negative = np.random.default_rng(0).normal(size=(2, 4, 3, 8))
     pairs = make_pairs(positive + 1, negative)
-    return written((ts.mean_difference(pairs) if name == "vectors" else pairs).save)
-
-
-def parts_of(content: bytes):
-    """Tensors and metadata of a safetensors file; JSON in the metadata is parsed."""
-    size = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + size])["__metadata__"]
-    return load(content), {key: parsed_or_text(text) for key, text in metadata.items()}
+    return content_of((ts.mean_difference(pairs) if name == "vectors" else pairs).save)
 
 
 def parsed_or_text(text):
@@ -232,14 +219,15 @@ def changed_tensors(tensors):
 
 
 def changed_safetensors(name):
-    tensors, metadata = parts_of(saved(name))
+    content = saved(name)
+    metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    tensors, metadata = load(content), {key: parsed_or_text(text) for key, text in metadata.items()}
     metadata_changed = one_changed(metadata).map(lambda values: safetensors_file(tensors, values))
     tensors_changed = changed_tensors(tensors).map(lambda values: safetensors_file(values, metadata))
     return st.one_of(metadata_changed, metadata_changed, tensors_changed)
 
 
 def check_vectors(result, content):
-    assert isinstance(result, ts.SteeringVectors)
     assert result.values.dtype == torch.float32
     assert bool(torch.isfinite(result.values).all())
     assert len(result.values) == len(result.layers) == len(result.stream_norm) > 0
@@ -248,12 +236,10 @@ def check_vectors(result, content):
     assert len(set(result.layers)) == len(result.layers)
     assert type(result.hook) is type(result.method) is str
     assert all(torch.equal(vector.values, row) for vector, row in zip(result, result.values, strict=True))
-    repr(result)
-    result * 0.5
+    repr(result * 0.5)
 
 
 def check_activations(result, content):
-    assert isinstance(result, ts.PairedActivations)
     for side in (result.positive, result.negative):
         prompts, layers, width, _ = side.values.shape
         assert (prompts, layers) == (len(side.prompts), len(side.layers))
@@ -266,7 +252,6 @@ def check_activations(result, content):
 
 
 # ---- the judge's cache
-
 REPLIES = [{"key": key * 64, "reply": reply} for key, reply in zip("abc", ["1", "é", "tie"], strict=True)]
 
 
@@ -276,25 +261,20 @@ def as_lines(entries) -> bytes:
 
 
 def check_cache(result, content):
-    """Every whole line of the file with a key and a reply is in the cache, the last one per key."""
-    entries = []
+    """Check that each valid line with a key and a reply is in the cache, the last one per key."""
+    replies = {}
     for line in content.split(b"\n"):
         try:
-            entries.append(json.loads(line))
+            entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-    replies = {
-        entry["key"]: entry["reply"]
-        for entry in entries
-        if isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("key", "reply"))
-    }
+        if isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("key", "reply")):
+            replies[entry["key"]] = entry["reply"]
     assert all(result[key] == reply for key, reply in replies.items())
     assert "z" * 64 not in result
 
 
 # ---- control vectors and tensors of other libraries
-
-
 @functools.cache
 def tiny():
     return make_model(word_tokenizer())
@@ -302,48 +282,38 @@ def tiny():
 
 @functools.cache
 def exchanged(save_to) -> bytes:
-    vector = made_vector(tiny(), 1)
-    values = torch.ones(2, D_MODEL)
-    return written(
-        save_to,
-        ts.SteeringVectors(values, (1, 2), "resid_post", "mean", torch.ones(2), vector.identity),
-    )
+    vector, values = made_vector(tiny(), 1), torch.ones(2, D_MODEL)
+    vectors = ts.SteeringVectors(values, (1, 2), "resid_post", "mean", torch.ones(2), vector.identity)
+    return content_of(save_to, vectors)
 
 
 def gguf_files(change):
     """Changes of a GGUF file of ours, and of one without our description, as other libraries write it."""
-    own = exchanged(ts.exchange.save_gguf)
+    own = exchanged(save_gguf)
     return change(own) | change(own.replace(b"tl_steer.description", b"xx_steer.description"))
 
 
 def huge_counts(content: bytes):
     """Eight bytes somewhere replaced by an enormous length, which must not be allocated."""
     sizes = st.sampled_from([2**63 - 1, 2**62, 2**40, 2**32, 2**64 - 1])
-    offsets = st.integers(4, min(len(content) - 8, 400))
     return st.builds(
         lambda offset, size: content[:offset] + size.to_bytes(8, "little") + content[offset + 8 :],
-        offsets,
+        st.integers(4, min(len(content) - 8, 400)),
         sizes,
     )
 
 
 def check_imported(result, content):
-    assert isinstance(result, ts.SteeringVectors)
     assert bool(torch.isfinite(result.values).all())
     assert tuple(result.values.shape) == (len(result.layers), D_MODEL)
     assert set(result.layers) <= {0, 1, 2}
 
 
-def load_gguf(path):
-    return ts.exchange.load_gguf(path, tiny())
-
-
-def load_pt(path):
-    return ts.exchange.load_pt(path, tiny())
+def loading(load_from):
+    return lambda path: load_from(path, tiny())
 
 
 # ---- tables of sweeps
-
 TABLE = {
     "prompt_id": [0, 1] * 3, "prompt": ["a", "b"] * 3, "kind": ["x", "y"] * 3, "control": [False] * 6,
     "vector": ["none"] * 2 + ["v"] * 4, "operation": ["none"] * 2 + ["add"] * 4,
@@ -367,22 +337,15 @@ def changed_tables():
     """The table with a column removed, renamed or of other values."""
     cells = st.one_of(st.sampled_from([0, 1, 2.5, -1]), st.none()), st.text("ab01", max_size=3)
     others = st.one_of(st.lists(cell, min_size=6, max_size=6) for cell in cells)
-    return one_changed(TABLE, others).filter(is_table).map(as_parquet)
-
-
-def is_table(columns) -> bool:
-    return isinstance(columns, dict) and all(
-        isinstance(column, list) and len(column) == 6 for column in columns.values()
-    )
+    whole = one_changed(TABLE, others).filter(lambda columns: isinstance(columns, dict))
+    columns_of_six = whole.filter(lambda columns: all(len(column) == 6 for column in columns.values()))
+    return columns_of_six.map(as_parquet)
 
 
 def as_parquet(columns) -> bytes:
-    named = {
-        name.encode("utf-8", "replace").decode().replace("\x00", "0"): column
-        for name, column in columns.items()
-    }
+    names = [name.encode("utf-8", "replace").decode().replace("\x00", "0") for name in columns]
     try:
-        return written(lambda path: pd.DataFrame(named).to_parquet(path))
+        return content_of(pd.DataFrame(dict(zip(names, columns.values(), strict=True))).to_parquet)
     except Exception:  # mixed types that Parquet does not take
         hypothesis.reject()
 
@@ -393,15 +356,10 @@ def check_table(result, content):
             assert not np.isinf(table[column].to_numpy(float, na_value=0)).any(), column
 
 
-# ---- all files
-
-# Inputs, function and check of each target.
+# ---- all files: inputs, function and check of each target.
 TARGETS = {
     **{f.__name__: (functools.partial(changed_csv, f), f, check_csv) for f in COLUMNS},
-    **{
-        f"damaged {f.__name__}": (lambda f=f: damaged(as_csv(csv_rows(f))), f, check_damaged_csv)
-        for f in COLUMNS
-    },
+    **{f"damaged {f.__name__}": (functools.partial(damaged_csv, f), f, check_damaged_csv) for f in COLUMNS},
     "experiment": (lambda: experiments(one_changed).map(toml_file), read_experiment, check_experiment),
     "damaged experiment": (lambda: experiments(damaged, toml_file), read_experiment, check_experiment),
     "recorded answers": (lambda: one_changed(RECORDED).map(as_json), ts.texts.read_recorded, check_recorded),
@@ -412,9 +370,9 @@ TARGETS = {
     "damaged activations": (lambda: damaged(saved("pairs")), ts.PairedActivations.load, check_activations),
     "replies": (lambda: one_changed(REPLIES).map(as_lines), ReplyCache, check_cache),
     "damaged replies": (lambda: damaged(as_lines(REPLIES)), ReplyCache, check_cache),
-    "control vectors": (lambda: gguf_files(huge_counts), load_gguf, check_imported),
-    "damaged control vectors": (lambda: gguf_files(damaged), load_gguf, check_imported),
-    "tensors": (lambda: damaged(exchanged(ts.exchange.save_pt)), load_pt, check_imported),
+    "control vectors": (lambda: gguf_files(huge_counts), loading(load_gguf), check_imported),
+    "damaged control vectors": (lambda: gguf_files(damaged), loading(load_gguf), check_imported),
+    "tensors": (lambda: damaged(exchanged(save_pt)), loading(load_pt), check_imported),
     "tables": (changed_tables, read_table, check_table),
 }
 
@@ -433,7 +391,6 @@ def test_a_bad_file_is_read_correctly_or_rejected(name, examples, tmp_path):
 
 
 # ---- the text form of positions
-
 PIECES = [
     "token(", "span(", "all_tokens()", "last_token()", "generated_tokens()", "after('a')", "tokens_matching(",
     "0", "-1", "1.5", "None", "'a'", ")", ",", " ", "|", "&", "~", "(", "a", ".x", "**", "[0]", "True",
@@ -462,43 +419,32 @@ def test_malformed_positions_are_rejected(examples):
 
 
 # ---- inputs that once failed
+EXPERIMENT = 'title = "a"\n[pairs]\nkind = "csv"\n[questions]\nkind = "sentiment"\n[sweep]\nmultipliers = '
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("read", "content", "message"),
     [
-        (b"statement,label\na\x00b,1\n", "NUL characters in it; save it as CSV in UTF-8"),
-        (b"statement,label,statement\na,1,b\n", "several columns 'statement'"),
+        (ts.read_claims, "statement,label\na\x00b,1\n", "NUL characters in it; save it as CSV in UTF-8"),
+        (ts.read_claims, "statement,label,statement\na,1,b\n", "several columns 'statement'"),
+        (read_experiment, EXPERIMENT + "[nan]\n", "a finite number"),
+        (read_experiment, EXPERIMENT + "[1.0, inf]\n", "a finite number"),
+        (read_experiment, EXPERIMENT + f"[{10**400}]\n", "a finite number"),
+        (read_experiment, EXPERIMENT + f"[{'9' * 5000}]\n", "not a TOML file"),
+        (read_experiment, EXPERIMENT + "[" * 5000 + "\n", "nested too deeply"),
     ],
+    ids=["NUL", "repeated column", "NaN", "infinite", "large", "too large", "too deep"],
 )
-def test_a_csv_with_nul_bytes_or_repeated_columns_is_rejected(content, message, tmp_path):
-    (tmp_path / "claims.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        ts.read_claims(tmp_path / "claims.csv")
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("multipliers = [nan]", "a finite number"),
-        ("multipliers = [1.0, inf]", "a finite number"),
-        (f"multipliers = [{10**400}]", "a finite number"),
-        (f"multipliers = [{'9' * 5000}]", "not a TOML file"),
-        ("multipliers = " + "[" * 5000, "nested too deeply"),
-    ],
-)
-def test_non_finite_numbers_and_too_deep_nesting_in_an_experiment_are_rejected(line, message, tmp_path):
-    file = tmp_path / "experiment.toml"
-    file.write_text(f'title = "a"\n[pairs]\nkind = "csv"\n[questions]\nkind = "sentiment"\n[sweep]\n{line}\n')
-    with pytest.raises(ValueError, match=message):
-        read_experiment(file)
+def test_texts_that_once_failed_are_rejected(read, content, message, tmp_path):
+    (tmp_path / "input").write_text(content)
+    assert_raises(message, read, tmp_path / "input")
 
 
 def test_positions_without_whole_numbers_or_nested_too_deeply_are_rejected():
     wrong = ["token(1.5)", "token('1')", "token(True)", "span(0, 1.5)", f"token({10**40})", "after(5)"]
     for text in [*wrong, "~" * 100_000, "(" * 200]:
-        with pytest.raises(ValueError, match=r"cannot be read|whole numbers|needs? a text"):
-            select(ts.positions.parse_positions(text))
+        message = r"cannot be read|whole numbers|needs? a text"
+        assert_raises(message, lambda text: select(ts.positions.parse_positions(text)), text)
 
 
 def test_a_too_deeply_nested_line_of_replies_is_skipped(tmp_path):
@@ -512,8 +458,7 @@ def test_vectors_with_a_non_finite_fingerprint_are_rejected(number, tmp_path):
     changed = saved("vectors").replace(b"-0.9921568627450981", f"{number:<19}".encode())
     assert changed != saved("vectors")
     (tmp_path / "vectors").write_bytes(changed)
-    with pytest.raises(ValueError, match=r"finite|infinite|not valid"):
-        ts.SteeringVectors.load(tmp_path / "vectors")
+    assert_raises("finite|infinite|not valid", ts.SteeringVectors.load, tmp_path / "vectors")
 
 
 def test_a_fingerprint_of_zeros_matches_no_model():

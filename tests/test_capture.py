@@ -50,32 +50,39 @@ pytestmark = pytest.mark.filterwarnings("ignore:row . of the token ids")
 
 MODEL = make_model(word_tokenizer())
 PROMPTS = st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=7), min_size=1, max_size=5)
+PROMPT_IDS = [[0, 3, 4, 5, 6], [0, 7, 8], [0, 1, 1, 9]]
+UNEQUAL = [[0, 3, 4, 1, 5], [0, 9, 8], [0, 1, 1, 7, 2, 2]]
 
 
-def activations_alone(ids, hook, layer, changes=(), prompt_length=None, model=MODEL):
-    """What a hook holds in one prompt alone, "pos d_hook"."""
+def activations_alone(ids, hook, layer, changes=(), prompt_length=None):
+    """Activations at a hook of one prompt alone, "pos d_hook"."""
     name = hook_name(hook, layer)
-    return run_alone(model, ids, prompt_length or len(ids), changes, [name])[1][name].flatten(1)
+    return run_alone(MODEL, ids, prompt_length or len(ids), changes, [name])[1][name].flatten(1)
+
+
+def selected(row):
+    """The values of a row without its padding."""
+    return [int(value) for value in row if value >= 0]
 
 
 @settings(max_examples=20, deadline=None)
 @given(
     prompts=PROMPTS,
-    written=st.sampled_from([name for name in TABLE if name != "generated_tokens()"]),
+    positions=st.sampled_from([name for name in TABLE if name != "generated_tokens()"]),
     layers=st.lists(st.integers(0, N_LAYERS - 1), min_size=1, unique=True),
     hook=st.sampled_from(list(NAMES)),
 )
-def test_capture_equals_each_prompt_alone(prompts, written, layers, hook):
-    result = capture(MODEL, prompts, positions=parse_positions(written), layers=layers, hook=hook)
-    indices = [TABLE[written](len(ids), len(ids)) for ids in prompts]
+def test_capture_equals_each_prompt_alone(prompts, positions, layers, hook):
+    result = capture(MODEL, prompts, positions=parse_positions(positions), layers=layers, hook=hook)
+    indices = [TABLE[positions](len(ids), len(ids)) for ids in prompts]
     width = N_HEADS * D_HEAD if hook == "z" else D_MODEL
     assert result.values.shape == (len(prompts), len(layers), max(map(len, indices)), width)
     assert result.values.dtype is torch.float32
     assert result.layers == tuple(layers)
     for row, (ids, where) in enumerate(zip(prompts, indices, strict=True)):
-        padding = result.values.shape[2] - len(where)
-        assert result.token_index[row].tolist() == where + [-1] * padding
-        assert result.tokens[row].tolist() == [ids[index] for index in where] + [-1] * padding
+        padding = [-1] * (result.values.shape[2] - len(where))
+        assert result.token_index[row].tolist() == where + padding
+        assert result.tokens[row].tolist() == [ids[index] for index in where] + padding
         assert result.prompt_lengths[row] == len(ids)
         assert result.values[row, :, len(where) :].isnan().all()
         for index, layer in enumerate(layers):
@@ -87,9 +94,8 @@ def test_layers_may_be_one_negative_or_all():
     ids = [0, 3, 4]
     assert capture(MODEL, [ids], layers=-1).layers == (2,)
     assert capture(MODEL, [ids]).layers == (0, 1, 2)
-    torch.testing.assert_close(
-        capture(MODEL, [ids], layers=[-1, 0]).single()[0, 0], activations_alone(ids, "resid_post", 2)[-1]
-    )
+    result = capture(MODEL, [ids], layers=[-1, 0]).single()[0, 0]
+    torch.testing.assert_close(result, activations_alone(ids, "resid_post", 2)[-1])
 
 
 @settings(max_examples=10, deadline=None)
@@ -102,7 +108,7 @@ def test_the_stream_norm_is_the_median_of_medians_after_the_first_token(prompts,
 
 
 def test_the_stream_norm_does_not_depend_on_what_is_captured():
-    prompts = [[0, 3, 4, 5, 6], [0, 7, 8]]
+    prompts = PROMPT_IDS[:2]
     everywhere, first = (capture(MODEL, prompts, positions=each) for each in (all_tokens(), token(0)))
     assert torch.equal(everywhere.stream_norm, first.stream_norm)
     generating = capture(MODEL, prompts, max_new_tokens=4)
@@ -116,25 +122,23 @@ def test_a_prompt_of_one_token_has_no_norm_and_does_not_count():
     torch.testing.assert_close(both, alone)
 
 
-def test_vectors_of_a_steered_model_say_so():
+def test_vectors_of_a_steered_model_record_its_operations():
     vector, pairs = made_vector(MODEL, 1), contrast_pairs(["a b", "c"], ["d", "e f"])
-    assert capture(MODEL, ["a b"]).under == ()
-    assert "under" not in mean_difference(capture_pairs(MODEL, pairs)).info
-    operations = Add(vector, -2.0, last_token()), ProjectOut(vector.at(layers=[0]))
-    steered = capture_pairs(MODEL, pairs, *operations)
-    message = [
+    unsteered = capture_pairs(MODEL, pairs)
+    assert "under" not in mean_difference(unsteered).info
+    steered = capture_pairs(MODEL, pairs, Add(vector, -2.0, last_token()), ProjectOut(vector.at(layers=[0])))
+    operations = [
         "Add(multiplier=-2) at layer 1, resid_post, last_token()",
         "ProjectOut(strength=1) at layer 0, resid_post, all_tokens()",
     ]
-    assert mean_difference(steered).info["under"] == {"positive": message, "negative": message}
-    one_side = PairedActivations(steered.positive, capture_pairs(MODEL, pairs).negative, steered.factors)
-    assert mean_difference(one_side).info["under"] == {"positive": message, "negative": []}
+    assert mean_difference(steered).info["under"] == {"positive": operations, "negative": operations}
+    one_side = PairedActivations(steered.positive, unsteered.negative, steered.factors)
+    assert mean_difference(one_side).info["under"] == {"positive": operations, "negative": []}
 
 
 @pytest.mark.parametrize("hook", list(NAMES))
 def test_a_steered_layer_shows_exactly_the_added_vector(hook):
-    vector = made_vector(MODEL, 1, hook, scale=2.0)
-    prompts = ["a b c", "d"]
+    vector, prompts = made_vector(MODEL, 1, hook, scale=2.0), ["a b c", "d"]
     clean = capture(MODEL, prompts, hook=hook).single()
     steered = capture(MODEL, prompts, Add(vector, 3.0), hook=hook).single()
     assert torch.equal(steered[:, 0], clean[:, 0])
@@ -142,20 +146,18 @@ def test_a_steered_layer_shows_exactly_the_added_vector(hook):
     assert (steered[:, 2] - clean[:, 2]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("written", TABLE)
-def test_positions_during_generation_equal_a_second_pass_over_the_finished_text(written):
-    prompts, new = [[0, 3, 4, 1, 5], [0, 9, 8], [0, 1, 1, 7, 2, 2]], 5
-    vector = made_vector(MODEL, 1, scale=6.0)
-    positions = parse_positions(written)
-    result = capture(MODEL, prompts, Add(vector, 1.0, positions), positions=positions, max_new_tokens=new)
-    changes = [Change(1, "resid_post", lambda x: x + vector.values, TABLE[written])]
-    expected = [tuple(greedy_alone(MODEL, ids, new, changes, stops=[1])) for ids in prompts]
+@pytest.mark.parametrize("name", TABLE)
+def test_positions_during_generation_equal_a_second_pass_over_the_finished_text(name):
+    vector, positions = made_vector(MODEL, 1, scale=6.0), parse_positions(name)
+    result = capture(MODEL, UNEQUAL, Add(vector, 1.0, positions), positions=positions, max_new_tokens=5)
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, TABLE[name])]
+    expected = [tuple(greedy_alone(MODEL, ids, 5, changes, stops=[1])) for ids in UNEQUAL]
     assert result.completion_tokens == tuple(expected)
-    for row, ids in enumerate(prompts):
+    for row, ids in enumerate(UNEQUAL):
         text = [*ids, *expected[row][:-1]]
-        where = TABLE[written](len(ids), len(text))
-        assert [int(index) for index in result.token_index[row] if index >= 0] == where
-        assert [int(token) for token in result.tokens[row] if token >= 0] == [text[index] for index in where]
+        where = TABLE[name](len(ids), len(text))
+        assert selected(result.token_index[row]) == where
+        assert selected(result.tokens[row]) == [text[index] for index in where]
         for layer in range(N_LAYERS):
             second = activations_alone(text, "resid_post", layer, changes, prompt_length=len(ids))[where]
             torch.testing.assert_close(result.values[row, layer, : len(where)], second, rtol=1e-3, atol=1e-3)
@@ -165,22 +167,11 @@ def test_the_last_new_token_has_no_activation_and_nothing_after_the_end_has():
     ending = favouring(MODEL, 1, 2.5)  # `</s>` soon comes
     prompts = [[0, 3, 4, 5], [0, 9], [0, 7, 7, 7, 3]]
     result = capture(ending, prompts, positions=generated_tokens(), max_new_tokens=6, allow_empty=True)
-    lengths = set()
-    for row, ids in enumerate(prompts):
-        new = greedy_alone(ending, ids, 6, stops=[1])
-        assert [int(token) for token in result.tokens[row] if token >= 0] == new[:-1]
+    expected = [greedy_alone(ending, ids, 6, stops=[1]) for ids in prompts]
+    assert len(set(map(len, expected))) > 1  # one row ends while the others continue
+    for row, new in enumerate(expected):
+        assert selected(result.tokens[row]) == new[:-1]
         assert result.completions[row] == ending.tokenizer.decode(new, skip_special_tokens=True)
-        lengths.add(len(new))
-    assert len(lengths) > 1  # one row ends while the others go on
-
-
-def test_one_generated_token_leaves_nothing_to_capture_of_it():
-    with pytest.raises(EmptySelectionError, match=r"generated_tokens\(\) selects no token of prompt 0"):
-        capture(MODEL, ["a b"], positions=generated_tokens(), max_new_tokens=1)
-    with pytest.raises(EmptySelectionError):
-        capture(MODEL, ["a b"], positions=generated_tokens())
-    result = capture(MODEL, ["a b"], positions=current_token(), max_new_tokens=1)
-    assert result.token_index.tolist() == [[2]]
 
 
 def test_single_gives_the_one_position_and_rejects_where_there_are_others():
@@ -188,56 +179,35 @@ def test_single_gives_the_one_position_and_rejects_where_there_are_others():
     assert torch.equal(result.single(), result.values[:, :, 0])
     two = capture(MODEL, ["a b c", "d"], positions=token(1) | last_token())
     assert two.token_index.tolist() == [[1, 3], [1, -1]]
-    message = r"single\(\) needs one position per prompt, but .* selected 2 of prompt 0"
-    assert_raises(message, two.single)
+    assert_raises(r"single\(\) needs one position per prompt, but .* selected 2 of prompt 0", two.single)
 
 
 def test_a_position_that_selects_nothing_names_the_prompt():
-    message = r"token\(3\) selects no token of prompt 1 \('<s> d', 2 tokens\)"
-    assert_raises(message, capture, MODEL, ["a b c", "d"], error=EmptySelectionError, positions=token(3))
-    result = capture(MODEL, ["a b c", "d"], positions=token(3), allow_empty=True)
+    prompts, message = ["a b c", "d"], r"token\(3\) selects no token of prompt 1 \('<s> d', 2 tokens\)"
+    assert_raises(message, capture, MODEL, prompts, error=EmptySelectionError, positions=token(3))
+    result = capture(MODEL, prompts, positions=token(3), allow_empty=True)
     assert result.token_index.tolist() == [[3], [-1]]
     assert result.values[1].isnan().all()
     nothing = capture(MODEL, ["a"], positions=token(3), allow_empty=True)
     assert nothing.values.shape == (1, 3, 0, D_MODEL)
+    for options in ({}, {"max_new_tokens": 1}):  # the last new token is not fed back
+        options = {"positions": generated_tokens(), **options}
+        message = r"generated_tokens\(\) selects no token of prompt 0"
+        assert_raises(message, capture, MODEL, ["a b"], error=EmptySelectionError, **options)
+    result = capture(MODEL, ["a b"], positions=current_token(), max_new_tokens=1)
+    assert result.token_index.tolist() == [[2]]
 
 
-def test_only_the_selected_positions_are_kept_while_it_runs(monkeypatch):
-    kept = []
+def test_only_the_selected_positions_are_stored_while_it_runs(monkeypatch):
+    sizes = []
 
-    def assembled(self, *args, whole=Recorder.assembled):
-        kept.extend(tensor.untyped_storage().nbytes() for each in self.values.values() for tensor in each)
-        return whole(self, *args)
+    def assembled(self, *args, original=Recorder.assembled):
+        sizes.extend(tensor.untyped_storage().nbytes() for each in self.values.values() for tensor in each)
+        return original(self, *args)
 
     monkeypatch.setattr(Recorder, "assembled", assembled)
     capture(MODEL, [list(range(40)), list(range(30))], layers=[0, 1])
-    assert sum(kept) == 2 * 2 * D_MODEL * 4
-
-
-WORDS = [[0, 3, 4, 5, 6], [0, 7, 8], [0, 1, 1, 9]]
-
-
-def require_joined(result, alone):
-    """One capture with positions by layer is a capture per layer with those positions."""
-    assert result.layers == tuple(alone)
-    assert result.positions == {layer: each.positions for layer, each in alone.items()}
-    width = max(each.values.shape[2] for each in alone.values())
-    assert result.values.shape[:3] == result.token_index.shape == result.tokens.shape
-    assert result.values.shape[2] == width
-    for index, each in enumerate(alone.values()):
-        own = each.values.shape[2]
-        torch.testing.assert_close(
-            result.values[:, index, :own], each.values[:, 0], rtol=1e-4, atol=1e-4, equal_nan=True
-        )
-        assert result.values[:, index, own:].isnan().all()
-        for name in ("token_index", "tokens"):
-            assert torch.equal(getattr(result, name)[:, index, :own], getattr(each, name))
-            assert (getattr(result, name)[:, index, own:] == -1).all()
-        torch.testing.assert_close(result.stream_norm[index], each.stream_norm[0], rtol=1e-4, atol=1e-4)
-        index, tokens = result.at_layer(index)
-        assert torch.equal(index[:, :own], each.token_index)
-        assert torch.equal(tokens[:, :own], each.tokens)
-        assert result.completion_tokens == each.completion_tokens
+    assert sum(sizes) == 2 * 2 * D_MODEL * 4
 
 
 @pytest.mark.parametrize("reuse", [True, False])
@@ -249,34 +219,43 @@ def test_positions_by_layer_are_one_capture_per_layer_joined(reuse, new, small, 
     positions = {2: token(1) | token(-1), 0: current_token(), 1: token(1) | token(-1)}
     operations = [Add(made_vector(MODEL, 0), 2.0, token(0)), Add(made_vector(MODEL, 1), 1.0, current_token())]
     options = {"max_new_tokens": new, "reuse": reuse, **({"memory": 1} if small and reuse else {})}
-    result = capture(MODEL, WORDS, *operations, positions=positions, **options)
-    alone = {
-        layer: capture(MODEL, WORDS, *operations, positions=each, layers=layer, **options)
-        for layer, each in positions.items()
-    }
-    require_joined(result, alone)
+    result = capture(MODEL, PROMPT_IDS, *operations, positions=positions, **options)
+    assert (result.layers, result.positions) == (tuple(positions), positions)
+    assert result.values.shape[:3] == result.token_index.shape == result.tokens.shape
+    widths = set()
+    for index, (layer, each) in enumerate(positions.items()):
+        alone = capture(MODEL, PROMPT_IDS, *operations, positions=each, layers=layer, **options)
+        own, values = alone.values.shape[2], result.values[:, index]
+        torch.testing.assert_close(values[:, :own], alone.values[:, 0], rtol=1e-4, atol=1e-4, equal_nan=True)
+        assert values[:, own:].isnan().all()
+        for name, at_layer in zip(("token_index", "tokens"), result.at_layer(index), strict=True):
+            assert torch.equal(at_layer, getattr(result, name)[:, index])
+            assert torch.equal(at_layer[:, :own], getattr(alone, name))
+            assert (at_layer[:, own:] == -1).all()
+        torch.testing.assert_close(result.stream_norm[index], alone.stream_norm[0], rtol=1e-4, atol=1e-4)
+        assert result.completion_tokens == alone.completion_tokens
+        widths.add(own)
+    assert result.values.shape[2] == max(widths)
 
 
 def test_positions_by_layer_run_the_model_once(monkeypatch):
     passes, forward = [], MODEL.blocks[0].forward
     monkeypatch.setattr(MODEL.blocks[0], "forward", lambda *x, **y: passes.append(1) or forward(*x, **y))
-    capture(MODEL, WORDS, positions={1: token(1), -1: all_tokens()}, reuse=False)
+    positions = {1: token(1), -1: all_tokens()}
+    capture(MODEL, PROMPT_IDS, positions=positions, reuse=False)
     assert len(passes) == 1
-    result = capture(MODEL, WORDS, positions={1: token(1), -1: all_tokens()}, layers=[1, 2])
-    assert result.layers == (1, 2)
+    assert capture(MODEL, PROMPT_IDS, positions=positions, layers=[1, 2]).layers == (1, 2)
 
 
 def test_a_single_position_by_layer_makes_vectors_of_pairs():
     pairs = contrast_pairs(["a b good", "c good"], ["d b bad", "d bad"])
     positions = {0: token(-2), 2: last_token()}
     result = capture_pairs(MODEL, pairs, positions=positions)
-    for index, (layer, each) in enumerate(positions.items()):
+    for layer, each in positions.items():
         alone = capture_pairs(MODEL, pairs, positions=each, layers=layer)
-        torch.testing.assert_close(result.positive.single()[:, index], alone.positive.single()[:, 0])
         both = (mean_difference(each)[layer].values for each in (result, alone))
         torch.testing.assert_close(*both)
-    part = result.subset([1])
-    assert part.positive.token_index.tolist() == [[[1], [2]]]
+    assert result.subset([1]).positive.token_index.tolist() == [[[1], [2]]]
     swapped = result.swapped([True, False])
     assert torch.equal(swapped.positive.single()[0], result.negative.single()[0])
     assert torch.equal(swapped.positive.token_index[0], result.negative.token_index[0])
@@ -285,21 +264,6 @@ def test_a_single_position_by_layer_makes_vectors_of_pairs():
     assert_raises(message, wide.positive.single)
     other = capture(MODEL, ["a", "b"], layers=[0, 2])
     assert_raises("only one of the two sides", PairedActivations, result.positive, other, result.factors)
-
-
-@pytest.mark.parametrize(
-    ("positions", "layers", "error", "message"),
-    [
-        ({1: token(0), 2: token(1)}, [0, 1], ValueError, r"\[0, 1\] and positions of the layers \[1, 2\]"),
-        ({2: token(0), -1: token(1)}, None, ValueError, "name the same block twice"),
-        ({7: token(0)}, None, IndexError, "layer 7 is out of range"),
-        ({}, None, ValueError, "no layers given"),
-        ({0: token(0), 1: token(4)}, None, EmptySelectionError, r"token\(4\) selects no token of prompt 1"),
-        ({0: 3}, None, TypeError, "positions must be"),
-    ],
-)
-def test_positions_by_layer_that_do_not_fit_are_rejected(positions, layers, error, message):
-    assert_raises(message, capture, MODEL, WORDS, error=error, positions=positions, layers=layers)
 
 
 def test_no_logits_are_computed_and_no_block_after_the_last_layer_runs(monkeypatch):
@@ -316,6 +280,9 @@ def test_activations_that_overflow_are_named():
     assert_raises(message, capture, broken, ["a b"], error=NonFiniteError, layers=1)
 
 
+BY_LAYER, TEXTS = {0: token(0), 1: token(4)}, ["a b c", "d"]
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "error", "message"),
     [
@@ -326,6 +293,23 @@ def test_activations_that_overflow_are_named():
         (["a"], {"layers": 3}, IndexError, "layer 3 is out of range: this model has 3 layers"),
         (["a"], {"layers": [0, -3]}, ValueError, "name the same block twice"),
         (["a"], {"hook": "resid_end"}, ValueError, "'resid_end' does not exist at layer 0 of tiny; .* has"),
+        (TEXTS, {"positions": BY_LAYER}, EmptySelectionError, r"token\(4\) selects no token of prompt 0"),
+        (TEXTS, {"positions": BY_LAYER, "layers": [0, 2]}, ValueError, r"\[0, 2\] and .* layers \[0, 1\]"),
+        (TEXTS, {"positions": {2: token(0), -1: token(1)}}, ValueError, "name the same block twice"),
+        (TEXTS, {"positions": {7: token(0)}}, IndexError, "layer 7 is out of range"),
+        (TEXTS, {"positions": {}}, ValueError, "no layers given"),
+        (TEXTS, {"positions": {0: 3}}, TypeError, "positions must be"),
+        (TEXTS, {"completions": ["c"]}, ValueError, "1 completions for 2 prompts: expected one for each"),
+        (TEXTS, {"completions": ["c", "d", "e"]}, ValueError, "3 completions for 2 prompts"),
+        (TEXTS, {"completions": "c"}, ValueError, "1 completions for 2 prompts"),
+        (TEXTS, {"completions": TEXTS, "max_new_tokens": 3}, ValueError, "max_new_tokens=3: expected one of"),
+        (
+            TEXTS,
+            {"completions": [[3] * 45, [4]]},
+            ValueError,
+            "4 tokens and 45 new ones do not fit",
+        ),
+        (TEXTS, {"completions": [[3], [999]]}, ValueError, "token ids must lie in 0 to"),
     ],
 )
 def test_bad_input_is_rejected(prompts, options, error, message):
@@ -333,21 +317,19 @@ def test_bad_input_is_rejected(prompts, options, error, message):
 
 
 def test_pairs_are_captured_together_and_share_the_stream_s_norm():
-    pairs = contrast_pairs(["a b c", "d e"], ["a b x y", "d"])
-    result = capture_pairs(MODEL, pairs, layers=[0, 2])
+    pairs, layers = contrast_pairs(["a b c", "d e"], ["a b x y", "d"]), [0, 2]
+    result = capture_pairs(MODEL, pairs, layers=layers)
     for side, prompts in ((result.positive, pairs.positive), (result.negative, pairs.negative)):
-        torch.testing.assert_close(
-            side.values, capture(MODEL, list(prompts), layers=[0, 2]).values, rtol=1e-4, atol=1e-4
-        )
+        alone = capture(MODEL, list(prompts), layers=layers)
+        torch.testing.assert_close(side.values, alone.values, rtol=1e-4, atol=1e-4)
         assert side.prompts == prompts
-    together = capture(MODEL, [*pairs.positive, *pairs.negative], layers=[0, 2]).stream_norm
+    together = capture(MODEL, [*pairs.positive, *pairs.negative], layers=layers).stream_norm
     assert torch.equal(result.stream_norm, together)
     assert result.factors["group"].tolist() == [0, 1]
 
 
 def test_capture_leaves_model_prompts_and_hooks_alone():
-    prompts, before = [[0, 3, 4], [0, 5]], all_hooks(MODEL)
-    texts = [[5, 6, 7], [8]]
+    prompts, texts, before = [[0, 3, 4], [0, 5]], [[5, 6, 7], [8]], all_hooks(MODEL)
     capture(MODEL, prompts, Add(made_vector(MODEL, 1)), max_new_tokens=2)
     capture(MODEL, prompts, completions=texts)
     assert texts == [[5, 6, 7], [8]]
@@ -365,30 +347,21 @@ def test_batches_hold_every_row_once_of_like_lengths_within_their_budget():
             assert mask.tolist() == [False] * (len(mask) - len(prompts[row])) + [True] * len(prompts[row])
 
 
-# texts that are read after the prompts
-
-
-UNEQUAL = [[0, 3, 4, 1, 5], [0, 9, 8], [0, 1, 1, 7, 2, 2]]
-
-
-def require_same(result, expected):
-    torch.testing.assert_close(result.values, expected.values, rtol=0, atol=1e-4, equal_nan=True)
-    torch.testing.assert_close(result.stream_norm, expected.stream_norm)
-    for name in ("token_index", "tokens", "prompt_lengths"):
-        assert torch.equal(getattr(result, name), getattr(expected, name)), name
-    for name in ("layers", "hook", "prompts", "completions", "completion_tokens"):
-        assert getattr(result, name) == getattr(expected, name), name
-
-
 @pytest.mark.parametrize("reuse", [True, False])
-@pytest.mark.parametrize("written", TABLE)
-def test_reading_a_generated_text_gives_the_activations_of_its_generation(written, reuse):
-    positions = parse_positions(written)
+@pytest.mark.parametrize("name", TABLE)
+def test_reading_a_generated_text_gives_the_activations_of_its_generation(name, reuse):
+    positions = parse_positions(name)
     steer = Add(made_vector(MODEL, 1, scale=6.0), 1.0, positions)
-    wrote = capture(MODEL, UNEQUAL, steer, positions=positions, max_new_tokens=5, reuse=reuse)
-    assert [len(text) for text in wrote.completion_tokens] == [5, 5, 5]
-    reads = {"positions": positions, "completions": wrote.completion_tokens, "reuse": reuse}
-    require_same(capture(MODEL, UNEQUAL, steer, **reads), wrote)
+    generation = capture(MODEL, UNEQUAL, steer, positions=positions, max_new_tokens=5, reuse=reuse)
+    assert [len(text) for text in generation.completion_tokens] == [5, 5, 5]
+    options = {"positions": positions, "completions": generation.completion_tokens, "reuse": reuse}
+    result = capture(MODEL, UNEQUAL, steer, **options)
+    torch.testing.assert_close(result.values, generation.values, rtol=0, atol=1e-4, equal_nan=True)
+    torch.testing.assert_close(result.stream_norm, generation.stream_norm)
+    for name in ("token_index", "tokens", "prompt_lengths"):
+        assert torch.equal(getattr(result, name), getattr(generation, name)), name
+    for name in ("layers", "hook", "prompts", "completions", "completion_tokens"):
+        assert getattr(result, name) == getattr(generation, name), name
 
 
 @pytest.mark.parametrize("reuse", [True, False])
@@ -400,29 +373,27 @@ def test_completions_are_read_as_generated_tokens_after_their_prompts(reuse):
     changes = [Change(1, "resid_post", lambda x: x - vector.values, TABLE["generated_tokens()"])]
     for row, (ids, text) in enumerate(zip(UNEQUAL, texts, strict=True)):
         read = ids + text[:-1]
-        assert [int(token) for token in result.tokens[row] if token >= 0] == read
+        assert selected(result.tokens[row]) == read
         for layer in range(N_LAYERS):
             alone = activations_alone(read, "resid_post", layer, changes, prompt_length=len(ids))
             torch.testing.assert_close(result.values[row, layer, : len(read)], alone, rtol=1e-4, atol=1e-4)
-    assert result.completion_tokens == ((5, 6, 7, 8), (10,), (11, 12))
-    prompts_alone = capture(MODEL, UNEQUAL, reuse=reuse)
-    torch.testing.assert_close(result.stream_norm, prompts_alone.stream_norm)
+    assert result.completion_tokens == tuple(map(tuple, texts))
+    torch.testing.assert_close(result.stream_norm, capture(MODEL, UNEQUAL, reuse=reuse).stream_norm)
 
 
-def test_a_text_is_tokenized_alone_and_kept_as_it_was_given():
-    result = capture(MODEL, ["a b", "c"], completions=["d e f", "</s> g h"], positions=generated_tokens())
-    words = MODEL.tokenizer.convert_tokens_to_ids
-    assert result.completion_tokens == (tuple(words(["d", "e", "f"])), tuple(words(["</s>", "g", "h"])))
-    assert result.tokens.tolist() == [words(["d", "e"]), words(["</s>", "g"])]
+def test_a_text_is_tokenized_alone_and_recorded_unchanged():
+    read = functools.partial(capture, MODEL, ["a b", "c"], positions=generated_tokens())
+    result, ids = read(completions=["d e f", "</s> g h"]), MODEL.tokenizer.convert_tokens_to_ids
+    assert result.completion_tokens == (tuple(ids(["d", "e", "f"])), tuple(ids(["</s>", "g", "h"])))
+    assert result.tokens.tolist() == [ids(["d", "e"]), ids(["</s>", "g"])]
     assert result.completions == ("d e f", "</s> g h")
-    by_ids = capture(MODEL, ["a b", "c"], completions=result.completion_tokens, positions=generated_tokens())
+    by_ids = read(completions=result.completion_tokens)
     assert torch.equal(by_ids.values, result.values)
     assert by_ids.completions == ("d e f", "g h")  # as generated text is shown
 
 
 def test_one_prompt_takes_one_text_or_one_list_of_ids():
-    ids = [0, 3, 4]
-    one = capture(MODEL, ids)
+    ids, one = [0, 3, 4], capture(MODEL, [0, 3, 4])
     assert torch.equal(one.values, capture(MODEL, [ids]).values)
     assert one.completions == one.completion_tokens == ()
     result = capture(MODEL, ids, completions=[5, 6], positions=all_tokens())
@@ -449,18 +420,3 @@ def test_a_model_without_a_tokenizer_reads_ids_and_shows_them():
     assert result.completions == ("[4, 5]",)
     assert result.tokens.tolist() == [[0, 3, 4]]
     assert_raises("no tokenizer: give token ids", capture, silent, [[0, 3]], completions=["d e"])
-
-
-@pytest.mark.parametrize(
-    ("completions", "options", "message"),
-    [
-        (["c"], {}, "1 completions for 2 prompts: expected one for each"),
-        (["c", "d", "e"], {}, "3 completions for 2 prompts"),
-        ("c", {}, "1 completions for 2 prompts"),
-        (["c", "d"], {"max_new_tokens": 3}, "completions and max_new_tokens=3: expected one of them"),
-        ([[3] * 45, [4]], {}, "a prompt of 4 tokens and 45 new ones do not fit the context of 48"),
-        ([[3], [999]], {}, "token ids must lie in 0 to"),
-    ],
-)
-def test_completions_that_do_not_fit_are_rejected(completions, options, message):
-    assert_raises(message, capture, MODEL, ["a b c", "d"], completions=completions, **options)

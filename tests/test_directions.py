@@ -1,8 +1,8 @@
 """Estimators: a planted direction, numpy and scikit-learn as oracles, orientation, precision, seeds."""
 
-import itertools
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from tokenizers import processors
 
 from tl_steer._generation import generate
 from tl_steer.activations import PairedActivations
@@ -30,24 +31,19 @@ from tl_steer.directions import (
 from tl_steer.directions.classifiers import discriminant_normal
 from tl_steer.directions.estimators import principal_axes
 from tl_steer.errors import NoDirectionError
-from tl_steer.interventions import Add, steer
 from tl_steer.models import identify
 from tl_steer.prompts import contrast_pairs
 from tl_steer.recipes import activation_addition, vectors_from_pairs
 
-from .conftest import make_pairs
+from .conftest import assert_raises, make_pairs
 from .tiny_model import D_MODEL, byte_tokenizer, hook_name, make_model, run_alone, word_tokenizer
 
 FORMS = ("pooled", "differences", "centred_differences", "pair_centred")
 
 
-def component(number, of):
-    return lambda pairs: principal_component(pairs, component=number, of=of)
-
-
 ESTIMATORS = {  # those that find a shift that all pairs share
     "mean_difference": mean_difference,
-    **{of: component(1, of) for of in FORMS if of != "centred_differences"},
+    **{of: partial(principal_component, of=of) for of in FORMS if of != "centred_differences"},
     "logistic": logistic_direction,
     "lda": lda_direction,
 }
@@ -58,54 +54,45 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
+@pytest.fixture
+def pairs(planted):
+    return planted[0]
+
+
 def sides_of(pairs, layer):
     positive, negative = pairs.sides()
     return positive[:, layer].double().numpy(), negative[:, layer].double().numpy()
 
 
-@pytest.fixture
-def overlapping():
-    """1000 pairs, 2 layers: sides that overlap around a planted direction, in isotropic noise."""
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_recover_a_planted_direction_at_every_layer(name):
+    """1000 pairs, 2 layers: sides that overlap around a direction, in isotropic noise."""
     rng = np.random.default_rng(1)
     direction = rng.standard_normal((2, 32))
     direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
     noise = rng.standard_normal((2, 1000, 2, 32))
-    return make_pairs(noise[0] + 1.5 * direction, noise[1] - 1.5 * direction), direction
-
-
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_estimators_recover_a_planted_direction_at_every_layer(overlapping, name):
-    pairs, direction = overlapping
-    vectors = ESTIMATORS[name](pairs)
+    vectors = ESTIMATORS[name](make_pairs(noise[0] + 1.5 * direction, noise[1] - 1.5 * direction))
     for layer in range(2):
         assert cosine(vectors[layer].values, direction[layer]) > 0.95
         assert abs(cosine(vectors[layer].values, direction[1 - layer])) < 0.5
 
 
-@pytest.fixture
-def constant():
+def test_uncentred_differences_keep_a_constant_signal():
     """The same shift in every pair is the signal; what varies between the differences is not."""
     rng = np.random.default_rng(3)
     axis, nuisance = np.linalg.qr(rng.standard_normal((32, 2)))[0].T
     shared = rng.standard_normal((60, 1, 32)) * 3
-    wobble = rng.standard_normal((60, 1, 1)) * nuisance * 0.6
-    shift = (axis * 2)[None, None] + wobble + rng.standard_normal((60, 1, 32)) * 0.05
-    return make_pairs(shared + shift / 2, shared - shift / 2), axis
-
-
-def test_uncentred_differences_keep_a_constant_signal(constant):
-    pairs, axis = constant
-    positive, negative = sides_of(pairs, 0)
-    centred = PCA(1).fit(positive - negative).components_[0]
-    assert abs(cosine(centred, axis)) < 0.2
+    variation = rng.standard_normal((60, 1, 1)) * nuisance * 0.6
+    shift = axis * 2 + variation + rng.standard_normal((60, 1, 32)) * 0.05
+    pairs = make_pairs(shared + shift / 2, shared - shift / 2)
+    assert abs(cosine(PCA(1).fit(shift[:, 0]).components_[0], axis)) < 0.2
     for of in ("differences", "pair_centred"):
         assert cosine(principal_component(pairs, of=of)[0].values, axis) > 0.95
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("of", FORMS)
-def test_components_equal_numpy_and_scikit_learn(planted, of, number):
-    pairs, _ = planted
+def test_components_equal_numpy_and_scikit_learn(pairs, of, number):
     for layer in range(2):
         positive, negative = sides_of(pairs, layer)
         if of == "pooled":
@@ -120,35 +107,19 @@ def test_components_equal_numpy_and_scikit_learn(planted, of, number):
         assert abs(cosine(result, expected)) == pytest.approx(1, abs=1e-5)
 
 
-def study_like(shift, *, honesty=0.6, pairs=400):
-    """Pairs that share a claim: letter and claim vary between pairs, honesty is a shift that varies a little.
+def test_centring_removes_the_behaviours_mean_so_that_it_is_not_the_first_component():
+    """The study's pairs share a claim: what varies comes first, honesty after it; uncentred, honesty.
 
     `letter` has opposite signs on the sides; `fact` (how strongly a claim is taken as true) is multiplied by
-    the answer, too; honesty is `shift` on average. Returns the pairs and three orthonormal directions.
+    the answer, too; honesty is a shift that varies a little.
     """
     rng = np.random.default_rng(0)
     letter, fact, honest = np.linalg.qr(rng.standard_normal((32, 3)))[0].T
-    factors = pd.DataFrame({"group": range(pairs), "truth": np.arange(pairs) % 2})
-    said = np.where(factors["truth"] == 1, 1.0, -1.0)[:, None]  # the positive side says "true" of true claims
-    topic = rng.standard_normal((pairs, 32))
-    half = said * 2.0 * letter + said * rng.normal(0, 4.0, (pairs, 1)) * fact
-    half = half + rng.normal(shift, honesty, (pairs, 1)) * honest + rng.normal(0, 0.05, (pairs, 32))
-    activations = make_pairs((topic + half)[:, None], (topic - half)[:, None], factors=factors)
-    return activations, (letter, fact, honest)
-
-
-def test_centring_removes_the_behaviours_mean_so_that_it_is_not_the_first_component():
-    """The study's case: what varies between the pairs comes first, honesty after it; uncentred, honesty."""
-    pairs, (letter, fact, honest) = study_like(shift=6.0, honesty=3.0)
-    positive, negative = sides_of(pairs, 0)
-    rows = positive - negative
-    for of, axes in (
-        ("differences", np.linalg.svd(rows)[2]),
-        ("centred_differences", np.linalg.svd(rows - rows.mean(0))[2]),
-    ):
-        for number in (1, 2, 3):
-            result = principal_component(pairs, component=number, of=of)[0].values
-            assert abs(cosine(result, axes[number - 1])) == pytest.approx(1, abs=1e-5)
+    answer = np.where(np.arange(400) % 2, 1.0, -1.0)[:, None]  # the positive side says "true" of true claims
+    topic = rng.standard_normal((400, 32))
+    half = answer * 2.0 * letter + answer * rng.normal(0, 4.0, (400, 1)) * fact
+    half = half + rng.normal(6.0, 3.0, (400, 1)) * honest + rng.normal(0, 0.05, (400, 32))
+    pairs = make_pairs((topic + half)[:, None], (topic - half)[:, None])
     first, second, third = (
         principal_component(pairs, component=number, of="centred_differences")[0].values
         for number in (1, 2, 3)
@@ -166,21 +137,16 @@ def test_the_sign_is_the_pairs_majority_or_their_mean():
     along = np.concatenate([rng.uniform(0.5, 1.5, 35), rng.uniform(-9, -7, 15)])
     half = along[:, None] * axis + rng.normal(0, 0.01, (50, 16))
     pairs = make_pairs(half[:, None], -half[:, None])
-    positive, negative = sides_of(pairs, 0)
     for of in FORMS:
         by_vote, by_mean = (principal_component(pairs, of=of, sign=sign) for sign in ("vote", "mean"))
-        voted, meant = (vectors[0].values.double().numpy() for vectors in (by_vote, by_mean))
-        assert (positive @ voted > negative @ voted).sum() == 35
-        assert (positive @ meant).mean() > (negative @ meant).mean()
-        np.testing.assert_allclose(voted, -meant, atol=1e-6)
+        vote, mean = (vectors[0].values.double().numpy() for vectors in (by_vote, by_mean))
+        assert (half @ vote > 0).sum() == 35
+        assert (half @ mean).mean() > 0
+        np.testing.assert_allclose(vote, -mean, atol=1e-6)
         assert by_vote.info["sign"][0] == -by_mean.info["sign"][0]
         assert by_vote.info["arguments"] == {"component": 1, "of": of, "sign": "vote"}
-        assert by_mean.info["arguments"]["sign"] == "mean"
     mixed = principal_component(pairs, component={1: 1.0, 2: 0.5}, sign="vote").info
     assert mixed["arguments"]["sign"] == "vote"
-    for unknown in ({"sign": "median"}, {"of": "centred"}):
-        with pytest.raises((ValueError, TypeError), match=r"sign|of"):
-            principal_component(pairs, **unknown)
 
 
 @pytest.mark.parametrize(
@@ -195,27 +161,21 @@ def test_ties_have_a_sign(sign, shifts, expected):
     assert result.tolist() == [0, expected, 0]
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_a_layer_with_identical_sides_is_an_error_that_names_it(name):
-    rng = np.random.default_rng(0)
-    positive, negative = rng.standard_normal((2, 6, 3, 8))
-    positive[:, [0, 2]] = negative[:, [0, 2]] = rng.standard_normal((2, 8))
-    with pytest.raises(ValueError, match=r"resid_post at layers \[0, 2\] (is the same|varies)"):
-        ESTIMATORS[name](make_pairs(positive, negative))
-
-
 @pytest.mark.parametrize("how", ["one prompt repeated", "zeros", "identical sides up to rounding"])
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if "pooled" not in name])
+@pytest.mark.parametrize("name", ESTIMATORS)
 def test_where_nothing_varies_every_estimator_names_the_layer(name, how):
     rng = np.random.default_rng(0)
     positive, negative = rng.standard_normal((2, 12, 3, 16)).astype(np.float32)
+    layers = [0, 2]
     if how == "one prompt repeated":
-        positive[:, 1] = negative[:, 1] = positive[0, 1]
+        positive[:, layers] = negative[:, layers] = positive[0, layers]
     elif how == "zeros":
-        positive[:, 1] = negative[:, 1] = 0
+        positive[:, layers] = negative[:, layers] = 0
+    elif name == "pooled":
+        pytest.skip("all prompts together vary")
     else:
-        negative[:, 1] = positive[:, 1] * (1 + 6e-8 * rng.choice([-1, 1], negative[:, 1].shape))
-    with pytest.raises(ValueError, match=r"resid_post at layers \[1\] "):
+        negative[:, layers] = positive[:, layers] * (1 + 6e-8 * rng.choice([-1, 1], (12, 2, 16)))
+    with pytest.raises(ValueError, match=r"resid_post at layers \[0, 2\] "):
         ESTIMATORS[name](make_pairs(positive, negative))
 
 
@@ -235,11 +195,9 @@ def test_differences_that_cancel_have_no_direction(name):
 def test_lda_of_one_prompt_repeated_on_each_side_has_no_direction():
     positive, negative = np.random.default_rng(0).standard_normal((2, 12, 2, 16))
     positive[:, 1], negative[:, 1] = positive[0, 1], negative[0, 1]
-    pairs = make_pairs(positive, negative)
-    with pytest.raises(NoDirectionError, match=r"lda_direction: resid_post at layers \[1\] .*does not vary"):
-        lda_direction(pairs)
-    expected = positive[0, 1] - negative[0, 1]
-    np.testing.assert_allclose(mean_difference(pairs)[1].values, expected, rtol=1e-5)
+    pairs, message = make_pairs(positive, negative), r"lda_direction: .* layers \[1\] .*does not vary"
+    assert_raises(message, lda_direction, pairs, error=NoDirectionError)
+    np.testing.assert_allclose(mean_difference(pairs)[1].values, positive[0, 1] - negative[0, 1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("of", FORMS)
@@ -250,70 +208,50 @@ def test_a_component_beyond_the_variance_is_an_error_that_names_the_layer(of):
     base, step = 100 * rng.standard_normal((2, 8))
     size = rng.uniform(0.01, 1, (6, 1))
     positive[:, 1], negative[:, 1] = base + size * step, base - size * step
-    pairs = make_pairs(positive, negative)
+    pairs, message = make_pairs(positive, negative), r"at layers \[1\] varies in fewer than 2 directions"
     assert abs(cosine(principal_component(pairs, of=of)[1].values, step)) == pytest.approx(1, abs=1e-5)
     for component in (2, {1: 1.0, 2: 0.5}):
-        with pytest.raises(ValueError, match=r"at layers \[1\] varies in fewer than 2 directions"):
-            principal_component(pairs, component=component, of=of)
+        assert_raises(message, principal_component, pairs, component=component, of=of)
 
 
 def test_components_that_do_not_exist_are_rejected():
-    rng = np.random.default_rng(0)
-    pairs = make_pairs(rng.standard_normal((3, 1, 32)), rng.standard_normal((3, 1, 32)))
+    pairs = make_pairs(*np.random.default_rng(0).standard_normal((2, 3, 1, 32)))
     numbers = {"pooled": 5, "differences": 3, "centred_differences": 2, "pair_centred": 3}
     for of, available in numbers.items():
         principal_component(pairs, component=available, of=of)
         message = f"does not exist: 3 pairs give 1 to {available}"
         for wrong in (0, available + 1, {1: 1.0, available + 1: 1.0}):
-            with pytest.raises(ValueError, match=message):
-                principal_component(pairs, component=wrong, of=of)
-    for nothing in ({}, {1: 1.0, 2: 0.0}):
-        with pytest.raises(ValueError, match="give one component or more, with weights other than 0"):
-            principal_component(pairs, component=nothing)
+            assert_raises(message, principal_component, pairs, component=wrong, of=of)
+    for empty in ({}, {1: 1.0, 2: 0.0}):
+        assert_raises("give one component or more, with weights", principal_component, pairs, component=empty)
+    for option in ({"sign": "median"}, {"of": "centred"}):
+        assert_raises("|".join(option), principal_component, pairs, error=(ValueError, TypeError), **option)
 
 
 @pytest.mark.parametrize("of", FORMS)
-def test_a_mix_is_the_unit_vector_along_the_weighted_sum_of_oriented_axes(planted, of):
-    pairs, _ = planted
+def test_a_mix_is_the_unit_vector_along_the_weighted_sum_of_oriented_axes(pairs, of):
     first, second = (principal_component(pairs, component=number, of=of) for number in (1, 2))
-    for weights in ({1: 1.0, 2: 0.5}, {2: -3.0, 1: 0.25}):
+    signs = {"1": first.info["sign"], "2": second.info["sign"]}
+    for weights in ({1: 1.0, 2: 0.5}, {2: -3.0, 1: 0.25}, {2: 7.0}):
         result = principal_component(pairs, component=weights, of=of)
-        for layer in (0, 1):
-            summed = weights[1] * first[layer].values.double() + weights[2] * second[layer].values.double()
-            expected = summed.numpy() / np.sqrt(weights[1] ** 2 + weights[2] ** 2)  # axes are orthonormal
-            np.testing.assert_allclose(result[layer].values, expected, atol=1e-6)
-        assert result.info["sign"] == {
-            str(number): [first, second][number - 1].info["sign"] for number in weights
-        }
-    alone = principal_component(pairs, component={2: 7.0}, of=of)
-    np.testing.assert_allclose(alone.values, second.values, atol=1e-7)
-
-
-def test_mean_difference_is_the_mean_in_float64_and_keeps_its_length(planted):
-    pairs, _ = planted
-    for layer in range(2):
-        positive, negative = sides_of(pairs, layer)
-        expected = (positive - negative).mean(0)
-        np.testing.assert_allclose(mean_difference(pairs)[layer].values, expected, rtol=1e-6)
+        one, two = weights.get(1, 0.0), weights.get(2, 0.0)
+        total = one * first.values.double() + two * second.values.double()
+        expected = total / np.hypot(one, two)  # axes are orthonormal
+        np.testing.assert_allclose(result.values, expected, atol=1e-6)
+        assert result.info["sign"] == {str(number): signs[str(number)] for number in weights}
 
 
 def test_a_mean_over_a_long_run_is_not_taken_in_half_precision():
-    count = 20000
-    small = np.full((count, 1, 4), 1e-3, dtype=np.float32)
-    large = np.full((count, 1, 4), 4096.0, dtype=np.float32)
-    noise = np.random.default_rng(0).standard_normal((count, 1, 4)).astype(np.float32)
-    positive, negative = large + noise + small, large + noise
-    expected = (positive.astype(np.float64) - negative.astype(np.float64)).mean(0)[0]
-    result = mean_difference(make_pairs(positive, negative))[0].values.double().numpy()
-    np.testing.assert_allclose(result, expected, rtol=1e-6)
-    # The same values without a common offset: a running sum in float32 or float16 is off by more than this.
-    tiny = np.random.default_rng(1).random((count, 1, 4)).astype(np.float32)
-    result = mean_difference(make_pairs(tiny, np.zeros_like(tiny)))[0].values.double().numpy()
-    np.testing.assert_allclose(result, tiny.astype(np.float64).mean(0)[0], rtol=1e-7)
+    rows = 4096 + np.random.default_rng(0).standard_normal((20000, 2, 4)).astype(np.float32)
+    # Without a common offset: a running sum in float32 or float16 is off by more than the tolerance.
+    small = np.random.default_rng(1).random((20000, 2, 4)).astype(np.float32)
+    for positive, negative, rtol in ((rows + np.float32(1e-3), rows, 1e-6), (small, 0 * small, 1e-7)):
+        expected = (positive.astype(np.float64) - negative.astype(np.float64)).mean(0)
+        result = mean_difference(make_pairs(positive, negative)).values
+        np.testing.assert_allclose(result, expected, rtol=rtol)
 
 
-def test_logistic_equals_scikit_learn_in_activation_space(planted):
-    pairs, _ = planted
+def test_logistic_equals_scikit_learn_in_activation_space(pairs):
     rows, labels = np.concatenate(sides_of(pairs, 1)), [1] * 200 + [0] * 200
     scaler = StandardScaler().fit(rows)
     fitted = LogisticRegression(C=0.5, max_iter=2000).fit(scaler.transform(rows), labels)
@@ -324,26 +262,22 @@ def test_logistic_equals_scikit_learn_in_activation_space(planted):
 def test_the_logistic_direction_is_in_activation_space():
     """Badly scaled features, as massive activations are: the plane's normal, not the scaler's."""
     rng = np.random.default_rng(5)
-    scale = np.logspace(-2, 2, 16)
-    labels = np.repeat([1.0, -1.0], 400)
-    z = rng.standard_normal((800, 1, 16)) * 0.5
-    z += 0.3 * labels[:, None, None]
-    rows = z * scale
-    pairs = make_pairs(rows[:400], rows[400:])
-    result = logistic_direction(pairs)[0].values.double().numpy()
-    margin = rows[:, 0] @ result
-    threshold = np.median(margin)
-    assert (np.sign(margin - threshold) == labels).mean() > 0.97
-    standardised = StandardScaler().fit_transform(rows[:, 0])
-    in_scaler_space = LogisticRegression().fit(standardised, labels).coef_[0]
-    wrong = rows[:, 0] @ in_scaler_space
-    assert (np.sign(wrong - np.median(wrong)) == labels).mean() < 0.9
+    scale, labels = np.logspace(-2, 2, 16), np.repeat([1.0, -1.0], 400)
+    rows = (rng.standard_normal((800, 16)) * 0.5 + 0.3 * labels[:, None]) * scale
+    result = logistic_direction(make_pairs(rows[:400, None], rows[400:, None]))[0].values.double().numpy()
+    in_scaler_space = LogisticRegression().fit(StandardScaler().fit_transform(rows), labels).coef_[0]
+
+    def accuracy(direction):
+        margin = rows @ direction
+        return (np.sign(margin - np.median(margin)) == labels).mean()
+
+    assert accuracy(result) > 0.97
+    assert accuracy(in_scaler_space) < 0.9
     assert cosine(result, in_scaler_space / scale) > 0.99
 
 
-def test_a_constant_feature_does_not_divide_by_zero(planted):
-    rng = np.random.default_rng(0)
-    positive, negative = rng.standard_normal((2, 30, 1, 8))
+def test_a_constant_feature_does_not_divide_by_zero():
+    positive, negative = np.random.default_rng(0).standard_normal((2, 30, 1, 8))
     positive[..., 0] += 2
     positive[..., 3] = negative[..., 3] = 7
     result = logistic_direction(make_pairs(positive, negative))[0].values
@@ -357,9 +291,7 @@ def lda_normal(positive, negative):
     return fitted.fit(np.concatenate([positive, negative]), labels).coef_[0]
 
 
-SPREAD = np.logspace(-1, 2, 60)  # a few numbers much larger than the others, as in a stream
-
-
+SPREAD = np.logspace(-1, 2, 60)  # a few numbers much larger than the others, as in a residual stream
 LDA_CASES = {
     "fewer rows than numbers": (20, np.ones(60), 60),
     "more rows than numbers": (200, np.ones(60), 60),
@@ -384,12 +316,11 @@ def test_lda_equals_scikit_learn(case):
     rows += 0.01 * rng.standard_normal(rows.shape)
     rows[0] += 0.5 * rng.standard_normal((2, width))
     activations = make_pairs(*(rows * scales + 3 * scales))
-    result = lda_direction(activations)
-    for layer in range(2):
+    for layer, vector in enumerate(lda_direction(activations)):
         expected = lda_normal(*sides_of(activations, layer))
-        gap = np.subtract(*sides_of(activations, layer)).mean(0)
-        expected *= np.sign(expected @ gap) / np.linalg.norm(expected)
-        np.testing.assert_allclose(result[layer].values, expected, atol=1e-6)
+        difference = np.subtract(*sides_of(activations, layer)).mean(0)
+        expected *= np.sign(expected @ difference) / np.linalg.norm(expected)
+        np.testing.assert_allclose(vector.values, expected, atol=1e-6)
 
 
 def test_lda_does_not_depend_on_the_units_where_scikit_learn_loses_digits():
@@ -405,8 +336,7 @@ def test_lda_does_not_depend_on_the_units_where_scikit_learn_loses_digits():
 
 
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "mean_difference"])
-def test_all_but_the_mean_difference_are_unit_vectors_with_the_positive_side_up(planted, name):
-    pairs, _ = planted
+def test_all_but_the_mean_difference_are_unit_vectors_with_the_positive_side_up(pairs, name):
     vectors = ESTIMATORS[name](pairs)
     np.testing.assert_allclose(vectors.values.norm(dim=-1), 1, rtol=1e-5)
     for layer in range(2):
@@ -419,12 +349,11 @@ def test_all_but_the_mean_difference_are_unit_vectors_with_the_positive_side_up(
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_estimates_are_the_same_every_time_and_in_any_order_of_the_pairs(planted, name):
-    pairs, _ = planted
-    once, again = ESTIMATORS[name](pairs), ESTIMATORS[name](pairs)
-    assert torch.equal(once.values, again.values)
-    shuffled = ESTIMATORS[name](pairs.subset(np.random.default_rng(0).permutation(200).tolist()))
-    torch.testing.assert_close(shuffled.values, once.values, rtol=1e-3, atol=1e-4)
+def test_estimates_are_the_same_every_time_and_in_any_order_of_the_pairs(pairs, name):
+    once = ESTIMATORS[name](pairs).values
+    assert torch.equal(once, ESTIMATORS[name](pairs).values)
+    shuffled = ESTIMATORS[name](pairs.subset(np.random.default_rng(0).permutation(200).tolist())).values
+    torch.testing.assert_close(shuffled, once, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [40, 400], ids=["more numbers than rows", "more rows than numbers"])
@@ -445,19 +374,16 @@ def test_axes_are_exact_however_small_their_share_of_the_variance(rows, spread):
 def test_the_sign_of_a_flipped_component_is_recorded():
     signs = set()
     for seed in range(8):
-        rng = np.random.default_rng(seed)
-        positive, negative = rng.standard_normal((2, 50, 1, 16)).astype(np.float32)
+        positive, negative = np.random.default_rng(seed).standard_normal((2, 50, 1, 16)).astype(np.float32)
         result = principal_component(make_pairs(positive, negative), of="differences")
-        rows = torch.from_numpy(positive[:, 0]).double() - torch.from_numpy(negative[:, 0]).double()
-        drawn = torch.linalg.svd(rows, full_matrices=False).Vh[0]
-        drawn = drawn * drawn[drawn.abs().argmax()].sign()
-        assert cosine(result[0].values, drawn * result.info["sign"][0]) == pytest.approx(1, abs=1e-5)
+        axis = np.linalg.svd((positive.astype(float) - negative)[:, 0])[2][0]
+        axis *= np.sign(axis[np.abs(axis).argmax()])
+        assert cosine(result[0].values, axis * result.info["sign"][0]) == pytest.approx(1, abs=1e-5)
         signs.add(result.info["sign"][0])
     assert signs == {-1, 1}
 
 
-def test_random_directions_take_a_seed_and_are_spread_over_the_sphere(planted):
-    pairs, _ = planted
+def test_random_directions_take_a_seed_and_are_spread_over_the_sphere(pairs):
     once, again, other = (random_direction(pairs, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(once.values, again.values)
     assert once.info["seed"] == 1
@@ -469,14 +395,13 @@ def test_random_directions_take_a_seed_and_are_spread_over_the_sphere(planted):
     np.testing.assert_allclose((many**2).mean(0), 1 / 32, rtol=0.5)
 
 
-def test_seeds_of_any_size_but_negative_ones(planted):
-    pairs = planted[0].subset(range(40))
-    model = make_model(word_tokenizer())
+def test_seeds_of_any_size_but_negative_ones(pairs):
+    pairs = pairs.subset(range(40))
     calls = {
         "random": lambda seed: random_direction(pairs, seed=seed).values.tolist(),
         "controls": lambda seed: control_vectors(pairs, random=1, seed=seed)["random 1"].values.tolist(),
         "separation": lambda seed: separation(pairs, shuffles=1, seed=seed).to_dict(),
-        "generate": lambda seed: generate(model, "a b", max_new_tokens=9, temperature=2.0, seed=seed),
+        "generate": lambda seed: generate(WORDS, "a b", max_new_tokens=9, temperature=2.0, seed=seed),
     }
     seeds = [0, 1, 2**31, 2**32, 2**63, np.uint64(2**64 - 1), 2**64, 2**64 + 1, 2**200]
     for name, call in calls.items():
@@ -484,12 +409,11 @@ def test_seeds_of_any_size_but_negative_ones(planted):
         assert str(call(np.int64(1))) == results[1]
         assert len(set(results)) > (1 if name == "separation" else len(seeds) - 1), name
         for bad in (-1, -(2**70)):
-            with pytest.raises(ValueError, match=f"seed={bad}: expected a whole number"):
-                call(bad)
+            assert_raises(f"seed={bad}: expected a whole number", call, bad)
 
 
-def test_a_random_control_is_one_direction_for_all_layers_or_one_per_position(planted):
-    vectors = mean_difference(planted[0]) * 3.0
+def test_a_random_control_is_one_direction_for_all_layers_or_one_per_position(pairs):
+    vectors = mean_difference(pairs) * 3.0
     shape = (len(vectors.layers), 3, vectors.values.shape[-1])
     by_position = replace(vectors, values=torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     for source in (vectors, by_position):
@@ -504,8 +428,7 @@ def test_a_random_control_is_one_direction_for_all_layers_or_one_per_position(pl
     assert abs(float(other[0])) < 0.9
 
 
-def test_estimates_have_provenance_and_change_no_input(planted):
-    pairs, _ = planted
+def test_estimates_have_provenance_and_change_no_input(pairs):
     before = pairs.positive.values.clone(), pairs.negative.values.clone()
     for name, estimate in ESTIMATORS.items():
         vectors = estimate(pairs)
@@ -539,134 +462,98 @@ def test_the_digest_survives_a_file(tmp_path, name):
 
 
 def test_other_prompts_completions_or_factors_have_another_digest(tmp_path):
-    def made(positive=(), negative=(), flags=(True, None)):
+    def pairs_of(positive=(), negative=(), flags=(True, None)):
         pairs = make_pairs(np.ones((2, 1, 8)), np.zeros((2, 1, 8)), factors=pd.DataFrame({"flag": flags}))
-        texts = [tuple("a" for _ in each) for each in (positive, negative)]
-        sides = zip((pairs.positive, pairs.negative), texts, (positive, negative), strict=True)
-        sides = [replace(side, completions=text, completion_tokens=tokens) for side, text, tokens in sides]
+        sides = [
+            replace(side, completions=("a",) * len(tokens), completion_tokens=tokens)
+            for side, tokens in ((pairs.positive, positive), (pairs.negative, negative))
+        ]
         return PairedActivations(*sides, pairs.factors)
 
-    some, others = ((1, 2), (3,)), ((1,), (2, 3))
+    some, others, plain = ((1, 2), (3,)), ((1,), (2, 3)), pairs_of()
     different = [
-        made(), made(some), made(negative=some), made(some, some), made(some, others), made(others, some),
-        made(flags=(None, True)), made(flags=(1, None)), made(flags=("True", None)), made().subset([1, 0]),
-        made().subset([0]), made().swapped([True, True]),
+        plain, pairs_of(some), pairs_of(negative=some), pairs_of(some, some), pairs_of(some, others),
+        pairs_of(others, some), pairs_of(flags=(None, True)), pairs_of(flags=(1, None)),
+        pairs_of(flags=("True", None)), plain.subset([1, 0]), plain.subset([0]), plain.swapped([True, True]),
     ]  # fmt: skip
-    for one, other in itertools.combinations(different, 2):
-        assert digest(one) != digest(other)
-    moved = replace(made().positive, values=made().positive.values + 1)
-    assert digest(replace(made(), positive=moved)) == digest(made())
+    assert len(set(map(digest, different))) == len(different)
+    moved = replace(plain.positive, values=plain.positive.values + 1)
+    assert digest(replace(plain, positive=moved)) == digest(plain)
     different[4].save(tmp_path / "pairs.safetensors")
     assert digest(PairedActivations.load(tmp_path / "pairs.safetensors")) == digest(different[4])
 
 
-BYTES = make_model(byte_tokenizer())
+BYTES, WORDS = make_model(byte_tokenizer()), make_model(word_tokenizer())
 
 
-@pytest.mark.parametrize(("positive", "negative"), [("Love", "Hate"), ("é!", "a"), ("a", ""), ("", "bc")])
-def test_activation_addition_is_the_difference_at_each_position(positive, negative):
-    vectors = activation_addition(BYTES, positive, negative, layers=[0, 2])
-    length = max(len(positive.encode()), len(negative.encode()))
-    sides = []
-    for text in (positive, negative):
-        ids = BYTES.tokenizer(text + " " * (length - len(text.encode())))["input_ids"]
-        names = [hook_name("resid_pre", layer) for layer in (0, 2)]
-        seen = run_alone(BYTES, ids, length, reads=names)[1]
-        sides.append(torch.stack([seen[name] for name in names]))
-    assert vectors.values.shape == (2, length, D_MODEL)
-    torch.testing.assert_close(vectors.values, sides[0] - sides[1], rtol=1e-4, atol=1e-4)
-    assert vectors.hook == "resid_pre"
-    assert vectors.info["arguments"] == {"positive": positive, "negative": negative}
-
-
-def test_activation_addition_steers_the_first_positions():
-    vectors, name = activation_addition(BYTES, "Love", "Hate", layers=1), hook_name("resid_pre", 1)
-    ids = BYTES.tokenizer("I went home")["input_ids"]
-    with torch.no_grad(), steer(BYTES, Add(vectors, 2.0)):
-        _, cache = BYTES.run_with_cache(torch.tensor([ids]))
-    expected = run_alone(BYTES, ids, len(ids), reads=[name])[1][name]
-    expected[:4] += 2 * vectors.values[0]
-    torch.testing.assert_close(cache[name][0], expected, rtol=1e-4, atol=1e-4)
-    vectors = activation_addition(BYTES, "Love", "Hate!", layers=1)
-    with pytest.raises(ValueError, match=r"first 5 positions, but a prompt is shorter: 'home', 4 tokens"):
-        generate(BYTES, ["I went home", "home"], Add(vectors, 2.0), max_new_tokens=1)
+def activations_alone(model, text, hook, layers):
+    """Activations "layer pos d_model" of one text alone."""
+    ids = model.tokenizer(text)["input_ids"]
+    names = [hook_name(hook, layer) for layer in layers]
+    seen = run_alone(model, ids, len(ids), reads=names)[1]
+    return torch.stack([seen[name] for name in names])
 
 
 @pytest.mark.parametrize(
-    ("prompts", "message"),
+    ("positive", "negative"), [("Love", "Hate"), ("é!", "a"), ("a", ""), ("", "bc"), ("Shopping", None)]
+)
+def test_activation_addition_is_the_difference_at_each_position(positive, negative):
+    texts = [text for text in (positive, negative) if text is not None]
+    vectors = activation_addition(BYTES, *texts, layers=[0, 2])
+    length = max(len(text.encode()) for text in texts)
+    padded = [text + " " * (length - len(text.encode())) for text in texts]
+    first, *others = (activations_alone(BYTES, text, "resid_pre", [0, 2]) for text in padded)
+    assert vectors.values.shape == (2, length, D_MODEL)
+    torch.testing.assert_close(vectors.values, first - sum(others), rtol=1e-4, atol=1e-4)
+    assert (vectors.hook, vectors.info["positions"]) == ("resid_pre", length)
+    assert vectors.info["arguments"] == {"positive": positive, "negative": negative}
+
+
+@pytest.mark.parametrize(
+    ("model", "prompts", "message"),
     [
-        ([""], "positive is empty, and negative too or not given"),
-        (["", ""], "positive is empty, and negative too or not given"),
-        (["", None], "positive is empty, and negative too or not given"),
-        (["Love", "Love"], "'Love' and 'Love *' are the same tokens"),
-        (["Love", "Love  "], "'Love' and 'Love *' are the same tokens"),
+        (BYTES, [""], "positive is empty, and negative too or not given"),
+        (BYTES, ["", ""], "positive is empty, and negative too or not given"),
+        (BYTES, ["", None], "positive is empty, and negative too or not given"),
+        (BYTES, ["Love", "Love"], "'Love' and 'Love *' are the same tokens"),
+        (BYTES, ["Love", "Love  "], "'Love' and 'Love *' are the same tokens"),
+        (WORDS, ["a", "b c"], "no token for a space"),
     ],
 )
-def test_activation_addition_of_equal_or_empty_prompts_is_an_error(prompts, message):
-    with pytest.raises(ValueError, match=message):
-        activation_addition(BYTES, *prompts)
+def test_activation_addition_of_equal_or_empty_prompts_is_an_error(model, prompts, message):
+    assert_raises(message, activation_addition, model, *prompts)
 
 
-def test_activation_addition_of_one_prompt_subtracts_nothing():
-    names = [hook_name("resid_pre", layer) for layer in (0, 2)]
-    ids = BYTES.tokenizer("Shopping")["input_ids"]
-    seen = run_alone(BYTES, ids, len(ids), reads=names)[1]
-    vectors = activation_addition(BYTES, "Shopping", layers=[0, 2])
-    expected = torch.stack([seen[name] for name in names])
-    torch.testing.assert_close(vectors.values, expected, rtol=1e-4, atol=1e-4)
-    spaces = activation_addition(BYTES, "Shopping", "", layers=[0, 2])
-    assert not torch.allclose(vectors.values, spaces.values, atol=0.1)
-    assert vectors.info["arguments"] == {"positive": "Shopping", "negative": None}
-    assert vectors.info["positions"] == 8
-    assert vectors.info["data"] != spaces.info["data"]
-    words_model = make_model(word_tokenizer())  # puts <s> in front
-    assert activation_addition(words_model, "a b").values.shape[1] == 3
+def test_one_prompt_is_not_one_prompt_minus_spaces():
+    alone, spaces = (activation_addition(BYTES, "Shopping", negative) for negative in (None, ""))
+    assert not torch.allclose(alone.values, spaces.values, atol=0.1)
+    assert alone.info["data"] != spaces.info["data"]
 
 
 def test_an_empty_side_has_the_bos_of_the_other_side():
     tokenizer = byte_tokenizer()
     tokenizer.bos_token = "<end>"
-    model = make_model(tokenizer)
-    model.tokenizer = WithBos(tokenizer)
-    vectors = activation_addition(model, "ab", "", layers=1)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<end> $A", special_tokens=[("<end>", 0)]
+    )
+    vectors = activation_addition(make_model(tokenizer), "ab", "", layers=1)
     assert vectors.values.shape[1] == 3
     assert vectors.values[0, 0].abs().max() < 1e-5
 
 
-class WithBos:
-    """A tokenizer that puts one token in front, as Llama's does."""
-
-    def __init__(self, tokenizer):
-        self.inner = tokenizer
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def __len__(self):
-        return len(self.inner)
-
-    def __call__(self, text, add_special_tokens=True):
-        ids = self.inner(text)["input_ids"]
-        return {"input_ids": [0, *ids] if add_special_tokens else ids}
-
-
-def test_a_tokenizer_without_a_space_cannot_pad():
-    words_model = make_model(word_tokenizer())
-    assert activation_addition(words_model, "a", "b", layers=0).values.shape[1] == 2
-    with pytest.raises(ValueError, match="no token for a space"):
-        activation_addition(words_model, "a", "b c", layers=0)
+def test_a_tokenizer_without_a_space_takes_prompts_of_equal_length():
+    for prompts in (["a"], ["a", "b"]):
+        assert activation_addition(WORDS, *prompts).values.shape[1] == 2  # <s> and the word
 
 
 def test_vectors_from_pairs_are_mean_differences_of_the_last_tokens():
-    model, name = make_model(word_tokenizer()), hook_name("mlp_out", 1)
     pairs = contrast_pairs(["a b good", "c good"], ["a b bad", "c bad"])
-    result = vectors_from_pairs(model, pairs, layers=[1], hook="mlp_out")
+    result = vectors_from_pairs(WORDS, pairs, layers=[1], hook="mlp_out")
 
     def mean(texts):
-        tokens = [model.tokenizer(text)["input_ids"] for text in texts]
-        reads = [run_alone(model, ids, len(ids), reads=[name])[1][name] for ids in tokens]
-        return np.mean([read[-1].double().numpy() for read in reads], axis=0)
+        last = [activations_alone(WORDS, text, "mlp_out", [1])[0, -1].double().numpy() for text in texts]
+        return np.mean(last, axis=0)
 
     expected = mean(pairs.positive) - mean(pairs.negative)
     np.testing.assert_allclose(result.values[0], expected, rtol=1e-3, atol=1e-4)
-    assert result.identity == identify(model)
+    assert result.identity == identify(WORDS)

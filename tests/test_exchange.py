@@ -35,24 +35,35 @@ from tl_steer.directions.vector_files import describe
 from tl_steer.errors import ModelMismatchError
 from tl_steer.models import identify, load_model, tokenize
 
-from .conftest import random_hf_model
+from .conftest import assert_raises, random_hf_model
 from .tiny_model import D_MODEL, N_HEADS, N_LAYERS, make_model, word_tokenizer
 
 MODEL = make_model(word_tokenizer())
+ONES = torch.ones(D_MODEL)
+BY_LAYER = {"2": ONES, 0: 3 * ONES}
 
 
-def vectors_of(model=MODEL, *, layers=(2, 1), hook="resid_post", norms=None, seed=0, scale=1.0):
-    width = model.cfg.d_model
-    drawn = torch.randn(len(layers), width, generator=torch.Generator().manual_seed(seed)) * scale
+def vectors_of(model=MODEL, *, layers=(2, 1), hook="resid_post", norms=None, seed=0):
+    values = torch.randn(len(layers), model.cfg.d_model, generator=torch.Generator().manual_seed(seed))
     norms = [700.25 + layer for layer in layers] if norms is None else norms
     info = {"arguments": {"C": 1.0}, "data": "00ff", "seed": seed}
-    return SteeringVectors(drawn, layers, hook, "made", torch.tensor(norms), identify(model), info)
+    return SteeringVectors(values, layers, hook, "made", torch.tensor(norms), identify(model), info)
+
+
+@pytest.fixture
+def reload(tmp_path):
+    """Save a value with `torch.save` and load it with `load_pt`."""
+
+    def load(value, model=MODEL, **options):
+        torch.save(value, tmp_path / "v.pt")
+        return load_pt(tmp_path / "v.pt", model, **options)
+
+    return load
 
 
 @pytest.fixture
 def repeng(monkeypatch):
-    pytest.importorskip("gguf", reason="gguf is not installed")
-    # repeng 0.4 asks for a name that numpy 2 no longer has
+    # repeng 0.4 needs a name that numpy 2 no longer has
     monkeypatch.setattr(np, "float_", np.float64, raising=False)
     return pytest.importorskip("repeng", reason="repeng is not installed")
 
@@ -63,17 +74,13 @@ def steering_vectors():
 
 
 def require_imported(result, vectors, origin):
-    """The rows in ascending order, the model's identity, and nothing claimed that is not known."""
+    """Check the rows in ascending order, the model's identity, and that nothing unknown is claimed."""
     assert result.layers == tuple(sorted(vectors.layers))
     for layer in vectors.layers:
         assert torch.equal(result[layer].values, vectors[layer].values)
-    assert (result.method, result.hook) == ("imported", "resid_post")
+    assert (result.method, result.hook, result.identity) == ("imported", "resid_post", identify(MODEL))
     assert origin in result.info["from"]
-    assert result.identity == identify(MODEL)
     assert result.stream_norm.isnan().all()
-
-
-# The same logits
 
 
 @contextlib.contextmanager
@@ -87,12 +94,10 @@ def added_by_hooks(hf_model, rows, multiplier):
 
         return hook
 
-    handles = [blocks[layer].register_forward_hook(adding(multiplier * row)) for layer, row in rows.items()]
-    try:
+    with contextlib.ExitStack() as stack:
+        for layer, row in rows.items():
+            stack.callback(blocks[layer].register_forward_hook(adding(multiplier * row)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def logits_of(hf_model, ids):
@@ -207,60 +212,51 @@ def test_an_imported_vector_gives_the_same_logits(library, repeng, steering_vect
         other_logits = repeng_logits(pair.hf_model, exported, layers, -2.0, pair.ids)
         vectors = from_repeng(exported, pair.model)
         if library == "GGUF":
-            exported.export_gguf(tmp_path / "theirs.gguf")
-            vectors = load_gguf(tmp_path / "theirs.gguf", pair.model)
+            exported.export_gguf(tmp_path / "other.gguf")
+            vectors = load_gguf(tmp_path / "other.gguf", pair.model)
     ours = steered_logits(pair.model, pair.ids, vectors, -2.0)
     torch.testing.assert_close(ours, other_logits, rtol=0, atol=1e-4)
 
 
 def test_folded_weights_are_exported_and_centred_ones_only_with_force(tmp_path):
-    """Folding does not change the stream; vectors of centred weights, added, give the same logits."""
-    hf_model, ids = random_hf_model("gpt2"), [1, 5, 7, 9]
+    """Folding does not change the residual stream; vectors of centred weights, added, give equal logits."""
+    hf_model, ids, path = random_hf_model("gpt2"), [1, 5, 7, 9], tmp_path / "v.gguf"
     for processing in ({"fold_ln": True, "center_writing_weights": False}, True):
         model = load_model("tiny-gpt2", hf_model=hf_model, device="cpu", processing=processing)
         assert model.cfg.normalization_type == "LNPre"
         vectors = vectors_of(model, layers=(1,))
         for write in (save_gguf, save_pt) if processing is True else ():
-            with pytest.raises(ValueError, match=r"centred weights.*processing=False.*pass force"):
-                write(vectors, tmp_path / "v")
+            assert_raises(r"centred weights.*processing=False.*pass force", write, vectors, tmp_path / "v")
             write(vectors, tmp_path / "v", force=True)
-        save_gguf(vectors, tmp_path / "v.gguf", force=processing is True)
-        with added_by_hooks(hf_model, gguf_rows(tmp_path / "v.gguf"), 3.0):
+        save_gguf(vectors, path, force=processing is True)
+        with added_by_hooks(hf_model, gguf_rows(path), 3.0):
             other_logits = logits_of(hf_model, ids)
         ours = steered_logits(model, ids, vectors, 3.0)
         torch.testing.assert_close(other_logits.log_softmax(-1), ours.log_softmax(-1), rtol=1e-4, atol=1e-4)
-
-
-# GGUF
 
 
 def test_a_gguf_file_is_what_llama_cpp_reads(tmp_path):
     vectors = vectors_of()
     save_gguf(vectors, tmp_path / "v.gguf", model_hint="llama")
     reader = gguf.GGUFReader(tmp_path / "v.gguf")
-    message = {name: field.contents() for name, field in reader.fields.items()}
-    assert message["general.architecture"] == "controlvector"
-    assert message["controlvector.model_hint"] == "llama"
-    assert message["controlvector.layer_count"] == 2
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    assert metadata["general.architecture"] == "controlvector"
+    assert metadata["controlvector.model_hint"] == "llama"
+    assert metadata["controlvector.layer_count"] == 2
     assert [each.name for each in reader.tensors] == ["direction.1", "direction.2"]
-    for each in reader.tensors:
+    for layer, each in enumerate(reader.tensors, start=1):
         assert each.tensor_type == gguf.GGMLQuantizationType.F32
         assert each.shape.tolist() == [D_MODEL]
-        layer = int(each.name.split(".")[1])
         np.testing.assert_array_equal(each.data, vectors[layer].values.numpy())
     assert [file.name for file in tmp_path.iterdir()] == ["v.gguf"]
 
 
-@pytest.mark.parametrize(
-    ("layers", "hint", "message"),
-    [
+def test_layer_0_cannot_be_written_as_gguf(tmp_path):
+    for layers, hint, message in (
         ((2, 1), "\ud800", r"model_hint '\\ud800' has half of a surrogate pair"),
         ((0, 1), None, r"cannot hold layer 0: llama\.cpp steers the blocks from 1 on"),
-    ],
-)
-def test_what_gguf_cannot_hold_is_rejected_without_a_file(layers, hint, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        save_gguf(vectors_of(layers=layers), tmp_path / "v.gguf", model_hint=hint)
+    ):
+        assert_raises(message, save_gguf, vectors_of(layers=layers), tmp_path / "v.gguf", model_hint=hint)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,22 +265,21 @@ def test_a_round_trip_through_gguf_keeps_everything(tmp_path):
     save_gguf(vectors, tmp_path / "v.gguf")
     result = load_gguf(tmp_path / "v.gguf", MODEL)
     assert torch.equal(result.values, vectors.values)
-    assert result.stream_norm[0] == 7.125
-    assert result.stream_norm[1].isnan()
+    np.testing.assert_array_equal(result.stream_norm, [7.125, np.nan])
     for name in ("layers", "hook", "method", "identity", "info"):
         assert getattr(result, name) == getattr(vectors, name), name
     save_gguf(vectors[2], tmp_path / "one.gguf")
-    one = load_gguf(tmp_path / "one.gguf", MODEL)
-    assert torch.equal(one[2].values, vectors[2].values)
+    assert torch.equal(load_gguf(tmp_path / "one.gguf", MODEL)[2].values, vectors[2].values)
 
 
 def test_a_gguf_file_of_ours_is_rejected_for_another_model(tmp_path):
-    save_gguf(vectors_of(), tmp_path / "v.gguf")
-    with pytest.raises(ModelMismatchError, match=r"v\.gguf, made on tiny, .* the weights differ"):
-        load_gguf(tmp_path / "v.gguf", make_model(word_tokenizer(), seed=1))
-    assert load_gguf(tmp_path / "v.gguf", make_model(word_tokenizer(), seed=1), force=True).layers == (2, 1)
-    with pytest.raises(ModelMismatchError, match="d_model: 16 against 32"):
-        load_gguf(tmp_path / "v.gguf", make_model(word_tokenizer(), d_model=32), force=True)
+    path, other = tmp_path / "v.gguf", make_model(word_tokenizer(), seed=1)
+    save_gguf(vectors_of(), path)
+    message = r"v\.gguf, made on tiny, .* the weights differ"
+    assert_raises(message, load_gguf, path, other, error=ModelMismatchError)
+    assert load_gguf(path, other, force=True).layers == (2, 1)
+    wider = make_model(word_tokenizer(), d_model=32)
+    assert_raises("d_model: 16 against 32", load_gguf, path, wider, error=ModelMismatchError, force=True)
 
 
 def finish(writer):
@@ -340,8 +335,8 @@ WRONG_GGUF = {
 @pytest.mark.parametrize("message", WRONG_GGUF)
 def test_gguf_files_that_are_not_control_vectors_of_this_model_are_rejected(tmp_path, message):
     tensors, keys = WRONG_GGUF[message]
-    with pytest.raises(ValueError, match=rf"v\.gguf.*{message}"):
-        load_gguf(write_gguf(tmp_path / "v.gguf", tensors, **keys), MODEL)
+    path = write_gguf(tmp_path / "v.gguf", tensors, **keys)
+    assert_raises(rf"v\.gguf.*{message}", load_gguf, path, MODEL)
 
 
 def test_a_failed_gguf_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -353,8 +348,7 @@ def test_a_failed_gguf_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_gguf(vectors_of(seed=1), path)
+    assert_raises("No space left", save_gguf, vectors_of(seed=1), path, error=OSError)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["v.gguf"]
 
@@ -383,29 +377,23 @@ def test_every_type_of_key_is_read_as_by_the_package_gguf(tmp_path):
 
 def test_wrong_lengths_are_rejected_at_once(tmp_path):
     """The package gguf counts to 2⁶⁰ in the first."""
+    path, huge = tmp_path / "v.gguf", 2**60
     text = struct.pack("<Q", 1) + b"a"
-    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
-    huge = 2**60
-    for body in (
-        text + struct.pack("<IIQ", 9, 4, huge),  # an array of that many numbers
-        text + struct.pack("<IIQ", 9, 8, huge),  # of that many texts
-        text + struct.pack("<IQ", 8, huge),  # a text of that length
-        struct.pack("<Q", huge),  # a key of that length
-        text + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 5000,  # arrays in arrays
-        text + struct.pack("<I", 77),  # no such type
-        text + struct.pack("<IQ", 8, 2) + b"\xff\xfe",  # no UTF-8
-    ):
-        (tmp_path / "v.gguf").write_bytes(head + body)
-        with pytest.raises(ValueError, match=r"v\.gguf is damaged"):
-            load_gguf(tmp_path / "v.gguf", MODEL)
     axes = struct.pack("<I4Q", 4, huge, huge, huge, huge) + struct.pack("<IQ", 0, 0)
-    for counts, body in (((huge, 0), b""), ((0, huge), b""), ((1, 0), text + axes)):
-        (tmp_path / "v.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + body)
-        with pytest.raises(ValueError, match=r"v\.gguf is damaged.*ends too early"):
-            load_gguf(tmp_path / "v.gguf", MODEL)
-
-
-# Objects in memory
+    for counts, body, message in (
+        ((0, 1), text + struct.pack("<IIQ", 9, 4, huge), ""),  # an array of that many numbers
+        ((0, 1), text + struct.pack("<IIQ", 9, 8, huge), ""),  # of that many texts
+        ((0, 1), text + struct.pack("<IQ", 8, huge), ""),  # a text of that length
+        ((0, 1), struct.pack("<Q", huge), ""),  # a key of that length
+        ((0, 1), text + struct.pack("<IIQ", 9, 9, 1) + struct.pack("<IQ", 9, 1) * 5000, ""),  # nested arrays
+        ((0, 1), text + struct.pack("<I", 77), ""),  # no such type
+        ((0, 1), text + struct.pack("<IQ", 8, 2) + b"\xff\xfe", ""),  # no UTF-8
+        ((huge, 0), b"", ".*ends too early"),
+        ((0, huge), b"", ".*ends too early"),
+        ((1, 0), text + axes, ".*ends too early"),
+    ):
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + body)
+        assert_raises(rf"v\.gguf is damaged{message}", load_gguf, path, MODEL)
 
 
 def test_a_round_trip_through_repeng(repeng):
@@ -416,7 +404,7 @@ def test_a_round_trip_through_repeng(repeng):
     assert {layer: row.dtype for layer, row in source.directions.items()} == {2: np.float32, 0: np.float32}
     require_imported(from_repeng(source, MODEL), vectors, "repeng ControlVector")
     source.directions[0][:] = 0
-    assert vectors[0].values.abs().sum() > 0  # the vectors here are their own
+    assert vectors[0].values.abs().sum() > 0  # no memory is shared
     assert set(to_repeng(vectors[2]).directions) == {2}
 
 
@@ -434,46 +422,48 @@ def test_objects_of_repeng_are_read_without_repeng():
     result = from_repeng(control_vector, MODEL)
     assert result.layers == (1, 2)
     assert result.info == {"from": "repeng ControlVector", "model_type": "llama"}
-    for wrong, message in (
-        ({1: row(8)}, "8 numbers; resid_post of tiny has 16"),
-        ({5: row()}, r"layers \[5\]; tiny has layers 0 to 2"),
-        ({2: row(), -1: row()}, "names the same block twice"),
-        ({1: row(dtype="i4")}, "int32, not floating-point numbers"),
-        ({1: [1.0, 2.0]}, "layer 1: list, not floating-point"),
-        ({}, "holds no vectors"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            from_repeng(SimpleNamespace(model_type="llama", directions=wrong), MODEL)
-    with pytest.raises(TypeError, match="a ControlVector of repeng is needed, not int"):
-        from_repeng(3, MODEL)
 
 
-def test_only_vectors_of_block_outputs_are_imported():
-    attributes = {"layer_activations": {1: torch.ones(D_MODEL)}}
-    with pytest.raises(ValueError, match="layer type 'mlp' is not a block's output"):
-        from_steering_vectors(SimpleNamespace(**attributes, layer_type="mlp"), MODEL)
-    with pytest.raises(TypeError, match="a SteeringVector of steering-vectors is needed, not dict"):
-        from_steering_vectors(attributes, MODEL)
+@pytest.mark.parametrize(
+    ("load", "source", "message"),
+    [
+        (from_repeng, {"directions": {1: row(8)}}, "8 numbers; resid_post of tiny has 16"),
+        (from_repeng, {"directions": {5: row()}}, r"layers \[5\]; tiny has layers 0 to 2"),
+        (from_repeng, {"directions": {2: row(), -1: row()}}, "names the same block twice"),
+        (from_repeng, {"directions": {1: row(dtype="i4")}}, "int32, not floating-point numbers"),
+        (from_repeng, {"directions": {1: [1.0, 2.0]}}, "layer 1: list, not floating-point"),
+        (from_repeng, {"directions": {}}, "holds no vectors"),
+        (from_repeng, 3, "a ControlVector of repeng is needed, not int"),
+        (
+            from_steering_vectors,
+            {"layer_activations": {1: torch.ones(D_MODEL)}, "layer_type": "mlp"},
+            "layer type 'mlp' is not a block's output",
+        ),
+        (from_steering_vectors, 3, "a SteeringVector of steering-vectors is needed, not int"),
+    ],
+)
+def test_objects_that_are_not_vectors_of_block_outputs_are_rejected(load, source, message):
+    error = ValueError if isinstance(source, dict) else TypeError
+    source = SimpleNamespace(model_type="llama", **source) if isinstance(source, dict) else source
+    assert_raises(message, load, source, MODEL, error=error)
 
 
 @pytest.mark.parametrize("export", [to_repeng, to_steering_vectors, save_gguf, save_pt])
 def test_other_hooks_and_vectors_per_position_are_not_exported(export, tmp_path):
     path = (tmp_path / "v",) if export in (save_gguf, save_pt) else ()
-    with pytest.raises(ValueError, match=r"these vectors are at resid_pre.*\.at\(layers=…, hook="):
-        export(vectors_of(hook="resid_pre"), *path)
+    message = r"these vectors are at resid_pre.*\.at\(layers=…, hook="
+    assert_raises(message, export, vectors_of(hook="resid_pre"), *path)
     flat = vectors_of()
     by_position = dataclasses.replace(flat, values=flat.values[:, None].repeat(1, 3, 1))
     for each in (by_position, by_position[2]):
-        with pytest.raises(ValueError, match=r"one vector per layer; these are one per position \(made"):
-            export(each, *path)
+        assert_raises(r"one vector per layer; these are one per position \(made", export, each, *path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_library_is_an_error_with_the_remedy(monkeypatch):
     for export, library in ((to_repeng, "repeng"), (to_steering_vectors, "steering-vectors")):
         monkeypatch.setitem(sys.modules, library.replace("-", "_"), None)
-        with pytest.raises(ImportError, match=f"pip install {library}"):
-            export(vectors_of())
+        assert_raises(f"pip install {library}", export, vectors_of(), error=ImportError)
 
 
 def test_repeng_under_numpy_2_is_an_error_with_the_remedy(monkeypatch):
@@ -486,76 +476,48 @@ def test_repeng_under_numpy_2_is_an_error_with_the_remedy(monkeypatch):
         to_repeng(vectors_of())
 
 
-# Plain tensors
-
-
-def test_a_tensor_of_all_layers_of_some_or_of_one(tmp_path):
-    path = tmp_path / "v.pt"
+def test_a_tensor_of_all_layers_of_some_or_of_one(reload):
     values = torch.randn(N_LAYERS, D_MODEL, dtype=torch.float64)
-    torch.save(values, path)
-    result = load_pt(path, MODEL)
-    assert result.layers == (0, 1, 2)
+    result = reload(values)
     assert torch.equal(result.values, values.float())
-    assert (result.method, result.info) == ("imported", {"from": "file v.pt"})
-    torch.save(values[:2].bfloat16(), path)
-    result = load_pt(path, MODEL, layers=[2, 0])
+    assert (result.layers, result.method, result.info) == ((0, 1, 2), "imported", {"from": "file v.pt"})
+    result = reload(values[:2].bfloat16(), layers=[2, 0])
     assert torch.equal(result[2].values, values[0].bfloat16().float())
     assert torch.equal(result[0].values, values[1].bfloat16().float())
-    torch.save(values[0], path)
-    assert torch.equal(load_pt(path, MODEL, layers=-1)[2].values, values[0].float())
-    with pytest.raises(ValueError, match=r"v\.pt has 1 vectors for 3 layers of tiny: say with layers=\[…\]"):
-        load_pt(path, MODEL)
+    assert torch.equal(reload(values[0], layers=-1)[2].values, values[0].float())
 
 
-def test_a_dictionary_by_layer_and_another_hook(tmp_path):
-    path = tmp_path / "v.pt"
-    rows = {"2": torch.ones(D_MODEL), 0: torch.zeros(D_MODEL) + 3}
-    torch.save(rows, path)
-    assert load_pt(path, MODEL).layers == (0, 2)
-    one = load_pt(path, MODEL, layers=-1, hook="resid_pre")
+def test_a_dictionary_by_layer_and_another_hook(reload):
+    assert reload(BY_LAYER).layers == (0, 2)
+    one = reload(BY_LAYER, layers=-1, hook="resid_pre")
     assert (one.layers, one.hook) == ((2,), "resid_pre")
-    assert torch.equal(one[2].values, torch.ones(D_MODEL))
-    with pytest.raises(ValueError, match=r"no vector for layers \[1\]; it has \[0, 2\]"):
-        load_pt(path, MODEL, layers=[0, 1])
-    with pytest.raises(ValueError, match=r"hook 'resid_past' does not exist.*this model has resid_pre"):
-        load_pt(path, MODEL, hook="resid_past")
-    torch.save({1: torch.ones(N_HEADS * 4)}, path)
-    assert load_pt(path, MODEL, hook="z").values.shape == (1, N_HEADS * 4)
+    assert torch.equal(one[2].values, ONES)
+    assert reload({1: torch.ones(N_HEADS * 4)}, hook="z").values.shape == (1, N_HEADS * 4)
+    message = "hook 'resid_past' does not exist.*this model has resid_pre"
+    assert_raises(message, reload, BY_LAYER, hook="resid_past")
 
 
-def test_a_tensor_of_hidden_states_begins_with_the_embedding_and_ends_after_the_norm(make_hf_model, tmp_path):
-    path, ids = tmp_path / "v.pt", [5, 6, 7, 8]
-    hf_model = make_hf_model("llama")
+def test_a_tensor_of_hidden_states_begins_with_the_embedding_and_ends_after_the_norm(make_hf_model, reload):
+    hf_model, ids = make_hf_model("llama"), [5, 6, 7, 8]
     model = load_model("tiny-llama", hf_model=hf_model, device="cpu")
     with torch.no_grad():
         states = hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-    torch.save(torch.stack([state[0, -1] for state in states]), path)
+    rows = torch.stack([state[0, -1] for state in states])
     for hook, layers in (("resid_post", (0, 1)), ("resid_pre", (0, 1, 2))):
-        vectors = load_pt(path, model, hook=hook)
+        vectors = reload(rows, model, hook=hook)
         assert vectors.layers == layers
         expected = capture(model, [ids], hook=hook, layers=list(layers)).values[0, :, 0]
         torch.testing.assert_close(vectors.values, expected, rtol=1e-4, atol=1e-5)
-    assert load_pt(path, model, layers=[1]).layers == (1,)
-    with pytest.raises(ValueError, match=r"no vector for layers \[2\]; it has \[0, 1\]"):
-        load_pt(path, model, layers=[2])
-    with pytest.raises(ValueError, match="4 vectors for 3 layers"):
-        load_pt(path, model, hook="mlp_out")
+    assert reload(rows, model, layers=[1]).layers == (1,)
+    assert_raises(r"no vector for layers \[2\]; it has \[0, 1\]", reload, rows, model, layers=[2])
+    assert_raises("4 vectors for 3 layers", reload, rows, model, hook="mlp_out")
 
 
-def test_one_position_of_a_tensor_is_selected(tmp_path):
-    path = tmp_path / "v.pt"
+def test_one_position_of_a_tensor_is_selected(reload):
     values = torch.randn(5, N_LAYERS + 1, D_MODEL)
-    torch.save(values, path)
-    assert torch.equal(load_pt(path, MODEL, position=-2, layers=[1]).values[0], values[3, 2])
-    torch.save(values[:, :2], path)
-    result = load_pt(path, MODEL, position=1, layers=[2, 0])
+    assert torch.equal(reload(values, position=-2, layers=[1]).values[0], values[3, 2])
+    result = reload(values[:, :2], position=1, layers=[2, 0])
     assert torch.equal(result[2].values, values[1, 0])
-    with pytest.raises(IndexError, match="position=5, but its first axis has 5 positions"):
-        load_pt(path, MODEL, position=5)
-    for other in (values[0], {0: values[0, 0]}):
-        torch.save(other, path)
-        with pytest.raises(ValueError, match="position=0"):
-            load_pt(path, MODEL, position=0)
 
 
 @pytest.mark.parametrize(
@@ -565,10 +527,8 @@ def test_one_position_of_a_tensor_is_selected(tmp_path):
         "blocks.{}.hook_resid_post", "{}",
     ],
 )  # fmt: skip
-def test_a_dictionary_of_named_layers(tmp_path, name):
-    rows = {name.format(layer): torch.full((D_MODEL,), float(layer)) for layer in (2, 0)}
-    torch.save(rows, tmp_path / "v.pt")
-    result = load_pt(tmp_path / "v.pt", MODEL)
+def test_a_dictionary_of_named_layers(reload, name):
+    result = reload({name.format(layer): torch.full((D_MODEL,), float(layer)) for layer in (2, 0)})
     assert result.layers == (0, 2)
     assert result.values[:, 0].tolist() == [0.0, 2.0]
 
@@ -610,45 +570,46 @@ class Trap:
 )
 def test_a_pickle_with_code_is_rejected_and_not_run(tmp_path, write, load, message):
     write(tmp_path / "v.pt")
-    with pytest.raises(ValueError, match=rf"v\.pt {message}"):
-        load(tmp_path / "v.pt")
+    assert_raises(rf"v\.pt {message}", load, tmp_path / "v.pt")
     assert not hasattr(builtins, "unpickled")
 
 
-ONES = torch.ones(D_MODEL)
+# Per essential part of the message, what a file has and the arguments with which it is loaded.
 BAD_TENSORS = {
-    "holds a int, not a tensor": 3,
-    "holds a list, not a tensor": [ONES],
-    "the key 'layers' is not a layer": {"layers": ONES},
-    "the key 'hidden_states_1' is not a layer": {"hidden_states_1": ONES},
-    "the key 'model.layers.1.mlp' is not a layer": {"model.layers.1.mlp": ONES},
-    "the key 'blocks.1.hook_resid_pre' is not a layer at resid_post": {"blocks.1.hook_resid_pre": ONES},
-    "the key -1 is not a layer": {-1: ONES},
-    "two vectors for layer 1": {"1": ONES, 1: ONES},
-    "layer 1: torch.int64, not floating": {1: ONES.long()},
-    r"shape \(1, 16\); one axis is allowed, dense": {1: ONES[None]},
-    r"shape \(16,\); one axis is allowed, dense": {1: ONES.to_sparse()},
-    r"shape \(2, 3, 16\) and position=None: expected an index": torch.ones(2, 3, D_MODEL),
-    r"shape \(1, 2, 3, 16\); give layer d_hook": torch.ones(1, 2, 3, D_MODEL),
-    "8 numbers; resid_post of tiny has 16": torch.ones(3, 8),
-    r"layers \[9\]; tiny has layers 0 to 2": {9: ONES},
-    "holds NaN or infinite numbers": torch.full((3, D_MODEL), torch.inf),
-    "holds no vectors": {},
+    "holds a int, not a tensor": (3, {}),
+    "holds a list, not a tensor": ([ONES], {}),
+    "the key 'layers' is not a layer": ({"layers": ONES}, {}),
+    "the key 'hidden_states_1' is not a layer": ({"hidden_states_1": ONES}, {}),
+    "the key 'model.layers.1.mlp' is not a layer": ({"model.layers.1.mlp": ONES}, {}),
+    "the key 'blocks.1.hook_resid_pre' is not a layer at resid_post": ({"blocks.1.hook_resid_pre": ONES}, {}),
+    "the key -1 is not a layer": ({-1: ONES}, {}),
+    "two vectors for layer 1": ({"1": ONES, 1: ONES}, {}),
+    "layer 1: torch.int64, not floating": ({1: ONES.long()}, {}),
+    r"shape \(1, 16\); one axis is allowed, dense": ({1: ONES[None]}, {}),
+    r"shape \(16,\); one axis is allowed, dense": ({1: ONES.to_sparse()}, {}),
+    r"shape \(2, 3, 16\) and position=None: expected an index": (torch.ones(2, 3, D_MODEL), {}),
+    r"shape \(1, 2, 3, 16\); give layer d_hook": (torch.ones(1, 2, 3, D_MODEL), {}),
+    "8 numbers; resid_post of tiny has 16": (torch.ones(3, 8), {}),
+    r"layers \[9\]; tiny has layers 0 to 2": ({9: ONES}, {}),
+    "holds NaN or infinite numbers": (torch.full((3, D_MODEL), torch.inf), {}),
+    "holds no vectors": ({}, {}),
+    r"has 1 vectors for 3 layers of tiny: say with layers=\[…\]": (ONES, {}),
+    r"no vector for layers \[1\]; it has \[0, 2\]": (BY_LAYER, {"layers": [0, 1]}),
+    r"dictionary, which takes no position=0": ({0: ONES}, {"position": 0}),
+    r"shape \(4, 16\) and position=0": (torch.ones(4, D_MODEL), {"position": 0}),
+    "position=5, but its first axis has 5 positions": (torch.ones(5, 2, D_MODEL), {"position": 5}),
 }
 
 
 @pytest.mark.parametrize("message", BAD_TENSORS)
-def test_tensors_that_are_not_vectors_of_this_model_are_rejected(tmp_path, message):
-    torch.save(BAD_TENSORS[message], tmp_path / "v.pt")
-    with pytest.raises(ValueError, match=rf"v\.pt.*{message}"):
-        load_pt(tmp_path / "v.pt", MODEL)
+def test_tensors_that_are_not_vectors_of_this_model_are_rejected(reload, message):
+    value, options = BAD_TENSORS[message]
+    assert_raises(rf"v\.pt.*{message}", reload, value, error=(ValueError, IndexError), **options)
 
 
 def test_damaged_tensor_files_are_rejected(tmp_path):
     path = tmp_path / "v.pt"
     torch.save(torch.ones(3, D_MODEL), path)
-    whole = path.read_bytes()
-    for content in (b"", b"x", whole[: len(whole) // 2]):
+    for content in (b"", b"x", path.read_bytes()[: path.stat().st_size // 2]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"v\.pt holds something else .* or is damaged"):
-            load_pt(path, MODEL)
+        assert_raises(r"v\.pt holds something else .* or is damaged", load_pt, path, MODEL)

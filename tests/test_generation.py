@@ -1,7 +1,6 @@
 """Generation: greedy tokens of Hugging Face and of whole passes, sampling against its distribution, ends."""
 
 import functools
-import importlib
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from tl_steer._util.seeds import derived_seed
 from tl_steer.engine import plain
 from tl_steer.interventions import Add
 from tl_steer.models import chat_format, load_model
-from tl_steer.positions import generated_tokens, parse_positions
+from tl_steer.positions import parse_positions
 
 from .conftest import assert_raises
 from .tiny_model import (
@@ -42,40 +41,39 @@ def new_tokens(prompts, *operations, model=MODEL, **options):
     return generate(model, prompts, *operations, return_tokens=True, **options)
 
 
+def steering(positions, scale=8.0):
+    return Add(made_vector(MODEL, 1, scale=scale), 1.0, parse_positions(positions))
+
+
 @pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("written", TABLE)
-def test_every_position_is_steered_the_same_in_a_batch_as_alone_by_hand(written, use_cache):
+@pytest.mark.parametrize("positions", TABLE)
+def test_every_position_is_steered_the_same_in_a_batch_as_alone_by_hand(positions, use_cache):
     vector = made_vector(MODEL, 1, scale=8.0)
-    changes = [Change(1, "resid_post", lambda x: x + vector.values, TABLE[written])]
+    changes = [Change(1, "resid_post", lambda x: x + vector.values, TABLE[positions])]
     expected = [greedy_alone(MODEL, ids, 6, changes, stops=[END]) for ids in PROMPTS]
-    result = new_tokens(
-        PROMPTS, Add(vector, 1.0, parse_positions(written)), max_new_tokens=6, use_cache=use_cache
-    )
-    assert result == expected
+    assert new_tokens(PROMPTS, steering(positions), max_new_tokens=6, use_cache=use_cache) == expected
 
 
 def test_the_vector_of_that_test_changes_the_text():
-    vector = made_vector(MODEL, 1, scale=8.0)
     names = ("all_tokens()", "generated_tokens()", "current_token()", "last_token()", "token(0)")
-    operations = [(), *((Add(vector, 1.0, parse_positions(name)),) for name in names)]
+    operations = [(), *((steering(name),) for name in names)]
     assert len({str(new_tokens(PROMPTS, *each, max_new_tokens=6)) for each in operations}) >= 4
 
 
 @settings(max_examples=10, deadline=None)
 @given(
     prompts=st.lists(st.lists(st.integers(0, 40), min_size=3, max_size=8), min_size=2, max_size=3),
-    written=st.sampled_from(list(TABLE)),
+    positions=st.sampled_from(list(TABLE)),
     layer=st.integers(0, N_LAYERS - 1),
-    temperature=st.sampled_from([0.0, 0.7, 1.5]),
-    top_p=st.sampled_from([0.5, 1.0]),
-    penalty=st.sampled_from([1.0, 1.1, 3.0]),
-)
-def test_a_batch_equals_its_rows_alone_also_when_sampling(
-    prompts, written, layer, temperature, top_p, penalty
-):
-    options = {"max_new_tokens": 5, "temperature": temperature, "top_p": top_p, "seed": 3}
-    options["repetition_penalty"] = penalty
-    operation = Add(made_vector(MODEL, layer, scale=8.0), 1.0, parse_positions(written))
+    sampling=st.fixed_dictionaries({
+        "temperature": st.sampled_from([0.0, 0.7, 1.5]),
+        "top_p": st.sampled_from([0.5, 1.0]),
+        "repetition_penalty": st.sampled_from([1.0, 1.1, 3.0]),
+    }),
+)  # fmt: skip
+def test_a_batch_equals_its_rows_alone_also_when_sampling(prompts, positions, layer, sampling):
+    options = {"max_new_tokens": 5, "seed": 3, **sampling}
+    operation = Add(made_vector(MODEL, layer, scale=8.0), 1.0, parse_positions(positions))
     together = new_tokens(prompts, operation, **options)
     assert together == [new_tokens([ids], operation, **options)[0] for ids in prompts]
     assert together == new_tokens(prompts, operation, **options, use_cache=False)
@@ -83,23 +81,20 @@ def test_a_batch_equals_its_rows_alone_also_when_sampling(
 
 
 def test_a_vector_minus_itself_changes_nothing():
-    vector = made_vector(MODEL, 1, scale=8.0)
-    texts = ["a b c", "d"]
-    plain = generate(MODEL, texts, max_new_tokens=8)
+    vector, texts = made_vector(MODEL, 1, scale=8.0), ["a b c", "d"]
+    unsteered = generate(MODEL, texts, max_new_tokens=8)
     assert_raises(r"length zero at layers \[1\].*allow_zero=True", Add, vector - vector, 5.0)
-    unchanged = Add(vector - vector, 5.0, allow_zero=True)
-    assert generate(MODEL, texts, unchanged, max_new_tokens=8) == plain
-    assert generate(MODEL, texts, Add(vector, 0.0), max_new_tokens=8) == plain
-    assert generate(MODEL, texts, Add(vector), max_new_tokens=8) != plain
+    for unchanged in (Add(vector - vector, 5.0, allow_zero=True), Add(vector, 0.0)):
+        assert generate(MODEL, texts, unchanged, max_new_tokens=8) == unsteered
+    assert generate(MODEL, texts, Add(vector), max_new_tokens=8) != unsteered
 
 
 def test_text_is_the_new_text_alone_without_special_tokens():
-    ending = favouring(MODEL, END, 6.0)
-    texts = ["a b c", "d", "e f g h i"]
+    ending, texts = favouring(MODEL, END, 6.0), ["a b c", "d", "e f g h i"]
     result = generate(ending, texts, max_new_tokens=8)
-    for text, said in zip(texts, result, strict=True):
+    for text, new_text in zip(texts, result, strict=True):
         ids = greedy_alone(ending, ending.tokenizer(text)["input_ids"], 8, stops=[END])
-        assert said == ending.tokenizer.decode([i for i in ids if i > 1])
+        assert new_text == ending.tokenizer.decode([i for i in ids if i > 1])
     assert generate(ending, "a b c", max_new_tokens=8) == result[:1]
 
 
@@ -109,7 +104,6 @@ def test_a_row_ends_at_the_end_of_its_turn_and_the_others_continue():
     assert len(set(map(len, expected))) > 1
     for use_cache in (True, False):
         assert new_tokens(PROMPTS, model=ending, max_new_tokens=12, use_cache=use_cache) == expected
-    assert all(ids[-1] == END or len(ids) == 12 for ids in expected)
 
 
 def test_no_end_comes_before_the_minimum():
@@ -145,35 +139,31 @@ def oracle_sample_distribution(logits, temperature, top_p):
     return nucleus / nucleus.sum()
 
 
-def require_drawn_from(drawn, expected):
-    """Chi-squared test of drawn tokens; rare ones are counted together, if they are enough."""
-    count = len(drawn)
-    assert set(drawn) <= set(np.flatnonzero(expected))
-    seen, means = np.bincount(drawn, minlength=len(expected)), count * expected
+def require_sampled_from(samples, expected):
+    """Chi-squared test of sampled tokens; rare ones are counted together, if they are enough."""
+    assert set(samples) <= set(np.flatnonzero(expected))
+    counts, means = np.bincount(samples, minlength=len(expected)), len(samples) * expected
     common = means >= 5
-    observed, wanted = [*seen[common]], [*means[common]]
+    observed, predicted = [*counts[common]], [*means[common]]
     if means[~common].sum() >= 5:
-        observed, wanted = [*observed, seen[~common].sum()], [*wanted, means[~common].sum()]
-    assert chisquare(observed, np.array(wanted) * sum(observed) / sum(wanted)).pvalue > 1e-4
+        observed, predicted = [*observed, counts[~common].sum()], [*predicted, means[~common].sum()]
+    assert chisquare(observed, np.array(predicted) * sum(observed) / sum(predicted)).pvalue > 1e-4
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.6), (1.0, 0.3)])
-def test_samples_follow_the_tempered_nucleus(temperature, top_p):
-    prompt = [0, 3, 4]
-    logits = run_alone(MODEL, prompt, 3)[0][-1].double().numpy()
-    options = {"temperature": temperature, "top_p": top_p, "max_new_tokens": 1}
-    drawn = drawn_first_tokens(prompt, 3000, options)
-    require_drawn_from(drawn, oracle_sample_distribution(logits, temperature, top_p))
-
-
-def drawn_first_tokens(prompt, count, options):
-    """First tokens under as many seeds, without running the model again for each."""
-    module = importlib.import_module("tl_steer._generation")
-    logits = run_alone(MODEL, prompt, len(prompt))[0][-1][None]
-    decodings = [Decoding(**options, seed=seed) for seed in range(count)]
-    drawn = [int(module._next_tokens(logits, each, [each.generator(prompt, 0)])[0]) for each in decodings]
-    assert drawn[:3] == [new_tokens([prompt], **options, seed=seed)[0][0] for seed in range(3)]
-    return drawn
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "penalty"),
+    [(1.0, 1.0, 1.0), (0.5, 1.0, 1.0), (2.0, 0.6, 1.0), (1.0, 0.3, 1.0), (1.0, 1.0, 2.0)],
+)
+def test_samples_follow_the_penalized_and_tempered_nucleus(temperature, top_p, penalty):
+    prompt = [0, 3, 4, 4, 5]
+    logits = run_alone(MODEL, prompt, len(prompt))[0][-1].double().numpy()
+    assert {True, False} == set((logits[prompt] < 0).tolist())
+    for token_id in set(prompt):
+        logits[token_id] = logits[token_id] * penalty if logits[token_id] < 0 else logits[token_id] / penalty
+    decoding = Decoding(1, temperature=temperature, top_p=top_p, repetition_penalty=penalty, draws=3000)
+    (samples,) = write(MODEL, [prompt], [()], decoding)
+    expected = oracle_sample_distribution(logits, temperature, top_p)
+    require_sampled_from([token_id for (token_id,) in samples], expected)
 
 
 def test_the_seed_decides_and_another_seed_says_something_else():
@@ -191,9 +181,8 @@ def test_the_seed_decides_and_another_seed_says_something_else():
 def test_prompts_of_equal_probabilities_are_sampled_independently():
     model = make_model(word_tokenizer())
     model.unembed.W_U.zero_()
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "temperature": 1.0, "return_tokens": True}
-    texts = generate(model, PROMPTS, **options)
-    assert len({tuple(text) for text in texts}) == len({tuple(prompt) for prompt in PROMPTS})
+    texts = new_tokens(PROMPTS, model=model, max_new_tokens=8, min_new_tokens=8, temperature=1.0)
+    assert len(set(map(tuple, texts))) == len(PROMPTS)
 
 
 def test_a_small_nucleus_is_greedy():
@@ -203,9 +192,8 @@ def test_a_small_nucleus_is_greedy():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_tokenizer_s_padding_side_does_not_matter_and_stays(side):
-    model = make_model(word_tokenizer())
+    model, texts = make_model(word_tokenizer()), ["a b c", "d", "e f g h i"]
     model.tokenizer.padding_side = side
-    texts = ["a b c", "d", "e f g h i"]
     assert generate(model, texts, max_new_tokens=5) == generate(MODEL, texts, max_new_tokens=5)
     assert model.tokenizer.padding_side == side
 
@@ -247,77 +235,42 @@ def test_a_context_that_is_just_full_is_allowed():
 
 
 def test_generated_tokens_alone_leave_the_first_new_token_as_it_was():
-    vector = made_vector(MODEL, 1, scale=30.0)
-    steered = new_tokens(PROMPTS, Add(vector, 1.0, generated_tokens()), max_new_tokens=5)
-    plain = new_tokens(PROMPTS, max_new_tokens=5)
-    assert [ids[0] for ids in steered] == [ids[0] for ids in plain]
-    assert steered != plain
+    steered = new_tokens(PROMPTS, steering("generated_tokens()", scale=30.0), max_new_tokens=5)
+    unsteered = new_tokens(PROMPTS, max_new_tokens=5)
+    assert [ids[0] for ids in steered] == [ids[0] for ids in unsteered]
+    assert steered != unsteered
 
 
-@pytest.mark.parametrize("minimum", [0, 5])
-def test_the_minimum_means_what_it_means_to_hugging_face(make_hf_model, make_tokenizer, minimum):
-    hf_model, tokenizer = make_hf_model("llama", seed=4), make_tokenizer()
-    with torch.no_grad():
-        hf_model.lm_head.weight[tokenizer.eos_token_id] *= 3  # it ends now and then
-    model = load_model("tiny-llama", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
-    prompts = [[1, *range(3, 3 + length)] for length in (2, 9, 4, 6, 3)]
-    expected = [hugging_face_greedy(hf_model, ids, 8, tokenizer.eos_token_id, minimum) for ids in prompts]
-    assert len(set(map(len, expected))) > 1
-    result = generate(model, prompts, max_new_tokens=8, min_new_tokens=minimum, return_tokens=True)
-    assert result == expected
-
-
-@pytest.mark.parametrize("penalty", [0.7, 1.1, 2.5])
-def test_the_repetition_penalty_is_hugging_face_s(make_hf_model, make_tokenizer, penalty):
+@pytest.mark.parametrize(("minimum", "penalty"), [(0, 1.0), (5, 1.0), (10, 0.7), (10, 1.1), (10, 2.5)])
+def test_the_repetition_penalty_is_hugging_face_s(make_hf_model, make_tokenizer, minimum, penalty):
     hf_model, tokenizer = make_hf_model("llama", seed=4), make_tokenizer()
     end = tokenizer.eos_token_id
+    with torch.no_grad():
+        hf_model.lm_head.weight[end] *= 3  # it ends now and then
     model = load_model("tiny-llama", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
     prompts = [[1, *range(3, 3 + length), 5, 5] for length in (2, 9, 4, 6, 3)]
-    options = {"max_new_tokens": 10, "min_new_tokens": 10, "return_tokens": True}
-    expected = [hugging_face_greedy(hf_model, ids, 10, end, 10, penalty) for ids in prompts]
-    assert expected != generate(model, prompts, **options)
+    options = {"max_new_tokens": 10, "min_new_tokens": minimum}
+    expected = [hugging_face_greedy(hf_model, ids, 10, end, minimum, penalty) for ids in prompts]
+    if minimum == 10:
+        assert expected != new_tokens(prompts, model=model, **options)
+    else:
+        assert len(set(map(len, expected))) > 1
     for more in ({}, {"use_cache": False}, {"reuse": False}):
-        assert generate(model, prompts, **options, **more, repetition_penalty=penalty) == expected
-
-
-@pytest.mark.parametrize("penalty", [0.7, 1.1, 2.5])
-def test_logits_of_either_sign_are_penalized_as_by_hugging_face_s_processor(penalty):
-    from transformers import RepetitionPenaltyLogitsProcessor
-
-    module = importlib.import_module("tl_steer._generation")
-    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
-    tokens = torch.tensor([[0, 3, 4, 4, 5, 9], [7, 7, 7, 7, 7, 7], [1, 2, 3, 30, 31, 1]])
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(tokens, logits.clone())
-    module._penalize(logits, [set(row) for row in tokens.tolist()], penalty)
-    assert torch.equal(logits, expected)
-
-
-def test_a_penalized_sample_follows_the_distribution_of_the_penalized_logits():
-    prompt, penalty = [0, 3, 4, 4, 5, 6, 7, 8, 9], 2.0
-    logits = run_alone(MODEL, prompt, len(prompt))[0][-1].double().numpy()
-    assert {True, False} == set((logits[prompt] < 0).tolist())
-    for token_id in set(prompt):
-        logits[token_id] = logits[token_id] * penalty if logits[token_id] < 0 else logits[token_id] / penalty
-    expected = oracle_sample_distribution(logits, 1.0, 1.0)
-    decoding = Decoding(1, temperature=1.0, repetition_penalty=penalty, draws=3000)
-    ((*drawn,),) = write(MODEL, [prompt], [()], decoding)
-    require_drawn_from([token_id for (token_id,) in drawn], expected)
+        assert new_tokens(prompts, model=model, **options, **more, repetition_penalty=penalty) == expected
 
 
 @pytest.mark.parametrize("options", [{}, {"memory": 1}, {"reuse": False}])
 def test_each_draw_is_the_text_of_a_seed_of_its_own_whatever_the_condition(options, monkeypatch):
-    split = functools.partial(plain.batches, budget=20)  # a prompt's draws are in several batches
-    monkeypatch.setattr(plain, "batches", split)
-    vector = made_vector(MODEL, 1, scale=8.0)
-    conditions = [(), (Add(vector),)]
-    decoding = Decoding(5, temperature=1.0, top_p=0.9, repetition_penalty=1.3, draws=3, seed=7)
-    written = write(MODEL, PROMPTS, conditions, decoding, **options)
-    seeds = [7, derived_seed(7, 1), derived_seed(7, 2)]
+    # a prompt's draws are in several batches
+    monkeypatch.setattr(plain, "batches", functools.partial(plain.batches, budget=20))
+    conditions = [(), (Add(made_vector(MODEL, 1, scale=8.0)),)]
     settings = {"max_new_tokens": 5, "temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.3}
-    for condition, result in zip(conditions, written, strict=True):
+    results = write(MODEL, PROMPTS, conditions, Decoding(**settings, draws=3, seed=7), **options)
+    seeds = [7, derived_seed(7, 1), derived_seed(7, 2)]
+    for condition, result in zip(conditions, results, strict=True):
         alone = [new_tokens(PROMPTS, *condition, **settings, seed=seed) for seed in seeds]
         assert result == [alone[draw][row] for row in range(len(PROMPTS)) for draw in range(3)]
-    assert len({tuple(text) for text in written[0]}) > 6
+    assert len({tuple(text) for text in results[0]}) > 6
 
 
 def hugging_face_greedy(hf_model, ids, count, end, min_new_tokens, repetition_penalty=1.0):
@@ -331,26 +284,23 @@ def hugging_face_greedy(hf_model, ids, count, end, min_new_tokens, repetition_pe
     return out[0, len(ids) :].tolist()
 
 
-CHATS = ["How was your day?", "Name a colour, and say no more than that."]
-
-
 @pytest.mark.model
 def test_greedy_text_equals_hugging_face_alone_and_in_a_batch_of_different_lengths(embedded, embedded_hf):
-    """Every token is the one Hugging Face likes best after those before it: by induction, its greedy text.
+    """Each token is Hugging Face's most likely one after those before it: by induction, its greedy text.
 
     Where it is not, the two logits lie within 1e-3 of one another: a tie, which rounding decides.
     """
     hf_model, tokenizer = embedded_hf
-    prompts = [chat_format(embedded).render(chat) for chat in CHATS] + ["Once upon a time"]
+    chats = ["How was your day?", "Name a colour, and say no more than that."]
+    prompts = [chat_format(embedded).render(chat) for chat in chats] + ["Once upon a time"]
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    together = generate(embedded, prompts, max_new_tokens=20, return_tokens=True)
-    alone = [generate(embedded, prompt, max_new_tokens=20, return_tokens=True)[0] for prompt in prompts]
+    together = new_tokens(prompts, model=embedded, max_new_tokens=20)
+    alone = [new_tokens(prompt, model=embedded, max_new_tokens=20)[0] for prompt in prompts]
     for row, new in [*enumerate(together), *enumerate(alone)]:
-        assert 1 <= len(new) <= 20
         assert len(new) == 20 or new[-1] == tokenizer.eos_token_id
         tokens = torch.tensor([ids[row] + new])
         with torch.no_grad():
             logits = hf_model(tokens, attention_mask=torch.ones_like(tokens)).logits[0]
         logits = logits[len(ids[row]) - 1 : -1]
-        lost = logits.amax(-1) - logits[torch.arange(len(new)), new]
-        assert float(lost.max()) < 1e-3
+        below_best = logits.amax(-1) - logits[torch.arange(len(new)), new]
+        assert float(below_best.max()) < 1e-3
