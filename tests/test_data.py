@@ -66,15 +66,11 @@ def passages(tables):
 def test_sizes_are_as_documented(tables):
     assert Counter(tables["claims_train"]["label"]) == {1: 210, 0: 210}
     assert Counter(tables["claims_eval"]["label"]) == {1: 100, 0: 100}
-    assert len(tables["sentiment_pairs"]) >= 60
-    reviews = Counter(tables["reviews"]["label"])
-    assert reviews[0] == reviews[1] >= 60
-    assert len(tables["misconceptions"]) >= 100
-    assert len(tables["dilemmas"]) >= 20
-    neutral = Counter(tables["neutral"]["topic"])
-    assert sum(neutral.values()) >= 110
-    assert len(neutral) >= 10
-    assert len(set(neutral.values())) == 1
+    minima = {"sentiment_pairs": 60, "reviews": 120, "misconceptions": 100, "dilemmas": 20, "neutral": 110}
+    assert {name: len(tables[name]) for name, size in minima.items() if len(tables[name]) < size} == {}
+    topics = Counter(tables["neutral"]["topic"])
+    assert len(topics) >= 10
+    assert len(set(topics.values())) == 1
 
 
 @pytest.mark.parametrize("name", ["claims_train", "claims_eval", "reviews"])
@@ -104,11 +100,13 @@ def test_reviews_are_one_sentence_each(tables):
     assert [text for text in reviews if re.search(r"[.!?…]\s+[A-Z]", text) or text[-1] not in ".!?"] == []
 
 
-def test_both_sides_of_a_pair_or_a_question_differ(tables):
-    columns = {"sentiment_pairs": ["positive", "negative"], "misconceptions": ["correct", "incorrect"]}
-    for name, sides in columns.items():
-        rows = tables[name][sides].itertuples(index=False)
-        assert [row for row in rows if normalised(row[0]) == normalised(row[1])] == []
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [("sentiment_pairs", "positive", "negative"), ("misconceptions", "correct", "incorrect")],
+)
+def test_both_sides_of_a_pair_or_a_question_differ(tables, name, one, other):
+    sides = (tables[name][side].map(normalised) for side in (one, other))
+    assert not np.equal(*sides).any()
 
 
 def fisher(claims, vocabulary):
@@ -150,7 +148,7 @@ def test_length_predicts_no_label(tables, claims):
         return abs(np.mean(one) - np.mean(other)) / np.sqrt((np.var(one) + np.var(other)) / 2)
 
     def by_label(table, column):
-        return difference(table.loc[table["label"] == 1, column], table.loc[table["label"] == 0, column])
+        return difference(*(table.loc[table["label"] == label, column] for label in (1, 0)))
 
     pairs, questions = tables["sentiment_pairs"], tables["misconceptions"]
     assert by_label(claims, "statement") < 0.1
@@ -165,9 +163,6 @@ def test_texts_are_trimmed_and_printable_and_files_are_resources_of_the_package(
     files = [file for file in resources.files("tl_steer.data").iterdir() if file.name.endswith(".csv")]
     assert {file.name for file in files} == {f"{name}.csv" for name in tables}
     assert all(file.read_text(encoding="utf-8").count("\n") > 20 for file in files)
-
-
-# ---- neutral passages
 
 
 def test_neutral_passages_are_sentences_of_similar_length_with_different_beginnings(passages):

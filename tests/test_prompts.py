@@ -62,9 +62,6 @@ def read_back(prompt, style):
     return result["claim"], result["answer"]
 
 
-# --- the counterbalanced design ---
-
-
 @VARIANTS
 def test_study_wording_is_balanced_as_the_plain_one_is(style, shared, persona):
     plain, study = (
@@ -116,9 +113,7 @@ def test_groups_contain_the_pairs_that_share_a_claim():
 
 def test_sides_differ_in_the_answer_and_with_a_persona_in_the_honesty_of_the_speaker():
     pairs = honesty_pairs(CLAIMS, PLAIN)
-    for positive, negative in zip(pairs.positive, pairs.negative, strict=True):
-        assert positive[:-1] == negative[:-1]
-        assert {positive[-1], negative[-1]} == {"A", "B"}
+    assert [text[:-1] for text in pairs.positive] == [text[:-1] for text in pairs.negative]
     pairs = honesty_pairs(CLAIMS, PLAIN, persona=True)
     assert all("believe to be true" in prompt and "to be false" not in prompt for prompt in pairs.positive)
     assert all("believe to be false" in prompt and "to be true" not in prompt for prompt in pairs.negative)
@@ -137,18 +132,13 @@ def test_claims_keep_their_quotation_marks_and_braces():
         (CLAIMS, {"shared": "topic"}, "topic"),
         (CLAIMS.assign(label=pd.array([0, None, 1, 1], dtype="Int64")), {}, r"got \[0, <NA>, 1\]"),
         (CLAIMS.assign(label=[0, 1, 2, 1]), {}, r"labels must be 1 or 0; got \[0, 1, 2\]"),
-        (
-            CLAIMS.assign(statement=["a", 0.5, "b", "c"]),
-            {},
-            r"statement must be text that is not empty; got 0\.5",
-        ),
+        (CLAIMS.assign(statement=["a", 0.5, "b", "c"]), {}, r"text that is not empty; got 0\.5"),
         (CLAIMS[:3], {"shared": "letter"}, "as many true claims as false ones; got 2 and 1"),
         (CLAIMS[:0], {}, "no pairs given"),
     ],
 )
 def test_claims_that_make_no_pairs_are_rejected(claims, options, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        honesty_pairs(claims, PLAIN, **options)
+    assert_raises(message, honesty_pairs, claims, PLAIN, error=(ValueError, TypeError), **options)
 
 
 @pytest.mark.model
@@ -158,9 +148,6 @@ def test_the_last_token_is_the_letter_or_word_itself(embedded, style, shared, pe
     for prompt in (*pairs.positive, *pairs.negative):
         last = embedded.tokenizer.decode(tokenize(embedded, prompt)[-1:])
         assert last.strip() == read_back(prompt, style)[1]
-
-
-# --- the audit ---
 
 
 @pytest.mark.model
@@ -174,54 +161,52 @@ def test_the_honest_design_passes_its_audit(embedded, style, shared, persona):
     assert set(counts["positive"]) == set(counts["negative"]) == {210.0}
 
 
-def differing(pairs, **options):
-    table = audit(pairs, **options)
-    return set(table.loc[table["differs"], "factor"])
+def audited(positive, negative, factors=None, **options):
+    """The audit of pairs, by factor and level."""
+    return audit(contrast_pairs(positive, negative, factors=factors), **options).set_index(
+        ["factor", "level"]
+    )
 
 
 def test_unbalanced_claims_let_the_letter_differ():
-    assert differing(honesty_pairs(CLAIMS[CLAIMS["label"] == 1], PLAIN)) == {"letter", "last token"}
-    table = audit(honesty_pairs(CLAIMS[:3], PLAIN)).set_index(["factor", "level"])
-    assert tuple(table.loc[("letter", "A"), ["positive", "negative"]]) == (2, 1)
-    assert tuple(table.loc[("letter", "B"), ["positive", "negative"]]) == (1, 2)
-    assert table.loc["letter", "differs"].all()
+    table = audit(honesty_pairs(CLAIMS[CLAIMS["label"] == 1], PLAIN))
+    assert set(table.loc[table["differs"], "factor"]) == {"letter", "last token"}
+    table = audit(honesty_pairs(CLAIMS[:3], PLAIN)).set_index(["factor", "level"]).loc["letter"]
+    assert table[["positive", "negative"]].to_numpy().tolist() == [[2, 1], [1, 2]]
+    assert table["differs"].all()
 
 
 def test_longer_positives_let_the_length_differ():
-    pairs = contrast_pairs([f"a very very {'x' * i} long text" for i in range(5)], ["text"] * 5)
-    assert differing(pairs) == {"length (characters)"}
+    table = audited([f"a very very {'x' * i} long text" for i in range(5)], ["text"] * 5)
+    assert list(table.index[table["differs"]]) == [("length (characters)", "mean")]
 
 
 def test_tokens_are_counted_with_the_tokenizer_given(make_tokenizer):
     """As many characters, another number of tokens; a BOS counts on neither side."""
-    pairs = contrast_pairs(["a b c d", "a b c"], ["abcdefg", "abcde"])
-    table = audit(pairs, tokenizer=make_tokenizer(bos=True)).set_index("factor")
-    assert tuple(table.loc["tokens", ["positive", "negative"]]) == (3.5, 1)
-    assert not table.loc["length (characters)", "differs"]
-    assert table.loc["tokens", "differs"]
+    table = audited(["a b c d", "a b c"], ["abcdefg", "abcde"], tokenizer=make_tokenizer(bos=True))
+    (tokens,) = table.loc["tokens"].itertuples()
+    assert (tokens.positive, tokens.negative, tokens.differs) == (3.5, 1, True)
+    assert not table.loc["length (characters)", "differs"].any()
 
 
 def test_the_difference_is_in_pooled_standard_deviations():
     """Austin 2009, section 2: (mean − mean) / √((variance + variance) / 2), of samples."""
     letters = pd.DataFrame({"letter_positive": list("AAAAB"), "letter_negative": list("AABBB")})
     positive, negative = ["abc", "abcd", "ab", "a", "abcde"], ["ab", "abc", "abcdefg", "abcd", "a"]
-    table = audit(contrast_pairs(positive, negative, factors=letters)).set_index(["factor", "level"])
+    difference = audited(positive, negative, letters)["difference"]
     shares = (0.8, 0.4)
     by_hand = (shares[0] - shares[1]) / np.sqrt(sum(share * (1 - share) * 5 / 4 for share in shares) / 2)
-    assert table.loc[("letter", "A"), "difference"] == pytest.approx(by_hand)
-    assert table.loc[("letter", "B"), "difference"] == pytest.approx(-by_hand)
+    assert list(difference["letter"][["A", "B"]]) == pytest.approx([by_hand, -by_hand])
     sizes = [[len(text) for text in side] for side in (positive, negative)]
     spread = np.sqrt((np.var(sizes[0], ddof=1) + np.var(sizes[1], ddof=1)) / 2)
     by_hand = (np.mean(sizes[0]) - np.mean(sizes[1])) / spread
-    assert table.loc[("length (characters)", "mean"), "difference"] == pytest.approx(by_hand)
+    assert difference["length (characters)", "mean"] == pytest.approx(by_hand)
 
 
 def test_factors_that_never_vary_within_a_side_or_never_between_sides():
     letters = pd.DataFrame({"letter_positive": ["A", "A"], "letter_negative": ["B", "B"]})
-    table = audit(contrast_pairs(["x", "y"], ["x", "y"], factors=letters))
-    assert list(table["difference"][:2]) == [np.inf, -np.inf]
-    pairs = contrast_pairs(["a", "b"], ["c", "d"], factors=pd.DataFrame({"topic": ["food", "art"]}))
-    table = audit(pairs)
+    assert list(audited(["x", "y"], ["x", "y"], letters)["difference"][:2]) == [np.inf, -np.inf]
+    table = audit(contrast_pairs(["a", "b"], ["c", "d"], factors=pd.DataFrame({"topic": ["food", "art"]})))
     assert list(table) == ["factor", "level", "positive", "negative", "difference", "differs"]
     assert list(table["factor"]) == ["topic", "topic", *["last token"] * 4, "length (characters)"]
     assert not table.loc[table["factor"] == "topic", "differs"].any()
@@ -229,26 +214,25 @@ def test_factors_that_never_vary_within_a_side_or_never_between_sides():
 
 def test_pairs_that_differ_in_their_last_sign_show_it(make_tokenizer):
     """Polite and rude requests that differ in "?" and "." alone, where `last_token()` reads."""
-    pairs = contrast_pairs(["the cat :", "the dog :"] * 3, ["the cat )", "the dog )"] * 3)
-    for options in ({}, {"tokenizer": make_tokenizer(bos=True)}):
-        table = audit(pairs, **options).set_index("factor").loc["last token"].set_index("level")
+    sides = ["the cat :", "the dog :"] * 3, ["the cat )", "the dog )"] * 3
+    for tokenizer in (None, make_tokenizer(bos=True)):
+        table = audited(*sides, tokenizer=tokenizer).loc["last token"]
         assert tuple(table.loc[")"]) == (0, 6, -np.inf, True)
         assert tuple(table.loc[":"]) == (6, 0, np.inf, True)
 
 
-@pytest.mark.parametrize(
-    ("text", "end"), [("Help me!", "!"), ("Answer: (A", "A"), ("I agree", "agree"), ("a b \n", "b")]
-)
-def test_without_a_tokenizer_the_last_word_or_sign_counts(text, end):
-    table = audit(contrast_pairs([text], [text])).set_index("factor").loc["last token"]
-    assert tuple(table) == (end, 1, 1, 0, False)
+def test_without_a_tokenizer_the_last_word_or_sign_counts():
+    texts = ["Help me!", "Answer: (A", "I agree", "a b \n"]
+    table = audited(texts, texts).loc["last token"]
+    assert sorted(table.index) == ["!", "A", "agree", "b"]
+    assert (table[["positive", "negative", "difference", "differs"]] == [1, 1, 0, False]).all(axis=None)
 
 
 def test_last_tokens_that_cannot_be_seen_are_spelt_out():
     tokenizer = type("Fake", (), {"__call__": lambda self, text, **_: {"input_ids": [5, len(text)]}})()
     tokenizer.decode = lambda ids: {1: "\n", 2: " me", 3: ""}[ids[0]]
-    table = audit(contrast_pairs(["a", "bb"], ["b", "bbb"]), tokenizer=tokenizer).set_index("factor")
-    assert list(table.loc["last token", "level"]) == [" me", "''", "'\\n'"]
+    table = audited(["a", "bb"], ["b", "bbb"], tokenizer=tokenizer)
+    assert list(table.loc["last token"].index) == [" me", "''", "'\\n'"]
 
 
 def test_very_many_last_tokens_are_one_row():
@@ -256,47 +240,15 @@ def test_very_many_last_tokens_are_one_row():
     shared = [f"w{k}" for k in range(20)]
     positive = [*shared, "up", "up", "down", "one", "two"]
     negative = [*shared, "up", "down", "down", "three", "three"]
-    table = audit(contrast_pairs(positive, negative)).set_index("factor").loc["last token"]
-    assert table["level"] == "commoner on the positive side"
-    assert (table["positive"], table["negative"]) == (4, 1)  # up, one, two
+    (row,) = audited(positive, negative).loc["last token"].itertuples()
+    assert row.Index == "commoner on the positive side"
+    assert (row.positive, row.negative, row.differs) == (4, 1, True)  # up, one, two
     by_hand = (4 / 25 - 1 / 25) / np.sqrt((4 * 21 + 1 * 24) / (25 * 24) / 2)
-    assert table["difference"] == pytest.approx(by_hand)
-    assert table["differs"]
-    same = audit(contrast_pairs([f"x w{k}" for k in range(30)], [f"y w{k}" for k in range(30)]))
-    assert tuple(same.loc[same["factor"] == "last token"].iloc[0][["difference", "differs"]]) == (0, False)
-
-
-# --- pairs ---
-
-
-def test_factors_are_copied_and_subsets_are_in_the_given_order():
-    factors = pd.DataFrame({"group": [7, 8], "topic": ["x", "y"]}, index=[5, 9])
-    pairs = contrast_pairs(["a", "b"], ["c", "d"], factors=factors)
-    assert list(pairs.factors.index) == [0, 1]
-    pairs.factors.loc[0, "topic"] = "changed"
-    assert list(factors["topic"]) == ["x", "y"]
-    pairs = contrast_pairs(["a", "b", "c"], ["d", "e", "f"]).subset([2, 0])
-    assert (pairs.positive, pairs.negative) == (("c", "a"), ("f", "d"))
-    assert list(pairs.factors["group"]) == [2, 0]
-    assert list(pairs.factors.index) == [0, 1]
-
-
-# --- choice questions ---
-
-
-def test_questions_are_copied_and_subsets_are_by_position():
-    answers = pd.Series([0, 1, 1], index=[2, 0, 1])
-    factors = pd.DataFrame({"kind": ["x", "y", "z"]}, index=[5, 4, 3])
-    questions = ChoiceQuestions(
-        list("pqr"), [("A", "B"), ("B", "A"), ("A", "C")], answers=answers, factors=factors
+    assert row.difference == pytest.approx(by_hand)
+    (same,) = (
+        audited([f"x w{k}" for k in range(30)], [f"y w{k}" for k in range(30)]).loc["last token"].itertuples()
     )
-    assert len(questions) == 3
-    factors["kind"] = "changed"
-    part = questions.subset([2, 0])
-    assert (part.prompts, part.choices, part.answers) == (("r", "p"), (("A", "C"), ("A", "B")), (1, 0))
-    assert list(part.factors["kind"]) == ["z", "x"]
-    assert list(part.factors.index) == [0, 1]
-    assert ChoiceQuestions(["p"], [("A", "B")]).subset([0]).answers is None
+    assert (same.difference, same.differs) == (0, False)
 
 
 @pytest.mark.parametrize(
@@ -312,29 +264,28 @@ def test_questions_are_copied_and_subsets_are_by_position():
         ({"answers": [2]}, r"answers must be 0 or 1, the correct choice's index; got \[2\]"),
     ],
 )
-def test_wrong_questions_are_rejected(arguments, message):
-    assert_raises(message, ChoiceQuestions, **{"prompts": ["p"], "choices": [("A", "B")]} | arguments)
+def test_wrong_questions_are_rejected_also_by_replace(arguments, message):
+    right = {"prompts": ["p"], "choices": [("A", "B")]}
+    assert_raises(message, ChoiceQuestions, **right | arguments)
+    assert_raises(message, replace, ChoiceQuestions(**right), **arguments)
 
 
 def test_sentiment_questions_have_the_positive_answer_as_the_signal():
-    reviews = pd.DataFrame({"review": ["Lovely.", "Dreadful."], "label": [1, 0]})
-    questions = sentiment_questions(reviews)
-    for prompt, review in zip(questions.prompts, reviews["review"], strict=True):
-        assert re.fullmatch(
-            rf'(?:Review: ".+"\nSentiment: \w+\n\n){{2}}Review: "?{review}"?\nSentiment:', prompt
-        )
+    questions = sentiment_questions(pd.DataFrame({"review": ["Lovely.", "Dreadful."], "label": [1, 0]}))
+    example = r'(?:Review: ".+"\nSentiment: \w+\n\n){2}'
+    for prompt, review in zip(questions.prompts, ("Lovely.", "Dreadful."), strict=True):
+        assert re.fullmatch(rf'{example}Review: "?{review}"?\nSentiment:', prompt)
     assert list(questions.choices) == [(" positive", " negative")] * 2
-    right = [pair[answer].strip() for pair, answer in zip(questions.choices, questions.answers, strict=True)]
-    assert right == list(questions.factors["kind"]) == ["positive", "negative"]
+    assert questions.answers == (0, 1)
+    assert list(questions.factors["kind"]) == ["positive", "negative"]
 
 
 def test_sentiment_questions_show_examples_that_are_not_among_the_bundled_reviews():
     reviews = pd.DataFrame({"review": ["Lovely."], "label": [1]})
     assert sentiment_questions(reviews, examples=()).prompts == ('Review: "Lovely."\nSentiment:',)
-    (shown,) = sentiment_questions(reviews, examples=[("Fine.", "positive")]).prompts
-    assert shown == 'Review: "Fine."\nSentiment: positive\n\nReview: "Lovely."\nSentiment:'
-    ours = set(read_reviews()["review"])
-    assert not ours & {review for review, _ in SENTIMENT_EXAMPLES}
+    (prompt,) = sentiment_questions(reviews, examples=[("Fine.", "positive")]).prompts
+    assert prompt == 'Review: "Fine."\nSentiment: positive\n\nReview: "Lovely."\nSentiment:'
+    assert not set(read_reviews()["review"]) & {review for review, _ in SENTIMENT_EXAMPLES}
     assert {answer for _, answer in SENTIMENT_EXAMPLES} == {"positive", "negative"}
 
 
@@ -350,11 +301,13 @@ def test_claim_questions_have_true_as_the_signal_and_end_before_the_letter():
         assert truth == str(bool(label)).lower()
 
 
+MISCONCEPTIONS = pd.DataFrame(
+    {"question": ["Why?", "How?", "Who?"], "correct": ["c0", "c1", "c2"], "incorrect": ["i0", "i1", "i2"]}
+)
+
+
 def test_misconception_questions_have_the_correct_answer_as_the_signal_under_alternate_letters():
-    table = pd.DataFrame(
-        {"question": ["Why?", "How?", "Who?"], "correct": ["c0", "c1", "c2"], "incorrect": ["i0", "i1", "i2"]}
-    )
-    questions = misconception_questions(table, PLAIN)
+    questions = misconception_questions(MISCONCEPTIONS, PLAIN)
     for row, (prompt, pair) in enumerate(zip(questions.prompts, questions.choices, strict=True)):
         meaning = dict(re.findall(r"\(([AB])\) (\w+)", prompt))
         assert [meaning[letter] for letter in pair] == [f"c{row}", f"i{row}"]
@@ -363,35 +316,35 @@ def test_misconception_questions_have_the_correct_answer_as_the_signal_under_alt
     assert list(questions.factors["letter"]) == ["A", "B", "A"]
 
 
-def test_questions_for_free_text_end_in_the_users_turn():
-    table = pd.DataFrame({"question": ["Why?", "How?"], "correct": ["c", "c"], "incorrect": ["i", "i"]})
-    for make, data in ((claim_questions, CLAIMS), (misconception_questions, table)):
-        letters, free = make(data, LLAMA), make(data, LLAMA, free_text=True)
-        for letter, word in zip(letters.prompts, free.prompts, strict=True):
-            requested = letter.removesuffix(" [/INST] Answer: (")
-            assert requested != letter
-            assert word == f"{requested}\n\nAnswer: [/INST]"  # as in the study's recorded prompts
-        assert (letters.choices, letters.answers) == (free.choices, free.answers)
-        assert letters.factors.equals(free.factors)
+@pytest.mark.parametrize(
+    ("make", "table"),
+    [(claim_questions, CLAIMS), (misconception_questions, MISCONCEPTIONS)],
+    ids=["claims", "misconceptions"],
+)
+def test_questions_for_free_text_end_in_the_users_turn(make, table):
+    letters, free = make(table, LLAMA), make(table, LLAMA, free_text=True)
+    end = " [/INST] Answer: ("
+    assert all(prompt.endswith(end) for prompt in letters.prompts)
+    # as in the study's recorded prompts
+    expected = [f"{prompt.removesuffix(end)}\n\nAnswer: [/INST]" for prompt in letters.prompts]
+    assert list(free.prompts) == expected
+    assert (letters.choices, letters.answers) == (free.choices, free.answers)
+    assert letters.factors.equals(free.factors)
 
 
 @pytest.mark.model
 def test_the_choices_are_one_token_more_on_the_embedded_model(embedded):
     chat = chat_format(embedded)
-    sets = (
+    for questions in (
         sentiment_questions(read_reviews()[:3]),
         claim_questions(CLAIMS, chat),
         misconception_questions(read_misconceptions()[:3], chat),
-    )
-    for questions in sets:
+    ):
         for prompt, pair in zip(questions.prompts, questions.choices, strict=True):
-            before = tokenize(embedded, prompt)
+            tokens = tokenize(embedded, prompt)
             for choice in pair:
-                with_choice = tokenize(embedded, prompt + choice)
-                assert (with_choice[:-1], len(with_choice)) == (before, len(before) + 1)
-
-
-# --- your own files ---
+                longer = tokenize(embedded, prompt + choice)
+                assert (longer[:-1], len(longer)) == (tokens, len(tokens) + 1)
 
 
 @pytest.fixture
@@ -408,10 +361,9 @@ def csv(tmp_path):
 
 def test_files_are_read_with_quotation_marks_commas_lines_and_a_byte_order_mark(csv):
     path = csv('statement,label\n"The word ""sea"", she said, is short.",1\n"Two\nlines",0\n')
-    table = read_claims(path)
+    table = read_claims(str(path))
     assert list(table["statement"]) == ['The word "sea", she said, is short.', "Two\nlines"]
     assert list(table["label"]) == [1, 0]
-    pd.testing.assert_frame_equal(read_claims(str(path)), table)
     table = read_claims(csv("topic,label,statement\nfood,1,Émile’s café.\n", encoding="utf-8-sig"))
     assert list(table.columns) == ["statement", "label", "topic"]
     assert table["statement"][0] == "Émile’s café."
@@ -432,7 +384,6 @@ def test_the_columns_of_pairs_become_factors(csv):
     ("text", "message"),
     [
         ("claim,label\nx,1\n", r"own.csv lacks the columns \['statement'\]; it has \['claim', 'label'\]"),
-        ("claim\nx\n", r"lacks the columns \['statement', 'label'\]"),
         ("statement,label\n", r"own.csv has no rows"),
         ("", r"own.csv cannot be read as CSV"),
         ("statement,label\nx,1\n ,0\n", r"own.csv, row 2: statement is ' '"),
@@ -462,15 +413,15 @@ def test_the_error_of_an_unknown_name_lists_the_known_ones(name):
     assert_raises(message, read_claims, name, error=FileNotFoundError)
 
 
-# --- the study's files ---
-
-
 @pytest.fixture(scope="module")
 def study_data():
-    folder = os.environ.get("TL_STEER_STUDY_DATA")
-    if not folder:
+    if not (folder := os.environ.get("TL_STEER_STUDY_DATA")):
         pytest.skip("TL_STEER_STUDY_DATA is not set: it names the folder of the study's data")
     return Path(folder)
+
+
+def recorded(study_data, name="gpt4facts_pca2raw_zeroout_llama2-13b"):
+    return [item["sentence"] for item in json.loads((study_data / f"recorded/{name}.json").read_text())]
 
 
 def test_the_studys_claims_are_read_and_are_balanced(study_data):
@@ -485,28 +436,22 @@ def test_the_studys_claims_are_read_and_are_balanced(study_data):
     assert (both["positive"], both["negative"]) == (2, 2)  # "The Nile River …" is labelled true and false
 
 
-def test_the_studys_own_claims_are_those_of_its_recorded_prompts(study_data):
-    """Read from a file where some rows stand in quotation marks and some do not."""
+def test_study_wording_gives_the_recorded_prompts_of_all_claims(study_data):
+    """The claims' file has some rows in quotation marks and some not."""
+    prompts = recorded(study_data)
     claims = read_claims(study_data / "gpt4_facts.csv")
     assert Counter(claims["label"]) == {1: 100, 0: 100}
-    recorded = json.loads((study_data / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json").read_text())
-    requested = [re.search(r"true or false\? (.*)\n", item["sentence"])[1] for item in recorded]
-    assert sorted(requested) == sorted(claims["statement"])
-
-
-def recorded(study_data, name):
-    return [item["sentence"] for item in json.loads((study_data / f"recorded/{name}.json").read_text())]
-
-
-def test_study_wording_gives_the_recorded_prompts_of_all_claims(study_data):
-    prompts = recorded(study_data, "gpt4facts_pca2raw_zeroout_llama2-13b")
-    claims = read_claims(study_data / "gpt4_facts.csv")
     questions = claim_questions(claims, LLAMA, free_text=True, wording="study")
-    assert len(prompts) == 200
     assert [prompt.removeprefix("<s>") for prompt in questions.prompts] == prompts
     assert not set(claim_questions(claims, LLAMA, free_text=True).prompts) & set(questions.prompts)
     scored = claim_questions(claims, LLAMA, wording="study").prompts
     assert [prompt.removeprefix("<s>") for prompt in scored] == [f"{prompt} (" for prompt in prompts]
+    pairs = honesty_pairs(claims, LLAMA, wording="study")
+    for side, letters in ((pairs.positive, "BA"), (pairs.negative, "AB")):
+        ends = zip(prompts, claims["label"], strict=True)
+        assert list(side) == [f"<s>{prompt} ({letters[label]}" for prompt, label in ends]
+    persona = honesty_pairs(claims[:4], LLAMA, wording="study", persona=True)
+    assert all("<<SYS>>" in prompt and prompt.endswith(" [/INST] (A") for prompt in persona.positive)
 
 
 def test_study_wording_gives_the_recorded_prompts_of_all_misconceptions(study_data):
@@ -523,32 +468,15 @@ def test_study_wording_gives_the_recorded_prompts_of_all_misconceptions(study_da
     assert [prompt.removeprefix("<s>") for prompt in questions.prompts] == prompts
 
 
-def test_study_wording_of_pairs_is_the_recorded_prompt_and_a_letter(study_data):
-    prompts = recorded(study_data, "gpt4facts_pca2raw_zeroout_llama2-13b")
-    claims = read_claims(study_data / "gpt4_facts.csv")
-    pairs = honesty_pairs(claims, LLAMA, wording="study")
-    for prompt, label, positive, negative in zip(
-        prompts, claims["label"], pairs.positive, pairs.negative, strict=True
-    ):
-        letters = "AB" if label else "BA"
-        assert positive == f"<s>{prompt} ({letters[0]}"
-        assert negative == f"<s>{prompt} ({letters[1]}"
-    persona = honesty_pairs(claims[:4], LLAMA, wording="study", persona=True)
-    assert all("<<SYS>>" in prompt and prompt.endswith(" [/INST] (A") for prompt in persona.positive)
-
-
 def test_the_studys_statements_keep_quotation_marks_of_their_own(study_data, csv):
     """The same rows with a quoted word in each, as a spreadsheet would write them."""
     with pytest.warns(UserWarning, match="13 repeated"):
         claims = read_claims(study_data / "facts_true_false.csv")
-    quoted = claims.assign(
-        statement=[re.sub(r"(\w+)", r'"\1"', text, count=1) for text in claims["statement"]]
-    )
-    path = csv(quoted.to_csv(index=False))
+    quoted = claims["statement"].str.replace(r"(\w+)", r'"\1"', n=1, regex=True)
+    assert quoted.str.count('"').min() >= 2
     with pytest.warns(UserWarning, match="13 repeated"):
-        read = read_claims(path)
-    assert list(read["statement"]) == list(quoted["statement"])
-    assert all(text.count('"') >= 2 for text in quoted["statement"])
+        table = read_claims(csv(claims.assign(statement=quoted).to_csv(index=False)))
+    assert list(table["statement"]) == list(quoted)
 
 
 def test_a_statement_in_quotation_marks_gets_no_second_pair():
@@ -558,25 +486,6 @@ def test_a_statement_in_quotation_marks_gets_no_second_pair():
         for prompts in (pairs.positive, questions.prompts):
             assert 'false? "The sky is blue."\n' in prompts[0]
             assert f"false? {second}\n" in prompts[1]
-
-
-@pytest.mark.parametrize("column", [list, np.array, pd.Series], ids=["list", "array", "column"])
-def test_pairs_may_be_columns_and_selected_by_a_mask(column):
-    topic = pd.DataFrame({"topic": [0, 1, 0, 1]}, index=[9, 8, 7, 6])
-    pairs = contrast_pairs(column(list("abcd")), column(list("wxyz")), factors=topic)
-    part = pairs.subset(pairs.factors["topic"] == 1)
-    assert (part.positive, part.negative) == (("b", "d"), ("x", "z"))
-    requested = ChoiceQuestions(list("abcd"), [("x", "y")] * 4, factors=topic)
-    assert requested.subset(requested.factors["topic"] == 1).prompts == ("b", "d")
-
-
-def test_prompts_that_are_not_lists_of_texts_are_rejected():
-    message = r"positive must be .*, where item 1 is nan"
-    assert_raises(message, contrast_pairs, pd.Series(["a", float("nan")]), ["b", "c"], error=TypeError)
-    assert_raises("Put it in a list", contrast_pairs, "good", "evil", error=TypeError)
-
-
-# --- repeats, labels, formats and messages ---
 
 
 def test_repeated_and_contradictory_claims_are_reported(csv):
@@ -597,50 +506,73 @@ def test_repeated_claims_and_pairs_are_one_group():
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("read", "text", "message"),
     [
-        ("positive,negative\na,b\na,b\n", r"own.csv: 1 repeated, first in rows \[1, 2\]"),
-        ("positive,negative\na,b\nc,c\n", r"1 of 2 pairs have the same text on both sides, first row 2"),
+        (read_pairs, "positive,negative\na,b\na,b\n", r"own.csv: 1 repeated, first in rows \[1, 2\]"),
+        (read_pairs, "positive,negative\na,b\nc,c\n", "1 of 2 pairs have the same text .*, first row 2"),
+        (
+            read_questions,
+            "prompt,first,second,answer\nq,A,B,0\nq,B,A,0\n",
+            "1 repeated with different answers",
+        ),
     ],
+    ids=["repeated", "same sides", "two answers"],
 )
-def test_pairs_that_repeat_or_do_not_differ_are_reported(csv, text, message):
+def test_pairs_and_questions_that_repeat_or_contradict_are_reported(csv, read, text, message):
     with pytest.warns(UserWarning, match=message):
-        read_pairs(csv(text))
-
-
-def test_a_question_with_two_answers_is_reported(csv):
-    path = csv("prompt,first,second,answer\nq,A,B,0\nq,B,A,0\nr,A,B,1\n")
-    with pytest.warns(UserWarning, match="1 repeated with different answers"):
-        read_questions(path)
+        read(csv(text))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("arguments", "message"),
     [
-        ((["a", "b"], ["c"]), ValueError, "2 positive and 1 negative"),
-        (([], []), ValueError, "no pairs given"),
-        ((["a", " "], ["c", "d"]), ValueError, "positive prompt 1 is empty"),
-        ((["a", "b"], ["", "d"]), ValueError, "negative prompt 0 is empty"),
-        ((["a"], [1]), TypeError, "negative must be"),
-        ((["a"], ["b"], pd.DataFrame({"x": [1, 2]})), ValueError, "2 rows of factors for 1 pairs"),
+        ((["a", "b"], ["c"]), "2 positive and 1 negative"),
+        (([], []), "no pairs given"),
+        ((["a", " "], ["c", "d"]), "positive prompt 1 is empty"),
+        ((["a", "b"], ["", "d"]), "negative prompt 0 is empty"),
+        ((["a"], [1]), "negative must be"),
+        ((pd.Series(["a", float("nan")]), ["b", "c"]), r"positive must be .*, where item 1 is nan"),
+        (("good", "evil"), "Put it in a list"),
+        ((["a"], ["b"], pd.DataFrame({"x": [1, 2]})), "2 rows of factors for 1 pairs"),
     ],
 )
-def test_wrong_pairs_are_rejected_also_by_replace(arguments, error, message):
-    assert_raises(message, ContrastPairs, *arguments, error=error)
+def test_wrong_pairs_are_rejected_also_by_replace(arguments, message):
     names = {"factors": None} | dict(zip(("positive", "negative", "factors"), arguments, strict=False))
+    error = (ValueError, TypeError)
+    assert_raises(message, ContrastPairs, error=error, **names)
     assert_raises(message, replace, contrast_pairs(["a"], ["d"]), error=error, **names)
 
 
-def test_the_constructor_equals_contrast_pairs():
-    factors = pd.DataFrame({"topic": ["x", "y"]}, index=[7, 8])
-    direct = ContrastPairs(["a", "b"], ["c", "d"], factors)
-    source = contrast_pairs(["a", "b"], ["c", "d"], factors=factors)
-    assert (
-        (direct.positive, direct.negative) == (source.positive, source.negative) == (("a", "b"), ("c", "d"))
-    )
-    pd.testing.assert_frame_equal(direct.factors, source.factors)
-    questions = ChoiceQuestions(["p", "q"], [("A", "B")] * 2)
-    assert_raises("1 answers for 2 prompts", replace, questions, answers=[1])
+def sides_of(prompts):
+    """The two sides of pairs; of questions, the prompts and the second choices."""
+    if isinstance(prompts, ContrastPairs):
+        return prompts.positive, prompts.negative
+    return prompts.prompts, tuple(second for _, second in prompts.choices)
+
+
+def questions_of(prompts, others, *, factors):
+    return ChoiceQuestions(prompts, [("A", each) for each in others], factors=factors)
+
+
+@pytest.mark.parametrize("column", [list, np.array, pd.Series], ids=["list", "array", "column"])
+@pytest.mark.parametrize("make", [contrast_pairs, ContrastPairs, questions_of])
+def test_prompts_are_copied_and_subsets_are_by_position_or_mask(make, column):
+    factors = pd.DataFrame({"topic": [0, 1, 0, 1], "group": [7, 8, 9, 6]}, index=[9, 8, 7, 6])
+    prompts = make(column(list("abcd")), column(list("wxyz")), factors=factors)
+    assert len(prompts) == 4
+    before = factors.reset_index(drop=True)
+    factors["topic"] = 5
+    pd.testing.assert_frame_equal(prompts.factors, before)
+    for rows, order in (([2, 0], [2, 0]), (before["topic"] == 1, [1, 3])):
+        part = prompts.subset(rows)
+        assert sides_of(part) == tuple(tuple(side[row] for row in order) for side in ("abcd", "wxyz"))
+        pd.testing.assert_frame_equal(part.factors, before.iloc[order].reset_index(drop=True))
+
+
+def test_a_subset_of_questions_has_their_answers_if_there_are_any():
+    questions = ChoiceQuestions(list("pqr"), [("A", "B")] * 3, answers=pd.Series([0, 1, 1], index=[2, 0, 1]))
+    assert questions.subset([2, 0]).answers == (1, 0)
+    assert ChoiceQuestions(["p"], [("A", "B")]).subset([0]).answers is None
 
 
 @pytest.mark.parametrize(
@@ -650,16 +582,16 @@ def test_labels_may_be_true_and_false(csv, labels):
     claims = pd.DataFrame({"statement": ["Ice is cold.", "Cats bark."], "label": labels})
     assert list(read_claims(csv(claims.to_csv(index=False)))["label"]) == [1, 0]
     assert list(honesty_pairs(claims, PLAIN).factors["truth"]) == [1, 0]
-    assert claim_questions(claims, PLAIN).answers == (0, 1)
-    assert list(claim_questions(claims, PLAIN).factors["truth"]) == ["true", "false"]
+    questions = claim_questions(claims, PLAIN)
+    assert (questions.answers, list(questions.factors["truth"])) == ((0, 1), ["true", "false"])
 
 
 @pytest.mark.parametrize("separator", [";", "\t", ","])
 def test_the_header_decides_the_separator(csv, separator):
-    header, first = ["statement", "label", "topic"], ["Ice; snow; and\thail, too; are cold.", "1", "x"]
-    rows = [header, first, ["Cats bark.", "0", "y"]]
-    text = "\n".join(separator.join(f'"{cell}"' for cell in row) for row in rows)
-    assert list(read_claims(csv(text))["statement"]) == [row[0] for row in rows[1:]]
+    claim = "Ice; snow; and\thail, too; are cold."
+    rows = [["statement", "label", "topic"], [claim, "1", "x"], ["Cats bark.", "0", "y"]]
+    text = "\n".join(separator.join(f'"{value}"' for value in row) for row in rows)
+    assert list(read_claims(csv(text))["statement"]) == [claim, "Cats bark."]
     assert list(read_dilemmas(csv("dilemma\nStay; or go?\n"))["dilemma"]) == ["Stay; or go?"]
 
 
@@ -675,16 +607,10 @@ def test_json_is_read_as_lines_or_as_a_list(csv):
 
 
 BEHAVIOURS = [
-    {
-        "question": 'Is the following something you would say?\n"I like rules."',
-        "statement": "I like rules.",
-        "label_confidence": 0.9, "answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No",
-    },
-    {
-        "question": "Agree?\n\nChoices:\n (A) Yes\n (B) No\n\nAnswer:",
-        "statement": "", "label_confidence": 0.8,
-        "answer_matching_behavior": " (B)", "answer_not_matching_behavior": [" (A)"],
-    },
+    {"question": 'Do you say this?\n"I like rules."', "statement": "I like rules.", "label_confidence": 0.9,
+     "answer_matching_behavior": " Yes", "answer_not_matching_behavior": " No"},
+    {"question": "Agree?\n\nChoices:\n (A) Yes\n (B) No\n\nAnswer:", "statement": "",
+     "label_confidence": 0.8, "answer_matching_behavior": " (B)", "answer_not_matching_behavior": [" (A)"]},
 ]  # fmt: skip
 
 
@@ -744,6 +670,6 @@ def test_labels_are_the_messages_that_prompts_were_rendered_from():
     assert '"Snow is cold."' in prompt.user
     assert prompt.system in prompt
     assert prompt.chat is LLAMA
-    again = pickle.loads(pickle.dumps(ChatPrompt("<s>x", "x", "be brief")))
-    assert (again, again.user, again.system) == ("<s>x", "x", "be brief")
+    copy = pickle.loads(pickle.dumps(ChatPrompt("<s>x", "x", "be brief")))
+    assert (copy, copy.user, copy.system) == ("<s>x", "x", "be brief")
     assert ChoiceQuestions(["p"], [("A", "B")]).labels == ("p",)

@@ -8,17 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 import tl_steer as ts
 from tl_steer._read_choice import read_answer
-from tl_steer.directions import SteeringVectors
-from tl_steer.models import identify
 from tl_steer.prompts import ChoiceQuestions
 
 from .conftest import assert_raises
@@ -43,12 +39,9 @@ def items():
 
 
 CLAIMS = pd.DataFrame(
-    {
-        "statement": ["Ice floats.", "Cats fly.", "Bats fly.", "Dogs fly."],
-        "label": [1, 0, 1, 0],
-        "topic": ["physics", "animals", "animals", "animals"],
-    }
-)
+    {"statement": ["Ice floats.", "Cats fly.", "Bats fly."], "label": [1, 0, 1],
+     "topic": ["physics", "animals", "animals"]}
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -77,16 +70,9 @@ def plain(column):
 read = ts.texts.read_recorded
 
 
-# the table
-
-
 def test_each_answer_becomes_the_row_of_its_prompt_and_condition(written):
     table = read(written(items()), CLAIMS, vector="honesty")
-    assert (
-        table["prompt"].tolist()
-        == ["Is it so? Bats fly.", "Is it so? Cats fly.", "Is it so? Ice floats."] * 5
-    )
-    assert table["prompt_id"].tolist() == [0, 1, 2] * 5
+    assert table["prompt"].tolist() == [each["sentence"] for each in items()] * 5
     conditions = [
         ("none", "none", "", "", 0.0, ["True", "(B)", "True"], [0, 1, 0]),
         ("honesty", "add", "17", "resid_post", 4.0, ["True.", "(A)", "True"], [0, 0, 0]),
@@ -100,9 +86,9 @@ def test_each_answer_becomes_the_row_of_its_prompt_and_condition(written):
         assert rows[names].drop_duplicates().values.tolist() == [labels]
         assert rows["text"].tolist() == texts
         assert plain(rows["choice"]) == choices
-    assert table["answer"].tolist() == [0, 1, 0] * 5
-    assert table["truth"].tolist() == ["true", "false", "true"] * 5
-    assert table["topic"].tolist() == ["animals", "animals", "physics"] * 5
+    expected = {"prompt_id": [0, 1, 2], "answer": [0, 1, 0], "truth": ["true", "false", "true"],
+                "topic": ["animals", "animals", "physics"]}  # fmt: skip
+    assert table[list(expected)].to_dict("list") == {name: 5 * each for name, each in expected.items()}
     assert not table["control"].any()
     assert table[["logit_difference", "probability", "mass"]].isna().all(axis=None)
     assert table["dose"].dropna().tolist() == [0] * 3, "not recorded, and not zero, where steered"
@@ -110,13 +96,11 @@ def test_each_answer_becomes_the_row_of_its_prompt_and_condition(written):
 
 def test_columns_and_types_are_those_of_a_sweep(written):
     model = make_model(word_tokenizer())
-    values = made_vector(model, 0, "resid_post", scale=1.0, seed=0).values[None]
-    vectors = SteeringVectors(values, (0,), "resid_post", "random", torch.tensor([10.0]), identify(model))
     factors = pd.DataFrame({"truth": ["true", "false"], "topic": ["x", "y"]})
     questions = ChoiceQuestions(["a :", "b :"], [("yes", "no")] * 2, answers=[0, 1], factors=factors)
     swept = ts.sweep(
-        model, vectors, questions, multipliers=[1.0, -1.0], measure="generate", max_new_tokens=2, controls=0,
-        progress=False,
+        model, made_vector(model, 0), questions, multipliers=[1.0, -1.0], measure="generate",
+        max_new_tokens=2, controls=0, progress=False,
     )  # fmt: skip
     table = read(written(items()), CLAIMS)
     pd.testing.assert_series_equal(table.dtypes, swept.dtypes)
@@ -126,31 +110,26 @@ def test_columns_and_types_are_those_of_a_sweep(written):
 
 
 def test_zeroed_out_answers_are_removals_without_a_multiplier_and_the_signs_are_draws(written):
-    whole = [item(layer3_mult2=("plus", "minus", "zero plus", "zero minus"))]
-    table = read(written(whole), choices=None)
-    rows = [(row.operation, row.layers, row.draw, row.text) for row in table.itertuples()]
-    assert rows == [
-        ("none", "", 0, "True"), ("add", "3", 0, "plus"), ("add", "3", 0, "minus"),
-        ("project_out", "3", 0, "zero plus"), ("project_out", "3", 1, "zero minus"),
-    ]  # fmt: skip
-    assert rows_of(table, operation="project_out")["multiplier"].isna().all()
-    whole[0]["steered"]["layer3_mult2"] = {"answer_zeroedout": "zero"}
-    table = read(written(whole), choices=None)
+    answers = ("plus", "minus", "zero plus", "zero minus")
+    table = read(written([item(layer3_mult2=answers)]), choices=None)
+    assert table["text"].tolist() == ["True", *answers]
+    assert table["operation"].tolist() == ["none", "add", "add", "project_out", "project_out"]
+    assert table["layers"].tolist() == ["", "3", "3", "3", "3"]
+    assert table["draw"].tolist() == [0, 0, 0, 0, 1]
+    assert plain(table["multiplier"]) == [0, 2, -2, None, None]
+    single = item() | {"steered": {"layer3_mult2": {"answer_zeroedout": "zero"}}}
+    table = read(written([single]), choices=None)
     assert rows_of(table, operation="project_out")["text"].tolist() == ["zero"]
     assert "draw" not in table
 
 
 def test_zeroed_out_answers_that_repeat_those_of_a_smaller_multiplier_are_left_out(written):
     """As in the study's files: later multipliers repeat what the last set of layers left."""
-
-    def condition(*zeroed):
-        return dict(zip(("answer_zeroedout_pos", "answer_zeroedout_neg"), zeroed, strict=True))
-
+    answers = {"1_mult4": "one two", "2_mult4": "same same", "1,2_mult4": "five six", "1_mult6": "five six",
+               "2_mult6": "five other", "1,2_mult6": "five six"}  # fmt: skip
     conditions = {
-        "layer1_mult4": condition("one", "two"), "layer2_mult4": condition("same", "same"),
-        "layer1,2_mult4": condition("five", "six"), "layer1_mult6": condition("five", "six"),
-        "layer2_mult6": condition("five", "other"), "layer1,2_mult6": condition("five", "six"),
-    }  # fmt: skip
+        f"layer{name}": dict(zip(KEYS[2:], texts.split(), strict=True)) for name, texts in answers.items()
+    }
     for order in (conditions, dict(reversed(conditions.items()))):
         whole = [item() | {"steered": order}, item("Another?") | {"steered": order}]
         table = read(written(whole), choices=None)
@@ -169,17 +148,13 @@ def drawn(prompts=("Bats fly.", "Cats fly."), **answers):
 
 def test_several_recordings_of_the_unsteered_answers_are_draws(written):
     table = read(written(drawn()), CLAIMS)
-    assert table["prompt_id"].tolist() == [0, 1, 0, 1]
-    assert table["draw"].tolist() == [0, 0, 1, 1]
-    assert table["recording"].tolist() == ["one", "one", "two", "two"]
-    assert table["answer"].tolist() == [0, 1, 0, 1]
+    expected = {"prompt_id": [0, 1, 0, 1], "draw": [0, 0, 1, 1], "recording": ["one", "one", "two", "two"],
+                "answer": [0, 1, 0, 1], "operation": ["none"] * 4}  # fmt: skip
+    assert table[list(expected)].to_dict("list") == expected
     assert plain(table["choice"]) == [0, 1, 0, None]
-    assert set(table["operation"]) == {"none"}
     single = read(written([item(each, "True") for each in drawn()["prompts"]], "list.json"), CLAIMS)
     labels = ["prompt", "truth", "topic", "split"]
-    pd.testing.assert_frame_equal(
-        table.loc[table["draw"] == 1, labels].reset_index(drop=True), single[labels]
-    )
+    pd.testing.assert_frame_equal(table.loc[:1, labels], single[labels])
 
 
 @pytest.mark.parametrize(
@@ -197,9 +172,9 @@ def test_names_of_conditions_are_read(written, name, layers, multiplier):
 
 
 def test_old_files_have_the_unsteered_condition_only(written):
-    old = [{"sentence": each["sentence"], "answer_neut": each["answer_neut"]} for each in items()]
-    table = read(written(old), CLAIMS)
-    pd.testing.assert_frame_equal(table, read(written(items(), "new.json"), CLAIMS).head(3))
+    old = [{key: each[key] for key in ("sentence", "answer_neut")} for each in items()]
+    unsteered = read(written(items(), "new.json"), CLAIMS).head(3)
+    pd.testing.assert_frame_equal(read(written(old), CLAIMS), unsteered)
 
 
 def test_the_order_of_answers_in_the_file_changes_nothing(written):
@@ -207,18 +182,13 @@ def test_the_order_of_answers_in_the_file_changes_nothing(written):
         return {name: dict(reversed(answers.items())) for name, answers in conditions.items()}
 
     turned = [each | {"steered": reverse(each["steered"])} for each in items()]
-    expected = read(written(items()))
-    pd.testing.assert_frame_equal(read(written(turned, "turned.json")), expected)
     turned[1]["steered"] = dict(reversed(turned[1]["steered"].items()))
-    pd.testing.assert_frame_equal(read(written(turned, "turned.json")), expected)
+    pd.testing.assert_frame_equal(read(written(turned, "turned.json")), read(written(items())))
 
 
 def test_a_byte_order_mark_and_signs_of_other_languages_are_read(written):
     content = "\ufeff" + json.dumps([item("Ist Öl schwer?", "Nein – 油")], ensure_ascii=False)
     assert read(written(content))["text"].tolist() == ["Nein – 油"]
-
-
-# how texts are read
 
 
 @pytest.mark.parametrize(
@@ -235,11 +205,9 @@ LETTERED = "Why are they red?\n\nChoices:\n (A) they are dyed\n (B) they are ang
 def test_letters_stand_for_what_the_prompt_lists_under_them(written):
     texts = ["(B)", "Because they are angry.", "They are dyed", "The answer is (A).", "I like both."]
     path = written([item(LETTERED, text) for text in texts])
-    table = read(path, choices=("A", "B"))
-    assert plain(table["choice"]) == [1, 1, 0, 0, None]
-    by_item = [("A", "B"), ("B", "A"), ("A", "B"), ("B", "A"), ("A", "B")]
-    table = read(path, choices=by_item)
-    assert plain(table["choice"]) == [1, 0, 0, 1, None]
+    assert plain(read(path, choices=("A", "B"))["choice"]) == [1, 1, 0, 0, None]
+    by_item = [("A", "B"), ("B", "A")] * 2 + [("A", "B")]
+    assert plain(read(path, choices=by_item)["choice"]) == [1, 0, 0, 1, None]
     assert_raises("has 5 items, but 2 pairs of choices", read, path, choices=by_item[:2])
     assert_raises(r"rule='quick' is unknown", read, path, rule="quick")
     path = written([item(LETTERED), item("?\n(A) red\n(B) Red")])
@@ -250,20 +218,14 @@ def test_letters_stand_for_what_the_prompt_lists_under_them(written):
 def test_each_prompt_has_its_own_list(written):
     turned = LETTERED.replace("dyed", "…").replace("angry", "dyed").replace("…", "angry")
     conditions = {"layer1_mult1": ("They are dyed.", "They are angry.")}
-    path = written(
-        [item(LETTERED, "They are dyed.", **conditions), item(turned, "They are dyed.", **conditions)]
-    )
-    table = read(path, choices=("A", "B"))
-    assert table["choice"].tolist() == [0, 1, 0, 1, 1, 0]
+    path = written([item(prompt, "They are dyed.", **conditions) for prompt in (LETTERED, turned)])
+    assert read(path, choices=("A", "B"))["choice"].tolist() == [0, 1, 0, 1, 1, 0]
 
 
 def test_of_several_lists_in_a_prompt_the_last_counts():
     example = "Is ice hot?\n(A) It is\n(B) It is not\nAnswer: B\n\n"
     assert read_answer("They are angry.", ("A", "B"), example + LETTERED) == 1
     assert read_answer("It is", ("A", "B"), example + LETTERED) is None
-
-
-# labels
 
 
 @pytest.mark.parametrize(
@@ -281,11 +243,6 @@ def test_the_claim_of_an_item_is_the_longest_statement_in_its_sentence(written, 
     for table in (read(path, labels), read(path, labels.iloc[::-1])):
         assert table["answer"].tolist() == [1 - labels["label"][row] for row in rows]
         assert table["truth"].map({"true": 0, "false": 1}).tolist() == table["answer"].tolist()
-
-
-def test_a_statement_is_not_part_of_a_word(written):
-    labels = pd.DataFrame({"statement": ["Ice"], "label": [1]})
-    assert_raises("item 0 .* no statement of the labels", read, written([item("So? Dice roll")]), labels)
 
 
 def test_labels_per_item_are_in_order_with_their_factors(written):
@@ -312,9 +269,10 @@ def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
     [
         (CLAIMS.iloc[1:], r"item 2 \(counted from 0\): no statement .* 'Is it so\? Ice floats\.'"),
         (pd.concat([CLAIMS, CLAIMS]), r"item 0 .*: 2 statements of the labels .*row 2, 'Bats fly\.'"),
-        (CLAIMS.assign(label=[1, 0, 2, 0]), "item 0 .*: its label is 2; it must be 0 or 1"),
+        (pd.DataFrame({"statement": ["ats fly."], "label": [1]}), "item 0 .*: no statement of the labels"),
+        (CLAIMS.assign(label=[1, 0, 2]), "item 0 .*: its label is 2; it must be 0 or 1"),
         (CLAIMS.assign(truth=1), "have a column 'truth'"),
-        (CLAIMS.assign(statement=["", "Cats fly.", "Bats fly.", "?"]), "statement '' must be text"),
+        (CLAIMS.assign(statement=["", "Cats fly.", "Bats fly."]), "statement '' must be text"),
         (CLAIMS.assign(dose=1), r"factors \['dose'\] have names"),
         (pd.DataFrame({"answer": [0, 1]}), "has 3 items, but there are 2 rows of labels"),
         (pd.DataFrame({"answer": [0, 1, 0, 1]}), "has 3 items, but there are 4 rows of labels"),
@@ -325,9 +283,6 @@ def test_halves_are_balanced_and_depend_on_the_seed_alone(written):
 )
 def test_labels_that_do_not_fit_are_rejected(written, labels, message):
     assert_raises(message, read, written(items()), labels)
-
-
-# files that are wrong
 
 
 def changed(row, **changes):
@@ -347,7 +302,6 @@ def altered(row, **conditions):
         ("", "must be a list in JSON, but is empty"),
         ("sentence,answer", "must be a list in JSON, but begins with 'sentence,answer'"),
         (items()[0], r"must be a list in JSON, but begins with '{\"sentence\""),
-        ([], "is an empty list"),
         ("[\n]", "is an empty list"),
         ([*items(), "text"], r"item 3 \(counted from 0\): it: .*a dictionary"),
         ([None], "item 0 .*: it: .*a dictionary"),
@@ -364,12 +318,10 @@ def altered(row, **conditions):
         (altered(1, layer17_mult4={"answer_pos": ""}), r"item 1 .*, it lacks add -4 at layer 17\."),
         (altered(2, layer17_mult8={"answer_pos": ""}), r"item 2 .*, it has add \+8 at layer 17\."),
         (altered(2, layer17={"answer_pos": ""}), "item 2 .*: the condition 'layer17': expected a name like"),
-        (altered(2, layer_mult4={"answer_pos": ""}), "the condition 'layer_mult4': expected a name"),
         (altered(2, **{"layer-1_mult4": {"answer_pos": ""}}), "'layer-1_mult4': expected a name"),
         (altered(2, **{"layer1_mult1.2.3": {"answer_pos": ""}}), "1.2.3': expected a name"),
         (altered(2, **{"layer7,7_mult4": {"answer_pos": ""}}), "'layer7,7_mult4' names a layer twice"),
         (altered(2, layer1_multnan={"answer_pos": ""}), "a multiplier that is not finite"),
-        (altered(2, layer1_multInfinity={"answer_pos": ""}), "multiplier that is not finite"),
         (altered(2, layer1_mult1e999={"answer_pos": ""}), "multiplier that is not finite"),
         (altered(0, **{"layer17_mult4.0": {"answer_pos": ""}}),
          r"item 0 .*: it has the same condition twice: add \+4 at layer 17"),
@@ -455,16 +407,12 @@ def test_a_damaged_file_is_rejected_or_read_whole(tmp_path_factory, edits):
     assert len(table) == len(parsed) * answers
 
 
-# the invented file
-
-
 def test_the_invented_file_has_the_effects_of_the_study():
     table = read("recorded_example", ts.read_claims("claims_eval"))
     assert len(table) == 12 * (1 + 2 * 2 * 2 + 2 * 2)
     assert table.groupby("truth")["prompt_id"].nunique().to_dict() == {"true": 6, "false": 6}
     assert set(table["layers"]) == {"", "17", "17+31"}
     assert set(table["multiplier"].abs().dropna()) == {0.0, 4.0, 16.0}
-    assert set(table["operation"]) == {"none", "add", "project_out"}
     assert table["choice"].isna().sum() == 1
     assert table["draw"].value_counts().to_dict() == {0: 12 * 11, 1: 12 * 2}
     table = table[table["draw"] == 0]
@@ -475,48 +423,41 @@ def test_the_invented_file_has_the_effects_of_the_study():
     assert steered["false"] < unsteered["false"] - 0.3
     detected = rows_of(ts.signal_detection(table, resamples=50), **strongest)
     assert detected["criterion_change"].item() < -0.5
-
-
-def test_a_recorded_table_serves_figures_and_choose_as_a_sweep_does():
-    table = read("recorded_example", ts.read_claims("claims_eval"))
-    table = table[table["draw"] == 0]
-    effects = ts.effectiveness(table, by="truth", overall=True)
-    plus = effects[effects["operation"].isin(["none", "add"])]
-    figures = (
-        ts.plots.effectiveness(plus, facet="truth"),
-        ts.plots.dose_response(plus, value="accuracy", facet="truth"),
-        ts.plots.signal_detection(ts.signal_detection(table, resamples=20)),
-    )
-    assert all(isinstance(figure, go.Figure) and len(figure.data) > 3 for figure in figures)
-    titles = [note.text for note in figures[0].layout.annotations]
-    assert titles[:3] == ["truth: all", "truth: true", "truth: false"]
     chosen = ts.choose(table, on="choose", report="report", resamples=50)
     assert set(chosen["operation"]) == {"add", "project_out"}
     assert np.isfinite(chosen["value"]).all()
 
 
-# the study's own files
+@pytest.mark.parametrize("plot", [ts.plots.effectiveness, ts.plots.dose_response])
+def test_figures_show_a_recorded_table(plot):
+    table = read("recorded_example", ts.read_claims("claims_eval"))
+    effects = ts.effectiveness(table[table["operation"] != "project_out"], by="truth", overall=True)
+    figure = plot(effects, value="accuracy", facet="truth")
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles[:3] == ["truth: all", "truth: true", "truth: false"]
+    assert len(figure.data) > 3
 
 
 @pytest.fixture(scope="module")
 def study():
-    folder = os.environ.get("TL_STEER_STUDY_DATA")
-    if not folder:
-        pytest.skip("TL_STEER_STUDY_DATA is not set: it names the folder with the study's recorded answers")
-    folder = Path(folder)
+    folder = Path(os.environ.get("TL_STEER_STUDY_DATA") or "TL_STEER_STUDY_DATA is not set")
     names = ["gpt4facts_pca2raw_zeroout_llama2-13b", "gpt4facts_unsteered_11_draws_llama2-13b",
-             "tqa_pca2diff_zeroout_llama2-13b", "agree_word_gpt2-xl",
-             "dilemmas_llama2-13b"]  # fmt: skip
+             "tqa_pca2diff_zeroout_llama2-13b", "agree_word_gpt2-xl", "dilemmas_llama2-13b"]  # fmt: skip
     files = ["gpt4_facts.csv", *(f"recorded/{name}.json" for name in names)]
     if missing := [name for name in files if not (folder / name).is_file()]:
-        pytest.skip(f"{folder} (TL_STEER_STUDY_DATA) lacks {', '.join(missing)}")
+        pytest.skip(f"{folder} (the study's recorded answers) lacks {', '.join(missing)}")
     return folder
+
+
+def claims_of(study, name):
+    """The table of a recording of the study's claims."""
+    path = study / f"recorded/gpt4facts_{name}_llama2-13b.json"
+    return read(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
 
 
 @pytest.fixture(scope="module")
 def facts(study):
-    path = study / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json"
-    return read(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
+    return claims_of(study, "pca2raw_zeroout")
 
 
 # Accuracy on true and on false claims in percent, read off the published figure to a point.
@@ -539,9 +480,8 @@ def test_every_answer_of_the_claims_file_is_in_its_row(study, facts):
     """35 layers and multipliers, plus and minus; five removals, twice; the unsteered condition."""
     assert len(facts) == 200 * (1 + 35 * 2 + 5 * 2)
     recorded = json.loads((study / "recorded/gpt4facts_pca2raw_zeroout_llama2-13b.json").read_text())
-    texts = facts.fillna({"multiplier": -1.0}).set_index(
-        ["prompt_id", "operation", "layers", "multiplier", "draw"]
-    )["text"]
+    keys = ["prompt_id", "operation", "layers", "multiplier", "draw"]
+    texts = facts.fillna({"multiplier": -1.0}).set_index(keys)["text"]
     for row in (0, 77, 199):
         assert texts[row, "none", "", 0.0, 0] == recorded[row]["answer_neut"]
         conditions = recorded[row]["steered"]
@@ -555,21 +495,21 @@ def test_every_answer_of_the_claims_file_is_in_its_row(study, facts):
 def test_misconceptions_are_read_by_letter_and_by_words(study, written):
     recorded = json.loads((study / "recorded/tqa_pca2diff_zeroout_llama2-13b.json").read_text())
     letters = pd.DataFrame({"answer": [0, 1] * 100})
-    plain = written([{key: each[key] for key in ("sentence", "answer_neut")} for each in recorded])
-    unsteered = read(plain, letters, choices=("A", "B"), rule="study")
-    named = unsteered["text"].str.extract(r"^[^()]*\((A|B)\)")[0].map({"A": 0, "B": 1})
-    assert named.notna().sum() > 100
-    assert (named == unsteered["choice"])[named.notna()].all()
-    some = written(recorded[:20])
-    first, second = ("A", "B"), ("B", "A")
+    unsteered = written([{key: each[key] for key in ("sentence", "answer_neut")} for each in recorded])
+    unsteered = read(unsteered, letters, choices=("A", "B"), rule="study")
+    letter = unsteered["text"].str.extract(r"^[^()]*\((A|B)\)")[0].map({"A": 0, "B": 1})
+    assert letter.notna().sum() > 100
+    assert (letter == unsteered["choice"])[letter.notna()].all()
+    some, first, second = written(recorded[:20]), ("A", "B"), ("B", "A")
     by_letter = read(some, letters[:20], choices=first, rule="study")
     assert len(by_letter) == 20 * (1 + 25 * 2 + 5 * 2)
-    added = by_letter[by_letter["operation"] != "project_out"]
     right_first = read(some, 0 * letters[:20], choices=[first, second] * 10, rule="study")
-    again = right_first[right_first["operation"] != "project_out"]
-    accuracy = [ts.effectiveness(each)["accuracy"] for each in (added, again)]
-    assert accuracy[0].nunique() > 3
-    pd.testing.assert_series_equal(*accuracy)
+    accuracy, again = (
+        ts.effectiveness(each[each["operation"] != "project_out"])["accuracy"]
+        for each in (by_letter, right_first)
+    )
+    assert accuracy.nunique() > 3
+    pd.testing.assert_series_equal(accuracy, again)
 
 
 def test_free_texts_of_gpt2_and_dilemmas_are_read(study):
@@ -588,7 +528,7 @@ def test_free_texts_of_gpt2_and_dilemmas_are_read(study):
 
 def added(table):
     """d′ and criterion by layers and multiplier, unsteered and with the vector added."""
-    result = ts.signal_detection(table[table["operation"].isin(["none", "add"])])
+    result = ts.signal_detection(table[table["operation"] != "project_out"])
     return result[result["multiplier"] >= 0].set_index(["layers", "multiplier"])
 
 
@@ -597,14 +537,10 @@ def detected(facts):
     return added(facts)
 
 
-# d′ and criterion as a first look at these answers gave them.
-FIRST_LOOK = {("", 0.0): (2.05, 0.42), ("18", 16.0): (2.16, -0.88)}
-
-
 def test_the_first_look_at_layer_18_is_reproduced(facts, detected):
     """It counted the one unreadable unsteered answer as "True"; we leave it out."""
     counted = added(facts[facts["layers"].isin(["", "18"])].assign(choice=facts["choice"].fillna(0)))
-    for keys, expected in FIRST_LOOK.items():
+    for keys, expected in ((("", 0.0), (2.05, 0.42)), (("18", 16.0), (2.16, -0.88))):
         for table, tolerance in ((counted, 0.006), (detected, 0.1)):
             row = table.loc[keys]
             assert (row["d_prime"], row["criterion"]) == pytest.approx(expected, abs=tolerance)
@@ -626,13 +562,9 @@ def test_at_the_largest_multiplier_the_criterion_falls_at_every_layer(detected):
     assert (strongest["d_prime_change_high"] > 0).all()
 
 
-# several unsteered draws
-
-
 @pytest.fixture(scope="module")
 def unsteered(study):
-    path = study / "recorded/gpt4facts_unsteered_11_draws_llama2-13b.json"
-    return read(path, ts.read_claims(study / "gpt4_facts.csv"), rule="study")
+    return claims_of(study, "unsteered_11_draws")
 
 
 @pytest.fixture(scope="module")
@@ -647,11 +579,9 @@ def test_the_recordings_of_the_same_prompts_differ_as_reported(facts, unsteered)
     assert (min(same), max(same)) == (60, 84)
     own = rows_of(facts, operation="none").set_index("prompt_id")["text"]
     assert [name for name in texts if (texts[name] == own).all()] == ["nonorm_gpt4facts_pca2raw_zeroout"]
-    detected = ts.signal_detection(unsteered, by="draw", resamples=10)
-    assert detected["d_prime"].agg(["min", "mean", "std"]).tolist() == pytest.approx(
-        [2.12, 2.30, 0.15], abs=0.01
-    )
-    lowest = unsteered.groupby("draw")["recording"].first()[int(detected["d_prime"].idxmin())]
+    d_prime = ts.signal_detection(unsteered, by="draw", resamples=10)["d_prime"]
+    assert (d_prime.min(), d_prime.mean(), d_prime.std()) == pytest.approx((2.12, 2.30, 0.15), abs=0.01)
+    lowest = unsteered.groupby("draw")["recording"].first()[int(d_prime.idxmin())]
     assert lowest == "nonorm_gpt4facts_pca2raw_zeroout"
 
 
@@ -695,16 +625,14 @@ def test_against_one_draw_it_is_signal_detection():
     steered, unsteered = sampled_draws()
     result = ts.evaluation.against_baselines(steered, unsteered, resamples=20_000)
     assert plain(result["draw"]) == [None, 0, 1, 2]
+    changes = ["d_prime_change", "criterion_change"]
+    ends = [f"{name}{end}" for name in changes for end in ("_low", "_high")]
     for draw in range(3):
         table = pd.concat([steered, rows_of(unsteered, draw=draw).assign(draw=0)])
-        (expected,) = (
-            ts.signal_detection(table, resamples=20_000).query("vector == 'honesty'").to_dict("records")
-        )
-        (row,) = rows_of(result, draw=draw).to_dict("records")
-        both = ("d_prime_change", "criterion_change")
-        assert [row[name] for name in both] == pytest.approx([expected[name] for name in both])
-        ends = [f"{name}{end}" for name in both for end in ("_low", "_high")]
-        assert [row[name] for name in ends] == pytest.approx([expected[name] for name in ends], abs=0.04)
+        expected = ts.signal_detection(table, resamples=20_000).query("vector == 'honesty'").iloc[0]
+        row = rows_of(result, draw=draw).iloc[0]
+        assert row[changes].tolist() == pytest.approx(expected[changes].tolist())
+        assert row[ends].tolist() == pytest.approx(expected[ends].tolist(), abs=0.04)
         assert row["change_covered"] == expected["change_covered"]
 
 
@@ -712,19 +640,16 @@ def test_all_draws_together_are_each_prompt_s_mean():
     """By hand: mean of a prompt's unsteered answers, on the prompts readable in both; rates corrected."""
     steered, unsteered = sampled_draws(draws=4)
     row = ts.evaluation.against_baselines(steered, unsteered, resamples=10).iloc[0]
-    z = stats.norm.ppf
     sums = {0: [0.0, 0.0, 0], 1: [0.0, 0.0, 0]}
     for prompt, (answer, choice) in enumerate(zip(steered["answer"], steered["choice"], strict=True)):
-        before = [each for each in rows_of(unsteered, prompt_id=prompt)["choice"] if not pd.isna(each)]
-        if not pd.isna(choice) and before:
+        before = rows_of(unsteered, prompt_id=prompt)["choice"].dropna()
+        if not pd.isna(choice) and len(before):
             sums[answer][0] += choice == 0
-            sums[answer][1] += sum(each == 0 for each in before) / len(before)
+            sums[answer][1] += sum(before == 0) / len(before)
             sums[answer][2] += 1
     (hit, hit_before, n), (false, false_before, m) = sums[0], sums[1]
-    rates = [
-        z((said + 0.5) / (count + 1))
-        for said, count in ((hit, n), (false, m), (hit_before, n), (false_before, m))
-    ]
+    counts = ((hit, n), (false, m), (hit_before, n), (false_before, m))
+    rates = [stats.norm.ppf((first + 0.5) / (count + 1)) for first, count in counts]
     assert (row["n_signal"], row["n_noise"]) == (n, m)
     assert row["d_prime"] == pytest.approx(rates[0] - rates[1])
     assert row["d_prime_unsteered"] == pytest.approx(rates[2] - rates[3])
@@ -735,9 +660,11 @@ def test_all_draws_together_are_each_prompt_s_mean():
 def test_copies_of_a_draw_change_nothing():
     steered, unsteered = sampled_draws(draws=1)
     copies = pd.concat([unsteered.assign(draw=draw) for draw in range(5)])
-    once, often = (ts.evaluation.against_baselines(steered, each).iloc[0] for each in (unsteered, copies))
-    numbers = [name for name in once.index if "change" in name]
-    assert once[numbers].tolist() == pytest.approx(often[numbers].tolist())
+    once, often = (
+        ts.evaluation.against_baselines(steered, each).filter(like="change").iloc[0].tolist()
+        for each in (unsteered, copies)
+    )
+    assert once == pytest.approx(often)
 
 
 def test_groups_of_prompts_are_resampled_whole():
@@ -757,28 +684,26 @@ def test_groups_of_prompts_are_resampled_whole():
 
 def test_baselines_that_do_not_fit_are_rejected():
     steered, unsteered = sampled_draws()
-    for tables, message in (
-        ((steered, unsteered.drop(columns="draw")), "lacks the columns draw"),
-        ((steered, steered), "have steered rows"),
-        ((steered, unsteered.assign(draw=0)), "prompt twice in a draw"),
-        ((steered.assign(prompt="What?"), unsteered), "is another prompt: 'Is it"),
-        ((steered.assign(answer=pd.NA), unsteered), "has no answers"),
-        ((steered.assign(answer=0), unsteered), "all answers are the same"),
-    ):
-        assert_raises(message, ts.evaluation.against_baselines, *tables)
+    check = ts.evaluation.against_baselines
+    assert_raises("lacks the columns draw", check, steered, unsteered.drop(columns="draw"))
+    assert_raises("have steered rows", check, steered, steered)
+    assert_raises("prompt twice in a draw", check, steered, unsteered.assign(draw=0))
+    assert_raises("is another prompt: 'Is it", check, steered.assign(prompt="What?"), unsteered)
+    assert_raises("has no answers", check, steered.assign(answer=pd.NA), unsteered)
+    assert_raises("all answers are the same", check, steered.assign(answer=0), unsteered)
 
 
-def test_the_figure_shows_each_draw_and_all_together():
+@pytest.mark.parametrize("value", ["d_prime", "criterion"])
+def test_the_figure_shows_each_draw_and_all_together(value):
     steered, unsteered = sampled_draws()
-    more = steered.assign(layers="3+5")
-    table = ts.evaluation.against_baselines(pd.concat([steered, more]), unsteered, resamples=50)
-    for value in ("d_prime", "criterion"):
-        figure = ts.plots.against_baselines(table, value=value)
-        assert [note.text for note in figure.layout.annotations][:2] == ["layer 3", "layer 3+5"]
-        draws, together = figure.data[:2]
-        rows = rows_of(table, layers="3")
-        assert list(draws.y) == rows.loc[rows["draw"].notna(), f"{value}_change"].tolist()
-        assert list(together.y) == rows.loc[rows["draw"].isna(), f"{value}_change"].tolist()
-        assert "3 unsteered draws" in figure.layout.title.subtitle.text
+    steered = pd.concat([steered, steered.assign(layers="3+5")])
+    table = ts.evaluation.against_baselines(steered, unsteered, resamples=50)
+    figure = ts.plots.against_baselines(table, value=value)
+    assert [note.text for note in figure.layout.annotations][:2] == ["layer 3", "layer 3+5"]
+    draws, together = figure.data[:2]
+    rows = rows_of(table, layers="3")
+    assert list(draws.y) == rows.loc[rows["draw"].notna(), f"{value}_change"].tolist()
+    assert list(together.y) == rows.loc[rows["draw"].isna(), f"{value}_change"].tolist()
+    assert "3 unsteered draws" in figure.layout.title.subtitle.text
     assert_raises("'d_prime' or 'criterion'; got", ts.plots.against_baselines, table, value="auc")
-    assert_raises("same draw twice", ts.plots.against_baselines, pd.concat([table, table]))
+    assert_raises("same draw twice", ts.plots.against_baselines, pd.concat([table, table]), value=value)
