@@ -16,7 +16,7 @@ from tl_steer.models import identify, load_model
 from tl_steer.positions import all_tokens, last_token, span
 
 from .conftest import VOCABULARY, assert_raises
-from .test_looking import vectors_of
+from .test_looking import rows_of, vectors_of
 from .tiny_model import all_hooks, byte_tokenizer, made_vector, make_model, weights_of, word_tokenizer
 
 PROMPTS = [[3, 14, 15, 92, 65], [35, 89]]
@@ -34,30 +34,24 @@ def tiny():
 
 def final_parts(hf_model):
     """(final norm, head, whether the norm's weights are 1 + w, soft cap) of a Hugging Face model."""
-    name = type(hf_model).__name__
+    name, trunk = type(hf_model).__name__, hf_model.base_model
+    norm = next(getattr(trunk, each) for each in ("norm", "ln_f", "final_layer_norm") if hasattr(trunk, each))
     is_gemma = name.startswith("Gemma2")
-    if name.startswith("GPT2"):
-        norm = hf_model.transformer.ln_f
-    elif name.startswith("GPTNeoX"):
-        norm = hf_model.gpt_neox.final_layer_norm
-    else:
-        norm = hf_model.model.norm
     cap = hf_model.config.final_logit_softcapping if is_gemma else None
     return norm, hf_model.get_output_embeddings(), is_gemma, cap
 
 
-def hf_logits(hf_model, stream):
-    norm, head, _, cap = final_parts(hf_model)
-    with torch.no_grad():
-        logits = head(norm(stream))
-    return logits if cap is None else cap * torch.tanh(logits / cap)
-
-
 def spread(table, value, shape):
     """All tokens' values by id, one row per vector or activation."""
-    rows = table[value].to_numpy().reshape(-1, VOCABULARY)
-    ids = table["token_id"].to_numpy().reshape(-1, VOCABULARY)
+    rows, ids = (table[column].to_numpy().reshape(-1, VOCABULARY) for column in (value, "token_id"))
     return np.take_along_axis(rows, ids.argsort(-1), -1).reshape(*shape, VOCABULARY)
+
+
+def assert_logits(table, expected, *, atol):
+    """Compare the logits and probabilities of all tokens."""
+    np.testing.assert_allclose(spread(table, "logit", expected.shape[:-1]), expected, atol=atol)
+    probabilities = spread(table, "probability", expected.shape[:-1])
+    np.testing.assert_allclose(probabilities, expected.softmax(-1), atol=atol / 10)
 
 
 # --- the numbers -------------------------------------------------------------------------------------------
@@ -67,10 +61,11 @@ def test_vectors_are_read_as_hugging_faces_norm_and_head_read_them(architecture)
     hf_model, model = architecture
     vectors = vectors_for(model)
     table = logit_lens(model, vectors, multipliers=(20, -3), top=VOCABULARY)
-    stream = vectors.values[:, None] * torch.tensor([20.0, -3.0])[:, None]
-    expected = hf_logits(hf_model, stream)
-    np.testing.assert_allclose(spread(table, "logit", (2, 2)), expected, atol=2e-4)
-    np.testing.assert_allclose(spread(table, "probability", (2, 2)), expected.softmax(-1), atol=1e-4)
+    norm, head, _, cap = final_parts(hf_model)
+    with torch.no_grad():
+        expected = head(norm(vectors.values[:, None] * torch.tensor([20.0, -3.0])[:, None]))
+    expected = expected if cap is None else cap * torch.tanh(expected / cap)
+    assert_logits(table, expected, atol=2e-4)
     assert list(table["rank"]) == list(range(1, VOCABULARY + 1)) * 4
     assert list(table["layer"].iloc[:: 2 * VOCABULARY]) == [0, 2]
     assert list(table["multiplier"].iloc[::VOCABULARY]) == [20, -3, 20, -3]
@@ -78,14 +73,11 @@ def test_vectors_are_read_as_hugging_faces_norm_and_head_read_them(architecture)
 
 def test_the_last_layers_stream_gives_the_models_own_prediction(architecture):
     hf_model, model = architecture
-    activations = capture(model, PROMPTS, layers=-1)
-    table = logit_lens(model, activations, top=VOCABULARY)
+    table = logit_lens(model, capture(model, PROMPTS, layers=-1), top=VOCABULARY)
     for prompt, ids in enumerate(PROMPTS):
-        rows = table[table["prompt_id"] == prompt]
+        rows = rows_of(table, prompt_id=prompt)
         with torch.no_grad():
-            expected = hf_model(torch.tensor([ids])).logits[0, -1]
-        np.testing.assert_allclose(spread(rows, "logit", ()), expected, atol=3e-4)
-        np.testing.assert_allclose(spread(rows, "probability", ()), expected.softmax(-1), atol=1e-4)
+            assert_logits(rows, hf_model(torch.tensor([ids])).logits[0, -1], atol=3e-4)
         assert set(rows["token_index"]) == {len(ids) - 1}
         assert set(rows["layer"]) == {model.cfg.n_layers - 1}
 
@@ -97,20 +89,10 @@ def test_without_the_norm_it_is_what_the_vector_adds_to_the_logits(architecture)
     vectors = vectors_for(model)
     values = vectors.values - (vectors.values.mean(-1, keepdim=True) if hasattr(norm, "bias") else 0)
     weight = norm.weight.detach() + (1 if is_gemma else 0)
-    expected = (values * weight) @ head.weight.detach().T
     once, twice = (logit_lens(model, vectors, multipliers=[m], top=VOCABULARY, norm=False) for m in (1, 2))
-    logits = spread(once, "logit", (2,))
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
-    np.testing.assert_allclose(spread(twice, "logit", (2,)), 2 * logits, rtol=1e-5)
-    np.testing.assert_allclose(spread(once, "probability", (2,)), expected.softmax(-1), atol=1e-5)
-
-
-def test_with_the_norm_only_the_sign_of_a_multiplier_matters(architecture):
-    _, model = architecture
-    table = logit_lens(model, vectors_for(model), multipliers=(5, 500, -5), top=1)
-    first = table.pivot(index="layer", columns="multiplier", values="logit")
-    np.testing.assert_allclose(first[5.0], first[500.0], rtol=1e-3)
-    assert (abs(first[5.0] - first[-5.0]) > 1e-2).any()
+    assert_logits(once, (values * weight) @ head.weight.detach().T, atol=1e-4)
+    logits, doubled = (spread(table, "logit", (2,)) for table in (once, twice))
+    np.testing.assert_allclose(doubled, 2 * logits, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -161,36 +143,34 @@ def test_the_bias_of_the_unembedding_counts(tiny):
 
 def test_activations_with_positions_by_layer_are_read_at_their_own(tiny):
     positions = {1: last_token(), 0: span(0, 2)}
-    result = logit_lens(tiny, capture(tiny, ["a b c", "d"], positions=positions), top=2)
-    alone = [
+    together, *alone = (
         logit_lens(tiny, capture(tiny, ["a b c", "d"], positions=each, layers=layer), top=2)
-        for layer, each in positions.items()
-    ]
-    pd.testing.assert_frame_equal(result, pd.concat(alone, ignore_index=True), rtol=1e-4)
+        for layer, each in [(None, positions), *positions.items()]
+    )
+    pd.testing.assert_frame_equal(together, pd.concat(alone, ignore_index=True), rtol=1e-4)
 
 
 def test_every_position_of_every_prompt_is_read_alone_and_padding_never(tiny):
     activations = capture(tiny, ["a b c", "d"], positions=all_tokens(), layers=[0, 1])
     table = logit_lens(tiny, activations, top=2, layers=[1])
     assert set(table["layer"]) == {1}
-    read = table[["prompt_id", "token_index"]].to_numpy()[::2].tolist()
-    assert read == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1]]
+    indices = table[["prompt_id", "token_index"]].to_numpy()[::2].tolist()
+    assert indices == [[0, 0], [0, 1], [0, 2], [0, 3], [1, 0], [1, 1]]
     assert list(table["prompt"])[-1] == "d"
     for row in table.query("rank == 1").to_dict("records"):
         x = activations.values[row["prompt_id"], 1, row["token_index"]]
         with torch.no_grad():
             logits = tiny.unembed(tiny.ln_final(x[None, None]))[0, 0]
         assert row["token_id"] == int(logits.argmax())
-        assert row["logit"] == pytest.approx(float(logits.max()), abs=1e-5)
-        assert row["probability"] == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
+        best = [float(each.max()) for each in (logits, logits.softmax(-1))]
+        assert [row["logit"], row["probability"]] == pytest.approx(best, abs=1e-5)
 
 
 def test_the_rows_of_several_chunks_are_the_same(tiny, monkeypatch):
     whole = logit_lens(tiny, vectors_for(tiny), top=4)
     # The module by its name: in its package, the function has the same.
     monkeypatch.setattr(sys.modules["tl_steer.analysis._logit_lens"], "MAX_LOGITS", 1)
-    again = logit_lens(tiny, vectors_for(tiny), top=4)
-    pd.testing.assert_frame_equal(whole, again, rtol=1e-5)
+    pd.testing.assert_frame_equal(whole, logit_lens(tiny, vectors_for(tiny), top=4), rtol=1e-5)
 
 
 def test_one_vector_per_position_is_read_position_by_position(tiny):
@@ -199,7 +179,7 @@ def test_one_vector_per_position_is_read_position_by_position(tiny):
     assert list(table["token_index"]) == [0, 1, 2] * 2
     alone = vectors_of(vectors.values[:, 1], layers=(0, 2), identity=vectors.identity)
     expected = logit_lens(tiny, alone, multipliers=[1], top=1)["token_id"]
-    assert table[table["token_index"] == 1]["token_id"].tolist() == expected.tolist()
+    assert rows_of(table, token_index=1)["token_id"].tolist() == expected.tolist()
 
 
 def test_one_vector_is_accepted_and_layers_are_chosen_from_the_source(tiny):
@@ -225,12 +205,13 @@ def test_sources_that_cannot_be_read_are_rejected(tiny, source, options, message
     assert_raises(message, logit_lens, tiny, source(tiny), **options)
 
 
-def test_another_models_vectors_are_refused_unless_forced(tiny):
+def test_another_models_vectors_are_rejected_unless_forced(tiny):
     other = make_model(word_tokenizer(), seed=5)
-    message = r"these vectors.*weights differ.*force=True"
-    assert_raises(message, logit_lens, tiny, vectors_for(other), error=ModelMismatchError)
-    activations = capture(other, ["a"])
-    assert_raises("these activations", logit_lens, tiny, activations, error=ModelMismatchError)
+    for source, message in (
+        (vectors_for(other), r"these vectors.*weights differ.*force=True"),
+        (capture(other, ["a"]), "these activations"),
+    ):
+        assert_raises(message, logit_lens, tiny, source, error=ModelMismatchError)
     assert len(logit_lens(tiny, vectors_for(other), force=True)) == 40
 
 
@@ -253,10 +234,12 @@ def test_the_model_and_the_vectors_are_unchanged(dtype):
 
 def test_byte_level_tokens_are_text_with_spaces_and_single_bytes_are_named():
     tokenizer = byte_tokenizer([("Ġ", "a"), ("Ã", "©")])
-    ids = tokenizer.get_vocab()
-    assert token_texts(tokenizer, [ids["a"], ids["Ġa"], ids["Ġ"], ids["Ċ"]]) == ["a", " a", " ", "\n"]
-    assert token_texts(tokenizer, [ids["Ã©"], ids["Ã"], ids["©"]]) == ["é", "<0xC3>", "<0xA9>"]
-    assert token_texts(tokenizer, [ids["<end>"], len(tokenizer)]) == ["<end>", f"<id {len(tokenizer)}>"]
+    texts = {
+        "a": "a", "Ġa": " a", "Ġ": " ", "Ċ": "\n", "Ã©": "é", "Ã": "<0xC3>", "©": "<0xA9>", "<end>": "<end>",
+    }  # fmt: skip
+    ids = [tokenizer.get_vocab()[piece] for piece in texts]
+    unknown = len(tokenizer)
+    assert token_texts(tokenizer, [*ids, unknown]) == [*texts.values(), f"<id {unknown}>"]
 
 
 def test_sentencepiece_tokens_keep_the_space_that_decoding_one_by_one_drops():

@@ -1,5 +1,7 @@
 """Means per layer, factors of components, and coordinates of vectors, against scipy and plain loops."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,11 +42,23 @@ def projected(pairs):
     return table.sample(frac=1, random_state=0)  # nothing may depend on the order of rows
 
 
-def only(table, **where):
+def rows_of(table, **where):
+    """The rows with these values; NaN is one."""
     for column, value in where.items():
-        table = table[table[column] == value]
-    (row,) = table.to_dict("records")
+        table = table[table[column].isna() if value != value else table[column] == value]
+    return table
+
+
+def row_of(table, **where):
+    (row,) = rows_of(table, **where).to_dict("records")
     return row
+
+
+def samples_of(projected, layer, value):
+    """Values per side and their differences, pair by pair."""
+    rows = rows_of(projected, layer=layer).sort_values("pair")
+    samples = {side: rows_of(rows, side=side)[value].to_numpy() for side in SIDES}
+    return samples | {"difference": samples["positive"] - samples["negative"]}
 
 
 # --- means -------------------------------------------------------------------------------------------------
@@ -55,28 +69,22 @@ def test_means_differences_and_their_intervals_are_scipys(projected):
     assert list(table["side"]) == [*SIDES, "difference"] * 3
     assert list(table["layer"]) == [1, 1, 1, 2, 2, 2, 4, 4, 4]
     assert set(table["n"]) == {12}
-    for layer in (1, 2, 4):
-        rows = projected[projected["layer"] == layer].sort_values("pair")
-        for value in ("projection", "cosine"):
-            samples = {side: rows.loc[rows["side"] == side, value].to_numpy() for side in SIDES}
-            samples["difference"] = samples["positive"] - samples["negative"]
-            for side, sample in samples.items():
-                result = only(table, layer=layer, side=side)
-                interval = stats.ttest_1samp(sample, 0).confidence_interval()
-                expected = [sample.mean(), *interval]
-                assert [result[f"{value}{end}"] for end in ("", "_low", "_high")] == pytest.approx(expected)
-        t = stats.ttest_rel(*(rows.loc[rows["side"] == side, "projection"] for side in SIDES)).statistic
-        assert result["effect"] == pytest.approx(t / np.sqrt(12))
+    for layer, value in itertools.product((1, 2, 4), ("projection", "cosine")):
+        samples = samples_of(projected, layer, value)
+        for side, sample in samples.items():
+            result = row_of(table, layer=layer, side=side)
+            expected = [sample.mean(), *stats.ttest_1samp(sample, 0).confidence_interval()]
+            assert [result[f"{value}{end}"] for end in ("", "_low", "_high")] == pytest.approx(expected)
+        if value == "projection":
+            t = stats.ttest_rel(samples["positive"], samples["negative"]).statistic
+            assert result["effect"] == pytest.approx(t / np.sqrt(12))
 
 
 def test_the_spread_is_the_standard_deviation_of_each_side_and_of_the_differences(projected):
     table = mean_projections(projected)
     for layer in (1, 2, 4):
-        rows = projected[projected["layer"] == layer].sort_values("pair")
-        samples = {side: rows.loc[rows["side"] == side, "projection"].to_numpy() for side in SIDES}
-        samples["difference"] = samples["positive"] - samples["negative"]
-        for side, values in samples.items():
-            result = only(table, layer=layer, side=side)
+        for side, values in samples_of(projected, layer, "projection").items():
+            result = row_of(table, layer=layer, side=side)
             squares = (values - values.mean()) ** 2 * 12 / 11
             half = stats.t.ppf(0.975, 11) * squares.std(ddof=1) / np.sqrt(12) / squares.mean() / 2
             correction = 12 / (12 - stats.norm.ppf(0.975))  # Bonett 2006
@@ -90,10 +98,10 @@ def test_a_peaked_side_has_the_smaller_spread():
     sides = np.random.default_rng(1).normal(size=(2, 200, 1, 6))
     sides[0, ..., 0] = 3 + sides[0, ..., 0] / 4
     many = make_pairs(*sides)
-    table = projections(many, vectors_of(np.eye(6)[:1], identity=many.identity))
-    table = mean_projections(table).set_index("side")
-    assert table.loc["positive", "spread"] == pytest.approx(0.25, rel=0.2)
-    assert table.loc["positive", "spread_high"] < table.loc["negative", "spread_low"]
+    table = mean_projections(projections(many, vectors_of(np.eye(6)[:1], identity=many.identity)))
+    positive, negative = (row_of(table, side=side) for side in SIDES)
+    assert positive["spread"] == pytest.approx(0.25, rel=0.2)
+    assert positive["spread_high"] < negative["spread_low"]
 
 
 def test_on_the_mean_difference_itself_the_difference_is_its_length(pairs, projected):
@@ -104,19 +112,17 @@ def test_on_the_mean_difference_itself_the_difference_is_its_length(pairs, proje
 def test_layers_are_ranked_by_effect_and_by_the_difference_itself(projected):
     """The late layer's activations are nine times larger, so its difference is the largest and says least."""
     table = mean_projections(projected)
-    differences = table[table["side"] == "difference"].set_index("layer")
+    differences = rows_of(table, side="difference").set_index("layer")
     for rank, value in (("rank", "effect"), ("projection_rank", "projection")):
-        by_hand = sorted(differences.index, key=lambda layer: -differences[value][layer])
-        assert [differences[rank][layer] for layer in by_hand] == [1, 2, 3]
-    assert differences["projection_rank"][4] == 1
-    assert differences["rank"][4] == 3
+        assert differences[rank].tolist() == stats.rankdata(-differences[value]).tolist()
+    assert differences.loc[4, ["rank", "projection_rank"]].tolist() == [3, 1]
     assert table.loc[table["side"] != "difference", "rank"].isna().all()
 
 
 def test_each_level_of_a_second_factor_has_its_own_differences_and_ranks(projected):
     table = mean_projections(projected, by=["side", "truth"])
-    alone = mean_projections(projected[projected["truth"] == 1])
-    own = table[table["truth"] == 1].drop(columns="truth").reset_index(drop=True)
+    alone = mean_projections(rows_of(projected, truth=1))
+    own = rows_of(table, truth=1).drop(columns="truth").reset_index(drop=True)
     pd.testing.assert_frame_equal(own[alone.columns], alone, check_dtype=False)
     assert set(table["n"]) == {6}
 
@@ -124,8 +130,8 @@ def test_each_level_of_a_second_factor_has_its_own_differences_and_ranks(project
 def test_a_factor_that_differs_within_pairs_leaves_means_and_no_difference(projected):
     table = mean_projections(projected, by=["side", "letter"])
     assert set(table["side"]) == {"positive", "negative"}
-    rows = projected.query("layer == 2 and side == 'positive' and letter == 'B'")
-    result = only(table, layer=2, side="positive", letter="B")
+    where = {"layer": 2, "side": "positive", "letter": "B"}
+    rows, result = rows_of(projected, **where), row_of(table, **where)
     assert result["projection"] == pytest.approx(rows["projection"].mean())
     assert result["n"] == len(rows) == 6
 
@@ -134,21 +140,18 @@ def test_without_the_side_there_are_means_only(projected):
     table = mean_projections(projected, by="topic")
     assert list(table.columns[:3]) == ["layer", "topic", "n"]
     assert "rank" not in table
-    assert set(table["n"]) == {8}
-    assert only(table, layer=1, topic="sky")["cosine"] == pytest.approx(
-        projected.query("layer == 1 and topic == 'sky'")["cosine"].mean()
-    )
+    result, rows = row_of(table, layer=1, topic="sky"), rows_of(projected, layer=1, topic="sky")
+    assert (result["n"], result["cosine"]) == (8, pytest.approx(rows["cosine"].mean()))
 
 
 def test_only_whole_pairs_make_a_difference(projected):
     drop = (projected["pair"] < 4) & (projected["side"] == "positive")
     drop |= (projected["pair"] == 11) & (projected["side"] == "negative")
     table = mean_projections(projected[~drop])
-    assert [only(table, layer=1, side=side)["n"] for side in (*SIDES, "difference")] == [8, 11, 7]
+    assert [row_of(table, layer=1, side=side)["n"] for side in (*SIDES, "difference")] == [8, 11, 7]
     whole = mean_projections(projected[projected["pair"].between(4, 10)])
-    assert only(table, layer=1, side="difference")["projection"] == pytest.approx(
-        only(whole, layer=1, side="difference")["projection"]
-    )
+    with_rest, alone = (row_of(each, layer=1, side="difference")["projection"] for each in (table, whole))
+    assert with_rest == pytest.approx(alone)
 
 
 def test_pairs_that_all_differ_alike_have_no_effect_to_rank(projected):
@@ -160,11 +163,13 @@ def test_pairs_that_all_differ_alike_have_no_effect_to_rank(projected):
 
 
 def test_means_reject_other_tables(projected):
-    message = "lacks the columns kind.*projections returns"
-    assert_raises(message, mean_projections, projected, by=["side", "kind"])
-    assert_raises("no rows", mean_projections, projected.iloc[:0])
-    twice = pd.concat([projected.assign(vector="a"), projected.assign(vector="b")])
-    assert_raises(r"several tables in one.*by=", mean_projections, twice)
+    twice = pd.concat([projected.assign(vector=name) for name in "ab"])
+    for message, table, options in (
+        ("lacks the columns kind.*projections returns", projected, {"by": ["side", "kind"]}),
+        ("no rows", projected.iloc[:0], {}),
+        (r"several tables in one.*by=", twice, {}),
+    ):
+        assert_raises(message, mean_projections, table, **options)
     assert len(mean_projections(twice, by=["vector", "side"])) == 18
 
 
@@ -195,8 +200,8 @@ def test_correlations_and_their_intervals_are_scipys(pairs):
 def test_with_every_row_a_unit_the_interval_is_pearsonrs(pairs):
     components = pca(pairs, components=1).drop(columns="group")
     components["pair"] = range(len(components))
-    result = only(component_factors(components, factors=["tokens"]), layer=2)
-    rows = components[components["layer"] == 2]
+    result = row_of(component_factors(components, factors=["tokens"]), layer=2)
+    rows = rows_of(components, layer=2)
     interval = stats.pearsonr(rows["PC1"], rows["tokens"]).confidence_interval()
     assert (result["correlation_low"], result["correlation_high"]) == pytest.approx(tuple(interval))
 
@@ -204,8 +209,7 @@ def test_with_every_row_a_unit_the_interval_is_pearsonrs(pairs):
 def test_the_sign_says_which_level_is_higher(pairs):
     components = pca(pairs, components=1)
     components["PC1"] = np.where(components["letter"] == "B", 1.0, -1.0)
-    table = component_factors(components)
-    result = only(table, layer=1, factor="letter")
+    result = row_of(component_factors(components), layer=1, factor="letter")
     assert result["level"] == "A"
     ends = [result[f"correlation{end}"] for end in ("", "_low", "_high")]
     assert ends == pytest.approx([-1, -1, -1])
@@ -237,26 +241,24 @@ def test_units_are_groups_and_missing_values_are_left_out_of_their_factor_only(p
     assert set(component_factors(by_group)["units"]) == {6}
     components["truth"] = components["truth"].where(components["pair"] != 3)
     table = component_factors(components)
-    result = only(table, factor="truth")
+    result, rows = row_of(table, factor="truth"), components[components["pair"] != 3]
     assert (result["n"], result["units"], result["level"]) == (22, 11, "1.0")
-    rows = components[components["pair"] != 3]
     assert result["correlation"] == pytest.approx(stats.pearsonr(rows["PC1"], rows["truth"]).statistic)
-    assert only(table, factor="side")["n"] == 24
+    assert row_of(table, factor="side")["n"] == 24
 
 
 def test_factors_that_cannot_be_coded_are_left_out_and_rejected_by_name(pairs):
     components = pca(pairs, components=1).assign(one="same")
     components["name"] = "name " + components["pair"].astype(str)
     assert not {"name", "one", "group"} & set(component_factors(components)["factor"])
-    for name, message in {
-        "name": "'name' has 12 levels",
-        "one": "'one' has 1 levels",
-        "group": r"'group' is not a factor of this table; it has \['side', 'truth'",
-    }.items():
-        assert_raises(message, component_factors, components, factors=[name])
-    message = "lacks the columns explained_1.*pca returns"
-    assert_raises(message, component_factors, components.drop(columns="explained_1"))
-    assert_raises("no rows", component_factors, components.iloc[:0])
+    for table, options, message in (
+        (components, {"factors": ["name"]}, "'name' has 12 levels"),
+        (components, {"factors": ["one"]}, "'one' has 1 levels"),
+        (components, {"factors": ["group"]}, r"not a factor of this table; it has \['side', 'truth'"),
+        (components.drop(columns="explained_1"), {}, "lacks the columns explained_1.*pca returns"),
+        (components.iloc[:0], {}, "no rows"),
+    ):
+        assert_raises(message, component_factors, table, **options)
 
 
 def test_a_component_that_does_not_vary_has_no_correlation():
@@ -297,13 +299,12 @@ def test_both_sides_are_projected_on_the_components_of_their_differences(pairs, 
         rows = positive - negative
         rows = rows - rows.mean(0) if of == "centred_differences" else rows
         squares, axes = np.linalg.eigh(rows.T @ rows)
-        middle = (positive.mean(0) + negative.mean(0)) / 2
-        ours = table[table["layer"] == layer]
+        centred = np.concatenate([positive, negative]) - (positive.mean(0) + negative.mean(0)) / 2
+        at_layer = rows_of(table, layer=layer)
         for number in (1, 2, 3):
-            assert ours[f"explained_{number}"].iloc[0] == pytest.approx(squares[-number] / squares.sum())
-            expected = (np.concatenate([positive, negative]) - middle) @ axes[:, -number]
-            result = ours[f"PC{number}"].to_numpy()
-            np.testing.assert_allclose(np.abs(result), np.abs(expected), atol=1e-6)
+            explained, result = at_layer[f"explained_{number}"], at_layer[f"PC{number}"].to_numpy()
+            assert explained.iloc[0] == pytest.approx(squares[-number] / squares.sum())
+            np.testing.assert_allclose(np.abs(result), np.abs(centred @ axes[:, -number]), atol=1e-6)
             assert result[: len(pairs)].mean() > result[len(pairs) :].mean()
 
 
@@ -312,9 +313,12 @@ def test_components_of_differences_that_do_not_vary_are_refused():
     positive[:, 1] = negative[:, 1] + 1.0
     alike = make_pairs(positive, negative)
     assert len(pca(alike, components=1, of="differences")) == 20
-    assert_raises("layer 1 vary in fewer than 2 directions", pca, alike, components=2, of="differences")
-    assert_raises("layer 1 vary in fewer than 1", pca, alike, components=1, of="centred_differences")
-    assert_raises("5 pairs give 1 to 4", pca, alike, components=5, of="centred_differences")
+    for components, of, message in (
+        (2, "differences", "layer 1 vary in fewer than 2 directions"),
+        (1, "centred_differences", "layer 1 vary in fewer than 1"),
+        (5, "centred_differences", "5 pairs give 1 to 4"),
+    ):
+        assert_raises(message, pca, alike, components=components, of=of)
 
 
 # --- a vector's own numbers --------------------------------------------------------------------------------
@@ -337,10 +341,10 @@ def test_coordinates_have_shares_and_ranks():
 
 
 def test_spread_and_kurtosis_are_scipys_and_half_of_the_energy_is_counted():
-    values = np.random.default_rng(0).standard_t(3, size=(2, 50))
+    values = np.random.default_rng(0).standard_t(3, size=(2, 50)).astype(np.float32)
     table = vector_components(vectors_of(values))
-    for layer in (0, 1):
-        rows, vector = table[table["layer"] == layer], np.float32(values[layer]).astype(float)
+    for layer, vector in enumerate(values.astype(float)):
+        rows = rows_of(table, layer=layer)
         np.testing.assert_allclose(rows["kurtosis"], stats.kurtosis(vector))
         np.testing.assert_allclose(rows["spread"], np.linalg.norm(vector) / np.sqrt(50))
         energies = np.sort(vector**2)[::-1].cumsum()
@@ -361,7 +365,7 @@ def test_equal_coordinates_need_half_of_them():
 
 def test_one_vector_is_accepted_and_vectors_without_coordinates_are_rejected():
     vectors = vectors_of(np.eye(3)[:2], layers=(4, 1))
-    expected = vector_components(vectors).query("layer == 1").reset_index(drop=True)
+    expected = rows_of(vector_components(vectors), layer=1).reset_index(drop=True)
     pd.testing.assert_frame_equal(vector_components(vectors[1]), expected)
     assert_raises("one per position", vector_components, vectors_of(np.ones((1, 2, 3))))
     assert_raises(r"length zero \(layers \[1\]\)", vector_components, vectors_of([[1.0, 0.0], [0.0, 0.0]]))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from scipy import stats
 
 import tl_steer as ts
 from tl_steer import plots
@@ -27,6 +28,7 @@ from tl_steer.plots.panels import panels_of
 
 from .conftest import assert_raises
 from .test_groups import grouped_sweep
+from .test_looking import row_of, rows_of
 from .tiny_model import make_model, word_tokenizer
 
 NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x}'
@@ -96,7 +98,8 @@ def pooled_table(**options):
 
 @pytest.fixture
 def detected(pooled):
-    table = pooled.iloc[:, :7].assign(n_signal=30, n_noise=20, hit_rate=0.8, false_alarm_rate=0.3)
+    columns = ["vector", "control", "operation", "layers", "hook", "multiplier", "dose"]
+    table = pooled[columns].assign(n_signal=30, n_noise=20, hit_rate=0.8, false_alarm_rate=0.3)
     rng = np.random.default_rng(3)
     for value in ("d_prime", "criterion"):
         table[value] = rng.normal(size=len(table))
@@ -120,25 +123,24 @@ def related():
 @pytest.fixture
 def coordinates():
     """Two vectors of a hundred coordinates; the second has one far away."""
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(2, 100))
+    values = np.random.default_rng(0).normal(size=(2, 100))
     values[1, 42] = -30
     tables = []
     for layer, row in zip((3, 8), values, strict=True):
-        rows = pd.DataFrame({"layer": layer, "coordinate": range(100), "value": row})
-        rows = rows.assign(share=row**2 / (row**2).sum(), spread=np.sqrt((row**2).mean()), kurtosis=1.5)
+        rows = pd.DataFrame({"layer": layer, "coordinate": range(100), "value": row, "share": row**2})
+        rows["share"] /= rows["share"].sum()
         rows["rank"] = rows["share"].rank(ascending=False).astype(int)
-        tables.append(rows.assign(n_half_energy=7 * layer))
+        tables.append(rows.assign(spread=np.sqrt((row**2).mean()), kurtosis=1.5, n_half_energy=7 * layer))
     return pd.concat(tables).sample(frac=1, random_state=0)
 
 
 def lens_table(layers=(0, 4, 9), multipliers=(20.0, -20.0), top=3):
     rng = np.random.default_rng(0)
-    cells = itertools.product(layers, multipliers, range(1, top + 1))
-    table = pd.DataFrame(cells, columns=["layer", "multiplier", "rank"])
-    table["token_id"] = range(100, 100 + len(table))
-    table["token"] = [f" t{index}" for index in range(len(table))]
-    table["logit"], table["probability"] = rng.normal(size=len(table)), rng.uniform(size=len(table))
+    squares = itertools.product(layers, multipliers, range(1, top + 1))
+    table = pd.DataFrame(squares, columns=["layer", "multiplier", "rank"])
+    n = len(table)
+    table = table.assign(token_id=range(100, 100 + n), token=[f" t{index}" for index in range(n)])
+    table["logit"], table["probability"] = rng.normal(size=n), rng.uniform(size=n)
     return table.sample(frac=1, random_state=0)
 
 
@@ -147,23 +149,25 @@ swept, pooled, lens = (pytest.fixture(each) for each in (sweep_table, pooled_tab
 
 def named(figure, name, axis=None):
     """The trace of that name in the legend, or on an x axis."""
-    traces = [trace for trace in figure.data if trace.name == name]
+    traces = figure.select_traces({"name": name})
     (trace,) = [
         trace for trace in traces if (trace.showlegend is not False if axis is None else trace.xaxis == axis)
     ]
     return trace
 
 
-def rows_of(table, **where):
-    """The rows with these values; NaN is one."""
-    for column, value in where.items():
-        table = table[table[column].isna() if value != value else table[column] == value]
-    return table
+def entries(figure):
+    """The names in the legend."""
+    return [trace.name for trace in figure.data if trace.showlegend is not False]
 
 
-def row_of(table, **where):
-    (row,) = rows_of(table, **where).to_dict("records")
-    return row
+def subtitle_of(figure):
+    return figure.layout.title.subtitle.text
+
+
+def pixels(text):
+    """Sum of the channels of `rgb(…)`."""
+    return sum(map(int, text[4:-1].split(",")))
 
 
 def titles_of(figure):
@@ -208,16 +212,14 @@ for name in tl_steer.plots.__all__:
 others = {{name for name in sys.modules if name.startswith("tl_steer.") and "plots" not in name}}
 print(before, "plotly" in sys.modules, sorted(others - {{"tl_steer._util", "tl_steer._util.validation"}}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False True ['tl_steer.tables']\n"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output == "False True ['tl_steer.tables']\n"
 
 
 def test_every_public_name_is_a_function_and_stays_one_after_its_module_is_imported():
-    for name in plots.__all__:
-        assert callable(getattr(plots, name))
-        assert name in dir(plots)
-    with pytest.raises(AttributeError, match="separation"):
-        _ = plots.scatter
+    assert all(callable(getattr(plots, name)) for name in plots.__all__)
+    assert set(plots.__all__) <= set(dir(plots))
+    assert_raises("separation", getattr, plots, "scatter", error=AttributeError)
 
 
 @pytest.mark.parametrize(
@@ -242,33 +244,32 @@ def test_figures_need_their_table_leave_it_unchanged_and_share_one_style(name, f
     assert_raises(rf"plots\.{name}.*no rows.*{producer}", draw, table.iloc[:0])
     figure = draw(table)
     pd.testing.assert_frame_equal(table, before)
-    assert isinstance(figure, go.Figure)
-    assert figure.layout.template == style.template()
-    assert figure.layout.template.layout.legend.x > 1, "the legend is next to the data"
-    assert figure.layout.width == 900
-    assert 350 <= figure.layout.height <= 700
-    assert re.search("pair|prompt|coordinate|layer", figure.layout.title.subtitle.text)
+    assert figure.to_json()
+    layout = figure.layout
+    assert layout.template == style.template()
+    assert layout.template.layout.legend.x > 1, "the legend is next to the data"
+    assert layout.width == 900
+    assert 350 <= layout.height <= 700
+    assert re.search("pair|prompt|coordinate|layer", subtitle_of(figure))
     for axes in (figure.select_xaxes, figure.select_yaxes):
         assert any(axis.title.text for axis in axes() if axis.visible is not False)
-    figure.to_json()
 
 
 @pytest.mark.parametrize(
     ("name", "fixture", "column", "value", "message"),
     [
-        ("separation", "separated", "folds", "1", "holds '1': expected numbers"),
-        ("pca", "components", "explained_2", "1", "holds '1': expected numbers"),
-        ("separation", "separated", "paired_accuracy", True, "holds True: expected numbers"),
-        ("separation", "separated", "layer", 1.0, "holds 1.0: expected whole numbers"),
-        ("effectiveness", "pooled", "control", pd.NA, "holds <NA>: expected true or false"),
-        ("effectiveness", "pooled", "operation", 1, "holds 1: expected text in every row"),
+        ("separation", "separated", "folds", "1", "'1': expected numbers"),
+        ("pca", "components", "explained_2", "1", "'1': expected numbers"),
+        ("separation", "separated", "paired_accuracy", True, "True: expected numbers"),
+        ("separation", "separated", "layer", 1.0, "1.0: expected whole numbers"),
+        ("effectiveness", "pooled", "control", pd.NA, "<NA>: expected true or false"),
+        ("effectiveness", "pooled", "operation", 1, "1: expected text in every row"),
     ],
 )
 def test_a_column_of_another_type_raises(name, fixture, column, value, message, request):
-    table = request.getfixturevalue(fixture)
-    table = table.assign(**{column: table[column].astype(object)})
+    table = request.getfixturevalue(fixture).astype({column: object})
     table.loc[table.index[0], column] = value
-    assert_raises(rf"plots\.{name}: the column '{column}' {message}", getattr(plots, name), table)
+    assert_raises(rf"plots\.{name}: the column '{column}' holds {message}", getattr(plots, name), table)
 
 
 @pytest.mark.parametrize(
@@ -299,16 +300,16 @@ def test_arguments_that_do_not_fit_the_table_raise(name, fixture, options, messa
     assert_raises(message, getattr(plots, name), request.getfixturevalue(fixture), **options)
 
 
-def test_tables_that_cannot_be_drawn_raise(swept, pooled, detected, components, projected, means):
+def test_tables_that_cannot_be_drawn_raise(
+    swept, pooled, detected, components, projected, means, related, coordinates, lens
+):
+    unsteered, projected_out = (rows_of(pooled, operation=name) for name in ("none", "project_out"))
     recorded = swept.assign(dose=swept["dose"].where(swept["operation"] == "none"))
-    projected_out = pooled[pooled["operation"] == "project_out"]
-    halves = projected.assign(half=projected["pair"] < 3)
-    three = means_table(halves, by=["side", "truth", "half"])
-    many = lens_table(multipliers=(1, 2, 3, 4, 5))
+    three = means_table(projected.assign(half=projected["pair"] < 3), by=["side", "truth", "half"])
     sweep = pd.DataFrame({"prompt_id": [0], "prompt": ["a"], "multiplier": [1.0], "text": ["b"]})
     for draw, table, options, message in (
         (plots.effectiveness, pooled.assign(accuracy=np.nan), {}, "NaN in every row"),
-        (plots.effectiveness, pooled[pooled["operation"] == "none"], {}, "no steered condition"),
+        (plots.effectiveness, unsteered, {}, "no steered condition"),
         (plots.effectiveness, sweep_table(truths="abcdefg"), {"facet": "truth"}, "too many panels"),
         (plots.dose_response, recorded, {"facet": "truth", "x": "dose"}, "no steered row has a dose"),
         (plots.dose_response, projected_out, {}, "no steered row has a multiplier"),
@@ -316,27 +317,17 @@ def test_tables_that_cannot_be_drawn_raise(swept, pooled, detected, components, 
         (plots.side_by_side, sweep, {}, "side by side first"),
         (plots.mean_projections, means.drop(columns="spread_low"), {}, "lacks the columns spread_low"),
         (plots.mean_projections, three, {}, r"split by \['side', 'truth', 'half'\]"),
-        (plots.logit_lens, many, {}, r"5 combinations of \['multiplier'\] are too many"),
+        (plots.logit_lens, lens_table(multipliers=range(1, 6)), {}, r"5 combinations of \['multiplier'\]"),
         # With a slider, the text of one prompt would be at the point of another.
         (plots.pca, components.drop(index=5), {}, "each pair and side once"),
         (plots.projections, projected.drop(index=5), {}, "each pair and side once"),
+        (plots.pca, pd.concat([components] * 2), {}, "each pair and side once"),
+        (plots.projections, pd.concat([projected] * 2), {}, "each pair and side once"),
+        (plots.component_factors, pd.concat([related] * 2), {}, "expected one table"),
+        (plots.vector_components, pd.concat([coordinates] * 2), {}, "expected one vector"),
+        (plots.logit_lens, pd.concat([lens] * 2), {}, "share their layer and rank"),
     ):
         assert_raises(message, draw, table, **options)
-
-
-@pytest.mark.parametrize(
-    ("name", "fixture", "message"),
-    [
-        ("pca", "components", "each pair and side once"),
-        ("projections", "projected", "each pair and side once"),
-        ("component_factors", "related", "expected one table"),
-        ("vector_components", "coordinates", "expected one vector"),
-        ("logit_lens", "lens", "share their layer and rank"),
-    ],
-)
-def test_repeated_rows_raise(name, fixture, message, request):
-    table = request.getfixturevalue(fixture)
-    assert_raises(message, getattr(plots, name), pd.concat([table, table]))
 
 
 # --- text and colours --------------------------------------------------------------------------------------
@@ -411,10 +402,10 @@ def test_a_level_has_the_same_colour_with_any_other_levels():
 def test_multipliers_diverge_blue_and_red_and_deepen_with_size():
     colours = style.multiplier_colours([-8, -2, 0, 2, 8, float("nan")])
     assert set(colours) == {-8, -2, 0, 2, 8}
-    channels = {key: [int(part) for part in colours[key][4:-1].split(",")] for key in (-8, -2, 2, 8)}
-    for small, large, (strong, weak) in ((-2, -8, (2, 0)), (2, 8, (0, 2))):
-        assert sum(channels[large]) < sum(channels[small])
-        assert all(channels[key][strong] > channels[key][weak] for key in (small, large))
+    red, _, blue = np.array([colours[each][4:-1].split(",") for each in (-8, -2, 2, 8)], int).T
+    assert list(red > blue) == [False, False, True, True]
+    assert pixels(colours[-8]) < pixels(colours[-2])
+    assert pixels(colours[8]) < pixels(colours[2])
 
 
 def test_separation_shows_the_curve_its_band_the_null_and_chance(separated):
@@ -424,8 +415,7 @@ def test_separation_shows_the_curve_its_band_the_null_and_chance(separated):
     assert list(line.y) == list(separated["paired_accuracy"])
     null, _, threshold, band, _ = figure.data
     assert list(band.y) == [*separated["paired_accuracy_high"], *separated["paired_accuracy_low"][::-1]]
-    assert list(null.y) == [0.62] * 6 + [0.35] * 6
-    assert list(threshold.y) == [0.71] * 2
+    assert (list(null.y), list(threshold.y)) == ([0.62] * 6 + [0.35] * 6, [0.71] * 2)
     assert "at each layer" in null.name
     assert "at all layers together" in threshold.name
     assert figure.layout.shapes[0].y0 == figure.layout.shapes[0].y1 == 0.5
@@ -434,17 +424,16 @@ def test_separation_shows_the_curve_its_band_the_null_and_chance(separated):
     assert high >= 1
     for part in ("AUC", "d′", "p = 0.0099 for this layer alone", "for all layers p = 0.01", "layer 0"):
         assert part in line.hovertext[0]
-    subtitle = figure.layout.title.subtitle.text
-    assert subtitle.endswith("; p ≤ 0.05, corrected for all layers, at 4 of 6 layers")
+    assert subtitle_of(figure).endswith("; p ≤ 0.05, corrected for all layers, at 4 of 6 layers")
 
 
 def test_separation_gives_each_method_a_line_and_the_null_one_legend_entry(separated):
     other = separated.assign(method="lda_direction", paired_accuracy=0.5, p_corrected=[0.01, *[0.9] * 5])
     figure = plots.separation(pd.concat([separated, other]))
-    assert "at 4 and 1 of 6 layers, line by line" in figure.layout.title.subtitle.text
+    assert "at 4 and 1 of 6 layers, line by line" in subtitle_of(figure)
     assert set(named(figure, "lda_direction").y) == {0.5}
     assert named(figure, "mean_difference").line.color != named(figure, "lda_direction").line.color
-    assert sum("at each layer" in (trace.name or "") and trace.showlegend for trace in figure.data) == 1
+    assert sum("at each layer" in (name or "") for name in entries(figure)) == 1
     assert sum("together" in (trace.name or "") for trace in figure.data) == 2
     by_vector = plots.separation(separated.assign(vector=["a", "b"] * 3))
     assert list(named(by_vector, "b").x) == [1, 3, 5]
@@ -454,38 +443,34 @@ def test_separation_gives_each_method_a_line_and_the_null_one_legend_entry(separ
 def test_separation_says_that_few_shuffles_cannot_be_significant(separated):
     tested = ["null_low", "null_high", "null_mean", "p_value", "p_corrected", "null_max"]
     figure = plots.separation(separated.assign(**dict.fromkeys(tested, np.nan)))
-    assert "p ≤" not in figure.layout.title.subtitle.text
+    assert "p ≤" not in subtitle_of(figure)
     assert not any("shuffled" in (trace.name or "") for trace in figure.data)
     figure = plots.separation(separated.assign(null_max=np.nan, p_corrected=1 / 11))
-    assert figure.layout.title.subtitle.text.endswith("; 19 shuffles or more are needed to reach p ≤ 0.05")
+    assert subtitle_of(figure).endswith("; 19 shuffles or more are needed to reach p ≤ 0.05")
     assert not any("together" in (trace.name or "") for trace in figure.data)
 
 
 def after(figure, *changes):
     """What Plotly.update would make of a figure's traces and layout."""
     figure = go.Figure(figure)
-    for data, *layout in changes:
+    for data, *layouts in changes:
         for name, values in data.items():
             for trace, value in zip(figure.data, values, strict=True):
                 trace[name] = value
-        for path, value in (layout[0] if layout else {}).items():
-            figure.layout[path] = value
+        for layout in layouts:
+            figure.update_layout(layout)
     return figure
 
 
-def shown_points(figure):
-    """The visible points by pair and side, as their hovers name them."""
+def assert_shows(figure, table, layer, across, up):
+    """Compare the visible points, by pair and side as their hovers name them."""
     points = {}
-    for trace in (trace for trace in figure.data if trace.visible):
+    for trace in figure.select_traces({"visible": True}):
         for text, *point in zip(trace.hovertext, trace.x, trace.y, strict=True):
             pair, side = re.search(r"<b>pair (\d+)</b>.* side: (\w+)", text).groups()
-            points[int(pair), side] = tuple(point)
-    return points
-
-
-def expected_points(table, layer, across, up):
-    return {
-        (row["pair"], row["side"]): tuple(float(f"{row[f'PC{component}']:.5g}") for component in (across, up))
+            points[int(pair), side] = point
+    assert points == {
+        (row["pair"], row["side"]): [float(f"{row[f'PC{component}']:.5g}") for component in (across, up)]
         for row in rows_of(table, layer=layer).to_dict("records")
     }
 
@@ -500,36 +485,35 @@ def test_pca_menu_and_slider_reach_every_layer_and_pair_of_components_in_either_
         one, other = after(figure, step.args, button.args), after(figure, button.args, step.args)
         assert one.to_dict() == other.to_dict()
         layer = int(step.label)
-        assert shown_points(one) == expected_points(components, layer, *pair)
-        trace = next(trace for trace in one.data if trace.visible)
+        assert_shows(one, components, layer, *pair)
+        trace = next(one.select_traces({"visible": True}))
         for letter, component in zip("xy", pair, strict=True):
             axis = one.layout[trace[f"{letter}axis"].replace(letter, f"{letter}axis", 1)]
             share = 100 * (0.4 / component + layer / 100)
             assert axis.title.text == f"PC{component} ({share:.3g}% of the variance)"
             assert axis.visible
-        assert len([axis for axis in one.select_xaxes() if axis.visible]) == 1
+        assert len(list(one.select_xaxes({"visible": True}))) == 1
         # without it, the white ground of an unseen pair of axes covers the points
         assert all(axis.overlaying == "x" for axis in list(one.select_xaxes())[1:])
 
 
 def test_pca_says_of_what_its_components_are(components):
-    subtitles = {
-        "pooled": ("both sides pooled", "of the variance"),
-        "differences": ("mean kept", "of the differences' sum of squares"),
-        "centred_differences": ("differences, mean removed", "of the differences' variance"),
-    }
-    for of, (subtitle, share) in subtitles.items():
-        layout = plots.pca(components.assign(decomposed=of)).layout
-        assert subtitle in layout.title.subtitle.text
-        assert all(share in axis.title.text for axis in (layout.xaxis, layout.yaxis))
-    mixed = components.assign(decomposed=np.where(components["pair"] == 0, "pooled", "differences"))
-    for table in (mixed, components.assign(decomposed="raw")):
-        assert_raises("column decomposed", plots.pca, table)
+    for of, subtitle, share in (
+        ("pooled", "both sides pooled", "of the variance"),
+        ("differences", "mean kept", "of the differences' sum of squares"),
+        ("centred_differences", "differences, mean removed", "of the differences' variance"),
+    ):
+        figure = plots.pca(components.assign(decomposed=of))
+        assert subtitle in subtitle_of(figure)
+        assert all(share in axis.title.text for axis in (figure.layout.xaxis, figure.layout.yaxis))
+    mixed = np.where(components["pair"] == 0, "pooled", "differences")
+    for of in (mixed, "raw"):
+        assert_raises("column decomposed", plots.pca, components.assign(decomposed=of))
 
 
 def test_pca_starts_at_the_selected_components_and_layer(components):
     figure = plots.pca(components, x=4, y=2, layer=9)
-    assert shown_points(figure) == expected_points(components, 9, 4, 2)
+    assert_shows(figure, components, 9, 4, 2)
     assert figure.layout.sliders[0].active == 2
     assert figure.layout.updatemenus[0].buttons[0].label == "PC4 / PC2"
     two = components.drop(columns=["PC3", "PC4", "explained_3", "explained_4"])
@@ -538,7 +522,7 @@ def test_pca_starts_at_the_selected_components_and_layer(components):
 
 def test_pca_colours_by_one_factor_and_marks_by_another(components):
     figure = plots.pca(components, colour="truth", symbol="side")
-    shown = [trace for trace in figure.data if trace.visible]
+    shown = list(figure.select_traces({"visible": True}))
     names = [f"{truth}, {side}" for truth in (True, False) for side in SIDES]
     assert [trace.name for trace in shown] == names
     assert shown[0].marker.color == shown[1].marker.color == style.MEANINGS["true"]
@@ -558,12 +542,11 @@ def test_projection_histograms_hold_the_layers_values_and_share_their_bins(proje
     step = figure.layout.sliders[0].steps[2]
     assert step.label == "9"
     for drawn, layer in ((figure, 0), (after(figure, step.args), 9)):
-        histograms = [trace for trace in drawn.data if trace.type == "histogram"]
-        strips = [trace for trace in drawn.data if trace.type == "scatter"]
-        assert {trace.bingroup for trace in histograms} == {"projection"}
         panels = itertools.product([True, False], SIDES)
-        for (truth, side), histogram, strip in zip(panels, histograms, strips, strict=True):
+        marks = [drawn.select_traces({"type": name}) for name in ("histogram", "scatter")]
+        for (truth, side), histogram, strip in zip(panels, *marks, strict=True):
             rows = rows_of(projected, layer=layer, truth=truth, side=side).sort_values("pair")
+            assert histogram.bingroup == "projection"
             np.testing.assert_allclose(histogram.x, rows["projection"], rtol=1e-4)
             np.testing.assert_allclose(strip.x, rows["projection"], rtol=1e-4)
             np.testing.assert_allclose(strip.customdata, rows["cosine"], rtol=1e-4)
@@ -571,30 +554,25 @@ def test_projection_histograms_hold_the_layers_values_and_share_their_bins(proje
                 assert f"pair {pair}<" in text
     assert figure.layout.barmode == "overlay"
     assert titles_of(figure) == ["truth: True", "truth: False"]
-    assert sum(trace.showlegend is not False for trace in figure.data) == 2
+    assert len(entries(figure)) == 2
 
 
 @pytest.mark.parametrize(("facet", "panels"), [(None, 1), ("truth", 3)])
 def test_all_layers_on_one_sheet_are_histograms_of_their_own(projected, facet, panels):
     figure = plots.projections(projected, layers="all", facet=facet, overall=bool(facet))
     assert not figure.layout.sliders
-    cells = list(itertools.product((0, 4, 9), (None, True, False)[:panels]))
     expected = ["layer 0", "layer 4"] if panels == 1 else ["layer 0, all", "layer 0, truth: True"]
     assert titles_of(figure)[:2] == expected
-    traces = zip(figure.data[::2], figure.data[1::2], strict=True)
-    for (layer, truth), both in zip(cells, traces, strict=True):
+    drawn = itertools.product((0, 4, 9), (None, True, False)[:panels], SIDES)
+    for (layer, truth, side), trace in zip(drawn, figure.data, strict=True):
         ends = rows_of(projected, layer=layer)["projection"].agg(["min", "max"])
-        rows = rows_of(projected, layer=layer, **({} if truth is None else {"truth": truth}))
-        for side, trace in zip(SIDES, both, strict=True):
-            edges, counts = np.array(trace.x[::2], float), np.array(trace.y[1:-1:2])
-            assert trace.name == side
-            np.testing.assert_allclose(edges[[0, -1]], ends, rtol=1e-4)
-            values = rows_of(rows, side=side)["projection"]
-            assert counts.sum() == len(values)
-            exact = np.linspace(*ends, len(edges))
-            expected = [((values >= low) & (values < high)).sum() for low, high in itertools.pairwise(exact)]
-            expected[-1] += (values == exact[-1]).sum()
-            assert list(counts) == expected
+        where = {} if truth is None else {"truth": truth}
+        values = rows_of(projected, layer=layer, side=side, **where)["projection"]
+        edges, counts = np.array(trace.x[::2], float), np.array(trace.y[1:-1:2])
+        assert trace.name == side
+        np.testing.assert_allclose(edges[[0, -1]], ends, rtol=1e-4)
+        assert list(counts) == list(np.histogram(values, np.linspace(*ends, len(edges)))[0])
+        assert counts.sum() == len(values)
     ranges = {axis.range for axis in figure.select_xaxes() if axis.range}
     assert len(ranges) == 3  # of each layer, common to its panels
     assert titles_of(plots.projections(projected, layers=[9, 0])) == ["layer 9", "layer 0"]
@@ -603,14 +581,13 @@ def test_all_layers_on_one_sheet_are_histograms_of_their_own(projected, facet, p
 def test_a_panel_of_all_prompts_is_before_those_of_a_factor(projected):
     figure = plots.projections(projected, facet="truth", overall=True, layer=4)
     assert titles_of(figure) == ["all", "truth: True", "truth: False"]
-    moved = after(figure, figure.layout.sliders[0].steps[2].args)
-    for drawn, layer in ((figure, 4), (moved, 9)):
-        histograms = [trace for trace in drawn.data if trace.type == "histogram"]
+    for drawn, layer in ((figure, 4), (after(figure, figure.layout.sliders[0].steps[2].args), 9)):
+        histograms = list(drawn.select_traces({"type": "histogram"}))
         assert [len(trace.x) for trace in histograms] == [6, 6, 3, 3, 3, 3]
         for side, trace in zip(SIDES, histograms, strict=False):
             rows = rows_of(projected, layer=layer, side=side).sort_values("pair")
             np.testing.assert_allclose(trace.x, rows["projection"], rtol=1e-4)
-    assert sum(trace.showlegend is not False for trace in figure.data) == 2
+    assert len(entries(figure)) == 2
     four = projected.assign(topic=projected["pair"] % 4)
     assert len(titles_of(plots.projections(four, facet="topic"))) == 4
     assert_raises("at most 4 panels", plots.projections, four, facet="topic", overall=True)
@@ -642,15 +619,18 @@ def test_effectiveness_draws_each_condition_at_its_layer_with_its_interval(poole
 
 def control_values(table, size, value, **where):
     """A value of the controls of one |multiplier| (NaN: without one), condition by condition."""
-    rows = table[table["control"]]
-    rows = rows[rows["multiplier"].isna() if np.isnan(size) else rows["multiplier"].isin([-size, size])]
-    return rows_of(rows, **where)[value]
+    rows = rows_of(table, control=True, **where)
+    return rows_of(rows.assign(multiplier=rows["multiplier"].abs()), multiplier=size)[value]
+
+
+def bounds(*groups):
+    """Outline of a band: the largest value of each group, and back along the smallest."""
+    return [*(each.max() for each in groups), *(each.min() for each in reversed(groups))]
 
 
 def test_effectiveness_shows_the_unsteered_value_and_the_range_of_the_controls_of_each_size(pooled):
     figure = plots.effectiveness(pooled)
-    unsteered = named(figure, "unsteered")
-    row = row_of(pooled, operation="none")
+    unsteered, row = named(figure, "unsteered"), row_of(pooled, operation="none")
     assert set(unsteered.y) == {row["accuracy"]}
     assert unsteered.line.dash == "dash"
     around = figure.data[figure.data.index(unsteered) - 1]
@@ -660,20 +640,17 @@ def test_effectiveness_shows_the_unsteered_value_and_the_range_of_the_controls_o
     unmoved = plots.effectiveness(pooled, value="shift").data
     assert [trace.name for trace in unmoved if trace.mode == "lines" and not trace.fill] == ["unsteered"]
     for name, size in (("controls, ±2", 2), ("controls, ±4", 4), ("controls, project out", np.nan)):
-        bands = [trace for trace in figure.data if trace.name == name]
-        assert list(bands[0].x) == [3, 5, 10, 10, 5, 3]
-        values = [control_values(pooled, size, "accuracy", layers=layers) for layers in ("3", "5", "10")]
-        assert {len(each) for each in values} == {3 if np.isnan(size) else 6}
-        expected = [*(each.max() for each in values), *(each.min() for each in reversed(values))]
-        np.testing.assert_allclose(bands[0].y, expected)
-        both = control_values(pooled, size, "accuracy", layers="3+5")
-        np.testing.assert_allclose(sorted(set(bands[1].y)), [both.min(), both.max()])
-    assert controls_text(3) in figure.layout.title.subtitle.text
-    assert "ring" in figure.layout.title.subtitle.text
+        singles, layer_set = figure.select_traces({"name": name})
+        assert list(singles.x) == [3, 5, 10, 10, 5, 3]
+        *groups, both = (control_values(pooled, size, "accuracy", layers=layers) for layers in LAYERS)
+        assert {len(each) for each in groups} == {3 if np.isnan(size) else 6}
+        np.testing.assert_allclose(singles.y, bounds(*groups))
+        np.testing.assert_allclose(sorted(set(layer_set.y)), [both.min(), both.max()])
+    assert controls_text(3) in subtitle_of(figure)
+    assert "ring" in subtitle_of(figure)
     order = [trace.name for trace in figure.data if (trace.name or "").startswith("controls")]
     assert order.index("controls, ±4") < order.index("controls, ±2"), "the smaller is drawn above the larger"
-    depth = [sum(map(int, named(figure, f"controls, ±{size}").fillcolor[4:-1].split(","))) for size in (2, 4)]
-    assert depth[0] < depth[1]
+    assert pixels(named(figure, "controls, ±2").fillcolor) < pixels(named(figure, "controls, ±4").fillcolor)
     lines = [index for index, trace in enumerate(figure.data) if trace.mode == "lines+markers"]
     assert len(order) < min(lines), "lines are drawn above all bands"
 
@@ -685,11 +662,10 @@ def test_a_point_within_its_own_controls_is_a_ring_and_panels_have_their_own_row
     truths = {"x": "true", "x2": "false"} if facet else {"x": None}
     assert titles_of(figure) == [f"truth: {truth}" for truth in truths.values() if truth]
     assert facet is None or figure.layout.yaxis2.matches == "y"
-    entries = [trace.name for trace in figure.data if trace.showlegend]
-    assert len(entries) == len(set(entries))
-    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
-    dots = [trace for trace in figure.data if trace.mode == "markers"]
-    assert len(lines) == len(dots) == 5 * len(truths)
+    names = [trace.name for trace in figure.data if trace.showlegend]
+    assert len(names) == len(set(names))
+    lines, dots = (list(figure.select_traces({"mode": mode})) for mode in ("lines+markers", "markers"))
+    assert len(lines) == 5 * len(truths)
     rings = 0
     for line, dot in zip(lines, dots, strict=True):
         assert dot.legendgroup == line.legendgroup
@@ -713,37 +689,36 @@ def test_operations_differ_by_name_and_dash_and_have_their_own_controls():
     table = pooled_table(operations=("add", "set"))
     table.loc[table["control"] & (table["operation"] == "set"), "accuracy"] += 5
     figure = plots.effectiveness(table)
-    assert named(figure, "add +4").line.dash != named(figure, "set +4").line.dash
-    assert named(figure, "add +4").line.color == named(figure, "set +4").line.color
+    added, replaced = (named(figure, f"{operation} +4") for operation in ("add", "set"))
+    assert added.line.dash != replaced.line.dash
+    assert added.line.color == replaced.line.color
     expected = row_of(table, vector="honesty", operation="set", layers="3", multiplier=4.0)
-    assert named(figure, "set +4").y[0] == expected["accuracy"]
+    assert replaced.y[0] == expected["accuracy"]
     assert max(named(figure, "controls, add ±4").y) < 1
     assert max(named(figure, "controls, set ±4").y) > 5
-    for operation, start in (("add", "its controls 0."), ("set", "its controls 5.")):
-        assert all(start in text for text in named(figure, f"{operation} +4").hovertext if text)
+    for line, start in ((added, "its controls 0."), (replaced, "its controls 5.")):
+        assert all(start in text for text in line.hovertext if text)
 
 
 def test_without_controls_there_is_no_band_and_no_ring_also_in_the_subtitle(pooled):
-    bare = pooled[~pooled["control"]]
+    bare = rows_of(pooled, control=False)
     for figure in (plots.effectiveness(bare), plots.dose_response(bare)):
         assert not any("controls" in (trace.name or "") for trace in figure.data)
-        assert not any(len(trace.x) for trace in figure.data if trace.mode == "markers")
-        assert "ring" not in figure.layout.title.subtitle.text
+        assert not any(len(trace.x) for trace in figure.select_traces({"mode": "markers"}))
+        assert "ring" not in subtitle_of(figure)
 
 
 def test_several_vectors_get_panels_with_their_own_controls():
     table = pooled_table(vectors=("honesty", "lda"))
-    owned = {"random 0": "random 1 (honesty)", "random 1": "random 1 (lda)"}
-    table["vector"] = table["vector"].replace(owned)
-    owners = {"random 1 (honesty)": "honesty", "random 1 (lda)": "lda"}
+    owners = {"random 0": "honesty", "random 1": "lda"}
     table["control_of"] = table["vector"].map(owners).fillna("")
-    for name, extra in (("random 1 (honesty)", 1), ("random 1 (lda)", -1)):
-        table.loc[table["vector"] == name, "accuracy"] += extra
+    table["accuracy"] += table["control_of"].map({"honesty": 1, "lda": -1, "": 0})
+    table["vector"] = table["vector"].replace({name: f"random 1 ({owner})" for name, owner in owners.items()})
     figure = plots.effectiveness(table)
     assert titles_of(figure) == ["honesty", "lda"]
-    for axis, own in (("x", "random 1 (honesty)"), ("x2", "random 1 (lda)")):
-        band = next(trace for trace in figure.data if trace.name == "controls, ±4" and trace.xaxis == axis)
-        rows = table[table["vector"].isin([own, "random 2"])]
+    for axis, owner in (("x", "honesty"), ("x2", "lda")):
+        band = next(figure.select_traces({"name": "controls, ±4", "xaxis": axis}))
+        rows = table[table["control_of"].isin([owner, ""])]
         values = control_values(rows, 4, "accuracy", layers="3")
         np.testing.assert_allclose([band.y[0], band.y[-1]], [values.max(), values.min()])
 
@@ -764,18 +739,16 @@ def test_single_layers_are_at_their_index_and_sets_after_them_unless_few_are_far
 
 
 def test_controls_at_one_layer_alone_have_a_visible_band(swept):
-    here = swept[~swept["control"] | (swept["layers"] == "5")]
-    figure = plots.effectiveness(here, facet="truth")
+    figure = plots.effectiveness(swept[~swept["control"] | (swept["layers"] == "5")], facet="truth")
     bands = [trace for trace in figure.data if "controls" in (trace.name or "")]
     assert bands
-    for trace in bands:
-        assert (min(trace.x), max(trace.x)) == pytest.approx((4.7, 5.3))
+    assert all((min(band.x), max(band.x)) == pytest.approx((4.7, 5.3)) for band in bands)
 
 
 def test_lines_over_layers_far_apart_have_gaps_and_their_whiskers_are_next_to_each_other(swept):
-    wide = swept[~swept["control"]].replace({"layers": {"10": "30", "3": "4"}})
+    wide = rows_of(swept, control=False).replace({"layers": {"10": "30", "3": "4"}})
     figure = plots.effectiveness(wide, facet="truth")
-    lines = [trace for trace in figure.data if trace.mode == "lines+markers" and trace.xaxis == "x"]
+    lines = list(figure.select_traces({"mode": "lines+markers", "xaxis": "x"}))
     assert list(figure.layout.xaxis.ticktext) == ["4", "5", "30", "3+5"]
     for position in range(4):
         xs = [next(x for x in line.x if x is not None and abs(x - position) < 0.5) for line in lines]
@@ -785,41 +758,33 @@ def test_lines_over_layers_far_apart_have_gaps_and_their_whiskers_are_next_to_ea
         assert [x is None or x != x for x in line.x] == [False, False, True, False, True, False]
 
 
-def test_dose_response_goes_through_the_unsteered_condition_from_negative_to_positive(swept):
+def test_dose_response_goes_through_the_unsteered_condition_among_controls_of_either_sign(swept):
     figure = plots.dose_response(swept, facet="truth")
     for truth, axis in (("true", "x"), ("false", "x2")):
         line = named(figure, "5", axis)
         assert list(line.x) == [-0.4, -0.2, 0.0, 0.2, 0.4]
-        rows = rows_of(swept, truth=truth, vector="honesty", layers="5")
-        expected = rows.dropna(subset="multiplier").sort_values("multiplier")["shift"].tolist()
-        expected.insert(2, row_of(swept, operation="none", truth=truth)["shift"])
-        assert list(line.y) == expected
-    assert named(figure, "3+5").line.dash == "dot"
-    assert controls_text(3) in figure.layout.title.subtitle.text
-
-
-def test_dose_response_shows_the_range_of_controls_of_either_sign_at_each_dose_and_layer(swept):
-    figure = plots.dose_response(swept, facet="truth")
-    for truth, axis in (("true", "x"), ("false", "x2")):
-        bands = [trace for trace in figure.data if trace.name == "controls" and trace.xaxis == axis]
-        assert len(bands) == len(LAYERS)
         before = row_of(swept, operation="none", truth=truth)["shift"]
-        expected = set()
+        rows = rows_of(swept, truth=truth, vector="honesty", layers="5", operation="add")
+        rows = rows.sort_values("multiplier")
+        down, up = (rows["shift"][sign * rows["multiplier"] > 0] for sign in (-1, 1))
+        assert list(line.y) == [*down, before, *up]
+        bands = list(figure.select_traces({"name": "controls", "xaxis": axis}))
+        assert {tuple(trace.x[:5]) for trace in bands} == {(-0.4, -0.2, 0.0, 0.2, 0.4)}
+        expected = []
         for layers in LAYERS:
             small, large = (
                 control_values(swept, size, "shift", layers=layers, truth=truth) for size in (2, 4)
             )
-            high = [large.max(), small.max(), before, small.max(), large.max()]
-            low = [large.min(), small.min(), before, small.min(), large.min()]
-            expected.add((*high, *low))
-        assert {tuple(trace.y) for trace in bands} == expected
-        assert {tuple(trace.x[:5]) for trace in bands} == {(-0.4, -0.2, 0.0, 0.2, 0.4)}
+            expected.append(bounds(large, small, pd.Series([before]), small, large))
+        assert sorted(list(trace.y) for trace in bands) == sorted(expected)
         # one opaque grey: bands that lie upon each other look like one
         assert {(trace.fillcolor, trace.fill) for trace in bands} == {(bands[0].fillcolor, "toself")}
         assert bands[0].fillcolor.startswith("#")
-    assert sum(bool(trace.showlegend) for trace in figure.data if trace.name == "controls") == 1
+    assert named(figure, "3+5").line.dash == "dot"
+    assert controls_text(3) in subtitle_of(figure)
+    assert sum(bool(trace.showlegend) for trace in figure.select_traces({"name": "controls"})) == 1
     half = swept[~swept["control"] | (swept["multiplier"] > 0)]
-    (band, *_) = (each for each in plots.dose_response(half, facet="truth").data if each.name == "controls")
+    band = next(plots.dose_response(half, facet="truth").select_traces({"name": "controls"}))
     assert max(band.x) == pytest.approx(-min(band.x)), "on both sides, though of one sign"
     assert max(band.x) > 0
 
@@ -828,7 +793,7 @@ def test_a_dose_within_its_own_layers_controls_is_a_ring(pooled):
     figure = plots.dose_response(pooled)
     for layers in LAYERS:
         line = named(figure, layers)
-        (dots,) = [each for each in figure.data if each.mode == "markers" and each.legendgroup == layers]
+        (dots,) = figure.select_traces({"mode": "markers", "legendgroup": layers})
         expected = []
         for x, y in zip(line.x, line.y, strict=True):
             null = control_values(pooled, 10 * abs(x), "shift", layers=layers) if x else pd.Series([0.0])
@@ -847,26 +812,22 @@ def test_more_than_five_control_vectors_over_multipliers_are_one_band():
     assert len(lines) == 5 * len(LAYERS)
     assert list(band.x) == [0, 1, 2, 3, 3, 2, 1, 0]
     small, large = (control_values(table, size, "shift") for size in (2, 4))
-    high = [large.max(), small.max(), small.max(), large.max()]
-    low = [large.min(), small.min(), small.min(), large.min()]
-    np.testing.assert_allclose(band.y, [*high, *low])
+    np.testing.assert_allclose(band.y, bounds(large, small, small, large))
 
 
 def test_dose_response_is_by_multiplier_where_no_dose_is_known(swept):
     recorded = swept.assign(dose=swept["dose"].where(swept["operation"] == "none"))
     for table, options in ((recorded, {}), (swept, {"x": "multiplier"})):
         figure = plots.dose_response(table, facet="truth", **options)
-        multipliers = swept.loc[(swept["layers"] == "5") & ~swept["control"], "multiplier"].dropna()
-        assert list(named(figure, "5", "x").x) == sorted({0.0, *multipliers})
+        assert list(named(figure, "5", "x").x) == sorted([0.0, *MULTIPLIERS])
         assert figure.layout.xaxis.title.text == "multiplier of the vector"
         assert "by multiplier" in figure.layout.title.text
 
 
 def test_many_layers_have_a_colour_bar_instead_of_a_long_legend(pooled):
-    one = pooled[(pooled["layers"].isin(["3", ""])) & ~pooled["control"]]
-    steered = one[one["layers"] == "3"]
-    table = pd.concat([one, *(steered.assign(layers=str(layer)) for layer in range(10, 22))])
-    figure = plots.dose_response(table)
+    steered = rows_of(pooled, layers="3", control=False)
+    copies = [steered.assign(layers=str(layer)) for layer in (3, *range(10, 22))]
+    figure = plots.dose_response(pd.concat([rows_of(pooled, operation="none"), *copies]))
     assert not any(trace.showlegend for trace in figure.data)
     (bar,) = [trace for trace in figure.data if trace.marker.showscale or trace.marker.colorbar.title.text]
     assert (bar.marker.cmin, bar.marker.cmax) == (3, 21)
@@ -880,11 +841,10 @@ def test_signal_detection_shows_one_layers_path_in_the_order_of_the_multiplier(d
     steps = figure.layout.sliders[0].steps
     assert [step.label for step in steps] == list(LAYERS)
     for step in steps:
-        shown = {trace.name: trace for trace in after(figure, step.args).data if trace.visible}
+        shown = {trace.name: trace for trace in after(figure, step.args).select_traces({"visible": True})}
         assert sorted(shown) == ["add", "control directions", "project out", "unsteered"]
         path = shown["add"]
-        rows = detected[detected["vector"].isin(["honesty", "none"])]
-        rows = rows[rows["layers"].isin([step.label, ""])]
+        rows = detected[~detected["control"] & detected["layers"].isin([step.label, ""])]
         rows = rows.dropna(subset="multiplier").sort_values("multiplier")
         assert list(path.x) == list(rows["criterion"])
         assert list(path.y) == list(rows["d_prime"])
@@ -895,7 +855,7 @@ def test_signal_detection_shows_one_layers_path_in_the_order_of_the_multiplier(d
     assert figure.layout.sliders[0].active == 1
     assert [trace.visible for trace in figure.data] == steps[1].args[0]["visible"]
     together = plots.signal_detection(detected.assign(d_prime=1.0, criterion=0.5), layer=5)
-    (path,) = [trace for trace in together.data if trace.name == "add" and trace.visible]
+    (path,) = together.select_traces({"name": "add", "visible": True})
     assert sorted(filter(None, path.text)) == ["−4 to +4"], "one label at the same point"
 
 
@@ -909,10 +869,10 @@ def test_signal_detection_has_the_auc_and_the_verdict_where_they_are_known(detec
 
 def test_signal_detection_has_the_same_axes_at_all_layers_with_their_meaning(detected):
     figure = plots.signal_detection(detected)
-    assert "says the signal more often" in figure.layout.xaxis.title.text
-    assert "d′" in figure.layout.yaxis.title.text
-    for axis, value in ((figure.layout.xaxis, "criterion"), (figure.layout.yaxis, "d_prime")):
-        real = detected[~detected["control"]]
+    axes = figure.layout.xaxis, figure.layout.yaxis
+    for axis, value, meaning in zip(axes, ("criterion", "d_prime"), ("signal more often", "d′"), strict=True):
+        assert meaning in axis.title.text
+        real = rows_of(detected, control=False)
         assert axis.range[0] < min(real[f"{value}_low"].min(), detected[value].min())
         assert axis.range[1] > max(real[f"{value}_high"].max(), detected[value].max())
     assert any("hits 80%, false alarms 30%" in text for text in texts_of(figure))
@@ -923,11 +883,10 @@ def test_a_printed_figure_has_the_width_of_a_column_or_page_and_nothing_to_click
     figure = plots.signal_detection(detected, layer=5)
     before = json.loads(figure.to_json())
     printed = plots.for_print(figure, to)
+    layout = printed.layout
     assert json.loads(figure.to_json()) == before
-    assert printed.layout.width == pytest.approx(millimetres / 25.4 * 96, abs=1)
-    assert not printed.layout.sliders
-    assert printed.layout.title.text is None
-    assert printed.layout.legend.orientation == "h"
+    assert layout.width == pytest.approx(millimetres / 25.4 * 96, abs=1)
+    assert (layout.sliders, layout.title.text, layout.legend.orientation) == ((), None, "h")
     assert [trace.visible for trace in printed.data] == [trace.visible for trace in figure.data]
     titled = plots.for_print(figure, to, title=True, height=500).layout
     assert titled.height >= 500
@@ -964,7 +923,7 @@ def test_a_factor_may_have_any_name_and_only_drawn_columns_are_checked(name, swe
 @pytest.mark.parametrize("n_panels", [2, 3, 4])
 def test_long_titles_of_panels_do_not_run_into_each_other(n_panels):
     """At 700 pixels a panel has 540 / columns of them, and a character of the title about 6.8."""
-    figure = plots.dose_response(sweep_table(truths=tuple("abcdef"[:n_panels])), facet="truth")
+    figure = plots.dose_response(sweep_table(truths="abcdef"[:n_panels]), facet="truth")
     titles = [axis.title.text for axis in figure.select_xaxes() if axis.title.text]
     assert "stream norm), signed" in titles[0].replace("<br>", " ")
     longest = max(len(line) for title in titles for line in title.split("<br>"))
@@ -996,20 +955,18 @@ def test_means_show_both_sides_then_their_spread_and_the_difference_below(means,
         assert list(line.y) == list(rows[quantity])
         assert list(around.y) == [*rows[f"{quantity}_high"], *rows[f"{quantity}_low"][::-1]]
         assert around.fill == "toself"
-        assert f"{quantity} {rows[quantity].iloc[0]:.3g}".replace("-", "−") in line.hovertext[0]
+        assert f"{quantity} {number(rows[quantity].iloc[0])}" in line.hovertext[0]
         assert (line.showlegend is False) == (quantity == "spread")
-    for side in SIDES:
-        assert named(figure, side).line.color == style.MEANINGS[side]
-    if value == "projection":
-        assert figure.layout.yaxis2.title.text == "spread (SD)"
+    assert [named(figure, side).line.color for side in SIDES] == [style.MEANINGS[side] for side in SIDES]
+    assert value == "cosine" or figure.layout.yaxis2.title.text == "spread (SD)"
     assert figure.layout[below.replace("y", "xaxis")].title.text == "layer"
-    assert "6 pairs" in figure.layout.title.subtitle.text
+    assert "6 pairs" in subtitle_of(figure)
 
 
 def test_the_first_ranks_are_written_at_the_differences_of_projections_only():
     table = means_table(activation_table(["projection", "cosine"], layers=range(6)))
     line = named(plots.mean_projections(table), "difference")
-    ranks = table[table["side"] == "difference"]["rank"]
+    ranks = rows_of(table, side="difference")["rank"]
     assert list(line.text) == [str(rank) if rank <= 3 else "" for rank in ranks]
     assert all(f"rank {rank};" in text for rank, text in zip(ranks, line.hovertext, strict=True))
     assert named(plots.mean_projections(table, value="cosine"), "difference").text is None
@@ -1021,20 +978,20 @@ def test_a_factor_and_the_side_differ_by_dashes_and_names_never_become_markup(pr
     table = means_table(projected, by=["side", "truth"])
     figure = plots.mean_projections(table)
     names = [f"{side}, {truth}" for side in (*SIDES, "difference") for truth in (True, False)]
-    assert [trace.name for trace in figure.data if trace.showlegend is not False] == names
+    assert entries(figure) == names
+    dashes = [named(figure, name).line.dash for name in names]
+    assert dashes == dashes[:2] * 3
+    assert dashes[0] != dashes[1]
     for truth in (True, False):
-        lines = [named(figure, f"{side}, {truth}") for side in (*SIDES, "difference")]
-        assert len({line.line.dash for line in lines}) == 1
         rows = rows_of(table, truth=truth, side="difference")
-        assert list(lines[2].y) == list(rows["projection"])
-    assert named(figure, "positive, True").line.dash != named(figure, "positive, False").line.dash
+        assert list(named(figure, f"difference, {truth}").y) == list(rows["projection"])
 
 
 def test_means_of_one_factor_have_no_difference(projected):
     figure = plots.mean_projections(means_table(projected, by="truth"))
     assert named(figure, "True").line.color == style.MEANINGS["true"]
     assert [axis.title.text for axis in figure.select_yaxes()][1:] == ["spread (SD)"]
-    assert "6 prompts" in figure.layout.title.subtitle.text
+    assert "6 prompts" in subtitle_of(figure)
 
 
 # --- components and factors --------------------------------------------------------------------------------
@@ -1042,24 +999,22 @@ def test_means_of_one_factor_have_no_difference(projected):
 
 def test_the_heatmap_holds_each_layers_correlations_centred_on_zero(related):
     figure = plots.component_factors(related, layer=4)
-    (heatmap,) = figure.data
-    assert (heatmap.zmin, heatmap.zmax) == (-1, 1)
+    assert (figure.data[0].zmin, figure.data[0].zmax) == (-1, 1)
     steps = figure.layout.sliders[0].steps
     assert [step.label for step in steps] == ["0", "4", "9"]
     assert figure.layout.sliders[0].active == 1
     for drawn, layer in ((figure, 4), (after(figure, steps[2].args), 9)):
         (heatmap,) = drawn.data
         assert [name[:3] for name in heatmap.y] == ["PC1", "PC2"]
-        explained = 100 * (0.4 + layer / 100)
-        assert heatmap.y[0] == f"PC1 ({explained:.3g}%)"
+        assert heatmap.y[0] == f"PC1 ({100 * (0.4 + layer / 100):.3g}%)"
         for row, column in itertools.product(range(2), range(len(heatmap.x))):
             factor, _, level = heatmap.x[column].partition(" = ")
             rows = rows_of(related, layer=layer, component=row + 1, factor=factor)
             (cell,) = rows[rows["level"].map(escape) == level].to_dict("records")
+            text = heatmap.text[row][column]
             assert heatmap.z[row][column] == pytest.approx(cell["correlation"], rel=1e-4)
-            sure = cell["correlation_low"] * cell["correlation_high"] > 0
-            assert heatmap.text[row][column].startswith("<b>") == sure
-            shown = heatmap.text[row][column].removeprefix("<b>").removesuffix("</b>").replace("−", "-")
+            assert text.startswith("<b>") == (cell["correlation_low"] * cell["correlation_high"] > 0)
+            shown = text.removeprefix("<b>").removesuffix("</b>").replace("−", "-")
             assert float(shown) == pytest.approx(cell["correlation"], abs=0.005001)
             assert "n = 12 prompts, 6 independent units" in heatmap.hovertext[row][column]
     assert_escaped(figure)
@@ -1080,22 +1035,19 @@ def test_the_histogram_counts_every_coordinate_and_names_the_largest(coordinates
     figure = plots.vector_components(coordinates, layer=3)
     for drawn, layer in ((figure, 3), (after(figure, figure.layout.sliders[0].steps[1].args), 8)):
         bars, curve, strip = drawn.data
-        rows = coordinates[coordinates["layer"] == layer]
+        rows = rows_of(coordinates, layer=layer)
         counts, edges = np.histogram(rows["value"], bins=60)
         assert [count or 0 for count in bars.y] == list(counts)
-        assert sum(count or 0 for count in bars.y) == 100
         np.testing.assert_allclose(bars.x, (edges[1:] + edges[:-1]) / 2, rtol=1e-3, atol=1e-3)
-        spread, width = rows["spread"].iloc[0], edges[1] - edges[0]
-        at = len(curve.x) // 2
-        density = np.exp(-((curve.x[at] / spread) ** 2) / 2) / (spread * np.sqrt(2 * np.pi))
-        assert curve.y[at] == pytest.approx(100 * width * density, rel=1e-3)
+        x, y = (values[len(curve.x) // 2] for values in (curve.x, curve.y))
+        density = stats.norm.pdf(x, scale=rows["spread"].iloc[0])
+        assert y == pytest.approx(100 * (edges[1] - edges[0]) * density, rel=1e-3)
         largest = rows.sort_values("rank").head(6)
         np.testing.assert_allclose(strip.x, largest["value"], rtol=1e-4)
-        for text, coordinate in zip(strip.text, largest["coordinate"], strict=True):
-            assert text.split()[0] == str(coordinate)
-        assert f"layer {layer}: {7 * layer} of 100" in drawn.layout.title.subtitle.text
-    assert drawn.data[2].text[0].split()[0] == "42"
-    assert drawn.data[2].textposition[0] == "middle right", "toward the middle"
+        assert [text.split()[0] for text in strip.text] == list(largest["coordinate"].astype(str))
+        assert f"layer {layer}: {7 * layer} of 100" in subtitle_of(drawn)
+    assert strip.text[0].split()[0] == "42"
+    assert strip.textposition[0] == "middle right", "toward the middle"
 
 
 # --- logit lens --------------------------------------------------------------------------------------------
@@ -1119,31 +1071,27 @@ def test_the_lens_has_a_panel_per_multiplier_and_each_token_in_its_cell(lens, va
     assert figure.layout.coloraxis.cmin == (0 if value == "probability" else lens["logit"].min())
 
 
-@pytest.mark.parametrize(
-    ("count", "shown"),
-    [(12, list(range(12))), (13, [0, 2, 4, 6, 8, 10, 12]), (30, [2, 5, 8, 11, 14, 17, 20, 23, 26, 29])],
-)
+MANY_LAYERS = {12: range(12), 13: range(0, 13, 2), 30: range(2, 30, 3)}
+
+
+@pytest.mark.parametrize(("count", "shown"), MANY_LAYERS.items(), ids=map(str, MANY_LAYERS))
 def test_of_many_layers_every_kth_from_the_last_is_shown(count, shown):
     table = lens_table(layers=range(count), top=1)
-    figure = plots.logit_lens(table)
+    figure, chosen = plots.logit_lens(table), plots.logit_lens(table, layers=[5, 1])
     assert list(figure.data[0].y) == [str(layer) for layer in shown]
-    assert f"{len(shown)} of {count} layers" in figure.layout.title.subtitle.text
-    chosen = plots.logit_lens(table, layers=[5, 1])
+    assert f"{len(shown)} of {count} layers" in subtitle_of(figure)
     assert list(chosen.data[0].y) == ["1", "5"]
+    assert figure.layout.height > chosen.layout.height
     assert len(plots.logit_lens(table, layers=range(count)).data[1].y) == count
 
 
-def test_a_figure_of_more_layers_is_taller_and_ranks_beyond_ten_are_left_out():
-    table = lens_table(layers=range(12), top=12)
-    figure = plots.logit_lens(table)
-    assert list(figure.data[0].x) == list(range(1, 11))
-    assert figure.layout.height > plots.logit_lens(table, layers=[0]).layout.height + 2 * 11 * 20
+def test_ranks_beyond_ten_are_left_out():
+    assert list(plots.logit_lens(lens_table(top=12)).data[0].x) == list(range(1, 11))
 
 
 def test_panels_of_activations_are_named_by_prompt_and_token(lens):
-    table = lens.drop(columns="multiplier").assign(
-        prompt_id=lens["multiplier"].map({20.0: 0, -20.0: 3}), token_index=7, prompt=NASTY
-    )
+    prompt_ids = lens["multiplier"].map({20.0: 0, -20.0: 3})
+    table = lens.drop(columns="multiplier").assign(prompt_id=prompt_ids, token_index=7, prompt=NASTY)
     figure = plots.logit_lens(table)
     assert titles_of(figure) == ["prompt 0, token 7", "prompt 3, token 7"]
     assert "&lt;b&gt;loud" in figure.data[0].hovertext[0][0]

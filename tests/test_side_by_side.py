@@ -19,19 +19,21 @@ NASTY = '<b>loud</b> & "x" &lt; <a href="https://example.org">y</a> $5 to $6 %{x
 PROMPTS = ["How are you?", "Who is there?", "Where to?"]
 
 
-def condition(vector, operation, layers, multiplier, **more):
+def condition(vector, operation, layers, multiplier, **columns):
     """A condition's rows; each text names its condition and prompt."""
-    texts = [f"{vector} {operation} {layers} {multiplier} {row}" for row in range(3)]
-    labels = {"vector": vector, "operation": operation, "layers": layers, "multiplier": multiplier}
-    columns = {"prompt_id": [4, 5, 6], "prompt": PROMPTS, "text": pd.array(texts, "string")}
-    return sweep_tables.condition([None] * 3, **(labels | columns | more))
+    columns = {
+        "vector": vector, "operation": operation, "layers": layers, "multiplier": multiplier,
+        "prompt_id": [4, 5, 6], "prompt": PROMPTS,
+        "text": [f"{vector} {operation} {layers} {multiplier} {row}" for row in range(3)],
+    } | columns  # fmt: skip
+    return sweep_tables.condition([None] * 3, **columns)
 
 
 UNSTEERED = condition("none", "none", "", 0.0)
 
 
 def written(*conditions):
-    return pd.concat([UNSTEERED, *conditions], ignore_index=True)
+    return sweep_tables.table_of(UNSTEERED, *conditions)
 
 
 def added(multipliers=(16.0, -0.5, -16.0, 4.0), layers=("18",), vector="honesty", **more):
@@ -46,15 +48,14 @@ def test_each_prompt_has_a_row_with_the_text_of_every_condition_in_order():
     wide = ts.texts.side_by_side(table)
     ts.plots.side_by_side(wide)
     pd.testing.assert_frame_equal(table, before)
-    assert list(wide) == ["prompt_id", "prompt", "−16", "−0.5", "unsteered", "+4", "+16"]
-    assert set(wide["prompt_id"]) == {4, 5, 6}
-    assert len(wide) == 3
-    for _, row in wide.iterrows():
-        number = row["prompt_id"] - 4
-        assert row["prompt"] == PROMPTS[number]
-        assert row["unsteered"] == f"none none  0.0 {number}"
-        assert row["−0.5"] == f"honesty add 18 -0.5 {number}"
-        assert row["+16"] == f"honesty add 18 16.0 {number}"
+    names = {
+        "−16": "honesty add 18 -16.0", "−0.5": "honesty add 18 -0.5", "unsteered": "none none  0.0",
+        "+4": "honesty add 18 4.0", "+16": "honesty add 18 16.0",
+    }  # fmt: skip
+    texts = {name: [f"{text} {row}" for row in range(3)] for name, text in names.items()}
+    expected = pd.DataFrame({"prompt_id": [4, 5, 6], "prompt": PROMPTS} | texts)
+    wide = wide.sort_values("prompt_id", ignore_index=True)
+    pd.testing.assert_frame_equal(wide, expected, check_dtype=False)
 
 
 def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
@@ -63,20 +64,18 @@ def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
     wide = ts.texts.side_by_side(table.sample(frac=1, random_state=0))
     assert list(wide) == ["prompt_id", "draw", "prompt", "−1", "unsteered", "+1"]
     assert len(wide) == 6
-    for _, row in wide.iterrows():
+    for row in wide.to_dict("records"):
         number = row["prompt_id"] - 4
         assert row["prompt"] == PROMPTS[number]
         assert row["+1"] == f"honesty add 18 1.0 {number} draw {row['draw']}"
     figure = ts.plots.side_by_side(wide)
-    names = figure.data[0].header.values
-    assert [re.sub("<.*?>", "", name) for name in names] == ["prompt", "−1", "unsteered", "+1"]
+    assert headers_of(figure) == ["prompt", "−1", "unsteered", "+1"]
     prompts = [re.sub("<.*?>", " ", text) for text in figure.data[0].cells.values[0]]
     assert sorted(prompts) == sorted(f"{prompt} (draw {draw})" for prompt in PROMPTS for draw in (0, 1))
     assert "6 draws" in figure.layout.title.subtitle.text
     (layer,) = text_rows(table.assign(said=table["prompt"], dose=0.1))
-    assert dict(layer.rows)["Who is there? (draw 1)"] == [
-        "honesty add 18 -1.0 1 draw 1", "none none  0.0 1 draw 1", "honesty add 18 1.0 1 draw 1",
-    ]  # fmt: skip
+    conditions = ("honesty add 18 -1.0", "none none  0.0", "honesty add 18 1.0")
+    assert dict(layer.rows)["Who is there? (draw 1)"] == [f"{each} 1 draw 1" for each in conditions]
     (layer,) = text_rows(one.assign(said=one["prompt"], dose=0.1, draw=0))
     assert [said for said, _ in layer.rows] == PROMPTS
 
@@ -106,7 +105,7 @@ def test_names_of_conditions_have_only_their_differences(conditions, options, na
 
 
 @pytest.mark.parametrize(
-    ("chosen", "columns"),
+    ("selection", "columns"),
     [
         ({"layers": 17}, ["−1", "unsteered", "+1"]),
         ({"layers": "17+31", "multipliers": 1}, ["unsteered", "+1"]),
@@ -114,9 +113,9 @@ def test_names_of_conditions_have_only_their_differences(conditions, options, na
         ({"layers": np.array([17]), "operation": "add", "vector": ["honesty"]}, ["−1", "unsteered", "+1"]),
     ],
 )
-def test_conditions_can_be_selected_and_unsteered_stays(chosen, columns):
+def test_conditions_can_be_selected_and_unsteered_stays(selection, columns):
     table = written(*added((-1.0, 1.0), layers=("17", "17+31")))
-    wide = ts.texts.side_by_side(table, **chosen)
+    wide = ts.texts.side_by_side(table, **selection)
     assert list(wide)[2:] == columns
     assert wide[columns[-1]].iloc[0].startswith("honesty add 17")
     assert wide[columns].notna().all(axis=None)
@@ -127,15 +126,18 @@ def test_what_a_condition_lacks_is_missing():
     assert ts.texts.side_by_side(table)["+1"].isna().tolist() == [False, True, False]
 
 
+TABLE = written(*added())
+
+
 @pytest.mark.parametrize(
     ("table", "options", "message"),
     [
-        (written(*added()).assign(text=pd.NA), {}, "has no texts"),
-        (written(*added()).drop(columns=["text", "layers"]), {}, "lacks the columns layers, text"),
-        (written(*added()), {"layers": 17}, "there is no layers '17'; the table has 18"),
-        (written(*added()), {"multipliers": [4, 5]}, r"no multiplier 5; the table has 16\.0, -0\.5"),
-        (written(*added()), {"operation": "project_out"}, "no operation 'project_out'; the table has add"),
-        (written(*added(), UNSTEERED), {}, "prompt_id 4 is twice in the condition vector=none"),
+        (TABLE.assign(text=pd.NA), {}, "has no texts"),
+        (TABLE.drop(columns=["text", "layers"]), {}, "lacks the columns layers, text"),
+        (TABLE, {"layers": 17}, "there is no layers '17'; the table has 18"),
+        (TABLE, {"multipliers": [4, 5]}, r"no multiplier 5; the table has 16\.0, -0\.5"),
+        (TABLE, {"operation": "project_out"}, "no operation 'project_out'; the table has add"),
+        (written(UNSTEERED), {}, "prompt_id 4 is twice in the condition vector=none"),
     ],
 )
 def test_wrong_tables_and_requests_are_rejected(table, options, message):
@@ -146,27 +148,26 @@ def test_wrong_tables_and_requests_are_rejected(table, options, message):
 
 
 def wide(rows=3, columns=("−16", "unsteered", "+16"), text="A text of several words."):
-    prompts = [f"Question {row}?" for row in range(rows)]
-    return pd.DataFrame(
-        {"prompt_id": range(rows), "prompt": prompts} | {name: [text] * rows for name in columns}
-    )
+    prompts = {"prompt_id": range(rows), "prompt": [f"Question {row}?" for row in range(rows)]}
+    return pd.DataFrame(prompts | {name: [text] * rows for name in columns})
 
 
 def shown(figure):
     """The texts of each column as displayed: without line breaks, entities resolved."""
-    (table,) = figure.data
-    return [[html.unescape(text.replace("<br>", " ")) for text in column] for column in table.cells.values]
+    columns = figure.data[0].cells.values
+    return [[html.unescape(text.replace("<br>", " ")) for text in column] for column in columns]
+
+
+def headers_of(figure):
+    return [re.sub("<[^>]+>", "", text) for text in figure.data[0].header.values]
 
 
 def test_the_figure_shows_every_text_under_its_header():
     table = wide().assign(**{"+16": ["one", "two\n\n  three ", pd.NA]})
     figure = ts.plots.side_by_side(table)
-    assert shown(figure) == [
-        ["Question 0?", "Question 1?", "Question 2?"], ["A text of several words."] * 3,
-        ["A text of several words."] * 3, ["one", "two three", "–"],
-    ]  # fmt: skip
-    headers = [re.sub("<[^>]+>", "", text) for text in figure.data[0].header.values]
-    assert headers == ["prompt", "−16", "unsteered", "+16"]
+    questions, text = [f"Question {row}?" for row in range(3)], "A text of several words."
+    assert shown(figure) == [questions, [text] * 3, [text] * 3, ["one", "two three", "–"]]
+    assert headers_of(figure) == ["prompt", "−16", "unsteered", "+16"]
     assert figure.layout.title.subtitle.text == "3 prompts"
 
 
@@ -188,9 +189,7 @@ def test_the_subtitle_says_that_only_the_first_rows_are_shown():
 def test_the_middle_of_a_long_text_is_left_out():
     text = "begin " + "word " * 200 + "end"
     column = shown(ts.plots.side_by_side(wide(text=text), max_length=100))[1]
-    assert column[0].startswith("begin word")
-    assert column[0].endswith("word end")
-    assert " […] " in column[0]
+    assert re.fullmatch(r"begin word.* \[…\] .*word end", column[0])
     assert len(column[0]) <= 106
 
 
@@ -242,8 +241,8 @@ def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(brow
 
 def test_lines_are_as_long_as_the_column_is_wide():
     """A column of a third of 900 pixels holds about 48 characters of English at this size."""
-    lines = ts.plots.side_by_side(wide(columns=["a", "b"], text="one word and then another " * 10))
-    lengths = [len(line) for line in lines.data[0].cells.values[1][0].split("<br>")]
+    figure = ts.plots.side_by_side(wide(columns=["a", "b"], text="one word and then another " * 10))
+    lengths = [len(line) for line in figure.data[0].cells.values[1][0].split("<br>")]
     assert 42 <= max(lengths) <= 58
     assert min(lengths[:-1]) >= 38
 

@@ -16,24 +16,24 @@ from tl_steer.models import identify
 from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, span, token
 
 from .conftest import assert_raises, make_identity
-from .test_looking import vectors_of
+from .test_looking import row_of, rows_of, vectors_of
 from .tiny_model import make_model, word_tokenizer
 
 MODEL = make_model(word_tokenizer())
 PROMPTS = [[0, 3, 4, 1, 5], [0, 9, 8], [0, 11, 12, 7, 2, 2]]
 
 
-def made_vectors(model, *, layers=None, hook="resid_post"):
+def random_vectors(model=MODEL, *, layers=None, hook="resid_post"):
     """Random vectors, not of length one."""
     layers = tuple(range(model.cfg.n_layers)) if layers is None else layers
     values = torch.randn(len(layers), model.cfg.d_model, generator=torch.Generator().manual_seed(0)) * 5
     return vectors_of(values, layers=layers, hook=hook, identity=identify(model))
 
 
-def traced(prompts, vectors, *operations, **options):
+def traced(*operations, prompts=PROMPTS, **options):
     """Traces of all tokens of the small model's run, and its new tokens."""
     result = capture(MODEL, prompts, *operations, positions=all_tokens(), **options)
-    return traces(result, vectors), result.completion_tokens
+    return traces(result, random_vectors()), result.completion_tokens
 
 
 def by_hand(stream, vector):
@@ -43,23 +43,17 @@ def by_hand(stream, vector):
     return projection, projection / np.sqrt((stream**2).sum(-1))
 
 
-def row_of(table, **where):
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return table
-
-
-def require_traces_of_second_pass(table, vectors, texts, lengths, stream_of, *, close=1e-3):
-    """Every row equals what `stream_of(ids, layer)`, "pos d_model", gives for the finished text alone."""
-    assert len(table) == sum(len(read) for read in texts) * table["layer"].nunique()
-    for prompt, (read, length) in enumerate(zip(texts, lengths, strict=True)):
+def assert_equals_second_pass(table, vectors, texts, lengths, stream_of, *, atol=1e-3):
+    """Compare with what `stream_of(ids, layer)`, "pos d_model", gives for each complete text alone."""
+    assert len(table) == sum(map(len, texts)) * table["layer"].nunique()
+    for prompt, (ids, length) in enumerate(zip(texts, lengths, strict=True)):
         for layer in table["layer"].unique():
-            rows = row_of(table, prompt_id=prompt, layer=layer)
-            assert rows["position"].tolist() == list(range(-length, len(read) - length))
-            assert rows["token_id"].tolist() == read
-            projection, cosine = by_hand(stream_of(read, layer), vectors[int(layer)].values)
-            np.testing.assert_allclose(rows["projection"], projection, rtol=1e-4, atol=close)
-            np.testing.assert_allclose(rows["cosine"], cosine, rtol=0, atol=close)
+            rows = rows_of(table, prompt_id=prompt, layer=layer)
+            assert rows["position"].tolist() == list(range(-length, len(ids) - length))
+            assert rows["token_id"].tolist() == ids
+            projection, cosine = by_hand(stream_of(ids, layer), vectors[int(layer)].values)
+            np.testing.assert_allclose(rows["projection"], projection, rtol=1e-4, atol=atol)
+            np.testing.assert_allclose(rows["cosine"], cosine, rtol=0, atol=atol)
 
 
 # --- during generation -------------------------------------------------------------------------------------
@@ -70,16 +64,15 @@ def test_traces_taken_while_the_model_writes_equal_a_second_pass_over_the_finish
     """Against TransformerLens's `run_with_cache` on one unpadded text at a time."""
     model = architecture[1]
     result = capture(model, PROMPTS, positions=all_tokens(), max_new_tokens=8, reuse=reuse)
-    vectors = made_vectors(model)
+    vectors, new = random_vectors(model), result.completion_tokens
 
     def stream_of(ids, layer):
         _, cache = model.run_with_cache(torch.tensor([ids]))
         return cache["resid_post", int(layer)][0]
 
-    new = result.completion_tokens
     assert [len(tokens) for tokens in new] == [8, 8, 8]
-    texts = [[*PROMPTS[row], *new[row][:-1]] for row in range(3)]  # the last is never fed back
-    require_traces_of_second_pass(traces(result, vectors), vectors, texts, map(len, PROMPTS), stream_of)
+    texts = [[*ids, *tokens[:-1]] for ids, tokens in zip(PROMPTS, new, strict=True)]
+    assert_equals_second_pass(traces(result, vectors), vectors, texts, map(len, PROMPTS), stream_of)
 
 
 @pytest.mark.model
@@ -87,148 +80,110 @@ def test_traces_of_the_embedded_model_equal_hugging_face_s_hidden_states(embedde
     hf_model, tokenizer = embedded_hf
     prompts = ["The capital of France is", "Once upon a time there was", "I say"]
     layers = (0, 9, 20, 28)  # the last one's hidden state is after the final norm
-    vectors = made_vectors(embedded, layers=layers)
+    vectors = random_vectors(embedded, layers=layers)
     result = capture(embedded, prompts, positions=all_tokens(), layers=layers, max_new_tokens=6)
     lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     assert len(set(lengths)) == 3
     texts = []
-    for prompt, new in zip(prompts, result.completion_tokens, strict=True):
+    for prompt, length, new in zip(prompts, lengths, result.completion_tokens, strict=True):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            alone = hf_model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0]
-        assert alone[ids.shape[1] :].tolist() == list(new)
-        texts.append(alone[:-1].tolist())
+            alone = hf_model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0].tolist()
+        assert alone[length:] == list(new)
+        texts.append(alone[:-1])
 
     def stream_of(ids, layer):
         with torch.no_grad():
-            states = hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-        return states[layer + 1][0]
+            return hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer + 1][0]
 
     table = traces(result, vectors, tokenizer=embedded.tokenizer)
     near_start = table["position"] == table.groupby("prompt_id")["position"].transform("min")
     # the attention sink is a hundred times longer: there, within 1e-3 of its length
     sink = table.loc[near_start, "projection"].abs().max()
     assert sink > 10 * table.loc[~near_start, "projection"].abs().median()
-    require_traces_of_second_pass(table, vectors, texts, lengths, stream_of, close=2e-3)
-    first = row_of(table, prompt_id=0, layer=9)
-    assert "".join(first["token"]) == tokenizer.decode(texts[0])
+    assert_equals_second_pass(table, vectors, texts, lengths, stream_of, atol=2e-3)
+    assert "".join(rows_of(table, prompt_id=0, layer=9)["token"]) == tokenizer.decode(texts[0])
 
 
 # --- the table ---------------------------------------------------------------------------------------------
 
 
-def planted(values, lengths, index):
-    """Activations of layer 5 with values "prompt pos d_hook" and the indices of their tokens."""
-    index = torch.tensor(index)
-    values = torch.tensor(values)
-    return Activations(
-        values=values[:, None],
-        token_index=index,
-        tokens=torch.where(index >= 0, index + 3, -1),
-        prompt_lengths=torch.tensor(lengths),
-        layers=(5,),
-        hook="resid_post",
-        positions=all_tokens(),
-        prompts=tuple(f"prompt {row}" for row in range(len(lengths))),
-        stream_norm=torch.ones(1),
-        identity=make_identity(n_layers=8, d_model=values.shape[-1]),
-    )
-
-
 def test_positions_count_from_the_end_of_each_prompt():
-    nan = [np.nan] * 2
-    result = planted(
-        [[[3.0, 4.0], [0.0, 2.0], [-5.0, 0.0]], [[1.0, 0.0], [0.0, 0.0], nan]],
-        [2, 1],
-        [[0, 1, 2], [0, 1, -1]],
-    )
+    values = [[[3.0, 4.0], [0.0, 2.0], [-5.0, 0.0]], [[1.0, 0.0], [0.0, 0.0], [np.nan, np.nan]]]
+    index = torch.tensor([[0, 1, 2], [0, 1, -1]])
+    result = Activations(
+        torch.tensor(values)[:, None], token_index=index, tokens=torch.where(index >= 0, index + 3, -1),
+        prompt_lengths=torch.tensor([2, 1]), layers=(5,), hook="resid_post", positions=all_tokens(),
+        prompts=("prompt 0", "prompt 1"), stream_norm=torch.ones(1),
+        identity=make_identity(n_layers=8, d_model=2),
+    )  # fmt: skip
     table = traces(result, vectors_of([[2.0, 0.0]], layers=(5,)))
-    assert table.columns.tolist() == [
-        "prompt_id", "prompt", "label", "layer", "position", "token_id", "token", "projection", "cosine",
+    columns = ["prompt_id", "prompt", "layer", "position", "token_id", "projection", "cosine"]
+    rows = [
+        (0, "prompt 0", 5, -2, 3, 3.0, 0.6), (0, "prompt 0", 5, -1, 4, 0.0, 0.0),
+        (0, "prompt 0", 5, 0, 5, -5.0, -1.0), (1, "prompt 1", 5, -1, 3, 1.0, 1.0),
+        (1, "prompt 1", 5, 0, 4, 0.0, np.nan),
     ]  # fmt: skip
-    assert table["prompt_id"].tolist() == [0, 0, 0, 1, 1]
-    assert table["position"].tolist() == [-2, -1, 0, -1, 0]
-    assert table["token_id"].tolist() == [3, 4, 5, 3, 4]
-    assert table["projection"].tolist() == [3.0, 0.0, -5.0, 1.0, 0.0]
-    np.testing.assert_allclose(table["cosine"], [0.6, 0.0, -1.0, 1.0, np.nan])
-    assert table["prompt"].tolist() == ["prompt 0"] * 3 + ["prompt 1"] * 2
-    assert set(table["layer"]) == {5}
-
-
-def test_every_prompt_s_last_token_is_at_minus_one_and_its_first_new_one_at_zero():
-    table, new = traced(PROMPTS, made_vectors(MODEL), max_new_tokens=4)
-    assert row_of(table, layer=1, position=-1)["token_id"].tolist() == [ids[-1] for ids in PROMPTS]
-    assert row_of(table, layer=1, position=0)["token_id"].tolist() == [tokens[0] for tokens in new]
-    assert table["position"].max() == 2  # of four new tokens, three are fed back
+    pd.testing.assert_frame_equal(table[columns], pd.DataFrame(rows, columns=columns), check_dtype=False)
+    assert table.columns.drop(columns).tolist() == ["label", "token"]
 
 
 def test_each_layer_may_have_positions_of_its_own():
     positions = {0: token(1) | generated_tokens(), 2: all_tokens()}
-    options = {"max_new_tokens": 4}
-    result = traces(capture(MODEL, PROMPTS, positions=positions, **options), made_vectors(MODEL))
-    alone = [
-        traces(capture(MODEL, PROMPTS, positions=each, layers=layer, **options), made_vectors(MODEL))
-        for layer, each in positions.items()
-    ]
+    together, *alone = (
+        traces(capture(MODEL, PROMPTS, positions=each, layers=layer, max_new_tokens=4), random_vectors())
+        for layer, each in [(None, positions), *positions.items()]
+    )
     expected = pd.concat(alone).sort_values(["prompt_id", "layer", "position"], ignore_index=True)
-    pd.testing.assert_frame_equal(result, expected, rtol=1e-4)
-    last = capture(MODEL, PROMPTS, positions={0: token(-1)})
-    message = r"no token in the window \(-3, -3\) at layer 0; captured"
-    assert_raises(message, traces, last, made_vectors(MODEL), window=(-3, -3))
+    pd.testing.assert_frame_equal(together, expected, rtol=1e-4)
 
 
-def test_a_window_keeps_both_of_its_ends():
+def test_a_window_includes_both_of_its_ends():
     result = capture(MODEL, PROMPTS, positions=all_tokens(), max_new_tokens=5)
-    whole = traces(result, made_vectors(MODEL))
-    before = traces(result, made_vectors(MODEL), window=(-4, 1))
-    expected = whole[(whole["position"] >= -4) & (whole["position"] <= 1)].reset_index(drop=True)
-    pd.testing.assert_frame_equal(before, expected)
-    assert sorted(before["position"].unique()) == [-4, -3, -2, -1, 0, 1]
-    assert len(row_of(before, prompt_id=1, layer=0)) == 5  # a prompt of three tokens
-    message = r"no token in the window \(9, 12\); captured positions: -6 to 3"
-    assert_raises(message, traces, result, made_vectors(MODEL), window=(9, 12))
+    whole, window = (traces(result, random_vectors(), window=each) for each in (None, (-4, 1)))
+    pd.testing.assert_frame_equal(window, whole[whole["position"].between(-4, 1)].reset_index(drop=True))
+    assert sorted(window["position"].unique()) == [-4, -3, -2, -1, 0, 1]
+    assert len(rows_of(window, prompt_id=1, layer=0)) == 5  # a prompt of three tokens
 
 
 def test_the_table_has_factors_and_texts_of_the_tokens():
     result = capture(MODEL, ["a b", "c d e"], positions=all_tokens(), max_new_tokens=3)
     factors = pd.DataFrame({"persona": ["honest", "dishonest"], "truth": [True, False]}, index=[7, 3])
-    table = traces(result, made_vectors(MODEL), factors=factors, tokenizer=MODEL.tokenizer)
+    table = traces(result, random_vectors(), factors=factors, tokenizer=MODEL.tokenizer)
     assert table.columns[3:5].tolist() == ["persona", "truth"]
     columns = table[["prompt_id", "persona", "truth"]].drop_duplicates()
     assert columns.to_numpy().tolist() == [[0, "honest", True], [1, "dishonest", False]]
-    prompt = row_of(table, prompt_id=1, layer=2)
-    assert prompt["token"].tolist()[:4] == ["<s>", "c", "d", "e"]
-    assert traces(result, made_vectors(MODEL))["token"].tolist()[0] == "0"
+    assert rows_of(table, prompt_id=1, layer=2)["token"].tolist()[:4] == ["<s>", "c", "d", "e"]
+    assert traces(result, random_vectors())["token"].iloc[0] == "0"
 
 
 def test_layers_are_those_that_both_have():
     result = capture(MODEL, PROMPTS, positions=all_tokens(), layers=[0, 2])
-    table = traces(result, made_vectors(MODEL, layers=(1, 2)))
+    vectors = random_vectors(layers=(1, 2))
+    table = traces(result, vectors)
     assert set(table["layer"]) == {2}
-    projection, _ = by_hand(result.values[1, 1, :3], made_vectors(MODEL, layers=(1, 2))[2].values)
-    np.testing.assert_allclose(row_of(table, prompt_id=1)["projection"], projection)
+    projection, _ = by_hand(result.values[1, 1, :3], vectors[2].values)
+    np.testing.assert_allclose(rows_of(table, prompt_id=1)["projection"], projection)
+
+
+OTHER = make_model(word_tokenizer(), seed=9)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("vectors", "options", "message"),
     [
-        ({"layers": (1, 2)}, "no layer in common"),
-        ({"hook": "resid_pre"}, "the vectors are at resid_pre, the activations at resid_post"),
-        ({"multiplier": 0.0}, "length zero"),
-        ({"factors": pd.DataFrame({"a": [1]})}, "1 rows of factors for 3 prompts"),
-        ({"factors": pd.DataFrame({"token": [1] * 3})}, r"the factors \['token'\] have the name"),
+        (random_vectors(layers=(1, 2)), {}, "no layer in common"),
+        (random_vectors(hook="resid_pre"), {}, "the vectors are at resid_pre, the activations at resid_post"),
+        (random_vectors() * 0.0, {}, "length zero"),
+        (random_vectors(), {"factors": pd.DataFrame({"a": [1]})}, "1 rows of factors for 3 prompts"),
+        (random_vectors(), {"factors": pd.DataFrame({"token": [1] * 3})}, r"\['token'\] have the name"),
+        (random_vectors(), {"window": (9, 12)}, r"no token in the window \(9, 12\) at layer 0; .*: -6 to -1"),
+        (random_vectors(OTHER), {"error": ModelMismatchError}, "these vectors"),
     ],
 )
-def test_wrong_vectors_and_factors_are_rejected(changes, message):
-    result = capture(MODEL, PROMPTS, positions=all_tokens(), layers=0)
-    vectors = made_vectors(MODEL, layers=changes.get("layers", (0,)), hook=changes.get("hook", "resid_post"))
-    vectors = vectors * changes.get("multiplier", 1.0)
-    assert_raises(message, traces, result, vectors, factors=changes.get("factors"))
-
-
-def test_vectors_of_another_model_are_refused():
-    vectors = made_vectors(make_model(word_tokenizer(), seed=9))
-    assert_raises("these vectors", traced, PROMPTS, vectors, error=ModelMismatchError)
+def test_wrong_vectors_factors_and_windows_are_rejected(vectors, options, message):
+    result = capture(MODEL, PROMPTS, positions={0: all_tokens()})
+    assert_raises(message, traces, result, vectors, **options)
 
 
 # --- steered minus unsteered -------------------------------------------------------------------------------
@@ -236,7 +191,7 @@ def test_vectors_of_another_model_are_refused():
 
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize(
-    ("positions", "chosen"),
+    ("positions", "indices_of"),
     [
         (all_tokens(), lambda prompt, length: range(length)),
         (current_token(), lambda prompt, length: range(prompt - 1, length)),
@@ -247,50 +202,47 @@ def test_vectors_of_another_model_are_refused():
     ],
     ids=["all", "current", "generated", "last", "span", "union"],
 )
-def test_steered_minus_unsteered_is_the_vector_where_it_was_added(positions, chosen, reuse):
+def test_steered_minus_unsteered_is_the_vector_where_it_was_added(positions, indices_of, reuse):
     """At the steered layer the difference is multiplier · length on the vector's own direction."""
-    vectors = made_vectors(MODEL)
-    add = Add(vectors[1], -1.5, positions)
-    steered, new = traced(PROMPTS, vectors, add, max_new_tokens=6, reuse=reuse)
-    table = trace_difference(steered, traced(PROMPTS, vectors, completions=new, reuse=reuse)[0])
+    vectors = random_vectors()
+    steered, new = traced(Add(vectors[1], -1.5, positions), max_new_tokens=6, reuse=reuse)
+    table = trace_difference(steered, traced(completions=new, reuse=reuse)[0])
     assert table["difference"].all()
     added = -1.5 * float(np.linalg.norm(vectors[1].values.double()))
     # Without reuse, one run decodes token by token and the other reads all at once: not equal to the bit.
     tolerance = 0 if reuse else 1e-5
     for prompt, ids in enumerate(PROMPTS):
-        rows = row_of(table, prompt_id=prompt)
-        at_layer = row_of(rows, layer=1)
-        indices = list(chosen(len(ids), len(at_layer)))
+        rows = rows_of(table, prompt_id=prompt)
+        at_layer, later = rows_of(rows, layer=1), rows_of(rows, layer=2)
+        indices = list(indices_of(len(ids), len(at_layer)))
         expected = np.where(np.isin(at_layer["position"] + len(ids), indices), added, 0.0)
         np.testing.assert_allclose(at_layer["projection"], expected, rtol=1e-5, atol=1e-4)
         start = min(indices) - len(ids)
         clean = rows[(rows["layer"] == 0) | (rows["position"] < start)]
         assert (clean[["projection", "cosine"]].abs() <= tolerance).all(axis=None)
-        later = row_of(rows, layer=2)
         assert (later.loc[later["position"] >= start, "projection"].abs() > 0.01).any()
 
 
 def test_a_direction_projected_out_leaves_minus_the_projection():
-    vectors = made_vectors(MODEL)
-    plain, _ = traced(PROMPTS, vectors)
-    table = trace_difference(traced(PROMPTS, vectors, ProjectOut(vectors[1]))[0], plain)
-    expected = -row_of(plain, layer=1)["projection"]
-    np.testing.assert_allclose(row_of(table, layer=1)["projection"], expected, atol=1e-4)
+    plain, _ = traced()
+    table = trace_difference(traced(ProjectOut(random_vectors()[1]))[0], plain)
+    expected = -rows_of(plain, layer=1)["projection"]
+    np.testing.assert_allclose(rows_of(table, layer=1)["projection"], expected, atol=1e-4)
 
 
 def test_tables_over_other_tokens_or_positions_have_no_difference():
-    table, _ = traced(PROMPTS, made_vectors(MODEL))
-    other, _ = traced([PROMPTS[0], [0, 9, 7], PROMPTS[2]], made_vectors(MODEL))
-    message = r"different tokens: at position -1 of prompt 1, '8' and '7'. .* completions=.*tokens"
-    assert_raises(message, trace_difference, table, other)
-    message = r"differ in their prompts, layers or positions \(42 and 28 rows\)"
-    assert_raises(message, trace_difference, table, table[table["layer"] > 0])
-    message = "prompt 0 is twice at layer 0, position -5"
-    assert_raises(message, trace_difference, pd.concat([table, table]), table)
+    table, _ = traced()
+    other, _ = traced(prompts=[PROMPTS[0], [0, 9, 7], PROMPTS[2]])
+    for one, two, message in (
+        (table, other, r"different tokens: at position -1 of prompt 1, '8' and '7'. .* completions=.*tokens"),
+        (table, table[table["layer"] > 0], r"in their prompts, layers or positions \(42 and 28 rows\)"),
+        (pd.concat([table, table]), table, "prompt 0 is twice at layer 0, position -5"),
+    ):
+        assert_raises(message, trace_difference, one, two)
 
 
 def test_the_order_of_rows_does_not_matter_and_no_table_is_changed():
-    table, _ = traced(PROMPTS, made_vectors(MODEL))
+    table, _ = traced()
     shuffled = table.sample(frac=1, random_state=0)
     before = shuffled.copy()
     difference = trace_difference(shuffled, table)
@@ -307,64 +259,59 @@ def trace_table(seed=0, layers=(4, 9)):
     """Eleven prompts, five honest; texts end at different positions."""
     rng = np.random.default_rng(seed)
     rows = [
-        {
-            "prompt_id": prompt, "prompt": f"prompt {prompt}",
-            "persona": "honest" if prompt < 5 else "dishonest", "question": prompt % 5 if prompt < 10 else 99,
-            "layer": layer, "position": position,
-            "token_id": 7, "token": "x" if position < 0 else f"t{prompt % 3}",
-            "projection": rng.normal(3, 2), "cosine": rng.uniform(-1, 1),
-        }
+        (prompt, layer, position, rng.normal(3, 2), rng.uniform(-1, 1))
         for prompt in range(11) for layer in layers for position in range(-2, 3 + prompt % 3)
     ]  # fmt: skip
-    return pd.DataFrame(rows).sample(frac=1, random_state=seed)
+    table = pd.DataFrame(rows, columns=["prompt_id", "layer", "position", "projection", "cosine"])
+    prompt, in_prompt = table["prompt_id"], table["position"] < 0
+    table = table.assign(
+        prompt="prompt " + prompt.astype(str), persona=np.where(prompt < 5, "honest", "dishonest"),
+        question=(prompt % 5).where(prompt < 10, 99), token_id=7,
+        token=("t" + (prompt % 3).astype(str)).mask(in_prompt, "x"),
+    )  # fmt: skip
+    return table.sample(frac=1, random_state=seed)
 
 
 DIFFERENCE = {"by": "persona", "difference": ("honest", "dishonest")}
+TABLE = trace_table()
+ONE = rows_of(TABLE, prompt_id=2)
+MEANS = mean_traces(TABLE, **DIFFERENCE)
 
 
 def test_means_and_differences_of_levels_have_student_s_and_welch_s_intervals():
-    table = trace_table()
-    means = mean_traces(table, **DIFFERENCE)
-    assert means.columns.tolist() == [
+    assert MEANS.columns.tolist() == [
         "persona", "layer", "position", "difference", "n", "token", "token_share", "projection",
         "projection_low", "projection_high", "cosine", "cosine_low", "cosine_high",
     ]  # fmt: skip
-    assert len(means) == 3 * 2 * 7
-    for row in means.to_dict("records"):
+    assert len(MEANS) == 3 * 2 * 7
+    for row in MEANS.to_dict("records"):
         levels = row["persona"].split(" − ")
         assert row["difference"] == (len(levels) == 2)
         for value in ("projection", "cosine"):
             where = {"layer": row["layer"], "position": row["position"]}
-            samples = [row_of(table, persona=level, **where)[value].to_numpy() for level in levels]
+            samples = [rows_of(TABLE, persona=level, **where)[value].to_numpy() for level in levels]
             assert row["n"] == min(map(len, samples))
             assert row[value] == pytest.approx(samples[0].mean() - sum(each.mean() for each in samples[1:]))
-            bounds = [row[f"{value}_low"], row[f"{value}_high"]]
+            bounds = [np.nan, np.nan]
             if row["n"] > 1:
-                test = stats.ttest_1samp(samples[0], 0)
-                if row["difference"]:
-                    test = stats.ttest_ind(*samples, equal_var=False)
-                assert bounds == pytest.approx(list(test.confidence_interval(0.95)))
-            else:
-                assert np.isnan(bounds).all()
-    assert set(row_of(means, persona="honest", position=4)["n"]) == {1}
+                welch = row["difference"] and stats.ttest_ind(*samples, equal_var=False)
+                bounds = list((welch or stats.ttest_1samp(samples[0], 0)).confidence_interval(0.95))
+            assert [row[f"{value}_low"], row[f"{value}_high"]] == pytest.approx(bounds, nan_ok=True)
+    assert set(rows_of(MEANS, persona="honest", position=4)["n"]) == {1}
 
 
 def test_the_difference_within_pairs_has_the_paired_interval():
-    table = trace_table()
-    table = table[table["prompt_id"] < 10]
+    table = TABLE[TABLE["prompt_id"] < 10]
     result = mean_traces(table, **DIFFERENCE, pair="question")
     result = result[result["difference"]]
     for row in result.to_dict("records"):
-        where = {"layer": row["layer"], "position": row["position"]}
-        sides = [row_of(table, persona=side, **where) for side in ("honest", "dishonest")]
-        honest, dishonest = (side.set_index("question")["projection"] for side in sides)
-        both = sorted(set(honest.index) & set(dishonest.index))
-        assert row["n"] == len(both)
-        assert row["projection"] == pytest.approx((honest[both] - dishonest[both]).mean())
-        if len(both) > 1:
-            test = stats.ttest_rel(honest[both], dishonest[both])
-            bounds = [row["projection_low"], row["projection_high"]]
-            assert bounds == pytest.approx(list(test.confidence_interval(0.95)))
+        rows = rows_of(table, layer=row["layer"], position=row["position"])
+        sides = rows.pivot(index="question", columns="persona", values="projection").dropna()
+        assert row["n"] == len(sides)
+        assert row["projection"] == pytest.approx((sides["honest"] - sides["dishonest"]).mean())
+        if len(sides) > 1:
+            interval = stats.ttest_rel(sides["honest"], sides["dishonest"]).confidence_interval(0.95)
+            assert [row["projection_low"], row["projection_high"]] == pytest.approx(list(interval))
     assert len(set(result["n"])) > 1
     assert 4 not in set(result["position"])  # where no pair has both
 
@@ -380,28 +327,27 @@ def test_the_same_prompts_run_twice_are_paired_by_their_number():
 
 
 def test_levels_that_are_not_text_are_named_as_text():
-    table = trace_table().assign(truth=lambda rows: rows["prompt_id"] % 2)
+    table = TABLE.assign(truth=TABLE["prompt_id"] % 2)
     assert set(mean_traces(table, by="truth", difference=(1, 0))["truth"]) == {"0", "1", "1 − 0"}
 
 
 def test_where_nothing_varies_the_interval_is_the_value_itself():
-    table = trace_table().assign(projection=lambda rows: np.where(rows["persona"] == "honest", 2.0, 0.5))
+    table = TABLE.assign(projection=np.where(TABLE["persona"] == "honest", 2.0, 0.5))
     means = mean_traces(table, **DIFFERENCE)
     result = means[means["difference"] & (means["position"] <= 2)]
     assert (result[["projection", "projection_low", "projection_high"]] == 1.5).all(axis=None)
 
 
 def test_the_commonest_token_is_named_with_its_share():
-    means = mean_traces(trace_table(), **DIFFERENCE)
-    honest = row_of(means, persona="honest", layer=4).set_index("position")[["token", "token_share"]]
+    honest = rows_of(MEANS, persona="honest", layer=4).set_index("position")[["token", "token_share"]]
     expected = [["x", 1.0], ["x", 1.0], ["t0", 0.4], ["t2", 1.0]]  # at 0: t0, t1, t2, t0, t1
     assert honest.loc[[-2, -1, 0, 4]].to_numpy().tolist() == expected
-    both = row_of(means, persona="honest − dishonest", layer=4, position=0)
+    both = rows_of(MEANS, persona="honest − dishonest", layer=4, position=0)
     assert both["token_share"].item() == pytest.approx(4 / 11)
 
 
-TABLE = trace_table()
 RUNS = TABLE.assign(run=np.where(TABLE["position"] < 0, "prompt", "new"))  # without a common position
+BY_RUN = {"by": "run", "difference": ("new", "prompt")}
 
 
 @pytest.mark.parametrize(
@@ -412,16 +358,8 @@ RUNS = TABLE.assign(run=np.where(TABLE["position"] < 0, "prompt", "new"))  # wit
         (TABLE, DIFFERENCE | {"difference": ("honest", "shy")}, "'persona' has no level 'shy'; it has"),
         (TABLE, DIFFERENCE | {"difference": ("honest",)}, "name two levels, the first minus the second"),
         (TABLE, DIFFERENCE | {"pair": "question"}, "'question' does not pair .* in one level only"),
-        (
-            TABLE,
-            DIFFERENCE | {"pair": "token_id"},
-            "'token_id' does not pair .* several prompts of one value",
-        ),
-        (
-            RUNS,
-            {"by": "run", "difference": ("new", "prompt"), "pair": "prompt_id"},
-            "no pair has a layer and",
-        ),
+        (TABLE, DIFFERENCE | {"pair": "token_id"}, "'token_id' does not pair .* several prompts of one"),
+        (RUNS, BY_RUN | {"pair": "prompt_id"}, "no pair has a layer and"),
         (pd.concat([TABLE, TABLE]), {"by": "persona"}, "is twice at layer .* need a column that tells them"),
     ],
 )
@@ -432,50 +370,44 @@ def test_means_of_missing_levels_and_pairs_are_rejected(table, options, message)
 # --- the figure --------------------------------------------------------------------------------------------
 
 
-def shown_values(trace):
-    """The heat map's value at each layer and position."""
-    z = pd.DataFrame(trace.z, list(map(int, trace.y)), trace.x).stack().dropna()
-    return z.to_dict()
-
-
 def heatmaps(figure):
-    return [trace for trace in figure.data if trace.type == "heatmap"]
+    return list(figure.select_traces({"type": "heatmap"}))
 
 
-def figure_of(*, seed=0, **options):
-    """A figure of two levels and their difference, and its table."""
-    means = mean_traces(trace_table(seed=seed), **DIFFERENCE)
-    return plots.traces(means.sample(frac=1, random_state=3), **options), means
+def figure_of(means=MEANS, **options):
+    """A figure of two levels and their difference."""
+    return plots.traces(means.sample(frac=1, random_state=3), **options)
 
 
 @pytest.mark.parametrize("value", ["cosine", "projection"])
 def test_a_figure_of_means_has_a_panel_per_level_and_the_difference_last(value):
-    figure, means = figure_of(value=value)
+    figure = figure_of(value=value)
     names = [trace.name for trace in heatmaps(figure)]
     assert set(names) == {"honest", "dishonest", "honest − dishonest"}
     assert names[-1] == "honest − dishonest"
     assert [note.text for note in figure.layout.annotations] == names
     for trace in heatmaps(figure):
-        rows = row_of(means, persona=trace.name).set_index(["layer", "position"])
-        assert shown_values(trace) == rows[value].to_dict()
+        rows = rows_of(MEANS, persona=trace.name).set_index(["layer", "position"])
+        shown = pd.DataFrame(trace.z, list(map(int, trace.y)), trace.x).stack().dropna()
+        assert shown.to_dict() == rows[value].to_dict()
 
 
 def test_levels_share_a_scale_around_zero_and_the_difference_has_its_own():
-    figure, means = figure_of(value="projection")
+    figure = figure_of(value="projection")
     assert [trace.coloraxis for trace in heatmaps(figure)] == ["coloraxis", "coloraxis", "coloraxis2"]
     axes = figure.layout.coloraxis, figure.layout.coloraxis2
-    for axis, is_difference in zip(axes, (False, True), strict=True):
-        limit = means.loc[means["difference"] == is_difference, "projection"].abs().max()
-        assert (axis.cmin, axis.cmax) == (-limit, limit)
-    bars = [axis.colorbar for axis in axes]
-    titles = ["projection<br>(residual stream units)", "difference<br>in projection"]
-    assert [bar.title.text for bar in bars] == titles
-    assert bars[0].y - bars[0].len / 2 > bars[1].y + bars[1].len / 2  # next to their own panels
+    titles = "projection<br>(residual stream units)", "difference<br>in projection"
+    for axis, title, is_difference in zip(axes, titles, (False, True), strict=True):
+        limit = rows_of(MEANS, difference=is_difference)["projection"].abs().max()
+        assert (axis.cmin, axis.cmax, axis.colorbar.title.text) == (-limit, limit, title)
+    upper, lower = (axis.colorbar for axis in axes)
+    assert upper.y - upper.len / 2 > lower.y + lower.len / 2  # next to their own panels
 
 
 def test_dots_mark_the_differences_whose_interval_excludes_zero():
-    figure, means = figure_of(seed=5)
-    (dots,) = [trace for trace in figure.data if trace.type == "scatter"]
+    means = mean_traces(trace_table(seed=5), **DIFFERENCE)
+    figure = figure_of(means)
+    (dots,) = figure.select_traces({"type": "scatter"})
     rows = means[means["difference"] & ((means["cosine_low"] > 0) | (means["cosine_high"] < 0))]
     assert 0 < len(rows) < means["difference"].sum()
     marked = set(zip(rows["layer"].astype(str), rows["position"], strict=True))
@@ -485,8 +417,7 @@ def test_dots_mark_the_differences_whose_interval_excludes_zero():
 
 
 def test_layers_are_categories_from_the_bottom():
-    table = trace_table(layers=(31, 2, 17))
-    figure = plots.traces(row_of(table, prompt_id=2))
+    figure = plots.traces(rows_of(trace_table(layers=(31, 2, 17)), prompt_id=2))
     (trace,) = heatmaps(figure)
     axis = figure.layout.yaxis
     assert (axis.type, axis.title.text) == ("category", "layer")
@@ -495,35 +426,32 @@ def test_layers_are_categories_from_the_bottom():
 
 
 def test_a_line_separates_the_prompt_from_the_new_tokens():
-    one = row_of(trace_table(), prompt_id=2)
-    figure = plots.traces(one)
+    figure = plots.traces(ONE)
     (line,) = figure.layout.shapes
     assert (line.x0, line.x1) == (-0.5, -0.5)
     assert "relative to the end of the prompt" in figure.layout.xaxis.title.text
-    assert len(plots.traces(one[one["position"] < 0]).layout.shapes) == 0
-    three, _ = figure_of()
+    assert len(plots.traces(ONE[ONE["position"] < 0]).layout.shapes) == 0
+    three = figure_of()
     assert len(three.layout.shapes) == 3
     assert [axis.title.text for axis in three.select_xaxes()][:2] == [None, None]
 
 
 def test_positions_without_a_token_stay_empty():
-    one = row_of(trace_table(), prompt_id=0)
-    figure = plots.traces(one[one["position"] != 0])
-    (trace,) = heatmaps(figure)
-    assert list(trace.x) == [-2, -1, 0, 1, 2]
+    (trace,) = heatmaps(plots.traces(ONE[ONE["position"] != 0]))
+    assert list(trace.x) == [-2, -1, 0, 1, 2, 3, 4]
     assert np.isnan(np.array(trace.z, float)[:, 2]).all()
     assert trace.hoverongaps is False
 
 
 def test_tokens_are_named_where_all_panels_have_the_same():
-    ticks = list(plots.traces(row_of(trace_table(), prompt_id=2)).layout.xaxis.ticktext)
+    ticks = list(plots.traces(ONE).layout.xaxis.ticktext)
     assert ticks == ["x −2", "x −1", "t2 0", "t2 1", "t2 2", "t2 3", "t2 4"]
-    *_, axis = plots.traces(mean_traces(trace_table(), by="persona")).select_xaxes()
+    *_, axis = plots.traces(mean_traces(TABLE, by="persona")).select_xaxes()
     assert list(axis.ticktext)[:5] == ["x −2", "x −1", "0", "1", "2"]
 
 
 def test_spaces_and_line_breaks_of_a_token_can_be_seen_and_nothing_becomes_markup():
-    one = row_of(trace_table(), prompt_id=2, layer=4).assign(prompt="<b>loud</b> & $5")
+    one = rows_of(ONE, layer=4).assign(prompt="<b>loud</b> & $5")
     one["token"] = [" the", "\n", "<b>", "averyveryverylongtoken", "a$b", "%{x}", "é"]
     figure = plots.traces(one)
     texts = dict(zip(figure.layout.xaxis.tickvals, figure.layout.xaxis.ticktext, strict=True))
@@ -539,28 +467,29 @@ def test_spaces_and_line_breaks_of_a_token_can_be_seen_and_nothing_becomes_marku
 
 
 def test_the_hover_has_token_count_and_interval():
-    means = mean_traces(trace_table(), by="persona")
+    means = mean_traces(TABLE, by="persona")
     figure = plots.traces(means)
-    (honest,) = (trace for trace in heatmaps(figure) if trace.name == "honest")
-    (row,) = row_of(means, persona="honest", layer=9, position=0).to_dict("records")
+    (honest,) = figure.select_traces({"type": "heatmap", "name": "honest"})
+    row = row_of(means, persona="honest", layer=9, position=0)
     text = honest.hovertext[list(honest.y).index("9")][list(honest.x).index(0)]
     low, high = (f"{row[f'cosine_{end}']:.3g}".replace("-", "−") for end in ("low", "high"))
     expected = ("<b>layer 9, position 0</b>", "honest, n = 5", "commonest token t0 (40%)", f"[{low}, {high}]")
     assert [part for part in expected if part not in text] == []
-    assert "n in the hover" in figure.layout.title.subtitle.text
     assert "1 to 6 prompts per panel" in figure.layout.title.subtitle.text
 
 
 def test_a_steered_an_unsteered_run_and_their_difference_in_one_figure():
-    first, second = (row_of(trace_table(seed=seed), prompt_id=4) for seed in (1, 2))
+    first, second = (rows_of(trace_table(seed=seed), prompt_id=4) for seed in (1, 2))
     difference = trace_difference(first, second)
     runs = {"difference": difference, "steered": first, "plain": second}
     figure = plots.traces(pd.concat([table.assign(run=name) for name, table in runs.items()]), facet="run")
-    assert [trace.name for trace in heatmaps(figure)] == ["steered", "plain", "difference"]
-    assert [trace.coloraxis for trace in heatmaps(figure)] == ["coloraxis", "coloraxis", "coloraxis2"]
-    alone = plots.traces(difference)
-    assert heatmaps(alone)[0].coloraxis == "coloraxis2"
-    assert "difference in cosine" in heatmaps(alone)[0].hovertext[0][0]
+    axes = {trace.name: trace.coloraxis for trace in heatmaps(figure)}
+    assert list(axes.items()) == [
+        ("steered", "coloraxis"), ("plain", "coloraxis"), ("difference", "coloraxis2"),
+    ]  # fmt: skip
+    (alone,) = heatmaps(plots.traces(difference))
+    assert alone.coloraxis == "coloraxis2"
+    assert "difference in cosine" in alone.hovertext[0][0]
 
 
 @pytest.mark.parametrize(
@@ -579,11 +508,10 @@ def test_tables_without_one_value_per_square_are_rejected(table, options, messag
 
 
 def test_long_axes_have_few_numbers():
-    one = row_of(trace_table(), prompt_id=0, layer=4)
-    long = pd.concat([one[:1].assign(position=position) for position in range(-90, 30)])
-    axis = plots.traces(long).layout.xaxis
+    def layout_of(column, values):
+        return plots.traces(pd.concat([ONE[:1].assign(**{column: value}) for value in values])).layout
+
+    axis = layout_of("position", range(-90, 30)).xaxis
     assert (axis.ticktext, list(axis.tickvals)) == (None, list(range(-80, 30, 20)))
-    figure = plots.traces(pd.concat([one[:1].assign(layer=layer) for layer in range(1, 27, 2)]))
-    assert figure.layout.yaxis.tickvals == ("5", "15", "25")  # none is a multiple of 2
-    figure = plots.traces(pd.concat([one[:1].assign(position=position) for position in range(3000)]))
-    assert len(figure.layout.xaxis.tickvals) == 6
+    assert layout_of("layer", range(1, 27, 2)).yaxis.tickvals == ("5", "15", "25")  # no layer is even
+    assert len(layout_of("position", range(3000)).xaxis.tickvals) == 6
