@@ -1,24 +1,22 @@
-"""The same promises on every backend, against Hugging Face's own model with plain hooks.
+"""The same results on every backend, compared with Hugging Face's own model with plain hooks.
 
-A `HookedTransformer` computes by itself, a `TransformerBridge` runs the Hugging Face model; every test that
-takes `model` runs on both, with TransformerLens 4 on the bridge alone.
+Tests that take `backend`, `pair`, `llama` or `word_model` run on both (with TransformerLens 4 on the bridge).
 """
 
 import copy
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from transformer_lens.model_bridge import TransformerBridge, sources
 from transformers import DynamicCache
 
-from tl_steer._capture import capture, capture_pairs
-from tl_steer._generation import generate
-from tl_steer._scoring import choice_logits
-from tl_steer.analysis import logit_lens
-from tl_steer.directions import SteeringVector, mean_difference
+import tl_steer as ts
+from tl_steer.directions import SteeringVector
 from tl_steer.engine import logits_of, residual
 from tl_steer.engine.plain import left_padded
 from tl_steer.errors import HookDidNotFireError, ModelMismatchError
@@ -26,23 +24,12 @@ from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer
 from tl_steer.models import BACKENDS, DEFAULT_BACKEND, chat_format, hook_point, identify, load_model, tokenize
 from tl_steer.models.backend import HookedTransformer, unembedded, unembedding
 from tl_steer.models.wrapping import _is_same
-from tl_steer.positions import (
-    all_tokens,
-    current_token,
-    generated_tokens,
-    last_token,
-    prompt_tokens,
-    span,
-    token,
-)
-from tl_steer.prompts import ChoiceQuestions, contrast_pairs
-from tl_steer.recipes import activation_addition
-from tl_steer.sweeps import damage
-from tl_steer.sweeps._sweep import sweep
+from tl_steer.positions import all_tokens, current_token, generated_tokens, last_token, parse_positions, token
 
-from .conftest import ARCHITECTURES, SIZES, VOCABULARY, WIDTH, random_hf_model
+from .conftest import ARCHITECTURES, SIZES, VOCABULARY, WIDTH, assert_raises, random_hf_model
 from .fake_devices import FakeDevices
 from .hugging_face import HOOKS, Change, block, greedy_alone, padded, run_alone, unpadded
+from .tiny_model import TABLE
 
 NO_HOOKED = pytest.mark.skipif(
     HookedTransformer is None, reason="TransformerLens 4 has no HookedTransformer, only the bridge"
@@ -60,17 +47,22 @@ class Pair:
     model: Any
     hf_model: Any
 
-    def alone(self, ids, changes=(), reads=(), prompt_length=None):
-        return run_alone(self.hf_model, self.architecture, ids, prompt_length or len(ids), changes, reads)
+    def alone(self, ids, changes=(), reads=()):
+        return run_alone(self.hf_model, self.architecture, ids, len(ids), changes, reads)
 
     def greedy(self, count, changes=(), stops=()):
         return [greedy_alone(self.hf_model, self.architecture, ids, count, changes, stops) for ids in PROMPTS]
 
 
 def loaded(architecture, backend, **options):
-    """Wrapping changes what is wrapped, so each model gets weights of its own."""
+    """A new model with weights of its own, because wrapping changes the Hugging Face model."""
     hf_model = random_hf_model(architecture)
     return load_model(f"tiny-{architecture}", backend=backend, hf_model=hf_model, device="cpu", **options)
+
+
+def wrapped(hf_model, **options):
+    """A bridge around this model, or around its copy if the test still needs it."""
+    return load_model("tiny", backend="bridge", hf_model=hf_model, device="cpu", **options)
 
 
 @pytest.fixture(scope="module", params=[HOOKED, BRIDGE])
@@ -90,22 +82,21 @@ def llama(backend):
 
 
 @pytest.fixture
-def speaking(backend, make_tokenizer):
-    """A model with a tokenizer, which puts <s> in front."""
+def word_model(backend, make_tokenizer):
+    """A model with a tokenizer, which adds <s>."""
     return loaded("llama", backend, tokenizer=make_tokenizer())
 
 
-def made_vector(model, layer=1, hook="resid_post", *, scale=6.0, seed=0):
+def random_vector(model, layer=1, hook="resid_post", *, scale=6.0, seed=0):
     width = model.cfg.n_heads * model.cfg.d_head if hook == "z" else WIDTH
     values = torch.randn(width, generator=torch.Generator().manual_seed(seed))
     return SteeringVector(scale * values / values.norm(), layer, hook, "test", 10.0, identify(model))
 
 
-def everywhere(prompt_length, length):
-    return range(length)
+EVERYWHERE, CURRENT = TABLE["all_tokens()"], TABLE["current_token()"]
 
 
-def adding(vector, where=everywhere, hook="resid_post"):
+def adding(vector, where=EVERYWHERE, hook="resid_post"):
     """The change of a Hugging Face model that adds a vector at layer 1."""
     return [Change(1, hook, lambda x: x + vector.values, where)]
 
@@ -120,16 +111,9 @@ def assert_steered(pair, operation, changes, side="left"):
 
 
 def registered(model):
-    """Every hook anywhere in a model and what it wraps, by identity and in order."""
-    below = getattr(model, "original_model", model)
-    return [
-        (name, list(module._forward_hooks), list(module._forward_pre_hooks))
-        for tree in (model, below)
-        for name, module in tree.named_modules()
-    ]
-
-
-# --- reading
+    """Every hook anywhere in a model and in the model that it wraps, by identity and in order."""
+    modules = [*model.named_modules(), *getattr(model, "original_model", model).named_modules()]
+    return [(name, list(module._forward_hooks), list(module._forward_pre_hooks)) for name, module in modules]
 
 
 def test_logits_from_the_stream_equal_hugging_faces(pair):
@@ -144,11 +128,11 @@ def test_logits_from_the_stream_equal_hugging_faces(pair):
 @pytest.mark.parametrize("hook", [*HOOKS, "resid_mid"])
 def test_every_hook_is_read_as_hugging_face_computes_it(pair, hook):
     if hook == "resid_mid" and pair.architecture == "neox":
-        with pytest.raises(ValueError, match=r"hook 'resid_mid' does not exist .* this model has resid_pre"):
-            capture(pair.model, PROMPTS, hook=hook)
+        message = r"hook 'resid_mid' does not exist .* this model has resid_pre"
+        assert_raises(message, ts.capture, pair.model, PROMPTS, hook=hook)
         return
     layers = range(pair.model.cfg.n_layers)
-    result = capture(pair.model, PROMPTS, positions=all_tokens(), hook=hook)
+    result = ts.capture(pair.model, PROMPTS, positions=all_tokens(), hook=hook)
     for row, ids in enumerate(PROMPTS):
         _, seen = pair.alone(ids, reads=[(hook, layer) for layer in layers])
         for layer in layers:
@@ -156,7 +140,7 @@ def test_every_hook_is_read_as_hugging_face_computes_it(pair, hook):
 
 
 def test_the_last_layer_is_the_last_blocks_output_and_not_after_the_norm(pair):
-    result = capture(pair.model, PROMPTS, layers=-1).single()
+    result = ts.capture(pair.model, PROMPTS, layers=-1).single()
     for row, ids in enumerate(PROMPTS):
         with torch.no_grad():
             normed = pair.hf_model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0, -1]
@@ -165,36 +149,28 @@ def test_the_last_layer_is_the_last_blocks_output_and_not_after_the_norm(pair):
         assert (result[row, 0] - normed).norm() > 1
 
 
-def test_blocks_behind_the_last_layer_asked_for_are_not_run(pair):
+def test_blocks_after_the_last_requested_layer_are_not_run(pair):
     ran = []
-    handles = [
-        each.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
-        for number, each in enumerate(pair.model.blocks)
-    ]
-    capture(pair.model, PROMPTS, layers=1)
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as stack:
+        for layer, each in enumerate(pair.model.blocks):
+            handle = each.register_forward_pre_hook(lambda *_, layer=layer: ran.append(layer))
+            stack.callback(handle.remove)
+        ts.capture(pair.model, PROMPTS, layers=1)
     assert ran == [0, 1]
 
 
 def test_generated_tokens_are_read_as_in_one_pass_over_the_whole_text(llama):
-    result = capture(llama.model, PROMPTS, positions=generated_tokens(), max_new_tokens=4)
+    result = ts.capture(llama.model, PROMPTS, positions=generated_tokens(), max_new_tokens=4)
     for row, ids in enumerate(PROMPTS):
         text = [*ids, *result.completion_tokens[row][:-1]]
         seen = llama.alone(text, reads=[("resid_post", 2)])[1]["resid_post", 2]
         torch.testing.assert_close(result.values[row, 2, :3], seen[len(ids) :], **CLOSE)
 
 
-# --- steering
-
-
 OPERATIONS = {
     "add": (lambda v: Add(v, 1.5), lambda d, x: x + 1.5 * d),
     "project_out": (lambda v: ProjectOut(v, 2.0), lambda d, x: x - 2 * (x @ d) * d / (d @ d)),
-    "set_projection": (
-        lambda v: SetProjection(v, 7.0),
-        lambda d, x: x + (7 - x @ d / d.norm()) * d / d.norm(),
-    ),
+    "set": (lambda v: SetProjection(v, 7.0), lambda d, x: x + (7 * d.norm() - x @ d) * d / (d @ d)),
     "ablate": (lambda v: Ablate(v.layer, v.hook, to=v.values), lambda d, x: d.clone()),
 }
 
@@ -202,38 +178,34 @@ OPERATIONS = {
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_changes_every_hook_as_a_hugging_face_hook_does(pair, hook, name):
-    operation, by_hand = OPERATIONS[name]
-    vector = made_vector(pair.model, hook=hook)
-    changes = [Change(1, hook, lambda x: by_hand(vector.values, x), everywhere)]
+    operation, formula = OPERATIONS[name]
+    vector = random_vector(pair.model, hook=hook)
+    changes = [Change(1, hook, lambda x: formula(vector.values, x), EVERYWHERE)]
     assert_steered(pair, operation(vector), changes)
 
 
 def test_one_heads_output_alone_is_ablated(pair):
-    width = pair.model.cfg.d_head
-
-    def without_head_2(x):
-        return torch.cat([x[: 2 * width], torch.zeros(width), x[3 * width :]])
-
-    assert_steered(pair, Ablate(1, "z", heads=[2]), [Change(1, "z", without_head_2, everywhere)])
+    factors = torch.tensor([1.0, 1, 0, 1]).repeat_interleave(pair.model.cfg.d_head)
+    assert_steered(pair, Ablate(1, "z", heads=[2]), [Change(1, "z", lambda x: factors * x, EVERYWHERE)])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_positions_mean_the_same_under_either_padding(pair, side):
-    vector = made_vector(pair.model)
-    changes = adding(vector, lambda p, n: {1, p - 1})
-    assert_steered(pair, Add(vector, 1.0, token(1) | last_token()), changes, side)
+    vector = random_vector(pair.model)
+    add = Add(vector, 1.0, token(1) | last_token())
+    assert_steered(pair, add, adding(vector, lambda p, n: {1, p - 1}), side)
 
 
 def test_capture_at_the_steered_layer_shows_exactly_the_added_vector(pair):
-    vector = made_vector(pair.model)
-    plain, steered = (capture(pair.model, PROMPTS, *each).single() for each in ((), (Add(vector, -2.0),)))
+    vector = random_vector(pair.model)
+    plain, steered = (ts.capture(pair.model, PROMPTS, *each).single() for each in ((), (Add(vector, -2.0),)))
     torch.testing.assert_close(steered[:, 0], plain[:, 0])
     torch.testing.assert_close(steered[:, 1] - plain[:, 1], (-2 * vector.values).expand(3, -1), **CLOSE)
 
 
 def test_steering_twice_in_turn_is_steering_once(llama):
     """Seen by the user's own `run_with_cache`, which shows the steered stream."""
-    vector, name = made_vector(llama.model), hook_point(llama.model, "resid_post", 1).name
+    vector, name = random_vector(llama.model), hook_point(llama.model, "resid_post", 1).name
 
     def stream():
         with torch.no_grad():
@@ -249,89 +221,73 @@ def test_steering_twice_in_turn_is_steering_once(llama):
 
 
 def test_hooks_are_as_before_also_after_an_exception(llama):
-    seen = []
-    handle = hook_point(llama.model, "resid_post", 1).register_forward_hook(lambda *_: seen.append(1))
-    before = registered(llama.model)
-    with pytest.raises(RuntimeError, match="on purpose"), steer(llama.model, Add(made_vector(llama.model))):
+    model, seen = llama.model, []
+    handle = hook_point(model, "resid_post", 1).register_forward_hook(lambda *_: seen.append(1))
+    before = registered(model)
+    with pytest.raises(RuntimeError, match="on purpose"), steer(model, Add(random_vector(model))):
         raise RuntimeError("on purpose")
-    capture(llama.model, PROMPTS, layers=0)
-    generate(llama.model, PROMPTS, max_new_tokens=2, return_tokens=True)
-    add = Add(made_vector(llama.model), 1.0, last_token())
-    with pytest.raises(ValueError, match="would be a guess"), steer(llama.model, add):
-        llama.model(torch.tensor([[1, 2], [3, 4]]))
-    assert registered(llama.model) == before
+    ts.capture(model, PROMPTS, layers=0)
+    ts.generate(model, PROMPTS, max_new_tokens=2, return_tokens=True)
+    add = Add(random_vector(model), 1.0, last_token())
+    with pytest.raises(ValueError, match="would be a guess"), steer(model, add):
+        model(torch.tensor([[1, 2], [3, 4]]))
+    assert registered(model) == before
     handle.remove()
     assert seen
 
 
 def test_a_hook_that_is_unknown_or_not_reached_is_an_error(pair):
-    with pytest.raises(ValueError, match=r"hook 'resid_past' does not exist .* this model has resid_pre"):
-        capture(pair.model, PROMPTS, hook="resid_past")
-    vector = made_vector(pair.model, hook="resid_past")
-    with pytest.raises(ValueError, match="'resid_past' does not exist"), steer(pair.model, Add(vector)):
+    model, message = pair.model, r"hook 'resid_past' does not exist .* this model has resid_pre"
+    assert_raises(message, ts.capture, model, PROMPTS, hook="resid_past")
+    with pytest.raises(ValueError, match=message), steer(model, Add(random_vector(model, hook="resid_past"))):
         pass
-    add = Add(made_vector(pair.model))
-    with pytest.raises(HookDidNotFireError, match="no pass of this model ran"), steer(pair.model, add):
+    with pytest.raises(HookDidNotFireError, match="no pass"), steer(model, Add(random_vector(model))):
         pass
 
 
-# --- writing
+NAMES = ["all_tokens()", "prompt_tokens()", "generated_tokens()", "current_token()", "last_token()"]
 
 
-WHERE = {
-    "all_tokens()": (all_tokens(), lambda p, n: range(n)),
-    "prompt_tokens()": (prompt_tokens(), lambda p, n: range(p)),
-    "generated_tokens()": (generated_tokens(), lambda p, n: range(p, n)),
-    "current_token()": (current_token(), lambda p, n: range(p - 1, n)),
-    "last_token()": (last_token(), lambda p, n: [p - 1]),
-    "tokens by number": (token(0) | span(-2, None), lambda p, n: {0, max(0, p - 2), p - 1}),
-    "~token(0)": (~token(0), lambda p, n: range(1, n)),
-}
-
-
-@pytest.mark.parametrize("name", WHERE)
+@pytest.mark.parametrize("name", [*NAMES, "(token(0) | generated_tokens())", "span(-2, None)", "~token(0)"])
 def test_steered_texts_are_the_same_with_and_without_a_cache_and_those_of_hugging_face(llama, name):
-    positions, where = WHERE[name]
-    vector = made_vector(llama.model, scale=4.0)
-    expected, options = llama.greedy(6, adding(vector, where)), {"max_new_tokens": 6, "return_tokens": True}
+    vector = random_vector(llama.model, scale=4.0)
+    expected, add = llama.greedy(6, adding(vector, TABLE[name])), Add(vector, 1.0, parse_positions(name))
     for use_cache in (True, False):
-        add = Add(vector, 1.0, positions)
-        assert generate(llama.model, PROMPTS, add, use_cache=use_cache, **options) == expected
+        options = {"max_new_tokens": 6, "use_cache": use_cache, "return_tokens": True}
+        assert ts.generate(llama.model, PROMPTS, add, **options) == expected
 
 
 def test_every_architecture_writes_what_hugging_face_writes(pair):
-    vector = made_vector(pair.model, scale=12.0)
-    changes = adding(vector, lambda p, n: range(p - 1, n))
-    steered, plain = pair.greedy(8, changes), pair.greedy(8)
+    vector = random_vector(pair.model, scale=12.0)
+    steered, plain = pair.greedy(8, adding(vector, CURRENT)), pair.greedy(8)
     assert steered != plain
     for use_cache in (True, False):
         options = {"max_new_tokens": 8, "use_cache": use_cache, "return_tokens": True}
-        assert generate(pair.model, PROMPTS, **options) == plain
-        assert generate(pair.model, PROMPTS, Add(vector, 1.0, current_token()), **options) == steered
+        assert ts.generate(pair.model, PROMPTS, **options) == plain
+        assert ts.generate(pair.model, PROMPTS, Add(vector, 1.0, current_token()), **options) == steered
 
 
-def test_a_batch_writes_what_its_rows_write_alone_also_where_some_end_early(speaking):
+def test_a_batch_writes_what_its_rows_write_alone_also_where_some_end_early(word_model):
     prompts = ["the cat is", "the sky is not blue : (", "dog", "a b c d e f"]
     options = {"max_new_tokens": 12, "temperature": 3.0, "seed": 4, "return_tokens": True}
-    vector = made_vector(speaking, scale=3.0)
-    together = generate(speaking, prompts, Add(vector), **options)
-    alone = [generate(speaking, [prompt], Add(vector), **options)[0] for prompt in prompts]
-    assert together == alone
+    add = Add(random_vector(word_model, scale=3.0))
+    alone = [ts.generate(word_model, [prompt], add, **options)[0] for prompt in prompts]
+    assert ts.generate(word_model, prompts, add, **options) == alone
 
 
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("name", ["current_token()", "generated_tokens()"])
-def test_the_models_own_generate_is_steered_at_the_same_tokens(speaking, name, cached):
-    """The prompt's end is known from the cache, or else must be given."""
-    (positions, where), ids = WHERE[name], tokenize(speaking, "the cat is")
-    vector, hf_model = made_vector(speaking, scale=9.0), random_hf_model("llama")
-    expected = greedy_alone(hf_model, "llama", ids, 5, adding(vector, where))
+def test_the_models_own_generate_is_steered_at_the_same_tokens(word_model, name, cached):
+    """The prompt's end is known from the cache; without one, `prompt_lengths` is required."""
+    ids, vector = tokenize(word_model, "the cat is"), random_vector(word_model, scale=9.0)
+    hf_model = random_hf_model("llama")
+    expected = greedy_alone(hf_model, "llama", ids, 5, adding(vector, TABLE[name]))
     assert expected != greedy_alone(hf_model, "llama", ids, 5)
     options = {"do_sample": False, "stop_at_eos": False, "verbose": False, "use_past_kv_cache": cached}
 
     def generated(**lengths):
-        with steer(speaking, Add(vector, 1.0, positions), **lengths) as tracker:
-            result = speaking.generate(torch.tensor([ids]), max_new_tokens=5, **options)
+        with steer(word_model, Add(vector, 1.0, parse_positions(name)), **lengths) as tracker:
+            result = word_model.generate(torch.tensor([ids]), max_new_tokens=5, **options)
         assert tracker.passes == 5
         return result[0, len(ids) :].tolist()
 
@@ -339,16 +295,14 @@ def test_the_models_own_generate_is_steered_at_the_same_tokens(speaking, name, c
     if cached:
         assert generated() == expected
     else:
-        with pytest.raises(ValueError, match="would be a guess"):
-            generated()
+        assert_raises("would be a guess", generated)
 
 
 def test_a_users_own_cache_without_a_mask_is_counted():
-    model, vector = loaded("llama", "bridge"), made_vector(loaded("llama", "bridge"))
-    ids = PROMPTS[1]
+    model, ids, cache = loaded("llama", "bridge"), PROMPTS[1], DynamicCache()
+    vector = random_vector(model)
     changes = adding(vector, lambda p, n: range(6, n))
     expected = run_alone(random_hf_model("llama"), "llama", ids, 6, changes)[0]
-    cache = DynamicCache()
     with torch.no_grad(), steer(model, Add(vector, 1.0, generated_tokens())) as tracker:
         parts = [
             model(torch.tensor([part]), past_key_values=cache, use_cache=True)[0]
@@ -360,55 +314,48 @@ def test_a_users_own_cache_without_a_mask_is_counted():
 
 def test_logits_from_a_stream_are_no_pass_of_the_model(llama):
     batch = left_padded(PROMPTS, range(3), "cpu")
-    with torch.no_grad(), steer(llama.model, Add(made_vector(llama.model))) as tracker:
+    with torch.no_grad(), steer(llama.model, Add(random_vector(llama.model))) as tracker:
         stream = residual(llama.model, batch)
         logits_of(llama.model, stream[:, -1])
     assert tracker.passes == 1
     assert tracker.index.shape == batch.tokens.shape
 
 
-# --- the rest of the package
-
-
-def test_choices_are_scored_as_hugging_face_scores_them(speaking):
-    hf_model, vector = random_hf_model("llama"), made_vector(speaking)
+def test_choices_are_scored_as_hugging_face_scores_them(word_model):
+    hf_model, vector = random_hf_model("llama"), random_vector(word_model)
     questions = ["the cat is", "the sky is not"]
-    changes = adding(vector)
-    result = choice_logits(speaking, questions, [(" blue", " cat"), (" blue dog", " cat")], Add(vector))
-    token_id = speaking.tokenizer.convert_tokens_to_ids
+    result = ts.choice_logits(word_model, questions, [(" blue", " cat"), (" blue dog", " cat")], Add(vector))
 
     def log_probability(text, *added):
-        ids = [*tokenize(speaking, text), *token_id(added)]
-        logits = run_alone(hf_model, "llama", ids, len(ids), changes)[0].double().log_softmax(-1)
-        start = len(ids) - len(added)
-        return sum(logits[index - 1, ids[index]] for index in range(start, len(ids))).item()
+        ids = [*tokenize(word_model, text), *word_model.tokenizer.convert_tokens_to_ids(added)]
+        logits = run_alone(hf_model, "llama", ids, len(ids), adding(vector))[0].double().log_softmax(-1)
+        return sum(logits[index - 1, ids[index]] for index in range(len(ids) - len(added), len(ids))).item()
 
     first = [log_probability(questions[0], "blue"), log_probability(questions[1], "blue", "dog")]
     second = [log_probability(question, "cat") for question in questions]
-    assert result["logit_difference"].tolist() == pytest.approx(
-        [a - b for a, b in zip(first, second, strict=True)], abs=1e-5
-    )
-    mass = torch.tensor([first, second]).exp().sum(0)
-    assert result["mass"].tolist() == pytest.approx(mass.tolist(), rel=1e-4)
+    first, second = torch.tensor([first, second])
+    assert result["logit_difference"].tolist() == pytest.approx((first - second).tolist(), abs=1e-5)
+    assert result["mass"].tolist() == pytest.approx((first.exp() + second.exp()).tolist(), rel=1e-4)
 
 
 @NO_HOOKED
 def test_tables_and_vectors_are_the_same_on_both_backends(make_tokenizer):
-    """Everything that is made of captures, choices and texts, in one go."""
+    """All functions of captures, choices and texts."""
     models = [loaded("qwen2", backend, tokenizer=make_tokenizer()) for backend in BACKENDS]
-    pairs = contrast_pairs(["the cat is a", "the dog is b"], ["the cat is c", "the sky is d"])
-    questions = ChoiceQuestions(["the cat is", "the sky is not"], [("a", "b")] * 2, answers=[0, 1])
+    pairs = ts.contrast_pairs(["the cat is a", "the dog is b"], ["the cat is c", "the sky is d"])
+    questions = ts.ChoiceQuestions(["the cat is", "the sky is not"], [("a", "b")] * 2, answers=[0, 1])
+    texts = ["the cat is not blue", "a b"]
 
     def everything(model):
-        vectors = mean_difference(capture_pairs(model, pairs))
-        generator, few = made_vector(model), {"controls": 1, "progress": False}
+        vectors = ts.mean_difference(ts.capture_pairs(model, pairs))
+        generator, few = random_vector(model), {"controls": 1, "progress": False}
         return (
             vectors.values,
-            activation_addition(model, "a b", "c d", layers=1).values,
-            sweep(model, vectors, questions, layers=[0, 2], multipliers=[-1.0, 2.0], **few),
-            logit_lens(model, generator, top=5),
-            logit_lens(model, generator, top=5, norm=False),
-            damage(model, generator.at(layers=1), ["the cat is not blue", "a b"], multipliers=[3.0], **few),
+            ts.activation_addition(model, "a b", "c d", layers=1).values,
+            ts.sweep(model, vectors, questions, layers=[0, 2], multipliers=[-1.0, 2.0], **few),
+            ts.logit_lens(model, generator, top=5),
+            ts.logit_lens(model, generator, top=5, norm=False),
+            ts.damage(model, generator.at(layers=1), texts, multipliers=[3.0], **few),
         )
 
     for first, second in zip(*(everything(model) for model in models), strict=True):
@@ -418,40 +365,31 @@ def test_tables_and_vectors_are_the_same_on_both_backends(make_tokenizer):
             pd.testing.assert_frame_equal(first, second, check_exact=False, rtol=1e-4, atol=1e-4)
 
 
-def test_the_logit_lens_of_the_last_layer_is_the_prediction(pair, make_tokenizer):
-    tokenizer, pair.model.tokenizer = pair.model.tokenizer, make_tokenizer()
-    try:
-        result = logit_lens(pair.model, capture(pair.model, PROMPTS, layers=-1), top=3)
-    finally:
-        pair.model.tokenizer = tokenizer
-    best = [pair.alone(ids)[0][-1].topk(3) for ids in PROMPTS]
-    assert result["token_id"].tolist() == [each for row in best for each in row.indices.tolist()]
-    assert result["logit"].tolist() == pytest.approx(
-        [x for row in best for x in row.values.tolist()], abs=1e-4
-    )
+def test_the_logit_lens_of_the_last_layer_is_the_prediction(pair, make_tokenizer, monkeypatch):
+    monkeypatch.setattr(pair.model, "tokenizer", make_tokenizer())
+    result = ts.logit_lens(pair.model, ts.capture(pair.model, PROMPTS, layers=-1), top=3)
+    best = torch.stack([pair.alone(ids)[0][-1] for ids in PROMPTS]).topk(3)
+    assert result["token_id"].tolist() == best.indices.flatten().tolist()
+    assert result["logit"].tolist() == pytest.approx(best.values.flatten().tolist(), abs=1e-4)
 
 
 def test_without_the_norm_the_lens_is_what_a_vector_adds_to_the_logits(pair):
-    vector, hf_model = made_vector(pair.model), pair.hf_model
-    norm = {"gpt2": "transformer.ln_f", "neox": "gpt_neox.final_layer_norm"}.get(
-        pair.architecture, "model.norm"
-    )
-    weight = hf_model.get_submodule(norm).weight + (pair.architecture == "gemma2")
+    vector, hf_model = random_vector(pair.model), pair.hf_model
+    norms = {"gpt2": "transformer.ln_f", "neox": "gpt_neox.final_layer_norm"}
+    norm = hf_model.get_submodule(norms.get(pair.architecture, "model.norm"))
+    weight = norm.weight + (pair.architecture == "gemma2")
     added = vector.values - vector.values.mean() * (pair.architecture in ("gpt2", "neox"))
     expected = (2 * added * weight) @ hf_model.get_output_embeddings().weight.T
-    result = logit_lens(pair.model, vector, multipliers=[2.0], top=VOCABULARY, norm=False)
+    result = ts.logit_lens(pair.model, vector, multipliers=[2.0], top=VOCABULARY, norm=False)
     values = torch.tensor(result.sort_values("token_id")["logit"].to_numpy())
     torch.testing.assert_close(values, expected.detach(), rtol=1e-4, atol=1e-4)
-
-
-# --- identity
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("processing", [False, True, {"center_writing_weights": True}])
 @NO_HOOKED
 def test_a_bridge_has_the_identity_of_the_hooked_transformer_to_the_digit(architecture, processing, caplog):
-    caplog.set_level(logging.ERROR)  # what an architecture cannot have is left out, and logged
+    caplog.set_level(logging.ERROR)  # steps that an architecture cannot have are left out, and logged
     hooked, bridge = (identify(loaded(architecture, backend, processing=processing)) for backend in BACKENDS)
     assert bridge == hooked
     assert len(bridge.fingerprint) == 512
@@ -470,7 +408,7 @@ def test_a_bridge_in_half_precision_is_the_same_model(architecture, dtype):
 @pytest.mark.parametrize(("made_on", "used_on"), [BACKENDS, BACKENDS[::-1]])
 def test_a_vector_made_on_one_backend_is_used_on_the_other(made_on, used_on):
     pair = Pair("gpt2", loaded("gpt2", used_on), random_hf_model("gpt2"))
-    vector = made_vector(loaded("gpt2", made_on))
+    vector = random_vector(loaded("gpt2", made_on))
     assert_steered(pair, Add(vector), adding(vector))
 
 
@@ -482,7 +420,7 @@ def test_a_folded_bridge_is_another_model_and_names_alone_do_not_fold():
     torch.testing.assert_close(folded(tokens).log_softmax(-1), before, **CLOSE)
     assert (identify(plain).normalization, identify(plain).centred) == ("LN", False)
     assert (identify(folded).normalization, identify(folded).centred) == ("LNPre", True)
-    add = Add(made_vector(plain))
+    add = Add(random_vector(plain))
     with pytest.raises(ModelMismatchError, match="normalization: LN against LNPre"), steer(folded, add):
         pass
     renamed.enable_compatibility_mode(disable_warnings=True, no_processing=True)
@@ -501,9 +439,6 @@ def test_weights_in_four_bits_have_no_fingerprint_and_say_so():
         identify(exact).require(identify(model))
 
 
-# --- loading
-
-
 @pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"processing": True}], ids=str)
 def test_a_hugging_face_model_is_copied_only_if_its_weights_would_change(options):
     hf_model, tokens = random_hf_model("llama"), torch.tensor([PROMPTS[1]])
@@ -516,51 +451,31 @@ def test_a_hugging_face_model_is_copied_only_if_its_weights_would_change(options
     assert not any(weight.requires_grad for weight in model.parameters())
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda model: [][1], "IndexError: list index out of range"),  # as on bridges of Bloom
-        (lambda model: model.ln_final.weight.data.mul_(0.9), r"its log-probabilities are off by \d+\.\d%"),
-        (lambda model: setattr(model.blocks[0].ln1, "forward", None), "TypeError: 'NoneType'"),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda model: [][1], "IndexError: list index out of range"),  # as on bridges of Bloom
+    (lambda model: model.ln_final.weight.data.mul_(0.9), r"its log-probabilities are off by \d+\.\d%"),
+    (lambda model: setattr(model.blocks[0].ln1, "forward", None), "TypeError: 'NoneType'"),
+])  # fmt: skip
 def test_processing_that_breaks_or_changes_a_bridge_is_rejected_with_the_step(monkeypatch, spoil, message):
-    from transformer_lens.model_bridge import TransformerBridge
-
     monkeypatch.setattr(TransformerBridge, "enable_compatibility_mode", lambda model, **_: spoil(model))
-    with pytest.raises(
-        ValueError, match=rf"cannot process its bridge of \w+ by fold_ln: {message}.* Leave that"
-    ):
-        load_model("tiny", backend="bridge", hf_model=random_hf_model("llama"), processing={"fold_ln": True})
-
-
-def test_a_folder_is_loaded_with_its_tokenizer(tmp_path, make_tokenizer):
-    random_hf_model("neox").save_pretrained(tmp_path / "some-model")
-    make_tokenizer().save_pretrained(tmp_path / "some-model")
-    model = load_model(tmp_path / "some-model", backend="bridge", device="cpu")
-    assert identify(model).name == "some-model"
-    assert identify(model).same_model(identify(loaded("neox", "bridge")))
-    assert tokenize(model, "the cat") == [1, 11, 14]
+    message = rf"cannot process its bridge of \w+ by fold_ln: {message}.* Leave that"
+    assert_raises(message, loaded, "llama", "bridge", processing={"fold_ln": True})
 
 
 @pytest.mark.parametrize("device_map", [None, {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
 def test_a_bridge_that_the_user_booted_is_steered_and_written_with(tmp_path, make_tokenizer, device_map):
-    from transformer_lens.model_bridge import TransformerBridge
-
     random_hf_model("llama").save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     placement = {"device": "cpu"} if device_map is None else {"device_map": device_map}
     model = TransformerBridge.boot_transformers(str(tmp_path), **placement)
-    vector = made_vector(loaded("llama", "bridge"), scale=4.0)
-    changes = adding(vector, lambda p, n: range(p - 1, n))
-    expected = [greedy_alone(random_hf_model("llama"), "llama", ids, 5, changes, [2]) for ids in PROMPTS]
-    result = generate(model, PROMPTS, Add(vector, 1.0, current_token()), max_new_tokens=5, return_tokens=True)
-    assert result == expected
+    vector = random_vector(loaded("llama", "bridge"), scale=4.0)
+    changes = adding(vector, CURRENT)
+    expected = Pair("llama", model, random_hf_model("llama")).greedy(5, changes, [2])
+    add = Add(vector, 1.0, current_token())
+    assert ts.generate(model, PROMPTS, add, max_new_tokens=5, return_tokens=True) == expected
 
 
 def test_a_bridge_that_computes_something_else_is_refused(monkeypatch):
-    from transformer_lens.model_bridge import sources
-
     build = sources.build_bridge_from_module
 
     def wrong(hf_model, *arguments, **options):
@@ -569,8 +484,8 @@ def test_a_bridge_that_computes_something_else_is_refused(monkeypatch):
         return build(hf_model, *arguments, **options)
 
     monkeypatch.setattr(sources, "build_bridge_from_module", wrong)
-    with pytest.raises(ValueError, match=r"bridge changes what LlamaForCausalLM computes: .* off by \d"):
-        loaded("llama", "bridge")
+    message = r"bridge changes what LlamaForCausalLM computes: .* off by \d"
+    assert_raises(message, loaded, "llama", "bridge")
 
 
 def novel(hf_model):
@@ -579,21 +494,17 @@ def novel(hf_model):
 
 def offloaded(hf_model):
     hf_model.model.layers[2].to("meta")
-    hf_model.forward = None  # nothing may run
+    hf_model.forward = None  # any pass would fail
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (novel, r"bridge cannot run NovelForCausalLM: .*[Uu]nsupported"),
-        (offloaded, r"tiny has weights on meta: .* cannot be read or run with hooks"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (novel, r"bridge cannot run NovelForCausalLM: .*[Uu]nsupported"),
+    (offloaded, r"tiny has weights on meta: .* cannot be read or run with hooks"),
+])  # fmt: skip
 def test_a_model_that_no_bridge_can_run_is_rejected(change, message):
     hf_model = random_hf_model("llama")
     change(hf_model)
-    with pytest.raises(ValueError, match=message):
-        load_model("tiny", backend="bridge", hf_model=hf_model)
+    assert_raises(message, load_model, "tiny", backend="bridge", hf_model=hf_model)
 
 
 def test_the_default_backend_is_hooked_if_there_is_one(monkeypatch):
@@ -601,32 +512,25 @@ def test_the_default_backend_is_hooked_if_there_is_one(monkeypatch):
     model = load_model("tiny", hf_model=random_hf_model("gpt2"))
     assert type(model).__name__ == {"hooked": "HookedTransformer"}.get(DEFAULT_BACKEND, "TransformerBridge")
     monkeypatch.setattr("tl_steer.models.loading.HookedTransformer", None)
-    with pytest.raises(ValueError, match=r"TransformerLens 4 .* use backend='bridge'.*'transformer-lens<4'"):
-        load_model(backend="hooked")
+    message = r"TransformerLens 4 .* use backend='bridge'.*'transformer-lens<4'"
+    assert_raises(message, load_model, backend="hooked")
 
 
 GRANITE = {"num_key_value_heads": 2, "logits_scaling": 3.0, "residual_multiplier": 0.7}
-MIXED = {
-    "num_key_value_heads": 2, "head_dim": 12, "moe_intermediate_size": 32, "num_experts": 4,
-    "num_experts_per_tok": 2, "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8, "shared_expert_intermediate_size": 32,
-}  # fmt: skip
-EXPERTS = {
-    "num_key_value_heads": 2, "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2,
-    "intermediate_size_mlp": 64,
+GROUPED = {"num_key_value_heads": 2, "head_dim": 12}
+EXPERTS = GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size_mlp": 64}
+MIXED = GROUPED | {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"], "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
 }  # fmt: skip
 
 
-@pytest.fixture
-def rare(monkeypatch):
-    """A maker of small models of architectures that the other tests do without, by transformers' name."""
-
-    def make(architecture, **sizes):
-        monkeypatch.setitem(ARCHITECTURES, architecture, (architecture, SIZES | sizes))
+def rare_model(architecture, **sizes):
+    """A small model of another architecture, by transformers' name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, architecture, (architecture, SIZES | sizes))
         return random_hf_model(architecture)
-
-    return make
 
 
 MPT = pytest.param("Mpt", marks=pytest.mark.skipif(HookedTransformer is None, reason="correct in 4"))
@@ -639,46 +543,39 @@ def test_a_bridge_that_goes_wrong_after_cached_keys_and_values_is_refused(archit
         sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 3, "state_size": 8}
     monkeypatch.setitem(ARCHITECTURES, architecture, (architecture, sizes))
     message = rf"cannot run {architecture}ForCausalLM a token at a time .*: \w.*backend='hooked'"
-    with pytest.raises(ValueError, match=message):
-        loaded(architecture, "bridge")
+    assert_raises(message, loaded, architecture, "bridge")
 
 
-@pytest.mark.parametrize(
-    ("architecture", "sizes", "dtype"),
-    [
-        ("Olmo", {}, "bfloat16"), ("Olmo2", {}, "bfloat16"), ("Olmo3", {"sliding_window": 5}, "float16"),
-        ("Qwen3Next", MIXED, "float32"), ("Llama4Text", EXPERTS, "float32"),
-    ],
-)  # fmt: skip
-def test_bridges_of_rarer_architectures_are_read_and_written_with(rare, architecture, sizes, dtype):
-    hf_model = rare(architecture, **sizes).to(getattr(torch, dtype))
-    model = load_model("tiny", backend="bridge", hf_model=copy.deepcopy(hf_model), device="cpu")
+@pytest.mark.parametrize(("architecture", "sizes", "dtype"), [
+    ("Olmo", {}, "bfloat16"), ("Olmo2", {}, "bfloat16"), ("Olmo3", {"sliding_window": 5}, "float16"),
+    ("Qwen3Next", MIXED, "float32"), ("Llama4Text", EXPERTS, "float32"),
+])  # fmt: skip
+def test_bridges_of_rarer_architectures_are_read_and_written_with(architecture, sizes, dtype):
+    hf_model = rare_model(architecture, **sizes).to(getattr(torch, dtype))
+    model = wrapped(copy.deepcopy(hf_model))
     with torch.no_grad():
         logits = hf_model(torch.tensor([PROMPTS[1]])).logits[:, -1].float()
-        result = unembedded(model, capture(model, [PROMPTS[1]], layers=-1).single()[:, 0].to(model.cfg.dtype))
+        stream = ts.capture(model, [PROMPTS[1]], layers=-1).single()[:, 0]
+        result = unembedded(model, stream.to(model.cfg.dtype))
     assert (result - logits).norm() < (1e-4 if dtype == "float32" else 0.03) * logits.norm()
-    assert len(generate(model, [PROMPTS[1]], max_new_tokens=2, return_tokens=True)[0]) == 2
+    assert len(ts.generate(model, [PROMPTS[1]], max_new_tokens=2, return_tokens=True)[0]) == 2
 
 
-@pytest.mark.parametrize(
-    ("architecture", "sizes"),
-    [
-        ("Granite", GRANITE), ("Nemotron", {"num_key_value_heads": 2, "head_dim": 12}),
-        ("Qwen3Next", MIXED), ("Olmo", {}), ("Llama", {}), ("GPTNeoX", {}),
-    ],
-)  # fmt: skip
-def test_without_the_norm_a_bridges_lens_is_the_slope_of_its_logits(rare, architecture, sizes):
-    """Along what leaves the stream's length alone, and but for the division by it."""
-    model = load_model("tiny", backend="bridge", hf_model=rare(architecture, **sizes), device="cpu")
+@pytest.mark.parametrize(("architecture", "sizes"), [
+    ("Granite", GRANITE), ("Nemotron", GROUPED),
+    ("Qwen3Next", MIXED), ("Olmo", {}), ("Llama", {}), ("GPTNeoX", {}),
+])  # fmt: skip
+def test_without_the_norm_a_bridges_lens_is_the_slope_of_its_logits(architecture, sizes):
+    """Along directions that keep the stream's length, and without the division by it."""
+    model = wrapped(rare_model(architecture, **sizes))
     generator = torch.Generator().manual_seed(3)
     stream, added = (torch.randn(WIDTH, dtype=torch.float64, generator=generator) * 5 for _ in range(2))
     stream -= stream.mean()  # so that both kinds of norm divide by the same length
     added -= (added @ stream) / (stream @ stream) * stream
-    added += 1.0  # what a LayerNorm does not see
+    added += 1.0  # a LayerNorm subtracts it
     whole, linear = (unembedding(model, torch.float64, norm=norm) for norm in (True, False))
-    step = 1e-3
     with torch.no_grad():
-        slope = (whole((stream + step * added)[None]) - whole((stream - step * added)[None])) / (2 * step)
+        slope = (whole((stream + 1e-3 * added)[None]) - whole((stream - 1e-3 * added)[None])) / 2e-3
         expected = slope * stream.pow(2).mean().sqrt()
         torch.testing.assert_close(linear(added[None]), expected, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(linear(2 * added[None]), 2 * linear(added[None]), rtol=1e-5, atol=1e-5)
@@ -697,13 +594,10 @@ def test_a_lens_without_the_norm_takes_streams_to_a_norm_and_a_head_on_other_dev
         torch.testing.assert_close(result.cpu(), expected, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    ("device", "requested", "same"),
-    [
-        ("cpu", "cpu:0", True), ("cuda:1", "cuda", True), ("cuda:0", "cuda:0", True),
-        ("cuda:0", "cuda:1", False), ("cpu", "cuda", False),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("device", "requested", "same"), [
+    ("cpu", "cpu:0", True), ("cuda:1", "cuda", True), ("cuda:0", "cuda:0", True),
+    ("cuda:0", "cuda:1", False), ("cpu", "cuda", False),
+])  # fmt: skip
 def test_a_device_without_an_index_matches_any_index(device, requested, same):
     assert _is_same(torch.device(device), torch.device(requested)) is same
 
@@ -718,40 +612,37 @@ def test_a_model_that_is_in_place_or_over_several_devices_stays_there(monkeypatc
     assert load_model("tiny", backend="bridge", hf_model=hf_model, device=device).original_model is hf_model
 
 
-# --- what a bridge cannot do, or not everywhere
-
-
 def test_the_middle_of_a_block_can_be_read_on_a_bridge_but_not_changed():
     """A vector added at the second norm's input does not reach the skip connection."""
     pair = Pair("llama", loaded("llama", "bridge"), random_hf_model("llama"))
-    vector = made_vector(pair.model, hook="resid_mid")
-    with pytest.raises(ValueError, match=r"'resid_mid' can be read but not changed on a TransformerBridge"):
-        generate(pair.model, PROMPTS, Add(vector), max_new_tokens=2, return_tokens=True)
+    vector = random_vector(pair.model, hook="resid_mid")
+    message = r"'resid_mid' can be read but not changed on a TransformerBridge"
+    options = {"max_new_tokens": 2, "return_tokens": True}
+    assert_raises(message, ts.generate, pair.model, PROMPTS, Add(vector), **options)
     assert_steered(pair, Add(vector.at(layers=1, hook="attn_out")), adding(vector, hook="attn_out"))
 
 
-def test_a_head_that_scales_its_logits_is_the_models_own(rare):
-    hf_model = rare("Granite", **GRANITE)
-    model = load_model("tiny", backend="bridge", hf_model=copy.deepcopy(hf_model), device="cpu")
-    stream = capture(model, PROMPTS, layers=-1).single()[:, 0]
-    for row, ids in enumerate(PROMPTS):
-        expected = run_alone(hf_model, "llama", ids, len(ids))[0][-1]
-        torch.testing.assert_close(unembedded(model, stream[row : row + 1])[0], expected, **CLOSE)
+def test_a_head_that_scales_its_logits_is_the_models_own():
+    hf_model = rare_model("Granite", **GRANITE)
+    model = wrapped(copy.deepcopy(hf_model))
+    stream = ts.capture(model, PROMPTS, layers=-1).single()[:, 0]
+    expected = torch.stack([run_alone(hf_model, "llama", ids, len(ids))[0][-1] for ids in PROMPTS])
+    torch.testing.assert_close(unembedded(model, stream), expected, **CLOSE)
     # Its bridge calls these hooks only for TransformerLens's own hooks.
-    with pytest.raises(HookDidNotFireError, match="hook 'attn_out' did not fire at layers"):
-        capture(model, PROMPTS, hook="attn_out")
+    message = "hook 'attn_out' did not fire at layers"
+    assert_raises(message, ts.capture, model, PROMPTS, hook="attn_out", error=HookDidNotFireError)
 
 
 def test_a_mask_for_each_query_is_rejected():
     model, tokens = loaded("llama", "bridge"), torch.tensor([PROMPTS[0]])
     message = "attention mask that is not one number per row and token"
-    with pytest.raises(ValueError, match=message), steer(model, Add(made_vector(model))):
+    with pytest.raises(ValueError, match=message), steer(model, Add(random_vector(model))):
         model(tokens, attention_mask=torch.ones(1, 1, 4, 4))
 
 
 def test_operations_follow_the_stream_to_its_device():
-    """The device "meta" has shapes alone, but mixing it with another is an error as on any."""
-    vector = made_vector(loaded("llama", "bridge"))
+    """The device "meta" has only shapes, but mixing it with another device raises as everywhere."""
+    vector = random_vector(loaded("llama", "bridge"))
     operations = [operation(vector) for operation, _ in OPERATIONS.values()]
     operations.append(Ablate(1, "z", heads=[2]))
     stream = torch.empty(1, 4, WIDTH, device="meta")
@@ -762,28 +653,20 @@ def test_operations_follow_the_stream_to_its_device():
         assert edit.apply(stream, selected, index, d_head=12).device.type == "meta"
 
 
-# --- the embedded model
-
-
-@pytest.fixture(scope="module")
-def embedded_bridge(embedded_hf):
-    hf_model, tokenizer = embedded_hf
-    return load_model("smollm2", backend="bridge", hf_model=copy.deepcopy(hf_model), tokenizer=tokenizer)
-
-
 @pytest.mark.model
-def test_the_embedded_models_bridge_reads_and_steers_as_hugging_face_does(embedded_bridge, embedded_hf):
-    hf_model, _ = embedded_hf
-    ids = tokenize(embedded_bridge, chat_format(embedded_bridge).render("How was your day?"))
+def test_the_embedded_models_bridge_reads_and_steers_as_hugging_face_does(embedded_hf):
+    hf_model, tokenizer = embedded_hf
+    model = wrapped(copy.deepcopy(hf_model), tokenizer=tokenizer)
+    ids = tokenize(model, chat_format(model).render("How was your day?"))
     _, seen = run_alone(hf_model, "llama", ids, len(ids), reads=[("resid_post", 29), ("z", 15)])
-    assert embedded_bridge.cfg.n_layers == 30
+    assert model.cfg.n_layers == 30
     for hook, layer in seen:
-        result = capture(embedded_bridge, [ids], layers=layer, hook=hook, positions=all_tokens())
+        result = ts.capture(model, [ids], layers=layer, hook=hook, positions=all_tokens())
         torch.testing.assert_close(result.values[0, 0], seen[hook, layer], rtol=1e-3, atol=1e-3)
     values = torch.randn(576, generator=torch.Generator().manual_seed(0))
-    vector = SteeringVector(values, 15, "resid_post", "test", 10.0, identify(embedded_bridge))
-    changes = [Change(15, "resid_post", lambda x: x + 5 * values, lambda p, n: range(p - 1, n))]
+    vector = SteeringVector(values, 15, "resid_post", "test", 10.0, identify(model))
+    changes = [Change(15, "resid_post", lambda x: x + 5 * values, CURRENT)]
     expected = greedy_alone(hf_model, "llama", ids, 8, changes, [2])
     add = Add(vector, 5.0, current_token())
-    assert generate(embedded_bridge, [ids], add, max_new_tokens=8, return_tokens=True) == [expected]
+    assert ts.generate(model, [ids], add, max_new_tokens=8, return_tokens=True) == [expected]
     assert expected != greedy_alone(hf_model, "llama", ids, 8, stops=[2])

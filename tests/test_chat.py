@@ -13,6 +13,7 @@ from tl_steer._generation import generate, stop_tokens
 from tl_steer.models import ChatFormat, chat_format, tokenize, writes_date
 from tl_steer.sweeps.plans import digest
 
+from .conftest import assert_raises
 from .tiny_model import make_model, word_tokenizer
 
 SYSTEM_DROPPED = (
@@ -49,6 +50,7 @@ HARMONY = (  # gpt-oss: the generation prompt ends inside the header
     "<|message|>{{ m.content }}{{ '<|return|>' if m.role == 'assistant' else '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
+CLOSED_HARMONY = "<|start|>user<|message|>Q<|end|><|start|>assistant<|channel|>final<|message|>Answer: ("
 COMMAND = (  # Command A: thinking and the answer have headers of their own
     "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<|START_RESPONSE|>{% endif %}"
     "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|><|START_THINKING|>"
@@ -102,78 +104,43 @@ def tokenizer(make_tokenizer):
     return make_tokenizer()
 
 
-@pytest.fixture
-def llama(tokenizer):
-    return ChatFormat("llama-2", tokenizer)
-
-
-def test_llama_2_is_the_official_form(llama):
+def test_llama_2_is_the_official_form(tokenizer):
     """Meta's llama repository, `chat_completion`: [INST], and <<SYS>> inside the first turn."""
-    assert llama.render("Is the sky blue?") == "<s>[INST] Is the sky blue? [/INST]"
-    assert llama.render("Is the sky blue?", system="Be brief.") == (
-        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nIs the sky blue? [/INST]"
-    )
+    llama = ChatFormat("llama-2", tokenizer)
+    assert llama.render("Is it?") == "<s>[INST] Is it? [/INST]"
     assert llama.render("{user}", system="{0}") == "<s>[INST] <<SYS>>\n{0}\n<</SYS>>\n\n{user} [/INST]"
+    for prefix, end in {"Yes": " Yes", " Yes": " Yes", "\nYes": "\nYes"}.items():
+        assert llama.render("Is it?", answer_prefix=prefix) == "<s>[INST] Is it? [/INST]" + end
     assert llama.end_of_turn() == "</s>"
-    ids = tokenize(model_with(llama.tokenizer), llama.render("the cat", system="the dog"))
-    assert [index for index, token in enumerate(ids) if token == llama.tokenizer.bos_token_id] == [0]
+    ids = tokenize(model_with(tokenizer), llama.render("the cat", system="the dog"))
+    assert [index for index, token in enumerate(ids) if token == tokenizer.bos_token_id] == [0]
 
 
-@pytest.mark.parametrize(
-    ("system", "prefix", "expected"),
-    [
-        (None, "", "Is it?\n"),
-        ("Think.", "", "Think.\n\nIs it?\n"),
-        (None, "Answer: (", "Is it?\nAnswer: ("),
-    ],
-)
-def test_plain_text_has_no_turns(system, prefix, expected):
+def test_plain_text_has_no_turns():
     plain = ChatFormat("plain")
-    assert plain.render("Is it?", system=system, answer_prefix=prefix) == expected
+    assert plain.render("Is it?") == "Is it?\n"
+    assert plain.render("Is it?", system="Think.") == "Think.\n\nIs it?\n"
+    assert plain.render("Is it?", answer_prefix="Answer: (") == "Is it?\nAnswer: ("
     assert plain.end_of_turn() is None
 
 
-@pytest.mark.parametrize(("prefix", "end"), [("Yes", " Yes"), (" Yes", " Yes"), ("\nYes", "\nYes"), ("", "")])
-def test_one_space_is_before_the_answer_prefix(llama, prefix, end):
-    assert llama.render("Is it?", answer_prefix=prefix) == llama.render("Is it?") + end
+def test_a_template_precedes_the_models_name(tokenizer):
+    tokenizer.chat_template = SYSTEM_DROPPED
+    assert chat_format(model_with(tokenizer, "llama-2-13b-chat")).kind == "template"
+    assert chat_format(model_with(None, "llama-2-13b-chat")).kind == "plain"
 
 
-@pytest.mark.parametrize(
-    ("name", "template", "kind"),
-    [
-        ("llama-2-13b-chat", None, "llama-2"),
-        ("Llama-2-7b-chat-hf", None, "llama-2"),
-        ("llama-2-13b", None, "plain"),
-        ("gpt2-xl", None, "plain"),
-        ("llama-2-13b-chat", SYSTEM_DROPPED, "template"),
-    ],
-)
-def test_the_format_follows_the_template_and_else_the_models_name(tokenizer, name, template, kind):
-    tokenizer.chat_template = template
-    assert chat_format(model_with(tokenizer, name)).kind == kind
-    assert chat_format(model_with(None, name)).kind == "plain"
-
-
-@pytest.mark.parametrize(
-    ("template", "system", "unset", "message"),
-    [
-        (
-            SYSTEM_DROPPED,
-            "Be brief.",
-            "<|u|>Is it?<|a|>",
-            "drops the system message: put it in the user's turn",
-        ),
-        (SYSTEM_DROPPED, "u", "<|u|>Is it?<|a|>", "drops the system message"),  # the template has that text
-        (SYSTEM_REJECTED, "Be brief.", "Is it?ok", "rejects the conversation: System role not"),  # as Gemma's
-    ],
-)
+@pytest.mark.parametrize(("template", "system", "unset", "message"), [
+    (SYSTEM_DROPPED, "Be brief.", "<|u|>Q<|a|>", "drops the system message: put it in the user's turn"),
+    (SYSTEM_DROPPED, "u", "<|u|>Q<|a|>", "drops the system message"),  # the template has that text
+    (SYSTEM_REJECTED, "Be brief.", "Qok", "rejects the conversation: System role not"),  # as Gemma's
+])  # fmt: skip
 def test_a_template_that_drops_or_rejects_a_system_message_says_so(
     tokenizer, template, system, unset, message
 ):
     chat = template_format(tokenizer, template)
-    assert chat.render("Is it?") == unset
-    with pytest.raises(ValueError, match=message):
-        chat.render("Is it?", system=system)
+    assert chat.render("Q") == unset
+    assert_raises(message, chat.render, "Q", system=system)
 
 
 def test_a_template_of_parts_gets_parts(tokenizer):
@@ -188,21 +155,17 @@ PARTS_ALONE = "{% if messages[0].content is string %}{{ raise_exception('parts')
 NO_MESSAGE = r"drops the user's message: set model\.tokenizer.chat_template"
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("<|user|><|assistant|>", NO_MESSAGE),
-        ("{{ messages[0].content[:1] }} user", NO_MESSAGE),
-        ("{{ messages[0].role }}", NO_MESSAGE),
-        # A list of parts printed as Python text is not a message.
-        (PARTS_ALONE + "{{ messages[0].content }}", "rejects the conversation: parts"),
-    ],
-)
+@pytest.mark.parametrize(("template", "message"), [
+    ("<|user|><|assistant|>", NO_MESSAGE),
+    ("{{ messages[0].content[:1] }} user", NO_MESSAGE),
+    ("{{ messages[0].role }}", NO_MESSAGE),
+    # A list of parts printed as Python text is not a message.
+    (PARTS_ALONE + "{{ messages[0].content }}", "rejects the conversation: parts"),
+])  # fmt: skip
 def test_a_template_that_drops_the_users_message_is_refused(tokenizer, template, message):
     chat = template_format(tokenizer, template)
     for text in ("Is it?", "user"):  # the template may have the same text by chance
-        with pytest.raises(ValueError, match=message):
-            chat.render(text)
+        assert_raises(message, chat.render, text)
 
 
 def test_switches_that_a_template_removes_from_a_message_do_not_drop_it(tokenizer):
@@ -212,70 +175,54 @@ def test_switches_that_a_template_removes_from_a_message_do_not_drop_it(tokenize
     assert template_format(tokenizer, BROKEN["tools"][0], tools=[]).render("Q") == "Q"
 
 
-@pytest.mark.parametrize(
-    ("template", "variables", "expected"),
-    [
-        (QWEN, {}, CLOSED_QWEN),
-        (QWEN, {"enable_thinking": False}, CLOSED_QWEN),
-        (QWEN_THINKING, {}, CLOSED_QWEN),
-        (DEEPSEEK, {}, "<s><U>Q<A><think>\n\n</think>\n\nAnswer: ("),
-        (
-            HARMONY, {},
-            "<|start|>user<|message|>Q<|end|><|start|>assistant<|channel|>final<|message|>Answer: (",
-        ),
-        ("<u>{{ messages[0].content }}<a><think>", {}, "<u>Q<a><think>\n\n</think>\n\nAnswer: ("),
-        ("<u>{{ messages[0].content }}[THINK]", {}, "<u>Q[THINK]\n\n[/THINK]\n\nAnswer: ("),
-        ("<u>{{ messages[0].content }}<a>", {}, "<u>Q<a> Answer: ("),
-        (COMMAND, {"reasoning": False}, "<|user|>Q<|assistant|><|START_THINKING|><|END_THINKING|> Answer: ("),
-        (GEMMA_4, {}, "<|user|>\nQ\n<|assistant|>\n<|channel>thought\n<channel|> Answer: ("),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("template", "variables", "expected"), [
+    (QWEN, {}, CLOSED_QWEN),
+    (QWEN, {"enable_thinking": False}, CLOSED_QWEN),
+    (QWEN_THINKING, {}, CLOSED_QWEN),
+    (DEEPSEEK, {}, "<s><U>Q<A><think>\n\n</think>\n\nAnswer: ("),
+    (HARMONY, {}, CLOSED_HARMONY),
+    ("<u>{{ messages[0].content }}<a><think>", {}, "<u>Q<a><think>\n\n</think>\n\nAnswer: ("),
+    ("<u>{{ messages[0].content }}[THINK]", {}, "<u>Q[THINK]\n\n[/THINK]\n\nAnswer: ("),
+    ("<u>{{ messages[0].content }}<a>", {}, "<u>Q<a> Answer: ("),
+    (COMMAND, {"reasoning": False}, "<|user|>Q<|assistant|><|START_THINKING|><|END_THINKING|> Answer: ("),
+    (GEMMA_4, {}, "<|user|>\nQ\n<|assistant|>\n<|channel>thought\n<channel|> Answer: ("),
+])  # fmt: skip
 def test_the_answer_stands_in_no_thinking_block_and_no_header(tokenizer, template, variables, expected):
     chat = template_format(tokenizer, template, **variables)
     assert chat.render("Q", answer_prefix="Answer: (") == expected
-    own = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Q"}], tokenize=False, add_generation_prompt=True, **variables
-    )
-    assert chat.render("Q") == own  # without an answer, the model may think
+    turns, options = [{"role": "user", "content": "Q"}], {"tokenize": False, "add_generation_prompt": True}
+    # Without an answer, the model may think.
+    assert chat.render("Q") == tokenizer.apply_chat_template(turns, **options, **variables)
 
 
-@pytest.mark.parametrize(
-    ("template", "message", "prefix"),
-    [
-        (QWEN, "Q", "<think>\nHm"),
-        (QWEN_THINKING, "Q", "Hm.\n</think>\n\nYes"),
-        (DEEPSEEK, "Q", "Hm.\n</think>\n\nYes"),
-        (HARMONY, "Q", "<|channel|>analysis<|message|>Hm"),
-        # A tag of the user's opens no block.
-        (DEEPSEEK.replace("<think>\n", ""), "What is <think>?", "A tag"),
-        (DEEPSEEK.replace("<think>\n", ""), "think", "A tag"),
-    ],
-)
+@pytest.mark.parametrize(("template", "message", "prefix"), [
+    (QWEN, "Q", "<think>\nHm"),
+    (QWEN_THINKING, "Q", "Hm.\n</think>\n\nYes"),
+    (DEEPSEEK, "Q", "Hm.\n</think>\n\nYes"),
+    (HARMONY, "Q", "<|channel|>analysis<|message|>Hm"),
+    # A tag in the user's message opens no block.
+    (DEEPSEEK.replace("<think>\n", ""), "What is <think>?", "A tag"),
+    (DEEPSEEK.replace("<think>\n", ""), "think", "A tag"),
+])  # fmt: skip
 def test_nothing_is_added_before_a_prefix_with_its_own_header_or_block(tokenizer, template, message, prefix):
     chat = template_format(tokenizer, template)
     added = chat.render(message, answer_prefix=prefix).removeprefix(chat.render(message))
     assert added.lstrip(" ") == prefix
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        (COMMAND, r"opens a thinking block \(<\|START_THINKING\|>\).*enable_thinking=False"),
-        (APRIEL, "'Here are my reasoning steps:', which it does not write before an"),
-    ],
-)
+@pytest.mark.parametrize(("template", "message"), [
+    (COMMAND, r"opens a thinking block \(<\|START_THINKING\|>\).*enable_thinking=False"),
+    (APRIEL, "'Here are my reasoning steps:', which it does not write before an"),
+])  # fmt: skip
 def test_a_thinking_block_that_cannot_be_closed_is_refused_with_the_remedy(tokenizer, template, message):
-    with pytest.raises(ValueError, match=message):
-        template_format(tokenizer, template).render("Q", answer_prefix="Yes")
+    assert_raises(message, template_format(tokenizer, template).render, "Q", answer_prefix="Yes")
 
 
 def test_the_template_defines_the_text_before_an_answer(tokenizer):
-    template = (
-        "{% for m in messages %}[{{ m.role }}]{{ gap }}{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
+    turns = "{% for m in messages %}[{{ m.role }}]{{ GAP }}{{ m.content }}{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}[assistant]{% endif %}"
     for gap in ("", " ", "\n"):
-        chat = template_format(tokenizer, template.replace("{{ gap }}", f"{{{{ {gap!r} }}}}"))
+        chat = template_format(tokenizer, template.replace("GAP", repr(gap)))
         assert chat.render("Q", answer_prefix="Yes") == f"[user]{gap}Q[assistant]{gap}Yes"
         assert chat.render("Q", answer_prefix=" Yes") == f"[user]{gap}Q[assistant] Yes"
 
@@ -295,17 +242,13 @@ def test_a_broken_template_gives_one_clear_error_wherever_it_is_used(template, e
     model = make_model(tokenizer := word_tokenizer())
     tokenizer.chat_template = template
     message = rf"chat template is broken \(({error}): .*set model.tokenizer.chat_template to a working"
-    for use in (
-        lambda: chat_format(model).render("a"),
-        lambda: chat_format(model).end_of_turn(),
-        lambda: generate(model, "a b", max_new_tokens=2),
-        lambda: stop_tokens(model),
-    ):
-        with pytest.raises(ValueError, match=message):
-            use()
+    assert_raises(message, lambda: chat_format(model).render("a"))
+    assert_raises(message, lambda: chat_format(model).end_of_turn())
+    assert_raises(message, generate, model, "a b", max_new_tokens=2)
+    assert_raises(message, stop_tokens, model)
 
 
-def test_template_variables_are_kept_checked_and_read_only(tokenizer):
+def test_template_variables_are_copied_and_read_only(tokenizer):
     chat = template_format(tokenizer, QWEN, enable_thinking=False)
     assert chat.template_variables == {"enable_thinking": False}
     with pytest.raises(TypeError):
@@ -321,26 +264,17 @@ def test_template_variables_are_kept_checked_and_read_only(tokenizer):
     assert digest(chat) != digest(dataclasses.replace(chat, template_variables={"enable_thinking": True}))
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings", "variables", "message"),
-    [
-        ("template", {}, {}, "expected a tokenizer with a chat_template"),
-        ("llama-2", {"bos_token": None}, {}, "expected a tokenizer with a BOS"),
-        ("llama-2", {}, {"enable_thinking": False}, "that reads it; this format is 'llama-2'"),
-        (
-            "template",
-            {"chat_template": QWEN},
-            {"enable_thinkin": False},
-            "expected a variable that .* reads",
-        ),
-        ("template", {"chat_template": QWEN}, {"tokenize": True}, "tokenize is set by render"),
-        ("template", {"chat_template": QWEN}, {"enable_thinking": object()}, "expected plain values"),
-        ("template", {"chat_template": LLAMA_3}, {"strftime_now": "31 Jan 2026"}, "a date in ISO format"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "settings", "variables", "message"), [
+    ("template", {}, {}, "expected a tokenizer with a chat_template"),
+    ("llama-2", {"bos_token": None}, {}, "expected a tokenizer with a BOS"),
+    ("llama-2", {}, {"enable_thinking": False}, "that reads it; this format is 'llama-2'"),
+    ("template", {"chat_template": QWEN}, {"enable_thinkin": False}, "expected a variable that .* reads"),
+    ("template", {"chat_template": QWEN}, {"tokenize": True}, "tokenize is set by render"),
+    ("template", {"chat_template": QWEN}, {"enable_thinking": object()}, "expected plain values"),
+    ("template", {"chat_template": LLAMA_3}, {"strftime_now": "31 Jan 2026"}, "a date in ISO format"),
+])  # fmt: skip
 def test_an_incomplete_format_or_unused_variable_is_rejected(kind, settings, variables, message):
-    with pytest.raises(ValueError, match=message):
-        ChatFormat(kind, SimpleNamespace(**{"bos_token": "<s>"} | settings), variables)
+    assert_raises(message, ChatFormat, kind, SimpleNamespace(**{"bos_token": "<s>"} | settings), variables)
 
 
 def test_a_template_with_the_current_date_warns_and_takes_one(tokenizer):
@@ -357,7 +291,7 @@ def test_a_template_with_the_current_date_warns_and_takes_one(tokenizer):
         assert chat.render("Q") == expected
 
 
-def test_a_given_date_changes_nothing_else(tokenizer):
+def test_a_fixed_date_changes_nothing_else(tokenizer):
     with pytest.warns(UserWarning, match="current date"):
         unset = template_format(tokenizer, DATED_MACRO)
     now = date.today()
@@ -373,19 +307,18 @@ LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "vocab_size": 32000, "chat_tem
 WARNING = r'no chat format was recognised.*ChatFormat\("llama-2", model.tokenizer\)'
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "kind", "message"),
-    [
-        ("my-checkpoint", {}, "plain", WARNING),
-        ("llama2-chat-tuned", {}, "plain", WARNING),
-        ("llama-7b-hf", {}, "plain", None),
-        ("Llama-2-13b", {}, "plain", None),
-        ("llama-2-7b-hf", {}, "plain", None),
-        ("llama-2-7b-chat", {}, "llama-2", None),
-        ("my-checkpoint", {"vocab_size": 50257}, "plain", None),
-    ],
-)
-def test_a_llama_2_under_another_name_and_without_a_template_warns(name, changes, kind, message):
+@pytest.mark.parametrize(("name", "changes", "kind", "message"), [
+    ("my-checkpoint", {}, "plain", WARNING),
+    ("llama2-chat-tuned", {}, "plain", WARNING),
+    ("llama-7b-hf", {}, "plain", None),
+    ("Llama-2-13b", {}, "plain", None),
+    ("gpt2-xl", {"vocab_size": 50257}, "plain", None),
+    ("llama-2-7b-hf", {}, "plain", None),
+    ("Llama-2-7b-chat-hf", {}, "llama-2", None),
+    ("llama-2-13b-chat", {}, "llama-2", None),
+    ("my-checkpoint", {"vocab_size": 50257}, "plain", None),
+])  # fmt: skip
+def test_without_a_template_the_name_decides_and_an_unknown_llama_2_warns(name, changes, kind, message):
     model = model_with(SimpleNamespace(**LLAMA | changes), name)
     model.cfg.original_architecture = "LlamaForCausalLM"
     with pytest.warns(UserWarning, match=message) if message else nullcontext():
