@@ -60,20 +60,24 @@ def test_work_in_a_new_process_logs_nothing_by_default(fork_server, tmp_path):
     assert (tmp_path / "output").read_text() == ""
 
 
-def logged(monkeypatch, capfd, folder, level):
-    """stdout and stderr of `short_work` with TL_STEER_LOG set to `level`."""
-    monkeypatch.setenv(logs.VARIABLE, level)
-    capfd.readouterr()
-    with root_handlers():
-        assert logs.logs_from_environment()
-        short_work(folder)
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    return captured.err
+@pytest.fixture
+def logged(monkeypatch, capfd, tmp_path):
+    """stderr of `short_work` with TL_STEER_LOG set to a level; stdout is empty."""
+
+    def work(level):
+        monkeypatch.setenv(logs.VARIABLE, level)
+        with root_handlers():
+            assert logs.logs_from_environment()
+            short_work(tmp_path)
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        return captured.err
+
+    return work
 
 
-def test_info_lists_the_work_with_time_level_and_module_and_no_prompt(monkeypatch, capfd, tmp_path):
-    text = logged(monkeypatch, capfd, tmp_path, " Info ")
+def test_info_lists_the_work_with_time_level_and_module_and_no_prompt(logged):
+    text = logged(" Info ")
     for message in (
         "INFO    tl_steer.models.loading: organism-bias: 3 layers of width",
         "INFO    tl_steer._capture: captured resid_post of 8 prompts",
@@ -90,8 +94,8 @@ def test_info_lists_the_work_with_time_level_and_module_and_no_prompt(monkeypatc
     assert not any(prompt in text for prompt in (*questions.prompts, *pairs.positive))
 
 
-def test_debug_adds_memory_and_passes(monkeypatch, capfd, tmp_path):
-    text = logged(monkeypatch, capfd, tmp_path, "debug")
+def test_debug_adds_memory_and_passes(logged):
+    text = logged("debug")
     assert "DEBUG   tl_steer.engine.shared.chunking: " in text
     assert "INFO    tl_steer._generation: wrote 4 texts" in text
 
@@ -121,31 +125,21 @@ def test_a_second_call_changes_the_level_and_shows_each_message_once(capsys):
         ts.show_logs("info")
         ts.show_logs("debug")
         logging.getLogger("tl_steer.engine").debug("two passes")
-    assert capsys.readouterr().err.count("two passes") == 1
+        logging.info("as TransformerLens does while it loads")  # adds a handler to the root
+        logging.getLogger("tl_steer._capture").info("captured")
+        logging.getLogger("other").warning("another library")
+    text = capsys.readouterr().err
+    assert [text.count(each) for each in ("two passes", "captured")] == [1, 1]
+    assert "INFO    tl_steer._capture: captured" in text
+    assert "WARNING:other:another library" in text
+    assert_raises("log level 'loud' is unknown: use debug, info, warning, error", ts.show_logs, "loud")
 
 
 def test_a_program_with_its_own_logging_gets_each_message_once_in_its_own_form(capsys):
     with root_handlers(logging.StreamHandler(sys.stdout)):
         ts.show_logs("info")
         logging.getLogger("tl_steer._capture").info("captured")
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("captured\n", "")
-
-
-def test_a_root_handler_of_transformer_lens_does_not_repeat_messages(capsys):
-    with root_handlers():
-        ts.show_logs("info")
-        logging.info("as TransformerLens does while it loads")  # adds a handler to the root
-        logging.getLogger("tl_steer._capture").info("captured")
-        logging.getLogger("other").warning("another library")
-    text = capsys.readouterr().err
-    assert text.count("captured") == 1
-    assert "INFO    tl_steer._capture: captured" in text
-    assert "WARNING:other:another library" in text
-
-
-def test_an_unknown_level_in_code_is_rejected():
-    assert_raises("log level 'loud' is unknown: use debug, info, warning, error", ts.show_logs, "loud")
+    assert capsys.readouterr() == ("captured\n", "")
 
 
 def test_modules_log_under_their_own_names_and_print_nothing():
@@ -181,12 +175,10 @@ ts.chat_format(model)  # warns
 
 @pytest.mark.integration
 def test_warnings_point_at_the_user_s_line(tmp_path):
-    """In a process of its own: the run-time checks of the tests would stand between."""
-    script = tmp_path / "script.py"
+    """In another process: the run-time checks of the tests would be between."""
+    script, environment = tmp_path / "script.py", os.environ | {"PYTHONPATH": str(ROOT)}
     script.write_text(WARNING)
-    run = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     expected = [number for number, line in enumerate(WARNING.split("\n"), 1) if line.endswith("# warns")]
     assert list(dict.fromkeys(run.stdout.split("\n")[:-1])) == [f"True {number}" for number in expected]

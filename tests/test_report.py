@@ -19,10 +19,10 @@ from tl_steer.experiments.report.text_rows import text_rows, without_shared_ends
 from .conftest import make_pairs
 from .sweep_tables import condition, table_of, unsteered
 
-EMPTY = pd.DataFrame({"split": pd.Series([], dtype=str)})  # a table that the experiment has no use for
+EMPTY = pd.DataFrame({"split": pd.Series([], dtype=str)})  # a table of steps that the experiment lacks
 HOSTILE = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>&amp; {{ 7*7 }}"
 EXPERIMENT = f"""title = "A title with <b>marks</b>"
-question = '''What is asked? {HOSTILE}'''
+question = '''What is the question? {HOSTILE}'''
 seed = 1
 [pairs]
 kind = "csv"
@@ -66,16 +66,15 @@ def synthetic_sweep(text=HOSTILE, n=20):
             logits = before + rng.normal(effect * multiplier, 0.1, 2 * n)
             where = {"vector": vector, "layers": layer, "multiplier": multiplier, "norm": 1.0}
             tables.append(condition(answers=answers, logits=logits, **where, **columns))
+    columns = {"prompt_id": [2 * n, 2 * n + 1], "prompt": "…", "said": ["How was your day?", text]}
+    columns |= {"kind": None, "probability": np.nan, "mass": np.nan, "split": "text", "norm": 1.0}
     for multiplier in (-0.3, 0.0, 0.3):
-        columns = {"prompt_id": [2 * n, 2 * n + 1], "prompt": "…", "said": ["How was your day?", text]}
-        columns |= {"text": [f"said at {multiplier} {text}", "line one\nline two"], "split": "text"}
-        columns |= {"kind": None, "probability": np.nan, "mass": np.nan}
-        where = {"layers": "2", "multiplier": multiplier, "norm": 1.0}
-        where |= {"vector": "mean_difference" if multiplier else "none"}
+        columns["text"] = [f"said at {multiplier} {text}", "line one\nline two"]
+        vector = "mean_difference" if multiplier else "none"
+        where = {"vector": vector, "layers": "2", "multiplier": multiplier}
         tables.append(condition([None] * 2, [None] * 2, logits=[np.nan] * 2, **where, **columns))
-    return (
-        table_of(*tables).drop(columns="topic").astype({"text": "string", "kind": "string", "said": "string"})
-    )
+    strings = dict.fromkeys(["text", "kind", "said"], "string")
+    return table_of(*tables).drop(columns="topic").astype(strings)
 
 
 def synthetic_results(folder, experiment=EXPERIMENT, *, text=HOSTILE, pairs=24, sweep=None):
@@ -83,9 +82,9 @@ def synthetic_results(folder, experiment=EXPERIMENT, *, text=HOSTILE, pairs=24, 
     file = folder / "experiment.toml"
     file.write_text(experiment, encoding="utf-8")
     audit = pd.DataFrame(
-        {"factor": ["topic", "tokens"], "level": [text, "mean"], "positive": [12.0, 13.25],
-         "negative": [12.0, 14.0], "difference": [0.0, -0.42], "differs": [False, True]}
-    )  # fmt: skip
+        [("topic", text, 12.0, 12.0, 0.0, False), ("tokens", "mean", 13.25, 14.0, -0.42, True)],
+        columns=["factor", "level", "positive", "negative", "difference", "differs"],
+    )
     versions = {
         "date": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "seed": 1, "python": text, "device": "cpu",
         "dtype": "torch.float32", "packages": {"tl-steer": "0.1.0"},
@@ -122,29 +121,34 @@ def part(html, start, end):
     return html[html.index(start) : html.index(end)]
 
 
+def section_ids(html):
+    return re.findall('<section id="(.*?)"', html)
+
+
+PAIRS = ["audit", "separation", "pca", "projections"]
+QUESTIONS = [*PAIRS, "effects", "doses", "detection", "choice"]
+
+
 def test_texts_are_escaped_and_nothing_is_loaded(html):
     body = html[html.index("</style>") :]
     outside = re.sub(r"<script\b.*?</script>", "", body, flags=re.DOTALL)
     assert "<script>window.hacked" not in body
     assert "&lt;script&gt;window.hacked" in outside
-    for tag in ("<img", "<b>marks</b>"):
-        assert tag not in outside
+    assert not re.search("<img|<b>marks</b>", outside)
     assert not re.search(r"""<(script|link|img|iframe)[^>]+(src|href)\s*=\s*["']?(https?:)?//""", html)
     assert "default-src 'none'" in html
     assert entities.unescape(re.search(r"<pre>(.*?)</pre>", html, re.DOTALL)[1]) == EXPERIMENT
 
 
 def test_sections_and_figures_are_in_order(html):
-    expected = ["audit", "separation", "pca", "projections", "effects", "doses", "detection", "choice"]
-    assert re.findall('<section id="(.*?)"', html) == [*expected, *EVIDENCE, "texts", "made"]
+    assert section_ids(html) == [*QUESTIONS, *EVIDENCE, "texts", "made"]
     figures = ["separation", "pca", "projections", "effectiveness", "shift", "doses", "detection"]
     figures += ["agreement", "confounds", "steerability", "slopes"]
     assert re.findall('id="([a-z]+)-figure"', html) == figures
     assert html.count("Plotly.newPlot(") >= len(figures)
     assert html.index('id="findings"') < html.index("<nav>") < html.index('<section id="audit"')
     effect = part(html, 'id="effectiveness-figure"', 'id="shift-figure"')
-    assert "kind: all" in effect
-    assert "kind: positive" in effect
+    assert [title for title in ("kind: all", "kind: positive") if title not in effect] == []
 
 
 def test_findings_name_the_verdict_and_both_signs(results, html):
@@ -172,18 +176,9 @@ def shown(results):
     return [section.id for section in parts], figures, " ".join(findings(results))
 
 
-PAIRS = ["audit", "separation", "pca", "projections"]
-QUESTIONS = [*PAIRS, "effects", "doses", "detection", "choice"]
-
-
-def without(ids, *absent):
-    return [each for each in ids if each not in absent]
-
-
 def test_without_questions_and_texts_there_are_sections_of_pairs_only(variant):
     text = EXPERIMENT[: EXPERIMENT.index("[questions]")] + "[separation]\nshuffles = 0\nfolds = 3\n"
-    ids, _, _ = shown(variant(text, EMPTY))
-    assert ids == [*PAIRS, "confounds"]
+    assert shown(variant(text, EMPTY))[0] == [*PAIRS, "confounds"]
     assert text_rows(EMPTY) == []
 
 
@@ -202,29 +197,29 @@ def test_questions_with_one_right_answer_have_no_detection(variant):
     sweep["letter"] = sweep["letter"].map({"positive": "A", "negative": "B"})
     sweep.loc[sweep["split"] != "text", "answer"] = 0
     ids, _, text = shown(variant(EXPERIMENT.replace('"sentiment"', '"misconceptions"'), sweep))
-    assert ids == [*without(QUESTIONS, "detection"), *EVIDENCE[1:]]
+    assert ids == [*PAIRS, "effects", "doses", "choice", *EVIDENCE[1:]]
     assert "cannot be distinguished" in text
 
 
 def test_projections_alone_have_no_doses(variant):
     text = EXPERIMENT.replace("[text]", "operations = ['project_out']\n[text]")
     ids, _, text = shown(variant(text, with_projections(synthetic_sweep(), moved=1.0)))
-    assert ids == [*without(QUESTIONS, "doses"), "confounds", "controls"]
+    assert ids == [*PAIRS, "effects", "detection", "choice", "confounds", "controls"]
     assert "length" not in text
 
 
 def test_the_best_operation_is_chosen_and_each_choice_reported(variant):
     text = EXPERIMENT.replace("[text]", "operations = ['project_out', 'add']\n[text]")
     whole = synthetic_sweep()
-    weaker = with_projections(whole, moved=0.01)
-    both = variant(text, pd.concat([weaker, whole[whole["operation"] == "add"]]))
-    assert (both.chosen["operation"], both.chosen["split"]) == ("add", "report")
-    chosen = [finding for finding in findings(both) if finding.startswith("Chosen by")]
+    both = pd.concat([with_projections(whole, moved=0.01), whole[whole["operation"] == "add"]])
+    results = variant(text, both)
+    assert (results.chosen["operation"], results.chosen["split"]) == ("add", "report")
+    chosen = [finding for finding in findings(results) if finding.startswith("Chosen by")]
     assert ["(project_out)" in finding for finding in chosen] == [True, False, True, False]
     assert ["accuracy" in finding for finding in chosen] == [False, False, True, True]
 
 
-def generated_sweep(*, broken=()):
+def generated_sweep(broken):
     """The sweep with answers as texts; none can be read at the multipliers `broken`."""
     sweep = synthetic_sweep()
     is_question = sweep["split"] != "text"
@@ -247,18 +242,15 @@ def test_generated_answers_have_no_logits_and_are_escaped(variant):
     assert "[unreadable]" in answers
 
 
-@pytest.mark.parametrize(
-    ("broken", "caution"), [([0.2], True), ([], False), ([-0.2, 0.0, 0.2], True), ([-0.2, 0.2], True)]
-)
-def test_unreadable_answers_give_a_caution_and_are_not_scored_by_d_prime(variant, broken, caution):
-    scored = variant(GENERATED.replace("[text]", "score = 'd_prime'\n[text]"), generated_sweep(broken=broken))
-    some = len(broken) < 2
+@pytest.mark.parametrize("broken", [[0.2], [], [-0.2, 0.0, 0.2], [-0.2, 0.2]])
+def test_unreadable_answers_give_a_caution_and_are_not_scored_by_d_prime(variant, broken):
+    scored = variant(GENERATED.replace("[text]", "score = 'd_prime'\n[text]"), generated_sweep(broken))
+    some, baseline = len(broken) < 2, 0.0 not in broken
     assert list(scored.chosen[["value_name", "split"]]) == ["d_prime" if some else "accuracy", "report"]
     ids, figures, text = shown(scored)
     assert "effectiveness" in figures
-    assert ({"doses", "detection"} <= set(ids)) == (0.0 not in broken)
-    assert ("signal" in figures) == (0.0 not in broken)
-    assert ("Caution" in text) == caution
+    assert ({"doses", "detection"} <= set(ids)) == ("signal" in figures) == baseline
+    assert ("Caution" in text) == (broken != [])
     assert ("were to be chosen by d′" in text) != some
     assert "same right answer" not in text
 
@@ -273,19 +265,16 @@ def test_shared_beginnings_and_ends_are_left_out_by_whole_words():
 
 
 def test_texts_are_ordered_by_multiplier_with_removal_last():
-    texts = synthetic_sweep()
-    texts = texts[texts["split"] == "text"]
+    texts = synthetic_sweep().query("split == 'text'")
     more = texts[texts["multiplier"] == 0.3]
     removed = more.assign(operation="project_out", multiplier=np.nan, dose=np.nan, text="removed")
     (layer,) = text_rows(pd.concat([removed, more.assign(multiplier=8.0, text="at 8"), texts]))
-    assert layer.layer == "2"
+    assert (layer.layer, layer.plain) == ("2", 1)
     assert [head.split()[0] for head in layer.heads] == ["−0.30", "unsteered", "+0.30", "+8.00", "project"]
-    assert layer.plain == 1
     prompt, answers = layer.rows[0]
     assert prompt == "How was your day?"
-    assert [text.split(" <")[0] for text in answers] == [
-        "said at -0.3", "said at 0.0", "said at 0.3", "at 8", "removed",
-    ]  # fmt: skip
+    said = [f"said at {multiplier}" for multiplier in (-0.3, 0.0, 0.3)]
+    assert [text.split(" <")[0] for text in answers] == [*said, "at 8", "removed"]
 
 
 def test_vectors_of_two_words_have_a_report_without_pairs(results, tmp_path):
@@ -296,17 +285,18 @@ def test_vectors_of_two_words_have_a_report_without_pairs(results, tmp_path):
     )
     info = {"positive": "<b>Love</b>", "negative": "Hate", "positions": 3}
     vectors = replace(results.vectors, method="activation_addition", info=info)
-    texts = results.sweep[results.sweep["split"] == "text"]
-    changes = {"audit": None, "activations": None, "vectors": vectors, "sweep": texts}
-    html = report_html(replace(results, experiment=read_experiment(file), **changes))
-    assert re.findall('<section id="(.*?)"', html) == ["texts", "made"]
+    changes = {"experiment": read_experiment(file), "audit": None, "activations": None, "vectors": vectors}
+    html = report_html(replace(results, **changes, sweep=results.sweep.query("split == 'text'")))
+    assert section_ids(html) == ["texts", "made"]
     assert "first 3 tokens" in html
     assert "&lt;b&gt;Love&lt;/b&gt;" in html
     assert "<b>Love" not in html
     assert html.count("said at 0.3") == 1
 
 
-def test_a_vector_of_one_prompt_is_reported_with_nothing_subtracted(results):
-    for negative, phrase in ((None, "'Love', nothing subtracted,"), ("Hate", "'Love' minus that on 'Hate',")):
-        info = {"arguments": {"positive": "Love", "negative": negative}, "positions": 3}
-        assert f"the residual stream on {phrase}" in prompts_finding(replace(results.vectors, info=info))
+@pytest.mark.parametrize(
+    ("negative", "phrase"), [(None, "'Love', nothing subtracted,"), ("Hate", "'Love' minus that on 'Hate',")]
+)
+def test_a_vector_of_one_prompt_is_reported_with_nothing_subtracted(results, negative, phrase):
+    info = {"arguments": {"positive": "Love", "negative": negative}, "positions": 3}
+    assert f"the residual stream on {phrase}" in prompts_finding(replace(results.vectors, info=info))

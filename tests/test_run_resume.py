@@ -3,6 +3,7 @@
 import errno
 import json
 import random
+import re
 import resource
 import shutil
 import sys
@@ -10,6 +11,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -26,18 +28,14 @@ from .conftest import assert_raises
 from .fork_server import wait_for
 
 STEPS = sys.modules["tl_steer.experiments._run"]  # the package attribute is the function
-CLOCK = "transformers.utils.chat_template_utils"  # where templates get the current date
 ALL_STEPS = """title = "all steps"
-[model]
-name = "organism-bias"
-[pairs]
-kind = "organism"
-limit = 12
-[directions]
-method = "mean_difference"
-unit = "length"
-[questions]
-kind = "organism"
+model = { name = "organism-bias" }
+pairs = { kind = "organism", limit = 12 }
+directions = { method = "mean_difference", unit = "length" }
+questions = { kind = "organism" }
+damage = { data = "organism", passages = 4 }
+text = { prompts = ["Is it so ?", "What is it ?"], chat = false, layers = 1, max_new_tokens = 3 }
+separation = { shuffles = 3, folds = 3 }
 [sweep]
 layers = [0, 1]
 multipliers = [-1, -0.5, 0.5, 1]
@@ -45,18 +43,8 @@ positions = "last_token()"
 controls = 2
 control_layers = "chosen"
 score = "shift"
-[damage]
-data = "organism"
-passages = 4
-[text]
-prompts = ["Is it so ?", "What is it ?"]
-chat = false
-layers = 1
-max_new_tokens = 3
-[separation]
-shuffles = 3
-folds = 3
 """
+UNFINISHED = "run is unfinished: finished files are kept, the same call continues"
 TABLES = ("sweep", "damage", "text_damage")
 FILES = [
     "activations.safetensors", "audit.csv", "damage.parquet", "experiment.toml", "report.html",
@@ -69,6 +57,11 @@ def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("file") / "all_steps.toml"
     path.write_text(ALL_STEPS, encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run"
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +87,6 @@ def files_of(out):
     return {path.name: path.stat().st_ino for path in out.glob("[!.]*.*") if path.is_file()}
 
 
-# Killed processes
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(fork_server, file, tmp_path_factory):
     """Folder of a run in a process that is not killed."""
@@ -108,9 +98,8 @@ def uninterrupted(fork_server, file, tmp_path_factory):
 def require_same(out, expected):
     assert sorted(path.name for path in out.iterdir()) == FILES
     for name in TABLES:
-        pd.testing.assert_frame_equal(
-            *(pd.read_parquet(folder / f"{name}.parquet") for folder in (out, expected)), check_exact=True
-        )
+        tables = (pd.read_parquet(folder / f"{name}.parquet") for folder in (out, expected))
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
     for name in ("activations.safetensors", "audit.csv", "experiment.toml"):
         assert (out / name).read_bytes() == (expected / name).read_bytes(), name
     first, second = (load_file(folder / "vectors.safetensors") for folder in (out, expected))
@@ -118,8 +107,13 @@ def require_same(out, expected):
     assert all(torch.equal(first[name], second[name]) for name in first)  # the file holds a date, too
 
 
-def kill_at_random(fork_server, file, out, rng, kills):
-    """Start a run and kill it, `kills` times, each a random number of files and moments after the last."""
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("seed", "kills"), [(0, 1), *(pytest.param(seed, 6, marks=pytest.mark.slow) for seed in range(1, 5))]
+)
+def test_a_run_that_is_killed_gives_the_same_tables(fork_server, file, uninterrupted, out, seed, kills):
+    """Each kill is a random number of files and moments after the last."""
+    rng = random.Random(seed)
     for _ in range(kills):
         before = files_of(out)
         process = fork_server.start("run", file=file, out=out, pause=0.02)
@@ -128,41 +122,28 @@ def kill_at_random(fork_server, file, out, rng, kills):
         time.sleep(rng.uniform(0, 0.4))
         if not fork_server.kill(process):
             assert is_finished(out)
-            return
+            break
         assert is_run(out)
         assert not is_finished(out)
         assert before.items() <= files_of(out).items()
-    fork_server.run("run", file=file, out=out)
+    else:
+        fork_server.run("run", file=file, out=out)
+    require_same(out, uninterrupted)
+
+
+REPLACED = ["00000-", "begun.json", "experiment.toml", "vectors.safetensors", "00001-", "damage.parquet"]
+REPLACED += ["sweep.parquet", "report.html"]
+STOPS = [*(("replace", name) for name in REPLACED), ("content", "versions.json"), ("removal", "unfinished")]
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("seed", "kills"), [(0, 1), *(pytest.param(seed, 6, marks=pytest.mark.slow) for seed in range(1, 5))]
+    ("step", "name"), [STOPS[0], *(pytest.param(*stop, marks=pytest.mark.slow) for stop in STOPS[1:])]
 )
-def test_a_run_that_is_killed_gives_the_same_tables(fork_server, file, uninterrupted, tmp_path, seed, kills):
-    kill_at_random(fork_server, file, tmp_path / "run", random.Random(seed), kills)
-    require_same(tmp_path / "run", uninterrupted)
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    ("step", "name"),
-    [
-        ("replace", "00000-"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                ("replace", "begun.json"), ("replace", "experiment.toml"), ("replace", "vectors.safetensors"),
-                ("replace", "00001-"), ("replace", "damage.parquet"), ("replace", "sweep.parquet"),
-                ("content", "versions.json"), ("replace", "report.html"), ("removal", "unfinished"),
-            ]
-        ),
-    ],
-)  # fmt: skip
 def test_a_run_that_is_killed_while_a_file_is_written_continues(
-    fork_server, file, uninterrupted, tmp_path, step, name
+    fork_server, file, uninterrupted, tmp_path, out, step, name
 ):
-    out, marker = tmp_path / "run", tmp_path / "marker"
+    marker = tmp_path / "marker"
     process = fork_server.start("stopped_run", file=file, out=out, step=step, name=name, marker=marker)
     wait_for(marker.exists)
     for fresh in (False, True):
@@ -177,79 +158,59 @@ def test_a_run_that_is_killed_while_a_file_is_written_continues(
     require_same(out, uninterrupted)
 
 
-# All steps, interrupted in this process
-
-
 class BrokenError(RuntimeError):
     """Raised by a step on purpose."""
-
-
-def breaking(*_, **__):
-    raise BrokenError
 
 
 def break_at(step, file, out, model):
     """Run until a step, which raises an error."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(STEPS, step, breaking)
+        patch.setattr(STEPS, step, Mock(side_effect=BrokenError))
         with pytest.raises(BrokenError):
             run(read_experiment(file), out, model=model, progress=False)
 
 
 @pytest.mark.integration
-def test_a_run_that_breaks_keeps_its_files_and_tables_and_continues(
-    file, model, tmp_path, monkeypatch, caplog
-):
-    out, swept, sweep = tmp_path / "run", [], measurements.sweep
+def test_a_run_that_breaks_keeps_its_files_and_tables_and_continues(file, model, out, monkeypatch, caplog):
     break_at("damage_table", file, out, model)
-    assert "run is unfinished: finished files are kept, the same call continues" in caplog.text
+    assert UNFINISHED in caplog.text
     assert not is_finished(out)
     before = files_of(out)
     assert {"audit.csv", "activations.safetensors", "vectors.safetensors"} <= set(before)
     for step in ("capture_pairs", "estimator_of"):
-        monkeypatch.setattr(STEPS, step, breaking)
-    monkeypatch.setattr(measurements, "sweep", lambda *a, **k: swept.append(k["out"].name) or sweep(*a, **k))
+        monkeypatch.setattr(STEPS, step, Mock(side_effect=BrokenError))
+    sweep = Mock(side_effect=measurements.sweep)
+    monkeypatch.setattr(measurements, "sweep", sweep)
     run(read_experiment(file), out, model=model, progress=False)
-    assert swept == ["texts.parquet"]  # questions and controls are finished
+    (call,) = sweep.call_args_list  # questions and controls are finished
+    assert call.kwargs["out"].name == "texts.parquet"
     assert is_finished(out)
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert before.items() <= files_of(out).items()
 
 
 @pytest.mark.integration
-def test_memory_is_what_it_was_when_the_run_was_begun(file, model, tmp_path, monkeypatch):
+def test_memory_is_what_it_was_when_the_run_was_begun(file, model, out, monkeypatch):
     """Free memory decides which prompts share a batch, and so the last bits; each step gets the same."""
-    out, seen, unfinished = tmp_path / "run", {}, sys.modules["tl_steer.experiments.run_folder"]
-
-    def record(module, name):
-        function = getattr(module, name)
-
-        def recording(*arguments, **options):
-            if "memory" in options:
-                seen.setdefault(name, set()).add(options["memory"])
-            return function(*arguments, **options)
-
-        monkeypatch.setattr(module, name, recording)
-
-    monkeypatch.setattr(unfinished, "bytes_allowed", lambda *_: 10_000_000)
+    run_folder = sys.modules["tl_steer.experiments.run_folder"]
+    monkeypatch.setattr(run_folder, "bytes_allowed", lambda *_: 10_000_000)
     break_at("capture_pairs", file, out, model)
-    monkeypatch.setattr(unfinished, "bytes_allowed", lambda *_: 20_000_000)
-    record(STEPS, "capture_pairs")
-    for name in ("sweep", "damage", "text_damage"):
-        record(measurements, name)
+    monkeypatch.setattr(run_folder, "bytes_allowed", lambda *_: 20_000_000)
+    steps = []
+    for module, name in ((STEPS, "capture_pairs"), *((measurements, name) for name in TABLES)):
+        steps.append(Mock(side_effect=getattr(module, name)))
+        monkeypatch.setattr(module, name, steps[-1])
     run(read_experiment(file), out, model=model, progress=False)
-    assert set(seen) == {"capture_pairs", "sweep", "damage", "text_damage"}
-    assert set.union(*seen.values()) == {10_000_000}
+    for step in steps:
+        calls = [call.kwargs for call in step.call_args_list]
+        assert {call["memory"] for call in calls if "memory" in call} == {10_000_000}
 
 
 # Pairs alone. The model's name cannot be loaded: whatever needs a model without `model=` fails.
 
 PAIRS_ONLY = """title = "pairs only"
-[model]
-name = "no such model"
-[pairs]
-kind = "csv"
-data = "pairs.csv"
+model = { name = "no such model" }
+pairs = { kind = "csv", data = "pairs.csv" }
 [separation]
 folds = 3
 """
@@ -277,37 +238,24 @@ def finished(model, tmp_path_factory):
     return file, run(read_experiment(file), folder / "run", model=model, progress=False)
 
 
-@contextmanager
-def full_disk(limit):
-    """No file of this process may be larger than `limit` bytes."""
+def interrupt(file, out, model, **options):
+    """Interrupt a run at its first large file, the activations, as on a full disk; return the error."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, hard))  # bytes per file of this process
     try:
-        yield
+        with pytest.raises(OSError, match=r"activations.safetensors could not") as raised:
+            run(read_experiment(file), out, model=model, progress=False, **options)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def interrupt(file, out, model, **options):
-    """Interrupt a run at its first large file, the activations; return the error."""
-    with (
-        full_disk(limit=15_000),
-        pytest.raises(OSError, match=r"activations.safetensors could not") as raised,
-    ):
-        run(read_experiment(file), out, model=model, progress=False, **options)
     assert set(files_of(out)) == {"audit.csv", "experiment.toml"}
     return raised.value
 
 
-def test_a_full_disk_is_an_error_with_where_the_rest_is_and_the_run_continues(
-    pairs_only, model, tmp_path, caplog
-):
-    out = tmp_path / "run"
+def test_a_full_disk_is_an_error_with_where_the_rest_is_and_the_run_continues(pairs_only, model, out, caplog):
     error = interrupt(pairs_only, out, model)
-    assert "could not be written: File too large" in str(error)
     assert error.errno == errno.EFBIG
-    assert f"is kept in {out}; free some space" in str(error)
-    assert "run is unfinished: finished files are kept, the same call continues" in caplog.text
+    assert re.search(rf"be written: File too large.* is kept in {out}; free some space", str(error))
+    assert UNFINISHED in caplog.text
     before = files_of(out)
     run(read_experiment(pairs_only), out, model=model, progress=False)
     assert is_finished(out)
@@ -325,35 +273,29 @@ def test_a_finished_run_is_not_run_again_and_a_missing_report_is_written_again(f
     assert is_finished(out)
 
 
-def test_a_changed_file_is_rejected_with_the_lines_that_differ(finished, model, tmp_path, pairs_only):
+def test_a_changed_file_is_rejected_with_the_lines_that_differ(finished, model, out, pairs_only):
     pairs_only.write_text(PAIRS_ONLY.replace("folds = 3", "folds = 2"))
-    message = ["  -folds = 3", "  +folds = 2"]
     before = files_of(finished[1])
-    with pytest.raises(FileExistsError) as raised:
-        run(read_experiment(pairs_only), finished[1])
-    assert str(raised.value).splitlines()[1:3] == message
-    assert "--fresh" in str(raised.value)
+    message = r"\n  -folds = 3\n  \+folds = 2\n(.|\n)*--fresh"
+    assert_raises(message, run, read_experiment(pairs_only), finished[1], error=FileExistsError)
     assert files_of(finished[1]) == before
-    interrupt(pairs_only, tmp_path / "run", model)
-    with pytest.raises(FileExistsError, match=r"-folds = 2\n  \+folds = 3"):
-        run(read_experiment(finished[0]), tmp_path / "run", model=model)
+    interrupt(pairs_only, out, model)
+    message = r"\n  -folds = 2\n  \+folds = 3\n"
+    assert_raises(message, run, read_experiment(finished[0]), out, model=model, error=FileExistsError)
 
 
-def test_a_run_does_not_continue_with_another_model_or_other_data(pairs_only, model, other_model, tmp_path):
-    interrupt(pairs_only, tmp_path / "run", model)
-    for another, message in (
-        (other_model, r"begun with something else.*model fingerprint: \w+ against"),
-        (model, r"pairs: 12 \(\w+\) against 13 \(\w+\)"),
-    ):
-        experiment = read_experiment(pairs_only)
-        assert_raises(message, run, experiment, tmp_path / "run", model=another, error=FileExistsError)
-        pairs_only.with_name("pairs.csv").write_text(ROWS + "more,less\n")
+def test_a_run_does_not_continue_with_another_model_or_other_data(pairs_only, model, other_model, out):
+    interrupt(pairs_only, out, model)
+    message = r"begun with something else.*model fingerprint: \w+ against"
+    assert_raises(message, run, read_experiment(pairs_only), out, model=other_model, error=FileExistsError)
+    pairs_only.with_name("pairs.csv").write_text(ROWS + "more,less\n")
+    message = r"pairs: 12 \(\w+\) against 13 \(\w+\)"
+    assert_raises(message, run, read_experiment(pairs_only), out, model=model, error=FileExistsError)
 
 
 @contextmanager
 def on_a_later_day():
-    """The clock of chat templates and of runs, 40 days later."""
-    clocks = [sys.modules[name] for name in ("tl_steer.experiments.run_folder", CLOCK)]
+    """The date of chat templates and of runs, 40 days later."""
 
     class Later(datetime):
         @classmethod
@@ -361,17 +303,26 @@ def on_a_later_day():
             return datetime.now(tz) + timedelta(days=40)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in clocks:
-            patch.setattr(module, "datetime", Later)
+        for name in ("tl_steer.experiments.run_folder", "transformers.utils.chat_template_utils"):
+            patch.setattr(sys.modules[name], "datetime", Later)
         yield
 
 
-@pytest.mark.parametrize("variables", ["", "template_variables = { strftime_now = '2026-01-31' }\n"])
-def test_a_run_continues_with_the_date_of_its_start_in_its_prompts(tmp_path, variables):
-    model, file, out = load_model("organism-bias", device="cpu"), tmp_path / "dated.toml", tmp_path / "run"
-    model.tokenizer.chat_template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
-    text = ALL_STEPS.replace("chat = false", "chat = true").replace("[pairs]", f"{variables}[pairs]", 1)
+def templated(tmp_path, template, variables=""):
+    """A model with this chat template, and the file of an experiment that uses it."""
+    model, file = load_model("organism-bias", device="cpu"), tmp_path / "chat.toml"
+    model.tokenizer.chat_template = template
+    text = ALL_STEPS.replace("chat = false", "chat = true").replace('bias" }', f'bias"{variables} }}')
     file.write_text(text, encoding="utf-8")
+    return model, file
+
+
+@pytest.mark.parametrize(
+    "variables", ["", ", template_variables = { strftime_now = '2026-01-31' }"], ids=["today", "file"]
+)
+def test_a_run_continues_with_the_date_of_its_start_in_its_prompts(tmp_path, out, variables):
+    template = "{{ strftime_now('%Y-%m-%d') }} {{ messages[0].content }}"
+    model, file = templated(tmp_path, template, variables)
     break_at("capture_pairs", file, out, model)
     day = "2026-01-31" if variables else f"{datetime.now():%Y-%m-%d}"
     with on_a_later_day():
@@ -385,13 +336,11 @@ def test_a_run_continues_with_the_date_of_its_start_in_its_prompts(tmp_path, var
     assert stored["strftime_now"].startswith(day)
 
 
-def test_a_broken_chat_template_stops_a_run_before_it_starts(tmp_path):
-    model, file = load_model("organism-bias", device="cpu"), tmp_path / "broken.toml"
-    model.tokenizer.chat_template = "{{ persona.name }}"
-    file.write_text(ALL_STEPS.replace("chat = false", "chat = true"), encoding="utf-8")
+def test_a_broken_chat_template_stops_a_run_before_it_starts(tmp_path, out):
+    model, file = templated(tmp_path, "{{ persona.name }}")
     message = r"chat template is broken \(UndefinedError: 'persona' is undefined\)"
-    assert_raises(message, run, read_experiment(file), tmp_path / "run", model=model)
-    assert not (tmp_path / "run").exists()
+    assert_raises(message, run, read_experiment(file), out, model=model)
+    assert not out.exists()
 
 
 def test_a_finished_run_of_another_model_is_rejected(finished, model, other_model):
@@ -407,8 +356,8 @@ def test_a_finished_run_of_another_model_is_rejected(finished, model, other_mode
     assert files_of(out) == before
 
 
-def test_a_finished_run_of_other_data_is_rejected_and_no_longer_needs_its_data(pairs_only, model, tmp_path):
-    out, data = tmp_path / "run", pairs_only.with_name("pairs.csv")
+def test_a_finished_run_of_other_data_is_rejected_and_no_longer_needs_its_data(pairs_only, model, out):
+    data = pairs_only.with_name("pairs.csv")
     run(read_experiment(pairs_only), out, model=model, progress=False)
     data.write_text(ROWS + "more,less\n")
     message = r"else than is there now: data pairs.csv: \w+ against \w+\. Give"
@@ -421,44 +370,41 @@ def test_an_experiment_that_was_changed_in_python_is_rejected(file, tmp_path, mo
     read = read_experiment(file)
     changed = replace(read, seed=5, sweep=replace(read.sweep, multipliers=(2.0, 3.0)))
     for experiment, names in ((changed, "seed, sweep"), (replace(read, source=""), "title")):
-        with pytest.raises(ValueError, match=rf"differs from its file in {names}: .* with read_experiment"):
-            run(experiment, tmp_path / "run", model=model)
+        message = rf"differs from its file in {names}: .* with read_experiment"
+        assert_raises(message, run, experiment, tmp_path / "run", model=model)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_package_versions_are_a_warning_and_recorded(pairs_only, model, tmp_path, caplog):
-    out, begun_file = tmp_path / "run", tmp_path / "run" / "unfinished" / "begun.json"
+def test_other_package_versions_are_a_warning_and_recorded(pairs_only, model, out, caplog):
     interrupt(pairs_only, out, model)
+    begun_file = out / "unfinished" / "begun.json"
     begun = json.loads(begun_file.read_text())
-    now = dict(begun["packages"])
-    begun["packages"]["torch"] = "0.0"
+    now = begun["packages"]
+    begun["packages"] = now | {"torch": "0.0"}
     begun_file.write_text(json.dumps(begun))
     run(read_experiment(pairs_only), out, model=model, progress=False)
     assert "continues with other packages than it was begun with: torch: 0.0 against" in caplog.text
     versions = json.loads((out / "versions.json").read_text())
-    assert versions["packages"] == now
-    assert versions["packages_when_begun"] == begun["packages"]
+    assert (versions["packages"], versions["packages_when_begun"]) == (now, begun["packages"])
 
 
-def test_fresh_moves_the_old_runs_and_deletes_nothing(pairs_only, model, tmp_path):
-    out = tmp_path / "run"
+def test_fresh_moves_the_old_runs_and_deletes_nothing(pairs_only, model, out):
     interrupt(pairs_only, out, model)
-    for number in (1, 2):
+    old = [out.with_name("run.old-1"), out.with_name("run.old-2")]
+    for folder in old:
         before = files_of(out)
         interrupt(pairs_only, out, model, fresh=True)
-        assert files_of(tmp_path / f"run.old-{number}") == before
+        assert files_of(folder) == before
     # A run that was moved can be continued where it is.
-    run(read_experiment(pairs_only), tmp_path / "run.old-1", model=model, progress=False)
-    assert is_finished(tmp_path / "run.old-1")
+    run(read_experiment(pairs_only), old[0], model=model, progress=False)
+    assert is_finished(old[0])
 
 
-def test_fresh_without_a_run_starts_one_and_leaves_other_files_unchanged(pairs_only, model, tmp_path):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "notes.txt").write_text("notes")
-    arguments = read_experiment(pairs_only), folder
-    assert_raises("exists and is not empty", run, *arguments, fresh=True, model=model, error=FileExistsError)
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-    run(read_experiment(pairs_only), folder / "new", model=model, fresh=True, progress=False)
+def test_fresh_without_a_run_starts_one_and_leaves_other_files_unchanged(pairs_only, model):
+    folder, experiment = pairs_only.parent, read_experiment(pairs_only)
+    before = files_of(folder)
+    message, options = "exists and is not empty", {"fresh": True, "model": model}
+    assert_raises(message, run, experiment, folder, **options, error=FileExistsError)
+    run(experiment, folder / "new", **options, progress=False)
     assert is_finished(folder / "new")
-    assert {path.name for path in folder.iterdir()} == {"notes.txt", "new"}
+    assert files_of(folder) == before

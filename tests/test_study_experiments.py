@@ -14,8 +14,9 @@ from tl_steer.experiments.preflight import require_runnable
 from tl_steer.models import chat_format, load_model, tokenize
 from tl_steer.prompts import read_claims, read_dilemmas, read_misconceptions
 
+from .conftest import assert_raises
+
 STUDY = [name for name in own_experiments() if name.endswith(("_llama2", "_gpt2_xl"))]
-TWINS = {name: re.sub(r"_(llama2|gpt2_xl)$", "", name) for name in STUDY}
 
 
 def trained_tokenizer(bos):
@@ -25,15 +26,12 @@ def trained_tokenizer(bos):
     inner.decoder = tokenizers.decoders.ByteLevel()
     texts = [*read_claims()["statement"], *read_dilemmas()["dilemma"], *read_misconceptions()["question"]]
     special = ["<s>", "</s>"] if bos else ["<|endoftext|>"]
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=1500, special_tokens=special, show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    inner.train_from_iterator(sorted(texts), trainer)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    options = {"special_tokens": special, "show_progress": False, "initial_alphabet": alphabet}
+    inner.train_from_iterator(sorted(texts), tokenizers.trainers.BpeTrainer(vocab_size=1500, **options))
     if bos:
-        inner.post_processor = tokenizers.processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 0)]
-        )
+        template = tokenizers.processors.TemplateProcessing
+        inner.post_processor = template(single="<s> $A", special_tokens=[("<s>", 0)])
     named = {"bos_token": special[0], "eos_token": special[-1]}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **named)
 
@@ -42,9 +40,8 @@ def trained_tokenizer(bos):
 def llama(make_hf_model):
     """The layers, name and chat format of Llama-2-13b-chat, with little width."""
     tokenizer = trained_tokenizer(bos=True)
-    hf_model = make_hf_model(
-        "llama", num_hidden_layers=40, max_position_embeddings=512, vocab_size=len(tokenizer)
-    )
+    sizes = {"num_hidden_layers": 40, "max_position_embeddings": 512, "vocab_size": len(tokenizer)}
+    hf_model = make_hf_model("llama", **sizes)
     return load_model("llama-2-13b-chat", hf_model=hf_model, tokenizer=tokenizer, device="cpu")
 
 
@@ -67,16 +64,14 @@ def shortened(folder, name, *changes):
     ]  # fmt: skip
     for pattern, new in (*less, *changes):
         text = re.sub(pattern, new, text)
-    file = folder / "short.toml"
-    file.write_text(text, encoding="utf-8")
-    return read_experiment(file)
+    (folder / "short.toml").write_text(text, encoding="utf-8")
+    return read_experiment(folder / "short.toml")
 
 
 def test_every_file_of_the_study_has_a_twin_for_the_embedded_model():
     assert len(STUDY) == 5
-    assert set(TWINS.values()) <= set(own_experiments())
-    for name, twin in TWINS.items():
-        big, small = read_experiment(name), read_experiment(twin)
+    for name in STUDY:
+        big, small = read_experiment(name), read_experiment(re.sub(r"_(llama2|gpt2_xl)$", "", name))
         assert big.model.name in ("llama-2-13b-chat", "gpt2-xl")
         assert small.model.name == "smollm2-135m-instruct"
         assert big.pairs.kind == small.pairs.kind
@@ -85,34 +80,33 @@ def test_every_file_of_the_study_has_a_twin_for_the_embedded_model():
 
 def test_the_files_together_have_the_studys_settings():
     files = [read_experiment(name) for name in STUDY]
-    sweeps = [each for each in files if each.sweep is not None]
+    sweeps = [each.sweep for each in files if each.sweep is not None]
+    questions = [each.questions for each in files if each.sweep is not None]
     pairs = [each.pairs for each in files if each.pairs.kind == "honesty"]
-    assert {each.kind for each in (file.questions for file in sweeps)} == {"claims", "misconceptions"}
-    for sweep in (each.sweep for each in sweeps):
+    for sweep in sweeps:
         assert (sweep.measure, sweep.max_new_tokens) == ("generate", 30)
         assert sweep.layers == (17, 18, 19, 31, (17, 31))
         assert (sweep.temperature, sweep.top_p) == (0.6, 0.9)  # Llama-2-chat's own
-    claims, misconceptions = (
-        {abs(size) for each in sweeps if each.questions.kind == kind for size in each.sweep.multipliers}
-        for kind in ("claims", "misconceptions")
-    )
-    assert (min(claims), max(claims)) == (4, 16)
-    assert (min(misconceptions), max(misconceptions)) == (8, 40)
+    sizes = {kind: set() for kind in ("claims", "misconceptions")}
+    for question, sweep in zip(questions, sweeps, strict=True):
+        sizes[question.kind] |= {abs(multiplier) for multiplier in sweep.multipliers}
+    ranges = {kind: (min(each), max(each)) for kind, each in sizes.items()}
+    assert ranges == {"claims": (4, 16), "misconceptions": (8, 40)}
     assert max(max(each.text.multipliers) for each in files if each.text) == 50
-    assert {each.wording for each in (*pairs, *(each.questions for each in sweeps))} == {"study"}
+    assert {each.wording for each in (*pairs, *questions)} == {"study"}
     components = [file.directions for file in files if file.directions.method == "principal_component"]
     assert {(each.of, each.sign) for each in components} == {("centred_differences", "vote")}
     assert [each.component for each in components if isinstance(each.component, int)] == [2, 2]
     (words,) = (each.text for each in files if each.directions.method == "activation_addition")
     assert (words.temperature, words.repetition_penalty, words.max_new_tokens) == (1.0, 1.1, 60)
-    assert {each.persona for each in pairs} == {False, True}
-    assert {each.shared for each in pairs} == {"claim", "letter"}
-    assert {each.style for each in pairs} == {"letters", "words"}
-    assert {file.directions.method for file in files} == {
-        "mean_difference", "principal_component", "activation_addition",
-    }  # fmt: skip
-    assert {each.sweep.positions for each in sweeps} == {"all_tokens()", "current_token()"}
-    assert any("project_out" in each.sweep.operations for each in sweeps)
+    for name, expected in (
+        ("persona", {False, True}), ("shared", {"claim", "letter"}), ("style", {"letters", "words"}),
+    ):  # fmt: skip
+        assert {getattr(each, name) for each in pairs} == expected
+    methods = {"mean_difference", "principal_component", "activation_addition"}
+    assert {file.directions.method for file in files} == methods
+    assert {sweep.positions for sweep in sweeps} == {"all_tokens()", "current_token()"}
+    assert any("project_out" in sweep.operations for sweep in sweeps)
 
 
 @pytest.mark.integration
@@ -181,8 +175,8 @@ def test_the_vector_of_prompts_is_their_difference_by_position(gpt2, tmp_path, c
 @pytest.mark.integration
 def test_a_prompt_with_fewer_tokens_than_vectors_is_an_error_with_both_numbers(gpt2, tmp_path):
     short = shortened(tmp_path, "activation_addition_gpt2_xl", (r"<\|endoftext\|>I think dogs are", "I"))
-    with pytest.raises(ValueError, match=r"\[text\] the prompt 'I' has 1 tokens, fewer than the \d vectors"):
-        run(short, tmp_path / "runs" / "out", model=gpt2, progress=False)
+    message = r"\[text\] the prompt 'I' has 1 tokens, fewer than the \d vectors"
+    assert_raises(message, run, short, tmp_path / "runs" / "out", model=gpt2, progress=False)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
