@@ -24,17 +24,19 @@ def conditions(vector, logits, answers, plan=PLAN, **columns):
     """A vector's rows; `logits` are the differences in each condition, NaN where unreadable."""
     n = len(answers)
     labels = {"prompt_id": range(50, 50 + n), "split": np.resize(["one", "two"], n)} | columns
-    return table_of(
-        *(
-            condition(answers=answers, logits=each, vector=vector, operation=operation, layers=layers,
-                      multiplier=multiplier, **labels)
-            for each, (operation, layers, multiplier) in zip(logits, plan, strict=True)
-        )
-    )  # fmt: skip
+    tables = []
+    for each, (operation, layers, multiplier) in zip(logits, plan, strict=True):
+        values = {"operation": operation, "layers": layers, "multiplier": multiplier}
+        tables.append(condition(answers=answers, logits=each, vector=vector, **values, **labels))
+    return table_of(*tables)
 
 
 def chosen_on_one(table, **options):
     return choose(table, on="one", report="two", **options)
+
+
+def reported(result):
+    return result[result["split"] == "two"]
 
 
 def noise_sweep(n=40, seed=0, *, effect=0.0, controls=0, unreadable=0.1, vectors=("honesty",), plan=PLAN):
@@ -72,9 +74,6 @@ def condition_of(row):
     return row["layers"], None if np.isnan(row["multiplier"]) else row["multiplier"]
 
 
-# the choice, repeated
-
-
 @pytest.mark.parametrize("score", SCORES)
 def test_held_out_scores_and_optimism_are_a_plain_loop_of_choose_over_relabelled_halves(score):
     table = noise_sweep(effect=1.0)
@@ -96,27 +95,22 @@ def test_held_out_scores_and_optimism_are_a_plain_loop_of_choose_over_relabelled
 
 @pytest.mark.parametrize("splits", [0, 5])
 def test_a_function_is_scored_on_the_same_halves_as_the_named_score(splits):
-    table = noise_sweep(n=24)
-
     def my_accuracy(rows):
         return rows["choice"].eq(rows["answer"]).fillna(False).mean()
 
-    own, named = (
-        chosen_on_one(table, value=score, resamples=2, splits=splits) for score in (my_accuracy, "accuracy")
-    )
-    for name in SELECTION_COLUMNS:
-        assert own[name].to_list() == pytest.approx(named[name].to_list(), nan_ok=True), name
+    table, options = noise_sweep(n=24), {"resamples": 2, "splits": splits}
+    own, named = (chosen_on_one(table, value=score, **options) for score in (my_accuracy, "accuracy"))
+    columns = list(SELECTION_COLUMNS)
+    pd.testing.assert_frame_equal(own[columns], named[columns], check_dtype=False)
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_the_in_sample_score_is_the_highest_score_of_all_prompts_together(score):
     table = noise_sweep(effect=0.5)
-    measure, _ = measure_of(score)
-    conditions = measure(table, 1, 0)
+    highest = measure_of(score)[0](table, 1, 0).groupby("operation")["value"].max()
     result = chosen_on_one(table, value=score, resamples=1, splits=0)
-    for operation, rows in result.groupby("operation"):
-        highest = conditions.loc[conditions["operation"] == operation, "value"].max()
-        assert rows["in_sample_score"].to_list() == pytest.approx([highest] * 2)
+    expected = highest[result["operation"]].to_list()
+    assert result["in_sample_score"].to_list() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -127,24 +121,21 @@ def test_scores_of_many_sets_are_those_of_the_tables(score):
     rows = table[table["operation"] == "add"]
     sets = np.random.default_rng(0).random((4, 40)) < 0.6
     conditions = candidates(rows, before, score)
-    measure, _ = measure_of(score)
+    labels = pd.MultiIndex.from_frame(conditions.labels[["layers", "multiplier"]])
     for chosen, scores in zip(sets, conditions.scores(sets), strict=True):
-        own = table[table["prompt_id"].isin(before.loc[chosen, "prompt_id"])]
-        oracle = measure(own[own["operation"].isin(["none", "add"])], 1, 0)
-        oracle = oracle.set_index(["layers", "multiplier"])["value"]
-        labels = conditions.labels[["layers", "multiplier"]].itertuples(index=False, name=None)
-        assert list(scores) == pytest.approx([oracle[label] for label in labels])
+        own = pd.concat([before, rows])
+        own = own[own["prompt_id"].isin(before.loc[chosen, "prompt_id"])]
+        oracle = measure_of(score)[0](own, 1, 0).set_index(["layers", "multiplier"])["value"]
+        assert list(scores) == pytest.approx(oracle[labels].to_list())
 
 
 @pytest.mark.statistics
 def test_pure_noise_looks_good_in_sample_and_not_held_out():
     table = noise_sweep(n=40, unreadable=0, vectors=[f"vector {k}" for k in range(30)], plan=PLAN[:9])
-    result = chosen_on_one(table, resamples=1, splits=20)
-    result = result[result["split"] == "two"]
-    error = result["held_out_score"].std() / len(result) ** 0.5
-    assert abs(result["held_out_score"].mean() - 0.5) < 3 * error
-    assert error < 0.015, "or the test could not tell"
-    assert abs(result["value"].mean() - 0.5) < 3 * result["value"].std() / len(result) ** 0.5
+    result = reported(chosen_on_one(table, resamples=1, splits=20))
+    errors = result[["held_out_score", "value"]].std() / len(result) ** 0.5
+    assert errors["held_out_score"] < 0.015, "or the test could not tell"
+    assert (abs(result[errors.index].mean() - 0.5) < 3 * errors).all()
     assert result["in_sample_score"].mean() > 0.58
     assert result["optimism"].min() > 0
     assert result["optimism"].mean() > 0.1
@@ -171,16 +162,15 @@ def test_optimism_is_never_negative(score):
 @pytest.mark.parametrize("turn", range(4))
 def test_halves_break_ties_as_the_choice_itself_does(turn):
     """Equal conditions: the same one is chosen everywhere, by dose, then by layer, then by position."""
-    rng = np.random.default_rng(0)
-    answers = np.array([0, 0, 1, 1] * 5)
-    alike = np.tile(rng.normal(size=20), (4, 1))
+    answers = np.tile([0, 0, 1, 1], 5)
+    alike = np.tile(np.random.default_rng(0).normal(size=20), (4, 1))
     plan = [("add", "10", -1.0), ("add", "9+11", 1.0), ("add", "9", 1.0), ("add", "2", 3.0)]
     plan = plan[turn:] + plan[:turn]
     none = conditions("none", alike[:1] - 1, answers, UNSTEERED)
     table = table_of(none, conditions("honesty", alike, answers, plan))
+    first = next(layers for _, layers, _ in plan if layers in ("9", "9+11"))
     for score in ("accuracy", "d_prime"):
         result = chosen_on_one(table, value=score, resamples=1, splits=10)
-        first = next(layers for _, layers, _ in plan if layers in ("9", "9+11"))
         assert set(result["layers"]) == {first}
         assert result["selection_agreement"].to_list() == [1.0, 1.0]
 
@@ -197,23 +187,20 @@ def test_halves_hold_as_many_prompts_of_each_answer_and_keep_groups_together():
     )
     halves = halvings(prompts, 50, 0)
     assert halves.shape == (50, 30)
-    for stratum in (prompts["answer"].eq(0), prompts["answer"].eq(1), prompts["answer"].isna()):
-        within = halves[:, stratum.fillna(False).to_numpy(bool)]
+    for within in np.split(halves, [11, 25], axis=1):
         assert (abs(2 * within.sum(1) - within.shape[1]) <= 1).all()
     assert (halves.sum(1) == 15).all()
     assert len({half.tobytes() for half in halves}) == 50
-    assert halves.mean(0).min() > 0.3, "each prompt is now in the one half"
-    assert halves.mean(0).max() < 0.7, "and now in the other"
-    together = halvings(prompts.assign(group=prompts["prompt_id"] // 3), 50, 0)
+    assert 0.3 < halves.mean(0).min() < halves.mean(0).max() < 0.7, "each prompt is in both halves in turn"
+    group = prompts["prompt_id"] // 3
+    together = halvings(prompts.assign(group=group), 50, 0)
     assert (together.reshape(50, 10, 3) == together.reshape(50, 10, 3)[:, :, :1]).all()
-    same_text = halvings(prompts.assign(prompt=(prompts["prompt_id"] // 3).map("prompt {}".format)), 50, 0)
-    assert (same_text == together).all()
+    assert (halvings(prompts.assign(prompt=group.map("prompt {}".format)), 50, 0) == together).all()
 
 
 def test_without_halvings_their_columns_are_nan_and_the_others_unchanged():
-    table = noise_sweep(controls=2)
+    table, columns = noise_sweep(controls=2), list(SELECTION_COLUMNS[1:])
     with_splits, without = (chosen_on_one(table, resamples=5, splits=each) for each in (7, 0))
-    columns = list(SELECTION_COLUMNS[1:])
     assert without[columns].isna().all(axis=None)
     pd.testing.assert_frame_equal(without.drop(columns=columns), with_splits.drop(columns=columns))
     assert_raises(r"splits=-1 is negative: .* 0 for never", chosen_on_one, table, splits=-1)
@@ -239,17 +226,15 @@ def test_accuracy_rewards_readable_answers_and_the_result_says_so():
         conditions("none", [half], answers, UNSTEERED),
         conditions("honesty", [chance], answers, [("add", "3", 1.0)]),
     )
-    result = {
-        score: chosen_on_one(table, value=score, splits=0, resamples=200).iloc[1]
+    all_answers, readable = (
+        chosen_on_one(table, value=score, splits=0, resamples=200).iloc[1]
         for score in ("accuracy", "readable_accuracy")
-    }
-    for row in result.values():
-        assert (row["unreadable"], row["unreadable_unsteered"]) == (0.0, 0.5)
-    assert (result["accuracy"]["unsteered"], result["accuracy"]["value"]) == (0.25, 0.5)
-    assert result["accuracy"]["change_low"] > 0
-    row = result["readable_accuracy"]
-    assert (row["unsteered"], row["value"], row["change"]) == (0.5, 0.5, 0.0)
-    assert row["change_low"] <= 0 <= row["change_high"]
+    )
+    names = ["unreadable", "unreadable_unsteered", "unsteered", "value", "change"]
+    assert all_answers[names].to_list() == [0.0, 0.5, 0.25, 0.5, 0.25]
+    assert all_answers["change_low"] > 0
+    assert readable[names].to_list() == [0.0, 0.5, 0.5, 0.5, 0.0]
+    assert readable["change_low"] <= 0 <= readable["change_high"]
 
 
 def test_readable_accuracy_its_interval_and_change_are_those_of_a_plain_count():
@@ -270,33 +255,28 @@ def test_readable_accuracy_its_interval_and_change_are_those_of_a_plain_count():
 
 def test_a_condition_without_a_readable_answer_has_no_readable_accuracy_and_is_not_chosen():
     table = noise_sweep()
-    silent = (table["vector"] == "honesty") & (table["layers"] != "4")
-    table["choice"] = table["choice"].mask(silent)
+    table["choice"] = table["choice"].mask((table["vector"] == "honesty") & (table["layers"] != "4"))
     result = chosen_on_one(table, value="readable_accuracy", splits=2, resamples=5)
     assert set(result["layers"]) == {"4"}
-    measured = measure_of("readable_accuracy")[0](table, 20, 0)
-    assert measured.loc[measured["layers"] != "4", ["value", "change", "change_low"]].isna().all(axis=None)
-
-
-# controls, chosen the same way
+    silent = measure_of("readable_accuracy")[0](table, 20, 0).query("layers != '4'")
+    assert silent[["value", "change", "change_low"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_every_control_is_put_through_choose_as_if_it_were_the_vector(score):
-    table = noise_sweep(controls=4, effect=0.7)
-    result = chosen_on_one(table, value=score, resamples=1, splits=0)
+    table, options = noise_sweep(controls=4, effect=0.7), {"value": score, "resamples": 1, "splits": 0}
+    result = chosen_on_one(table, **options)
     null = []
     for number in range(4):
         control = table[table["vector"].isin(["none", f"random {number + 1}"])].assign(control=False)
-        alone = chosen_on_one(control, value=score, resamples=1, splits=0)
-        null.append(alone[alone["split"] == "two"].set_index("operation")["value"])
+        null.append(reported(chosen_on_one(control, **options)).set_index("operation")["value"])
     null = pd.concat(null, axis=1)
     for operation, rows in result.groupby("operation"):
-        own, reported = null.loc[operation], rows.loc[rows["split"] == "two", "value"].item()
-        assert rows["controls"].to_list() == [4, 4]
-        assert rows["null_low"].to_list() == pytest.approx([own.min()] * 2)
-        assert rows["null_high"].to_list() == pytest.approx([own.max()] * 2)
-        assert rows["p_value"].to_list() == pytest.approx([((own >= reported - 1e-12).sum() + 1) / 5] * 2)
+        own, value = null.loc[operation], reported(rows)["value"].item()
+        p_value = ((own >= value - 1e-12).sum() + 1) / 5
+        for _, row in rows.iterrows():
+            ends = row[["controls", "null_low", "null_high", "p_value"]].to_list()
+            assert ends == pytest.approx([4, own.min(), own.max(), p_value])
 
 
 @pytest.mark.statistics
@@ -304,30 +284,21 @@ def test_the_p_value_of_a_vector_that_is_one_more_control_is_uniform():
     """Nine controls of its own to each of forty vectors by chance: p is one of ten tenths, each as often."""
     names = [f"vector {number}" for number in range(40)]
     table = noise_sweep(n=24, vectors=names, controls=9, plan=PLAN[:3])
-    result = chosen_on_one(table, value="shift", resamples=1, splits=0)
-    p_values = result.loc[result["split"] == "two", "p_value"]
+    p_values = reported(chosen_on_one(table, value="shift", resamples=1, splits=0))["p_value"]
     assert set((10 * p_values).round(9)) <= set(range(1, 11))
     assert p_values.mean() == pytest.approx(0.55, abs=3 * 0.287 / 40**0.5)
     assert (p_values <= 0.3).mean() == pytest.approx(0.3, abs=3 * (0.21 / 40) ** 0.5)
 
 
-def test_a_real_effect_is_beyond_every_control():
-    row = chosen_on_one(noise_sweep(n=80, effect=2.5, controls=19)).iloc[1]
-    assert row["p_value"] == 1 / 20
-    assert row["null_high"] < row["low"]
-
-
 def test_controls_that_were_not_swept_everywhere_are_no_null():
     table = noise_sweep(controls=3)
-    fewer = table[(table["vector"] != "random 2") | (table["layers"] != "4") | (table["multiplier"] != 1.0)]
-    result = chosen_on_one(fewer, resamples=1).set_index("operation")
-    assert set(result.loc["add", "controls"]) == {2}
-    assert set(result.loc["project_out", "controls"]) == {3}
-    one_prompt = table[(table["vector"] != "random 2") | (table["prompt_id"] != 60)]
-    assert set(chosen_on_one(one_prompt, resamples=1)["controls"]) == {2}
-    alone = chosen_on_one(table[~table["control"]], resamples=1)
-    assert alone["controls"].to_list() == [0] * 4
-    assert alone[["null_low", "null_high", "p_value"]].isna().all(axis=None)
+    other = table["vector"] != "random 2"
+    one_condition = table[other | (table["layers"] != "4") | (table["multiplier"] != 1.0)]
+    one_prompt, alone = table[other | (table["prompt_id"] != 60)], table[~table["control"]]
+    for rows, controls in ((one_condition, [2, 2, 3, 3]), (one_prompt, [2] * 4), (alone, [0] * 4)):
+        result = chosen_on_one(rows, resamples=1)
+        assert result["controls"].to_list() == controls
+    assert result[["null_low", "null_high", "p_value"]].isna().all(axis=None)
 
 
 def test_a_vector_without_a_score_on_the_reported_half_has_no_p_value():
@@ -343,33 +314,28 @@ def test_conditions_that_only_a_control_has_do_not_count():
     table = noise_sweep(controls=3, effect=1.0)
     extra = table[table["control"] & (table["multiplier"] == 2.0)].assign(multiplier=8.0)
     extra["choice"] = extra["answer"]
-    pd.testing.assert_frame_equal(
-        chosen_on_one(pd.concat([table, extra]), resamples=5),
-        chosen_on_one(table, resamples=5),
-    )
+    results = (chosen_on_one(each, resamples=5) for each in (pd.concat([table, extra]), table))
+    pd.testing.assert_frame_equal(*results)
 
 
 def test_each_of_several_vectors_is_compared_with_its_own_controls_and_those_that_are_for_all():
     table = noise_sweep(vectors=("honesty", "tone"), controls=2, plan=PLAN[:3])
     for_all = table["vector"] == "random 2 (tone)"
     shared = table.assign(control_of=table["control_of"].mask(for_all, ""))
-    result = chosen_on_one(shared, resamples=1, splits=0).set_index("vector")
-    assert set(result.loc["honesty", "controls"]) == {3}, "its own two, and the one that is for all"
-    assert set(result.loc["tone", "controls"]) == {2}
-    older = chosen_on_one(table.drop(columns="control_of"), resamples=1, splits=0)
-    assert set(older["controls"]) == {4}, "a table of an older version: every control serves every vector"
+    older = table.drop(columns="control_of")  # of an older version: every control is for every vector
+    for each, controls in ((shared, [3, 3, 2, 2]), (older, [4] * 4)):
+        result = chosen_on_one(each, resamples=1, splits=0)
+        assert result["vector"].to_list() == ["honesty"] * 2 + ["tone"] * 2
+        assert result["controls"].to_list() == controls
 
 
 def test_the_order_of_rows_decides_only_ties():
     table = noise_sweep(controls=2, unreadable=0)
-    one, other = (
+    results = (
         chosen_on_one(each, value="shift", splits=0).sort_values(["operation", "split"], ignore_index=True)
         for each in (table, table.sample(frac=1, random_state=1))
     )
-    pd.testing.assert_frame_equal(one, other)
-
-
-# the figure
+    pd.testing.assert_frame_equal(*results)
 
 
 @pytest.fixture
@@ -380,7 +346,7 @@ def chosen():
 def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(chosen):
     figure = plots.choose(chosen)
     traces = {trace.name: trace for trace in figure.data}
-    on, report = (chosen[chosen["split"] == split] for split in ("one", "two"))
+    on, report = chosen[chosen["split"] == "one"], reported(chosen)
     assert list(traces["all prompts, chosen on them (naive)"].x) == report["in_sample_score"].to_list()
     assert list(traces["halves, chosen on the other (honest)"].x) == report["held_out_score"].to_list()
     for rows, name in ((on, "this choice, where it was made"), (report, "this choice, on the other prompts")):
@@ -388,16 +354,14 @@ def test_the_figure_shows_each_number_of_the_choice_with_what_it_was_made_on(cho
         assert list(trace.x) == rows["value"].to_list()
         assert list(trace.error_x.array) == pytest.approx((rows["high"] - rows["value"]).to_list())
         assert list(trace.error_x.arrayminus) == pytest.approx((rows["value"] - rows["low"]).to_list())
-    low, high = report[["null_low", "null_high"]].to_numpy().T
     null = traces["controls, chosen alike"].x
-    assert (list(null[0::3]), list(null[1::3])) == (low.tolist(), high.tolist())
+    assert [*null[0::3], *null[1::3]] == [*report["null_low"], *report["null_high"]]
     assert list(traces["unsteered"].x[::3]) == report["unsteered"].to_list()
     left, right = figure.layout.xaxis.range
     assert left < chosen[["low", "null_low"]].min(axis=None)
     assert right > chosen[["high", "null_high"]].max(axis=None)
-    assert list(figure.layout.yaxis.ticktext) == [
-        f"&lt;b&gt;one&lt;/b&gt;, {operation}" for operation in ("add", "project_out")
-    ]
+    operations = ["&lt;b&gt;one&lt;/b&gt;, add", "&lt;b&gt;one&lt;/b&gt;, project_out"]
+    assert list(figure.layout.yaxis.ticktext) == operations
 
 
 def test_the_figure_stands_without_controls_and_without_halvings():
@@ -407,14 +371,19 @@ def test_the_figure_stands_without_controls_and_without_halvings():
     assert np.isfinite(figure.layout.xaxis.range).all()
 
 
-def test_the_figure_needs_pairs_of_one_score(chosen):
-    two_scores = pd.concat([chosen, chosen.assign(value_name="shift")])
-    for table, message in (
-        (chosen.drop(columns="in_sample_score"), r"plots\.choose.*lacks the columns in_sample_score.*choose"),
-        (two_scores, r"\['accuracy', 'shift'\] have no common axis: select one"),
-        (chosen.iloc[:3], "needs two rows"),
-    ):
-        assert_raises(message, plots.choose, table)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop(columns="in_sample_score"), "lacks the columns in_sample_score.*choose"),
+        (
+            lambda table: pd.concat([table, table.assign(value_name="shift")]),
+            "no common axis: select one",
+        ),
+        (lambda table: table.iloc[:3], "needs two rows"),
+    ],
+)
+def test_the_figure_needs_pairs_of_one_score(chosen, change, message):
+    assert_raises(message, plots.choose, change(chosen))
 
 
 def test_a_control_that_ties_up_to_rounding_has_done_as_well():

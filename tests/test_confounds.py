@@ -32,16 +32,15 @@ def design(pairs=80, *, seed=0):
     return pd.DataFrame({"group": np.arange(pairs), **letters, "truth": truth}), tokens
 
 
-def planted_pairs(*, pairs=80, noise=0.1, behaviour=BEHAVIOUR, seed=0, layers=1, factors=None):
-    """Activations that are the sum of letter, truth, length and behaviour, and noise."""
-    known, tokens = design(pairs, seed=seed)
+def planted_pairs(*, noise=0.1, behaviour=BEHAVIOUR, seed=0, layers=1, factors=None):
+    """80 pairs whose activations are the sum of letter, truth, length and behaviour, and noise."""
+    known, tokens = design(seed=seed)
     rng = np.random.default_rng(seed)
     sides = []
     for side, sign in (("positive", 0.5), ("negative", -0.5)):
         letter = np.where(known[f"letter_{side}"] == "A", 0.5, -0.5)
         rows = np.outer(letter, LETTER) + np.outer(known["truth"], TRUTH) + np.outer(tokens, LENGTH)
-        values = (rows + sign * behaviour)[:, None] + noise * rng.normal(size=(pairs, layers, WIDTH))
-        sides.append(values)
+        sides.append((rows + sign * behaviour)[:, None] + noise * rng.normal(size=(80, layers, WIDTH)))
     return with_lengths(make_pairs(*sides, factors=known if factors is None else factors), tokens)
 
 
@@ -62,20 +61,16 @@ def nearest(vector, directions):
     return span @ np.linalg.lstsq(span, np.ravel(vector).astype(float), rcond=None)[0]
 
 
-# --- directions of factors ---
-
-
 def test_directions_of_factors_are_the_planted_ones_with_their_length():
     result = factor_directions(planted_pairs())
-    assert list(result) == ["letter", "truth", "tokens"]
-    for name, planted in (("letter", LETTER), ("truth", TRUTH), ("tokens", LENGTH)):
-        direction = result[name].values[0].numpy()
-        assert cosine(direction, planted) > 0.99, name
-        assert np.linalg.norm(direction) == pytest.approx(np.linalg.norm(planted), rel=0.05), name
-    assert {name: each.info["contrast"] for name, each in result.items()} == {
-        "letter": "A − B", "truth": "1 − 0", "tokens": "per unit",
-    }  # fmt: skip
-    assert result["letter"].method == "factor: letter"
+    for name, planted, contrast in (
+        ("letter", LETTER, "A − B"), ("truth", TRUTH, "1 − 0"), ("tokens", LENGTH, "per unit"),
+    ):  # fmt: skip
+        direction = result.pop(name)
+        assert cosine(direction.values[0], planted) > 0.99, name
+        assert direction.norms().item() == pytest.approx(np.linalg.norm(planted), rel=0.05), name
+        assert (direction.info["contrast"], direction.method) == (contrast, f"factor: {name}")
+    assert not result
 
 
 def test_directions_are_means_over_sides_of_differences_and_slopes():
@@ -102,9 +97,8 @@ def test_the_behaviour_has_no_part_in_a_factors_direction():
 def test_where_activations_do_not_vary_a_factors_direction_is_an_error_that_names_the_layer():
     sides = np.random.default_rng(0).normal(size=(2, 4, 2, 8))
     sides[:, :, 1] = sides[:, :1, 1]
-    factors = pd.DataFrame({"letter": list("ABAB"), "group": range(4)})
-    message = r"resid_post at layers \[1\] does not vary"
-    assert_raises(message, factor_directions, make_pairs(*sides, factors=factors))
+    pairs = make_pairs(*sides, factors=pd.DataFrame({"letter": list("ABAB"), "group": range(4)}))
+    assert_raises(r"resid_post at layers \[1\] does not vary", factor_directions, pairs)
 
 
 def test_a_factor_that_varies_within_one_side_has_its_direction_and_within_none_has_none():
@@ -113,8 +107,7 @@ def test_a_factor_that_varies_within_one_side_has_its_direction_and_within_none_
     result = factor_directions(pairs)
     assert list(result) == ["kind", "tokens"]
     rows = pairs.negative.values[:, 0, 0].numpy()
-    expected = rows[::2].mean(0) - rows[1::2].mean(0)
-    np.testing.assert_allclose(result["kind"].values[0], expected, atol=1e-4)
+    np.testing.assert_allclose(result["kind"].values[0], (rows[::2] - rows[1::2]).mean(0), atol=1e-4)
 
 
 def test_several_levels_are_compared_with_the_rest_and_names_are_left_out():
@@ -122,12 +115,11 @@ def test_several_levels_are_compared_with_the_rest_and_names_are_left_out():
     topic = rng.choice(["art", "food", "law"], 80)
     claims = [f"claim {number}" for number in range(80)]
     factors = pd.DataFrame({"topic": topic, "claim": claims, "same": 1, "group": range(80)})
-    pairs = make_pairs(*rng.normal(size=(2, 80, 1, WIDTH)), factors=factors)
-    result = factor_directions(pairs)
+    sides = rng.normal(size=(2, 80, 1, WIDTH))
+    result = factor_directions(make_pairs(*sides, factors=factors))
     assert list(result) == ["topic = art", "topic = food", "topic = law"]
-    sides = [side[:, 0].double().numpy() for side in pairs.sides()]
-    by_hand = np.mean([rows[topic == "food"].mean(0) - rows[topic != "food"].mean(0) for rows in sides], 0)
-    np.testing.assert_allclose(result["topic = food"].values[0], by_hand, atol=1e-5)
+    by_hand = sides[:, topic == "food"].mean((0, 1)) - sides[:, topic != "food"].mean((0, 1))
+    np.testing.assert_allclose(result["topic = food"].values, by_hand, atol=1e-5)
     assert result["topic = food"].info["contrast"] == "food − rest"
 
 
@@ -135,12 +127,8 @@ def test_pairs_of_which_a_factor_is_missing_are_left_out_of_it():
     pairs = planted_pairs(noise=1.0)
     label = pairs.factors["truth"].astype(object).where(np.arange(80) >= 10, None)
     pairs = make_pairs(*(side.numpy() for side in pairs.sides()), factors=pd.DataFrame({"label": label}))
-    known = pairs.subset(range(10, 80))
-    expected = factor_directions(known)["label"].values
-    torch.testing.assert_close(factor_directions(pairs)["label"].values, expected, atol=1e-5, rtol=0)
-
-
-# --- a vector without them ---
+    result, known = (factor_directions(each)["label"].values for each in (pairs, pairs.subset(range(10, 80))))
+    torch.testing.assert_close(result, known, atol=1e-5, rtol=0)
 
 
 def test_without_factors_nothing_is_left_along_any_of_them():
@@ -150,15 +138,11 @@ def test_without_factors_nothing_is_left_along_any_of_them():
     rest = without_factors(vectors, directions)
     assert torch.equal(vectors.values, before[0])
     assert torch.equal(directions["letter"].values, before[1])
-    for direction in directions.values():
-        assert rest.cosine_similarity(direction).abs().max() < 1e-6
     for layer in range(3):  # the residual of least squares on the directions
         fitted = nearest(vectors.values[layer], [each.values[layer] for each in directions.values()])
         np.testing.assert_allclose(rest.values[layer], vectors.values[layer].numpy() - fitted, atol=1e-5)
-    assert rest.info["without"] == ["letter", "truth", "tokens"]
-    assert rest.info["pairs"] == 80
+    assert (rest.info["without"], rest.info["pairs"]) == (["letter", "truth", "tokens"], 80)
     assert rest.method == "mean_difference without letter, truth, tokens"
-    assert (rest.norms() < vectors.norms()).all()
 
 
 def test_without_truth_the_rest_of_the_behaviour_stays():
@@ -184,6 +168,7 @@ def test_vectors_and_directions_that_do_not_fit_are_rejected():
     vectors, directions = mean_difference(pairs), factor_directions(pairs)
     letter, identity = directions["letter"], vectors.identity
     elsewhere = vectors_of(letter.values, hook="resid_pre", identity=identity)
+    other = make_identity(n_layers=2, d_model=WIDTH, fingerprint=tuple(np.linspace(2, 3, 256)))
     for one, factors, names, message in (
         (vectors, directions, ["tone"], r"no direction of \['tone'\]; there are \['letter'"),
         (vectors, {}, None, "no factor to project out"),
@@ -193,26 +178,19 @@ def test_vectors_and_directions_that_do_not_fit_are_rejected():
         (vectors_of(np.ones((2, 3, WIDTH)), identity=identity), directions, None, "one per position"),
     ):
         assert_raises(message, without_factors, one, factors, names=names)
-    other = make_identity(n_layers=2, d_model=WIDTH, fingerprint=tuple(np.linspace(2, 3, 256)))
     other = vectors_of(vectors.values, identity=other)
-    assert_raises(None, without_factors, other, directions, error=ModelMismatchError)
-
-
-# --- how far vectors lie along them ---
+    assert_raises("these vectors", without_factors, other, directions, error=ModelMismatchError)
 
 
 def test_confounds_find_the_planted_cosine_only():
     table = confounds(mean_difference(planted_pairs()), planted_pairs(seed=1)).set_index("factor")
-    assert list(table.index) == ["letter", "truth", "tokens", "all"]
-    assert table.loc["truth", "cosine"] == pytest.approx(LEAN, abs=0.03)
+    cosines = {"letter": 0.0, "truth": LEAN, "tokens": 0.0, "all": LEAN}
+    assert table["cosine"].to_dict() == pytest.approx(cosines, abs=0.05)
     assert table.loc["truth", "share"] == pytest.approx(LEAN**2, abs=0.03)
-    assert table["differs"].to_dict() == {"letter": False, "truth": True, "tokens": False, "all": True}
-    assert abs(table.loc["letter", "cosine"]) < 0.1
-    assert table.loc["all", "cosine"] == pytest.approx(LEAN, abs=0.05)
+    assert table["differs"].to_list() == [False, True, False, True]
     assert table["balanced"].all()
-    assert list(table.columns) == [
-        "layer", "contrast", "cosine", "share", "null_high", "differs", "balanced", "pairs", "method",
-    ]  # fmt: skip
+    columns = "layer contrast cosine share null_high differs balanced pairs method"
+    assert list(table.columns) == columns.split()
 
 
 def test_the_share_of_all_is_that_of_the_span():
@@ -244,8 +222,8 @@ def noise_of(pairs, vector, shuffles):
         order = rng.permutation(80)
         factors = pairs.factors.iloc[order].reset_index(drop=True)
         shuffled = make_pairs(*(rows[:, None] for rows in noise), factors=factors)
-        shuffled = with_lengths(shuffled, tokens[order])
-        result = [each.values[0].numpy() for each in factor_directions(shuffled).values()]
+        directions = factor_directions(with_lengths(shuffled, tokens[order])).values()
+        result = [each.values[0].numpy() for each in directions]
         drawn.append([abs(cosine(vector, each)) for each in (*result, nearest(vector, result))])
     return np.array(drawn)
 
@@ -265,38 +243,36 @@ def test_the_null_is_a_loop_over_the_farthest_contrast_of_noise():
 def test_one_table_in_twenty_has_a_row_that_differs_by_chance(draws):
     """A vector of one half, tested with the other, and factors without any direction; layers are alike."""
     rng, result = np.random.default_rng(0), []
-    tables = draws(200)
-    for _ in range(tables):
-        factors, _ = design(60)
+    factors, _ = design(60)
+    for _ in range(draws(200)):
         sides = rng.normal(size=(2, 60, 10, WIDTH)) + 2 * rng.normal(size=(2, 60, 1, WIDTH))
         pairs = make_pairs(*sides, factors=factors)
         half = balanced_folds(factors, folds=2)
         one, other = (pairs.subset(np.flatnonzero(half == each).tolist()) for each in (0, 1))
         result.append(confounds(mean_difference(one), other, shuffles=99)["differs"].any())
-    low, high = binom.ppf([0.005, 0.995], tables, 0.05)
+    low, high = binom.ppf([0.005, 0.995], len(result), 0.05)
     assert low <= sum(result) <= high
 
 
 def test_with_few_shuffles_nothing_can_differ():
     pairs, source = planted_pairs(), mean_difference(planted_pairs(seed=1))
-    for shuffles, known in ((18, False), (19, True)):
-        table = confounds(source, pairs, shuffles=shuffles)
-        assert table["null_high"].notna().all() == table["differs"].any() == known
-    text = plots.confounds(confounds(source, pairs, shuffles=18)).layout.title.subtitle.text
-    assert "19 shuffles or more are needed" in text
+    few, enough = (confounds(source, pairs, shuffles=each) for each in (18, 19))
+    assert few["null_high"].isna().all()
+    assert not few["differs"].any()
+    assert enough["null_high"].notna().all()
+    assert enough["differs"].any()
+    assert "19 shuffles or more are needed" in plots.confounds(few).layout.title.subtitle.text
 
 
 def test_a_factor_between_the_sides_only_is_not_balanced_and_has_no_numbers():
     factors = design()[0].assign(tone_positive="warm", tone_negative="cold")
     pairs = planted_pairs(factors=factors)
     table = confounds(mean_difference(pairs), pairs).set_index("factor")
-    assert table["balanced"].to_dict() == {
-        "letter": True, "truth": True, "tone": False, "tokens": True, "all": False,
-    }  # fmt: skip
+    assert table.index[~table["balanced"]].to_list() == ["tone", "all"]
     assert table.loc["tone", ["cosine", "share", "null_high"]].isna().all()
     assert not table.loc["tone", "differs"]
-    only = planted_pairs(factors=factors[["tone_positive", "tone_negative"]])
-    only = make_pairs(*only.sides(), factors=only.factors)  # prompts of one length
+    # prompts of one length
+    only = make_pairs(*pairs.sides(), factors=factors[["tone_positive", "tone_negative"]])
     table = confounds(mean_difference(only), only)
     assert list(table["factor"]) == ["tone", "all"]
     assert table["cosine"].isna().all()
@@ -312,15 +288,11 @@ def test_only_shared_layers_are_tested_and_the_seed_decides():
     assert not one.equals(other)
 
 
-def test_pairs_without_factors_are_refused(planted):
-    pairs, _ = planted
-    message = "no factor varies among these pairs"
-    assert_raises(message, confounds, mean_difference(pairs), pairs)
-    pairs = planted_pairs()
-    assert_raises("shuffles=0: give 1 or more", confounds, mean_difference(pairs), pairs, shuffles=0)
-
-
-# --- the figure ---
+def test_pairs_without_factors_and_no_shuffles_are_rejected(planted):
+    for pairs, shuffles, message in (
+        (planted[0], 20, "no factor varies among these pairs"), (planted_pairs(), 0, "shuffles=0: give 1"),
+    ):  # fmt: skip
+        assert_raises(message, confounds, mean_difference(pairs), pairs, shuffles=shuffles)
 
 
 @pytest.fixture
@@ -332,24 +304,25 @@ def table():
 
 def test_a_heatmap_shows_the_cosines_and_dots_mark_those_beyond_chance(table):
     figure = plots.confounds(table.sample(frac=1, random_state=0).sort_values("factor", kind="stable"))
-    heat, *marks = figure.data
+    heat, dots, questions = figure.data
     assert list(heat.x) == [0, 1, 2, 3]
     names = dict(zip(heat.y, heat.z, strict=True))
-    rows = table[table["factor"] == "truth"].sort_values("layer")
-    assert list(names["truth (1 − 0)"]) == pytest.approx(list(rows["cosine"]), abs=1e-4)
+    cosines = table[table["factor"] == "truth"].sort_values("layer")["cosine"]
+    assert list(names["truth (1 − 0)"]) == pytest.approx(list(cosines), abs=1e-4)
     assert list(names["tone (cold − warm)"]) == [None] * 4
     assert "all others together" in names
     assert (heat.zmin, heat.zmax) == (-1, 1)
-    dots, questions = marks
     assert len(dots.x) == table["differs"].sum()
     assert list(zip(questions.x, questions.y, strict=True)) == [(k, "tone (cold − warm)") for k in range(4)]
     assert "<b>loud" not in figure.to_json().replace("\\u003c", "<")
 
 
-def test_a_figure_of_another_table_is_refused(table):
-    message = r"plots\.confounds.*lacks the columns differs.*confounds"
-    assert_raises(message, plots.confounds, table.drop(columns="differs"))
-    assert_raises("several tables in one", plots.confounds, pd.concat([table, table]))
+def test_a_figure_of_another_table_is_rejected(table):
     truth = table[table["factor"] == "truth"]
     many = pd.concat([truth.assign(factor=f"f{number}") for number in range(21)])
-    assert_raises("21 factors cannot be read", plots.confounds, many)
+    for other, message in (
+        (table.drop(columns="differs"), r"plots\.confounds.*lacks the columns differs.*confounds"),
+        (pd.concat([table, table]), "several tables in one"),
+        (many, "21 factors cannot be read"),
+    ):
+        assert_raises(message, plots.confounds, other)

@@ -783,6 +783,12 @@ def test_the_pareto_set_of_each_sign_is_a_line_from_the_cheapest_on():
     assert [line.showlegend for line in lines] == [True, False]
 
 
+def test_a_plane_without_multipliers_has_no_labels():
+    table = joined(PLANE).assign(pareto=False, collapsed=False)
+    (labels,) = [trace for trace in plots.effect_and_damage(table).data if trace.mode == "markers+text"]
+    assert not len(labels.x)
+
+
 def labels_of(conditions):
     """Texts next to points, with the points' y."""
     figure = plots.effect_and_damage(joined(conditions))

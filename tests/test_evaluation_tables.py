@@ -26,19 +26,18 @@ def random_sweep(n=80, seed=0):
     rng = np.random.default_rng(seed)
     answers = rng.integers(0, 2, n)
 
-    def drawn(rate):
+    def rows(rate, rows_of=condition, **columns):
         choices = np.where(rng.random(n) < rate, answers, 1 - answers).astype(object)
         choices[rng.random(n) < 0.1] = None
-        return {"choices": list(choices), "answers": answers, "logits": rng.normal(size=n)}
+        return rows_of(list(choices), answers, logits=rng.normal(size=n), **columns)
 
     steered = [("3", 1.0, 0.7), ("3", -1.0, 0.5), ("4", 1.0, 0.8), ("3+4", 1.0, 0.6)]
     return table_of(
-        unsteered(**drawn(0.6)),
-        *(condition(**drawn(rate), layers=layers, multiplier=multiplier)
-          for layers, multiplier, rate in steered),
-        condition(**drawn(0.6), operation="project_out", multiplier=NAN),
-        condition(**drawn(0.6), vector="random 0"),
-    )  # fmt: skip
+        rows(0.6, unsteered),
+        *(rows(rate, layers=layers, multiplier=multiplier) for layers, multiplier, rate in steered),
+        rows(0.6, operation="project_out", multiplier=NAN),
+        rows(0.6, vector="random 0"),
+    )
 
 
 def chosen(table, **options):
@@ -62,9 +61,6 @@ def row_of(table, **values):
     return table.iloc[0]
 
 
-# effectiveness
-
-
 def test_effectiveness_is_a_plain_loop_over_prompts():
     table = random_sweep()
     result = effectiveness(table, by="topic")
@@ -73,13 +69,14 @@ def test_effectiveness_is_a_plain_loop_over_prompts():
     for _, row in result.iterrows():
         rows = condition_rows(table, row)
         rows = rows[rows["topic"] == row["topic"]]
-        readable = rows[rows["choice"].notna()]
+        readable = rows[rows["choice"].notna()].to_dict("records")
         assert row["n"] == len(rows)
         assert row["unreadable"] == pytest.approx(1 - len(readable) / len(rows))
-        right = sum(each["choice"] == each["answer"] for _, each in readable.iterrows())
+        right = sum(each["choice"] == each["answer"] for each in readable)
         assert interval_of(row, "accuracy") == wilson(right, len(rows))
-        assert interval_of(row, "signal_rate") == wilson(list(readable["choice"]).count(0), len(readable))
-        pairs = [(each["choice"], before[each["prompt_id"]]) for _, each in readable.iterrows()]
+        signal = sum(each["choice"] == 0 for each in readable)
+        assert interval_of(row, "signal_rate") == wilson(signal, len(readable))
+        pairs = [(each["choice"], before[each["prompt_id"]]) for each in readable]
         flips = [choice != then for choice, then in pairs if not pd.isna(then)]
         assert row["flipped"] == pytest.approx(np.mean(flips))
 
@@ -97,24 +94,40 @@ def test_logit_difference_and_shift_have_scipys_t_intervals():
 
 
 def test_prompts_are_compared_with_themselves_whatever_their_order():
-    answers = [0, 1, 0, 1]
-    steered = condition([0, 0, 1, 1], answers, logits=[1.0, 2.0, 3.0, 4.0]).iloc[::-1]
-    before = unsteered([0, 0, 1, 1], answers, logits=[0.5, 1.5, 2.5, 3.5])
+    steered = condition([0, 0, 1, 1], logits=[1.0, 2.0, 3.0, 4.0]).iloc[::-1]
+    before = unsteered([0, 0, 1, 1], logits=[0.5, 1.5, 2.5, 3.5])
     result = row_of(effectiveness(pd.concat([steered, before])), vector="honesty")
-    assert interval_of(result, "shift") == [0.5, 0.5, 0.5]
-    assert result["flipped"] == 0
+    assert [*interval_of(result, "shift"), result["flipped"]] == [0.5, 0.5, 0.5, 0]
+
+
+def columns_of(text):
+    """The names of columns; "name*" has an interval."""
+    return re.sub(r"(\w+)\*", r"\1 \1_low \1_high", text).split()
 
 
 def test_the_columns_are_the_documented_ones():
-    result = effectiveness(random_sweep(), by=["answer", "vector", "topic"])
-    intervals = [
-        name + end
-        for name in ("accuracy", "signal_rate", "logit_difference", "shift")
-        for end in ("", "_low", "_high")
-    ]
-    columns = [*CONDITION, "dose", "answer", "topic", "n", "unreadable", *intervals, "flipped"]
-    assert list(result.columns) == columns
+    table = random_sweep()
+    result = effectiveness(table, by=["answer", "vector", "topic"])
+    names = "answer topic n unreadable accuracy* signal_rate* logit_difference* shift* flipped"
+    assert list(result) == [*CONDITION, "dose", *columns_of(names)]
     assert list(result["layers"].unique()) == ["", "3", "4", "3+4"]
+    result = signal_detection(table, by=("topic", "layers"), resamples=20)
+    names = (
+        "dose topic n_signal n_noise unreadable hit_rate* false_alarm_rate* d_prime* criterion* covered"
+        " d_prime_change* criterion_change* change_covered auc* auc_change* shift* signal_shift noise_shift"
+    )
+    assert list(result) == [*CONDITION, *columns_of(names), "verdict"]
+    assert len(result) == 14
+    assert len(result[result["multiplier"].isna()]) == 2
+    result = chosen(table, resamples=50)
+    names = (
+        "vector operation layers hook multiplier dose split n unreadable unreadable_unsteered value_name"
+        " value low high unsteered change* in_sample_score held_out_score optimism* selection_agreement"
+    )
+    assert list(result) == columns_of(f"{names} controls null_low null_high p_value")
+    assert result[["vector", "operation", "split"]].to_numpy().tolist() == [
+        ["honesty", operation, split] for operation in ("add", "project_out") for split in ("one", "two")
+    ]
 
 
 def test_conditions_are_never_pooled_and_naming_them_changes_nothing():
@@ -129,8 +142,9 @@ def test_overall_puts_all_prompts_together_first():
     table = random_sweep()
     result = effectiveness(table, by="topic", overall=True)
     assert list(result["topic"]) == ["all"] * 7 + ["sea", "sky"] * 7
-    together, split = result[:7], result[7:].reset_index(drop=True)
-    pd.testing.assert_frame_equal(together.drop(columns="topic"), effectiveness(table))
+    together = result[:7].drop(columns="topic")
+    pd.testing.assert_frame_equal(together, effectiveness(table))
+    split = result[7:].reset_index(drop=True)
     pd.testing.assert_frame_equal(split, effectiveness(table, by="topic"), check_dtype=False)
 
 
@@ -143,15 +157,6 @@ def test_overall_takes_factors_that_are_not_text(levels):
     assert set(effectiveness(table, by="answer", overall=True)["answer"]) == {"all", 0, 1}
     categories = table.assign(level=table["level"].astype("category"))
     pd.testing.assert_frame_equal(effectiveness(categories, by="level", overall=True), result)
-
-
-def test_overall_needs_one_factor_without_a_value_all():
-    table = random_sweep(8)
-    overall = partial(effectiveness, overall=True)
-    for by in ((), "layers", ["topic", "answer"]):
-        assert_raises(r"overall=True with by=.*expected one factor", overall, table, by=by)
-    with_all = table.assign(topic=["all", "some"] * 28)
-    assert_raises("'topic' has a value 'all' already", overall, with_all, by="topic")
 
 
 UNKNOWN = pd.array([pd.NA] * 560, dtype="Int64")
@@ -181,15 +186,26 @@ def test_the_table_is_left_alone():
     pd.testing.assert_frame_equal(table, before)
 
 
-def test_missing_columns_and_outcomes_are_named():
-    table = random_sweep(8)
-    fewer = table.drop(columns=["choice", "dose"])
-    assert_raises("lacks the columns dose, choice", signal_detection, fewer)
-    assert_raises("lacks the columns multiplier", effectiveness, table.drop(columns="multiplier"))
-    assert_raises("lacks the columns colour", effectiveness, table, by="colour")
-    assert_raises("expected factors", effectiveness, table, by=["choice"])
-    assert_raises("no row has an answer", signal_detection, table.assign(answer=pd.NA))
-    assert_raises("expected 0, 1", signal_detection, table.assign(answer=2))
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda table: signal_detection(table.drop(columns=["choice", "dose"])), "the columns dose, choice"),
+        (lambda table: effectiveness(table.drop(columns="multiplier")), "lacks the columns multiplier"),
+        (lambda table: effectiveness(table, by="colour"), "lacks the columns colour"),
+        (lambda table: effectiveness(table, by=["choice"]), "expected factors"),
+        (lambda table: signal_detection(table.assign(answer=pd.NA)), "no row has an answer"),
+        (lambda table: signal_detection(table.assign(answer=2)), "expected 0, 1"),
+        (lambda table: effectiveness(table, overall=True), "overall=True with by=.*expected one factor"),
+        (lambda table: effectiveness(table, by="layers", overall=True), "with by=.*expected one factor"),
+        (lambda table: effectiveness(table, by=["topic", "answer"], overall=True), "with by=.*one factor"),
+        (lambda table: effectiveness(table.assign(topic="all"), by="topic", overall=True),
+         "'topic' has a value 'all' already"),
+        (lambda table: effectiveness(pd.concat([table, table.assign(model="b")])),
+         "prompt_id 0 is twice in the condition vector=none"),
+    ],
+)  # fmt: skip
+def test_missing_columns_factors_and_outcomes_are_named(call, message):
+    assert_raises(message, call, random_sweep(8))
 
 
 @pytest.mark.parametrize(
@@ -209,14 +225,9 @@ def test_a_value_of_another_type_is_rejected_by_its_column(column, value, expect
     assert_raises(f"column '{column}' holds .*: expected {expected}", effectiveness, table)
 
 
-def test_a_prompt_twice_in_a_condition_is_rejected_unless_a_factor_separates_them():
+def test_a_prompt_may_be_twice_in_a_condition_if_a_factor_separates_them():
     table = random_sweep(8)
-    two = pd.concat([table.assign(model="a"), table.assign(model="b")])
-    assert_raises("prompt_id 0 is twice in the condition vector=none", effectiveness, two)
-    assert len(effectiveness(two, by="model")) == 14
-
-
-# signal detection
+    assert len(effectiveness(pd.concat([table.assign(model=each) for each in "ab"]), by="model")) == 14
 
 
 def z(successes, n):
@@ -227,30 +238,30 @@ def test_signal_detection_is_hautus_of_plain_counts():
     table = random_sweep()
     result = row_of(signal_detection(table, resamples=50), layers="4")
     rows = table[(table["layers"] == "4") & table["choice"].notna()]
-    signal, noise = (rows[rows["answer"] == answer]["choice"].to_list() for answer in (0, 1))
-    hits, false_alarms = signal.count(0), noise.count(0)
-    z_hit, z_false_alarm = z(hits, len(signal)), z(false_alarms, len(noise))
-    assert (result["n_signal"], result["n_noise"]) == (len(signal), len(noise))
+    sizes, scores = [], []
+    for name, answer in (("hit_rate", 0), ("false_alarm_rate", 1)):
+        choices = rows[rows["answer"] == answer]["choice"].to_list()
+        assert interval_of(result, name) == wilson(choices.count(0), len(choices))
+        sizes.append(len(choices))
+        scores.append(z(choices.count(0), len(choices)))
+    assert [result["n_signal"], result["n_noise"]] == sizes
     assert result["unreadable"] == pytest.approx(1 - len(rows) / 80)
-    assert interval_of(result, "hit_rate") == wilson(hits, len(signal))
-    assert interval_of(result, "false_alarm_rate") == wilson(false_alarms, len(noise))
-    assert result["d_prime"] == pytest.approx(z_hit - z_false_alarm)
-    assert result["criterion"] == pytest.approx(-(z_hit + z_false_alarm) / 2)
+    assert result["d_prime"] == pytest.approx(scores[0] - scores[1])
+    assert result["criterion"] == pytest.approx(-sum(scores) / 2)
 
 
 def test_changes_are_against_unsteered_on_the_prompts_readable_in_both():
     table = random_sweep()
     result = row_of(signal_detection(table, resamples=50), layers="4")
-    pair = table[table["layers"] == "4"].merge(
-        table[table["vector"] == "none"], on="prompt_id", suffixes=("", "_0")
-    )
-    pair = pair[pair["choice"].notna() & pair["choice_0"].notna()]
-    d, c = {}, {}
-    for name in ("choice", "choice_0"):
-        rates = [z((side[name] == 0).sum(), len(side)) for _, side in pair.groupby("answer")]
-        d[name], c[name] = rates[0] - rates[1], -sum(rates) / 2
-    assert result["d_prime_change"] == pytest.approx(d["choice"] - d["choice_0"])
-    assert result["criterion_change"] == pytest.approx(c["choice"] - c["choice_0"])
+    conditions = [table[table["layers"] == "4"], table[table["vector"] == "none"]]
+    known = np.logical_and(*(rows["choice"].notna().to_numpy() for rows in conditions))
+    d_primes, criteria = [], []
+    for rows in conditions:
+        rates = [z((side["choice"] == 0).sum(), len(side)) for _, side in rows[known].groupby("answer")]
+        d_primes.append(rates[0] - rates[1])
+        criteria.append(-sum(rates) / 2)
+    assert result["d_prime_change"] == pytest.approx(np.subtract(*d_primes))
+    assert result["criterion_change"] == pytest.approx(np.subtract(*criteria))
 
 
 def test_intervals_are_those_of_prompts_weighed_one_by_one():
@@ -281,9 +292,8 @@ def test_intervals_are_those_of_prompts_weighed_one_by_one():
 
 def test_saying_the_signal_more_often_is_a_negative_criterion_and_no_better_d_prime():
     """The study's finding: both classes of prompts move toward "true"."""
-    answers = [0] * 50 + [1] * 50
-    before = [0] * 35 + [1] * 15 + [0] * 15 + [1] * 35
-    after = [0] * 45 + [1] * 5 + [0] * 27 + [1] * 23
+    before, after = np.repeat([0, 1, 0, 1], [35, 15, 15, 35]), np.repeat([0, 1, 0, 1], [45, 5, 27, 23])
+    answers = np.repeat([0, 1], 50)
     table = table_of(unsteered(before, answers), condition(after, answers))
     result = row_of(signal_detection(table), vector="honesty")
     assert result["criterion"] < -0.3
@@ -292,20 +302,17 @@ def test_saying_the_signal_more_often_is_a_negative_criterion_and_no_better_d_pr
 
 
 def test_sixty_right_of_sixty_is_not_certain():
-    answers = [0] * 60 + [1] * 60
+    answers = np.repeat([0, 1], 60)
     result = signal_detection(pd.concat([unsteered(answers, answers), condition(answers, answers)]))
-    steered = row_of(result, vector="honesty")
+    itself, steered = result.iloc
     assert steered["d_prime_high"] - steered["d_prime_low"] > 0.3
-    assert steered["d_prime_change"] == 0
-    assert steered["d_prime_change_low"] < 0 < steered["d_prime_change_high"]
-    itself = row_of(result, vector="none")
+    assert steered["d_prime_change_low"] < 0 == steered["d_prime_change"] < steered["d_prime_change_high"]
     assert itself[["d_prime_change", "d_prime_change_low", "criterion_change_high"]].to_list() == [0, 0, 0]
 
 
 def test_one_class_alone_or_no_unsteered_condition_gives_nan():
     table = random_sweep()
-    by_answer = signal_detection(table, by="answer", resamples=20)
-    assert by_answer["d_prime"].isna().all()
+    assert signal_detection(table, by="answer", resamples=20)["d_prime"].isna().all()
     alone = signal_detection(table[table["vector"] != "none"], resamples=20)
     assert alone["d_prime"].notna().all()
     assert alone[["d_prime_change", "criterion_change_low"]].isna().all(axis=None)
@@ -320,28 +327,13 @@ def test_a_row_does_not_depend_on_the_other_conditions():
     assert other["d_prime_low"] != whole["d_prime_low"]
 
 
-def test_signal_detection_has_projections_and_splits_by_factors():
-    result = signal_detection(random_sweep(), by=("topic", "layers"), resamples=20)
-    assert list(result.columns[:9]) == [*CONDITION, "dose", "topic"]
-    names = "n_signal n_noise unreadable hit_rate* false_alarm_rate* d_prime* criterion* covered"
-    names += " d_prime_change* criterion_change* change_covered auc* auc_change* shift* signal_shift"
-    names = re.sub(r"(\w+)\*", r"\1 \1_low \1_high", f"{names} noise_shift verdict").split()
-    assert list(result.columns[9:]) == names
-    assert len(result) == 14
-    assert len(result[result["multiplier"].isna()]) == 2
-
-
-# choosing
-
-
 def test_the_choice_is_made_on_one_half_and_reported_on_the_other():
-    """Layer 3 shines on the first half alone, layer 4 is good on both."""
-    answers = [0, 1] * 20
-    wrong = [1 - answer for answer in answers]
-    lucky = answers[:20] + wrong[20:]
-    good = answers[:16] + wrong[16:20] + answers[20:]
+    """Layer 3 is always right on the first half alone, layer 4 is good on both."""
+    answers = np.tile([0, 1], 20)
+    row = np.arange(40)
+    lucky, good = (np.where(wrong, 1 - answers, answers) for wrong in (row >= 20, (row >= 16) & (row < 20)))
     table = pd.concat(
-        [unsteered(wrong, answers), condition(lucky, answers), condition(good, answers, layers="4")]
+        [unsteered(1 - answers, answers), condition(lucky, answers), condition(good, answers, layers="4")]
     )
     result = chosen(table, resamples=200)
     names = ["layers", "split", "value", "unsteered", "change", "n"]
@@ -352,8 +344,7 @@ def test_the_choice_is_made_on_one_half_and_reported_on_the_other():
 def test_choose_gives_the_numbers_of_the_other_tables():
     table = random_sweep()
     accuracy, d_prime = chosen(table), chosen(table, value="d_prime")
-    for split in ("one", "two"):
-        rows = table[table["split"] == split]
+    for split, rows in table.groupby("split"):
         result = row_of(accuracy, split=split, operation="add")
         measured = effectiveness(rows)
         own = row_of(condition_rows(measured, result))
@@ -366,26 +357,12 @@ def test_choose_gives_the_numbers_of_the_other_tables():
         assert interval_of(result, "change") == interval_of(own, "d_prime_change")
 
 
-def test_every_vector_and_operation_has_its_best_condition_and_controls_have_none():
-    result = chosen(random_sweep(), resamples=50)
-    assert result[["vector", "operation", "split"]].to_numpy().tolist() == [
-        ["honesty", operation, split] for operation in ("add", "project_out") for split in ("one", "two")
-    ]
-    expected = "vector operation layers hook multiplier dose split n unreadable unreadable_unsteered"
-    expected += " value_name value low high unsteered change"
-    about = "in_sample_score held_out_score optimism optimism_low optimism_high selection_agreement"
-    about += " controls null_low null_high p_value"
-    assert list(result.columns) == [*expected.split(), "change_low", "change_high", *about.split()]
-
-
 def test_a_shift_counts_in_the_direction_of_the_multiplier():
-    answers = [0, 1] * 10
     rng = np.random.default_rng(0)
     before = rng.normal(size=20)
-    down = condition(answers, answers, multiplier=-2.0, logits=before - 3 + rng.normal(size=20) / 10)
-    up = condition(answers, answers, multiplier=2.0, logits=before + 1)
-    table = pd.concat([unsteered(answers, answers, logits=before), down, up])
-    result = choose(table, on="one", report="two", value="shift")
+    down = condition(multiplier=-2.0, logits=before - 3 + rng.normal(size=20) / 10)
+    up = condition(multiplier=2.0, logits=before + 1)
+    result = chosen(pd.concat([unsteered(logits=before), down, up]), value="shift")
     assert list(result["multiplier"]) == [-2, -2]
     reported = result.iloc[1]
     oracle = stats.ttest_rel(before[10:], down["logit_difference"][10:]).confidence_interval(0.95)
@@ -406,16 +383,11 @@ def test_a_function_scores_rows_and_is_bootstrapped_in_pairs():
     steered = condition_rows(rows, row)["logit_difference"].to_numpy()
     assert row["value_name"] == "mean_logit"
     assert (row["value"], row["unsteered"]) == pytest.approx((steered.mean(), before.mean()))
-    change = stats.ttest_rel(steered, before).confidence_interval(0.95)
-    assert interval_of(row, "change")[1:] == pytest.approx([*change], abs=0.12)
-    interval = stats.ttest_1samp(steered, 0).confidence_interval(0.95)
-    assert row[["low", "high"]].to_list() == pytest.approx([*interval], abs=0.12)
-
-
-def leaking(table, **columns):
-    return table.assign(
-        **{name: table["prompt_id"].replace({5: 2}).map(form) for name, form in columns.items()}
-    )
+    for names, oracle in (
+        (["change_low", "change_high"], stats.ttest_rel(steered, before)),
+        (["low", "high"], stats.ttest_1samp(steered, 0)),
+    ):
+        assert list(row[names]) == pytest.approx([*oracle.confidence_interval(0.95)], abs=0.12)
 
 
 @pytest.mark.parametrize(
@@ -423,8 +395,9 @@ def leaking(table, **columns):
     [
         (None, {"report": "one"}, "both 'one'"),
         (None, {"report": "three"}, r"no split 'three'; the table has \['one', 'two'\]"),
-        (lambda table: leaking(table, prompt_id=int), {}, r"prompt_id \[2\] in both"),
-        (lambda table: leaking(table, prompt="prompt {}".format), {}, r"prompt \['prompt 2'\] in both"),
+        (lambda table: table.assign(prompt_id=table["prompt_id"].replace({5: 2})), {}, r"_id \[2\] in both"),
+        (lambda table: table.assign(prompt=table["prompt"].replace("prompt 5", "prompt 2")), {},
+         r"prompt \['prompt 2'\] in both"),
         (lambda table: table.drop(index=table.index[table["layers"] == "4"][0]), {}, "the whole sweep"),
         (lambda table: table[table["vector"] != "none"], {}, "the whole sweep"),
         (lambda table: table[table["control"] | (table["vector"] == "none")], {}, "to choose from"),
@@ -500,7 +473,7 @@ def test_factors_may_have_the_names_of_temporary_columns(function, name):
     ],
 )  # fmt: skip
 def test_factors_with_the_names_of_results_are_rejected(function, name):
-    message = rf"(?i)'{name}'.* names? of (a )?(result|other columns).* rename"
+    message = rf"(?i)'{name}'.* names? of .*rename"
     assert_raises(message, TABLES_BY[function], random_sweep(n=20).rename(columns={"topic": name}), name)
     table = random_sweep(n=40)
     for each in (effectiveness, partial(choose, on="one", report="two", splits=2)):

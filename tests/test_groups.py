@@ -21,6 +21,7 @@ from .sweep_tables import NAN, condition, table_of, unsteered
 from .test_evaluation_tables import row_of
 
 GROUPS = np.repeat(np.arange(20), [1, 2, 4, 3] * 5)  # 50 rows
+PERSONAS = ("honest", "dishonest")
 
 
 def by_group(values, groups):
@@ -43,11 +44,10 @@ def t_by_loop(values, groups):
 def wilson_by_loop(values, groups):
     rate, low, high, counted = t_by_loop(values, groups)
     rows = np.array([v for v in values if not np.isnan(v)])
-    if len(set(rows)) == 1:
-        effective = counted
-    else:
-        alone = stats.t.interval(0.95, len(rows) - 1, scale=stats.sem(rows))
-        effective = len(rows) * min(1, (alone[1] / ((high - low) / 2)) ** 2) if high > low else len(rows)
+    effective = counted if len(set(rows)) == 1 else len(rows)
+    if high > low:
+        alone = stats.t.ppf(0.975, len(rows) - 1) * stats.sem(rows)
+        effective *= min(1, (alone / ((high - low) / 2)) ** 2)
     z = stats.norm.ppf(0.975)
     roots = np.roots([1 + z**2 / effective, -2 * rate - z**2 / effective, rate**2])
     return rate, *np.sort(roots.real)
@@ -64,9 +64,6 @@ def drawn(seed=0, distribution="normal"):
     values = shared + own if distribution == "normal" else (shared + own > -0.5).astype(float)
     values[[3, 11, 40]] = NAN
     return values
-
-
-# the arithmetic
 
 
 @pytest.mark.parametrize("distribution", ["normal", "binary"])
@@ -114,16 +111,14 @@ def test_copies_of_a_row_are_one_row(copies):
 
 
 def test_few_groups_have_wide_intervals_and_balanced_ones_are_not_certain():
-    one, none = np.zeros(4, int), np.zeros(0, int)
-    values = np.array([0.0, 1.0, 1.0, 1.0])
-    mean, low, high = statistics.mean_interval(values, one, one)
-    assert mean == 0.75
-    assert np.isnan([low, high]).all()
+    one, values = np.zeros(4, int), np.array([0.0, 1.0, 1.0, 1.0])
+    result = np.ravel(statistics.mean_interval(values, one, one))
+    assert result == pytest.approx([0.75, NAN, NAN], nan_ok=True)
     alone = stats.binomtest(1, 1).proportion_ci(method="wilson")
     assert np.ravel(statistics.rate_interval(np.ones(4), one, one)) == pytest.approx([1, *alone])
-    assert np.isnan(statistics.mean_interval(values * NAN, one, np.arange(4))).all()
-    assert np.isnan(statistics.rate_interval(values * NAN, one, np.arange(4))).all()
-    assert all(len(end) == 0 for end in statistics.mean_interval(np.zeros(0), none, none))
+    for interval in (statistics.mean_interval, statistics.rate_interval):
+        assert np.isnan(interval(values * NAN, one, np.arange(4))).all()
+    assert np.shape(statistics.mean_interval(values[:0], one[:0], one[:0])) == (3, 0)
     balanced = np.tile([0.0, 1.0], 20)
     _, low, high = statistics.rate_interval(balanced, np.zeros(40, int), np.arange(40) // 2)
     assert (low[0], high[0]) == pytest.approx(stats.binomtest(20, 40).proportion_ci(method="wilson"))
@@ -143,7 +138,10 @@ def test_a_difference_is_welchs_of_separate_groups_and_paired_of_shared_ones():
     assert np.ravel(statistics.difference_interval(*twice)) == pytest.approx(result)
 
 
-# the tables
+def choices_of(logits, rng):
+    """Choices that follow the logit differences; a tenth is unreadable."""
+    unreadable = rng.random(len(logits)) < 0.1
+    return [None if each else int(logit <= 0) for logit, each in zip(logits, unreadable, strict=True)]
 
 
 def grouped_sweep(seed=0):
@@ -151,20 +149,14 @@ def grouped_sweep(seed=0):
     rng = np.random.default_rng(seed)
     answers = rng.integers(0, 2, 50)
 
-    def outcomes_of(mean):
+    def rows(mean, rows_of=condition, **columns):
         logits = mean + rng.normal(size=20)[GROUPS] + rng.normal(size=50)
-        choices = np.where(logits > 0, 0, 1).astype(object)
-        choices[rng.random(50) < 0.1] = None
-        return {"choices": list(choices), "answers": answers, "logits": logits}
+        groups = [f"claim {group}" for group in GROUPS]
+        return rows_of(choices_of(logits, rng), answers, logits=logits, group=groups, **columns)
 
-    table = table_of(
-        unsteered(**outcomes_of(0)),
-        condition(**outcomes_of(0.5)),
-        condition(**outcomes_of(-0.5), multiplier=-1.0),
-        condition(**outcomes_of(0.2), operation="project_out", multiplier=NAN),
-    )
-    table["group"] = [f"claim {GROUPS[prompt]}" for prompt in table["prompt_id"]]
-    return table.sample(frac=1, random_state=seed)
+    steered = rows(0, unsteered), rows(0.5), rows(-0.5, multiplier=-1.0)
+    projected = rows(0.2, operation="project_out", multiplier=NAN)
+    return table_of(*steered, projected).sample(frac=1, random_state=seed)
 
 
 def outcomes(rows, before):
@@ -226,49 +218,44 @@ def test_preference_takes_groups_whole():
     rng = np.random.default_rng(0)
     table = grouped_sweep().query("multiplier == 1").assign(against="opposite", reply="", cached=False)
     table = table.assign(text="a", other_text="b")
-    shared = rng.normal(size=20)
+    shared = rng.normal(size=20)[table["group"].str.split().str[1].astype(int)]
     orders = []
     for first in ("positive", "negative"):
-        signs = shared[table["group"].str.split().str[1].astype(int)] + rng.normal(size=50)
+        signs = shared + rng.normal(size=50)
         verdict = np.select([signs > 0.3, signs < -0.6, signs < 0.2], ["positive", "negative", "tie"], "?")
         orders.append(table.assign(first_shown=first, verdict=np.where(verdict == "?", None, verdict)))
     both = pd.concat(orders)
-    (row,) = preference(both).to_dict("records")
-    counted = []
+    row, without = (preference(each).loc[0] for each in (both, both.drop(columns="group")))
+    result = []
     for _, pair in both.groupby("prompt_id"):
         votes = [{"positive": 1, "negative": 0, "tie": 0.5}.get(each, NAN) for each in pair["verdict"]]
         agreed = votes[0] == votes[1] != 0.5
-        shown = [each == first for each, first in zip(pair["verdict"], pair["first_shown"], strict=True)
-                 if each in ("positive", "negative")]  # fmt: skip
-        counted.append({
+        decided = pair[pair["verdict"].isin(["positive", "negative"])]
+        result.append({
             "preference": NAN if np.isnan(votes).any() else votes[0] if agreed else 0.5,
             "win_rate": votes[0] if agreed else NAN,
-            "first_share": np.mean(shown) if shown else NAN,
+            "first_share": decided["verdict"].eq(decided["first_shown"]).mean(),
             "group": pair["group"].iloc[0],
         })  # fmt: skip
-    counted = pd.DataFrame(counted)
+    result = pd.DataFrame(result)
     for name in ("preference", "win_rate", "first_share"):
-        assert wilson_by_loop(counted[name], counted["group"]) == ends(row, name)
-    without = preference(both.drop(columns="group")).loc[0]
+        assert wilson_by_loop(result[name], result["group"]) == ends(row, name)
     assert without["preference_low"] > row["preference_low"]
 
 
 def test_steerability_draws_groups_and_copies_of_prompts_change_nothing():
     table = grouped_sweep(1)
-    table = table.assign(group=table["prompt_id"])
-    copies = pd.concat([table, table.assign(prompt_id=table["prompt_id"] + 50)])
-    alone, twice = (steerability(each, resamples=4000).loc[0] for each in (table, copies))
+    alone = table.assign(group=table["prompt_id"])
+    copies = pd.concat([alone, alone.assign(prompt_id=table["prompt_id"] + 50)])
+    by_text = copies.drop(columns="group")
+    own_texts = by_text.assign(prompt=copies["prompt_id"].map("prompt {}".format))
+    tables = alone, copies, by_text, copies.assign(group=copies["prompt_id"]), own_texts, table
+    one, two, *same, own, result = (steerability(each, resamples=4000).loc[0] for each in tables)
     for name in ("slope", "slope_per_dose"):
-        assert [alone[f"{name}{end}"] for end in ("", "_low", "_high")] == ends(twice, name)
-    for by_text in (copies.drop(columns="group"), copies.assign(group=copies["prompt_id"])):
-        pd.testing.assert_series_equal(steerability(by_text, resamples=4000).loc[0], twice)
-    copies["prompt"] += copies["prompt_id"].astype(str)
-    own_texts = steerability(copies.drop(columns="group"), resamples=4000).loc[0]
-    widths = [row["slope_high"] - row["slope_low"] for row in (own_texts, twice)]
-    assert widths[0] < 0.8 * widths[1]
-
-    table = grouped_sweep(1)
-    result = steerability(table, resamples=4000).loc[0]
+        assert [one[f"{name}{end}"] for end in ("", "_low", "_high")] == ends(two, name)
+    for each in same:
+        pd.testing.assert_series_equal(each, two)
+    assert own["slope_high"] - own["slope_low"] < 0.8 * (two["slope_high"] - two["slope_low"])
     slopes = ts.evaluation.prompt_slopes(table)
     _, low, high, _ = t_by_loop(slopes["slope"], slopes["group"])
     assert [result["slope_low"], result["slope_high"]] == pytest.approx([low, high], abs=0.05 * (high - low))
@@ -285,10 +272,9 @@ def test_a_function_scores_draws_of_whole_groups_with_both_answers():
 
     def accuracy(rows):
         seen.append(rows)
-        return float(rows["choice"].eq(rows["answer"]).fillna(False).mean())
+        return read_right(rows)
 
-    measure, _ = measure_of(accuracy)
-    measure(table, 50, 0)
+    measure_of(accuracy)[0](table, 50, 0)
     assert len({len(rows) for rows in seen}) > 1
     for rows in seen:
         assert set(rows["answer"]) == {0, 1}
@@ -296,62 +282,60 @@ def test_a_function_scores_draws_of_whole_groups_with_both_answers():
         assert (counts % sizes.loc[counts.index] == 0).all()
 
 
-def drawn_sweep(seed=0, draws=3):
-    """Thirty prompts with several partly similar draws and texts each, steered and unsteered."""
-    rng = np.random.default_rng(seed)
-    prompt, draw = (each.ravel() for each in np.indices((30, draws)))
-    answers, split = (np.arange(30) % 2)[prompt], np.where(prompt % 4 < 2, "choose", "report")
-    shared = rng.normal(size=30)[prompt]
+def drawn_sweep():
+    """Thirty prompts with three partly similar draws and texts each, steered and unsteered."""
+    rng = np.random.default_rng(0)
+    prompt, draw = (each.ravel() for each in np.indices((30, 3)))
+    answers, shared = prompt % 2, rng.normal(size=30)[prompt]
+    labels = {
+        "prompt_id": prompt, "draw": draw, "prompt": [f"prompt {row}" for row in prompt],
+        "topic": prompt % 3, "split": np.where(prompt % 4 < 2, "choose", "report"), "logit_difference": NAN,
+    }  # fmt: skip
 
-    def outcomes_of(mean):
-        logits = mean * (1 - 2 * answers) + shared + rng.normal(size=len(prompt))
-        choices = np.where(logits > 0, 0, 1).astype(object)
-        choices[rng.random(len(prompt)) < 0.1] = None
-        texts = ["x" * number + str(number) for number in rng.integers(0, 5, len(prompt))]
-        return {"choices": list(choices), "answers": answers, "text": texts, "split": split}
+    def rows(mean, rows_of=condition, **columns):
+        logits = mean * (1 - 2 * answers) + shared + rng.normal(size=90)
+        choices = choices_of(logits, rng)
+        texts = ["x" * number + str(number) for number in rng.integers(0, 5, 90)]
+        return rows_of(choices, answers, text=texts, **labels, **columns)
 
     steered = [{"layers": layers, "multiplier": mean} for layers in "34" for mean in (-0.5, 0.5)]
-    conditions = [unsteered(**outcomes_of(0))]
-    conditions += [condition(**outcomes_of(each["multiplier"]), **each) for each in steered]
-    conditions += [condition(**outcomes_of(0), **each, vector=f"random {number}")
-                   for number in range(3) for each in steered]  # fmt: skip
-    labels = {"prompt_id": prompt, "draw": draw, "prompt": [f"prompt {row}" for row in prompt]}
-    return table_of(*(each.assign(**labels, topic=prompt % 3, logit_difference=NAN) for each in conditions))
+    conditions = [rows(0, unsteered), *(rows(each["multiplier"], **each) for each in steered)]
+    controls = [rows(0, **each, vector=f"random {number}") for number in range(3) for each in steered]
+    return table_of(*conditions, *controls)
 
 
 def judged(table):
-    rng = np.random.default_rng(0)
+    rng, sides = np.random.default_rng(0), ["positive", "negative"]
     rows = table[table["multiplier"] == 0.5].assign(against="opposite", reply="", cached=False, other_text="")
-    verdicts = ["positive", "negative", "tie"]
-    return table_of(*(rows.assign(first_shown=each, verdict=rng.choice(verdicts, len(rows)))
-                      for each in verdicts[:2]))  # fmt: skip
+    verdicts = [rng.choice([*sides, "tie"], len(rows)) for _ in sides]
+    return table_of(*(rows.assign(first_shown=side, verdict=each)
+                      for side, each in zip(sides, verdicts, strict=True)))  # fmt: skip
 
 
 def scored_tables(table):
     """Every table that is made of texts, without the columns that name prompts."""
-    with_scores = table.assign(embedding_score=table["text"].str[-1].astype(float))
+    steered = table[~table["control"]]
     result = {
         "effectiveness": effectiveness(table, by="topic"),
         "flips": flips(table, []),
         "signal_detection": ts.signal_detection(table, resamples=50),
         "answer_shifts": answer_shifts(table, by="topic", resamples=50),
-        "embedding": embedding_effect(with_scores),
+        "embedding": embedding_effect(table.assign(embedding_score=table["text"].str[-1].astype(float))),
         "damage": mean_damage(table.assign(words=table["text"].str.len())),
         "preference": preference(judged(table)),
-        "best": best_conditions(table[~table["control"]]),
-        "texts alone": best_conditions(table[~table["control"]].assign(choice=pd.NA, answer=pd.NA)),
+        "best": best_conditions(steered),
+        "texts alone": best_conditions(steered.assign(choice=pd.NA, answer=pd.NA)),
         "pairs": answer_pairs(table, "opposite"),
         "against unsteered": answer_pairs(table, "unsteered"),
         "text damage": text_damage(table),
         "texts": side_by_side(table[table["layers"].isin(["", "3"])]),
     }
-    for score in ("accuracy", "readable_accuracy", "d_prime", "flipped", read_right):
-        name = score if isinstance(score, str) else "function"
-        result[f"choose {name}"] = ts.choose(
-            table, on="choose", report="report", value=score, resamples=50, splits=4
-        )
-    for value in ("flipped", "accuracy", "d_prime", "readable_accuracy"):
-        result[f"controls {value}"] = ts.against_controls(table, value=value)
+    scores = ("accuracy", "readable_accuracy", "d_prime", "flipped")
+    for score in (*scores, read_right):
+        options = {"value": score, "resamples": 50, "splits": 4}
+        name = getattr(score, "__name__", score)
+        result[f"choose {name}"] = ts.choose(table, on="choose", report="report", **options)
+    result |= {f"controls {score}": ts.against_controls(table, value=score) for score in scores}
     naming = ["prompt_id", "draw", "group"]
     return {name: each.drop(columns=naming, errors="ignore") for name, each in result.items()}
 
@@ -379,23 +363,22 @@ def test_draws_of_a_prompt_count_as_its_group_everywhere():
         ("embedding", "shift_low"), ("damage", "words_low"), ("preference", "preference_low"),
         ("choose accuracy", "low"), ("choose accuracy", "change_low"), ("choose d_prime", "change_low"),
         ("choose readable_accuracy", "low"), ("choose readable_accuracy", "change_low"),
-        ("choose flipped", "low"), ("choose function", "low"), ("controls accuracy", "effect_low"),
+        ("choose flipped", "low"), ("choose read_right", "low"), ("controls accuracy", "effect_low"),
     ):  # fmt: skip
         assert not np.allclose(result[name][column], independent[name][column], equal_nan=True), name
 
 
 def test_hit_rates_and_readable_accuracy_take_groups_whole():
     table = drawn_sweep().query("~control")
-    row = row_of(ts.signal_detection(table, resamples=5), multiplier=0.5, layers="3")
-    rows = table[(table["multiplier"] == 0.5) & (table["layers"] == "3")]
-    rows = rows[rows["choice"].notna()]
+    here = "multiplier == 0.5 and layers == '3'"
+    rows = table.query(here).dropna(subset="choice")
+    row = ts.signal_detection(table, resamples=5).query(here).iloc[0]
     for answer, name in ((0, "hit_rate"), (1, "false_alarm_rate")):
         some = rows[rows["answer"] == answer]
         assert wilson_by_loop(some["choice"].eq(0).astype(float), some["prompt_id"]) == ends(row, name)
-    measure, _ = measure_of("readable_accuracy")
-    result = measure(table, 50, 0).query("multiplier == 0.5 and layers == '3'").iloc[0]
+    row = measure_of("readable_accuracy")[0](table, 50, 0).query(here).iloc[0]
     expected = wilson_by_loop(rows["choice"].eq(rows["answer"]).astype(float), rows["prompt_id"])
-    assert expected == pytest.approx([result["value"], result["low"], result["high"]])
+    assert expected == pytest.approx(list(row[["value", "low", "high"]]))
 
 
 def test_repeated_draws_and_slopes_of_texts_are_rejected():
@@ -446,45 +429,42 @@ def test_separation_takes_groups_whole():
         assert wilson_by_loop(values, GROUPS) == ends(row, "paired_accuracy")
 
 
+def traces(**columns):
+    """Rows as from `projection_traces`, with one position per prompt."""
+    rows = {"prompt": "", "layer": 3, "position": 0, "token_id": 7, "token": "x", "cosine": 0.0}
+    return pd.DataFrame(rows | columns).sample(frac=1, random_state=0)
+
+
 def test_traces_take_groups_whole_within_and_across_levels():
-    rng = np.random.default_rng(0)
-    persona = np.where(np.arange(50) % 3 > 0, "honest", "dishonest")
-    rows = [
-        {"prompt_id": prompt, "prompt": "", "layer": layer, "position": 0, "token_id": 7, "token": "x",
-         "persona": persona[prompt], "group": GROUPS[prompt], "cosine": 0.0,
-         "projection": rng.normal() + 2 * np.cos(GROUPS[prompt])}
-        for prompt in range(50) for layer in (3, 5)
-    ]  # fmt: skip
-    table = pd.DataFrame(rows).sample(frac=1, random_state=0)
-    means = mean_traces(table, by="persona", difference=("honest", "dishonest"))
+    prompt, layer = np.repeat(np.arange(50), 2), np.tile([3, 5], 50)
+    group = GROUPS[prompt]
+    projection = np.random.default_rng(0).normal(size=100) + 2 * np.cos(group)
+    persona = np.where(prompt % 3 > 0, *PERSONAS)
+    table = traces(prompt_id=prompt, layer=layer, persona=persona, group=group, projection=projection)
+    means = mean_traces(table, by="persona", difference=PERSONAS)
     for row in means.to_dict("records"):
         here = table[table["layer"] == row["layer"]]
         if not row["difference"]:
             rows = here[here["persona"] == row["persona"]]
             assert t_by_loop(rows["projection"], rows["group"])[:3] == ends(row, "projection")
             continue
+        sides = [here[here["persona"] == each].set_index("group")["projection"] for each in PERSONAS]
         variance = 0.0
-        sides = [here[here["persona"] == each] for each in ("honest", "dishonest")]
-        for group in range(20):
+        for number in range(20):
             part = 0.0
             for sign, side in zip((1, -1), sides, strict=True):
-                own = side.loc[side["group"] == group, "projection"]
-                error = (own - side["projection"].mean()).sum()
-                part += sign * error / len(side) / (1 - len(own) / len(side)) ** 0.5
+                own = side[side.index == number]
+                part += sign * (own - side.mean()).sum() / len(side) / (1 - len(own) / len(side)) ** 0.5
             variance += part**2
-        counted = [len(side) ** 2 / (side.groupby("group").size() ** 2).sum() for side in sides]
+        counted = [len(side) ** 2 / (side.groupby(level=0).size() ** 2).sum() for side in sides]
         half = stats.t.ppf(0.975, min(counted) - 1) * variance**0.5
-        mean = sides[0]["projection"].mean() - sides[1]["projection"].mean()
+        mean = sides[0].mean() - sides[1].mean()
         assert [mean, mean - half, mean + half] == ends(row, "projection")
 
 
 def test_differences_within_pairs_take_groups_whole():
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {"prompt_id": range(100), "prompt": "", "layer": 3, "position": 0, "token_id": 7, "token": "x",
-         "persona": ["honest"] * 50 + ["dishonest"] * 50, "group": np.tile(GROUPS, 2),
-         "pair": np.tile(np.arange(50), 2), "projection": rng.normal(size=100), "cosine": 0.0}
-    )  # fmt: skip
-    means = mean_traces(table, by="persona", difference=("honest", "dishonest"), pair="pair")
-    values = table["projection"].to_numpy()
+    pair, values = np.tile(np.arange(50), 2), np.random.default_rng(0).normal(size=100)
+    persona = np.repeat(PERSONAS, 50)
+    table = traces(prompt_id=range(100), persona=persona, group=GROUPS[pair], pair=pair, projection=values)
+    means = mean_traces(table, by="persona", difference=PERSONAS, pair="pair")
     assert t_by_loop(values[:50] - values[50:], GROUPS)[:3] == ends(means.iloc[-1], "projection")

@@ -9,6 +9,7 @@ from tl_steer import statistics
 from tl_steer.evaluation import signal_detection
 
 from .conftest import assert_raises
+from .coverage_table import share_within, truth_of
 from .sweep_tables import condition, table_of, unsteered
 from .test_evaluation_tables import row_of
 
@@ -27,8 +28,7 @@ def steered_row(table, **options):
 def simulated(rng, n, then, now, *, spread=(1.0, 1.0), shift=0.0, noise=0.0):
     """Logit differences of n prompts of each class, whose d′ is `then` unsteered and `now` steered."""
     answers = np.repeat([0, 1], n)
-    side = np.where(answers == 0, 0.5, -0.5)
-    scale = np.where(answers == 0, *spread)
+    side, scale = np.where(answers == 0, 0.5, -0.5), np.where(answers == 0, *spread)
     own = rng.normal(size=2 * n)
     after = np.sqrt(1 - noise**2) * own + noise * rng.normal(size=2 * n)
     return then * side + scale * own, now * side + scale * after + shift, answers
@@ -41,10 +41,9 @@ def verdicts(repeats, n, *moved, logits=True, resamples=300, seed=0, **simulatio
     table = pd.concat(tables, ignore_index=True)
     if not logits:
         table["logit_difference"] = np.nan
-    result = signal_detection(table, by="run", resamples=resamples)
-    steered = result[result["vector"] == "honesty"]
+    result = signal_detection(table, by="run", resamples=resamples).query("vector == 'honesty'")
     names = ["bias", "sensitivity", "both", "neither", "cannot tell"]
-    return steered["verdict"].value_counts(normalize=True).reindex(names, fill_value=0.0)
+    return result["verdict"].value_counts(normalize=True).reindex(names, fill_value=0.0)
 
 
 @pytest.mark.statistics
@@ -106,29 +105,21 @@ def test_intervals_of_grouped_prompts_cover(draws, groups, size, alike):
     """Of 25 groups of four identical answers, taken one by one, d′'s interval covered in 69 %."""
     rng = np.random.default_rng(size)
     rates, answers = np.repeat([0.8, 0.35], groups), np.repeat([0, 1], groups * size)
-    z_hit, z_false = stats.norm.ppf([0.8, 0.35])
-    truth = {"d_prime": z_hit - z_false, "criterion": -(z_hit + z_false) / 2, "d_prime_change": 0.0}
-    group = np.repeat(np.arange(2 * groups), size)
+    truth = truth_of(0.8, 0.35) | {"d_prime_change": 0.0}
+    columns = {"group": np.repeat(np.arange(2 * groups), size), "logit_difference": np.nan}
 
     def answered():
         shared = rng.random(2 * groups) < rates
         own = rng.random((2 * groups, size)) < rates[:, None]
         return (~np.where(rng.random((2 * groups, size)) < alike, shared[:, None], own)).astype(int).ravel()
 
-    tables = []
-    for run in range(draws(400)):
-        then, now = answered(), answered()
-        table = table_of(unsteered(then, answers), condition(now, answers))
-        tables.append(table.assign(run=run, group=np.tile(group, 2), logit_difference=np.nan))
-    result = signal_detection(pd.concat(tables, ignore_index=True), by="run", resamples=400)
-    steered = result[result["vector"] == "honesty"]
+    tables = [rows_of(answered(), answers, run=run, **columns)
+              for run in range(draws(400)) for rows_of in (unsteered, condition)]  # fmt: skip
+    result = signal_detection(table_of(*tables), by="run", resamples=400).query("vector == 'honesty'")
+    error = 3 * np.sqrt(0.05 * 0.95 / len(result))
     for name, true in truth.items():
-        coverage = ((steered[f"{name}_low"] <= true) & (true <= steered[f"{name}_high"])).mean()
-        error = 3 * np.sqrt(0.05 * 0.95 / len(steered))
+        coverage = share_within(result[f"{name}_low"], result[f"{name}_high"], true)
         assert 0.94 - error <= coverage <= 0.96 + error, (name, coverage)
-
-
-# one table each
 
 
 def placed(values, signal):
@@ -166,9 +157,7 @@ def test_auc_and_covariance_are_delongs(ranked):
     assert change[0] == pytest.approx(areas[0] - areas[1])
     ours, freedom = statistics.class_covariance(influence_of(values, signal), signal, np.arange(50))
     np.testing.assert_allclose(ours, covariance)
-    parts = np.array(
-        [np.diag(np.atleast_2d(np.cov(each))) / each.shape[1] for each in placed(values, signal)]
-    )
+    parts = np.array([np.var(each, axis=1, ddof=1) / each.shape[1] for each in placed(values, signal)])
     np.testing.assert_allclose(freedom, parts.sum(0) ** 2 / (parts**2 / [[29], [19]]).sum(0))
 
 
@@ -192,11 +181,13 @@ def test_the_interval_of_the_change_joins_both_as_zou_and_donner_do(ranked):
     values, signal = ranked
     areas, covariance = delong(values, signal)
     (_, low, high), change = statistics.auc_intervals(values, signal, np.arange(50))
-    together = covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
-    assert together > 0.5
-    ends = []
-    for now, then in ((areas[0] - low[0], high[1] - areas[1]), (high[0] - areas[0], areas[1] - low[1])):
-        ends.append(np.sqrt(now**2 - 2 * together * now * then + then**2))
+    correlation = covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1])
+    assert correlation > 0.5
+    below, above = areas - low, high - areas
+    ends = [
+        np.sqrt(now**2 - 2 * correlation * now * then + then**2)
+        for now, then in ((below[0], above[1]), (above[0], below[1]))
+    ]
     difference = areas[0] - areas[1]
     np.testing.assert_allclose(change, [difference, difference - ends[0], difference + ends[1]])
 
@@ -226,23 +217,20 @@ def test_groups_of_d_prime_and_criterion_count_as_one_prompt_each():
     answers = np.repeat([0, 1], 40)
     choices = np.where(rng.random(80) < 0.75, answers, 1 - answers)
     alone = table_of(unsteered(answers, answers), condition(choices, answers))
-    repeated = pd.concat([alone.assign(group=alone["prompt_id"], prompt_id=alone["prompt_id"] + 80 * k)
-                          for k in range(4)])  # fmt: skip
-    one, four = (steered_row(each, resamples=4000) for each in (alone, repeated))
+    alone = alone.assign(group=alone["prompt_id"])
+    repeated = pd.concat([alone.assign(prompt_id=alone["prompt_id"] + 80 * k) for k in range(4)])
+    own_texts = repeated.assign(prompt=repeated["prompt_id"].map("prompt {}".format)).drop(columns="group")
+    one, four, own = (steered_row(each, resamples=4000) for each in (alone, repeated, own_texts))
     for name in ("d_prime", "criterion", "d_prime_change", "criterion_change"):
         width, widths = (row[f"{name}_high"] - row[f"{name}_low"] for row in (one, four))
         assert widths == pytest.approx(width, rel=0.1), name
-    own_texts = repeated.assign(prompt=repeated["prompt_id"].map("prompt {}".format)).drop(columns="group")
-    ungrouped = steered_row(own_texts, resamples=1000)
-    widths = [row["d_prime_high"] - row["d_prime_low"] for row in (ungrouped, four)]
-    assert widths[0] < 0.6 * widths[1]
+    assert own["d_prime_high"] - own["d_prime_low"] < 0.6 * (four["d_prime_high"] - four["d_prime_low"])
     assert one["covered"]
     assert four["covered"]
 
 
 def test_four_prompts_of_one_group_do_not_make_an_interval_covered():
-    answers = np.repeat([0, 1], 40)
-    index = np.arange(80) % 40
+    answers, index = np.repeat([0, 1], 40), np.arange(80) % 40
     now, then = (np.where(wrong, 1 - answers, answers) for wrong in (index < 8, index >= 32))  # eight of 40
     for before, name in ((answers, "covered"), (then, "change_covered")):
         table = table_of(unsteered(before, answers), condition(now, answers))
@@ -251,14 +239,12 @@ def test_four_prompts_of_one_group_do_not_make_an_interval_covered():
 
 
 def test_a_constant_leaves_the_auc_and_moves_both_kinds():
-    rng = np.random.default_rng(0)
-    then, now, answers = simulated(rng, 100, 4, 4, shift=4)
-    row = steered_row(sweep_of(then, now, answers), resamples=500)
+    table = sweep_of(*simulated(np.random.default_rng(0), 100, 4, 4, shift=4))
+    before, row = signal_detection(table, resamples=500).iloc
     assert row["d_prime_change_high"] < 0  # although nothing but the bias changed
     assert row["auc_change"] == 0
     assert [row["shift"], row["shift_low"], row["shift_high"]] == pytest.approx([4, 4, 4])
-    assert row["verdict"] == "bias"
-    assert row_of(signal_detection(sweep_of(then, now, answers), resamples=5), vector="none")["verdict"] == ""
+    assert (before["verdict"], row["verdict"]) == ("", "bias")
 
 
 @pytest.mark.parametrize(
@@ -278,13 +264,11 @@ def test_the_verdict_names_what_moved(move, verdict):
     assert steered_row(sweep_of(then, move(then, side) + noise, answers))["verdict"] == verdict
 
 
-def test_without_one_class_or_the_unsteered_rows_the_verdict_is_cannot_tell():
-    then, now, answers = simulated(np.random.default_rng(0), 40, 1, 2)
-    table = sweep_of(then, now, answers)
-    for part in (table[table["answer"] == 0], table[table["vector"] != "none"]):
-        row = steered_row(part)
-        assert row["verdict"] == "cannot tell"
-        assert np.isnan([row["auc_change"], row["shift"], row["d_prime_change"]]).all()
+@pytest.mark.parametrize("part", ["answer == 0", "vector != 'none'"])
+def test_without_one_class_or_the_unsteered_rows_the_verdict_is_cannot_tell(part):
+    row = steered_row(sweep_of(*simulated(np.random.default_rng(0), 40, 1, 2)).query(part))
+    assert row["verdict"] == "cannot tell"
+    assert row[["auc_change", "shift", "d_prime_change"]].isna().all()
 
 
 def test_at_a_perfect_ranking_a_covered_loss_of_d_prime_cannot_be_told():
@@ -299,9 +283,6 @@ def test_at_a_perfect_ranking_a_covered_loss_of_d_prime_cannot_be_told():
     assert (row["auc"], row["auc_change"], row["verdict"]) == (1.0, 0.0, "cannot tell")
     assert row["d_prime_change_high"] < 0
     assert steered_row(sweep_of(then, then / 2, answers))["verdict"] == "neither"
-
-
-# any factor as the signal
 
 
 def lettered(choices, letters):
@@ -326,19 +307,17 @@ def test_always_saying_a_is_a_bias_toward_a_and_no_sensitivity():
 
 
 def test_the_label_as_the_signal_is_the_answer():
-    then, now, answers = simulated(np.random.default_rng(2), 40, 1, 1, shift=1)
-    table = sweep_of(then, now, answers)
+    table = sweep_of(*simulated(np.random.default_rng(2), 40, 1, 1, shift=1))
     table["label"] = pd.Categorical(np.where(table["answer"] == 0, "true", "false"), ["true", "false"])
-    pd.testing.assert_frame_equal(
-        signal_detection(table, signal="label", resamples=50), signal_detection(table, resamples=50)
-    )
+    results = (signal_detection(table, resamples=50, **each) for each in ({"signal": "label"}, {}))
+    pd.testing.assert_frame_equal(*results)
 
 
-def test_a_signal_needs_two_levels():
-    table = lettered(list("AB") * 2, np.array(list("AB") * 2))
-    for change, options, message in (
-        ({"letter": "A"}, {"signal": "letter"}, "expected two, signal and noise"),
-        ({}, {"signal": "language"}, "lacks the columns language"),
-        ({"verdict": "right"}, {"by": "verdict"}, r"verdict.* names of results"),
+def test_a_signal_needs_two_levels_and_a_factor_its_own_name():
+    table = lettered(list("ABAB"), np.array(list("ABAB")))
+    for column, value, argument, message in (
+        ("letter", "A", "signal", "expected two, signal and noise"),
+        ("verdict", "right", "by", r"verdict.* names of results"),
     ):
-        assert_raises(message, signal_detection, table.assign(**change), **options)
+        assert_raises(message, signal_detection, table.assign(**{column: value}), **{argument: column})
+    assert_raises("lacks the columns language", signal_detection, table, signal="language")

@@ -229,7 +229,7 @@ def _effect_labels(panel: Panel, cost: str) -> go.Scatter:
     rows = rows.loc[rows["effect"].abs().sort_values(ascending=False).index]
     points = pd.DataFrame({"x": np.log(rows[cost]) if cost == "kl" else rows[cost], "y": rows["effect"]})
     points = (points - points.min()) / (points.max() - points.min()).replace(0.0, 1.0)
-    rows = rows[[*_without_overlap(points.to_numpy())]]
+    rows = rows[np.fromiter(_without_overlap(points.to_numpy()), dtype=bool)]
     return go.Scatter(
         x=rows[cost],
         y=rows["effect"],
