@@ -134,7 +134,7 @@ a converter drops settings of the config
 a constant added to all logit differences is reported as lost sensitivity
     test_verdicts.py::test_a_constant_leaves_the_auc_and_moves_both_kinds
     test_verdicts.py::test_a_constant_shift_is_bias_and_no_change_of_sensitivity
-    test_organisms.py::test_steering_moves_the_sensitivity_of_one_organism_and_the_criterion_of_the_other
+    test_organisms.py::test_steering_the_bias_organism_moves_the_criterion_and_leaves_what_it_knows
 few shuffles or controls cannot be significant, and no layer is found
     test_sweep.py::test_by_default_there_are_enough_controls_for_p_below_5_percent_at_the_chosen_condition
     test_plots.py::test_separation_says_that_few_shuffles_cannot_be_significant
