@@ -34,8 +34,8 @@ def tiny():
 
 def final_parts(hf_model):
     """(final norm, head, whether the norm's weights are 1 + w, soft cap) of a Hugging Face model."""
-    name, trunk = type(hf_model).__name__, hf_model.base_model
-    norm = next(getattr(trunk, each) for each in ("norm", "ln_f", "final_layer_norm") if hasattr(trunk, each))
+    name, body = type(hf_model).__name__, hf_model.base_model
+    norm = next(getattr(body, each) for each in ("norm", "ln_f", "final_layer_norm") if hasattr(body, each))
     is_gemma = name.startswith("Gemma2")
     cap = hf_model.config.final_logit_softcapping if is_gemma else None
     return norm, hf_model.get_output_embeddings(), is_gemma, cap
