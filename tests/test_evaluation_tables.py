@@ -212,7 +212,8 @@ def test_missing_columns_factors_and_outcomes_are_named(call, message):
     ("column", "value", "expected"),
     [
         ("logit_difference", True, "numbers"),
-        ("prompt_id", "x", "numbers or text, not both"),
+        ("prompt_id", "x", "numbers or text in every row, not both"),
+        ("prompt_id", None, "numbers or text in every row"),
         ("layers", 2, "text"),
         ("control", 1, "true or false"),
         ("dose", "1", "numbers"),

@@ -25,7 +25,7 @@ TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "boolean": ("true or false in every row", lambda each: isinstance(each, bool | np.bool_)),
     "text": ("text", lambda each: isinstance(each, str)),
     "name": ("text in every row", lambda each: isinstance(each, str)),
-    "id": ("numbers or text, not both", lambda each: True),
+    "id": ("numbers or text in every row, not both", lambda each: not pd.isna(each)),
 }
 
 
@@ -250,8 +250,8 @@ def validated(
 
 def _wrong(values: pd.Series, expected: Type) -> list[object]:
     """Values of another type."""
-    if expected == "id":
-        return [values.iloc[0]] if pd.api.types.infer_dtype(values).startswith("mixed") else []
+    if expected == "id" and pd.api.types.infer_dtype(values).startswith("mixed"):
+        return [values.iloc[0]]
     is_numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
     if expected == "number" and is_numeric:
         return []
