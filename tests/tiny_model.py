@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 from tl_steer._generation import write_conditions
@@ -71,6 +70,9 @@ def make_model(tokenizer, *, seed=0, dtype=torch.float32, **changes):
         "d_vocab": len(tokenizer), "act_fn": "gelu", "normalization_type": "LN", "seed": seed,
         "device": "cpu", "dtype": dtype, "model_name": "tiny",
     }  # fmt: skip
+    # TransformerLens 4 has none.
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     model = HookedTransformer(HookedTransformerConfig(**(settings | changes)))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
