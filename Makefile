@@ -38,9 +38,9 @@ test-integration: $(INSTALLED) embedded
 test-statistics: $(INSTALLED) embedded
 	$(BIN)/python $(PYTEST) -m "statistics and not slow" --draws $(DRAWS) --jaxtyping-packages=""
 
-# TransformerLens 4 has only the bridge: the model tests, in an environment of its own.
+# TransformerLens 4 has only the bridge: models, engine and the first notebook, in an environment of its own.
 test-next: $(INSTALLED) $(NEXT) embedded
-	.next/bin/python $(PYTEST) tests/test_backends.py
+	.next/bin/python $(PYTEST) tests/test_backends.py tests/test_paths.py --nbmake notebooks/01*.ipynb
 
 # All of them, in full.
 test-all: test-next
@@ -81,14 +81,12 @@ $(PEERS):
 	.peers/bin/python -m pip install --quiet --no-deps steering-vectors==0.12.2 repeng==0.4.0
 	touch $(PEERS)
 
-# setup.cfg asks for TransformerLens 3.9, so everything but that is installed by name, and tl_steer without asking.
-$(NEXT): setup.cfg pyproject.toml constraints.txt
+$(NEXT): setup.cfg pyproject.toml constraints.txt requirements-tl4.txt
 	$(PYTHON) -m venv .next
 	.next/bin/python -m pip install --quiet --upgrade pip
-	grep -v '^transformer-lens==' constraints.txt > .next/constraints.txt
-	.next/bin/python -m pip install --quiet --constraint .next/constraints.txt \
-		transformer-lens==4.3.0 plotly scikit-learn pyarrow safetensors typer psutil gguf jinja2 tqdm \
-		filelock jsonschema accelerate pytest pytest-xdist beartype hypothesis nbmake
+	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > .next/constraints.txt
+	.next/bin/python -m pip install --quiet --constraint .next/constraints.txt --requirement requirements-tl4.txt \
+		accelerate pytest pytest-xdist beartype hypothesis nbmake
 	.next/bin/python -m pip install --quiet --no-deps --editable .
 	touch $(NEXT)
 

@@ -135,7 +135,11 @@ def random_hf_model(name, *, seed=0, **changes):
     config = getattr(transformers, f"{prefix}Config")(**(sizes | changes))
     # Only eager attention has Gemma-2's soft caps; the same one everywhere keeps one oracle.
     hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    hf_model = hf_model.float().eval()
+    return randomise(hf_model.float().eval(), seed=seed)
+
+
+def randomise(hf_model, *, seed=0):
+    """Random weights in place of those of a small Hugging Face model."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in hf_model.parameters():

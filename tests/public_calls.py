@@ -199,7 +199,7 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
             memory=None),
         "honesty_pairs": call(ts.honesty_pairs, claims=m.claims, chat=chat, style="letters", shared="letter",
             persona=True, wording="study"),
-        "identify": run(ts.identify),
+        "identify": run(ts.identify), "explain": run(ts.explain),
         "judge": call(texts.judge, table=m.texts, question="Which?", client=client, model="m",
             against="opposite", cache=str(folder / "replies"), max_tokens=8, limit=2, max_calls=100,
             max_retries=1, seed=0, sleep=lambda seconds: None, progress=False),

@@ -12,6 +12,7 @@ from tl_steer._capture import capture, capture_pairs
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import mean_difference
 from tl_steer.engine import plain
+from tl_steer.engine.paths import path_of
 from tl_steer.engine.recording import Recorder
 from tl_steer.errors import EmptySelectionError, NonFiniteError
 from tl_steer.interventions import Add, ProjectOut
@@ -49,6 +50,7 @@ from .tiny_model import (
 pytestmark = pytest.mark.filterwarnings("ignore:row . of the token ids")
 
 MODEL = make_model(word_tokenizer())
+path_of(MODEL)  # its probe is not counted below
 PROMPTS = st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=7), min_size=1, max_size=5)
 PROMPT_IDS = [[0, 3, 4, 5, 6], [0, 7, 8], [0, 1, 1, 9]]
 UNEQUAL = [[0, 3, 4, 1, 5], [0, 9, 8], [0, 1, 1, 7, 2, 2]]

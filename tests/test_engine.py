@@ -9,7 +9,6 @@ import importlib
 import inspect
 import logging
 import textwrap
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -23,17 +22,17 @@ from transformer_lens.components.abstract_attention import AbstractAttention
 
 from tl_steer._capture import capture
 from tl_steer._generation import Decoding, generate
-from tl_steer._scoring import ChoicePlan, Read, choice_logits
-from tl_steer.directions import SteeringVectors
+from tl_steer._scoring import choice_logits
 from tl_steer.engine import Row
-from tl_steer.engine.shared import attention as stand_in
+from tl_steer.engine.paths import SHARED, explain, path_of
+from tl_steer.engine.shared import packed_hooked as stand_in
 from tl_steer.engine.shared.forward import LayerwisePass
+from tl_steer.engine.shared.packed_hooked import PackedHooked
 from tl_steer.engine.shared.prefixes import Plan
-from tl_steer.engine.support import obstacle
 from tl_steer.errors import HookDidNotFireError, ModelMismatchError, NonFiniteError
 from tl_steer.interventions import Ablate, Add, ProjectOut, SetProjection, steer, steer_conditions
 from tl_steer.interventions.operations import Edit
-from tl_steer.models import identify, load_model
+from tl_steer.models import load_model
 from tl_steer.positions import (
     PromptTokens,
     all_tokens,
@@ -46,9 +45,26 @@ from tl_steer.positions import (
 from tl_steer.prompts import ChoiceQuestions
 from tl_steer.sweeps._sweep import sweep
 
+from .equal_paths import (
+    CLOSE,
+    MEMORY,
+    PACKED,
+    PAIRS,
+    POSITIONS,
+    PROMPTS,
+    choice_plan,
+    draw_conditions,
+    hooks_of,
+    prompt_lists,
+    questions,
+    require_same_activations,
+    require_same_capture,
+    require_same_scores,
+    require_same_texts,
+    small_batches,
+    vectors,
+)  # fmt: skip
 from .tiny_model import (
-    NAMES,
-    TABLE,
     all_hooks,
     favouring,
     hook_name,
@@ -63,22 +79,6 @@ from .tiny_model import (
 pytestmark = pytest.mark.filterwarnings("ignore:row . of the token ids")
 
 MODEL = make_model(word_tokenizer())
-CLOSE = 1e-4
-POSITIONS = [
-    *TABLE,
-    "tokens_matching('c')",
-    "~tokens_matching('c')",
-    "after('b')",
-    "(after('b') | generated_tokens())",
-]
-# One token each; several that differ in the last; several that differ before it; unlike lengths.
-PAIRS = [((7,), (8,)), ((7, 9), (7, 8)), ((7, 8, 9), (7, 10, 9)), ((8,), (9, 10))]
-# Equal and unequal lengths, a beginning of another, the same twice, one token alone.
-PROMPTS = [[0, 3, 5, 6, 1, 4], [0, 3, 5], [0, 4, 5, 3], [0, 3, 5, 6, 1, 4], [0], [6, 5, 4, 3, 3, 0, 1]]
-FORWARD, PACKING, LOGITS = (
-    importlib.import_module(f"tl_steer.engine.{name}")
-    for name in ("shared.forward", "shared.packing", "logits")
-)
 
 
 @pytest.fixture(scope="session")
@@ -86,183 +86,13 @@ def talking(architecture):
     """A model of each architecture with a tokenizer, for positions that match text; do not change it."""
     model = copy.deepcopy(architecture[1])
     model.tokenizer = word_tokenizer()
-    assert obstacle(model) is None
+    assert explain(model) == SHARED
     return model
-
-
-def hooks_of(model):
-    """Short names of the hooks this architecture has."""
-    return [hook for hook in NAMES if hook_name(hook, 0) in model.hook_dict]
-
-
-def vectors(model, layers, hook="resid_post", *, seed=0, scale=4.0, n_positions=None):
-    """Random vectors of the given length for some layers; with `places`, one for each first position."""
-    width = model.cfg.n_heads * model.cfg.d_head if hook == "z" else model.cfg.d_model
-    shape = (len(layers), width) if n_positions is None else (len(layers), n_positions, width)
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(50 + seed))
-    values = scale * values / values.norm(dim=-1, keepdim=True)
-    return SteeringVectors(
-        values, tuple(layers), hook, "made", torch.full((len(layers),), 100.0), identify(model)
-    )
-
-
-def choice_plan(prompts, pairs):
-    """What score_cells is given, by hand: choices that differ in the last token alone are read together."""
-    reads = []
-    for question, (prompt, (first, second)) in enumerate(zip(prompts, pairs, strict=True)):
-        prompt = tuple(prompt)
-        if first[:-1] == second[:-1]:
-            reads.append(Read(question, prompt + first[:-1], tuple(zip(first, second, strict=True)), (0, 1)))
-            continue
-        for choice, ids in enumerate((first, second)):
-            reads.append(Read(question, prompt + ids[:-1], tuple((each,) for each in ids), (choice,)))
-    return ChoicePlan(tuple(map(tuple, prompts)), tuple(reads))
-
-
-def questions(prompts=PROMPTS):
-    """Every type of choices, in turn."""
-    return choice_plan(prompts, [PAIRS[row % len(PAIRS)] for row in range(len(prompts))])
-
-
-def require_same_scores(model, plan, conditions, *, close=CLOSE, **options):
-    """Every condition's frame, computed together, equals the plain loop's."""
-    options = {"allow_empty": True} | options
-    together = score(model, plan, conditions, **options)
-    options.pop("memory", None)
-    plainly = score(model, plan, conditions, reuse=False, **options)
-    for result, expected in zip(together, plainly, strict=True):
-        assert list(result) == list(expected)
-        np.testing.assert_allclose(
-            result["logit_difference"], expected["logit_difference"], rtol=0, atol=close
-        )
-        np.testing.assert_allclose(result["probability"], expected["probability"], rtol=0, atol=close)
-        np.testing.assert_allclose(np.log(result["mass"]), np.log(expected["mass"]), rtol=0, atol=close)
-        assert result["mass"].isna().all() == (not options.get("mass", True))
-    return together
-
-
-def require_same_texts(model, prompts, conditions, decoding, *, tie=1e-3, **options):
-    """Every condition's tokens, written together, equal the plain loop's; where they part, it is a tie."""
-    options = {"allow_empty": True} | options
-    together = write(model, prompts, conditions, decoding, **options)
-    options.pop("memory", None)
-    plainly = write(model, prompts, conditions, decoding, reuse=False, **options)
-    for operations, texts, expected in zip(conditions, together, plainly, strict=True):
-        assert len(texts) == len(prompts)
-        for prompt, new, other in zip(prompts, texts, expected, strict=True):
-            if new != other:
-                require_tie(model, [*prompt], operations, new, other, tie)
-    return together
-
-
-def require_tie(model, prompt, operations, new, other, tie):
-    """One plain pass over what both texts have in common: the two next tokens' logits are alike."""
-    index = next(i for i, (a, b) in enumerate(zip(new, other, strict=False)) if a != b)
-    message = {"prompts": [prompt], "allow_empty": True}
-    with torch.no_grad(), steer(model, *operations, **message):
-        logits = model(torch.tensor([prompt + new[:index]]))[0, -1]
-    assert abs(float(logits[new[index]] - logits[other[index]])) < tie
-
-
-def require_same_activations(result, expected, *, close=CLOSE):
-    torch.testing.assert_close(result.values, expected.values, rtol=0, atol=close, equal_nan=True)
-    torch.testing.assert_close(
-        result.stream_norm, expected.stream_norm, rtol=1e-5, atol=close, equal_nan=True
-    )
-    for name in ("token_index", "tokens", "prompt_lengths"):
-        assert torch.equal(getattr(result, name), getattr(expected, name)), name
-    for name in ("layers", "hook", "positions", "prompts", "completions"):
-        assert getattr(result, name) == getattr(expected, name), name
-
-
-def require_same_capture(model, prompts, *operations, **options):
-    options = {"allow_empty": True} | options
-    result = capture(model, prompts, *operations, **options)
-    options.pop("memory", None)
-    require_same_activations(result, capture(model, prompts, *operations, reuse=False, **options))
-    return result
 
 
 def left_as_it_was(model, before):
     """No hook of the engine's is left, and attention is TransformerLens's own again."""
     return all_hooks(model) == before and not any("forward" in vars(block.attn) for block in model.blocks)
-
-
-@contextmanager
-def small_batches(tokens, block_tokens):
-    """Few tokens go through a layer at once, attend together, or are summed over."""
-    with pytest.MonkeyPatch.context() as patch:
-        if tokens is not None:
-            patch.setattr(FORWARD, "CACHED_TOKENS", tokens)
-            patch.setattr(FORWARD, "MIN_TOKENS", 1)
-        if block_tokens is not None:
-            patch.setattr(PACKING, "BLOCK_TOKENS", block_tokens)
-            patch.setattr(LOGITS, "VOCABULARY_PART", 40)
-        yield
-
-
-PACKED = st.sampled_from([(None, None), (None, None), (1, None), (5, 3), (9, 1), (None, 2)])
-# Shares of what is free: so small that there is one row of one condition at a time.
-MEMORY = st.sampled_from([None, None, None, 1e-12])
-
-
-@st.composite
-def prompt_lists(draw, longest=8):
-    """Few different tokens, so that beginnings are shared; some are beginnings of others, or copies."""
-    prompts = draw(
-        st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=longest), min_size=1, max_size=5)
-    )
-    for source, length in draw(
-        st.lists(st.tuples(st.integers(0, 4), st.integers(1, longest)), min_size=0, max_size=3)
-    ):
-        prompts.append(prompts[source % len(prompts)][:length])
-    return draw(st.permutations(prompts))
-
-
-CATEGORIES = ["add", "add by place", "project out", "set", "zero", "to a vector", "to activations", "heads"]
-
-
-@st.composite
-def drawn_operations(draw, hooks, n_layers, n_heads, shortest):
-    """Any operation at any hook, layer or layers, and position, as the arguments of `operation`."""
-    category = draw(st.sampled_from(CATEGORIES))
-    layers = st.lists(st.integers(0, n_layers - 1), min_size=1, max_size=3, unique=True)
-    return {
-        "category": category,
-        "hook": "z" if category == "heads" else draw(st.sampled_from(hooks)),
-        "layers": sorted(draw(layers)),
-        "where": draw(st.sampled_from(POSITIONS)),
-        "number": draw(st.sampled_from([-1.5, 0.5, 1.0, 2.0])),
-        "seed": draw(st.integers(0, 3)),
-        "n_positions": draw(st.integers(1, shortest)),
-        "heads": draw(st.lists(st.integers(0, n_heads - 1), min_size=1, max_size=2, unique=True)),
-    }
-
-
-def operation(model, *, category, hook, layers, where, number, seed, n_positions, heads):
-    """What was drawn, made for a model."""
-    options = {"positions": parse_positions(where)}
-    if category in ("add", "add by place"):
-        n_positions = n_positions if category == "add by place" else None
-        return Add(vectors(model, layers, hook, seed=seed, n_positions=n_positions), number, **options)
-    if category == "project out":
-        return ProjectOut(vectors(model, layers, hook, seed=seed), number, **options)
-    if category == "set":
-        return SetProjection(vectors(model, layers, hook, seed=seed), 3 * number, **options)
-    if category == "to a vector":
-        options["to"] = vectors(model, layers, hook, seed=seed).values[0]
-    if category == "to activations":
-        options["to"] = capture(model, [[0, 3, 4], [5, 6]], hook=hook, layers=layers, reuse=False)
-    if category == "heads":
-        options["heads"] = heads
-    return Ablate(layers[0], hook, **options)
-
-
-def draw_conditions(data, model, prompts, *, least=1, most=4):
-    """Operations of some conditions; made outside the strategies: the run-time checks use `random`."""
-    one = drawn_operations(hooks_of(model), model.cfg.n_layers, model.cfg.n_heads, min(map(len, prompts)))
-    drawn = data.draw(st.lists(st.lists(one, max_size=3), min_size=least, max_size=most))
-    return [tuple(operation(model, **options) for options in condition) for condition in drawn]
 
 
 # Conditions that hypothesis draws
@@ -418,7 +248,7 @@ def test_prompts_far_longer_than_the_window_of_local_attention(talking):
 def test_of_gemma_2_both_types_of_attention_and_its_soft_caps_are_shared(make_hf_model):
     model = load_model("tiny-gemma2", hf_model=make_hf_model("gemma2"), device="cpu")
     assert {block.attn.attn_type for block in model.blocks} == {"local", "global"}
-    assert obstacle(model) is None
+    assert explain(model) == SHARED
     (long,) = prompts = [[3 + (7 * index) % 40 for index in range(44)]]
     window = model.cfg.window_size
     assert window < len(long)
@@ -821,7 +651,7 @@ SUPPORTED = {
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_models_of_other_settings_are_shared_and_the_same(name):
     model = make_model(word_tokenizer(), **SUPPORTED[name])
-    assert obstacle(model) is None
+    assert explain(model) == SHARED
     if name == "no norm":  # else logits are so large that rounding alone is more than 1e-4
         for weight in model.parameters():
             weight.mul_(0.6)
@@ -869,10 +699,10 @@ UNPADDED = ("use_logn_attn", "use_dynamic_ntk_rope", "ungroup_grouped_query_atte
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_a_model_with_what_the_engine_does_not_know_is_run_whole_and_right(name, caplog):
     model = make_model(word_tokenizer(), **UNSUPPORTED[name])
-    assert name in obstacle(model)
+    assert name in path_of(copy.deepcopy(model)).reason
     with caplog.at_level(logging.INFO, logger="tl_steer"):
         require_as_the_model_alone(model, [[0, 3, 5, 6], [0, 3, 5, 4]] if name in UNPADDED else PROMPTS)
-    assert f"every condition is run in whole forward passes, because {obstacle(model)}" in caplog.text
+    assert f"tiny: {explain(model)}" in caplog.text
 
 
 def require_as_the_model_alone(model, prompts):
@@ -900,12 +730,12 @@ def test_attention_of_another_kind_is_run_as_it_is():
 
     model = copy.deepcopy(MODEL)
     model.blocks[1].attn.__class__ = Halved
-    assert obstacle(model) == "an attention layer is not TransformerLens's own"
+    assert path_of(model).reason == "an attention layer is not TransformerLens's own"
     require_as_the_model_alone(model, PROMPTS)
     patched = copy.deepcopy(MODEL)
     forward = patched.blocks[1].attn.forward
     patched.blocks[1].attn.forward = lambda *args, **kwargs: forward(*args, **kwargs) / 2
-    assert obstacle(patched) == "an attention layer is not TransformerLens's own"
+    assert path_of(patched).reason == "an attention layer is not TransformerLens's own"
     np.testing.assert_allclose(CALLS["score"](patched), CALLS["score"](model), rtol=0, atol=CLOSE)
     assert patched.blocks[1].attn.forward is vars(patched.blocks[1].attn)["forward"]
 
@@ -916,7 +746,7 @@ def test_a_model_of_another_class_is_run_whole():
 
     model = copy.deepcopy(MODEL)
     model.__class__ = Mine
-    assert obstacle(model) == "Mine is not a HookedTransformer"
+    assert path_of(model).reason == "Mine is not a HookedTransformer"
     require_same_scores(model, questions(), SOME_CONDITIONS, close=0)
 
 
@@ -934,7 +764,7 @@ def layerwise_activations(model, prompts, module):
     rows = [Row(tuple(ids), PromptTokens(len(ids), tuple(ids))) for ids in prompts]
     plan, given = Plan(rows, [()]), {layer: {} for layer in range(model.cfg.n_layers)}
     with steer_conditions(model, plan.conditions) as steering:
-        layerwise = LayerwisePass(model, plan, steering, budget=64)
+        layerwise = LayerwisePass(PackedHooked(model), plan, steering, budget=64)
 
         def reader(layer):
             def read(_module, _inputs, x):
@@ -1004,7 +834,7 @@ def test_attention_hangs_on_no_setting_that_the_engine_does_not_know():
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self.cfg"
         }
-    support = importlib.import_module("tl_steer.engine.support")
+    support = importlib.import_module("tl_steer.engine.shared.packed_hooked")
     alike = {
         "attn_scores_soft_cap", "d_head", "n_ctx", "n_heads", "device", "original_architecture",
         "rotary_adjacent_pairs", "rotary_dim", "use_qk_norm", "window_size",

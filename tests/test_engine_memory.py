@@ -22,9 +22,11 @@ from tl_steer._scoring import choice_logits, plan_choices
 from tl_steer.activations import Activations
 from tl_steer.directions import SteeringVector
 from tl_steer.engine import Row
+from tl_steer.engine.paths import path_of
 from tl_steer.engine.shared.chunking import run_in_chunks
 from tl_steer.engine.shared.decoding import Decoder
 from tl_steer.engine.shared.forward import LayerwisePass
+from tl_steer.engine.shared.packed_hooked import PackedHooked
 from tl_steer.engine.shared.prefixes import Plan
 from tl_steer.errors import EmptySelectionError, NonFiniteError
 from tl_steer.interventions import Ablate, Add, ProjectOut
@@ -48,6 +50,8 @@ from .tiny_model import (
 )
 
 MODEL = make_model(word_tokenizer())
+path_of(MODEL)  # its probe is not counted below
+PACKED = PackedHooked(MODEL)
 chunking = importlib.import_module("tl_steer.engine.shared.chunking")
 PROMPTS = [[0, 3, 4, 5], [0, 3, 4], [7, 8, 9, 10, 11], [0, 3, 4, 5], [6]]
 CONDITIONS = [
@@ -107,7 +111,7 @@ def rows_of(prompts):
 
 
 def run_chunks(work, conditions=CONDITIONS, prompts=PROMPTS):
-    run_in_chunks(MODEL, rows_of(prompts), [edits(condition) for condition in conditions], work)
+    run_in_chunks(MODEL, PACKED, rows_of(prompts), [edits(condition) for condition in conditions], work)
 
 
 # The argument
@@ -132,7 +136,7 @@ def test_memory_is_a_share_of_what_is_free_and_by_default_half_up_to_a_limit_on_
 ):
     monkeypatch.setattr(chunking.psutil, "virtual_memory", lambda: types.SimpleNamespace(available=free))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 8 * 10**9))
-    model = types.SimpleNamespace(cfg=types.SimpleNamespace(device=device))
+    model = types.SimpleNamespace(W_E=types.SimpleNamespace(device=torch.device(device)))
     assert chunking.bytes_allowed(model, memory) == expected
     assert chunking.CPU_BYTES <= 2**30
 
@@ -169,7 +173,7 @@ def test_every_condition_of_every_row_is_in_one_chunk_that_fits(prompts, conditi
     rows, conditions = rows_of(prompts), [edits(CONDITIONS[condition]) for condition in conditions]
     chunks = []
     with limited(limit):
-        run_in_chunks(MODEL, rows, conditions, chunks.append, new_tokens=new_tokens)
+        run_in_chunks(MODEL, PACKED, rows, conditions, chunks.append, new_tokens=new_tokens)
     done = [pair for chunk in chunks for pair in itertools.product(chunk.conditions, chunk.rows)]
     assert sorted(done) == list(itertools.product(range(len(conditions)), range(len(rows))))
     for chunk in chunks:
@@ -367,7 +371,7 @@ def test_memory_that_ran_out_once_is_not_requested_again():
     sizes = []
 
     def work(chunk):
-        sizes.append(chunking.plan_bytes(MODEL, chunk.plan, 0))
+        sizes.append(chunking.plan_bytes(PACKED, chunk.plan, 0))
         if len(sizes) == 1:
             raise MemoryError
 
@@ -503,5 +507,5 @@ def test_where_an_empty_selection_is_allowed_the_numbers_are_the_unsteered_ones(
 def test_masks_are_counted_where_prompts_are_long():
     """They grow with the square of a prompt's length, all other tensors with its length."""
     short, long = (Plan(rows_of([list(range(3, 3 + length))]), [()]) for length in (4, 40))
-    masks = [chunking.plan_bytes(MODEL, plan, 0) - plan.size * TOKEN_BYTES for plan in (short, long)]
+    masks = [chunking.plan_bytes(PACKED, plan, 0) - plan.size * TOKEN_BYTES for plan in (short, long)]
     assert masks == [1.5 * 4 * 4**2, 1.5 * 4 * 40**2]

@@ -15,6 +15,7 @@ from tl_steer._capture import capture, capture_pairs
 from tl_steer._generation import Decoding, generate
 from tl_steer._scoring import choice_logits, plan_choices
 from tl_steer.engine import CleanStreams, Row
+from tl_steer.engine.paths import path_of
 from tl_steer.engine.shared.decoding import Decoder
 from tl_steer.engine.shared.prefixes import Plan, first_layer
 from tl_steer.interventions import Ablate, Add, ProjectOut
@@ -27,6 +28,7 @@ from tl_steer.sweeps._sweep import sweep
 from .tiny_model import N_LAYERS, favouring, made_vector, make_model, score, word_tokenizer, write
 
 MODEL = make_model(word_tokenizer())
+path_of(MODEL)  # its probe is not counted below
 
 
 # The trie, against plain Python
@@ -488,6 +490,8 @@ def test_all_conditions_are_decoded_together_with_only_the_logits_of_their_new_t
 
 def test_texts_that_have_ended_leave_the_batch(step_sizes, monkeypatch):
     model = favouring(MODEL, 1, 2.5)
+    path_of(model)
+    step_sizes.clear()
     sizes = spy(monkeypatch, model.blocks[0])
     prompts = [[index, 3 + index % 7, 5, 30 - index] for index in range(3, 27)]
     conditions = [(), (Add(made_vector(model, 1), 1.0),), (ProjectOut(made_vector(model, 0, seed=2)),)]

@@ -23,6 +23,15 @@ def test_every_package_is_listed_in_setup_cfg():
     assert set(config["options"]["packages"].split()) == packages | {"tl_steer.data"}
 
 
+def test_transformer_lens_4_is_installed_with_the_same_other_requirements():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    texts = config["options"]["install_requires"], (ROOT / "requirements-tl4.txt").read_text()
+    lines = [[line.strip() for line in text.splitlines()] for text in texts]
+    required, others = ({line for line in each if line and line[0] != "#"} for each in lines)
+    assert required ^ others == {"transformer-lens>=3.9,<4", "transformer-lens>=4.3,<5"}
+
+
 @pytest.fixture(scope="module")
 def distribution(tmp_path_factory):
     """Source archive and wheel of `python -m build`, from a copy: it leaves folders in the source."""

@@ -13,6 +13,7 @@ from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookPoint
 
 import tl_steer as ts
+from tl_steer.engine.paths import path_of
 from tl_steer.engine.shared import attention
 from tl_steer.interventions import Add
 from tl_steer.interventions.condition_steering import ConditionSteering
@@ -246,6 +247,7 @@ class Broken:
 
     def model(self, monkeypatch):
         model = tiny(dtype=self.dtype)
+        path_of(model)  # a defect that the engine's own probe finds would not be used
         patches_package = "monkeypatch" in self.change.__code__.co_varnames
         self.change(model, *[monkeypatch] * patches_package)
         return model

@@ -23,6 +23,7 @@ from .directions import (
     principal_component,
     random_direction,
 )
+from .engine.paths import explain
 from .evaluation import against_controls, choose, effectiveness, signal_detection, steerability
 from .interventions import Ablate, Add, ProjectOut, SetProjection, steer
 from .models import chat_format, get_model, identify, load_model, tokenize
@@ -60,7 +61,7 @@ __all__ = [
     "SetProjection", "SteeringVector", "SteeringVectors", "activation_addition", "after",
     "against_controls", "agreement", "all_tokens", "analysis", "audit", "capture", "capture_pairs",
     "chat_format", "choice_logits", "choose", "claim_questions", "contrast_pairs", "control_vectors",
-    "current_token", "damage", "effectiveness", "errors", "evaluation", "exchange", "generate",
+    "current_token", "damage", "effectiveness", "errors", "evaluation", "exchange", "explain", "generate",
     "generated_tokens", "get_model", "honesty_pairs", "identify", "last_token", "lda_direction",
     "load_model", "logistic_direction", "logit_lens", "mean_difference", "organisms", "pca", "plots",
     "preview", "principal_component", "projections", "prompt_tokens", "prompts", "random_direction",

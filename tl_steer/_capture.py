@@ -14,10 +14,10 @@ from ._util.logs import bar
 from ._util.validation import checked
 from .activations import Activations, PairedActivations
 from .engine import Memory, Row, RunOptions, residual, run_conditions
-from .engine.plain import Batch
+from .engine.paths import path_of
+from .engine.plain import Batch, no_progress
 from .engine.recording import Recorder
 from .engine.shared.chunking import Chunk
-from .engine.support import is_shared, no_progress
 from .interventions import Operation, edits_of
 from .models import (
     HookedModel,
@@ -185,7 +185,7 @@ def _record(
     The shared engine generates first, and then reads prompts and texts in one layerwise pass; the plain loop
     reads while it generates.
     """
-    if max_new_tokens and is_shared(model, options):
+    if max_new_tokens and options.reuse and path_of(model).packed is not None:
         prompts, decoding = [prompt.ids for prompt in recorder.prompts], Decoding(max_new_tokens)
         silent = replace(options, on_progress=no_progress)
         (texts,) = write_conditions(model, prompts, [operations], decoding, options=silent)
@@ -198,7 +198,7 @@ def _record(
     edits = edits_of(operations, model.cfg.n_layers)
     stop = max([*recorder.layers, *(edit.layer for edit in edits)]) + 1
 
-    def plain(_condition: int, batch: Batch, tracker: PositionTracker) -> None:
+    def plain(_condition: int, batch: Batch, tracker: PositionTracker, _start: None) -> None:
         with recorder.reading(model, tracker, batch.rows):
             if not max_new_tokens:
                 residual(model, batch, stop_at_layer=stop)

@@ -18,10 +18,9 @@ from ._util.logs import bar
 from ._util.seeds import derived_seed, require_seed
 from ._util.validation import checked
 from .engine import Memory, Row, RunOptions, StreamNorms, residual, run_conditions
-from .engine.plain import Batch
+from .engine.plain import DEFAULT_OPTIONS, Batch
 from .engine.shared.chunking import Chunk
 from .engine.shared.decoding import Decoder
-from .engine.support import DEFAULT_OPTIONS
 from .interventions import Operation
 from .models import HookedModel, Prompt, detected_format, tokenize_all
 from .models.backend import new_cache, unembedded
@@ -156,12 +155,12 @@ def write_conditions(
     ]
     written: list[list[list[int]]] = [[[] for _ in rows] for _ in conditions]
 
-    def plain(condition: int, batch: Batch, _tracker: PositionTracker) -> None:
+    def plain(condition: int, batch: Batch, _tracker: PositionTracker, _start: None) -> None:
         for row, new in zip(batch.rows, decode(model, batch, decoding), strict=True):
             written[condition][row] = new
 
     def shared(chunk: Chunk) -> None:
-        decoder = Decoder(model, chunk, decoding.max_new_tokens - 1)
+        decoder = Decoder(chunk, decoding.max_new_tokens - 1)
         with nullcontext() if norms is None else norms.of(model, chunk):
             stream = decoder.start()
         members = [row for _, row in decoder.members]

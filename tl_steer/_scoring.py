@@ -13,9 +13,9 @@ from ._util.logs import bar
 from ._util.validation import checked
 from .engine import CleanStreams, FinalStreams, Memory, Row, RunOptions, StreamNorms, final_streams
 from .engine.logits import log_normaliser, logits_at, logits_of
-from .engine.support import DEFAULT_OPTIONS
+from .engine.plain import DEFAULT_OPTIONS
 from .interventions import Operation
-from .models import HookedModel, Prompt, as_prompts, tokenize_all
+from .models import HookedModel, Prompt, as_prompts, is_hooked, tokenize_all
 from .models.tokenizing import encode
 from .positions import PromptTokens
 
@@ -197,14 +197,14 @@ def _target_scores(
 ) -> Iterator[list[float]]:
     """The targets' log-probabilities at each slot; without `normalise`, the shared engine's bare logits.
 
-    The plain loop takes them from the model's own unembedding.
+    The plain loop and a bridge take them from the model's own unembedding.
     """
     slots = streams.slots.flatten().to(streams.stream.device)
     for start in range(0, len(targets), LOGIT_ROWS):
         part = targets[start : start + LOGIT_ROWS]
         stream = streams.stream[slots[start : start + LOGIT_ROWS]]
         tokens = pad_sequence([torch.tensor(each) for each in part], batch_first=True).to(stream.device)
-        if streams.is_plain:
+        if streams.is_plain or not is_hooked(model):
             logits = logits_of(model, stream)
             scores, total = logits.gather(1, tokens), logits.logsumexp(-1)
         else:

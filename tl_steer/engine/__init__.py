@@ -10,11 +10,10 @@ results in one layerwise forward pass for many conditions, with common tokens an
 """
 
 from .logits import divergences, logits_of, losses, row_means
-from .plain import Row, residual
+from .plain import Memory, OnProgress, Row, RunOptions, residual
 from .recording import Site, StreamNorms
 from .runner import FinalStreams, final_streams, run_conditions
 from .shared.forward import CleanStreams
-from .support import Memory, OnProgress, RunOptions
 
 __all__ = [
     "CleanStreams", "FinalStreams", "Memory", "OnProgress", "Row", "RunOptions", "Site", "StreamNorms",

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..errors import HookDidNotFireError, NonFiniteError
 from ..models import hook_point
 from ..positions import Positions, PositionTracker, PromptTokens
+from ..positions.tracker import slots_of
 from .shared.chunking import Chunk
 
 Site = tuple[int, str]  # layer and hook
@@ -70,8 +71,7 @@ class ActivationReader:
             start, stop = tokens.start, tokens.stop
             if start >= n_tokens:
                 return
-            # "z" has an axis of heads.
-            stream = (x.flatten(2) if x.ndim == 4 else x)[0, : n_tokens - start].float()
+            stream = slots_of(x, 1, x.shape[1])[0, : n_tokens - start].float()
             self.norms[site][start : start + len(stream)] = stream.norm(dim=-1).cpu()
             first, last = np.searchsorted(self.numbers, (start, stop))
             if site not in self.values:

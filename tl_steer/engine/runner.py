@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ..interventions import Operation, checked_edits
 from ..models import exclusive
+from ..models.backend import Start
 from ..positions import PositionTracker
-from .plain import Batch, Row, residual, run_plain
+from .paths import SHORTER, WHOLE, Path, path_of
+from .plain import Batch, Row, RunOptions, Work, residual, run_plain
 from .recording import StreamNorms
 from .shared.chunking import Chunk, run_in_chunks
 from .shared.forward import CleanStreams
-from .support import RunOptions, is_shared
 
 
 @torch.no_grad()
@@ -28,32 +29,37 @@ def run_conditions(
     conditions: Sequence[Sequence[Operation]],
     options: RunOptions,
     *,
-    plain: Callable[[int, Batch, PositionTracker], object],
+    plain: Work,
     shared: Callable[[Chunk], object],
     new_tokens: int = 0,
+    can_start_late: bool = False,
     clean: CleanStreams | None = None,
 ) -> None:
     """Run every row under every condition, with exclusive use of the model.
 
     Args:
-        plain: called as plain(condition, batch, tracker) inside `steer`; see `run_plain`.
+        plain: called as plain(condition, batch, tracker, start) inside `steer`; see `run_plain`.
         shared: called with each chunk of conditions and rows; see `run_in_chunks`. After out of memory it is
             called again for the same conditions and rows.
         new_tokens: how many tokens are generated per row.
+        can_start_late: whether `plain` runs passes from `start` on.
         clean: keeps unsteered residual streams from call to call.
     """
     # The last new token is never fed back.
     generating = new_tokens > 1 or any(len(row.ids) > row.prompt.length for row in rows)
     with exclusive(model):
-        if is_shared(model, options):
+        path = path_of(model) if options.reuse else Path(WHOLE)
+        if path.packed is not None:
             edits = checked_edits(model, conditions, options.force)
-            fed = max(new_tokens - 1, 0)
-            run_in_chunks(
-                model, rows, edits, shared, options, new_tokens=fed, generating=generating, clean=clean
-            )
+            counts = {"new_tokens": max(new_tokens - 1, 0), "generating": generating}
+            run_in_chunks(model, path.packed, rows, edits, shared, options, clean=clean, **counts)
         else:
+            starts = None
+            if can_start_late and path.name == SHORTER:
+                edits = checked_edits(model, conditions, options.force)
+                starts = [min((edit.layer for edit in each), default=0) for each in edits]
             counts = {"new_tokens": new_tokens, "generating": generating}
-            run_plain(model, rows, conditions, plain, options, **counts)
+            run_plain(model, rows, conditions, plain, options, starts=starts, **counts)
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,8 @@ def final_streams(
         norms, clean: filled by the shared engine; see there.
     """
 
-    def plain(condition: int, batch: Batch, _tracker: PositionTracker) -> None:
-        stream = residual(model, batch)
+    def plain(condition: int, batch: Batch, _tracker: PositionTracker, start: Start | None) -> None:
+        stream = residual(model, batch, start=start)
         ends = torch.arange(1, len(batch.rows) + 1) * stream.shape[1]
         read = zip(ends.tolist(), batch.rows, strict=True)
         slots = torch.cat([torch.arange(end - counts[row], end) for end, row in read])
@@ -108,12 +114,13 @@ def final_streams(
         )
         layerwise = chunk.layerwise
         with nullcontext() if norms is None else norms.of(model, chunk):
-            layerwise.run(model.cfg.n_layers, needed=slots.flatten(), on_tokens=chunk.on_tokens)
+            layerwise.run(len(layerwise.model.layers), needed=slots.flatten(), on_tokens=chunk.on_tokens)
         layerwise.require_finite()
         slots = torch.from_numpy(slots)
         work(FinalStreams(chunk.conditions, chunk.rows, layerwise.stream, slots, is_plain=False))
 
-    run_conditions(model, rows, conditions, options, plain=plain, shared=shared, clean=clean)
+    works = {"plain": plain, "shared": shared}
+    run_conditions(model, rows, conditions, options, **works, can_start_late=True, clean=clean)
 
 
 def _last_tokens(chunk: Chunk, condition: int, counts: Sequence[int]) -> Int[np.ndarray, " pos"]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..models import hook_point
 from ..positions import Positions, PromptTokens
+from ..positions.tracker import slots_of
 from .operations import Edit, at_least_float32
 from .steering import EditLog
 
@@ -75,8 +76,7 @@ class ConditionSteering:
         """A forward hook for one hook point."""
 
         def change(_module: Any, _inputs: tuple, x: Tensor) -> Tensor:
-            # "z" has an axis of heads; everywhere else the last axis is the whole position.
-            flat = x.flatten(2) if x.ndim == 4 else x
+            flat = slots_of(x, 1, x.shape[1])
             return self.changed(layer, hook, flat, self.slots).reshape(x.shape)
 
         return change

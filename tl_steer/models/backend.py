@@ -7,6 +7,7 @@ passes: of any model that transformers loads, also in 4 bits or over several dev
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -26,6 +27,15 @@ except ImportError:  # TransformerLens 4
 BACKENDS = ("hooked", "bridge")
 DEFAULT_BACKEND = "bridge" if HookedTransformer is None else "hooked"
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a pass starts: at a layer, with the residual stream "batch pos d_model" before it."""
+
+    layer: int
+    stream: Tensor
+
 
 Layers = int | Sequence[int] | None
 Unembedding = Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row d_vocab"]]
@@ -82,9 +92,9 @@ def hook_point(model: Any, hook: str, layer: int) -> HookPoint:
 
     Raises ValueError if this architecture lacks the hook, with the hooks it has.
     """
-    point = _find_hook_point(model, hook, layer) if hook in HOOKS else None
+    point = find_hook_point(model, hook, layer) if hook in HOOKS else None
     if point is None:
-        known = [other for other in HOOKS if _find_hook_point(model, other, layer) is not None]
+        known = [other for other in HOOKS if find_hook_point(model, other, layer) is not None]
         raise ValueError(
             f"hook {hook!r} does not exist at layer {layer} of {model.cfg.model_name}; "
             f"this model has {', '.join(known)}."
@@ -107,7 +117,7 @@ def hook_width(model: Any, hook: str) -> int:
     return model.cfg.n_heads * model.cfg.d_head if hook == "z" else model.cfg.d_model
 
 
-def _find_hook_point(model: Any, hook: str, layer: int) -> HookPoint | None:
+def find_hook_point(model: Any, hook: str, layer: int) -> HookPoint | None:
     """Look up by name: a bridge's `hook_dict` is rebuilt on each access, which takes milliseconds."""
     name = get_act_name(hook, layer)
     return model.get_hook_point(name) if is_bridge(model) else model.hook_dict.get(name)
@@ -132,17 +142,24 @@ def run(
     tokens: Int[Tensor, "batch pos"],
     mask: Bool[Tensor, "batch pos"],
     *,
+    start: "Start | None" = None,
     stop_at_layer: int | None = None,
     cache: Any = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """Residual stream of a left-padded batch after the last block, or before `stop_at_layer` (at least 1).
 
-    With a `cache` (from `new_cache`, appended to), `tokens` and `mask` are of the new tokens only.
+    Args:
+        tokens, mask: of the new tokens only, if there is a cache.
+        start: layers before it do not run; without a cache only.
+        cache: from `new_cache`, appended to.
     """
     stop = model.cfg.n_layers if stop_at_layer is None else stop_at_layer
     if is_bridge(model):
-        return bridge.run(model, tokens, mask, stop, cache)
-    return model(tokens, attention_mask=mask.long(), stop_at_layer=stop, past_kv_cache=cache)
+        return bridge.run(model, tokens, mask, stop, cache, start)
+    options = {"attention_mask": mask.long(), "stop_at_layer": stop, "past_kv_cache": cache}
+    if start is not None:
+        return model(start.stream, start_at_layer=start.layer, **options)
+    return model(tokens, **options)
 
 
 def unembedded(model: Any, stream: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_vocab"]:

@@ -1,7 +1,7 @@
 """Functions of `backend` for a `TransformerBridge`, whose passes are those of the Hugging Face model."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+
+from .bridge_blocks import replaced_forward, starting
 
 PROBE = 2.0**12  # a power of two, so that sums are exact, and so large that a norm's epsilon is negligible
 
@@ -46,6 +48,7 @@ def run(
     mask: Bool[Tensor, "batch pos"],
     stop_at_layer: int,
     cache: BridgeCache | None,
+    start: Any = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """`backend.run`. The model is given the mask of cached tokens too; it computes positions from it."""
     options: dict[str, Any] = {}  # without a cache, not even use_cache=False: OLMo crashes with it
@@ -56,13 +59,14 @@ def run(
     def stop(_module: nn.Module, _inputs: tuple, output: Any) -> None:
         raise _StopAtLayerError(output[0] if isinstance(output, tuple) else output)
 
-    handle = model.blocks[stop_at_layer - 1].register_forward_hook(stop)
-    try:
-        model(tokens, attention_mask=mask.long(), return_type=None, **options)
-    except _StopAtLayerError as stopped:
-        return stopped.stream
-    finally:
-        handle.remove()
+    with nullcontext() if start is None else starting(model, start.layer, start.stream):
+        handle = model.blocks[stop_at_layer - 1].register_forward_hook(stop)
+        try:
+            model(tokens, attention_mask=mask.long(), return_type=None, **options)
+        except _StopAtLayerError as stopped:
+            return stopped.stream
+        finally:
+            handle.remove()
     raise RuntimeError(f"block {stop_at_layer - 1} of {model.cfg.model_name} did not run in its own pass.")
 
 
@@ -83,9 +87,9 @@ def unembedded(
     input_ids = torch.zeros(len(stream), 1, dtype=torch.long, device=stream.device)
     with ExitStack() as stack:
         for body in _bodies(model.original_model):
-            stack.enter_context(_replaced_forward(body, body_output.forward))
+            stack.enter_context(replaced_forward(body, body_output.forward))
         if head is not None:
-            stack.enter_context(_replaced_forward(model.unembed, lambda hidden, **_: head(hidden)))
+            stack.enter_context(replaced_forward(model.unembed, lambda hidden, **_: head(hidden)))
         # `forward`, since hooks on the call itself watch for passes.
         logits = model.original_model.forward(input_ids=input_ids, use_cache=False, return_dict=True).logits
     if not body_output.used:
@@ -104,19 +108,6 @@ def _bodies(hf_model: Any) -> list[nn.Module]:
         getattr(hf_model, "model", None),  # Llama 4's text model names another attribute as its base
     ]
     return [each for each in dict.fromkeys(modules) if isinstance(each, nn.Module) and each is not hf_model]
-
-
-@contextmanager
-def _replaced_forward(module: nn.Module, function: Callable) -> Iterator[None]:
-    """Temporarily override `module.forward`, through `vars()` since a bridge delegates attributes."""
-    before = vars(module).get("forward")
-    vars(module)["forward"] = function
-    try:
-        yield
-    finally:
-        del vars(module)["forward"]
-        if before is not None:
-            vars(module)["forward"] = before
 
 
 class _BodyOutput:

@@ -50,8 +50,8 @@ def load_model(
 
     Args:
         name: of `MODELS`, known to TransformerLens, or a Hugging Face folder; with `hf_model` only a label.
-        backend: "hooked" (TransformerLens 3; the shared engine needs it) or "bridge" (any model transformers
-            loads, in whole passes; the default with TransformerLens 4, which has nothing else).
+        backend: "hooked" (TransformerLens 3) or "bridge" (any model that transformers loads; the default with
+            TransformerLens 4, which has nothing else). The engine runs both; see `explain`.
         dtype: of the weights; by default that of `hf_model`, else float32; "auto" is that of the files.
         device: by default CUDA if available, else the CPU; "auto" also takes MPS before the CPU. A bridge
             leaves an `hf_model` where it is by default, and always if it has a `device_map`.
@@ -69,7 +69,7 @@ def load_model(
             two to three times faster, numbers the same. `safetensors.save_file(model.state_dict())` then
             needs `restore_layout(model)` first.
         n_devices: number of GPUs for a `HookedTransformer`'s layers, the first ones on `device`; conditions
-            are then run in whole passes. For a bridge pass an `hf_model` with a `device_map` instead.
+            are then run one by one. For a bridge pass an `hf_model` with a `device_map` instead.
         trust_remote_code: run Python code that comes with the model's files: read it first.
         check: compare with the Hugging Face model. In half precision two float32 copies are compared if
             memory allows, else the difference may be three times that of half precision itself.

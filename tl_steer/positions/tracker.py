@@ -76,13 +76,8 @@ class PositionTracker:
         return self._masks[positions]
 
     def slots_of(self, x: Float[Tensor, "..."]) -> Float[Tensor, "batch pos d_hook"]:
-        """A hook's activations with one row per slot: "z" has an axis of heads."""
-        if x.shape[:2] != self.index.shape or x.ndim < 3:
-            raise ValueError(
-                f"the hook holds {tuple(x.shape)} in a pass of {tuple(self.index.shape)} (rows, tokens): "
-                "expected a row for each token, which this architecture lacks there. Use another hook."
-            )
-        return x.flatten(2)
+        """`slots_of` in the current pass."""
+        return slots_of(x, *self.index.shape)
 
     def _resolve(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
         if not self._ambiguity:
@@ -156,6 +151,20 @@ class PositionTracker:
             PromptTokens(length, row, self.model.tokenizer)
             for length, row in zip(lengths, tokens, strict=True)
         ]
+
+
+def slots_of(x: Float[Tensor, "..."], rows: int, tokens: int) -> Float[Tensor, "batch pos d_hook"]:
+    """A hook's activations in a pass of this shape, with the axis of heads of "z" flattened.
+
+    Raises:
+        ValueError: the hook has no row for each slot of the pass.
+    """
+    if x.shape[:2] != (rows, tokens) or x.ndim < 3:
+        raise ValueError(
+            f"the hook holds {tuple(x.shape)} in a pass of {rows} rows and {tokens} tokens: expected a row "
+            "for each token, which this architecture lacks there. Use another hook."
+        )
+    return x.flatten(2)
 
 
 def _known_prompts(

@@ -12,8 +12,8 @@ from .._generation import Decoding
 from .._util.validation import checked
 from ..directions import SteeringVectors
 from ..engine import Memory
+from ..engine.paths import require_unhooked
 from ..engine.shared.chunking import bytes_allowed
-from ..engine.support import require_unhooked
 from ..interventions import Vectors
 from ..models import HookedModel, exclusive, tokenize_all
 from ..positions import Positions, all_tokens

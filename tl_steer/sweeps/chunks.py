@@ -18,10 +18,9 @@ from .._generation import Decoding, completion_text, write_conditions
 from .._scoring import plan_choices, score_conditions
 from .._util.logs import bar
 from ..engine import CleanStreams, Memory, OnProgress, RunOptions, Site, StreamNorms
-from ..engine.plain import Row
+from ..engine.plain import Row, no_progress
 from ..engine.shared.chunking import plan_work
 from ..engine.shared.prefixes import Plan
-from ..engine.support import no_progress
 from ..interventions import Operation, edits_of
 from ..models import tokenize_all
 from ..positions import PromptTokens
@@ -169,7 +168,7 @@ def estimated_cost(
     rows = [Row(prompt.ids, prompt) for prompt in prompts]
     plan = Plan(rows, [edits_of(each.operations, n_layers) for each in conditions])
     clean = len(plan.prefix.trie) * n_layers
-    changed = (plan_work(model, plan, new_tokens) - clean) / len(conditions)
+    changed = (plan_work(model.cfg.n_layers, plan, new_tokens) - clean) / len(conditions)
     per_layer = sum(weight.numel() for weight in model.blocks.parameters()) / n_layers
     seconds = 2 * per_layer / SPEED.get(torch.device(model.cfg.device).type, SPEED["cuda"])
     return Cost(seconds * clean, seconds * changed)

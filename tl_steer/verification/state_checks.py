@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import DoesNotApplyError
 from ..models import detected_format, is_hooked, tokenize
+from ..models.bridge_blocks import is_library_hook
 from ..models.weights import weight_digests
 from .context import QUESTION, SENTENCES, Context, Measurements, check
 
@@ -117,7 +118,7 @@ def hooks(model: Any) -> dict[str, tuple[int, ...]]:
     names = {module: name or "the model" for name, module in model.named_modules()}
     registered = {
         f"{name}{when}": tuple(
-            key for key, hook in getattr(module, registry).items() if not _is_library(hook)
+            key for key, hook in getattr(module, registry).items() if not is_library_hook(hook)
         )
         for module, name in names.items()
         for registry, when in _HOOKS.items()
@@ -128,12 +129,6 @@ def hooks(model: Any) -> dict[str, tuple[int, ...]]:
         replaced = [(name, vars(module).get("forward")) for module, name in names.items()]
         registered |= {f"{name}.forward": (id(forward),) for name, forward in replaced if forward}
     return {name: keys for name, keys in registered.items() if keys}
-
-
-def _is_library(hook: Any) -> bool:
-    """Whether a hook is a bridge's, or one that transformers leaves after it returned hidden states."""
-    owner = getattr(hook, "__module__", None) or ""
-    return owner.startswith(("transformer_lens.model_bridge", "transformers.utils.output_capturing"))
 
 
 def settings(model: Any) -> dict[str, str]:

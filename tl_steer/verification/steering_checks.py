@@ -10,7 +10,7 @@ from torch import Tensor
 from .._capture import capture
 from .._generation import Decoding, generate, write_conditions
 from .._scoring import plan_choices, score_conditions
-from ..engine.support import obstacle
+from ..engine.paths import SHARED, path_of
 from ..errors import DoesNotApplyError, NonFiniteError
 from ..interventions import Ablate, Add, Operation, ProjectOut, SetProjection, steer
 from ..models import hook_point
@@ -172,8 +172,8 @@ def equal_conditions(context: Context) -> Measurements:
 
 
 def _require_engine(context: Context) -> None:
-    if reason := obstacle(context.model):
-        raise DoesNotApplyError(f"every condition runs in whole passes, because {reason}.")
+    if (path := path_of(context.model)).name != SHARED:
+        raise DoesNotApplyError(f"conditions run in {path.name}, because {path.reason}.")
 
 
 def _conditions(context: Context) -> dict[str, tuple[Operation, ...]]:

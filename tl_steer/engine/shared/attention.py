@@ -1,23 +1,45 @@
-"""Attention for forward passes over packed tokens: the tokens of many prompts in one row, without padding.
+"""Attention over packed tokens: the tokens of many prompts in one row, without padding.
 
-While a model is `packed`, its blocks run as they are; only the part of an attention layer between its
-queries, keys and values and its output projection is replaced, so that each token sees its own keys.
+The model's blocks run as they are; only what happens between a layer's queries, keys and values and its
+output projection is replaced, so that each token sees its own keys. `packed_hooked` and `packed_bridge` do
+this for the two classes of models.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformer_lens.utilities.activation_functions import apply_softcap, softcap_enabled
 
 Heads = Float[Tensor, "token head d_head"]
 KeyHeads = Float[Tensor, "key key_head d_head"]
+ValueHeads = Float[Tensor, "key key_head d_value"]
+Values = Float[Tensor, "token head d_value"]
+RunBlocks = Callable[[int, int, Tensor], Float[Tensor, "token d_model"]]
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """What a layer does with queries and keys.
+
+    Attributes:
+        layer: its index.
+        scale: q·k is multiplied by it.
+        soft_cap: scores become cap · tanh(score / cap); `None` or not positive: no cap.
+        window: a token sees so many positions, its own included; `None`: all before it.
+        sinks: a score per query head that takes part in the softmax and has no value.
+    """
+
+    layer: int
+    scale: float
+    soft_cap: float | None = None
+    window: int | None = None
+    sinks: Float[Tensor, " head"] | None = None
 
 
 class PackedAttention(ABC):
@@ -29,86 +51,93 @@ class PackedAttention(ABC):
         """Their absolute positions."""
 
     @property
-    @abstractmethod
     def key_inputs(self) -> tuple[Float[Tensor, "1 key d_model"], Int[Tensor, " key"]] | None:
         """Residual stream and positions of the tokens that get keys and values, if those are others."""
+        return None
+
+    @property
+    def pass_id(self) -> Hashable:
+        """Equal for passes over the same tokens; `None` if they do not come again."""
+        return None
 
     @abstractmethod
-    def attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+    def attend(self, layer: AttentionLayer, q: Heads, k: KeyHeads, v: ValueHeads) -> Values:
         """The weighted values of each token, from rotated queries and the new keys and values."""
 
 
-@contextmanager
-def packed(model: Any, attention: PackedAttention) -> Iterator[None]:
-    """Let the model's passes hold one row of packed tokens."""
-    with ExitStack() as stack:
-        for block in model.blocks:
-            block.attn.forward = partial(_forward, block, attention)
-            stack.callback(delattr, block.attn, "forward")
-        yield
+class PackedModel(ABC):
+    """What the engine needs of a model.
 
+    Attributes:
+        layers: the attention of each.
+        key_shape, value_shape: of one token in one layer, "key_head d_head".
+        weight: a tensor with the dtype and device of the residual stream.
+        d_model: width of the residual stream.
+        widest: numbers per token in the widest part of a block, for batch sizes.
+    """
 
-def _forward(
-    block: Any,
-    attention: PackedAttention,
-    query_input: Float[Tensor, "1 token d_model"],
-    key_input: Float[Tensor, "1 token d_model"],
-    value_input: Float[Tensor, "1 token d_model"],
-    past_kv_cache_entry: None = None,
-    attention_mask: None = None,
-) -> Float[Tensor, "1 token d_model"]:
-    """An attention layer's forward pass, with `attend` in its middle."""
-    attn, key_index = block.attn, attention.index
-    if attention.key_inputs is not None:
-        stream, key_index = attention.key_inputs
-        key_input = value_input = block.ln1(stream)
-    q, k, v = (part[0] for part in attn.calculate_qkv_matrices(query_input, key_input, value_input))
-    if attn.cfg.positional_embedding_type == "rotary":
-        q, k = rotated(attn, q, attention.index), rotated(attn, k, key_index)
-    z = attn.hook_z(attention.attend(attn, q, k, v)[None])
-    return linear(z.flatten(2), attn.W_O.flatten(0, 1).T, attn.b_O)
+    layers: tuple[AttentionLayer, ...]
+    key_shape: tuple[int, int]
+    value_shape: tuple[int, int]
+    weight: Tensor
+    d_model: int
+    widest: int
 
+    @property
+    def windows(self) -> set[int | None]:
+        """The different windows of its layers."""
+        return {each.window for each in self.layers}
 
-def rotated(attn: Any, x: Heads, index: Int[Tensor, " token"]) -> Heads:
-    """`attn.apply_rotary` of tokens at any positions, with one copy instead of four."""
-    count, pairs = attn.cfg.rotary_dim, attn.cfg.rotary_adjacent_pairs
-    first = slice(0, count, 2) if pairs else slice(0, count // 2)
-    second = slice(1, count, 2) if pairs else slice(count // 2, count)
-    cos, sin = attn.rotary_cos[index, None], attn.rotary_sin[index, None]
-    turned = x.clone()
-    turned[..., :count] *= cos
-    turned[..., first].addcmul_(x[..., second], sin[..., first], value=-1)
-    turned[..., second].addcmul_(x[..., first], sin[..., second])
-    return turned
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's keys and values in one layer."""
+        counts = (heads * width for heads, width in (self.key_shape, self.value_shape))
+        return sum(counts) * self.weight.element_size()
 
+    @abstractmethod
+    def embedded(
+        self, tokens: Int[Tensor, " token"], index: Int[Tensor, " token"]
+    ) -> Float[Tensor, "token d_model"]:
+        """The first block's input for tokens at these absolute positions."""
 
-def extend_rotary(model: Any, length: int) -> None:
-    """Extend the model's rotary tables to `length` positions, as an ordinary pass would."""
-    for block in model.blocks:
-        if model.cfg.positional_embedding_type == "rotary" and length > len(block.attn.rotary_cos):
-            block.attn.apply_rotary(block.attn.rotary_cos.new_zeros(1, 1, 1, model.cfg.d_head), length - 1)
+    @abstractmethod
+    def packed(self, attention: PackedAttention, length: int) -> AbstractContextManager[RunBlocks]:
+        """A function `run(start, stop, stream)` that runs blocks `start` to `stop` − 1 on packed tokens.
+
+        Args:
+            attention: of each pass.
+            length: the positions that occur are below it.
+        """
+
+    @abstractmethod
+    def has_hooks(self, layer: int) -> bool:
+        """Whether anything is read or changed inside a block: then every token has to go through it."""
 
 
 def weighted_values(
-    attn: Any,
+    layer: AttentionLayer,
     q: Float[Tensor, "block query head d_head"],
     k: Float[Tensor, "block key key_head d_head"],
-    v: Float[Tensor, "block key key_head d_head"],
+    v: Float[Tensor, "block key key_head d_value"],
     mask: Float[Tensor, "block 1 query key"],
-) -> Float[Tensor, "block query head d_head"]:
-    """softmax(q·k / scale + mask)·v, with the model's scale, soft cap and grouped keys."""
+) -> Float[Tensor, "block query head d_value"]:
+    """softmax(q·k · scale + mask)·v, with the layer's soft cap and sinks, and grouped keys."""
     shared = q.shape[2] // k.shape[2]  # query heads per key head
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    cap = attn.cfg.attn_scores_soft_cap
-    if softcap_enabled(cap):
+    is_capped = layer.soft_cap is not None and softcap_enabled(layer.soft_cap)
+    if is_capped or layer.sinks is not None:
         k, v = (part.repeat_interleave(shared, 1) for part in (k, v))
-        scores = apply_softcap(q @ k.transpose(-1, -2) / attn.attn_scale, cap)
-        return ((scores + mask).softmax(-1) @ v).transpose(1, 2)
+        scores = q @ k.transpose(-1, -2) * layer.scale
+        scores = (apply_softcap(scores, layer.soft_cap) if is_capped else scores) + mask
+        if layer.sinks is not None:
+            sinks = layer.sinks.to(scores)[:, None, None].expand(len(scores), -1, scores.shape[2], 1)
+            return (torch.cat([scores, sinks], -1).softmax(-1)[..., :-1] @ v).transpose(1, 2)
+        return (scores.softmax(-1) @ v).transpose(1, 2)
     if q.shape[2] == 1:  # one query: heads that share keys can be queries, which is faster
         q = q.unflatten(1, (-1, shared)).flatten(2, 3)
-        z = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1 / attn.attn_scale)
+        z = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=layer.scale)
         return z.flatten(1, 2)[:, None]
-    options = {"scale": 1 / attn.attn_scale, "enable_gqa": shared > 1}
+    options = {"scale": layer.scale, "enable_gqa": shared > 1}
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, **options).transpose(1, 2)
 
 

@@ -11,9 +11,10 @@ import torch
 
 from ...errors import NonFiniteError
 from ...interventions import Edit, steer_conditions
+from ...models.backend import input_device
 from ...positions import Positions
-from ..plain import Row
-from ..support import DEFAULT_OPTIONS, Memory, OnProgress, RunOptions
+from ..plain import DEFAULT_OPTIONS, Memory, OnProgress, Row, RunOptions
+from .attention import PackedModel
 from .forward import MIN_TOKENS, CleanStreams, LayerwisePass, tokens_per_pass
 from .packing import PADDED
 from .prefixes import Plan
@@ -43,6 +44,7 @@ class Chunk:
 
 def run_in_chunks(
     model: Any,
+    packed: PackedModel,
     rows: Sequence[Row],
     conditions: Sequence[Sequence[Edit]],
     work: Callable[[Chunk], object],
@@ -58,6 +60,7 @@ def run_in_chunks(
     half the memory and half as many tokens per pass.
 
     Args:
+        packed: runs the model's blocks.
         work: runs the chunk and keeps its results.
         new_tokens: how many tokens are fed after each row.
         generating: whether any row has tokens after its prompt, or will have some.
@@ -66,27 +69,35 @@ def run_in_chunks(
     if not options.allow_empty:
         _require_selections(rows, conditions, generating)
     limit = bytes_allowed(model, options.memory)
-    budget = tokens_per_pass(model, limit)
+    budget = tokens_per_pass(packed, limit)
     # Sorted, so that the halves of a chunk share prefixes.
     by_ids = tuple(sorted(range(len(rows)), key=lambda row: rows[row].ids))
     queue = [(tuple(range(len(conditions))), by_ids)]
     while queue:
         some, of_rows = queue.pop()
         plan = Plan([rows[row] for row in of_rows], [conditions[condition] for condition in some])
-        cached = 0 if clean is None else _stream_bytes(model, plan.prefix.stop) * len(clean.layers)
+        cached = 0 if clean is None else _stream_bytes(packed, plan.prefix.stop) * len(clean.layers)
         cache = clean if cached <= limit // 4 else None
-        size = plan_bytes(model, plan, new_tokens) + (cached if cache else 0)
+        size = plan_bytes(packed, plan, new_tokens) + (cached if cache else 0)
         halves = _halves(some, of_rows)
         if halves and size > limit:
             queue += halves
             continue
         log_args = (len(some), len(of_rows), plan.size, size / 2**20, limit / 2**20, budget)
         logger.debug("%d conditions, %d prompts, %d tokens, %.1f of %.0f MiB, passes of %d", *log_args)
-        share = len(some) * len(of_rows) / len(rows) / plan_work(model, plan, new_tokens)
+        share = len(some) * len(of_rows) / len(rows) / plan_work(len(packed.layers), plan, new_tokens)
         try:
             # What a chunk holds is freed when the call returns.
             _run(
-                model, plan, some, of_rows, work, budget, cache, partial(_scaled, options.on_progress, share)
+                model,
+                packed,
+                plan,
+                some,
+                of_rows,
+                work,
+                budget,
+                cache,
+                partial(_scaled, options.on_progress, share),
             )
             continue
         except NonFiniteError:
@@ -113,6 +124,7 @@ def _report_out_of_memory(n_conditions: int, n_rows: int) -> None:
 
 def _run(
     model: Any,
+    packed: PackedModel,
     plan: Plan,
     conditions: Indices,
     rows: Indices,
@@ -123,7 +135,7 @@ def _run(
 ) -> None:
     prompt = plan.rows[0].prompt if len(rows) == 1 else None
     with steer_conditions(model, plan.conditions, prompt) as steering:
-        layerwise = LayerwisePass(model, plan, steering, budget=budget, clean=clean)
+        layerwise = LayerwisePass(packed, plan, steering, budget=budget, clean=clean)
         work(Chunk(conditions, rows, plan, layerwise, on_tokens))
 
 
@@ -157,33 +169,27 @@ def bytes_allowed(model: Any, memory: Memory) -> int:
         )
     if isinstance(memory, int):
         return int(memory)
-    device = torch.device(model.cfg.device)
+    device = input_device(model)
     if device.type == "cuda":
         return int((memory or 0.5) * torch.cuda.mem_get_info(device)[0])
     free = psutil.virtual_memory().available
     return int(memory * free) if memory else min(CPU_BYTES, free // 2)
 
 
-def plan_bytes(model: Any, plan: Plan, new_tokens: int) -> int:
+def plan_bytes(model: PackedModel, plan: Plan, new_tokens: int) -> int:
     """Memory between passes: streams, masks, keys and values of one layer, of texts those of all layers."""
-    size = model.W_E.element_size()
-    local = 2 if model.cfg.use_local_attn else 1
-    masks = int(PADDED * sum(part.trie.n_masked for part in plan.parts) * local) * size
-    used = _stream_bytes(model, plan.size) + plan.size * token_bytes(model) + masks
+    masks = int(PADDED * sum(part.trie.n_masked for part in plan.parts) * len(model.windows))
+    used = (
+        _stream_bytes(model, plan.size) + plan.size * model.token_bytes + masks * model.weight.element_size()
+    )
     slots = len(plan.conditions) * len(plan.rows) * (max(len(row.ids) for row in plan.rows) + new_tokens)
-    return used + (slots * model.cfg.n_layers * token_bytes(model) if new_tokens else 0)
+    return used + (slots * len(model.layers) * model.token_bytes if new_tokens else 0)
 
 
-def plan_work(model: Any, plan: Plan, new_tokens: int) -> int:
+def plan_work(n_layers: int, plan: Plan, new_tokens: int) -> int:
     """How many tokens go through how many layers."""
-    read = sum(len(part.trie) * (model.cfg.n_layers - part.start_layer) for part in plan.parts)
-    return read + len(plan.conditions) * len(plan.rows) * new_tokens * model.cfg.n_layers
-
-
-def token_bytes(model: Any) -> int:
-    """Bytes of one token's keys and values in one layer."""
-    heads = model.cfg.n_key_value_heads or model.cfg.n_heads
-    return 2 * heads * model.cfg.d_head * model.W_E.element_size()
+    read = sum(len(part.trie) * (n_layers - part.start_layer) for part in plan.parts)
+    return read + len(plan.conditions) * len(plan.rows) * new_tokens * n_layers
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -194,8 +200,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _stream_bytes(model: Any, n_tokens: int) -> int:
-    return n_tokens * model.cfg.d_model * model.W_E.element_size()
+def _stream_bytes(model: PackedModel, n_tokens: int) -> int:
+    return n_tokens * model.d_model * model.weight.element_size()
 
 
 def _halves(conditions: Indices, rows: Indices) -> list[tuple[Indices, Indices]]:

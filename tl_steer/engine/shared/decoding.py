@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +9,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...interventions import ConditionSlots, raise_non_finite
-from .attention import Heads, KeyHeads, PackedAttention, additive, extend_rotary, packed, weighted_values
+from .attention import (
+    AttentionLayer,
+    Heads,
+    KeyHeads,
+    PackedAttention,
+    ValueHeads,
+    Values,
+    additive,
+    weighted_values,
+)
 from .chunking import Chunk
-from .forward import embedded
 
 
 class Decoder(PackedAttention):
@@ -26,8 +33,9 @@ class Decoder(PackedAttention):
         keys, values: of each layer, "member slot head d_head".
     """
 
-    def __init__(self, model: Any, chunk: Chunk, new_tokens: int) -> None:
-        self.model, self.chunk, self.new_tokens = model, chunk, new_tokens
+    def __init__(self, chunk: Chunk, new_tokens: int) -> None:
+        self.model, self.chunk, self.new_tokens = chunk.layerwise.model, chunk, new_tokens
+        self.n_layers = len(self.model.layers)
         plan = chunk.plan
         self.members = [
             (condition, row) for condition in range(len(plan.conditions)) for row in range(len(plan.rows))
@@ -38,16 +46,13 @@ class Decoder(PackedAttention):
         self._width = max(lengths)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._masks: dict[str, Tensor] = {}
-        extend_rotary(model, self._width + new_tokens)
+        self._masks: dict[int | None, Tensor] = {}
 
     def start(self) -> Float[Tensor, "member d_model"]:
         """Run the prompts; the final residual stream at each one's last token."""
         layerwise = self.chunk.layerwise
         last = np.array([self.chunk.plan.path(condition, row)[-1] for condition, row in self.members])
-        layerwise.run(
-            self.model.cfg.n_layers, needed=last, after_layer=self._cache, on_tokens=self.chunk.on_tokens
-        )
+        layerwise.run(self.n_layers, needed=last, after_layer=self._cache, on_tokens=self.chunk.on_tokens)
         layerwise.require_finite()
         return layerwise.stream[torch.from_numpy(last).to(self.index.device)]
 
@@ -57,9 +62,9 @@ class Decoder(PackedAttention):
         steering = self.chunk.layerwise.steering
         steering.slots = self._slots()
         self._masks = self._visible()
-        with packed(self.model, self):
-            stream = embedded(self.model, tokens.to(self.index.device), self.index)
-            stream = self.model(stream[None], start_at_layer=0, stop_at_layer=self.model.cfg.n_layers)[0]
+        stream = self.model.embedded(tokens.to(self.index.device), self.index)
+        with self.model.packed(self, self._width + self.new_tokens) as run:
+            stream = run(0, self.n_layers, stream)
         steering.log.require_finite()
         steering.require_fired([slots.condition for slots in steering.slots])
         finite = torch.isfinite(stream).all(-1).tolist()
@@ -67,7 +72,7 @@ class Decoder(PackedAttention):
             condition, row = self.members[finite.index(False)]
             raise_non_finite(steering.described(condition), self.chunk.plan.rows[row].prompt)
         self._next = self._next + 1
-        self.chunk.on_tokens(len(self.members) * self.model.cfg.n_layers)
+        self.chunk.on_tokens(len(self.members) * self.n_layers)
         return stream
 
     def keep(self, indices: Sequence[int]) -> None:
@@ -97,11 +102,6 @@ class Decoder(PackedAttention):
         """The position of each member's next token."""
         return self._next
 
-    @property
-    def key_inputs(self) -> None:
-        """Every token that runs gets a key and a value, and no other."""
-        return
-
     def _slots(self) -> list[ConditionSlots]:
         """The slots of the conditions that steer generated tokens."""
         slots, stop = [], 0
@@ -113,19 +113,20 @@ class Decoder(PackedAttention):
                 slots.append(ConditionSlots(condition, slice(start, stop), self.index[start:stop], selected))
         return slots
 
-    def _visible(self) -> dict[str, Float[Tensor, "member 1 1 slot"]]:
+    def _visible(self) -> dict[int | None, Float[Tensor, "member 1 1 slot"]]:
         slots = torch.arange(int(self.index.max()) + 1, device=self.index.device)
         distance = self.index[:, None] - slots
-        visible = {"global": distance >= 0}
-        if self.model.cfg.use_local_attn:
-            visible["local"] = (distance >= 0) & (distance < self.model.cfg.window_size)
-        return {attn_type: additive(mask[:, None], self.model.W_E) for attn_type, mask in visible.items()}
+        visible = {
+            window: (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+            for window in self.model.windows
+        }
+        return {window: additive(mask[:, None], self.model.weight) for window, mask in visible.items()}
 
-    def attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+    def attend(self, layer: AttentionLayer, q: Heads, k: KeyHeads, v: ValueHeads) -> Values:
         """Each token's weighted values, from its own row."""
-        keys, values = self.keys[attn.layer_id], self.values[attn.layer_id]
+        keys, values = self.keys[layer.layer], self.values[layer.layer]
         members = torch.arange(len(self.members), device=self.index.device)
         keys[members, self.index], values[members, self.index] = k, v
-        mask = self._masks[attn.attn_type]
+        mask = self._masks[layer.window]
         width = mask.shape[-1]
-        return weighted_values(attn, q[:, None], keys[:, :width], values[:, :width], mask)[:, 0]
+        return weighted_values(layer, q[:, None], keys[:, :width], values[:, :width], mask)[:, 0]

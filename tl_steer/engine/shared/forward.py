@@ -4,7 +4,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...interventions import ConditionSlots, ConditionSteering, raise_non_finite
-from ..support import OnProgress, no_progress
-from .attention import Heads, KeyHeads, PackedAttention, extend_rotary, packed, weighted_values
+from ..plain import OnProgress, no_progress
+from .attention import (
+    AttentionLayer,
+    Heads,
+    KeyHeads,
+    PackedAttention,
+    PackedModel,
+    RunBlocks,
+    ValueHeads,
+    Values,
+    weighted_values,
+)
 from .packing import MicroBatch, Packer
 from .prefixes import NONE, Delta, Plan
 
@@ -74,7 +83,7 @@ class LayerwisePass(PackedAttention):
 
     def __init__(
         self,
-        model: Any,
+        model: PackedModel,
         plan: Plan,
         steering: ConditionSteering,
         *,
@@ -87,11 +96,10 @@ class LayerwisePass(PackedAttention):
         self.clean = None if attends_prefix or plan.prefix.condition != NONE else clean
         ids = tuple(row.ids for row in plan.rows)
         self._cached = {} if self.clean is None else self.clean.streams.setdefault(ids, {})
-        cfg = model.cfg
-        self.stream = model.W_E.new_empty(plan.size, cfg.d_model)
-        kv_heads = cfg.n_key_value_heads or cfg.n_heads
-        self.keys, self.values = (model.W_E.new_empty(plan.size, kv_heads, cfg.d_head) for _ in range(2))
-        self._packer = Packer(model, plan, budget, self.stream)
+        self.stream = model.weight.new_empty(plan.size, model.d_model)
+        self.keys = model.weight.new_empty(plan.size, *model.key_shape)
+        self.values = model.weight.new_empty(plan.size, *model.value_shape)
+        self._packer = Packer(model.windows, plan, budget, self.stream)
         self.token_index = torch.from_numpy(self._packer.index).to(self.stream.device)
         self._bases = [part.base for part in plan.parts]
         self._batches = list(self._packer.micro_batches())
@@ -114,7 +122,6 @@ class LayerwisePass(PackedAttention):
             on_tokens: called with the number of tokens that went through a layer.
         """
         prefix = self.plan.prefix
-        extend_rotary(self.model, int(self._packer.index.max(initial=0)) + 1)
         if self._is_cached(needed):
             self._batches = [batch for batch in self._batches if batch.start >= prefix.stop]
             for each in (self.stream, self.keys, self.values):  # padding points at the first token
@@ -122,30 +129,30 @@ class LayerwisePass(PackedAttention):
             on_tokens(prefix.stop * stop)
         else:
             tokens = torch.from_numpy(prefix.trie.tokens).to(self.token_index.device)
-            self.stream[: prefix.stop] = embedded(self.model, tokens, self.token_index[: prefix.stop])
-        with packed(self.model, self):
+            self.stream[: prefix.stop] = self.model.embedded(tokens, self.token_index[: prefix.stop])
+        with self.model.packed(self, int(self._packer.index.max(initial=0)) + 1) as run:
             for layer in range(stop):
-                self._run_layer(layer, needed if layer == stop - 1 else None, on_tokens)
+                self._run_layer(run, layer, needed if layer == stop - 1 else None, on_tokens)
                 after_layer(layer)
             self._join(stop)
         self.steering.log.require_finite()
         with_tokens = [part.condition for part in self.plan.parts if len(part.trie)]
         self.steering.require_fired([condition for condition in with_tokens if condition != NONE])
 
-    def _run_layer(self, layer: int, needed: Int[np.ndarray, " token"] | None, on_tokens: OnProgress) -> None:
+    def _run_layer(
+        self, run: RunBlocks, layer: int, needed: Int[np.ndarray, " token"] | None, on_tokens: OnProgress
+    ) -> None:
         if self.clean is not None and layer in self.clean.layers and layer not in self._cached:
             self._cached[layer] = self.stream[: self.plan.prefix.stop].clone()
         self._join(layer)
         edited = self.steering.conditions_at(layer)
         if needed is not None:
-            needed = None if self._has_hooks(layer) else self.plan.source(needed, layer + 1)
+            needed = None if self.model.has_hooks(layer) else self.plan.source(needed, layer + 1)
         for current in self._passes(layer, needed):
             self.current = current
             running = current.running
             self.steering.slots = self.slots_of(edited, current.tokens)
-            self.stream[running] = self.model(
-                self.stream[running][None], start_at_layer=layer, stop_at_layer=layer + 1
-            )[0]
+            self.stream[running] = run(layer, layer + 1, self.stream[running])
             on_tokens(current.tokens.stop - current.tokens.start)
 
     @property
@@ -161,16 +168,24 @@ class LayerwisePass(PackedAttention):
             return None
         return self.stream[None, tokens], self.token_index[tokens]
 
-    def attend(self, attn: Any, q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+    @property
+    def pass_id(self) -> tuple[int, int] | None:
+        """First and last token, if all between them run."""
+        tokens = self.current.running
+        return (tokens.start, tokens.stop) if isinstance(tokens, slice) else None
+
+    def attend(self, layer: AttentionLayer, q: Heads, k: KeyHeads, v: ValueHeads) -> Values:
         """Each token's weighted values, from its own pass and earlier ones of this layer."""
         self.keys[self.current.tokens], self.values[self.current.tokens] = k, v
-        z, start = q.new_empty(len(q) + 1, *q.shape[1:]), 0  # padding is written to the last row
+        # Padding is written to the last row.
+        z, start = q.new_empty(len(q) + 1, q.shape[1], v.shape[-1]), 0
         for batch in self.current.batches:
             count = len(batch.running)
             for group in batch.groups:
-                mask = group.local if attn.attn_type == "local" else group.visible
                 keys, values = self.keys[group.keys], self.values[group.keys]
-                weighted = weighted_values(attn, q[start : start + count][group.queries], keys, values, mask)
+                weighted = weighted_values(
+                    layer, q[start : start + count][group.queries], keys, values, group.masks[layer.window]
+                )
                 z[start : start + count + 1][group.outputs] = weighted.flatten(0, 1)
             start += count
         return z[:-1]
@@ -222,10 +237,6 @@ class LayerwisePass(PackedAttention):
                     stream = self.steering.changed(layer - 1, "resid_post", stream, [slots])
                 self.stream[delta.base : delta.stop] = stream[0]
 
-    def _has_hooks(self, layer: int) -> bool:
-        """Whether anything is read or changed inside a block: then every token has to go through it."""
-        return any(module._forward_hooks for module in self.model.blocks[layer].modules())
-
     def _passes(self, layer: int, needed: Int[np.ndarray, " token"] | None) -> Iterator[Pass]:
         """The micro-batches that have started, as many at once as the budget allows."""
         together: list[MicroBatch] = []
@@ -242,19 +253,7 @@ class LayerwisePass(PackedAttention):
             yield Pass(together)
 
 
-def embedded(
-    model: Any, tokens: Int[Tensor, " token"], index: Int[Tensor, " token"]
-) -> Float[Tensor, "token d_model"]:
-    """The first layer's input for tokens at these absolute positions."""
-    stream = model.embed(tokens)
-    if model.cfg.positional_embedding_type == "standard":
-        return stream + model.pos_embed.W_pos[index]
-    return stream
-
-
-def tokens_per_pass(model: Any, limit: int) -> int:
+def tokens_per_pass(model: PackedModel, limit: int) -> int:
     """How many tokens go through a layer at once, if `limit` bytes may be used between passes."""
-    cfg = model.cfg
-    token = (4 * (cfg.d_mlp or 0) + 8 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head) * model.W_E.element_size()
-    best = CACHED_TOKENS if str(cfg.device) == "cpu" else PASS_TOKENS
-    return max(MIN_TOKENS, min(best, limit // token))
+    best = CACHED_TOKENS if model.weight.device.type == "cpu" else PASS_TOKENS
+    return max(MIN_TOKENS, min(best, limit // (model.widest * model.weight.element_size())))

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +30,13 @@ class Group:
         queries: indices into the running tokens, 0 where padded.
         keys: numbers in the plan, 0 where padded.
         outputs: `queries` flattened; where padded, the index after the last running token.
-        visible: 0 where a query sees a key, −∞ elsewhere.
-        local: the same for layers with local attention, if the model has any.
+        masks: by window, 0 where a query sees a key, −∞ elsewhere.
     """
 
     queries: Int[Tensor, "block query"]
     keys: Int[Tensor, "block key"]
     outputs: Int[Tensor, " block_query"]
-    visible: Float[Tensor, "block 1 query key"]
-    local: Float[Tensor, "block 1 query key"] | None
+    masks: dict[int | None, Float[Tensor, "block 1 query key"]]
 
 
 @dataclass(frozen=True)
@@ -89,15 +86,14 @@ class Packer:
     """Packs a plan's segments into micro-batches.
 
     Args:
+        windows: of the model's layers.
         budget: about how many tokens a micro-batch holds at most (but at least one segment).
         like: a tensor with the device and dtype of the masks.
     """
 
-    def __init__(self, model: Any, plan: Plan, budget: int, like: Tensor) -> None:
-        cfg = model.cfg
-        self.plan, self.budget, self.like = plan, budget, like
+    def __init__(self, windows: set[int | None], plan: Plan, budget: int, like: Tensor) -> None:
+        self.windows, self.plan, self.budget, self.like = windows, plan, budget, like
         self.index = np.concatenate([part.trie.index for part in plan.parts])
-        self.window = cfg.window_size if cfg.use_local_attn else None
 
     def micro_batches(self) -> Iterator[MicroBatch]:
         """The whole plan by number; micro-batches with the same start layer are of similar size."""
@@ -149,14 +145,16 @@ class Packer:
     def _padded(self, blocks: Sequence[AttentionBlock], running: Int[np.ndarray, " running"]) -> Group:
         shape = (len(blocks), *np.max([each.shape for each in blocks], axis=0))
         queries, keys = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[::2], dtype=np.int64)
-        is_query, visible, local = (np.zeros(size, dtype=bool) for size in (shape[:2], shape, shape))
+        is_query = np.zeros(shape[:2], dtype=bool)
+        visible = {window: np.zeros(shape, dtype=bool) for window in self.windows}
         for row, block in enumerate(blocks):
             n_queries, n_keys = map(slice, block.shape)
             queries[row, n_queries], keys[row, n_keys] = np.searchsorted(running, block.queries), block.keys
             is_query[row, n_queries] = True
             distance = self.index[block.queries][:, None] - self.index[block.keys]
-            visible[row, n_queries, n_keys] = causal = block.is_common & (distance >= 0)
-            local[row, n_queries, n_keys] = causal & (distance < (self.window or 0))
+            causal = block.is_common & (distance >= 0)
+            for window, seen in visible.items():
+                seen[row, n_queries, n_keys] = causal if window is None else causal & (distance < window)
 
         def mask(seen: Bool[np.ndarray, "block query key"]) -> Float[Tensor, "block 1 query key"]:
             # Padded queries see something: a softmax over nothing is NaN.
@@ -167,8 +165,7 @@ class Packer:
             queries=torch.from_numpy(queries).to(device),
             keys=torch.from_numpy(keys).to(device),
             outputs=torch.from_numpy(np.where(is_query, queries, len(running)).flatten()).to(device),
-            visible=mask(visible),
-            local=None if self.window is None else mask(local),
+            masks={window: mask(seen) for window, seen in visible.items()},
         )
 
 
