@@ -317,6 +317,26 @@ def test_nothing_is_left_behind_on_a_model(llama):
     assert llama.original_model.config._attn_implementation == implementation
 
 
+@pytest.mark.integration
+@pytest.mark.filterwarnings("default")  # of bitsandbytes, and of the probe
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_weights_take_a_path_that_equals_whole_passes(bits, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    config = transformers.LlamaConfig(**GROUPED | {"hidden_size": 64, "intermediate_size": 128})
+    randomise(transformers.AutoModelForCausalLM.from_config(config).float()).save_pretrained(tmp_path)
+    quantisation = transformers.BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32
+    )
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=quantisation, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    model = load_model("tiny", backend="bridge", hf_model=hf_model, check=False)
+    model.tokenizer = word_tokenizer()
+    assert path_of(model).name in (SHARED, SHORTER)
+    require_same_scores(model, PLAN, steered(model))
+    require_same_texts(model, PROMPTS[:3], steered(model)[:2], Decoding(3, 3))
+
+
 def test_a_model_that_was_examined_is_freed():
     model = loaded("Llama")
     score(model, PLAN, steered(model))
