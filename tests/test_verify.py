@@ -424,8 +424,7 @@ def test_every_architecture_passes_on_either_backend(architecture, backend):
     table = results(model, hf_model=hf_model, prompts=IDS)
     assert not failed(table), table["detail"].to_dict()
     assert set(table.index[table["result"] == "passed"]) >= OF_HUGGING_FACE
-    if backend == "bridge":
-        assert "is not a HookedTransformer" in table.loc["shortcuts equal whole passes", "detail"]
+    assert table.loc["shortcuts equal whole passes", "result"] == "passed"
 
 
 @pytest.mark.integration
