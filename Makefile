@@ -39,6 +39,7 @@ test-statistics: $(INSTALLED) embedded
 	$(BIN)/python $(PYTEST) -m "statistics and not slow" --draws $(DRAWS) --jaxtyping-packages=""
 
 # TransformerLens 4 has only the bridge: models, engine and the first notebook, in an environment of its own.
+# With bitsandbytes: quantised weights are tested here, because it writes to stderr in every process that finds it.
 test-next: $(INSTALLED) $(NEXT) embedded
 	.next/bin/python $(PYTEST) tests/test_backends.py tests/test_paths.py --nbmake notebooks/01*.ipynb
 
@@ -86,7 +87,7 @@ $(NEXT): setup.cfg pyproject.toml constraints.txt requirements-tl4.txt
 	.next/bin/python -m pip install --quiet --upgrade pip
 	sed 's/^transformer-lens==.*/transformer-lens==4.3.0/' constraints.txt > .next/constraints.txt
 	.next/bin/python -m pip install --quiet --constraint .next/constraints.txt --requirement requirements-tl4.txt \
-		accelerate pytest pytest-xdist beartype hypothesis nbmake
+		accelerate bitsandbytes==0.50.2 pytest pytest-xdist beartype hypothesis nbmake
 	.next/bin/python -m pip install --quiet --no-deps --editable .
 	touch $(NEXT)
 

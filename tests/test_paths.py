@@ -321,7 +321,7 @@ def test_nothing_is_left_behind_on_a_model(llama):
 @pytest.mark.filterwarnings("default")  # of bitsandbytes, and of the probe
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantised_weights_take_a_path_that_equals_whole_passes(bits, tmp_path):
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: make test-next has it")
     config = transformers.LlamaConfig(**GROUPED | {"hidden_size": 64, "intermediate_size": 128})
     randomise(transformers.AutoModelForCausalLM.from_config(config).float()).save_pretrained(tmp_path)
     quantisation = transformers.BitsAndBytesConfig(
