@@ -219,7 +219,8 @@ def test_tensors_cached_between_passes_fit_the_memory(monkeypatch):
     def start(self, start=Decoder.start):
         stream = start(self)
         layerwise = self.chunk.layerwise
-        cached = [layerwise.stream, layerwise.keys, layerwise.values, *self.keys, *self.values]
+        prompts = [each for pair in self.prompts for each in pair]
+        cached = [layerwise.stream, layerwise.keys, layerwise.values, *prompts, *self.keys, *self.values]
         sizes.append((len(self.members), sum(each.nbytes for each in cached)))
         return stream
 

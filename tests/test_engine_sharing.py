@@ -17,6 +17,7 @@ from tl_steer._scoring import choice_logits, plan_choices
 from tl_steer.engine import CleanStreams, Row
 from tl_steer.engine.paths import path_of
 from tl_steer.engine.shared.decoding import Decoder
+from tl_steer.engine.shared.lanes import prompt_groups, shared_lanes
 from tl_steer.engine.shared.prefixes import Plan, first_layer
 from tl_steer.interventions import Ablate, Add, ProjectOut
 from tl_steer.interventions.operations import Edit
@@ -492,7 +493,6 @@ def test_texts_that_have_ended_leave_the_batch(step_sizes, monkeypatch):
     model = favouring(MODEL, 1, 2.5)
     path_of(model)
     step_sizes.clear()
-    sizes = spy(monkeypatch, model.blocks[0])
     prompts = [[index, 3 + index % 7, 5, 30 - index] for index in range(3, 27)]
     conditions = [(), (Add(made_vector(model, 1), 1.0),), (ProjectOut(made_vector(model, 0, seed=2)),)]
     texts = write(model, prompts, conditions, Decoding(12))
@@ -503,4 +503,35 @@ def test_texts_that_have_ended_leave_the_batch(step_sizes, monkeypatch):
     for rows, count in zip(step_sizes, unfinished, strict=False):
         assert count <= rows < count / 0.87
     assert step_sizes[-1] < step_sizes[0] / 2
-    assert sum(sizes) == len({tuple(ids[: end + 1]) for ids in prompts for end in range(4)}) + sum(step_sizes)
+
+
+def test_equal_texts_go_through_layers_that_are_not_steered_once(monkeypatch):
+    conditions = [(), *((Add(made_vector(MODEL, layer), 1e-6),) for layer in (1, 0, 0))]
+    sizes = [spy(monkeypatch, block) for block in MODEL.blocks]
+    texts = write(MODEL, UNLIKE, conditions, Decoding(3, 3, draws=2, temperature=0.01))
+    assert all(each == texts[0] for each in texts)
+    for layer, lanes in enumerate((3, 3 * 3, 4 * 3)):
+        assert sizes[layer][-2:] == [lanes] * 2
+
+
+@given(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=12))
+def test_lanes_have_one_condition_and_text_and_find_their_prompts(members):
+    """Members of (condition, prompt, text); condition −1 is unsteered."""
+    members = sorted(members, key=lambda each: each[0] >= 0)
+    owners, prompts = [owner for owner, *_ in members], [each[:2] for each in members]
+    lanes = shared_lanes(np.array(owners), np.array([3 * prompt + text for _, prompt, text in members]))
+    for one, member in zip(lanes.of_member, members, strict=True):
+        assert members[lanes.leaders[one]] == member
+    assert len(lanes.leaders) == len(set(members))
+    order = list(dict.fromkeys(prompts))
+    of_lane = np.array([order.index(prompts[leader]) for leader in lanes.leaders])
+    n_prompts = sum(owner < 0 for owner, _ in order)
+    bounds = sum(owners[leader] < 0 for leader in lanes.leaders), n_prompts
+    x = torch.arange(len(of_lane), dtype=torch.float32)[:, None, None, None].expand(-1, 2, 3, 1)
+    prompt = torch.tensor(of_lane, dtype=torch.float32)[:, None, None, None].expand_as(x)
+    groups = list(prompt_groups(of_lane, bounds, torch.device("cpu")))
+    assert torch.equal(torch.cat([each.by_lane(each.by_prompt(x), 3) for each in groups]), x)
+    for each in groups:  # every query is at its own prompt
+        numbers = torch.arange(len(order), dtype=torch.float32)[each.prompts, None, None, None]
+        at_prompt = each.by_lane(torch.zeros_like(each.by_prompt(x)) + numbers, 3)
+        assert torch.equal(at_prompt, prompt[each.lanes])

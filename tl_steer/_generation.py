@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import torch
@@ -163,12 +162,12 @@ def write_conditions(
         decoder = Decoder(chunk, decoding.max_new_tokens - 1)
         with nullcontext() if norms is None else norms.of(model, chunk):
             stream = decoder.start()
-        members = [row for _, row in decoder.members]
-        ids, numbers = [chunk.plan.rows[row].ids for row in members], [chunk.rows[row] for row in members]
+        members = list(decoder.members)
+        ids, numbers = zip(*((chunk.plan.rows[row].ids, chunk.rows[row]) for _, row in members), strict=True)
         texts = _Texts(model, ids, numbers, decoding)
         _decode_together(decoder, texts, stream)
-        for (condition, row), new in zip(product(chunk.conditions, chunk.rows), texts.new, strict=True):
-            written[condition][row] = new
+        for (condition, row), new in zip(members, texts.new, strict=True):
+            written[chunk.conditions[condition]][chunk.rows[row]] = new
 
     options = replace(options, reuse=options.reuse and decoding.use_cache)
     n_new = decoding.max_new_tokens

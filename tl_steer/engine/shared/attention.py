@@ -41,6 +41,11 @@ class AttentionLayer:
     window: int | None = None
     sinks: Float[Tensor, " head"] | None = None
 
+    @property
+    def is_capped(self) -> bool:
+        """Whether scores are capped."""
+        return self.soft_cap is not None and softcap_enabled(self.soft_cap)
+
 
 class PackedAttention(ABC):
     """What an attention layer needs to know of the tokens in the current pass."""
@@ -124,21 +129,27 @@ def weighted_values(
     """softmax(q·k · scale + mask)·v, with the layer's soft cap and sinks, and grouped keys."""
     shared = q.shape[2] // k.shape[2]  # query heads per key head
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    is_capped = layer.soft_cap is not None and softcap_enabled(layer.soft_cap)
-    if is_capped or layer.sinks is not None:
+    if layer.is_capped or layer.sinks is not None:
         k, v = (part.repeat_interleave(shared, 1) for part in (k, v))
-        scores = q @ k.transpose(-1, -2) * layer.scale
-        scores = (apply_softcap(scores, layer.soft_cap) if is_capped else scores) + mask
-        if layer.sinks is not None:
-            sinks = layer.sinks.to(scores)[:, None, None].expand(len(scores), -1, scores.shape[2], 1)
-            return (torch.cat([scores, sinks], -1).softmax(-1)[..., :-1] @ v).transpose(1, 2)
-        return (scores.softmax(-1) @ v).transpose(1, 2)
-    if q.shape[2] == 1:  # one query: heads that share keys can be queries, which is faster
-        q = q.unflatten(1, (-1, shared)).flatten(2, 3)
-        z = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=layer.scale)
-        return z.flatten(1, 2)[:, None]
+        return (attention_weights(layer, q @ k.transpose(-1, -2), mask) @ v).transpose(1, 2)
     options = {"scale": layer.scale, "enable_gqa": shared > 1}
     return scaled_dot_product_attention(q, k, v, attn_mask=mask, **options).transpose(1, 2)
+
+
+def attention_weights(
+    layer: AttentionLayer,
+    scores: Float[Tensor, "block head query key"],
+    mask: Float[Tensor, "block 1 query key"],
+) -> Float[Tensor, "block head query key"]:
+    """softmax(scores · scale + mask), with the layer's soft cap and sinks."""
+    scores = scores * layer.scale
+    if layer.is_capped:
+        scores = apply_softcap(scores, layer.soft_cap)
+    scores = scores + mask
+    if layer.sinks is None:
+        return scores.softmax(-1)
+    sinks = layer.sinks.to(scores)[:, None, None].expand(len(scores), -1, scores.shape[2], 1)
+    return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
 
 
 def additive(visible: Bool[Tensor, "block query key"], like: Tensor) -> Float[Tensor, "block 1 query key"]:

@@ -182,8 +182,12 @@ def plan_bytes(model: PackedModel, plan: Plan, new_tokens: int) -> int:
     used = (
         _stream_bytes(model, plan.size) + plan.size * model.token_bytes + masks * model.weight.element_size()
     )
-    slots = len(plan.conditions) * len(plan.rows) * (max(len(row.ids) for row in plan.rows) + new_tokens)
-    return used + (slots * len(model.layers) * model.token_bytes if new_tokens else 0)
+    n_layers, n_texts = len(model.layers), len(plan.conditions) * len(plan.rows)
+    starts = [plan.steered_from(condition, n_layers) for condition in range(len(plan.conditions))]
+    # Before its first layer, a condition has the unsteered prompts.
+    prompts = len(plan.rows) * (n_layers + sum(max(n_layers - start, 0) for start in starts))
+    slots = prompts * max(len(row.ids) for row in plan.rows) + n_texts * n_layers * new_tokens
+    return used + (slots * model.token_bytes if new_tokens else 0)
 
 
 def plan_work(n_layers: int, plan: Plan, new_tokens: int) -> int:

@@ -124,6 +124,12 @@ class Plan:
             return path
         return np.concatenate([path[: delta.trie.starts[row]], delta.trie.paths[row] + delta.base])
 
+    def steered_from(self, condition: int, n_layers: int) -> int:
+        """The first layer that a condition changes, or whose input it changes; none if unsteered."""
+        if not self._delta_of:
+            return 0
+        return first_layer(self.conditions[condition]) if self.conditions[condition] else n_layers + 1
+
     def source(self, numbers: Int[np.ndarray, " token"], layer: int) -> Int[np.ndarray, " fewer"]:
         """The tokens to run before `layer`, sorted: those of the prefix where a delta joins only then."""
         sources = [numbers[numbers < len(self.prefix.trie)]]
