@@ -1,14 +1,16 @@
 """Packed tokens through the blocks of a `HookedTransformer`."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
+from transformer_lens.components import GatedMLP
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from .attention import AttentionLayer, Heads, PackedAttention, PackedModel, RunBlocks
@@ -67,12 +69,21 @@ class PackedHooked(PackedModel):
 
     @contextmanager
     def packed(self, attention: PackedAttention, length: int) -> Iterator[RunBlocks]:
-        """Replace the forward pass of each attention layer."""
+        """Replace the forward pass of each attention layer, and of parts that compute the same again."""
         _extend_rotary(self.model, length)
+        norm = _LastNorm()
         with ExitStack() as stack:
+
+            def replace(module: Any, forward: Callable) -> None:
+                module.forward = forward
+                stack.callback(delattr, module, "forward")
+
             for block, layer in zip(self.model.blocks, self.layers, strict=True):
-                block.attn.forward = partial(_forward, block, layer, attention)
-                stack.callback(delattr, block.attn, "forward")
+                replace(block.attn, partial(_forward, block, layer, attention))
+                replace(block.ln1, partial(norm, block.ln1.forward))
+                mlp = getattr(block, "mlp", None)
+                if type(mlp) is GatedMLP and not mlp.cfg.is_layer_norm_activation():
+                    replace(mlp, partial(_gated_mlp, mlp))
             yield self._run
 
     def _run(
@@ -83,6 +94,24 @@ class PackedHooked(PackedModel):
     def has_hooks(self, layer: int) -> bool:
         """Whether anything is read or changed inside a block."""
         return any(module._forward_hooks for module in self.model.blocks[layer].modules())
+
+
+class _LastNorm:
+    """Normalises a block's input once: TransformerLens does for queries, for keys, and for values."""
+
+    def __init__(self) -> None:
+        self._input = self._output = None
+
+    def __call__(self, normalise: Callable, x: Tensor) -> Tensor:
+        if x is not self._input:
+            self._input, self._output = x, normalise(x)
+        return self._output
+
+
+def _gated_mlp(mlp: Any, x: Float[Tensor, "1 token d_model"]) -> Float[Tensor, "1 token d_model"]:
+    """`GatedMLP.forward`, with fewer copies of its widest activations."""
+    gate, value = mlp.act_fn(linear(x, mlp.W_gate.T)), linear(x, mlp.W_in.T)
+    return linear(torch.addcmul(mlp.b_in, gate, value, out=value), mlp.W_out.T, mlp.b_out)
 
 
 def _forward(
