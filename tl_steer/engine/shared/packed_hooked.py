@@ -13,6 +13,7 @@ from torch.nn.functional import linear
 from transformer_lens.components import GatedMLP
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
+from ...models.bridge_blocks import replaced_forward
 from .attention import AttentionLayer, Heads, PackedAttention, PackedModel, RunBlocks
 
 # Settings of an attention layer that packed passes depend on, with the values that it supports.
@@ -73,17 +74,12 @@ class PackedHooked(PackedModel):
         _extend_rotary(self.model, length)
         norm = _LastNorm()
         with ExitStack() as stack:
-
-            def replace(module: Any, forward: Callable) -> None:
-                module.forward = forward
-                stack.callback(delattr, module, "forward")
-
             for block, layer in zip(self.model.blocks, self.layers, strict=True):
-                replace(block.attn, partial(_forward, block, layer, attention))
-                replace(block.ln1, partial(norm, block.ln1.forward))
-                mlp = getattr(block, "mlp", None)
-                if type(mlp) is GatedMLP and not mlp.cfg.is_layer_norm_activation():
-                    replace(mlp, partial(_gated_mlp, mlp))
+                forward = partial(_forward, block, layer, attention)
+                stack.enter_context(replaced_forward(block.attn, forward))
+                stack.enter_context(replaced_forward(block.ln1, partial(norm, block.ln1.forward)))
+                if _is_plain_gated(getattr(block, "mlp", None)):
+                    stack.enter_context(replaced_forward(block.mlp, partial(_gated_mlp, block.mlp)))
             yield self._run
 
     def _run(
@@ -106,6 +102,10 @@ class _LastNorm:
         if x is not self._input:
             self._input, self._output = x, normalise(x)
         return self._output
+
+
+def _is_plain_gated(mlp: Any) -> bool:
+    return type(mlp) is GatedMLP and not mlp.cfg.is_layer_norm_activation() and "forward" not in vars(mlp)
 
 
 def _gated_mlp(mlp: Any, x: Float[Tensor, "1 token d_model"]) -> Float[Tensor, "1 token d_model"]:
