@@ -22,7 +22,7 @@ TESTS_PAGE = "the-tests.md"
 
 
 @cache
-def home(name: str, module: str = "tl_steer") -> tuple[str, str]:
+def home(name: str, module: str = "tl_steer._public") -> tuple[str, str]:
     """The definition of a public name ("tl_steer._capture.capture") and its docstring's first line.
 
     Raises:

@@ -20,7 +20,7 @@ ROWS = (
     {"_util", "errors", "data"}, {"statistics", "models"}, {"positions"}, {"prompts"}, {"activations"},
     {"directions"}, {"interventions"}, {"engine"}, {"_generation"}, {"_capture", "_scoring"},
     {"recipes", "_read_choice"}, {"tables"}, {"sweeps"}, {"texts"}, {"evaluation", "analysis", "plots"},
-    {"verification"}, {"organisms"}, {"experiments"}, {"cli"},
+    {"verification"}, {"organisms"}, {"_public"}, {"experiments"}, {"cli"},
 )  # fmt: skip
 ROW_OF = {package: row for row, packages in enumerate(ROWS) for package in packages}
 INDEPENDENT = {"_util", "errors", "models", "statistics", "plots"}
@@ -50,6 +50,7 @@ def imported(path, name, tree):
                 base = importlib.util.resolve_name("." * node.level + base, package)
             if base == "tl_steer":  # `from . import plots`
                 yield from (f"{base}.{alias.name}" for alias in node.names)
+                yield "tl_steer._public"  # by `tl_steer.__getattr__`
             elif base.startswith("tl_steer."):
                 yield base
 
@@ -75,13 +76,29 @@ def test_packages_import_only_packages_above_them():
 
 
 @pytest.mark.integration
-def test_importing_the_package_does_not_load_heavy_libraries():
-    """In a new process, because other tests import them."""
-    code = "import json, sys, tl_steer; print(json.dumps([name.split('.')[0] for name in sys.modules]))"
+def test_the_first_use_of_a_public_name_loads_pytorch_and_no_heavy_library():
+    """In a new process, because other tests import them, and by several threads at the same time."""
+    code = """
+import json, sys, tl_steer
+from concurrent.futures import ThreadPoolExecutor
+before = list(sys.modules)
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(lambda name: getattr(tl_steer, name), ["models", *reversed(tl_steer.__all__)]))
+print(json.dumps([before, list(sys.modules)]))
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(json.loads(result.stdout.splitlines()[-1]))
-    assert "tl_steer" in loaded
-    assert not loaded & HEAVY
+    before, after = ({name.split(".")[0] for name in names} for names in json.loads(result.stdout))
+    assert "tl_steer" in before
+    assert not before & {"torch", "transformer_lens", "transformers", "pandas"}
+    assert "torch" in after
+    assert not after & HEAVY
+
+
+def test_an_error_in_a_dependency_is_not_hidden(tmp_path):
+    (tmp_path / "transformer_lens.py").write_text("import sys; sys.nothing")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from tl_steer import capture"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "'sys' has no attribute 'nothing'" in result.stderr.splitlines()[-1]
 
 
 def names_of_modules():
@@ -118,3 +135,12 @@ def test_a_star_import_imports_the_listed_names():
     exec("from tl_steer import *", names)
     assert set(tl_steer.__all__) <= set(names)
     assert "tokenize" in names
+
+
+def test_the_listed_names_are_the_imported_ones():
+    (tree,) = (tree for _, name, tree in parsed() if name == "tl_steer._public")
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert sorted(alias.name for node in imports for alias in node.names) == sorted(tl_steer.__all__)
+    assert {*tl_steer.__all__, "models"} <= set(dir(tl_steer))
+    with pytest.raises(AttributeError, match="captur"):
+        _ = tl_steer.captur

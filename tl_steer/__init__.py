@@ -1,58 +1,18 @@
 """Find directions in a language model's residual stream, look at them, and steer with them.
 
 contrast pairs -> capture_pairs -> mean_difference (…) -> steer, generate, sweep -> tables -> plots
+
+PyTorch and TransformerLens are imported when the first public name is used, not with the package.
 """
 
-import transformer_lens  # noqa: F401  # first, because importing it after the others takes 0.1 s longer
+# ruff: noqa: F403, F405 (names of the star import)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from . import analysis, errors, evaluation, organisms, plots, prompts, texts
-from ._capture import capture, capture_pairs
-from ._generation import generate
-from ._scoring import choice_logits
-from ._util.logs import logs_from_environment, show_logs
-from .activations import Activations, PairedActivations
-from .analysis import agreement, logit_lens, pca, projections, separation, traces
-from .directions import (
-    SteeringVector,
-    SteeringVectors,
-    control_vectors,
-    exchange,
-    lda_direction,
-    logistic_direction,
-    mean_difference,
-    principal_component,
-    random_direction,
-)
-from .engine.paths import explain
-from .evaluation import against_controls, choose, effectiveness, signal_detection, steerability
-from .interventions import Ablate, Add, ProjectOut, SetProjection, steer
-from .models import chat_format, get_model, identify, load_model, tokenize
-from .positions import (
-    after,
-    all_tokens,
-    current_token,
-    generated_tokens,
-    last_token,
-    preview,
-    prompt_tokens,
-    span,
-    token,
-    tokens_matching,
-)
-from .prompts import (
-    ChoiceQuestions,
-    ContrastPairs,
-    audit,
-    claim_questions,
-    contrast_pairs,
-    honesty_pairs,
-    read_claims,
-    read_pairs,
-)
-from .recipes import activation_addition, steering_vector, vectors_from_pairs
-from .sweeps import damage, sweep
-from .texts import read_choice
-from .verification import verify
+from ._util.logs import logs_from_environment
+
+if TYPE_CHECKING:
+    from ._public import *
 
 logs_from_environment()
 
@@ -69,3 +29,22 @@ __all__ = [
     "steer", "steerability", "steering_vector", "sweep", "texts", "token", "tokenize", "tokens_matching",
     "traces", "vectors_from_pairs", "verify",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import all public names and subpackages when the first of them is used."""
+    if not name.startswith("_"):
+        try:
+            public = import_module("._public", __name__)
+        except AttributeError as error:  # `from tl_steer import …` would hide it
+            raise ImportError(f"tl_steer cannot be imported: {error}") from error
+        for each in __all__:
+            globals().setdefault(each, getattr(public, each))
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; dir({__name__}) lists its names.")
+
+
+def __dir__() -> list[str]:
+    packages = ["directions", "models", "positions", "sweeps"]  # with public names of their own
+    return [*__all__, *packages, *(name for name in globals() if name.startswith("__"))]

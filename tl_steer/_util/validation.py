@@ -1,7 +1,7 @@
 """Runtime type checks for the public API, with readable errors, before any work starts.
 
 NumPy scalars and arrays, pandas columns, tensors and generators are converted where a Python number or list
-is expected.
+is expected. NumPy, pandas and PyTorch are imported in the functions: the command line starts without them.
 """
 
 import functools
@@ -19,9 +19,6 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-import pandas as pd
-import torch
 from typeguard import CollectionCheckStrategy, ForwardRefPolicy, TypeCheckError, check_type
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
@@ -172,6 +169,10 @@ def _has_booleans(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """Numbers, arrays, columns and generators as Python numbers and lists; other values unchanged."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
     if isinstance(value, np.ndarray | np.generic | pd.Series | pd.Index | torch.Tensor):
         return value.tolist()
     if isinstance(value, Iterator | MappingView):
@@ -184,6 +185,8 @@ def _plain(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
+    import numpy as np
+
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -221,6 +224,9 @@ def _describe(value: Any) -> str:
         return VALUES.repr(value)
     if inspect.isfunction(value) or isinstance(value, type):
         return f"the {'class' if isinstance(value, type) else 'function'} {value.__name__}"
+    import numpy as np
+    import torch
+
     name = type(value).__name__
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor | np.ndarray) else ""
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}{shape}"
@@ -264,6 +270,10 @@ def short_repr(instance: Any) -> str:
 
 
 def _summary(value: Any) -> str:
+    import numpy as np
+    import pandas as pd
+    import torch
+
     if isinstance(value, torch.Tensor | np.ndarray):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, pd.DataFrame):
@@ -276,6 +286,6 @@ def _summary(value: Any) -> str:
     return " ".join(FIELDS.repr(value).split())
 
 
-def _levels(column: pd.Series) -> str:
+def _levels(column: Any) -> str:
     texts = column.astype(str).drop_duplicates()
     return "/".join(texts) if len(texts) <= MAX_LEVELS else f"{len(texts)} levels"

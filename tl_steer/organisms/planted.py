@@ -7,10 +7,18 @@ from typing import Any
 
 import pandas as pd
 
-from .. import directions
 from .._capture import capture_pairs
 from .._util.validation import checked
-from ..directions import Estimator, SteeringVectors
+from ..directions import (
+    Estimator,
+    SteeringVectors,
+    apply_estimator,
+    lda_direction,
+    logistic_direction,
+    mean_difference,
+    principal_component,
+    random_direction,
+)
 from ..evaluation import effectiveness
 from ..models import HookedModel, identify, organism_folder
 from ..positions import last_token
@@ -21,12 +29,12 @@ from .language import HONEST, organism_pairs, organism_questions
 NAME = "organism-planted"
 PLANTED_FILE = "planted.safetensors"
 ESTIMATORS: Mapping[str, Estimator] = {
-    "mean difference": directions.mean_difference,
-    "PCA of differences": partial(directions.principal_component, of="differences"),
-    "PCA of all": directions.principal_component,
-    "logistic": directions.logistic_direction,
-    "LDA": directions.lda_direction,
-    "random": partial(directions.random_direction, seed=0),
+    "mean difference": mean_difference,
+    "PCA of differences": partial(principal_component, of="differences"),
+    "PCA of all": principal_component,
+    "logistic": logistic_direction,
+    "LDA": lda_direction,
+    "random": partial(random_direction, seed=0),
 }
 CONDITIONS: Mapping[str, Mapping[str, Any]] = {
     "same claim": {},
@@ -105,7 +113,7 @@ def compare_estimators(
         for count in counts:
             subset = activations.subset(range(count))
             for method, estimator in estimators.items():
-                direction = directions.apply_estimator(estimator, subset).normalized()
+                direction = apply_estimator(estimator, subset).normalized()
                 vectors[str(len(rows))] = direction * float(planted.norms())
                 cosine = float(direction.cosine_similarity(planted))
                 rows.append((condition, method, count, repeat, cosine))
