@@ -57,7 +57,7 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f docs/mkdocs.yml
 	@echo "build/site/index.html; to search in it: $(BIN)/python -m http.server -d build/site"
 
-# Next to other libraries, about twenty minutes on two cores; parts of it: make bench ONLY="capture growth".
+# Next to other libraries, about half an hour on two cores; parts of it: make bench ONLY="capture growth".
 bench: $(INSTALLED) $(PEERS)
 	$(BIN)/tl-steer models get smollm2-135m-instruct
 	cd tests && ../$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))

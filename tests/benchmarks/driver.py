@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from .jobs import GROWTHS, JOBS, PLAIN, Job, quick_job, write_job
+from .jobs import GROWTHS, JOBS, PLAIN, STRONG, Job, quick_job, write_job
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PEERS = ROOT / ".peers" / "bin" / "python"
 RESULTS = "results.json"
-IMPORT = "import time; start = time.perf_counter(); import {name}; print(time.perf_counter() - start)"
+IMPORT = "import time; start = time.perf_counter(); {statements}; print(time.perf_counter() - start)"
+BASE, WHOLE = "import transformer_lens", "import tl_steer; tl_steer.load_model"  # loaded on first use
 
 
 def measure(parts: list[str], target: Path, *, quick: bool) -> None:
@@ -42,7 +44,12 @@ def measured(part: str, folder: Path, *, quick: bool) -> dict[str, Any]:
         return import_times(2 if quick else 5)
     if part == "growth":
         options = ["--quick"] if quick else []
-        runs = [run_module(sys.executable, "growth", growth.name, folder, *options) for growth in GROWTHS]
+        environments = ((sys.executable, options), (PEERS, [*options, "--strong"]))
+        runs = [
+            run_module(python, "growth", growth.name, folder, *flags)
+            for growth in GROWTHS
+            for python, flags in environments
+        ]
         return {"points": [point for run in runs for point in run["points"]]}
     job = next(job for job in JOBS if job.name == part)
     return job_records(quick_job(job) if quick else job, folder)
@@ -55,7 +62,7 @@ def job_records(job: Job, folder: Path) -> dict[str, Any]:
     for repeat in range(job.repeats):
         for contender in job.contenders():
             if repeat < job.repeats_of(contender):
-                is_peer = contender in job.peers
+                is_peer = contender in (*job.peers, STRONG)
                 python, module = (PEERS, "peers") if is_peer else (sys.executable, "ours")
                 outputs[contender] = folder / f"{job.name}-{len(records)}.npz"
                 record = run_module(python, module, job.name, contender, folder, outputs[contender])
@@ -116,19 +123,26 @@ def _capture_distance(output: dict[str, np.ndarray], expected: np.ndarray) -> di
 
 
 def import_times(repeats: int) -> dict[str, Any]:
-    """Seconds of `import tl_steer` and `import transformer_lens`, in fresh processes, alternating."""
+    """Seconds of `BASE` and `WHOLE` and of `tl-steer --help`, in fresh processes, alternating."""
 
-    def seconds(name: str, before: str = "") -> float:
-        code = before + IMPORT.format(name=name)
+    def seconds(statements: str, before: str = "") -> float:
+        code = before + IMPORT.format(statements=statements)
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         return float(result.stdout.split()[-1])
 
-    seconds("transformer_lens")  # fills the file cache
-    base, whole, after = [], [], []
+    def help_seconds() -> float:
+        command = [Path(sys.executable).with_name("tl-steer"), "--help"]
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    seconds(WHOLE)  # fills the file cache
+    base, whole, after, helped = [], [], [], []
     for _ in range(repeats):
-        base.append(seconds("transformer_lens"))
-        whole.append(seconds("tl_steer"))
-        after.append(seconds("tl_steer", "import transformer_lens; "))
+        base.append(seconds(BASE))
+        whole.append(seconds(WHOLE))
+        after.append(seconds(WHOLE, BASE + "; "))
+        helped.append(help_seconds())
     differences = np.subtract(whole, base).tolist()
     return {
         "transformer_lens": base,
@@ -137,6 +151,8 @@ def import_times(repeats: int) -> dict[str, Any]:
         "difference": statistics.median(differences),
         "after": after,
         "after_median": statistics.median(after),
+        "help": helped,
+        "help_median": statistics.median(helped),
     }
 
 

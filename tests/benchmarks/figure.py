@@ -6,13 +6,14 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from tl_steer.plots.style import BLUE, GREEN, ORANGE, styled
+from tl_steer.plots.style import BLUE, GREEN, ORANGE, PURPLE, styled
 
-from .jobs import GROWTHS, PLAIN_EVERY, SHARED_EVERY, SHARED_LAST, Study
+from .jobs import GROWTHS, LONG_PROMPTS, PLAIN_EVERY, SHARED_EVERY, SHARED_LAST, STRONG_EVERY, Study
 
 STYLES = {
     SHARED_LAST: (GREEN, "diamond", "solid"),
     SHARED_EVERY: (BLUE, "circle", "solid"),
+    STRONG_EVERY: (PURPLE, "triangle-up-open", "dash"),
     PLAIN_EVERY: (ORANGE, "square-open", "dot"),
 }
 SECONDS = [step * 10.0**power for power in range(-2, 4) for step in (1, 2, 5)]
@@ -47,7 +48,7 @@ def growth_figure(points: list[dict[str, Any]]) -> go.Figure:
         figure,
         "Cost of a choice sweep as one size grows",
         f"Otherwise {usual.layers} layers, {usual.multipliers} multipliers, {usual.prompts} prompts of one "
-        "claim (4 prompts where length grows); both axes logarithmic",
+        f"claim ({LONG_PROMPTS} prompts where length grows); both axes logarithmic",
         height=620,
     ).update_layout(
         margin={"t": 100, "b": 90}, legend={"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.14}

@@ -1,8 +1,9 @@
-"""Lower bound on the time of the choice sweep at every token: operations, and the machine's rate.
+"""Lower bound on the time of a job: required operations, and the machine's rate.
 
 The count, without the engine: every distinct prefix of the prompts is one position. Unsteered, all blocks run
-on each position; in a condition, the blocks after the steered layer. Then the logits of each prompt's last
-position, per condition. Norms, rotations, softmax and data movement are left out.
+on each position; in a condition, the blocks after the steered layer, on each position or, where only the last
+token is steered, on each prompt's last. All blocks run on every new token but the last, per condition. Logits
+are computed where they are read. Norms, rotations, softmax and data movement are left out.
 """
 
 import statistics
@@ -12,9 +13,8 @@ from typing import Any
 
 import torch
 
-from .jobs import Condition
+from .jobs import OURS, Job
 
-JOB = "choice-all"
 ROWS, WIDTH, OUT = 1024, 576, 1536  # the embedded model's MLP, at full utilisation
 TRIALS = 60
 
@@ -31,26 +31,27 @@ def matrix_rates() -> list[float]:
     return rates
 
 
-def operations(
-    cfg: Any, prompts: Sequence[Sequence[int]], conditions: Sequence[Condition]
-) -> dict[str, float]:
+def operations(cfg: Any, job: Job, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
     """Operations (two per multiply-add) of the unsteered condition and all others.
 
-    `full` counts every required block on every distinct position; `pruned` leaves out, in the last block,
+    `full` counts every required block on every required position; `pruned` leaves out, in the last block,
     everything but keys and values at positions that are not read.
     """
-    positions = prefixes(prompts)
-    blocks = [cfg.n_layers] + [cfg.n_layers - (layer + 1) for layer, _ in conditions]
-    block = sum(_token(cfg, len(prefix)) for prefix in positions)
+    above = [cfg.n_layers - (layer + 1) for layer, _ in job.conditions(OURS)]
+    positions, runs, is_last = prefixes(prompts), 1 + len(above), job.positions == "last"
+    whole = sum(_token(cfg, len(prefix)) for prefix in positions)
+    steered = sum(_token(cfg, len(prompt)) for prompt in prompts) if is_last else whole
+    fed = sum(_token(cfg, len(prompt) + new) for prompt in prompts for new in range(1, job.new_tokens))
+    reads = runs * len(prompts) * {"capture": 0, "choice": 1, "generate": job.new_tokens}[job.measure]
+    logits = 2 * cfg.d_model * cfg.d_vocab * reads
+    full = whole * cfg.n_layers + steered * sum(above) + fed * cfg.n_layers * runs + logits
     unread = positions - {tuple(prompt) for prompt in prompts}
     pruned = sum(_token(cfg, len(prefix)) - _keys_and_values(cfg) for prefix in unread)
-    logits = 2 * cfg.d_model * cfg.d_vocab * len(prompts) * len(blocks)
-    full = block * sum(blocks) + logits
     return {
         "positions": len(positions),
         "tokens": sum(map(len, prompts)),
         "full": float(full),
-        "pruned": float(full - pruned * sum(1 for count in blocks if count)),
+        "pruned": float(full - pruned * (1 if is_last else 1 + sum(map(bool, above)))),
     }
 
 

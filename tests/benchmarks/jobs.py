@@ -7,6 +7,7 @@ from typing import Any
 
 # tl_steer by default, with two columns of logits instead of all, and with one forward pass per condition.
 OURS, COLUMNS, PLAIN = "tl_steer", "tl_steer, two columns", "tl_steer, plain loop"
+BRIDGE, STRONG = "tl_steer, bridge", "transformers, written for sweeps"
 SIDES, LETTERS = ("positive", "negative"), ("A", "B")
 MATERIALS, VECTORS = "materials.json", "vectors.npy"
 PEER_BATCH = 16  # a peer's batch size; not slower than 4, 8 or 32
@@ -22,11 +23,11 @@ class Job:
         name, title: on the command line, and in the table.
         measure: "capture", "choice", "generate".
         prompts: number of pairs or questions.
-        peers: the other libraries that do it.
-        repeats: of tl_steer and the peers; the plain loop and the two columns run once.
+        peers: the other libraries that do it, in a loop over the conditions.
+        repeats: of all contenders except the plain loop and the two columns, which run once.
         positions: the vector is added at "every" token, or at the "last" one.
         layers, multipliers: the conditions; without any, nothing is steered.
-        sample_layers, sample_multipliers: the conditions of contenders that need a forward pass for each.
+        sample_layers, sample_multipliers: the conditions of the contenders that loop.
         new_tokens: per prompt.
     """
 
@@ -44,17 +45,19 @@ class Job:
     new_tokens: int = 0
 
     def contenders(self) -> list[str]:
-        """All contenders, peers first."""
-        return [*self.peers, OURS, *([COLUMNS] if self.measure == "choice" else []), PLAIN]
+        """All contenders, those without tl_steer first."""
+        strong = [STRONG] if self.layers else []
+        columns = [COLUMNS] if self.measure == "choice" else []
+        return [*self.peers, *strong, OURS, BRIDGE, *columns, PLAIN]
 
     def repeats_of(self, contender: str) -> int:
         return 1 if contender in (COLUMNS, PLAIN) else self.repeats
 
     def grid(self, contender: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Layers and multipliers of a contender's conditions."""
-        if contender in (OURS, COLUMNS):
-            return self.layers, self.multipliers
-        return self.sample_layers, self.sample_multipliers
+        if contender in (*self.peers, PLAIN):
+            return self.sample_layers, self.sample_multipliers
+        return self.layers, self.multipliers
 
     def conditions(self, contender: str) -> list[Condition]:
         """A contender's conditions; empty if nothing is steered."""
@@ -106,6 +109,8 @@ JOBS = (
 PARTS = (*(job.name for job in JOBS), "import", "growth")
 
 SHARED_EVERY, SHARED_LAST, PLAIN_EVERY = "every token", "last token", "every token, plain loop"
+STRONG_EVERY = f"every token, {STRONG}"
+CLAIMS, LONG_PROMPTS = (1, 4, 9, 19), 4  # claims per prompt, and the number of prompts with several
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,11 @@ class Study:
     multipliers: int = 2
     prompts: int = 8
     claims: int = 1
+
+    def grid(self, n_layers: int) -> tuple[list[int], list[float]]:
+        """Layers, spread evenly over the model's depth, and multipliers up to 8."""
+        layers = [(2 * index + 1) * n_layers // (2 * self.layers) for index in range(self.layers)]
+        return layers, [16 * index / self.multipliers - 8 for index in range(1, self.multipliers + 1)]
 
 
 @dataclass(frozen=True)
@@ -128,12 +138,17 @@ class Growth:
     points: tuple[int, ...]
     plain: int = 2
 
+    def study(self, point: int) -> Study:
+        """The sweep at one of the points; where length grows, with few prompts: claims are limited."""
+        base = Study(prompts=LONG_PROMPTS) if self.field == "claims" else Study()
+        return replace(base, **{self.field: point})
+
 
 GROWTHS = (
     Growth("layers", "Layers", "layers", (1, 3, 10, 30)),
     Growth("multipliers", "Multipliers", "multipliers", (1, 2, 4, 8, 16)),
     Growth("prompts", "Prompts", "prompts", (4, 8, 16, 32, 64)),
-    Growth("length", "Tokens per prompt", "claims", (1, 4, 9, 19)),
+    Growth("length", "Tokens per prompt", "claims", CLAIMS),
 )
 
 

@@ -13,7 +13,22 @@ import tl_steer as ts
 from tl_steer.models import embedded_folder
 
 from . import floor
-from .jobs import COLUMNS, LETTERS, MATERIALS, PLAIN, SIDES, VECTORS, Condition, Job, read_job, read_materials
+from .jobs import (
+    BRIDGE,
+    CLAIMS,
+    COLUMNS,
+    LETTERS,
+    LONG_PROMPTS,
+    MATERIALS,
+    OURS,
+    PLAIN,
+    SIDES,
+    VECTORS,
+    Condition,
+    Job,
+    read_job,
+    read_materials,
+)
 from .measuring import Task, environment, measure, report, texts_array
 
 QUESTION = (
@@ -30,20 +45,25 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("output", type=Path, nargs="?", help="an .npz with the arrays to compare")
     args = parser.parse_args()
-    model = ts.load_model()
+    model = ts.load_model(backend="bridge" if args.contender == BRIDGE else "hooked")
     if args.contender == "prepare":
         write_materials(model, args.folder)
         report(environment())
         return
     job, data = read_job(args.job, args.folder), read_materials(args.folder)
     task = TASKS[job.measure](model, job, args.contender, data, args.folder)
-    before = floor.matrix_rates() if job.name == floor.JOB else []
+    before = floor.matrix_rates()
     record = measure(task, model, args.output)
-    if job.name == floor.JOB:
-        ids = [question["ids"] for question in data["questions"][: job.prompts]]
-        work = floor.operations(model.cfg, ids, job.conditions(args.contender))
+    if args.contender == OURS:
+        work = floor.operations(model.cfg, job, prompt_ids(job, data))
         record["floor"] = floor.ratios(work, before, floor.matrix_rates(), record["seconds"])
     report({**record, **environment()})
+
+
+def prompt_ids(job: Job, data: dict) -> list[list[int]]:
+    """The job's prompts as token ids; for a capture, those of both sides."""
+    lists = data["pairs"].values() if job.measure == "capture" else [data["questions"]]
+    return [prompt["ids"] for prompts in lists for prompt in prompts[: job.prompts]]
 
 
 def claim_prompts(model: Any, claims: list[str], answer: str) -> list[str]:
@@ -52,7 +72,7 @@ def claim_prompts(model: Any, claims: list[str], answer: str) -> list[str]:
     return [chat.render(QUESTION.format(claim=claim), answer_prefix=answer) for claim in claims]
 
 
-def questions(model: Any, count: int, *, claims_each: int = 1) -> list[str]:
+def questions(model: Any, count: int, *, claims_each: int) -> list[str]:
     """Prompts that end before the letter; several claims per prompt make it longer."""
     claims = ts.read_claims("claims_eval")["statement"].tolist()
     groups = [" ".join(claims[start : start + claims_each]) for start in range(0, len(claims), claims_each)]
@@ -75,11 +95,16 @@ def write_materials(model: Any, folder: Path) -> None:
             for side, letter in zip(SIDES, LETTERS, strict=True)
         }
 
+    studies = {
+        count: with_ids(questions(model, QUESTIONS if count == 1 else LONG_PROMPTS, claims_each=count))
+        for count in CLAIMS
+    }
     values = {
         "model": str(embedded_folder()),
         "letters": [model.tokenizer.convert_tokens_to_ids(letter) for letter in LETTERS],
         "pairs": both_sides(claims[:PAIRS]),
-        "questions": with_ids(questions(model, QUESTIONS)),
+        "questions": studies[1],
+        "studies": studies,
         "warm_pairs": both_sides(warm_claims),
         "warm_questions": with_ids(claim_prompts(model, warm_claims, "Answer: (")),
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from .jobs import COLUMNS, JOBS, OURS, PARTS, PEER_BATCH, PLAIN, from_values
+from .jobs import BRIDGE, COLUMNS, JOBS, OURS, PARTS, PEER_BATCH, PLAIN, STRONG, from_values
 from .summary import Row, floor_of, rows, targets
 
 TEMPLATE = "README.md.jinja"
@@ -31,13 +31,15 @@ def rendered(results: dict[str, Any], figure: str) -> str:
         jobs=[from_values(results[job.name]["job"]) for job in measured],
         rows=[row for job in measured for row in rows(results[job.name])],
         targets=targets(results),
-        floor=floor_of(results["choice-all"]) if "choice-all" in results else None,
+        floors={job.title: floor_of(results[job.name]) for job in measured},
         settings=common_settings(results),
         figure=figure,
         batch=PEER_BATCH,
         ours=OURS,
         columns=COLUMNS,
         plain=PLAIN,
+        strong=STRONG,
+        bridge=BRIDGE,
     )
 
 

@@ -4,15 +4,16 @@ hf: a forward hook on a Hugging Face decoder layer, set and removed per conditio
 steering-vectors: its training on pairs; per condition, its vector applied to the Hugging Face model.
 repeng: its training on pairs, including its principal components. It cannot set a vector at one layer with
 one multiplier per condition without a new control model, so it runs no sweep.
+transformers, written for sweeps: the functions of `strong`.
 
-All use the same model folder in float32, the same prompts in left-padded batches, and compute logits only
+All use the same model folder in float32, the same prompts in padded batches, and compute logits only
 where they are read. Nothing of tl_steer is imported.
 """
 
 import argparse
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,28 +24,31 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from .jobs import PEER_BATCH, SIDES, VECTORS, Condition, Job, read_job, read_materials
+from . import strong
+from .jobs import PEER_BATCH, SIDES, STRONG, VECTORS, Condition, Job, read_job, read_materials
 from .measuring import Task, environment, measure, report, texts_array
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("job")
-    parser.add_argument("contender", choices=["hf", "steering-vectors", "repeng"])
+    parser.add_argument("contender", choices=["hf", "steering-vectors", "repeng", STRONG])
     parser.add_argument("folder", type=Path)
     parser.add_argument("output", type=Path, help="an .npz with the arrays to compare")
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    transformers.logging.set_verbosity_error()
-    torch.set_grad_enabled(False)
     job, data = read_job(args.job, args.folder), read_materials(args.folder)
     model, tokenizer = load(data["model"])
     require_same_ids(tokenizer, data)
-    task = TASKS[job.measure](model, tokenizer, job, args.contender, data, np.load(args.folder / VECTORS))
+    task_of = strong_task if args.contender == STRONG else TASKS[job.measure]
+    task = task_of(model, tokenizer, job, args.contender, data, np.load(args.folder / VECTORS))
     report({**measure(task, model, args.output), **environment()})
 
 
 def load(folder: str) -> tuple[Any, Any]:
+    """Model and tokenizer, quietly and without gradients."""
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_grad_enabled(False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.padding_side = "left"
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), tokenizer
@@ -168,8 +172,8 @@ def generate_task(
         return tokens[:, batch["input_ids"].shape[1] :]
 
     def arrays(batches: list[torch.Tensor]) -> dict[str, np.ndarray]:
-        texts = [tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in batches]
-        return {"conditions": np.array(job.conditions(contender) or [(0, 0)]), "values": texts_array(texts)}
+        conditions = np.array(job.conditions(contender) or [(0, 0)])
+        return {"conditions": conditions, "values": decoded(tokenizer, batches)}
 
     conditions = job.conditions(contender) or [None]
     return Task(
@@ -179,6 +183,38 @@ def generate_task(
         conditions=len(conditions),
         tokens=lambda batches: sum(rows.numel() for rows in batches),
     )
+
+
+def strong_task(
+    model: Any, tokenizer: Any, job: Job, contender: str, data: dict, vectors: np.ndarray
+) -> Task:
+    """All conditions in one call, with the unsteered one as a multiplier of 0."""
+    is_text = job.measure == "generate"
+
+    def run(key: str, conditions: list[Condition]) -> torch.Tensor:
+        prompts = tokenizer([each["text"] for each in data[key][: job.prompts]])["input_ids"]
+        if is_text:
+            return strong.generate(model, prompts, torch.from_numpy(vectors), conditions, job.new_tokens)
+        choices = strong.choice_last if job.positions == "last" else strong.choice_every
+        return choices(model, prompts, data["letters"], torch.from_numpy(vectors), conditions)
+
+    def arrays(values: torch.Tensor) -> dict[str, np.ndarray]:
+        array = decoded(tokenizer, values) if is_text else values.numpy()
+        return {"conditions": np.array(conditions), "values": array}
+
+    conditions = [*job.conditions(contender), (len(vectors) - 1, 0.0)]
+    return Task(
+        warm_up=lambda: run("warm_questions", conditions[:1]),
+        run=lambda: run("questions", conditions),
+        arrays=arrays,
+        conditions=len(conditions),
+        tokens=lambda values: values.numel() if is_text else 0,
+    )
+
+
+def decoded(tokenizer: Any, batches: Iterable[torch.Tensor]) -> np.ndarray:
+    """Texts of each batch of token rows."""
+    return texts_array([tokenizer.batch_decode(rows, skip_special_tokens=True) for rows in batches])
 
 
 @contextmanager
