@@ -1,0 +1,1 @@
+"""The benchmark on an accelerator, with random weights in the shapes of large models."""
