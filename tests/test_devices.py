@@ -45,7 +45,8 @@ def elsewhere(request, monkeypatch):
         return request.param > 1 or device.type == "cpu"
 
     monkeypatch.setattr(sys.modules["transformer_lens.HookedTransformer"], "type", plain_type, raising=False)
-    monkeypatch.setattr("tl_steer.engine.logits.has_float64", has_float64)
+    for module in ("engine.logits", "_generation"):
+        monkeypatch.setattr(f"tl_steer.{module}.has_float64", has_float64)
     with FakeDevices(float64=request.param > 1):
         yield placed(request.param)
 

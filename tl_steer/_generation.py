@@ -17,6 +17,7 @@ from ._util.logs import bar
 from ._util.seeds import derived_seed, require_seed
 from ._util.validation import checked
 from .engine import Memory, Row, RunOptions, StreamNorms, residual, run_conditions
+from .engine.logits import has_float64
 from .engine.plain import DEFAULT_OPTIONS, Batch
 from .engine.shared.chunking import Chunk
 from .engine.shared.decoding import Decoder
@@ -257,9 +258,9 @@ class _Texts:
         logits = unembedded(self.model, stream).float()
         if (penalty := self.decoding.repetition_penalty) != 1:
             _penalize(logits, [self.seen[text] for text in fed], penalty)
-        for row, text in enumerate(fed):
-            if len(self.new[text]) < self.decoding.min_new_tokens:
-                logits[row, self.stops] = -torch.inf
+        if len(self.new[fed[0]]) < self.decoding.min_new_tokens:  # before that, no text has ended
+            for stop in self.stops:
+                logits[:, stop] = -torch.inf
         return _next_tokens(logits, self.decoding, [self.generators[text] for text in fed])
 
 
@@ -289,12 +290,13 @@ def _next_tokens(
 ) -> Int[Tensor, " batch"]:
     if decoding.temperature == 0:
         return logits.argmax(-1).cpu()
-    # On the CPU: MPS has no float64.
-    probabilities = (logits.cpu().double() / decoding.temperature).softmax(-1)
+    logits = logits if has_float64(logits.device) else logits.cpu()
+    probabilities = (logits.double() / decoding.temperature).softmax(-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     nucleus = torch.where(before < decoding.top_p, ordered, 0).cumsum(-1)
     # One uniform number per row and step, looked up in the row's own cumulative distribution.
     uniform = torch.stack([torch.rand(1, generator=each, dtype=torch.float64) for each in generators])
+    uniform = uniform.to(logits.device)
     rank = torch.searchsorted(nucleus, uniform * nucleus[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
-    return order.gather(-1, rank).squeeze(-1)
+    return order.gather(-1, rank).squeeze(-1).cpu()

@@ -36,6 +36,7 @@ class ActivationReader:
         self.numbers = np.empty(0, dtype=np.int64) if numbers is None else numbers
         self.values: dict[Site, Float[Tensor, "read d_hook"]] = {}
         self.norms: dict[Site, Float[Tensor, " token"]] = {}
+        self._slots: dict[tuple[int, int], Int[Tensor, " read"]] = {}  # to be read, by a pass's tokens
 
     @contextmanager
     def of(self, model: Any, chunk: Chunk) -> Iterator[None]:
@@ -43,10 +44,12 @@ class ActivationReader:
         with ExitStack() as stack:
             for site in self.sites:
                 layer, hook = site
-                self.norms[site] = torch.empty(chunk.plan.prefix.stop)
+                # On the device until all layers ran: each transfer would wait for a GPU.
+                self.norms[site] = torch.empty(chunk.plan.prefix.stop, device=chunk.layerwise.stream.device)
                 handle = hook_point(model, hook, layer).register_forward_hook(self._hook(site, chunk))
                 stack.callback(handle.remove)
             yield
+        self.norms = {site: norms.cpu() for site, norms in self.norms.items()}
 
     def typical_norms(self, chunk: Chunk) -> dict[Site, Float[Tensor, " row"]]:
         """Each row's median norm over its prompt without the first position; NaN of a one-token prompt."""
@@ -72,12 +75,15 @@ class ActivationReader:
             if start >= n_tokens:
                 return
             stream = slots_of(x, 1, x.shape[1])[0, : n_tokens - start].float()
-            self.norms[site][start : start + len(stream)] = stream.norm(dim=-1).cpu()
+            self.norms[site][start : start + len(stream)] = stream.norm(dim=-1)
             first, last = np.searchsorted(self.numbers, (start, stop))
             if site not in self.values:
                 self.values[site] = torch.empty(len(self.numbers), stream.shape[-1])
-            read_slots = torch.from_numpy(self.numbers[first:last] - start).to(stream.device)
-            self.values[site][first:last] = stream[read_slots].cpu()
+            if first < last:
+                if (start, stop) not in self._slots:
+                    slots = torch.from_numpy(self.numbers[first:last] - start)
+                    self._slots[start, stop] = slots.to(stream.device)
+                self.values[site][first:last] = stream[self._slots[start, stop]].cpu()
 
         return read
 

@@ -59,11 +59,14 @@ class Edit:
         d_head: int,
     ) -> Float[Tensor, "batch pos d_hook"]:
         """The activations, changed where selected; `index` is each slot's absolute position."""
+        index = index.to(stream.device)
+        if self.heads is None and selected.device.type == "cpu" and bool(selected.all()):
+            return self.change(stream, index)  # without a mask, whose transfer would wait for a GPU
         mask = selected.to(stream.device)[..., None]
         if self.heads is not None:
             head = torch.arange(stream.shape[-1], device=stream.device) // d_head
             mask = mask & torch.isin(head, torch.tensor(self.heads, device=stream.device))
-        return torch.where(mask, self.change(stream, index.to(stream.device)), stream)
+        return torch.where(mask, self.change(stream, index), stream)
 
 
 @runtime_checkable
@@ -134,10 +137,11 @@ class Add:
         return _edits(self.vector, positions, f"Add(multiplier={self.multiplier:g})", self._change)
 
     def _change(self, vector: SteeringVector) -> Change:
-        scaled = self.multiplier * vector.values
-        if scaled.ndim == 1:
-            return lambda x, index: x + scaled.to(x)
-        return lambda x, index: x + scaled.to(x)[index.clamp(0, len(scaled) - 1)]
+        scaled = _copied_once(self.multiplier * vector.values)
+        if not vector.has_positions:
+            return lambda x, index: x + scaled(x)
+        last = len(vector.values) - 1
+        return lambda x, index: x + scaled(x)[index.clamp(0, last)]
 
 
 @checked
@@ -168,7 +172,7 @@ class ProjectOut:
 
     def _change(self, vector: SteeringVector) -> Change:
         unit = _unit(vector)
-        return lambda x, index: x - self.strength * _projection(x, unit) * unit.to(x)
+        return lambda x, index: x - self.strength * _projection(x, unit(x)) * unit(x)
 
 
 @checked
@@ -197,7 +201,7 @@ class SetProjection:
 
     def _change(self, vector: SteeringVector) -> Change:
         unit = _unit(vector)
-        return lambda x, index: x + (self.value - _projection(x, unit)) * unit.to(x)
+        return lambda x, index: x + (self.value - _projection(x, unit(x))) * unit(x)
 
 
 @checked
@@ -230,13 +234,13 @@ class Ablate:
         """One edit, for a model of `n_layers`. Raises as `steer`."""
         (layer,) = resolve_layers(self.layer, n_layers)
         target = self._target(layer)
-        width = target.shape[-1] if target.ndim else None
+        width, copied = target.shape[-1] if target.ndim else None, _copied_once(target)
         described = f"Ablate(hook={self.hook!r}) at layer {layer}"
         identity = self.to.identity if isinstance(self.to, Activations) else None
         heads = None if self.heads is None else tuple(self.heads)
 
         def change(x: Tensor, index: Tensor) -> Tensor:
-            return target.to(x).expand_as(x)
+            return copied(x).expand_as(x)
 
         return [Edit(layer, self.hook, self.positions, change, width, described, identity, heads)]
 
@@ -264,14 +268,27 @@ def _edits(
     return list(map(edit, vectors.as_vectors()))
 
 
-def _unit(vector: SteeringVector) -> Float[Tensor, " d_hook"]:
+def _unit(vector: SteeringVector) -> Callable[[Tensor], Tensor]:
     if vector.has_positions:
         raise ValueError("vectors with a position axis: a projection needs one direction per layer.")
-    return vector.normalized().values
+    return _copied_once(vector.normalized().values)
+
+
+def _copied_once(values: Tensor) -> Callable[[Tensor], Tensor]:
+    """`values.to(x)` as a function of x, copied once per device and dtype: each copy waits for a GPU."""
+    copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def like(x: Tensor) -> Tensor:
+        key = x.device, x.dtype
+        if key not in copies:
+            copies[key] = values.to(x)
+        return copies[key]
+
+    return like
 
 
 def _projection(x: Float[Tensor, "*slots d_hook"], unit: Float[Tensor, " d_hook"]) -> Tensor:
-    return (x @ unit.to(x))[..., None]
+    return (x @ unit)[..., None]
 
 
 def _first_positions(count: int) -> Positions:

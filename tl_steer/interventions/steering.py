@@ -139,7 +139,9 @@ class EditLog:
     def require_finite(self) -> None:
         """Raise `NonFiniteError` for the earliest site noted since the last call."""
         notes, self._finite = self._finite, []
-        flags = torch.stack([rows.all().cpu() for _, rows, _ in notes]).tolist() if notes else []
+        # One transfer to the host; a model's layers may be on several devices.
+        flags = torch.stack([rows.all().to(notes[0][1].device) for _, rows, _ in notes]) if notes else None
+        flags = [] if flags is None else flags.tolist()
         if not all(flags):
             described, rows, prompts = notes[flags.index(False)]
             row = rows.tolist().index(False)

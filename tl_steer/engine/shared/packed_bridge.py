@@ -31,7 +31,9 @@ from ...models.bridge_blocks import (
 )
 from .attention import AttentionLayer, PackedAttention, PackedModel, RunBlocks
 
-IMPLEMENTATION = "tl_steer_packed"
+# Names of attention functions. Only with the second does transformers make masks, for which it reads the
+# positions: each read would wait for a GPU.
+PACKED, EXAMINED = "tl_steer_packed", "tl_steer_examined"
 _HANDLER = "_tl_steer_attend"  # attribute of an attention module while its layer is packed
 _IGNORED = {"cache_position", "dropout", "is_causal", "position_ids", "use_cache"}
 _LENGTH_DEPENDENT = ("dynamic", "longrope")  # rotary types
@@ -124,12 +126,12 @@ class PackedBridge(PackedModel):
         return stream_of(args, kwargs)
 
     @contextmanager
-    def _attending(self, attend: Callable | None) -> Iterator[None]:
+    def _attending(self, attend: Callable | None, implementation: str = PACKED) -> Iterator[None]:
         """Let every attention layer call `attend(layer, q, k, v, mask, **options)`."""
         with ExitStack() as stack:
             for config in self.configs:
                 stack.callback(setattr, config, "_attn_implementation", config._attn_implementation)
-                config._attn_implementation = IMPLEMENTATION
+                config._attn_implementation = implementation
             for layer, block in enumerate(self.blocks if attend else ()):
                 attn = block.attn
                 handler = partial(attend, layer)
@@ -159,7 +161,7 @@ class PackedBridge(PackedModel):
         index = torch.arange(2, device=self.weight.device)
         _discovery.length = self._model().cfg.n_ctx
         try:
-            with self._attending(attend):
+            with self._attending(attend, EXAMINED):
                 self.body(input_ids=index[None], position_ids=index[None], use_cache=False)
         except (NotPackableError, torch.OutOfMemoryError):
             raise
@@ -268,12 +270,12 @@ def _forward(attn: Any, handler: Callable | None, *args: Any, **kwargs: Any) -> 
     if handler is None:
         output = original.forward(*args, **kwargs)
     else:
-        original.config._attn_implementation = "sdpa"
+        implementation, original.config._attn_implementation = original.config._attn_implementation, "sdpa"
         try:
             with _InsteadOfSdpa(handler):
                 output = original.forward(*args, **kwargs)
         finally:
-            original.config._attn_implementation = IMPLEMENTATION
+            original.config._attn_implementation = implementation
     return (attn.hook_out(output[0]), *output[1:]) if isinstance(output, tuple) else attn.hook_out(output)
 
 
@@ -315,14 +317,9 @@ def _window(layer: int, visible: Tensor) -> int | None:
     return window
 
 
-def _mask(
-    *_: Any, mask_function: Callable = causal_mask_function, device: Any = None, **__: Any
-) -> Tensor | None:
-    """What the last two queries of the whole context see while a model is examined, and no mask otherwise."""
-    length = getattr(_discovery, "length", None)
-    if length is None:
-        return None
-    keys = torch.arange(length)
+def _mask(*_: Any, mask_function: Callable = causal_mask_function, device: Any = None, **__: Any) -> Tensor:
+    """What the last two queries of the whole context see."""
+    keys = torch.arange(_discovery.length)
     zero = torch.zeros((), dtype=torch.long)
     return torch.stack([mask_function(zero, zero, query, keys) for query in keys[-2:]])[None, None]
 
@@ -334,8 +331,9 @@ def _dispatch(
     return vars(module)[_HANDLER](q, k, v, mask, **options), None
 
 
-AttentionInterface.register(IMPLEMENTATION, _dispatch)
-AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+for implementation in (PACKED, EXAMINED):
+    AttentionInterface.register(implementation, _dispatch)
+AttentionMaskInterface.register(EXAMINED, _mask)
 
 
 def _rotary_types(config: Any) -> Iterator[str]:
