@@ -189,7 +189,7 @@ class Decoder(PackedAttention):
             of_member=self._tensor(lanes.of_member),
             index=lengths + self._fed,
             groups=tuple(prompt_groups(prompt_of[lanes.leaders], bounds, device)),
-            masks=self._visible(lengths),
+            masks=self._visible(lengths) if layer < self._bounds[-1] else {},
         )
         self.chunk.layerwise.steering.slots = self._slots(lanes.leaders[bounds[0] :], bounds[0])
         return lanes
