@@ -1,6 +1,7 @@
 """The benchmark for accelerators, on the CPU and on a device that is not there, with a small random model."""
 
 import json
+import re
 import warnings
 
 import pytest
@@ -97,18 +98,15 @@ def test_waits_are_counted_by_phase_and_line(monkeypatch):
     ts.generate(model, [[5, 6]], max_new_tokens=4, return_tokens=True)  # examines the model
     modes = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    for owner, name in ((LayerwisePass, "slots_of"), (Decoder, "_visible")):
-        method = getattr(owner, name)
+    for owner in (LayerwisePass, Decoder):
 
-        def waiting(self, *args, method=method):
+        def waiting(self, *args, attend=owner.attend):
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
-            return method(self, *args)
+            return attend(self, *args)
 
-        monkeypatch.setattr(owner, name, waiting)
+        monkeypatch.setattr(owner, "attend", waiting)
     waits = host_waits(lambda: ts.generate(model, [[5, 6]], max_new_tokens=4, return_tokens=True))
-    counts = {tuple(key.split(":")[:2]): count for key, count in waits.items()}
-    assert counts == {
-        ("layer", " engine/shared/forward.py"): model.cfg.n_layers,
-        ("decode step", " engine/shared/decoding.py"): 3,
-    }
+    n_layers, line = model.cfg.n_layers, r"(layer|decode step): engine/shared/packed_hooked.py:\d+"
+    assert all(re.fullmatch(line, key) for key in waits)
+    assert sorted(waits.values()) == [n_layers, 3 * n_layers]
     assert modes == ["warn", "default"]

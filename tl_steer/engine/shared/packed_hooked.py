@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
-from transformer_lens.components import GatedMLP
 from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES
 
 from ...models.bridge_blocks import replaced_forward
@@ -105,7 +104,11 @@ class _LastNorm:
 
 
 def _is_plain_gated(mlp: Any) -> bool:
-    return type(mlp) is GatedMLP and not mlp.cfg.is_layer_norm_activation() and "forward" not in vars(mlp)
+    from transformer_lens.components import GatedMLP
+
+    if type(mlp) is not GatedMLP or "forward" in vars(mlp):
+        return False
+    return not mlp.cfg.is_layer_norm_activation()
 
 
 def _gated_mlp(mlp: Any, x: Float[Tensor, "1 token d_model"]) -> Float[Tensor, "1 token d_model"]:
