@@ -166,7 +166,8 @@ def write_conditions(
         members = list(decoder.members)
         ids, numbers = zip(*((chunk.plan.rows[row].ids, chunk.rows[row]) for _, row in members), strict=True)
         texts = _Texts(model, ids, numbers, decoding)
-        _decode_together(decoder, texts, stream)
+        with decoder.running():
+            _decode_together(decoder, texts, stream)
         for (condition, row), new in zip(members, texts.new, strict=True):
             written[chunk.conditions[condition]][chunk.rows[row]] = new
 

@@ -207,10 +207,9 @@ def probe(model: Any, packed: PackedModel) -> str | None:
         )
         with reader.of(model, chunk):
             streams = [decoder.start()]
-        for step in range(NEW_TOKENS):
-            streams.append(
-                decoder.step(torch.tensor([new[chunk.rows[row]][step] for _, row in decoder.members]))
-            )
+        texts = torch.tensor([new[chunk.rows[row]] for _, row in decoder.members])
+        with decoder.running():
+            streams += [decoder.step(tokens) for tokens in texts.T]
         for member, (condition, row) in enumerate(decoder.members):
             index = chunk.conditions[condition], chunk.rows[row]
             shared[index] = torch.stack([stream[member] for stream in streams])

@@ -1,6 +1,7 @@
 """New tokens for many rows of many conditions at once, from a layerwise pass's keys and values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
@@ -16,6 +17,7 @@ from .attention import (
     Heads,
     KeyHeads,
     PackedAttention,
+    RunBlocks,
     ValueHeads,
     Values,
     additive,
@@ -59,6 +61,7 @@ class Decoder(PackedAttention):
     """
 
     current: Current
+    _run: RunBlocks
 
     def __init__(self, chunk: Chunk, new_tokens: int) -> None:
         self.model, self.chunk, self.new_tokens = chunk.layerwise.model, chunk, new_tokens
@@ -85,6 +88,12 @@ class Decoder(PackedAttention):
         layerwise.require_finite()
         return layerwise.stream[self._tensor(last)]
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Steps are taken inside this block."""
+        with self.model.packed(self, self._width + self.new_tokens) as self._run:
+            yield
+
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " member"]) -> Float[Tensor, "member d_model"]:
         """Feed each member's next token; the final residual stream there."""
@@ -92,9 +101,8 @@ class Decoder(PackedAttention):
         self._texts = np.unique(self._texts * (ids.max() + 1) + ids, return_inverse=True)[1]
         lanes = self._enter(0)
         stream = self.model.embedded(self._tensor(ids[lanes.leaders]), self.index)
-        with self.model.packed(self, self._width + self.new_tokens) as run:
-            for start, stop in pairwise(self._bounds):
-                stream = self._join(stop, run(start, stop, stream))
+        for start, stop in pairwise(self._bounds):
+            stream = self._join(stop, self._run(start, stop, stream))
         steering.log.require_finite()
         steering.require_fired(
             [each for each in np.unique(self._conditions).tolist() if self._selected(each)]

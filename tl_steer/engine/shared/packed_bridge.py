@@ -69,6 +69,7 @@ class PackedBridge(PackedModel):
             raise NotPackableError("its rotary embedding depends on the length of the prompt")
         self.weight, self.d_model = model.W_E, model.cfg.d_model
         self._arguments: Arguments = [((), {})] * len(self.blocks)
+        self._last: tuple[Tensor | None, Arguments] = None, []  # positions, and what the blocks get for them
         self._stand_ins = [
             StandIn(block, returns_tuple, partial(self._record, layer))
             for layer, (block, returns_tuple) in enumerate(
@@ -113,7 +114,8 @@ class PackedBridge(PackedModel):
         """
         with replaced_blocks(self._model(), self._stand_ins):
             self.body(position_ids=index[None], use_cache=False, **inputs)
-        return list(self._arguments)
+        self._last = index, list(self._arguments)
+        return self._last[1]
 
     def _record(self, layer: int, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         """Note a block's arguments without masks and caches; its output is its input."""
@@ -223,6 +225,8 @@ class _Run:
             self._is_storing = False
 
     def _arguments_of(self, pass_id: Any, index: Tensor, stream: Tensor) -> Arguments:
+        if index is self.model._last[0]:  # of the embedding of the same tokens
+            return self.model._last[1]
         if pass_id is None:
             return self.model.arguments(index, inputs_embeds=stream)
         if pass_id not in self._arguments:
