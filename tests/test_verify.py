@@ -183,11 +183,11 @@ def miscounting_choices(_, monkeypatch):
 
 
 def miscalculating_engine(_, monkeypatch):
-    def wrong(attn, q, k, v, mask):
-        return 2 * attention.weighted_values(attn, q, k, v, mask)
-
-    for module in ("forward", "decoding"):
-        monkeypatch.setattr(f"tl_steer.engine.shared.{module}.weighted_values", wrong)
+    for module, name in (("forward", "weighted_values"), ("decoding", "attention_weights")):
+        right = getattr(attention, name)
+        monkeypatch.setattr(
+            f"tl_steer.engine.shared.{module}.{name}", lambda *args, right=right: 2 * right(*args)
+        )
 
 
 def mixing_conditions(_, monkeypatch):
