@@ -648,6 +648,23 @@ SUPPORTED = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("part", ["ln1", "mlp"])
+def test_a_forward_pass_that_was_replaced_is_used_and_stays(part):
+    model = make_model(word_tokenizer(), **SUPPORTED["RMS norms, gated MLPs"])
+    plan = choice_plan(PROMPTS, PAIRS[1:2] * len(PROMPTS))
+    before = score(model, plan, [()])
+    module = getattr(model.blocks[1], part)
+
+    def doubled(x, forward=module.forward):
+        return 2 * forward(x)
+
+    module.forward = doubled
+    result, expected = (score(model, plan, [()], reuse=reuse) for reuse in (True, False))
+    assert module.forward is doubled
+    assert abs(result[0] - before[0])["logit_difference"].max() > 1e-2
+    np.testing.assert_allclose(result[0], expected[0], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_models_of_other_settings_are_shared_and_the_same(name):
     model = make_model(word_tokenizer(), **SUPPORTED[name])
