@@ -23,9 +23,8 @@ from tl_steer._util import validation
 from tl_steer._util.validation import checked
 from tl_steer.experiments._run import run
 from tl_steer.experiments.config_file import read_experiment
-from tl_steer.experiments.report.page import write_report
-from tl_steer.experiments.results import Results
 from tl_steer.experiments.run_folder import is_finished
+from tl_steer.experiments.run_report import read_results, write_report
 from tl_steer.models import ChatFormat, load_hugging_face
 
 from .fuzzing import PACKAGE, fuzz, invalid, raised_in, same_type
@@ -364,7 +363,7 @@ def test_invalid_arguments_give_a_result_or_a_refusal(name, examples, calls, fol
 def test_reprs_of_public_dataclasses_are_short():
     texts = [f"{number} {'word ' * 100}\n" for number in range(40)]
     factors = pd.DataFrame({f"factor {number}": texts for number in range(20)})
-    pairs = ts.ContrastPairs(texts, [text + "!" for text in texts], factors)
+    pairs = ts.prompts.ContrastPairs(texts, [text + "!" for text in texts], factors)
     activations = ts.capture_pairs(MODEL, ts.contrast_pairs(list("abcd"), list("efgh")))
     vectors, ablation = ts.mean_difference(activations), ts.Ablate(1, to=torch.zeros(D_MODEL))
     instances = [
@@ -380,7 +379,7 @@ def test_reprs_of_public_dataclasses_are_short():
         lines = repr(each).splitlines()
         assert len(lines) <= 10, each
         assert max(map(len, lines)) <= 200, each
-    text = repr(ts.ContrastPairs(texts, texts[::-1], pd.DataFrame({"letter": ["A", "B"] * 20})))
+    text = repr(ts.prompts.ContrastPairs(texts, texts[::-1], pd.DataFrame({"letter": ["A", "B"] * 20})))
     assert "letter (A/B), group (40 levels)" in text
     assert "to=float32 [16]" in repr(ablation)
 
@@ -398,10 +397,10 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
 
 def test_every_public_function_of_a_path_checks_its_arguments():
     """The check is also where `~` becomes the home folder."""
-    classes = [each for each in PUBLIC.values() if isinstance(each, type)] + [Results]
+    classes = [each for each in PUBLIC.values() if isinstance(each, type)]
     functions = [getattr(each, name) for each in classes for name in ("save", "load") if hasattr(each, name)]
     functions += [each for each in PUBLIC.values() if inspect.isfunction(each)]
-    functions += [read_experiment, run, is_finished, write_report, load_hugging_face]
+    functions += [read_experiment, run, is_finished, read_results, write_report, load_hugging_face]
     paths = [each for each in functions if "Path" in str(typing.get_type_hints(inspect.unwrap(each)))]
     assert len(paths) > 20
     assert [each for each in paths if not hasattr(each, "__wrapped__")] == []

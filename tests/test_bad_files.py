@@ -72,7 +72,7 @@ def as_csv(rows) -> bytes:
 
 
 def check_csv(result, content):
-    if isinstance(result, ts.ContrastPairs):
+    if isinstance(result, ts.prompts.ContrastPairs):
         result = {"positive": result.positive, "negative": result.negative}
     header, *body = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     for name in next(names for names in COLUMNS.values() if set(names) <= set(result)):

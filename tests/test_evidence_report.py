@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tl_steer.experiments import Results, measurements, read_experiment, run
+from tl_steer._report import evidence
+from tl_steer._report import report_tables as tables
+from tl_steer._report.verdict import Kinds, effect_finding
+from tl_steer.experiments import measurements, read_experiment, read_results, run
 from tl_steer.experiments.preflight import require_runnable
-from tl_steer.experiments.report import evidence
-from tl_steer.experiments.report import report_tables as tables
-from tl_steer.experiments.report.findings import effect_finding
 from tl_steer.models import load_model
 
 CHOSEN = pd.Series(
@@ -341,10 +341,12 @@ VERDICTS = (
 )  # fmt: skip
 
 
-def finding(table, *, shifts=(1.0, 1.0), signal=("positive",), is_generated=False):
-    return effect_finding(
-        moved(*shifts), table, CHOSEN, factor="kind", signal=list(signal), is_generated=is_generated
-    )
+ANSWERS = {"positive": 0, "negative": 1}
+
+
+def finding(table, *, shifts=(1.0, 1.0), signal="positive", is_generated=False):
+    kinds = Kinds("kind", "reviews", signal, ANSWERS, is_generated)
+    return effect_finding(moved(*shifts), table, CHOSEN, kinds)
 
 
 def verdict(table, **options):
@@ -412,15 +414,15 @@ def test_an_undecided_verdict_has_its_reason_and_no_number():
     unread = detected("cannot tell", logits=False)
     unread[[name for name in unread if name.startswith("d_prime")]] = np.nan
     assert verdict(unread, is_generated=True)[1] == ["Too few"]
-    assert verdict(detected("cannot tell"), signal=["positive", "negative"])[1] == ["cannot be distinguished"]
+    assert verdict(detected("cannot tell"), signal="")[1] == ["cannot be distinguished"]
 
 
 @pytest.mark.parametrize(
     ("shifts", "words"),
     [
-        ((1.0, 1.0), "both kinds of questions toward “positive”"), ((1.0, -1.0), "its own right answer"),
-        ((-1.0, 1.0), "its own wrong answer"), ((0.0, 0.0), "no kind of question measurably"),
-        ((0.0, -1.0), "negative away from “positive”, and positive not measurably"),
+        ((1.0, 1.0), "both kinds of reviews move toward “positive”"), ((1.0, -1.0), "its own right answer"),
+        ((-1.0, 1.0), "its own wrong answer"), ((0.0, 0.0), "do not measurably move"),
+        ((0.0, -1.0), "reviews of kind negative move away from “positive”, those of kind positive do not"),
     ],
 )  # fmt: skip
 def test_movement_is_reported_by_question_type_and_without_controls(shifts, words):
@@ -503,23 +505,23 @@ def leaning(tmp_path_factory):
 
 
 def findings_of(folder):
+    """The heading and all findings of a run's page."""
     html = (folder / "report.html").read_text("utf-8")
-    return html[html.index('id="findings"') : html.index("<nav>")]
+    return " ".join(re.findall('<h1>.*?</h1>|<span class="finding">.*?</span>', html, re.DOTALL))
 
 
 @pytest.mark.integration
 def test_a_planted_lie_reverses_the_answers_with_every_section_of_evidence(lying):
     html, text = (lying / "report.html").read_text("utf-8"), findings_of(lying)
-    assert Results.load(lying).chosen["multiplier"] < 0
+    assert read_results(lying).chosen["multiplier"] < 0
     assert "This reverses the answers, without a measurable shift of bias" in text
     assert "is a shift of bias" not in text
-    expected = ["agreement", "confounds", "controls", "steerability", "damage", "made"]
+    assert "<h1>Reversed answers: each kind of claims moves toward its own wrong answer" in html
     # no prediction (three layers are too few), no texts
-    assert re.findall('<section id="(.*?)"', html)[-6:] == expected
-    figures = ["agreement", "confounds", "steerability", "slopes", "damage"]
-    assert re.findall('id="([a-z]+)-figure"', html)[-5:] == figures
-    for start, end in (("controls", "steerability"), ("damage", "made")):
-        part = html[html.index(f'<section id="{start}">') : html.index(f'<section id="{end}">')]
+    expected = ["controls", "steerability", "damage", "agreement", "confounds", "separation"]
+    assert re.findall('class="section" id="(.*?)"', html)[4:10] == expected
+    for start, end in (("controls", "steerability"), ("damage", "agreement")):
+        part = html[html.index(f'section" id="{start}">') : html.index(f'section" id="{end}">')]
         # headings, and each multiplier at the chosen layer
         assert part[part.index("<table") :].count("<tr") == 1 + 3
     assert HOSTILE not in html
@@ -528,7 +530,7 @@ def test_a_planted_lie_reverses_the_answers_with_every_section_of_evidence(lying
 
 @pytest.mark.integration
 def test_damage_is_measured_with_random_controls_at_the_chosen_layer(lying):
-    results = Results.load(lying)
+    results = read_results(lying)
     questions, damage, layer = results.questions, results.damage, results.chosen["layers"]
     swept = questions[(questions["layers"] == layer) & (questions["vector"] == "random 1")]
     damaged = damage[damage["vector"] == "random 1"]
@@ -540,7 +542,8 @@ def test_damage_is_measured_with_random_controls_at_the_chosen_layer(lying):
 
 @pytest.mark.integration
 def test_a_planted_bias_is_a_bias_in_both_directions_and_its_cost_has_the_numbers_of_the_table(leaning):
-    text, results = findings_of(leaning), Results.load(leaning)
+    text, results = findings_of(leaning), read_results(leaning)
+    assert "<h1>A shift of bias: both kinds of claims move" in text
     assert text.count("is a shift of bias") == 2
     assert not re.search("reverses|is an improvement", text)
     rows = results.cost[~results.cost["control"].astype(bool)]

@@ -13,16 +13,23 @@ import pytest
 import torch
 
 from tl_steer import plots
+from tl_steer._report import findings
+from tl_steer._report.results import best_choice
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import SteeringVectors, mean_difference
 from tl_steer.errors import UnfinishedRunError
 from tl_steer.evaluation import choose
 from tl_steer.evaluation._effectiveness import answer_shifts
-from tl_steer.experiments import Results, measurements, own_experiments, read_experiment, run, write_report
+from tl_steer.experiments import (
+    measurements,
+    own_experiments,
+    read_experiment,
+    read_results,
+    run,
+    write_report,
+)
 from tl_steer.experiments.materials import in_unit, pairs_of, questions_of, weighted
 from tl_steer.experiments.preflight import require_runnable
-from tl_steer.experiments.report import findings
-from tl_steer.experiments.results import best_choice
 from tl_steer.experiments.run_folder import is_finished
 from tl_steer.prompts import read_claims
 from tl_steer.sweeps.plans import digest
@@ -331,9 +338,9 @@ def test_open_prompts_are_counted():
     conditions = [("", "none", 0.0), ("", "none", 0.0), ("7", "add", 8.0), ("7", "add", 8.0)]
     texts = pd.DataFrame(conditions, columns=["layers", "operation", "multiplier"])
     texts["prompt_id"] = [5, 6, 5, 6]
-    assert numbers(findings.text_finding(texts)) == [2, 7]
+    assert numbers(findings.text_finding(texts, "")) == [2, 7]
     texts.loc[2:, "multiplier"], texts.loc[3, "operation"] = [-8.0, np.nan], "project_out"
-    assert "subtracted, left out and projected out" in findings.text_finding(texts)
+    assert "subtracted, left out and projected out" in findings.text_finding(texts, "")
 
 
 @pytest.mark.parametrize(
@@ -608,4 +615,4 @@ def test_a_report_is_made_of_the_folder_alone(tiny_run, tmp_path):
     (copied / "report.html").unlink()
     write_report(copied)
     assert (copied / "report.html").read_text("utf-8").count("How was your day?") == 2  # texts, and the file
-    assert len(Results.load(copied).separation) == 3
+    assert len(read_results(copied).separation) == 3

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import tl_steer as ts
-from tl_steer.experiments import report_html
+from tl_steer import _report
 
 from .public_calls import MODEL, Call, Materials, figure_calls
 from .test_plots import texts_of
@@ -173,16 +173,18 @@ def report_page(browser, tmp_path_factory):
     """The report of a synthetic run, with hostile text wherever text of others can come from."""
     folder, every = tmp_path_factory.mktemp("report"), " ".join(TEXTS)
     experiment = EXPERIMENT.replace('"A title with <b>marks</b>"', json.dumps(every))
-    page = opened(browser, report_html(synthetic_results(folder, experiment, text=every)), folder)
-    page.locator(".figure").last.locator(".js-plotly-plot .main-svg").first.wait_for()
+    results = synthetic_results(folder, experiment, text=every)
+    page = opened(browser, _report.report_page(results).page, folder)
+    page.locator("#all").click()
+    page.locator(".plot").last.locator(".main-svg").first.wait_for()
     yield page
     page.close()
 
 
 @pytest.mark.integration
 def test_every_figure_of_a_report_is_drawn(report_page):
-    drawn = report_page.locator(".figure .js-plotly-plot").all()
-    assert len(drawn) == 11
+    drawn = report_page.locator(".plot.js-plotly-plot").all()
+    assert len(drawn) == 12
     for figure in drawn:
         for part in ("svg.main-svg", ".trace path, .point, .bars path, .hm image"):
             assert figure.locator(part).count() > 0

@@ -20,7 +20,7 @@ ROWS = (
     {"_util", "errors", "data"}, {"statistics", "models"}, {"positions"}, {"prompts"}, {"activations"},
     {"directions"}, {"interventions"}, {"engine"}, {"_generation"}, {"_capture", "_scoring"},
     {"recipes", "_read_choice"}, {"tables"}, {"sweeps"}, {"texts"}, {"evaluation", "analysis", "plots"},
-    {"verification"}, {"organisms"}, {"_public"}, {"experiments"}, {"cli"},
+    {"_report", "verification"}, {"organisms"}, {"_public"}, {"experiments"}, {"cli"},
 )  # fmt: skip
 ROW_OF = {package: row for row, packages in enumerate(ROWS) for package in packages}
 INDEPENDENT = {"_util", "errors", "models", "statistics", "plots"}

@@ -1,6 +1,7 @@
 """The report of a synthetic run: sections, numbers, escaping. `test_hostile_text` opens it in a browser."""
 
 import html as entities
+import json
 import re
 from dataclasses import replace
 from itertools import product
@@ -9,12 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import tl_steer as ts
+from tl_steer._report import Results, report_page
+from tl_steer._report.answers import without_shared_ends
+from tl_steer._report.findings import prompts_finding
+from tl_steer._report.sections import sections
+from tl_steer._report.summary import summary
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import mean_difference
-from tl_steer.experiments import Results, read_experiment, report_html
-from tl_steer.experiments.report.findings import prompts_finding
-from tl_steer.experiments.report.page import findings, sections
-from tl_steer.experiments.report.text_rows import text_rows, without_shared_ends
+from tl_steer.experiments import read_experiment
+from tl_steer.experiments.run_report import settings_of
+from tl_steer.sweeps.sweep_table import condition_rows
 
 from .conftest import make_pairs
 from .sweep_tables import condition, table_of, unsteered
@@ -38,7 +44,11 @@ shuffles = 10
 folds = 3
 """
 GENERATED = EXPERIMENT.replace("[text]", "measure = 'generate'\n[text]")
-EVIDENCE = ["agreement", "confounds", "controls", "steerability"]
+VERSIONS = {
+    "date": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "seed": 1, "python": "3.11", "device": "cpu",
+    "dtype": "torch.float32", "packages": {"tl-steer": "0.1.0"},
+    "model": {"name": "tiny", "revision": None, "n_layers": 3, "d_model": 16},
+}  # fmt: skip
 
 
 def synthetic_pairs(text, pairs):
@@ -58,7 +68,7 @@ def synthetic_sweep(text=HOSTILE, n=20):
     """Choice conditions at two layers with a control, and texts at one; `text` in all of them."""
     rng, answers = np.random.default_rng(1), np.repeat([0, 1], n)
     before = np.where(answers == 0, 1.0, -1.0) + rng.normal(0, 0.8, 2 * n)
-    columns = {"said": None, "kind": np.where(answers == 0, "positive", "negative"), "text": None}
+    columns = {"kind": np.where(answers == 0, "positive", "negative"), "text": None}
     columns |= {"prompt": [f"{text} {row}" for row in range(2 * n)], "split": ["choose", "report"] * n}
     tables = [unsteered(answers=answers, logits=before, **columns)]
     for vector, effect in (("mean_difference", 5.0), ("random 1", 0.0)):
@@ -66,14 +76,14 @@ def synthetic_sweep(text=HOSTILE, n=20):
             logits = before + rng.normal(effect * multiplier, 0.1, 2 * n)
             where = {"vector": vector, "layers": layer, "multiplier": multiplier, "norm": 1.0}
             tables.append(condition(answers=answers, logits=logits, **where, **columns))
-    columns = {"prompt_id": [2 * n, 2 * n + 1], "prompt": "…", "said": ["How was your day?", text]}
+    columns = {"prompt_id": [2 * n, 2 * n + 1], "prompt": ["How was your day?", text]}
     columns |= {"kind": None, "probability": np.nan, "mass": np.nan, "split": "text", "norm": 1.0}
     for multiplier in (-0.3, 0.0, 0.3):
         columns["text"] = [f"said at {multiplier} {text}", "line one\nline two"]
         vector = "mean_difference" if multiplier else "none"
         where = {"vector": vector, "layers": "2", "multiplier": multiplier}
         tables.append(condition([None] * 2, [None] * 2, logits=[np.nan] * 2, **where, **columns))
-    strings = dict.fromkeys(["text", "kind", "said"], "string")
+    strings = dict.fromkeys(["text", "kind"], "string")
     return table_of(*tables).drop(columns="topic").astype(strings)
 
 
@@ -85,15 +95,13 @@ def synthetic_results(folder, experiment=EXPERIMENT, *, text=HOSTILE, pairs=24, 
         [("topic", text, 12.0, 12.0, 0.0, False), ("tokens", "mean", 13.25, 14.0, -0.42, True)],
         columns=["factor", "level", "positive", "negative", "difference", "differs"],
     )
-    versions = {
-        "date": "2026-01-01T00:00:00+00:00", "seconds": 1.0, "seed": 1, "python": text, "device": "cpu",
-        "dtype": "torch.float32", "packages": {"tl-steer": "0.1.0"},
-        "model": {"name": text, "revision": text, "n_layers": 3, "d_model": 16},
-    }  # fmt: skip
+    versions = VERSIONS | {"python": text, "model": VERSIONS["model"] | {"name": text, "revision": text}}
     activations = synthetic_pairs(text, pairs)
     vectors = mean_difference(activations).scaled_to(dose=1.0)
     sweep = synthetic_sweep(text) if sweep is None else sweep
-    return Results(read_experiment(file), versions, audit, activations, vectors, sweep, EMPTY, EMPTY)
+    is_text = sweep["split"] == "text"
+    settings, tables = settings_of(read_experiment(file), versions), (sweep[~is_text], sweep[is_text])
+    return Results(settings, *tables, EMPTY, EMPTY, audit, activations, vectors)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +111,7 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def html(results):
-    return report_html(results)
+    return report_page(results).page
 
 
 @pytest.fixture
@@ -122,11 +130,17 @@ def part(html, start, end):
 
 
 def section_ids(html):
-    return re.findall('<section id="(.*?)"', html)
+    return re.findall('<details class="section" id="(.*?)"', html)
 
 
-PAIRS = ["audit", "separation", "pca", "projections"]
-QUESTIONS = [*PAIRS, "effects", "doses", "detection", "choice"]
+def figures_of(html):
+    """The figures of a page by id, as the browser reads them."""
+    return json.loads(re.search(r"const figures = (\{.*?\});\n// ", html, re.DOTALL)[1])
+
+
+PAIRS = ["separation", "pca", "projections", "audit"]
+QUESTIONS = ["effects", "doses", "detection", "choice"]
+EVIDENCE = ["controls", "steerability", "agreement", "confounds"]
 
 
 def test_texts_are_escaped_and_nothing_is_loaded(html):
@@ -141,45 +155,135 @@ def test_texts_are_escaped_and_nothing_is_loaded(html):
 
 
 def test_sections_and_figures_are_in_order(html):
-    assert section_ids(html) == [*QUESTIONS, *EVIDENCE, "texts", "made"]
-    figures = ["separation", "pca", "projections", "effectiveness", "shift", "doses", "detection"]
-    figures += ["agreement", "confounds", "steerability", "slopes"]
-    assert re.findall('id="([a-z]+)-figure"', html) == figures
-    assert html.count("Plotly.newPlot(") >= len(figures)
-    assert html.index('id="findings"') < html.index("<nav>") < html.index('<section id="audit"')
-    effect = part(html, 'id="effectiveness-figure"', 'id="shift-figure"')
-    assert [title for title in ("kind: all", "kind: positive") if title not in effect] == []
+    assert section_ids(html) == ["texts", *QUESTIONS, *EVIDENCE, *PAIRS, "made"]
+    names = ["summary", "effectiveness", "shift", "doses", "detection", "steerability", "slopes", "agreement"]
+    names += ["confounds", "separation", "pca", "projections"]
+    assert re.findall('id="figure-([a-z]+)"', html) == names
+    figures = figures_of(html)
+    assert set(figures) == set(names)
+    assert all("width" not in figure["layout"] for figure in figures.values())
+    assert {"kind: all", "kind: positive"} <= {
+        each["text"] for each in figures["effectiveness"]["layout"]["annotations"]
+    }
+    contents = part(html, "<nav", "</nav>")
+    assert re.findall('href="#(.*?)"', contents) == ["top", *section_ids(html)]
 
 
-def test_findings_name_the_verdict_and_both_signs(results, html):
-    separation, chosen, opposite, *_ = findings(results)
-    assert "Held-out" in separation
+def test_the_verdict_is_the_heading_and_each_statement_is_about_the_reporting_half(results, html):
+    top = summary(results)
+    heading = entities.unescape(re.search("<h1>(.*?)</h1>", html)[1])
+    assert heading == top.verdict
+    assert heading.startswith("A shift of bias: both kinds of reviews move")
+    assert "Chosen on 20 reviews, measured on 20 others" in top.where
+    assert set(results.rows["split"]) == {"report"}
+    effects = next(section for section in sections(results) if section.id == "effects")
+    for row in (results.chosen, results.opposite):
+        assert f"{row['multiplier']:+.2f} (dose {row['dose']:.2f})".replace("-", "−") in effects.finding
     assert results.opposite["multiplier"] == -results.chosen["multiplier"]
     assert results.opposite["layers"] == results.chosen["layers"]
-    for finding, row in ((chosen, results.chosen), (opposite, results.opposite)):
-        assert f"{row['multiplier']:+.2f} (dose {row['dose']:.2f})".replace("-", "−") in finding
-        assert "a shift of bias" in finding
-        assert finding in entities.unescape(part(html, 'id="findings"', "<nav>"))
+    assert effects.finding.count("This is a shift of bias") == 2
 
 
-def test_texts_are_ordered_by_multiplier_in_the_page(html):
-    row = re.search(r"<tr><td>How was your day\?</td>(.*?)</tr>", html, re.DOTALL)[1]
-    order = [row.index(f"said at {multiplier}") for multiplier in (-0.3, 0.0, 0.3)]
-    assert order == sorted(order)
-    assert "−0.30 (dose 0.30)" in html
+def test_the_tiles_have_the_numbers_of_the_tables(results):
+    effect, detection, damage = summary(results).tiles
+    (row,) = condition_rows(results.detection, results.chosen).to_dict("records")
+    shifts = [row[f"shift{end}"] for end in ("", "_low", "_high")]
+    found = [
+        float(each) for each in re.findall(r"[+-]\d+\.\d+", f"{effect.value} {effect.text}".replace("−", "-"))
+    ]
+    assert found[:3] == pytest.approx(shifts, abs=0.005)
+    p_value = condition_rows(results.against_controls, results.chosen)["p_value"].iloc[0]
+    assert f"p = {p_value:.2g}" in effect.text
+    assert f"{row['auc']:.3f} steered" in detection.text
+    assert damage.value == "Not measured"
+
+
+def test_three_texts_are_of_one_prompt_and_the_steered_layer(results, html):
+    top = summary(results)
+    assert top.prompt == "How was your day?"
+    assert [heading.partition(" (")[0] for heading, _ in top.texts] == [
+        "layer 2, multiplier −0.30", "unsteered", "layer 2, multiplier +0.30",
+    ]  # fmt: skip
+    assert [text.split(" <")[0] for _, text in top.texts] == [f"said at {each}" for each in (-0.3, 0.0, 0.3)]
 
 
 def shown(results):
-    """Ids of sections, ids of figures, and the findings as one text."""
-    parts = sections(results)
+    """Ids of sections, ids of figures, and verdict, cautions and findings as one text."""
+    parts, top = sections(results), summary(results)
     figures = {figure for section in parts for figure, _ in section.figures}
-    return [section.id for section in parts], figures, " ".join(findings(results))
+    text = " ".join([top.verdict, *top.cautions, *(section.finding for section in parts)])
+    return [section.id for section in parts], figures, text
+
+
+def planted_sweep(*, bias=0.0, own=0.0, controls=19, n=60):
+    """A sweep of one condition that adds `bias` toward the signal and `own` toward each right answer."""
+    rng, answers = np.random.default_rng(1), np.repeat([0, 1], n)
+    right = np.where(answers == 0, 1.0, -1.0)
+    before = 0.5 * right + rng.normal(0, 1.0, 2 * n)
+    columns = {"kind": np.where(answers == 0, "positive", "negative"), "split": ["choose", "report"] * n}
+    tables = [unsteered(answers=answers, logits=before, **columns)]
+    for vector, scale in [("mean_difference", 1.0), *((f"random {k}", 0.02) for k in range(controls))]:
+        logits = before + scale * (bias + own * right) + rng.normal(0, 0.1, 2 * n)
+        where = {"vector": vector, "layers": "1", "multiplier": 0.2, "norm": 1.0}
+        tables.append(condition(answers=answers, logits=logits, **where, **columns))
+    return table_of(*tables).drop(columns="topic").astype({"kind": "string"})
+
+
+TOWARD, OWN = (
+    "both kinds of reviews move {} “positive”",
+    "each kind of reviews moves toward its own {} answer",
+)
+
+
+@pytest.mark.parametrize(
+    ("planted", "start", "phrases"),
+    [
+        ({"bias": 2.0}, "A shift of bias: ", [TOWARD.format("toward"), "does not measurably change"]),
+        ({"bias": -2.0}, "A shift of bias: ", [TOWARD.format("away from")]),
+        ({"own": 2.0}, "An improvement: ", [OWN.format("right"), "the ranking improves"]),
+        ({"own": -3.0}, "Reversed answers: ", [OWN.format("wrong"), "the ranking is reversed"]),
+        ({"own": -0.4}, "A loss of sensitivity: ", ["the ranking gets worse"]),
+        ({"own": 2.0, "bias": 4.0}, "An improvement and a shift of bias: ", [TOWARD.format("toward")]),
+        ({"own": 2.0, "controls": 0}, "An improvement: ", ["no control vectors were run"]),
+        (
+            {"own": 2.0, "controls": 3},
+            "An improvement: ",
+            ["3 control vectors this may be chance (p = 0.25)"],
+        ),
+        ({}, "No measurable shift of bias or change of sensitivity: ", ["do not measurably move"]),
+    ],
+)
+def test_the_verdict_says_what_was_planted(variant, planted, start, phrases):
+    line = summary(variant(EXPERIMENT, planted_sweep(**planted))).verdict
+    assert line.startswith(start)
+    assert [phrase for phrase in phrases if phrase not in line] == []
+    assert ("chance" in line) == (planted.get("controls") == 3)
+
+
+def test_a_notebook_writes_the_page_of_a_run_from_its_tables(results, html, tmp_path):
+    """The same verdict, sections and figures as from the run's folder, without its audit and texts."""
+    page = ts.report(
+        results.questions, activations=results.activations, vectors=results.vectors, damage=None,
+        by="kind", signal="positive", noun="reviews", seed=1,
+    )  # fmt: skip
+    page.save(tmp_path / "report.html")
+    written = (tmp_path / "report.html").read_text("utf-8")
+    assert re.search("<h1>.*?</h1>", written)[0] == re.search("<h1>.*?</h1>", html)[0]
+    assert section_ids(written) == [each for each in section_ids(html) if each not in ("texts", "audit")]
+    assert figures_of(written)["summary"] == figures_of(html)["summary"]
+    assert "srcdoc" in page._repr_html_()
+    alone = ts.report(results.questions.assign(text="a"), texts=results.texts)
+    assert section_ids(alone.page) == ["texts", *QUESTIONS, "controls", "steerability", "made"]
+    with pytest.raises(ValueError, match="no answered questions"):
+        ts.report(results.questions.assign(answer=pd.NA))
 
 
 def test_without_questions_and_texts_there_are_sections_of_pairs_only(variant):
     text = EXPERIMENT[: EXPERIMENT.index("[questions]")] + "[separation]\nshuffles = 0\nfolds = 3\n"
-    assert shown(variant(text, EMPTY))[0] == [*PAIRS, "confounds"]
-    assert text_rows(EMPTY) == []
+    results = variant(text, EMPTY)
+    assert shown(results)[0] == ["confounds", *PAIRS]
+    assert summary(results).verdict.startswith("Held-out paired accuracy")
+    assert "<nav" in report_page(results).page
 
 
 def with_projections(sweep, *, moved):
@@ -197,15 +301,15 @@ def test_questions_with_one_right_answer_have_no_detection(variant):
     sweep["letter"] = sweep["letter"].map({"positive": "A", "negative": "B"})
     sweep.loc[sweep["split"] != "text", "answer"] = 0
     ids, _, text = shown(variant(EXPERIMENT.replace('"sentiment"', '"misconceptions"'), sweep))
-    assert ids == [*PAIRS, "effects", "doses", "choice", *EVIDENCE[1:]]
+    assert ids == ["effects", "doses", "choice", "controls", "steerability", "confounds", *PAIRS]
     assert "cannot be distinguished" in text
 
 
 def test_projections_alone_have_no_doses(variant):
     text = EXPERIMENT.replace("[text]", "operations = ['project_out']\n[text]")
-    ids, _, text = shown(variant(text, with_projections(synthetic_sweep(), moved=1.0)))
-    assert ids == [*PAIRS, "effects", "detection", "choice", "confounds", "controls"]
-    assert "length" not in text
+    results = variant(text, with_projections(synthetic_sweep(), moved=1.0))
+    assert shown(results)[0] == ["effects", "detection", "choice", "controls", "confounds", *PAIRS]
+    assert (summary(results).figure, summary(results).texts) == (None, [])
 
 
 def test_the_best_operation_is_chosen_and_each_choice_reported(variant):
@@ -214,9 +318,9 @@ def test_the_best_operation_is_chosen_and_each_choice_reported(variant):
     both = pd.concat([with_projections(whole, moved=0.01), whole[whole["operation"] == "add"]])
     results = variant(text, both)
     assert (results.chosen["operation"], results.chosen["split"]) == ("add", "report")
-    chosen = [finding for finding in findings(results) if finding.startswith("Chosen by")]
-    assert ["(project_out)" in finding for finding in chosen] == [True, False, True, False]
-    assert ["accuracy" in finding for finding in chosen] == [False, False, True, True]
+    choice = next(section for section in sections(results) if section.id == "choice")
+    assert choice.finding.count("Chosen by") == 2
+    assert choice.finding.count("(project_out)") == 1
 
 
 def generated_sweep(broken):
@@ -232,12 +336,12 @@ def generated_sweep(broken):
 def test_generated_answers_have_no_logits_and_are_escaped(variant):
     generated = variant(GENERATED, generated_sweep(broken=[0.2]))
     ids, figures, text = shown(generated)
-    assert ids == [*QUESTIONS, "answers", "confounds", "controls"]
+    assert ids == [*QUESTIONS[:3], "answers", "choice", "controls", "confounds", *PAIRS]
     assert {"effectiveness", "signal", "doses", "detection"} < figures
     assert "shift" not in figures
     assert "share that says “positive”" in text
     assert "logit" not in text
-    answers = part(report_html(generated), 'id="answers"', 'id="texts"')
+    answers = part(report_page(generated).page, 'section" id="answers"', 'section" id="choice"')
     assert "&lt;script&gt;window.hacked" in answers
     assert "[unreadable]" in answers
 
@@ -264,19 +368,6 @@ def test_shared_beginnings_and_ends_are_left_out_by_whole_words():
     assert without_shared_ends(["alone"]) == ["alone"]
 
 
-def test_texts_are_ordered_by_multiplier_with_removal_last():
-    texts = synthetic_sweep().query("split == 'text'")
-    more = texts[texts["multiplier"] == 0.3]
-    removed = more.assign(operation="project_out", multiplier=np.nan, dose=np.nan, text="removed")
-    (layer,) = text_rows(pd.concat([removed, more.assign(multiplier=8.0, text="at 8"), texts]))
-    assert (layer.layer, layer.plain) == ("2", 1)
-    assert [head.split()[0] for head in layer.heads] == ["−0.30", "unsteered", "+0.30", "+8.00", "project"]
-    prompt, answers = layer.rows[0]
-    assert prompt == "How was your day?"
-    said = [f"said at {multiplier}" for multiplier in (-0.3, 0.0, 0.3)]
-    assert [text.split(" <")[0] for text in answers] == [*said, "at 8", "removed"]
-
-
 def test_vectors_of_two_words_have_a_report_without_pairs(results, tmp_path):
     file = tmp_path / "words.toml"
     file.write_text(
@@ -285,13 +376,14 @@ def test_vectors_of_two_words_have_a_report_without_pairs(results, tmp_path):
     )
     info = {"positive": "<b>Love</b>", "negative": "Hate", "positions": 3}
     vectors = replace(results.vectors, method="activation_addition", info=info)
-    changes = {"experiment": read_experiment(file), "audit": None, "activations": None, "vectors": vectors}
-    html = report_html(replace(results, **changes, sweep=results.sweep.query("split == 'text'")))
+    changes = {"settings": settings_of(read_experiment(file), VERSIONS), "audit": None, "activations": None}
+    only_texts = replace(results, **changes, vectors=vectors, questions=results.questions.head(0))
+    html = report_page(only_texts).page
     assert section_ids(html) == ["texts", "made"]
+    assert "No effect was measured" in html
     assert "first 3 tokens" in html
     assert "&lt;b&gt;Love&lt;/b&gt;" in html
     assert "<b>Love" not in html
-    assert html.count("said at 0.3") == 1
 
 
 @pytest.mark.parametrize(

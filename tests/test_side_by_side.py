@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 import tl_steer as ts
-from tl_steer.experiments.report.text_rows import text_rows
 from tl_steer.plots import text_figures
 
 from . import sweep_tables
@@ -73,11 +72,6 @@ def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
     prompts = [re.sub("<.*?>", " ", text) for text in figure.data[0].cells.values[0]]
     assert sorted(prompts) == sorted(f"{prompt} (draw {draw})" for prompt in PROMPTS for draw in (0, 1))
     assert "6 draws" in figure.layout.title.subtitle.text
-    (layer,) = text_rows(table.assign(said=table["prompt"], dose=0.1))
-    conditions = ("honesty add 18 -1.0", "none none  0.0", "honesty add 18 1.0")
-    assert dict(layer.rows)["Who is there? (draw 1)"] == [f"{each} 1 draw 1" for each in conditions]
-    (layer,) = text_rows(one.assign(said=one["prompt"], dose=0.1, draw=0))
-    assert [said for said, _ in layer.rows] == PROMPTS
 
 
 CONTROL = condition("random 1", "add", "18", 1.0, control=True)

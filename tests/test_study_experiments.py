@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from tl_steer.directions import SteeringVectors
-from tl_steer.experiments import Results, own_experiments, read_experiment, run
+from tl_steer.experiments import own_experiments, read_experiment, read_results, run
 from tl_steer.experiments.preflight import require_runnable
 from tl_steer.models import chat_format, load_model, tokenize
 from tl_steer.prompts import read_claims, read_dilemmas, read_misconceptions
@@ -116,7 +116,7 @@ def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
     require_runnable(read_experiment(name), model)
     experiment = shortened(tmp_path, name)
     out = run(experiment, tmp_path / "out", model=model, progress=False)
-    results = Results.load(out)
+    results = read_results(out)
     html = (out / "report.html").read_text("utf-8")
     assert results.vectors.layers == tuple(range(model.cfg.n_layers))
     assert (out / "audit.csv").exists() == (not experiment.has_prompts)
@@ -137,12 +137,12 @@ def test_a_file_of_the_study_runs_to_its_report(name, request, tmp_path):
 def test_training_claims_are_labelled_in_the_report_and_the_table(llama, tmp_path):
     changes = ("limit = 60\n", ""), ("limit = 40 .*", "")
     out = run(shortened(tmp_path, "training_claims", *changes), tmp_path / "out", model=llama, progress=False)
-    results, html = Results.load(out), (out / "report.html").read_text("utf-8")
+    results, html = read_results(out), (out / "report.html").read_text("utf-8")
     assert chat_format(llama).kind == "llama-2"
     assert tokenize(llama, chat_format(llama).render("Hello"))[:1] == [llama.tokenizer.bos_token_id]
     assert set(results.questions["claims"]) == {"training"}
     assert results.questions["prompt_id"].nunique() == 4
-    assert html.count("Training claims: these made the vector") == 2
+    assert html.count("These are training claims: they made the vector") == 1
 
 
 @pytest.mark.integration
@@ -188,7 +188,7 @@ def test_weights_are_for_steering_and_saved_vectors_have_none(llama, tmp_path):
         changes += [("multipliers = .*", f"multipliers = [{multiplier}]"), ("operations = .*", "")]
         experiment = shortened(tmp_path, "dilemmas_llama2", *changes)
         out = run(experiment, tmp_path / f"out {multiplier}", model=llama, progress=False)
-        results.append(Results.load(out))
+        results.append(read_results(out))
     weighted, plain = results
     torch.testing.assert_close(weighted.vectors.values, plain.vectors.values)
     torch.testing.assert_close(weighted.vectors.norms(), torch.ones(40))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 logs_from_environment()
 
 __all__ = [
-    "Ablate", "Activations", "Add", "ChoiceQuestions", "ContrastPairs", "PairedActivations", "ProjectOut",
+    "Ablate", "Activations", "Add", "ChoiceQuestions", "PairedActivations", "ProjectOut",
     "SetProjection", "SteeringVector", "SteeringVectors", "activation_addition", "after",
     "against_controls", "agreement", "all_tokens", "analysis", "audit", "capture", "capture_pairs",
     "chat_format", "choice_logits", "choose", "claim_questions", "contrast_pairs", "control_vectors",
@@ -25,8 +25,8 @@ __all__ = [
     "generated_tokens", "get_model", "honesty_pairs", "identify", "last_token", "lda_direction",
     "load_model", "logistic_direction", "logit_lens", "mean_difference", "organisms", "pca", "plots",
     "preview", "principal_component", "projections", "prompt_tokens", "prompts", "random_direction",
-    "read_choice", "read_claims", "read_pairs", "separation", "show_logs", "signal_detection", "span",
-    "steer", "steerability", "steering_vector", "sweep", "texts", "token", "tokenize", "tokens_matching",
+    "read_choice", "read_claims", "read_pairs", "report", "separation", "show_logs", "signal_detection",
+    "span", "steer", "steerability", "steering_vector", "sweep", "texts", "token", "tokenize", "tokens_matching",
     "traces", "vectors_from_pairs", "verify",
 ]  # fmt: skip
 

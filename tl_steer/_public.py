@@ -6,6 +6,7 @@ import transformer_lens  # first, because importing it after the others takes 0.
 from . import analysis, errors, evaluation, organisms, plots, prompts, texts
 from ._capture import capture, capture_pairs
 from ._generation import generate
+from ._report import report
 from ._scoring import choice_logits
 from ._util.logs import show_logs
 from .activations import Activations, PairedActivations
@@ -39,7 +40,6 @@ from .positions import (
 )
 from .prompts import (
     ChoiceQuestions,
-    ContrastPairs,
     audit,
     claim_questions,
     contrast_pairs,

@@ -17,7 +17,8 @@ from ._signal_detection import signal_detection
 
 TESTED = ("controls", "null_low", "null_high", "null_mean", "p_value", "q_value")
 RESAMPLES = 2000  # of the accuracy's bootstrap
-ONE_WAY = ("accuracy", "readable_accuracy", "d_prime")  # any vector tends to lower these, whatever its sign
+# Any vector tends to lower these, whatever its sign.
+ONE_WAY = ("shift_toward_answer", "accuracy", "readable_accuracy", "d_prime")
 
 
 @checked
@@ -30,9 +31,10 @@ def against_controls(
         table: a sweep's table with controls.
         by: factors of the prompts to split by. Conditions are never pooled.
         value: the effect, always against the unsteered model on the same prompts: "shift" of the mean logit
-            difference (t interval); "flipped", the share of choices that differ (Wilson interval); or the
-            change (paired bootstrap interval) of "accuracy", in which an unreadable answer is wrong, of
-            "readable_accuracy" on the prompts readable both times, of "d_prime" or of "criterion".
+            difference (t interval); "shift_toward_answer", the same toward each prompt's right answer;
+            "flipped", the share of choices that differ (Wilson interval); or the change (paired bootstrap
+            interval) of "accuracy", in which an unreadable answer is wrong, of "readable_accuracy" on the
+            prompts readable both times, of "d_prime" or of "criterion".
 
     Returns:
         One row per condition that is not a control (and combination of factors): the condition's columns,
@@ -45,9 +47,9 @@ def against_controls(
         null_low, null_high, null_mean: lowest, highest and mean effect of these conditions. The range is not
             symmetric: an effect just outside it may be nearer to zero than its other end;
         p_value: (b + 1) / (m + 1), where b of the m control vectors have a condition whose effect is as far
-            from zero. Two-sided, since the controls have no sign. Accuracy and d′ fall under any push, so for
-            them it is as far from the mean of the controls and the vector: an improvement is not beaten by
-            damage;
+            from zero. Two-sided, since the controls have no sign. Accuracy, d′ and the shift toward the
+            answer fall under any push, so for them it is as far from the mean of the controls and the vector:
+            an improvement is not beaten by damage;
         q_value: false discovery over all rows of the same vector, operation and factors.
         NaN where there is no effect, and the last five where there is no control.
 
@@ -142,8 +144,19 @@ def _detected(table: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame
     return renamed(result, f"{name}_change", ends("effect"))
 
 
+def _toward_answer(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with logit differences toward each prompt's right answer instead of choice 0."""
+    sign = table["answer"].map({0: 1.0, 1: -1.0}).astype(float)
+    return table.assign(logit_difference=table["logit_difference"] * sign)
+
+
+def _shift(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    return renamed(effectiveness(table, by=by), "shift", ends("effect"))
+
+
 EFFECTS: dict[str, Callable[[pd.DataFrame, Sequence[str]], pd.DataFrame]] = {
-    "shift": lambda table, by: renamed(effectiveness(table, by=by), "shift", ends("effect")),
+    "shift": _shift,
+    "shift_toward_answer": lambda table, by: _shift(_toward_answer(table), by),
     "flipped": lambda table, by: renamed(flips(table, by), "flipped", ends("effect")),
     **{name: partial(_accuracy, name=name) for name in ("accuracy", "readable_accuracy")},
     **{name: partial(_detected, name=name) for name in ("d_prime", "criterion")},

@@ -2,15 +2,13 @@
 
 from ._run import run
 from .config_file import Experiment, own_experiments, read_experiment
-from .report import report_html, write_report
-from .results import Results
+from .run_report import read_results, write_report
 
 __all__ = [
     "Experiment",
-    "Results",
     "own_experiments",
     "read_experiment",
-    "report_html",
+    "read_results",
     "run",
     "write_report",
 ]

@@ -31,7 +31,6 @@ from .config_file import Experiment, require_as_read
 from .materials import estimator_of, in_unit, pairs_of, weighted
 from .measurements import damage_table, question_table, text_damage_table, text_table
 from .preflight import require_runnable
-from .report.page import write_report
 from .run_folder import (
     VERSIONS,
     begin,
@@ -43,6 +42,7 @@ from .run_folder import (
     require_unchanged,
     with_date,
 )
+from .run_report import write_report
 
 logger = logging.getLogger(__name__)
 PACKAGES = (

@@ -222,6 +222,8 @@ class Questions:
     FACTORS: ClassVar[Mapping[str, str]] = {
         "sentiment": "kind", "claims": "truth", "misconceptions": "letter", "organism": "truth",
     }  # fmt: skip
+    NOUNS: ClassVar[Mapping[str, str]] = {"sentiment": "reviews", "claims": "claims", "organism": "claims"}
+    SIGNALS: ClassVar[Mapping[str, str]] = {"sentiment": "positive", "claims": "true", "organism": "true"}
 
     def __post_init__(self) -> None:
         if self.kind == "organism" and (self.data is not None or self.limit is not None):
@@ -235,6 +237,16 @@ class Questions:
     def factor(self) -> str:
         """The factor by which effects are reported."""
         return self.FACTORS[self.kind]
+
+    @property
+    def noun(self) -> str:
+        """What the questions are about, in the plural."""
+        return self.NOUNS.get(self.kind, "questions")
+
+    @property
+    def signal(self) -> str:
+        """What choice 0 says."""
+        return self.SIGNALS.get(self.kind, "choice 0")
 
 
 @table

@@ -10,7 +10,6 @@ import pandas as pd
 
 from .. import directions, organisms, prompts
 from .._util.seeds import short_seed
-from ..directions.controls import FEWEST
 from ..models import ChatFormat, chat_format
 from .config_file import Experiment
 
@@ -49,14 +48,6 @@ def estimator_of(experiment: Experiment) -> directions.Estimator:
     if config.method not in names:
         return estimator
     return partial(estimator, **_options(config, *names[config.method]))
-
-
-def can_be_halved(experiment: Experiment, factors: pd.DataFrame) -> bool:
-    """Whether vectors can be estimated from either half of the pairs, with and without shuffled labels."""
-    config = experiment.directions
-    if config.method == "principal_component" and max(config.components) >= len(factors) // 4:
-        return False  # a quarter of the pairs less one: as many components as centred differences have
-    return factors["group"].nunique(dropna=False) >= FEWEST
 
 
 def in_unit(vectors: directions.SteeringVectors, experiment: Experiment) -> directions.SteeringVectors:

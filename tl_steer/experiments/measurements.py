@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from .._report.results import CHOOSE, REPORT, TEXT, best_choice, score_of
 from ..activations import PairedActivations
 from ..directions import SteeringVectors, control_vectors, random_like
 from ..evaluation._choose import choose
@@ -19,7 +20,7 @@ from ..texts import text_damage
 from .config import Sweep, Text
 from .config_file import Experiment
 from .materials import estimator_of, passages_of, prompts_of, questions_of, rendered_prompts
-from .results import CHOOSE, REPORT, TEXT, best_choice, score_of, with_choices
+from .run_report import with_choices
 
 logger = logging.getLogger(__name__)
 

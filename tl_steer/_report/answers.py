@@ -1,43 +1,14 @@
-"""Generated texts for the report: open prompts side by side, and answers with the choice read from them."""
+"""Generated answers with the choice read from each, for the report."""
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 
 import pandas as pd
 
-from ...plots.format import number, prompt_labels
-from ...sweeps.sweep_table import DRAW, UNSTEERED, condition_rows, text_keys
+from ..plots.format import number, prompt_labels
+from ..sweeps.sweep_table import DRAW, UNSTEERED, condition_rows
 from .report_tables import PLAIN, SIGNED, Table
-
-
-@dataclass(frozen=True)
-class TextLayer:
-    """Texts at one layer: a heading per column, prompts with their texts; `plain` is the unsteered column."""
-
-    layer: str
-    heads: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[str]]]
-    plain: int
-
-
-def text_rows(texts: pd.DataFrame) -> list[TextLayer]:
-    """Open prompts, or draws of them, with their texts per layer: additions from lowest to highest."""
-    layers = [] if texts.empty else [name for name in texts["layers"].unique() if name]
-    return [_layer(texts, layer) for layer in layers]
-
-
-def _layer(texts: pd.DataFrame, layer: str) -> TextLayer:
-    rows = texts[texts["layers"].isin(["", layer])].sort_values("multiplier", kind="stable")
-    by_condition = rows.groupby(["operation", "multiplier"], sort=False, dropna=False)
-    columns = [column.set_index(text_keys(column)) for _, column in by_condition]
-    several = DRAW in texts and texts[DRAW].nunique() > 1
-    prompts = [row["said"] + (f" (draw {key[1]})" if several else "") for key, row in columns[0].iterrows()]
-    answers = [[str(column["text"][key]) for column in columns] for key in columns[0].index]
-    plain_column = [column["vector"].iloc[0] for column in columns].index(UNSTEERED)
-    heads = [_head(column.iloc[0]) for column in columns]
-    return TextLayer(layer, heads, list(zip(prompts, answers, strict=True)), plain_column)
 
 
 def answer_table(rows: pd.DataFrame, conditions: Sequence[pd.Series], *, factor: str, each: int = 2) -> Table:

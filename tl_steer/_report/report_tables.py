@@ -1,16 +1,15 @@
-"""Parts of the report: sections, figures as HTML, tables as text, and the format of their numbers."""
+"""Parts of the report: sections, tables as text, and the format of their numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 
-from ...evaluation._signal_detection import FEWEST
-from ...evaluation.control_tests import ONE_WAY
-from ...plots.format import counted, interval, number
-from ...sweeps.sweep_table import UNSTEERED
+from ..evaluation._signal_detection import FEWEST
+from ..evaluation.control_tests import ONE_WAY
+from ..plots.format import counted, interval, number
+from ..sweeps.sweep_table import UNSTEERED
 
 Row = pd.Series | Mapping[str, Any]
 SIGNED, PLAIN = "+.2f", ".2f"  # formats of changes and of other values
@@ -21,6 +20,8 @@ EFFECTS = {
     "shift": "shift of the logit difference (nats)",
     "accuracy": "change of accuracy",
     "d_prime": "change of d′",
+    "shift_toward_answer": "shift toward the right answer (nats)",
+    "criterion": "change of the criterion",
     "flipped": "answers that change (share)",
 }
 REASONS = {
@@ -52,22 +53,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: heading, what to read from it, and figures, tables, or both."""
+    """A part of the report: heading, its finding, how to read it, figures by their id, and tables."""
 
     id: str
     title: str
+    finding: str
     read: str
-    figures: Sequence[tuple[str, Markup]] = ()
+    figures: Sequence[tuple[str, Any]] = ()
     tables: Sequence[Table] = ()
-
-
-def drawn(id_: str, plot: Callable[..., Any], table: pd.DataFrame, **options: Any) -> tuple[str, Markup]:
-    """A figure's id, and its HTML without plotly.js, which the page includes once."""
-    config = {"displaylogo": False, "responsive": True}
-    div = plot(table, **options).to_html(
-        full_html=False, include_plotlyjs=False, div_id=f"figure-{id_}", config=config
-    )
-    return id_, Markup(div)
 
 
 def sign_of(row: Row, name: str) -> int:

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ...directions import SteeringVectors
-from ...plots.format import interval, number
-from ...sweeps.sweep_table import UNSTEERED, condition_rows
-from .report_tables import ALPHA, PLAIN, SIGNED, Row, condition_label, sign_of, value_interval
+from ..directions import SteeringVectors
+from ..plots.format import interval, number
+from ..sweeps.sweep_table import UNSTEERED, condition_rows
+from .report_tables import ALPHA, PLAIN, SIGNED, condition_label, sign_of, value_interval
 
 LITTLE_MASS = 0.5  # of the probability: below it, two choices say little about what the model would say
 MUCH_UNREADABLE = 0.1  # share of texts from which the readable ones may not be representative
@@ -17,8 +17,8 @@ SCORES = {
     "flipped": "the share of answers that change",
 }
 TRAINING_FINDING = (
-    "Training claims: these made the vector. Their effects are in-sample, on both halves of the questions, "
-    "and may be larger than those on new claims."
+    "These are training claims: they made the vector. Effects on both halves of them are in-sample, and may "
+    "be larger than those on new claims."
 )
 
 
@@ -71,119 +71,6 @@ def _runs(layers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def effect_finding(
-    effects: pd.DataFrame,
-    detection: pd.DataFrame,
-    chosen: pd.Series,
-    *,
-    factor: str,
-    signal: Sequence[str],
-    is_generated: bool = False,
-) -> str:
-    """Whether steering shifts a bias, improves the answers, or neither: the run's central question.
-
-    Args:
-        effects: `effectiveness` by `factor`, or `answer_shifts` of generated text, on the reporting half.
-        detection: `signal_detection` of the same questions.
-        chosen: the condition to report.
-        factor: column of the question types.
-        signal: the types whose right answer is the signal; the others' right answer is its opposite.
-        is_generated: answers are texts; a shift is the change of the share that says the signal.
-
-    A type has moved if the interval of its shift excludes zero. Whether the whole is bias or sensitivity is
-    the `verdict` of `signal_detection`.
-    """
-    rows = condition_rows(effects, chosen).to_dict("records")
-    signs = {str(row[factor]): sign_of(row, "shift") for row in rows}
-    shifts = "; ".join(f"{row[factor]} {interval(row, 'shift', SIGNED)}" for row in rows)
-    share = f"the share that says {_aim(signal)}" if len(signal) == 1 else "the share of right answers"
-    measured = share if is_generated else "the logit difference"
-    moved = f"the vector {_movement(signs, factor, signal)} (change of {measured}: {shifts})"
-    verdict = _verdict(detection, chosen, signal, has_noise=0 < len(signal) < len(signs))
-    return f"At {condition_label(chosen)}, on the half not chosen on, {moved}. {verdict}"
-
-
-def _movement(signs: dict[str, int], factor: str, signal: Sequence[str]) -> str:
-    """How the question types moved; +1 is toward the signal."""
-    toward, aim = {1: "toward", -1: "away from"}, _aim(signal)
-    if not any(signs.values()):
-        return f"moves no kind of question measurably toward or away from {aim}"
-    if len(set(signs.values())) == 1:
-        (sign,) = set(signs.values())
-        return f"moves {'both' if len(signs) == 2 else 'all'} kinds of questions {toward[sign]} {aim}"
-    right = {sign if level in signal else -sign for level, sign in signs.items()}
-    if len(signal) < len(signs) and len(right) == 1:
-        return f"moves each kind of question toward its own {'right' if right == {1} else 'wrong'} answer"
-    parts = [f"{level} {toward[sign]} {aim}" for level, sign in signs.items() if sign]
-    still = [level for level, sign in signs.items() if not sign]
-    rest = f", and {' and '.join(still)} not measurably" if still else ""
-    return f"moves questions of {factor} {' and '.join(parts)}{rest}"
-
-
-def _aim(signal: Sequence[str], several: str = "the right answer") -> str:
-    return f"“{signal[0]}”" if len(signal) == 1 else several
-
-
-def _verdict(detection: pd.DataFrame, chosen: pd.Series, signal: Sequence[str], *, has_noise: bool) -> str:
-    """The verdict of `signal_detection` in one sentence, with the numbers that decide it."""
-    (row,) = condition_rows(detection, chosen).to_dict("records")
-    if not has_noise:
-        return "All questions have the same right answer, so bias and sensitivity cannot be distinguished."
-    has_logits, verdict = pd.notna(row["auc_change"]), row["verdict"]
-    if not has_logits and pd.isna(row["d_prime_change"]):
-        return "Too few of these answers can be read to tell bias from sensitivity."
-    before = detection[detection["vector"] == UNSTEERED].iloc[0]
-    measured = f"{_bias_measure(row)}; {_sensitivity_measure(row, before)}"
-    n = int(row["n_signal"] + row["n_noise"])
-    if verdict == "cannot tell":
-        reason = "too few of some kind for the intervals of d′ and criterion to cover"
-        if has_logits:
-            change = interval(row, "d_prime_change", SIGNED)
-            reason = f"{measured}: the ranking is perfect in both, and d′ changes by {change}"
-        return f"These {n} answers cannot tell bias from sensitivity: {reason}."
-    if verdict == "neither":
-        return f"The {n} answers show no measurable shift of bias or change of sensitivity: {measured}."
-    shift = f"a shift of bias {_bias_direction(row, signal)}"
-    if verdict == "bias":
-        return f"This is {shift}, without a measurable change of sensitivity: {measured}."
-    also = f"along with {shift}" if verdict == "both" else "without a measurable shift of bias"
-    if _is_reversed(row, before):
-        return (
-            f"This reverses the answers, {also}: right and wrong are still distinguished, but the opposite "
-            f"is said: {measured}."
-        )
-    improves = row["auc_change" if has_logits else "d_prime_change"] > 0
-    return f"This is {'an improvement' if improves else 'a loss of sensitivity'}, {also}: {measured}."
-
-
-def _bias_direction(row: Row, signal: Sequence[str]) -> str:
-    is_toward = row["criterion_change"] < 0 if pd.isna(row["shift"]) else row["shift"] > 0
-    return f"{'toward' if is_toward else 'away from'} {_aim(signal, 'the signal')}"
-
-
-def _bias_measure(row: Row) -> str:
-    if pd.isna(row["shift"]):
-        return f"the criterion changes by {interval(row, 'criterion_change', SIGNED)}"
-    change = f"the logit difference changes by {interval(row, 'shift', SIGNED)}"
-    if row["verdict"] not in ("bias", "both") and sign_of(row, "shift"):
-        return f"the kinds do not move the same way (on average {change})"
-    return f"over both kinds {change}"
-
-
-def _sensitivity_measure(row: Row, before: Row) -> str:
-    if pd.isna(row["auc_change"]):
-        return f"d′ changes by {interval(row, 'd_prime_change', SIGNED)}"
-    change = interval(row, "auc_change", "+.3f")
-    return f"the AUC is {before['auc']:.3f} unsteered and {row['auc']:.3f} steered (change {change})"
-
-
-def _is_reversed(row: Row, before: Row) -> bool:
-    """Whether the right answers were distinguished before, and now the wrong way round."""
-    if pd.isna(row["auc_change"]):
-        return sign_of(before, "d_prime") > 0 > sign_of(row, "d_prime")
-    return bool(before["auc_low"] > 0.5 > row["auc_high"])
-
-
 def choice_finding(choices: pd.DataFrame) -> str:
     """What was chosen on one half of the questions, and its effect on the other.
 
@@ -201,7 +88,7 @@ def choice_finding(choices: pd.DataFrame) -> str:
     other = f"On the other {int(report['n'])} it is {value_interval(report, spec)}"
     unless = ", which may be no change at all" if sign_of(report, "change") == 0 else ""
     if score in ("shift", "flipped"):  # a change already
-        return f"{chosen}{again}. {other}{unless}."
+        return f"{chosen}{again}. {other}."
     unsteered, now = (number(row["unsteered"], spec) for row in (on, report))
     change = interval(report, "change", SIGNED)
     caution = " A bias that makes answers alike moves d′ too: the verdict says which it is."
@@ -257,7 +144,7 @@ def prompts_finding(vectors: SteeringVectors) -> str:
     )
 
 
-def text_finding(texts: pd.DataFrame) -> str:
+def text_finding(texts: pd.DataFrame, sampling: str) -> str:
     """How many open prompts were answered, and where; nothing is claimed about the texts."""
     layers = [name for name in texts["layers"].unique() if name]
     where = f"{'layers' if len(layers) > 1 else 'layer'} {', '.join(layers)}"
@@ -270,5 +157,5 @@ def text_finding(texts: pd.DataFrame) -> str:
     *most, last = [name for name, was_run in operations.items() if was_run]
     return (
         f"{texts['prompt_id'].nunique()} open prompts were answered with the vector {', '.join(most)} and "
-        f"{last} at {where}. The texts are below to be read; their content is not measured."
+        f"{last} at {where}{f' ({sampling})' * bool(sampling)}. Their content is not measured."
     )

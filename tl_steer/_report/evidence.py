@@ -3,11 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from ... import plots
-from ...evaluation.control_tests import ONE_WAY
-from ...plots.format import counted, interval, number
-from ...sweeps.sweep_table import UNSTEERED, condition_rows
-from ..results import Results
+from .. import plots
+from ..evaluation.control_tests import ONE_WAY
+from ..plots.format import counted, interval, number
+from ..sweeps.sweep_table import UNSTEERED, condition_rows
 from .report_tables import (
     ALPHA,
     EFFECTS,
@@ -21,18 +20,20 @@ from .report_tables import (
     confounds_table,
     controls_table,
     cost_table,
-    drawn,
     prediction_table,
     sign_of,
     span,
     steered_by,
 )
+from .results import Results
 
 SMALL_COSINE = 0.1  # below it, less than a hundredth of the vector's squared length
 VALUES = {
     "shift": "the logit difference changes by",
     "accuracy": "the accuracy changes by",
     "d_prime": "d′ changes by",
+    "shift_toward_answer": "the logit difference moves toward the right answer by",
+    "criterion": "the criterion changes by",
     "flipped": "the share of answers that change is",
 }
 REASONS = {  # of `usable_range`, by whether any multiplier is usable
@@ -51,11 +52,15 @@ REASONS = {  # of `usable_range`, by whether any multiplier is usable
 
 
 def evidence_sections(results: Results) -> list[Section]:
-    """Agreement and confounds of pairs; controls, steerability, damage and prediction of questions."""
-    sections = [] if results.experiment.has_prompts else [_agreement(results), _confounds(results)]
-    if results.experiment.questions is not None:
+    """Controls, steerability, damage and prediction of questions; texts; agreement and confounds of pairs."""
+    sections = []
+    if len(results.questions):
         sections += [_controls(results), _steerability(results), _damage(results), _prediction(results)]
-    return [section for section in (*sections, _texts(results)) if section is not None]
+    if not results.text_damage.empty:
+        sections.append(_texts(results))
+    if results.activations is not None:
+        sections += [_agreement(results), _confounds(results)]
+    return [section for section in sections if section is not None]
 
 
 def _agreement(results: Results) -> Section | None:
@@ -64,10 +69,11 @@ def _agreement(results: Results) -> Section | None:
     read = (
         "How well the pairs determine the vector: vectors of different pairs of the same kind should point "
         "the same way. It does not say what the vector means: pairs that all differ in a letter agree on the "
-        f"letter. {agreement_finding(results.agreement, results.report_layer)}"
+        "letter."
     )
-    figure = drawn("agreement", plots.agreement, results.agreement)
-    return Section("agreement", "Do the pairs agree on the vector?", read, [figure])
+    figure = ("agreement", plots.agreement(results.agreement))
+    finding = agreement_finding(results.agreement, results.report_layer)
+    return Section("agreement", "Do the pairs agree on the vector?", finding, read, [figure])
 
 
 def agreement_finding(table: pd.DataFrame, layer: int) -> str:
@@ -95,12 +101,13 @@ def _confounds(results: Results) -> Section | None:
         return None
     read = (
         "Each other factor that varies among the pairs has a direction, too, estimated within either side. A "
-        f"vector along that direction carries the factor. {confounds_finding(table, layer)}"
+        "vector along that direction carries the factor."
     )
     has_cosine = table["cosine"].notna().any()
-    figures = [drawn("confounds", plots.confounds, table)] if has_cosine else []
+    figures = [("confounds", plots.confounds(table))] if has_cosine else []
     tables = [confounds_table(table[table["layer"] == layer])]
-    return Section("confounds", "What else is in the vector?", read, figures, tables)
+    finding = confounds_finding(table, layer)
+    return Section("confounds", "What else is in the vector?", finding, read, figures, tables)
 
 
 def confounds_finding(table: pd.DataFrame, layer: int) -> str:
@@ -143,14 +150,14 @@ def _controls(results: Results) -> Section | None:
     table = results.against_controls
     if table is None:
         return None
+    finding = " ".join(controls_finding(table, each) for each in results.reported)
     read = (
         "Any added vector of this length has some effect, which control vectors measure: random directions "
         "(“random”, or “orthogonal” to the vector), and vectors of the same pairs with the sides of half of "
-        "them swapped (“shuffled”), which lie where these prompts vary anyway. "
-        + controls_finding(table, results.chosen)
+        "them swapped (“shuffled”), which lie where these prompts vary anyway."
     )
     tables = [controls_table(table[table["layers"] == results.chosen["layers"]])]
-    return Section("controls", "The vector, or any vector of its length?", read, tables=tables)
+    return Section("controls", "The vector, or any vector of its length?", finding, read, tables=tables)
 
 
 def controls_finding(table: pd.DataFrame, condition: pd.Series) -> str:
@@ -160,25 +167,42 @@ def controls_finding(table: pd.DataFrame, condition: pd.Series) -> str:
         table: from `against_controls`, of the reporting half.
         condition: the chosen one, or its opposite.
     """
-    rows, where = condition_rows(table, condition), condition_label(condition)
-    if rows.empty or not rows["controls"].iloc[0] or pd.isna(rows["p_value"].iloc[0]):
+    where, row = condition_label(condition), controls_row(table, condition)
+    if row is None:
         return f"At {where} there are no controls to compare with."
-    (row,) = rows.to_dict("records")
+    effect = number(row["effect"], SIGNED)
+    compared = f"At {where} {VALUES[row['value_name']]} {effect}; {controls_compared(row)}"
     n = int(row["controls"])
-    as_far, controls = round(row["p_value"] * (n + 1)) - 1, counted([n], "control vector")
+    if row["p_value"] <= ALPHA:
+        return f"{compared}."
+    if n < ENOUGH_CONTROLS and not _as_far(row):
+        floor, enough = f"{1 / (n + 1):.2g}", f"{ENOUGH_CONTROLS} or more"
+        controls = counted([n], "control vector")
+        return f"{compared}. With {controls} p cannot be below {floor}: {enough} can reach {ALPHA}."
+    return f"{compared}, so this may be chance."
+
+
+def controls_row(table: pd.DataFrame | None, condition: pd.Series) -> Row | None:
+    """The row of `against_controls` for a condition; `None` without controls there."""
+    if table is None:
+        return None
+    rows = condition_rows(table, condition).to_dict("records")
+    return rows[0] if rows and rows[0]["controls"] and pd.notna(rows[0]["p_value"]) else None
+
+
+def controls_compared(row: Row) -> str:
+    """How many controls have as large an effect, the range of their effects, and p."""
+    as_far = _as_far(row)
+    controls = counted([int(row["controls"])], "control vector")
     # Any vector lowers accuracy and d′, so their reference is the controls' mean, not zero.
     far = "as far from the controls' mean" if row["value_name"] in ONE_WAY else "as far from zero"
     reached = f"under {as_far} of {controls} it is" if as_far else f"under none of {controls} is it"
-    compared = (
-        f"At {where} {VALUES[row['value_name']]} {number(row['effect'], SIGNED)}; {reached} {far} "
-        f"({number(row['null_low'], SIGNED)} to {number(row['null_high'], SIGNED)}): p = {row['p_value']:.2g}"
-    )
-    if row["p_value"] <= ALPHA:
-        return f"{compared}."
-    if n < ENOUGH_CONTROLS and not as_far:
-        floor, enough = f"{1 / (n + 1):.2g}", f"{ENOUGH_CONTROLS} or more"
-        return f"{compared}. With {controls} p cannot be below {floor}: {enough} can reach {ALPHA}."
-    return f"{compared}, so this may be chance."
+    return f"{reached} {far} ({span(row['null_low'], row['null_high'])}): p = {row['p_value']:.2g}"
+
+
+def _as_far(row: Row) -> int:
+    """The number of controls that are as far."""
+    return round(row["p_value"] * (int(row["controls"]) + 1)) - 1
 
 
 def _steerability(results: Results) -> Section | None:
@@ -188,14 +212,14 @@ def _steerability(results: Results) -> Section | None:
     toward = "its own right answer" if results.toward == "answer" else "the signal"
     read = (
         "For every question, the slope of its logit difference over the multipliers, positive toward "
-        f"{toward}. A mean hides the questions that move the other way. "
-        + steerability_finding(table, layers, results.chosen["vector"])
+        f"{toward}. A mean hides the questions that move the other way."
     )
+    finding = steerability_finding(table, layers, results.chosen["vector"])
     figures = [
-        drawn("steerability", plots.steerability, table),
-        drawn("slopes", plots.prompt_slopes, results.slopes, layer=layers),
+        ("steerability", plots.steerability(table)),
+        ("slopes", plots.prompt_slopes(results.slopes, layer=layers)),
     ]
-    return Section("steerability", "Which questions move, and which way?", read, figures)
+    return Section("steerability", "Which questions move, and which way?", finding, read, figures)
 
 
 def steerability_finding(table: pd.DataFrame, layers: str, vector: str) -> str:
@@ -219,19 +243,20 @@ def steerability_finding(table: pd.DataFrame, layers: str, vector: str) -> str:
 
 
 def _damage(results: Results) -> Section | None:
-    cost, effect = results.cost, EFFECTS[results.score]
+    cost, effect = results.cost, EFFECTS[results.measure]
     if cost is None:
         return None
-    positions = results.experiment.damage.positions
+    positions = results.settings.damage_positions
     where = "every token" if positions == "all_tokens()" else positions
     read = (
-        f"Text unrelated to the behaviour, read with {where} steered: how far the predictions move (KL "
-        "divergence) and how much less likely the text becomes (loss, in nats per token; +0.1 is a tenth "
-        f"more perplexity). {damage_finding(cost, results.usable, results.chosen)}"
+        f"Text unrelated to the behaviour, read{f' with {where}' * bool(where)} steered: how far the "
+        "predictions move (KL divergence) and how much less likely the text becomes (loss, in nats per "
+        "token; +0.1 is a tenth more perplexity)."
     )
+    finding = damage_finding(cost, results.usable, results.chosen)
     has_damage = (cost["kl"] > 0).any()
-    figures = [drawn("damage", plots.effect_and_damage, cost, label=effect)] if has_damage else []
-    return Section("damage", "What does it cost?", read, figures, [cost_table(cost, effect=effect)])
+    figures = [("damage", plots.effect_and_damage(cost, label=effect))] if has_damage else []
+    return Section("damage", "What does it cost?", finding, read, figures, [cost_table(cost, effect=effect)])
 
 
 def damage_finding(cost: pd.DataFrame, usable: pd.DataFrame, chosen: pd.Series) -> str:
@@ -266,11 +291,10 @@ def _prediction(results: Results) -> Section | None:
         return None
     read = (
         "Whether measures known before steering correlate with the effect over the steered layers. "
-        "Neighbouring layers are alike, so chance is measured by shifting the whole curve along the layers. "
-        + prediction_finding(results.prediction)
+        "Neighbouring layers are alike, so chance is measured by shifting the whole curve along the layers."
     )
-    tables = [prediction_table(results.prediction)]
-    return Section("prediction", "Could the effect have been predicted?", read, tables=tables)
+    finding, tables = prediction_finding(results.prediction), [prediction_table(results.prediction)]
+    return Section("prediction", "Could the effect have been predicted?", finding, read, tables=tables)
 
 
 def prediction_finding(table: pd.DataFrame) -> str:
@@ -293,11 +317,9 @@ def prediction_finding(table: pd.DataFrame) -> str:
     return f"{named}. {tried}{', so the best of them is overestimated' * (len(known) > 1)}."
 
 
-def _texts(results: Results) -> Section | None:
-    if results.text_damage.empty:
-        return None
-    read = "Repetition, and low likelihood under the unsteered model, are signs of broken text. "
-    return Section("text-damage", "Are the texts still texts?", read + texts_finding(results.text_damage))
+def _texts(results: Results) -> Section:
+    read = "Repetition, and low likelihood under the unsteered model, are signs of broken text."
+    return Section("text-damage", "Are the texts still texts?", texts_finding(results.text_damage), read)
 
 
 def texts_finding(table: pd.DataFrame) -> str:

@@ -1,0 +1,79 @@
+"""`report`: the page of an experiment from a notebook's tables."""
+
+import pandas as pd
+
+from .._util.html_output import Html
+from .._util.validation import checked
+from ..activations import PairedActivations
+from ..directions import SteeringVectors
+from ..sweeps.sweep_table import factors_of, validated_sweep
+from .page import report_page
+from .results import REPORT, Results, Settings, estimator_of_vectors
+
+EMPTY = pd.DataFrame()
+
+
+@checked
+def report(
+    table: pd.DataFrame,
+    *,
+    activations: PairedActivations | None = None,
+    vectors: SteeringVectors | None = None,
+    damage: pd.DataFrame | None = None,
+    texts: pd.DataFrame | None = None,
+    title: str = "Steering report",
+    question: str = "",
+    by: str = "answer",
+    signal: str = "choice 0",
+    noun: str = "questions",
+    score: str = "shift",
+    seed: int = 0,
+) -> Html:
+    """A report on a sweep: the verdict in the first line, the numbers behind it, and all evidence.
+
+    Args:
+        table: of `sweep` over questions with right answers. Rows without an answer are open prompts.
+        activations: from `capture_pairs`, of the pairs that made the vectors: separation, PCA, agreement and
+            confounds.
+        vectors: that were swept.
+        damage: from `damage`, at the layer that `choose` chooses (others are left out).
+        texts: of `sweep(…, measure="generate")` over open prompts.
+        title, question: free text.
+        by: the factor by which effects are split.
+        signal: what choice 0 says, such as "positive" or "true".
+        noun: what the questions are about, in the plural: "reviews".
+        score: by which layer and multiplier are chosen on half of the questions (`choose`); generated
+            answers have no shift, and are chosen by accuracy instead.
+        seed: of all resampling.
+
+    Returns:
+        HTML, displayed in a notebook; `.save("report.html")` writes the page, which includes plotly.js (5 MB)
+        and opens without a network.
+
+    Raises:
+        ValueError: columns are missing, or no question has an answer.
+        ModelMismatchError: activations and vectors are of different models.
+
+    Every statement is about the questions that had no part in choosing layer and multiplier.
+    """
+    table = validated_sweep(table, "prompt_id", "split", "answer")
+    factors_of(table, by)
+    questions = table[table["answer"].notna()]
+    if not questions["split"].eq(REPORT).any():
+        raise ValueError("the table has no answered questions with the split 'report': expected a sweep.")
+    is_generated = questions["logit_difference"].isna().all()
+    groups = activations.factors["group"].nunique() if activations is not None else 0
+    settings = Settings(
+        title=title,
+        question=question,
+        factor=by,
+        signal=signal,
+        noun=noun,
+        score="accuracy" if score == "shift" and is_generated else score,
+        estimator=estimator_of_vectors(vectors),
+        folds=min(5, groups),
+        seed=seed,
+    )
+    texts = table[table["answer"].isna()] if texts is None else validated_sweep(texts, "prompt_id", "text")
+    damage = EMPTY if damage is None else damage
+    return report_page(Results(settings, questions, texts, damage, EMPTY, None, activations, vectors))
