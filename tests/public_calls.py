@@ -252,6 +252,8 @@ def public_calls(m: Materials, folder: Path) -> dict[str, Call]:
         "text_damage": call(texts.text_damage, table=m.texts, model=MODEL, progress=False, memory=None),
         "token": previewed(ts.token, i=1),
         "tokenize": run(ts.tokenize, text="a b", bos=None),
+        "report": call(ts.report, table=m.sweep, activations=None, vectors=None, damage=None, texts=None,
+            title="a", question="b", by="kind", signal="x", noun="prompts", score="shift", seed=0),
         "tokens_matching": previewed(ts.tokens_matching, text="b"),
         "to_steering_vectors": call(exchange.to_steering_vectors, vectors=vectors, force=False),
         "trace_difference": call(analysis.trace_difference, first=traced, second=traced),

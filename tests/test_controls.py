@@ -303,8 +303,9 @@ def effect_by_hand(table, row, value, kind=None):
         same &= rows[name] == row[name]
     then = rows[rows["vector"] == "none"].set_index("prompt_id")
     now = rows[same].set_index("prompt_id").loc[then.index]
-    if value == "shift":
-        return (now["logit_difference"] - then["logit_difference"]).mean()
+    if value.startswith("shift"):
+        change = now["logit_difference"] - then["logit_difference"]
+        return (change * (1 - 2 * then["answer"] * (value == "shift_toward_answer"))).mean()
     if value == "flipped":
         return (now["choice"] != then["choice"]).mean()
     if value.endswith("accuracy"):
@@ -337,7 +338,7 @@ def z_of(count, n):
     return float(torch.special.ndtri(torch.tensor((count + 0.5) / (n + 1), dtype=torch.float64)))
 
 
-VALUES = ("shift", "flipped", "accuracy", "readable_accuracy", "d_prime", "criterion")
+VALUES = ("shift", "shift_toward_answer", "flipped", "accuracy", "readable_accuracy", "d_prime", "criterion")
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -362,7 +363,12 @@ def test_each_effect_its_null_p_and_q_are_those_of_a_plain_loop(value, by):
             for name in ("random 1", "random 2", "shuffled 1")
         ]
         every, middle = list(itertools.chain.from_iterable(by_control)), 0
-        if value in ("accuracy", "readable_accuracy", "d_prime"):  # any push lowers these
+        if value in (
+            "shift_toward_answer",
+            "accuracy",
+            "readable_accuracy",
+            "d_prime",
+        ):  # any push lowers these
             middle = (sum(map(np.mean, by_control)) + effect) / 4
         distances = [np.abs(np.array(effects) - middle).max() for effects in by_control]
         reached = sum(each > abs(effect - middle) - 1e-9 for each in distances)
@@ -470,7 +476,7 @@ def test_effects_that_are_nan_have_no_p_and_controls_that_are_nan_do_not_count()
         (lambda table: table[~table["control"]], {}, "no controls.*control_vectors"),
         (lambda table: table[table["vector"] != "none"], {}, "no unsteered condition"),
         (lambda table: table[table["vector"] != "honesty"], {}, "all steered conditions are controls"),
-        (lambda table: table, {"value": "mass"}, "'mass': expected one of shift, flipped"),
+        (lambda table: table, {"value": "mass"}, "'mass': expected one of shift, shift_toward"),
         (lambda table: table.assign(logit_difference=np.nan), {}, "shift is NaN in every steered.*flipped"),
         (lambda table: table, {"by": "kinds"}, "lacks the columns kinds"),
         (lambda table: table.assign(effect="x"), {"by": "effect"}, "names of results"),

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import tl_steer as ts
-from tl_steer import _report
+from tl_steer._report import page as report
 
 from .public_calls import MODEL, Call, Materials, figure_calls
 from .test_plots import texts_of
@@ -174,7 +174,7 @@ def report_page(browser, tmp_path_factory):
     folder, every = tmp_path_factory.mktemp("report"), " ".join(TEXTS)
     experiment = EXPERIMENT.replace('"A title with <b>marks</b>"', json.dumps(every))
     results = synthetic_results(folder, experiment, text=every)
-    page = opened(browser, _report.report_page(results).page, folder)
+    page = opened(browser, report.report_page(results).page, folder)
     page.locator("#all").click()
     page.locator(".plot").last.locator(".main-svg").first.wait_for()
     yield page

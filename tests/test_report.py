@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 import tl_steer as ts
-from tl_steer._report import Results, report_page
+from tl_steer._report import Results
 from tl_steer._report.answers import without_shared_ends
 from tl_steer._report.findings import prompts_finding
+from tl_steer._report.page import report_page
 from tl_steer._report.sections import sections
 from tl_steer._report.summary import summary
 from tl_steer.activations import PairedActivations

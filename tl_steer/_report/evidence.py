@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from .. import plots
+import tl_steer.plots as plots
+
 from ..evaluation.control_tests import ONE_WAY
 from ..plots.format import counted, interval, number
 from ..sweeps.sweep_table import UNSTEERED, condition_rows

@@ -7,7 +7,6 @@ from .._util.validation import checked
 from ..activations import PairedActivations
 from ..directions import SteeringVectors
 from ..sweeps.sweep_table import factors_of, validated_sweep
-from .page import report_page
 from .results import REPORT, Results, Settings, estimator_of_vectors
 
 EMPTY = pd.DataFrame()
@@ -56,6 +55,8 @@ def report(
 
     Every statement is about the questions that had no part in choosing layer and multiplier.
     """
+    from .page import report_page  # plotly
+
     table = validated_sweep(table, "prompt_id", "split", "answer")
     factors_of(table, by)
     questions = table[table["answer"].notna()]

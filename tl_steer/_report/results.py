@@ -7,11 +7,17 @@ from typing import Any
 
 import pandas as pd
 
-from .. import directions
 from .._util.validation import short_repr
 from ..activations import PairedActivations
 from ..analysis import agreement, confounds, pca, projections, separation
-from ..directions import Estimator, SteeringVectors, mean_difference
+from ..directions import (
+    Estimator,
+    SteeringVectors,
+    lda_direction,
+    logistic_direction,
+    mean_difference,
+    principal_component,
+)
 from ..directions.controls import FEWEST as FEWEST_GROUPS
 from ..directions.factors import factor_contrasts
 from ..evaluation import effect_and_damage, usable_range
@@ -24,7 +30,9 @@ from ..evaluation.control_tests import EFFECTS, against_controls
 from ..sweeps.sweep_table import CONDITION, UNSTEERED, condition_rows
 
 CHOOSE, REPORT, TEXT = "choose", "report", "text"  # the splits of a sweep, and of open prompts
-ESTIMATORS = ("mean_difference", "principal_component", "logistic_direction", "lda_direction")
+ESTIMATORS = {
+    each.__name__: each for each in (mean_difference, principal_component, logistic_direction, lda_direction)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,4 +323,4 @@ def estimator_of_vectors(vectors: SteeringVectors | None) -> Estimator:
     arguments: dict[str, Any] = dict(vectors.info.get("arguments", {}))
     if isinstance(component := arguments.get("component"), Mapping):  # JSON's keys are text
         arguments["component"] = {int(name): weight for name, weight in component.items()}
-    return partial(getattr(directions, vectors.method), **arguments)
+    return partial(ESTIMATORS[vectors.method], **arguments)

@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from .. import plots
+import tl_steer.plots as plots
+
 from ..evaluation._effectiveness import effectiveness
 from ..sweeps.sweep_table import UNSTEERED
 from .answers import answer_table

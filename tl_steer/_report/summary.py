@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from .. import plots
+import tl_steer.plots as plots
+
 from ..evaluation._effectiveness import effectiveness
 from ..plots.format import capitalized, interval, number, prompt_labels
 from ..sweeps.sweep_table import UNSTEERED, condition_rows
@@ -116,7 +117,7 @@ def _detection(results: Results) -> Tile:
     """Bias or sensitivity, with the numbers that decide."""
     title = "Bias or sensitivity"
     if not results.has_noise:
-        return Tile(title, "Cannot be told", "All questions have the same right answer.")
+        return Tile(title, "Undecided", "All questions have the same right answer.")
     row, before = detected(results.detection, results.chosen)
     value = capitalized(verdict_name(row, before))
     text = sensitivity_numbers(row, before) if results.measure == "shift" else detection_numbers(row, before)

@@ -57,7 +57,7 @@ def verdict_line(results: Results) -> str:
         rest = "all have the same right answer, so bias and sensitivity cannot be distinguished"
         return f"{capitalized(moved)}; {rest}{_chance(results)}."
     if results.verdict == "cannot tell":
-        return f"Bias and sensitivity cannot be told apart: {moved}, but {_undecided(row)}."
+        return f"Bias and sensitivity cannot be distinguished: {moved}, but {_undecided(row)}."
     ranking = f"{'sensitivity (d′)' if kinds.is_generated else 'the ranking'} {_ranking(row, before)}"
     if results.verdict == "neither":
         return f"No measurable shift of bias or change of sensitivity: {moved}, and {ranking}."
@@ -67,7 +67,7 @@ def verdict_line(results: Results) -> str:
 def verdict_name(row: Row, before: Row) -> str:
     """The verdict in a few words."""
     if row["verdict"] in ("neither", "cannot tell"):
-        return {"neither": "neither", "cannot tell": "cannot be told"}[row["verdict"]]
+        return {"neither": "neither", "cannot tell": "undecided"}[row["verdict"]]
     names = [_sensitivity_name(row, before)] * (row["verdict"] != "bias")
     return " and ".join([*names, *["a shift of bias"] * (row["verdict"] != "sensitivity")])
 
@@ -138,11 +138,11 @@ def movement(shifts: pd.DataFrame, condition: pd.Series, kinds: Kinds) -> str:
     rows = condition_rows(shifts, condition).to_dict("records")
     signs = {str(row[kinds.factor]): sign_of(row, "shift") for row in rows}
     toward, aim, noun = {1: "toward", -1: "away from"}, kinds.aim, kinds.noun
-    subject = {1: noun, 2: f"both kinds of {noun}"}.get(len(signs), f"all kinds of {noun}")
+    movers = {1: noun, 2: f"both kinds of {noun}"}.get(len(signs), f"all kinds of {noun}")
     if not any(signs.values()):
         return f"{noun} do not measurably move toward or away from {aim}"
     if len(set(signs.values())) == 1:
-        return f"{subject} move {toward[min(signs.values())]} {aim}"
+        return f"{movers} move {toward[min(signs.values())]} {aim}"
     right = {sign if kinds.answers.get(level) == 0 else -sign for level, sign in signs.items()}
     if set(signs) == set(kinds.answers) and len(right) == 1:
         return f"each kind of {noun} moves toward its own {'right' if right == {1} else 'wrong'} answer"

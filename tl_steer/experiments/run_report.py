@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from .._report import Results, Settings, report_page
+from .._report import Results, Settings
+from .._report.page import report_page
 from .._report.results import TEXT
 from .._util.file_io import atomic
 from .._util.validation import checked
