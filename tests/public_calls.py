@@ -273,6 +273,7 @@ def figure_calls(m: Materials) -> dict[str, Call]:
     """A call of each figure in `FIGURES`."""
     activations, vectors = m.activations, m.vectors
     captured = ts.capture(MODEL, list(m.pairs.positive[:2]), positions=ts.all_tokens())
+    traced = ts.traces(captured, vectors, tokenizer=MODEL.tokenizer)
     steered = m.sweep[~m.sweep["control"]]
     baseline = m.sweep[m.sweep["vector"] == "none"].assign(draw=0, recording=f"r{m.mark}")
     tables = {
@@ -293,10 +294,13 @@ def figure_calls(m: Materials) -> dict[str, Call]:
         "prompt_slopes": evaluation.prompt_slopes(m.sweep),
         "steerability": ts.steerability(m.sweep, by=["kind"], resamples=5),
         "side_by_side": texts.side_by_side(m.texts),
-        "traces": ts.traces(captured, vectors, tokenizer=MODEL.tokenizer),
+        "tokens": traced.assign(token=traced["token"] + m.mark, run=f"r{m.mark}"),
+        "traces": traced,
         "vector_components": analysis.vector_components(vectors),
     }  # fmt: skip
     arguments = {name: {"table": table} for name, table in tables.items()}
-    for name, facet in {"effectiveness": "kind", "steerability": "kind", "traces": "prompt_id"}.items():
+    facets = {"effectiveness": "kind", "steerability": "kind", "tokens": "run", "traces": "prompt_id"}
+    for name, facet in facets.items():
         arguments[name]["facet"] = facet
+    arguments["tokens"]["layer"] = 2
     return {name: Call(getattr(ts.plots, name), each, ("table",)) for name, each in arguments.items()}

@@ -1,4 +1,4 @@
-"""Text written to run as script, in every figure, preview and report: nothing runs, loads or links."""
+"""Text written to run as script, in every figure, preview, page and report: nothing runs, loads or links."""
 
 import functools
 import json
@@ -9,6 +9,7 @@ import pytest
 
 import tl_steer as ts
 from tl_steer._report import page as report
+from tl_steer._util.html_output import Html
 
 from .public_calls import MODEL, Call, Materials, figure_calls
 from .test_plots import texts_of
@@ -60,9 +61,12 @@ def figures(group: int) -> dict:
     return {name: draw(call) for name, call in plain_calls().items()}
 
 
-def previews(group: int) -> list[str]:
+def fragments(group: int) -> list[str]:
+    """HTML that is not a plotly figure: previews of positions, and the plots that are `Html`."""
     model = _Spelling(TEXTS[group])
-    return [ts.preview(model, [3, 4, 5], ts.tokens_matching(text))._repr_html_() for text in HOSTILE[group]]
+    shown = [ts.preview(model, [3, 4, 5], ts.tokens_matching(text)) for text in HOSTILE[group]]
+    shown += [each for each in figures(group).values() if isinstance(each, Html)]
+    return [each._repr_html_() for each in shown]
 
 
 class _Spelling:
@@ -125,10 +129,17 @@ def assert_harmless(page):
     assert page.evaluate("typeof hacked") == "undefined"
     assert page.seen == []
     outer = "each => each.outerHTML"
-    links = page.locator(f":is(.js-plotly-plot, .preview) :is({LINKS})")
+    links = page.locator(f":is(.js-plotly-plot, .fragment > .tls) :is({LINKS})")
     assert links.evaluate_all(f"all => all.filter(each => !each.closest('.modebar')).map({outer})") == []
     written = f"all => all.filter(each => /txt.exe|^g$|hacked/.test(each.textContent)).map({outer})"
     assert page.locator("body :is(i, u, math)").evaluate_all(written) == []
+
+
+def each_tip(page):
+    """The tooltip of each fragment with tokens, at its first token."""
+    for fragment in page.locator(".fragment", has=page.locator(".tls-token")).all():
+        fragment.locator(".tls-token").first.focus()
+        yield fragment.get_by_role("tooltip")
 
 
 def hovers(page) -> list[str]:
@@ -140,9 +151,12 @@ def hovers(page) -> list[str]:
 
 def test_texts_of_figures_are_escaped():
     """Names of vectors, factors and columns, prompts and answers; other figures have tests of their own."""
-    texts = {name: texts_of(figure) for name, figure in figures(1).items()}
+    drawn = figures(1)
+    html = {name for name, each in drawn.items() if isinstance(each, Html)}
+    assert html == {"side_by_side", "tokens"}
+    texts = {name: [each.body] if name in html else texts_of(each) for name, each in drawn.items()}
     for name, each in texts.items():
-        assert not [text for text in each if re.search("<a |<iframe|<style|<link", text)], name
+        assert not [text for text in each if re.search("<a |<iframe|<style>\\*|<link", text)], name
     shown = {name for name, each in texts.items() if any("&lt;iframe" in text for text in each)}
     plain = {"agreement", "logit_lens", "mean_projections", "separation", "vector_components"}
     assert shown == set(texts) - plain
@@ -150,12 +164,13 @@ def test_texts_of_figures_are_escaped():
 
 @pytest.mark.integration
 @pytest.mark.parametrize("group", range(len(TEXTS)))
-def test_hostile_text_in_figures_and_previews_is_shown_and_does_nothing(group, browser, tmp_path):
+def test_hostile_text_in_figures_and_fragments_is_shown_and_does_nothing(group, browser, tmp_path):
     from plotly.offline import get_plotlyjs
 
-    drawn, options = figures(group), {"full_html": False, "include_plotlyjs": False}
+    drawn = {name: each for name, each in figures(group).items() if not isinstance(each, Html)}
+    options = {"full_html": False, "include_plotlyjs": False}
     parts = [figure.to_html(**options, div_id=name) for name, figure in drawn.items()]
-    shown = "".join(f'<div class="preview">{each}</div>' for each in previews(group))
+    shown = "".join(f'<div class="fragment">{each}</div>' for each in fragments(group))
     html = f"<!doctype html><meta charset=utf-8><script>{get_plotlyjs()}</script>{''.join(parts)}{shown}"
     page = opened(browser, html, tmp_path)
     page.wait_for_function(f"document.querySelectorAll('.js-plotly-plot .main-svg').length >= {len(drawn)}")
@@ -165,6 +180,11 @@ def test_hostile_text_in_figures_and_previews_is_shown_and_does_nothing(group, b
     first = HOSTILE[group][0].replace("\u202e", "<U+202E>").replace("\u2066", "<U+2066>")
     assert any(first in text for text in texts), "hovers show the text as text"
     assert page.evaluate("document.body.textContent").count(first) > 10
+    assert page.locator(".fragment > *").evaluate_all("all => all.map(each => each.localName)") == (
+        ["style", "div", "script"] * len(fragments(group))
+    )
+    tips = [tip.text_content() for tip in each_tip(page)]
+    assert any(first.replace(" ", "␣") in tip for tip in tips), "tooltips show the token as text"
     page.close()
 
 

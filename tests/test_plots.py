@@ -17,12 +17,13 @@ from scipy import stats
 
 import tl_steer as ts
 from tl_steer import plots
+from tl_steer._util.characters import visible
 from tl_steer.analysis import component_factors as factors_table
 from tl_steer.analysis import mean_projections as means_table
 from tl_steer.evaluation import prompt_slopes, steerability
 from tl_steer.models import ChatPrompt
 from tl_steer.plots import style
-from tl_steer.plots.format import controls_text, counted, escape, levels, number, visible, wrapped
+from tl_steer.plots.format import controls_text, counted, escape, levels, number, shortened, wrapped
 from tl_steer.plots.marks import control_marks, layer_axis, layer_positions, multiplier_ranks
 from tl_steer.plots.panels import panels_of
 
@@ -209,11 +210,11 @@ import tl_steer.plots
 before = "plotly" in sys.modules
 for name in tl_steer.plots.__all__:
     getattr(tl_steer.plots, name)
-others = {{name for name in sys.modules if name.startswith("tl_steer.") and "plots" not in name}}
-print(before, "plotly" in sys.modules, sorted(others - {{"tl_steer._util", "tl_steer._util.validation"}}))
+others = {{name.split(".")[1] for name in sys.modules if name.startswith("tl_steer.")}}
+print(before, "plotly" in sys.modules, sorted(others))
 """
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert output == "False True ['tl_steer.tables']\n"
+    assert output == "False True ['_util', 'plots', 'tables']\n"
 
 
 def test_every_public_name_is_a_function_and_stays_one_after_its_module_is_imported():
@@ -382,13 +383,10 @@ def test_wrapping_keeps_every_character_of_a_short_text_and_both_ends_of_a_long_
 
 
 @pytest.mark.parametrize("longest", range(20, 60))
-def test_long_texts_are_not_cut_or_broken_within_a_special_token(longest):
+def test_long_texts_are_not_cut_within_a_special_token(longest):
     text = "Hello you<|im_end|>\n<|im_start|>assistant\n" + "x" * 40 + "<|im_end|>" * 3 + " [/INST] good bye"
-    table = pd.DataFrame({"prompt_id": [0], "prompt": [text], **{name: [text] for name in "abcdef"}})
-    (column, *_) = plots.side_by_side(table, max_length=longest).data[0].cells["values"]
-    shown = column[0].replace("&lt;", "<").replace("&gt;", ">").replace("<br>", "⏎")
-    rest = re.sub(r"<\|im_(end|start)\|>|\[/INST\]", "", shown)
-    assert not set(rest.replace("[…]", "")) & set("<|>[]/_I"), shown
+    rest = re.sub(r"<\|im_(end|start)\|>|\[/INST\]", "", shortened(text, longest))
+    assert not set(rest.replace("[…]", "")) & set("<|>[]/_I"), rest
 
 
 def test_a_level_has_the_same_colour_with_any_other_levels():
@@ -1123,7 +1121,7 @@ def test_figures_name_prompts_by_their_message_and_by_the_prompt_in_older_tables
         "side_by_side": ts.texts.side_by_side(texts),
     }
     for name, table in tables.items():
-        figure = getattr(plots, name)
-        shown, older = (figure(each).to_json() for each in (table, table.drop(columns="label")))
+        figures = [getattr(plots, name)(each) for each in (table, table.drop(columns="label"))]
+        shown, older = (each.body if name == "side_by_side" else each.to_json() for each in figures)
         assert ["a e" in text for text in (shown, older)] == [True, True], name
         assert ["a e d" in text for text in (shown, older)] == [False, True], name

@@ -1,15 +1,17 @@
-"""Texts side by side: as a table, and as a figure that shows all of them unchanged."""
+"""Texts side by side: as a table, and as a page that has all of them unchanged."""
 
-import html
-import itertools
-import re
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import tl_steer as ts
-from tl_steer.plots import text_figures
+from tl_steer._util.repetition import UNIT
+from tl_steer.plots.style import multiplier_colours
+from tl_steer.texts import text_damage
 
 from . import sweep_tables
 from .conftest import assert_raises
@@ -57,7 +59,7 @@ def test_each_prompt_has_a_row_with_the_text_of_every_condition_in_order():
     pd.testing.assert_frame_equal(wide, expected, check_dtype=False)
 
 
-def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
+def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_page_and_report():
     one = written(*added((-1.0, 1.0)))
     table = pd.concat([one.assign(draw=draw, text=one["text"] + f" draw {draw}") for draw in (0, 1)])
     wide = ts.texts.side_by_side(table.sample(frac=1, random_state=0))
@@ -67,11 +69,11 @@ def test_each_draw_of_a_prompt_has_a_row_and_is_named_in_figure_and_report():
         number = row["prompt_id"] - 4
         assert row["prompt"] == PROMPTS[number]
         assert row["+1"] == f"honesty add 18 1.0 {number} draw {row['draw']}"
-    figure = ts.plots.side_by_side(wide)
-    assert headers_of(figure) == ["prompt", "−1", "unsteered", "+1"]
-    prompts = [re.sub("<.*?>", " ", text) for text in figure.data[0].cells.values[0]]
-    assert sorted(prompts) == sorted(f"{prompt} (draw {draw})" for prompt in PROMPTS for draw in (0, 1))
-    assert "6 draws" in figure.layout.title.subtitle.text
+    page = parsed(ts.plots.side_by_side(wide))
+    assert page.headers == ["prompt", "−1 dose 0.1", "unsteered", "+1 dose 0.1"]
+    draws = [f"{prompt} (draw {draw})" for prompt in PROMPTS for draw in (0, 1)]
+    assert sorted(row[0] for row in page.rows) == sorted(draws)
+    assert "6 draws" in page.text
 
 
 CONTROL = condition("random 1", "add", "18", 1.0, control=True)
@@ -115,6 +117,12 @@ def test_conditions_can_be_selected_and_unsteered_stays(selection, columns):
     assert wide[columns].notna().all(axis=None)
 
 
+def test_doses_of_the_columns_are_attributes_of_the_table():
+    conditions = [condition("honesty", "add", "18", 4.0 * dose, dose=dose) for dose in (0.5, 1.0)]
+    wide = ts.texts.side_by_side(written(*conditions, condition("honesty", "project_out", "18", np.nan)))
+    assert wide.attrs["doses"] == {"add +2": 0.5, "add +4": 1.0}
+
+
 def test_what_a_condition_lacks_is_missing():
     table = written(*added((1.0,))).drop(index=[4])
     assert ts.texts.side_by_side(table)["+1"].isna().tolist() == [False, True, False]
@@ -138,7 +146,51 @@ def test_wrong_tables_and_requests_are_rejected(table, options, message):
     assert_raises(message, ts.texts.side_by_side, table, **options)
 
 
-# the figure
+# the page
+
+
+class Page(HTMLParser):
+    """The table of a page: headers and rows as text, attributes of cells, shaded parts."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.headers, self.rows, self.attributes, self.shaded, self.tags = [], [], [], [], []
+        self.text, self.open = "", []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "input":
+            return
+        self.open.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
+            self.attributes.append(dict(attributes))
+        elif tag == "mark":
+            self.shaded.append("")
+
+    def handle_endtag(self, tag):
+        while self.open.pop()[0] != tag:
+            pass
+        if tag == "thead":
+            (self.headers,), self.rows, self.header_attributes = self.rows, [], self.attributes
+            self.attributes = []
+
+    def handle_data(self, data):
+        tags = [tag for tag, _ in self.open]
+        is_name = any(each.get("class") == "tls-name" for _, each in self.open)
+        if not {"style", "script"} & set(tags):
+            self.text += data
+        if {"th", "td"} & set(tags) and not is_name:
+            self.rows[-1][-1] += data
+        if "mark" in tags:
+            self.shaded[-1] += data
+
+
+def parsed(page):
+    return Page(page.body)
 
 
 def wide(rows=3, columns=("−16", "unsteered", "+16"), text="A text of several words."):
@@ -146,121 +198,173 @@ def wide(rows=3, columns=("−16", "unsteered", "+16"), text="A text of several 
     return pd.DataFrame(prompts | {name: [text] * rows for name in columns})
 
 
-def shown(figure):
-    """The texts of each column as displayed: without line breaks, entities resolved."""
-    columns = figure.data[0].cells.values
-    return [[html.unescape(text.replace("<br>", " ")) for text in column] for column in columns]
-
-
-def headers_of(figure):
-    return [re.sub("<[^>]+>", "", text) for text in figure.data[0].header.values]
-
-
-def test_the_figure_shows_every_text_under_its_header():
-    table = wide().assign(**{"+16": ["one", "two\n\n  three ", pd.NA]})
-    figure = ts.plots.side_by_side(table)
-    questions, text = [f"Question {row}?" for row in range(3)], "A text of several words."
-    assert shown(figure) == [questions, [text] * 3, [text] * 3, ["one", "two three", "–"]]
-    assert headers_of(figure) == ["prompt", "−16", "unsteered", "+16"]
-    assert figure.layout.title.subtitle.text == "3 prompts"
+def test_the_page_has_every_text_under_its_header_and_cuts_none():
+    texts = ["one <|im_end|>\n\n  two " + "word " * 3000 + "end<|im_end|>", "", pd.NA]
+    page = parsed(ts.plots.side_by_side(wide().assign(**{"+16": texts})))
+    assert page.headers == ["prompt", "−16", "unsteered", "+16"]
+    text = "A text of several words."
+    assert page.rows == [
+        [f"Question {row}?", text, text, said] for row, said in enumerate([texts[0], "", "–"])
+    ]
+    assert "3 prompts, 3 conditions" in page.text
 
 
 def test_nothing_of_a_text_becomes_markup():
-    figure = ts.plots.side_by_side(wide(text=NASTY).assign(prompt=NASTY, **{"layer <i>18</i>, +16": NASTY}))
-    for text in itertools.chain(figure.data[0].header.values, *figure.data[0].cells.values):
-        assert not re.search(r"<(?!br>|/?b>$|b>)", text)
-        assert "$" not in text
-    assert "".join(shown(figure)[1][0].split()) == "".join(NASTY.split())
-    assert "<b>" not in "".join(figure.data[0].cells.values[0])
+    name = "layer <i>18</i>, +16"
+    table = wide(text=NASTY).assign(prompt=NASTY, **{name: NASTY})
+    page = parsed(ts.plots.side_by_side(table))
+    assert page.rows == [[NASTY] * 5] * 3
+    assert page.headers[-1] == name
+    assert not {"b", "a", "i"} & set(page.tags)
 
 
-def test_the_subtitle_says_that_only_the_first_rows_are_shown():
-    figure = ts.plots.side_by_side(wide(rows=20), limit=5)
-    assert [len(column) for column in shown(figure)] == [5] * 4
-    assert figure.layout.title.subtitle.text == "5 of 20 prompts"
+def repeats_by_hand(text, n=3):
+    """Number of n-grams that begin earlier too, and of units within them, by comparing all pairs."""
+    units = [unit.casefold() for unit in UNIT.findall(text)]
+    grams = [units[first : first + n] for first in range(len(units) - n + 1)]
+    firsts = [first for first, gram in enumerate(grams) if gram in grams[:first]]
+    return len(firsts), len({index for first in firsts for index in range(first, first + n)})
 
 
-def test_the_middle_of_a_long_text_is_left_out():
-    text = "begin " + "word " * 200 + "end"
-    column = shown(ts.plots.side_by_side(wide(text=text), max_length=100))[1]
-    assert re.fullmatch(r"begin word.* \[…\] .*word end", column[0])
-    assert len(column[0]) <= 106
-
-
-def test_what_all_prompts_begin_and_end_with_is_left_out():
-    prompts = [f"Is the following claim true or false? {claim} Choices: (A) True (B) False"
-             for claim in ("Ice floats.", "Ice sinks.", "Iron floats.")]  # fmt: skip
-    figure = ts.plots.side_by_side(wide().assign(prompt=prompts))
-    assert shown(figure)[0] == ["… Ice floats. …", "… Ice sinks. …", "… Iron floats. …"]
-    assert "what they all begin and end with is left out" in figure.layout.title.subtitle.text
-    assert shown(ts.plots.side_by_side(wide().assign(prompt=prompts[0])))[0] == [prompts[0]] * 3
-    assert shown(ts.plots.side_by_side(wide(rows=1).assign(prompt=prompts[:1])))[0] == prompts[:1]
-
-
-WIDE = "WWWW MMMM Yes, because it's important! " + "x" * 300 + " (i.e., 1,000 %) " + '"AI", Human: ' * 20
-
-
-BOXES = """all => all.map(one => one.getBoundingClientRect())
-    .map(box => ({left: box.left, right: box.right, bottom: box.bottom}))"""
-
-
-@pytest.mark.integration
-def test_a_browser_shows_every_line_within_its_column_and_without_scrolling(browser, tmp_path):
-    tables = [
-        wide(rows=2, columns=["+1"], text=WIDE),
-        wide(rows=8, columns=["layer 17+31, −16", "unsteered", "layer 17+31, +16"], text=WIDE),
-        wide(rows=8, columns=[f"zeroedout_neg +{number}" for number in range(7)], text=WIDE),
-        wide(rows=1, text="油" * 90 + "😀" * 40),
-    ]
-    figures = [ts.plots.side_by_side(table) for table in tables]
-    parts = [figure.to_html(full_html=False, include_plotlyjs=figure is figures[0]) for figure in figures]
-    file = tmp_path / "tables.html"
-    file.write_text("<meta charset='utf-8'>" + "".join(parts), encoding="utf-8")
-    page = browser.new_page(viewport={"width": 950, "height": 1000})
-    page.goto(file.as_uri())
-    page.wait_for_function("document.querySelectorAll('.js-plotly-plot .table').length == 4")
-    drawn = page.locator(".js-plotly-plot")
-    for index, (table, figure) in enumerate(zip(tables, figures, strict=True)):
-        here = drawn.nth(index)
-        texts, cells = (here.locator(which).evaluate_all(BOXES) for which in (".cell-text", ".cell-rect"))
-        assert len(texts) == len(cells) == (len(table) + 1) * (len(table.columns) - 1)
-        for text, cell in zip(texts, cells, strict=True):
-            assert cell["left"] <= text["left"]
-            assert text["right"] <= cell["right"]
-            assert text["bottom"] <= cell["bottom"]
-        end = max(cell["bottom"] for cell in cells) - here.evaluate("one => one.getBoundingClientRect().top")
-        assert 0.85 * figure.layout.height <= end <= figure.layout.height - figure.layout.margin.b
-    page.close()
-
-
-def test_lines_are_as_long_as_the_column_is_wide():
-    """A column of a third of 900 pixels holds about 48 characters of English at this size."""
-    figure = ts.plots.side_by_side(wide(columns=["a", "b"], text="one word and then another " * 10))
-    lengths = [len(line) for line in figure.data[0].cells.values[1][0].split("<br>")]
-    assert 42 <= max(lengths) <= 58
-    assert min(lengths[:-1]) >= 38
-
-
-def test_headers_have_the_colours_of_their_multipliers():
-    columns = ["layer 6, −3", "layer 9, −3", "unsteered", "+3", "project out"]
-    figure = ts.plots.side_by_side(wide(columns=columns))
-    prompt, minus, other_minus, unsteered, plus, projected = figure.data[0].header.fill.color
-    assert minus == other_minus != plus
-    assert prompt == unsteered == projected
-    colour = text_figures.multiplier_colours([-3, 3])
-    assert colour[3.0].removeprefix("rgb(").removesuffix(")") in plus
+def shaded_units(page):
+    return sum(len(UNIT.findall(part)) for part in page.shaded)
 
 
 @pytest.mark.parametrize(
-    ("table", "options", "message"),
+    ("text", "shaded"),
     [
-        (wide().drop(columns="prompt"), {}, r".*lacks the columns prompt.*side_by_side"),
-        (wide(rows=0), {}, "has no rows"),
-        (wide(columns=[]), {}, "no column of texts"),
-        (wide(columns=[f"+{number}" for number in range(8)]), {}, "8 columns of texts cannot be .*layers="),
-        (wide(), {"limit": 0}, "limit=0 must be at least 1"),
-        (wide(), {"max_length": 5}, "max_length=5 at least 20"),
+        ("one two three four", []),
+        ("one two one two", []),
+        ("I'm sad, so sad. And I'M SAD, so.", ["I'M SAD, so"]),
+        ("a b c d a b c x b c d", ["a b c", "b c d"]),
+        ("no no no no no", ["no no no no"]),
+        ("go go\ngo go\ngo", ["go go\ngo"]),
+        ("<b>a</b> & <b>a</b>", ["<b>a</b>"]),
     ],
 )
-def test_tables_without_a_figure_are_rejected(table, options, message):
-    assert_raises(message, ts.plots.side_by_side, table, **options)
+def test_words_that_repeat_the_text_are_shaded(text, shaded):
+    page = parsed(ts.plots.side_by_side(wide(rows=1, columns=["+1"], text=text)))
+    assert page.rows[0][1] == text
+    assert page.shaded == shaded
+    assert shaded_units(page) == repeats_by_hand(text)[1]
+
+
+def test_the_share_of_shaded_sequences_is_one_minus_distinct_3():
+    rng = np.random.default_rng(0)
+    for length in (5, 10, 20, 40):
+        text = " ".join(rng.choice(list("abc"), length))
+        table = written(condition("honesty", "add", "18", 1.0, text=[text, "", ""]))
+        (measured,) = text_damage(table).query("text == @text")["distinct_3"]
+        repeats, units = repeats_by_hand(text)
+        assert repeats / (length - 2) == pytest.approx(1 - measured)
+        page = parsed(ts.plots.side_by_side(wide(rows=1, columns=["+1"], text=text)))
+        assert shaded_units(page) == units
+
+
+def test_headers_have_the_colours_of_their_multipliers_and_unsteered_is_tinted():
+    columns = ["layer 6, −3", "layer 9, −3", "unsteered", "layer 6, +3", "layer 6, project out"]
+    page = parsed(ts.plots.side_by_side(wide(columns=columns)))
+    colours = multiplier_colours([-3, 3])
+    expected = [None, *(f"--colour: {colours[each]}" for each in (-3.0, -3.0)), None]
+    expected += [f"--colour: {colours[3.0]}", None]
+    for attributes in (page.header_attributes, page.attributes[:6]):
+        assert [each.get("style") for each in attributes] == expected
+        assert [each.get("class") for each in attributes] == [None] * 3 + ["tls-unsteered"] + [None] * 2
+    assert [each.get("data-layer") for each in page.header_attributes] == [None, "6", "9", None, "6", "6"]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (wide().drop(columns="prompt"), r".*lacks the columns prompt.*side_by_side"),
+        (wide(rows=0), "has no rows"),
+        (wide(columns=[]), "no column of texts"),
+    ],
+)
+def test_tables_without_texts_are_rejected(table, message):
+    assert_raises(message, ts.plots.side_by_side, table)
+
+
+def visible_texts(page, selector):
+    return [each.inner_text() for each in page.locator(selector).all() if each.is_visible()]
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """A function that saves a page and opens it with a width."""
+    pages = []
+
+    def open_page(shown, width=1100):
+        shown.save(tmp_path / "page.html")
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.errors = []
+        page.on("console", lambda message: page.errors.append(message.text))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto((tmp_path / "page.html").as_uri())
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+FILTERED = [f"layer {layer}, {sign}1" for sign in "−+" for layer in (6, 9)]
+
+
+@pytest.mark.integration
+def test_checkboxes_hide_columns_and_a_word_hides_rows(opened):
+    table = wide(columns=[*FILTERED[:2], "unsteered", *FILTERED[2:]], text="plain")
+    table = table.assign(**{FILTERED[0]: ["apple", "plain", "plain"], "unsteered": ["x", "apple", "y"]})
+    page = opened(ts.plots.side_by_side(table))
+    page.get_by_label("9").uncheck()
+    assert visible_texts(page, "thead th") == ["prompt", FILTERED[0], "unsteered", FILTERED[2]]
+    page.get_by_role("searchbox").fill("APPLE")
+    assert visible_texts(page, "tbody th") == ["Question 0?", "Question 1?"]
+    assert page.locator("output").inner_text() == "2 of 3 rows"
+    page.get_by_label("−1").uncheck()  # rows are searched in the columns that are visible
+    assert [text.split() for text in visible_texts(page, "tbody tr")] == [
+        ["Question", "1?", "apple", "plain"]
+    ]
+    page.get_by_label("9").check()
+    assert visible_texts(page, "thead th") == ["prompt", "unsteered", FILTERED[2], FILTERED[3]]
+    assert page.errors == []
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("width", [1280, 400])
+def test_no_text_is_wider_than_the_page(width, opened):
+    text = "WWWW MMMM Yes, because it's important! " + "x" * 300 + " (i.e., 1,000 %) " + "油" * 90
+    page = opened(ts.plots.side_by_side(wide(columns=FILTERED[:3], text=text).assign(prompt=text)), width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = [each.bounding_box() for each in page.locator("tbody tr:first-child > *").all()]
+    is_below = [below["y"] > above["y"] for above, below in pairwise(boxes)]
+    assert is_below == [width == 400] * 3
+    for cell in page.locator("tbody :is(th, td)").all():
+        assert cell.evaluate("each => each.scrollWidth - each.clientWidth") <= 0
+
+
+@pytest.mark.integration
+def test_an_image_is_as_wide_as_requested_and_has_all_rows(tmp_path):
+    heights = {}
+    for rows in (2, 60):
+        ts.plots.side_by_side(wide(rows=rows)).write_image(tmp_path / "table.png", width=500, scale=1.5)
+        content = (tmp_path / "table.png").read_bytes()
+        assert content.startswith(b"\x89PNG")
+        width, heights[rows] = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
+        assert width == 750
+    assert heights[60] - heights[2] > 58 * 30
+    assert_raises(
+        "more than 16384: pass a ", ts.plots.side_by_side(wide(rows=400)).write_image, tmp_path / "x"
+    )
+
+
+def test_images_need_a_sensible_size_and_the_extra(monkeypatch, tmp_path):
+    page = ts.plots.side_by_side(wide())
+    for size in ({"width": 5}, {"scale": 0}, {"scale": 11}):
+        assert_raises("expected a width from 100", page.write_image, tmp_path / "x.png", **size)
+    monkeypatch.setitem(sys.modules, "choreographer", None)
+    assert_raises(
+        r"pip install 'tl-steer\[images\]'", page.write_image, tmp_path / "x.png", error=ImportError
+    )
+    assert list(tmp_path.iterdir()) == []

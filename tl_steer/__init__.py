@@ -26,8 +26,8 @@ __all__ = [
     "load_model", "logistic_direction", "logit_lens", "mean_difference", "organisms", "pca", "plots",
     "preview", "principal_component", "projections", "prompt_tokens", "prompts", "random_direction",
     "read_choice", "read_claims", "read_pairs", "report", "separation", "show_logs", "signal_detection",
-    "span", "steer", "steerability", "steering_vector", "sweep", "texts", "token", "tokenize", "tokens_matching",
-    "traces", "vectors_from_pairs", "verify",
+    "span", "steer", "steerability", "steering_vector", "sweep", "texts", "token", "tokenize",
+    "tokens_matching", "traces", "vectors_from_pairs", "verify",
 ]  # fmt: skip
 
 

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+import tl_steer.plots as plots
+
 from .._util.html_output import COLOURS, Html
 from ..plots.format import counted
+from ..texts import side_by_side
 from .findings import text_finding
 from .results import Results
 from .sections import sections
@@ -76,7 +79,7 @@ def _texts(results: Results) -> Any:
 
     if results.texts.empty:
         return ""
-    return Markup("<p>texts</p>")
+    return Markup(plots.side_by_side(side_by_side(results.texts)).body)
 
 
 def _json(figures: dict[str, Any]) -> str:

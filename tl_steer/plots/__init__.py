@@ -1,5 +1,7 @@
 """Figures from tables: each function takes a tidy DataFrame and returns a `plotly.graph_objects.Figure`.
 
+`side_by_side` and `tokens` return HTML (`.save(path)`, `.write_image(path)`).
+
 A figure has the name of the function whose table it draws; a table that it cannot draw raises ValueError.
 Figures compute no inferential statistics, and neither show nor save. plotly loads with the first figure.
 """
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     from .slope_figures import prompt_slopes, steerability
     from .style import for_print
     from .sweep_curves import damage, dose_response, effectiveness, embedding_scores
-    from .text_figures import side_by_side, traces
+    from .text_figures import traces
+    from .text_table import side_by_side
+    from .token_texts import tokens
 
 _MODULES = {
     "comparisons": ("against_baselines", "choose", "compare_estimators", "preference"),
@@ -29,7 +33,9 @@ _MODULES = {
     "slope_figures": ("prompt_slopes", "steerability"),
     "style": ("for_print",),
     "sweep_curves": ("damage", "dose_response", "effectiveness", "embedding_scores"),
-    "text_figures": ("side_by_side", "traces"),
+    "text_figures": ("traces",),
+    "text_table": ("side_by_side",),
+    "token_texts": ("tokens",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -37,7 +43,7 @@ __all__ = [
     "against_baselines", "agreement", "choose", "compare_estimators", "component_factors", "confounds",
     "damage", "dose_response", "effect_and_damage", "effectiveness", "embedding_scores", "for_print",
     "logit_lens", "mean_projections", "pca", "preference", "projections", "prompt_slopes", "separation",
-    "side_by_side", "signal_detection", "steerability", "traces", "vector_components",
+    "side_by_side", "signal_detection", "steerability", "tokens", "traces", "vector_components",
 ]  # fmt: skip
 
 

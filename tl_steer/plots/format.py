@@ -4,19 +4,16 @@ import html
 import math
 import re
 import textwrap
-import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
+from .._util.characters import without_controls
 from ..tables import column
 
 HOVER_WIDTH = 72  # characters per line
 HOVER_LENGTH = 600  # characters of a prompt in a hover
-SYMBOLS_OF_SPACES = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
-# Unicode directional formatting characters, which can reorder the text after them.
-DIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 SPECIAL_TOKEN = r"<[^<>\s]{1,60}>|\[/?INST\]"  # chat format tokens, such as <|im_end|>
 
 
@@ -25,17 +22,9 @@ def escape(text: object) -> str:
 
     Control and directional formatting characters are replaced by their code points.
     """
-    visible_text = "".join(_code_point(each) if _is_control(each) else each for each in str(text))
-    return html.escape(visible_text, quote=False).replace("$", "&#36;").replace("%{", "%&#123;")
-
-
-def _code_point(character: str) -> str:
-    return f"<U+{ord(character):04X}>"
-
-
-def _is_control(character: str) -> bool:
-    control = unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t\r"
-    return control or unicodedata.bidirectional(character) in DIRECTIONAL
+    return (
+        html.escape(without_controls(str(text)), quote=False).replace("$", "&#36;").replace("%{", "%&#123;")
+    )
 
 
 def wrapped(text: object) -> str:
@@ -59,17 +48,6 @@ def shortened(text: str, max_length: int) -> str:
 def truncated(text: str, max_length: int) -> str:
     """At most so many characters of a text, the last an ellipsis if it is longer."""
     return text if len(text) <= max_length else f"{text[: max_length - 1]}…"
-
-
-def visible(token: str) -> str:
-    """Show every character of a token: spaces, line ends, controls and combining marks at its start."""
-    characters = []
-    for index, character in enumerate(token):
-        category = unicodedata.category(character)[0]
-        is_invisible = category in "CZ" or (category == "M" and index == 0)
-        default = _code_point(character) if is_invisible else character
-        characters.append(SYMBOLS_OF_SPACES.get(character, default))
-    return "".join(characters)
 
 
 def hover(*lines: str) -> str:

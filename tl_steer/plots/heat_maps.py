@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
+from .._util.characters import visible
 from .._util.validation import checked
 from .format import (
     counted,
@@ -17,7 +18,6 @@ from .format import (
     number,
     prompt_labels,
     truncated,
-    visible,
     wrapped,
 )
 from .marks import Hover, Row, add_layer_slider, colour_bar, curve, layer_range, selected_layers

@@ -30,6 +30,8 @@ DASHES = ("solid", "dot", "dash", "dashdot", "longdash")
 NEGATIVE_SIDE = ("#7DB8E0", BLUE, "#08355C")
 POSITIVE_SIDE = ("#F2A667", VERMILLION, "#7A2600")
 DIVERGING = (*reversed(NEGATIVE_SIDE), "#F4F4F4", *POSITIVE_SIDE)
+# On dark pages zero is dark, and the largest values are light.
+DIVERGING_ON_BLACK = ("#C4E4FA", "#4DA6DE", "#1F5F8C", "#2A2F36", "#8A4A16", "#E08334", "#FFD3AC")
 CONTROL_GREYS = ("#BFC4CB", "#EDEFF1")  # of the smallest and of the largest |multiplier|
 # Viridis without its yellow, which has no contrast on white.
 SEQUENTIAL = tuple(sample_colorscale("Viridis", [0.0, 0.17, 0.34, 0.51, 0.68, 0.85]))
@@ -159,6 +161,14 @@ def translucent(colour: str, opacity: float) -> str:
     if colour.startswith("#"):
         colour = f"rgb{hex_to_rgb(colour)}"
     return f"rgba({colour.removeprefix('rgb(').removesuffix(')')}, {opacity})"
+
+
+def ink_on(colour: str) -> str:
+    """Black or white text, whichever has more contrast on a colour "rgb(r, g, b)"; at least 4.5 to 1."""
+    shares = [float(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in shares]
+    luminance = sum(weight * each for weight, each in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "#000" if luminance > 0.179 else "#fff"
 
 
 def operation_name(operation: str) -> str:

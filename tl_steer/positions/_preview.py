@@ -1,15 +1,14 @@
 """`preview`: a prompt's tokens with the selected ones marked."""
 
 import html
-import unicodedata
 from dataclasses import dataclass
 
+from .._util.characters import without_controls
+from .._util.html_output import fragment
+from .._util.token_html import TIP, TOKEN_SCRIPT, TOKEN_STYLE, running_text, token_line, token_span
 from .._util.validation import checked
 from ..models import HookedModel, Prompt, token_strings, tokenize
 from .selectors import Positions, PromptTokens
-
-BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # explicit controls
-STYLE = "background:#fdd49e;border-radius:3px;"
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,13 @@ class TokenPreview:
     Attributes:
         positions: the selection.
         tokens: each token as text.
+        token_ids: each token's id.
         selected: per token, whether it is selected.
     """
 
     positions: Positions
     tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
     selected: tuple[bool, ...]
 
     def __str__(self) -> str:
@@ -34,15 +35,19 @@ class TokenPreview:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        texts = map(_printable, self.tokens)
+        rows = enumerate(zip(self.tokens, self.token_ids, self.selected, strict=True))
         spans = [
-            f'<span title="token {number}" style="{STYLE if is_selected else ""}white-space:pre-wrap;'
-            f'border-right:1px solid #ddd">{html.escape(text)}</span>'
-            + ("<br>" if text.endswith("⏎") else "")
-            for number, (text, is_selected) in enumerate(zip(texts, self.selected, strict=True))
+            token_span(
+                text,
+                [token_line(text, token_id), f"index {index}{', selected' * is_selected}"],
+                is_selected=is_selected,
+            )
+            for index, (text, token_id, is_selected) in rows
         ]
-        title = f"<div><small>{html.escape(self._title())}</small></div>"
-        return f'{title}<div style="line-height:1.7">{"".join(spans)}</div>'
+        content = (
+            f'<p class="tls-note">{html.escape(self._title())}</p>{running_text(spans, self.tokens)}{TIP}'
+        )
+        return fragment(content, title="Selected tokens", style=TOKEN_STYLE, script=TOKEN_SCRIPT).body
 
     def _title(self) -> str:
         more = ", and every generated token" if self.positions.generated else ""
@@ -50,13 +55,8 @@ class TokenPreview:
 
 
 def _printable(text: str) -> str:
-    """With a code point for each character that would control a terminal or the text direction."""
-
-    def is_control(sign: str) -> bool:
-        return unicodedata.category(sign) in ("Cc", "Cs") or unicodedata.bidirectional(sign) in BIDIRECTIONAL
-
-    printable = (f"<U+{ord(sign):04X}>" if is_control(sign) and sign not in "\n\t" else sign for sign in text)
-    return "".join(printable).replace("\n", "⏎")
+    """In one line, without characters that would control a terminal or the text direction."""
+    return without_controls(text).replace("\n", "⏎").replace("\r", "␍")
 
 
 @checked
@@ -70,4 +70,4 @@ def preview(model: HookedModel, prompt: Prompt, positions: Positions) -> TokenPr
     """
     ids = tokenize(model, prompt)
     mask = positions.select(PromptTokens(len(ids), tuple(ids), model.tokenizer))
-    return TokenPreview(positions, tuple(token_strings(model, ids)), tuple(mask.tolist()))
+    return TokenPreview(positions, tuple(token_strings(model, ids)), tuple(ids), tuple(mask.tolist()))

@@ -37,7 +37,7 @@ def side_by_side(
         prompt_id, draw and label (where the table has them), prompt, and the texts from the most negative
         multiplier through "unsteered" to the most positive, then operations without one. A column's name
         distinguishes it from the others: "−16", "layer 18, −16", "layer 18, project out". NA where a
-        condition lacks a prompt.
+        condition lacks a prompt. `.attrs["doses"]` has the dose of each column that has one.
 
     Raises:
         ValueError: columns are missing, there are no texts, a requested value is missing, or a prompt is in
@@ -57,11 +57,15 @@ def side_by_side(
     # By multiplier, unsteered before an added zero; ties in the order of the table.
     conditions = rows.assign(steered=rows["vector"] != UNSTEERED)[[*CONDITION, "steered"]].drop_duplicates()
     conditions = conditions.sort_values(["multiplier", "steered"], kind="stable", na_position="last")
-    texts = {
-        name: condition_rows(rows, condition).set_index(keys)["text"]
+    columns = {
+        name: condition_rows(rows, condition).set_index(keys)
         for name, (_, condition) in zip(_names(conditions), conditions.iterrows(), strict=True)
     }
-    return prompts.join(pd.DataFrame(texts, index=prompts.index)).reset_index()
+    texts = pd.DataFrame({name: column["text"] for name, column in columns.items()}, index=prompts.index)
+    wide = prompts.join(texts).reset_index()
+    doses = {name: float(column["dose"].max()) for name, column in columns.items() if "dose" in column}
+    wide.attrs["doses"] = {name: dose for name, dose in doses.items() if dose > 0}
+    return wide
 
 
 def _selected(rows: pd.DataFrame, column: str, request: object) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Whether steered texts are still texts: repetition, length, unreadable answers, perplexity."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +9,13 @@ import torch
 
 from .._generation import require_context
 from .._util.logs import bar
+from .._util.repetition import UNIT
 from .._util.validation import checked
 from ..engine import FinalStreams, Memory, Row, RunOptions, final_streams, losses, row_means
 from ..models import HookedModel, tokenize
 from ..positions import PromptTokens
 from ..sweeps.sweep_table import OUTCOMES, require_unique_prompts, validated_sweep
 
-UNIT = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]|\n")  # a word, a punctuation mark, or the end of a line
 DISTINCT = {"distinct_1": 1, "distinct_2": 2, "distinct_3": 3}  # words in an n-gram
 RESULTS = {"words", *DISTINCT, "unreadable", "tokens", "loss"}
 
