@@ -64,7 +64,6 @@ def report_page(results: Results) -> Report:
         facts=_facts(results),
         dose=DOSE,
         colours=COLOURS,
-        alt={name: figure.layout.title.text for name, figure in figures.items()},
         figures=Markup(_json(figures)),
         plotly=Markup(get_plotlyjs()),
     )

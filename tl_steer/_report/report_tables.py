@@ -279,7 +279,7 @@ def cost_table(cost: pd.DataFrame, *, effect: str) -> Table:
     own = cost[~is_control & (cost["operation"] != "none")].sort_values("multiplier")
     columns = {
         "multiplier": lambda row: steered_by(row["multiplier"]),
-        "": lambda row: REASONS[row["reason"]],
+        "verdict": lambda row: REASONS[row["reason"]],
         "dose": _number("dose", PLAIN),
         effect: lambda row: interval(row, "effect", SIGNED),
         "KL (nats)": lambda row: interval(row, "kl", PLAIN),

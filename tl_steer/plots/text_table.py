@@ -31,7 +31,7 @@ STYLE = """
   font-size: .88rem; line-height: 1.45; }
 .tls-texts tr { background: none; }
 .tls-texts :is(th, td) { padding: .4rem .6rem; border: 0; border-bottom: 1px solid var(--line);
-  min-width: 11rem; max-width: none; text-align: left; vertical-align: top; white-space: pre-wrap;
+  min-width: 8.5rem; max-width: none; text-align: left; vertical-align: top; white-space: pre-wrap;
   overflow-wrap: anywhere; background: var(--paper); color: var(--ink); font-weight: 400; }
 .tls-texts td, .tls-texts th + th { border-left: 1px solid var(--line); }
 .tls-texts th { font-weight: 600; }
@@ -55,6 +55,7 @@ STYLE = """
 @media print {
   .tls-texts .tls-controls { display: none; }
   .tls-scroll { max-height: none; overflow: visible; }
+  .tls-texts table { table-layout: fixed; }
   .tls-texts :is(thead, tbody) :is(th, td) { position: static; min-width: 0; }
 }
 """
