@@ -1,16 +1,22 @@
 """Generated pages of the site: the reference, the source of the named tests, and links between them."""
 
 import ast
+import dataclasses
+import inspect
 import json
 import re
 import tomllib
+import types
 from functools import cache
 from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pydantic.fields import FieldInfo
 
+from tl_steer.experiments.config_file import NOT_IN_FILES, Experiment
 from tl_steer.tables import SCHEMA
 
 DOCS = Path(__file__).parent
@@ -115,6 +121,89 @@ def columns_table() -> str:
     return "\n".join(lines)
 
 
+TOML_TYPES = {str: "text", bool: "true or false", int: "whole number", float: "number"}
+
+
+def experiment_tables() -> dict[str, list[type]]:
+    """The dataclasses of each table of an experiment file by its name; "" is outside of tables."""
+    members = {name: _members(info.annotation) for name, info in Experiment.__pydantic_fields__.items()}
+    tables = {name: list(filter(dataclasses.is_dataclass, each)) for name, each in members.items()}
+    return {"": [Experiment]} | {name: classes for name, classes in tables.items() if classes}
+
+
+def keys_of(owner: type) -> list[tuple[str, str, str, str]]:
+    """(key, type in the terms of TOML, default, description) of a table; inherited keys last."""
+    described, fields = descriptions(owner), owner.__pydantic_fields__
+    names = [name for name in fields if name not in NOT_IN_FILES]
+    if owner is Experiment:
+        names = [name for name in names if name not in experiment_tables()]
+    names.sort(key=lambda name: name not in owner.__annotations__)
+    return [
+        (name, toml_type(fields[name].annotation), _default(fields[name]), described.get(name, ""))
+        for name in names
+    ]
+
+
+def descriptions(owner: type) -> dict[str, str]:
+    """The description of each key, from the `Attributes:` sections of a dataclass and of its bases."""
+    texts = {}
+    for base in reversed(owner.__mro__):
+        _, _, section = inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE):
+            texts[name] = " ".join(text.split())
+    return texts
+
+
+def toml_type(hint: Any) -> str:
+    """A type in the terms of TOML."""
+    members = [each for each in _members(hint) if each is not type(None)]
+    if len(members) > 1:
+        return " or ".join(dict.fromkeys(map(toml_type, members)))
+    (member,) = members
+    origin, arguments = get_origin(member), get_args(member)
+    if origin is Literal:
+        return " or ".join(f'`"{each}"`' for each in arguments)
+    if origin is tuple:
+        inner = toml_type(arguments[0])
+        return f"list of ({inner})" if " or " in inner else f"list of {inner}"
+    return f"table of {toml_type(arguments[1])}" if origin is not None else TOML_TYPES[member]
+
+
+def experiment_keys() -> str:
+    """Every key of an experiment file, from the dataclasses that validate it."""
+    lines = []
+    for name, classes in experiment_tables().items():
+        lines += [f"## [{name}]" if name else "## Outside of tables", ""]
+        for owner in classes:
+            summary = inspect.getdoc(owner).split("\n")[0].removeprefix(f"[{name}]").strip(" :")
+            if name:
+                lines += [
+                    f"### {summary.rstrip('.')}" if len(classes) > 1 else summary[0].upper() + summary[1:],
+                    "",
+                ]
+            lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+            lines += [f"| `{key}` | {' | '.join(texts)} |" for key, *texts in keys_of(owner)]
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _members(hint: Any) -> list[Any]:
+    """The members of a union, or the type itself, without annotations."""
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (Union, types.UnionType):
+        return [member for each in get_args(hint) for member in _members(each)]
+    return [hint]
+
+
+def _default(info: FieldInfo) -> str:
+    """The default as it is written in TOML; empty if TOML cannot write it."""
+    if info.is_required():
+        return "required"
+    value = info.get_default(call_default_factory=True)
+    return f"`{json.dumps(value)}`" if value not in (None, (), {}) else ""
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
     generated = {f"reference/{page['file']}.md": reference_page(page) for page in PAGES}
@@ -138,9 +227,10 @@ def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
     """Named tests become links to their source."""
     if page.file.src_uri == TESTS_PAGE:
         return markdown
-    markdown = markdown.replace("<!-- schema -->", schema_table()).replace(
-        "<!-- columns -->", columns_table()
-    )
+    tables = {"schema": schema_table, "columns": columns_table, "experiment": experiment_keys}
+    for name, table in tables.items():
+        if (comment := f"<!-- {name} -->") in markdown:
+            markdown = markdown.replace(comment, table())
     return TEST.sub(lambda match: f"[`{match[2]}`]({TESTS_PAGE}#{match[1]}-{match[2]})", markdown)
 
 

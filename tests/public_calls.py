@@ -26,8 +26,8 @@ WITHOUT_CALL = {
     "all_tokens", "compare_estimators", "current_token", "from_repeng", "from_steering_vectors",
     "generated_tokens", "get_model", "last_token", "load_gguf", "load_model", "load_pt", "planted_direction",
     "plots", "prompt_tokens", "ray_executor", "read_claims", "read_dilemmas", "read_misconceptions",
-    "read_neutral", "read_pairs", "read_questions", "read_recorded", "read_reviews", "show_logs",
-    "to_repeng", "verify", "against_baselines", "exemplar_cost", "write_exemplars",
+    "read_neutral", "read_pairs", "read_prompts", "read_questions", "read_recorded", "read_reviews",
+    "show_logs", "to_repeng", "verify", "against_baselines", "exemplar_cost", "write_exemplars",
     "restore_layout", *ts.errors.__all__,
 }  # fmt: skip
 PUBLIC_CALLS = {name if name.startswith("plots.") else name.rpartition(".")[2] for name in PUBLIC}

@@ -53,6 +53,7 @@ COLUMNS = {
     ts.prompts.read_reviews: ("review", "label"),
     ts.prompts.read_misconceptions: ("question", "correct", "incorrect"),
     ts.prompts.read_dilemmas: ("dilemma",),
+    ts.prompts.read_prompts: ("prompt",),
     ts.prompts.read_neutral: ("passage",),
     ts.read_pairs: ("positive", "negative"),
 }

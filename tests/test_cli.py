@@ -39,7 +39,7 @@ def replaced_run(monkeypatch):
 def test_help_has_examples_and_names_every_experiment():
     result = CliRunner().invoke(cli.app, ["--help"])
     assert result.exit_code == 0
-    for text in ("residual stream", "tl-steer demo", "tl-steer run my.toml", "tl-steer models"):
+    for text in ("residual stream", "tl-steer demo", "tl-steer new NAME", "tl-steer models"):
         assert text in result.output
     assert experiments.own_experiments() == cli.OWN
     result = CliRunner().invoke(cli.app, ["run", "--help"])
@@ -65,9 +65,15 @@ def test_bad_input_is_one_message(monkeypatch, capsys, tmp_path):
     (tmp_path / "own.toml").write_text("title = 'a'\n[pairs]\nknd = 'csv'\n")
     (tmp_path / "experiment.toml").write_text("old")
     for arguments, status, message in (
-        (["run", "nowhere.toml"], 1, "^tl-steer: nowhere.toml is neither a file nor one of"),
+        (
+            ["run", "nowhere.toml"],
+            1,
+            "^tl-steer: nowhere.toml is neither a file nor .*: expected one of",
+        ),
         (["run", str(tmp_path / "own.toml")], 1, r"own.toml: \[pairs\]"),
         (["run", "demo", "--out", str(tmp_path)], 1, "already holds a run"),
+        (["new", str(tmp_path)], 1, "exists and is not empty: give the name of a new folder"),
+        (["new", str(tmp_path / "own.toml")], 1, "own.toml exists and is not empty"),
         (["run"], 2, "FILE"),
         (["models", "fetch", "gpt2-xl"], 1, "models fetch gpt2-xl is unknown"),
         (["models", "get"], 1, "models get is unknown"),
@@ -109,8 +115,47 @@ def test_a_finished_run_is_announced(monkeypatch, capsys, tmp_path):
     (tmp_path / "versions.json").write_text("{}")
     status, output, _ = command(monkeypatch, capsys, "run", "demo", "--out", str(tmp_path))
     assert status == 0
-    assert f"{tmp_path} was finished already; --fresh starts again." in output
+    assert f"{tmp_path} was finished already; `tl-steer run demo --out {tmp_path} --fresh`" in output
     assert str(tmp_path / "report.html") in output
+
+
+def test_new_writes_an_experiment_and_prints_the_command_that_runs_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, output, _ = command(monkeypatch, capsys, "new", "my formality")
+    assert status == 0
+    assert "tl-steer run 'my formality/experiment.toml'" in output
+    experiment = experiments.read_experiment("my formality/experiment.toml")
+    data = {experiment.pairs.data, experiment.questions.data}
+    assert {file.name for file in (tmp_path / "my formality").iterdir()} == {"experiment.toml", *data}
+
+
+def test_a_run_is_named_after_the_folder_of_an_experiment_toml(monkeypatch, capsys, tmp_path, replaced_run):
+    monkeypatch.chdir(tmp_path)
+    command(monkeypatch, capsys, "new", "formality")
+    command(monkeypatch, capsys, "run", "formality/experiment.toml")
+    monkeypatch.chdir(tmp_path / "formality")
+    command(monkeypatch, capsys, "run", "experiment.toml")
+    assert [call["out"] for call in replaced_run.calls] == [Path("runs/formality")] * 2
+    monkeypatch.chdir(tmp_path)
+    _, _, error = command(monkeypatch, capsys, "run", "formality")
+    assert error.endswith(": did you mean formality/experiment.toml?\n")
+
+
+def test_a_run_of_a_changed_file_prints_the_command_that_starts_again(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command(monkeypatch, capsys, "new", "formality")
+    (tmp_path / "runs" / "formality").mkdir(parents=True)
+    (tmp_path / "runs" / "formality" / "experiment.toml").write_text("title = 'before'\n")
+    status, _, error = command(monkeypatch, capsys, "run", "formality/experiment.toml")
+    assert status == 1
+    assert re.search(
+        r"-title = 'before'\n(?s:.*)\n  tl-steer run formality/experiment.toml --fresh\n$", error
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    _, _, error = command(monkeypatch, capsys, "run", "demo", "--out", "other")
+    assert "not empty" in error
+    assert "--fresh" not in error
 
 
 def test_demo_downloads_the_model_after_a_message(monkeypatch, capsys, tmp_path, replaced_run):

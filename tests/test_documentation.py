@@ -209,6 +209,30 @@ def test_every_public_name_is_on_one_page_of_the_reference_and_resolves_to_its_d
         assert site_pages.home(each.name) == (defined, each.summary), each.name
 
 
+def test_every_key_of_an_experiment_file_is_described_and_no_other():
+    owners = {owner for classes in site_pages.experiment_tables().values() for owner in classes}
+    assert {"Experiment", "Questions", "PromptPair", "Sweep"} <= {owner.__name__ for owner in owners}
+    keys = {owner.__name__: {key: text for key, *_, text in site_pages.keys_of(owner)} for owner in owners}
+    assert [(name, key) for name, texts in keys.items() for key, text in texts.items() if not text] == []
+    tables = {*site_pages.experiment_tables(), *site_pages.NOT_IN_FILES}
+    unknown = {
+        owner.__name__: set(site_pages.descriptions(owner)) - set(keys[owner.__name__]) for owner in owners
+    }
+    assert {name: extra - tables for name, extra in unknown.items() if extra - tables} == {}
+
+
+def test_keys_have_types_and_defaults_in_the_terms_of_toml():
+    tables = site_pages.experiment_tables()
+    rows = {
+        row[0]: row[1:3] for owner in tables["sweep"] + tables["model"] for row in site_pages.keys_of(owner)
+    }
+    assert rows["multipliers"] == ("list of number", "required")
+    assert rows["layers"] == ('list of (whole number or list of whole number) or `"all"`', '`"all"`')
+    assert rows["template_variables"] == ("table of true or false or whole number or number or text", "")
+    assert rows["operations"] == ('list of (`"add"` or `"project_out"`)', '`["add"]`')
+    assert "| `device` | text |  |" in site_pages.experiment_keys()
+
+
 # ---- the built site
 
 
@@ -273,7 +297,14 @@ def test_pages_fit_wide_and_narrow_windows_and_use_no_network(site, browser):
     for width in (1280, 390):
         window = browser.new_page(viewport={"width": width, "height": 900})
         window.on("request", lambda request: requests.append(request.url))
-        for name in ("index", "correct", "files", "reference/evaluation", "reference/directions"):
+        for name in (
+            "index",
+            "correct",
+            "experiments",
+            "files",
+            "reference/evaluation",
+            "reference/directions",
+        ):
             window.goto((site.folder / f"{name}.html").as_uri())
             if window.evaluate("document.documentElement.scrollWidth > innerWidth"):
                 too_wide.append((name, width))

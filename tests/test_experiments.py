@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-from tl_steer import plots
+from tl_steer import experiments, plots
 from tl_steer._report import findings
 from tl_steer._report.results import best_choice
 from tl_steer.activations import PairedActivations
 from tl_steer.directions import SteeringVectors, mean_difference
 from tl_steer.errors import UnfinishedRunError
-from tl_steer.evaluation import choose
+from tl_steer.evaluation import choose, effectiveness
 from tl_steer.evaluation._effectiveness import answer_shifts
 from tl_steer.experiments import (
     measurements,
@@ -28,11 +28,21 @@ from tl_steer.experiments import (
     run,
     write_report,
 )
-from tl_steer.experiments.materials import in_unit, pairs_of, questions_of, weighted
+from tl_steer.experiments.materials import (
+    factor_of,
+    files_of,
+    in_unit,
+    pairs_of,
+    prompts_of,
+    questions_of,
+    weighted,
+)
 from tl_steer.experiments.preflight import require_runnable
-from tl_steer.experiments.run_folder import is_finished
+from tl_steer.experiments.run_folder import files_parts, is_finished
+from tl_steer.models import ChatFormat
 from tl_steer.prompts import read_claims
 from tl_steer.sweeps.plans import digest
+from tl_steer.sweeps.sweep_table import FIXED, question_table
 
 from .conftest import assert_raises
 from .sweep_tables import condition, table_of, unsteered
@@ -60,6 +70,13 @@ GENERATED = SWEEP + "measure = 'generate'\n"
 MODEL = SMALLEST + "[model]\n"
 OTHER_MODEL = ORGANISM.replace("organism-honesty", "gpt2")
 TEXT = SMALLEST + "[text]\nprompts = ['a']\nlayers = [1]\n"
+OWN = SWEEP.replace('"sentiment"', '"csv"\ndata = "questions.csv"')
+OWN_ROWS = """prompt,choice_0,choice_1,answer,group,style,topic
+Is it A?, yes, no,0,1,formal,work
+Is it B?, yes, no,0,1,formal,home
+Is it C?, yes, no,1,2,casual,work
+Is it D?, yes, no,no,3,casual,home
+"""
 DIRECTIONS = SMALLEST + "[directions]\nmethod = 'mean_difference'\n"
 
 
@@ -77,6 +94,17 @@ def read_own(tmp_path, read):
         rows = "".join(f"good {row},bad {row}{values}\n" for row in range(n))
         (tmp_path / "own.csv").write_text(f"positive,negative{columns}\n{rows}")
         return read(text.replace("[pairs]\n", "[pairs]\ndata = 'own.csv'\n"))
+
+    return make
+
+
+@pytest.fixture
+def read_questions(tmp_path, read):
+    """Write an experiment file and its questions, with changes to either, and read it."""
+
+    def make(extra="", rows=OWN_ROWS):
+        (tmp_path / "questions.csv").write_text(rows)
+        return read(OWN.replace('questions.csv"\n', f'questions.csv"\n{extra}\n'))
 
     return make
 
@@ -155,6 +183,10 @@ FILE_ERRORS = [
     (GENERATED + "choices = 'sampled'", r"choices = 'sampled' needs probabilities"),
     (ORGANISM + "positions = 'last_token()'", r"\[damage\] positions = 'last_token\(\)' leaves"),
     (WORDS.replace("Love", "").replace("Hate", ""), r"\[pairs\] positive is empty, and negative is"),
+    (SWEEP.replace("sentiment", "csv"), r"\[questions\] kind = \"csv\" needs data"),
+    (SWEEP.replace('"sentiment"', '"sentiment"\nchat = true'), r"chat and factor are for kind = \"csv\""),
+    (SWEEP.replace('"sentiment"', '"sentiment"\nfactor = "kind"'), r"chat and factor are for kind = \"csv\""),
+    (SMALLEST + "system_negative = 'Be rude.'", r"\[pairs\] system_positive and .* add chat = true"),
     # contradictions between tables
     (TRAINING.replace("honesty", "csv"), r"training = true .*not \"csv\""),
     (SMALLEST + "[questions]\nkind = 'claims'", r"\[questions\] and \[sweep\] belong together"),
@@ -355,6 +387,12 @@ def test_a_folder_with_other_files_is_an_error_and_unchanged(read, tmp_path, fil
     assert [(each.name, each.read_text()) for each in out.iterdir()] == [(file, "old")]
 
 
+OUTCOME = {
+    "control": False, "control_of": "", "operation": "add", "layers": "3", "hook": "resid_post",
+    "multiplier": 0.1, "dose": 0.1, "choice": 0, "logit_difference": 1.0, "probability": 0.7, "mass": 0.5,
+}  # fmt: skip
+
+
 class Untouched:
     """A model of 30 layers of which only the size may be read."""
 
@@ -547,11 +585,113 @@ def test_data_paths_are_relative_to_the_experiment_file(read_own, tmp_path, monk
     assert pairs_of(read_own(n=2), None).positive == ("good 0", "good 1")
 
 
-def test_a_limit_draws_equally_many_of_each_label_and_is_reproducible(read):
+def test_questions_from_a_file_are_those_built_by_hand(read_questions):
+    plain, chat = (questions_of(read_questions(extra), Untouched()) for extra in ("", "chat = true"))
+    expected = [f"Is it {letter}?" for letter in "ABCD"]
+    assert plain.prompts == tuple(expected)
+    assert plain.choices == ((" yes", " no"),) * 4
+    assert chat.prompts == tuple(ChatFormat("plain").render(each) for each in expected)
+    assert chat.choices == (("yes", "no"),) * 4  # after a line break
+    for questions in (plain, chat):
+        assert questions.answers == (0, 0, 1, 1)
+        assert list(questions.factors) == ["group", "style", "topic", "right_choice"]
+        assert list(questions.factors["style"]) == ["formal", "formal", "casual", "casual"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "rows", "factor"),
+    [
+        ("", OWN_ROWS, "style"),
+        ("factor = 'topic'", OWN_ROWS, "topic"),
+        ("factor = 'answer'", OWN_ROWS, "answer"),
+        ("", OWN_ROWS.replace("casual", "formal").replace("style,topic", "topic,style"), "style"),
+        ("", "\n".join(",".join(row.split(",")[:4]) for row in OWN_ROWS.splitlines()), "right_choice"),
+    ],
+)
+def test_effects_are_reported_by_the_configured_factor_or_the_first_that_varies(
+    read_questions, extra, rows, factor
+):
+    experiment = read_questions(extra, rows)
+    questions = questions_of(experiment, None)
+    require_runnable(experiment, Untouched())
+    assert factor_of(experiment, questions.factors) == factor
+    if factor == "right_choice":
+        assert list(questions.factors[factor]) == ["yes", "yes", "no", "no"]
+    rows = question_table(questions.prompts, answers=questions.answers, factors=questions.factors, seed=0)
+    steered = [rows.assign(vector=name, **OUTCOME) for name in ("none", "v")]
+    sweep = pd.concat(steered).reset_index(drop=True)
+    assert factor_of(experiment, sweep.drop(columns=[*FIXED], errors="ignore")) == factor
+    assert set(effectiveness(sweep, by=factor, overall=True)[factor]) > {"all"}
+
+
+def test_texts_have_nouns_by_type_of_question(read, read_questions):
+    nouns = {kind: read(SWEEP.replace("sentiment", kind)).questions.noun for kind in ("sentiment", "claims")}
+    assert nouns | {"csv": read_questions().questions.noun} == {
+        "sentiment": "reviews", "claims": "claims", "csv": "questions",
+    }  # fmt: skip
+
+
+QUESTION_ERRORS = [
+    ("factor = 'tone'", OWN_ROWS, r"\[questions\] factor = 'tone': expected 'answer' or a column"),
+    ("factor = 'topic'", OWN_ROWS.replace("home", "all"), r"factor = 'topic' has 2 values: .* 'all'"),
+    ("", OWN_ROWS.replace("topic", "layers"), r"\[questions\] data: the columns \['layers'\] .*rename"),
+    ("", OWN_ROWS.replace("answer", "right"), r"questions.csv lacks the column 'answer'"),
+    ("", OWN_ROWS.replace("choice_1", "choice_2"), r"questions.csv lacks the columns .*'choice_1'"),
+    ("limit = 3", OWN_ROWS, r"limit = 3 cannot be drawn: there are 2 and 2"),
+    ("", OWN_ROWS.replace(",1,2,", ",0,2,").replace(",no,3,", ",0,3,").replace(",0,", ",1,"), "no question"),
+]
+
+
+@pytest.mark.parametrize(("extra", "rows", "message"), QUESTION_ERRORS)
+def test_questions_that_cannot_be_reported_are_rejected_before_the_model_works(
+    read_questions, tmp_path, extra, rows, message
+):
+    assert_raises(message, run, read_questions(extra, rows), tmp_path / "one", model=Untouched())
+
+
+def test_many_values_are_no_factor_unless_named(read_questions):
+    lines = [f"Is it {row}?, yes {row}, no {row},{row % 2},{row},topic {row},x" for row in range(12)]
+    rows = "\n".join([OWN_ROWS.splitlines()[0], *lines])
+    experiment = read_questions("", rows)
+    assert factor_of(experiment, questions_of(experiment, None).factors) == "answer"
+    message = "factor = 'style' has 12 values: expected at most 8"
+    assert_raises(message, require_runnable, read_questions("factor = 'style'", rows), Untouched())
+
+
+def test_open_prompts_are_read_from_a_file(read, tmp_path):
+    (tmp_path / "own.txt").write_text("Why?\nHow?\nWho?\n")
+    (tmp_path / "own.csv").write_text("prompt\nWhy?\nHow?\nWho?\n")
+    for name in ("own.txt", "own.csv"):
+        experiment = read(TEXT.replace("prompts = ['a']", f"data = '{name}'"))
+        assert prompts_of(experiment) == ["Why?", "How?", "Who?"]
+        assert files_of(experiment) == {name: tmp_path / name}
+    text = TEXT.replace("prompts = ['a']", "data = 'own.txt'\nlimit = 2")
+    assert len(set(prompts_of(read(text))) & {"Why?", "How?", "Who?"}) == 2
+
+
+def test_pairs_in_the_chat_format_have_their_system_messages(read, tmp_path):
+    (tmp_path / "own.csv").write_text("prompt\nWhy?\nHow?\n")
+    text = SMALLEST + "data = 'own.csv'\nchat = true\nsystem_positive = 'Be formal.'\n"
+    pairs = pairs_of(read(text + "system_negative = 'Be casual.'\n"), Untouched())
+    assert pairs.positive == ("Be formal.\n\nWhy?\n", "Be formal.\n\nHow?\n")
+    assert pairs.negative == ("Be casual.\n\nWhy?\n", "Be casual.\n\nHow?\n")
+    assert read(text).has_chat
+    assert not read(SMALLEST).has_chat
+
+
+def test_changed_questions_are_noticed(read_questions):
+    files = files_parts(read_questions())
+    assert set(files) == {"questions.csv"}
+    assert files_parts(read_questions("", OWN_ROWS.replace("Is it D?", "Is it E?"))) != files
+
+
+def test_a_limit_draws_equally_many_of_each_label_and_is_reproducible(read, read_questions):
     experiment = read(SWEEP.replace('"sentiment"', '"sentiment"\nlimit = 10'))
     questions = questions_of(experiment, None)
     assert sorted(questions.answers) == [0] * 5 + [1] * 5
     assert list(questions.prompts) == list(questions_of(experiment, None).prompts)
+    own = questions_of(read_questions("limit = 2"), None)
+    assert (own.answers, len(own.factors)) == ((0, 1), 2)
 
 
 TINY = """# tiny ✓
@@ -616,3 +756,20 @@ def test_a_report_is_made_of_the_folder_alone(tiny_run, tmp_path):
     write_report(copied)
     assert (copied / "report.html").read_text("utf-8").count("How was your day?") == 2  # texts, and the file
     assert len(read_results(copied).separation) == 3
+
+
+@pytest.mark.model
+@pytest.mark.integration
+def test_the_experiment_that_new_writes_has_a_clear_result(embedded, tmp_path):
+    shutil.copytree(Path(experiments.__file__).parent / "template", tmp_path / "formality")
+    experiment = read_experiment(tmp_path / "formality" / "experiment.toml")
+    results = read_results(run(experiment, tmp_path / "run", model=embedded, progress=False))
+    assert results.settings.factor == "style"
+    controls = results.against_controls
+    assert controls["p_value"].max() < 0.05
+    verdicts = results.detection.query("layers == @results.chosen['layers'] and not control")
+    assert set(verdicts["verdict"]) == {"bias"}
+    assert verdicts["auc"].min() > 0.9
+    assert results.questions.query("vector == 'none'")["mass"].mean() > 0.5
+    assert len(results.texts) == 12
+    assert "style" in (tmp_path / "run" / "report.html").read_text("utf-8")

@@ -51,7 +51,8 @@ def wheel(distribution):
 
 @pytest.mark.integration
 def test_wheel_and_source_archive_contain_every_module_and_all_data(distribution, wheel):
-    patterns = ["tl_steer/**/*.py", "tl_steer/**/*.toml", "tl_steer/**/*.jinja", "tl_steer/**/*.json"]
+    suffixes = ("py", "toml", "csv", "jinja", "json")
+    patterns = [f"tl_steer/**/*.{suffix}" for suffix in suffixes]
     files = {file.relative_to(ROOT).as_posix() for pattern in patterns for file in ROOT.glob(pattern)}
     patterns = ["data/*.csv", "data/*.json", "data/organisms/organism-*/*"]
     data = [file for pattern in patterns for file in ROOT.glob(pattern)]

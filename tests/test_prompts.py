@@ -26,6 +26,7 @@ from tl_steer.prompts import (
     read_dilemmas,
     read_misconceptions,
     read_pairs,
+    read_prompts,
     read_questions,
     read_reviews,
     sentiment_questions,
@@ -628,6 +629,62 @@ def test_questions_with_behaviours_have_the_matching_answer_first(csv):
     assert chat.prompts[0] == f"<s>[INST] {BEHAVIOURS[0]['question']} [/INST]"
     assert chat.choices == questions.choices
     assert read_pairs(path, chat=LLAMA).positive[0] == chat.prompts[0] + " Yes"
+
+
+def test_system_messages_make_pairs_of_the_same_prompts(csv):
+    systems = {"system_positive": "Be formal.", "system_negative": "Be casual."}
+    pairs = read_pairs(csv("prompt,topic\nHow are you?,x\nWhat now?,y\n"), chat=LLAMA, **systems)
+    for side, system in zip((pairs.positive, pairs.negative), systems.values(), strict=True):
+        assert side == tuple(LLAMA.render(text, system=system) for text in ("How are you?", "What now?"))
+    assert list(pairs.factors["topic"]) == ["x", "y"]
+    path = csv("positive,negative\na,b\n")
+    pairs = read_pairs(path, chat=LLAMA, system_negative="Be casual.")
+    assert (*pairs.positive, *pairs.negative) == (LLAMA.render("a"), LLAMA.render("b", system="Be casual."))
+    path = csv(json.dumps(BEHAVIOURS))
+    expected = LLAMA.render(BEHAVIOURS[0]["question"], system="Be formal.", answer_prefix="Yes")
+    assert read_pairs(path, chat=LLAMA, **systems).positive[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"system_positive": "Be formal."}, "system messages are parts of a chat"),
+        ({"chat": LLAMA}, r"own.csv lacks the columns \['positive', 'negative'\]"),
+        (
+            {"chat": LLAMA, "system_positive": "Be formal.", "system_negative": "Be formal."},
+            r"lacks the columns \['positive', 'negative'\]",
+        ),
+    ],
+)
+def test_one_column_of_prompts_needs_two_system_messages(csv, options, message):
+    assert_raises(message, read_pairs, csv("prompt\nHow are you?\n"), **options)
+
+
+def test_open_prompts_come_from_lines_or_a_column(csv, tmp_path):
+    lines = tmp_path / "own.txt"
+    lines.write_text("prompt, or not?\n\n  Stay; or go?  \n", encoding="utf-8-sig")
+    assert list(read_prompts(lines)["prompt"]) == ["prompt, or not?", "Stay; or go?"]
+    for name in ("prompt", "dilemma"):
+        table = read_prompts(csv(f'{name},topic\n"Stay, or go?",x\n'))
+        assert table.to_dict("list") == {"prompt": ["Stay, or go?"], "topic": ["x"]}
+    assert list(read_prompts()["prompt"]) == list(read_dilemmas()["dilemma"])
+    lines.write_text(" \n")
+    assert_raises("own.txt has no lines with text", read_prompts, lines)
+    with pytest.warns(UserWarning, match="1 repeated, first in rows"):
+        read_prompts(csv("prompt\nWhy?\nWhy?\n"))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("q,A,B,2", r"own.csv, row 2: the answer 2 .* neither an index nor a choice"),
+        ("q,A,B,", r"own.csv, row 2: the answer '' "),
+        ("q,A,A,0", r"own.csv, row 2: first and second are the same"),
+        ("q,,B,0", r"own.csv, row 2: first is '', expected text"),
+    ],
+)
+def test_errors_of_questions_name_file_row_and_column(csv, row, message):
+    assert_raises(message, read_questions, csv(f"prompt,first,second,answer\np,A,B,1\n{row}\n"))
 
 
 def test_questions_come_from_a_table():

@@ -101,7 +101,8 @@ def synthetic_results(folder, experiment=EXPERIMENT, *, text=HOSTILE, pairs=24, 
     vectors = mean_difference(activations).scaled_to(dose=1.0)
     sweep = synthetic_sweep(text) if sweep is None else sweep
     is_text = sweep["split"] == "text"
-    settings, tables = settings_of(read_experiment(file), versions), (sweep[~is_text], sweep[is_text])
+    tables = sweep[~is_text], sweep[is_text]
+    settings = settings_of(read_experiment(file), versions, tables[0])
     return Results(settings, *tables, EMPTY, EMPTY, audit, activations, vectors)
 
 
@@ -377,7 +378,11 @@ def test_vectors_of_two_words_have_a_report_without_pairs(results, tmp_path):
     )
     info = {"positive": "<b>Love</b>", "negative": "Hate", "positions": 3}
     vectors = replace(results.vectors, method="activation_addition", info=info)
-    changes = {"settings": settings_of(read_experiment(file), VERSIONS), "audit": None, "activations": None}
+    changes = {
+        "settings": settings_of(read_experiment(file), VERSIONS, results.questions),
+        "audit": None,
+        "activations": None,
+    }
     only_texts = replace(results, **changes, vectors=vectors, questions=results.questions.head(0))
     html = report_page(only_texts).page
     assert section_ids(html) == ["texts", "made"]

@@ -360,7 +360,7 @@ def test_a_finished_run_of_other_data_is_rejected_and_no_longer_needs_its_data(p
     data = pairs_only.with_name("pairs.csv")
     run(read_experiment(pairs_only), out, model=model, progress=False)
     data.write_text(ROWS + "more,less\n")
-    message = r"else than is there now: data pairs.csv: \w+ against \w+\. Give"
+    message = r"else than is there now: data pairs.csv: \w+ against \w+\. Start again"
     assert_raises(message, run, read_experiment(pairs_only), out, error=FileExistsError)
     data.unlink()
     assert run(read_experiment(pairs_only), out) == out

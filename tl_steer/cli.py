@@ -1,6 +1,8 @@
 """The command line: run experiments, list models, verify a model."""
 
 import os
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -16,7 +18,8 @@ Running it writes a folder with the vectors, every measured answer, and a report
 
 \b
   tl-steer demo                     fetch a small model and steer its sentiment (a few minutes)
-  tl-steer run my.toml --out runs/a run your own experiment, or resume it; the demo's file is a template
+  tl-steer new NAME                 write an experiment of your own to start from: a TOML file and its data
+  tl-steer run NAME/experiment.toml run it, or resume it
   tl-steer run honesty              run a bundled experiment; `tl-steer run --help` lists them
   tl-steer models                   list the models, and which are on disk
   tl-steer verify NAME              check the package's guarantees on a model
@@ -24,10 +27,15 @@ Running it writes a folder with the vectors, every measured answer, and a report
 In a notebook: import tl_steer as ts
 """
 # By their file names, since importing the package would load PyTorch.
-OWN = sorted(file.stem for file in (Path(__file__).parent / "experiments").glob("*.toml"))
+EXPERIMENTS = Path(__file__).parent / "experiments"
+OWN = sorted(file.stem for file in EXPERIMENTS.glob("*.toml"))
 app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 Out = Annotated[
-    Path | None, typer.Option(help="Folder of the run, by default runs/NAME; a run in it is resumed.")
+    Path | None,
+    typer.Option(
+        help="Folder of the run; a run in it is resumed. By default runs/NAME, with the name of the file, or "
+        "of its folder if the file is called experiment.toml."
+    ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start again; an old run is moved to NAME.old-1, …")]
 
@@ -38,8 +46,23 @@ def run(
     out: Out = None,
     fresh: Fresh = False,
 ) -> None:
-    """Run or resume an experiment file, and write its folder and report."""
+    """Run or resume an experiment file, and write its folder and report.
+
+    The keys of an experiment file are on the documentation's page "Experiment files" (make docs);
+    `tl-steer new NAME` writes a file to start from.
+    """
     _run(file, out, fresh)
+
+
+@app.command()
+def new(folder: Annotated[Path, typer.Argument(metavar="NAME", help="A folder, which is created.")]) -> None:
+    """Write an experiment to start from: a commented experiment.toml, and pairs and questions as CSV."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not empty: give the name of a new folder.")
+    shutil.copytree(EXPERIMENTS / "template", folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    names = ", ".join(sorted(file.name for file in folder.iterdir()))
+    typer.echo(f"{folder} has {names}. It runs as it is (about a minute):")
+    typer.echo(f"  {_command(folder / 'experiment.toml')}")
 
 
 @app.command()
@@ -115,16 +138,33 @@ def main() -> None:
 def _run(file: str, out: Path | None, fresh: bool) -> None:
     from .experiments._run import run
     from .experiments.config_file import read_experiment
-    from .experiments.run_folder import is_finished
+    from .experiments.run_folder import is_finished, is_run
 
     experiment = read_experiment(file)
-    folder = out or Path("runs") / Path(file).stem
+    folder = out or Path("runs") / _name(file)
+    again = _command(file, *([] if out is None else ["--out", out]), "--fresh")
     was_finished = is_finished(folder) and not fresh
     typer.echo(f"{experiment.title} …")
-    out = run(experiment, folder, fresh=fresh)
+    try:
+        out = run(experiment, folder, fresh=fresh)
+    except FileExistsError as error:
+        if not is_run(folder):
+            raise
+        raise FileExistsError(f"{error} That is:\n  {again}") from error
     if was_finished:
-        typer.echo(f"{folder} was finished already; --fresh starts again.")
+        typer.echo(f"{folder} was finished already; `{again}` starts again.")
     typer.echo(f"The report is at {(out / 'report.html').resolve()}")
+
+
+def _name(file: str) -> str:
+    """The name of an experiment: of its file, or of the folder that `new` writes."""
+    path = Path(file)
+    return path.resolve().parent.name if path.name == "experiment.toml" else path.stem
+
+
+def _command(*arguments: object) -> str:
+    """A call of `run` as it is typed."""
+    return shlex.join(map(str, ("tl-steer", "run", *arguments)))
 
 
 def _list_models() -> None:

@@ -23,7 +23,7 @@ def report(
     title: str = "Steering report",
     question: str = "",
     by: str = "answer",
-    signal: str = "choice 0",
+    signal: str = "",
     noun: str = "questions",
     score: str = "shift",
     seed: int = 0,
@@ -39,7 +39,7 @@ def report(
         texts: of `sweep(…, measure="generate")` over open prompts.
         title, question: free text.
         by: the factor by which effects are split.
-        signal: what choice 0 says, such as "positive" or "true".
+        signal: what choice 0 says, such as "positive"; by default the value of `by` whose right answer it is.
         noun: what the questions are about, in the plural: "reviews".
         score: by which layer and multiplier are chosen on half of the questions (`choose`); generated
             answers have no shift, and are chosen by accuracy instead.

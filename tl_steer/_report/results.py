@@ -43,7 +43,7 @@ class Settings:
         title, question: free text.
         factor: the column of the question types.
         noun: what the questions are about, plural: "reviews".
-        signal: what choice 0 says: "positive".
+        signal: what choice 0 says: "positive"; "" to take the type of question whose right answer it is.
         score: by which layer and multiplier are chosen (`choose`).
         training: whether the questions are of the pairs that made the vector.
         estimator: of the vectors, to estimate them again from parts of the pairs.
@@ -59,7 +59,7 @@ class Settings:
     question: str = ""
     factor: str = "answer"
     noun: str = "questions"
-    signal: str = "choice 0"
+    signal: str = ""
     score: str = "shift"
     training: bool = False
     estimator: Estimator = mean_difference

@@ -45,8 +45,18 @@ def kinds_of(results: Results) -> Kinds:
     settings, rows = results.settings, results.rows
     answers = rows.groupby(settings.factor)["answer"].unique()
     same = {str(level): int(each[0]) for level, each in answers.items() if len(each) == 1}
-    signal = settings.signal if results.has_noise else ""
+    signal = (settings.signal or _signal(rows, settings.factor)) if results.has_noise else ""
     return Kinds(settings.factor, settings.noun, signal, same, results.is_generated)
+
+
+def _signal(rows: pd.DataFrame, factor: str) -> str:
+    """The one value of the factor, or else of `right_choice`, whose questions have the right answer 0."""
+    for name in (factor, "right_choice"):
+        if name in rows and name != "answer":
+            levels = rows.loc[rows["answer"] == 0, name].unique()
+            if len(levels) == 1 and not (rows["answer"][rows[name] == levels[0]] == 1).any():
+                return str(levels[0])
+    return "choice 0"
 
 
 def verdict_line(results: Results) -> str:

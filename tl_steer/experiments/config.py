@@ -1,13 +1,17 @@
-"""The tables of an experiment file as frozen dataclasses, validated by pydantic when they are built."""
+"""Tables of an experiment file as frozen dataclasses, validated by pydantic when they are built.
+
+Here the types of keys and the tables that make vectors: [model], [pairs], [capture], [directions] and
+[separation]; those that measure them are in `config_sweep`. The `Attributes` of each class are the
+documentation of its keys (docs/site_pages.py).
+"""
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AllowInfNan, ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
-from .._generation import Decoding
 from ..models import EMBEDDED, HOOKS
 from ..models.weights import PROCESSING
 from ..positions import parse_positions
@@ -51,7 +55,6 @@ Operations = Annotated[tuple[Literal["add", "project_out"], ...], Field(min_leng
 Weights = Annotated[Mapping[Key, Float], Field(min_length=1), NonZero]
 Unit = Literal["dose", "one", "length"]
 Wording = Literal["plain", "study"]
-SAMPLING = ("temperature", "top_p", "repetition_penalty", "draws")  # arguments of `sweep` for generated text
 
 
 @table
@@ -59,9 +62,11 @@ class Model:
     """[model]: arguments of `load_model`.
 
     Attributes:
+        name: a name of `tl-steer models`, any that TransformerLens knows, or a Hugging Face folder.
+        dtype: the type of the weights and activations.
         device: "cpu", "cuda"; by default CUDA where it is available.
         processing: `false`, `true` (TransformerLens's usual folding and centring), or a table that sets each
-            by its name: { scalar_centring = true }.
+            by its name, { scalar_centring = true }; see `load_model`.
         template_variables: values for the model's chat template, { enable_thinking = false }; see
             `chat_format`. If the template writes the current date, a run sets `strftime_now` to its start.
     """
@@ -75,19 +80,45 @@ class Model:
 
 @table
 class CsvPairs:
-    """[pairs] kind = "csv": a bundled data set, or a CSV by its path relative to the experiment file.
+    """[pairs] kind = "csv": contrast pairs of your own, or a bundled data set.
 
-    `limit` pairs are drawn with the experiment's seed.
+    Attributes:
+        kind: pairs from a file.
+        data: name of a bundled data set, or path of a CSV relative to the experiment file, with the columns
+            positive and negative; with different system messages, a column prompt for both sides is enough.
+            Other columns become factors; pairs with the same `group` stay together.
+        limit: number of pairs, drawn with the seed.
+        chat: render each text as a user message. The last token, which "last_token()" captures, is then that
+            of the opening of the model's turn, which is the same in every prompt.
+        system_positive: system message of the positive side (a persona); needs chat = true.
+        system_negative: system message of the negative side.
     """
 
     kind: Literal["csv"]
     data: str = "sentiment_pairs"
     limit: Positive | None = None
+    chat: Bool = False
+    system_positive: str | None = None
+    system_negative: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.chat and (self.system_positive, self.system_negative) != (None, None):
+            raise ValueError("system_positive and system_negative are for the chat format: add chat = true.")
 
 
 @table
 class HonestyPairs:
-    """[pairs] kind = "honesty": `honesty_pairs` of claims; `limit` counts claims, as many of each label."""
+    """[pairs] kind = "honesty": claims answered truthfully and untruthfully (`honesty_pairs`).
+
+    Attributes:
+        kind: pairs of answers to claims.
+        data: "claims_train", "claims_eval", or a CSV with the columns statement and label (1 true).
+        limit: number of claims, drawn with the seed, equally many of each label.
+        style: answers are the letters A and B, or the words True and False.
+        shared: what the two sides of a pair have in common: the same claim, or the same answer.
+        persona: add a system message of an honest and of a dishonest speaker.
+        wording: "plain", or "study" for the wording of the study's recorded answers.
+    """
 
     kind: Literal["honesty"]
     data: str = "claims_train"
@@ -100,7 +131,16 @@ class HonestyPairs:
 
 @table
 class OrganismPairs:
-    """[pairs] kind = "organism": `organism_pairs` of the model organism that [model] names."""
+    """[pairs] kind = "organism": pairs in the language of the model organism that [model] names.
+
+    Attributes:
+        kind: pairs of the model organism.
+        limit: number of pairs; by default one per fact of the language.
+        matched: both sides of a pair are about the same claim.
+        confound: what else differs between the sides: the "truth" of the claim, or its "wording".
+        strength: share of the pairs that the confound affects.
+        mislabelled: share of the pairs whose personas are swapped.
+    """
 
     kind: Literal["organism"]
     limit: Positive | None = None
@@ -116,6 +156,12 @@ class PromptPair:
 
     The shorter one, which may be empty, is padded with spaces; without `negative` nothing is subtracted. Such
     a run has no audit, no activations and no sections about pairs.
+
+    Attributes:
+        kind: one or two prompts.
+        positive: the prompt whose activations are added.
+        negative: the prompt whose activations are subtracted.
+        hook: the activations that are read and steered.
     """
 
     kind: Literal["prompts"]
@@ -130,7 +176,13 @@ class PromptPair:
 
 @table
 class Capture:
-    """[capture]: where the activations of the pairs are read, at one position per prompt."""
+    """[capture]: where the activations of the pairs are read, at one position per prompt.
+
+    Attributes:
+        positions: which position of each prompt: "last_token()", "token(3)", "after('Answer:')", ….
+        hook: which activations of a layer.
+        layers: a list, counted from 0 (negative: from the end).
+    """
 
     positions: PositionsText = "last_token()"
     hook: Hook = "resid_post"
@@ -139,7 +191,12 @@ class Capture:
 
 @table
 class Separation:
-    """[separation]: cross-validation of the directions, and its repetitions with shuffled labels."""
+    """[separation]: cross-validation of the directions, and its repetitions with shuffled labels.
+
+    Attributes:
+        shuffles: number of repetitions with shuffled labels.
+        folds: number of parts of the pairs, of which each is held out once.
+    """
 
     shuffles: Count = 100
     folds: TwoOrMore = 5
@@ -162,14 +219,26 @@ class _Direction:
 
 @table
 class MeanOrLda(_Direction):
-    """[directions] method = "mean_difference" or "lda_direction"."""
+    """[directions] method = "mean_difference" or "lda_direction".
+
+    Attributes:
+        method: the difference of the means (the default with pairs), or a linear discriminant.
+    """
 
     method: Literal["mean_difference", "lda_direction"]
 
 
 @table
 class PrincipalComponent(_Direction):
-    """[directions] method = "principal_component"; `component` may be a mix, as {1 = 1.0, 2 = 0.5}."""
+    """[directions] method = "principal_component".
+
+    Attributes:
+        method: a principal component (`principal_component`).
+        component: its number, from 1; or a mix, as { 1 = 1.0, 2 = 0.5 }.
+        of: the components of all activations, of the pairs' differences, of these minus their mean, or of
+            activations minus their pair's mean.
+        sign: positive toward the positive side by the "mean" of the pairs, or by the majority ("vote").
+    """
 
     method: Literal["principal_component"]
     component: Int | Weights = 1
@@ -184,7 +253,12 @@ class PrincipalComponent(_Direction):
 
 @table
 class LogisticDirection(_Direction):
-    """[directions] method = "logistic_direction"."""
+    """[directions] method = "logistic_direction".
+
+    Attributes:
+        method: the weights of a logistic regression (`logistic_direction`).
+        C: inverse strength of the regularisation.
+    """
 
     method: Literal["logistic_direction"]
     C: Float = 1.0
@@ -192,174 +266,12 @@ class LogisticDirection(_Direction):
 
 @table
 class ActivationAddition(_Direction):
-    """[directions] method = "activation_addition"; its unit refers to the longest vector of all positions."""
+    """[directions] method = "activation_addition".
+
+    Attributes:
+        method: the prompts (`activation_addition`); the default for [pairs] kind = "prompts".
+        unit: as for the other methods, of the longest vector of all positions.
+    """
 
     method: Literal["activation_addition"]
     unit: Unit = "length"
-
-
-@table
-class Questions:
-    """[questions]: two-choice questions with known answers, scored under every condition of the sweep.
-
-    Attributes:
-        kind: "organism" asks all held-out claims of a model organism's language.
-        data: name or path; by default the bundled reviews, claims_eval or misconceptions.
-        limit: number of questions, equally many of each label.
-        training: ask the claims of [pairs]: the report labels their effects as in-sample, and the table has a
-            factor `claims` that is "training". Without it, claims that are also in [pairs] are an error.
-    """
-
-    kind: Literal["sentiment", "claims", "misconceptions", "organism"]
-    data: str | None = None
-    limit: Positive | None = None
-    wording: Wording = "plain"
-    training: Bool = False
-
-    DATA: ClassVar[Mapping[str, str]] = {
-        "sentiment": "reviews", "claims": "claims_eval", "misconceptions": "misconceptions",
-    }  # fmt: skip
-    FACTORS: ClassVar[Mapping[str, str]] = {
-        "sentiment": "kind", "claims": "truth", "misconceptions": "letter", "organism": "truth",
-    }  # fmt: skip
-    NOUNS: ClassVar[Mapping[str, str]] = {"sentiment": "reviews", "claims": "claims", "organism": "claims"}
-    SIGNALS: ClassVar[Mapping[str, str]] = {"sentiment": "positive", "claims": "true", "organism": "true"}
-
-    def __post_init__(self) -> None:
-        if self.kind == "organism" and (self.data is not None or self.limit is not None):
-            raise ValueError('kind = "organism" asks all held-out claims: leave data and limit out.')
-        if self.training and (self.kind != "claims" or self.data is not None):
-            raise ValueError('training = true asks the claims of [pairs]: use kind = "claims" without data.')
-        if self.wording != "plain" and self.kind not in ("claims", "misconceptions"):
-            raise ValueError(f'wording = "{self.wording}" is for kind = "claims" or "misconceptions".')
-
-    @property
-    def factor(self) -> str:
-        """The factor by which effects are reported."""
-        return self.FACTORS[self.kind]
-
-    @property
-    def noun(self) -> str:
-        """What the questions are about, in the plural."""
-        return self.NOUNS.get(self.kind, "questions")
-
-    @property
-    def signal(self) -> str:
-        """What choice 0 says."""
-        return self.SIGNALS.get(self.kind, "choice 0")
-
-
-@table
-class _Sampling:
-    """Keys of [sweep] and [text]; `draws` texts per prompt and condition, greedy by default."""
-
-    max_new_tokens: Positive = 30
-    temperature: Float = 0.0
-    top_p: Float = 1.0
-    repetition_penalty: Float = 1.0
-    draws: Positive = 1
-    operations: Operations = ("add",)
-
-    def __post_init__(self) -> None:
-        Decoding(self.max_new_tokens, **self.sampling)
-
-    @property
-    def sampling(self) -> dict[str, float]:
-        """The sampling arguments of `sweep`."""
-        return {name: getattr(self, name) for name in SAMPLING}
-
-
-@table
-class Sweep(_Sampling):
-    """[sweep]: the conditions under which the questions are scored.
-
-    Attributes:
-        multipliers: on both sides of zero; doses where the vectors' unit is "dose".
-        measure: "choice" scores the two answers; "generate" reads the answer from generated text, without
-            logits, hence without a shift.
-        choices: "likeliest" counts the more probable choice, "sampled" draws one with its probability
-            (`sampled_choices`), which shows biases that flip no likeliest choice.
-        controls, shuffled, orthogonal: number of random directions of the same length, of vectors of the same
-            pairs with the sides of half of them swapped, and of random directions orthogonal to the vector.
-            With fewer than 19 in all no p value can reach .05.
-        control_layers: "all" layers and multipliers of the sweep, or the "chosen" layer and operation, at the
-            chosen multiplier and its opposite.
-        score: by which layer and multiplier are chosen on half of the questions (`choose`); by default
-            "shift", and "accuracy" for "generate". Without any "d_prime", "accuracy" chooses.
-    """
-
-    multipliers: Multipliers
-    measure: Literal["choice", "generate"] = "choice"
-    layers: LayerSets | Literal["all"] = "all"
-    positions: PositionsText = "all_tokens()"
-    choices: Literal["likeliest", "sampled"] = "likeliest"
-    controls: Count = 20
-    shuffled: Count = 0
-    orthogonal: Count = 0
-    control_layers: Literal["all", "chosen"] = "chosen"
-    score: Literal["accuracy", "d_prime", "shift", "flipped"] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.is_generated and any(getattr(Decoding, name) != self.sampling[name] for name in SAMPLING):
-            raise ValueError(f"{', '.join(SAMPLING)} are for generated text: use measure = 'generate'.")
-        if self.score is None:
-            object.__setattr__(self, "score", "accuracy" if self.is_generated else "shift")
-        if self.is_generated and self.score == "shift":
-            raise ValueError("score = 'shift' needs logits: use 'accuracy', or measure = 'choice'.")
-        if self.is_generated and self.choices == "sampled":
-            raise ValueError("choices = 'sampled' needs probabilities: use measure = 'choice'.")
-
-    @property
-    def is_generated(self) -> bool:
-        """Whether answers are read from generated text."""
-        return self.measure == "generate"
-
-
-@table
-class Damage:
-    """[damage]: the effect of steering at the chosen layer on unrelated text.
-
-    Attributes:
-        data: "neutral", a CSV with a column passage, or "organism": true claims of its language.
-        passages: number of passages; 0 skips the measurement.
-        positions: by default all, whatever [sweep] steers: the upper bound of the damage.
-        controls: number of random directions. No p value is computed, so few are enough.
-    """
-
-    data: str = "neutral"
-    passages: Count = 24
-    max_tokens: TwoOrMore = 48
-    positions: PositionsText = "all_tokens()"
-    controls: Count = 2
-
-    def __post_init__(self) -> None:
-        if not parse_positions(self.positions).generated:
-            raise ValueError(
-                f"positions = {self.positions!r} leaves generated tokens unsteered, which passages are read "
-                "as: use all_tokens(), current_token() or generated_tokens()."
-            )
-
-
-@table
-class Text(_Sampling):
-    """[text]: open prompts that the model answers, unsteered and steered.
-
-    Attributes:
-        data: instead of `prompts`, "dilemmas" or a CSV with a column dilemma.
-        layers: "chosen" by the sweep, a number of its best layers, or a list.
-        positions: by default those of [sweep], else all.
-    """
-
-    prompts: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()
-    data: str | None = None
-    limit: Positive | None = None
-    chat: Bool = True
-    layers: Literal["chosen"] | Positive | LayerSets = "chosen"
-    multipliers: Multipliers = (-0.3, 0.3)
-    positions: PositionsText | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if bool(self.prompts) == (self.data is not None):
-            raise ValueError('give either prompts = ["…"] or data = "dilemmas".')

@@ -19,7 +19,6 @@ from .config import (
     Capture,
     Count,
     CsvPairs,
-    Damage,
     HonestyPairs,
     LogisticDirection,
     MeanOrLda,
@@ -27,12 +26,10 @@ from .config import (
     OrganismPairs,
     PrincipalComponent,
     PromptPair,
-    Questions,
     Separation,
-    Sweep,
-    Text,
     table,
-)  # fmt: skip
+)
+from .config_sweep import Damage, Questions, Sweep, Text
 
 NOT_IN_FILES = ("source", "folder")
 # What pydantic's error types expect, in the terms of TOML.
@@ -51,7 +48,8 @@ class Experiment:
     """An experiment file; from `read_experiment`.
 
     Attributes:
-        title, question: free text for the report.
+        title: the heading of the report.
+        question: what the experiment is to show, in your words, for the report.
         pairs, capture, directions: how the vectors are made; by default a mean difference, or for
             kind = "prompts" an activation addition.
         questions, sweep: the choice sweep, both or neither.
@@ -98,10 +96,11 @@ class Experiment:
     @property
     def has_chat(self) -> bool:
         """Whether prompts are written in the model's chat format."""
+        questions, tables = self.questions, (self.pairs, self.questions, self.text)
         return (
             self.pairs.kind == "honesty"
-            or (self.questions is not None and self.questions.kind in ("claims", "misconceptions"))
-            or (self.text is not None and self.text.chat)
+            or (questions is not None and questions.kind in ("claims", "misconceptions"))
+            or any(getattr(table, "chat", False) for table in tables)
         )
 
 
@@ -159,8 +158,9 @@ def read_experiment(path: str | Path) -> Experiment:
         file = Path(path)
         folder = file.resolve().parent
         if not file.is_file():
-            names = ", ".join(own_experiments())
-            raise FileNotFoundError(f"{path} is neither a file nor one of our experiments ({names}).")
+            inside, names = file / "experiment.toml", ", ".join(own_experiments())
+            advice = f"did you mean {inside}?" if inside.is_file() else f"expected one of these ({names})."
+            raise FileNotFoundError(f"{path} is neither a file nor one of our experiments: {advice}")
     try:
         source = read_text(file)
         values = tomllib.loads(source)

@@ -13,6 +13,9 @@ from .._util.seeds import short_seed
 from ..models import ChatFormat, chat_format
 from .config_file import Experiment
 
+CHOICES = ("choice_0", "choice_1")
+MAX_LEVELS = 8  # of a factor by which effects are reported: one panel of a figure each
+NOT_REPORTED = ("group", "label")
 READERS = {
     "sentiment": prompts.read_reviews,
     "claims": prompts.read_claims,
@@ -27,7 +30,9 @@ def pairs_of(experiment: Experiment, model: Any) -> prompts.ContrastPairs:
         options = _options(config, "limit", "matched", "confound", "strength", "mislabelled")
         return organisms.organism_pairs(experiment.model.name, seed=experiment.seed, **options)
     if config.kind == "csv":
-        pairs = prompts.read_pairs(_data(experiment, config.data))
+        options = _options(config, "system_positive", "system_negative")
+        chat = chat_of(experiment, model) if config.chat else None
+        pairs = prompts.read_pairs(_data(experiment, config.data), chat=chat, **options)
         rows = pd.DataFrame(index=pairs.factors.index)
         return pairs.subset(list(_sampled(rows, config.limit, experiment.seed).index))
     options = _options(config, "style", "shared", "persona", "wording")
@@ -68,6 +73,8 @@ def questions_of(experiment: Experiment, model: Any) -> prompts.ChoiceQuestions:
     config = experiment.questions
     if config.kind == "organism":
         return organisms.organism_questions(seed=experiment.seed)
+    if config.kind == "csv":
+        return _own_questions(experiment, model)
     table = _question_rows(experiment).reset_index(drop=True)
     if config.kind == "sentiment":
         return prompts.sentiment_questions(table)
@@ -77,6 +84,36 @@ def questions_of(experiment: Experiment, model: Any) -> prompts.ChoiceQuestions:
     if not config.training:
         return questions
     return replace(questions, factors=questions.factors.assign(claims="training"))
+
+
+def _own_questions(experiment: Experiment, model: Any) -> prompts.ChoiceQuestions:
+    """The questions of [questions] kind = "csv", with the factor `right_choice`."""
+    config = experiment.questions
+    chat = chat_of(experiment, model) if config.chat else None
+    questions = prompts.read_questions(_data(experiment, config.data), choices=CHOICES, chat=chat)
+    if questions.answers is None:
+        raise ValueError(
+            f"[questions] {config.data} lacks the column 'answer': expected 0 or 1, the index of the right "
+            "choice, without which sensitivity and bias are unknown."
+        )
+    labels = pd.DataFrame({"label": questions.answers})
+    questions = questions.subset(list(_sampled(labels, config.limit, experiment.seed).index))
+    if questions.factors is not None and "right_choice" in questions.factors:
+        return questions
+    right = [pair[index].strip() for pair, index in zip(questions.choices, questions.answers, strict=True)]
+    factors = pd.DataFrame(index=range(len(right))) if questions.factors is None else questions.factors
+    return replace(questions, factors=factors.assign(right_choice=right))
+
+
+def factor_of(experiment: Experiment, factors: pd.DataFrame | None) -> str:
+    """The factor by which effects are reported: that of [questions], or the first with few values.
+
+    `factors` has one row per question, or per question and condition.
+    """
+    if experiment.questions.factor is not None:
+        return experiment.questions.factor
+    names = [] if factors is None else [name for name in factors if name not in NOT_REPORTED]
+    return next((name for name in names if 2 <= factors[name].nunique() <= MAX_LEVELS), "answer")
 
 
 def shared_claims(experiment: Experiment) -> list[str]:
@@ -110,8 +147,8 @@ def prompts_of(experiment: Experiment) -> list[str]:
     config = experiment.text
     if config.prompts:
         return list(config.prompts)
-    table = prompts.read_dilemmas(_data(experiment, config.data))
-    return list(_sampled(table, config.limit, experiment.seed)["dilemma"])
+    table = prompts.read_prompts(_data(experiment, config.data)).filter(["prompt"])
+    return list(_sampled(table, config.limit, experiment.seed)["prompt"])
 
 
 def rendered_prompts(experiment: Experiment, model: Any) -> list[str]:

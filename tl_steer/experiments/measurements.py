@@ -17,8 +17,8 @@ from ..sweeps import damage
 from ..sweeps._sweep import sweep
 from ..sweeps.sweep_table import UNSTEERED
 from ..texts import text_damage
-from .config import Sweep, Text
 from .config_file import Experiment
+from .config_sweep import Sweep, Text
 from .materials import estimator_of, passages_of, prompts_of, questions_of, rendered_prompts
 from .run_report import with_choices
 

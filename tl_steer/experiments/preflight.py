@@ -10,14 +10,27 @@ from ..analysis._projections import LABELS
 from ..analysis._separation import balanced_folds
 from ..directions.controls import FEWEST
 from ..models import resolve_layers, tokenize_all
+from ..prompts import ChoiceQuestions
 from ..prompts.pairs import sided_factors
 from ..recipes import padded_prompts
+from ..tables import SCHEMA
 from .config_file import Experiment
-from .materials import pairs_of, passages_of, prompts_of, questions_of, rendered_prompts, shared_claims
+from .materials import (
+    MAX_LEVELS,
+    factor_of,
+    pairs_of,
+    passages_of,
+    prompts_of,
+    questions_of,
+    rendered_prompts,
+    shared_claims,
+)
 
 MOST_UNKNOWN = 0.5  # share of unknown tokens in neutral text from which its loss means nothing
 COMPONENTS = (f"{name}{k}" for name in ("PC", "explained_") for k in (1, 2, 3))
 REPORT_COLUMNS = {*LABELS, "projection", "cosine", "decomposed", *COMPONENTS}
+
+TABLE_COLUMNS = {name.rpartition(".")[2] for name in SCHEMA}
 
 
 def require_runnable(experiment: Experiment, model: Any) -> None:
@@ -107,14 +120,35 @@ def _question_problems(experiment: Experiment, model: Any) -> Iterator[str]:
             "give data with other claims, or training = true, so that the report labels them."
         )
     questions = questions_of(experiment, model)
+    if experiment.questions.kind == "csv":
+        yield from _factor_problems(experiment, questions)
     if len(questions) < 2:
         yield "[questions] limit: give 2 or more, one to choose on and one to report on."
     counts = [list(questions.answers).count(answer) for answer in (0, 1)]
+    if not counts[0]:
+        yield "[questions] data: no question has the answer 0 (choice_0, the signal): exchange the choices."
     if experiment.sweep.score == "d_prime" and min(counts) < 2:
         others = "'accuracy'" if experiment.sweep.is_generated else "'accuracy' or 'shift'"
         yield (
             "[sweep] score = 'd_prime' needs both right answers in both halves of the questions, and there "
             f"are {counts[0]} with the one, {counts[1]} with the other: use {others}, or ask more."
+        )
+
+
+def _factor_problems(experiment: Experiment, questions: ChoiceQuestions) -> Iterator[str]:
+    """Columns of questions from a file that the tables or figures of the report cannot have."""
+    factors = pd.DataFrame(index=range(len(questions))) if questions.factors is None else questions.factors
+    factors = factors.assign(answer=questions.answers)
+    if taken := sorted(set(factors) & TABLE_COLUMNS - {"label", "answer"}):
+        yield f"[questions] data: the columns {taken} have names of the report's tables: rename them."
+    name = factor_of(experiment, factors)
+    if name not in factors:
+        yield f"[questions] factor = {name!r}: expected 'answer' or a column of the data, {list(factors)}."
+    levels = set(factors[name])
+    if len(levels) > MAX_LEVELS or "all" in levels:
+        yield (
+            f"[questions] factor = {name!r} has {len(levels)} values: expected at most {MAX_LEVELS}, none of "
+            "them 'all'. Give another column, or 'answer'."
         )
 
 

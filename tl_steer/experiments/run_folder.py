@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 UNFINISHED, BEGUN = "unfinished", "begun.json"
 FILE, VERSIONS, REPORT = "experiment.toml", "versions.json", "report.html"
 MAX_LINES = 3  # differing lines in a message
-REMEDY = "Give another folder (--out), or start again (--fresh), which moves the old run aside."
+REMEDY = "Start again (--fresh), which keeps the old run as NAME.old-1, or give another folder (--out)."
 
 
 def is_run(out: Path) -> bool:

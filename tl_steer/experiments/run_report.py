@@ -15,9 +15,9 @@ from .._util.validation import checked
 from ..activations import PairedActivations
 from ..directions import SteeringVectors
 from ..evaluation.sampled_answers import sampled_choices
-from ..sweeps.sweep_table import validated_sweep
+from ..sweeps.sweep_table import DRAW, FIXED, validated_sweep
 from .config_file import Experiment, read_experiment
-from .materials import estimator_of
+from .materials import estimator_of, factor_of
 
 
 @checked
@@ -50,7 +50,7 @@ def read_results(folder: str | Path) -> Results:
         audit = pd.read_csv(folder / "audit.csv", keep_default_na=False)
         activations = PairedActivations.load(folder / "activations.safetensors")
     return Results(
-        settings_of(experiment, versions),
+        settings_of(experiment, versions, questions),
         questions if questions.empty else with_choices(experiment, questions),
         _open_prompts(sweep[is_text]),
         damage,
@@ -61,13 +61,13 @@ def read_results(folder: str | Path) -> Results:
     )
 
 
-def settings_of(experiment: Experiment, versions: Mapping[str, Any]) -> Settings:
-    """What the experiment file says about the report."""
+def settings_of(experiment: Experiment, versions: Mapping[str, Any], questions: pd.DataFrame) -> Settings:
+    """What the experiment file says about the report; `questions` are the rows of its sweep."""
     names: dict[str, Any] = {}
-    if experiment.questions is not None:
-        questions = experiment.questions
-        names = {"factor": questions.factor, "noun": questions.noun, "signal": questions.signal}
-        names |= {"training": questions.training, "score": experiment.sweep.score}
+    if (config := experiment.questions) is not None:
+        factor = factor_of(experiment, questions.drop(columns=[*FIXED, DRAW], errors="ignore"))
+        names = {"factor": factor, "noun": config.noun, "training": config.training}
+        names["score"] = experiment.sweep.score
     if not experiment.has_prompts:
         names["estimator"] = estimator_of(experiment)
     return Settings(

@@ -9,6 +9,7 @@ from .readers import (
     read_misconceptions,
     read_neutral,
     read_pairs,
+    read_prompts,
     read_questions,
     read_reviews,
 )
@@ -16,5 +17,5 @@ from .readers import (
 __all__ = [
     "ChoiceQuestions", "ContrastPairs", "audit", "claim_questions", "contrast_pairs", "honesty_pairs",
     "misconception_questions", "read_claims", "read_dilemmas", "read_misconceptions", "read_neutral",
-    "read_pairs", "read_questions", "read_reviews", "sentiment_questions",
+    "read_pairs", "read_prompts", "read_questions", "read_reviews", "sentiment_questions",
 ]  # fmt: skip

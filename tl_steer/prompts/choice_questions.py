@@ -110,14 +110,17 @@ class ChoiceQuestions:
                 "name its columns in prompt=…, choices=…, answer=… and factors=…."
             )
         for name in names[:3]:
-            if wrong := [(row, value) for row, value in enumerate(table[name]) if not isinstance(value, str)]:
+            if wrong := [(row, value) for row, value in table[name].items() if not isinstance(value, str)]:
                 raise ValueError(f"row {wrong[0][0]}: {name} is {wrong[0][1]!r:.60}, expected text.")
+        if same := list(table.index[table[choices[0]] == table[choices[1]]]):
+            raise ValueError(
+                f"row {same[0]}: {choices[0]} and {choices[1]} are the same, expected two choices."
+            )
         prompts, pairs = list(table[prompt]), list(zip(*(table[name] for name in choices), strict=True))
         if chat is not None and prompts:
             rendered = [_in_chat(chat, *row) for row in zip(prompts, pairs, strict=True)]
             prompts, pairs = map(list, zip(*rendered, strict=True))
-        rows = range(len(table))
-        answers = None if answer is None else list(map(_answer_index, rows, table[answer], pairs))
+        answers = None if answer is None else list(map(_answer_index, table.index, table[answer], pairs))
         return cls(prompts, pairs, answers, table[list(factors)] if factors else None)
 
     @checked
@@ -137,7 +140,7 @@ def _in_chat(chat: ChatFormat, message: str, pair: tuple[str, str]) -> tuple[str
     return ChatPrompt(prompt, user=message, chat=chat), tuple(text.removeprefix(prompt) for text in rendered)
 
 
-def _answer_index(row: int, answer: Any, pair: tuple[str, str]) -> int:
+def _answer_index(row: Any, answer: Any, pair: tuple[str, str]) -> int:
     """Index of the choice that an answer names by its index or its text."""
     texts = [choice.strip().casefold() for choice in pair]
     indices = {index for index in (0, 1) if texts[index] == str(answer).strip().casefold()}

@@ -2,11 +2,11 @@
 
 import csv
 import io
+import itertools
 import json
 import warnings
 from collections.abc import Sequence
 from importlib import resources
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..models.chat_template import space
 from .choice_questions import ChoiceQuestions
 from .pairs import SIDES, ContrastPairs, truth_labels
 
+PROMPT = ("prompt",)
 BEHAVIOURS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 
 
@@ -65,6 +66,23 @@ def read_dilemmas(path_or_name: str | Path = "dilemmas") -> pd.DataFrame:
 
 
 @checked
+def read_prompts(path_or_name: str | Path = "dilemmas") -> pd.DataFrame:
+    """Open prompts: `prompt`, from a column of this name or `dilemma`, or from the lines of a .txt file.
+
+    `path_or_name` and errors are as for `read_claims`. Empty lines are skipped.
+    """
+    if str(path_or_name).lower().endswith(".txt"):
+        lines = [line.strip() for line in _content(path_or_name).splitlines()]
+        table = pd.DataFrame({"prompt": list(filter(None, lines))}, dtype=object)
+        if table.empty:
+            raise ValueError(f"{path_or_name} has no lines with text: expected one prompt per line.")
+    else:
+        table = _table(path_or_name, PROMPT, ("dilemma",)).rename(columns={"dilemma": "prompt"})
+    _warn_of_repeats(list(table["prompt"]), None, path_or_name)
+    return table
+
+
+@checked
 def read_neutral(path_or_name: str | Path = "neutral") -> pd.DataFrame:
     """Neutral passages: `passage`, and in "neutral" (120 of 25 to 60 words) `topic`.
 
@@ -76,29 +94,46 @@ def read_neutral(path_or_name: str | Path = "neutral") -> pd.DataFrame:
 
 @checked
 def read_pairs(
-    path_or_name: str | Path = "sentiment_pairs", *, chat: ChatFormat | None = None
+    path_or_name: str | Path = "sentiment_pairs",
+    *,
+    chat: ChatFormat | None = None,
+    system_positive: str | None = None,
+    system_negative: str | None = None,
 ) -> ContrastPairs:
     """Contrast pairs: `positive` and `negative`; other columns become factors.
 
     Of questions with answers by behaviour (see `read_questions`), the positive side is the question followed
-    by the answer that matches the behaviour.
+    by the answer that matches the behaviour. If the system messages differ, a column `prompt` is enough: both
+    sides have the same message from the user, as for persona vectors.
 
     Args:
         path_or_name: as for `read_claims`.
         chat: renders each text as a user message, and an answer as the beginning of the model's turn.
+        system_positive, system_negative: system messages of the two sides; they need `chat`.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_claims`.
+        FileNotFoundError, ValueError: as `read_claims`; system messages without `chat`, or for a chat format
+            that has none.
 
     Warns of pairs that are repeated, and of pairs whose two sides are the same text.
     """
-    table = _table(path_or_name, SIDES, BEHAVIOURS)
-    if set(SIDES) <= set(table):
-        columns = SIDES
-        sides = [list(table[side]) if chat is None else list(map(chat.render, table[side])) for side in SIDES]
+    systems = (system_positive, system_negative)
+    if chat is None and systems != (None, None):
+        raise ValueError("system messages are parts of a chat: give chat=chat_format(model).")
+    table = _table(path_or_name, SIDES, BEHAVIOURS, *([PROMPT] if system_positive != system_negative else []))
+    columns = next(each for each in (SIDES, BEHAVIOURS, PROMPT) if set(each) <= set(table))
+    if columns is BEHAVIOURS:
+        answers = [zip(table["question"], table[name], strict=True) for name in BEHAVIOURS[1:]]
+        sides = [
+            [_answered(*each, chat, system) for each in rows]
+            for rows, system in zip(answers, systems, strict=True)
+        ]
     else:
-        columns, questions = BEHAVIOURS, table["question"]
-        sides = [list(map(_answered, questions, table[name], repeat(chat))) for name in BEHAVIOURS[1:]]
+        names = SIDES if columns is SIDES else PROMPT * 2
+        sides = [
+            [text if chat is None else chat.render(text, system=system) for text in table[name]]
+            for name, system in zip(names, systems, strict=True)
+        ]
     pairs = ContrastPairs(*sides, table.drop(columns=[*columns]))
     _warn_of_repeats(["\n".join(pair) for pair in zip(*sides, strict=True)], None, path_or_name)
     if same := [row for row, (one, other) in enumerate(zip(*sides, strict=True)) if one == other]:
@@ -141,20 +176,23 @@ def read_questions(
     elif answer is None and "answer" in table:
         answer = "answer"
     factors = [name for name in table if name not in (*columns, answer)]
-    questions = ChoiceQuestions.from_frame(
-        table, prompt=columns[0], choices=columns[1:], answer=answer, factors=factors, chat=chat
-    )
+    names = {"prompt": columns[0], "choices": columns[1:], "answer": answer, "factors": factors}
+    table.index += 1  # rows are numbered from 1 in errors about files
+    try:
+        questions = ChoiceQuestions.from_frame(table, **names, chat=chat)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from error
     indices = questions.answers or [0] * len(questions)
     answers = [pair[index] for pair, index in zip(questions.choices, indices, strict=True)]
     _warn_of_repeats(list(table[columns[0]]), answers, path)
     return questions
 
 
-def _answered(question: str, answer: str, chat: ChatFormat | None) -> str:
+def _answered(question: str, answer: str, chat: ChatFormat | None, system: str | None) -> str:
     """A question with an answer: in the model's turn, or after a space."""
     if chat is None:
         return question + space(question, answer) + answer
-    return chat.render(question, answer_prefix=answer.strip())
+    return chat.render(question, system=system, answer_prefix=answer.strip())
 
 
 def _read(path_or_name: str | Path, *columns: str, answer: str | None = None) -> pd.DataFrame:
@@ -179,17 +217,16 @@ def _warn_of_repeats(texts: Sequence[str], answers: Sequence[Any] | None, source
         warn(f"{source}: {'; '.join(counts)}. Remove the copies and correct the answers.")
 
 
-def _table(path_or_name: str | Path, columns: Sequence[str], other: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of a file, with `columns` first, or the `other` ones that it may have instead."""
+def _table(path_or_name: str | Path, columns: Sequence[str], *others: Sequence[str]) -> pd.DataFrame:
+    """The rows of a file, with `columns` first, or one of the `others` that it may have instead."""
     content = _content(path_or_name)
     is_json = content.lstrip()[:1] in ("{", "[")
     try:
-        table = _json_rows(content) if is_json else _csv_rows(content, {*columns, *other})
+        table = _json_rows(content) if is_json else _csv_rows(content, {*columns, *itertools.chain(*others)})
     except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, csv.Error) as error:
         name = "JSON" if is_json else "CSV"
         raise ValueError(f"{path_or_name} cannot be read as {name}: {error}") from error
-    if other and set(other) <= set(table) and not set(columns) <= set(table):
-        columns = other
+    columns = next((each for each in (columns, *others) if set(each) <= set(table)), columns)
     if missing := [column for column in columns if column not in table]:
         raise ValueError(f"{path_or_name} lacks the columns {missing}; it has {list(table.columns)}.")
     if table.empty:
