@@ -348,11 +348,11 @@ def test_no_text_is_wider_than_the_page(width, opened):
 def test_an_image_is_as_wide_as_requested_and_has_all_rows(tmp_path):
     heights = {}
     for rows in (2, 60):
-        ts.plots.side_by_side(wide(rows=rows)).write_image(tmp_path / "table.png", width=500, scale=1.5)
+        ts.plots.side_by_side(wide(rows=rows)).write_image(tmp_path / "table.png", width=700, scale=1.5)
         content = (tmp_path / "table.png").read_bytes()
         assert content.startswith(b"\x89PNG")
         width, heights[rows] = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
-        assert width == 750
+        assert width == 1050
     assert heights[60] - heights[2] > 58 * 30
     assert_raises(
         "more than 16384: pass a ", ts.plots.side_by_side(wide(rows=400)).write_image, tmp_path / "x"

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from tl_steer import plots
+from tl_steer._util.token_html import STEPS
 from tl_steer.plots.style import ink_on
-from tl_steer.plots.token_texts import STEPS
 
 from .conftest import assert_raises
 

@@ -61,6 +61,52 @@ root.addEventListener("keydown", event => {
 });
 """
 
+STEPS = 10  # of a colour scale, on each side of zero
+SCALE_STYLE = """
+.tls-controls { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem 1.6rem; margin: .2rem 0; }
+.tls-layer { display: flex; align-items: center; gap: .5rem; flex: 0 1 24rem; }
+.tls-layer input { flex: 1; min-width: 6rem; accent-color: var(--ink); }
+.tls-layer output { min-width: 1.6em; font-variant-numeric: tabular-nums; font-weight: 600; }
+.tls-scale { display: flex; align-items: center; gap: .4rem; font-size: .82rem; white-space: nowrap;
+  color: var(--soft); }
+.tls-steps { display: flex; }
+.tls-steps span { width: .5rem; height: 1em; background: var(--background); }
+.tls .tls-heading { margin: .9rem 0 .1rem; font-size: .88rem; font-weight: 600; overflow-wrap: anywhere; }
+.tls-columns { display: flex; flex-wrap: wrap; margin: .3rem 0 .8rem; }
+.tls-columns > span { display: flex; flex-direction: column; gap: 1px; max-width: 100%;
+  margin-bottom: .55rem; }
+.tls-columns .tls-token, .tls-columns .tls-name { display: block; min-height: 1.45em; line-height: 1.45; }
+.tls-name { color: var(--soft); padding-right: .6em; }
+.tls-columns > .tls-break { flex-basis: 100%; height: 0; margin: 0; }
+.tls-new { margin-left: .1em; border-left: 3px solid var(--ink); padding-left: .3em; }
+.tls-differs { text-decoration: underline dotted 1.5px; text-underline-offset: 3px; }
+@media print { .tls-layer { flex: none; } .tls-layer input { display: none; } }
+"""
+SCALE_STYLE += "".join(
+    f".tls [data-step='{step}'] {{ --background: var(--step{step}); --on: var(--on{step}); }}\n"
+    for step in range(-STEPS, STEPS + 1)
+)
+SCALE_STYLE += ".tls-token[data-step] { background: var(--background); color: var(--on); }\n"
+# Layers on a slider: `data` is a constant defined before.
+SCALE_SCRIPT = """
+const slider = root.querySelector("input"), output = root.querySelector("output");
+const format = value => String(+value.toPrecision(3)).replace("-", "−");
+const layer = () => slider ? +slider.value : 0;
+valueOf = index => {
+  const value = data.values[layer()][index], name = data.scales[data.scale[index]][0];
+  return value === null ? "" : `\\n${name} ${format(value)} at layer ${data.layers[layer()]}`;
+};
+if (slider) slider.addEventListener("input", () => {
+  tokens.forEach((token, index) => {
+    const value = data.values[layer()][index], share = value / data.scales[data.scale[index]][1];
+    if (value === null) delete token.dataset.step;
+    else token.dataset.step = Math.floor(Math.max(-1, Math.min(1, share)) * STEPS + 0.5);
+  });
+  output.textContent = data.layers[layer()];
+  slider.setAttribute("aria-valuetext", `layer ${data.layers[layer()]}`);
+});
+""".replace("STEPS", str(STEPS))
+
 
 def token_span(
     text: str,

@@ -12,6 +12,9 @@ from plotly.colors import sample_colorscale
 from .._util.characters import without_controls
 from .._util.html_output import Html, fragment
 from .._util.token_html import (
+    SCALE_SCRIPT,
+    SCALE_STYLE,
+    STEPS,
     TIP,
     TOKEN_SCRIPT,
     TOKEN_STYLE,
@@ -25,54 +28,10 @@ from .format import escape, level, number, prompt_labels, rounded, shortened
 from .panels import figure_table
 from .style import DIVERGING, DIVERGING_ON_BLACK, colour_scale, ink_on
 
-STEPS = 10  # of the colour scale, on each side of zero
 LIMIT = 0.99  # quantile of |value| at the end of the scale
 MAX_PROMPTS, MAX_TEXTS = 30, 6
 NO_TOKEN, BREAK = '<span class="tls-name"></span>', '<span class="tls-break"></span>'
 HEADING = 160  # characters of a prompt
-STYLE = """
-.tls-controls { display: flex; flex-wrap: wrap; align-items: center; gap: .2rem 1.6rem; margin: .2rem 0; }
-.tls-layer { display: flex; align-items: center; gap: .5rem; flex: 0 1 24rem; }
-.tls-layer input { flex: 1; min-width: 6rem; accent-color: var(--ink); }
-.tls-layer output { min-width: 1.6em; font-variant-numeric: tabular-nums; font-weight: 600; }
-.tls-scale { display: flex; align-items: center; gap: .4rem; font-size: .82rem; white-space: nowrap;
-  color: var(--soft); }
-.tls-steps { display: flex; }
-.tls-steps span { width: .5rem; height: 1em; background: var(--background); }
-.tls .tls-heading { margin: .9rem 0 .1rem; font-size: .88rem; font-weight: 600; overflow-wrap: anywhere; }
-.tls-columns { display: flex; flex-wrap: wrap; margin: .3rem 0 .8rem; }
-.tls-columns > span { display: flex; flex-direction: column; gap: 1px; max-width: 100%;
-  margin-bottom: .55rem; }
-.tls-columns .tls-token, .tls-columns .tls-name { display: block; min-height: 1.45em; line-height: 1.45; }
-.tls-name { color: var(--soft); padding-right: .6em; }
-.tls-columns > .tls-break { flex-basis: 100%; height: 0; margin: 0; }
-.tls-new { margin-left: .1em; border-left: 3px solid var(--ink); padding-left: .3em; }
-.tls-differs { text-decoration: underline dotted 1.5px; text-underline-offset: 3px; }
-@media print { .tls-layer { flex: none; } .tls-layer input { display: none; } }
-"""
-STYLE += "".join(
-    f".tls [data-step='{step}'] {{ --background: var(--step{step}); --on: var(--on{step}); }}\n"
-    for step in range(-STEPS, STEPS + 1)
-)
-STYLE += ".tls-token[data-step] { background: var(--background); color: var(--on); }\n"
-SCRIPT = """
-const slider = root.querySelector("input"), output = root.querySelector("output");
-const format = value => String(+value.toPrecision(3)).replace("-", "−");
-const layer = () => slider ? +slider.value : 0;
-valueOf = index => {
-  const value = data.values[layer()][index], name = data.scales[data.scale[index]][0];
-  return value === null ? "" : `\\n${name} ${format(value)} at layer ${data.layers[layer()]}`;
-};
-if (slider) slider.addEventListener("input", () => {
-  tokens.forEach((token, index) => {
-    const value = data.values[layer()][index], share = value / data.scales[data.scale[index]][1];
-    if (value === null) delete token.dataset.step;
-    else token.dataset.step = Math.floor(Math.max(-1, Math.min(1, share)) * STEPS + 0.5);
-  });
-  output.textContent = data.layers[layer()];
-  slider.setAttribute("aria-valuetext", `layer ${data.layers[layer()]}`);
-});
-""".replace("STEPS", str(STEPS))
 
 
 @dataclass(frozen=True)
@@ -152,15 +111,15 @@ def tokens(
     return fragment(
         content,
         title=title,
-        style=TOKEN_STYLE + STYLE,
-        script=f"const data = {_data(ordered, layers, list(scales.values()))};\n{TOKEN_SCRIPT}{SCRIPT}",
+        style=TOKEN_STYLE + SCALE_STYLE,
+        script=f"const data = {_data(ordered, layers, list(scales.values()))};\n{TOKEN_SCRIPT}{SCALE_SCRIPT}",
         colours=_step_colours(),
     )
 
 
 def _validated_table(table: pd.DataFrame, facet: str | None) -> pd.DataFrame:
     """The table with `difference`, and the name of each row's text in `text_name`."""
-    columns = ("prompt_id", "layer", "position", "token_id", "token", "cosine", "projection")
+    columns = ("prompt_id", "prompt", "layer", "position", "token_id", "token", "cosine", "projection")
     table = figure_table(table, "tokens", *columns, factors=[facet], producer="traces")
     difference = table["difference"].eq(True) if "difference" in table.columns else False
     table = table.assign(difference=difference, text_name="" if facet is None else table[facet].map(level))
@@ -183,7 +142,8 @@ def _limit(table: pd.DataFrame, value: str) -> float:
     first = table.groupby(["prompt_id", "text_name"])["position"].transform("min")
     sizes = table[value].abs()
     later = sizes[table["position"] > first].dropna()
-    return float((later if len(later) else sizes).quantile(LIMIT)) or 1.0
+    limit = float((later if len(later) else sizes).quantile(LIMIT))
+    return limit if limit > 0 else 1.0
 
 
 def _texts(
@@ -214,9 +174,9 @@ def _texts(
 
 def _heading(prompt: Any, rows: pd.DataFrame) -> str:
     """The prompt's number and message; the prompt itself where none of its tokens are shown."""
-    label = str(prompt_labels(rows).iloc[0]) if "prompt" in rows else ""
+    label = str(prompt_labels(rows).iloc[0])
     has_prompt = (rows["position"] < 0).any() and label == str(rows["prompt"].iloc[0])
-    return f"prompt {prompt}" if has_prompt or not label else f"prompt {prompt}: {shortened(label, HEADING)}"
+    return f"prompt {prompt}" if has_prompt else f"prompt {prompt}: {shortened(label, HEADING)}"
 
 
 def _columns(texts: list[list[Token]]) -> list[list[Token | None]]:
