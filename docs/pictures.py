@@ -17,7 +17,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PICTURES = Path(__file__).parent / "pages" / "figures"
 # By picture: the notebook, the first call that draws it there, and the height in pixels.
 DRAWN = {
-    "recorded_accuracy": ("06_recorded_llama2_13b", "plots.effectiveness(plus", 400),
+    "recorded_accuracy": ("06_recorded_llama2_13b", "plots.effect_map(plus", 430),
     "ground_truth_estimators": ("07_ground_truth", "plots.compare_estimators(compared", 800),
 }
 
@@ -34,7 +34,9 @@ def draw(run: Path, folder: Path = PICTURES) -> list[Path]:
     }
     table = pd.read_parquet(run / "sweep.parquet")
     answered = effectiveness(table[table["answer"].notna()], by="kind")
-    figures["demo_accuracy_by_kind"] = (plots.effectiveness(answered, facet="kind"), 420)
+    shifts = plots.effectiveness(answered, value="shift", facet="kind")
+    finding = "The vector moves both kinds of reviews the same way, random directions far less"
+    figures["demo_shift_by_kind"] = (shifts.update_layout(title_text=finding), 440)
     paths = []
     for name, (figure, height) in figures.items():
         paths.append(folder / f"{name}.png")

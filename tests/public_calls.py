@@ -277,9 +277,10 @@ def figure_calls(m: Materials) -> dict[str, Call]:
     steered = m.sweep[~m.sweep["control"]]
     baseline = m.sweep[m.sweep["vector"] == "none"].assign(draw=0, recording=f"r{m.mark}")
     tables = {
-        "agreement": m.agreement, "dose_response": m.effects, "effect_and_damage": m.joined, "pca": m.pca,
-        "projections": m.projections,
+        "agreement": m.agreement, "dose_response": m.effects, "effect_and_damage": m.joined,
+        "effect_map": m.effects, "pca": m.pca, "projections": m.projections,
         "against_baselines": evaluation.against_baselines(steered, baseline, resamples=5),
+        "against_controls": ts.against_controls(m.sweep, by=["kind"]),
         "choose": ts.choose(m.sweep, on="choose", report="report", resamples=5, splits=3),
         "component_factors": analysis.component_factors(m.pca),
         "confounds": analysis.confounds(vectors, activations, shuffles=3),
@@ -299,7 +300,8 @@ def figure_calls(m: Materials) -> dict[str, Call]:
         "vector_components": analysis.vector_components(vectors),
     }  # fmt: skip
     arguments = {name: {"table": table} for name, table in tables.items()}
-    facets = {"effectiveness": "kind", "steerability": "kind", "tokens": "run", "traces": "prompt_id"}
+    facets = dict.fromkeys(("against_controls", "effectiveness", "steerability"), "kind")
+    facets |= {"tokens": "run", "traces": "prompt_id"}
     for name, facet in facets.items():
         arguments[name]["facet"] = facet
     arguments["tokens"]["layer"] = 2

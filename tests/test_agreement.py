@@ -408,7 +408,7 @@ def test_the_figure_has_a_panel_per_measure_and_a_line_per_method(table):
         assert list(line.x) == list(range(5))
         assert list(line.y) == list(rows[measure])
     assert [trace.name for trace in figure.data if trace.showlegend] == ["mean", "&lt;b&gt;lda&lt;/b&gt;"]
-    assert figure.layout.yaxis4.title.text == "degrees"
+    assert figure.layout.annotations[3].text.endswith("(degrees)")
     assert "<b>lda" not in figure.to_json().replace("\\u003c", "<")
     dotted = [trace for trace in figure.data if trace.line.dash == "dot"]
     assert [set(trace.y) for trace in dotted] == [{0.25}] * 2

@@ -285,6 +285,16 @@ def test_every_link_within_the_site_leads_somewhere(site):
     assert broken == []
 
 
+def test_every_image_says_in_words_what_it_shows():
+    patterns = ("*.md", "docs/**/*.md", "tests/**/*.md", "notebooks/*.ipynb")
+    pages = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    texts = {path: path.read_text(encoding="utf-8") for path in pages}
+    images = [(name, alt) for name, text in texts.items() for alt in re.findall(r"!\[([^]]*)\]\(", text)]
+    images += [(name, tag) for name, text in texts.items() for tag in re.findall(r"<img[^>]*>", text)]
+    assert len(images) >= 4
+    assert [each for each in images if len(each[1].split()) < 8 or "<img" in each[1]] == []
+
+
 @pytest.mark.integration
 def test_every_public_name_has_an_anchor_in_the_built_reference(site, documented):
     ids = set().union(*site.ids.values())

@@ -149,12 +149,20 @@ swept, pooled, lens = (pytest.fixture(each) for each in (sweep_table, pooled_tab
 
 
 def named(figure, name, axis=None):
-    """The trace of that name in the legend, or on an x axis."""
-    traces = figure.select_traces({"name": name})
-    (trace,) = [
-        trace for trace in traces if (trace.showlegend is not False if axis is None else trace.xaxis == axis)
-    ]
-    return trace
+    """The trace of that name in the legend, or without an entry the only one; or the one on an x axis."""
+    traces = list(figure.select_traces({"name": name}))
+    if axis is not None:
+        traces = [trace for trace in traces if trace.xaxis == axis]
+    elif len(traces) > 1:
+        traces = [trace for trace in traces if trace.showlegend is not False] or [
+            trace for trace in traces if trace.hovertext is not None
+        ]
+    return traces[0]
+
+
+def line_labels(figure):
+    """The names at the ends of lines, from below."""
+    return [note.text for note in figure.layout.annotations if note.xshift]
 
 
 def entries(figure):
@@ -162,8 +170,12 @@ def entries(figure):
     return [trace.name for trace in figure.data if trace.showlegend is not False]
 
 
+def title_of(figure):
+    return figure.layout.title.text.replace("<br>", " ")
+
+
 def subtitle_of(figure):
-    return figure.layout.title.subtitle.text
+    return figure.layout.title.subtitle.text.replace("<br>", " ")
 
 
 def pixels(text):
@@ -173,7 +185,7 @@ def pixels(text):
 
 def titles_of(figure):
     """The titles of the panels."""
-    return [note.text for note in figure.layout.annotations]
+    return [note.text for note in figure.layout.annotations if not note.xshift]
 
 
 def texts_of(figure):
@@ -248,7 +260,7 @@ def test_figures_need_their_table_leave_it_unchanged_and_share_one_style(name, f
     assert figure.to_json()
     layout = figure.layout
     assert layout.template == style.template()
-    assert layout.template.layout.legend.x > 1, "the legend is next to the data"
+    assert layout.template.layout.legend.orientation == "h", "a narrow figure keeps its width"
     assert layout.width == 900
     assert 350 <= layout.height <= 700
     assert re.search("pair|prompt|coordinate|layer", subtitle_of(figure))
@@ -422,16 +434,18 @@ def test_separation_shows_the_curve_its_band_the_null_and_chance(separated):
     assert high >= 1
     for part in ("AUC", "d′", "p = 0.0099 for this layer alone", "for all layers p = 0.01", "layer 0"):
         assert part in line.hovertext[0]
-    assert subtitle_of(figure).endswith("; p ≤ 0.05, corrected for all layers, at 4 of 6 layers")
+    assert "4 of 6 layers" in title_of(figure)
+    assert subtitle_of(figure).endswith("; p ≤ 0.05, corrected for all layers")
 
 
-def test_separation_gives_each_method_a_line_and_the_null_one_legend_entry(separated):
+def test_separation_gives_each_method_a_line_with_its_name_at_its_end(separated):
     other = separated.assign(method="lda_direction", paired_accuracy=0.5, p_corrected=[0.01, *[0.9] * 5])
     figure = plots.separation(pd.concat([separated, other]))
-    assert "at 4 and 1 of 6 layers, line by line" in subtitle_of(figure)
+    assert "4 and 1 of 6 layers" in title_of(figure)
+    assert sorted(filter(None, line_labels(figure))) == ["lda_direction", "mean_difference"]
     assert set(named(figure, "lda_direction").y) == {0.5}
     assert named(figure, "mean_difference").line.color != named(figure, "lda_direction").line.color
-    assert sum("at each layer" in (name or "") for name in entries(figure)) == 1
+    assert not figure.layout.showlegend
     assert sum("together" in (trace.name or "") for trace in figure.data) == 2
     by_vector = plots.separation(separated.assign(vector=["a", "b"] * 3))
     assert list(named(by_vector, "b").x) == [1, 3, 5]
@@ -954,8 +968,10 @@ def test_means_show_both_sides_then_their_spread_and_the_difference_below(means,
         assert list(around.y) == [*rows[f"{quantity}_high"], *rows[f"{quantity}_low"][::-1]]
         assert around.fill == "toself"
         assert f"{quantity} {number(rows[quantity].iloc[0])}" in line.hovertext[0]
-        assert (line.showlegend is False) == (quantity == "spread")
-    assert [named(figure, side).line.color for side in SIDES] == [style.MEANINGS[side] for side in SIDES]
+        assert line.showlegend is False, "the two sides are named at their ends"
+    assert sorted(filter(None, line_labels(figure))) == ["negative", "positive"]
+    colours = [next(figure.select_traces({"name": side})).fillcolor for side in SIDES]
+    assert colours == [style.translucent(style.MEANINGS[side], 0.15) for side in SIDES]
     assert value == "cosine" or figure.layout.yaxis2.title.text == "spread (SD)"
     assert figure.layout[below.replace("y", "xaxis")].title.text == "layer"
     assert "6 pairs" in subtitle_of(figure)
@@ -976,7 +992,8 @@ def test_a_factor_and_the_side_differ_by_dashes_and_names_never_become_markup(pr
     table = means_table(projected, by=["side", "truth"])
     figure = plots.mean_projections(table)
     names = [f"{side}, {truth}" for side in (*SIDES, "difference") for truth in (True, False)]
-    assert entries(figure) == names
+    assert sorted(filter(None, line_labels(figure))) == sorted(names[:4])
+    assert entries(figure) == names[4:]
     dashes = [named(figure, name).line.dash for name in names]
     assert dashes == dashes[:2] * 3
     assert dashes[0] != dashes[1]
@@ -1125,3 +1142,116 @@ def test_figures_name_prompts_by_their_message_and_by_the_prompt_in_older_tables
         shown, older = (each.body if name == "side_by_side" else each.to_json() for each in figures)
         assert ["a e" in text for text in (shown, older)] == [True, True], name
         assert ["a e d" in text for text in (shown, older)] == [False, True], name
+
+
+# --- heat maps of conditions -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tested(swept):
+    """Like the table of `against_controls`: conditions of a vector, some without controls."""
+    table = rows_of(swept, vector="honesty")[
+        ["vector", "control", "operation", "layers", "hook", "multiplier"]
+    ]
+    table = table.assign(dose=0.1, truth=rows_of(swept, vector="honesty")["truth"], n=50, value_name="shift")
+    rng = np.random.default_rng(4)
+    table["effect"] = rng.normal(size=len(table))
+    table["effect_low"], table["effect_high"] = table["effect"] - 0.1, table["effect"] + 0.2
+    p_values = rng.uniform(size=len(table)) / 5
+    table = table.assign(controls=20, null_low=-0.3, null_high=0.2, p_value=p_values)
+    table.loc[table["layers"] == "3", ["null_low", "null_high", "p_value"]] = np.nan
+    table.loc[table["layers"] == "3", "controls"] = 0
+    return table.sample(frac=1, random_state=0)
+
+
+def cells_of(figure, index):
+    """The value and text of each cell of a panel, by layers and column as the axes name them."""
+    heat_map = list(figure.select_traces({"type": "heatmap"}))[index]
+    columns, layers = figure.layout.xaxis.ticktext, figure.layout.yaxis.ticktext
+    return {
+        (layer, column): (heat_map.z[row][rank], heat_map.text[row][rank])
+        for (row, layer), (rank, column) in itertools.product(enumerate(layers), enumerate(columns))
+    }
+
+
+def marked_cells(figure, index):
+    dots = list(figure.select_traces({"type": "scatter"}))[index]
+    columns, layers = figure.layout.xaxis.ticktext, figure.layout.yaxis.ticktext
+    return {(layers[round(y - 0.2)], columns[round(x - 0.3)]) for x, y in zip(dots.x, dots.y, strict=True)}
+
+
+def column_name(row):
+    return "project<br>out" if np.isnan(row["multiplier"]) else number(row["multiplier"], "+g")
+
+
+def test_against_controls_shows_each_effect_and_a_dot_where_the_controls_are_exceeded(tested):
+    figure = plots.against_controls(tested, facet="truth")
+    assert titles_of(figure) == ["truth: true", "truth: false"]
+    assert list(figure.layout.yaxis.ticktext) == list(LAYERS), "upwards, layer sets last"
+    assert list(figure.layout.xaxis.ticktext) == ["−4", "−2", "+2", "+4", "project<br>out"]
+    assert figure.layout.coloraxis.cmin == -figure.layout.coloraxis.cmax == -tested["effect"].abs().max()
+    for index, truth in enumerate(("true", "false")):
+        rows = rows_of(tested, truth=truth).to_dict("records")
+        expected = {(row["layers"], column_name(row)): row for row in rows}
+        assert {key: z for key, (z, _) in cells_of(figure, index).items()} == {
+            key: row["effect"] for key, row in expected.items()
+        }
+        assert marked_cells(figure, index) == {key for key, row in expected.items() if row["p_value"] <= 0.05}
+    exceeding, known = (tested["p_value"] <= 0.05).sum(), tested["p_value"].notna().sum()
+    assert f"{exceeding} of {known} tested conditions exceed" in title_of(figure)
+    hovers = np.array(figure.data[0].hovertext)
+    assert all("effect " in text for text in hovers.ravel())
+    assert ["p = " in text for text in hovers[:, 0]] == [False, True, True, True]
+    assert all("20 controls: −0.3 to 0.2" in text for text in hovers[1:].ravel())
+
+
+def test_against_controls_says_when_no_p_value_can_be_low_and_needs_one_effect(tested):
+    few = tested.assign(p_value=0.5, controls=3, null_low=-1.0, null_high=1.0)
+    assert "lowest possible p 0.25" in subtitle_of(plots.against_controls(few, facet="truth"))
+    mixed = pd.concat([tested, tested.assign(value_name="accuracy")])
+    assert_raises("several effects", plots.against_controls, mixed, facet="truth")
+    assert_raises("facet", plots.against_controls, tested)
+    assert_escaped(plots.against_controls(tested.assign(vector=NASTY), facet="truth"))
+
+
+@pytest.mark.parametrize("value", ["accuracy", "shift"])
+def test_effect_map_colours_by_the_difference_from_unsteered(swept, value):
+    figure = plots.effect_map(swept, value=value, facet="truth")
+    for index, truth in enumerate(("true", "false")):
+        base = row_of(swept, operation="none", truth=truth)
+        spec = ".0%" if value == "accuracy" else "+.2f"
+        assert titles_of(figure)[index].endswith(f"<br>unsteered {number(base[value], spec)}")
+        rows = rows_of(swept, vector="honesty", truth=truth).to_dict("records")
+        apart = set()
+        cells = cells_of(figure, index)
+        for row in rows:
+            key = row["layers"], column_name(row)
+            assert cells[key] == (pytest.approx(row[value] - base[value]), number(row[value], spec))
+            if row[f"{value}_low"] > base[f"{value}_high"] or row[f"{value}_high"] < base[f"{value}_low"]:
+                apart.add(key)
+        assert marked_cells(figure, index) == apart
+    assert_raises("no unsteered", plots.effect_map, rows_of(swept, vector="honesty"), facet="truth")
+
+
+def test_a_level_or_multiplier_without_a_value_has_no_panel_or_line(swept):
+    swept.loc[swept["truth"] == "false", "accuracy"] = np.nan
+    swept.loc[swept["multiplier"] == 4, "accuracy"] = np.nan
+    figure = plots.effectiveness(swept, facet="truth")
+    assert len(list(figure.select_yaxes())) == 1
+    assert "+4" not in line_labels(figure)
+    assert "+2" in line_labels(figure)
+
+
+def test_headings_are_broken_into_lines_that_fit_a_narrow_figure():
+    figure = style.styled(go.Figure(), "long " * 20, "longer " * 30)
+    title, subtitle = figure.layout.title.text.split("<br>"), figure.layout.title.subtitle.text.split("<br>")
+    assert max(map(len, title)) <= 48
+    assert max(map(len, subtitle)) <= 66
+    assert figure.layout.margin.t > style.styled(go.Figure(), "short", "short").layout.margin.t
+
+
+def test_a_panel_without_a_marked_cell_has_no_dots(tested):
+    tested.loc[tested["truth"] == "false", "p_value"] = 0.5
+    figure = plots.against_controls(tested, facet="truth")
+    assert marked_cells(figure, 0)
+    assert not marked_cells(figure, 1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .comparisons import against_baselines, choose, compare_estimators, preference
     from .components import pca, vector_components
+    from .effect_maps import against_controls, effect_map
     from .heat_maps import component_factors, confounds, logit_lens
     from .histograms import projections
     from .layer_curves import agreement, mean_projections, separation
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "comparisons": ("against_baselines", "choose", "compare_estimators", "preference"),
     "components": ("pca", "vector_components"),
+    "effect_maps": ("against_controls", "effect_map"),
     "heat_maps": ("component_factors", "confounds", "logit_lens"),
     "histograms": ("projections",),
     "layer_curves": ("agreement", "mean_projections", "separation"),
@@ -40,8 +42,9 @@ _MODULES = {
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
-    "against_baselines", "agreement", "choose", "compare_estimators", "component_factors", "confounds",
-    "damage", "dose_response", "effect_and_damage", "effectiveness", "embedding_scores", "for_print",
+    "against_baselines", "against_controls", "agreement", "choose", "compare_estimators",
+    "component_factors", "confounds", "damage", "dose_response", "effect_and_damage", "effect_map",
+    "effectiveness", "embedding_scores", "for_print",
     "logit_lens", "mean_projections", "pca", "preference", "projections", "prompt_slopes", "separation",
     "side_by_side", "signal_detection", "steerability", "tokens", "traces", "vector_components",
 ]  # fmt: skip

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from .._util.validation import checked
 from .format import (
     axis_title,
+    broken,
     capitalized,
-    controls_text,
     counted,
     escape,
     hover,
@@ -40,75 +40,73 @@ CHOICE_COLUMNS = (
     "in_sample_score", "held_out_score", *with_ends("optimism"), "selection_agreement", "controls",
     "null_low", "null_high", "p_value",
 )  # fmt: skip
-CHOICE_ROW = 84  # pixels of each vector and operation
-HALF_ROW = 0.36  # half of a row's height, taken by its marks
+CHOICE_ROW, TICK_LENGTH = 36, 26  # pixels of each row, and characters of a line of its name
 PREFERRED = {"opposite": "plus", "unsteered": "steered"}
 COUNTS = ("decided", "disagreeing", "ties", "unreadable")
 
 
 class Mark(NamedTuple):
-    """A mark of each row of `choose`: legend name, column, split, style, and offset from the row's middle."""
+    """A row of `choose`: its name, with the numbers of prompts, the column, the split, and the style."""
 
     name: str
     column: str
     is_reported: bool
     colour: str
     symbol: str
-    offset: float
 
 
 MARKS = (
-    Mark("all prompts, chosen on them (naive)", "in_sample_score", True, VERMILLION, "circle-open", 0.27),
-    Mark("this choice, where it was made", "value", False, VERMILLION, "diamond-open", 0.09),
-    Mark("this choice, on the other prompts", "value", True, BLUE, "diamond", -0.09),
-    Mark("halves, chosen on the other (honest)", "held_out_score", True, BLUE, "circle", -0.27),
+    Mark("on the {chosen} that chose it", "value", False, VERMILLION, "diamond-open"),
+    Mark("on the other {other}", "value", True, BLUE, "diamond"),
+    Mark("best on all {both}, on the same ones", "in_sample_score", True, VERMILLION, "circle-open"),
+    Mark("best on one half, on the other (mean)", "held_out_score", True, BLUE, "circle"),
 )
-REPORTED = MARKS[2]
+CONTROL_ROW = "{controls}, chosen alike, on the other {other}"
 
 
 @checked
 def choose(table: pd.DataFrame) -> go.Figure:
-    """The score of each chosen condition, in sample and held out, with 95% intervals.
+    """The score of each chosen condition on the prompts that chose it and on others, with 95% intervals.
 
     Args:
         table: from `evaluation.choose`, by one score.
 
-    Open red marks are biased by the choice, filled blue ones are not. The grey bar is the range of controls
-    that were chosen the same way, on prompts that the choice did not use: compare the filled diamond.
+    Open red marks are biased by the choice, filled blue ones are not: compare the diamonds of a condition
+    with the dashed line, and the filled one with the range of the controls, which are chosen alike.
     """
     name = "value_name"
-    rows = _paired_rows(figure_table(table, "choose", *CHOICE_COLUMNS, name), name)
-    reported = rows[rows["is_reported"]]
-    figure = go.Figure(_backgrounds(reported))
-    for mark in MARKS:
-        marked = rows[rows["is_reported"] == mark.is_reported]
-        marked = marked.assign(y=marked["y"] + mark.offset)
-        style, text = Style(mark.name, mark.colour, symbol=mark.symbol), partial(_choice_hover, mark=mark)
-        edge = {"width": 2, "color": mark.colour}
-        trace = curve(marked, "y", style, text, x=mark.column, mode="markers", size=10, marker_line=edge)
-        if mark.column == "value":
-            ends = marked.rename(columns={"low": "value_low", "high": "value_high"})
-            trace.error_x = error_bars(ends, "value", mark.colour)
-        figure.add_trace(trace)
-    names, ends = list(map(escape, reported["row_name"])), [-0.55, len(reported) - 0.45]
-    figure.update_yaxes(tickvals=list(reported["y"]), ticktext=names, range=ends)
-    figure.update_yaxes(showgrid=False, zeroline=False)
-    drawn = rows[[*{mark.column for mark in MARKS}, "low", "high", "unsteered", "null_low", "null_high"]]
+    table = _paired_rows(figure_table(table, "choose", *CHOICE_COLUMNS, name), name)
+    chosen, reported = (table[table["is_reported"] == flag] for flag in (False, True))
+    score = table[name].iloc[0]
+    is_known = score in ("accuracy", "d_prime", "shift")
+    label = axis_title(score, "choose") if is_known else escape(score)
+    counts = {"chosen": counted(chosen["n"], "prompt"), "other": counted(reported["n"], "prompt")}
+    counts["both"] = counted(chosen["n"].to_numpy() + reported["n"].to_numpy(), "prompt")
+    counts["controls"] = counted([reported["controls"].max()], "control")
+    figure, ticks = go.Figure(), {}
+    for key in reported["row"]:
+        figure.add_traces(
+            _choice_rows(table[table["row"] == key], ticks, counts, has_heading=len(reported) > 1)
+        )
+    figure.update_yaxes(tickvals=list(ticks), ticktext=list(ticks.values()), zeroline=False, showgrid=False)
+    figure.update_yaxes(range=[min(ticks) - 0.7, 0.9])
+    drawn = table[[*{mark.column for mark in MARKS}, "low", "high", "unsteered", "null_low", "null_high"]]
     low, high = drawn.min(axis=None), drawn.max(axis=None)
+    margin = 0.04 * (high - low) or 1.0
     # Explicit: plotly.js places lines on the edge of the axis, where they are not visible.
-    figure.update_xaxes(range=[low - 0.04 * (high - low), high + 0.04 * (high - low)], zeroline=False)
-    score = rows[name].iloc[0]
-    known = score in ("accuracy", "d_prime", "shift")
-    figure.update_xaxes(title_text=axis_title(score, "choose") if known else escape(score))
-    used, unused = (counted(part["n"], "prompt") for _, part in rows.groupby("is_reported"))
-    grey = controls_text(int(rows["controls"].max()), "control")
-    subtitle = f"chosen on {used}, reported on {unused}; whiskers: 95% intervals{grey}"
-    title = "What was chosen, where it was chosen and elsewhere"
-    return styled(figure, title, subtitle, height=max(300, 160 + CHOICE_ROW * len(reported)))
+    figure.update_xaxes(range=[low - margin, high + margin], zeroline=False, title_text=label)
+    title = f"Chosen on {counts['chosen']}, reported on the other {counts['other']}"
+    if len(reported) == 1:
+        row = reported.to_dict("records")[0]
+        value = f"{short_label(score, 'choose') if is_known else label} {number(row['value'])}"
+        title = f"{capitalized(condition_name(row))}: {value} on the other {counts['other']}"
+    subtitle = f"{label}; unsteered: on the other {counts['other']}; whiskers: 95% intervals"
+    figure.update_layout(showlegend=False)
+    return styled(figure, title, subtitle, height=180 + CHOICE_ROW * len(ticks))
 
 
 def _paired_rows(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows with `row_name`, `y` (from below) and `is_reported`."""
+    """The rows with `row`, the vector and operation, escaped, and `is_reported`."""
     scores, keys = table[name].unique().tolist(), ["vector", "operation"]
     if len(scores) != 1:
         raise ValueError(f"plots.choose: the scores {scores} have no common axis: select one.")
@@ -117,34 +115,46 @@ def _paired_rows(table: pd.DataFrame, name: str) -> pd.DataFrame:
         raise ValueError(
             "plots.choose: each vector and operation needs two rows, as evaluation.choose returns them."
         )
-    order = by_row.ngroup()
-    return table.assign(
-        row_name=table[keys if table["operation"].nunique() > 1 else keys[:1]].agg(", ".join, axis=1),
-        y=float(order.max()) - order,
-        is_reported=by_row.cumcount() == 1,
-    )
+    names = table[keys if table["operation"].nunique() > 1 else keys[:1]].agg(", ".join, axis=1)
+    return table.assign(row=names.map(escape), is_reported=by_row.cumcount() == 1)
 
 
-def _backgrounds(rows: pd.DataFrame) -> list[go.Scatter]:
-    """Below the marks: the range of controls, and the unsteered score, on the reported split."""
-    nulls = rows.dropna(subset="null_low")
-    y = nulls["y"] + REPORTED.offset
-    grey = translucent(CONTROL, 0.3)
-    bars = _segments("controls, chosen alike", (nulls["null_low"], nulls["null_high"]), (y, y))
-    bars.update(line={"color": grey, "width": 0.5 * HALF_ROW * CHOICE_ROW}, showlegend=bool(len(nulls)))
-    ends = (rows["y"] - HALF_ROW, rows["y"] + HALF_ROW)
-    unsteered = _segments("unsteered", (rows["unsteered"], rows["unsteered"]), ends)
-    return [bars, unsteered.update(line=DASHED | {"width": 1.5})]
+def _choice_rows(
+    rows: pd.DataFrame, ticks: dict[float, str], counts: dict[str, str], *, has_heading: bool
+) -> list[go.Scatter]:
+    """The traces of one vector and operation, downwards from the last of `ticks`, which gets their names."""
+    top = y = min(ticks, default=1.0) - 1.0
+    reported = rows[rows["is_reported"]].to_dict("records")[0]
+    heading = f"{reported['row']}: " if has_heading else ""
+    ticks[y] = f"<b>{heading}{condition_name(reported)}</b>"
+    traces = []
+    for mark in MARKS:
+        y -= 1.0
+        ticks[y] = broken(mark.name.format(**counts), TICK_LENGTH)
+        marked = rows[rows["is_reported"] == mark.is_reported].assign(y=y)
+        text, edge = partial(_choice_hover, mark=mark), {"width": 2, "color": mark.colour}
+        style = Style(mark.name.format(**counts), mark.colour, symbol=mark.symbol)
+        trace = curve(marked, "y", style, text, x=mark.column, mode="markers", size=11, marker_line=edge)
+        if mark.column == "value":
+            ends = marked.rename(columns={"low": "value_low", "high": "value_high"})
+            trace.error_x = error_bars(ends, "value", mark.colour)
+        traces.append(trace)
+    if pd.notna(reported["null_low"]):
+        y -= 1.0
+        ticks[y] = broken(CONTROL_ROW.format(**counts), TICK_LENGTH)
+        grey = {"color": translucent(CONTROL, 0.45), "width": 14}
+        traces.append(_segment("controls", (reported["null_low"], reported["null_high"]), (y, y), grey))
+    unsteered = _segment("unsteered", (reported["unsteered"],) * 2, (top - 0.4, y - 0.5), DASHED)
+    unsteered.update(mode="lines+text", text=["unsteered", ""], textposition="top center")
+    return [unsteered, *traces]
 
 
-def _segments(name: str, x: tuple[pd.Series, pd.Series], y: tuple[pd.Series, pd.Series]) -> go.Scatter:
-    """Separate lines, each from the first of `x` and `y` to the second."""
-    x, y = ([each for ends in zip(*sides, strict=True) for each in (*ends, None)] for sides in (x, y))
-    return go.Scatter(x=x, y=y, mode="lines", name=name, hoverinfo="skip")
+def _segment(name: str, x: tuple[float, float], y: tuple[float, float], line: dict[str, Any]) -> go.Scatter:
+    return go.Scatter(x=x, y=y, mode="lines", name=name, line=line, hoverinfo="skip")
 
 
 def _choice_hover(row: dict[str, Any], mark: Mark) -> str:
-    heading = f"<b>{escape(row['row_name'])}</b>, {escape(mark.name)}"
+    heading = f"<b>{row['row']}</b>"
     if mark.column != "value":
         agreement = f"same condition in {row['selection_agreement']:.0%} of halves"
         return hover(heading, number(row[mark.column]), f"optimism {interval(row, 'optimism')}", agreement)
@@ -288,12 +298,12 @@ def preference(
         grid.add(index, control_marks(panel, name, ranks, text), rank=900)
         grid.add(index, layer_lines(panels, panel, name, ranks, text))
     grid.figure.update_xaxes(**multiplier_axis(ranks, opposite=bool(against == "opposite")))
-    grid.figure.update_yaxes(title_text="replies preferring the first shown", col=2)
     grid.figure.add_hline(y=0.5, layer="below", line=DOTTED)
     grid.figure.update_layout(legend_title_text="layer")
     counts = table.assign(n=table["decided"]) if value == "win_rate" else table
     title = f"How often the judge prefers the {PREFERRED[against]} answer"
-    return styled(grid.figure, title, sweep_subtitle(counts), height=grid.height)
+    subtitle = f"{sweep_subtitle(counts)}; right: share of replies preferring the first shown"
+    return styled(grid.figure, title, subtitle, height=grid.height)
 
 
 def _preference_hover(row: dict[str, Any], value: str) -> str:

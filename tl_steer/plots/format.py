@@ -34,6 +34,12 @@ def wrapped(text: object) -> str:
     return "<br>".join(escape(line) for line in lines)
 
 
+def broken(text: str, max_length: int) -> str:
+    """Break an escaped text into lines, at spaces only."""
+    wrapper = textwrap.TextWrapper(max_length, break_long_words=False, break_on_hyphens=False)
+    return "<br>".join("<br>".join(wrapper.wrap(each)) for each in text.split("<br>"))
+
+
 def shortened(text: str, max_length: int) -> str:
     """Keep both ends of a long text; special tokens are never cut."""
     if len(text) <= max_length:

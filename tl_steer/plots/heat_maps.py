@@ -254,7 +254,7 @@ def logit_lens(
     lowest = 0.0 if value == "probability" else float(table[value].min())
     scale = {"colorscale": colour_scale(LIGHT_TO_DARK), "colorbar": colour_bar(value)}
     scale |= {"cmin": lowest, "cmax": float(table[value].max())}
-    figure.update_layout(coloraxis=scale, margin={"t": LENS_TOP, "b": LENS_BOTTOM})
+    figure.update_layout(coloraxis=scale, margin={"t": LENS_TOP - 76, "b": LENS_BOTTOM})
     subtitle = f"{len(selected)} of {counted([len(available)], 'layer')}; ␣ is a space"
     title, height = "Logit lens: the likeliest tokens", LENS_TOP + inner + LENS_BOTTOM
     return styled(figure, title, subtitle, height=height)

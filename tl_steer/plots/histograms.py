@@ -13,7 +13,7 @@ from .._util.validation import checked
 from .format import at_level, counted, escape, hover, levels, number, prompt_labels, rounded, wrapped
 from .marks import add_layer_slider, selected_layers
 from .panels import facet_parts, figure_table
-from .style import level_colours, styled, subplots, translucent
+from .style import PANEL_TITLE_HEIGHT, level_colours, styled, subplots, translucent
 
 PROJECTION_COLUMNS = ("layer", "pair", "side", "prompt", "projection", "cosine")
 MAX_FACETS = 4
@@ -103,9 +103,8 @@ def projections(
         selected = available if layers == "all" else selected_layers(available, layers)
         figure = _sheet(panels, colours, by, selected)
         subtitle = f"{pairs}; residual stream units; height: prompts per bin, on a scale per layer"
-        height = figure.layout.height
-        styled(figure, "Projection on the direction, by layer", subtitle, height=height)
-        return figure.update_layout(margin={"t": 84, "l": 12, "b": 26}, title_y=1 - 14 / height)
+        figure.update_layout(margin={"t": PANEL_TITLE_HEIGHT, "l": 12})
+        return styled(figure, "Projection on the direction, by layer", subtitle, height=figure.layout.height)
     figure = panels_with_strips(list(panels), len(colours), strip_height=0.16)
     groups: list[pd.DataFrame] = []  # of each trace
     for column, rows in enumerate(panels.values(), start=1):
@@ -119,7 +118,7 @@ def projections(
     figure.update_xaxes(title_text="projection (residual stream units)", row=2)
     figure.update_yaxes(title_text="prompts", row=1, col=1)
     figure.update_layout(barmode="overlay", bargap=0.02, legend_title_text=escape(by))
-    figure.update_layout(margin_t=76 if len(panels) == 1 else 100)
+    figure.update_layout(margin_t=0 if len(panels) == 1 else PANEL_TITLE_HEIGHT)
     return styled(figure, "Projection on the direction", f"{pairs}; below, a line per prompt", height=540)
 
 

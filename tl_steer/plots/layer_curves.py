@@ -8,10 +8,20 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .._util.validation import checked
-from .format import at_level, axis_title, counted, escape, hover, interval, level, levels, number
-from .marks import DASHED, band, curve, curve_with_band, layer_range
-from .panels import figure_table, with_ends
-from .style import CONTROL, DASHES, INK, Style, level_colours, styled, subplots, translucent
+from .format import at_level, axis_title, broken, counted, escape, hover, interval, level, levels, number
+from .marks import DASHED, band, curve, curve_with_band, label_lines, layer_range
+from .panels import X_LENGTH, figure_table, with_ends
+from .style import (
+    CONTROL,
+    DASHES,
+    INK,
+    PANEL_TITLE_HEIGHT,
+    Style,
+    level_colours,
+    styled,
+    subplots,
+    translucent,
+)
 
 SEPARATION_COLUMNS = (
     "layer", *with_ends("paired_accuracy"), "auc", "d_prime", "null_low", "null_high", "null_mean",
@@ -22,7 +32,7 @@ AGREEMENT_PANELS = {
     "split_half": "vectors of two halves",
     "single": "single pairs with the vector",
     "between": "with the other methods’ vectors",
-    "cone": "95% of resampled vectors lie within",
+    "cone": "95% of resampled vectors lie within (degrees)",
 }
 AGREEMENT_COLUMNS = (
     "layer", "method", *with_ends("split_half", "single"), "split_half_null", "reliability", "cone",
@@ -48,27 +58,30 @@ def separation(table: pd.DataFrame) -> go.Figure:
     table = figure_table(table, "separation", *SEPARATION_COLUMNS)
     by = "vector" if "vector" in table.columns else "method"
     parts = _by_layer(table, by)
-    colours = level_colours(parts)
+    colours, lines = level_colours(parts), []
     figure = go.Figure()
-    for rank, rows in enumerate(parts.values()):
+    for rows in parts.values():
         if rows["null_low"].notna().any():  # with shuffles=0 there is no null
-            figure.add_traces(_shuffled(rows, opacity=0.5 / (len(parts) + 0.5), is_first=rank == 0))
+            figure.add_traces(_shuffled(rows, opacity=0.5 / (len(parts) + 0.5)))
     for name, rows in parts.items():
         if rows["null_max"].notna().any():
             figure.add_trace(_threshold(rows, CONTROL if len(parts) == 1 else colours[name]))
         style = Style(escape(name), colours[name])
         text = partial(_separation_hover, name=style.name)
         figure.add_traces(curve_with_band(rows, "paired_accuracy", style, text, opacity=0.18))
+        lines.append(figure.data[-1])
     figure.add_hline(y=0.5, line=DASHED)
     right = {"x": 1, "xref": "paper", "xanchor": "right", "yanchor": "bottom"}
-    figure.add_annotation(y=0.5, text="chance", showarrow=False, **right)
+    _label_null(figure, list(parts.values()), right)
     lowest = min(0.3, table[["paired_accuracy_low", "null_low"]].min(axis=None))
     figure.update_xaxes(title_text="layer", **layer_range(table["layer"]))
     figure.update_yaxes(title_text=axis_title("paired_accuracy"), range=[lowest - 0.03, 1.02])
     counts = f"{counted(table['pairs'], 'pair')}, {counted(table['folds'], 'fold')}"
     method = f"{escape(next(iter(parts)))}, " if len(parts) == 1 else ""
-    subtitle = f"{method}{counts}; band: 95% interval{_significant(list(parts.values()))}"
-    return styled(figure, "Do held-out pairs separate?", subtitle)
+    if label_lines(figure, lines) or len(parts) == 1:
+        figure.update_layout(showlegend=False)
+    title, tested = _significant(list(parts.values()))
+    return styled(figure, title, f"{method}{counts}; band: 95% interval{tested}")
 
 
 def _by_layer(table: pd.DataFrame, factor: str) -> dict[str, pd.DataFrame]:
@@ -77,19 +90,19 @@ def _by_layer(table: pd.DataFrame, factor: str) -> dict[str, pd.DataFrame]:
     return {name: rows.sort_values("layer") for name, rows in parts}
 
 
-def _shuffled(rows: pd.DataFrame, *, opacity: float, is_first: bool) -> list[go.Scatter]:
+def _shuffled(rows: pd.DataFrame, *, opacity: float) -> list[go.Scatter]:
     """The null's band and mean by layer."""
-    names = {"legendgroup": "null", "showlegend": is_first, "name": "shuffled labels, 95%<br>at each layer"}
-    around = band(rows["layer"], rows["null_low"], rows["null_high"], translucent(CONTROL, opacity), **names)
+    shade, name = translucent(CONTROL, opacity), "shuffled labels, 95% at each layer"
+    around = band(rows["layer"], rows["null_low"], rows["null_high"], shade, name=name)
     mean = curve(rows, "null_mean", Style("their mean", CONTROL), x="layer", mode="lines", width=1)
-    return [around, mean.update(legendgroup="null", showlegend=False)]
+    return [each.update(showlegend=False) for each in (around, mean)]
 
 
 def _threshold(rows: pd.DataFrame, colour: str) -> go.Scatter:
     """The paired accuracy that 5 % of shuffles exceed at any layer."""
     ends = pd.DataFrame({"x": layer_range(rows["layer"])["range"], "y": rows["null_max"].iloc[0]})
-    style = Style("shuffled labels, 95%<br>at all layers together", colour, "dot")
-    return curve(ends, "y", style, mode="lines", width=1.5)
+    style = Style("shuffled labels, 95% at all layers together", colour, "dot")
+    return curve(ends, "y", style, mode="lines", width=1.5, showlegend=False)
 
 
 def _separation_hover(row: dict[str, Any], name: str) -> str:
@@ -103,18 +116,29 @@ def _separation_hover(row: dict[str, Any], name: str) -> str:
     )
 
 
-def _significant(parts: list[pd.DataFrame]) -> str:
-    """At how many layers of each line p_corrected is at most 0.05; "" without a null."""
+def _label_null(figure: go.Figure, parts: list[pd.DataFrame], right: dict[str, Any]) -> None:
+    """Write on the lines and the band of the null what they are."""
+    figure.add_annotation(y=0.5, text="chance", showarrow=False, **right)
+    for column, text in {
+        "null_low": "grey: 95% of shuffled labels, at each layer",
+        "null_max": "95% of shuffled labels are below, at all layers",
+    }.items():
+        known = [rows[column].max() for rows in parts if rows[column].notna().any()]
+        if known:
+            figure.add_annotation(y=max(known), text=text, showarrow=False, **right)
+
+
+def _significant(parts: list[pd.DataFrame]) -> tuple[str, str]:
+    """A title with the layers of each line at which p_corrected is at most 0.05, and of what that is."""
     tested = [rows for rows in parts if rows["p_corrected"].notna().any()]
     if not tested:
-        return ""
+        return "Do held-out pairs separate?", ""
     if any(rows["null_max"].isna().all() for rows in tested):
-        return f"; 19 shuffles or more are needed to reach p ≤ {ALPHA}"
+        return "Do held-out pairs separate?", f"; 19 shuffles or more are needed to reach p ≤ {ALPHA}"
     *first, last = [str(int((rows["p_corrected"] <= ALPHA).sum())) for rows in tested]
     text = f"{', '.join(first)} and {last}" if first else last
-    in_order = ", line by line" if first else ""
     layers = counted(map(len, tested), "layer")
-    return f"; p ≤ {ALPHA}, corrected for all layers, at {text} of {layers}{in_order}"
+    return f"Held-out pairs separate at {text} of {layers}", f"; p ≤ {ALPHA}, corrected for all layers"
 
 
 @checked
@@ -145,22 +169,32 @@ def agreement(table: pd.DataFrame) -> go.Figure:
             traces[-1].showlegend = index == 0
             figure.add_traces(traces, rows=index // columns + 1, cols=index % columns + 1)
     figure.update_xaxes(**layer_range(table["layer"]))
-    below, height = (-0.13, 660) if len(values) > columns else (-0.22, 420)
-    legend = {"orientation": "h", "x": 0, "y": below, "yanchor": "top"}
-    figure.update_layout(legend=legend, margin={"t": 104, "r": 24})
+    height = 660 if len(values) > columns else 420
+    figure.update_layout(margin_t=2 * PANEL_TITLE_HEIGHT)
     bands = "; bands: the middle 95% of splits and of pairs" * (len(parts) == 1)
     dotted = f"{counted(table['pairs'], 'pair')}; dotted: 97.5% with shuffled labels, at each layer alone"
-    return styled(figure, "Do vectors of these pairs agree?", dotted + bands, height=height)
+    return styled(figure, _agreeing(parts), dotted + bands, height=height)
+
+
+def _agreeing(parts: dict[str, pd.DataFrame]) -> str:
+    """A title with the layers of each method at which halves agree better than with shuffled labels."""
+    tested = [rows for rows in parts.values() if rows["split_half_null"].notna().any()]
+    if not tested:
+        return "Do vectors of these pairs agree?"
+    beyond = [int((rows["split_half"] > rows["split_half_null"]).sum()) for rows in tested]
+    layers = counted(map(len, tested), "layer")
+    of = f"{beyond[0]}" if len(set(beyond)) == 1 else f"{min(beyond)} to {max(beyond)}"
+    return f"Halves agree beyond shuffled labels at {of} of {layers}{', by method' * (len(tested) > 1)}"
 
 
 def _agreement_panels(values: list[str], columns: int) -> go.Figure:
     rows, columns = -(-len(values) // columns), min(len(values), columns)
-    titles = [AGREEMENT_PANELS[name] for name in values]
+    titles = [broken(AGREEMENT_PANELS[name], X_LENGTH // 2) for name in values]
     figure = subplots(rows, columns, titles, horizontal_spacing=0.09, vertical_spacing=0.13)
     figure.update_yaxes(rangemode="tozero")
     for index, name in enumerate(values):
         at = {"row": index // columns + 1, "col": index % columns + 1}
-        figure.update_yaxes(title_text="degrees" if name == "cone" else "cosine", **at)
+        figure.update_yaxes(title_text="cosine" if name != "cone" and at["col"] == 1 else None, **at)
         figure.update_xaxes(title_text="layer" if index >= len(values) - columns else None, **at)
     return figure
 
@@ -222,7 +256,9 @@ def mean_projections(
         for traces in _level_curves(table[~is_difference], name, colour, dash):
             traces[-1].showlegend = row == 1
             figure.add_traces(traces, rows=row, cols=1)
+    is_labelled = label_lines(figure, [trace for trace in figure.data if trace.showlegend])
     for traces in _level_curves(table[is_difference], value, colour, dash):
+        traces[-1].showlegend = dash is not None or not is_labelled
         figure.add_traces(traces, rows=len(values) + 1, cols=1)
     figure.update_xaxes(**layer_range(table["layer"]))
     figure.update_layout(legend_title_text=escape(", ".join(by)))

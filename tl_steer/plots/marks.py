@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from .format import interval, layers_order, signed
-from .panels import Panel
+from .panels import Panel, PanelGrid
 from .style import AXIS, CONTROL, CONTROL_BAND, INK, Style, translucent
 
 # At most this many layers may be evenly spaced where a step exceeds another by this factor.
@@ -17,6 +17,8 @@ FEW_LAYERS, UNEVEN = 8, 3
 MAX_CONTROL_LINES = 5  # control vectors that get a line each
 DASHED = {"color": INK, "width": 1, "dash": "dash"}  # reference lines
 DOTTED = {"color": INK, "width": 1, "dash": "dot"}
+MAX_LABELS, LABEL_LENGTH = 6, 20  # lines named at their ends, and characters of a name
+LABEL_STEP, LABEL_CHARACTER, PLOT_HEIGHT = 15, 7, 290  # pixels; the last is that of one row of panels
 X_MULTIPLIER = "multiplier (evenly spaced)"
 
 Numbers = Iterable[float]
@@ -78,7 +80,7 @@ def layer_axis(positions: Mapping[str, float], columns: int) -> dict[str, object
 
 def _named_ticks(ticks: Mapping[str, float], ends: list[float]) -> dict[str, object]:
     names, positions = list(ticks), list(ticks.values())
-    return {"tickvals": positions, "ticktext": names, "tickangle": 0, "range": ends, "zeroline": False}
+    return {"tickvals": positions, "ticktext": names, "range": ends, "zeroline": False}
 
 
 def layer_range(layers: pd.Series) -> dict[str, object]:
@@ -196,6 +198,44 @@ def curve(
         trace.hovertext = ["" if pd.isna(row[x]) else hover(row) for row in records]
         trace.hoverinfo = "text"
     return trace.update(more)
+
+
+def label_panels(grid: PanelGrid, names: Iterable[str], noun: str) -> None:
+    """Name the lines of one row of panels at the right edge, or give the legend a heading."""
+    names, axis = set(names), "y" if grid.columns == 1 else f"y{grid.columns}"
+    lines = [each for each in grid.figure.data if each.name in names and each.yaxis == axis]
+    if grid.rows > 1 or not label_lines(grid.figure, lines, noun):
+        grid.figure.update_layout(legend_title_text=noun)
+
+
+def label_lines(figure: go.Figure, lines: Sequence[go.Scatter], noun: str = "") -> bool:
+    """Name a few lines at their right ends, in their colours, instead of in the legend.
+
+    Args:
+        lines: traces of the figure, in the panel at its right edge. Many lines, or long names, stay in the
+            legend.
+        noun: written above the names.
+
+    Returns:
+        whether they are named.
+    """
+    names = [line.name for line in lines]
+    ends = [next((y for y in reversed(line.y) if not pd.isna(y)), None) for line in lines]
+    if not 1 < len(lines) <= MAX_LABELS or None in ends or max(map(len, names)) > LABEL_LENGTH:
+        return False
+    name = (lines[0].yaxis or "y").replace("y", "yaxis")
+    drawn = [y for trace in figure.data for y in list(trace.y) if not pd.isna(y)]
+    low, high = figure.layout[name].range or (min(drawn), max(drawn))
+    scale, lowest = PLOT_HEIGHT / ((high - low) or 1.0), -math.inf
+    at = {"x": 1, "xref": "paper", "xanchor": "left", "xshift": 4, "yref": lines[0].yaxis or "y"}
+    labels = sorted(zip(ends, names, [line.line.color for line in lines], strict=True))
+    for end, text, colour in [*labels, (labels[-1][0], noun, INK)]:
+        lowest = max(lowest + LABEL_STEP, scale * (end - low))  # pixels
+        shift = lowest - scale * (end - low)
+        figure.add_annotation(y=end, yshift=shift, text=text, font_color=colour, showarrow=False, **at)
+    figure.for_each_trace(lambda each: each.update(showlegend=False) if each.name in names else None)
+    figure.update_layout(margin_r=12 + LABEL_CHARACTER * max(map(len, [noun, *names])))
+    return True
 
 
 def error_bars(rows: pd.DataFrame, value: str, colour: str, *, opacity: float = 0.55) -> dict[str, object]:

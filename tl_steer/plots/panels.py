@@ -3,19 +3,30 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, cycle, takewhile
-from textwrap import wrap
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from ..tables import column, validated
-from .format import at_level, escape, hover, interval, layers_order, levels, number, short_label, signed
+from .format import (
+    at_level,
+    broken,
+    escape,
+    hover,
+    interval,
+    layers_order,
+    levels,
+    number,
+    short_label,
+    signed,
+)
 from .style import (
     DASHES,
     GREEN,
     HEIGHT,
     LAYER_SETS,
+    PANEL_TITLE_HEIGHT,
     SYMBOLS,
     Style,
     multiplier_colours,
@@ -29,7 +40,7 @@ CONDITION = ("vector", "control", "operation", "layers", "hook", "multiplier")
 MAX_PANELS = 6
 LINE_SPREAD = 0.36  # of the distance between two multipliers, taken by the lines at one multiplier
 ROW_HEIGHT = 340  # pixels of each further row of panels
-TITLE_LENGTH = 78  # characters of an axis title across the figure
+X_LENGTH, Y_LENGTH = 54, 44  # characters of an axis title that fit across a figure 420 pixels wide, and up
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,10 @@ def effects_table(
             f"plots.{figure}: {value} is NaN in every row; it needs questions with answers or choices, and a "
             "shift needs unsteered texts."
         )
+    # Without a value (open prompts have no right answer) a level is an empty panel, a multiplier no line.
+    for keys in ([facet] if facet else [], ["operation", "multiplier"]):
+        if keys:
+            table = table[table.groupby(keys, dropna=False)[value].transform("count") > 0]
     return table
 
 
@@ -164,19 +179,26 @@ class PanelGrid:
         self.height = HEIGHT + ROW_HEIGHT * (self.rows - 1)
         options = {"shared_xaxes": "all", "shared_yaxes": "all"}
         options |= {"horizontal_spacing": 0.03, "vertical_spacing": 0.16 / self.rows} | more
+        titles = [broken(title, X_LENGTH // self.columns) for title in titles]
         self.figure = subplots(self.rows, self.columns, titles if n_panels > 1 else None, **options)
-        self.figure.update_layout(margin_t=76 if n_panels == 1 else 100)
+        lines = max(len(title.split("<br>")) for title in titles[: self.columns])
+        self.figure.update_layout(margin_t=PANEL_TITLE_HEIGHT * lines if n_panels > 1 else 0)
         # A long title below each of several panels would overlap the next.
-        is_long = len(x_title) > TITLE_LENGTH // self.columns
+        is_long = len(x_title) > X_LENGTH // self.columns
         column = 2 if is_long and self.columns == 3 else None
-        lines = wrap(x_title, TITLE_LENGTH // 2) if is_long and self.columns == 2 else [x_title]
-        self.figure.update_xaxes(title_text="<br>".join(lines), row=self.rows, col=column)
-        self.figure.update_yaxes(title_text=y_title, col=1)
+        x_title = broken(x_title, X_LENGTH // self.columns) if column is None else x_title
+        self.figure.update_xaxes(title_text=x_title, row=self.rows, col=column)
+        self.figure.update_yaxes(title_text=broken(y_title, Y_LENGTH), col=1)
         # Explicit, because plotly.js finds no range of matched axes if that of the x axes is set.
         self.figure.update_yaxes(range=y_range, autorange=y_range is None)
 
     def add(
-        self, index: int, traces: Iterable[go.Scatter], group: str | None = None, *, rank: int = 500
+        self,
+        index: int,
+        traces: Iterable[go.Scatter | go.Heatmap],
+        group: str | None = None,
+        *,
+        rank: int = 500,
     ) -> None:
         """Draw into panel `index` (0-based) the traces of a legend group, by default each of its own name.
 

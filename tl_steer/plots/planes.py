@@ -75,13 +75,27 @@ def signal_detection(table: pd.DataFrame, *, layer: int | str | None = None) -> 
         style = Style("unsteered", INK, symbol="diamond")
         traces.append((_detection_points(unsteered, style, size=12), None))
     figure = go.Figure([trace for trace, _ in traces])
-    changes = [[{"visible": [owner in (None, name) for _, owner in traces]}, {}] for name in layers]
-    add_layer_slider(figure, layers, changes, layer)
+    changes = [
+        [{"visible": [owner in (None, name) for _, owner in traces]}, {"title.text": _verdicts(table, name)}]
+        for name in layers
+    ]
     figure.update_xaxes(title_text=axis_title("criterion"), range=_detection_range(table, "criterion"))
     figure.update_yaxes(title_text=axis_title("d_prime"), range=_detection_range(table, "d_prime"))
     figure.add_vline(x=0, layer="below", line=DOTTED)
     counts = f"{counted(table['n_signal'], 'signal prompt')}, {counted(table['n_noise'], 'noise prompt')}"
-    return styled(figure, "Sensitivity or bias?", f"{counts} per point; crosses: 95% intervals", height=560)
+    styled(figure, "", f"{counts} per point; crosses: 95% intervals", height=560)
+    add_layer_slider(figure, layers, changes, layer)
+    return figure
+
+
+def _verdicts(table: pd.DataFrame, layers: str) -> str:
+    """A title with the number of conditions of each verdict at a layer, the most frequent first."""
+    rows = table[~table["control"] & (table["layers"] == layers)]
+    if "verdict" not in rows or not rows["verdict"].any():
+        return "Sensitivity or bias?"
+    counts = rows["verdict"].value_counts()
+    text = ", ".join(f"{escape(name)} in {count}" for name, count in counts.items())
+    return f"Layer {escape(layers)}: {text} of {counted([len(rows)], 'condition')}"
 
 
 def _detection_points(rows: pd.DataFrame, style: Style, *, size: int, **more: Any) -> go.Scatter:
@@ -211,7 +225,9 @@ def effect_and_damage(
     grid.figure.update_layout(legend_title_text="layer")
     counts = f"{counted(table['n'], 'prompt')}, {counted(table['passages'], 'passage')} per point"
     subtitle = f"{counts}; numbers: multipliers{controls_text(table)}"
-    return styled(grid.figure, "What an effect costs", subtitle, height=grid.height + 60)
+    steered = rows[(rows["operation"] != "none") & ~rows["control"]]
+    usable = f"{steered['usable'].sum()} of {counted([len(steered)], 'condition')}"
+    return styled(grid.figure, f"What an effect costs: {usable} usable", subtitle, height=grid.height + 60)
 
 
 def _effect_points(rows: pd.DataFrame, cost: str, style: Style) -> go.Scatter:

@@ -106,7 +106,7 @@ def _steerability_table(table: pd.DataFrame, value: str, facet: str | None) -> p
             f"{caller}: rows share their vector, operation, hook and layers: give facet=… if the table is "
             "split by a factor, or select one value of it."
         )
-    return table
+    return table if facet is None else table[table.groupby(facet, dropna=False)[value].transform("count") > 0]
 
 
 def _target(table: pd.DataFrame, *, caller: str) -> str:
@@ -194,7 +194,7 @@ def prompt_slopes(
     figure.add_vline(x=0, line=DASHED)
     figure.update_xaxes(title_text=axis_title(value, "prompt_slopes"), row=2)
     figure.update_layout(barmode="overlay", bargap=0, legend_title_text="vector")
-    figure.update_layout(margin_t=84 + 16 * (1 + len(shades) + (facet is not None)))
+    figure.update_layout(margin_t=8 + 16 * (1 + len(shades) + (facet is not None)))
     target, points = _target(table, caller="plots.prompt_slopes"), counted(table["multipliers"], "multiplier")
     prompts = counted([table["prompt_id"].nunique()], "prompt")
     subtitle = f"{prompts}, each a line over {points}; positive: toward {target}{controls_text(table)}"

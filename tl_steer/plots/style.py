@@ -10,10 +10,12 @@ from plotly.colors import hex_to_rgb, sample_colorscale
 from plotly.subplots import make_subplots
 
 from .._util.validation import checked
-from .format import escape
+from .format import broken, escape
 
 WIDTH, HEIGHT = 900, 460  # pixels; the width of a notebook's column
-PANEL_TITLE_SIZE = 13
+PANEL_TITLE_SIZE, PANEL_TITLE_HEIGHT = 13, 18
+# Lines of title and subtitle, in characters that fit into 420 pixels, and their heights in pixels.
+TITLE_LENGTH, SUBTITLE_LENGTH, TITLE_LINE, SUBTITLE_LINE, HEADING_GAP = 48, 66, 21, 16, 30
 
 # Okabe & Ito 2008, "Color Universal Design"; without yellow, which has no contrast on white.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -77,7 +79,10 @@ def template() -> go.layout.Template:
     return go.layout.Template(
         layout={
             "font": {"family": "Helvetica, Arial, 'Liberation Sans', sans-serif", "size": 12, "color": INK},
-            "title": {"x": 0.01, "xanchor": "left", "y": 0.97, "yanchor": "top", "font": {"size": 16}},
+            "title": {
+                "x": 0.01, "xanchor": "left", "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 12},
+                "font": {"size": 16},
+            },
             "paper_bgcolor": "white",
             "plot_bgcolor": "white",
             "colorway": QUALITATIVE,
@@ -88,15 +93,28 @@ def template() -> go.layout.Template:
             "hoverlabel": {
                 "bgcolor": "white", "bordercolor": AXIS, "font": {"color": INK, "size": 12}, "align": "left",
             },
-            "legend": {"x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top", "tracegroupgap": 3},
+            # Below the axes, where it takes no width from them and wraps in a narrow figure.
+            "legend": {
+                "orientation": "h", "x": 0, "xanchor": "left", "tracegroupgap": 3,
+                "yref": "container", "y": 0, "yanchor": "bottom",
+            },
         }
     )  # fmt: skip
 
 
 def styled(figure: go.Figure, title: str, subtitle: str, *, height: float = HEIGHT) -> go.Figure:
-    """Set template, size, title and subtitle (both escaped) of a figure, and return it."""
+    """Set template, size, title and subtitle (both escaped) of a figure, and return it.
+
+    Both are broken into lines that fit at half of the width; the top margin grows with them, by what the
+    figure asks for above its axes (`margin_t`, for titles of panels).
+    """
+    title, subtitle = broken(title, TITLE_LENGTH), broken(subtitle, SUBTITLE_LENGTH)
+    lines = title.count("<br>")
+    top = TITLE_LINE * (1 + lines) + SUBTITLE_LINE * (1 + subtitle.count("<br>")) + HEADING_GAP
     heading = {"text": title, "subtitle": {"text": subtitle, "font": {"size": 12, "color": "#5B626B"}}}
-    return figure.update_layout(template=template(), title=heading, width=WIDTH, height=height)
+    heading["pad"] = {"t": 12 + TITLE_LINE * lines // 2}  # plotly.js centres the lines on the first
+    margin = {"t": top + (figure.layout.margin.t or 0)}
+    return figure.update_layout(template=template(), title=heading, width=WIDTH, height=height, margin=margin)
 
 
 def subplots(rows: int, columns: int, titles: Sequence[str] | None = None, **more: Any) -> go.Figure:

@@ -20,6 +20,7 @@ from .marks import (
     control_marks,
     curve,
     is_to_scale,
+    label_panels,
     layer_axis,
     layer_bands,
     layer_positions,
@@ -91,7 +92,7 @@ def effectiveness(table: pd.DataFrame, *, value: Value = "accuracy", facet: str 
         line = curve(with_gaps(rows, positions), value, style, hover, whiskers=True)
         grid.add(index, [line, rings(rows, value)], style.name, rank=style.rank)
     grid.figure.update_xaxes(**layer_axis(positions, grid.columns))
-    grid.figure.update_layout(legend_title_text="multiplier")
+    label_panels(grid, names, "multiplier")
     title = f"{capitalized(short_label(value))} by steered layer"
     band_text = ", one band per |multiplier|; ring: within its own" if table["control"].any() else ""
     return styled(grid.figure, title, f"{sweep_subtitle(table)}{band_text}", height=grid.height)
@@ -168,7 +169,7 @@ def dose_response(
     if has_bar:
         grid.figure.add_trace(_layer_bar([int(layers) for layers, _ in styles if layers.isdigit()]))
     else:
-        grid.figure.update_layout(legend_title_text="layer")
+        label_panels(grid, [style.name for style in styles.values()], "layer")
     grid.figure.update_xaxes(zeroline=True)
     ring_text = " at any layer; ring: within its own layer's" if table["control"].any() else ""
     title, subtitle = f"{capitalized(short_label(value))} by {x}", f"{sweep_subtitle(table)}{ring_text}"
