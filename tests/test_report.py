@@ -137,7 +137,7 @@ def section_ids(html):
 
 def figures_of(html):
     """The figures of a page by id, as the browser reads them."""
-    return json.loads(re.search(r"const figures = (\{.*?\});\n// ", html, re.DOTALL)[1])
+    return json.loads(re.search(r"const figures = (\{.*?\});\n// A figure", html, re.DOTALL)[1])
 
 
 PAIRS = ["separation", "pca", "projections", "audit"]

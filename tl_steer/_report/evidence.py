@@ -158,7 +158,8 @@ def _controls(results: Results) -> Section | None:
         "them swapped (“shuffled”), which lie where these prompts vary anyway."
     )
     tables = [controls_table(table[table["layers"] == results.chosen["layers"]])]
-    return Section("controls", "The vector, or any vector of its length?", finding, read, tables=tables)
+    figures = [("controls", plots.against_controls(table))]
+    return Section("controls", "The vector, or any vector of its length?", finding, read, figures, tables)
 
 
 def controls_finding(table: pd.DataFrame, condition: pd.Series) -> str:

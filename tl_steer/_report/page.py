@@ -65,6 +65,7 @@ def report_page(results: Results) -> Report:
         dose=DOSE,
         colours=COLOURS,
         figures=Markup(_json(figures)),
+        alt=_alt,
         plotly=Markup(get_plotlyjs()),
     )
     title = results.settings.title
@@ -79,6 +80,11 @@ def _texts(results: Results) -> Any:
     if results.texts.empty:
         return ""
     return Markup(plots.side_by_side(side_by_side(results.texts)).body)
+
+
+def _alt(figure: Any) -> str:
+    """A figure's title as plain text."""
+    return html.unescape(figure.layout.title.text.replace("<br>", " "))
 
 
 def _json(figures: dict[str, Any]) -> str:

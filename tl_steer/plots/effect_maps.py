@@ -64,8 +64,8 @@ def against_controls(table: pd.DataFrame, *, facet: str | None = None) -> go.Fig
     noun = "condition" if len(tested) == len(table) else "tested condition"
     exceeding = f"{(tested['p_value'] <= ALPHA).sum()} of {counted([len(tested)], noun)}"
     title = f"{exceeding} exceed{'s' * exceeding.startswith('1 ')} the controls"
-    label = axis_title(name) if column(name) else escape(name)
-    label = label if name == "shift" else f"change of {label}"
+    label = axis_title(name) if column(name) else escape(name.replace("_", " "))
+    label = label if name.startswith("shift") else f"change of {label}"
     lowest = 1 / (1 + tested["controls"].max())
     floor = f"; lowest possible p {number(lowest, '.2g')}" if lowest > ALPHA else ""
     subtitle = (
