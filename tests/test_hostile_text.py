@@ -188,6 +188,37 @@ def test_hostile_text_in_figures_and_fragments_is_shown_and_does_nothing(group, 
     page.close()
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+def test_a_report_is_accessible_and_fits_its_window(browser, tmp_path, width, scheme):
+    """By axe-core, with all sections open; its rules run in a page without the report's own policy."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    (tmp_path / "report.html").write_text(
+        report.report_page(synthetic_results(tmp_path)).page, encoding="utf-8"
+    )
+    size = {"width": width, "height": 900}
+    page = browser.new_page(viewport=size, color_scheme=scheme, bypass_csp=True)
+    page.goto((tmp_path / "report.html").as_uri())
+    page.evaluate("document.getElementById('all').click()")
+    page.locator(".plot").last.locator(".main-svg").first.wait_for()
+    found = Axe().run(page).response["violations"]
+    assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.close()
+
+
+@pytest.mark.integration
+def test_a_printed_report_has_all_sections_open(browser, tmp_path):
+    page = opened(browser, report.report_page(synthetic_results(tmp_path)).page, tmp_path)
+    assert page.locator("details[open]").count() == 0
+    content = page.pdf(format="A4")
+    assert page.locator("details:not([open])").count() == 0
+    assert page.locator(".plot:not(.js-plotly-plot)").count() == 0
+    assert content.startswith(b"%PDF")
+    page.close()
+
+
 @pytest.fixture(scope="module")
 def report_page(browser, tmp_path_factory):
     """The report of a synthetic run, with hostile text wherever text of others can come from."""

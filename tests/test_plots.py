@@ -1255,3 +1255,9 @@ def test_a_panel_without_a_marked_cell_has_no_dots(tested):
     figure = plots.against_controls(tested, facet="truth")
     assert marked_cells(figure, 0)
     assert not marked_cells(figure, 1)
+
+
+def test_a_printed_figure_has_space_for_the_names_at_the_ends_of_its_lines(pooled):
+    figure = plots.effectiveness(pooled)
+    assert line_labels(figure)
+    assert plots.for_print(figure, "column").layout.margin.r == figure.layout.margin.r > 50

@@ -218,10 +218,11 @@ def for_print(figure: go.Figure, to: str, *, height: int | None = None, title: b
         copy.update_layout(title=None)
     legend = _move_legend_below(copy, width)
     proportion = (figure.layout.height or 450) / (figure.layout.width or 700)
-    has_panel_titles = any(annotation.text for annotation in copy.layout.annotations)
+    panel_titles = [note.text for note in copy.layout.annotations if note.text and not note.xshift]
+    lines = max((text.count("<br>") + 1 for text in panel_titles), default=0)
     copy.update_layout(
         height=height or max(MIN_PRINT_HEIGHT, round(width * proportion)) + legend,
-        margin={"l": 44, "r": 8, "t": 8 + 18 * has_panel_titles + 44 * title, "b": 44 + legend},
+        margin={"l": 44, "r": copy.layout.margin.r or 8, "t": 8 + 18 * lines + 44 * title, "b": 44 + legend},
     )
     copy.update_annotations(font_size=8 * POINT)
     for axis in (*copy.select_xaxes(), *copy.select_yaxes()):
