@@ -274,6 +274,8 @@ def test_a_notebook_writes_the_page_of_a_run_from_its_tables(results, html, tmp_
     assert section_ids(written) == [each for each in section_ids(html) if each not in ("texts", "audit")]
     assert figures_of(written)["summary"] == figures_of(html)["summary"]
     assert "srcdoc" in page._repr_html_()
+    assert len(repr(page)) < 200
+    assert page.verdict == summary(results).verdict
     alone = ts.report(results.questions.assign(text="a"), texts=results.texts)
     assert section_ids(alone.page) == ["texts", *QUESTIONS, "controls", "steerability", "made"]
     with pytest.raises(ValueError, match="no answered questions"):

@@ -25,15 +25,17 @@ DOSE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report(Html):
     """A report, displayed in a notebook in a frame of its own.
 
     Attributes:
         html: the complete page.
+        verdict: its first line.
     """
 
     html: str
+    verdict: str
 
     @property
     def page(self) -> str:
@@ -70,7 +72,7 @@ def report_page(results: Results) -> Report:
     )
     title = results.settings.title
     frame = FRAME.format(page=html.escape(page), title=html.escape(title))
-    return Report(frame, title, page)
+    return Report(frame, title, page, top.verdict)
 
 
 def _texts(results: Results) -> Any:

@@ -249,15 +249,18 @@ class Results:
 
     @cached_property
     def cost(self) -> pd.DataFrame | None:
-        """`effect_and_damage` at the chosen layer, by `measure`; `None` without damage."""
+        """`effect_and_damage` at the chosen layer, by `measure`; `None` without damage there."""
         if self.damage.empty or self.measured["effect"].isna().all():
+            return None
+        damage = self.damage[self.damage["layers"].isin(["", self.chosen["layers"]])]
+        if damage["vector"].eq(UNSTEERED).all():
             return None
         effects = EFFECTS[self.measure](self.rows, [])
         if self._is_lowered:
             low, high = -effects["effect_high"], -effects["effect_low"]
             effects = effects.assign(effect=-effects["effect"], effect_low=low, effect_high=high)
         directed = self.measure in ("shift", "criterion")
-        return effect_and_damage(effects, self.damage, value="effect", directed=directed)
+        return effect_and_damage(effects, damage, value="effect", directed=directed)
 
     @property
     def _is_lowered(self) -> bool:

@@ -1,6 +1,7 @@
 """The results of a run folder, and its report."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from ..sweeps.sweep_table import DRAW, FIXED, validated_sweep
 from .config_file import Experiment, read_experiment
 from .materials import estimator_of, factor_of
 
+logger = logging.getLogger(__name__)
+
 
 @checked
 def write_report(folder: str | Path) -> Path:
@@ -28,9 +31,10 @@ def write_report(folder: str | Path) -> Path:
         FileNotFoundError: a file of a run is missing.
     """
     path = Path(folder) / "report.html"
-    page = report_page(read_results(folder)).page
+    report = report_page(read_results(folder))
     with atomic(path) as scratch:
-        scratch.write_text(page, encoding="utf-8")
+        scratch.write_text(report.page, encoding="utf-8")
+    logger.info("%s", report.verdict)
     return path
 
 
