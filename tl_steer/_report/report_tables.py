@@ -68,6 +68,11 @@ def sign_of(row: Row, name: str) -> int:
     return int(row[f"{name}_low"] > 0) - int(row[f"{name}_high"] < 0)
 
 
+def is_known(table: pd.DataFrame, column: str) -> bool:
+    """Whether some steered condition has a value."""
+    return bool(table.loc[table["vector"] != UNSTEERED, column].notna().any())
+
+
 def span(low: float, high: float, spec: str = SIGNED) -> str:
     """A range, "+0.10 to +0.20", or one number if both look the same."""
     return " to ".join(dict.fromkeys([number(low, spec), number(high, spec)]))

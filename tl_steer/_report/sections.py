@@ -6,11 +6,10 @@ import pandas as pd
 import tl_steer.plots as plots
 
 from ..evaluation._effectiveness import effectiveness
-from ..sweeps.sweep_table import UNSTEERED
 from .answers import answer_table
 from .evidence import evidence_sections
 from .findings import choice_finding, separation_finding, unreadable_finding
-from .report_tables import Section, audit_table, choice_table, detection_table, optimism_table
+from .report_tables import Section, audit_table, choice_table, detection_table, is_known, optimism_table
 from .results import CHOOSE, REPORT, Results
 from .verdict import detected, detection_numbers, effect_finding, kinds_of
 
@@ -114,7 +113,7 @@ def _effects(results: Results) -> Section:
     if not results.is_generated:
         values["shift"] = "shift"
         read += "The second figure shows the change of the logit difference, which moves before answers flip."
-    elif results.has_noise and results.effects["signal_rate"].notna().any():
+    elif results.has_noise and is_known(results.effects, "signal_rate"):
         values["signal"] = "signal_rate"
         read += f"The second figure shows what is said, right or wrong. {UNREAD}"
     else:
@@ -130,7 +129,7 @@ def _doses(results: Results) -> Section | None:
     """`None` if nothing was added (a projection has no dose), or no answer could be read."""
     factor, value = results.settings.factor, "signal_rate" if results.is_generated else "shift"
     effects = effectiveness(results.rows, by=factor)
-    if effects.loc[effects["vector"] != UNSTEERED, "multiplier"].isna().all() or effects[value].isna().all():
+    if not (is_known(effects, "multiplier") and is_known(effects, value)):
         return None
     alike, against = "a bias", "an improvement or its opposite"
     if not results.has_noise:  # the right answer to all is the signal
@@ -147,7 +146,7 @@ def _doses(results: Results) -> Section | None:
 def _detection(results: Results) -> Section | None:
     """`None` if all questions have the same right answer, so that there is no d′."""
     detection, layers = results.detection, results.chosen["layers"]
-    if detection["d_prime"].isna().all():
+    if not is_known(detection, "d_prime"):
         return None
     read = (
         "Higher distinguishes the kinds better; further left says the signal more often, whatever the "

@@ -13,7 +13,7 @@ from ..plots.format import capitalized, interval, number, prompt_labels
 from ..sweeps.sweep_table import UNSTEERED, condition_rows
 from .evidence import controls_compared, controls_row
 from .findings import TRAINING_FINDING, mass_finding, prompts_finding, separation_finding
-from .report_tables import PLAIN, REASONS, SIGNED, condition_label
+from .report_tables import PLAIN, REASONS, SIGNED, condition_label, is_known
 from .results import CHOOSE, REPORT, Results
 from .verdict import detected, detection_numbers, kinds_of, sensitivity_numbers, verdict_line, verdict_name
 
@@ -142,8 +142,7 @@ def _figure(results: Results) -> Any:
     value, layers = "signal_rate" if results.is_generated else "shift", results.chosen["layers"]
     rows = results.rows[results.rows["layers"].isin(["", layers])]
     effects = effectiveness(rows, by=results.settings.factor)
-    steered = effects[effects["vector"] != UNSTEERED]
-    if steered["multiplier"].isna().all() or effects[value].isna().all():
+    if not (is_known(effects, "multiplier") and is_known(effects, value)):
         return None
     return plots.dose_response(effects, value=value, facet=results.settings.factor)
 
