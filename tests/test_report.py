@@ -286,7 +286,7 @@ def test_without_questions_and_texts_there_are_sections_of_pairs_only(variant):
     text = EXPERIMENT[: EXPERIMENT.index("[questions]")] + "[separation]\nshuffles = 0\nfolds = 3\n"
     results = variant(text, EMPTY)
     assert shown(results)[0] == ["confounds", *PAIRS]
-    assert summary(results).verdict.startswith("Held-out paired accuracy")
+    assert summary(results).where.startswith("Held-out paired accuracy")
     assert "<nav" in report_page(results).page
 
 

@@ -64,7 +64,7 @@ def summary(results: Results) -> Summary:
     """The top of the report."""
     prompt, texts = three_texts(results)
     if results.questions.empty:
-        return Summary(_without_questions(results), prompt=prompt, texts=texts)
+        return Summary(*_without_questions(results), prompt=prompt, texts=texts)
     cautions = [TRAINING_FINDING] if results.settings.training else []
     cautions += filter(None, [mass_finding(results.rows, results.chosen)])
     return Summary(
@@ -78,10 +78,12 @@ def summary(results: Results) -> Summary:
     )
 
 
-def _without_questions(results: Results) -> str:
+def _without_questions(results: Results) -> tuple[str, str]:
+    """What was done instead, and what is known of the vector."""
+    rest = "there are texts to read." if len(results.texts) else "the pairs alone were examined."
     if results.activations is None:
-        return f"No effect was measured. {prompts_finding(results.vectors)}"
-    return separation_finding(results.separation)
+        return f"No effect was measured; {rest}", prompts_finding(results.vectors)
+    return f"No effect was measured; {rest}", separation_finding(results.separation)
 
 
 def _where(results: Results) -> str:
