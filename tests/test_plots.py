@@ -1230,6 +1230,8 @@ def test_effect_map_colours_by_the_difference_from_unsteered(swept, value):
             if row[f"{value}_low"] > base[f"{value}_high"] or row[f"{value}_high"] < base[f"{value}_low"]:
                 apart.add(key)
         assert marked_cells(figure, index) == apart
+    alike = plots.effect_map(swept.assign(**{value: 0.5}), value=value, facet="truth")
+    assert alike.layout.coloraxis.cmax == (0.25 if value == "accuracy" else 1.0)
     assert_raises("no unsteered", plots.effect_map, rows_of(swept, vector="honesty"), facet="truth")
 
 

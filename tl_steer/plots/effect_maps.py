@@ -38,6 +38,7 @@ from .style import DIVERGING, INK, Style, colour_scale, operation_name, styled
 
 ALPHA = 0.05
 SHARES = ("accuracy", "signal_rate")
+LEAST = 0.25  # end of the colours of a share's difference: smaller ones look small
 TESTED = ("n", "value_name", *with_ends("effect"), "controls", "null_low", "null_high", "p_value")
 ROW, FRAME = 34, 210  # pixels of each row of cells, and around them
 MARK = (0.36, 0.26)  # of a dot, from the centre of its cell
@@ -109,13 +110,23 @@ def effect_map(
         "dot: the 95% intervals do not overlap"
     )
     title = f"{capitalized(short_label(value))} by steered layer and multiplier"
-    return _effect_panels(maps, "difference", text, partial(condition_hover, value=value), title, subtitle)
+    hover_of, least = partial(condition_hover, value=value), LEAST if value in SHARES else 0.0
+    return _effect_panels(maps, "difference", text, hover_of, title, subtitle, least)
 
 
 def _effect_panels(
-    maps: Sequence[tuple[str, pd.DataFrame]], value: str, text: Hover, hover: Hover, title: str, subtitle: str
+    maps: Sequence[tuple[str, pd.DataFrame]],
+    value: str,
+    text: Hover,
+    hover: Hover,
+    title: str,
+    subtitle: str,
+    least: float = 0.0,
 ) -> go.Figure:
-    """A heat map per title and rows, on one colour scale centred on zero, with a dot where `marked`."""
+    """A heat map per title and rows, with a dot where `marked`.
+
+    All are on one colour scale centred on zero, which reaches at least to `least`.
+    """
     rows = pd.concat([rows for _, rows in maps])
     layers = sorted(rows["layers"].unique(), key=layers_order)
     columns = _columns(rows)
@@ -132,7 +143,7 @@ def _effect_panels(
         grid.add(index, [cells, dots.update(showlegend=False)])
     _draw_axes(grid, rows, layers, columns)
     height = FRAME + grid.rows * (ROW * max(len(layers), 4) + 60)
-    bound = rows[value].abs().max() or 1.0
+    bound = max(rows[value].abs().max(), least) or 1.0
     scale = {"colorscale": colour_scale(DIVERGING), "cmin": -bound, "cmax": bound}
     grid.figure.update_layout(coloraxis=scale | {"colorbar": colour_bar("", len=0.9)})
     if len(maps) == 1 and maps[0][0]:  # a single panel has no title
