@@ -245,7 +245,7 @@ def test_separation_counts_the_layers_that_the_figure_counts(accuracies, start, 
     unused = dict.fromkeys(["auc", "d_prime", "null_low", "null_high", "null_mean", "p_value"], 0.5)
     drawn = table.assign(**unused, method="m")
     count = (table["p_corrected"] <= 0.05).sum()
-    assert f"at {count} of {len(table)} layers" in plots.separation(drawn).layout.title.subtitle.text
+    assert f" {count} of {len(table)} layers" in plots.separation(drawn).layout.title.text
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class Kinds:
 
     Attributes:
         factor: column of the question types.
-        noun: what is asked, plural: "reviews".
+        noun: what the questions are about, plural: "reviews".
         signal: what choice 0 says; "" if it is the right answer to all questions.
         answers: per type its right choice, if all its questions have the same.
         is_generated: answers are texts; a shift is the change of the share that says the signal.
