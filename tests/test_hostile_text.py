@@ -235,7 +235,7 @@ def report_page(browser, tmp_path_factory):
 @pytest.mark.integration
 def test_every_figure_of_a_report_is_drawn(report_page):
     drawn = report_page.locator(".plot.js-plotly-plot").all()
-    assert len(drawn) == 12
+    assert len(drawn) == 13
     for figure in drawn:
         for part in ("svg.main-svg", ".trace path, .point, .bars path, .hm image"):
             assert figure.locator(part).count() > 0
