@@ -12,9 +12,11 @@ import sys
 import textwrap
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pytest
+import torch
 
 import tl_steer as ts
 
@@ -309,6 +311,9 @@ def test_pages_fit_wide_and_narrow_windows_and_use_no_network(site, browser):
         window.on("request", lambda request: requests.append(request.url))
         for name in (
             "index",
+            "start",
+            "gallery",
+            "cookbook",
             "correct",
             "experiments",
             "files",
@@ -390,3 +395,92 @@ def test_the_first_page_s_code_runs(embedded, monkeypatch, capsys):
 def test_the_page_of_questions_names_every_notebook():
     names = set(re.findall(r"notebooks/(\w+)\.ipynb", page("questions")))
     assert names == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+# ---- gallery, cookbook, first steps
+
+
+def test_the_gallery_has_every_figure_with_its_call_and_its_picture():
+    entry = r"^### (\w+)\n\n[^\n]+\n\n!\[[^]]+\]\(figures/gallery/(\w+)\.png\)\n\n```python\n(.*?)```"
+    entries = re.findall(entry, page("gallery"), re.DOTALL | re.MULTILINE)
+    assert sorted(name for name, *_ in entries) == sorted({*ts.plots.__all__} - {"for_print"})
+    for name, picture, code in entries:
+        assert ast.unparse(ast.parse(code).body[-1].value.func) == f"ts.plots.{name}"
+        assert picture == name
+    pictures = {path.stem: path.read_bytes() for path in (DOCS / "pages/figures/gallery").glob("*.png")}
+    assert set(pictures) == {*ts.plots.__all__} - {"for_print"} | {"report"}
+    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+    assert sum(len(content) for name, content in pictures.items() if name != "report") < 1_500_000
+
+
+class Script(NamedTuple):
+    """Names and printed lines of a script of a page, after it has run."""
+
+    names: dict[str, Any]
+    lines: list[str]
+
+
+@pytest.fixture
+def run_script(embedded, monkeypatch, tmp_path, capsys):
+    """Run a script of a page in an empty folder: `run_script("cookbook", "Persona vectors")`."""
+
+    def run(name, heading):
+        code = re.search(
+            rf"^## {re.escape(heading)}.*?```python\n(.*?)```", page(name), re.DOTALL | re.MULTILINE
+        )
+        names = {}
+        exec(code[1], names)
+        return Script(names, capsys.readouterr().out.splitlines())
+
+    monkeypatch.setattr(ts, "load_model", lambda: embedded)
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+@pytest.mark.integration
+@pytest.mark.model
+def test_the_script_of_an_own_behaviour_writes_its_report(run_script, tmp_path):
+    script = run_script("cookbook", "Own behaviour from CSV")
+    assert sum("bias" in line for line in script.lines) == 2
+    assert "polite" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.integration
+@pytest.mark.model
+def test_without_the_direction_reviews_are_hardly_told_apart_and_without_a_random_one_they_are(run_script):
+    means = map(ast.literal_eval, run_script("cookbook", "Removing a direction everywhere").lines)
+    unsteered, without, without_random = (positive - negative for positive, negative in means)
+    assert abs(without) < 0.3 * unsteered < 0.9 * without_random
+
+
+@pytest.mark.integration
+@pytest.mark.model
+def test_the_script_of_persona_vectors_averages_over_the_tokens_of_answers(run_script):
+    names, lines = run_script("cookbook", "Persona vectors")
+    assert len(set(lines)) == 4
+    rows = [
+        answer[~answer.isnan().any(-1)].mean(0) for answer in names["answers"].positive.values[:, 15].double()
+    ]
+    assert torch.allclose(sum(rows) / len(rows), names["joyful"][15].double(), atol=1e-4)
+
+
+@pytest.mark.integration
+@pytest.mark.model
+def test_both_libraries_generate_the_same_under_steering_and_prepend_bos_adds_a_token(run_script):
+    own, theirs, lengths, change = run_script("cookbook", "TransformerLens functions").lines
+    assert own == theirs
+    assert lengths == "35 36"
+    assert float(change.split()[0]) > 0
+
+
+@pytest.mark.integration
+@pytest.mark.model
+def test_a_direction_from_a_tensor_steers(run_script):
+    unsteered, added, _ = map(float, run_script("cookbook", "A direction from a tensor").lines)
+    assert added > unsteered + 1
+
+
+@pytest.mark.integration
+@pytest.mark.model
+def test_the_first_steps_generate_three_answers(run_script):
+    assert len({*filter(None, run_script("start", "In a notebook").lines)}) >= 3
