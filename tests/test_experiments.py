@@ -754,7 +754,9 @@ def test_a_report_is_made_of_the_folder_alone(tiny_run, tmp_path):
     copied = Path(shutil.copytree(tiny_run, tmp_path / "copy"))
     (copied / "report.html").unlink()
     write_report(copied)
-    assert (copied / "report.html").read_text("utf-8").count("How was your day?") == 3  # summary, texts, and the file
+    assert (copied / "report.html").read_text("utf-8").count(
+        "How was your day?"
+    ) == 3  # summary, texts, and the file
     assert len(read_results(copied).separation) == 3
 
 

@@ -266,7 +266,7 @@ def test_a_notebook_writes_the_page_of_a_run_from_its_tables(results, html, tmp_
     """The same verdict, sections and figures as from the run's folder, without its audit and texts."""
     page = ts.report(
         results.questions, activations=results.activations, vectors=results.vectors, damage=None,
-        by="kind", signal="positive", noun="reviews", seed=1,
+        by="kind", signal="positive", noun="reviews", score="shift", seed=1,
     )  # fmt: skip
     page.save(tmp_path / "report.html")
     written = (tmp_path / "report.html").read_text("utf-8")
@@ -276,7 +276,10 @@ def test_a_notebook_writes_the_page_of_a_run_from_its_tables(results, html, tmp_
     assert "srcdoc" in page._repr_html_()
     assert len(repr(page)) < 200
     assert page.verdict == summary(results).verdict
-    alone = ts.report(results.questions.assign(text="a"), texts=results.texts)
+    alone = ts.report(results.questions.assign(text="a"), texts=results.texts, score="shift")
+    elsewhere = results.questions["control"] & (results.questions["layers"] == results.chosen["layers"])
+    other = ts.report(results.questions[~elsewhere], score="shift")
+    assert "no control vectors were run in this condition" in other.verdict
     assert section_ids(alone.page) == ["texts", *QUESTIONS, "controls", "steerability", "made"]
     with pytest.raises(ValueError, match="no answered questions"):
         ts.report(results.questions.assign(answer=pd.NA))

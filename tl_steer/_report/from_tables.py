@@ -25,7 +25,7 @@ def report(
     by: str = "answer",
     signal: str = "",
     noun: str = "questions",
-    score: str = "shift",
+    score: str = "accuracy",
     seed: int = 0,
 ) -> Html:
     """A report on a sweep: the verdict in the first line, the numbers behind it, and all evidence.
@@ -41,8 +41,8 @@ def report(
         by: the factor by which effects are split.
         signal: what choice 0 says, such as "positive"; by default the value of `by` whose right answer it is.
         noun: what the questions are about, in the plural: "reviews".
-        score: by which layer and multiplier are chosen on half of the questions (`choose`); generated
-            answers have no shift, and are chosen by accuracy instead.
+        score: by which layer and multiplier are chosen on half of the questions (`choose`). The default is
+            that of the controls that `sweep` runs at one condition; with others, give the score they have.
         seed: of all resampling.
 
     Returns:
@@ -62,7 +62,6 @@ def report(
     questions = table[table["answer"].notna()]
     if not questions["split"].eq(REPORT).any():
         raise ValueError("the table has no answered questions with the split 'report': expected a sweep.")
-    is_generated = questions["logit_difference"].isna().all()
     groups = activations.factors["group"].nunique() if activations is not None else 0
     settings = Settings(
         title=title,
@@ -70,7 +69,7 @@ def report(
         factor=by,
         signal=signal,
         noun=noun,
-        score="accuracy" if score == "shift" and is_generated else score,
+        score=score,
         estimator=estimator_of_vectors(vectors),
         folds=min(5, groups),
         seed=seed,

@@ -15,7 +15,15 @@ from .evidence import controls_compared, controls_row
 from .findings import TRAINING_FINDING, mass_finding, prompts_finding, separation_finding
 from .report_tables import PLAIN, REASONS, SIGNED, condition_label, is_known
 from .results import CHOOSE, REPORT, Results
-from .verdict import detected, detection_numbers, kinds_of, sensitivity_numbers, verdict_line, verdict_name
+from .verdict import (
+    detected,
+    detection_numbers,
+    kinds_of,
+    sensitivity_numbers,
+    verdict_line,
+    verdict_name,
+    without_controls,
+)
 
 EFFECTS = {  # of a tile, by measure: unit, and what changes
     "shift": (" nats", "logit difference"),
@@ -102,7 +110,7 @@ def _effect(results: Results) -> Tile:
     value, low, high = _chosen_effect(results)
     toward = f" toward {kinds_of(results).aim}" * (results.measure == "shift")
     row = controls_row(results.against_controls, results.chosen)
-    compared = "no control vectors were run" if row is None else controls_compared(row)
+    compared = without_controls(results) if row is None else controls_compared(row)
     ends = f"[{number(low, SIGNED)}, {number(high, SIGNED)}]"
     text = f"Change of the {name}{toward}, 95 % interval {ends}; {compared}."
     return Tile("Effect", f"{number(value, SIGNED)}{unit}", text)

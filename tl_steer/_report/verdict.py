@@ -84,13 +84,19 @@ def verdict_name(row: Row, before: Row) -> str:
 
 def _chance(results: Results) -> str:
     """A caution if control vectors do as much as the chosen condition, or none were run."""
-    if results.against_controls is None:
-        return ", but no control vectors were run to compare with"
     row = controls_row(results.against_controls, results.chosen)
-    if row is None or row["p_value"] <= ALPHA:
+    if row is None:
+        return f", but {without_controls(results)}"
+    if row["p_value"] <= ALPHA:
         return ""
     controls = counted([int(row["controls"])], "control vector")
     return f". Compared with {controls} this may be chance (p = {row['p_value']:.2g})"
+
+
+def without_controls(results: Results) -> str:
+    """That there is nothing to compare the chosen condition with."""
+    elsewhere = " in this condition" if results.rows["control"].any() else ""
+    return f"no control vectors were run{elsewhere}"
 
 
 def _ranking(row: Row, before: Row) -> str:
