@@ -145,7 +145,8 @@ def _choice_rows(
         grey = {"color": translucent(CONTROL, 0.45), "width": 14}
         traces.append(_segment("controls", (reported["null_low"], reported["null_high"]), (y, y), grey))
     unsteered = _segment("unsteered", (reported["unsteered"],) * 2, (top - 0.4, y - 0.5), DASHED)
-    unsteered.update(mode="lines+text", text=["unsteered", ""], textposition="top center")
+    side = "left" if reported["unsteered"] > reported["value"] else "right"  # away from the edge of the axes
+    unsteered.update(mode="lines+text", text=["unsteered", ""], textposition=f"top {side}")
     return [unsteered, *traces]
 
 
