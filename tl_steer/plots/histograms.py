@@ -40,6 +40,7 @@ def panels_with_strips(titles: Sequence[str], n_strips: int, *, strip_height: fl
         vertical_spacing=0.03, horizontal_spacing=0.04, column_titles=[title for title in titles if title],
     )  # fmt: skip
     figure.update_xaxes(matches="x")
+    figure.layout.xaxis.matches = None  # an axis that matches itself is a warning of plotly.js
     return figure.update_yaxes(visible=False, fixedrange=True, range=[n_strips - 0.4, -0.6], row=2)
 
 
