@@ -40,8 +40,8 @@ VALUES = {
 REASONS = {  # of `usable_range`, by whether any multiplier is usable
     False: {
         "no effect": "no effect is beyond zero and beyond the controls",
-        "damage first": "the text suffers (upper end of the loss change above 0.1) before an effect is clear",
-        "collapse first": "the text falls apart before an effect is clear",
+        "damage first": "where an effect is clear, the text suffers (upper end of the loss change above 0.1)",
+        "collapse first": "the text falls apart",
     },
     True: {
         "damage": "at the next the text suffers",
