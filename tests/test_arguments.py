@@ -379,8 +379,9 @@ def test_reprs_of_public_dataclasses_are_short():
         lines = repr(each).splitlines()
         assert len(lines) <= 10, each
         assert max(map(len, lines)) <= 200, each
-    text = repr(ts.prompts.ContrastPairs(texts, texts[::-1], pd.DataFrame({"letter": ["A", "B"] * 20})))
-    assert "letter (A/B), group (40 levels)" in text
+    factors = pd.DataFrame({"letter": ["A", "B"] * 20, "note": ["x", None] * 20})
+    text = repr(ts.prompts.ContrastPairs(texts, texts[::-1], factors))
+    assert "letter (A/B), note (x/nan), group (40 levels)" in text
     assert "to=float32 [16]" in repr(ablation)
 
 

@@ -303,6 +303,9 @@ def effect_by_hand(table, row, value, kind=None):
         same &= rows[name] == row[name]
     then = rows[rows["vector"] == "none"].set_index("prompt_id")
     now = rows[same].set_index("prompt_id").loc[then.index]
+    if value == "bias":
+        change = now["logit_difference"] - then["logit_difference"]
+        return np.mean([change[then["answer"] == answer].mean() for answer in (0, 1)])
     if value.startswith("shift"):
         change = now["logit_difference"] - then["logit_difference"]
         return (change * (1 - 2 * then["answer"] * (value == "shift_toward_answer"))).mean()
@@ -338,7 +341,16 @@ def z_of(count, n):
     return float(torch.special.ndtri(torch.tensor((count + 0.5) / (n + 1), dtype=torch.float64)))
 
 
-VALUES = ("shift", "shift_toward_answer", "flipped", "accuracy", "readable_accuracy", "d_prime", "criterion")
+VALUES = (
+    "shift",
+    "bias",
+    "shift_toward_answer",
+    "flipped",
+    "accuracy",
+    "readable_accuracy",
+    "d_prime",
+    "criterion",
+)
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -476,7 +488,7 @@ def test_effects_that_are_nan_have_no_p_and_controls_that_are_nan_do_not_count()
         (lambda table: table[~table["control"]], {}, "no controls.*control_vectors"),
         (lambda table: table[table["vector"] != "none"], {}, "no unsteered condition"),
         (lambda table: table[table["vector"] != "honesty"], {}, "all steered conditions are controls"),
-        (lambda table: table, {"value": "mass"}, "'mass': expected one of shift, shift_toward"),
+        (lambda table: table, {"value": "mass"}, "'mass': expected one of shift, bias"),
         (lambda table: table.assign(logit_difference=np.nan), {}, "shift is NaN in every steered.*flipped"),
         (lambda table: table, {"by": "kinds"}, "lacks the columns kinds"),
         (lambda table: table.assign(effect="x"), {"by": "effect"}, "names of results"),

@@ -122,7 +122,14 @@ def test_the_controls_table_marks_what_its_sentence_calls_significant():
 
 
 def slopes(*, slope=1.5, wrong=0.1, r_squared=0.9, control=None):
-    row = {"vector": "v", "control": False, "layers": "7", "n": 80, "r_squared": r_squared}
+    row = {
+        "vector": "v",
+        "control": False,
+        "layers": "7",
+        "hook": "resid_post",
+        "n": 80,
+        "r_squared": r_squared,
+    }
     row |= around(0.1, slope=slope) | around(0.05, anti_steerable=wrong)
     controls = [] if control is None else [row | {"vector": "random 1", "control": True, "slope": control}]
     return pd.DataFrame([row, *controls])
@@ -138,12 +145,13 @@ UNSURE, DIVIDED, BADLY = "not measurably move", "not speak for all", "badly"  # 
         ({"control": -0.7}, [7, 1.5, 1.4, 1.6, 0.7, 10, 5, 15, 80], []),
         ({"slope": 0.05}, [7, 0.05, -0.05, 0.15, 10, 5, 15, 80], [UNSURE]),
         ({"wrong": 0.4}, [7, 1.5, 1.4, 1.6, 40, 35, 45, 80], [DIVIDED]),
+        ({"slope": -1.5, "wrong": 0.9}, [7, -1.5, -1.6, -1.4, 10, 5, 15, 80], []),
         ({"r_squared": 0.3}, [7, 1.5, 1.4, 1.6, 10, 5, 15, 80, 0.3], [BADLY]),
         ({"r_squared": np.nan}, [7, 1.5, 1.4, 1.6, 10, 5, 15, 80], []),
     ],
 )
 def test_slopes_have_intervals_controls_and_cautions(changes, expected, cautions):
-    text = evidence.steerability_finding(slopes(**changes), "7", "v")
+    text = evidence.steerability_finding(slopes(**changes), CHOSEN)
     assert numbers(text) == expected
     assert phrases(text, UNSURE, DIVIDED, BADLY) == cautions
 
@@ -345,7 +353,7 @@ ANSWERS = {"positive": 0, "negative": 1}
 
 
 def finding(table, *, shifts=(1.0, 1.0), signal="positive", is_generated=False):
-    kinds = Kinds("kind", "reviews", signal, ANSWERS, is_generated)
+    kinds = Kinds("kind", "reviews", signal, ANSWERS, is_generated, has_noise=signal != "")
     return effect_finding(moved(*shifts), table, CHOSEN, kinds)
 
 

@@ -654,7 +654,7 @@ def test_many_values_are_no_factor_unless_named(read_questions):
     rows = "\n".join([OWN_ROWS.splitlines()[0], *lines])
     experiment = read_questions("", rows)
     assert factor_of(experiment, questions_of(experiment, None).factors) == "answer"
-    message = "factor = 'style' has 12 values: expected at most 8"
+    message = "factor = 'style' has 12 values: expected at most 5"
     assert_raises(message, require_runnable, read_questions("factor = 'style'", rows), Untouched())
 
 

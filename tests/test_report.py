@@ -217,12 +217,13 @@ def shown(results):
     return [section.id for section in parts], figures, text
 
 
-def planted_sweep(*, bias=0.0, own=0.0, controls=19, n=60):
+def planted_sweep(*, bias=0.0, own=0.0, controls=19, n=60, aligned=True):
     """A sweep of one condition that adds `bias` toward the signal and `own` toward each right answer."""
     rng, answers = np.random.default_rng(1), np.repeat([0, 1], n)
     right = np.where(answers == 0, 1.0, -1.0)
     before = 0.5 * right + rng.normal(0, 1.0, 2 * n)
-    columns = {"kind": np.where(answers == 0, "positive", "negative"), "split": ["choose", "report"] * n}
+    kinds = np.where(answers == 0, "positive", "negative") if aligned else np.arange(2 * n) // 2 % 2
+    columns = {"kind": kinds.astype(str), "split": ["choose", "report"] * n}
     tables = [unsteered(answers=answers, logits=before, **columns)]
     for vector, scale in [("mean_difference", 1.0), *((f"random {k}", 0.02) for k in range(controls))]:
         logits = before + scale * (bias + own * right) + rng.normal(0, 0.1, 2 * n)
@@ -252,6 +253,7 @@ TOWARD, OWN = (
             "An improvement: ",
             ["3 control vectors this may be chance (p = 0.25)"],
         ),
+        ({"own": 2.0, "aligned": False}, "An improvement: ", [OWN.format("right")]),
         ({}, "No measurable shift of bias or change of sensitivity: ", ["do not measurably move"]),
     ],
 )
@@ -260,6 +262,23 @@ def test_the_verdict_says_what_was_planted(variant, planted, start, phrases):
     assert line.startswith(start)
     assert [phrase for phrase in phrases if phrase not in line] == []
     assert ("chance" in line) == (planted.get("controls") == 3)
+
+
+def test_the_caution_of_a_double_verdict_names_the_effect_that_may_be_chance(variant):
+    table = planted_sweep(bias=4.0, own=1.0)
+    sign = table["vector"].map(lambda name: {"0": 1, "1": -1}.get(name[-1], 0))  # of some controls
+    table["logit_difference"] += 3 * sign * (1 - 2 * table["answer"].astype(float))
+    line = summary(variant(EXPERIMENT, table)).verdict
+    assert "the change of sensitivity may be chance" in line
+    assert "the shift of bias" not in line
+
+
+def test_answers_that_are_all_choice_1_move_relative_to_choice_0(variant):
+    table = planted_sweep(bias=-2.0).query("answer == 1").assign(kind="negative")
+    top = summary(variant(EXPERIMENT, table.astype({"kind": "string"})))
+    assert top.verdict.startswith("Reviews move away from “choice 0”; all have the same right answer")
+    assert "toward “choice 0”" in top.tiles[0].text
+    assert top.tiles[0].value.startswith("−2.0")
 
 
 def test_a_notebook_writes_the_page_of_a_run_from_its_tables(results, html, tmp_path):
@@ -281,6 +300,8 @@ def test_a_notebook_writes_the_page_of_a_run_from_its_tables(results, html, tmp_
     other = ts.report(results.questions[~elsewhere], score="shift")
     assert "no control vectors were run in this condition" in other.verdict
     assert section_ids(alone.page) == ["texts", *QUESTIONS, "controls", "steerability", "made"]
+    with pytest.raises(ValueError, match="has 40 values"):
+        ts.report(results.questions.assign(many=results.questions["prompt_id"].map(str)), by="many")
     with pytest.raises(ValueError, match="no answered questions"):
         ts.report(results.questions.assign(answer=pd.NA))
 

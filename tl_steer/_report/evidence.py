@@ -7,7 +7,7 @@ import tl_steer.plots as plots
 
 from ..evaluation.control_tests import ONE_WAY
 from ..plots.format import counted, interval, number
-from ..sweeps.sweep_table import UNSTEERED, condition_rows
+from ..sweeps.sweep_table import UNSTEERED, condition_rows, ends
 from .report_tables import (
     ALPHA,
     EFFECTS,
@@ -31,6 +31,7 @@ from .results import Results
 SMALL_COSINE = 0.1  # below it, less than a hundredth of the vector's squared length
 VALUES = {
     "shift": "the logit difference changes by",
+    "bias": "the logit difference changes by",
     "accuracy": "the accuracy changes by",
     "d_prime": "d′ changes by",
     "shift_toward_answer": "the logit difference moves toward the right answer by",
@@ -216,7 +217,7 @@ def _steerability(results: Results) -> Section | None:
         "For every question, the slope of its logit difference over the multipliers, positive toward "
         f"{toward}. A mean hides the questions that move the other way."
     )
-    finding = steerability_finding(table, layers, results.chosen["vector"])
+    finding = steerability_finding(table, results.chosen)
     figures = [
         ("steerability", plots.steerability(table)),
         ("slopes", plots.prompt_slopes(results.slopes, layer=layers)),
@@ -224,11 +225,15 @@ def _steerability(results: Results) -> Section | None:
     return Section("steerability", "Which questions move, and which way?", finding, read, figures)
 
 
-def steerability_finding(table: pd.DataFrame, layers: str, vector: str) -> str:
-    """The distribution of the prompts' slopes at the chosen layer, compared with controls."""
-    rows = table[table["layers"] == layers]
+def steerability_finding(table: pd.DataFrame, condition: pd.Series) -> str:
+    """The distribution of the prompts' slopes at a condition's layer, compared with controls."""
+    layers = condition["layers"]
+    rows = table[(table["layers"] == layers) & (table["hook"] == condition["hook"])]
     is_control = rows["control"].astype(bool)
-    row = rows[(rows["vector"] == vector) & ~is_control].iloc[0]
+    row = rows[(rows["vector"] == condition["vector"]) & ~is_control].iloc[0].to_dict()
+    if row["slope"] < 0:  # the other way is up
+        shares = {end: 1 - row[f"anti_steerable{end}"] for end in ("", "_low", "_high")}
+        row |= dict(zip(ends("anti_steerable"), (shares[""], shares["_high"], shares["_low"]), strict=True))
     slope, bent = interval(row, "slope", SIGNED), ""
     slope = f"At layer {layers} the mean slope is {slope} nats per unit of the multiplier"
     if is_control.any():

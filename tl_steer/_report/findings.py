@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from ..directions import SteeringVectors
-from ..plots.format import interval, number
+from ..plots.format import counted, interval, number
 from ..sweeps.sweep_table import UNSTEERED, condition_rows
 from .report_tables import ALPHA, PLAIN, SIGNED, condition_label, sign_of, value_interval
 
@@ -81,14 +81,15 @@ def choice_finding(choices: pd.DataFrame) -> str:
     score, agreement = on["value_name"], on["selection_agreement"]
     spec = PLAIN if score in ("accuracy", "flipped") else SIGNED
     chosen = (
-        f"Chosen by {SCORES.get(score, score)} on {int(on['n'])} questions: {condition_label(on)}, with "
+        f"Chosen by {SCORES.get(score, score)} on {int(on['n'])} questions: {on['vector']} at "
+        f"{condition_label(on)}, with "
         f"{number(on['value'], spec)}"
     )
     again = "" if pd.isna(agreement) else f", and again in {agreement:.0%} of random halves"
     other = f"On the other {int(report['n'])} it is {value_interval(report, spec)}"
     unless = ", which may be no change at all" if sign_of(report, "change") == 0 else ""
     if score in ("shift", "flipped"):  # a change already
-        return f"{chosen}{again}. {other}."
+        return f"{chosen}{again}. On the other {int(report['n'])} it is {number(report['value'], spec)}."
     unsteered, now = (number(row["unsteered"], spec) for row in (on, report))
     change = interval(report, "change", SIGNED)
     caution = " A bias that makes answers alike moves d′ too: the verdict says which it is."
@@ -156,6 +157,7 @@ def text_finding(texts: pd.DataFrame, sampling: str) -> str:
     }
     *most, last = [name for name, was_run in operations.items() if was_run]
     return (
-        f"{texts['prompt_id'].nunique()} open prompts were answered with the vector {', '.join(most)} and "
-        f"{last} at {where}{f' ({sampling})' * bool(sampling)}. Their content is not measured."
+        f"{counted([texts['prompt_id'].nunique()], 'open prompt')} answered with the vector "
+        f"{', '.join(most)} and {last} at {where}{f' ({sampling})' * bool(sampling)}. Their content is not "
+        "measured."
     )

@@ -10,6 +10,7 @@ from ..sweeps.sweep_table import factors_of, validated_sweep
 from .results import REPORT, Results, Settings, estimator_of_vectors
 
 EMPTY = pd.DataFrame()
+MAX_LEVELS = 5  # a panel each, next to one of all questions
 
 
 @checked
@@ -57,8 +58,12 @@ def report(
     """
     from .page import report_page  # plotly
 
-    table = validated_sweep(table, "prompt_id", "split", "answer")
+    table = validated_sweep(table, "prompt_id", "split", "answer", "text")
     factors_of(table, by)
+    if (count := table[by].nunique()) > MAX_LEVELS:
+        raise ValueError(
+            f"by={by!r} has {count} values, at most {MAX_LEVELS} can be shown. Group them first."
+        )
     questions = table[table["answer"].notna()]
     if not questions["split"].eq(REPORT).any():
         raise ValueError("the table has no answered questions with the split 'report': expected a sweep.")
@@ -74,6 +79,9 @@ def report(
         folds=min(5, groups),
         seed=seed,
     )
-    texts = table[table["answer"].isna()] if texts is None else validated_sweep(texts, "prompt_id", "text")
-    damage = EMPTY if damage is None else damage
+    if texts is None:
+        texts = table[table["answer"].isna() & table["text"].notna()]
+    else:
+        texts = validated_sweep(texts, "prompt_id", "text")
+    damage = EMPTY if damage is None else validated_sweep(damage, "kl", "loss_change", producer="damage")
     return report_page(Results(settings, questions, texts, damage, EMPTY, None, activations, vectors))

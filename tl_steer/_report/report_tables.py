@@ -18,6 +18,7 @@ ENOUGH_CONTROLS = 19  # with which a p value can reach ALPHA
 DAGGER = "†"
 EFFECTS = {
     "shift": "shift of the logit difference (nats)",
+    "bias": "shift of the logit difference (nats)",
     "accuracy": "change of accuracy",
     "d_prime": "change of d′",
     "shift_toward_answer": "shift toward the right answer (nats)",
@@ -146,7 +147,7 @@ def detection_table(detection: pd.DataFrame, accuracy: pd.DataFrame) -> Table:
         detection: from `signal_detection`.
         accuracy: from `effectiveness` of the same rows.
     """
-    keys = ["vector", "layers", "operation", "multiplier"]
+    keys = ["vector", "layers", "hook", "operation", "multiplier"]
     both = detection.merge(accuracy[[*keys, "accuracy", "accuracy_low", "accuracy_high"]], on=keys)
     both = both.sort_values(["operation", "multiplier", "vector"], kind="stable")
     is_control = both["control"].astype(bool)

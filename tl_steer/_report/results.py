@@ -159,13 +159,32 @@ class Results:
 
     @cached_property
     def effects(self) -> pd.DataFrame:
-        """`effectiveness` by factor, with the level "all"."""
-        return effectiveness(self.rows, by=self.settings.factor, overall=True)
+        """`effectiveness` of the chosen vector and of controls by factor, with the level "all"."""
+        effects = effectiveness(self.rows, by=self.settings.factor, overall=True)
+        return effects[effects["control"] | effects["vector"].isin([UNSTEERED, self.chosen["vector"]])]
+
+    @cached_property
+    def class_effects(self) -> pd.DataFrame:
+        """`effectiveness` of the chosen vector and of controls by `class_factor`."""
+        effects = effectiveness(self.rows, by=self.class_factor)
+        return effects[effects["control"] | effects["vector"].isin([UNSTEERED, self.chosen["vector"]])]
+
+    @cached_property
+    def right_answers(self) -> dict[str, int]:
+        """The right answer of each value of the factor whose questions all have the same."""
+        answers = self.rows.groupby(self.settings.factor)["answer"].unique()
+        return {str(level): int(each[0]) for level, each in answers.items() if len(each) == 1}
+
+    @property
+    def class_factor(self) -> str:
+        """The factor, if its values have one right answer each, or else the right answer itself."""
+        levels = self.rows[self.settings.factor].dropna().map(str).unique()
+        return self.settings.factor if set(levels) == set(self.right_answers) else "answer"
 
     @cached_property
     def shifts(self) -> pd.DataFrame:
-        """The shift by factor: of `effectiveness`, or `answer_shifts` of generated text."""
-        factor = self.settings.factor
+        """The shift by `class_factor`: of `effectiveness`, or `answer_shifts` of generated text."""
+        factor = self.class_factor
         if self.is_generated:
             return answer_shifts(self.rows, by=factor, seed=self.settings.seed)
         return effectiveness(self.rows, by=factor)
@@ -183,11 +202,16 @@ class Results:
     @cached_property
     def measure(self) -> str:
         """The effect that the verdict is about: controls, damage and slopes are compared by it."""
-        if self.verdict in ("sensitivity", "both"):
-            return "d_prime" if self.is_generated else "shift_toward_answer"
-        if self.verdict == "bias":
-            return "criterion" if self.is_generated else "shift"
+        if self.verdict == "sensitivity":
+            return self.sensitivity
+        if self.verdict in ("bias", "both"):
+            return "criterion" if self.is_generated else "bias"
         return "accuracy" if self.is_generated else "shift"
+
+    @property
+    def sensitivity(self) -> str:
+        """The effect of a changed sensitivity; AUC is no measure of its size, since it ends at 0 and 1."""
+        return "d_prime" if self.is_generated else "shift_toward_answer"
 
     @property
     def toward(self) -> str:
@@ -211,10 +235,17 @@ class Results:
 
     @cached_property
     def against_controls(self) -> pd.DataFrame | None:
-        """`against_controls` by `measure`; `None` without controls or without an effect."""
-        if not self.rows["control"].astype(bool).any() or self.measured["effect"].isna().all():
+        """`controls_of` the effect that the verdict is about."""
+        return self.controls_of(self.measure)
+
+    def controls_of(self, measure: str) -> pd.DataFrame | None:
+        """`against_controls` by an effect; `None` without controls or without the effect."""
+        if (
+            not self.rows["control"].astype(bool).any()
+            or EFFECTS[measure](self.rows, [])["effect"].isna().all()
+        ):
             return None
-        return against_controls(self.rows, value=self.measure)
+        return against_controls(self.rows, value=measure)
 
     @cached_property
     def measured(self) -> pd.DataFrame:
@@ -253,26 +284,29 @@ class Results:
         if self.damage.empty or self.measured["effect"].isna().all():
             return None
         damage = self.damage[self.damage["layers"].isin(["", self.chosen["layers"]])]
-        if damage["vector"].eq(UNSTEERED).all():
+        keys = ["vector", "operation", "hook", "multiplier"]
+        if damage.merge(self.chosen[keys].to_frame().T.astype(damage[keys].dtypes), on=keys).empty:
             return None
         effects = EFFECTS[self.measure](self.rows, [])
         if self._is_lowered:
             low, high = -effects["effect_high"], -effects["effect_low"]
             effects = effects.assign(effect=-effects["effect"], effect_low=low, effect_high=high)
-        directed = self.measure in ("shift", "criterion")
+        directed = self.measure in ("shift", "bias", "criterion")
         return effect_and_damage(effects, damage, value="effect", directed=directed)
 
     @property
     def _is_lowered(self) -> bool:
         """Whether the effect is a decline: the criterion falls toward the signal; sensitivity may fall."""
         if self.measure in ("shift_toward_answer", "d_prime"):
-            return bool(condition_rows(self.measured, self.chosen)["effect"].iloc[0] < 0)
+            change = "d_prime_change" if self.is_generated else "auc_change"
+            return bool(condition_rows(self.detection, self.chosen)[change].iloc[0] < 0)
         return self.measure == "criterion"
 
     @cached_property
     def usable(self) -> pd.DataFrame:
-        """`usable_range` at the chosen layer, if there is a `cost`."""
-        return usable_range(self.cost)
+        """`usable_range` of the chosen vector at the chosen layer, if there is a `cost`."""
+        table = usable_range(self.cost)
+        return table[table["vector"] == self.chosen["vector"]]
 
     @cached_property
     def prediction(self) -> pd.DataFrame | None:

@@ -105,9 +105,12 @@ def _factor_by_side(table: pd.DataFrame) -> str | None:
 def _effects(results: Results) -> Section:
     kinds, shifts, detection = kinds_of(results), results.shifts, results.detection
     finding = " ".join(effect_finding(shifts, detection, each, kinds) for each in results.reported)
-    read = (
-        "A vector that improves the answers raises accuracy in every panel; one that shifts a bias raises "
-        "one kind and lowers the other, and all together may not move. "
+    read = "A vector that improves the answers raises accuracy in every panel"
+    is_class = results.class_factor == results.settings.factor
+    read += (
+        "; one that shifts a bias raises one kind and lowers the other, and all together may not move. "
+        if is_class
+        else ". Each kind has questions with either right answer. "
     )
     values = {"effectiveness": "accuracy"}
     if not results.is_generated:
@@ -127,14 +130,13 @@ def _effects(results: Results) -> Section:
 
 def _doses(results: Results) -> Section | None:
     """`None` if nothing was added (a projection has no dose), or no answer could be read."""
-    factor, value = results.settings.factor, "signal_rate" if results.is_generated else "shift"
-    effects = effectiveness(results.rows, by=factor)
+    effects, value = results.class_effects, "signal_rate" if results.is_generated else "shift"
     if not (is_known(effects, "multiplier") and is_known(effects, value)):
         return None
     alike, against = "a bias", "an improvement or its opposite"
     if not results.has_noise:  # the right answer to all is the signal
         alike, against = "more right answers or fewer", "a preference for one kind's answer"
-    figure = ("doses", plots.dose_response(effects, value=value, facet=factor))
+    figure = ("doses", plots.dose_response(effects, value=value, facet=results.class_factor))
     finding = "The change at every dose, in every layer that was steered."
     read = (
         f"Panels that slope the same way show {alike}; panels that slope in opposite directions, {against}. "
@@ -153,9 +155,9 @@ def _detection(results: Results) -> Section | None:
         "question. A strong bias also takes d′ toward 0, since answers become alike, so the verdict uses the "
         "AUC where it is known."
     )
-    at_layer = detection[detection["layers"].isin(["", layers])]
+    is_shown = detection["layers"].isin(["", layers]) & detection["hook"].isin(["", results.chosen["hook"]])
     figure = ("detection", plots.signal_detection(detection, layer=layers))
-    table = detection_table(at_layer, effectiveness(results.rows))
+    table = detection_table(detection[is_shown], effectiveness(results.rows))
     finding = f"In the chosen condition {detection_numbers(*detected(detection, results.chosen))}."
     return Section("detection", "Bias or sensitivity", finding, read, [figure], [table])
 

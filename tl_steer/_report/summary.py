@@ -8,7 +8,6 @@ import pandas as pd
 
 import tl_steer.plots as plots
 
-from ..evaluation._effectiveness import effectiveness
 from ..plots.format import capitalized, interval, number, prompt_labels
 from ..sweeps.sweep_table import UNSTEERED, condition_rows
 from .evidence import controls_compared, controls_row
@@ -27,14 +26,12 @@ from .verdict import (
 
 EFFECTS = {  # of a tile, by measure: unit, and what changes
     "shift": (" nats", "logit difference"),
+    "bias": (" nats", "logit difference"),
     "shift_toward_answer": (" nats", "logit difference toward the right answer"),
     "d_prime": ("", "d′"),
     "criterion": ("", "criterion"),
     "accuracy": ("", "accuracy"),
 }
-MEASURES = {  # columns of `signal_detection`
-    "shift": "shift", "d_prime": "d_prime_change", "criterion": "criterion_change",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,28 +96,21 @@ def _where(results: Results) -> str:
     counts = results.questions.groupby("split")["prompt_id"].nunique()
     chosen, noun = results.chosen, results.settings.noun
     return (
-        f"{capitalized(condition_label(chosen))}, at {chosen['hook']}. "
+        f"{chosen['vector']} at {condition_label(chosen)}, {chosen['hook']}. "
         f"Chosen on {counts[CHOOSE]} {noun}, measured on {counts[REPORT]} others."
     )
 
 
 def _effect(results: Results) -> Tile:
-    """The chosen condition's effect, with the interval that decides the verdict, next to its controls."""
+    """The chosen condition's effect with its interval, next to its controls."""
     unit, name = EFFECTS[results.measure]
-    value, low, high = _chosen_effect(results)
-    toward = f" toward {kinds_of(results).aim}" * (results.measure == "shift")
+    effect = condition_rows(results.measured, results.chosen).iloc[0]
+    toward = f" toward {kinds_of(results).aim}" * (results.measure in ("shift", "bias"))
     row = controls_row(results.against_controls, results.chosen)
     compared = without_controls(results) if row is None else controls_compared(row)
-    ends = f"[{number(low, SIGNED)}, {number(high, SIGNED)}]"
+    ends = interval(effect, "effect", SIGNED).partition(" ")[2]
     text = f"Change of the {name}{toward}, 95 % interval {ends}; {compared}."
-    return Tile("Effect", f"{number(value, SIGNED)}{unit}", text)
-
-
-def _chosen_effect(results: Results) -> tuple[float, float, float]:
-    """Effect and interval of the chosen condition, from `signal_detection` where that decides."""
-    column = MEASURES.get(results.measure) if results.verdict else None
-    row = condition_rows(results.detection if column else results.measured, results.chosen).iloc[0]
-    return tuple(row[f"{column or 'effect'}{end}"] for end in ("", "_low", "_high"))
+    return Tile("Effect", f"{number(effect['effect'], SIGNED)}{unit}", text)
 
 
 def _detection(results: Results) -> Tile:
@@ -130,14 +120,16 @@ def _detection(results: Results) -> Tile:
         return Tile(title, "Undecided", "All questions have the same right answer.")
     row, before = detected(results.detection, results.chosen)
     value = capitalized(verdict_name(row, before))
-    text = sensitivity_numbers(row, before) if results.measure == "shift" else detection_numbers(row, before)
+    is_shift = results.measure in ("shift", "bias")
+    text = sensitivity_numbers(row, before) if is_shift else detection_numbers(row, before)
     return Tile(title, value, f"{capitalized(text)}.")
 
 
 def _damage(results: Results) -> Tile:
     """The cost of the chosen condition in unrelated text."""
     if results.cost is None:
-        return Tile("Damage", "Not measured", "No neutral text was read.")
+        elsewhere = " in this condition" * bool(len(results.damage))
+        return Tile("Damage", "Not measured", f"No neutral text was read{elsewhere}.")
     row = condition_rows(results.cost, results.chosen).iloc[0]
     ends = interval(row, "loss_change", SIGNED).partition(" ")[2]
     text = (
@@ -149,37 +141,47 @@ def _damage(results: Results) -> Tile:
 
 def _figure(results: Results) -> Any:
     """The change by dose in the chosen layer, a panel per type of question, with controls."""
-    value, layers = "signal_rate" if results.is_generated else "shift", results.chosen["layers"]
-    rows = results.rows[results.rows["layers"].isin(["", layers])]
-    effects = effectiveness(rows, by=results.settings.factor)
+    value, effects = "signal_rate" if results.is_generated else "shift", results.class_effects
+    effects = effects[effects["layers"].isin(["", results.chosen["layers"]])]
     if not (is_known(effects, "multiplier") and is_known(effects, value)):
         return None
-    return plots.dose_response(effects, value=value, facet=results.settings.factor)
+    return plots.dose_response(effects, value=value, facet=results.class_factor)
 
 
 def three_texts(results: Results) -> tuple[str, list[tuple[str, str]]]:
-    """A prompt and its texts: the smallest dose subtracted, unsteered, and added, at the first steered layer.
+    """A prompt and its texts: the smallest dose subtracted, unsteered, and added.
 
-    Open prompts, or else answers to a question of the chosen layer. Of several draws the first.
+    Open prompts at the chosen layer, or else at the first that they have; without any, answers to a question.
+    Of several draws the first.
     """
     table = results.texts
     if table.empty and len(results.questions) and results.is_generated:
-        table = results.rows[results.rows["layers"].isin(["", results.chosen["layers"]])]
-    steered = table[(table["vector"] != UNSTEERED) & ~table["control"].astype(bool)] if len(table) else table
-    steered = steered[steered["multiplier"].notna()] if len(steered) else steered
-    if steered.empty:
+        table = results.rows
+    if table.empty:
         return "", []
-    keys = ["vector", "operation", "layers", "hook"]
-    first = steered[(steered[keys] == steered[keys].iloc[0]).all(axis=1)]
-    sides = [
-        first.loc[first["multiplier"].mul(sign) > 0, "multiplier"].abs().min() * sign for sign in (-1, 1)
-    ]
-    unsteered = table[table["vector"] == UNSTEERED]
-    prompt = unsteered["prompt_id"].iloc[0]
+    is_unsteered = table["vector"] == UNSTEERED
+    first = _shown_condition(results, table[~is_unsteered & ~table["control"] & table["multiplier"].notna()])
+    if first.empty or not is_unsteered.any():
+        return "", []
+    sides = [sign * first.loc[first["multiplier"] * sign > 0, "multiplier"].abs().min() for sign in (-1, 1)]
+    unsteered = table[is_unsteered]
     columns = [first[first["multiplier"] == sides[0]], unsteered, first[first["multiplier"] == sides[1]]]
-    rows = [each[each["prompt_id"] == prompt].iloc[0] for each in columns if len(each)]
-    texts = [(_heading(row), str(row["text"])) for row in rows]
+    rows = [each[each["prompt_id"] == unsteered["prompt_id"].iloc[0]].head(1) for each in columns]
+    texts = [(_heading(row), "–" if pd.isna(row["text"]) else row["text"]) for row in _rows(rows)]
     return str(prompt_labels(unsteered).iloc[0]), texts
+
+
+def _rows(tables: Sequence[pd.DataFrame]) -> list[pd.Series]:
+    return [row for table in tables for _, row in table.iterrows()]
+
+
+def _shown_condition(results: Results, steered: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the chosen vector, layer and hook, or with the first of the table."""
+    keys = ["vector", "operation", "layers", "hook"]
+    if len(results.questions):
+        chosen = steered[(steered[keys] == results.chosen[keys]).all(axis=1)]
+        steered = chosen if len(chosen) else steered
+    return steered if steered.empty else steered[(steered[keys] == steered[keys].iloc[0]).all(axis=1)]
 
 
 def _heading(row: pd.Series) -> str:

@@ -20,8 +20,9 @@ class Kinds:
         factor: column of the question types.
         noun: what the questions are about, plural: "reviews".
         signal: what choice 0 says; "" if it is the right answer to all questions.
-        answers: per type its right choice, if all its questions have the same.
+        answers: per type its right choice.
         is_generated: answers are texts; a shift is the change of the share that says the signal.
+        has_noise: whether not all questions have the same right answer.
     """
 
     factor: str
@@ -29,6 +30,7 @@ class Kinds:
     signal: str
     answers: Mapping[str, int]
     is_generated: bool = False
+    has_noise: bool = True
 
     @property
     def aim(self) -> str:
@@ -41,12 +43,12 @@ class Kinds:
 
 
 def kinds_of(results: Results) -> Kinds:
-    """How the report's sentences name the questions."""
-    settings, rows = results.settings, results.rows
-    answers = rows.groupby(settings.factor)["answer"].unique()
-    same = {str(level): int(each[0]) for level, each in answers.items() if len(each) == 1}
-    signal = (settings.signal or _signal(rows, settings.factor)) if results.has_noise else ""
-    return Kinds(settings.factor, settings.noun, signal, same, results.is_generated)
+    """How the report's sentences name the questions: by their right answers."""
+    settings, rows, factor = results.settings, results.rows, results.class_factor
+    answers = {"0": 0, "1": 1} if factor == "answer" else results.right_answers
+    is_right = not results.has_noise and rows["answer"].eq(0).all()
+    signal = "" if is_right else settings.signal or _signal(rows, settings.factor)
+    return Kinds(factor, settings.noun, signal, answers, results.is_generated, results.has_noise)
 
 
 def _signal(rows: pd.DataFrame, factor: str) -> str:
@@ -87,10 +89,17 @@ def _chance(results: Results) -> str:
     row = controls_row(results.against_controls, results.chosen)
     if row is None:
         return f", but {without_controls(results)}"
-    if row["p_value"] <= ALPHA:
+    p_values = {"this": row["p_value"]}
+    if results.verdict == "both":
+        other = controls_row(results.controls_of(results.sensitivity), results.chosen)
+        p_values = {"the shift of bias": row["p_value"]}
+        p_values |= {} if other is None else {"the change of sensitivity": other["p_value"]}
+    cautions = {name: p_value for name, p_value in p_values.items() if p_value > ALPHA}
+    if not cautions:
         return ""
     controls = counted([int(row["controls"])], "control vector")
-    return f". Compared with {controls} this may be chance (p = {row['p_value']:.2g})"
+    named, numbers = " and ".join(cautions), ", ".join(f"{p_value:.2g}" for p_value in cautions.values())
+    return f". Compared with {controls} {named} may be chance (p = {numbers})"
 
 
 def without_controls(results: Results) -> str:
@@ -171,7 +180,7 @@ def movement(shifts: pd.DataFrame, condition: pd.Series, kinds: Kinds) -> str:
 def _verdict(detection: pd.DataFrame, condition: pd.Series, kinds: Kinds) -> str:
     """The verdict of `signal_detection` in one sentence, with the numbers that decide it."""
     row, before = detected(detection, condition)
-    if not kinds.signal:
+    if not kinds.has_noise:
         return "All questions have the same right answer, so bias and sensitivity cannot be distinguished."
     has_logits, verdict = pd.notna(row["auc_change"]), row["verdict"]
     if not has_logits and pd.isna(row["d_prime_change"]):

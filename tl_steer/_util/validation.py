@@ -287,5 +287,5 @@ def _summary(value: Any) -> str:
 
 
 def _levels(column: Any) -> str:
-    texts = column.astype(str).drop_duplicates()
+    texts = column.map(str).drop_duplicates()  # pandas keeps missing text missing in `astype(str)`
     return "/".join(texts) if len(texts) <= MAX_LEVELS else f"{len(texts)} levels"

@@ -31,7 +31,8 @@ def against_controls(
         table: a sweep's table with controls.
         by: factors of the prompts to split by. Conditions are never pooled.
         value: the effect, always against the unsteered model on the same prompts: "shift" of the mean logit
-            difference (t interval); "shift_toward_answer", the same toward each prompt's right answer;
+            difference (t interval); "bias", the `shift` of `signal_detection`, in which both right answers
+            have equal weight; "shift_toward_answer", the shift toward each prompt's right answer;
             "flipped", the share of choices that differ (Wilson interval); or the change (paired bootstrap
             interval) of "accuracy", in which an unreadable answer is wrong, of "readable_accuracy" on the
             prompts readable both times, of "d_prime" or of "criterion".
@@ -145,7 +146,8 @@ def _detected(table: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame
 
 
 def _toward_answer(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with logit differences toward each prompt's right answer instead of choice 0."""
+    """The answered rows with logit differences toward each prompt's right answer instead of choice 0."""
+    table = validated_sweep(table, "answer").dropna(subset="answer")
     sign = table["answer"].map({0: 1.0, 1: -1.0}).astype(float)
     return table.assign(logit_difference=table["logit_difference"] * sign)
 
@@ -154,8 +156,15 @@ def _shift(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     return renamed(effectiveness(table, by=by), "shift", ends("effect"))
 
 
+def _bias(table: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    result = signal_detection(table, by=by, resamples=1)  # no bootstrap in its shift
+    result["n"] = result["n_signal"] + result["n_noise"]
+    return renamed(result, "shift", ends("effect"))
+
+
 EFFECTS: dict[str, Callable[[pd.DataFrame, Sequence[str]], pd.DataFrame]] = {
     "shift": _shift,
+    "bias": _bias,
     "shift_toward_answer": lambda table, by: _shift(_toward_answer(table), by),
     "flipped": lambda table, by: renamed(flips(table, by), "flipped", ends("effect")),
     **{name: partial(_accuracy, name=name) for name in ("accuracy", "readable_accuracy")},

@@ -45,7 +45,7 @@ class Questions:
         chat: for "csv", render the prompt as a user message; each choice then begins the model's turn.
             "claims" and "misconceptions" always are in the chat format, "sentiment" never is.
         factor: for "csv", the column by which effects are reported; by default the first other column with 2
-            to 8 values, which may be the added `right_choice`, the text of the right choice; else "answer".
+            to 5 values, which may be the added `right_choice`, the text of the right choice; else "answer".
     """
 
     kind: Literal["csv", "sentiment", "claims", "misconceptions", "organism"]

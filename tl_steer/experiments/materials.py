@@ -14,7 +14,7 @@ from ..models import ChatFormat, chat_format
 from .config_file import Experiment
 
 CHOICES = ("choice_0", "choice_1")
-MAX_LEVELS = 8  # of a factor by which effects are reported: one panel of a figure each
+MAX_LEVELS = 5  # of a factor by which effects are reported: a panel each, next to one of all
 NOT_REPORTED = ("group", "label")
 READERS = {
     "sentiment": prompts.read_reviews,

@@ -63,10 +63,12 @@ def against_controls(table: pd.DataFrame, *, facet: str | None = None) -> go.Fig
     panels = panels_of(table, facet, caller="plots.against_controls")
     tested = table.dropna(subset="p_value")
     noun = "condition" if len(tested) == len(table) else "tested condition"
-    exceeding = f"{(tested['p_value'] <= ALPHA).sum()} of {counted([len(tested)], noun)}"
-    title = f"{exceeding} exceed{'s' * exceeding.startswith('1 ')} the controls"
-    label = axis_title(name) if column(name) else escape(name.replace("_", " "))
-    label = label if name.startswith("shift") else f"change of {label}"
+    exceeding = int((tested["p_value"] <= ALPHA).sum())
+    verb = "exceeds" if exceeding == 1 or len(tested) == 1 else "exceed"
+    title = f"{exceeding} of {counted([len(tested)], noun)} {verb} the controls"
+    shown = "shift" if name == "bias" else name
+    label = axis_title(shown) if column(shown) else escape(shown.replace("_", " "))
+    label = label if shown.startswith("shift") else f"change of {label}"
     lowest = 1 / (1 + tested["controls"].max())
     floor = f"; lowest possible p {number(lowest, '.2g')}" if lowest > ALPHA else ""
     subtitle = (
