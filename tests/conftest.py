@@ -214,6 +214,26 @@ def browser():
         launched.close()
 
 
+@pytest.fixture
+def opened(browser, tmp_path):
+    """A function that saves `Html` and opens its page; `page.errors` has every message of the console."""
+    pages = []
+
+    def open_page(shown, width=400, *, scheme="light"):
+        shown.save(tmp_path / "page.html")
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        page.errors = []
+        page.on("console", lambda message: page.errors.append(message.text))
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.goto((tmp_path / "page.html").as_uri())
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
 @pytest.fixture(scope="session")
 def fork_server():
     """A process with all imports done, which forks the processes that tests kill."""

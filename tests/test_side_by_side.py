@@ -289,26 +289,6 @@ def visible_texts(page, selector):
     return [each.inner_text() for each in page.locator(selector).all() if each.is_visible()]
 
 
-@pytest.fixture
-def opened(browser, tmp_path):
-    """A function that saves a page and opens it with a width."""
-    pages = []
-
-    def open_page(shown, width=1100):
-        shown.save(tmp_path / "page.html")
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.errors = []
-        page.on("console", lambda message: page.errors.append(message.text))
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto((tmp_path / "page.html").as_uri())
-        pages.append(page)
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-
-
 FILTERED = [f"layer {layer}, {sign}1" for sign in "−+" for layer in (6, 9)]
 
 
@@ -316,7 +296,7 @@ FILTERED = [f"layer {layer}, {sign}1" for sign in "−+" for layer in (6, 9)]
 def test_checkboxes_hide_columns_and_a_word_hides_rows(opened):
     table = wide(columns=[*FILTERED[:2], "unsteered", *FILTERED[2:]], text="plain")
     table = table.assign(**{FILTERED[0]: ["apple", "plain", "plain"], "unsteered": ["x", "apple", "y"]})
-    page = opened(ts.plots.side_by_side(table))
+    page = opened(ts.plots.side_by_side(table), width=1100)
     page.get_by_label("9").uncheck()
     assert visible_texts(page, "thead th") == ["prompt", FILTERED[0], "unsteered", FILTERED[2]]
     page.get_by_role("searchbox").fill("APPLE")

@@ -173,26 +173,6 @@ def test_tables_that_cannot_be_drawn_are_rejected(table, options, message):
     assert_raises(message, plots.tokens, table, **options)
 
 
-@pytest.fixture
-def opened(browser, tmp_path):
-    """A function that opens a page with a colour scheme."""
-    pages = []
-
-    def open_page(shown, scheme="light"):
-        shown.save(tmp_path / "page.html")
-        page = browser.new_page(viewport={"width": 400, "height": 800}, color_scheme=scheme)
-        page.errors = []
-        page.on("console", lambda message: page.errors.append(message.text))
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto((tmp_path / "page.html").as_uri())
-        pages.append(page)
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-
-
 STEPS_SHOWN = "all => all.map(each => each.dataset.step === undefined ? null : +each.dataset.step)"
 BACKGROUNDS = "all => all.map(each => getComputedStyle(each).backgroundColor)"
 
@@ -246,10 +226,10 @@ def test_colours_follow_the_system_and_the_notebook_s_theme(opened):
         page.evaluate("document.querySelector('.tls-token').dataset.step = 0")
         return page.locator(".tls-token").first.evaluate("each => getComputedStyle(each).backgroundColor")
 
-    light, dark = (zero(opened(plots.tokens(ONE), scheme)) for scheme in ("light", "dark"))
+    light, dark = (zero(opened(plots.tokens(ONE), scheme=scheme)) for scheme in ("light", "dark"))
     assert light == "rgb(244, 244, 244)"
     assert dark == "rgb(42, 47, 54)"
-    page = opened(plots.tokens(ONE), "dark")
+    page = opened(plots.tokens(ONE), scheme="dark")
     page.evaluate("document.body.setAttribute('data-jp-theme-light', 'true')")
     assert zero(page) == light
 
