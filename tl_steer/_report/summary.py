@@ -160,7 +160,7 @@ def three_texts(results: Results) -> tuple[str, list[tuple[str, str]]]:
     if table.empty:
         return "", []
     is_unsteered = table["vector"] == UNSTEERED
-    first = _shown_condition(results, table[~is_unsteered & ~table["control"] & table["multiplier"].notna()])
+    first = _displayed(results, table[~is_unsteered & ~table["control"] & table["multiplier"].notna()])
     if first.empty or not is_unsteered.any():
         return "", []
     sides = [sign * first.loc[first["multiplier"] * sign > 0, "multiplier"].abs().min() for sign in (-1, 1)]
@@ -175,7 +175,7 @@ def _rows(tables: Sequence[pd.DataFrame]) -> list[pd.Series]:
     return [row for table in tables for _, row in table.iterrows()]
 
 
-def _shown_condition(results: Results, steered: pd.DataFrame) -> pd.DataFrame:
+def _displayed(results: Results, steered: pd.DataFrame) -> pd.DataFrame:
     """The rows with the chosen vector, layer and hook, or with the first of the table."""
     keys = ["vector", "operation", "layers", "hook"]
     if len(results.questions):

@@ -66,9 +66,9 @@ def against_controls(table: pd.DataFrame, *, facet: str | None = None) -> go.Fig
     exceeding = int((tested["p_value"] <= ALPHA).sum())
     verb = "exceeds" if exceeding == 1 or len(tested) == 1 else "exceed"
     title = f"{exceeding} of {counted([len(tested)], noun)} {verb} the controls"
-    shown = "shift" if name == "bias" else name
-    label = axis_title(shown) if column(shown) else escape(shown.replace("_", " "))
-    label = label if shown.startswith("shift") else f"change of {label}"
+    score = "shift" if name == "bias" else name
+    label = axis_title(score) if column(score) else escape(score.replace("_", " "))
+    label = label if score.startswith("shift") else f"change of {label}"
     lowest = 1 / (1 + tested["controls"].max())
     floor = f"; lowest possible p {number(lowest, '.2g')}" if lowest > ALPHA else ""
     subtitle = (
