@@ -155,9 +155,9 @@ def _detection(results: Results) -> Section | None:
         "question. A strong bias also takes d′ toward 0, since answers become alike, so the verdict uses the "
         "AUC where it is known."
     )
-    at_condition = detection["layers"].isin(["", layers]) & detection["hook"].isin(["", results.chosen["hook"]])
+    at_layer = detection["layers"].isin(["", layers]) & detection["hook"].isin(["", results.chosen["hook"]])
     figure = ("detection", plots.signal_detection(detection, layer=layers))
-    table = detection_table(detection[at_condition], effectiveness(results.rows))
+    table = detection_table(detection[at_layer], effectiveness(results.rows))
     finding = f"In the chosen condition {detection_numbers(*detected(detection, results.chosen))}."
     return Section("detection", "Bias or sensitivity", finding, read, [figure], [table])
 
