@@ -337,6 +337,20 @@ def test_an_improvement_is_not_beaten_by_controls_that_only_do_harm():
     assert numbers == pytest.approx([5 / 40, -8 / 40, 1 / 4])
 
 
+def test_the_bias_weighs_both_right_answers_equally():
+    answers = np.repeat([0, 1], [30, 10])
+    moved = {"none": 0.0, "honesty": np.where(answers == 0, 0.2, 1.0), "random 1": 0.1}
+    conditions = [
+        condition(answers=answers, logits=np.sin(np.arange(40)) + change, vector=vector)
+        for vector, change in moved.items()
+    ]
+    effects = {
+        value: against_controls(table_of(*conditions), value=value)["effect"].iloc[0]
+        for value in ("bias", "shift")
+    }
+    assert effects == pytest.approx({"bias": 0.6, "shift": 0.4})
+
+
 def z_of(count, n):
     return float(torch.special.ndtri(torch.tensor((count + 0.5) / (n + 1), dtype=torch.float64)))
 
