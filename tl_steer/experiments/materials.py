@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from .. import directions, organisms, prompts
+from .._report.from_tables import MAX_LEVELS
 from .._util.seeds import short_seed
 from ..models import ChatFormat, chat_format
 from .config_file import Experiment
 
 CHOICES = ("choice_0", "choice_1")
-MAX_LEVELS = 5  # of a factor by which effects are reported: a panel each, next to one of all
 NOT_REPORTED = ("group", "label")
 READERS = {
     "sentiment": prompts.read_reviews,
